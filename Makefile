@@ -1,0 +1,38 @@
+# Two commands for a newcomer: make demo, make test. Everything else is for working on the library.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export MPLBACKEND = agg
+
+.PHONY: env demo test checks lab bench export clean-env
+
+env: $(READY)
+
+$(READY): requirements.lock settings.ini setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(READY)
+	$(BIN)/anomaly-nb demo
+
+test: $(READY)
+	$(BIN)/python -m tests.checks
+	$(BIN)/python -m pytest
+
+lab: $(READY)
+	$(BIN)/jupyter lab nbs/
+
+bench: $(READY)
+	$(BIN)/python -m bench
+
+export: $(READY)
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python -m tests.checks readme --write
+
+clean-env:
+	rm -rf $(VENV)
