@@ -44,6 +44,5 @@ STYLE: Any = {
 @contextmanager
 def figure_style() -> Iterator[None]:
     "Draw the figures of the block in the library's style; the caller's own settings are untouched. Also usable as a decorator."
-    mpl.get_backend()  # settle the backend first: a notebook's sets `interactive`, which leaving the context would undo
     with mpl.rc_context(STYLE):
         yield
