@@ -171,14 +171,14 @@ def add_crack(rng: np.random.Generator, picture: np.ndarray, area: np.ndarray) -
 
 
 def add_chip(rng: np.random.Generator, picture: np.ndarray, area: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Material gone: on a part, the ground shows through; on a surface, a patch lies turned by a right angle."
+    "Material gone: on a part, the ground shows through; on a surface, a patch is worn smooth and dark."
     size = area.shape[0]
     y0, x0 = _somewhere(rng, area)
     y, x = np.mgrid[:size, :size]
     ragged = np.hypot(y - y0, x - x0) + size * 0.012 * smooth_noise(rng, size, size / 30)
     hole = np.clip(size * rng.uniform(0.06, 0.1) - ragged + 0.5, 0, 1) * area
     if area.all():
-        filling = np.rot90(picture, axes=(0, 1)) * 0.92
+        filling = ndimage.gaussian_filter(picture, (2, 2, 0)) * 0.8
     else:
         filling = np.broadcast_to(picture[~area].mean(axis=0), picture.shape)
     return picture + hole[..., None] * (filling - picture), hole > 0.3
