@@ -127,7 +127,8 @@ class _Counter:
     "Counts of numbers below, and not above, a rising series of values; numbers come in portions."
 
     def __init__(self, value: np.ndarray):
-        self.value, self.total, self.waiting, self.held = value, 0, [], 0
+        self.value, self.total, self.held = value, 0, 0
+        self.waiting: list[np.ndarray] = []
         self.below = np.zeros(value.size, np.int64)
         self.upto = np.zeros(value.size, np.int64)
 
