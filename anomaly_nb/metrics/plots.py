@@ -112,7 +112,16 @@ def plot_pro(
     ax.legend(loc="lower right")
     return _figure(ax)
 
-# %% ../../nbs/01_metrics/06_plots.ipynb #fa361782
+# %% ../../nbs/01_metrics/06_plots.ipynb #2343d75a
+def _sweep(y_true: np.ndarray, y_score: np.ndarray, steps: int = 600) -> ThresholdTable:
+    "Counts at evenly spaced thresholds and at the one with the best F1."
+    truth, score = check_labels_and_scores(y_true, y_score)
+    _, best = threshold_table(truth, score).best_f1()
+    threshold = np.unique(np.append(np.linspace(score.min(), score.max(), steps), best))[::-1]
+    tp, fp = (np.sort(group).searchsorted(threshold) for group in (score[truth], score[~truth]))
+    return ThresholdTable(threshold, truth.sum() - tp, (~truth).sum() - fp)
+
+
 @figure_style()
 def plot_threshold_sweep(
     y_true: Any,  # (n,) labels; or a ScoreHistogram or ThresholdTable, then without y_score
@@ -121,13 +130,13 @@ def plot_threshold_sweep(
     ax: Axes | None = None,  # where to draw; None = a new figure
 ) -> Figure:
     "Precision, recall, F1 and false-positive rate over the threshold. Raises `DataError` on one class or non-finite scores."
-    table, ax = _table(y_true, y_score), _axes(ax)
+    table, ax = _table(y_true, None) if y_score is None else _sweep(y_true, y_score), _axes(ax)
     for name, value in (("precision", table.precision()), ("recall", table.tpr()), ("F1", table.f1()), ("FPR", table.fpr())):
         ax.plot(*_thin(table.threshold, value), label=name)
     f1, at = table.best_f1()
     ax.plot(at, f1, "o", color=THRESHOLD, markerfacecolor="white", label=f"oracle F1 {f1:.3f} at {at:.4g}")
     for (name, cut), style in zip((thresholds or {}).items(), ("--", "-.", ":") * len(thresholds or {})):
-        ax.axvline(cut, color=THRESHOLD, linewidth=1.2, linestyle=style, label=f"{name} {cut:.4g}")
+        ax.axvline(cut, color=THRESHOLD, linewidth=1.2, linestyle=style, label=f"{name}: {cut:.4g}")
     ax.set(xlabel="threshold", title="What each threshold would give", ylim=(-0.01, 1.01))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return _figure(ax)
@@ -156,5 +165,5 @@ def plot_score_densities(
     if threshold is not None:
         ax.axvline(threshold, color=THRESHOLD, linewidth=1.2, linestyle="--", label=f"threshold {threshold:.4g}")
     ax.set(xlabel="score", ylabel="density", title="Scores of both classes", yscale="log" if log else "linear")
-    ax.legend(loc="upper right")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return _figure(ax)
