@@ -75,14 +75,14 @@ def make_clip(
     "Draw one clip. Raises `DataError` for an unknown intruder."
     if intruder is not None and intruder not in KINDS:
         raise DataError(f"intruder {intruder!r} is unknown; use one of {', '.join(KINDS)}")
-    rng, (height, width), zoom = np.random.default_rng(random_state), size, 3
-    ground = _ground(size, scene)
+    rng, (height, width), zoom = np.random.default_rng(random_state), size, 6
+    ground = Image.fromarray(_ground(size, scene)).resize((width * zoom, height * zoom), Image.Resampling.BILINEAR)
     cast = [("walker", *_path(rng, size, frames, rng.integers(-width, frames // 2))) for _ in range(walkers)]
     if intruder:
         cast.append((intruder, *_path(rng, size, frames, frames // 4)))
     images, masks = np.empty((frames, height, width), np.uint8), np.zeros((frames, height, width), bool)
     for t in range(frames):
-        canvas = Image.fromarray(ground).resize((width * zoom, height * zoom), Image.Resampling.BILINEAR)
+        canvas = ground.copy()
         mask = Image.new("L", canvas.size)
         for i, (kind, start, foot, side, pace, shade, phase) in sorted(enumerate(cast), key=lambda c: c[1][2]):
             step = (t - start) * KINDS[kind] * pace
