@@ -5,12 +5,12 @@ A row is a dict: name, ours_s, reference_s (None without one), ratio (reference 
 
 import argparse
 import importlib
+import os
 import platform
 from pathlib import Path
 
 from anomaly_nb.core.files import atomic_write, read_json, write_json
 from anomaly_nb.core.runtime import versions
-from anomaly_nb.core.style import ANOMALOUS, NORMAL, figure_style
 
 MODULES = ("metrics",)  # in the order they are shown
 FIGURES = Path(__file__).parent.parent / "figures"
@@ -18,8 +18,6 @@ FIGURES = Path(__file__).parent.parent / "figures"
 
 def machine() -> dict:
     "What the figures were measured on."
-    import os
-
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n")
         cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -39,6 +37,8 @@ def show(row: dict) -> None:
 def draw(results: dict) -> None:
     "Bars of the seconds taken, ours and the reference's, on a logarithmic axis."
     import matplotlib.pyplot as plt
+
+    from anomaly_nb.core.style import ANOMALOUS, NORMAL, figure_style
 
     rows = [row for module in results["rows"].values() for row in module][::-1]
     with figure_style():

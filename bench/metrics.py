@@ -65,8 +65,6 @@ def full_sort_aupro(masks, maps, limit: float = 0.3) -> float:
 
 def _stream(n: int, shape: tuple[int, int]) -> tuple[float, float, float]:
     "Seconds to count n pictures and read every metric, AUROC's bracket, and peak memory in MB; run in a process of its own."
-    import resource
-
     histogram, seconds = RegionHistogram(), 0.0
     for mask, score in pictures(n, shape):
         start = time.perf_counter()
@@ -79,7 +77,19 @@ def _stream(n: int, shape: tuple[int, int]) -> tuple[float, float, float]:
     aupro_bounds(histogram.pro_curve())
     histogram.aupro()
     seconds += time.perf_counter() - start
-    return seconds, high - low, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return seconds, high - low, peak_memory()
+
+
+def peak_memory() -> float:
+    "Largest resident memory of this process so far, MB."
+    from pathlib import Path
+
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage also counts the parent's memory before exec
+        return next(int(line.split()[1]) for line in status.read_text().split("\n") if line.startswith("VmHWM")) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
 
 
 def pixels(n: int) -> list[dict]:
@@ -107,25 +117,35 @@ def pixels(n: int) -> list[dict]:
     ]
 
 
-def run(small: bool) -> list[dict]:
-    "All rows of this module."
-    rows = pixels(10**6 if small else 10**7)
-    n, side = (10, 300) if small else (83, 900)
+def regions(n: int, side: int) -> list[dict]:
+    "AUPRO of n square maps: in two readings, and by the full sort."
     masks, maps = (list(part) for part in zip(*pictures(n, (side, side))))
     ours, value = timed(lambda: aupro(masks, maps), 2)
     theirs, expected = timed(lambda: full_sort_aupro(masks, maps))
     assert abs(value - expected) < 1e-9, "both must be the same number"
-    rows.append(row("aupro / full sort", ours, theirs, f"AUPRO of {n} maps {side}x{side}", f"differ by {abs(value - expected):.0e}"))
-    del masks, maps
-    for count, shape in ((20, (512, 512)), (20, (720, 1280))) if small else ((1500, (512, 512)), (1500, (720, 1280))):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            seconds, width, memory = pool.submit(_stream, count, shape).result()
-        work = f"all metrics and AUPRO of {count} maps {shape[0]}x{shape[1]}, streamed"
-        rows.append({**row(f"RegionHistogram, {count} x {shape[0]}x{shape[1]}", seconds, None, work, f"{memory:.0f} MB of memory at most, AUROC known to {width:.0e}"), "peak_mb": memory})
+    return [row("aupro / full sort", ours, theirs, f"AUPRO of {n} maps {side}x{side}", f"differ by {abs(value - expected):.0e}")]
+
+
+def stream(n: int, shape: tuple[int, int]) -> list[dict]:
+    "All metrics of n maps that come one by one, in a process of its own."
+    size = f"{shape[0]}x{shape[1]}"
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        seconds, width, memory = pool.submit(_stream, n, shape).result()
+    note = f"{memory:.0f} MB of memory at most, AUROC known to {width:.0e}"
+    return [{**row(f"RegionHistogram, {n} x {size}", seconds, None, f"all metrics and AUPRO of {n} maps {size}, streamed", note), "peak_mb": memory}]
+
+
+def bootstrap(n: int, replicates: int) -> list[dict]:
+    "Intervals of all pooled metrics from per-image counts."
     histogram = RegionHistogram()
-    for i, (mask, score) in enumerate(pictures(20 if small else 300, (256, 256))):
+    for i, (mask, score) in enumerate(pictures(n, (256, 256))):
         histogram.update(mask, score, image=f"{i:04d}")
-    replicates = 100 if small else 1000
     ours, _ = timed(lambda: histogram_intervals(histogram, n=replicates))
-    rows.append(row("histogram_intervals", ours, None, f"{replicates} bootstrap replicates of 6 metrics, {len(histogram.images)} images", "exact per replicate"))
-    return rows
+    return [row("histogram_intervals", ours, None, f"{replicates} bootstrap replicates of 6 metrics, {n} images", "every replicate exact")]
+
+
+def run(small: bool) -> list[dict]:
+    "All rows of this module."
+    if small:
+        return pixels(10**6) + regions(10, 300) + stream(20, (512, 512)) + stream(20, (720, 1280)) + bootstrap(20, 100)
+    return pixels(10**7) + regions(83, 900) + stream(1500, (512, 512)) + stream(1500, (720, 1280)) + bootstrap(300, 1000)

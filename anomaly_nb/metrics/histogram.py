@@ -9,7 +9,7 @@ __all__ = ['BLOCK', 'KEYS', 'order_code', 'order_value', 'lower_edges', 'quantis
 # %% ../../nbs/01_metrics/02_histogram.ipynb #6f353062
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +220,7 @@ class TableMetrics:
 
 # %% ../../nbs/01_metrics/02_histogram.ipynb #fe500625
 BLOCK = 1 << 18  # pixels coded at a time: the intermediates stay in the cache
-KEYS = {"float16": _Float16, "linear16": _Linear16, "float32": _Top16}
+KEYS: dict[str, Callable[..., Any]] = {"float16": cache(_Float16), "linear16": cache(_Linear16), "float32": cache(_Top16)}
 
 
 def count_codes(
