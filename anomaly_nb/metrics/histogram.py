@@ -9,7 +9,7 @@ __all__ = ['BLOCK', 'KEYS', 'order_code', 'order_value', 'lower_edges', 'quantis
 # %% ../../nbs/01_metrics/02_histogram.ipynb #6f353062
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +220,7 @@ class TableMetrics:
 
 # %% ../../nbs/01_metrics/02_histogram.ipynb #fe500625
 BLOCK = 1 << 18  # pixels coded at a time: the intermediates stay in the cache
-KEYS = {"float16": _Float16, "linear16": _Linear16, "float32": _Top16}
+KEYS: dict[str, Callable[..., Any]] = {"float16": cache(_Float16), "linear16": cache(_Linear16), "float32": cache(_Top16)}
 
 
 def count_codes(
@@ -250,7 +250,7 @@ class _Counts(TableMetrics):
         self.key, self.value_range = key, value_range
         self._key: Any = KEYS[key](*(value_range or ()))
         self.counts = np.zeros((2, 1 << 16), np.int64)  # row 0 normal, row 1 anomalous
-        self.images: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # name -> codes (m,) uint16, counts (2, m) int64
+        self.images: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # name -> codes (m,) uint16, counts (2, m) uint32
         self._grid = _Grid() if key == "float32" else None
 
     @property
@@ -353,7 +353,7 @@ def pack(
         "image": np.array(names, dtype=str) if names else np.zeros(0, "U1"),
         "image_end": np.cumsum([code.size for code, _ in kept], dtype=np.int64),
         "image_code": np.concatenate([np.zeros(0, np.uint16), *(code for code, _ in kept)]),
-        "image_counts": np.concatenate([np.zeros((2, 0), np.uint32), *(n for _, n in kept)], axis=1),
+        "image_counts": np.concatenate([n for _, n in kept], axis=1) if kept else np.zeros((2, 0), np.uint32),
     }
     if histogram._grid is not None:
         histogram._grid.settle()
@@ -371,7 +371,7 @@ def unpack(
     "Fill a histogram from arrays. Raises `DataError` if they do not fit together."
     end, code, per_image = (arrays[k] for k in ("image_end", "image_code", "image_counts"))
     fits = all(arrays[n].shape == getattr(histogram, n).shape and arrays[n].dtype == np.int64 and arrays[n].min() >= 0 for n in histogram.sums)
-    fits = fits and len(end) == len(arrays["image"]) and per_image.shape == (2, code.size) and code.dtype == np.uint16
+    fits = fits and len(end) == len(arrays["image"]) and per_image.shape[1:] == code.shape and code.dtype == np.uint16
     if not (fits and code.size == (end[-1] if len(end) else 0) and (np.diff(end, prepend=0) >= 0).all()):
         raise DataError(f"{name}: its counts do not fit together; save the histogram again")
     for n in histogram.sums:
@@ -432,8 +432,8 @@ class ScoreHistogram(_Counting):
         edges = self._key.edges
         for name in sorted(self.images):
             code, counts = self.images[name]
-            if counts.any(1).all():
-                total = np.cumsum(counts[:, ::-1], axis=1, dtype=np.int64)
+            if counts[:2].any(1).all():
+                total = np.cumsum(counts[:2, ::-1], axis=1, dtype=np.int64)
                 yield name, ThresholdTable(edges[code[::-1]], total[1], total[0])
 
     def bounds(self, tpr: float = 0.95) -> dict[str, tuple[float, float]]:
