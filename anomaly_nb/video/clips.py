@@ -113,7 +113,7 @@ def _path(rng: np.random.Generator, size: tuple[int, int], frames: int, start: i
 # %% ../../nbs/08_video/01_clips.ipynb #509031a3
 def make_video_dataset(
     root: str | Path,  # folder to write
-    n_train: int = 5,  # normal clips
+    n_train: int = 6,  # normal clips
     intruders: tuple[str, ...] = ("cyclist", "runner", "cart"),  # one test clip each
     frames: int = 40,  # per clip
     size: tuple[int, int] = (96, 160),  # height and width, pixels
