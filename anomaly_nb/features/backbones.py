@@ -85,7 +85,8 @@ class Backbone:
         image: np.ndarray,  # (H, W, 3) uint8 RGB
     ) -> np.ndarray:  # (3, size, size) float32
         "One picture as the network wants it."
-        scaled = (resize_square(image, self.spec.image_size) - np.float32(self.spec.mean)) / np.float32(self.spec.std)
+        mean, std = np.array(self.spec.mean, np.float32), np.array(self.spec.std, np.float32)
+        scaled = (resize_square(image, self.spec.image_size) - mean) / std
         return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
     def __call__(

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, MissingFileError, check_file, check_finite, check_folder
-from ..core.files import load_arrays, save_arrays, sha256_array, write_text
+from ..core.files import load_arrays, save_arrays, write_text
 
 # %% ../../nbs/03_features/01_featureset.ipynb #98d4327d
 @dataclass
@@ -55,7 +55,7 @@ class FeatureSet:
         return FeatureSet(self.patches[keep], self.patch_hw, self.meta[keep], None if self.cls is None else self.cls[keep], self.spec)
 
     def __repr__(self) -> str:
-        n, p, d = self.patches.shape
+        n, _, d = self.patches.shape
         cls = f", cls {self.cls.shape[1]}" if self.cls is not None else ""
         size, name = self.patches.nbytes / 2**20, self.spec.get("name", "unknown backbone")
         grid = f"grid {self.patch_hw[0]} x {self.patch_hw[1]}"
