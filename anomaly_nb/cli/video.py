@@ -121,5 +121,6 @@ def score_video(
     if found:
         write_text(out / "auroc.csv", found[0].to_csv(index=False))
         for row in found[0].to_dict("records"):
-            typer.echo(f"  {row['scores']:10s} micro {row['micro']:.4f} [{row['micro_low']:.4f}, {row['micro_high']:.4f}]  macro {row['macro']:.4f}  macro padded {row['macro_padded']:.4f}")
+            interval = f"{row['micro']:.4f} [{row['micro_low']:.4f}, {row['micro_high']:.4f}]"
+            typer.echo(f"  {row['scores']:10s} micro {interval}  macro {row['macro']:.4f}  macro padded {row['macro_padded']:.4f}")
     typer.echo(f"scores in {out}; {time.perf_counter() - start:.0f} s in all")

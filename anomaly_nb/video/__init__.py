@@ -6,7 +6,7 @@
 __all__ = ['make_clip', 'make_video_dataset', 'auc_table', 'frame_auc', 'Extraction', 'extract_videos', 'ObjectFeatures',
            'convert_pickled', 'load_object_features', 'frame_labels', 'list_videos', 'calibrate_dataset',
            'evaluate_dataset', 'extract_dataset', 'plan_for', 'score_dataset', 'VideoScorer', 'frame_scores',
-           'responsible_objects', 'VelocityModel']
+           'load_scorer', 'responsible_objects', 'save_scorer', 'VelocityModel']
 
 # %% ../../nbs/08_video/00_video.ipynb #4e5f727b
 from .clips import make_clip, make_video_dataset
@@ -15,10 +15,10 @@ from .extraction import Extraction, extract_videos
 from .feature_files import ObjectFeatures, convert_pickled, load_object_features
 from .layouts import frame_labels, list_videos
 from .pipeline import calibrate_dataset, evaluate_dataset, extract_dataset, plan_for, score_dataset
-from .scoring import VideoScorer, frame_scores, responsible_objects
+from .scoring import VideoScorer, frame_scores, load_scorer, responsible_objects, save_scorer
 from .velocity import VelocityModel
 
 # %% ../../nbs/08_video/00_video.ipynb #36778bf6
 _all_ = ["make_clip", "make_video_dataset", "auc_table", "frame_auc", "Extraction", "extract_videos", "ObjectFeatures", "convert_pickled",
          "load_object_features", "frame_labels", "list_videos", "calibrate_dataset", "evaluate_dataset", "extract_dataset", "plan_for", "score_dataset",
-         "VideoScorer", "frame_scores", "responsible_objects", "VelocityModel"]
+         "VideoScorer", "frame_scores", "load_scorer", "responsible_objects", "save_scorer", "VelocityModel"]

@@ -77,9 +77,9 @@ def make_clip(
         raise DataError(f"intruder {intruder!r} is unknown; use one of {', '.join(KINDS)}")
     rng, (height, width), zoom = np.random.default_rng(random_state), size, 6
     ground = Image.fromarray(_ground(size, scene)).resize((width * zoom, height * zoom), Image.Resampling.BILINEAR)
-    cast = [("walker", *_path(rng, size, frames, rng.integers(-width, frames // 2))) for _ in range(walkers)]
+    cast = [("walker", *_path(rng, size, int(rng.integers(-width, frames // 2)))) for _ in range(walkers)]
     if intruder:
-        cast.append((intruder, *_path(rng, size, frames, frames // 4)))
+        cast.append((intruder, *_path(rng, size, frames // 4)))
     images, masks = np.empty((frames, height, width), np.uint8), np.zeros((frames, height, width), bool)
     for t in range(frames):
         canvas = ground.copy()
@@ -105,10 +105,10 @@ def _ground(size: tuple[int, int], scene: int) -> np.ndarray:
     return np.clip(tone + 0.12 * (np.asarray(rough, float) - 128), 0, 255).astype(np.uint8)
 
 
-def _path(rng: np.random.Generator, size: tuple[int, int], frames: int, start: int) -> tuple:
+def _path(rng: np.random.Generator, size: tuple[int, int], start: int) -> tuple:
     "Start frame, lane, direction, pace, shade and phase of one figure."
     lane = size[0] * rng.uniform(0.55, 0.95)
-    return int(start), lane, rng.choice([-1, 1]), rng.normal(1, 0.08), int(rng.integers(20, 70)), rng.uniform(0, 6)
+    return start, lane, rng.choice([-1, 1]), rng.normal(1, 0.08), int(rng.integers(20, 70)), rng.uniform(0, 6)
 
 # %% ../../nbs/08_video/01_clips.ipynb #509031a3
 def make_video_dataset(

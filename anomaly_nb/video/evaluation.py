@@ -48,7 +48,7 @@ def auc_table(
     "Frame AUROC of every column of scores, with a 95 % interval of the micro value over resampled videos."
     rows = []
     for column in frames.columns.drop(["video", "frame"]):
-        scores = {v: part[column].to_numpy() for v, part in frames.groupby("video", sort=True)}
+        scores = {str(v): part[column].to_numpy() for v, part in frames.groupby("video", sort=True)}
         row = {"scores": column, **frame_auc(labels, scores)}
         if n:
             names = sorted(scores)

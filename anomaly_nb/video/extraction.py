@@ -49,7 +49,7 @@ class Extraction:
 
     def describe(self) -> dict[str, Any]:
         "The settings as JSON values, files by their checksum."
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         for name in ("flow", "weights", "detector", "pose"):
             if values[name] and not (name == "flow" and values[name] == "dis"):
                 values[name] = sha256_file(values[name])
@@ -65,7 +65,8 @@ class Extraction:
         unknown = sorted(set(settings) - known)
         if unknown:
             raise DataError(f"extraction: unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
-        return cls(**{k: tuple(v) if k == "piece" and v else v for k, v in settings.items()})
+        values: dict[str, Any] = {k: tuple(v) if k == "piece" and v else v for k, v in settings.items()}
+        return cls(**values)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -77,7 +78,8 @@ class _Tools:
     "The models of one extraction, loaded once, and the seconds spent in each stage."
 
     def __init__(self, settings: Extraction):
-        self.settings, self.seconds, self.inner = settings, defaultdict(float), 0.0
+        self.settings, self.inner = settings, 0.0
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.flow = DISFlow(settings.flow_scale) if settings.flow == "dis" else RAFTFlow(settings.flow)
         self.detector = Detector(settings.detector, min_area=settings.min_area) if settings.detector else None
         self.pose = PoseModel(settings.pose) if settings.pose else None
@@ -163,7 +165,7 @@ class _Deep:
         while self.waiting:
             self._run()
 
-
+# %% ../../nbs/08_video/06_extraction.ipynb #dc06cc6e
 def _extract_one(
     tools: _Tools,
     video: Video,
@@ -174,7 +176,7 @@ def _extract_one(
     s, count = tools.settings, 0
     deep = _Deep(tools, lambda frame, values, boxes: _save(tools, folder, "deep", video.name, frame, values, boxes))
     frames = iter(video)
-    following = list(islice(video, 2))[-1][1]  # the first frame has no predecessor: its motion is that into the second
+    following = list(islice(video, 2))[-1][1]
     previous: np.ndarray | None = None
     while True:
         with tools.stage("read"):
@@ -221,7 +223,7 @@ def extract_videos(
         raise DataError("videos: two of them have the same name")
     about = settings.describe()
     with locked(folder / INDEX, timeout=1):
-        index = read_index(folder) if (folder / INDEX).exists() else {"videos": {}, "sha256": sha256_json(about)}
+        index: dict[str, Any] = read_index(folder) if (folder / INDEX).exists() else {"videos": {}, "sha256": sha256_json(about)}
         if index["sha256"] != sha256_json(about):
             was = index["extractor"]
             changed = sorted(k for k in about.keys() | was.keys() if about.get(k) != was.get(k))

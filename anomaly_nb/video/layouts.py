@@ -232,5 +232,5 @@ def _load_mat(path: Path) -> dict[str, Any]:
         raise MissingFileError(f"{path}: no such file; every test video needs its labels")
     try:
         return loadmat(path)
-    except (ValueError, NotImplementedError, OSError) as e:
+    except (ValueError, RuntimeError, OSError) as e:
         raise DataError(f"{path}: cannot be read as a MATLAB file ({e})") from None

@@ -146,7 +146,7 @@ class PoseModel:
             self.network = cv2.dnn.readNetFromONNX(str(check_file(path)))
         except cv2.error as e:
             raise DataError(f"{path}: is no ONNX model that OpenCV can read ({str(e).strip().splitlines()[0]})") from None
-        self.size, self.mean, self.std = size, np.float32(mean), np.float32(std)
+        self.size, self.mean, self.std = size, np.array(mean, np.float32), np.array(std, np.float32)
 
     def __call__(
         self,

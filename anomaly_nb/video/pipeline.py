@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['DATASETS', 'VideoPlan', 'plan_for', 'extract_dataset', 'calibrate_dataset', 'score_dataset', 'evaluate_dataset']
 
-# %% ../../nbs/08_video/11_pipeline.ipynb #e1fea72a
-import time
+# %% ../../nbs/08_video/11_pipeline.ipynb #8997b8fd
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from .evaluation import auc_table
 from .extraction import Extraction, extract_videos
 from .feature_files import read_index
 from .layouts import frame_labels, ground_truths, list_videos
-from .scoring import VideoScorer, load_modalities
+from .scoring import VideoScorer, frame_scores, load_modalities, load_scorer, save_scorer
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #83dc7e38
 DATASETS: dict[str, dict[str, Any]] = {
@@ -106,7 +105,7 @@ def calibrate_dataset(
     frames = next(iter(features.values())).frames
     about = {"dataset": plan.name, "extractor": index["sha256"], "frames": sum(map(len, frames.values())), "videos": len(frames)}
     about |= {"sample": sha256_json({v: list(f) for v, f in frames.items()}), "random_state": plan.random_state, "library": versions(("anomaly_nb",)).get("anomaly_nb", "source")}
-    scorer.save(plan.features / "bank", config, **about)
+    save_scorer(scorer, plan.features / "bank", config, **about)
     return scorer
 
 
@@ -116,14 +115,12 @@ def score_dataset(
     split: str = "testing",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # frame scores, object scores
     "Score a split with the stored calibration. Raises `DataError` where the calibration belongs to other banks, settings or features."
-    scorer = VideoScorer.load(plan.features / "bank", config, k=plan.k, metric=plan.metric, n_components=plan.n_components, weights=plan.weights, sigma=plan.sigma)
+    scorer = load_scorer(plan.features / "bank", config, k=plan.k, metric=plan.metric, n_components=plan.n_components, weights=plan.weights, sigma=plan.sigma)
     index, training = read_index(plan.features / split), read_index(plan.features / "training")
     if index["sha256"] != training["sha256"]:
         raise DataError(f"{plan.features}: training and {split} features were extracted with different settings; extract both again")
     features = load_modalities(plan.features / split, tuple(scorer.ranges_))
     objects = scorer.score_objects(features)
-    from anomaly_nb.video.scoring import frame_scores
-
     return frame_scores(objects, next(iter(features.values())).frames, plan.weights, plan.sigma), objects
 
 

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['timelines', 'score_distributions', 'top_frames', 'draw_frames']
 
-# %% ../../nbs/08_video/10_plots.ipynb #1f6d55c9
+# %% ../../nbs/08_video/10_plots.ipynb #fe85e043
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -65,7 +64,8 @@ def score_distributions(
         for bound in (low, high):
             ax.axvline(bound, color=THRESHOLD, ls="--", lw=1)
         ax.set(yscale="log", title=modality, xlabel="raw score", ylabel="objects")
-    axes[0, 0].legend(fontsize=8)
+    handles, names = axes[0, -1].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside lower center", ncols=2, fontsize=8)
     return fig
 
 # %% ../../nbs/08_video/10_plots.ipynb #e49ba920
@@ -75,15 +75,14 @@ def top_frames(
     apart: int = 20,  # frames between two of the same video
 ) -> pd.DataFrame:  # rows of `frames`, highest first
     "The highest-scoring frames, spread over videos and time."
-    position = frames.groupby("video").cumcount()
-    chosen: list[Any] = []
-    for row in frames["combined"].sort_values(ascending=False, kind="stable").index:
-        near = [r for r in chosen if frames.at[r, "video"] == frames.at[row, "video"] and abs(position[r] - position[row]) < apart]
-        if not near:
-            chosen.append(row)
+    video, position, score = frames["video"].to_numpy(), frames.groupby("video").cumcount().to_numpy(), frames["combined"].to_numpy()
+    chosen: list[int] = []
+    for row in np.argsort(-score, kind="stable"):
+        if not any(video[r] == video[row] and abs(position[r] - position[row]) < apart for r in chosen):
+            chosen.append(int(row))
         if len(chosen) == count:
             break
-    return frames.loc[chosen].reset_index(drop=True)
+    return frames.iloc[chosen].reset_index(drop=True)
 
 
 @figure_style()
@@ -96,7 +95,8 @@ def draw_frames(
     "Pictures of frames with the responsible object outlined."
     by_name = {v.name: v for v in videos}
     rows = -(-len(top) // 3)
-    fig, axes = plt.subplots(rows, 3, figsize=(9.6, 2.5 * rows), squeeze=False)
+    height, width = by_name[top["video"].iloc[0]].image(top["frame"].iloc[0]).shape[:2]
+    fig, axes = plt.subplots(rows, 3, figsize=(9.6, (3.2 * height / width + 0.35) * rows), squeeze=False)
     for ax in axes.flat[len(top) :]:
         ax.remove()
     for ax, row in zip(axes.flat, top.to_dict("records")):
