@@ -114,14 +114,14 @@ def _refined(
     kept: np.ndarray,  # (Q, m) approximate distances of the candidates, infinite where there is none
     index: np.ndarray,  # (Q, m) candidate rows of the bank
 ) -> np.ndarray:  # (Q, m) float64 squared distances, ascending
-    "Squared distances to the candidates from the differences, in double precision."
+    "Squared distances to the candidates from the differences, summed in double precision."
     import torch
 
     q, b = torch.from_numpy(queries), torch.from_numpy(bank)
     out = torch.empty(index.shape, dtype=torch.float64)
     for start, end in _blocks(len(q), 256):
         near = b[torch.from_numpy(index[start:end]).reshape(-1)].reshape(end - start, -1, b.shape[1])
-        out[start:end] = (near.double() - q[start:end, None].double()).square().sum(-1)
+        out[start:end] = near.sub_(q[start:end, None]).square_().sum(-1, dtype=torch.float64)
     return np.sort(np.where(np.isinf(kept), np.inf, out.numpy()), axis=1)
 
 

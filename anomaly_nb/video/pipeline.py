@@ -128,8 +128,13 @@ def evaluate_dataset(
     plan: VideoPlan,
     frames: pd.DataFrame,  # of `score_dataset`
 ) -> tuple[pd.DataFrame, dict] | None:  # AUROC table and labels, or None where there is no ground truth
-    "AUROC of every column of frame scores against the data set's ground truth."
+    "AUROC of every column of frame scores against the data set's ground truth. Raises `DataError` where scores and videos have different frames."
     if plan.root is None or not ground_truths(plan.root):
         return None
-    labels = frame_labels(plan.root, list_videos(plan.root, "testing"), plan.ground_truth)
+    videos = list_videos(plan.root, "testing")
+    scored = {str(v): tuple(part["frame"]) for v, part in frames.groupby("video")}
+    for video in videos:
+        if scored.get(video.name) != video.frames:
+            raise DataError(f"{video.path}: its frames are not those that were scored; extract and score this version of the video")
+    labels = frame_labels(plan.root, videos, plan.ground_truth)
     return auc_table(frames, labels), labels
