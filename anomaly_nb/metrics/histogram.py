@@ -9,7 +9,7 @@ __all__ = ['BLOCK', 'KEYS', 'order_code', 'order_value', 'lower_edges', 'quantis
 # %% ../../nbs/01_metrics/02_histogram.ipynb #6f353062
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +220,7 @@ class TableMetrics:
 
 # %% ../../nbs/01_metrics/02_histogram.ipynb #fe500625
 BLOCK = 1 << 18  # pixels coded at a time: the intermediates stay in the cache
-KEYS = {"float16": _Float16, "linear16": _Linear16, "float32": _Top16}
+KEYS: dict[str, Callable[..., Any]] = {"float16": cache(_Float16), "linear16": cache(_Linear16), "float32": cache(_Top16)}
 
 
 def count_codes(
@@ -232,7 +232,7 @@ def count_codes(
     joint += truth.view(np.uint8) * np.intp(1 << 16)
     return np.bincount(joint, minlength=1 << 17).reshape(2, 1 << 16)
 
-
+# %% ../../nbs/01_metrics/02_histogram.ipynb #b7bfec7b
 class _Counts(TableMetrics):
     "Counts per class and code, in all and per named image; what merges and goes to a file."
 
@@ -250,7 +250,7 @@ class _Counts(TableMetrics):
         self.key, self.value_range = key, value_range
         self._key: Any = KEYS[key](*(value_range or ()))
         self.counts = np.zeros((2, 1 << 16), np.int64)  # row 0 normal, row 1 anomalous
-        self.images: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # name -> codes (m,) uint16, counts (2, m) int64
+        self.images: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # name -> codes (m,) uint16, counts (2, m) uint32
         self._grid = _Grid() if key == "float32" else None
 
     @property
@@ -316,6 +316,15 @@ class _Counting(_Counts):
             code, times = np.unique(order_code(score[truth]), return_counts=True)
             self._grid.add(code, times)
 
+    def image_tables(self) -> Iterator[tuple[str, ThresholdTable]]:
+        "Name and table of every named image that holds both classes, by name."
+        edges = self._key.edges
+        for name in sorted(self.images):
+            code, counts = self.images[name]
+            if counts[:2].any(1).all():
+                total = np.cumsum(counts[:2, ::-1], axis=1, dtype=np.int64)
+                yield name, ThresholdTable(edges[code[::-1]], total[1], total[0])
+
     def _add(self, other: "_Counting") -> None:
         "Add another's counts. Raises `DataError` if kind, key, range or reading differ, or an image is in both."
         if (mine := self._reading()) != (yours := other._reading()):
@@ -353,7 +362,7 @@ def pack(
         "image": np.array(names, dtype=str) if names else np.zeros(0, "U1"),
         "image_end": np.cumsum([code.size for code, _ in kept], dtype=np.int64),
         "image_code": np.concatenate([np.zeros(0, np.uint16), *(code for code, _ in kept)]),
-        "image_counts": np.concatenate([np.zeros((2, 0), np.uint32), *(n for _, n in kept)], axis=1),
+        "image_counts": np.concatenate([n for _, n in kept], axis=1) if kept else np.zeros((2, 0), np.uint32),
     }
     if histogram._grid is not None:
         histogram._grid.settle()
@@ -371,7 +380,7 @@ def unpack(
     "Fill a histogram from arrays. Raises `DataError` if they do not fit together."
     end, code, per_image = (arrays[k] for k in ("image_end", "image_code", "image_counts"))
     fits = all(arrays[n].shape == getattr(histogram, n).shape and arrays[n].dtype == np.int64 and arrays[n].min() >= 0 for n in histogram.sums)
-    fits = fits and len(end) == len(arrays["image"]) and per_image.shape == (2, code.size) and code.dtype == np.uint16
+    fits = fits and len(end) == len(arrays["image"]) and per_image.shape[1:] == code.shape and code.dtype == np.uint16
     if not (fits and code.size == (end[-1] if len(end) else 0) and (np.diff(end, prepend=0) >= 0).all()):
         raise DataError(f"{name}: its counts do not fit together; save the histogram again")
     for n in histogram.sums:
@@ -407,7 +416,7 @@ class ScoreHistogram(_Counting):
     def refine(self) -> "ScoreHistogram":
         "For key 'float32': the histogram that takes the second reading of the same samples. Raises `DataError` otherwise."
         second = ScoreHistogram(self.key)
-        second._grid, second.counts = self._refined(), self.counts
+        second._grid, second.counts = self._refined(), self.counts.copy()
         return second
 
     def table(self) -> ThresholdTable:
@@ -426,15 +435,6 @@ class ScoreHistogram(_Counting):
         "The table of the stored scores."
         code = np.flatnonzero(self.counts.any(0))[::-1]
         return ThresholdTable(self._key.edges[code], np.cumsum(self.counts[1, code]), np.cumsum(self.counts[0, code]))
-
-    def image_tables(self) -> Iterator[tuple[str, ThresholdTable]]:
-        "Name and table of every named image that holds both classes, by name."
-        edges = self._key.edges
-        for name in sorted(self.images):
-            code, counts = self.images[name]
-            if counts.any(1).all():
-                total = np.cumsum(counts[:, ::-1], axis=1, dtype=np.int64)
-                yield name, ThresholdTable(edges[code[::-1]], total[1], total[0])
 
     def bounds(self, tpr: float = 0.95) -> dict[str, tuple[float, float]]:
         "Brackets (lowest, highest) for the metrics of the float32 scores, see `quantisation_bounds`. Raises `DataError` on one class."

@@ -314,14 +314,19 @@ class RegionHistogram(ScoreHistogram):
         mask, before = check_mask(y_true), self.counts[0].copy()
         super().update(mask, y_score, image)
         regions, n = label_regions(mask)
+        shares = np.zeros_like(self.shares)
         if n:
             self.beside += self.counts[0] - before
             region = regions[mask]
             code = self._key.code(np.asarray(y_score)[mask].astype(np.float32))
             share = [(1 << 76) // max(1, int(size)) for size in np.bincount(region)]
-            for word, part in zip(self.shares, ([s >> 32 for s in share], [s & 0xFFFFFFFF for s in share])):
+            for word, part in zip(shares, ([s >> 32 for s in share], [s & 0xFFFFFFFF for s in share])):
                 np.add.at(word, code, np.array(part, np.int64)[region])
+            self.shares += shares
             self.regions += n
+        if image is not None:  # two more rows beside the image's counts
+            kept, counts = self.images[image]
+            self.images[image] = kept, np.concatenate((counts, shares[:, kept]))
         return self
 
     def pro_curve(self, normal_images: bool = True) -> ProCurve:
