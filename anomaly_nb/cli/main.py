@@ -151,6 +151,7 @@ def _fail(message: str, code: int = 2) -> None:
     typer.echo(f"anomaly-nb: {message}", err=True)
     sys.exit(code)
 
-# %% ../../nbs/11_cli/01_main.ipynb #c1727cf0
+# %% ../../nbs/11_cli/01_main.ipynb #3fd5e6b1
+#| eval: false
 if __name__ == "__main__":
     main()

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['CSS', 'GALLERY', 'notebook_page', 'read_runs', 'write_gallery']
 
-# %% ../../nbs/10_reports/03_page.ipynb #a965cedc
-import json
+# %% ../../nbs/10_reports/03_page.ipynb #096ae999
 from pathlib import Path
 from typing import Any
 
