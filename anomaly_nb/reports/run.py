@@ -6,11 +6,14 @@
 __all__ = ['templates', 'find_template', 'template_parameters', 'check_parameters', 'tree_digest', 'run_inputs', 'Run',
            'ReportError', 'run_report']
 
-# %% ../../nbs/10_reports/02_run.ipynb #cd2b9ec7
+# %% ../../nbs/10_reports/02_run.ipynb #d4583e82
+import ast
 import difflib
+import io
 import os
 import re
 import time
+import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -51,18 +54,21 @@ def template_parameters(
     template: str | Path,  # name or path
 ) -> dict[str, dict[str, Any]]:  # name -> {"default", "type", "help"}
     "Parameters of a template, from its tagged cell. Raises `MissingFileError`, `DataError` if it has no such cell."
-    import ast
-
-    import papermill
-
     path = find_template(template)
-    found = papermill.inspect_notebook(str(path))
-    if not found:
-        raise DataError(f"{path.name}: has no cell tagged 'parameters'; tag the one that holds the defaults")
-    result = {}
-    for name, about in found.items():
-        default = ast.literal_eval(about["default"])
-        result[name] = {"default": default, "type": type(default), "help": about["help"].strip()}
+    cells = [c for c in read_json(path)["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    if len(cells) != 1:
+        raise DataError(f"{path.name}: has {len(cells)} cells tagged 'parameters'; tag the one that holds the defaults")
+    source = "".join(cells[0]["source"])
+    try:
+        comments = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+        result = {}
+        for line in ast.parse(source).body:
+            one: Any = line
+            name = one.target.id if isinstance(line, ast.AnnAssign) else one.targets[0].id
+            default = ast.literal_eval(one.value)
+            result[name] = {"default": default, "type": type(default), "help": comments.get(one.end_lineno, "")}
+    except (SyntaxError, ValueError, AttributeError) as e:
+        raise DataError(f"{path.name}: the cell tagged 'parameters' must hold lines of the form  name: type = literal  # help ({e})") from None
     return result
 
 

@@ -89,7 +89,8 @@ class Cases:
             fig, axes = plt.subplots(len(rows), 6, figsize=(9.6, 1.75 * len(rows)), squeeze=False)
             for axs, i in zip(axes, rows):
                 for ax, panel, title in zip(axs, self._panels(int(i)), titles):
-                    ax.imshow(panel, vmin=self.value_range[0], vmax=self.value_range[1]) if title == "heatmap" else ax.imshow(panel, cmap="gray")
+                    low, high = self.value_range if title == "heatmap" else (0, 1)
+                    ax.imshow(panel, cmap="gray" if title == "mask" else None, vmin=low, vmax=high)
                     ax.set_xticks([])
                     ax.set_yticks([])
                     ax.grid(False)
