@@ -74,7 +74,7 @@ def extract(
         save_features(out / files.bank_folder, str(one), normal, name or backbone, bank=True)
         typer.echo(f"{one}: {features} -> {path}")
 
-
+# %% ../../nbs/11_cli/01_main.ipynb #5c95dd3f
 @app.command()
 def report(
     template: Annotated[str, typer.Argument(help="Name of a report, or path of a notebook with a cell tagged 'parameters'.")] = "",

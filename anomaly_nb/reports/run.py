@@ -158,7 +158,7 @@ class Run:
 class ReportError(RuntimeError):
     "A report that failed; the message names its page, which shows how far it came."
 
-
+# %% ../../nbs/10_reports/02_run.ipynb #b90173f6
 def run_report(
     template: str | Path,  # name of a report, or path of a notebook
     parameters: Mapping[str, Any] | None = None,  # those that differ from the defaults
@@ -197,7 +197,7 @@ def run_report(
         raise ReportError(f"report {path.stem} failed: {record['error']}; see {run.page}")
     return run
 
-
+# %% ../../nbs/10_reports/02_run.ipynb #e81a2e5d
 def _finished(folder: Path, run_id: str) -> Run | None:
     "The run that is already in `folder`, if it is this one and succeeded."
     try:
