@@ -159,7 +159,7 @@ def plot_score_densities(
         truth, value = check_labels_and_scores(y_true, y_score)
         groups = (~truth).astype(int), truth.astype(int)
     count = int(min(groups[0].sum(), groups[1].sum()))
-    ax, edges = _axes(ax), np.histogram_bin_edges(value, bins or int(np.clip(2 * np.cbrt(count) ** 1.5, 10, 80)))
+    ax, edges = _axes(ax), np.histogram_bin_edges(value, bins or int(np.clip(2 * np.sqrt(count), 10, 80)))
     for name, weight, color in zip(("normal", "anomalous"), groups, (NORMAL, ANOMALOUS)):
         density, _ = np.histogram(value, edges, weights=weight, density=True)
         ax.stairs(density, edges, fill=not log, alpha=1 if log else 0.55, color=color, label=f"{name} ({int(weight.sum()):,})")
