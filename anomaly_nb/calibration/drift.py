@@ -126,14 +126,14 @@ def shift_p_values(
 def divergence_evidence(
     jsd: float,  # the distance as seen
     n: int, m: int,  # sizes of the two samples
-    bins: int,
+    df: float,  # degrees of freedom: bins - 1, fewer with groups
     threshold: float,
     alpha: float,  # the interval covers 1 - alpha
     inflation: float = 1.0,  # design effect of groups, >= 1
 ) -> tuple[float, float, float]:  # p-value of "beyond the threshold", interval (low, high)
     "Evidence about the Jensen-Shannon distance from its noncentral chi-square asymptotics."
     size = 8 * n * m / (n + m) * np.log(2) / inflation
-    seen, df = jsd**2 * size, bins - 1
+    seen = jsd**2 * size
     p = float(1 - special.chndtr(seen, df, threshold**2 * size))
     low, high = (_noncentrality(seen, df, q) for q in (1 - alpha / 2, alpha / 2))
     return max(p, 0.0), float(np.sqrt(low / size)), float(min(1.0, np.sqrt(high / size)))
@@ -157,8 +157,8 @@ def design_effect(
     edges: np.ndarray,
     rng: np.random.Generator,
     resamples: int,
-) -> float:  # >= 1
-    "How much dealing whole groups inflates the divergence statistic over dealing single scores."
+) -> tuple[float, float]:  # inflation >= 1, degrees of freedom <= edges.size
+    "The scaled chi-square that the divergence statistic follows when whole groups are dealt (Rao and Scott 1984)."
     table = np.zeros((reference.n_groups + current.n_groups, edges.size + 1))
     np.add.at(table, (reference.groups, np.searchsorted(edges, reference.values, side="right")), 1)
     np.add.at(table, (current.groups + reference.n_groups, np.searchsorted(edges, current.values, side="right")), 1)
@@ -166,7 +166,8 @@ def design_effect(
     left, right = dealt @ table, (~dealt) @ table
     n, m = left.sum(1), right.sum(1)
     seen = 8 * np.log(2) * jensen_shannon(left, right) ** 2 * n * m / (n + m)
-    return max(1.0, float(seen.mean()) / edges.size)
+    mean, variance = float(seen.mean()), float(seen.var())
+    return max(1.0, variance / (2 * mean)), min(float(edges.size), 2 * mean**2 / max(variance, 1e-12))
 
 # %% ../../nbs/05_calibration/03_drift.ipynb #01f4a60c
 def shift_intervals(
@@ -196,7 +197,7 @@ def files_needed(
     spread: np.ndarray,  # (5,) standard errors of the shifts at the sizes below
     thresholds: np.ndarray,  # (5,)
     n: int, m: int,
-    bins: int,
+    df: float,  # of the divergence
     jsd_threshold: float,
     alpha: float,
     inflation: float = 1.0,
@@ -206,8 +207,8 @@ def files_needed(
         return None
     z = special.ndtri(1 - alpha / 2) + special.ndtri(0.975)
     shifts = 2 * n * m / (n + m) * np.max(z * spread / thresholds) ** 2
-    most = special.chdtri(bins - 1, 0.05)  # the statistic stays below this in 95 of 100 runs without drift
-    divergence = 2 * _noncentrality(most, bins - 1, alpha / 2) * inflation / (8 * np.log(2) * jsd_threshold**2)
+    most = special.chdtri(df, 0.05)  # the statistic stays below this in 95 of 100 runs without drift
+    divergence = 2 * _noncentrality(most, df, alpha / 2) * inflation / (8 * np.log(2) * jsd_threshold**2)
     return int(np.ceil(max(shifts, divergence)))
 
 # %% ../../nbs/05_calibration/03_drift.ipynb #3c058471
@@ -315,8 +316,8 @@ def drift_metrics(
     jsd = float(jensen_shannon(r.counts(edges), c.counts(edges)))
     limit = np.array([limits.of(m) for m in SHIFTS])
     grouped = isinstance(r, Sample) and isinstance(c, Sample) and r.groups is not None and c.groups is not None
-    inflation = design_effect(r, c, edges, rng, resamples) if grouped else 1.0  # type: ignore[arg-type]
-    p_jsd, *jsd_interval = divergence_evidence(jsd, r.n, c.n, edges.size + 1, limits.jsd, alpha, inflation)
+    inflation, df = design_effect(r, c, edges, rng, resamples) if grouped else (1.0, float(edges.size))  # type: ignore[arg-type]
+    p_jsd, *jsd_interval = divergence_evidence(jsd, r.n, c.n, df, limits.jsd, alpha, inflation)
     null = null_shifts(r, c, scale, rng, resamples)
     pairs = shift_intervals(r, c, scale, rng, resamples, alpha)
     ps = dict(zip(SHIFTS, shift_p_values(shifts, null, limit))) | {"jsd": p_jsd}
@@ -334,7 +335,7 @@ def drift_metrics(
         p_values={m: min(1.0, 2 * float(ps[m])) for m in METRICS},
         p_value=min(1.0, 2 * float(min(ps.values()))),
         bin_edges=tuple(edges.tolist()),
-        n_needed=files_needed(spread, limit, r.n, c.n, edges.size + 1, limits.jsd, alpha, inflation),
+        n_needed=files_needed(spread, limit, r.n, c.n, df, limits.jsd, alpha, inflation),
     )
     return _judged(result, result.p_value <= alpha, is_tied(r) or is_tied(c))
 
