@@ -41,7 +41,7 @@ def lease_jobs(
     db: sqlite3.Connection,
     owner: str,  # unique name of the worker
     count: int = 500,
-    seconds: float = 60.0,  # how long the lease holds
+    seconds: float = 60.0,  # how long the lease of a file holds; of a whole run, 15 times that
 ) -> list[sqlite3.Row]:  # id, kind, file_id; calibration runs first
     "Lease open jobs: waiting ones, and those whose worker did not come back."
     now = time.time()
@@ -51,7 +51,7 @@ def lease_jobs(
             "SELECT id, kind, file_id FROM jobs WHERE state = 'queued' OR (state = 'leased' AND lease_until < ?) ORDER BY kind = 'run' DESC, id LIMIT ?", (now, count)
         ).fetchall()
         db.executemany(
-            "UPDATE jobs SET state = 'leased', owner = ?, lease_until = ?, attempts = attempts + 1 WHERE id = ?", [(owner, now + seconds, r["id"]) for r in rows]
+            "UPDATE jobs SET state = 'leased', owner = ?, lease_until = ?, attempts = attempts + 1 WHERE id = ?", [(owner, now + seconds * (15 if r["kind"] == "run" else 1), r["id"]) for r in rows]
         )
     return rows
 
@@ -78,17 +78,18 @@ def retag_files(
                 if row is not None:
                     scored.append((file_id, row["score"]))
             write_tags(db, head, scored, now, [mine[f] for f, _ in scored])
-        finish_jobs(db, list(mine.values()), now)
+        finish_jobs(db, owner, list(mine.values()), now)
     return len(mine)
 
 
-def finish_jobs(db: sqlite3.Connection, ids: Sequence[int], now: int, error: str | None = None) -> None:
-    "Mark leased jobs as done, or put them back after an error; inside a transaction."
+def finish_jobs(db: sqlite3.Connection, owner: str, ids: Sequence[int], now: int, error: str | None = None) -> None:
+    "Mark the jobs that `owner` still holds as done, or put them back after an error; inside a transaction."
     if error is None:
-        db.executemany("UPDATE jobs SET state = 'done', finished_at = ?, owner = NULL, error = NULL WHERE id = ?", [(now, i) for i in ids])
+        db.executemany("UPDATE jobs SET state = 'done', finished_at = ?, owner = NULL, error = NULL WHERE id = ? AND owner = ?", [(now, i, owner) for i in ids])
     else:
         db.executemany(
-            "UPDATE jobs SET state = CASE WHEN attempts >= ? THEN 'failed' ELSE 'queued' END, owner = NULL, error = ? WHERE id = ?", [(ATTEMPTS, error[:500], i) for i in ids]
+            "UPDATE jobs SET state = CASE WHEN attempts >= ? THEN 'failed' ELSE 'queued' END, owner = NULL, error = ? WHERE id = ? AND owner = ?",
+            [(ATTEMPTS, error[:500], i, owner) for i in ids],
         )
 
 # %% ../../nbs/05_calibration/07_jobs.ipynb #f78cc330
@@ -113,13 +114,13 @@ def drain_jobs(
                     if kind == "run":
                         run()
                         with transaction(db):
-                            finish_jobs(db, [j["id"] for j in some], int(time.time() * 1000))
+                            finish_jobs(db, owner, [j["id"] for j in some], int(time.time() * 1000))
                         done += len(some)
                     else:
                         done += retag_files(db, owner, some)
                 except Exception as e:
                     with transaction(db):
-                        finish_jobs(db, [j["id"] for j in some], int(time.time() * 1000), error=f"{type(e).__name__}: {e}")
+                        finish_jobs(db, owner, [j["id"] for j in some], int(time.time() * 1000), error=f"{type(e).__name__}: {e}")
             bar.update(len(jobs))
     states = dict(db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
     return {"done": done, "failed": states.get("failed", 0), "waiting": states.get("queued", 0) + states.get("leased", 0)}
