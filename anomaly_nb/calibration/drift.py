@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import special
 
-from .sample import PERCENTILES, Sample, ScoreSketch, bootstrap_quantiles, group_weights, quantiles, weighted_quantiles
+from .sample import Sample, ScoreSketch, bootstrap_quantiles, group_weights, quantiles, weighted_quantiles
 from ..core.errors import DataError
 
 # %% ../../nbs/05_calibration/03_drift.ipynb #a40979c8
@@ -159,6 +159,7 @@ def design_effect(
     resamples: int,
 ) -> tuple[float, float]:  # inflation >= 1, degrees of freedom <= edges.size
     "The scaled chi-square that the divergence statistic follows when whole groups are dealt (Rao and Scott 1984)."
+    assert reference.groups is not None and current.groups is not None
     table = np.zeros((reference.n_groups + current.n_groups, edges.size + 1))
     np.add.at(table, (reference.groups, np.searchsorted(edges, reference.values, side="right")), 1)
     np.add.at(table, (current.groups + reference.n_groups, np.searchsorted(edges, current.values, side="right")), 1)
@@ -328,7 +329,7 @@ def drift_metrics(
     failed = [m for m in METRICS if not seen[m] < limits.of(m)]
     result = replace(
         known,
-        **{m: float(seen[m]) for m in METRICS},
+        **{m: float(seen[m]) for m in METRICS},  # type: ignore[arg-type]
         failed_metrics=failed,
         is_stable=not failed and not is_tied(r) and not is_tied(c),
         intervals={m: (float(spans[m][0]), float(spans[m][1])) for m in METRICS},

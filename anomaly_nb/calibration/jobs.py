@@ -51,7 +51,8 @@ def lease_jobs(
             "SELECT id, kind, file_id FROM jobs WHERE state = 'queued' OR (state = 'leased' AND lease_until < ?) ORDER BY kind = 'run' DESC, id LIMIT ?", (now, count)
         ).fetchall()
         db.executemany(
-            "UPDATE jobs SET state = 'leased', owner = ?, lease_until = ?, attempts = attempts + 1 WHERE id = ?", [(owner, now + seconds * (15 if r["kind"] == "run" else 1), r["id"]) for r in rows]
+            "UPDATE jobs SET state = 'leased', owner = ?, lease_until = ?, attempts = attempts + 1 WHERE id = ?",
+            [(owner, now + seconds * (15 if r["kind"] == "run" else 1), r["id"]) for r in rows],
         )
     return rows
 

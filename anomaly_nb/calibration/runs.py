@@ -92,12 +92,13 @@ def write_tags(
         "SELECT payload FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?",
         (head["model_name"], head["head_name"], head["reference_version"]),
     ).fetchone()
-    values, flags = decide(json.loads(row["payload"]), np.array([s for _, s in scored])) if row and scored else ([None] * len(scored), [None] * len(scored))
+    nothing: list[Any] = [None] * len(scored)
+    values, flags = decide(json.loads(row["payload"]), np.array([s for _, s in scored])) if row and scored else (nothing, nothing)
     db.executemany(
         "INSERT OR REPLACE INTO tags (head_id, file_id, score, value, anomalous, reference_version, job_id, tagged_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (head["id"], file, score, None if v is None else float(v), None if a is None else int(a), head["reference_version"] if row else None, job, now)
-            for (file, score), v, a, job in zip(scored, values, flags, jobs or [None] * len(scored))
+            for (file, score), v, a, job in zip(scored, values, flags, jobs or nothing)
         ],
     )
 
@@ -334,7 +335,7 @@ def _publish_head(db: sqlite3.Connection, root: Path, run: HeadRun, version: int
     model, head, drift = run.head["model_name"], run.head["head_name"], run.drift
     calibration = build_calibration(model, head, version, run.window.sample, settings.calibration_alpha, now) if run.calibratable else None
     text = to_json(calibration) + "\n" if calibration else None
-    label = calibration["labels"]["anomalous"] if calibration else {"p5": None, "p95": None}
+    label: dict[str, Any] = calibration["labels"]["anomalous"] if calibration else {"p5": None, "p95": None}
     rung = bool(run.alarm and run.alarm["rung"])
     first = run.head["reference_version"] is None
     moves = calibration is not None and (first or (settings.calibration_policy == "auto" and not drift.is_stable))

@@ -25,7 +25,8 @@ class Sample:
         scores = check_finite("scores", np.asarray(scores, dtype=np.float64).reshape(-1))
         order = np.argsort(scores, kind="stable") if groups is not None else None
         self.values = np.sort(scores) if order is None else scores[order]
-        self.groups = None
+        self.groups: np.ndarray | None = None
+        self.n_groups = 0
         if order is not None:
             names, codes = np.unique(np.asarray(groups).reshape(-1).astype(str), return_inverse=True)
             if codes.size != scores.size:

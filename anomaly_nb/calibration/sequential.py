@@ -42,7 +42,9 @@ class SequentialAlarm:
         if not self.known_:
             raise DataError("reference is empty; the watch needs scores to compare with")
         self.rng_ = np.random.default_rng(self.random_state)
-        self.reserve_, self.stakes_, self.history_, self.alarm_at_ = 1.0, [0.0] * 5, [], None
+        self.reserve_, self.stakes_ = 1.0, [0.0] * 5
+        self.history_: list[float] = []
+        self.alarm_at_: int | None = None
         return self
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ __all__ = ['HISTORY', 'load_calibration', 'check_calibration', 'read_history', '
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ import pandas as pd
 from .database import connect, transaction
 from .drift import METRICS
 from .jobs import drain_jobs, enqueue_retag, enqueue_run
-from .runs import calibration_path, check_name, decide, export_files, find_head, move_reference, repair_files, run_calibration, tag_scores
-from ..core.errors import DataError, MissingFileError, check_file
+from .runs import calibration_path, check_name, export_files, find_head, move_reference, repair_files, run_calibration, tag_scores
+from ..core.errors import DataError, check_file
 from ..core.files import read_json
 from ..core.settings import Settings
 
@@ -211,7 +211,10 @@ class CalibrationStore:
             return repair_files(db, self.root)
 
     def table(self, query: str, values: Iterable[Any] = ()) -> pd.DataFrame:
-        "The answer to a read-only SQL query, for questions nobody foresaw."
+        "The answer to a read-only SQL query, for questions nobody foresaw. Raises `DataError`."
         with self._db() as db:
             db.execute("PRAGMA query_only = ON")
-            return pd.read_sql_query(query, db, params=list(values))
+            try:
+                return pd.read_sql_query(query, db, params=list(values))
+            except (sqlite3.Error, pd.errors.DatabaseError) as e:
+                raise DataError(f"query refused: {e}") from None
