@@ -33,8 +33,8 @@ def enqueue_run(db: sqlite3.Connection) -> bool:  # whether it was put in
     with transaction(db):
         return db.execute("INSERT OR IGNORE INTO jobs (kind, created_at) VALUES ('run', ?)", (int(time.time() * 1000),)).rowcount > 0
 
-# %% ../../nbs/05_calibration/07_jobs.ipynb #4be47c80
-ATTEMPTS = 5
+# %% ../../nbs/05_calibration/07_jobs.ipynb #19cc4f04
+ATTEMPTS = 10
 
 
 def lease_jobs(
