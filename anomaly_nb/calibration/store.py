@@ -21,7 +21,7 @@ import pandas as pd
 from .database import connect, transaction
 from .drift import METRICS
 from .jobs import drain_jobs, enqueue_retag, enqueue_run
-from .runs import calibration_path, check_name, export_files, find_head, move_reference, repair_files, run_calibration, tag_scores
+from .runs import NotNow, UnknownHead, calibration_path, check_name, export_files, find_head, move_reference, repair_files, run_calibration, tag_scores
 from ..core.errors import DataError, check_file
 from ..core.files import read_json
 from ..core.settings import Settings
@@ -90,7 +90,7 @@ def promote_version(
     by: str = "person",
     reason: str = "",
 ) -> dict[str, Any]:  # {"model_name", "head_name", "from_version", "to_version"}
-    "Make a version the reference and write its file. Raises `DataError` if there is no such version or nothing is proposed."
+    "Make a version the reference and write its file. Raises `UnknownHead`, or `NotNow` if nothing is proposed."
     with transaction(db):
         row = find_head(db, model, head)
         if version is None:
@@ -99,11 +99,13 @@ def promote_version(
                 (model, head, row["reference_version"] or 0),
             ).fetchone()
             if found is None:
-                raise DataError(f"{model}/{head}: nothing is proposed; name the version to promote")
+                raise NotNow(f"{model}/{head}: nothing is proposed; name the version to promote")
             version = found["version"]
         found = db.execute("SELECT payload FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?", (model, head, version)).fetchone()
-        if found is None or found["payload"] is None:
-            raise DataError(f"{model}/{head}: version {version} {'holds no calibration (too few files)' if found else 'does not exist'}; see its history")
+        if found is None:
+            raise UnknownHead(f"{model}/{head}: version {version} does not exist; see its history")
+        if found["payload"] is None:
+            raise NotNow(f"{model}/{head}: version {version} holds no calibration (too few files); see its history")
         if version != row["reference_version"]:
             move_reference(db, row, version, int(time.time() * 1000), by, reason)
     export_files(db, root)
@@ -199,6 +201,12 @@ class CalibrationStore:
         "Put every tagged file in line for new decisions: how many were put in, how many wait."
         with self._db() as db:
             return enqueue_retag(db)
+
+    def jobs(self) -> dict[str, int]:
+        "How many jobs are queued, leased, done and failed."
+        with self._db() as db:
+            states = dict(db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
+        return {state: states.get(state, 0) for state in ("queued", "leased", "done", "failed")}
 
     def work(self, batch: int = 500, lease: float = 60.0, limit: int | None = None) -> dict[str, int]:
         "Drain the jobs: {done, failed, waiting}."
