@@ -247,6 +247,8 @@ def _add_guard(app, door: Doorkeeper, settings: Settings) -> None:
                 return _problem(411, "send the body with its Content-Length")
             if int(size) > LARGEST_BODY:
                 return _problem(413, f"bodies have at most {LARGEST_BODY} bytes")
+            if len(request.query_params) != len(request.query_params.multi_items()):
+                return _problem(422, "a query parameter is given twice")
         return await call_next(request)
 
 
