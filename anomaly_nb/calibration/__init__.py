@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['CalibrationRanges', 'CalibrationStore', 'DriftResult', 'IsotonicCalibration', 'RunInProgress', 'Sample',
            'ScoreSketch', 'SequentialAlarm', 'Thresholds', 'conformal_bound', 'conformal_pvalues',
-           'conformal_threshold', 'create_app', 'decide', 'drift_metrics', 'grade', 'judge_heads', 'load_calibration',
-           'log_to_mlflow', 'new_key', 'pack_calibrations', 'plot_then_and_now', 'plot_trend', 'pull_calibrations',
-           'quality_report', 'read_scores', 'serve', 'sketch_edges', 'suggest_files', 'suggest_from_store',
-           'verdict_table']
+           'conformal_threshold', 'create_app', 'decide', 'drift_metrics', 'example_year', 'grade', 'judge_heads',
+           'load_calibration', 'log_to_mlflow', 'new_key', 'next_steps', 'pack_calibrations', 'plot_then_and_now',
+           'plot_trend', 'pull_calibrations', 'quality_report', 'read_scores', 'replay', 'serve', 'sketch_edges',
+           'suggest_files', 'suggest_from_store', 'verdict_table']
 
 # %% ../../nbs/05_calibration/00_calibration.ipynb #191508da
 from .drift import DriftResult, Thresholds, drift_metrics, judge_heads
-from .insight import grade, log_to_mlflow, plot_then_and_now, plot_trend, quality_report, suggest_files, suggest_from_store, verdict_table
+from .insight import example_year, grade, log_to_mlflow, next_steps, plot_then_and_now, plot_trend, quality_report, replay, suggest_files, suggest_from_store, verdict_table
 from .pull import pack_calibrations, pull_calibrations
 from .ranges import CalibrationRanges, IsotonicCalibration, conformal_bound, conformal_pvalues, conformal_threshold
 from .runs import RunInProgress, decide
@@ -24,7 +24,7 @@ from .store import CalibrationStore, load_calibration, read_scores
 # %% ../../nbs/05_calibration/00_calibration.ipynb #5f37ba6f
 _all_ = [
     "CalibrationRanges", "CalibrationStore", "DriftResult", "IsotonicCalibration", "RunInProgress", "Sample", "ScoreSketch", "SequentialAlarm", "Thresholds",
-    "conformal_bound", "conformal_pvalues", "conformal_threshold", "create_app", "decide", "drift_metrics", "grade", "judge_heads", "load_calibration",
-    "log_to_mlflow", "new_key", "pack_calibrations", "plot_then_and_now", "plot_trend", "pull_calibrations", "quality_report", "read_scores", "serve",
+    "conformal_bound", "conformal_pvalues", "conformal_threshold", "create_app", "decide", "drift_metrics", "example_year", "grade", "judge_heads", "load_calibration",
+    "log_to_mlflow", "new_key", "next_steps", "pack_calibrations", "plot_then_and_now", "plot_trend", "pull_calibrations", "quality_report", "read_scores", "replay", "serve",
     "sketch_edges", "suggest_files", "suggest_from_store", "verdict_table",
 ]  # fmt: skip

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GRADES', 'BOUNDS', 'VERDICTS', 'grade', 'verdict_table', 'plot_trend', 'head_scores', 'plot_then_and_now',
-           'quality_report', 'suggest_files', 'suggest_from_store', 'log_to_mlflow']
+           'quality_report', 'suggest_files', 'suggest_from_store', 'next_steps', 'example_year', 'replay',
+           'log_to_mlflow']
 
 # %% ../../nbs/05_calibration/11_insight.ipynb #eb47fb2f
 import json
@@ -49,7 +50,7 @@ def verdict_table(report: dict[str, Any]) -> pd.DataFrame:  # one row per head a
         for metric in METRICS:
             value, (low, high) = head["drift_metrics"][metric], head["intervals"].get(metric, (None, None))
             rows.append({"head": name, "verdict": head["verdict"], "metric": metric, "value": value, "low": low, "high": high, "grade": grade(metric, value)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"value": float, "low": float, "high": float})
 
 # %% ../../nbs/05_calibration/11_insight.ipynb #296b11be
 VERDICTS = {"stable": PALETTE[2], "unstable": PALETTE[5], "inconclusive": PALETTE[4], "insufficient": PALETTE[6]}
@@ -201,6 +202,61 @@ def suggest_from_store(store: CalibrationStore, model: str, count: int = 20) -> 
         raise DataError(f"model {model!r}: no file with scores of all its heads is both tagged since the reference and comparable with older ones; tag more files")
     table = wide[new]
     return table.iloc[suggest_files(table.to_numpy(), wide[~new].to_numpy(), min(count, len(table)))].reset_index()
+
+# %% ../../nbs/05_calibration/11_insight.ipynb #656a28db
+def next_steps(report: dict[str, Any]) -> pd.DataFrame:  # head, verdict, do; the most urgent first
+    "What a run asks a person to do about each head."
+    rows = []
+    for name, head in report["heads"].items():
+        moved = report["reference_updates"][name]
+        if head["verdict"] == "insufficient":
+            order, do = 2, f"tag more files: {head['reason']}"
+        elif head["reference_version"] is None:
+            order, do = 3, "nothing yet: this run made its reference"
+        elif moved == "updated":
+            order, do = 1, "tag again all files (retag-all): the reference has moved"
+        elif head["verdict"] == "unstable":
+            order, do = 0, f"look at the highest new scores; promote version {report['version']} only if they are normal"
+        elif head["alarm"] and head["alarm"]["rung"]:
+            order, do = 0, f"look at the scores since file {head['alarm']['at']} of the stream: the sequential alarm rang there"
+        elif head["verdict"] == "inconclusive":
+            order, do = 4, f"go on; about {head['n_needed']} files on each side would decide" if head["n_needed"] else "go on"
+        else:
+            order, do = 5, "nothing: the calibration holds"
+        rows.append((order, {"head": name, "verdict": head["verdict"], "do": do}))
+    return pd.DataFrame([row for _, row in sorted(rows, key=lambda r: (r[0], r[1]["head"]))])
+
+# %% ../../nbs/05_calibration/11_insight.ipynb #56428a39
+def example_year(
+    files: int = 1500,  # per head
+    random_state: int = 0,
+) -> dict[str, pd.DataFrame]:  # head -> file, score
+    "Generated scores of three heads in the order of time: calm, creeping (by one standard deviation), and with a surge in the last third."
+    rng = np.random.default_rng(random_state)
+    time = np.linspace(0, 1, files)
+    names = [f"part_{i:06}.png" for i in range(files)]
+    normal = lambda: rng.gamma(4, 0.05, size=files)
+    surge = np.where((time > 2 / 3) & (rng.random(files) < 0.15), rng.gamma(9, 0.05, size=files) + 0.3, 0)
+    scores = {"calm": normal(), "creep": normal() + 0.1 * time, "surge": normal() + surge}
+    return {head: pd.DataFrame({"file": names, "score": s}) for head, s in scores.items()}
+
+
+def replay(
+    store: CalibrationStore,
+    model: str,
+    tables: dict[str, pd.DataFrame],  # head -> file, score[, group], in the order of time
+    batches: int = 6,
+) -> list[dict[str, Any]]:  # the report of each run
+    "Tag the rows of each table batch by batch and make a run after each batch. Raises `DataError` with fewer rows than batches."
+    if not tables or batches < 1 or min(len(t) for t in tables.values()) < batches:
+        raise DataError(f"{batches} batches of {min((len(t) for t in tables.values()), default=0)} rows; give each batch at least one row")
+    reports = []
+    for k in range(batches):
+        for head, table in tables.items():
+            rows = table.iloc[len(table) * k // batches : len(table) * (k + 1) // batches]
+            store.tag(model, head, rows["file"].tolist(), rows["score"].to_numpy(), rows["group"].tolist() if "group" in rows else None)
+        reports.append(store.run())
+    return reports
 
 # %% ../../nbs/05_calibration/11_insight.ipynb #35ccda29
 def log_to_mlflow(
