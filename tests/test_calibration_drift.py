@@ -11,7 +11,7 @@ from anomaly_nb.calibration.drift import METRICS, Thresholds, adjust_p_values, d
 from anomaly_nb.calibration.sample import Sample, ScoreSketch, bootstrap_quantiles, quantiles, sketch_edges, weighted_quantiles
 
 SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
-RUNS = 2000 if SLOW else 120
+RUNS = 2000 if SLOW else 80
 ALPHA = 0.05
 SHAPES = {
     "normal": lambda rng, n: rng.normal(size=n),
@@ -89,7 +89,7 @@ def test_broken_scores_are_never_stable(name, grouped):
 @pytest.mark.parametrize("sizes", [(60, 60), (1000, 60), (300, 300), (60, 1000), (3000, 3000), (10_000, 10_000)])
 def test_unstable_without_drift_at_most_the_stated_rate(shape, sizes):
     rng = np.random.default_rng([*map(ord, shape), *sizes])
-    draw, runs = SHAPES[shape], RUNS if SLOW or max(sizes) <= 1000 else 40
+    draw, runs = SHAPES[shape], RUNS if SLOW or max(sizes) <= 1000 else 20
     alarms = sum(drift_metrics(draw(rng, sizes[0]), draw(rng, sizes[1]), alpha=ALPHA, random_state=i).verdict == "unstable" for i in range(runs))
     print(f"no drift, {shape}, {sizes[0]} against {sizes[1]}: {alarms} of {runs} unstable ({alarms / runs:.2%})")
     assert alarms <= allowed(runs)

@@ -294,7 +294,11 @@ def test_rescored_files_count_once_and_history_is_kept(tmp_path):
     store = CalibrationStore(tmp_path, DEV)
     store.tag("net", "h", names("a", 200), rng.random(200))
     assert store.tag("net", "h", names("a", 200), rng.random(200)) == 200
-    assert store.run()["heads"]["net/h"]["file_count"] == 200 and rows(store, "SELECT count(*) FROM scores") == [(400,)]
+    latest = rng.random(200)
+    store.tag("net", "h", names("a", 200)[::-1], latest)  # in another order
+    head = store.run()["heads"]["net/h"]
+    assert head["file_count"] == 200 and rows(store, "SELECT count(*) FROM scores") == [(600,)]
+    assert head["labels"]["anomalous"]["p95"] == np.quantile(latest, 0.95)
 
 
 def test_large_heads_are_counted_into_sketches(tmp_path):

@@ -125,7 +125,7 @@ def decide(
 # %% ../../nbs/05_calibration/06_runs.ipynb #3c75c8bf
 CHUNK = 100_000
 LATEST = """SELECT MAX(s.id) AS id, s.score, COALESCE(s.grp, '#' || s.file_id) AS grp, s.grp IS NOT NULL AS named FROM scores s
-            WHERE s.head_id = ? AND s.id > ? AND s.id <= ? GROUP BY s.file_id ORDER BY MAX(s.id)"""
+            WHERE s.head_id = ? AND s.id > ? AND s.id <= ? GROUP BY s.file_id ORDER BY 1"""
 
 
 @dataclass
@@ -217,17 +217,17 @@ class HeadRun:
     head: sqlite3.Row
     window: Window
     drift: DriftResult
-    alarm: dict[str, Any] | None  # of the sequential watch; None without a reference
+    alarm: dict[str, Any] | None = None  # of the sequential watch; None without a reference
 
     @property
     def key(self) -> str:
         "model/head"
         return f"{self.head['model_name']}/{self.head['head_name']}"
 
-    @property
-    def calibratable(self) -> bool:
+    def calibratable(self, min_files: int) -> bool:
         "Whether the window is large and varied enough for a calibration."
-        return self.drift.verdict != "insufficient" or self.drift.reason.startswith("many scores are equal")
+        ends = quantiles(self.window.sample) if self.window.sample.n >= max(min_files, 2) else np.zeros(5)
+        return bool(ends[4] > ends[0])
 
 
 def measure_head(
@@ -252,9 +252,8 @@ def measure_head(
         window = read_window(db, head["id"], 0, last, latest, exact_limit)
         alone = drift_metrics(window.sample, window.sample, **options | {"resamples": 20})
         if alone.verdict == "insufficient":
-            return HeadRun(head, window, DriftResult(reason=alone.reason.replace("reference ", ""), n_current=window.sample.n, thresholds=thresholds), None)
-        first = DriftResult(verdict="unstable", reason="first run of this head", n_current=window.sample.n, scale=alone.scale, thresholds=thresholds)
-        return HeadRun(head, window, first, None)
+            return HeadRun(head, window, DriftResult(reason=alone.reason.replace("reference ", ""), n_current=window.sample.n, thresholds=thresholds))
+        return HeadRun(head, window, DriftResult(verdict="unstable", reason="first run of this head", n_current=window.sample.n, scale=alone.scale, thresholds=thresholds))
     before = read_window(db, head["id"], reference["first_score"], reference["last_score"], None, exact_limit)
     since = read_window(db, head["id"], reference["last_score"], last, None, exact_limit)
     window = read_window(db, head["id"], 0 if wish == "all" else reference["last_score"], last, latest, exact_limit)
@@ -342,7 +341,7 @@ def publish_run(
 def _publish_head(db: sqlite3.Connection, root: Path, run: HeadRun, version: int, now: int, settings: Settings) -> tuple[dict[str, Any], str, Path | None]:
     "Write one head of a run; its report, what happened to the reference, and its file if it gets one."
     model, head, drift = run.head["model_name"], run.head["head_name"], run.drift
-    calibration = build_calibration(model, head, version, run.window.sample, settings.calibration_alpha, now) if run.calibratable else None
+    calibration = build_calibration(model, head, version, run.window.sample, settings.calibration_alpha, now) if run.calibratable(settings.calibration_drift_min_files) else None
     text = to_json(calibration) + "\n" if calibration else None
     label: dict[str, Any] = calibration["labels"]["anomalous"] if calibration else {"p5": None, "p95": None}
     rung = bool(run.alarm and run.alarm["rung"])

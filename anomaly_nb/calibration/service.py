@@ -7,10 +7,11 @@ __all__ = ['NAME', 'TITLES', 'LARGEST_BODY', 'new_key', 'Doorkeeper', 'Problem',
            'RunAnswer', 'RetagAnswer', 'JobsAnswer', 'PromoteRequest', 'PromoteAnswer', 'Health', 'create_app',
            'service_settings', 'serve']
 
-# %% ../../nbs/05_calibration/09_service.ipynb #6e592614
+# %% ../../nbs/05_calibration/09_service.ipynb #e6fde4e3
 import hmac
 import logging
 import secrets
+import sqlite3
 import time
 from collections import deque
 from hashlib import sha256
@@ -220,6 +221,12 @@ def _add_errors(app) -> None:
     @app.exception_handler(TimeoutError)
     async def busy(request, error):
         return _problem(503, "the store is busy; try again", {"Retry-After": "5"})
+
+    @app.exception_handler(sqlite3.OperationalError)
+    async def locked(request, error):
+        if "locked" in str(error):
+            return await busy(request, error)
+        return await unexpected(request, error)
 
     @app.exception_handler(Exception)
     async def unexpected(request, error):

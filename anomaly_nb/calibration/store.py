@@ -170,10 +170,12 @@ class CalibrationStore:
     def due(self) -> bool:
         "Whether `calibration_auto_run_after` new files have come since the last run."
         after = self.settings.calibration_auto_run_after
+        if after is None:
+            return False
         with self._db() as db:
             last = db.execute("SELECT last_score FROM runs ORDER BY version DESC LIMIT 1").fetchone()
             new = db.execute("SELECT count(DISTINCT file_id) FROM scores WHERE id > ?", (last[0] if last else 0,)).fetchone()[0]
-        return after is not None and new >= after
+        return new >= after
 
     def run(self, wait: float = 0.0) -> dict[str, Any]:
         "Calibrate every head as the next version and compare it with its reference. Raises `RunInProgress`, or `DataError` in production mode or without scores."
