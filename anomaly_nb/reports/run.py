@@ -128,8 +128,9 @@ def run_inputs(
     cells = [(c["cell_type"], "".join(c["source"])) for c in read_json(template)["cells"]]
     inputs = {"template": sha256_json(cells), "library": sha256_json([[p.name, sha256_file(p)] for p in sorted(library.rglob("*.py"))])}
     for name, value in parameters.items():
-        if isinstance(value, str) and value and name not in outputs and Path(value).exists():
-            inputs[name] = tree_digest(value)
+        paths = [p.strip() for p in value.split(",")] if isinstance(value, str) and name not in outputs else []
+        if found := [tree_digest(p) for p in paths if p and Path(p).exists()]:
+            inputs[name] = found[0] if len(found) == 1 else sha256_json(found)
     return inputs
 
 # %% ../../nbs/10_reports/02_run.ipynb #6dc91824
