@@ -202,7 +202,7 @@ def test_scores_out_of_range_are_never_dropped():
     for h, bad in ((ScoreHistogram("linear16", (0, 1)), 1.01), (ScoreHistogram("linear16", (0, 1)), -0.01), (ScoreHistogram(), 1e6), (ScoreHistogram(), -65520.0)):
         h.update([0, 1], [0.2, 0.4])
         before = h.counts.copy()
-        with pytest.raises(DataError, match="outside value_range|beyond the range of float16"):
+        with pytest.raises(DataError, match=r"outside value_range|beyond the range of float16"):
             h.update([0, 1], [0.5, bad])
         assert (h.counts == before).all()
     h = ScoreHistogram("linear16", (0.1, 0.7)).update([0, 1], [0.1, 0.7])  # the ends belong to the range, whatever their rounding
@@ -236,7 +236,8 @@ def test_refused_uses(tmp_path):
 
 def test_chosen_key_is_never_the_much_worse_one():
     rng = np.random.default_rng(0)
-    for scores in (rng.normal(500, 5, 20_000), -1 + rng.beta(0.3, 8, 20_000), np.exp(2 * rng.normal(size=20_000)), rng.normal(size=20_000), rng.random(20_000) * 1e9, np.full(10, 3.0)):
+    n = 20_000
+    for scores in (rng.normal(500, 5, n), -1 + rng.beta(0.3, 8, n), np.exp(2 * rng.normal(size=n)), rng.normal(size=n), rng.random(n) * 1e9, np.full(10, 3.0)):
         truth = rng.random(scores.size) < 0.3
         truth[:2] = 0, 1
         width = {}

@@ -253,3 +253,12 @@ def _only_whole(x):
     if np.array_equal(x, np.arange(8)):
         return 0.0
     raise DataError("one class only")
+
+
+def test_bench_rows():
+    from bench.metrics import bootstrap, pixels, regions, stream
+
+    rows = pixels(20_000) + regions(4, 100) + stream(4, (64, 64)) + bootstrap(8, 20)  # each asserts that the results are equal
+    for row in rows:
+        assert {"name", "ours_s", "reference_s", "ratio", "work", "note"} <= row.keys() and row["ours_s"] > 0
+    assert rows[-2]["peak_mb"] < 200

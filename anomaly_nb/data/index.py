@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'IMAGE_SUFFIXES', 'NORMAL_FOLDERS', 'LAYOUTS', 'list_images', 'make_index', 'pair_masks', 'index_mvtec',
-           'index_magnetic_tile', 'split_normals', 'index_folder', 'read_index', 'read_image', 'read_mask']
+           'index_magnetic_tile', 'split_normals', 'index_folder', 'index_samples', 'read_index', 'read_image',
+           'read_mask']
 
 # %% ../../nbs/02_data/01_index.ipynb #d78169f6
 from collections.abc import Callable, Iterable
@@ -158,8 +159,18 @@ def index_folder(
         rows += [_row(root.name, "test", folder.name.lower(), p, masks[k].as_posix() if k in masks else "") for k, p in pictures.items()]
     return make_index(rows)
 
-# %% ../../nbs/02_data/01_index.ipynb #dafd417c
-LAYOUTS: dict[str, Callable[..., pd.DataFrame]] = {"mvtec": index_mvtec, "magnetic_tile": index_magnetic_tile, "folder": index_folder}
+# %% ../../nbs/02_data/01_index.ipynb #05e45c67
+def index_samples(
+    root: str | Path = "",  # where they are or shall be written, "" = data/samples
+    category: str = "",  # one of them, or "" for all
+) -> pd.DataFrame:
+    "Index the sample pictures, drawing them first if they are not there."
+    from anomaly_nb.data.samples import write_samples
+
+    return index_mvtec(write_samples(root or "data/samples"), category)
+
+
+LAYOUTS: dict[str, Callable[..., pd.DataFrame]] = {"samples": index_samples, "mvtec": index_mvtec, "magnetic_tile": index_magnetic_tile, "folder": index_folder}
 
 
 def read_index(

@@ -232,7 +232,7 @@ def count_codes(
     joint += truth.view(np.uint8) * np.intp(1 << 16)
     return np.bincount(joint, minlength=1 << 17).reshape(2, 1 << 16)
 
-
+# %% ../../nbs/01_metrics/02_histogram.ipynb #b7bfec7b
 class _Counts(TableMetrics):
     "Counts per class and code, in all and per named image; what merges and goes to a file."
 
@@ -315,6 +315,15 @@ class _Counting(_Counts):
         if self._grid is not None:
             code, times = np.unique(order_code(score[truth]), return_counts=True)
             self._grid.add(code, times)
+
+    def image_tables(self) -> Iterator[tuple[str, ThresholdTable]]:
+        "Name and table of every named image that holds both classes, by name."
+        edges = self._key.edges
+        for name in sorted(self.images):
+            code, counts = self.images[name]
+            if counts[:2].any(1).all():
+                total = np.cumsum(counts[:2, ::-1], axis=1, dtype=np.int64)
+                yield name, ThresholdTable(edges[code[::-1]], total[1], total[0])
 
     def _add(self, other: "_Counting") -> None:
         "Add another's counts. Raises `DataError` if kind, key, range or reading differ, or an image is in both."
@@ -407,7 +416,7 @@ class ScoreHistogram(_Counting):
     def refine(self) -> "ScoreHistogram":
         "For key 'float32': the histogram that takes the second reading of the same samples. Raises `DataError` otherwise."
         second = ScoreHistogram(self.key)
-        second._grid, second.counts = self._refined(), self.counts
+        second._grid, second.counts = self._refined(), self.counts.copy()
         return second
 
     def table(self) -> ThresholdTable:
@@ -426,15 +435,6 @@ class ScoreHistogram(_Counting):
         "The table of the stored scores."
         code = np.flatnonzero(self.counts.any(0))[::-1]
         return ThresholdTable(self._key.edges[code], np.cumsum(self.counts[1, code]), np.cumsum(self.counts[0, code]))
-
-    def image_tables(self) -> Iterator[tuple[str, ThresholdTable]]:
-        "Name and table of every named image that holds both classes, by name."
-        edges = self._key.edges
-        for name in sorted(self.images):
-            code, counts = self.images[name]
-            if counts[:2].any(1).all():
-                total = np.cumsum(counts[:2, ::-1], axis=1, dtype=np.int64)
-                yield name, ThresholdTable(edges[code[::-1]], total[1], total[0])
 
     def bounds(self, tpr: float = 0.95) -> dict[str, tuple[float, float]]:
         "Brackets (lowest, highest) for the metrics of the float32 scores, see `quantisation_bounds`. Raises `DataError` on one class."
