@@ -124,7 +124,7 @@ def test_rate_with_correlated_groups(spread):
 def test_rate_over_twenty_heads(correction):
     rng, any_alarm = np.random.default_rng(3), 0
     runs = RUNS if SLOW else 30
-    for i in range(runs):
+    for _ in range(runs):
         heads = {str(h): drift_metrics(rng.gamma(2, size=200), rng.gamma(2, size=200), random_state=h) for h in range(20)}
         any_alarm += any(r.verdict == "unstable" for r in judge_heads(heads, correction).values())
     print(f"20 heads, {correction}: {any_alarm / runs:.2%} of runs with any alarm")

@@ -196,7 +196,7 @@ def test_a_surge_of_defects_and_who_moves_the_reference(tmp_path, policy, after)
     assert load_calibration(tmp_path, "net", "leather")["version"] == after
     for i in range(5):  # and not by persistence either
         store.tag("net", "leather", names(f"c{i}", 100), np.where(rng.random(100) < 0.3, 15, 0) + rng.gamma(4, size=100))
-        assert store.run()["reference_updates"]["net/leather"] == ("proposed" if policy == "review" else store.history()[0]["is_stable"] and "kept" or "updated")
+        assert store.run()["reference_updates"]["net/leather"] == ("proposed" if policy == "review" else (store.history()[0]["is_stable"] and "kept") or "updated")
     if policy == "review":
         assert load_calibration(tmp_path, "net", "leather") == before
         assert store.promote("net", "leather")["to_version"] == 7 and load_calibration(tmp_path, "net", "leather")["version"] == 7

@@ -73,7 +73,7 @@ def progress(
     from tqdm.auto import tqdm
 
     wish = os.environ.get("ANOMALY_NB_PROGRESS", "")
-    watched = sys.stderr.isatty() or ("ipykernel" in sys.modules and "PAPERMILL_OUTPUT_PATH" not in os.environ)
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
     silent = wish == "0" or (wish != "1" and not watched)
     return tqdm(items, desc=desc, total=total, unit=unit, disable=silent, leave=False, smoothing=0.1)
 

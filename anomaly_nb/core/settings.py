@@ -118,12 +118,14 @@ def update_settings(
     "Merge `changes` into a YAML file, atomically and under a lock, keeping comments and unknown keys. Raises `DataError` and changes nothing if the result would be invalid."
     path = Path(path)
     with locked(path):
-        tree = _parse(path, path.read_text(encoding="utf-8") if path.exists() else "")
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        tree = _parse(path, text)
+        head = text.rstrip() + "\n" if text.strip() and not tree else ""  # a file of comments only
         _merge(tree, changes)
         settings = _validated(path, tree)
         out = io.StringIO()
         _yaml().dump(tree, out)
-        write_text(path, out.getvalue())
+        write_text(path, head + out.getvalue())
     return settings
 
 

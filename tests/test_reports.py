@@ -1,0 +1,92 @@
+"""Every report template through a real kernel: with small parameters, with others, twice to the same bits, and refused."""
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from anomaly_nb.core.errors import DataError
+from anomaly_nb.core.files import read_json
+from anomaly_nb.reports import ReportError, run_report, templates
+
+# small enough for every check; the second set takes another way through the report
+SMALL = {
+    "image_anomaly": [
+        {"category": "granite", "image_size": 96},
+        {"category": "weave", "image_size": 96, "bank": "mahalanobis", "image_reduce": "max", "threshold": "youden", "seed": 3},
+    ],
+    "calibration_drift": [{"batches": 3}, {"batches": 2, "policy": "auto", "min_files": 40, "seed": 5}],
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    "A folder to run in, so that relative data and cache folders are its own."
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("reports")
+        patch.chdir(folder)
+        yield folder
+
+
+def essence(notebook):
+    "Sources and outputs of an executed notebook, without times, ids and the name of the run's folder."
+    cells = json.loads(Path(notebook).read_text())["cells"]
+    kept = [[c["source"], [{k: v for k, v in o.items() if k != "execution_count"} for o in c.get("outputs", [])]] for c in cells]
+    return re.sub(r'out = \\"[^"]*\\"', "", json.dumps(kept))
+
+
+def test_every_template_is_tested():
+    assert set(SMALL) == set(templates())
+
+
+@pytest.mark.parametrize(("name", "parameters"), [(n, p) for n, sets in SMALL.items() for p in sets])
+def test_template_runs(place, name, parameters):
+    run = run_report(name, parameters, figures="figures")
+    assert run.status == "ok" and run.metrics
+    assert read_json(run.folder / "run.json")["provenance"]["versions"]["numpy"]
+    page = run.page.read_text()
+    assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//|@import|url\(""", page)
+    assert page.count("data:image/png") >= 2
+    assert run.folder.name in (place / "figures" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_unknown_parameter_is_refused_before_anything_runs(place, name):
+    before = sorted((place / "figures").rglob("*"))
+    with pytest.raises(DataError, match="no parameter 'sede'"):
+        run_report(name, {"sede": 1}, figures="figures")
+    assert sorted((place / "figures").rglob("*")) == before
+
+
+def test_same_parameters_same_bits(place):
+    given = {"category": "nut", "image_size": 96, "coreset": 0.1}
+    first, second = (run_report("image_anomaly", given, figures=f"bits{i}", force=True) for i in (1, 2))
+    other = run_report("image_anomaly", given | {"seed": 1}, figures="bits3")
+    for name in ("scores.csv", "metrics.json", "by_defect.csv"):
+        assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes(), name
+    assert essence(first.folder / "notebook.ipynb") == essence(second.folder / "notebook.ipynb")
+    assert (first.folder / "scores.csv").read_bytes() != (other.folder / "scores.csv").read_bytes()
+
+
+def test_own_folder_without_defects(place):
+    from PIL import Image
+
+    from anomaly_nb.data import draw_sample
+
+    for i in range(12):
+        path = place / "mine" / f"{i}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(draw_sample("wood", number=i, size=96)[0]).save(path)
+    run = run_report("image_anomaly", {"dataset": "folder", "root": "mine", "category": "", "image_size": 96}, figures="figures")
+    assert run.metrics["threshold"] > 0 and "image_auroc" not in run.metrics
+
+
+def test_damaged_data_fails_with_the_file_and_a_page(place):
+    from anomaly_nb.data import write_samples
+
+    write_samples(place / "broken", n_train=3, n_good=1, n_defect=1, size=64)
+    victim = place / "broken" / "wood" / "train" / "good" / "001.png"
+    victim.write_bytes(victim.read_bytes()[:900])
+    with pytest.raises(ReportError, match=r"001\.png: damaged") as caught:
+        run_report("image_anomaly", {"dataset": "mvtec", "root": "broken", "category": "wood", "image_size": 64}, figures="figures")
+    assert Path(re.search(r"see (\S+)", str(caught.value))[1]).exists()
