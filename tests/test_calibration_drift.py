@@ -112,7 +112,7 @@ def test_rate_with_correlated_groups(spread):
     rng, alarms, naive = np.random.default_rng(int(spread * 10)), 0, 0
     runs = RUNS if SLOW else 40
     groups = np.repeat(np.arange(20), 30)
-    for _ in range(runs):
+    for i in range(runs):
         a, b = ((rng.normal(size=(20, 30)) + spread * rng.normal(size=(20, 1))).ravel() for _ in range(2))
         alarms += drift_metrics(a, b, reference_groups=groups, current_groups=groups, resamples=200, random_state=i).verdict == "unstable"
         naive += drift_metrics(a, b, resamples=200, random_state=i).verdict == "unstable"
@@ -142,7 +142,7 @@ def test_planted_shift_is_found(n, shift, power):
 @pytest.mark.parametrize("n, share", [(300, 0.1), (1000, 0.05), (3000, 0.03)])
 def test_planted_defects_are_found(n, share):
     rng, found, runs = np.random.default_rng(n), 0, RUNS if SLOW else 40
-    for _ in range(runs):
+    for i in range(runs):
         now = np.where(rng.random(n) < share, rng.normal(6, 1, n), rng.normal(size=n))
         found += drift_metrics(rng.normal(size=n), now, random_state=i).verdict == "unstable"
     print(f"{share:.0%} defects, n={n}: found in {found / runs:.1%}")
@@ -164,7 +164,7 @@ def test_planned_sample_size_decides(shape):
 def test_stable_is_rarely_said_of_drift_at_the_threshold():
     rng, said, runs = np.random.default_rng(8), 0, RUNS if SLOW else 60
     wide = Thresholds(0.1, 0.5, 0.5, 0.5, 0.5)
-    for _ in range(runs):
+    for i in range(runs):
         a = rng.normal(size=3000)
         b = rng.normal(0.1 * 2 * 1.6449, size=3000)  # exactly 0.1 on the reference's scale
         said += drift_metrics(a, b, wide, scale="reference", random_state=i).verdict == "stable"

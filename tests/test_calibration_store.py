@@ -310,9 +310,9 @@ def test_large_heads_are_counted_into_sketches(tmp_path):
     store.tag("net", "h", names("a", 3000), rng.gamma(4, size=3000))
     store.run()
     store.tag("net", "h", names("b", 3000), rng.gamma(4, size=3000) * 1.15)
-    with store._db() as db:
-        exact = CalibrationStore(tmp_path, DEV)
-        counted = run_calibration(db, tmp_path, DEV.model_copy(update={"calibration_drift_alpha": 0.049}), exact_limit=1000)["heads"]["net/h"]
+    exact = CalibrationStore(tmp_path, DEV)
+    other = DEV.model_copy(update={"calibration_drift_alpha": 0.049})
+    counted = store.ask(lambda db: run_calibration(db, tmp_path, other, exact_limit=1000))["heads"]["net/h"]
     plain = exact.run()["heads"]["net/h"]
     assert counted["verdict"] == plain["verdict"] == "unstable"
     for m in METRICS:

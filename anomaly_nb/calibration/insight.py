@@ -7,8 +7,9 @@ __all__ = ['GRADES', 'BOUNDS', 'VERDICTS', 'grade', 'verdict_table', 'plot_trend
            'quality_report', 'suggest_files', 'suggest_from_store', 'next_steps', 'example_year', 'replay',
            'log_to_mlflow']
 
-# %% ../../nbs/05_calibration/11_insight.ipynb #eb47fb2f
+# %% ../../nbs/05_calibration/11_insight.ipynb #3063c411
 import json
+import sqlite3
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -91,15 +92,19 @@ def head_scores(
     head: str,
 ) -> tuple[np.ndarray, np.ndarray]:  # scores behind the reference, scores since then; ascending
     "The two sets that a verdict compares. Raises `DataError` if the head has no reference yet."
-    with store._db() as db:
-        row = find_head(db, model, head)
-        version = db.execute(
-            "SELECT first_score, last_score FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?", (model, head, row["reference_version"])
-        ).fetchone()
-        if version is None:
-            raise DataError(f"{model}/{head}: no reference yet; make a calibration run first")
-        then = read_window(db, row["id"], version["first_score"], version["last_score"], exact_limit=10**9).sample
-        now = read_window(db, row["id"], version["last_score"], 2**62, exact_limit=10**9).sample
+    return store.ask(_then_and_now, model, head)
+
+
+def _then_and_now(db: sqlite3.Connection, model: str, head: str) -> tuple[np.ndarray, np.ndarray]:
+    "Scores behind the reference and since."
+    row = find_head(db, model, head)
+    version = db.execute(
+        "SELECT first_score, last_score FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?", (model, head, row["reference_version"])
+    ).fetchone()
+    if version is None:
+        raise DataError(f"{model}/{head}: no reference yet; make a calibration run first")
+    then = read_window(db, row["id"], version["first_score"], version["last_score"], exact_limit=10**9).sample
+    now = read_window(db, row["id"], version["last_score"], 2**62, exact_limit=10**9).sample
     assert isinstance(then, Sample) and isinstance(now, Sample)
     return then.values, now.values
 
@@ -131,20 +136,24 @@ def plot_then_and_now(
 # %% ../../nbs/05_calibration/11_insight.ipynb #6f597180
 def quality_report(store: CalibrationStore) -> pd.DataFrame:  # one row per head
     "What the scores behind each reference are worth as a calibration."
-    rows = []
-    with store._db() as db:
-        for head in db.execute("SELECT * FROM heads ORDER BY model_name, head_name").fetchall():
-            run = db.execute(
-                "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?", (head["model_name"], head["head_name"], head["reference_version"])
-            ).fetchone()
-            name = f"{head['model_name']}/{head['head_name']}"
-            if run is None:
-                rows.append({"head": name, "advice": "no reference yet: tag more files and run"})
-                continue
-            sample = read_window(db, head["id"], run["first_score"], run["last_score"]).sample
-            flagged = db.execute("SELECT avg(anomalous) FROM tags WHERE head_id = ? AND reference_version = ?", (head["id"], run["version"])).fetchone()[0]
-            rows.append({"head": name, "reference": run["version"], **_quality(sample, json.loads(run["payload"])["alpha"]), "flagged_since": flagged})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(store.ask(_quality_rows))
+
+
+def _quality_rows(db: sqlite3.Connection) -> list[dict[str, Any]]:
+    "A row of figures and advice for each head."
+    rows: list[dict[str, Any]] = []
+    for head in db.execute("SELECT * FROM heads ORDER BY model_name, head_name").fetchall():
+        run = db.execute(
+            "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?", (head["model_name"], head["head_name"], head["reference_version"])
+        ).fetchone()
+        name = f"{head['model_name']}/{head['head_name']}"
+        if run is None:
+            rows.append({"head": name, "advice": "no reference yet: tag more files and run"})
+            continue
+        sample = read_window(db, head["id"], run["first_score"], run["last_score"]).sample
+        flagged = db.execute("SELECT avg(anomalous) FROM tags WHERE head_id = ? AND reference_version = ?", (head["id"], run["version"])).fetchone()[0]
+        rows.append({"head": name, "reference": run["version"], **_quality(sample, json.loads(run["payload"])["alpha"]), "flagged_since": flagged})
+    return rows
 
 
 def _quality(sample: Any, alpha: float) -> dict[str, Any]:

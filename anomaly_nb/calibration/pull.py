@@ -108,7 +108,7 @@ def pull_calibrations(
     texts = _checked(str(source), members, verified=sha256_of_archive is not None)
     return [write_text(calibration_path(root, model, head), text).relative_to(root).as_posix() for (model, head), text in texts.items()]
 
-
+# %% ../../nbs/05_calibration/10_pull.ipynb #bc5c8cca
 def _checked(source: str, members: dict[str, bytes], verified: bool) -> dict[tuple[str, str], str]:
     "The calibrations among `members`, each checked against the manifest and for what it says."
     manifests = [name for name in members if PurePosixPath(name).name == MANIFEST]
@@ -138,7 +138,7 @@ def _checked(source: str, members: dict[str, bytes], verified: bool) -> dict[tup
         raise DataError(f"{source}: {f'{absent[0]} is in the manifest but not there' if absent else 'holds no calibration'}; get the set again")
     return out
 
-
+# %% ../../nbs/05_calibration/10_pull.ipynb #8362b3d3
 def _download(url: str) -> bytes:
     "The bytes at `url`; a GitHub repository stands for the archive of its default branch."
     from urllib.error import URLError

@@ -229,7 +229,7 @@ class HeadRun:
         ends = quantiles(self.window.sample) if self.window.sample.n >= max(min_files, 2) else np.zeros(5)
         return bool(ends[4] > ends[0])
 
-
+# %% ../../nbs/05_calibration/06_runs.ipynb #ffd29aed
 def measure_head(
     db: sqlite3.Connection,
     head: sqlite3.Row,

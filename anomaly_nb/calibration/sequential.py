@@ -17,7 +17,7 @@ def _bets(p: float) -> tuple[float, float, float, float, float]:
     "What one unit becomes under five bets, each 1 on average for uniform `p`: nothing, many or few high scores, some very high or very low ones."
     return 1.0, 1.5 - p, 0.5 + p, 0.5 / max(p, 1e-9) ** 0.5, 0.5 / max(1 - p, 1e-9) ** 0.5
 
-
+# %% ../../nbs/05_calibration/04_sequential.ipynb #950cd450
 class SequentialAlarm:
     "A conformal test martingale with a growing reference: rings ever with probability at most `alpha` while scores stay exchangeable."
 

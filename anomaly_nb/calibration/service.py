@@ -106,7 +106,7 @@ class History(BaseModel):
     count: int
     runs: list[HistoryRow]
 
-
+# %% ../../nbs/05_calibration/09_service.ipynb #4252b9c9
 class TrendRow(HistoryRow):
     "One run of a head with its evidence."
 

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['HISTORY', 'load_calibration', 'check_calibration', 'read_history', 'read_trend', 'promote_version', 'read_scores',
-           'CalibrationStore']
+           'is_due', 'query_table', 'CalibrationStore']
 
 # %% ../../nbs/05_calibration/08_store.ipynb #4703fb9d
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pandas as pd
 
 from .database import connect, transaction
 from .drift import METRICS
-from .jobs import drain_jobs, enqueue_retag, enqueue_run
+from .jobs import count_jobs, drain_jobs, enqueue_retag, enqueue_run
 from .runs import NotNow, UnknownHead, calibration_path, check_name, export_files, find_head, move_reference, repair_files, run_calibration, tag_scores
 from ..core.errors import DataError, check_file
 from ..core.files import read_json
@@ -139,6 +139,23 @@ def read_scores(
             out[column] = table[column].astype(str)
     return out.reset_index(drop=True)
 
+# %% ../../nbs/05_calibration/08_store.ipynb #9cfd2e5a
+def is_due(db: sqlite3.Connection, after: int | None) -> bool:
+    "Whether `after` new files have come since the last run; never, if that is None."
+    if after is None:
+        return False
+    last = db.execute("SELECT last_score FROM runs ORDER BY version DESC LIMIT 1").fetchone()
+    return db.execute("SELECT count(DISTINCT file_id) FROM scores WHERE id > ?", (last[0] if last else 0,)).fetchone()[0] >= after
+
+
+def query_table(db: sqlite3.Connection, query: str, values: Iterable[Any] = ()) -> pd.DataFrame:
+    "The answer to a read-only query. Raises `DataError`."
+    db.execute("PRAGMA query_only = ON")
+    try:
+        return pd.read_sql_query(query, db, params=list(values))
+    except (sqlite3.Error, pd.errors.DatabaseError) as e:
+        raise DataError(f"query refused: {e}") from None
+
 # %% ../../nbs/05_calibration/08_store.ipynb #e24b6c44
 class CalibrationStore:
     "Scores, calibration runs, references and decisions of many heads, in one folder; safe for several processes and threads."
@@ -149,82 +166,59 @@ class CalibrationStore:
         settings: Settings | None = None,  # thresholds, policy, window; None: the defaults
     ):
         self.root, self.settings = Path(root), settings or Settings()
-        with self._db():
-            pass
+        self.ask(lambda db: None)
 
-    @contextmanager
-    def _db(self) -> Iterator[sqlite3.Connection]:
-        "A connection for one call."
+    def ask(self, function: Callable[..., Any], *values: Any) -> Any:
+        "`function(db, *values)` on a connection of its own."
         with closing(connect(self.root / "calibration.sqlite")) as db:
-            yield db
+            return function(db, *values)
 
     def tag(self, model: str, head: str, files: Sequence[str], scores: np.ndarray, groups: Sequence[str] | None = None) -> int:
         "Add raw scores of one head and decide by its reference; returns how many were new. Raises `DataError`."
-        with self._db() as db:
-            added = tag_scores(db, model, head, files, scores, groups)
-            if added and self.settings.calibrate_heads and self.due:
-                enqueue_run(db)
+        added = self.ask(tag_scores, model, head, files, scores, groups)
+        if added and self.settings.calibrate_heads and self.due:
+            self.ask(enqueue_run)
         return added
 
     @property
     def due(self) -> bool:
         "Whether `calibration_auto_run_after` new files have come since the last run."
-        after = self.settings.calibration_auto_run_after
-        if after is None:
-            return False
-        with self._db() as db:
-            last = db.execute("SELECT last_score FROM runs ORDER BY version DESC LIMIT 1").fetchone()
-            new = db.execute("SELECT count(DISTINCT file_id) FROM scores WHERE id > ?", (last[0] if last else 0,)).fetchone()[0]
-        return new >= after
+        return self.ask(is_due, self.settings.calibration_auto_run_after)
 
     def run(self, wait: float = 0.0) -> dict[str, Any]:
         "Calibrate every head as the next version and compare it with its reference. Raises `RunInProgress`, or `DataError` in production mode or without scores."
         if not self.settings.calibrate_heads:
             raise DataError("calibration runs are for development: set calibrate_heads: true in config.yml")
-        with self._db() as db:
-            return run_calibration(db, self.root, self.settings, wait)
+        return self.ask(run_calibration, self.root, self.settings, wait)
 
     def promote(self, model: str, head: str, version: int | None = None, by: str = "person", reason: str = "") -> dict[str, Any]:
-        "Make a version the reference of a head; None takes the newest proposal. Raises `DataError`."
-        with self._db() as db:
-            return promote_version(db, self.root, model, head, version, by, reason)
+        "Make a version the reference of a head; None takes the newest proposal. Raises `UnknownHead` or `NotNow`."
+        return self.ask(promote_version, self.root, model, head, version, by, reason)
 
     def history(self, model: str | None = None, head: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
         "Runs of heads, newest first."
-        with self._db() as db:
-            return read_history(db, model, head, limit)
+        return self.ask(read_history, model, head, limit)
 
     def trend(self, model: str, head: str) -> list[dict[str, Any]]:
-        "One head's runs with intervals and reasons, oldest first. Raises `DataError` for an unknown head."
-        with self._db() as db:
-            return read_trend(db, model, head)
+        "One head's runs with intervals and reasons, oldest first. Raises `UnknownHead`."
+        return self.ask(read_trend, model, head)
 
     def retag_all(self) -> tuple[int, int]:
         "Put every tagged file in line for new decisions: how many were put in, how many wait."
-        with self._db() as db:
-            return enqueue_retag(db)
+        return self.ask(enqueue_retag)
 
     def jobs(self) -> dict[str, int]:
         "How many jobs are queued, leased, done and failed."
-        with self._db() as db:
-            states = dict(db.execute("SELECT state, count(*) FROM jobs GROUP BY state").fetchall())
-        return {state: states.get(state, 0) for state in ("queued", "leased", "done", "failed")}
+        return self.ask(count_jobs)
 
     def work(self, batch: int = 500, lease: float = 60.0, limit: int | None = None) -> dict[str, int]:
         "Drain the jobs: {done, failed, waiting}."
-        with self._db() as db:
-            return drain_jobs(db, lambda: self.run(wait=600), batch, lease, limit)
+        return self.ask(drain_jobs, lambda: self.run(wait=600), batch, lease, limit)
 
     def repair(self) -> dict[str, Any]:
         "Write every calibration file anew that differs from the database. Raises `DataError` if that is damaged."
-        with self._db() as db:
-            return repair_files(db, self.root)
+        return self.ask(repair_files, self.root)
 
     def table(self, query: str, values: Iterable[Any] = ()) -> pd.DataFrame:
         "The answer to a read-only SQL query, for questions nobody foresaw. Raises `DataError`."
-        with self._db() as db:
-            db.execute("PRAGMA query_only = ON")
-            try:
-                return pd.read_sql_query(query, db, params=list(values))
-            except (sqlite3.Error, pd.errors.DatabaseError) as e:
-                raise DataError(f"query refused: {e}") from None
+        return self.ask(query_table, query, values)

@@ -58,7 +58,7 @@ class Settings(BaseModel):
     calibration_drift_scale: Literal["auto", "unit", "reference"] = "auto"  # of the absolute shifts
     calibration_drift_alpha: float = Field(0.05, gt=0, lt=1)  # rate of false `unstable` verdicts of one run over all heads
     calibration_drift_correction: Literal["bh", "bonferroni", "none"] = "bh"  # over heads
-    calibration_drift_min_files: int = Field(50, ge=20)  # fewer: insufficient
+    calibration_drift_min_files: int = Field(50, ge=10)  # fewer: insufficient
     calibration_policy: Literal["auto", "review"] = "review"  # who moves a reference: the run itself, or a person
     calibration_window: Literal["new", "all"] | PositiveInt = "new"  # what a run calibrates on: files since the reference, all, or the last so many
     calibration_alpha: float = Field(0.05, gt=0, lt=1)  # rate of normal files flagged as anomalous
