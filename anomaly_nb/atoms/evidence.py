@@ -60,8 +60,8 @@ def log_absence(
     "Noisy-OR in log space: `sum_c log(1 - rho_ce p_tc)`."
     return _LogAbsence.apply(p.double(), rho.double())
 
-# %% ../../nbs/09_atoms/06_evidence.ipynb #cf2040c5
-PAIR_TERMS = 24  # the first term left out is below 0.25 ** 25 / 25
+# %% ../../nbs/09_atoms/06_evidence.ipynb #df531f63
+PAIR_TERMS = 24  # at most; the first term left out is then below 0.25 ** 25 / 25
 _BLOCK = 4096  # frames at a time, so that memory does not grow with the video
 
 
@@ -70,25 +70,31 @@ def _heavy(p: Tensor, rho: Tensor) -> Tensor:
     return rho * (p.amax(0)[:, None] if len(p) else rho.new_zeros(len(rho), 1)) > 0.5
 
 
-def _series_forward(p: Tensor, rho: Tensor) -> Tensor:
+def _terms(p: Tensor, rho: Tensor) -> int:
+    "How many terms reach double precision for the largest product of two atoms there is."
+    largest = float((rho * p.amax(0)[:, None]).max()) if p.numel() and rho.numel() else 0.0
+    return min(PAIR_TERMS, 1 + math.ceil(-37.0 / (2 * math.log(largest)))) if largest > 0 else 1
+
+
+def _series_forward(p: Tensor, rho: Tensor, terms: int) -> Tensor:
     "Power-sum series of all pairs."
     sums, pm, rm = [], p, rho
-    for _ in range(2 * PAIR_TERMS):
+    for _ in range(2 * terms):
         sums.append(pm @ rm)
         pm, rm = pm * p, rm * rho
     total = torch.zeros_like(sums[0])
-    for m in range(1, PAIR_TERMS + 1):
+    for m in range(1, terms + 1):
         total -= (sums[m - 1].square() - sums[2 * m - 1]) / (2 * m)
     return total.clamp(max=0.0)  # the difference of two equal sums may round above 0
 
 
-def _series_backward(p: Tensor, rho: Tensor, grad: Tensor, need_p: bool) -> tuple[Tensor | None, Tensor]:
+def _series_backward(p: Tensor, rho: Tensor, terms: int, grad: Tensor, need_p: bool) -> tuple[Tensor | None, Tensor]:
     "Gradients of the series with respect to presences and strengths."
     to_p, to_rho = torch.zeros_like(p) if need_p else None, torch.zeros_like(rho)
     before_p, before_r = torch.ones_like(p), torch.ones_like(rho)  # powers m - 1
-    for m in range(1, 2 * PAIR_TERMS + 1):
+    for m in range(1, 2 * terms + 1):
         pm, rm = before_p * p, before_r * rho
-        weight = -(pm @ rm) / m if m <= PAIR_TERMS else torch.zeros_like(grad)  # dL/dS_m
+        weight = -(pm @ rm) / m if m <= terms else torch.zeros_like(grad)  # dL/dS_m
         if m % 2 == 0:
             weight = weight + 1.0 / m
         weight = weight * grad * m
@@ -107,7 +113,8 @@ class _LogPairAbsence(torch.autograd.Function):
         ctx.save_for_backward(p, rho)
         heavy = _heavy(p, rho)
         light = rho.masked_fill(heavy, 0.0)
-        out = [_series_forward(block, light) for block in p.split(_BLOCK)]
+        ctx.terms = _terms(p, light)
+        out = [_series_forward(block, light, ctx.terms) for block in p.split(_BLOCK)]
         for block, total in zip(p.split(_BLOCK), out):
             for e in range(rho.shape[1]):
                 a, rest = block * rho[:, e], ~heavy[:, e]
@@ -124,7 +131,7 @@ class _LogPairAbsence(torch.autograd.Function):
         light = rho.masked_fill(heavy, 0.0)
         to_p, to_rho = [], torch.zeros_like(rho)
         for block, g in zip(p.split(_BLOCK), grad.split(_BLOCK)):
-            block_p, block_rho = _series_backward(block, light, g, need_p)
+            block_p, block_rho = _series_backward(block, light, ctx.terms, g, need_p)
             to_rho += block_rho.masked_fill(heavy, 0.0)
             for e in range(rho.shape[1]):
                 a, rest = block * rho[:, e], ~heavy[:, e]
