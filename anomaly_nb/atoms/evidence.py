@@ -70,6 +70,11 @@ def _heavy(p: Tensor, rho: Tensor) -> Tensor:
     return rho * (p.amax(0)[:, None] if len(p) else rho.new_zeros(len(rho), 1)) > 0.5
 
 
+def _heavy_first(heavy: Tensor) -> list[tuple[Tensor, int]]:
+    "Per event: the atoms with the heavy ones first, and how many those are."
+    return [(h.int().argsort(descending=True), int(h.sum())) for h in heavy.T]
+
+
 def _terms(p: Tensor, rho: Tensor) -> int:
     "How many terms reach double precision for the largest product of two atoms there is."
     largest = float((rho * p.amax(0)[:, None]).max()) if p.numel() and rho.numel() else 0.0
@@ -116,11 +121,10 @@ class _LogPairAbsence(torch.autograd.Function):
         ctx.terms = _terms(p, light)
         out = [_series_forward(block, light, ctx.terms) for block in p.split(_BLOCK)]
         for block, total in zip(p.split(_BLOCK), out):
-            for e in range(rho.shape[1]):
-                a, rest = block * rho[:, e], ~heavy[:, e]
-                for i in heavy[:, e].nonzero()[:, 0].tolist():
-                    total[:, e] += torch.log1p(-a[:, i : i + 1] * a[:, rest]).sum(1)
-                    rest[i] = True  # a later heavy atom meets this one once
+            for e, (order, n) in enumerate(_heavy_first(heavy)):
+                a = block[:, order] * rho[order, e]
+                for h in range(n):  # every pair with a heavy atom, once
+                    total[:, e] += torch.log1p(-a[:, h : h + 1] * a[:, h + 1 :]).sum(1)
         return torch.cat(out) if out else p.new_zeros(0, rho.shape[1])
 
     @staticmethod
@@ -133,19 +137,20 @@ class _LogPairAbsence(torch.autograd.Function):
         for block, g in zip(p.split(_BLOCK), grad.split(_BLOCK)):
             block_p, block_rho = _series_backward(block, light, ctx.terms, g, need_p)
             to_rho += block_rho.masked_fill(heavy, 0.0)
-            for e in range(rho.shape[1]):
-                a, rest = block * rho[:, e], ~heavy[:, e]
+            for e, (order, n) in enumerate(_heavy_first(heavy)):
+                if not n:
+                    continue
+                ordered = block[:, order]
+                a = ordered * rho[order, e]
                 slope = torch.zeros_like(a)  # dL/da
-                for i in heavy[:, e].nonzero()[:, 0].tolist():
-                    other = a[:, rest]
-                    common = -g[:, e : e + 1] / (1.0 - a[:, i : i + 1] * other)
-                    slope[:, i] += (common * other).sum(1)
-                    slope[:, rest] += common * a[:, i : i + 1]
-                    rest[i] = True
-                if heavy[:, e].any():
-                    to_rho[:, e] += (slope * block).sum(0)
-                    if block_p is not None:
-                        block_p += slope * rho[:, e]
+                for h in range(n):
+                    one, others = a[:, h : h + 1], a[:, h + 1 :]
+                    common = -g[:, e : e + 1] / (1.0 - one * others)
+                    slope[:, h] += (common * others).sum(1)
+                    slope[:, h + 1 :] += common * one
+                to_rho[order, e] += (slope * ordered).sum(0)
+                if block_p is not None:
+                    block_p[:, order] += slope * rho[order, e]
             if block_p is not None:
                 to_p.append(block_p)
         return (torch.cat(to_p) if to_p else None), to_rho
