@@ -136,11 +136,11 @@ def train_on_videos(
     warm: Sequence[nn.Parameter] = (),  # parameters that stand still during warm-up
     epochs: int = 60,  # passes over the videos
     warm_epochs: int = 5,  # length of the warm-up
-    learning_rate: float = 0.05,  # of Adam
+    learning_rate: float = 0.1,  # of Adam
     sparsity: float = 0.01,  # weight of `penalty()`
-    batch: int = 64,  # videos per step
+    batch: int = 32,  # videos per step
     validation: float = 0.2,  # share of videos held out
-    patience: int = 15,  # epochs without improvement before stopping
+    patience: int = 30,  # epochs without improvement before stopping
     random_state: int = 0,  # order of videos, split
 ) -> list[dict]:  # per epoch: loss, validation loss, mean gradient of the first parameter
     "Fit by Adam on video labels; leaves the best epoch's parameters in the model."
