@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -197,7 +197,8 @@ def caption_membership(
     "Which atoms each caption names, by name or by their words. Raises `DataError` when no caption names any."
     names = list(ontology.atoms)
     known = {" ".join(w.lower().split()): i for i, n in enumerate(names) for w in [*ontology.atoms[n].words, n]}
-    member, unknown = np.zeros((len(keys), len(names)), dtype=np.float32), {}
+    member = np.zeros((len(keys), len(names)), dtype=np.float32)
+    unknown: dict[str, None] = {}
     for t, key in enumerate(keys):
         for atom in captions[key].atoms:
             i = known.get(" ".join(atom.lower().split()))
@@ -206,5 +207,6 @@ def caption_membership(
             else:
                 member[t, i] = 1.0
     if unknown and not member.any():
-        raise DataError(f"no caption names an atom of ontology {ontology.name!r}; they say, for instance, {next(iter(unknown))!r}. Use the ontology they were made for, or add their words to it")
+        example = next(iter(unknown))
+        raise DataError(f"no caption names an atom of ontology {ontology.name!r}; they say, for instance, {example!r}. Use the ontology they were made for, or add their words to it")
     return member, list(unknown)

@@ -43,7 +43,8 @@ def presence_timeline(
             grid.axvline(t - 0.5, color="white", lw=1.0, ls=":")
         fig.colorbar(picture, ax=grid, label="presence", pad=0.01)
         if truth is not None:
-            line.fill_between(np.arange(len(p)), 0, 1, where=np.asarray(truth) > 0, step="mid", color=ANOMALOUS, alpha=0.35, lw=0, transform=line.get_xaxis_transform(), label="event")
+            on = np.asarray(truth) > 0
+            line.fill_between(np.arange(len(p)), 0, 1, where=on, step="mid", color=ANOMALOUS, alpha=0.35, lw=0, transform=line.get_xaxis_transform(), label="event")
         if score is not None:
             line.plot(np.asarray(score), color=THRESHOLD, lw=1.2, label="score")
         line.set(xlabel="frame", xlim=(-0.5, len(p) - 0.5))

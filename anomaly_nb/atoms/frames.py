@@ -29,7 +29,8 @@ def extract_frames(
     cv2 = require("cv2", "video")
     if not fps > 0:
         raise DataError(f"fps is {fps}; it must be positive")
-    path, written = check_file(video), []
+    path = check_file(video)
+    written: list[Path] = []
     capture = cv2.VideoCapture(str(path))
     try:
         if not capture.isOpened():
@@ -148,7 +149,8 @@ def read_labels(
             header = [cell.strip() for cell in rows.pop(0)[1]]
         for n, row in rows:
             if len(row) < 2 or (header and len(row) != len(header)) or any(cell.strip() not in ("0", "1") for cell in row[1:]):
-                raise DataError(f"{path}, line {n}: must be a frame and 0 or 1" + (f" in each of {len(header) - 1} columns" if len(header) > 2 else "") + f", not {','.join(row)!r}")
+                columns = f" in each of {len(header) - 1} columns" if len(header) > 2 else ""
+                raise DataError(f"{path}, line {n}: must be a frame and 0 or 1{columns}, not {','.join(row)!r}")
             key = frame_key(row[0])
             if key in label:
                 raise DataError(f"{path}, line {n}: frame {key!r} is labelled twice")
@@ -167,7 +169,8 @@ def cut_clips(
     "Cut videos into clips of equal length. Raises `DataError` for a length below 1."
     if length < 1:
         raise DataError(f"clip length is {length}; it must be at least 1 frame")
-    ids, seen, out = np.asarray(video), {}, []
+    ids, out = np.asarray(video), []
+    seen: dict[str, int] = {}
     total = dict(zip(*np.unique(ids, return_counts=True)))
     for v in ids:
         i = seen[v] = seen.get(v, -1) + 1

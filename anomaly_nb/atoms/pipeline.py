@@ -58,7 +58,7 @@ def measure_presence(
         lambda_atoms = lambda_resemble = 0.0
     seen_weight = 1.0 - lambda_atoms - lambda_resemble
     shape = (len(frames), len(ontology.atoms))
-    member, alike, unknown = torch.zeros(shape), torch.zeros(shape), []
+    member, alike = torch.zeros(shape), torch.zeros(shape)
     notes: dict[str, Any] = {"lambda_atoms": lambda_atoms, "lambda_resemble": lambda_resemble}
     if captions is not None:
         named, unknown = caption_membership(captions, frames.keys, ontology)
@@ -267,7 +267,8 @@ def load_manifest(
         else:
             labels.append(video_labels(run.labels, ids))
         video.append(np.array([f"{name}/{v}" for v in ids]) if len(runs) > 1 else ids)
-    whole = TrainingSet(torch.cat([r.pbar for r in runs]), np.concatenate(video), np.concatenate(labels), np.concatenate([r.labels for r in runs]), runs[0].atoms, runs[0].events, runs[0].mask)
+    frame_labels = np.concatenate([r.labels for r in runs])
+    whole = TrainingSet(torch.cat([r.pbar for r in runs]), np.concatenate(video), np.concatenate(labels), frame_labels, runs[0].atoms, runs[0].events, runs[0].mask)
     return whole if videos is None else select_videos(whole, videos)
 
 

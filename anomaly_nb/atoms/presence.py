@@ -121,7 +121,7 @@ def image_embeddings(
     "Embeddings of all frames, video by video, read from the cache where they are there already."
     ids, out = np.asarray(video), []
     for v in dict.fromkeys(ids.tolist()):
-        own = [paths[i] for i in np.flatnonzero(ids == v)]
+        own = [paths[i] for i in np.flatnonzero(ids == v).tolist()]
         if cache is None:
             out.append(clip.encode_images(own, batch))
             continue

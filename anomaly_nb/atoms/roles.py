@@ -32,6 +32,8 @@ KINDS = ("direct", "indirect", "counter")
 class RoleModel(nn.Module):
     "Direct, indirect and counter strengths of every atom for every event, and the frame logits that follow."
 
+    mask: Tensor
+
     def __init__(
         self,
         n_atoms: int,  # C
@@ -61,7 +63,8 @@ class RoleModel(nn.Module):
 
     def evidence(self, p: Tensor) -> Evidence:
         "Logits of the three kinds of evidence for presences `p` (T, C)."
-        return evidence(p, *self.roles(), leak=self.leak)
+        direct, indirect, counter = self.roles()
+        return evidence(p, direct, indirect, counter, self.leak)
 
     def forward(self, p: Tensor) -> Tensor:
         "(T, E) frame logits, float64, for presences `p` (T, C) in [0, 1]."
@@ -126,9 +129,9 @@ def check_labels(
             raise DataError(f"event {name!r}: {what} video has it; its roles cannot be learned, leave the event out or add videos")
     return y
 
-
+# %% ../../nbs/09_atoms/08_roles.ipynb #66c16d09
 def train_on_videos(
-    model: nn.Module,  # (T, C) -> (T, E) logits, with `.bias` (E,), `.penalty()`
+    model: Any,  # nn.Module: (T, C) -> (T, E) logits, with `.bias` (E,), `.penalty()`
     p: Tensor,  # (T, C) presences, videos end to end
     lengths: Sequence[int],  # frames of each video
     labels: Tensor,  # (N, E) float64
@@ -182,7 +185,7 @@ def train_on_videos(
     return history
 
 
-def _start_at_base_rate(model: nn.Module, p: Tensor, lengths: Sequence[int], labels: Tensor, pool: Callable) -> None:
+def _start_at_base_rate(model: Any, p: Tensor, lengths: Sequence[int], labels: Tensor, pool: Callable) -> None:
     "Shift the bias, by bisection, until the mean video probability is the share of positive videos."
     with torch.no_grad():
         z, rate = model(p), labels.mean(0)

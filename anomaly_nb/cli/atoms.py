@@ -98,7 +98,8 @@ def run_command(
         frames_root, labels_csv, out_dir, window, delta, kappa, delta_quantile, ontology, qwen_json, dry_caption, calibration, events_csv,
         lambda_atoms=lambda_atoms, lambda_resemble=lambda_resemble, model=model, pretrained=pretrained, calibrate=calibrate, cache=cache_dir, device=device,
     )
-    typer.echo(f"{about['frames']} frames of {about['videos']} videos, {len(about['atoms'])} atoms; delta {about['delta']:.3g}, {about['boundaries']:.1%} of frames start a segment")
+    typer.echo(f"{about['frames']} frames of {about['videos']} videos, {len(about['atoms'])} atoms")
+    typer.echo(f"delta {about['delta']:.3g}: {about['boundaries']:.1%} of frames start a segment")
     unknown = about.get("captions_unknown_atoms", [])
     if unknown:
         typer.echo(f"captions name atoms the ontology does not know, for instance {', '.join(unknown[:3])}")
