@@ -208,5 +208,5 @@ def caption_membership(
                 member[t, i] = 1.0
     if unknown and not member.any():
         example = next(iter(unknown))
-        raise DataError(f"no caption names an atom of ontology {ontology.name!r}; they say, for instance, {example!r}. Use the ontology they were made for, or add their words to it")
+        raise DataError(f"no caption names an atom of ontology {ontology.name!r}; they say, for instance, {example!r}; use the ontology they were made for, or add words to it")
     return member, list(unknown)
