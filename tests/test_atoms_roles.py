@@ -114,12 +114,10 @@ def test_cost_of_a_long_video_set():
     segments = time.perf_counter() - start
     video = np.repeat(np.arange(100), 200)
     labels = (np.random.default_rng(0).random((100, 6)) < 0.5).astype(int)
-    start = time.perf_counter()
-    fit_roles(pbar, video, labels, epochs=1, seeds=1, freeze_bias_epochs=0)
-    base = time.perf_counter() - start
+    fit_roles(pbar, video, labels, epochs=1, seeds=1, freeze_bias_epochs=0)  # warms up threads and allocator
     start = time.perf_counter()
     fit_roles(pbar, video, labels, epochs=3, seeds=1, freeze_bias_epochs=0)
-    epoch = (time.perf_counter() - start - base) / 2
+    epoch = (time.perf_counter() - start) / 3  # an upper bound: holds the start of the bias and validation too
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"\nsegments {segments:.3f} s, epoch {epoch:.2f} s, peak memory of the process {memory:.2f} GB")
     assert segments < 1 and epoch < 2 and memory < 1
