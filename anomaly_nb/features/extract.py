@@ -71,13 +71,13 @@ def extract_features(
     "Features of every picture in `index`, in its order. Raises `DataError` for a damaged picture, mixed grids or an empty index."
     if len(index) == 0:
         raise DataError("the index is empty; there is nothing to extract")
-    patches, vectors, grid, done = np.empty(0), [], (0, 0), 0
+    patches, vectors, patch_hw, done = np.empty(0), [], (0, 0), 0
     with progress(desc=f"features, {backbone.spec.name}", total=len(index), unit="picture") as bar:
         for found, grid, cls in feature_batches(index["image_path"].tolist(), backbone, batch_size):
             if done == 0:
-                patches = np.empty((len(index), *found.shape[1:]), dtype)
+                patches, patch_hw = np.empty((len(index), *found.shape[1:]), dtype), grid
             patches[done : done + len(found)] = store_as(dtype, found)
             vectors.append(cls.astype(np.float32))
             done += len(found)
             bar.update(len(found))
-    return FeatureSet(patches, grid, index, np.concatenate(vectors), backbone.spec.to_dict())
+    return FeatureSet(patches, patch_hw, index, np.concatenate(vectors), backbone.spec.to_dict())
