@@ -33,16 +33,20 @@ def run(*command, **kwargs):
     return done.stdout
 
 
+def unwanted(name):
+    "What runs leave in `data/`, which is no part of the source."
+    return ["samples*", "features*", "featurebanks", "calibrations", "scores"] if name == "data" else []
+
+
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
     "A new environment with nothing but the wheel and what it requires."
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".venv", ".git", "figures", "data", "__pycache__", "*.egg-info", ".*_cache"))
-    (source / "data").mkdir(exist_ok=True)
-    for kept in (ROOT / "data").glob("*"):
-        if kept.is_file():
-            shutil.copy(kept, source / "data")
+    for name in ("anomaly_nb", "nbs", "data"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", *unwanted(name), ".ipynb_checkpoints"))
+    for name in ("setup.py", "settings.ini", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
     run(sys.executable, "-m", "venv", folder / "venv")
     python = folder / "venv" / "bin" / "python"

@@ -132,7 +132,7 @@ def _stroke(rng: np.random.Generator, area: np.ndarray, length: float, width: fl
         y, x = y + np.sin(heading), x + np.cos(heading)
     return np.clip(width + 0.5 - ndimage.distance_transform_edt(dots), 0, 1) * area
 
-
+# %% ../../nbs/02_data/02_samples.ipynb #48c46d75
 def add_scratch(rng: np.random.Generator, picture: np.ndarray, area: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "A thin light line, almost straight."
     line = _stroke(rng, area, area.shape[0] * rng.uniform(0.3, 0.6), rng.uniform(0.8, 1.5), 0.03)
@@ -159,7 +159,7 @@ def add_stain(rng: np.random.Generator, picture: np.ndarray, area: np.ndarray) -
     tint = np.array([1.15, 0.85, 0.45]) if rng.uniform() < 0.5 else np.array([0.6, 0.8, 1.2])
     return picture * (1 + 0.6 * cloud[..., None] * (tint - 1)), cloud > 0.25
 
-
+# %% ../../nbs/02_data/02_samples.ipynb #71197443
 def add_crack(rng: np.random.Generator, picture: np.ndarray, area: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "A jagged dark line with a branch."
     size = area.shape[0]

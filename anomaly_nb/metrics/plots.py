@@ -147,7 +147,7 @@ def plot_score_densities(
     y_true: Any,  # (n,) labels; or a ScoreHistogram, then without y_score
     y_score: np.ndarray | None = None,  # (n,) higher = more anomalous
     threshold: float | None = None,  # drawn as a dashed line
-    bins: int = 80,  # of equal width
+    bins: int | None = None,  # of equal width; None: more for more scores, 10 to 80
     log: bool = False,  # logarithmic density
     ax: Axes | None = None,  # where to draw; None = a new figure
 ) -> Figure:
@@ -158,7 +158,8 @@ def plot_score_densities(
     else:
         truth, value = check_labels_and_scores(y_true, y_score)
         groups = (~truth).astype(int), truth.astype(int)
-    ax, edges = _axes(ax), np.histogram_bin_edges(value, bins)
+    count = int(min(groups[0].sum(), groups[1].sum()))
+    ax, edges = _axes(ax), np.histogram_bin_edges(value, bins or int(np.clip(2 * np.sqrt(count), 10, 80)))
     for name, weight, color in zip(("normal", "anomalous"), groups, (NORMAL, ANOMALOUS)):
         density, _ = np.histogram(value, edges, weights=weight, density=True)
         ax.stairs(density, edges, fill=not log, alpha=1 if log else 0.55, color=color, label=f"{name} ({int(weight.sum()):,})")

@@ -128,8 +128,9 @@ def run_inputs(
     cells = [(c["cell_type"], "".join(c["source"])) for c in read_json(template)["cells"]]
     inputs = {"template": sha256_json(cells), "library": sha256_json([[p.name, sha256_file(p)] for p in sorted(library.rglob("*.py"))])}
     for name, value in parameters.items():
-        if isinstance(value, str) and value and name not in outputs and Path(value).exists():
-            inputs[name] = tree_digest(value)
+        paths = [p.strip() for p in value.split(",")] if isinstance(value, str) and name not in outputs else []
+        if found := [tree_digest(p) for p in paths if p and Path(p).exists()]:
+            inputs[name] = found[0] if len(found) == 1 else sha256_json(found)
     return inputs
 
 # %% ../../nbs/10_reports/02_run.ipynb #6dc91824
@@ -158,7 +159,7 @@ class Run:
 class ReportError(RuntimeError):
     "A report that failed; the message names its page, which shows how far it came."
 
-
+# %% ../../nbs/10_reports/02_run.ipynb #b90173f6
 def run_report(
     template: str | Path,  # name of a report, or path of a notebook
     parameters: Mapping[str, Any] | None = None,  # those that differ from the defaults
@@ -197,7 +198,7 @@ def run_report(
         raise ReportError(f"report {path.stem} failed: {record['error']}; see {run.page}")
     return run
 
-
+# %% ../../nbs/10_reports/02_run.ipynb #e81a2e5d
 def _finished(folder: Path, run_id: str) -> Run | None:
     "The run that is already in `folder`, if it is this one and succeeded."
     try:

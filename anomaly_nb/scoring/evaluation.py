@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..core.errors import DataError
 from ..data.index import read_mask
-from ..metrics import ScoreHistogram, aupro, average_precision, fpr_at_tpr, roc_auc
+from ..metrics import ScoreHistogram, aupro, average_precision, bootstrap_interval, fpr_at_tpr, roc_auc
 from .thresholds import Threshold
 
 # %% ../../nbs/06_scoring/03_evaluation.ipynb #d57cb8b1
@@ -22,14 +22,17 @@ def image_metrics(
     y_score: np.ndarray,  # (n,)
     threshold: Threshold,
 ) -> dict[str, float]:  # empty where there is one class only
-    "Ranking metrics of the scores and decision metrics of the threshold."
+    "Ranking metrics of the scores (AUROC with its 95 % bootstrap interval over pictures) and decision metrics of the threshold."
     truth = np.asarray(y_true).astype(bool)
     if truth.all() or not truth.any():
         return {}
     called = threshold.predict(y_score)
     tp, fp, fn = int((called & truth).sum()), int((called & ~truth).sum()), int((~called & truth).sum())
+    auroc = bootstrap_interval(roc_auc, truth, np.asarray(y_score))
     return {
-        "image_auroc": roc_auc(truth, y_score),
+        "image_auroc": auroc.value,
+        "image_auroc_low": auroc.low,
+        "image_auroc_high": auroc.high,
         "image_ap": average_precision(truth, y_score),
         "image_fpr95": fpr_at_tpr(truth, y_score, 0.95),
         "f1": 2 * tp / (2 * tp + fp + fn),

@@ -1,0 +1,86 @@
+"Leave-one-group-out distances against a float64 brute force, over sizes, groups, metrics and hard values."
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anomaly_nb.calibration.leave_one_out import kth_neighbour_distances, leave_one_group_out_distances
+from anomaly_nb.core.errors import DataError
+
+
+def brute_force(features, groups, k, metric="sqeuclidean"):
+    x = np.asarray(features, np.float64)
+    if metric == "cosine":
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    out = np.empty(len(x))
+    for i, row in enumerate(x):
+        foreign = ((x[groups != groups[i]] - row) ** 2).sum(1)
+        out[i] = np.sort(foreign)[k - 1]
+    return np.sqrt(out) if metric == "euclidean" else out / 2 if metric == "cosine" else out
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=2, max_size=8),
+    k=st.integers(1, 4),
+    dimensions=st.integers(1, 40),
+    metric=st.sampled_from(["sqeuclidean", "euclidean", "cosine"]),
+    offset=st.sampled_from([0.0, 1.0, 1e3]),
+    seed=st.integers(0, 10**6),
+)
+def test_ragged_groups(sizes, k, dimensions, metric, offset, seed):
+    rng = np.random.default_rng(seed)
+    groups = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    features = (rng.normal(size=(len(groups), dimensions)) + offset).astype(np.float32)
+    if len(groups) - max(sizes) < k:
+        with pytest.raises(DataError, match="objects outside it"):
+            leave_one_group_out_distances(features, groups, k, metric)
+        return
+    found = leave_one_group_out_distances(features, groups, k, metric)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, brute_force(features, groups, k, metric), rtol=1e-5, atol=1e-12 if metric != "euclidean" else 1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_many_blocks_and_duplicates(scale):
+    rng = np.random.default_rng(1)
+    groups = rng.integers(0, 23, 5000)
+    features = (rng.normal(size=(5000, 24)) * scale + 5 * scale).astype(np.float32)
+    features[1000:2000] = features[:1000]  # exact copies in other videos
+    features[2000:2500] = features[:500] + 1e-5 * scale
+    found = leave_one_group_out_distances(features, groups, 2)
+    np.testing.assert_allclose(found, brute_force(features, groups, 2), rtol=1e-6)
+
+
+def test_all_the_same_and_one_object_groups():
+    same = np.full((300, 8), 7.5, np.float32)
+    assert (leave_one_group_out_distances(same, np.arange(300) % 3) == 0).all()
+    x = np.random.default_rng(0).normal(size=(50, 6))
+    np.testing.assert_allclose(leave_one_group_out_distances(x, np.arange(50), 3), brute_force(x, np.arange(50), 3), rtol=1e-6)
+
+
+def test_names_as_groups_and_float64_kept():
+    x = np.random.default_rng(0).normal(size=(60, 5)) * 1e-9 + 1e3  # lost in single precision
+    names = np.repeat(["a", "b", "c"], 20)
+    np.testing.assert_allclose(leave_one_group_out_distances(x, names, 2), brute_force(x, names, 2), rtol=1e-5)
+
+
+def test_empty_and_single_group():
+    assert leave_one_group_out_distances(np.zeros((0, 4)), np.zeros(0, int)).shape == (0,)
+    with pytest.raises(DataError, match="group one: 0 objects outside it"):
+        leave_one_group_out_distances(np.zeros((5, 4)), np.array(["one"] * 5))
+
+
+@pytest.mark.parametrize("bad, words", [(np.full((4, 2), np.nan), "NaN"), (np.zeros(4), "must be"), (np.zeros((4, 2)), "all zeros")])
+def test_bad_values(bad, words):
+    with pytest.raises(DataError, match=words):
+        leave_one_group_out_distances(bad, np.array([0, 0, 1, 1]), 1, "cosine")
+
+
+def test_queries_and_groups_agree():
+    rng = np.random.default_rng(2)
+    x, groups = rng.normal(size=(700, 33)).astype(np.float32), np.repeat(np.arange(7), 100)
+    whole = leave_one_group_out_distances(x, groups)
+    for g in range(7):
+        np.testing.assert_array_equal(whole[groups == g], kth_neighbour_distances(x[groups == g], x[groups != g]))

@@ -1,0 +1,393 @@
+"The calibration store under kills, several writers, creep, surges and odd input (ANOMALY_NB_SLOW=1 for full size)."
+
+import json
+import multiprocessing
+import os
+import signal
+import sqlite3
+import threading
+import time
+from contextlib import closing
+from hashlib import sha256
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from anomaly_nb.calibration.drift import METRICS
+from anomaly_nb.calibration.jobs import ATTEMPTS
+from anomaly_nb.calibration.runs import RunInProgress, run_calibration
+from anomaly_nb.calibration.sequential import SequentialAlarm
+from anomaly_nb.calibration.store import CalibrationStore, load_calibration
+from anomaly_nb.core.files import locked
+from anomaly_nb.core.settings import Settings
+
+SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
+FORK = multiprocessing.get_context("fork")
+DEV = Settings(calibrate_heads=True)
+
+
+def names(prefix, n):
+    return [f"{prefix}_{i:05}.png" for i in range(n)]
+
+
+def rows(store, query, *values):
+    with closing(sqlite3.connect(store.root / "calibration.sqlite")) as db:
+        return db.execute(query, values).fetchall()
+
+
+def check_files(store, settled, since=0.0):
+    "Every file written `since` parses and is what the database holds; if `settled`, every row has its file and references are today's."
+    payload = {(m, h, v): p for m, h, v, p in rows(store, "SELECT model_name, head_name, version, payload FROM calibration_runs WHERE payload IS NOT NULL")}
+    reference = {(m, h): v for m, h, v in rows(store, "SELECT model_name, head_name, reference_version FROM heads")}
+    seen = set()
+    for path in store.root.glob("*/heads/*-calibration*.json"):
+        if path.stat().st_mtime < since:
+            continue
+        content = json.loads(path.read_text())
+        key = content["model_name"], content["head_name"], content["version"]
+        assert path.read_text() == payload[key], path
+        seen.add((path.parent.parent.name, path.name))
+        if settled and "-v" not in path.name:
+            assert content["version"] == reference[key[:2]], path
+    if settled:
+        assert seen == {(m, f"{h}-calibration-v{v}.json") for m, h, v in payload} | {(m, f"{h}-calibration.json") for (m, h), v in reference.items() if v}
+    for (model, head), version in reference.items():
+        assert version is None or (model, head, version) in payload, "the reference names no complete run"
+
+
+def check_versions(store):
+    "Versions are 1..n without gaps, and every run holds each head once."
+    versions = [v for (v,) in rows(store, "SELECT version FROM runs ORDER BY version")]
+    assert versions == list(range(1, len(versions) + 1))
+    for version, heads, distinct, report in rows(
+        store, "SELECT r.version, count(*), count(DISTINCT c.model_name || '/' || c.head_name), r.report FROM runs r JOIN calibration_runs c USING (version) GROUP BY version"
+    ):
+        assert heads == distinct == json.loads(report)["summary"]["total_heads"] and json.loads(report)["version"] == version
+    assert len(rows(store, "SELECT DISTINCT version FROM calibration_runs")) == len(versions)
+    assert rows(store, "PRAGMA integrity_check") == [("ok",)]
+    return len(versions)
+
+
+def live(root, seed):
+    "Everything the store does, over and over, until killed."
+    rng = np.random.default_rng(seed)
+    store = CalibrationStore(root, DEV.model_copy(update={"calibration_policy": "auto", "calibration_drift_min_files": 20}))
+    turn = 0
+    while True:
+        for head in ("leather", "grid", "wood"):
+            store.tag("net", head, names(f"{seed}_{turn}", 25), rng.gamma(4 + turn % 3, size=25))
+        store.run(wait=60)
+        store.retag_all()
+        store.work(batch=10, lease=0.05)
+        turn += 1
+
+
+def test_kills_at_random_moments(tmp_path):
+    kills, rng = (200 if SLOW else 12), np.random.default_rng(0)
+    store = CalibrationStore(tmp_path, DEV)
+    with closing(sqlite3.connect(tmp_path / "calibration.sqlite")) as db:  # a witness of every decision that a job has made
+        db.executescript(
+            "CREATE TABLE effects (job_id, head_id, file_id); CREATE TRIGGER witness AFTER INSERT ON tags WHEN NEW.job_id IS NOT NULL "
+            "BEGIN INSERT INTO effects VALUES (NEW.job_id, NEW.head_id, NEW.file_id); END;"
+        )
+    unsettled, total = 0, 0
+    for i in range(kills):
+        child = FORK.Process(target=live, args=(tmp_path, i))
+        began = time.time() - 1
+        child.start()
+        time.sleep(rng.uniform(0.01, 0.5))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        check_files(store, settled=False, since=began)
+        unsettled += bool(rows(store, "SELECT 1 FROM calibration_runs WHERE exported = 0 AND payload IS NOT NULL"))
+        jobs = rows(store, "SELECT count(*) FROM jobs")[0][0]
+        assert jobs >= total
+        total = jobs
+    interrupted = store.repair()["written"]
+    time.sleep(0.1)
+    store.work(lease=0.05)
+    check_files(store, settled=True)
+    versions = check_versions(store)
+    assert rows(store, "SELECT state, count(*) FROM jobs GROUP BY state") == [("done", total)], f"attempts allowed: {ATTEMPTS}"
+    assert rows(store, "SELECT 1 FROM effects GROUP BY job_id, head_id HAVING count(*) > 1") == []
+    missing = "SELECT count(*) FROM jobs j JOIN (SELECT DISTINCT head_id, file_id FROM scores) s ON s.file_id = j.file_id LEFT JOIN effects e ON e.job_id = j.id AND e.head_id = s.head_id WHERE j.kind = 'retag' AND e.job_id IS NULL"
+    late = rows(store, missing)[0][0]  # files whose third head was only scored after the job: at most one batch of each life
+    print(f"{kills} kills: {versions} runs, {total} jobs all done once; files owing after {unsettled} kills, {len(interrupted)} of them at the end, {late} late heads")
+    assert late <= 2 * 25 * kills and versions >= kills / 4
+    assert rows(store, "SELECT count(*) FROM tags t JOIN scores s ON s.head_id = t.head_id AND s.file_id = t.file_id WHERE t.score != s.score") == [(0,)]
+
+
+def many_runs(root, who, runs, out):
+    rng, got = np.random.default_rng(who), []
+    store = CalibrationStore(root, DEV.model_copy(update={"calibration_policy": "auto", "calibration_drift_min_files": 20}))
+    for i in range(runs):
+        store.tag("net", f"head_{i % 2}", names(f"{who}_{i}", 25), rng.gamma(4, size=25))
+        got.append(store.run(wait=120)["version"])
+    out.put(got)
+
+
+def test_two_processes_make_many_runs(tmp_path):
+    runs = 500 if SLOW else 12
+    out, started = FORK.Queue(), time.time()
+    workers = [FORK.Process(target=many_runs, args=(tmp_path, who, runs, out)) for who in (1, 2)]
+    for w in workers:
+        w.start()
+    got = [out.get(timeout=1200) for _ in workers]
+    for w in workers:
+        w.join()
+        assert w.exitcode == 0
+    store = CalibrationStore(tmp_path, DEV)
+    versions = check_versions(store)
+    assert set(got[0]) | set(got[1]) == set(range(1, versions + 1))
+    check_files(store, settled=True)
+    assert all(a < b for a, b in zip(got[0], got[0][1:])) and all(a < b for a, b in zip(got[1], got[1][1:]))
+    print(f"2 x {runs} runs: {versions} versions in {time.time() - started:.0f} s, files and rows agree")
+    assert rows(store, "SELECT count(*) FROM scores") == [(2 * runs * 25,)]
+
+
+def test_migration_by_many_at_once(tmp_path):
+    errors = []
+
+    def start():
+        try:
+            CalibrationStore(tmp_path, DEV)
+        except Exception as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=start) for _ in range(16)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not errors and rows(CalibrationStore(tmp_path), "PRAGMA user_version") == [(1,)]
+
+
+def test_twenty_runs_of_small_creep_end_in_an_alarm(tmp_path):
+    "0.03 standard deviations a run: no run differs much from the one before, but the reference stays pinned."
+    repeats, first = (20 if SLOW else 1), []
+    for repeat in range(repeats):
+        rng = np.random.default_rng(repeat)
+        store = CalibrationStore(tmp_path / str(repeat), DEV)
+        store.tag("net", "creep", names("r", 500), rng.normal(10, 1, 500))
+        store.tag("net", "calm", names("r", 500), rng.normal(10, 1, 500))
+        store.run()
+        for i in range(1, 21):
+            store.tag("net", "creep", names(i, 200), rng.normal(10 + 0.03 * i, 1, 200))
+            store.tag("net", "calm", names(i, 200), rng.normal(10, 1, 200))
+            report = store.run()
+        trend = store.trend("net", "creep")[1:]
+        first.append(next((r["version"] for r in trend if r["verdict"] == "unstable" or r["alarm"]["rung"]), 99))
+        assert trend[-1]["verdict"] == "unstable" or trend[-1]["alarm"]["rung"]
+        assert report["reference_updates"]["net/creep"] == "proposed" and rows(store, "SELECT DISTINCT reference_version FROM heads") == [(1,)]
+    print(f"creep of 0.03 sd a run, 200 files a run: alarm in {repeats} of {repeats}, at run {sorted(first)}")
+
+
+@pytest.mark.parametrize("policy, after", [("review", 1), ("auto", 2)])
+def test_a_surge_of_defects_and_who_moves_the_reference(tmp_path, policy, after):
+    rng = np.random.default_rng(1)
+    store = CalibrationStore(tmp_path, DEV.model_copy(update={"calibration_policy": policy}))
+    store.tag("net", "leather", names("a", 400), rng.gamma(4, size=400))
+    store.run()
+    before = load_calibration(tmp_path, "net", "leather")
+    store.tag("net", "leather", names("b", 400), np.where(rng.random(400) < 0.3, 15, 0) + rng.gamma(4, size=400))
+    report = store.run()["heads"]["net/leather"]
+    assert report["verdict"] == "unstable" and report["is_stable"] is False
+    assert load_calibration(tmp_path, "net", "leather")["version"] == after
+    for i in range(5):  # and not by persistence either
+        store.tag("net", "leather", names(f"c{i}", 100), np.where(rng.random(100) < 0.3, 15, 0) + rng.gamma(4, size=100))
+        assert store.run()["reference_updates"]["net/leather"] == ("proposed" if policy == "review" else (store.history()[0]["is_stable"] and "kept") or "updated")
+    if policy == "review":
+        assert load_calibration(tmp_path, "net", "leather") == before
+        assert store.promote("net", "leather")["to_version"] == 7 and load_calibration(tmp_path, "net", "leather")["version"] == 7
+        assert store.promote("net", "leather", 1)["from_version"] == 7 and load_calibration(tmp_path, "net", "leather") == before
+
+
+@pytest.mark.parametrize("n", [60, 300])
+def test_the_sequential_alarm_ever_rings_at_most_at_its_rate(n):
+    streams, length, alpha = (2000, 1000, 0.05) if SLOW else (60, 400, 0.05)
+    rng = np.random.default_rng(n)
+    rung = sum(SequentialAlarm(alpha, random_state=i).fit(rng.gamma(2, size=n)).update(rng.gamma(2, size=length)).alarm_ for i in range(streams))
+    print(f"sequential alarm, reference {n}, {length} scores: rang in {rung / streams:.2%} of {streams} streams (stated {alpha:.0%})")
+    assert rung <= binom.ppf(0.999, streams, alpha)
+
+
+def test_is_stable_and_rows_are_as_specified(tmp_path):
+    rng = np.random.default_rng(2)
+    store = CalibrationStore(tmp_path, DEV.model_copy(update={"calibration_window": "all"}))
+    first, more = rng.random(1000), rng.random(1000)
+    store.tag("effnet", "mood_happy", names("a", 1000), first)
+    one = store.run()
+    store.tag("effnet", "mood_happy", names("b", 1000), more)
+    two = store.run()
+    row = store.history()[0]
+    assert list(row)[:17] == ["id", "model_name", "head_name", "version", "file_count", "timestamp", "p5", "p95", "range", "reference_version", *METRICS, "is_stable"]
+    both = np.r_[first, more]
+    assert row["file_count"] == 2000 and two["library_size"] == 2000 and row["reference_version"] == 1 and isinstance(row["is_stable"], bool)
+    assert (row["p5"], row["p95"]) == tuple(np.quantile(both, [0.05, 0.95])) and row["range"] == pytest.approx(row["p95"] - row["p5"])
+    assert row["apd_p5"] == pytest.approx(abs(np.quantile(both, 0.05) - np.quantile(first, 0.05)), abs=1e-12)
+    body = two["heads"]["effnet/mood_happy"]
+    assert body["is_stable"] == all(body["drift_metrics"][m] < t for m, t in zip(METRICS, [0.01, 0.01, 0.05, 0.1, 0.05, 0.1]))
+    assert one["heads"]["effnet/mood_happy"]["labels"]["anomalous"]["method"] == "minmax" and one["reference_updates"] == {"effnet/mood_happy": "updated"}
+    assert two["saved_files"]["effnet/mood_happy"].endswith("/effnet/heads/mood_happy-calibration-v2.json")
+
+
+def test_windows(tmp_path):
+    rng = np.random.default_rng(3)
+    scores = rng.random((4, 100))
+    counts = {}
+    for window in ("new", "all", 120):
+        store = CalibrationStore(tmp_path / str(window), DEV.model_copy(update={"calibration_window": window}))
+        for i in range(4):
+            store.tag("net", "h", names(i, 100), scores[i])
+            store.run()
+        counts[window] = [r["file_count"] for r in store.history()][::-1]
+    assert counts == {"new": [100, 100, 200, 300], "all": [100, 200, 300, 400], 120: [100, 100, 120, 120]}
+
+
+def test_heads_that_cannot_be_judged(tmp_path):
+    rng = np.random.default_rng(4)
+    store = CalibrationStore(tmp_path, DEV)
+    store.tag("net", "few", names("a", 10), rng.random(10))
+    store.tag("net", "constant", names("a", 200), np.full(200, 0.5))
+    store.tag("net", "tied", names("a", 200), rng.random(200).round(1))
+    store.tag("net", "good", names("a", 200), rng.random(200))
+    one = store.run()
+    assert {k: b["verdict"] for k, b in one["heads"].items()} == {"net/few": "insufficient", "net/constant": "insufficient", "net/tied": "insufficient", "net/good": "unstable"}
+    assert one["reference_updates"]["net/few"] == one["reference_updates"]["net/constant"] == "none" and one["reference_updates"]["net/good"] == "updated"
+    assert not any(b["is_stable"] for b in one["heads"].values())
+    store.tag("net", "few", names("b", 90), rng.random(90))
+    two = store.run()
+    assert two["reference_updates"]["net/few"] == "updated"
+    assert two["heads"]["net/good"]["verdict"] == "insufficient" and "no files since version 1" in two["heads"]["net/good"]["reason"]
+    assert not any(b["is_stable"] for b in two["heads"].values())
+    check_files(store, settled=True)
+    with pytest.raises(ValueError, match="holds no calibration"):
+        store.promote("net", "constant", 1)
+    with pytest.raises(ValueError, match="nothing is tagged yet"):
+        CalibrationStore(tmp_path / "empty", DEV).run()
+
+
+def test_groups_are_counted_as_groups(tmp_path):
+    rng = np.random.default_rng(5)
+    videos = lambda k, v: (np.repeat(rng.normal(size=v), 50) * 1.5 + rng.normal(size=v * 50), [f"{k}{i}" for i in range(v) for _ in range(50)])
+    store = CalibrationStore(tmp_path, DEV)
+    for k in "ab":
+        scores, groups = videos(k, 20)
+        store.tag("net", "video", names(k, 1000), scores, groups)
+        store.tag("net", "naive", names(k, 1000), scores)
+        report = store.run()["heads"]
+    assert report["net/naive"]["verdict"] == "unstable" and report["net/video"]["verdict"] == "inconclusive"
+    assert report["net/video"]["alarm"]["watched"] == 19
+
+
+def test_own_limits_change_one_head_only(tmp_path):
+    rng = np.random.default_rng(6)
+    wide = {"net/wide": {"apd": 2, "srd": 2, "jsd": 0.9, "median": 2, "iqr": 2}}
+    store = CalibrationStore(tmp_path, Settings.model_validate({"calibrate_heads": True, "calibration_drift_heads": wide}))
+    for i, shift in enumerate((0, 0.3)):
+        for head in ("wide", "plain"):
+            store.tag("net", head, names(i, 300), rng.random(300) + shift)
+        report = store.run()["heads"]
+    assert report["net/wide"]["verdict"] == "stable" and report["net/plain"]["verdict"] == "unstable"
+
+
+def test_rescored_files_count_once_and_history_is_kept(tmp_path):
+    rng = np.random.default_rng(7)
+    store = CalibrationStore(tmp_path, DEV)
+    store.tag("net", "h", names("a", 200), rng.random(200))
+    assert store.tag("net", "h", names("a", 200), rng.random(200)) == 200
+    latest = rng.random(200)
+    store.tag("net", "h", names("a", 200)[::-1], latest)  # in another order
+    head = store.run()["heads"]["net/h"]
+    assert head["file_count"] == 200 and rows(store, "SELECT count(*) FROM scores") == [(600,)]
+    assert head["labels"]["anomalous"]["p95"] == np.quantile(latest, 0.95)
+
+
+def test_large_heads_are_counted_into_sketches(tmp_path):
+    rng = np.random.default_rng(8)
+    store = CalibrationStore(tmp_path, DEV)
+    store.tag("net", "h", names("a", 3000), rng.gamma(4, size=3000))
+    store.run()
+    store.tag("net", "h", names("b", 3000), rng.gamma(4, size=3000) * 1.15)
+    exact = CalibrationStore(tmp_path, DEV)
+    other = DEV.model_copy(update={"calibration_drift_alpha": 0.049})
+    counted = store.ask(lambda db: run_calibration(db, tmp_path, other, exact_limit=1000))["heads"]["net/h"]
+    plain = exact.run()["heads"]["net/h"]
+    assert counted["verdict"] == plain["verdict"] == "unstable"
+    for m in METRICS:
+        assert counted["drift_metrics"][m] == pytest.approx(plain["drift_metrics"][m], abs=0.01)
+
+
+def test_same_scores_in_two_stores_give_the_same_run(tmp_path):
+    reports = []
+    for name in ("one", "two"):
+        rng = np.random.default_rng(9)
+        store = CalibrationStore(tmp_path / name, DEV)
+        for k in "abc":
+            store.tag("net", "h", names(k, 200), rng.random(200))
+            report = store.run()
+        reports.append({k: v for k, v in report["heads"]["net/h"].items()})
+    assert reports[0] == reports[1]
+    keys = [rows(CalibrationStore(tmp_path / n), "SELECT content_key FROM runs ORDER BY version") for n in ("one", "two")]
+    assert keys[0] == keys[1]
+
+
+def test_promotion_during_a_run_is_noticed(tmp_path, monkeypatch):
+    from anomaly_nb.calibration import runs as module
+
+    rng = np.random.default_rng(10)
+    store = CalibrationStore(tmp_path, DEV)
+    for k, shift in (("a", 0), ("b", 1)):
+        store.tag("net", "h", names(k, 200), rng.random(200) + shift)
+        store.run()
+    store.tag("net", "h", names("c", 200), rng.random(200) + 1)
+    real, calls = module.measure_head, []
+
+    def meddle(*args, **kwargs):
+        calls.append(1)
+        out = real(*args, **kwargs)
+        if len(calls) == 1:
+            store.promote("net", "h", 2)
+        return out
+
+    monkeypatch.setattr(module, "measure_head", meddle)
+    assert store.run()["heads"]["net/h"]["reference_version"] == 2 and len(calls) == 2
+
+
+def test_a_run_that_is_going_is_not_run_twice(tmp_path):
+    store = CalibrationStore(tmp_path, DEV)
+    store.tag("net", "h", names("a", 100), np.random.default_rng(0).random(100))
+    with locked(tmp_path / "run"), pytest.raises(RunInProgress, match="is going on"):
+        store.run()
+    assert store.run()["version"] == 1
+
+
+def test_a_damaged_calibration_in_the_database_is_told(tmp_path):
+    store = CalibrationStore(tmp_path, DEV)
+    store.tag("net", "h", names("a", 100), np.random.default_rng(0).random(100))
+    store.run()
+    assert all(sha256(p.encode()).hexdigest() == s for p, s in rows(store, "SELECT payload, sha256 FROM calibration_runs"))
+    with closing(sqlite3.connect(tmp_path / "calibration.sqlite")) as db:
+        db.execute("UPDATE calibration_runs SET payload = replace(payload, '\"p5\": 0', '\"p5\": 1')")
+        db.commit()
+    with pytest.raises(ValueError, match="stored calibration is damaged"):
+        store.repair()
+
+
+def test_many_threads_tag_at_once(tmp_path):
+    store, errors = CalibrationStore(tmp_path, DEV), []
+
+    def work(k):
+        try:
+            for i in range(5):
+                store.tag("net", f"h{k % 3}", names(f"{k}_{i}", 20), np.random.default_rng(k).random(20))
+        except Exception as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(12)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not errors and rows(store, "SELECT count(*) FROM scores") == [(12 * 5 * 20,)]

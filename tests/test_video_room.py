@@ -1,0 +1,224 @@
+"The video room beyond its notebooks: fresh processes, damaged features, a pose network, other forms on disk, real video."
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from anomaly_nb.calibration.video_config import read_calibration
+from anomaly_nb.core.errors import DataError, MissingFileError
+from anomaly_nb.video.clips import make_video_dataset
+from anomaly_nb.video.extraction import Extraction, extract_videos
+from anomaly_nb.video.feature_files import load_object_features, read_index
+from anomaly_nb.video.layouts import Video, frame_labels, list_videos
+from anomaly_nb.video.objects import PoseModel
+from anomaly_nb.video.pipeline import calibrate_dataset, evaluate_dataset, extract_dataset, plan_for, score_dataset
+from anomaly_nb.video.velocity import VelocityModel
+
+DATA = os.environ.get("ANOMALY_NB_DATA", "")
+PED2 = Path(DATA) / "video" / "ped2"
+needs_ped2 = pytest.mark.skipif(not DATA or not PED2.is_dir(), reason="set ANOMALY_NB_DATA to the folder with video/ped2")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    "Small clips, extracted and calibrated; tests copy what they damage."
+    home = tmp_path_factory.mktemp("video")
+    root = make_video_dataset(home / "clips", n_train=3, intruders=("cyclist",), frames=20)
+    plan = plan_for("clips", None, root, home / "features", {"image_size": 32})
+    extract_dataset(plan)
+    scorer = calibrate_dataset(plan, home / "config.yml")
+    return home, plan, scorer
+
+
+def test_a_fresh_process_reproduces_ranges_and_scores(done, tmp_path):
+    home, plan, scorer = done
+    code = """
+import sys
+from anomaly_nb.video.pipeline import calibrate_dataset, plan_for, score_dataset
+home, out = sys.argv[1:]
+plan = plan_for("clips", None, home + "/clips", home + "/features", {"image_size": 32})
+score_dataset(plan, home + "/config.yml")[0].to_csv(out + "/scores.csv", index=False)
+import dataclasses, pathlib, shutil
+shutil.copytree(home + "/features/training", out + "/again/training")
+calibrate_dataset(dataclasses.replace(plan, features=pathlib.Path(out) / "again"), out + "/config.yml")
+"""
+    subprocess.run([sys.executable, "-c", code, str(home), str(tmp_path)], check=True)
+    assert score_dataset(plan, home / "config.yml")[0].to_csv(index=False) == (tmp_path / "scores.csv").read_text()
+    ours, theirs = read_calibration(home / "config.yml"), read_calibration(tmp_path / "config.yml")
+    assert ours.ranges == theirs.ranges == scorer.ranges_
+    assert ours.provenance == theirs.provenance
+
+
+@pytest.mark.parametrize("wrong", [{"k": 1}, {"metric": "cosine"}])
+def test_another_k_or_metric_is_refused(done, wrong):
+    home, plan, _ = done
+    with pytest.raises(DataError, match="was calibrated with"):
+        score_dataset(replace(plan, **wrong), home / "config.yml")
+
+
+def test_another_bank_is_refused(done, tmp_path):
+    home, plan, _ = done
+    shutil.copytree(plan.features, tmp_path / "features")
+    bank = np.load(tmp_path / "features" / "bank" / "deep.npy")
+    bank[0, 0] += 1e-3
+    np.save(tmp_path / "features" / "bank" / "deep.npy", bank)
+    with pytest.raises(DataError, match="bank_deep"):
+        score_dataset(replace(plan, features=tmp_path / "features"), home / "config.yml")
+
+
+@pytest.mark.parametrize("split", ["training", "testing"])
+@pytest.mark.parametrize("folder", ["DEEP_FEATURES", "VELOCITIES"])
+@pytest.mark.parametrize("renamed", [True, False])
+def test_a_lost_file_is_an_error_and_never_a_shift(done, tmp_path, split, folder, renamed):
+    home, plan, _ = done
+    shutil.copytree(plan.features, tmp_path / "features")
+    broken = replace(plan, features=tmp_path / "features")
+    victim = tmp_path / "features" / split / folder / "01" / "007.npz"
+    victim.rename(victim.with_name("0071.npz")) if renamed else victim.unlink()
+    with pytest.raises(MissingFileError, match="007"):
+        calibrate_dataset(broken, tmp_path / "c.yml") if split == "training" else score_dataset(broken, home / "config.yml")
+
+
+def test_a_damaged_or_pickled_file_is_named(done, tmp_path):
+    _, plan, _ = done
+    shutil.copytree(plan.features / "training", tmp_path / "t")
+    victim = tmp_path / "t" / "VELOCITIES" / "01" / "003.npz"
+    victim.write_bytes(victim.read_bytes()[:100])
+    with pytest.raises(DataError, match="003"):
+        load_object_features(tmp_path / "t", "velocity")
+    np.savez(victim, values=np.array([{}], object), boxes=np.zeros((1, 4)))
+    with pytest.raises(DataError, match="pickled"):
+        load_object_features(tmp_path / "t", "velocity")
+
+
+def test_a_split_of_other_settings_is_refused(done, tmp_path):
+    home, plan, _ = done
+    shutil.copytree(plan.features, tmp_path / "f")
+    shutil.rmtree(tmp_path / "f" / "testing")
+    other = replace(plan, features=tmp_path / "f", extraction=replace(plan.extraction, threshold=30.0))
+    extract_videos(list_videos(plan.root, "testing"), tmp_path / "f" / "testing", other.extraction)
+    with pytest.raises(DataError, match="different settings"):
+        score_dataset(other, home / "config.yml")
+
+
+def test_film_and_folder_give_the_same_objects(tmp_path):
+    import cv2
+
+    root = make_video_dataset(tmp_path / "clips", n_train=1, intruders=(), frames=12)
+    video = list_videos(root, "training")[0]
+    (tmp_path / "films").mkdir()
+    film = cv2.VideoWriter(str(tmp_path / "films" / "01.avi"), cv2.VideoWriter_fourcc(*"FFV1"), 10, (160, 96))  # lossless
+    for _, image in video:
+        film.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    film.release()
+    settings = Extraction(min_area=40, backbone="")
+    extract_videos([video], tmp_path / "a", settings)
+    extract_videos(list_videos(tmp_path / "films"), tmp_path / "b", settings)
+    a, b = load_object_features(tmp_path / "a", "velocity"), load_object_features(tmp_path / "b", "velocity")
+    assert len(a) > 0
+    np.testing.assert_allclose(a.boxes, b.boxes, atol=2)  # the film format keeps colours in fewer bits
+
+
+@pytest.mark.parametrize("background", ["split", "video", "none"])
+def test_backgrounds(tmp_path, background):
+    root = make_video_dataset(tmp_path / "clips", n_train=2, intruders=(), frames=10)
+    report = extract_videos(list_videos(root, "training"), tmp_path / "f", Extraction(min_area=20, background=background, backbone=""))
+    assert report["frames"] == 20 and read_index(tmp_path / "f")["modalities"] == ["velocity"]
+    assert len(load_object_features(tmp_path / "f", "velocity")) > 5
+
+
+def test_box_height_scaling_and_bins(tmp_path):
+    root = make_video_dataset(tmp_path / "clips", n_train=1, intruders=(), frames=6)
+    videos = list_videos(root, "training")
+    loaded = []
+    for i, scaled in enumerate((False, True)):
+        extract_videos(videos, tmp_path / str(i), Extraction(min_area=40, backbone="", bins=4, box_height_scaling=scaled))
+        loaded.append(load_object_features(tmp_path / str(i), "velocity"))
+    heights = loaded[0].boxes[:, 2] - loaded[0].boxes[:, 0]
+    assert loaded[0].values.shape[1] == 4
+    np.testing.assert_allclose(loaded[1].values, loaded[0].values / heights[:, None], rtol=1e-6)
+
+
+def _onnx_heatmaps() -> bytes:
+    "A one-layer network in ONNX form, byte by byte: joint 0 lights up where red is bright, joint 1 where green is."
+
+    def field(number: int, payload: bytes) -> bytes:
+        return bytes([number << 3 | 2]) + varint(len(payload)) + payload
+
+    def number(n: int, value: int) -> bytes:
+        return bytes([n << 3]) + varint(value)
+
+    def varint(value: int) -> bytes:
+        out = b""
+        while value > 127:
+            out, value = out + bytes([value & 127 | 128]), value >> 7
+        return out + bytes([value])
+
+    def value_info(name: str, shape: tuple) -> bytes:
+        dims = b"".join(field(1, number(1, d)) for d in shape)
+        return field(1, name.encode()) + field(2, field(1, number(1, 1) + field(2, dims)))
+
+    kernel = struct.pack("<6f", 1, 0, 0, 0, 1, 0)
+    weights = b"".join(number(1, d) for d in (2, 3, 1, 1)) + number(2, 1) + field(8, b"w") + field(9, kernel)
+    node = field(1, b"x") + field(1, b"w") + field(2, b"y") + field(4, b"Conv") + field(5, field(1, b"kernel_shape") + number(8, 1) + number(8, 1) + b"\xa0\x01\x07")
+    graph = field(1, node) + field(2, b"g") + field(5, weights) + field(11, value_info("x", (1, 3, 64, 48))) + field(12, value_info("y", (1, 2, 64, 48)))
+    return number(1, 8) + field(7, graph) + field(8, number(2, 13))
+
+
+def test_a_pose_network_in_onnx_form(tmp_path):
+    (tmp_path / "pose.onnx").write_bytes(_onnx_heatmaps())
+    image = np.zeros((100, 100, 3), np.uint8)
+    image[30:34, 40:44, 0] = 255  # red
+    image[60:64, 55:59, 1] = 255  # green
+    joints = PoseModel(tmp_path / "pose.onnx", size=(64, 48))(image, np.array([[20.0, 30, 80, 70]]))
+    np.testing.assert_allclose(joints, [[12 / 40, 12 / 60, 27 / 40, 42 / 60]], atol=0.05)
+
+
+def test_velocities_do_not_depend_on_the_order_of_files():
+    rng = np.random.default_rng(0)
+    x = rng.gamma(2, 1, size=(800, 8)).astype(np.float32)
+    models = [VelocityModel(4).fit(x[rng.permutation(800)]) for _ in range(3)]
+    assert len({m.sha256 for m in models}) == 1
+
+
+@needs_ped2
+def test_ped2_is_read_as_published():
+    training, testing = list_videos(PED2, "training"), list_videos(PED2, "testing")
+    labels = frame_labels(PED2, testing)
+    assert (len(training), sum(len(v.frames) for v in training)) == (16, 2550)
+    assert (len(testing), sum(len(y) for y in labels.values())) == (12, 2010)
+    assert sum(int(y.sum()) for y in labels.values()) == 1648
+    assert sorted(v for v, y in labels.items() if y.all()) == ["08", "09", "10", "11"]
+
+
+@needs_ped2
+def test_a_piece_of_ped2_end_to_end(tmp_path):
+    "Velocities of a few frames: the bicycle of test video 01 is faster than anybody in training."
+    plan = plan_for("ped2", None, PED2, tmp_path, {"backbone": ""})
+    shorten = lambda v, step: Video(v.name, v.path, v.frames[::step])
+    training, testing = list_videos(PED2, "training")[:4], list_videos(PED2, "testing")[:1]
+    empty = [shorten(v, 10) for v in training]
+    parts = [Video(v.name, v.path, v.frames[:12]) for v in training], [Video(v.name, v.path, v.frames[:10] + v.frames[120:130]) for v in testing]
+    for split, videos in zip(("training", "testing"), parts):
+        extract_videos(videos, tmp_path / split, plan.extraction, background_from=empty)
+    scorer = replace(plan, sigma=0).scorer().fit({"velocity": load_object_features(tmp_path / "training", "velocity")})
+    scores = scorer.score({"velocity": load_object_features(tmp_path / "testing", "velocity")})["combined"].to_numpy()
+    assert np.median(scores[11:]) > 2 * scores[:10].max()
+
+
+@needs_ped2
+@pytest.mark.skipif(not os.environ.get("ANOMALY_NB_SLOW"), reason="about twenty minutes; set ANOMALY_NB_SLOW=1")
+def test_ped2_auroc(tmp_path):
+    weights = Path(DATA) / "weights" / "mobilenetv2_100_imagenet.safetensors"
+    plan = plan_for("ped2", None, PED2, tmp_path, {"backbone": "timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5", "weights": str(weights), "image_size": 224})
+    extract_dataset(plan)
+    calibrate_dataset(plan, tmp_path / "config.yml")
+    table, _ = evaluate_dataset(plan, score_dataset(plan, tmp_path / "config.yml")[0])
+    assert table.set_index("scores").loc["combined", "micro"] >= 0.95
