@@ -175,10 +175,11 @@ class TimmBackbone(Backbone):
         import torch
 
         with torch.inference_mode():
-            layers, norm = list(self.spec.layers), self.spec.norm
-            final, maps = self.model.forward_intermediates(torch.as_tensor(batch, device=self.device), indices=layers, norm=norm)
+            layers, last = list(self.spec.layers), len(getattr(self.model.feature_info, "info", self.model.feature_info)) - 1
+            indices = layers if last in layers else [*layers, last]  # some families stop after the last one asked for
+            final, maps = self.model.forward_intermediates(torch.as_tensor(batch, device=self.device), indices=indices, norm=self.spec.norm)
             cls = final[:, 0] if self.has_class_token else self.model.forward_head(final, pre_logits=True)
-            return fuse(maps, self.spec.pool, cls)
+            return fuse(maps[: len(layers)], self.spec.pool, cls)
 
 
 def fuse(
