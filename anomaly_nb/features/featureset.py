@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEATURE_FILES', 'FeatureSet', 'FeatureFiles', 'feature_files', 'categories_from_feat_dir', 'save_features',
-           'load_features', 'load_bank_features', 'load_backbone']
+           'read_meta', 'load_features', 'load_bank_features', 'load_backbone']
 
 # %% ../../nbs/03_features/01_featureset.ipynb #516be3ea
 from dataclasses import dataclass, field
@@ -113,11 +113,17 @@ def save_features(
     return save_arrays(folder / (names.bank if bank else names.features).format(cat=category), arrays)
 
 
+def read_meta(path: str | Path) -> pd.DataFrame:
+    "A table of pictures; categories such as 01 stay text. Raises `MissingFileError`."
+    text = ("category", "split", "defect", "image_path", "mask_path")
+    return pd.read_csv(check_file(path), keep_default_na=False, dtype=dict.fromkeys(text, str))
+
+
 def _load(array_file: Path, meta_file: Path, backbone: str) -> FeatureSet:
     "A feature set from its two files."
     check_file(array_file, "run `anomaly-nb extract` first")
     arrays = load_arrays(array_file, required=["patches", "patch_hw"], optional=["cls"])
-    meta = pd.read_csv(check_file(meta_file, f"it belongs to {array_file.name}"), keep_default_na=False)
+    meta = read_meta(check_file(meta_file, f"it belongs to {array_file.name}"))
     if np.asarray(arrays["patch_hw"]).shape != (2,):
         raise DataError(f"{array_file}: patch_hw has shape {arrays['patch_hw'].shape}; it must be (h, w)")
     h, w = map(int, arrays["patch_hw"])

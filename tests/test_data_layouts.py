@@ -1,0 +1,154 @@
+"""Published layouts, written from random names: what comes back is what was written, and every damage is named."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomaly_nb.cli.main import LAYOUTS as named_in_help
+from anomaly_nb.core.errors import DataError
+from anomaly_nb.data import LAYOUTS, loco_regions, read_index, read_mask
+from anomaly_nb.metrics import spro
+
+ENDINGS = (".png", ".jpg", ".bmp", ".JPG", ".tiff")
+TREES = {  # layout -> normal folders (with their split), anomalous folder, mask folder, mask suffix
+    "mvtec": ({"train/good": "train", "test/good": "test"}, "test/crack", "ground_truth/crack", "_mask"),
+    "mvtec_ad2": ({"train/good": "train", "validation/good": "validation", "test_public/good": "test"}, "test_public/bad", "test_public/ground_truth/bad", "_mask"),
+    "btad": ({"train/ok": "train", "test/ok": "test"}, "test/ko", "ground_truth/ko", ""),
+    "mpdd": ({"train/good": "train", "test/good": "test"}, "test/hole", "ground_truth/hole", "_mask"),
+    "visa": ({"1cls/train/good": "train", "1cls/test/good": "test"}, "1cls/test/bad", "1cls/ground_truth/bad", ""),
+}
+
+
+def picture(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (5, 4), value).save(path)
+    return path
+
+
+def write_tree(root, layout, rng, count=6):
+    "A random data set; returns the mask of each anomalous picture."
+    normal, anomalous, truth, suffix = TREES[layout]
+    below = lambda folder: root / folder.replace("1cls/", "1cls/part/") if layout == "visa" else root / "01" / folder
+    for folder in normal:
+        for i in range(3):
+            picture(below(folder) / f"{i:03d}{rng.choice(ENDINGS)}")
+    stems = [f"{i:03d}" for i in rng.choice(900, count, replace=False)]
+    for stem in stems:
+        picture(below(anomalous) / f"{stem}{rng.choice(ENDINGS)}")
+    return {stem: picture(below(truth) / f"{stem}{suffix}{rng.choice(['.png', '.bmp'])}", int(rng.integers(1, 256))) for stem in rng.permutation(stems)}
+
+
+@pytest.mark.parametrize("layout", TREES)
+@pytest.mark.parametrize("seed", range(3))
+def test_trees_are_paired_by_stem_whatever_the_ending(tmp_path, layout, seed):
+    masks = write_tree(tmp_path, layout, np.random.default_rng(seed))
+    index = read_index(layout, tmp_path)
+    bad = index.query("label == 1")
+    assert {Path(i).stem: m for i, m in zip(bad.image_path, bad.mask_path)} == {k: p.as_posix() for k, p in masks.items()}
+    assert all(read_mask(m, t).all() for m, t in zip(bad.mask_path, bad.mask_threshold))
+    normal = TREES[layout][0]
+    assert index.query("label == 0").split.value_counts().to_dict() == dict.fromkeys(normal.values(), 3)
+    assert (index.query("label == 0").mask_path == "").all() and set(index.category) == {"part" if layout == "visa" else "01"}
+
+
+@pytest.mark.parametrize("layout", TREES)
+def test_trees_name_every_lone_partner(tmp_path, layout):
+    masks = list(write_tree(tmp_path, layout, np.random.default_rng(9)).values())
+    masks[0].unlink()
+    picture(masks[1].with_name(f"zzz{masks[1].suffix}"))
+    with pytest.raises(DataError, match=r"1 image\(s\) without a mask.*; 1 mask\(s\) without an image, first .*zzz"):
+        read_index(layout, tmp_path)
+    assert (read_index(layout, tmp_path, on_missing="keep").query("label == 1").mask_path == "").sum() == 1
+    assert len(read_index(layout, tmp_path, on_missing="drop").query("label == 1")) == 5
+
+
+@pytest.mark.parametrize("layout", TREES)
+def test_two_files_of_one_stem_are_refused(tmp_path, layout):
+    mask = next(iter(write_tree(tmp_path, layout, np.random.default_rng(4)).values()))
+    picture(mask.with_suffix(".webp"))
+    with pytest.raises(DataError, match="has the same stem as"):
+        read_index(layout, tmp_path)
+
+
+def test_private_pictures_of_ad2_are_unknown(tmp_path):
+    write_tree(tmp_path, "mvtec_ad2", np.random.default_rng(0))
+    for name in ("test_private", "test_private_mixed"):
+        picture(tmp_path / "01" / name / "000_regular.png")
+    unknown = read_index("mvtec_ad2", tmp_path).query("label == -1")
+    assert unknown.defect.tolist() == ["test_private", "test_private_mixed"] and (unknown.mask_path == "").all() and (unknown.split == "test").all()
+
+
+def test_visa_splits_with_anomalous_training_pictures(tmp_path):
+    lines = ["object,split,label,image,mask"]
+    for i, (split, label) in enumerate([("train", "normal"), ("train", "anomaly"), ("test", "normal"), ("test", "anomaly")]):
+        image, mask = f"pcb1/Data/Images/{i}.JPG", f"pcb1/Data/Masks/Anomaly/{i}.png" if label == "anomaly" else ""
+        picture(tmp_path / image)
+        if mask:
+            picture(tmp_path / mask, 3)
+        lines.append(f"pcb1,{split},{label},{image},{mask}")
+    (tmp_path / "split_csv").mkdir()
+    (tmp_path / "split_csv/2cls_fewshot.csv").write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    index = LAYOUTS["visa"](tmp_path, split="2cls_fewshot")
+    assert index.groupby(["split", "label"]).size().to_dict() == {(s, y): 1 for s in ("train", "test") for y in (0, 1)}
+    with pytest.raises(FileNotFoundError, match=r"1cls.csv: no such file"):
+        read_index("visa", tmp_path)
+    (tmp_path / "split_csv/1cls.csv").write_text("object,image\npcb1,x\n")
+    with pytest.raises(DataError, match="expected columns object, split"):
+        read_index("visa", tmp_path)
+
+
+def test_realiad_lists(tmp_path):
+    table = {"meta": {"prefix": "usb/"}, "train": [], "test": []}
+    for split, kind, count in (("train", "OK", 3), ("test", "OK", 2), ("test", "HS", 2), ("test", "PS", 1)):
+        for i in range(count):
+            image = f"{kind}/S{i:04d}/usb_{split}_{i}_{kind}.jpg"
+            mask = None if kind == "OK" else image.replace(".jpg", ".png")
+            table[split].append({"image_path": image, "mask_path": mask, "anomaly_class": kind})
+            picture(tmp_path / "realiad_512/usb" / image)
+            if mask:
+                picture(tmp_path / "realiad_512/usb" / mask, 1)
+    folder = tmp_path / "realiad_jsons/realiad_jsons_sv"
+    folder.mkdir(parents=True)
+    (folder / "usb.json").write_text(json.dumps(table))
+    index = LAYOUTS["realiad"](tmp_path, lists="realiad_jsons_sv")
+    assert index.groupby(["split", "defect"]).size().to_dict() == {("train", "good"): 3, ("test", "good"): 2, ("test", "HS"): 2, ("test", "PS"): 1}
+    (folder / "usb.json").write_text(json.dumps({"meta": {}, "train": [{"image_path": "a.jpg"}], "test": []}))
+    with pytest.raises(DataError, match=r"usb.json: expected meta, train and test"):
+        LAYOUTS["realiad"](tmp_path, lists="realiad_jsons_sv")
+
+
+def test_kolektor_reads_no_pickle(tmp_path):
+    for i, value in enumerate((0, 255, 0, 1)):
+        picture(tmp_path / "train" / f"{i}.png")
+        picture(tmp_path / "train" / f"{i}_GT.png", value)
+    picture(tmp_path / "test/9.png"), picture(tmp_path / "test/9_GT.png")
+    (tmp_path / "split_weakly_0.pyb").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    index = read_index("kolektor_sdd2", tmp_path)
+    assert index.label.tolist() == [1, 1, 0, 0, 0] and set(index.category) == {"kolektor_sdd2"}
+
+
+def test_loco_regions_saturate(tmp_path):
+    part = tmp_path / "box"
+    for name in ("train/good/000", "validation/good/000", "test/good/000", "test/logical_anomalies/007"):
+        picture(part / f"{name}.png")
+    truth = part / "ground_truth/logical_anomalies/007"
+    picture(truth / "000.png", 9)
+    config = [{"defect_name": "a", "pixel_value": 9, "saturation_threshold": 4, "relative_saturation": False}]
+    (part / "defects_config.json").write_text(json.dumps(config))
+    row = read_index("mvtec_loco", tmp_path).query("label == 1").iloc[0]
+    assert read_mask(row.mask_path, row.mask_threshold, (4, 5)).all()
+    regions, saturation = loco_regions(row.mask_path)
+    normal = np.full((4, 5), -1.0)
+    assert saturation == [4] and np.isclose(spro([regions, []], [saturation, []], [np.arange(20.0).reshape(4, 5), normal], fpr_limit=1.0), 1)
+    (part / "defects_config.json").write_text("{}")
+    with pytest.raises(DataError, match="holds the values"):
+        loco_regions(row.mask_path)
+    (truth / "000.png").unlink()
+    with pytest.raises(DataError, match="without a mask"):
+        read_index("mvtec_loco", tmp_path)
+
+
+def test_the_command_line_names_every_layout():
+    assert named_in_help.split(", ") == list(LAYOUTS)

@@ -1,0 +1,155 @@
+"""Extraction that is killed for good at random moments, watched for memory, and damaged on purpose."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from anomaly_nb.core.errors import DataError
+from anomaly_nb.data import index_folder
+from anomaly_nb.features import create_backbone, extract_features, extract_shards, load_shards
+from anomaly_nb.features.backbones import Backbone, BackboneSpec
+
+SLOW = """
+import sys, time
+import pandas as pd
+from anomaly_nb.features import create_backbone, extract_shards
+backbone = create_backbone("filters", image_size=32)
+class Slow(type(backbone)):
+    def __call__(self, batch):
+        print("batch", flush=True)
+        time.sleep(0.02)
+        return super().__call__(batch)
+extract_shards(pd.read_csv(sys.argv[1], keep_default_na=False), Slow(backbone.spec), sys.argv[2], batch_size=3, shard_size=4)
+"""
+HUNGRY = """
+import resource, sys
+import numpy as np, pandas as pd
+from anomaly_nb.features.backbones import Backbone, BackboneSpec
+from anomaly_nb.features import extract_shards
+class Wide(Backbone):
+    def __call__(self, batch):
+        return np.ones((len(batch), 256, 512), np.float32), (16, 16), np.ones((len(batch), 4), np.float32)
+index = pd.read_csv(sys.argv[1], keep_default_na=False)
+wide = Wide(BackboneSpec("wide", 32))
+extract_shards(index[:16], wide, sys.argv[2] + "/warm", batch_size=4, shard_size=16)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+extract_shards(pd.concat([index] * int(sys.argv[3]), ignore_index=True), wide, sys.argv[2] + "/all", batch_size=4, shard_size=16)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.fixture
+def index(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for i in range(40):  # any mix of sizes
+        size = rng.integers(20, 60, 2)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+    table = index_folder(folder, n_train=20)
+    table.to_csv(tmp_path / "index.csv", index=False)
+    return table
+
+
+def child(code, *arguments):
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_again_and_again_nothing_is_lost_or_repeated(tmp_path, index):
+    rng, folder, kills = np.random.default_rng(1), tmp_path / "shards", 0
+    for _ in range(60):
+        process = child(SLOW, tmp_path / "index.csv", folder)
+        for _ in range(int(rng.integers(1, 9))):
+            if not process.stdout.readline():
+                break
+        time.sleep(float(rng.uniform(0, 0.04)))
+        process.send_signal(signal.SIGKILL)
+        process.stdout.read()
+        if process.wait() == 0:
+            break
+        kills += 1
+        if not (folder / "manifest.json").is_file():
+            with pytest.raises((DataError, FileNotFoundError)):
+                load_shards(folder)
+    found = load_shards(folder, verify=True)
+    whole = extract_features(index, create_backbone("filters", image_size=32), batch_size=3, dtype="float16")
+    assert kills >= 3 and np.array_equal(np.asarray(found.patches), whole.patches)
+    assert found.meta.image_path.tolist() == index.image_path.tolist()
+    assert sorted(p.name for p in folder.iterdir() if p.suffix == ".npy") == [f"{k}-{i:05d}.npy" for k in ("cls", "patches") for i in range(10)]
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_two_processes_do_not_mix(tmp_path, index):
+    first = child(SLOW, tmp_path / "index.csv", tmp_path / "shards")
+    first.stdout.readline()
+    second = child(SLOW, tmp_path / "index.csv", tmp_path / "shards")
+    first.stdout.read(), second.stdout.read()
+    assert first.wait() == 0 and second.wait() == 0  # the second waits, and finds the work done
+    load_shards(tmp_path / "shards", verify=True)
+
+
+def test_memory_is_that_of_one_shard(tmp_path, index):
+    process = child(HUNGRY, tmp_path / "index.csv", tmp_path, 10)
+    grown = float(process.communicate()[0])
+    size = sum(p.stat().st_size for p in (tmp_path / "all").glob("patches-*")) / 2**20
+    assert size == pytest.approx(100, abs=1) and grown < 12  # 100 MiB of features, 4 MiB a shard
+
+
+def test_reading_rows_equals_memory(tmp_path, index):
+    backbone = create_backbone("filters", image_size=32)
+    whole = extract_features(index, backbone, dtype="float16")
+    shards = extract_shards(index, backbone, tmp_path / "s", dtype="float16", shard_size=7)
+    rng = np.random.default_rng(2)
+    for rows in (3, -2, slice(5, 30, 4), rng.integers(-40, 40, 25), rng.random(40) < 0.3, [], slice(None, None, -1)):
+        rows = np.asarray(rows, int) if isinstance(rows, list) else rows
+        assert np.array_equal(shards.patches[rows], whole.patches[rows])
+    with pytest.raises(IndexError):
+        shards.patches[40]
+    with pytest.raises(IndexError):
+        shards.patches[0, 0]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete", "delete cls", "manifest"])
+def test_damage_is_seen_and_mended(tmp_path, index, damage):
+    backbone, folder = create_backbone("filters", image_size=32), tmp_path / "s"
+    before = np.asarray(extract_shards(index, backbone, folder, shard_size=16).patches)
+    victim = folder / {"delete cls": "cls-00001.npy", "manifest": "manifest.json"}.get(damage, "patches-00001.npy")
+    if damage == "truncate":
+        os.truncate(victim, victim.stat().st_size // 2)
+    else:
+        victim.unlink()
+    with pytest.raises((DataError, FileNotFoundError)):
+        load_shards(folder)
+    assert np.array_equal(np.asarray(extract_shards(index, backbone, folder, shard_size=16).patches), before)
+
+
+def test_a_folder_of_other_features_is_left_alone(tmp_path, index):
+    backbone, folder = create_backbone("filters", image_size=32), tmp_path / "s"
+    extract_shards(index, backbone, folder)
+    for change in ({"dtype": "float32"}, {"shard_size": 7}):
+        with pytest.raises(DataError, match="holds features of another extraction"):
+            extract_shards(index, backbone, folder, **change)
+    Image.new("RGB", (32, 32)).save(index.image_path[7])
+    with pytest.raises(DataError, match=r"holds features of another extraction \(key differ"):
+        extract_shards(index, backbone, folder)
+
+
+def test_values_beyond_float16_are_refused(tmp_path, index):
+    class Loud(Backbone):
+        def __call__(self, batch):
+            return np.full((len(batch), 4, 2), 1e5, np.float32), (2, 2), np.ones((len(batch), 1), np.float32)
+
+    with pytest.raises(DataError, match="patches as float16"):
+        extract_shards(index, Loud(BackboneSpec("loud", 32)), tmp_path / "s")
+    assert extract_shards(index, Loud(BackboneSpec("loud", 32)), tmp_path / "t", dtype="float32").patches.shape == (40, 4, 2)
+
+
+def test_categories_that_look_like_numbers_stay_text(tmp_path, index):
+    found = extract_shards(index.assign(category="01"), create_backbone("filters", image_size=32), tmp_path / "s")
+    assert set(found.meta.category) == {"01"} and isinstance(found.meta, pd.DataFrame)
