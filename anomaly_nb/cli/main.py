@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from .atoms import app as atoms
 from .drift import app as drift
 from .video import calibrate_video, extract_video, score_video
 
@@ -34,8 +35,9 @@ First steps:
   anomaly-nb drift --help                            calibrations that remember, and notice drift""",
 )
 
-# %% ../../nbs/11_cli/01_main.ipynb #c6534786
+# %% ../../nbs/11_cli/01_main.ipynb #093a0757
 app.add_typer(drift, name="drift")
+app.add_typer(atoms, name="atoms")
 for command in (extract_video, calibrate_video, score_video):
     app.command(command.__name__.replace("_", "-"))(command)
 
@@ -147,6 +149,7 @@ def demo(
     scores = ",".join((r.folder / "scores.csv").as_posix() for r in images)
     run("calibration_drift", heads=",".join(CATEGORIES), scores=scores, model="filters", batches=2, min_files=15)
     run("video_calibration")
+    run("atoms")
     typer.echo(f"\nopen {(figures / 'index.html').resolve()}")
 
 # %% ../../nbs/11_cli/01_main.ipynb #5be02a59
