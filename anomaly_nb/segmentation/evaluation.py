@@ -125,6 +125,21 @@ def per_image_figures(
     return pd.DataFrame(rows)
 
 
+def _resampled_counts(kept: Sequence[tuple[np.ndarray, np.ndarray]], bins: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    "Counts (draws, 2, bins) of pictures taken `weights` (draws, pictures) times, exact."
+    from scipy.sparse import csr_array
+
+    total = np.zeros((2, len(bins), len(weights)))
+    for first in range(0, len(kept), 64):
+        block = kept[first : first + 64]
+        ends = np.cumsum([0] + [len(code) for code, _ in block])
+        columns = np.searchsorted(bins, np.concatenate([code for code, _ in block]))
+        for row in (0, 1):
+            counts = np.concatenate([c[row] for _, c in block]).astype(np.float64)
+            total[row] += csr_array((counts, columns, ends), shape=(len(block), len(bins))).T @ weights[:, first : first + 64].T
+    return total.transpose(2, 0, 1).astype(np.int64)
+
+
 def bootstrap_images(
     histogram: ScoreHistogram,  # with counts per image
     draws: int = 200,
@@ -132,21 +147,17 @@ def bootstrap_images(
     random_state: int = 0,
 ) -> dict[str, tuple[float, float]]:  # metric -> (low, high)
     "Percentile intervals of the pooled metrics over resampled pictures; draws without an anomalous pixel are left out. Raises `DataError` without counts per image."
-    from scipy.sparse import csr_array
-
     kept = [histogram.images[name] for name in sorted(histogram.images)]
     if not kept:
         raise DataError("this histogram kept no counts per image; name the image in `update`")
     bins = np.unique(np.concatenate([code for code, _ in kept]))
-    ends = np.cumsum([0] + [len(code) for code, _ in kept])
-    columns = np.searchsorted(bins, np.concatenate([code for code, _ in kept]))
-    normal, anomalous = (csr_array((np.concatenate([c[row] for _, c in kept]).astype(np.float64), columns, ends), shape=(len(kept), len(bins))) for row in (0, 1))
     rng, found = np.random.default_rng(random_state), []
-    for _ in range(draws):
-        weight = np.bincount(rng.integers(0, len(kept), len(kept)), minlength=len(kept)).astype(np.float64)
-        figures = _figures(_table(np.stack([weight @ normal, weight @ anomalous]).astype(np.int64)))
-        if np.isfinite(figures["auroc"]):
-            found.append(list(figures.values()))
+    weights = np.stack([np.bincount(rng.integers(0, len(kept), len(kept)), minlength=len(kept)) for _ in range(draws)]).astype(np.float64)
+    for chunk in np.array_split(weights, max(1, draws // 50)):  # draws and pictures in blocks: the memory does not grow with either
+        for counts in _resampled_counts(kept, bins, chunk):
+            figures = _figures(_table(counts))
+            if np.isfinite(figures["auroc"]):
+                found.append(list(figures.values()))
     tails = [(1 - level) / 2, (1 + level) / 2]
     interval = np.quantile(np.array(found), tails, axis=0) if found else np.full((2, 4), np.nan)
     return {name: (float(low), float(high)) for name, low, high in zip(("auroc", "ap", "fpr95", "f1_oracle"), *interval)}
@@ -239,7 +250,9 @@ def save_evaluation(
     keys = sorted(evaluation.confusions)
     stacked = np.stack([evaluation.confusions[k] for k in keys]) if keys else np.zeros((0, 0, 0), np.int64)
     save_arrays(folder / "confusions.npz", {"keys": np.array(keys, dtype=str), "confusions": stacked})
-    write_json(folder / "evaluation.json", {"labels": list(evaluation.labels.items()), "classes": evaluation.classes, "about": evaluation.about, "seconds": list(evaluation.seconds.items())})
+    # pairs, not mappings: JSON sorts names, and the order of the methods is the order of every table
+    about = {"labels": list(evaluation.labels.items()), "classes": evaluation.classes, "about": evaluation.about, "seconds": list(evaluation.seconds.items())}
+    write_json(folder / "evaluation.json", about)
     return folder
 
 

@@ -194,7 +194,7 @@ def _train_epoch(run: _Run, dataset: StreetDataset, epoch: int, device: torch.de
         run.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         run.optimiser.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         batches.set_postfix(loss=f"{losses[-1]:.3f}")
     return float(np.mean(losses))
 
