@@ -9,7 +9,7 @@ __all__ = ['BLOCK', 'KEYS', 'order_code', 'order_value', 'lower_edges', 'quantis
 # %% ../../nbs/01_metrics/02_histogram.ipynb #6f353062
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ def order_code(
 ) -> np.ndarray:  # (n,) uint32 or uint16, rising with the score
     "The bits of a float, made to sort like the float: sign flipped, negative numbers inverted; -0.0 becomes 0.0."
     kind, signed = (np.uint16, np.int16) if score.dtype == np.float16 else (np.uint32, np.int32)
-    bits = (score + score.dtype.type(0)).view(kind)
+    bits: Any = score.view(kind)
     top = 8 * score.itemsize - 1
-    return bits ^ ((bits.view(signed) >> top).view(kind) | kind(1 << top))
+    code = bits ^ ((bits.view(signed) >> top).view(kind) | kind(1 << top))
+    code += code == kind((1 << top) - 1)  # -0.0 would sort just below 0.0
+    return code
 
 
 def order_value(
@@ -132,21 +134,31 @@ def quantisation_bounds(
 class _Grid:
     "Distinct codes of anomalous scores, rising, with their counts, and the normal scores counted at and between them."
 
-    def __init__(self, code: np.ndarray, times: np.ndarray, cells: np.ndarray | None = None):
-        self.code, self.times = code, times  # (m,) uint32, (m,) int64
+    def __init__(self, code: np.ndarray | None = None, times: np.ndarray | None = None, cells: np.ndarray | None = None):
+        self.code = np.zeros(0, np.uint32) if code is None else code  # (m,)
+        self.times = np.zeros(0, np.int64) if times is None else times  # (m,)
         self.cells = cells  # (2m + 1,) int64, normal scores: below the first code, at it, between it and the next, ...
+        self.waiting: list[tuple[np.ndarray, np.ndarray]] = []
 
-    @classmethod
-    def empty(cls) -> "_Grid":
-        "A grid without codes."
-        return cls(np.zeros(0, np.uint32), np.zeros(0, np.int64))
+    def add(self, code: np.ndarray, times: np.ndarray) -> None:
+        "Take more anomalous codes; they are sorted in when as many wait as are there."
+        self.waiting.append((code, times))
+        if sum(c.size for c, _ in self.waiting) > max(self.code.size, 1 << 20):
+            self.settle()
 
-    def join(self, code: np.ndarray, times: np.ndarray) -> "_Grid":
-        "The grid with more anomalous codes."
-        both, place = np.unique(np.concatenate((self.code, code)), return_inverse=True)
-        total = np.zeros(both.size, np.int64)
-        np.add.at(total, place, np.concatenate((self.times, times)))
-        return _Grid(both, total)
+    def settle(self) -> "_Grid":
+        "Sort in what waits."
+        if self.waiting:
+            code, times = (np.concatenate(parts) for parts in zip((self.code, self.times), *self.waiting))
+            order = np.argsort(code, kind="stable")
+            start = np.flatnonzero(np.diff(code[order].astype(np.int64), prepend=-1))
+            self.code, self.times, self.waiting = code[order][start], np.add.reduceat(times[order], start) if start.size else times, []
+        return self
+
+    def again(self) -> "_Grid":
+        "The same grid, ready for the second reading."
+        self.settle()
+        return _Grid(self.code, self.times, np.zeros(2 * self.code.size + 1, np.int64))
 
     def count(self, code: np.ndarray) -> None:
         "Count codes of normal scores, (n,) uint32."
@@ -208,7 +220,7 @@ class TableMetrics:
 
 # %% ../../nbs/01_metrics/02_histogram.ipynb #fe500625
 BLOCK = 1 << 18  # pixels coded at a time: the intermediates stay in the cache
-KEYS = {"float16": _Float16, "linear16": _Linear16, "float32": _Top16}
+KEYS: dict[str, Callable[..., Any]] = {"float16": cache(_Float16), "linear16": cache(_Linear16), "float32": cache(_Top16)}
 
 
 def count_codes(
@@ -224,6 +236,8 @@ def count_codes(
 class _Counts(TableMetrics):
     "Counts per class and code, in all and per named image; what merges and goes to a file."
 
+    sums: tuple[str, ...] = ("counts",)  # int64 arrays that merging adds and files hold; subclasses name more
+
     def __init__(
         self,
         key: str = "float16",  # "float16", "linear16" or "float32"
@@ -236,8 +250,8 @@ class _Counts(TableMetrics):
         self.key, self.value_range = key, value_range
         self._key: Any = KEYS[key](*(value_range or ()))
         self.counts = np.zeros((2, 1 << 16), np.int64)  # row 0 normal, row 1 anomalous
-        self.images: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # name -> codes (m,) uint16, counts (2, m) int64
-        self._grid = _Grid.empty() if key == "float32" else None
+        self.images: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # name -> codes (m,) uint16, counts (2, m) uint32
+        self._grid = _Grid() if key == "float32" else None
 
     @property
     def negatives(self) -> int:
@@ -264,12 +278,13 @@ class _Counts(TableMetrics):
 
     def _reading(self) -> str:
         "Key, range and reading, in words."
+        kind = type(self).__name__
         reading = {"float32": ", second reading" if self.second else ", first reading"}.get(self.key, "")
-        return f"key={self.key!r}{f', value_range={self.value_range}' if self.value_range else ''}{reading}"
+        return f"{kind}(key={self.key!r}{f', value_range={self.value_range}' if self.value_range else ''}{reading})"
 
     def __repr__(self) -> str:
         about = f", {len(self.images):,} images" if self.images else ""
-        return f"{type(self).__name__}({self._reading()}): {self.negatives:,} normal, {self.positives:,} anomalous{about}"
+        return f"{self._reading()}: {self.negatives:,} normal, {self.positives:,} anomalous{about}"
 
     def _check_new(self, images: Iterable[str]) -> None:
         "Refuse images that were counted before."
@@ -299,28 +314,30 @@ class _Counting(_Counts):
             self.images[image] = code.astype(np.uint16), counts[:, code].astype(np.uint32)
         if self._grid is not None:
             code, times = np.unique(order_code(score[truth]), return_counts=True)
-            self._grid = self._grid.join(code, times)
+            self._grid.add(code, times)
 
     def _add(self, other: "_Counting") -> None:
-        "Add another's counts. Raises `DataError` if key, range or reading differ, or an image is in both."
+        "Add another's counts. Raises `DataError` if kind, key, range or reading differ, or an image is in both."
         if (mine := self._reading()) != (yours := other._reading()):
-            raise DataError(f"cannot merge a histogram with {yours} into one with {mine}; they must be equal")
+            raise DataError(f"cannot merge {yours} into {mine}; kind, key and range must be equal")
         self._check_new(other.images)
         if self._grid is not None and other._grid is not None:
             if self.second:
                 if not (np.array_equal(self._grid.code, other._grid.code) and np.array_equal(self.counts, other.counts)):
                     raise DataError("second readings merge only if they follow the same first reading; merge first readings, then refine")
-                np.add(self._grid.cells, other._grid.cells, out=self._grid.cells)
+                self._grid.cells = self._grid.cells + other._grid.cells  # type: ignore[operator]
                 return
-            self._grid = self._grid.join(other._grid.code, other._grid.times)
-        self.counts += other.counts
+            other._grid.settle()
+            self._grid.add(other._grid.code, other._grid.times)
+        for name in self.sums:
+            getattr(self, name)[...] += getattr(other, name)
         self.images.update(other.images)
 
     def _refined(self) -> "_Grid":
         "The grid of a first reading, ready for the second."
         if self._grid is None or self.second:
             raise DataError(f"{self!r} has no further reading; a second one follows the first one of key 'float32'")
-        return _Grid(self._grid.code, self._grid.times, np.zeros(2 * self._grid.code.size + 1, np.int64))
+        return self._grid.again()
 
 # %% ../../nbs/01_metrics/02_histogram.ipynb #ef5ad1ac
 def pack(
@@ -332,13 +349,14 @@ def pack(
     arrays = {
         "key": np.array(histogram.key),
         "value_range": np.array(histogram.value_range or (), np.float64),
-        "counts": histogram.counts,
+        **{name: getattr(histogram, name) for name in histogram.sums},
         "image": np.array(names, dtype=str) if names else np.zeros(0, "U1"),
         "image_end": np.cumsum([code.size for code, _ in kept], dtype=np.int64),
         "image_code": np.concatenate([np.zeros(0, np.uint16), *(code for code, _ in kept)]),
-        "image_counts": np.concatenate([np.zeros((2, 0), np.uint32), *(n for _, n in kept)], axis=1),
+        "image_counts": np.concatenate([n for _, n in kept], axis=1) if kept else np.zeros((2, 0), np.uint32),
     }
     if histogram._grid is not None:
+        histogram._grid.settle()
         arrays |= {"grid_code": histogram._grid.code, "grid_times": histogram._grid.times}
         if histogram._grid.cells is not None:
             arrays["grid_cells"] = histogram._grid.cells
@@ -351,12 +369,13 @@ def unpack(
     name: str,  # what to call them in an error
 ) -> None:
     "Fill a histogram from arrays. Raises `DataError` if they do not fit together."
-    counts, end, code, per_image = (arrays[k] for k in ("counts", "image_end", "image_code", "image_counts"))
-    fits = counts.shape == (2, 1 << 16) and counts.dtype == np.int64 and counts.min() >= 0
-    fits = fits and len(end) == len(arrays["image"]) and per_image.shape == (2, code.size) and code.dtype == np.uint16
+    end, code, per_image = (arrays[k] for k in ("image_end", "image_code", "image_counts"))
+    fits = all(arrays[n].shape == getattr(histogram, n).shape and arrays[n].dtype == np.int64 and arrays[n].min() >= 0 for n in histogram.sums)
+    fits = fits and len(end) == len(arrays["image"]) and per_image.shape[1:] == code.shape and code.dtype == np.uint16
     if not (fits and code.size == (end[-1] if len(end) else 0) and (np.diff(end, prepend=0) >= 0).all()):
         raise DataError(f"{name}: its counts do not fit together; save the histogram again")
-    histogram.counts = counts
+    for n in histogram.sums:
+        setattr(histogram, n, arrays[n])
     start = np.concatenate(([0], end))
     histogram.images = {str(n): (code[a:b], per_image[:, a:b]) for n, a, b in zip(arrays["image"], start, end)}
     if "grid_code" in arrays:
@@ -381,7 +400,7 @@ class ScoreHistogram(_Counting):
         return self
 
     def merge(self, other: "ScoreHistogram") -> "ScoreHistogram":
-        "Add another histogram's counts to this one's. Raises `DataError` if key, range or reading differ, or an image is in both."
+        "Add another histogram's counts to this one's. Raises `DataError` if kind, key, range or reading differ, or an image is in both."
         self._add(other)
         return self
 
@@ -413,8 +432,8 @@ class ScoreHistogram(_Counting):
         edges = self._key.edges
         for name in sorted(self.images):
             code, counts = self.images[name]
-            if counts.any(1).all():
-                total = np.cumsum(counts[:, ::-1], axis=1, dtype=np.int64)
+            if counts[:2].any(1).all():
+                total = np.cumsum(counts[:2, ::-1], axis=1, dtype=np.int64)
                 yield name, ThresholdTable(edges[code[::-1]], total[1], total[0])
 
     def bounds(self, tpr: float = 0.95) -> dict[str, tuple[float, float]]:
@@ -430,7 +449,7 @@ class ScoreHistogram(_Counting):
     @classmethod
     def load(cls, path: str | Path) -> "ScoreHistogram":
         "Read what `save` wrote. Raises `MissingFileError`, or `DataError` for a damaged file."
-        arrays = load_arrays(path, ["key", "value_range", "counts", "image", "image_end", "image_code", "image_counts"])
+        arrays = load_arrays(path, ["key", "value_range", *cls.sums, "image", "image_end", "image_code", "image_counts"])
         histogram = cls(str(arrays["key"]), tuple(float(v) for v in arrays["value_range"]) or None)  # type: ignore[arg-type]
         unpack(histogram, arrays, str(path))
         return histogram
