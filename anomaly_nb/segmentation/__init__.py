@@ -6,10 +6,10 @@
 __all__ = ['Augmentation', 'HybridEnergyThresholding', 'LabelTable', 'PixelKNN', 'PixelMahalanobis', 'PixelScorer',
            'StandardizedMaxLogit', 'StreetDataset', 'StreetEvaluation', 'StreetModel', 'TrainConfig', 'ViM',
            'ablation_summary', 'boundary_suppression', 'build_model', 'class_distribution', 'class_table',
-           'comparison_plot', 'comparison_table', 'dilated_smoothing', 'energy', 'evaluate', 'load_checkpoint',
-           'load_evaluation', 'load_scorer', 'max_logit', 'msp', 'open_streets', 'operating_points', 'predict',
-           'quantile_sensitivity', 'results_table', 'run_ablation', 'save_checkpoint', 'save_evaluation', 'save_scorer',
-           'scene_panels', 'speed_table', 'street_samples', 'study_configs', 'subsampling_study',
+           'comparison_plot', 'comparison_table', 'difference_table', 'dilated_smoothing', 'energy', 'evaluate',
+           'load_checkpoint', 'load_evaluation', 'load_scorer', 'max_logit', 'msp', 'open_streets', 'operating_points',
+           'predict', 'quantile_sensitivity', 'results_table', 'run_ablation', 'save_checkpoint', 'save_evaluation',
+           'save_scorer', 'scene_panels', 'speed_table', 'street_samples', 'study_configs', 'subsampling_study',
            'threshold_sensitivity', 'to_markdown', 'train', 'training_curves', 'write_comparison',
            'write_street_samples']
 
@@ -18,7 +18,17 @@ from .ablation import ablation_summary, quantile_sensitivity, run_ablation, stud
 from .augment import Augmentation
 from .compare import comparison_plot, comparison_table, to_markdown, write_comparison
 from .datasets import LabelTable, StreetDataset, class_distribution, open_streets
-from .evaluation import StreetEvaluation, class_table, evaluate, load_evaluation, operating_points, results_table, save_evaluation, speed_table
+from anomaly_nb.segmentation.evaluation import (
+    StreetEvaluation,
+    class_table,
+    difference_table,
+    evaluate,
+    load_evaluation,
+    operating_points,
+    results_table,
+    save_evaluation,
+    speed_table,
+)
 from .feature_scores import PixelKNN, PixelMahalanobis, ViM
 from .heat import HybridEnergyThresholding
 from .models import StreetModel, build_model, load_checkpoint, predict, save_checkpoint
@@ -32,7 +42,7 @@ from .training import TrainConfig, train, training_curves
 _all_ = [
     "Augmentation", "HybridEnergyThresholding", "LabelTable", "PixelKNN", "PixelMahalanobis", "PixelScorer", "StandardizedMaxLogit", "StreetDataset", "StreetEvaluation",
     "StreetModel", "TrainConfig", "ViM", "ablation_summary", "boundary_suppression", "build_model", "class_distribution", "class_table", "comparison_plot", "comparison_table",
-    "dilated_smoothing", "energy", "evaluate", "load_checkpoint", "load_evaluation", "load_scorer", "max_logit", "msp", "open_streets", "operating_points", "predict",
-    "quantile_sensitivity", "results_table", "run_ablation", "save_checkpoint", "save_evaluation", "save_scorer", "scene_panels", "speed_table", "street_samples",
+    "difference_table", "dilated_smoothing", "energy", "evaluate", "load_checkpoint", "load_evaluation", "load_scorer", "max_logit", "msp", "open_streets", "operating_points",
+    "predict", "quantile_sensitivity", "results_table", "run_ablation", "save_checkpoint", "save_evaluation", "save_scorer", "scene_panels", "speed_table", "street_samples",
     "study_configs", "subsampling_study", "threshold_sensitivity", "to_markdown", "train", "training_curves", "write_comparison", "write_street_samples",
 ]  # fmt: skip

@@ -43,7 +43,7 @@ def zoom_crop(
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as tvf
 
-    height, width = (max(1, round(v)) for v in zoom_window(tuple(labels.shape), output, zoom))
+    height, width = (max(1, round(v)) for v in zoom_window((labels.shape[0], labels.shape[1]), output, zoom))
     top, left = round((labels.shape[0] - height) * place[0]), round((labels.shape[1] - width) * place[1])
     image = tvf.resized_crop(image, top, left, height, width, list(output), InterpolationMode.BILINEAR, antialias=True)
     labels = tvf.resized_crop(labels[None], top, left, height, width, list(output), InterpolationMode.NEAREST)

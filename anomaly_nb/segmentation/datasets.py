@@ -170,6 +170,10 @@ class StreetDataset:
         "The same data set with some of its scenes."
         return replace(self, scenes=[self.scenes[i] for i in indices], notes=self.notes + ([note] if note else []))
 
+    def hold_out(self, *names: str) -> "StreetDataset":
+        "The same scenes with some classes turned into the anomaly. Raises `DataError` for an unknown name."
+        return replace(self, table=self.table.hold_out(*names), notes=[*self.notes, f"held out: {', '.join(names)}"])
+
     def without_anomalies(self) -> "StreetDataset":
         "Only the scenes without a single anomalous pixel: what a network that must not know the anomaly may be trained on."
         kept = [i for i in range(len(self)) if not np.isin(self.raw_labels(i), list(self.table.anomaly)).any()]
@@ -208,14 +212,12 @@ CAMVID = ("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "
 def camvid(
     root: str | Path,  # holds train/, trainannot/, val/, ...
     split: str = "train",  # "train", "val", "test"
-    held_out: str | Sequence[str] = (),  # classes that become the anomaly
 ) -> StreetDataset:
-    "CamVid in its SegNet form: 11 classes, raw id 11 = void; `held_out` classes are the anomaly. Raises `MissingFileError`, `DataError`."
+    "CamVid in its SegNet form: 11 classes, raw id 11 = void. Hold a class out to have an anomaly. Raises `MissingFileError`, `DataError`."
     root = Path(root)
     table = LabelTable(CAMVID, {i: i for i in range(11)}, void=frozenset({11}))
-    names = [held_out] if isinstance(held_out, str) and held_out else list(held_out)
     scenes = pair_by_key(_pictures(root / split), _pictures(root / f"{split}annot"), root / f"{split}annot")
-    return StreetDataset("camvid", split, table.hold_out(*names) if names else table, scenes)
+    return StreetDataset("camvid", split, table, scenes)
 
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #ee5094c9
 STREET_HAZARDS = ("unlabeled", "building", "fence", "other", "pedestrian", "pole", "road line", "road", "sidewalk", "vegetation", "car", "wall", "traffic sign")
@@ -348,19 +350,28 @@ def folder(
 
 
 def open_streets(
-    name: str,  # "camvid", "streethazards", "bdd_anomaly", "smiyc", "road_anomaly", "fishyscapes", "folder"
-    root: str | Path,  # data set folder
+    name: str,  # "samples", "camvid", "streethazards", "bdd_anomaly", "smiyc", "road_anomaly", "fishyscapes", "folder"
+    root: str | Path = "",  # data set folder; the samples need none
     split: str = "test",  # ignored by the evaluation-only sets
-    **options,  # of the reader: held_out (camvid), void (streethazards), pictures (fishyscapes)
+    held_out: Sequence[str] = (),  # classes that become the anomaly
+    size: tuple[int, int] | None = None,  # (height, width) to resize to; None = as stored
+    **options,  # of the reader: void (streethazards), pictures (fishyscapes), count and seed (samples)
 ) -> StreetDataset:
     "Open a street data set by name. Raises `DataError` for a name that is not known, else what the reader raises."
-    with_split = {"camvid": camvid, "streethazards": street_hazards, "bdd_anomaly": bdd_anomaly, "folder": folder}
-    without = {"smiyc": smiyc, "road_anomaly": road_anomaly, "fishyscapes": fishyscapes}
-    if name in with_split:
-        return with_split[name](root, split, **options)
-    if name in without:
-        return without[name](root, **options)
-    raise DataError(f"no street data set {name!r}; choose one of {', '.join([*with_split, *without])}")
+    with_split: dict[str, Callable[..., StreetDataset]] = {"camvid": camvid, "streethazards": street_hazards, "bdd_anomaly": bdd_anomaly, "folder": folder}
+    without: dict[str, Callable[..., StreetDataset]] = {"smiyc": smiyc, "road_anomaly": road_anomaly, "fishyscapes": fishyscapes}
+    if name == "samples":
+        from anomaly_nb.segmentation.samples import street_samples
+
+        dataset = street_samples(split, **options, **({"size": size} if size else {}))
+    elif name in with_split:
+        dataset = with_split[name](root, split, **options)
+    elif name in without:
+        dataset = without[name](root, **options)
+    else:
+        raise DataError(f"no street data set {name!r}; choose one of {', '.join(['samples', *with_split, *without])}")
+    dataset = dataset.hold_out(*held_out) if held_out else dataset
+    return dataset if name == "samples" else replace(dataset, size=size)
 
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #12c19039
 def class_distribution(

@@ -122,7 +122,7 @@ class HybridEnergyThresholding:
         if self.gaussian_ is not None:
             if features is None:
                 raise DataError("HEAT was fitted with features; give them to `score` as well")
-            raw["mahalanobis"] = self.gaussian_.score(features, tuple(logits.shape[-2:])).sqrt().to(free.dtype)
+            raw["mahalanobis"] = self.gaussian_.score(features, (logits.shape[-2], logits.shape[-1])).sqrt().to(free.dtype)
         return raw
 
     def terms(

@@ -64,6 +64,10 @@ class StreetOutput(NamedTuple):
 class StreetModel(nn.Module):
     "A segmentation network that takes uint8 pictures and knows its classes."
 
+    mean: torch.Tensor  # (1, 3, 1, 1)
+    std: torch.Tensor  # (1, 3, 1, 1)
+    weights_report: dict[str, Any]  # where the encoder's weights came from
+
     def __init__(
         self,
         name: str,  # see the table above
@@ -80,7 +84,8 @@ class StreetModel(nn.Module):
         stage = self.about.feature_stage
         self.auxiliary: nn.Module | None = None
         if auxiliary and stage is not None:
-            width = network.encoder.out_channels[stage]
+            encoder: Any = network.encoder
+            width = encoder.out_channels[stage]
             self.auxiliary = nn.Sequential(
                 nn.Conv2d(width, width // 4, 3, padding=1, bias=False), nn.BatchNorm2d(width // 4), nn.ReLU(), nn.Dropout(0.1), nn.Conv2d(width // 4, len(self.classes), 1)
             )
@@ -143,7 +148,7 @@ def build_model(
     model.weights_report = {"source": downloaded or "random", "used": 0, "left": []}
     if weights and not downloaded:
         model.weights_report = load_encoder(network.encoder, weights)
-    return model.to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 CLASSIFIER = ("fc.", "classifier.", "head.", "conv_head.", "bn2.", "norm.")  # what only a classifier has
@@ -208,8 +213,9 @@ def predict(
     "One forward pass without gradients. Raises `DataError` for a picture of another type."
     if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3:
         raise DataError(f"a picture is (H, W, 3) uint8, not {image.shape} {image.dtype}")
-    batch = torch.from_numpy(np.ascontiguousarray(image if image.ndim == 4 else image[None])).permute(0, 3, 1, 2)
+    batch = torch.from_numpy(np.array(image if image.ndim == 4 else image[None])).permute(0, 3, 1, 2)
     device = next(model.parameters()).device
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         out = model(batch.to(device))
-    return StreetOutput(*(None if v is None else v.float() for v in out))
+    features = None if out.features is None else out.features.float()
+    return StreetOutput(out.logits.float(), features, out.penultimate.float())

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['STREET_CLASSES', 'UNKNOWN', 'STREET_TABLE', 'draw_street', 'street_samples', 'write_street_samples']
 
-# %% ../../nbs/07_segmentation/05_samples.ipynb #17f5aed5
+# %% ../../nbs/07_segmentation/05_samples.ipynb #0fc06245
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -140,22 +141,22 @@ def street_samples(
     seed: int = 0,
 ) -> StreetDataset:
     "Procedural street scenes as a data set, drawn when asked for. Raises `DataError`."
-    return _Drawn("street_samples", split, STREET_TABLE, [ScenePaths(f"{split}/{i:04}", Path(), Path()) for i in range(count)], drawn=(size, seed))
+    scenes = [ScenePaths(f"{split}/{i:04}", Path(), Path()) for i in range(count)]
+    return _Drawn("street_samples", split, STREET_TABLE, scenes, drawn=(size, seed))
 
 
+@dataclass
 class _Drawn(StreetDataset):
     "Scenes that are drawn instead of read."
 
-    def __init__(self, *args, drawn: tuple, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.drawn = drawn
-        self.read_image = lambda paths: draw_street(int(paths.key[-4:]), self.split, *drawn)[0]
+    drawn: tuple = ((128, 192), 0)  # size and seed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.read_image = lambda paths: draw_street(int(paths.key[-4:]), self.split, *self.drawn)[0]
 
     def raw_labels(self, i: int) -> np.ndarray:
         return draw_street(int(self.scenes[i].key[-4:]), self.split, *self.drawn)[1]
-
-    def keep(self, indices, note: str = "") -> "StreetDataset":
-        return _Drawn(self.name, self.split, self.table, [self.scenes[i] for i in indices], notes=self.notes + ([note] if note else []), drawn=self.drawn)
 
 
 def write_street_samples(

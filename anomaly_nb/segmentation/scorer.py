@@ -136,7 +136,8 @@ class PixelScorer:
 
     def _fit_scale(self, readings: TrainingPasses) -> None:
         "Median and interquartile range of each score over a sample of labelled training pixels."
-        rng, seen = np.random.default_rng(self.random_state), {m: [] for m in self.methods}  # type: dict[str, list]
+        rng = np.random.default_rng(self.random_state)
+        seen: dict[str, list[np.ndarray]] = {m: [] for m in self.methods}
         for out, labels in readings:
             kept = np.flatnonzero(labels.numpy().reshape(-1) != VOID)
             kept = rng.choice(kept, min(len(kept), 512), replace=False) if len(kept) else kept
@@ -162,7 +163,7 @@ class PixelScorer:
             raise NotFittedError("fit PixelScorer on training pictures first")
         size = tuple(out.logits.shape[-2:])
         simple = {"max_logit": lambda z: max_logit(z), "msp": lambda z: msp(z, self.temperature), "energy": lambda z: energy(z, self.temperature)}
-        detector = self.fitted_.get(method)
+        detector: Any = self.fitted_.get(method)
         if method in simple:
             maps = simple[method](out.logits)
         elif method == "sml":
