@@ -91,7 +91,7 @@ def train(
 
     train_set, val_set = (_open(data, root, split, held_out, 0, 0) for split in ("train", "val"))
     train_set = train_set.without_anomalies() if exclude_scenes else train_set
-    normalisation = {k: (v,) * 3 for k, v in (("mean", mean), ("std", std)) if v >= 0}
+    normalisation: dict[str, Any] = {k: (v,) * 3 for k, v in (("mean", mean), ("std", std)) if v >= 0}
     torch.manual_seed(seed)
     network = build_model(model, train_set.table.names, weights or None, **normalisation)
     source = network.weights_report

@@ -363,7 +363,7 @@ def open_streets(
     if name == "samples":
         from anomaly_nb.segmentation.samples import street_samples
 
-        dataset = street_samples(split, **options, **({"size": size} if size else {}))
+        dataset = street_samples(split, **(options | ({"size": size} if size else {})))
     elif name in with_split:
         dataset = with_split[name](root, split, **options)
     elif name in without:

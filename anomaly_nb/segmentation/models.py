@@ -78,7 +78,8 @@ class StreetModel(nn.Module):
         std: Sequence[float] = (0.229, 0.224, 0.225),
     ):
         super().__init__()
-        self.name, self.classes, self.network, self.about = name, tuple(classes), network, architecture(name)
+        self.name, self.classes, self.about = name, tuple(classes), architecture(name)
+        self.network: Any = network
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         stage = self.about.feature_stage
