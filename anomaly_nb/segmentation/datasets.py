@@ -292,6 +292,7 @@ def smiyc(
     "SegmentMeIfYouCan (RoadAnomaly21, RoadObstacle21) and sets stored like it; images whose labels are hidden are left out and noted. Raises `MissingFileError`."
     root = Path(root)
     images, labels = _pictures(root / "images"), _pictures(root / "labels_masks", "_labels_semantic")
+    labels = labels or _pictures(root / "labels_masks")  # copies that dropped the ending
     hidden = sorted(set(images) - set(labels))
     scenes = pair_by_key({k: v for k, v in images.items() if k in labels}, labels, root / "labels_masks")
     return StreetDataset(root.name, "val", BINARY, scenes, notes=[f"{len(hidden)} images without public labels left out"] if hidden else [])
