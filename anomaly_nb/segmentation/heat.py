@@ -7,7 +7,7 @@ __all__ = ['spatial_divergence', 'local_variance', 'entropy', 'HeatTerms', 'Hybr
 
 # %% ../../nbs/07_segmentation/03_heat.ipynb #f1fd9a83
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -47,16 +47,9 @@ def entropy(
     log_p = torch.log_softmax(_check_logits(logits), 1)
     return -(log_p.exp() * log_p).sum(1)
 
-# %% ../../nbs/07_segmentation/03_heat.ipynb #bbb18b09
-class HeatTerms(NamedTuple):
-    "Standardized terms and reliability weights of one batch, (B, H, W) each; weights sum to 1."
-
-    terms: dict[str, torch.Tensor]  # "energy", "mahalanobis", "spatial"
-    weights: dict[str, torch.Tensor]
-
-
-class HybridEnergyThresholding:
-    "Energy, Mahalanobis and spatial KL divergence on one scale, weighted by reliability (the work log's HEAT, its defects removed)."
+# %% ../../nbs/07_segmentation/03_heat.ipynb #e60c347e
+class _HeatStatistics:
+    "The part that is fitted on training pictures: class means, covariance, scale of each term."
 
     def __init__(
         self,
@@ -70,7 +63,7 @@ class HybridEnergyThresholding:
     def fit(
         self,
         batches: Iterable,  # re-iterable; logits (B, C, H, W), features (B, D, h, w) or None, labels (B, H, W) with 255 = void
-    ) -> "HybridEnergyThresholding":
+    ) -> Self:
         "Class statistics, then the scale of each term, from training batches. Raises `DataError` on a generator or without a labelled pixel."
         if iter(batches) is batches:
             raise DataError("batches can be read only once; give a list or a loader, `fit` reads it twice")
@@ -88,17 +81,10 @@ class HybridEnergyThresholding:
         self.reset()
         return self
 
-    def reset(self) -> "HybridEnergyThresholding":
+    def reset(self) -> Self:
         "Forget what test-time adaptation has moved."
         self.moving_ = dict(self.scale_)
         return self
-
-    @property
-    def label(self) -> str:
-        "Name for tables and plots: what was really computed."
-        if getattr(self, "fallback_", False):
-            return "HEAT (no feature layer: energy)"
-        return "HEAT" if self.adapt is None else f"HEAT (transductive, moving average {self.adapt:g})"
 
     def _fit_gaussian(self, batches: Iterable) -> PixelMahalanobis | None:
         "Class means and tied covariance on labelled cells; None where there are no features."
@@ -124,6 +110,24 @@ class HybridEnergyThresholding:
                 raise DataError("HEAT was fitted with features; give them to `score` as well")
             raw["mahalanobis"] = self.gaussian_.score(features, (logits.shape[-2], logits.shape[-1])).sqrt().to(free.dtype)
         return raw
+
+# %% ../../nbs/07_segmentation/03_heat.ipynb #bbb18b09
+class HeatTerms(NamedTuple):
+    "Standardized terms and reliability weights of one batch, (B, H, W) each; weights sum to 1."
+
+    terms: dict[str, torch.Tensor]  # "energy", "mahalanobis", "spatial"
+    weights: dict[str, torch.Tensor]
+
+
+class HybridEnergyThresholding(_HeatStatistics):
+    "Energy, Mahalanobis and spatial KL divergence on one scale, weighted by reliability (the work log's HEAT, its defects removed)."
+
+    @property
+    def label(self) -> str:
+        "Name for tables and plots: what was really computed."
+        if getattr(self, "fallback_", False):
+            return "HEAT (no feature layer: energy)"
+        return "HEAT" if self.adapt is None else f"HEAT (transductive, moving average {self.adapt:g})"
 
     def terms(
         self,

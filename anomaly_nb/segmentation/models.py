@@ -60,7 +60,7 @@ class StreetOutput(NamedTuple):
     penultimate: torch.Tensor  # (B, E, h', w') input of the last 1x1 convolution
     auxiliary: torch.Tensor | None = None  # (B, C, H, W) logits of the auxiliary head; training only
 
-
+# %% ../../nbs/07_segmentation/07_models.ipynb #fe99f6a5
 class StreetModel(nn.Module):
     "A segmentation network that takes uint8 pictures and knows its classes."
 

@@ -67,8 +67,18 @@ METHODS = {
 }
 
 
-class PixelScorer:
-    "All scores of one network, fitted on its training pictures."
+class _Triples:
+    "Training passes as (logits, features, labels), re-iterable."
+
+    def __init__(self, readings: TrainingPasses):
+        self.readings = readings
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
+        return ((out.logits, out.features, labels) for out, labels in self.readings)
+
+
+class _Detectors:
+    "The detectors behind a `PixelScorer`, and the names of what they really compute."
 
     def __init__(
         self,
@@ -81,17 +91,8 @@ class PixelScorer:
         self.methods, self.temperature, self.adapt = tuple(methods), temperature, adapt
         self.cells_per_image, self.random_state = cells_per_image, random_state
 
-    def fit(
-        self,
-        model: StreetModel,
-        train_set: StreetDataset,  # normal scenes; anomalies are void in its labels
-        precision: str = "float32",  # "float32" or "bfloat16"
-    ) -> "PixelScorer":
-        "Fit every score that needs it: one to four readings of the training pictures. Raises `DataError` for an unknown method."
-        unknown = [m for m in self.methods if m not in METHODS]
-        if unknown or not self.methods:
-            raise DataError(f"methods {unknown or '()'}: choose from {', '.join(METHODS)}")
-        readings = TrainingPasses(model, train_set, precision)
+    def _fit_detectors(self, model: StreetModel, readings: TrainingPasses) -> None:
+        "Everything that is fitted: up to three readings of the training pictures."
         self.fitted_: dict[str, Any] = {}
         if "sml" in self.methods:
             self.fitted_["sml"] = StandardizedMaxLogit(suppress=True, smooth=True).fit((out.logits, labels != VOID) for out, labels in readings)
@@ -99,9 +100,6 @@ class PixelScorer:
             self.fitted_["heat"] = HybridEnergyThresholding(self.temperature, self.adapt, self.cells_per_image, self.random_state).fit(_Triples(readings))
         if {"mahalanobis", "knn", "vim"} & set(self.methods):
             self._fit_cells(model, readings)
-        self.labels = {m: self._label(m) for m in self.methods}
-        self._fit_scale(readings)
-        return self
 
     def _fit_cells(self, model: StreetModel, readings: TrainingPasses) -> None:
         "Mahalanobis, kNN and ViM from one reading."
@@ -133,6 +131,26 @@ class PixelScorer:
         if method == "vim" and "vim" not in self.fitted_:
             return "ViM (last layer not 1x1: energy)"
         return METHODS[method]
+
+# %% ../../nbs/07_segmentation/09_scorer.ipynb #fec7b79b
+class PixelScorer(_Detectors):
+    "All scores of one network, fitted on its training pictures."
+
+    def fit(
+        self,
+        model: StreetModel,
+        train_set: StreetDataset,  # normal scenes; anomalies are void in its labels
+        precision: str = "float32",  # "float32" or "bfloat16"
+    ) -> "PixelScorer":
+        "Fit every score that needs it: one to five readings of the training pictures. Raises `DataError` for an unknown method."
+        unknown = [m for m in self.methods if m not in METHODS]
+        if unknown or not self.methods:
+            raise DataError(f"methods {unknown or '()'}: choose from {', '.join(METHODS)}")
+        readings = TrainingPasses(model, train_set, precision)
+        self._fit_detectors(model, readings)
+        self.labels = {m: self._label(m) for m in self.methods}
+        self._fit_scale(readings)
+        return self
 
     def _fit_scale(self, readings: TrainingPasses) -> None:
         "Median and interquartile range of each score over a sample of labelled training pixels."
@@ -189,16 +207,6 @@ class PixelScorer:
         "The score behind a value of `ranked`: thresholds go back this way."
         median, spread = self.scale_[method]
         return float(np.sinh(value) * spread + median)
-
-
-class _Triples:
-    "Training passes as (logits, features, labels), re-iterable."
-
-    def __init__(self, readings: TrainingPasses):
-        self.readings = readings
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
-        return ((out.logits, out.features, labels) for out, labels in self.readings)
 
 # %% ../../nbs/07_segmentation/09_scorer.ipynb #3682f45d
 _DETECTORS = {c.__name__: c for c in (StandardizedMaxLogit, HybridEnergyThresholding, PixelMahalanobis, PixelKNN, ViM, PixelScorer)}
