@@ -67,6 +67,17 @@ METHODS = {
 }
 
 
+def _label(method: str, fitted: dict[str, Any]) -> str:
+    "Name of what is really computed."
+    if method == "heat":
+        return fitted["heat"].label
+    if method in ("mahalanobis", "knn") and method not in fitted:
+        return f"{METHODS[method]} (no feature layer: energy)"
+    if method == "vim" and "vim" not in fitted:
+        return "ViM (last layer not 1x1: energy)"
+    return METHODS[method]
+
+
 class _Triples:
     "Training passes as (logits, features, labels), re-iterable."
 
@@ -76,9 +87,11 @@ class _Triples:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]:
         return ((out.logits, out.features, labels) for out, labels in self.readings)
 
-
+# %% ../../nbs/07_segmentation/09_scorer.ipynb #0d9d6228
 class _Detectors:
-    "The detectors behind a `PixelScorer`, and the names of what they really compute."
+    "The detectors behind a `PixelScorer`, and their common scale."
+
+    scale_: dict[str, tuple[float, float]]  # method -> median, interquartile range
 
     def __init__(
         self,
@@ -122,15 +135,19 @@ class _Detectors:
                 return
             self.fitted_["vim"] = ViM().fit(np.concatenate([f for f, _ in last]), weight, bias)
 
-    def _label(self, method: str) -> str:
-        "Name of what is really computed."
-        if method == "heat":
-            return self.fitted_["heat"].label
-        if method in ("mahalanobis", "knn") and method not in self.fitted_:
-            return f"{METHODS[method]} (no feature layer: energy)"
-        if method == "vim" and "vim" not in self.fitted_:
-            return "ViM (last layer not 1x1: energy)"
-        return METHODS[method]
+    def ranked(
+        self,
+        method: str,
+        scores: np.ndarray,  # any shape
+    ) -> np.ndarray:  # same shape, float32
+        "Scores on the scale of the histograms: asinh((score - median) / IQR); strictly rising."
+        median, spread = self.scale_[method]
+        return np.arcsinh((scores.astype(np.float32, copy=False) - np.float32(median)) / np.float32(spread))
+
+    def unranked(self, method: str, value: float) -> float:
+        "The score behind a value of `ranked`: thresholds go back this way."
+        median, spread = self.scale_[method]
+        return float(np.sinh(value) * spread + median)
 
 # %% ../../nbs/07_segmentation/09_scorer.ipynb #fec7b79b
 class PixelScorer(_Detectors):
@@ -148,7 +165,7 @@ class PixelScorer(_Detectors):
             raise DataError(f"methods {unknown or '()'}: choose from {', '.join(METHODS)}")
         readings = TrainingPasses(model, train_set, precision)
         self._fit_detectors(model, readings)
-        self.labels = {m: self._label(m) for m in self.methods}
+        self.labels = {m: _label(m, self.fitted_) for m in self.methods}
         self._fit_scale(readings)
         return self
 
@@ -193,20 +210,6 @@ class PixelScorer(_Detectors):
         else:
             maps = detector.score(out.penultimate if method == "vim" else out.features, size)
         return maps.float().cpu().numpy()
-
-    def ranked(
-        self,
-        method: str,
-        scores: np.ndarray,  # any shape
-    ) -> np.ndarray:  # same shape, float32
-        "Scores on the scale of the histograms: asinh((score - median) / IQR); strictly rising."
-        median, spread = self.scale_[method]
-        return np.arcsinh((scores.astype(np.float32, copy=False) - np.float32(median)) / np.float32(spread))
-
-    def unranked(self, method: str, value: float) -> float:
-        "The score behind a value of `ranked`: thresholds go back this way."
-        median, spread = self.scale_[method]
-        return float(np.sinh(value) * spread + median)
 
 # %% ../../nbs/07_segmentation/09_scorer.ipynb #3682f45d
 _DETECTORS = {c.__name__: c for c in (StandardizedMaxLogit, HybridEnergyThresholding, PixelMahalanobis, PixelKNN, ViM, PixelScorer)}
