@@ -15,7 +15,15 @@ SMALL = {
         {"category": "granite", "image_size": 96},
         {"category": "weave", "image_size": 96, "bank": "mahalanobis", "image_reduce": "max", "threshold": "youden", "seed": 3},
     ],
-    "atoms": [{}, {"seed": 1}],
+    "atoms": [{"videos": 40, "epochs": 10}, {"videos": 40, "epochs": 5, "random_state": 1, "calibrate": "quantile"}],
+    "street_anomaly": [
+        {"train_scenes": 16, "test_scenes": 8, "epochs": 2, "draws": 50, "methods": "max_logit,energy,heat"},
+        {"train_scenes": 16, "test_scenes": 8, "epochs": 1, "draws": 50, "methods": "sml,msp", "seed": 1},
+    ],
+    "street_ablation": [
+        {"train_scenes": 8, "test_scenes": 8, "epochs": 1},
+        {"train_scenes": 8, "test_scenes": 8, "epochs": 1, "study": "scale_range", "method": "energy"},
+    ],
     "calibration_drift": [{"batches": 3}, {"batches": 2, "policy": "auto", "min_files": 40, "seed": 5}],
     "video_calibration": [{"image_size": 32}, {"image_size": 32, "k": 1, "metric": "cosine", "max_image_count": 90, "seed": 2}],
 }

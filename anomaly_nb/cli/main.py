@@ -14,6 +14,7 @@ import typer
 
 from .atoms import app as atoms
 from .drift import app as drift
+from .street import app as street
 from .video import calibrate_video, extract_video, score_video
 
 # %% ../../nbs/11_cli/01_main.ipynb #bb9de866
@@ -32,12 +33,16 @@ First steps:
   anomaly-nb report image_anomaly --list             what a report takes, with types and defaults
   anomaly-nb report image_anomaly -p dataset=folder -p root=my_parts
   anomaly-nb samples my_samples                      write the sample pictures
-  anomaly-nb drift --help                            calibrations that remember, and notice drift""",
+  anomaly-nb drift --help                            calibrations that remember, and notice drift
+  anomaly-nb score-video --help                      objects and frames of surveillance video
+  anomaly-nb street --help                           segmentation networks and pixel scores
+  anomaly-nb atoms --help                            events from CLIP atoms and their roles""",
 )
 
 # %% ../../nbs/11_cli/01_main.ipynb #093a0757
 app.add_typer(drift, name="drift")
 app.add_typer(atoms, name="atoms")
+app.add_typer(street, name="street")
 for command in (extract_video, calibrate_video, score_video):
     app.command(command.__name__.replace("_", "-"))(command)
 
@@ -150,6 +155,8 @@ def demo(
     run("calibration_drift", heads=",".join(CATEGORIES), scores=scores, model="filters", batches=2, min_files=15)
     run("video_calibration")
     run("atoms")
+    run("street_anomaly")
+    run("street_ablation")
     typer.echo(f"\nopen {(figures / 'index.html').resolve()}")
 
 # %% ../../nbs/11_cli/01_main.ipynb #5be02a59
