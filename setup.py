@@ -26,9 +26,10 @@ setup(
     keywords=cfg["keywords"],
     python_requires=">=" + cfg["min_python"],
     # the report templates live with the other notebooks and ship inside the package
-    packages=[*find_packages(include=["anomaly_nb", "anomaly_nb.*"]), "anomaly_nb.reports.templates"],
-    package_dir={"anomaly_nb.reports.templates": "nbs/reports"},
-    package_data={"anomaly_nb.reports.templates": ["*.ipynb"], "anomaly_nb": ["py.typed", "**/*.mplstyle", "**/*.html", "**/*.yml"]},
+    # and so does the small image-text model that tests and demo use
+    packages=[*find_packages(include=["anomaly_nb", "anomaly_nb.*"]), "anomaly_nb.reports.templates", "anomaly_nb.atoms.tiny_clip_model"],
+    package_dir={"anomaly_nb.reports.templates": "nbs/reports", "anomaly_nb.atoms.tiny_clip_model": "data/tiny_clip"},
+    package_data={"anomaly_nb.reports.templates": ["*.ipynb"], "anomaly_nb.atoms.tiny_clip_model": ["*"], "anomaly_nb": ["py.typed", "**/*.mplstyle", "**/*.html", "**/*.yml"]},
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},

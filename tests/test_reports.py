@@ -15,6 +15,7 @@ SMALL = {
         {"category": "granite", "image_size": 96},
         {"category": "weave", "image_size": 96, "bank": "mahalanobis", "image_reduce": "max", "threshold": "youden", "seed": 3},
     ],
+    "atoms": [{}, {"seed": 1}],
     "calibration_drift": [{"batches": 3}, {"batches": 2, "policy": "auto", "min_files": 40, "seed": 5}],
     "video_calibration": [{"image_size": 32}, {"image_size": 32, "k": 1, "metric": "cosine", "max_image_count": 90, "seed": 2}],
 }

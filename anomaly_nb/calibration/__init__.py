@@ -6,13 +6,15 @@
 __all__ = ['CalibrationRanges', 'CalibrationStore', 'DriftResult', 'IsotonicCalibration', 'RunInProgress', 'Sample',
            'ScoreSketch', 'SequentialAlarm', 'Thresholds', 'conformal_bound', 'conformal_pvalues',
            'conformal_threshold', 'create_app', 'decide', 'drift_metrics', 'example_year', 'grade', 'judge_heads',
-           'load_calibration', 'log_to_mlflow', 'new_key', 'next_steps', 'pack_calibrations', 'plot_then_and_now',
+           'kth_neighbour_distances', 'leave_one_group_out_distances', 'load_calibration', 'read_calibration',
+           'write_calibration', 'log_to_mlflow', 'new_key', 'next_steps', 'pack_calibrations', 'plot_then_and_now',
            'plot_trend', 'pull_calibrations', 'quality_report', 'read_scores', 'replay', 'serve', 'sketch_edges',
            'suggest_files', 'suggest_from_store', 'verdict_table']
 
 # %% ../../nbs/05_calibration/00_calibration.ipynb #191508da
 from .drift import DriftResult, Thresholds, drift_metrics, judge_heads
 from .insight import example_year, grade, log_to_mlflow, next_steps, plot_then_and_now, plot_trend, quality_report, replay, suggest_files, suggest_from_store, verdict_table
+from .leave_one_out import kth_neighbour_distances, leave_one_group_out_distances
 from .pull import pack_calibrations, pull_calibrations
 from .ranges import CalibrationRanges, IsotonicCalibration, conformal_bound, conformal_pvalues, conformal_threshold
 from .runs import RunInProgress, decide
@@ -20,11 +22,13 @@ from .sample import Sample, ScoreSketch, sketch_edges
 from .sequential import SequentialAlarm
 from .service import create_app, new_key, serve
 from .store import CalibrationStore, load_calibration, read_scores
+from .video_config import read_calibration, write_calibration
 
 # %% ../../nbs/05_calibration/00_calibration.ipynb #5f37ba6f
 _all_ = [
     "CalibrationRanges", "CalibrationStore", "DriftResult", "IsotonicCalibration", "RunInProgress", "Sample", "ScoreSketch", "SequentialAlarm", "Thresholds",
-    "conformal_bound", "conformal_pvalues", "conformal_threshold", "create_app", "decide", "drift_metrics", "example_year", "grade", "judge_heads", "load_calibration",
+    "conformal_bound", "conformal_pvalues", "conformal_threshold", "create_app", "decide", "drift_metrics", "example_year", "grade", "judge_heads", "kth_neighbour_distances",
+    "leave_one_group_out_distances", "load_calibration", "read_calibration", "write_calibration",
     "log_to_mlflow", "new_key", "next_steps", "pack_calibrations", "plot_then_and_now", "plot_trend", "pull_calibrations", "quality_report", "read_scores", "replay", "serve",
     "sketch_edges", "suggest_files", "suggest_from_store", "verdict_table",
 ]  # fmt: skip

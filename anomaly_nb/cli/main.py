@@ -12,7 +12,9 @@ from typing import Annotated
 
 import typer
 
+from .atoms import app as atoms
 from .drift import app as drift
+from .video import calibrate_video, extract_video, score_video
 
 # %% ../../nbs/11_cli/01_main.ipynb #bb9de866
 app = typer.Typer(
@@ -33,8 +35,11 @@ First steps:
   anomaly-nb drift --help                            calibrations that remember, and notice drift""",
 )
 
-# %% ../../nbs/11_cli/01_main.ipynb #5e42e3be
+# %% ../../nbs/11_cli/01_main.ipynb #093a0757
 app.add_typer(drift, name="drift")
+app.add_typer(atoms, name="atoms")
+for command in (extract_video, calibrate_video, score_video):
+    app.command(command.__name__.replace("_", "-"))(command)
 
 # %% ../../nbs/11_cli/01_main.ipynb #42263e29
 @app.command()
@@ -143,6 +148,8 @@ def demo(
     images = [run("image_anomaly", category=c) for c in CATEGORIES]
     scores = ",".join((r.folder / "scores.csv").as_posix() for r in images)
     run("calibration_drift", heads=",".join(CATEGORIES), scores=scores, model="filters", batches=2, min_files=15)
+    run("video_calibration")
+    run("atoms")
     typer.echo(f"\nopen {(figures / 'index.html').resolve()}")
 
 # %% ../../nbs/11_cli/01_main.ipynb #5be02a59

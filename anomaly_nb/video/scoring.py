@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.exceptions import NotFittedError
 
 from ..calibration.leave_one_out import kth_neighbour_distances, leave_one_group_out_distances
 from ..calibration.video_config import read_calibration, write_calibration
 from ..core.errors import DataError
 from ..core.files import load_array, read_json, save_array, sha256_array, write_json
 from .feature_files import MODALITIES, ObjectFeatures, load_object_features
-from .velocity import NotFittedError, VelocityModel, load_velocity_model, save_velocity_model
+from .velocity import VelocityModel, load_velocity_model, save_velocity_model
 
 # %% ../../nbs/08_video/08_scoring.ipynb #a453b244
 PERCENTILES: dict[str, tuple[float, float]] = {"deep": (0.0, 100.0), "keypoints": (0.0, 99.9), "velocity": (0.0, 99.9)}

@@ -1,0 +1,84 @@
+"""Banks against their plain forms: greedy selection by the loop, neighbours by a flat FAISS index, leave-one-out by refitting."""
+
+import numpy as np
+
+from anomaly_nb.banks import KNNBank, MahalanobisBank, greedy_coreset
+from anomaly_nb.banks.neighbours import exact_distances, nearest, unit_rows
+from bench.metrics import row, timed
+
+
+def patchlike(n: int, d: int, inner: int = 20, seed: int = 0) -> np.ndarray:
+    "Vectors of length one that fill `inner` dimensions, in 40 clumps, with a little noise in all: much like patches of a frozen network."
+    rng = np.random.default_rng(99)
+    basis, clumps = rng.normal(size=(inner, d)).astype(np.float32), rng.normal(size=(40, inner)).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    inside = clumps[rng.integers(40, size=n)] + rng.normal(size=(n, inner)).astype(np.float32)
+    return unit_rows(inside @ basis / np.float32(np.sqrt(d)) + rng.normal(size=(n, d)).astype(np.float32) * np.float32(0.08))
+
+
+def plain_loop(x: np.ndarray, n: int) -> np.ndarray:
+    "The greedy rule as it is usually written: after each pick, the distance of all points to it."
+    squared, picked = np.einsum("nd,nd->n", x, x), np.empty(n, np.int64)
+    picked[0] = np.random.default_rng(0).integers(len(x))
+    near = np.full(len(x), np.inf, np.float32)
+    for i in range(1, n):
+        centre = picked[i - 1]
+        np.minimum(near, squared + squared[centre] - 2 * (x @ x[centre]), out=near)
+        near[centre] = -1
+        picked[i] = np.argmax(near)
+    return picked
+
+
+def coreset(name: str, x: np.ndarray, n: int) -> dict:
+    "The same picks, sooner; where rounding decides between equals, the same cover radius."
+    ours, picks = timed(lambda: greedy_coreset(x, n))
+    theirs, expected = timed(lambda: plain_loop(x, n))
+    common = np.intersect1d(picks, expected).size / n
+    cover = [float(nearest(x, np.ascontiguousarray(x[p]))[0].max()) ** 0.5 for p in (picks, expected)]
+    assert common > 0.99 and abs(cover[0] / cover[1] - 1) < 1e-3, "both must pick the same up to ties"
+    return row(f"greedy_coreset, {name}", ours, theirs, f"{n} of {len(x)} x {x.shape[1]}", f"{common:.2%} of the picks in common, cover radius {cover[0]:.5f} and {cover[1]:.5f}")
+
+
+def neighbours(name: str, queries: np.ndarray, bank: np.ndarray) -> dict:
+    "The nearest row of every query, exactly."
+    import faiss
+
+    def flat():
+        index = faiss.IndexFlatL2(bank.shape[1])
+        index.add(bank)
+        return index.search(queries, 1)
+
+    nearest(queries[:2048], bank)  # loads torch and its kernels
+    ours, (distance, _) = timed(lambda: nearest(queries, bank), 2)
+    theirs, (_, found) = timed(flat, 2)
+    expected = exact_distances(queries, bank, found)
+    assert np.allclose(distance, expected, rtol=1e-5, atol=1e-7) and (distance <= expected * (1 + 1e-6)).all(), "the same distances, or nearer"
+    return row(f"nearest / IndexFlat, {name}", ours, theirs, f"{len(queries)} queries, {len(bank)} x {bank.shape[1]}", "equal distances")
+
+
+def leave_one_out(n: int, p: int, d: int) -> list[dict]:
+    "Scores of all training pictures by the others, against one search, and against refitting for each."
+    x, rows = patchlike(n * p, d).reshape(n, p, d), []
+    side = int(p**0.5)
+    for bank in (KNNBank(), MahalanobisBank()):
+        bank.fit(x, (side, side))
+        ours, scores = timed(lambda: bank.leave_one_image_out(x))
+        once, _ = timed(lambda: bank.score(x))
+        few = 3
+        theirs, refitted = timed(lambda: np.concatenate([type(bank)().fit(np.delete(x, i, 0), (side, side)).score(x[i : i + 1]) for i in range(few)]))
+        assert np.allclose(scores[:few], refitted, rtol=1e-3, atol=1e-5), "the scores of a bank refitted without the picture"
+        note = f"one plain scoring takes {once:.2f} s; the reference is {few} refits times {n / few:.0f}; equal scores"
+        rows.append(row(f"leave one image out, {type(bank).__name__}", ours, theirs * n / few, f"{n} pictures of {p} patches, {d} dimensions", note))
+    return rows
+
+
+def run(small: bool) -> list[dict]:
+    "All rows of this module."
+    rng = np.random.default_rng(0)
+    n, d = (6000, 128) if small else (40_000, 384)
+    rows = [coreset("patch-like", patchlike(n, d), n // 10), coreset("isotropic", rng.normal(size=(n, d)).astype(np.float32), n // 10)]
+    n, m = (2000, 20_000) if small else (20_000, 80_000)
+    rows.append(neighbours("patch-like", patchlike(n, 384, seed=1), patchlike(m, 384)))
+    rows.append(neighbours("isotropic", *(rng.normal(size=(k, 384)).astype(np.float32) for k in (n, m))))
+    rows.append(neighbours("small", patchlike(n // 10, 64, seed=1), patchlike(m // 10, 64)))
+    return rows + (leave_one_out(20, 64, 128) if small else leave_one_out(150, 256, 384))

@@ -1,0 +1,118 @@
+"""Layouts as their publishers made them, rebuilt in miniature, and the input that breaks other readers."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomaly_nb.segmentation import open_streets, street_samples
+from anomaly_nb.segmentation.augment import Augmentation, zoom_crop
+from anomaly_nb.segmentation.datasets import VOID, bdd_anomaly, fishyscapes, road_anomaly, smiyc, street_hazards
+
+
+def write(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(array, np.uint8)).save(path)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "images" / "training"  # words that a replace on the whole path would trip over
+
+
+def hazards(root):
+    for part, split, raw in (("train", "training", [[1, 2], [4, 8]]), ("test", "test", [[14, 2], [1, 8]])):
+        write(root / part / "images" / split / "t5" / "0.png", np.full((2, 2, 4), 9))  # RGBA, as published
+        write(root / part / "annotations" / split / "t5" / "0.png", raw)
+        entry = {"dbName": "StreetHazards", "width": 1280, "height": 720, "fpath_img": f"{part}/images/{split}/t5/0.png", "fpath_segm": f"{part}/annotations/{split}/t5/0.png"}
+        (root / part / f"{part}.odgt").write_text(json.dumps([entry]))
+
+
+def test_street_hazards_and_its_void_policies(root):
+    hazards(root)
+    scene = street_hazards(root, "test")[0]
+    assert street_hazards(root, "train").table.num_trained_classes == 13
+    assert scene.image.shape == (2, 2, 3) and scene.labels.tolist() == [[VOID, 1], [0, 7]] and scene.anomaly.tolist() == [[1, 0], [0, 0]]
+    assert street_hazards(root, "test", "unlabeled_other")[0].anomaly.tolist() == [[1, 0], [VOID, 0]]
+    assert street_hazards(root, "train", "other")[0].anomaly.tolist() == [[0, 0], [VOID, 0]]
+    with pytest.raises(ValueError, match="choose one of"):
+        street_hazards(root, "test", "some")
+    (root / "test" / "annotations" / "test" / "t5" / "0.png").unlink()
+    with pytest.raises(FileNotFoundError, match="is in the list but not below"):
+        street_hazards(root, "test")
+
+
+def test_bdd_anomaly(root):
+    write(root / "images" / "a.jpg", np.zeros((1, 4, 3)))
+    write(root / "seg" / "a_train_id.png", [[1, 2, 17, 19]])
+    (root / "anom.odgt").write_text(json.dumps([{"fpath_img": "images/a.jpg", "fpath_segm": "seg/a_train_id.png"}]))
+    scene = bdd_anomaly(root, "test")[0]
+    assert scene.labels.tolist() == [[VOID, 0, 15, VOID]] and scene.anomaly.tolist() == [[VOID, 0, 0, 1]]
+
+
+def test_evaluation_only_sets(root):
+    write(root / "smiyc" / "images" / "a.png", np.zeros((2, 2, 3)))
+    write(root / "smiyc" / "images" / "hidden.webp", np.zeros((2, 2, 3)))
+    write(root / "smiyc" / "labels_masks" / "a_labels_semantic.png", [[0, 1], [255, 0]])
+    data = smiyc(root / "smiyc")
+    assert data.keys == ["a"] and "1 images without public labels" in data.notes[0]
+    assert data[0].anomaly.tolist() == [[0, 1], [VOID, 0]] and (data[0].labels == VOID).all()
+    write(root / "ra" / "frames" / "x.jpg", np.zeros((2, 2, 3)))
+    write(root / "ra" / "frames" / "x.labels" / "labels_semantic.png", [[0, 2], [0, 0]])
+    assert road_anomaly(root / "ra")[0].anomaly.sum() == 1
+
+
+def test_fishyscapes_overlays_are_added(root):
+    write(root / "city" / "frankfurt" / "frankfurt_000000_000294_leftImg8bit.png", np.full((2, 2, 3), 200))
+    write(root / "fs" / "0003_frankfurt_000000_000294_labels.png", [[0, 1], [255, 0]])
+    np.savez(root / "fs" / "0003_frankfurt_000000_000294_rgb.npz", rgb=np.full((2, 2, 3), 100, np.int16))
+    data = fishyscapes(root / "fs", root / "city")
+    assert data.name == "fishyscapes_static" and (data[0].image == 255).all() and data[0].anomaly.sum() == 1 + VOID
+    with pytest.raises(FileNotFoundError, match="frankfurt_000000_000294_leftImg8bit"):
+        fishyscapes(root / "fs", root / "fs")
+
+
+def test_ids_outside_the_table_name_the_file(root):
+    hazards(root)
+    write(root / "test" / "annotations" / "test" / "t5" / "0.png", [[14, 2], [0, 8]])
+    with pytest.raises(ValueError, match=r"0\.png: label ids \[0\] are not in the label table"):
+        street_hazards(root, "test")[0]
+    write(root / "test" / "annotations" / "test" / "t5" / "0.png", np.zeros((2, 2, 3)))
+    with pytest.raises(ValueError, match="one channel"):
+        street_hazards(root, "test")[0]
+
+
+def test_truncated_png(root):
+    hazards(root)
+    path = root / "test" / "images" / "test" / "t5" / "0.png"
+    write(path, np.random.default_rng(0).integers(0, 255, (64, 64, 3)))
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(ValueError, match=r"0\.png: cannot be read"):
+        street_hazards(root, "test")[0]
+
+
+def test_samples_by_name_and_size():
+    data = open_streets("samples", split="test", size=(32, 48), held_out=["car"], count=3)
+    assert len(data) == 3 and data[0].image.shape == (32, 48, 3) and "car" not in data.table.names
+    assert 6 in data.table.anomaly and np.array_equal(data[1].image, street_samples("test", 3, (32, 48))[1].image)
+
+
+@pytest.mark.parametrize("zoom", [0.6, 0.75, 1.0, 1.3, 1.7, 2.0, 3.0])
+def test_a_target_appears_zoom_times_its_size(zoom):
+    labels = torch.zeros(900, 1200, dtype=torch.uint8)
+    labels[400:480, 560:660] = 1  # 80 high, 100 wide
+    _, cut = zoom_crop(torch.zeros(3, 900, 1200, dtype=torch.uint8), labels, (512, 512), zoom)
+    assert abs(int(cut.any(0).sum()) - 100 * zoom) <= 2 and abs(int(cut.any(1).sum()) - 80 * zoom) <= 2
+
+
+def test_zoom_is_drawn_over_the_whole_range():
+    image, labels = np.zeros((1100, 1100, 3), np.uint8), np.zeros((1100, 1100), np.uint8)
+    labels[:, np.arange(1100) % 100 < 10] = 1  # a stripe every 100 pixels: their distance measures the zoom
+    found = []
+    for seed in range(60):
+        _, cut = Augmentation(flip=False, colour=0, blur=0)(image, labels, (512, 512), seed)
+        starts = np.flatnonzero(np.diff(cut[200].numpy().astype(int)) > 0)
+        if len(starts) > 1:
+            found.append(np.diff(starts).mean() / 100)
+    assert min(found) < 0.6 and max(found) > 1.7 and 0.8 < np.exp(np.mean(np.log(found))) < 1.25

@@ -1,0 +1,58 @@
+"""CamVid, RoadAnomaly21 and Fishyscapes Static as they lie on disk; skipped where they are not."""
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from anomaly_nb.segmentation import PixelScorer, build_model, evaluate, open_streets, results_table
+from anomaly_nb.segmentation.datasets import VOID
+from anomaly_nb.segmentation.models import architecture
+
+DATA = Path(os.environ.get("ANOMALY_NB_DATA", "nowhere"))
+here = pytest.mark.skipif(not (DATA / "street").is_dir(), reason="ANOMALY_NB_DATA does not name a folder with street/")
+
+
+@here
+def test_camvid_with_a_class_held_out():
+    train = open_streets("camvid", DATA / "street/camvid", "train", ["Bicyclist"])
+    assert len(train) == 367 and train.table.num_trained_classes == 10 and "Bicyclist" not in train.table.names
+    scene = next(s for s in (train[i] for i in range(len(train))) if (s.anomaly == 1).any())
+    assert (scene.labels[scene.anomaly == 1] == VOID).all() and scene.image.shape == (360, 480, 3)
+
+
+
+
+@here
+def test_given_weights_match_the_encoder():
+    weights = DATA / "weights/mobilenetv2_100_imagenet.safetensors"
+    model = build_model("deeplabv3plus_mobilenetv2", ("a", "b"), weights, mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert model.weights_report["used"] == 306 and all(n.startswith(("bn2.", "conv_head.")) for n in model.weights_report["left"])
+    with pytest.raises(ValueError, match="another encoder"):
+        build_model("unet:resnet18", ("a", "b"), weights)
+
+
+@here
+def test_smiyc_sets_are_scored_whole():
+    torch.manual_seed(0)
+    train = open_streets("camvid", DATA / "street/camvid", "train", ["Bicyclist"]).keep(range(3))
+    model = build_model("deeplabv3plus_mobilenetv2", train.table.names).eval()
+    scorer = PixelScorer(("max_logit", "energy")).fit(model, train)
+    data = open_streets("smiyc", DATA / "street/road_anomaly/RoadAnomaly21")
+    assert len(data) == 10
+    result = evaluate(model, scorer, data.keep(range(2)))
+    counted = sum(int((data[i].anomaly != VOID).sum()) for i in range(2))
+    histogram = result.histograms["energy"]
+    assert histogram.positives + histogram.negatives == counted and np.isnan(result.miou())
+    assert results_table(result, 0)["auroc"].between(0, 1).all()
+
+
+@pytest.mark.skipif(not os.environ.get("ANOMALY_NB_SLOW"), reason="large networks; set ANOMALY_NB_SLOW=1")
+@pytest.mark.parametrize("name", ["deeplabv3plus_resnet50", "deeplabv3plus_resnet101", "segformer_b5", "upernet_hiera"])
+def test_named_architectures(name):
+    model = build_model(name, ("a", "b", "c")).eval()
+    with torch.no_grad():
+        out = model(torch.zeros(1, 3, 96, 128, dtype=torch.uint8))
+    assert out.logits.shape == (1, 3, 96, 128) and (out.features is None) == (architecture(name).feature_stage is None)
+    assert model.last_layer[0].shape == (3, out.penultimate.shape[1])
