@@ -165,21 +165,34 @@ class FilterBackbone(Backbone):
 class TimmBackbone(Backbone):
     "A timm network, chosen layers fused to the coarsest of their grids."
 
+    cpu_batch = 4  # pictures that pass a CPU's caches together; larger batches were slower
+
     def __init__(self, spec: BackboneSpec, model: Any, device: Any):
+        import torch
+
         super().__init__(spec)
         self.model, self.device = model.eval().to(device), device
+        if not hasattr(model, "patch_embed"):
+            self.model = self.model.to(memory_format=torch.channels_last)
         self.has_class_token = getattr(model, "cls_token", None) is not None and getattr(model, "num_prefix_tokens", 0) > 0
 
     def __call__(self, batch: np.ndarray) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
         "Features of a batch (B, 3, H, W): patches (B, P, D), the grid, and the class token or the network's pooled vector."
         import torch
 
+        info = self.model.feature_info
+        layers, last = list(self.spec.layers), len(getattr(info, "info", info)) - 1
+        indices = layers if last in layers else [*layers, last]  # some families stop after the last one asked for
+        step, parts = len(batch) if self.device.type != "cpu" else self.cpu_batch, []
         with torch.inference_mode():
-            layers, last = list(self.spec.layers), len(getattr(self.model.feature_info, "info", self.model.feature_info)) - 1
-            indices = layers if last in layers else [*layers, last]  # some families stop after the last one asked for
-            final, maps = self.model.forward_intermediates(torch.as_tensor(batch, device=self.device), indices=indices, norm=self.spec.norm)
-            cls = final[:, 0] if self.has_class_token else self.model.forward_head(final, pre_logits=True)
-            return fuse(maps[: len(layers)], self.spec.pool, cls)
+            for start in range(0, len(batch), step):
+                x = torch.as_tensor(batch[start : start + step], device=self.device)
+                if not hasattr(self.model, "patch_embed"):
+                    x = x.contiguous(memory_format=torch.channels_last)
+                final, maps = self.model.forward_intermediates(x, indices=indices, norm=self.spec.norm)
+                cls = final[:, 0] if self.has_class_token else self.model.forward_head(final, pre_logits=True)
+                parts.append(fuse(maps[: len(layers)], self.spec.pool, cls))
+        return np.concatenate([p for p, _, _ in parts]), parts[0][1], np.concatenate([c for _, _, c in parts])
 
 
 def fuse(
