@@ -15,7 +15,7 @@ SMALL = {
         {"category": "granite", "image_size": 96},
         {"category": "weave", "image_size": 96, "bank": "mahalanobis", "image_reduce": "max", "threshold": "youden", "seed": 3},
     ],
-    "atoms": [{"videos": 40, "epochs": 10}, {"videos": 40, "epochs": 5, "random_state": 1, "calibrate": "quantile"}],
+    "atoms": [{"videos": 40, "epochs": 10}, {"videos": 100, "epochs": 5, "random_state": 1, "calibrate": "quantile"}],
     "street_anomaly": [
         {"train_scenes": 16, "test_scenes": 8, "epochs": 2, "draws": 50, "methods": "max_logit,energy,heat"},
         {"train_scenes": 16, "test_scenes": 8, "epochs": 1, "draws": 50, "methods": "sml,msp", "seed": 1},
