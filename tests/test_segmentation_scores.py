@@ -56,7 +56,7 @@ def test_standardized_max_logit(logits):
     for c in np.unique(predicted):
         here = top[predicted == c]
         expected[predicted == c] = -(here - here.mean()) / here.std(ddof=1)
-    close(fitted.score(t(logits)), expected, 1e-4)
+    close(fitted.score(t(logits)), expected)
 
 
 def boundary_by_hand(scores, prediction, width=4):
@@ -119,7 +119,7 @@ def test_heat(logits):
     labels = t(logits.argmax(1).astype(np.uint8))
     batches = [(t(logits[i : i + 1]), t(features[i : i + 1]), labels[i : i + 1]) for i in range(2)]
     fitted = HybridEnergyThresholding().fit(batches)
-    close(fitted.score(t(logits), t(features)), heat_by_hand(fitted, logits, features), 1e-4)
+    close(fitted.score(t(logits), t(features)), heat_by_hand(fitted, logits, features))
     assert min(fitted.shares(t(logits), t(features)).values()) > 0.05
     assert np.corrcoef(fitted.score(t(logits), t(features)).numpy().ravel(), energy(t(logits)).numpy().ravel())[0, 1] < 0.999
 
