@@ -808,4 +808,8 @@ d = { 'settings': { 'branch': 'main',
                                                'anomaly_nb.scoring.thresholds.labelled_threshold': ( '06_scoring/thresholds.html#labelled_threshold',
                                                                                                      'anomaly_nb/scoring/thresholds.py'),
                                                'anomaly_nb.scoring.thresholds.quantile_threshold': ( '06_scoring/thresholds.html#quantile_threshold',
-                                                                                                     'anomaly_nb/scoring/thresholds.py')}}}
+                                                                                                     'anomaly_nb/scoring/thresholds.py')},
+            'anomaly_nb.scoring.validation': { 'anomaly_nb.scoring.validation.artificial_validation': ( '06_scoring/validation.html#artificial_validation',
+                                                                                                        'anomaly_nb/scoring/validation.py'),
+                                               'anomaly_nb.scoring.validation.spoil': ( '06_scoring/validation.html#spoil',
+                                                                                        'anomaly_nb/scoring/validation.py')}}}
