@@ -16,13 +16,14 @@ from ..core.runtime import progress
 def whitening(
     covariance: np.ndarray,  # (..., D, D) float64
     shrinkage: float,  # in [0, 1], towards the mean variance
-) -> np.ndarray:  # (..., D, D) float64 W with W' C W = I
+    ridge: float = 0.0,  # added to every variance
+) -> np.ndarray:  # (..., D, D) float64 W with W' (C + ...) W = I
     "A matrix that turns vectors of this covariance into uncorrelated ones of unit spread. Raises `DataError` if it cannot be inverted."
     d = covariance.shape[-1]
     scale = np.trace(covariance, axis1=-2, axis2=-1) / d
     if not (scale > 0).all():
         raise DataError("the features are constant, so they have no spread to measure distances in; check the pictures and the backbone")
-    shrunk = (1 - shrinkage) * covariance + shrinkage * scale[..., None, None] * np.eye(d)
+    shrunk = (1 - shrinkage) * covariance + (shrinkage * scale[..., None, None] + ridge) * np.eye(d)
     try:
         factor = np.linalg.cholesky(shrunk)
     except np.linalg.LinAlgError:
@@ -33,6 +34,7 @@ def whitening(
 def shared_without_own(
     x: np.ndarray,  # (N, P, D) float32
     shrinkage: float,
+    ridge: float = 0.0,
 ) -> np.ndarray:  # (N, P) float32
     "Mahalanobis distance of each picture's patches to the Gaussian of all other pictures' patches."
     n, p, d = x.shape
@@ -45,13 +47,14 @@ def shared_without_own(
         own = (centred[i].T @ centred[i]).astype(np.float64)
         others = -means[i] * p / rest  # the others' mean, from the mean of all
         scatter = total - own - rest * np.outer(others, others)
-        out[i] = np.linalg.norm((centred[i] - others) @ whitening(scatter / (rest - 1), shrinkage), axis=1)
+        out[i] = np.linalg.norm((centred[i] - others) @ whitening(scatter / (rest - 1), shrinkage, ridge), axis=1)
     return out
 
 
 def placed_without_own(
     x: np.ndarray,  # (N, P, D) float32
     shrinkage: float,
+    ridge: float = 0.0,
 ) -> np.ndarray:  # (N, P) float32
     "Mahalanobis distance of each patch to the Gaussian of the other pictures' patches at its place."
     n, p, d = x.shape
@@ -60,8 +63,8 @@ def placed_without_own(
         away = x[:, place] - x[:, place].mean(axis=0, dtype=np.float64)
         values, vectors = np.linalg.eigh(away.T @ away)
         square = (away @ vectors) ** 2
-        ridge = shrinkage * (values.sum() - a * square.sum(axis=1)) / d  # (N,) shrinkage times the mean variance without the picture
-        diagonal = (1 - shrinkage) * np.maximum(values, 0) + ridge[:, None]
+        added = shrinkage * (values.sum() - a * square.sum(axis=1)) / d + ridge * (n - 2)  # (N,) to each sum of squares without the picture
+        diagonal = (1 - shrinkage) * np.maximum(values, 0) + added[:, None]
         if not (diagonal > 0).all():
             raise DataError("the covariance without one picture has no inverse (constant features, or too few pictures); raise shrinkage")
         q = (square / diagonal).sum(axis=1)
@@ -76,9 +79,11 @@ class MahalanobisBank(Bank):
         self,
         per_position: bool = False,  # one Gaussian for each place of the grid (pictures must be aligned)
         shrinkage: float = 0.01,  # in [0, 1], towards the mean variance
+        ridge: float = 0.0,  # added to every variance, in the features' own unit (PaDiM: 0.01, with shrinkage 0)
     ):
         self.per_position = per_position
         self.shrinkage = shrinkage
+        self.ridge = ridge
 
     def fit(
         self,
@@ -96,7 +101,7 @@ class MahalanobisBank(Bank):
         for g, group in enumerate(groups):
             centred = group - self.mean_[g]
             covariance = (centred.T @ centred).astype(np.float64) / (len(group) - 1)
-            white[g] = whitening(covariance, self.shrinkage)
+            white[g] = whitening(covariance, self.shrinkage, self.ridge)
         self.white_, self.patch_hw_ = white, (int(patch_hw[0]), int(patch_hw[1]))
         return self
 
@@ -124,4 +129,4 @@ class MahalanobisBank(Bank):
         mean = x.mean(axis=0) if self.per_position else x.mean(axis=(0, 1))[None]
         if not np.allclose(mean, self.mean_, rtol=1e-3, atol=1e-3 * np.abs(self.mean_).max()):
             raise DataError("patches: the bank was fitted on others; pass its training pictures")
-        return (placed_without_own if self.per_position else shared_without_own)(x, self.shrinkage)
+        return (placed_without_own if self.per_position else shared_without_own)(x, self.shrinkage, self.ridge)

@@ -202,7 +202,7 @@ def nearest(
         distance[part], rows[part] = np.take_along_axis(found, order, 1), np.take_along_axis(rows[part], order, 1)
     return distance, rows
 
-
+# %% ../../nbs/04_banks/05_neighbours.ipynb #c8269a40
 def _by_shortlist(queries: np.ndarray, bank: np.ndarray, k: int, skip: np.ndarray | None, device: str, block: int, rows: np.ndarray, forced: bool) -> int:
     "Fill `rows`; how many queries were done before it stopped paying."
     import torch

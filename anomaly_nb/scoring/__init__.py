@@ -5,14 +5,21 @@
 # %% auto #0
 __all__ = ['defect_table', 'image_metrics', 'pixel_metrics', 'read_masks', 'Cases', 'nearest_normal', 'plot_examples',
            'colour_range', 'heatmaps', 'image_scores', 'overlay', 'Threshold', 'choose_threshold', 'held_out_scores',
-           'labelled_threshold', 'quantile_threshold']
+           'labelled_threshold', 'quantile_threshold', 'conformal_threshold', 'Detector', 'PatchDetector',
+           'Preparation', 'load_detector', 'save_detector', 'plot_explained', 'RECIPES', 'few_shot', 'fused_scores',
+           'make_detector', 'recipe_table', 'artificial_validation']
 
-# %% ../../nbs/06_scoring/00_scoring.ipynb #ae4145c7
+# %% ../../nbs/06_scoring/00_scoring.ipynb #288c7d07
+from .detector import Detector, PatchDetector, Preparation, load_detector, plot_explained, save_detector
 from .evaluation import defect_table, image_metrics, pixel_metrics, read_masks
 from .figures import Cases, nearest_normal, plot_examples
 from .maps import colour_range, heatmaps, image_scores, overlay
-from .thresholds import Threshold, choose_threshold, held_out_scores, labelled_threshold, quantile_threshold
+from .recipes import RECIPES, few_shot, fused_scores, make_detector, recipe_table
+from .thresholds import Threshold, choose_threshold, conformal_threshold, held_out_scores, labelled_threshold, quantile_threshold
+from .validation import artificial_validation
 
 # %% ../../nbs/06_scoring/00_scoring.ipynb #147db1d7
 _all_ = ["defect_table", "image_metrics", "pixel_metrics", "read_masks", "Cases", "nearest_normal", "plot_examples", "colour_range", "heatmaps",
-         "image_scores", "overlay", "Threshold", "choose_threshold", "held_out_scores", "labelled_threshold", "quantile_threshold"]
+         "image_scores", "overlay", "Threshold", "choose_threshold", "held_out_scores", "labelled_threshold", "quantile_threshold",
+         "conformal_threshold", "Detector", "PatchDetector", "Preparation", "load_detector", "save_detector", "plot_explained", "RECIPES", "few_shot",
+         "fused_scores", "make_detector", "recipe_table", "artificial_validation"]
