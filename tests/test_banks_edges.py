@@ -1,0 +1,136 @@
+"""Banks and detectors at the edges: few pictures, one patch, constant features, other grids, ties, and one search by every way."""
+import numpy as np
+import pytest
+
+from anomaly_nb.banks import KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank, greedy_coreset, load_bank
+from anomaly_nb.banks.neighbours import nearest
+from anomaly_nb.core.errors import DataError
+from anomaly_nb.scoring import Detector, PatchDetector, Preparation, conformal_threshold, held_out_scores
+
+BANKS = [KNNBank(), KNNBank(2, "euclidean", 0.5), KNNBank(metric="sqeuclidean"), MahalanobisBank(), MahalanobisBank(True, 0.1), SubspaceBank(0.9), PositionalBank(), MutualBank((1,))]
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("bank", BANKS, ids=str)
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_any_float_and_never_negative(bank, dtype, tmp_path):
+    train, test = random(6, 9, 5).astype(dtype), random(2, 9, 5, seed=1).astype(dtype)
+    scores = bank.fit(train, (3, 3)).score(test)
+    assert scores.shape == (2, 9) and scores.dtype == np.float32 and np.isfinite(scores).all() and (scores >= 0).all()
+    assert np.array_equal(load_bank(bank.save(tmp_path)).score(test), scores)
+
+
+@pytest.mark.parametrize("bank", BANKS, ids=str)
+def test_wrong_input_is_refused(bank):
+    train = random(6, 9, 5)
+    bank.fit(train, (3, 3))
+    for bad in (random(2, 9), np.full((2, 9, 5), np.nan), np.empty((0, 9, 5))):
+        with pytest.raises(DataError):
+            bank.score(bad)
+    with pytest.raises(DataError, match="does not make 9 patches"):
+        bank.fit(train, (2, 4))
+
+
+@pytest.mark.parametrize("bank", [b for b in BANKS if not isinstance(b, MutualBank)], ids=str)
+def test_other_dimensions_are_refused(bank):
+    with pytest.raises(DataError, match="4 dimensions, but the bank was fitted on 5"):
+        bank.fit(random(6, 9, 5), (3, 3)).score(random(2, 9, 4))
+
+
+@pytest.mark.parametrize("bank", [KNNBank(), MahalanobisBank(True, 0.1), SubspaceBank(0.9), PositionalBank(), RetrievalBank(3)], ids=str)
+def test_pictures_of_one_patch(bank):
+    train = random(8, 1, 5)
+    given = {"cls": random(8, 3)} if isinstance(bank, RetrievalBank) else {}
+    bank.fit(train, (1, 1), **given)
+    assert bank.score(train[:2], **{k: v[:2] for k, v in given.items()}).shape == (2, 1)
+
+
+def test_constant_features():
+    same = np.full((4, 9, 5), 0.3)
+    for bank in (KNNBank(), KNNBank(metric="euclidean", coreset=0.5), PositionalBank(), MutualBank((1, 3))):
+        assert np.allclose(bank.fit(same, (3, 3)).score(same), 0, atol=1e-3)
+    for bank in (MahalanobisBank(), MahalanobisBank(True), SubspaceBank()):
+        with pytest.raises(DataError, match="constant"):
+            bank.fit(same, (3, 3))
+    assert np.allclose(KNNBank().fit(np.zeros((2, 9, 5)), (3, 3)).score(same), 0.5)  # zero has no direction: half the squared length of a unit vector
+    assert np.isfinite(PatchDetector(preparation=Preparation(True)).fit(same).score(same)).all()
+
+
+def test_fewer_patches_than_neighbours():
+    with pytest.raises(DataError, match="k=10, but the bank holds 9"):
+        KNNBank(k=10).fit(random(1, 9, 5), (3, 3))
+    with pytest.raises(DataError, match="k=9, but the bank holds 0"):
+        KNNBank(k=9).fit(random(1, 9, 5), (3, 3)).leave_one_image_out(random(1, 9, 5))
+    with pytest.raises(DataError, match="at least 2"):
+        held_out_scores(KNNBank(), random(1, 9, 5), (3, 3))
+    detector = PatchDetector(RetrievalBank(50))
+    with pytest.raises(DataError, match="cls"):
+        detector.fit(random(3, 9, 5))
+
+
+@pytest.mark.parametrize("shape", [(40, 7, 3), (333, 64, 1), (1000, 100, 5), (8200, 66, 2)])
+def test_all_ways_to_search_agree(shape):
+    m, d, k = shape
+    bank, queries = random(m, d) + 3, random(50, d, seed=1) + 3
+    skip = np.sort(np.random.default_rng(2).integers(0, m // 2, (50, 2)), axis=1)
+    for hide in (None, skip):
+        away = ((queries[:, None].astype(float) - bank) ** 2).sum(2)
+        if hide is not None:
+            for row, (a, b) in zip(away, hide):
+                row[a:b] = np.inf
+        for method in ("shortlist", "faiss"):
+            distance, rows = nearest(queries, bank, k, hide, method=method, block=17)
+            assert np.allclose(distance, np.sort(away, 1)[:, :k], rtol=1e-5)
+            assert np.allclose(np.take_along_axis(away, rows, 1), np.sort(away, 1)[:, :k], rtol=1e-6)
+
+
+def test_shortlist_with_ties_offsets_and_scales():
+    base = np.repeat(random(64, 80), 5, axis=0)
+    for scale, offset in ((1, 0), (1e-4, 0), (1e4, 0), (1, 1e3)):
+        x = (base * scale + offset).astype(np.float32)
+        distance, rows = nearest(x, x, 5, method="shortlist")
+        assert (distance == 0).all() and (rows == np.arange(320)[:, None] // 5 * 5 + np.arange(5)).all()
+
+
+@pytest.mark.parametrize("x", [random(500, 3), random(500, 60), np.repeat(random(50, 4), 10, 0), np.round(random(500, 2)), np.zeros((20, 3))], ids=["flat", "deep", "copies", "grid", "zero"])
+def test_coreset_covers_as_the_plain_rule(x):
+    n = len(x) // 3
+    picked = greedy_coreset(x, n, random_state=3, width=32)
+    assert len(set(picked.tolist())) == n
+    near, cover = np.full(len(x), np.inf), []
+    for p in picked:
+        assert near[p] >= near.max() - 1e-4  # each pick is a farthest point
+        near = np.minimum(near, ((x.astype(float) - x[p]) ** 2).sum(1))
+        cover.append(near.max())
+    assert cover == sorted(cover, reverse=True)
+
+
+def test_conformal_needs_enough_scores():
+    for n in range(1, 200):
+        try:
+            t = conformal_threshold(np.arange(float(n)), 0.05, 0.9)
+        except DataError as e:
+            assert n < 45 and "it takes 45" in str(e)
+        else:
+            assert n >= 45 and t.parameters["bound95"] < 0.12 and not t.predict(np.arange(t.parameters["rank"])).any()
+
+
+def test_detector_of_one_picture_scores_but_does_not_decide(tmp_path):
+    from anomaly_nb.data import read_index
+    from anomaly_nb.data.samples import write_samples
+    from anomaly_nb.scoring import few_shot, load_detector, make_detector, save_detector
+
+    write_samples(tmp_path / "data", n_train=3, n_good=1, n_defect=1, size=64)
+    index = few_shot(read_index("mvtec", tmp_path / "data", "nut"), 1, seed=2)
+    detector = make_detector("anomalydino", "filters", image_size=64, shots=1).fit(index)
+    assert detector.threshold_ is None and len(detector.bank_.bank_) == 8 * 64
+    test = index[index.split == "test"]
+    again = load_detector(save_detector(detector, tmp_path / "saved"))
+    assert np.array_equal(again.score(test), detector.score(test)) and again.explain(test).equals(detector.explain(test))
+    with pytest.raises(DataError, match="no threshold"):
+        again.predict(test)
+    with pytest.raises(DataError, match="expected a FeatureSet"):
+        Detector(image_size=64).fit("somewhere")
