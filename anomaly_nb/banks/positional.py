@@ -52,7 +52,7 @@ class PositionalBank(Bank):
         self.bank_ = np.ascontiguousarray(self._unit(x).transpose(1, 2, 0, 3))  # (P, parts, N, D / parts)
         self.patch_hw_ = (int(patch_hw[0]), int(patch_hw[1]))
         if self.similar is not None:
-            self.cls_ = unit_rows(np.asarray(check_finite("cls", cls), np.float32))
+            self.cls_ = unit_rows(np.asarray(check_finite("cls", np.asarray(cls)), np.float32))
         return self
 
     def _unit(self, x: np.ndarray) -> np.ndarray:
@@ -88,7 +88,7 @@ class PositionalBank(Bank):
             return banned if own else None
         if cls is None or len(cls) != n or np.shape(cls)[1] != self.cls_.shape[1]:
             raise DataError(f"similar={self.similar} needs cls of shape ({n}, {self.cls_.shape[1]}) of the pictures to be scored")
-        likeness = unit_rows(np.asarray(check_finite("cls", cls), np.float32)) @ self.cls_.T
+        likeness = unit_rows(np.asarray(check_finite("cls", np.asarray(cls)), np.float32)) @ self.cls_.T
         likeness[banned] = -np.inf
         keep = np.argsort(-likeness, axis=1, kind="stable")[:, : min(self.similar, train - own)]
         banned[:] = True

@@ -188,7 +188,7 @@ class _Scoring(BaseEstimator):
     def _reduced(self, patch_scores: np.ndarray, cls: np.ndarray | None, own: bool = False) -> np.ndarray:
         "Image scores."
         scores = self.bank_.image_score(cls, own) if self.reduce == "retrieval" else image_scores(patch_scores, self.reduce)
-        return rerank_scores(scores, cls, tuple(min(k, len(scores)) for k in self.rerank)) if self.rerank else scores
+        return rerank_scores(scores, np.asarray(cls), tuple(min(k, len(scores)) for k in self.rerank)) if self.rerank else scores
 
     def score_patches(self, X: Any) -> np.ndarray:
         "Anomaly scores of patches, (n, P) float32. Raises `NotFittedError`, `DataError`."
@@ -308,9 +308,11 @@ class Detector(PatchDetector):
         x = self.preparation_.transform(f.patches[np.arange(len(f)), hot][:, None])
         distance, rows = self.reference_.search(x)
         picture, row, column = self.reference_.origin(rows[:, 0, 0])
-        found = {"image_path": f.meta.get("image_path", pd.Series([""] * len(f))), "score": self._reduced(patch_scores, f.cls), "patch": hot, "normal_path": [self.paths_[i] for i in picture]}
+        paths = f.meta.get("image_path", pd.Series([""] * len(f)))
+        found = {"image_path": paths, "score": self._reduced(patch_scores, f.cls), "patch": hot, "normal_path": [self.paths_[i] for i in picture]}
         turn, row = np.divmod(row, self.patch_hw_[0])
-        return pd.DataFrame(found | {"normal_patch": row * self.patch_hw_[1] + column, "normal_angle": np.asarray(self.angles)[turn % len(self.angles)], "distance": distance[:, 0, 0]})
+        angle = np.asarray(self.angles)[turn % len(self.angles)]
+        return pd.DataFrame(found | {"normal_patch": row * self.patch_hw_[1] + column, "normal_angle": angle, "distance": distance[:, 0, 0]})
 
 # %% ../../nbs/06_scoring/05_detector.ipynb #5d3144e3
 def plot_explained(
@@ -320,7 +322,8 @@ def plot_explained(
     "Each picture, its hottest place, and the most similar normal place. Raises `MissingFileError` for pictures that are gone."
     with figure_style():
         fig, axes = plt.subplots(len(table), 3, figsize=(5.4, 1.8 * len(table)), squeeze=False)
-        for axs, row in zip(axes, table.itertuples()):
+        rows: list[Any] = list(table.itertuples())
+        for axs, row in zip(axes, rows):
             image, normal = read_image(row.image_path), turned(read_image(row.normal_path), row.normal_angle)
             panels = (image, patch_crop(image, row.patch, patch_hw), patch_crop(normal, row.normal_patch, patch_hw))
             for ax, panel, title in zip(axs, panels, (f"score {row.score:.3g}", "hottest place", f"most similar normal, {row.distance:.2g}")):
@@ -345,7 +348,8 @@ def save_detector(
     if detector.threshold_ is not None:
         detector.threshold_.save(folder / "threshold.json")
     prepared = detector.preparation_
-    save_arrays(folder / "preparation.npz", {"channel_": prepared.channel_, "mean_": prepared.mean_, "scale_": prepared.scale_, "white_": prepared.white_, "held_out_": detector.held_out_})
+    arrays = {name: getattr(prepared, name) for name in ("channel_", "mean_", "scale_", "white_")}
+    save_arrays(folder / "preparation.npz", arrays | {"held_out_": detector.held_out_})
     spec = detector.network().spec.to_dict() if detector.weights or detector.backbone == "filters" else {}
     about = {"params": given, **unfitted, "patch_hw": detector.patch_hw_, "cells": detector.cells_, "dimensions": prepared.dimensions_, "paths": detector.paths_, "spec": spec}
     write_json(folder / "detector.json", about)
@@ -358,7 +362,7 @@ def load_detector(
     "Read a saved detector. Raises `MissingFileError`, or `DataError` for files that do not belong together."
     folder = Path(folder)
     about, arrays = read_json(folder / "detector.json"), load_arrays(folder / "preparation.npz", ["channel_", "mean_", "scale_", "white_", "held_out_"])
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in about["params"].items()}
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["params"].items()}
     bank = load_bank(folder / "bank")
     preparation = Preparation(**(about["preparation"] or {}))
     detector = Detector(**given, bank=clone(bank) if about["bank"] else None, preparation=clone(preparation) if about["preparation"] else None)
