@@ -109,7 +109,8 @@ class Shortlist:
         cut = kth - 4 * u * kth.abs() - 2.02 * error
         below = cut.bfloat16()
         below = torch.where(below.float() > cut, torch.nextafter(below, torch.full_like(below, FAR)), below)
-        return torch.nonzero(top >= below[:, None], as_tuple=True)
+        query, group = torch.nonzero(top >= below[:, None], as_tuple=True)
+        return query, group
 
 
 def hide_rows(

@@ -60,5 +60,5 @@ def artificial_validation(
         path = Path(folder) / f"{i:05d}_{Path(train['image_path'][i]).stem}.png"
         with atomic_write(path) as f:
             Image.fromarray(spoilt).save(f, format="PNG")
-        rows.append(train.iloc[[i]].assign(split="validation", label=1, defect="artificial", image_path=path.as_posix(), mask_path=""))
+        rows.append(train.iloc[[int(i)]].assign(split="validation", label=1, defect="artificial", image_path=path.as_posix(), mask_path=""))
     return pd.concat(rows, ignore_index=True)
