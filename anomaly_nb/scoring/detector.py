@@ -353,7 +353,8 @@ def save_detector(
     if detector.threshold_ is not None:
         detector.threshold_.save(folder / "threshold.json")
     prepared = detector.preparation_
-    save_arrays(folder / "preparation.npz", {"channel_": prepared.channel_, "mean_": prepared.mean_, "scale_": prepared.scale_, "white_": prepared.white_, "held_out_": detector.held_out_})
+    arrays = {name: getattr(prepared, name) for name in ("channel_", "mean_", "scale_", "white_")}
+    save_arrays(folder / "preparation.npz", arrays | {"held_out_": detector.held_out_})
     spec = detector.network().spec.to_dict() if detector.weights or detector.backbone == "filters" else {}
     about = {"patch_hw": detector.patch_hw_, "cells": detector.cells_, "dimensions": prepared.dimensions_, "paths": detector.paths_, "spec": spec}
     write_json(folder / "detector.json", about | {"params": given, **unfitted})
