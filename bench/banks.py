@@ -1,5 +1,7 @@
 """Banks against their plain forms: greedy selection by the loop, neighbours by a flat FAISS index, leave-one-out by refitting."""
 
+from functools import partial
+
 import numpy as np
 
 from anomaly_nb.banks import KNNBank, MahalanobisBank, greedy_coreset
@@ -60,12 +62,16 @@ def leave_one_out(n: int, p: int, d: int) -> list[dict]:
     "Scores of all training pictures by the others, against one search, and against refitting for each."
     x, rows = patchlike(n * p, d).reshape(n, p, d), []
     side = int(p**0.5)
+
+    def refit(kind, i):
+        return kind().fit(np.delete(x, i, 0), (side, side)).score(x[i : i + 1])
+
+    few = 3
     for bank in (KNNBank(), MahalanobisBank()):
         bank.fit(x, (side, side))
-        ours, scores = timed(lambda: bank.leave_one_image_out(x))
-        once, _ = timed(lambda: bank.score(x))
-        few = 3
-        theirs, refitted = timed(lambda: np.concatenate([type(bank)().fit(np.delete(x, i, 0), (side, side)).score(x[i : i + 1]) for i in range(few)]))
+        ours, scores = timed(partial(bank.leave_one_image_out, x))
+        once, _ = timed(partial(bank.score, x))
+        theirs, refitted = timed(partial(lambda kind: np.concatenate([refit(kind, i) for i in range(few)]), type(bank)))
         assert np.allclose(scores[:few], refitted, rtol=1e-3, atol=1e-5), "the scores of a bank refitted without the picture"
         note = f"one plain scoring takes {once:.2f} s; the reference is {few} refits times {n / few:.0f}; equal scores"
         rows.append(row(f"leave one image out, {type(bank).__name__}", ours, theirs * n / few, f"{n} pictures of {p} patches, {d} dimensions", note))

@@ -60,7 +60,8 @@ class _Greedy:
     def pick_among(self, rows: np.ndarray, limit: float) -> int:
         "Pick the farthest of `rows`, again and again, while it is farther than `limit`; how many were picked."
         among = squared_distances(self.x[rows], self.x[rows], self.squared[rows], self.squared[rows])
-        far, chosen = self.bound[rows], list[int]()
+        far = self.bound[rows]
+        chosen: list[int] = []
         while self.m + len(chosen) < len(self.picked):
             i = int(np.argmax(far))  # the first of equals: rows are ascending
             if far[i] <= limit:

@@ -109,8 +109,8 @@ class Shortlist:
         cut = kth - 4 * u * kth.abs() - 2.02 * error
         below = cut.bfloat16()
         below = torch.where(below.float() > cut, torch.nextafter(below, torch.full_like(below, FAR)), below)
-        row, group = torch.nonzero(top >= below[:, None], as_tuple=True)
-        return row, group
+        query, group = torch.nonzero(top >= below[:, None], as_tuple=True)
+        return query, group
 
 
 def hide_rows(

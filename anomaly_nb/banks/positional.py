@@ -51,8 +51,8 @@ class PositionalBank(Bank):
             raise DataError(f"similar={self.similar} needs cls of the {len(x)} training pictures, and no more than there are")
         self.bank_ = np.ascontiguousarray(self._unit(x).transpose(1, 2, 0, 3))  # (P, parts, N, D / parts)
         self.patch_hw_ = (int(patch_hw[0]), int(patch_hw[1]))
-        if self.similar is not None:
-            self.cls_ = unit_rows(np.asarray(check_finite("cls", np.asarray(cls)), np.float32))
+        if self.similar is not None and cls is not None:
+            self.cls_ = unit_rows(np.asarray(check_finite("cls", cls), np.float32))
         return self
 
     def _unit(self, x: np.ndarray) -> np.ndarray:

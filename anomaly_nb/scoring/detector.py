@@ -185,7 +185,7 @@ class _Scoring(BaseEstimator):
         grid = self.patch_hw_
         return scores * np.stack([foreground(p[: scores.shape[1]], grid, self.object_threshold) for p in f.patches])
 
-    def _reduced(self, patch_scores: np.ndarray, cls: np.ndarray | None, own: bool = False) -> np.ndarray:
+    def _reduced(self, patch_scores: np.ndarray, cls: Any, own: bool = False) -> np.ndarray:
         "Image scores."
         scores = self.bank_.image_score(cls, own) if self.reduce == "retrieval" else image_scores(patch_scores, self.reduce)
         return rerank_scores(scores, np.asarray(cls), tuple(min(k, len(scores)) for k in self.rerank)) if self.rerank else scores
@@ -308,11 +308,17 @@ class Detector(PatchDetector):
         x = self.preparation_.transform(f.patches[np.arange(len(f)), hot][:, None])
         distance, rows = self.reference_.search(x)
         picture, row, column = self.reference_.origin(rows[:, 0, 0])
-        paths = f.meta.get("image_path", pd.Series([""] * len(f)))
-        found = {"image_path": paths, "score": self._reduced(patch_scores, f.cls), "patch": hot, "normal_path": [self.paths_[i] for i in picture]}
         turn, row = np.divmod(row, self.patch_hw_[0])
-        angle = np.asarray(self.angles)[turn % len(self.angles)]
-        return pd.DataFrame(found | {"normal_patch": row * self.patch_hw_[1] + column, "normal_angle": angle, "distance": distance[:, 0, 0]})
+        found = {
+            "image_path": f.meta.get("image_path", pd.Series([""] * len(f))),
+            "score": self._reduced(patch_scores, f.cls),
+            "patch": hot,
+            "normal_path": [self.paths_[i] for i in picture],
+            "normal_patch": row * self.patch_hw_[1] + column,
+            "normal_angle": np.asarray(self.angles)[turn % len(self.angles)],
+            "distance": distance[:, 0, 0],
+        }
+        return pd.DataFrame(found)
 
 # %% ../../nbs/06_scoring/05_detector.ipynb #5d3144e3
 def plot_explained(
@@ -322,8 +328,7 @@ def plot_explained(
     "Each picture, its hottest place, and the most similar normal place. Raises `MissingFileError` for pictures that are gone."
     with figure_style():
         fig, axes = plt.subplots(len(table), 3, figsize=(5.4, 1.8 * len(table)), squeeze=False)
-        rows: list[Any] = list(table.itertuples())
-        for axs, row in zip(axes, rows):
+        for axs, (_, row) in zip(axes, table.iterrows()):
             image, normal = read_image(row.image_path), turned(read_image(row.normal_path), row.normal_angle)
             panels = (image, patch_crop(image, row.patch, patch_hw), patch_crop(normal, row.normal_patch, patch_hw))
             for ax, panel, title in zip(axs, panels, (f"score {row.score:.3g}", "hottest place", f"most similar normal, {row.distance:.2g}")):
@@ -351,8 +356,8 @@ def save_detector(
     arrays = {name: getattr(prepared, name) for name in ("channel_", "mean_", "scale_", "white_")}
     save_arrays(folder / "preparation.npz", arrays | {"held_out_": detector.held_out_})
     spec = detector.network().spec.to_dict() if detector.weights or detector.backbone == "filters" else {}
-    about = {"params": given, **unfitted, "patch_hw": detector.patch_hw_, "cells": detector.cells_, "dimensions": prepared.dimensions_, "paths": detector.paths_, "spec": spec}
-    write_json(folder / "detector.json", about)
+    about = {"patch_hw": detector.patch_hw_, "cells": detector.cells_, "dimensions": prepared.dimensions_, "paths": detector.paths_, "spec": spec}
+    write_json(folder / "detector.json", about | {"params": given, **unfitted})
     return folder
 
 

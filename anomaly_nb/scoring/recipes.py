@@ -27,7 +27,7 @@ class Recipe:
     bank: Bank
     source: str
     differs: str = ""  # from the source, said plainly
-    preparation: Preparation = field(default_factory=Preparation)
+    preparation: Preparation | None = None
     angles: tuple[float, ...] = (0.0,)  # of reference pictures, few-shot only
     object_threshold: float | None = None  # for `OBJECTS` only
     reduce: str = "max"
@@ -43,8 +43,8 @@ RECIPES = {
     "patchcore": Recipe(
         "timm:wide_resnet50_2?layers=(2,3)&pool=3", 224, KNNBank(1, "sqeuclidean", 0.1),
         "Roth et al. 2022; amazon-science/patchcore-inspection: layer2 + layer3, 3 x 3 average, 10 % coreset, squared L2, highest patch, sigma 4",
-        "the coreset is exact in all dimensions, where the code searches a random 128-d projection;"
-        " pictures are squeezed to 224 instead of resized to 256 and cropped; layers meet on the coarser grid",
+        "the coreset is exact in all dimensions, where the code searches a random 128-d projection; pictures are squeezed to 224, "
+        "not resized to 256 and cropped; layers meet on the coarser grid",
     ),
     "padim": Recipe(
         "timm:resnet18?layers=(1,2,3)&pool=0", 224, MahalanobisBank(True, 0.0, 0.01),
@@ -91,8 +91,8 @@ RECIPES = {
 
 def recipe_table() -> pd.DataFrame:
     "All recipes: backbone, input size, bank, source, and where ours differs."
-    columns = ("backbone", "image_size", "bank", "source", "differs")
-    return pd.DataFrame([{"recipe": n} | {c: str(r.bank) if c == "bank" else getattr(r, c) for c in columns} for n, r in RECIPES.items()])
+    columns = ["backbone", "image_size", "bank", "source", "differs"]
+    return pd.DataFrame([{"recipe": name} | {c: getattr(r, c) if c != "bank" else str(r.bank) for c in columns} for name, r in RECIPES.items()])
 
 # %% ../../nbs/06_scoring/06_recipes.ipynb #ab809b2d
 def make_detector(
@@ -109,7 +109,7 @@ def make_detector(
     if name not in RECIPES:
         raise DataError(f"recipe={name!r}; known are {', '.join(RECIPES)}")
     recipe = RECIPES[name]
-    bank, preparation, threshold = clone(recipe.bank), clone(recipe.preparation), recipe.object_threshold if category in OBJECTS else None
+    bank, preparation, threshold = clone(recipe.bank), clone(recipe.preparation or Preparation()), recipe.object_threshold if category in OBJECTS else None
     if backbone and backbone != recipe.backbone:
         threshold, preparation = None, preparation.set_params(average=1)
         if "parts" in bank.get_params():
