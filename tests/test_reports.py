@@ -24,6 +24,10 @@ SMALL = {
         {"train_scenes": 8, "test_scenes": 8, "epochs": 1},
         {"train_scenes": 8, "test_scenes": 8, "epochs": 1, "study": "scale_range", "method": "energy"},
     ],
+    "method_comparison": [
+        {"categories": "nut", "recipes": "patchcore,padim,subspacead", "image_size": 64, "bootstrap": 50},
+        {"categories": "wood,weave", "recipes": "anomalydino,whitened", "image_size": 64, "seeds": "0,1", "validate": False, "bootstrap": 50},
+    ],
     "calibration_drift": [{"batches": 3}, {"batches": 2, "policy": "auto", "min_files": 40, "seed": 5}],
     "video_calibration": [{"image_size": 32}, {"image_size": 32, "k": 1, "metric": "cosine", "max_image_count": 90, "seed": 2}],
 }

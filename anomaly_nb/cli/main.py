@@ -151,6 +151,7 @@ def demo(
         return done
 
     images = [run("image_anomaly", category=c) for c in CATEGORIES]
+    run("method_comparison")
     scores = ",".join((r.folder / "scores.csv").as_posix() for r in images)
     run("calibration_drift", heads=",".join(CATEGORIES), scores=scores, model="filters", batches=2, min_files=15)
     run("video_calibration")
