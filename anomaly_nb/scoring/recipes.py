@@ -7,7 +7,7 @@ __all__ = ['ANGLES', 'OBJECTS', 'RECIPES', 'Recipe', 'recipe_table', 'make_detec
 
 # %% ../../nbs/06_scoring/06_recipes.ipynb #ab30cf26
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
