@@ -80,6 +80,7 @@ def readme(write=False):
     from nbconvert import MarkdownExporter
 
     notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
+    notebook.metadata["language_info"] = {"name": "python"}
     notebook.cells = [c for c in notebook.cells if not re.match(r"#\s*\|\s*hide", c.source)]
     for cell in notebook.cells:
         if cell.cell_type == "code":

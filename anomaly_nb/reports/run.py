@@ -12,6 +12,7 @@ import difflib
 import io
 import os
 import re
+import tempfile
 import time
 import tokenize
 from collections.abc import Mapping
@@ -221,7 +222,8 @@ def _execute(template: Path, output: Path, parameters: dict[str, Any]) -> str | 
     quiet = {"ANOMALY_NB_PROGRESS": "0", "MPLBACKEND": "agg", "PYTHONHASHSEED": "0"}
     before = {k: os.environ.get(k) for k in quiet}
     os.environ.update(quiet)
-    config = Config({"KernelManager": {"transport": "ipc"}}) if os.name == "posix" else Config()
+    sockets = tempfile.TemporaryDirectory(prefix="nb-")  # its own, or two runs in one folder talk to each other's kernels
+    config = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets.name}/k"}}) if os.name == "posix" else Config()
     try:
         papermill.execute_notebook(
             str(template), str(output), parameters=parameters, kernel_name="python3", cwd=os.getcwd(),
@@ -232,6 +234,7 @@ def _execute(template: Path, output: Path, parameters: dict[str, Any]) -> str | 
     except DeadKernelError:
         return "the kernel died (out of memory, or a crash in a library)"
     finally:
+        sockets.cleanup()
         for k, v in before.items():
             os.environ.pop(k, None) if v is None else os.environ.update({k: v})
     return None
