@@ -36,7 +36,8 @@ def test_grid_and_vector(name):
     net = create_backbone(name, "random", size)
     patches, hw, cls = net(np.stack([net.transform(PICTURE)] * 2))
     assert hw == (size // patch,) * 2 and net.spec.patch == patch and patches.shape[:2] == (2, hw[0] * hw[1])
-    assert cls.shape[0] == 2 and np.isfinite(cls).all() and np.array_equal(patches[0], patches[1])
+    assert cls.shape[0] == 2 and np.isfinite(cls).all()
+    np.testing.assert_allclose(patches[0], patches[1], atol=1e-4)  # a matrix product may round two rows of one batch differently
     if name.startswith("timm"):
         assert net.has_class_token == token and net.spec.licence
 
