@@ -85,7 +85,7 @@ class ReportFolder(_Shown):
         caption: str = "",  # what to see in it, one sentence
         rows: int = 30,  # how many rows to show
         decimals: int = 4,  # decimals shown; the file keeps them all
-        measured: Sequence[str] = (),  # columns of seconds or memory, other at every run
+        measured: Sequence[str] | bool = (),  # columns of seconds or memory, other at every run; True: all of it
     ) -> None:
         "Show the first `rows` of `frame` and keep all of it as `<name>.csv`."
         from IPython.display import HTML
@@ -95,7 +95,7 @@ class ReportFolder(_Shown):
             write_text(self.folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
         more = f" The first {rows} of {len(frame)} rows." if len(frame) > rows else ""
         shown = frame.head(rows).to_html(index=False, border=0, float_format=lambda v: f"{v:.{decimals}f}", na_rep="-", classes="table")
-        self._show(HTML(shown), (caption + more).strip(), f"{name}.csv" if measured else "", measured)
+        self._show(HTML(shown), (caption + more).strip(), f"{name}.csv" if measured else "", () if measured is True else measured or ())
 
     def metrics(
         self,

@@ -177,7 +177,7 @@ def execute(
         papermill_engines.register(name, _engine(watch, started, done.facts, env, sockets))
         try:
             papermill.execute_notebook(
-                str(template), str(output), parameters=dict(parameters), kernel_name="python3", engine_name=name, cwd=os.getcwd(),
+                str(template), str(output), parameters=dict(parameters), kernel_name="python3", language="python", engine_name=name, cwd=os.getcwd(),
                 progress_bar=False, log_output=False, start_timeout=120,
             )  # fmt: skip
         except papermill.PapermillExecutionError as e:
