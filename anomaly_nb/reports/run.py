@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['templates', 'find_template', 'template_parameters', 'check_parameters', 'content_digest', 'tree_digest', 'run_inputs',
-           'Wanted', 'prepare', 'Run', 'ReportError', 'run_report', 'finished']
+           'Wanted', 'prepare', 'Run', 'ReportError', 'run_report', 'finished', 'close_crashed']
 
 # %% ../../nbs/10_reports/02_run.ipynb #d4583e82
 import ast
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError, MissingFileError
-from ..core.files import read_json, sha256_file, sha256_json, write_json, write_text
+from ..core.files import locked, read_json, sha256_file, sha256_json, write_json, write_text
 from .kernel import Execution, Limits, end_tree, execute
 from .page import notebook_page, write_gallery
 from .record import load_record, making, output_digests, run_provenance, run_seeds
@@ -283,7 +283,38 @@ def _close(folder: Path, record: dict[str, Any], done: Execution, seconds: float
     write_text(folder / "report.html", notebook_page(folder / "notebook.ipynb", record))
     write_json(folder / "run.json", record)
 
-# %% ../../nbs/10_reports/02_run.ipynb #5cb54c37
+# %% ../../nbs/10_reports/02_run.ipynb #8c183d9d
+def close_crashed(
+    folder: Path,  # of a run whose process is gone
+    error: str,  # why, in one line
+    reason: str,  # "died", "cancelled", "timeout" or "error"
+) -> dict[str, Any] | None:  # the record; None if there is none or another process has taken the run over
+    "Close the record of a run whose process is gone."
+    if not (folder / "run.json").exists():
+        return None
+    try:
+        with locked(folder / "run.json", timeout=1):
+            record = {k: v for k, v in load_record(folder).items() if k != "folder"} | {"status": "running"}
+            if read_json(folder / "run.json").get("status") != "running":
+                return None
+            _end_kernel(record)
+            seconds = (datetime.now(UTC) - datetime.fromisoformat(record["started"])).total_seconds()
+            _close(folder, record, Execution(error, reason), round(seconds, 2))
+            return record
+    except (TimeoutError, DataError):
+        return None
+
+# %% ../../nbs/10_reports/02_run.ipynb #2d892830
+def _end_kernel(record: Mapping[str, Any]) -> None:
+    "End the kernel that a killed attempt left, if it is still that process."
+    import psutil
+
+    kernel = record.get("kernel") or {}
+    with suppress(psutil.NoSuchProcess, KeyError, TypeError):
+        if psutil.Process(kernel["pid"]).create_time() == kernel["created"]:
+            end_tree(kernel["pid"])
+
+
 def _note_kernel(folder: Path, record: dict[str, Any], pid: int) -> None:
     "Keep the kernel's process in the record while it runs."
     import psutil
@@ -295,12 +326,7 @@ def _note_kernel(folder: Path, record: dict[str, Any], pid: int) -> None:
 
 def _clear(folder: Path, earlier: Mapping[str, Any], own: bool) -> None:
     "End the kernel an earlier attempt left and remove the files it wrote; all files where the folder is the run's own."
-    import psutil
-
-    kernel = earlier.get("kernel") or {}
-    with suppress(psutil.NoSuchProcess, KeyError, TypeError):
-        if psutil.Process(kernel["pid"]).create_time() == kernel["created"]:
-            end_tree(kernel["pid"])
+    _end_kernel(earlier)
     listed = [folder / name for name in ("metrics.json", "measured.json", "notebook.ipynb", "report.html", *earlier.get("outputs", {}))]
     for path in [*folder.glob("*"), *folder.glob("figures/*"), *folder.glob(".*.tmp")] if own else listed:
         if path.is_file() and path.name not in ("run.json", ".run.json.lock"):

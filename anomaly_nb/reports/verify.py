@@ -66,9 +66,9 @@ def changed_circumstances(
     for name in dict.fromkeys([*then.get("inputs", {}), *now.get("inputs", {})]):
         was, has = then.get("inputs", {}).get(name), now.get("inputs", {}).get(name)
         if was != has:
-            words = {"template": "the template's source changed", "library": "the library's source changed"}
+            sources = {"template": "the template's source changed", "library": "the library's source changed"}
             how = "is no longer there" if has is None else "was not there then" if was is None else "has other content"
-            found.append(words.get(name) or f"data: what {name}={then['parameters'].get(name)} names {how}")
+            found.append(sources.get(name) or f"data: what {name}={then['parameters'].get(name)} names {how}")
     old, new = then.get("provenance", {}), now.get("provenance", {})
     a, b = old.get("packages", {}), new.get("packages", {})
     for name in sorted({*a, *b}):
