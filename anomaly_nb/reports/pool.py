@@ -57,7 +57,8 @@ def _answer(task: dict[str, Any]) -> dict[str, Any]:
     "Make one run; its record, or why there is none."
     try:
         limits = Limits(**task["limits"])
-        return {"record": run_report(task["template"], task["parameters"], task["figures"], raise_on_failure=False, limits=limits, gallery=False).record}
+        given = task["template"], task["parameters"], task["figures"]
+        return {"record": run_report(*given, raise_on_failure=False, limits=limits, gallery=False, name=task["source"]).record}
     except Exception as e:  # one bad run must not end the child
         return {"error": f"{type(e).__name__}: {e}".split("\n")[0]}
 
@@ -89,8 +90,9 @@ class Worker:
         process: Any = self.process
         limit = task["limits"].get("seconds") or 0
         deadline = time.monotonic() + limit + 120 if limit else float("inf")
+        told = {"source": task["template"]} | {k: task[k] for k in ("template", "parameters", "figures", "limits", "source") if k in task}
         with suppress(BrokenPipeError):
-            process.stdin.write(to_json({k: task[k] for k in ("template", "parameters", "figures", "limits")}, indent=None) + "\n")
+            process.stdin.write(to_json(told, indent=None) + "\n")
             process.stdin.flush()
         while True:
             with suppress(queue.Empty):
@@ -134,7 +136,7 @@ def attempt(
 ) -> dict[str, Any]:  # record
     "Make a run, again where it fails, and return its record. Raises nothing but what the store raises."
     with tempfile.TemporaryDirectory(prefix="sweep-") as scratch:
-        here = dict(task)
+        here = dict(task) | {"source": str(task["template"])}
         if str(task["template"]) not in templates() and not os.path.exists(os.path.join(worker.cwd or ".", task["template"])):
             here["template"] = str(write_text(Path(scratch) / Path(task["template"]).name, task["notebook"]))
         if is_store(task["figures"]):

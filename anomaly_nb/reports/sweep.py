@@ -12,12 +12,12 @@ import math
 import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import DataError, check_file, require
+from ..core.errors import DataError, check_file
 from ..core.runtime import progress
 from .kernel import Limits
 from .ledger import changing, counted, flat, runs_table
@@ -241,7 +241,7 @@ def _task(plan: Plan, number: int, figures: str | Path) -> dict[str, Any]:
     }  # fmt: skip
 
 # %% ../../nbs/10_reports/05_sweep.ipynb #41edcff4
-def _run_here(tasks: Mapping[int, dict[str, Any]], workers: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def _run_here(tasks: Mapping[int, dict[str, Any]], workers: int) -> Generator[tuple[int, dict[str, Any]], None, None]:
     "Make the runs in child processes; number and record of each as it ends."
     waiting: queue.SimpleQueue = queue.SimpleQueue()
     ended: queue.SimpleQueue = queue.SimpleQueue()
