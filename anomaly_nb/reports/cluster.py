@@ -33,7 +33,7 @@ def connected(
         yield scheduler
         return
     try:
-        client = distributed.Client(scheduler, timeout="10s", set_as_default=False)
+        client = distributed.Client(scheduler, timeout="5s", set_as_default=False)
     except (OSError, TimeoutError, ValueError) as e:
         raise DataError(f"scheduler {scheduler}: no Dask scheduler answers there ({type(e).__name__})") from None
     try:

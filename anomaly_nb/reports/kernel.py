@@ -88,6 +88,8 @@ class Watch:
         while not self._over.is_set():
             held, taken = tree_memory(pid), time.monotonic() - self.start
             self.peak_mb = max(self.peak_mb, held)
+            if not held:  # gone by itself
+                return
             if self.limits.seconds and taken > self.limits.seconds:
                 self.reason, self.error = "timeout", f"ended after {self.limits.seconds:g} s, the limit of this run"
             elif self.limits.memory_mb and held > self.limits.memory_mb:
