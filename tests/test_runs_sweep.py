@@ -91,7 +91,8 @@ def assert_complete(expected, figures="figures"):
 
 def test_killed_at_random_moments_and_restarted(place, serial):
     attempts, dice = 0, random.Random()
-    for kill in range(4 if SLOW else 1):
+    kills = 4 if SLOW else 1
+    for _ in range(kills):
         before = finished()
         process = start(plan())
         wait_for(lambda: finished() > before)  # noqa: B023 - called at once
@@ -100,7 +101,7 @@ def test_killed_at_random_moments_and_restarted(place, serial):
         process.wait()
         wait_for(lambda: "running" not in {r["status"] for r in Ledger("figures").records()})  # the children of the group are gone, too
     left = Ledger("figures").records()
-    print(f"{kill + 1} kills, {finished()} of {RUNS} finished, {sum(r['status'] == 'crashed' for r in left)} crashed")
+    print(f"{kills} kills, {finished()} of {RUNS} finished, {sum(r['status'] == 'crashed' for r in left)} crashed")
     done = sweep(plan(), "figures", workers=2)
     assert len(done.records) == RUNS and sum(done.made) == RUNS - sum(r["status"] == "ok" for r in left)
     records = assert_complete(serial)

@@ -71,7 +71,7 @@ class ReportFolder(_Shown):
         from IPython.display import Image
 
         self._claim(name)
-        png = figure_png(fig)
+        png = figure_png(fig, caption)
         plt.close(fig)
         if self.folder:
             with atomic_write(self.folder / "figures" / f"{name}.png") as f:
@@ -110,11 +110,14 @@ class ReportFolder(_Shown):
             if measured:
                 self._note("metrics.json", measured)
 
-# %% ../../nbs/10_reports/01_folder.ipynb #01cf24c6
-def figure_png(fig: "Figure") -> bytes:
-    "`fig` as PNG bytes, the same for the same figure."
+# %% ../../nbs/10_reports/01_folder.ipynb #e0bcbd0d
+def figure_png(
+    fig: "Figure",
+    caption: str = "",  # kept in the PNG as its `Description`
+) -> bytes:
+    "`fig` as PNG bytes, the same for the same figure and caption."
     import io
 
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", metadata={"Software": None})
+    fig.savefig(buffer, format="png", metadata={"Software": None} | ({"Description": caption} if caption else {}))
     return buffer.getvalue()

@@ -23,8 +23,9 @@ from typing import Any
 
 from ..core.errors import DataError, MissingFileError
 from ..core.files import locked, read_json, sha256_file, sha256_json, write_json, write_text
+from .gallery import write_gallery
 from .kernel import Execution, Limits, end_tree, execute
-from .page import notebook_page, write_gallery
+from .page import notebook_page
 from .record import load_record, making, output_digests, run_provenance, run_seeds
 
 # %% ../../nbs/10_reports/02_run.ipynb #9a50f35c

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import require
-from .page import write_gallery
+from .gallery import write_gallery
 from .record import check_record
 
 # %% ../../nbs/10_reports/10_store.ipynb #cd6ea288

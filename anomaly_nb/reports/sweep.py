@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError, check_file
 from ..core.runtime import progress
+from .gallery import write_gallery
 from .kernel import Limits
 from .ledger import changing, counted, flat, runs_table
-from .page import write_gallery
 from .pool import THREADS, Worker, attempt
 from .record import load_record
 from .run import Wanted, find_template, prepare, template_parameters, templates
