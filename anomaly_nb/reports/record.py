@@ -48,7 +48,7 @@ def shown(
     return json.loads(json.dumps(cells).replace(json.dumps(text)[1:-1], "<folder>") if text else json.dumps(cells))
 
 # %% ../../nbs/10_reports/08_record.ipynb #cc52ef48
-OWN = ("run.json", "report.html", "notebook.ipynb", "measured.json")
+OWN = ("run.json", "report.html", "notebook.ipynb", "measured.json", "thumb.jpg")  # the page and its picture show what is compared anyway
 
 
 def output_digests(
