@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['templates', 'find_template', 'copy_template', 'template_parameters', 'check_parameters', 'content_digest',
-           'tree_digest', 'run_inputs', 'Wanted', 'prepare', 'Run', 'ReportError', 'run_report', 'finished',
-           'close_crashed']
+           'tree_digest', 'run_inputs', 'Wanted', 'prepare', 'Run', 'ReportError', 'run_report', 'renew_gallery',
+           'finished', 'close_crashed']
 
 # %% ../../nbs/10_reports/02_run.ipynb #d4583e82
 import ast
@@ -14,6 +14,7 @@ import io
 import os
 import time
 import tokenize
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -252,10 +253,18 @@ def run_report(
             return done  # another process has just made it
         run = _make(wanted, folder, limits or Limits(), name or str(template))
     if gallery:
-        write_gallery(figures)
+        renew_gallery(figures)
     if run.status == "failed" and raise_on_failure:
         raise ReportError(f"report {run.record['report']} failed: {run.record['error']}; see {run.page}")
     return run
+
+
+def renew_gallery(figures: str | Path) -> None:
+    "Write `index.html`; where that is not possible (disk full, another writer), say so and go on: the runs are what counts."
+    try:
+        write_gallery(figures)
+    except OSError as e:
+        warnings.warn(f"{figures}/index.html was not renewed: {e}", stacklevel=3)
 
 
 def finished(folder: Path, run_id: str) -> Run | None:

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError, check_file
 from ..core.runtime import progress
-from .gallery import write_gallery
 from .kernel import Limits
 from .ledger import changing, counted, flat, runs_table
 from .pool import THREADS, Worker, attempt
 from .record import load_record
-from .run import Wanted, find_template, prepare, template_parameters, templates
+from .run import Wanted, find_template, prepare, renew_gallery, template_parameters, templates
 from .store import Store, is_store
 
 if TYPE_CHECKING:
@@ -218,7 +217,7 @@ def sweep(
         bar.close()
         finished.close()  # cancels what is still going on
         if todo and not is_store(figures):
-            write_gallery(figures)
+            renew_gallery(figures)
     return Sweep(checked.template, str(figures), [records[i] for i in range(len(found))], [i in tasks for i in range(len(found))])
 
 
