@@ -303,10 +303,16 @@ def _make(wanted: Wanted, folder: Path, limits: Limits, template: str) -> Run:
 def _close(folder: Path, record: dict[str, Any], done: Execution, seconds: float) -> None:
     "Write page and closing record, the record last."
     record.pop("kernel", None)
-    metrics = folder / "metrics.json"
+    metrics: dict[str, Any] = {}
+    outputs, error = metrics, done.error
+    try:
+        metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
+        outputs = output_digests(folder)
+    except DataError as e:  # a disk that was full leaves half a notebook
+        error = error or str(e)
     record |= {
-        "status": "failed" if done.error else "ok", "error": done.error, "reason": done.reason, "seconds": seconds, "peak_memory_mb": done.peak_mb or None,
-        "provenance": run_provenance(done.facts), "metrics": read_json(metrics) if metrics.exists() else {}, "outputs": output_digests(folder),
+        "status": "failed" if error else "ok", "error": error, "reason": done.reason or ("error" if error else None), "seconds": seconds,
+        "peak_memory_mb": done.peak_mb or None, "provenance": run_provenance(done.facts), "metrics": metrics, "outputs": outputs,
     }  # fmt: skip
     write_text(folder / "report.html", notebook_page(folder / "notebook.ipynb", record))
     write_json(folder / "run.json", record)
