@@ -90,7 +90,7 @@ def _result(future: Any, task: Mapping[str, Any]) -> dict[str, Any]:
     if future.status == "finished":
         return future.result()
     error = f"{type(future.exception()).__name__}: {future.exception()}".split("\n")[0] if future.status == "error" else "cancelled"
-    reason = "cancelled" if future.status != "error" else "died"
+    reason = "cancelled" if future.status != "error" else "lost"
     closed = None if is_store(task["figures"]) else close_crashed(Path(task["figures"]) / "runs" / task["name"], error, reason)
     return closed or {"run_id": task["run_id"], "parameters": task["parameters"], "status": "failed", "error": error, "reason": reason, "metrics": {}, "seconds": 0.0}
 

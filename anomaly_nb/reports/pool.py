@@ -100,7 +100,7 @@ class Worker:
                     return {"reason": "error"} | json.loads(line)
                 code = process.wait()
                 self.close()
-                return {"error": f"the process that made it died ({f'signal {-code}' if code < 0 else f'exit code {code}'})", "reason": "died"}
+                return {"error": f"the process that made it died ({f'signal {-code}' if code < 0 else f'exit code {code}'})", "reason": "lost"}
             if cancelled() or time.monotonic() > deadline:
                 self.close()
                 return {"error": "cancelled", "reason": "cancelled"} if cancelled() else {"error": f"ended after {limit:g} s, the limit of this run", "reason": "timeout"}

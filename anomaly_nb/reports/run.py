@@ -321,7 +321,7 @@ def _close(folder: Path, record: dict[str, Any], done: Execution, seconds: float
 def close_crashed(
     folder: Path,  # of a run whose process is gone
     error: str,  # why, in one line
-    reason: str,  # "died", "cancelled", "timeout" or "error"
+    reason: str,  # "lost" with its process, "cancelled", "timeout" or "error"
 ) -> dict[str, Any] | None:  # the record; None if there is none or another process has taken the run over
     "Close the record of a run whose process is gone."
     if not (folder / "run.json").exists():

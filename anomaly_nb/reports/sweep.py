@@ -226,7 +226,7 @@ def _found(wanted: Wanted, figures: str | Path, retry_failed: bool) -> dict[str,
     record = Store(str(figures)).record(wanted.name) if is_store(figures) else load_record(Path(figures) / "runs" / wanted.name)
     if record is None or record["run_id"] != wanted.run_id:
         return None
-    own_fault = record["status"] == "failed" and record.get("reason") not in ("cancelled", "died")
+    own_fault = record["status"] == "failed" and record.get("reason") not in ("cancelled", "lost")
     return record if record["status"] == "ok" or (own_fault and not retry_failed) else None
 
 
