@@ -71,7 +71,8 @@ def list_(
     found = sorted(have, key=key, reverse=not sort.startswith("-")) + [r for r in found if not key(r)[0]]
     shown = found[:limit] if limit else found
     told = changing(shown)[:6]
-    metrics = list(dict.fromkeys(m for r in shown for m in (r.get("metrics") or {})))[:4]
+    names = dict.fromkeys(m for r in shown for m in (r.get("metrics") or {}))
+    metrics = sorted(names, key=lambda m: m != sort.removeprefix("-"))[:4]  # the one sorted by is shown
     rows = [["run", "report", "status", "started", "s", *told, *metrics, ""]]
     for r in shown:
         values = [_text(r["parameters"].get(k)) for k in told] + [_text((r.get("metrics") or {}).get(m)) for m in metrics]
