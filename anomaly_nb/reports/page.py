@@ -114,23 +114,34 @@ def notebook_page(
         content = nbformat.read(notebook, as_version=4)
         figures = _take_figures(content.cells)
         body, _ = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(content)
-        body = re.sub(r'<a class="anchor-link".*?</a>', "", body)
+        body = _unlike_anchors(re.sub(r'<a class="anchor-link".*?</a>', "", body))
         body = re.sub(r'<i data-figure="(\d+)"></i>', lambda place: figures[int(place[1])], body)
     except (OSError, ValueError, struct.error, nbformat.reader.NotJSONError) as e:
         body = f'<h1>{html.escape(record["report"])}</h1><p class="error">The notebook was not written: {html.escape(str(e))}</p>'
-    body += _origin(record)
+    error = f'<p class="error">{html.escape(record["error"])}</p>' if record.get("error") else ""
+    body = error + body + _origin(record)
     inner = f'<div class="report">\n{_bar(record)}\n{_contents(body)}\n<main id="report" tabindex="-1">\n{body}\n</main>\n</div>'
     return document(f"{record['report']} {record['run_id']}", f'<a class="skip" href="#report">Skip to the report</a>\n{inner}')
 
 
 def _bar(record: Mapping[str, Any]) -> str:
-    "The line above a report: back, status, time, files; the error of a failed run."
+    "The line above a report: back, status, time, files."
     status = html.escape(record["status"])
     facts = ['<nav aria-label="Up"><a href="../../index.html">← All runs</a></nav>', f'<span class="status {status}">{status}</span>']
     facts += [f"<span>{html.escape(str(record['started']))[:16].replace('T', ' ')} UTC</span>", f"<span>{record['seconds']:.1f} s</span>"]
     facts += ['<a href="notebook.ipynb">Notebook</a>', '<a href="run.json">Record</a>']
-    error = f'<p class="error">{html.escape(record["error"])}</p>' if record.get("error") else ""
-    return f'<header class="bar">{"".join(facts)}</header>' + error
+    return f'<header class="bar">{"".join(facts)}</header>'
+
+
+def _unlike_anchors(body: str) -> str:
+    "Headings of the same words get different anchors."
+    seen: dict[str, int] = {}
+
+    def anchor(found: re.Match) -> str:
+        seen[found[2]] = seen.get(found[2], 0) + 1
+        return found[0] if seen[found[2]] == 1 else f'{found[1]}{found[2]}-{seen[found[2]]}"'
+
+    return re.sub(r'(<h[1-6] id=")([^"]*)"', anchor, body)
 
 
 def _contents(body: str) -> str:
@@ -147,7 +158,7 @@ def _origin(record: Mapping[str, Any]) -> str:
     about = {"run": record["run_id"], **flat(record.get("inputs") or {}, "input "), **flat(record.get("provenance") or {})}
     parts = []
     for title, values in (("Parameters", record["parameters"]), ("Provenance", about)):
-        rows = "".join(f'<tr><th scope="row">{html.escape(str(k))}</th><td class="wide">{html.escape(plain(v)) or "–"}</td></tr>' for k, v in values.items())
+        rows = "".join(f'<tr><th scope="row">{html.escape(str(k))}</th><td>{html.escape(plain(v)) or "–"}</td></tr>' for k, v in values.items())
         parts.append(f'<h3>{title}</h3><div class="scroll" tabindex="0" role="region" aria-label="{title}"><table class="facts">{rows}</table></div>')
     return '<h2 id="How-it-was-made">How it was made</h2>' + "".join(parts)
 
