@@ -28,14 +28,15 @@ def more_runs(folder):
         print(e)
 
 
-def photograph(browser, page, name, hash="", width=1280, height=860, scheme="light", ready="img"):
+def photograph(browser, page, name, hash="", width=1280, height=860, scheme="light"):
     "One picture, small enough for a README."
     from PIL import Image
 
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce")
     tab = context.new_page()
     tab.goto(page + hash)
-    tab.wait_for_function("[...document.images].filter((i) => i.getBoundingClientRect().top < innerHeight).every((i) => i.complete)")
+    while not tab.evaluate("[...document.images].filter((i) => i.getBoundingClientRect().top < innerHeight).every((i) => i.complete)"):
+        tab.wait_for_timeout(50)
     path = TARGET / f"{name}.png"
     tab.screenshot(path=path)
     Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)

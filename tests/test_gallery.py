@@ -227,6 +227,14 @@ def visit(browser):
     assert not complaints
 
 
+def until(tab, expression, seconds=20):
+    "Wait until `expression` holds. (Playwright's own way evaluates text inside the page, which the page forbids.)"
+    end = time.monotonic() + seconds
+    while not tab.evaluate(expression):
+        assert time.monotonic() < end, f"never came true: {expression}"
+        tab.wait_for_timeout(20)
+
+
 def shown(tab):
     "Numbers of the runs in the table, in their order."
     return [int(re.search(r"-(\d{4})/", a)[1]) for a in tab.eval_on_selector_all(".runs tbody .name a", "links => links.map(a => a.getAttribute('href'))")]
@@ -318,7 +326,7 @@ def test_comparison_shows_what_differs(figures, visit):
     assert {"runs/image_anomaly-0003/report.html", "runs/image_anomaly-0003/run.json", "runs/image_anomaly-0000/scores.csv"} <= links
     for i in range(images.count()):
         images.nth(i).scroll_into_view_if_needed()
-    tab.wait_for_function("[...document.querySelectorAll('#compare img')].every(i => i.naturalWidth === 320)")
+    until(tab, "[...document.querySelectorAll('#compare img')].every(i => i.naturalWidth === 320)")
     lonely = visit(figures / "index.html", "#show=image_anomaly-0000&show=image_anomaly-0004")
     assert "This run has no such figure." in lonely.inner_text("#compare")
     single = visit(figures / "index.html")
@@ -458,7 +466,7 @@ def test_a_thousand_runs(tmp_path, visit):
     assert 0 < len(shown(tab)) < 20
     clear = tab.evaluate(timed.format("document.getElementById('reset').click()"))
     order = tab.evaluate(timed.format("document.querySelector('[data-sort=metric]').click()"))
-    tab.wait_for_function("document.querySelectorAll('.runs tbody tr').length === 1000")
+    until(tab, "document.querySelectorAll('.runs tbody tr').length === 1000")
     assert shown(tab)[:3] == [999, 998, 997] and set(shown(tab)) == set(range(1000))
     pictures = tab.evaluate("[...document.images].filter((i) => i.naturalWidth).length")
     print(f"1000 runs: {page.stat().st_size / 1e6:.2f} MB written in {written:.2f} s, shown in {loaded / 1000:.2f} s, search {search:.0f} ms, clear {clear:.0f} ms, sort {order:.0f} ms, {pictures} pictures loaded")
