@@ -44,7 +44,7 @@ def photograph(browser, page, name, hash="", width=1280, height=860, scheme="lig
     print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
 
 
-def main(folder="figures"):
+def main(folder="build/gallery"):
     from playwright.sync_api import sync_playwright
 
     folder = Path(folder)

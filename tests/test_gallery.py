@@ -31,7 +31,8 @@ def make_run(figures, number, status="ok", figure_names=(), report="image_anomal
     write_json(folder / "run.json", {
         "run_id": f"{number:012x}", "report": report, "parameters": parameters, "status": status, "error": None if status == "ok" else "DataError: 004.png: damaged",
         "started": f"2026-03-{1 + number // 1440 % 28:02d}T{number // 60 % 24:02d}:{number % 60:02d}:00+00:00", "seconds": 10.0 + number,
-        "metrics": metrics if status == "ok" else {}, "inputs": {"library": "ab" * 32}, "provenance": {"git": {"commit": "c0ffee", "dirty": False}}, "attempts": 1,
+        "metrics": metrics if status == "ok" else {}, "inputs": {"library": "ab" * 32}, "attempts": 1, "seeds": {"seed": number % 2},
+        "provenance": {"git": {"commit": "c0ffee", "dirty": False}, "packages": {"torch": f"2.{number % 2}"}},
     })  # fmt: skip
     for i, name in enumerate(figure_names):
         caption = PngInfo()
@@ -131,11 +132,12 @@ def test_failures_first_and_damaged_records_are_shown(figures, tmp_path):
 def test_gallery_is_written_to_the_same_bits_and_follows_its_runs(figures, tmp_path):
     shutil.copytree(figures / "runs", tmp_path / "runs")
     first = write_gallery(tmp_path).read_bytes()
-    thumb = tmp_path / "runs" / "image_anomaly-0001" / "thumb.jpg"
+    thumb = tmp_path / "thumbs" / "image_anomaly-0001.jpg"
     picture = thumb.read_bytes()
     thumb.unlink()
     assert write_gallery(tmp_path).read_bytes() == first and thumb.read_bytes() == picture and len(picture) < 15_000
-    shutil.rmtree(thumb.parent)
+    assert not list(tmp_path.glob("runs/**/*.jpg")), "a run's folder holds only what the run made"
+    shutil.rmtree(tmp_path / "runs" / "image_anomaly-0001")
     assert b"image_anomaly-0001" not in write_gallery(tmp_path).read_bytes()
 
 
@@ -152,13 +154,13 @@ def test_report_page_has_its_captions_contents_and_no_script(tmp_path):
         new_output("display_data", data={"text/html": '<script src="https://example.org/x.js"></script><b>widget</b>'}),
         new_output("error", ename="ValueError", evalue=HOSTILE, traceback=[f"\x1b[31m{HOSTILE}\x1b[0m"]),
     ]
-    cells = [new_markdown_cell("# Title\n> subtitle"), *[new_markdown_cell(f"## Part {i}\n$x^2$") for i in range(4)], new_code_cell("hidden_source()", outputs=outputs)]
+    cells = [new_markdown_cell("papermill says so too", metadata={"tags": ["papermill-error-cell-tag"]}), new_markdown_cell("# Title\n> subtitle"), *[new_markdown_cell(f"## Part {i}\n$x^2$") for i in range(4)], new_code_cell("hidden_source()", outputs=outputs)]
     nbformat.write(new_notebook(cells=cells), tmp_path / "notebook.ipynb")
     record = {"run_id": "1", "report": HOSTILE, "status": "failed", "error": HOSTILE, "started": "2026-01-01T00:00:00", "seconds": 2.0, "parameters": {"category": HOSTILE}}
     text = notebook_page(tmp_path / "notebook.ipynb", record)
     page = Reader(text)
     assert "script-src 'none'" in page.policy and "default-src 'none'" in page.policy
-    assert re.search(r'<figure><img [^>]*alt="The caption\."[^>]*><figcaption>', text) and "hidden_source" not in text
+    assert re.search(r'<figure><img [^>]*alt="The caption\."[^>]*><figcaption>', text) and "hidden_source" not in text and "papermill says" not in text
     assert {"#Part-0", "#Part-3", "#How-it-was-made", "../../index.html"} <= set(page.addresses) and {"Part-0", "Part-3", "How-it-was-made"} <= set(page.ids)
     assert not re.search("mathjax|require(\\.min)?\\.js|mermaid", text, re.I)
     assert page.tags.count("img") == 1, "the hostile words became an element"
@@ -309,10 +311,11 @@ def test_comparison_shows_what_differs(figures, visit):
     tab = visit(figures / "index.html", "#pick=image_anomaly-0000&pick=image_anomaly-0003")
     tab.click("#open")
     view = tab.locator("#compare")
-    rows = lambda: [r.split("\t") for r in view.locator(".facing").first.inner_text().split("\n") if "\t" in r]  # noqa: E731
+    rows = lambda: [r.split("\t") for r in view.locator(".facing").first.inner_text().split("\n") if "\t" in r]
     assert [r[:3] for r in rows() if r[0] in ("bank", "k", "backbone", "category")] == [["bank", "knn", "padim"], ["k", "1", "2"]]
     tab.check("text=Show also what is the same")
     assert ["backbone", "filters", "filters"] in [r[:3] for r in rows()]
+    assert re.search(r"packages torch\s+2\.0\s+2\.1", view.locator(".facing").last.inner_text()) and re.search(r"seeds seed\s+0\s+1", view.locator(".facing").last.inner_text())
     metrics = view.locator(".facing.gapped")
     line = metrics.locator("tr", has_text="image_auroc").inner_text()
     a, b = (0.6 + 0.39 * ((n * 37) % 101) / 101 for n in (0, 3))
@@ -331,12 +334,12 @@ def test_comparison_shows_what_differs(figures, visit):
     assert "This run has no such figure." in lonely.inner_text("#compare")
     single = visit(figures / "index.html")
     single.locator("tr", has_text="damaged").first.get_by_role("button", name="Details").click()
-    assert "DataError: 004.png: damaged" in single.inner_text("#compare") and single.inner_text("#compare .facing") and "attempts" in single.inner_text("#compare")
+    assert "DataError: 004.png: damaged" in single.inner_text("#compare") and single.inner_text("#compare .facing") and "attempts" in single.inner_text("#compare") and "torch" not in single.inner_text("#compare")
 
 
 def test_by_keyboard_alone(figures, visit):
     tab = visit(figures / "index.html", "#report=image_anomaly&status=ok")
-    focus = lambda: tab.evaluate("document.activeElement.id || document.activeElement.getAttribute('aria-label') || document.activeElement.textContent")  # noqa: E731
+    focus = lambda: tab.evaluate("document.activeElement.id || document.activeElement.getAttribute('aria-label') || document.activeElement.textContent")
     tab.keyboard.press("Tab")
     assert focus() == "Skip to the runs" and tab.locator(".skip").bounding_box()["y"] >= 0
     tab.keyboard.press("Enter")
@@ -447,6 +450,7 @@ def test_a_thousand_runs(tmp_path, visit):
     first = json.loads((tmp_path / "runs" / "image_anomaly-0000" / "run.json").read_text())
     noise = np.random.default_rng(0).integers(0, 255, (15, 24, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((240, 150)).save(tmp_path / "thumb.jpg")
+    (tmp_path / "thumbs").mkdir()
     for n in range(1, 1000):
         folder = tmp_path / "runs" / f"image_anomaly-{n:04d}"
         shutil.copytree(tmp_path / "runs" / "image_anomaly-0000", folder)
@@ -454,7 +458,7 @@ def test_a_thousand_runs(tmp_path, visit):
         about = {"run_id": f"{n:012x}", "parameters": parameters, "metrics": first["metrics"] | {"image_auroc": n / 1000 + 1e-6}, "error": None}
         about |= {"status": "failed", "error": "DataError: 004.png: damaged"} if n % 97 == 0 else {}
         (folder / "run.json").write_text(json.dumps(first | about))
-        shutil.copy(tmp_path / "thumb.jpg", folder / "thumb.jpg")
+        shutil.copy(tmp_path / "thumb.jpg", tmp_path / "thumbs" / f"{folder.name}.jpg")
     start = time.perf_counter()
     page = write_gallery(tmp_path)
     written = time.perf_counter() - start

@@ -6,7 +6,8 @@
 __all__ = ['ORDER', 'DATA', 'METHOD', 'MAIN', 'TELLING', 'THUMB', 'TAKEN', 'read_runs', 'facets', 'main_metric', 'figure_facts',
            'telling_figure', 'make_thumb', 'write_gallery']
 
-# %% ../../nbs/10_reports/07_gallery.ipynb #1515979b
+# %% ../../nbs/10_reports/07_gallery.ipynb #cb2df8e3
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -135,25 +136,24 @@ def make_thumb(
         canvas.resize(THUMB, Image.Resampling.LANCZOS).save(f, "JPEG", quality=82)
 
 # %% ../../nbs/10_reports/07_gallery.ipynb #838592ba
-TAKEN = {"run_id", "report", "status", "error", "started", "seconds", "parameters", "metrics", "inputs", "provenance", "outputs", "folder"}
+TAKEN = {"run_id", "report", "status", "error", "started", "seconds", "parameters", "metrics", "inputs", "provenance", "outputs", "folder", "kernel"}
 
 
-def _entry(folder: Path, record: dict[str, Any], origins: list[dict[str, Any]]) -> dict[str, Any]:
+def _entry(figures: Path, record: dict[str, Any], origins: dict[str, int]) -> dict[str, Any]:
     "What the gallery shows of one run; its provenance joins `origins`."
+    folder = figures / "runs" / record["folder"]
     parameters = {k: v for k, v in record["parameters"].items() if k not in ("out", "cache")}
     found = figure_facts(folder)
     cover = telling_figure([f["name"] for f in found])
     if cover:
-        make_thumb(folder / "figures" / f"{cover}.png", folder / "thumb.jpg")
-    origin = flat(record.get("provenance") or {})
-    if origin not in origins:
-        origins.append(origin)
+        make_thumb(folder / "figures" / f"{cover}.png", figures / "thumbs" / f"{folder.name}.jpg")
+    origin = to_json(_finite(flat(record.get("provenance") or {})), indent=None)
     return {
         "folder": record["folder"], "id": record["run_id"], "report": record["report"], "status": record["status"], "error": record["error"],
         "started": record["started"], "seconds": record["seconds"], "parameters": parameters, "metrics": record["metrics"],
-        "inputs": record.get("inputs") or {}, "about": {k: v for k, v in record.items() if k not in TAKEN}, "origin": origins.index(origin),
+        "inputs": record.get("inputs") or {}, "about": flat({k: v for k, v in record.items() if k not in TAKEN}), "origin": origins.setdefault(origin, len(origins)),
         "data": facets(parameters, DATA), "method": facets(parameters, METHOD), "main": main_metric(record["metrics"], record["report"]),
-        "figures": found, "thumb": "thumb.jpg" if cover else None, "cover": next((f["caption"] or f["name"] for f in found if f["name"] == cover), ""),
+        "figures": found, "cover": next((f["caption"] or f["name"] for f in found if f["name"] == cover), None),
         "tables": sorted(p.stem for p in folder.glob("*.csv")), "files": [n for n in ("report.html", "notebook.ipynb") if (folder / n).exists()],
     }  # fmt: skip
 
@@ -170,17 +170,17 @@ def _finite(value: Any) -> Any:
 def write_gallery(
     figures: str | Path,  # folder that holds `runs/`
 ) -> Path:  # of the page
-    "Write `index.html` over all runs in `figures`, and a small picture into each run's folder."
+    "Write `index.html` over all runs in `figures`, and a small picture of each into `thumbs/`."
     from html import escape
     from urllib.parse import quote
 
     figures = Path(figures)
     with locked(figures / "index.html"):  # of runs that end together, the last one lists them all
-        origins: list[dict[str, Any]] = []
-        runs = [_entry(figures / "runs" / r["folder"], r, origins) for r in read_runs(figures)]
+        origins: dict[str, int] = {}
+        runs = [_entry(figures, r, origins) for r in read_runs(figures)]
         pages = [(r, "report.html" if "report.html" in r["files"] else "run.json") for r in runs]
         links = "".join(f'<li><a href="runs/{quote(r["folder"])}/{page}">{escape(r["folder"])}</a> {escape(r["status"])}</li>' for r, page in pages)
         body = asset("gallery.html") + f"<noscript><ul>{links}</ul></noscript>"
         told = [n for kinds in (DATA, METHOD) for names in kinds.values() for n in names]
-        data = to_json(_finite({"runs": runs, "origins": origins, "told": told}), indent=None)
+        data = to_json(_finite({"runs": runs, "origins": [json.loads(o) for o in origins], "told": told}), indent=None)
         return write_text(figures / "index.html", document("anomaly_nb: runs", body, ("page.css", "gallery.css"), "gallery.js", data))

@@ -112,6 +112,7 @@ def notebook_page(
 
     try:
         content = nbformat.read(notebook, as_version=4)
+        content.cells = [c for c in content.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]  # told above the title
         figures = _take_figures(content.cells)
         body, _ = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(content)
         body = _unlike_anchors(re.sub(r'<a class="anchor-link".*?</a>', "", body))
@@ -154,8 +155,9 @@ def _contents(body: str) -> str:
 
 
 def _origin(record: Mapping[str, Any]) -> str:
-    "The section that says how a run was made."
-    about = {"run": record["run_id"], **flat(record.get("inputs") or {}, "input "), **flat(record.get("provenance") or {})}
+    "The section that says how a run was made; the list of all installed packages is left to the record."
+    about = {k: record[k] for k in ("run_id", "attempts", "peak_memory_mb") if record.get(k) is not None}
+    about |= flat(record.get("inputs") or {}, "input ") | flat({k: v for k, v in (record.get("provenance") or {}).items() if k != "packages"})
     parts = []
     for title, values in (("Parameters", record["parameters"]), ("Provenance", about)):
         rows = "".join(f'<tr><th scope="row">{html.escape(str(k))}</th><td>{html.escape(plain(v)) or "–"}</td></tr>' for k, v in values.items())

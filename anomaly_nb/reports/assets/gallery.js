@@ -102,7 +102,7 @@ const title = (run) => spaced(run.report);
 
 for (const run of runs) {
   const words = Object.entries(run.parameters).map(([name, value]) => `${name}=${plain(value)}`);
-  run.text = [run.report, title(run), run.id, run.folder, run.status, run.error, run.started, ...words, ...Object.keys(run.metrics)].join("\n").toLowerCase();
+  run.text = [run.report, title(run), run.id, run.folder, run.status, run.error, run.started, ...words, ...Object.values(run.about).map(plain), ...Object.keys(run.metrics)].join("\n").toLowerCase();
 }
 
 // ---------------------------------------------------------------- filters and order
@@ -161,7 +161,7 @@ function sorted(list) {
 function row(run) {
   const box = el("input", { type: "checkbox", "aria-label": `Compare ${name(run)}`, onchange: () => choose(run, box.checked) });
   const opens = run.files.includes("report.html");
-  const shot = run.thumb && el("img", { src: file(run, run.thumb), alt: run.cover, width: 120, height: 75, loading: "lazy", decoding: "async" });
+  const shot = run.cover !== null && el("img", { src: `thumbs/${encodeURIComponent(`${run.folder}.jpg`)}`, alt: run.cover, width: 120, height: 75, loading: "lazy", decoding: "async" });
   const about = differs(run).slice(0, 6).flatMap(([n, v], i) => [i ? " · " : "", `${n} `, el("b", {}, v.length > 48 ? `${v.slice(0, 47)}…` : v)]);
   const cell = (kind, label, ...inside) => el("td", { class: kind, role: "cell", "data-label": label }, ...inside);
   run.box = box;
@@ -174,7 +174,7 @@ function row(run) {
         opens ? el("a", { href: file(run, "report.html") }, title(run)) : title(run),
         run.status !== "ok" && el("span", { class: `status ${run.status}` }, run.status)),
       about.length > 0 && el("div", { class: "varies" }, ...about),
-      run.error && el("div", { class: "error", title: run.error }, run.error),
+      run.error && el("div", { class: "error" }, el("span", { class: "clamp" }, run.error)),
       el("button", { type: "button", class: "plain", onclick: () => open([run.folder]) }, "Details", el("span", { class: "aside" }, ` of ${name(run)}`))),
     cell("data", "Data", ...clamped(facet(run, "data"))),
     cell("method", "Method", ...clamped(facet(run, "method"))),
@@ -314,7 +314,7 @@ function renderCompare() {
     el("h2", {}, "Parameters"), facing("Parameters", chosen, chosen.map((r) => r.parameters), "No parameter differs."),
     el("h2", {}, "Metrics"), measures(chosen),
     el("h2", {}, "Figures"), ...figures(chosen, labels),
-    el("h2", {}, "Where it comes from"), facing("Origin", chosen, chosen.map(origin), "Same code, data and machine."));
+    el("h2", {}, "Where it comes from"), facing("Origin", chosen, chosen.map((run) => origin(run, alone)), "Same code, data and machine."));
   $("compare").replaceChildren(
     el("div", { class: "back" },
       el("button", { type: "button", id: "back", onclick: close }, "← All runs"),
@@ -340,9 +340,10 @@ function side(run, label) {
     run.tables.length > 0 && el("ul", { class: "links", "aria-label": "Tables" }, el("li", { class: "soft" }, "Tables:"), ...run.tables.map((t) => link(`${t}.csv`, t))));
 }
 
-function origin(run) {
+function origin(run, alone) { // of one run alone, hundreds of packages say little; they are in its record
   const short = Object.entries(run.inputs).map(([n, v]) => [`${n} (sha256)`, plain(v).slice(0, 12)]);
-  return { ...run.about, ...Object.fromEntries(short), ...origins[run.origin] };
+  const where = Object.entries(origins[run.origin]).filter(([n]) => !alone || !n.startsWith("packages "));
+  return { ...run.about, ...Object.fromEntries([...short, ...where]) };
 }
 
 // What tells a run from the others beside it.
@@ -400,7 +401,8 @@ function gap(a, b, fractional) {
 function figures(chosen, labels) {
   const names = [...new Set(chosen.flatMap((run) => run.figures.map((f) => f.name)))];
   const holders = (n) => chosen.filter((run) => run.figures.some((f) => f.name === n)).length;
-  names.sort((a, b) => holders(b) - holders(a));
+  const alike = (n) => n.startsWith("same"); // the same pictures in every run
+  names.sort((a, b) => holders(b) - holders(a) || alike(b) - alike(a));
   if (!names.length) return [el("p", { class: "soft" }, "No figures.")];
   return names.map((n) => el("section", { class: "figures", "aria-label": `Figure ${n}` }, el("h3", {}, spaced(n)), el("div", { class: "sides" }, ...chosen.map((run, i) => {
     const found = run.figures.find((f) => f.name === n);
