@@ -304,7 +304,7 @@ def test_address_restores_the_view_and_back_leaves_the_comparison(figures, visit
     assert again.locator("#browse").is_visible() and not again.locator("#compare").is_visible() and shown(again) == before
     third = visit(figures / "index.html", "#" + compared.split("#")[1])
     assert third.locator("#compare .side").count() == 2
-    assert visit(figures / "index.html", "#show=absent&sort=nonsense&limit=x&metric=none&q=%3Cb%3E").inner_text("#count") == "0 of 12 runs"
+    assert visit(figures / "index.html", "#show=absent&sort=toString&limit=x&metric=none&q=%3Cb%3E").inner_text("#count") == "0 of 12 runs"
 
 
 def test_comparison_shows_what_differs(figures, visit):
@@ -494,6 +494,7 @@ def test_report_page_on_paper_and_phone(tmp_path, visit):
     outputs = [
         new_output("display_data", data={"image/png": base64.b64encode(figure_png(fig)).decode()}), new_output("display_data", data={"text/markdown": "*Caption.*"}),
         new_output("display_data", data={"text/html": wide}), new_output("stream", text="x" * 400 + "\n"),
+        new_output("error", ename="E", evalue="v", traceback=["\x1b[38;5;167;01mE\x1b[39;00m: v\n\x1b[38;5;129min\x1b[39m \x1b[33mhere\x1b[0m"]),
     ]  # fmt: skip
     cells = [new_markdown_cell("# Report\n> about"), *[new_markdown_cell(f"## Part {i}\n\n### Detail\n\n" + "words " * 60) for i in range(5)], new_code_cell("", outputs=outputs)]
     folder = tmp_path / "runs" / "a"

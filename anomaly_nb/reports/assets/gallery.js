@@ -422,7 +422,7 @@ function readAddress() {
     if (Array.isArray(EMPTY[key])) state[key] = given.getAll(key).filter((f) => byFolder.has(f)).slice(0, MOST);
     else if (given.has(key)) state[key] = given.get(key);
   }
-  if (!(state.sort in COLUMNS)) state.sort = "";
+  if (!Object.hasOwn(COLUMNS, state.sort)) state.sort = "";
   if (state.side !== "max") state.side = "min";
   if (state.metric && !metricNames.has(state.metric)) state.metric = "";
   if (state.limit !== "" && !Number.isFinite(Number(state.limit))) state.limit = "";
