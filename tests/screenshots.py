@@ -35,11 +35,11 @@ def photograph(browser, page, name, hash="", width=1280, height=860, scheme="lig
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce")
     tab = context.new_page()
     tab.goto(page + hash)
-    while not tab.evaluate("[...document.images].filter((i) => i.getBoundingClientRect().top < innerHeight).every((i) => i.complete)"):
+    while not tab.evaluate("[...document.images].filter((i) => i.checkVisibility() && i.getBoundingClientRect().top < innerHeight).every((i) => i.complete)"):
         tab.wait_for_timeout(50)
     path = TARGET / f"{name}.png"
     tab.screenshot(path=path)
-    Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(path).convert("RGB").save(path, optimize=True)
     context.close()
     print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
 
@@ -60,7 +60,7 @@ def main(folder="build/gallery"):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         photograph(browser, page, "gallery", "#metric=image_auroc&pick=" + "&pick=".join(list(nuts.values())[:2]))
-        photograph(browser, page, "gallery_compare", pair, height=1600)
+        photograph(browser, page, "gallery_compare", pair, height=1480)
         photograph(browser, page, "gallery_phone", width=390, height=844)
         browser.close()
 
