@@ -387,7 +387,7 @@ function measures(chosen) {
     return el("tr", { class: `metric ${chosen.length > 1 && new Set(found.map((f) => f.value)).size === 1 ? "same" : "differ"}` },
       el("th", { scope: "row" }, n), ...cells, ...found.slice(1).map((f) => el("td", { class: "number gap" }, gap(found[0], f, fractional))));
   });
-  const note = chosen.length > 1 && el("p", { class: "soft" }, "Intervals are each run's own, at 95 %. “Apart” means they do not overlap; runs on the same pictures can differ surely even where they do. Marks lie on the range of all runs.");
+  const note = chosen.length > 1 && el("p", { class: "soft" }, "Intervals are each run's own, 95 % in the library's reports. “Apart” means they do not overlap; runs on the same pictures can differ surely even where they do. Marks lie on the range of all runs.");
   return el("div", {}, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Metrics" }, el("table", { class: "facing gapped" }, headRow(chosen, ...gaps), el("tbody", {}, ...lines))), note);
 }
 
