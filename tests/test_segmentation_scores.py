@@ -120,7 +120,7 @@ def test_heat(logits):
     batches = [(t(logits[i : i + 1]), t(features[i : i + 1]), labels[i : i + 1]) for i in range(2)]
     fitted = HybridEnergyThresholding().fit(batches)
     close(fitted.score(t(logits), t(features)), heat_by_hand(fitted, logits, features))
-    assert min(fitted.shares(t(logits), t(features)).values()) > 0.05
+    assert min(fitted.terms(t(logits), t(features)).shares().values()) > 0.05
     assert np.corrcoef(fitted.score(t(logits), t(features)).numpy().ravel(), energy(t(logits)).numpy().ravel())[0, 1] < 0.999
 
 
