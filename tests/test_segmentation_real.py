@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly_nb.segmentation import PixelScorer, build_model, evaluate, open_streets, results_table
+from anomaly_nb.segmentation import HybridEnergyThresholding, PixelScorer, build_model, evaluate, open_streets, predict, results_table
 from anomaly_nb.segmentation.datasets import VOID
 from anomaly_nb.segmentation.models import architecture
+from tests.test_segmentation_scores import heat_by_hand
 
 DATA = Path(os.environ.get("ANOMALY_NB_DATA", "nowhere"))
 here = pytest.mark.skipif(not (DATA / "street").is_dir(), reason="ANOMALY_NB_DATA does not name a folder with street/")
@@ -23,7 +24,6 @@ def test_camvid_with_a_class_held_out():
 
 
 
-
 @here
 def test_given_weights_match_the_encoder():
     weights = DATA / "weights/mobilenetv2_100_imagenet.safetensors"
@@ -31,6 +31,24 @@ def test_given_weights_match_the_encoder():
     assert model.weights_report["used"] == 306 and all(n.startswith(("bn2.", "conv_head.")) for n in model.weights_report["left"])
     with pytest.raises(ValueError, match="another encoder"):
         build_model("unet:resnet18", ("a", "b"), weights)
+
+
+@here
+def test_heat_of_a_real_picture():
+    "360 rows are padded to 368: the formula in float64, statistics included, from the network's own output."
+    train = open_streets("camvid", DATA / "street/camvid", "train", ["Bicyclist"]).keep([0, 200, 300])
+    torch.manual_seed(0)
+    weights = DATA / "weights/mobilenetv2_100_imagenet.safetensors"
+    model = build_model("deeplabv3plus_mobilenetv2", train.table.names, weights, mean=(0.5,) * 3, std=(0.5,) * 3).eval()
+    outputs = [predict(model, scene.image) for scene in train]
+    assert outputs[0].extent == (368, 480) and outputs[0].features.shape[-2:] == (23, 30)
+    batches = [(o.logits * 20, o.features, torch.from_numpy(np.array(s.labels))[None], o.extent) for o, s in zip(outputs, train)]  # as large as trained logits
+    fitted = HybridEnergyThresholding().fit(batches)
+    logits, features, _, extent = batches[0]
+    ours = fitted.score(logits, features, extent).numpy()
+    theirs = heat_by_hand([[v.numpy() for v in b[:3]] for b in batches], logits.numpy(), features.numpy(), extent)
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
+    assert min(fitted.terms(logits, features, extent).shares().values()) > 0.05
 
 
 @here
