@@ -81,3 +81,11 @@ def test_a_scene_of_anomaly_only(witness):
     key, scores = "whole", scorer.ranked("max_logit", np.zeros(SIZE, np.float32))
     result.update(key, {"max_logit": scores}, np.ones(SIZE, np.uint8))
     assert results_table(result, 0)["images"].tolist() == [pooled + 1, images]
+
+
+def test_the_moving_average_depends_on_the_order_and_says_so(witness):
+    scorer = PixelScorer(("heat",), adapt=0.9).fit(witness.model, data("train", 2))
+    test = data("test", 4)
+    once, twice, backwards = (evaluate(witness.model, scorer, test.keep(order)).histograms["heat"].counts for order in (range(4), range(4), range(3, -1, -1)))
+    assert "transductive, moving average 0.9" in scorer.labels["heat"]
+    assert np.array_equal(once, twice) and not np.array_equal(once, backwards)

@@ -74,6 +74,7 @@ def train(
     precision: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
     seed: int = 0,
     methods: Methods = FIVE,
+    adapt: Annotated[float, typer.Option(help="test-time moving average of HEAT's scales, e.g. 0.9; it then depends on the order of the pictures; 0 = frozen")] = 0.0,
     device: Device = "auto",
     workers: Annotated[int, typer.Option(help="processes that read ahead")] = 0,
 ) -> None:
@@ -108,7 +109,7 @@ def train(
     )
     result = train_network(network, train_set, val_set, out, config, device, workers)
     typer.echo(f"best validation mIoU {result.best_miou:.4f} in epoch {result.best_epoch + 1} of {len(result.history)}")
-    scorer = PixelScorer(methods.split(",")).fit(result.model, train_set)
+    scorer = PixelScorer(methods.split(","), adapt=adapt or None).fit(result.model, train_set)
     save_scorer(out / "scorer.pt", scorer)
     save_evaluation(out / "validation", evaluate_all(result.model, scorer, val_set, seed=seed))
     about = {"data": data, "held_out": held_out, "exclude_scenes": exclude_scenes, "train_scenes": len(train_set), "notes": train_set.notes, "weights": source}
@@ -216,6 +217,42 @@ def score(
     write_text(out / "scores.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     typer.echo(f"{len(rows)} pictures scored with {scorer.labels[method]}, threshold {threshold:.4f}: {out}")
 
+# %% ../../nbs/11_cli/07_street.ipynb #948eb1f0
+def _study_run(study: str, out: Path, run: str, dataset: Any, methods: list[str], device: str) -> None:
+    "Studies of a trained run: HEAT's terms over the pictures; thresholds and subsampling from the counts of `street evaluate`."
+    import pandas as pd
+
+    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.files import write_text
+    from anomaly_nb.segmentation.ablation import heat_study, quantile_sensitivity, subsampling_study, threshold_sensitivity
+    from anomaly_nb.segmentation.compare import to_markdown, write_comparison
+    from anomaly_nb.segmentation.evaluation import difference_table, load_evaluation, results_table, save_evaluation
+
+    if not run:
+        raise DataError(f"the study {study} is one of a trained network; name its folder with --run")
+    network, scorer = _load(Path(run), device)
+    if study == "heat":
+        result = heat_study(network, scorer, dataset)
+        table = results_table(result)
+        write_comparison(save_evaluation(out, result), table, "results")
+        write_text(out / "differences.csv", difference_table(result, "heat").to_csv(index=False, lineterminator="\n"))
+        shares = ", ".join(f"{n} {v:.2f}" for n, v in result.about["shares"].items())
+        typer.echo(to_markdown(table[table["protocol"] == "pooled"]) + f"\nshares of the terms: {shares}\n{out}")
+        return
+    counts = load_evaluation(Path(run) / "evaluations" / f"{dataset.name}-{dataset.split}")
+    validation = load_evaluation(Path(run) / "validation")
+    for method in methods:
+        if method not in counts.histograms:
+            raise DataError(f"method {method!r} was not evaluated in {run}; it has {', '.join(counts.histograms)}")
+        test, normal = counts.histograms[method], validation.histograms[method]
+        if study == "subsampling":
+            frame = subsampling_study(test).assign(method=counts.labels[method])
+        else:
+            both = {"percent of the threshold": threshold_sensitivity(test, scorer, method), "promised rate": quantile_sensitivity(test, normal, scorer, method)}
+            frame = pd.concat([f.assign(method=counts.labels[method], version=v) for v, f in both.items()], ignore_index=True)
+        write_text(out / f"{study}_{method}.csv", frame.to_csv(index=False, lineterminator="\n"))
+        typer.echo(frame.round(4).to_string(index=False) + "\n")
+
 # %% ../../nbs/11_cli/07_street.ipynb #639b452c
 @app.command()
 def ablate(
@@ -269,43 +306,7 @@ def ablate(
         write_text(out / f"summary_{metric}.csv", summary.to_csv(index=False, lineterminator="\n"))
         typer.echo(summary.round(4).to_string(index=False) + "\n")
 
-
-def _study_run(study: str, out: Path, run: str, dataset: Any, methods: list[str], device: str) -> None:
-    "Studies of a trained run: HEAT's terms over the pictures; thresholds and subsampling from the counts of `street evaluate`."
-    import pandas as pd
-
-    from anomaly_nb.core.errors import DataError
-    from anomaly_nb.core.files import write_text
-    from anomaly_nb.segmentation.ablation import heat_study, quantile_sensitivity, subsampling_study, threshold_sensitivity
-    from anomaly_nb.segmentation.compare import to_markdown, write_comparison
-    from anomaly_nb.segmentation.evaluation import difference_table, load_evaluation, results_table, save_evaluation
-
-    if not run:
-        raise DataError(f"the study {study} is one of a trained network; name its folder with --run")
-    network, scorer = _load(Path(run), device)
-    if study == "heat":
-        result = heat_study(network, scorer, dataset)
-        table = results_table(result)
-        write_comparison(save_evaluation(out, result), table, "results")
-        write_text(out / "differences.csv", difference_table(result, "heat").to_csv(index=False, lineterminator="\n"))
-        shares = ", ".join(f"{n} {v:.2f}" for n, v in result.about["shares"].items())
-        typer.echo(to_markdown(table[table["protocol"] == "pooled"]) + f"\nshares of the terms: {shares}\n{out}")
-        return
-    counts = load_evaluation(Path(run) / "evaluations" / f"{dataset.name}-{dataset.split}")
-    validation = load_evaluation(Path(run) / "validation")
-    for method in methods:
-        if method not in counts.histograms:
-            raise DataError(f"method {method!r} was not evaluated in {run}; it has {', '.join(counts.histograms)}")
-        test, normal = counts.histograms[method], validation.histograms[method]
-        if study == "subsampling":
-            frame = subsampling_study(test).assign(method=counts.labels[method])
-        else:
-            both = {"percent of the threshold": threshold_sensitivity(test, scorer, method), "promised rate": quantile_sensitivity(test, normal, scorer, method)}
-            frame = pd.concat([f.assign(method=counts.labels[method], version=v) for v, f in both.items()], ignore_index=True)
-        write_text(out / f"{study}_{method}.csv", frame.to_csv(index=False, lineterminator="\n"))
-        typer.echo(frame.round(4).to_string(index=False) + "\n")
-
-
+# %% ../../nbs/11_cli/07_street.ipynb #e7b23cb3
 @app.command()
 def compare(
     evaluations: Annotated[list[Path], typer.Argument(help="folders of `street evaluate`, of the same pictures")],

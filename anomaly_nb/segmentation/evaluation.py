@@ -84,6 +84,7 @@ def evaluate(
 ) -> StreetEvaluation:
     "Score and count every pixel of a data set. Raises `DataError` where its classes are not the network's."
     check_classes(model, dataset)
+    scorer.reset()
     model.eval()
     known: dict[str, Any] = {"model": model.name, "dataset": dataset.name, "split": dataset.split, "images": len(dataset), "notes": dataset.notes}
     result = StreetEvaluation(scorer.labels, dataset.table.names, known | about)

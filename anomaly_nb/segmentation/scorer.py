@@ -168,6 +168,10 @@ class PixelScorer(_Detectors):
         for method, parts in seen.items():
             low, median, high = np.quantile(np.concatenate(parts), [0.25, 0.5, 0.75])
             self.scale_[method] = (float(median), float(max(high - low, 1e-6 * max(1.0, abs(median)))))
+        self.reset()
+
+    def reset(self) -> None:
+        "Forget what the test-time adaptation of HEAT has moved; without it there is nothing to forget."
         if "heat" in self.fitted_:
             self.fitted_["heat"].reset()
 
