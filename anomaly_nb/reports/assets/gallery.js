@@ -2,7 +2,7 @@
 // The gallery of runs. Everything a record says reaches the page as text, never as markup.
 // The view (filters, order, chosen runs) is kept in the address after "#", so that it can be shared and gone back to.
 
-const { runs, origins } = JSON.parse(document.getElementById("records").textContent);
+const { runs, origins, told } = JSON.parse(document.getElementById("records").textContent);
 const $ = (id) => document.getElementById(id);
 const MOST = 4; // runs side by side
 const LETTERS = "ABCD";
@@ -95,13 +95,14 @@ for (const report of new Set(runs.map((r) => r.report))) {
   const names = [...new Set(same.flatMap((r) => Object.keys(r.parameters)))];
   varying.set(report, names.filter((n) => new Set(same.map((r) => plain(r.parameters[n]))).size > 1));
 }
-const told = (run) => new Set([...run.told]);
-const differs = (run) => varying.get(run.report).filter((n) => !told(run).has(n) && plain(run.parameters[n]) !== "").map((n) => [n, plain(run.parameters[n])]);
-const facet = (run, kind) => Object.values(run[kind]).map((values) => values.join(", ")).filter(Boolean).join(" · ");
+const differs = (run) => varying.get(run.report).filter((n) => !told.includes(n) && plain(run.parameters[n]) !== "").map((n) => [n, plain(run.parameters[n])]);
+const facet = (run, kind) => run[kind].map(([, values]) => values.join(", ")).join(" · ");
+const spaced = (text) => text.slice(0, 1).toUpperCase() + text.slice(1).replaceAll("_", " ");
+const title = (run) => spaced(run.report);
 
 for (const run of runs) {
   const words = Object.entries(run.parameters).map(([name, value]) => `${name}=${plain(value)}`);
-  run.text = [run.report, run.id, run.folder, run.status, run.error, run.started, ...words, ...Object.keys(run.metrics)].join("\n").toLowerCase();
+  run.text = [run.report, title(run), run.id, run.folder, run.status, run.error, run.started, ...words, ...Object.values(run.about).map(plain), ...Object.keys(run.metrics)].join("\n").toLowerCase();
 }
 
 // ---------------------------------------------------------------- filters and order
@@ -123,7 +124,7 @@ const FILTERS = {
 
 function has(values, wanted) { // wanted is "name:value"
   const cut = wanted.indexOf(":");
-  return (values[wanted.slice(0, cut)] || []).includes(wanted.slice(cut + 1));
+  return values.some(([kind, list]) => kind === wanted.slice(0, cut) && list.includes(wanted.slice(cut + 1)));
 }
 
 function matching(except = "") {
@@ -160,7 +161,7 @@ function sorted(list) {
 function row(run) {
   const box = el("input", { type: "checkbox", "aria-label": `Compare ${name(run)}`, onchange: () => choose(run, box.checked) });
   const opens = run.files.includes("report.html");
-  const shot = run.thumb && el("img", { src: file(run, run.thumb), alt: run.cover, width: 120, height: 75, loading: "lazy", decoding: "async" });
+  const shot = run.cover !== null && el("img", { src: `thumbs/${encodeURIComponent(`${run.folder}.jpg`)}`, alt: run.cover, width: 120, height: 75, loading: "lazy", decoding: "async" });
   const about = differs(run).slice(0, 6).flatMap(([n, v], i) => [i ? " · " : "", `${n} `, el("b", {}, v.length > 48 ? `${v.slice(0, 47)}…` : v)]);
   const cell = (kind, label, ...inside) => el("td", { class: kind, role: "cell", "data-label": label }, ...inside);
   run.box = box;
@@ -170,10 +171,10 @@ function row(run) {
     cell("shot", "", shot),
     cell("run", "",
       el("div", { class: "name" },
-        opens ? el("a", { href: file(run, "report.html") }, run.report) : run.report,
+        opens ? el("a", { href: file(run, "report.html") }, title(run)) : title(run),
         run.status !== "ok" && el("span", { class: `status ${run.status}` }, run.status)),
       about.length > 0 && el("div", { class: "varies" }, ...about),
-      run.error && el("div", { class: "error", title: run.error }, run.error),
+      run.error && el("div", { class: "error" }, el("span", { class: "clamp" }, run.error)),
       el("button", { type: "button", class: "plain", onclick: () => open([run.folder]) }, "Details", el("span", { class: "aside" }, ` of ${name(run)}`))),
     cell("data", "Data", ...clamped(facet(run, "data"))),
     cell("method", "Method", ...clamped(facet(run, "method"))),
@@ -184,7 +185,7 @@ function row(run) {
 }
 
 const clamped = (text) => (text ? [el("span", { class: "clamp", title: text.length > 60 ? text : null }, text)] : []);
-const name = (run) => [run.report, facet(run, "data"), run.id || run.folder].filter(Boolean).join(" ");
+const name = (run) => [title(run), facet(run, "data"), run.id || run.folder].filter(Boolean).join(" ");
 
 function fillValue(run) {
   const shown = shownMetric(run);
@@ -218,20 +219,36 @@ const heading = el("thead", { role: "rowgroup" });
 const table = el("table", { class: "runs", role: "table", "aria-label": "Runs" }, heading, body);
 const nothing = el("p", { class: "nothing" }, "No run matches.");
 
+// Rows come a part at a time, the first at once, so that a thousand runs do not keep anybody waiting.
+const PART = 100;
+let drawn = { list: [], metric: "" };
+
+function draw(list) {
+  const mine = (drawn = { list, metric: state.metric });
+  const part = (from) => {
+    if (drawn !== mine) return;
+    const rows = list.slice(from, from + PART).map((run) => {
+      if (!run.row) row(run);
+      if (run.valueFor !== state.metric) fillValue(run);
+      return run.row;
+    });
+    if (from) body.append(...rows);
+    else body.replaceChildren(...rows);
+    renderChosen();
+    if (from + PART < list.length) setTimeout(part, 0, from + PART);
+  };
+  part(0);
+}
+
 function render() {
   const list = sorted(matching());
   const failed = list.filter((run) => run.status === "failed").length;
-  for (const run of list) {
-    if (!run.row) row(run);
-    if (run.valueFor !== state.metric) fillValue(run);
-    run.box.checked = state.pick.includes(run.folder);
-    run.row.classList.toggle("picked", run.box.checked);
-  }
   const focused = document.activeElement?.dataset?.sort;
   heading.replaceChildren(head());
   if (focused) heading.querySelector(`[data-sort="${focused}"]`).focus();
-  body.replaceChildren(...list.map((run) => run.row));
-  $("results").replaceChildren(list.length ? table : nothing);
+  if (state.metric !== drawn.metric || list.length !== drawn.list.length || list.some((run, i) => run !== drawn.list[i])) draw(list);
+  const found = list.length ? table : nothing;
+  if ($("results").firstChild !== found) $("results").replaceChildren(found);
   $("count").textContent = `${list.length === runs.length ? "All" : `${list.length} of`} ${runs.length} runs${failed ? `, ${failed} failed` : ""}`;
   $("reset").hidden = Object.keys(EMPTY).every((key) => key === "pick" || key === "show" || state[key] === EMPTY[key]);
   renderControls();
@@ -257,7 +274,7 @@ function renderControls() {
     for (const run of list) for (const key of keys(run)) counted.set(key, (counted.get(key) || 0) + 1);
     return counted;
   };
-  const pairs = (values) => Object.entries(values).flatMap(([n, list]) => list.map((v) => `${n}:${v}`));
+  const pairs = (values) => values.flatMap(([n, list]) => list.map((v) => `${n}:${v}`));
   options("report", "All reports", count(matching("report"), (r) => [r.report]), state.report);
   options("data", "All data", count(matching("data"), (r) => pairs(r.data)), state.data);
   options("method", "All methods", count(matching("method"), (r) => pairs(r.method)), state.method);
@@ -266,6 +283,8 @@ function renderControls() {
   $("sort").replaceChildren(el("option", { value: "" }, "Failures first, newest"), ...Object.entries(COLUMNS).map(([key, c]) => el("option", { value: key }, key === "metric" && state.metric ? state.metric : c.label)));
   for (const key of ["sort", "side", "limit"]) $(key).value = state[key];
   if (document.activeElement !== $("q")) $("q").value = state.q;
+  const filters = ["report", "data", "method", "status", "metric", "limit", "sort"].filter((key) => state[key] !== "").length;
+  $("more").textContent = `Filters and order${filters ? ` (${filters})` : ""}`;
   $("turn").textContent = Boolean(COLUMNS[state.sort]?.down) !== Boolean(state.turned) ? "↓" : "↑";
 }
 
@@ -274,7 +293,11 @@ function renderChosen() {
   $("chosen").hidden = n === 0 || state.show.length > 0;
   $("chosen-text").textContent = n === 1 ? "1 run chosen; choose another to compare" : n === MOST ? `${n} runs chosen, the most there can be` : `${n} runs chosen`;
   $("open").disabled = n < 2;
-  for (const run of runs) if (run.box) run.box.disabled = n >= MOST && !run.box.checked;
+  for (const run of runs.filter((r) => r.row)) {
+    run.box.checked = state.pick.includes(run.folder);
+    run.box.disabled = n >= MOST && !run.box.checked;
+    run.row.classList.toggle("picked", run.box.checked);
+  }
 }
 
 // ---------------------------------------------------------------- side by side
@@ -283,22 +306,24 @@ function renderCompare() {
   const chosen = state.show.map((folder) => byFolder.get(folder)).filter(Boolean).slice(0, MOST);
   const alone = chosen.length === 1;
   const labels = chosen.map((run, i) => (alone ? [] : [el("span", { class: "letter" }, LETTERS[i])]));
-  const title = el("h2", { tabindex: -1 }, alone ? name(chosen[0]) : `${chosen.length} runs side by side`);
+  const heading = el("h2", { tabindex: -1, class: "title" }, alone ? name(chosen[0]) : `${chosen.length} runs side by side`);
   const rows = el("div", { class: alone ? "" : "same-hidden" });
   const toggle = el("input", { type: "checkbox", onchange: () => rows.classList.toggle("same-hidden", !toggle.checked) });
-  const sides = el("div", { class: "sides", style: null }, ...chosen.map((run, i) => side(run, labels[i])));
+  const sides = el("div", { class: "sides" }, ...chosen.map((run, i) => side(run, labels[i])));
   rows.append(
-    el("h2", {}, "Parameters"), facing(chosen, chosen.map((r) => r.parameters), "No parameter differs."),
+    el("h2", {}, "Parameters"), facing("Parameters", chosen, chosen.map((r) => r.parameters), "No parameter differs."),
     el("h2", {}, "Metrics"), measures(chosen),
     el("h2", {}, "Figures"), ...figures(chosen, labels),
-    el("h2", {}, "Where it comes from"), facing(chosen, chosen.map(origin), "Same code, data and machine."));
+    el("h2", {}, "Where it comes from"), facing("Origin", chosen, chosen.map((run) => origin(run, alone)), "Same code, data and machine."));
   $("compare").replaceChildren(
     el("div", { class: "back" },
       el("button", { type: "button", id: "back", onclick: close }, "← All runs"),
       !alone && el("label", { class: "same-toggle" }, toggle, "Show also what is the same")),
-    title, sides, rows);
-  for (const grid of $("compare").querySelectorAll(".sides")) grid.style.setProperty("--n", chosen.length);
-  title.focus();
+    heading, sides, rows);
+  $("compare").style.setProperty("--n", chosen.length);
+  $("compare").style.setProperty("--gaps", 0);
+  $("compare").querySelector(".gapped")?.style.setProperty("--gaps", chosen.length - 1);
+  heading.focus();
   window.scrollTo(0, 0);
 }
 
@@ -306,26 +331,35 @@ function side(run, label) {
   const link = (path, text) => el("li", {}, el("a", { href: file(run, path) }, text));
   const known = { "report.html": "Report", "notebook.ipynb": "Notebook" };
   return el("section", { class: "side", "aria-label": name(run) },
-    el("h3", {}, ...label.map((l) => l.cloneNode(true)), run.report),
-    el("p", {}, facet(run, "data") || run.id),
+    el("h3", {}, ...label.map((l) => l.cloneNode(true)), title(run)),
+    el("p", {}, [facet(run, "data"), facet(run, "method")].filter(Boolean).join(" · ")),
+    el("p", { class: "soft" }, run.id ? "Run " : "", el("span", { class: "mono" }, run.id || run.folder)),
     el("p", { class: "soft" }, el("span", { class: `status ${run.status}` }, run.status), ` · ${run.started.slice(0, 16).replace("T", " ")} UTC · ${duration(run.seconds)}`),
     run.error && el("p", { class: "error" }, run.error),
     el("ul", { class: "links", "aria-label": "Files" }, ...Object.entries(known).filter(([path]) => run.files.includes(path)).map(([path, text]) => link(path, text)), link("run.json", "Record")),
     run.tables.length > 0 && el("ul", { class: "links", "aria-label": "Tables" }, el("li", { class: "soft" }, "Tables:"), ...run.tables.map((t) => link(`${t}.csv`, t))));
 }
 
-function origin(run) {
+function origin(run, alone) { // of one run alone, hundreds of packages say little; they are in its record
   const short = Object.entries(run.inputs).map(([n, v]) => [`${n} (sha256)`, plain(v).slice(0, 12)]);
-  return { folder: run.folder, ...run.about, ...Object.fromEntries(short), ...origins[run.origin] };
+  const where = Object.entries(origins[run.origin]).filter(([n]) => !alone || !n.startsWith("packages "));
+  return { ...run.about, ...Object.fromEntries([...short, ...where]) };
+}
+
+// What tells a run from the others beside it.
+function short(run, chosen) {
+  const unlike = Object.keys(run.parameters).filter((n) => new Set(chosen.map((r) => plain(r.parameters[n]))).size > 1);
+  const words = unlike.slice(0, 3).map((n) => (told.includes(n) ? plain(run.parameters[n]) : `${n} ${plain(run.parameters[n])}`).slice(0, 40));
+  return words.filter((w) => w.trim()).join(" · ") || (chosen.length > 1 ? run.id || run.folder : "Value");
 }
 
 function headRow(chosen, ...more) {
-  const of = (run, i) => el("th", { scope: "col" }, ...(chosen.length > 1 ? [el("span", { class: "letter" }, LETTERS[i])] : []), facet(run, "data") || run.id || run.folder);
-  return el("thead", {}, el("tr", {}, el("td", {}), ...chosen.map(of), ...more));
+  const of = (run, i) => el("th", { scope: "col" }, ...(chosen.length > 1 ? [el("span", { class: "letter" }, LETTERS[i])] : []), short(run, chosen));
+  return el("thead", {}, el("tr", {}, el("td", { class: "names" }), ...chosen.map(of), ...more));
 }
 
 // Rows of values, those that differ marked; equal ones are hidden until asked for.
-function facing(chosen, columns, allSame) {
+function facing(label, chosen, columns, allSame) {
   const names = [...new Set(columns.flatMap((values) => Object.keys(values)))];
   const lines = names.map((n) => {
     const texts = columns.map((values) => plain(values[n]));
@@ -333,7 +367,8 @@ function facing(chosen, columns, allSame) {
     return el("tr", { class: chosen.length === 1 ? "" : same ? "same" : "differ" }, el("th", { scope: "row" }, n), ...texts.map((t) => el("td", {}, t || "–")));
   });
   const none = chosen.length > 1 && lines.every((line) => line.classList.contains("same"));
-  return el("div", {}, none && el("p", { class: "soft" }, allSame), el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": allSame }, el("table", { class: "facing" }, headRow(chosen), el("tbody", {}, ...lines))));
+  const table = el("table", { class: "facing" }, headRow(chosen), el("tbody", {}, ...lines));
+  return el("div", {}, none && el("p", { class: "soft" }, allSame), el("div", { class: none ? "scroll same" : "scroll", tabindex: 0, role: "region", "aria-label": label }, table));
 }
 
 function measures(chosen) {
@@ -341,12 +376,10 @@ function measures(chosen) {
   if (!names.length) return el("p", { class: "soft" }, "No metrics.");
   const first = chosen.map((run) => run.main).find(Boolean);
   names.sort((a, b) => (b === first) - (a === first));
-  const gaps = chosen.slice(1).map((_, i) => el("th", { scope: "col" }, `${LETTERS[i + 1]} − A`));
+  const gaps = chosen.slice(1).map((_, i) => el("th", { scope: "col", class: "gaps" }, `${LETTERS[i + 1]} − A`));
   const lines = names.map((n) => {
     const found = chosen.map((run) => figure(run, n));
-    const ends = found.flatMap((f) => [f.value, f.low, f.high]).filter(isNumber);
-    const [from, to] = [Math.min(...ends), Math.max(...ends)];
-    const fractional = metricNames.get(n).fractional;
+    const { fractional, from, to } = metricNames.get(n);
     const cells = found.map((f) => el("td", { class: isNumber(f.value) ? "number" : "" },
       f.value === null ? "–" : asText(n, f.value),
       interval(f) && el("span", { class: "between" }, interval(f)),
@@ -354,8 +387,8 @@ function measures(chosen) {
     return el("tr", { class: `metric ${chosen.length > 1 && new Set(found.map((f) => f.value)).size === 1 ? "same" : "differ"}` },
       el("th", { scope: "row" }, n), ...cells, ...found.slice(1).map((f) => el("td", { class: "number gap" }, gap(found[0], f, fractional))));
   });
-  const note = chosen.length > 1 && el("p", { class: "soft" }, "Intervals are each run's own, at 95 %. “Apart” means they do not overlap; runs on the same pictures can differ surely even where they do.");
-  return el("div", {}, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Metrics" }, el("table", { class: "facing" }, headRow(chosen, ...gaps), el("tbody", {}, ...lines))), note);
+  const note = chosen.length > 1 && el("p", { class: "soft" }, "Intervals are each run's own, 95 % in the library's reports. “Apart” means they do not overlap; runs on the same pictures can differ surely even where they do. Marks lie on the range of all runs.");
+  return el("div", {}, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Metrics" }, el("table", { class: "facing gapped" }, headRow(chosen, ...gaps), el("tbody", {}, ...lines))), note);
 }
 
 function gap(a, b, fractional) {
@@ -368,13 +401,14 @@ function gap(a, b, fractional) {
 function figures(chosen, labels) {
   const names = [...new Set(chosen.flatMap((run) => run.figures.map((f) => f.name)))];
   const holders = (n) => chosen.filter((run) => run.figures.some((f) => f.name === n)).length;
-  names.sort((a, b) => holders(b) - holders(a));
+  const alike = (n) => n.startsWith("same"); // the same pictures in every run
+  names.sort((a, b) => holders(b) - holders(a) || alike(b) - alike(a));
   if (!names.length) return [el("p", { class: "soft" }, "No figures.")];
-  return names.map((n) => el("section", { class: "figures", "aria-label": `Figure ${n}` }, el("h3", {}, n.replaceAll("_", " ")), el("div", { class: "sides" }, ...chosen.map((run, i) => {
+  return names.map((n) => el("section", { class: "figures", "aria-label": `Figure ${n}` }, el("h3", {}, spaced(n)), el("div", { class: "sides" }, ...chosen.map((run, i) => {
     const found = run.figures.find((f) => f.name === n);
     if (!found) return el("p", { class: "absent" }, ...labels[i].map((l) => l.cloneNode(true)), "This run has no such figure.");
     const path = file(run, "figures", `${n}.png`);
-    const image = el("img", { src: path, alt: found.caption || n.replaceAll("_", " "), width: found.width, height: found.height, loading: "lazy", decoding: "async" });
+    const image = el("img", { src: path, alt: found.caption || spaced(n), width: found.width, height: found.height, loading: "lazy", decoding: "async" });
     return el("figure", {}, el("a", { href: path }, image), el("figcaption", {}, ...labels[i].map((l) => l.cloneNode(true)), found.caption));
   }))));
 }
@@ -388,7 +422,7 @@ function readAddress() {
     if (Array.isArray(EMPTY[key])) state[key] = given.getAll(key).filter((f) => byFolder.has(f)).slice(0, MOST);
     else if (given.has(key)) state[key] = given.get(key);
   }
-  if (!(state.sort in COLUMNS)) state.sort = "";
+  if (!Object.hasOwn(COLUMNS, state.sort)) state.sort = "";
   if (state.side !== "max") state.side = "min";
   if (state.metric && !metricNames.has(state.metric)) state.metric = "";
   if (state.limit !== "" && !Number.isFinite(Number(state.limit))) state.limit = "";
@@ -445,7 +479,7 @@ function close() {
 }
 
 const newest = runs.map((run) => run.started).sort().at(-1);
-$("summary").textContent = runs.length ? `${runs.length} in all, the newest of ${newest.slice(0, 16).replace("T", " ")} UTC` : "";
+$("summary").textContent = runs.length ? `${runs.length} in all, newest ${newest.slice(0, 16).replace("T", " ")} UTC` : "";
 for (const key of ["q", "limit"]) $(key).addEventListener("input", () => set({ [key]: $(key).value }));
 for (const key of ["report", "data", "method", "status", "metric", "side"]) $(key).addEventListener("change", () => set({ [key]: $(key).value }));
 $("sort").addEventListener("change", () => set({ sort: $("sort").value, turned: "" }));
@@ -453,6 +487,7 @@ $("turn").addEventListener("click", () => set({ turned: state.turned ? "" : "1" 
 $("reset").addEventListener("click", () => { set({ ...EMPTY, pick: state.pick, show: state.show }); $("q").value = ""; $("q").focus(); });
 $("unchoose").addEventListener("click", () => { set({ pick: [] }); $("results").focus(); });
 $("open").addEventListener("click", () => open(state.pick));
+$("more").addEventListener("click", () => $("more").setAttribute("aria-expanded", $("controls").classList.toggle("open")));
 $("controls").addEventListener("submit", (event) => event.preventDefault());
 document.querySelector(".skip").addEventListener("click", (event) => { event.preventDefault(); $("results").focus(); });
 document.addEventListener("keydown", (event) => {
