@@ -121,8 +121,23 @@ def test_dask_worker_killed_in_the_middle(place, serial):
         done = sweep(plan(), "figures", scheduler=client)
         assert killer.wait() == 0
         assert victim not in client.run(os.getpid).values()
+        cancel_on(client)
     assert [r["status"] for r in done.records] == ["ok"] * RUNS
     assert_complete(serial)
+
+
+def cancel_on(client):
+    "What goes on when the caller leaves is ended, and its record says so; what waits is not begun."
+    from anomaly_nb.reports.cluster import run_on_cluster
+    from anomaly_nb.reports.sweep import _task, read_plan
+
+    checked = read_plan({"template": "tiny.ipynb", "list": [{"how": "", "seed": 100}, *({"how": "endless", "seed": s} for s in range(3))]})
+    going = run_on_cluster({i: _task(checked, i, "cancelled") for i in range(4)}, client)
+    assert next(going)[1]["status"] == "ok"
+    wait_for(lambda: any("kernel" in r for r in Ledger("cancelled").records()))
+    going.close()
+    records = Ledger("cancelled").records()
+    assert {r["status"] for r in records} == {"ok", "failed"} and {r["reason"] for r in records} == {None, "cancelled"}
 
 
 KILL_AFTER = """
@@ -162,6 +177,20 @@ def test_interrupt_ends_children_and_closes_records(place):
     assert all((place / "figures" / "runs" / r["folder"] / "report.html").exists() for r in left)
     again = sweep("plan.yml", "figures", workers=3)
     assert [r["status"] for r in again.records] == ["ok"] * 4 and len(Ledger("figures")) == 4
+
+
+def test_interrupt_of_one_report(place):
+    import psutil
+
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from anomaly_nb.cli.main import main; main(['report', 'tiny.ipynb', '-p', 'how=endless'])"
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE)
+    wait_for(lambda: any("kernel" in r for r in Ledger("figures").records()))
+    kernel = Ledger("figures").records()[0]["kernel"]["pid"]
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130 and not psutil.pid_exists(kernel)
+    assert Ledger("figures").records()[0]["reason"] == "cancelled"
 
 
 def test_bad_runs_stop_nobody(place):

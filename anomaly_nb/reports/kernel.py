@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Limits', 'end_tree', 'tree_memory', 'Watch', 'kernel_facts', 'Execution', 'execute', 'light_imports']
 
-# %% ../../nbs/10_reports/12_kernel.ipynb #20637a55
+# %% ../../nbs/10_reports/12_kernel.ipynb #62542b68
 import ast
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import threading
@@ -135,14 +136,12 @@ def _engine(watch: Watch, started: Callable[[int], None], facts: dict[str, Any],
 
     class Client(PapermillNotebookClient):
         def papermill_execute_cells(self) -> None:
-            try:
-                super().papermill_execute_cells()
-            finally:
-                if not watch.reason and self.km.has_kernel:
-                    with suppress(Exception):  # a dead kernel says nothing
-                        asked = {"facts": "__import__('anomaly_nb.reports.kernel', fromlist=['kernel']).kernel_facts().__repr__()"}
-                        reply = self.wait_for_reply(self.kc.execute("", silent=True, store_history=False, user_expressions=asked))
-                        facts.update(ast.literal_eval(ast.literal_eval(reply["content"]["user_expressions"]["facts"]["data"]["text/plain"])))
+            super().papermill_execute_cells()  # a cell that raises is caught in there; after Ctrl-C the kernel is busy and nobody asks
+            if not watch.reason and self.km.has_kernel:
+                with suppress(Exception):  # a dead kernel says nothing
+                    asked = {"facts": "__import__('anomaly_nb.reports.kernel', fromlist=['kernel']).kernel_facts().__repr__()"}
+                    reply = self.wait_for_reply(self.kc.execute("", silent=True, store_history=False, user_expressions=asked))
+                    facts.update(ast.literal_eval(ast.literal_eval(reply["content"]["user_expressions"]["facts"]["data"]["text/plain"])))
 
         def start_new_kernel(self, **kwargs: Any) -> None:
             super().start_new_kernel(**kwargs)
@@ -153,7 +152,7 @@ def _engine(watch: Watch, started: Callable[[int], None], facts: dict[str, Any],
         @classmethod
         def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, start_timeout: int = 120, **kwargs: Any) -> Any:
             config = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/k"}}) if os.name == "posix" else Config()
-            return Client(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=None, log=logger, config=config).execute(env=env)
+            return Client(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=None, log=logger, config=config).execute(env=env, stderr=subprocess.DEVNULL)
 
     return Engine
 
