@@ -19,10 +19,11 @@ from ..core.errors import DataError
 
 # %% ../../nbs/04_banks/00_banks.ipynb #36bd77d0
 def make_bank(
-    name: str,  # "knn", "knn-euclidean", "mahalanobis", "padim", "subspace" or "positional"
-    k: int = 1,  # neighbours of a knn bank
+    name: str,  # "knn", "knn-euclidean", "mahalanobis", "padim", "subspace", "positional" or "retrieval"
+    k: int = 1,  # neighbours of a knn or retrieval bank
     coreset: float = 0.0,  # share (< 1) or count of patches a knn bank keeps; 0 = all
     random_state: int = 0,
+    similar: int = 0,  # training pictures a positional or retrieval bank compares with, the most similar by `cls`; 0 = all, or SPADE's 50
 ) -> Bank:
     "An unfitted bank by name, as reports and the command line choose it. Raises `DataError` for an unknown name."
     makers = {
@@ -31,7 +32,8 @@ def make_bank(
         "mahalanobis": lambda: MahalanobisBank(),
         "padim": lambda: MahalanobisBank(per_position=True),
         "subspace": lambda: SubspaceBank(),
-        "positional": lambda: PositionalBank(),
+        "positional": lambda: PositionalBank(similar=similar or None),
+        "retrieval": lambda: RetrievalBank(similar or 50, k),
     }
     if name not in makers:
         raise DataError(f"bank={name!r}; known are {', '.join(makers)}")

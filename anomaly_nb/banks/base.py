@@ -21,8 +21,9 @@ def check_patches(
     patches: np.ndarray,  # (N, P, D)
     patch_hw: tuple[int, int] | None = None,  # (h, w) with h * w = P, where known
     dimensions: int | None = None,  # expected D
-) -> np.ndarray:  # (N, P, D) float32, contiguous
-    "Patches as contiguous float32. Raises `DataError` on wrong shapes or values that are not finite."
+    convert: bool = True,  # False leaves their type, for callers that convert piece by piece
+) -> np.ndarray:  # (N, P, D), contiguous float32 if converted
+    "Patches as contiguous float32, without a copy where they are so. Raises `DataError` on wrong shapes or values that are not finite."
     patches = np.asarray(patches)
     if patches.ndim != 3 or 0 in patches.shape:
         raise DataError(f"patches: expected (N, P, D) with at least one of each, got {patches.shape}")
@@ -30,7 +31,8 @@ def check_patches(
         raise DataError(f"patches: grid {patch_hw[0]} x {patch_hw[1]} does not make {patches.shape[1]} patches")
     if dimensions is not None and patches.shape[2] != dimensions:
         raise DataError(f"patches: {patches.shape[2]} dimensions, but the bank was fitted on {dimensions}; use the same backbone and layers")
-    return np.ascontiguousarray(check_finite("patches", patches), dtype=np.float32)
+    check_finite("patches", patches)
+    return np.ascontiguousarray(patches, dtype=np.float32) if convert else patches
 
 # %% ../../nbs/04_banks/01_base.ipynb #3133602e
 BANKS: dict[str, type["Bank"]] = {}  # class name -> class, for `load_bank`
