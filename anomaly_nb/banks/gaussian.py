@@ -34,12 +34,12 @@ def whitening(
 def scatter_matrix(
     x: np.ndarray,  # (M, D) float32
     mean: np.ndarray,  # (D,) float32
-    block: int = 16384,  # rows at a time
+    block: int = 2**21,  # numbers at a time
 ) -> np.ndarray:  # (D, D) float64
-    "Sum of the outer products of centred rows; float32 inside a block, float64 over blocks."
-    total = np.zeros((x.shape[1],) * 2)
-    for i in range(0, len(x), block):
-        centred = x[i : i + block] - mean
+    "Sum of the outer products of centred rows."
+    total, step = np.zeros((x.shape[1],) * 2), max(1, block // x.shape[1])
+    for i in range(0, len(x), step):
+        centred = x[i : i + step].astype(np.float64) - mean
         total += centred.T @ centred
     return total
 

@@ -113,7 +113,7 @@ class KNNBank(Bank):
         own = np.searchsorted(self.rows_, np.arange(n + 1) * p)  # rows are ascending, so a picture's own are a range
         return self.search(x, np.repeat(np.stack([own[:-1], own[1:]], axis=1), p, axis=0))[0].mean(axis=2)
 
-    def _holds(self, flat: np.ndarray, block: int = 8192) -> bool:
+    def _holds(self, flat: np.ndarray, block: int = 1024) -> bool:
         "Whether the bank was made from these rows."
         if self.rows_[-1] >= len(flat):
             return False

@@ -22,9 +22,10 @@ def unit_rows(
     "Vectors scaled to length one. Memory: the copy and one block."
     out = np.empty(x.shape, np.float32)
     given, rows = x.reshape(-1, x.shape[-1]), out.reshape(-1, x.shape[-1])
-    for i in range(0, len(rows), 8192):
-        some = rows[i : i + 8192]
-        some[:] = given[i : i + 8192]
+    step = max(1, 2**21 // x.shape[-1])
+    for i in range(0, len(rows), step):
+        some = rows[i : i + step]
+        some[:] = given[i : i + step]
         length = np.linalg.norm(some, axis=1, keepdims=True)
         np.divide(some, length, out=some, where=length > 0)
     return out
@@ -212,7 +213,7 @@ def nearest(
     large = n * len(bank) * bank.shape[1] >= SHORTLIST_FROM and bank.shape[1] >= 64 and k <= 32
     if method == "shortlist" or (method == "auto" and large):
         done = _by_shortlist(queries, bank, k, skip, device, block, rows, prepare, forced=method == "shortlist")
-    step = 8192 if skip is None else block
+    step = 4096 if skip is None else block
     for i in range(0, n, step):
         part = slice(i, min(i + step, n))
         x = prepare(queries[part])
@@ -258,15 +259,15 @@ def _flat(
     bank: np.ndarray,  # (m, D) float32
     k: int,
     skip: np.ndarray | None,  # (n, 2) bank rows that are hidden
-    block: int = 32768,  # bank rows at a time
+    block: int = 2**22,  # numbers of the bank at a time
 ) -> np.ndarray:  # (n, k) int64 bank rows, in no order
     "The k nearest bank rows, by float32 products."
     import faiss
 
-    centre = rough_mean(bank)
+    centre, step = rough_mean(bank), max(k, block // bank.shape[1])
     x, best, rows = queries - centre, np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-    for start in range(0, len(bank), block):
-        y = bank[start : start + block] - centre
+    for start in range(0, len(bank), step):
+        y = bank[start : start + step] - centre
         hidden = None if skip is None else np.clip(skip - start, 0, len(y))
         if hidden is None or (hidden[:, 0] >= hidden[:, 1]).all():
             far, row = faiss.knn(x, y, min(k, len(y)))
