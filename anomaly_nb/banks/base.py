@@ -78,7 +78,8 @@ def load_bank(
         raise DataError(f"{folder / 'bank.json'}: unknown bank {about.get('bank')!r}; known are {', '.join(sorted(BANKS))}")
     if sha256_file(folder / "bank.npz") != about["sha256"]:
         raise DataError(f"{folder / 'bank.npz'}: not the arrays that bank.json describes; save the bank again")
-    bank = BANKS[about["bank"]](**about["params"])
-    for name, value in (load_arrays(folder / "bank.npz") | about["state"]).items():
-        setattr(bank, name, tuple(value) if isinstance(value, list) else value)
+    tuples = lambda values: {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}  # JSON knows only lists
+    bank = BANKS[about["bank"]](**tuples(about["params"]))
+    for name, value in (load_arrays(folder / "bank.npz") | tuples(about["state"])).items():
+        setattr(bank, name, value)
     return bank
