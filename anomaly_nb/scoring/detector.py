@@ -191,8 +191,13 @@ class _Scoring(BaseEstimator):
         grid = self.patch_hw_
         return scores * np.stack([foreground(p[: scores.shape[1]], grid, self.object_threshold) for p in f.patches])
 
-    def _reduced(self, patch_scores: np.ndarray, cls: Any, own: bool = False) -> np.ndarray:
-        "Image scores."
+    def reduce_patches(
+        self,
+        patch_scores: np.ndarray,  # (n, P) of `score_patches`
+        cls: Any = None,  # (n, Dc) the pictures' vectors, where they are used
+        own: bool = False,  # these are the training pictures
+    ) -> np.ndarray:  # (n,)
+        "Image scores from patch scores, without scoring the patches again."
         scores = self.bank_.image_score(cls, own) if self.reduce == "retrieval" else image_scores(patch_scores, self.reduce)
         return rerank_scores(scores, np.asarray(cls), tuple(min(k, len(scores)) for k in self.rerank)) if self.rerank else scores
 
@@ -209,7 +214,7 @@ class _Scoring(BaseEstimator):
     def score(self, X: Any, y: Any = None) -> np.ndarray:
         "Anomaly scores of pictures, (n,) float32, high = anomalous. Raises `NotFittedError`, `DataError`."
         f = self.features(X)
-        return self._reduced(self.score_patches(f), f.cls)
+        return self.reduce_patches(self.score_patches(f), f.cls)
 
     def predict(self, X: Any) -> np.ndarray:
         "1 for anomalous, 0 for normal. Raises `NotFittedError`, `DataError`."
@@ -255,7 +260,7 @@ class PatchDetector(_Scoring):
         if len(x) > 1:
             patch = held_out_scores(self.bank_, x, f.patch_hw, random_state=self.random_state)[:, : self.cells_] if not takes_cls(self.bank_.fit) \
                 else self.bank_.leave_one_image_out(x)[:, : self.cells_]
-            self.held_out_ = self._reduced(self._masked(patch, f), f.cls, own=True)
+            self.held_out_ = self.reduce_patches(self._masked(patch, f), f.cls, own=True)
             self.threshold_ = choose_threshold(self.threshold, self.held_out_, np.empty(0), np.empty(0))
         return self
 
@@ -339,7 +344,7 @@ def explained(
     turn, row = np.divmod(row, detector.patch_hw_[0])
     found = {
         "image_path": f.meta.get("image_path", pd.Series([""] * len(f))),
-        "score": detector._reduced(patch_scores, f.cls),
+        "score": detector.reduce_patches(patch_scores, f.cls),
         "patch": hot,
         "normal_path": [detector.paths_[i] for i in picture],
         "normal_patch": row * detector.patch_hw_[1] + column,
