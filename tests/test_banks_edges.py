@@ -6,14 +6,14 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 
-from anomaly_nb.banks import KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank, greedy_coreset, load_bank, make_bank
+from anomaly_nb.banks import FusedBank, KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank, greedy_coreset, load_bank, make_bank
 from anomaly_nb.banks.neighbours import nearest
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.features import FeatureSet
 from anomaly_nb.scoring import RECIPES, Detector, PatchDetector, Preparation, conformal_threshold, held_out_scores, make_detector
 
 BANKS = [KNNBank(), KNNBank(2, "euclidean", 0.5), KNNBank(metric="sqeuclidean"), MahalanobisBank(), MahalanobisBank(True, 0.1), SubspaceBank(0.9), PositionalBank()]
-BANKS.append(MutualBank((1,)))
+BANKS += [MutualBank((1,)), FusedBank((KNNBank(), MahalanobisBank(True, 0.1)))]
 
 
 def random(*shape, seed=0):

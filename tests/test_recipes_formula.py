@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from anomaly_nb.banks import KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank, greedy_coreset
+from anomaly_nb.banks import FusedBank, KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank, greedy_coreset
 from anomaly_nb.features import FeatureSet
 from anomaly_nb.scoring import RECIPES, make_detector
 
@@ -110,7 +110,33 @@ def whitened():
     return top((1 - a @ b.T).min(1).reshape(M, P), 0.05)
 
 
-FORMULAS = {f.__name__: f for f in (patchcore, padim, anomalydino, subspacead, rad, musc, spade, whitened)}
+def gauss_knn():
+    flat = X.reshape(-1, D)
+    mean, spread = flat.mean(0), flat.std(0)
+    z = (flat - mean) / spread
+    c = np.cov(z.T)
+    root = np.linalg.inv(np.linalg.cholesky(0.9 * c + 0.1 * np.trace(c) / D * np.eye(D))).T
+    x, y = (z @ root).reshape(N, P, D), ((Y - mean) / spread) @ root
+
+    def gauss(train, asked):
+        out = np.empty(asked.shape[:2])
+        for p in range(P):
+            c = np.cov(train[:, p].T)
+            away = asked[:, p] - train[:, p].mean(0)
+            out[:, p] = np.sqrt(np.einsum("nd,de,ne->n", away, np.linalg.inv(0.9 * c + 0.1 * np.trace(c) / D * np.eye(D)), away))
+        return out
+
+    def nearest(train, asked):
+        return (1 - unit(asked.reshape(-1, D)) @ unit(train.reshape(-1, D)).T).min(1).reshape(-1, P)
+
+    total = np.zeros((M, P))
+    for bank in (gauss, nearest):
+        held_out = np.concatenate([bank(np.delete(x, i, 0), x[i : i + 1]) for i in range(N)])
+        total += bank(x, y) / held_out.mean() / 2
+    return total.max(1)
+
+
+FORMULAS = {f.__name__: f for f in (patchcore, padim, anomalydino, subspacead, rad, musc, spade, whitened, gauss_knn)}
 
 
 def test_every_recipe_has_a_formula():
@@ -133,7 +159,7 @@ def test_the_coreset_of_patchcore_is_the_plain_greedy_one():
     assert picked.tolist() == brute_coreset(flat.astype(float), 18, int(picked[0]))
 
 
-BANKS = [KNNBank(3), KNNBank(2, "euclidean"), KNNBank(1, "sqeuclidean"), MahalanobisBank(), MahalanobisBank(True, 0.1), SubspaceBank(0.9)]
+BANKS = [FusedBank((KNNBank(), MahalanobisBank())), KNNBank(3), KNNBank(2, "euclidean"), KNNBank(1, "sqeuclidean"), MahalanobisBank(), MahalanobisBank(True, 0.1), SubspaceBank(0.9)]
 BANKS += [PositionalBank(), PositionalBank(0, 4, 2), RetrievalBank(3, 2), RetrievalBank(4, 1, "cosine"), MutualBank((1, 3), 0.3, 3)]
 
 

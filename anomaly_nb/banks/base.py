@@ -54,6 +54,15 @@ class Bank(BaseEstimator):
         "What `fit` learned."
         return {k: v for k, v in vars(self).items() if k.endswith("_") and not k.startswith("_")}
 
+    def _params(self) -> dict[str, Any]:
+        "The parameters as JSON values."
+        return self.get_params(deep=False)
+
+    @classmethod
+    def _made(cls, folder: Path, params: dict[str, Any]) -> "Bank":
+        "The bank of saved parameters."
+        return cls(**params)
+
     def save(self, folder: str | Path) -> Path:
         "Write `bank.npz` and `bank.json` into `folder`. Raises `NotFittedError` before `fit`."
         self._fitted()
@@ -63,7 +72,7 @@ class Bank(BaseEstimator):
         plain = {k: v for k, v in state.items() if k not in arrays}
         write_json(
             folder / "bank.json",
-            {"bank": type(self).__name__, "params": self.get_params(), "state": plain, "sha256": sha256_file(folder / "bank.npz")},
+            {"bank": type(self).__name__, "params": self._params(), "state": plain, "sha256": sha256_file(folder / "bank.npz")},
         )
         return folder
 
@@ -79,7 +88,7 @@ def load_bank(
     if sha256_file(folder / "bank.npz") != about["sha256"]:
         raise DataError(f"{folder / 'bank.npz'}: not the arrays that bank.json describes; save the bank again")
     tuples = lambda values: {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}  # JSON knows only lists
-    bank = BANKS[about["bank"]](**tuples(about["params"]))
+    bank = BANKS[about["bank"]]._made(folder, tuples(about["params"]))
     for name, value in (load_arrays(folder / "bank.npz") | tuples(about["state"])).items():
         setattr(bank, name, value)
     return bank

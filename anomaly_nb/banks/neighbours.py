@@ -114,10 +114,14 @@ class Shortlist:
         "Centred rows in bf16, zero-padded to (size, width), their lengths and the lengths of what rounding took away."
         import torch
 
-        centred = rows - self.mean
         low = torch.zeros(size, self.width, dtype=torch.bfloat16, device=rows.device)
-        low[: len(rows), : self.dimensions] = centred
-        return low, centred.norm(dim=1), (centred - low[: len(rows), : self.dimensions]).norm(dim=1)
+        length, lost = torch.empty(2, len(rows), device=rows.device)
+        for i in range(0, len(rows), 512):
+            part = slice(i, min(i + 512, len(rows)))
+            centred = rows[part] - self.mean
+            low[part, : self.dimensions] = centred
+            length[part], lost[part] = centred.norm(dim=1), centred.sub(low[part, : self.dimensions]).norm(dim=1)
+        return low, length, lost
 
     def groups(
         self,
@@ -157,12 +161,12 @@ def ranked(
     group: Any,  # of `Shortlist.groups`
     k: int,
     skip: np.ndarray | None,
-    step: int = 512,  # groups at a time, which bounds the memory
+    block: int = 2**21,  # numbers at a time, which bounds the memory
 ) -> np.ndarray:  # (n, k) int64 bank rows
     "The k nearest of the shortlisted rows of each query."
     import torch
 
-    m, d = short.bank.shape
+    (m, d), step = short.bank.shape, max(1, block // (GROUP * short.dimensions))
     rows = group[:, None] * GROUP + torch.arange(GROUP, device=group.device)
     distance = torch.empty(rows.shape, device=group.device)
     for i in range(0, len(group), step):

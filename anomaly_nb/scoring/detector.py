@@ -379,7 +379,7 @@ def save_detector(
     if not hasattr(detector, "bank_"):
         raise NotFittedError("this detector is not fitted yet; call fit before saving")
     folder, given = Path(folder), detector.get_params(deep=False)
-    unfitted = {name: None if given.pop(name) is None else getattr(detector, f"{name}_").get_params() for name in ("bank", "preparation")}
+    unfitted = {"bank": given.pop("bank") is not None, "preparation": None if given.pop("preparation") is None else detector.preparation_.get_params()}
     detector.bank_.save(folder / "bank")
     if detector.reference_ is not detector.bank_:
         detector.reference_.save(folder / "reference")
