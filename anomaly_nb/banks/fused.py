@@ -43,7 +43,8 @@ class FusedBank(Bank):
     def _fused(self, method: str, patches: np.ndarray) -> np.ndarray:
         "Mean of the banks' results, in their units."
         self._fitted()
-        return np.mean([getattr(b, method)(patches) / u for b, u in zip(self.fitted_banks_, self.units_)], axis=0, dtype=np.float64).astype(np.float32)
+        total = sum(getattr(bank, method)(patches) / unit for bank, unit in zip(self.fitted_banks_, self.units_))
+        return np.asarray(total / len(self.units_), np.float32)
 
     def score(
         self,

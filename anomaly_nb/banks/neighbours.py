@@ -217,7 +217,7 @@ def nearest(
     large = n * len(bank) * bank.shape[1] >= SHORTLIST_FROM and bank.shape[1] >= 64 and k <= 32
     if method == "shortlist" or (method == "auto" and large):
         done = _by_shortlist(queries, bank, k, skip, device, block, rows, prepare, forced=method == "shortlist")
-    step = 4096 if skip is None else block
+    step = max(1, 2**21 // bank.shape[1]) if skip is None else block
     for i in range(0, n, step):
         part = slice(i, min(i + step, n))
         x = prepare(queries[part])
