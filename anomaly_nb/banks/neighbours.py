@@ -50,9 +50,9 @@ def exact_distances(
         found[:, j] = np.einsum("nd,nd->n", difference, difference)
     return found
 
-# %% ../../nbs/04_banks/05_neighbours.ipynb #10dac73a
+# %% ../../nbs/04_banks/05_neighbours.ipynb #68dd4a6a
 GROUP = 16  # rows that share a maximum
-TILE = 4096  # bank rows in one matrix product; its scores stay in a CPU's cache
+TILE = 2048  # bank rows in one matrix product; its scores stay in a CPU's cache
 FAR = -3e38  # finite in bf16, below any score
 
 
