@@ -71,6 +71,11 @@ def plot_decisions(
         if where is not None and chosen in where:
             i = int(np.flatnonzero(where == chosen)[0])
             ax.scatter(values[i], spread[i], s=110, facecolors="none", edgecolors=PALETTE[5], linewidths=2)
+    if 0 < min(scores.min(), held_out.min(initial=np.inf)) * 4 < scores.max():  # what is near the threshold is what matters
+        ax.set_xscale("log")
+        ax.set_xticks([m * 10.0**e for e in range(-6, 7) for m in (1, 2, 5)], [f"{m * 10.0**e:g}" for e in range(-6, 7) for m in (1, 2, 5)])
+        ax.minorticks_off()
+        ax.set_xlim(min(scores.min(), held_out.min(initial=np.inf)) / 1.05, scores.max() * 1.05)
     ax.axvline(threshold, color=THRESHOLD, lw=1.2, ls="--")
     ax.axvspan(threshold, ax.get_xlim()[1], color=ANOMALOUS, alpha=0.06, lw=0)
     ax.margins(x=0)
@@ -282,6 +287,6 @@ class ImageView(_Controls):
         for ax, panel, title in zip(fig.subplots(1, 4), shown, titles):
             ax.imshow(panel)
             if panel is image and outlined:
-                ax.contour(mask, levels=[0.5], colors=[ANOMALOUS], linewidths=1.2)
+                ax.contour(mask, levels=[0.5], colors=[ANOMALOUS], linewidths=0.8)
             ax.set_title(title, fontsize=9)
             ax.axis("off")
