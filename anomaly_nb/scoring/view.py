@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -164,12 +163,12 @@ class _Controls(_Scores, View):
         reductions = REDUCTIONS if reduce in [v for _, v in REDUCTIONS] else (*REDUCTIONS, (reduce, reduce))
         self.controls = {
             "picture": Choice("picture", 0, (("", 0),), long=True),
-            "order": Choice("order", "hard", ORDERS),
             "errors": Check("errors only", False),
-            **({"k": Slider("neighbours k", k, 1, max(most, k), 1, 0)} if most else {}),
-            "reduce": Choice("patches to picture", reduce, reductions),
-            "rule": Choice("threshold from", rule, tuple(rules)),
+            "order": Choice("order", "hard", ORDERS),
             "threshold": self._threshold_slider(self.defaults),
+            "rule": Choice("threshold from", rule, tuple(rules)),
+            "reduce": Choice("patches to picture", reduce, reductions),
+            **({"k": Slider("neighbours k", k, 1, max(most, k), 1, 0)} if most else {}),
             "sigma": Slider("smoothing, pixels", 4.0, 0.0, 12.0, 0.5, 1),
             "strength": Slider("heat", 0.65, 0.0, 1.0, 0.05),
         }
@@ -259,7 +258,7 @@ class ImageView(_Controls):
         scores, held_out = self.scores(k, reduce)
         i = state["picture"]
         with figure_style():
-            fig = plt.figure(figsize=(8.4, 5.2))
+            fig = Figure(figsize=(8.4, 5.2))  # not pyplot's: it belongs to whoever asked for it
             parts: Any = fig.subfigures(2, 1, height_ratios=[1.15, 1])
             top, bottom = parts
             if i >= 0:
