@@ -51,7 +51,8 @@ def network_of_report(
         if folder and (Path(folder) / "best.pt").is_file():
             return load_checkpoint(Path(folder) / "best.pt", names)[0]
     torch.manual_seed(p["seed"])
-    network = build_model(p["model"], names, p["weights"] or None, **{k: (p[k],) * 3 for k in ("mean", "std") if p[k] >= 0})
+    normalisation: Any = {k: (p[k],) * 3 for k in ("mean", "std") if p[k] >= 0}
+    network = build_model(p["model"], names, p["weights"] or None, **normalisation)
     config = TrainConfig(p["epochs"], p["batch_size"], p["lr"], output=(p["height"], p["width"]), patience=p["patience"], precision=p["precision"], seed=p["seed"])
     kept = sha256_json({k: v for k, v in p.items() if k not in ("out", "methods", "panels", "draws")})[:12]
     return train(network, scenes["train"], scenes["val"], Path(cache) / f"street-{kept}", config, p["device"]).model
