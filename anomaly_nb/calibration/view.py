@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['plot_comparison', 'DriftView']
 
-# %% ../../nbs/05_calibration/14_view.ipynb #5e4d026e
+# %% ../../nbs/05_calibration/14_view.ipynb #4ac3bd96
 import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def plot_comparison(
         right.set(xlabel="in units of the limit", xlim=(0, None))
         right.set_yticks(range(len(shown)), shown)
         right.invert_yaxis()
-        fig.suptitle(f"{title}{result.verdict.upper()}" + (f": {result.reason}" if result.reason else ""), fontsize=10, x=0.01, ha="left")
+        said = f"{title}{result.verdict.upper()}" + (f": {result.reason}" if result.reason else "")
+        fig.suptitle(textwrap.fill(said, 115), fontsize=10, x=0.01, ha="left")
     return fig
 
 # %% ../../nbs/05_calibration/14_view.ipynb #ca58fec4

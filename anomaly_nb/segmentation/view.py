@@ -161,8 +161,8 @@ class StreetView(_Pixels, View):
         shown = {"picture": scene.image, "prediction": prediction, "heat": overlay(scene.image, heat, (low, max(high, low + 1e-6)), state["strength"])}
         shown["hits green, misses orange, false alarms blue"] = fate_picture(scene.image, scene.anomaly, heat, limit)
         with figure_style():
-            fig = Figure(figsize=(8.4, 5.6))
-            parts: Any = fig.subfigures(2, 1, height_ratios=[1.9, 1])
+            fig = Figure(figsize=(8.4, 7.4))
+            parts: Any = fig.subfigures(2, 1, height_ratios=[3, 1])
             for ax, (title, picture) in zip(parts[0].subplots(2, 2).flat, shown.items()):
                 ax.imshow(picture)
                 if (scene.anomaly == 1).any() and title in ("picture", "heat"):
