@@ -8,6 +8,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
+ASSETS = ["py.typed", *(f"**/*.{kind}" for kind in ("mplstyle", "html", "css", "js", "yml"))]
 extras = {
     key.removesuffix("_requirements"): cfg[key].split()
     for key in cfg if key.endswith("_requirements")
@@ -29,7 +30,7 @@ setup(
     # and so does the small image-text model that tests and demo use
     packages=[*find_packages(include=["anomaly_nb", "anomaly_nb.*"]), "anomaly_nb.reports.templates", "anomaly_nb.atoms.tiny_clip_model"],
     package_dir={"anomaly_nb.reports.templates": "nbs/reports", "anomaly_nb.atoms.tiny_clip_model": "data/tiny_clip"},
-    package_data={"anomaly_nb.reports.templates": ["*.ipynb"], "anomaly_nb.atoms.tiny_clip_model": ["*"], "anomaly_nb": ["py.typed", "**/*.mplstyle", "**/*.html", "**/*.yml"]},
+    package_data={"anomaly_nb.reports.templates": ["*.ipynb"], "anomaly_nb.atoms.tiny_clip_model": ["*"], "anomaly_nb": ASSETS},
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},

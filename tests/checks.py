@@ -60,7 +60,7 @@ def lint():
 def hygiene():
     "No notebook is over 1 MB or 80 cells, stores an error, or names a folder of somebody's machine."
     folders = {str(ROOT), str(ROOT.parent), str(Path.home()), tempfile.gettempdir()} - {"/"}
-    machine = re.compile("|".join(re.escape(f"{p}/") for p in folders) + r"|/Users/\w|C:\\Users|/home/\w")
+    machine = re.compile("|".join(re.escape(f"{p}/") for p in folders) + r"|/Users/\w|[A-Z]:\\Users|/home/\w")
     for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
         if ".ipynb_checkpoints" in path.parts:
             continue

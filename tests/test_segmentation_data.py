@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from anomaly_nb.segmentation import open_streets, street_samples
-from anomaly_nb.segmentation.augment import Augmentation, zoom_crop
+from anomaly_nb.segmentation.augment import Augmentation, zoom_crop, zoom_window
 from anomaly_nb.segmentation.datasets import VOID, bdd_anomaly, fishyscapes, road_anomaly, smiyc, street_hazards
 
 
@@ -73,6 +73,13 @@ def test_fishyscapes_overlays_are_added(root):
         fishyscapes(root / "fs", root / "fs")
 
 
+def test_fishyscapes_lost_and_found_needs_no_overlay(root):
+    write(root / "laf" / "test" / "04_Maurener_Weg_8_000000_000030_leftImg8bit.png", np.full((2, 2, 3), 7))
+    write(root / "fs" / "0000_04_Maurener_Weg_8_000000_000030_labels.png", [[0, 1], [255, 0]])
+    data = fishyscapes(root / "fs", root / "laf")
+    assert data.name == "fishyscapes_lost_and_found" and (data[0].image == 7).all() and data[0].anomaly.tolist() == [[0, 1], [VOID, 0]]
+
+
 def test_ids_outside_the_table_name_the_file(root):
     hazards(root)
     write(root / "test" / "annotations" / "test" / "t5" / "0.png", [[14, 2], [0, 8]])
@@ -104,6 +111,11 @@ def test_a_target_appears_zoom_times_its_size(zoom):
     labels[400:480, 560:660] = 1  # 80 high, 100 wide
     _, cut = zoom_crop(torch.zeros(3, 900, 1200, dtype=torch.uint8), labels, (512, 512), zoom)
     assert abs(int(cut.any(0).sum()) - 100 * zoom) <= 2 and abs(int(cut.any(1).sum()) - 80 * zoom) <= 2
+
+
+def test_windows_of_the_log():
+    assert [zoom_window((1280, 2048), (512, 512), zoom) for zoom in (2.0, 1.0, 0.5)] == [(256, 256), (512, 512), (1024, 1024)]
+    assert zoom_window((720, 1280), (512, 512), 0.5) == (720, 720)  # no more than there is, and no padding
 
 
 def test_zoom_is_drawn_over_the_whole_range():

@@ -96,31 +96,66 @@ def test_dilated_smoothing(logits):
         close(ours, ndimage.correlate(one, kernel, mode="nearest"))
 
 
-def heat_by_hand(fitted, logits, features):
-    "The definition of the notebook's table, in float64."
-    z = logits.astype(np.float64)
-    p = softmax(z, axis=1)
-    free = -logsumexp(z, axis=1)
-    pad = np.pad(p, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+def stretched(maps, size):
+    "Bilinear interpolation of the last two axes, pixel centres on pixel centres, as `align_corners=False`."
+    for axis, n in zip((-2, -1), size):
+        m = maps.shape[axis]
+        places = (np.arange(n) + 0.5) * m / n - 0.5
+        maps = np.apply_along_axis(lambda line, at=places, m=m: np.interp(at, np.arange(m), line), axis, maps)
+    return maps
+
+
+def heat_raw(logits, features, gaussian, extent):
+    "Raw terms, entropy and variance in float64; `gaussian` is class means and inverse covariance."
+    z, f = logits.astype(np.float64), features.astype(np.float64)
     h, w = z.shape[-2:]
+    p, free = softmax(z, axis=1), -logsumexp(z, axis=1)
+    pad = np.pad(p, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
     around = sum(pad[..., i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9
     framed = np.pad(free, ((0, 0), (1, 1), (1, 1)), mode="reflect")
-    variance = np.stack([framed[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]).var(0)
-    uncertainty = -(p * np.log(np.maximum(p, 1e-300))).sum(1)
-    distance = fitted.gaussian_.score(t(features), (h, w)).sqrt().numpy().astype(np.float64)
-    terms = {"energy": free, "mahalanobis": distance, "spatial": (p * (np.log(np.maximum(p, 1e-300)) - np.log(around))).sum(1)}
-    weights = {"energy": 1 / (1 + uncertainty / fitted.reference_["entropy"]), "mahalanobis": 1.0, "spatial": 1 / (1 + variance / fitted.reference_["variance"])}
-    total = sum(weights.values())
-    return sum(weights[n] / total * (terms[n] - fitted.scale_[n][0]) / fitted.scale_[n][1] for n in terms)
+    log_p = np.log(np.maximum(p, 1e-300))
+    squared = np.stack([np.einsum("bdhw,de,behw->bhw", f - m[:, None, None], gaussian[1], f - m[:, None, None]) for m in gaussian[0]]).min(0)
+    return {
+        "energy": free,
+        "spatial": (p * (log_p - np.log(around))).sum(1),
+        "mahalanobis": np.sqrt(stretched(squared, extent)[..., :h, :w]),
+        "entropy": -(p * log_p).sum(1),
+        "variance": np.stack([framed[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]).var(0),
+    }
 
 
-def test_heat(logits):
-    features = np.random.default_rng(5).normal(size=(2, 5, 6, 8)).astype(np.float32)
-    labels = t(logits.argmax(1).astype(np.uint8))
-    batches = [(t(logits[i : i + 1]), t(features[i : i + 1]), labels[i : i + 1]) for i in range(2)]
-    fitted = HybridEnergyThresholding().fit(batches)
-    close(fitted.score(t(logits), t(features)), heat_by_hand(fitted, logits, features))
-    assert min(fitted.shares(t(logits), t(features)).values()) > 0.05
+def heat_by_hand(train, logits, features, extent):
+    "HEAT from its definition in the notebook, statistics included; shares nothing with the tested code. `train`: (logits, features, labels) whose cells all count."
+    h, w = logits.shape[-2:]
+    rows, classes = [], []
+    for _, f, labels in train:
+        n = [int(np.floor((i + 0.5) * e / c)) for e, c in zip(extent, f.shape[-2:]) for i in range(c)]
+        at = np.ix_(n[: f.shape[-2]], n[f.shape[-2] :])
+        rows.append(f[0].reshape(f.shape[1], -1).T.astype(np.float64))
+        classes.append(np.pad(labels[0], ((0, extent[0] - h), (0, extent[1] - w)), constant_values=255)[at].ravel())
+    x, y = np.concatenate(rows), np.concatenate(classes)
+    x, y = x[y != 255], y[y != 255]
+    names = np.unique(y)
+    means = np.stack([x[y == c].mean(0) for c in names])
+    covariance = sum((x[y == c] - m).T @ (x[y == c] - m) for c, m in zip(names, means)) / (len(x) - len(names))
+    gaussian = means, np.linalg.inv(covariance + 1e-3 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
+    pixels = [{n: v[labels != 255] for n, v in heat_raw(z, f, gaussian, extent).items()} for z, f, labels in train]
+    every = {n: np.concatenate([one[n] for one in pixels]) for n in pixels[0]}
+    raw = heat_raw(logits, features, gaussian, extent)
+    trust = {"energy": 1 / (1 + raw["entropy"] / every["entropy"].mean()), "mahalanobis": 1.0, "spatial": 1 / (1 + raw["variance"] / every["variance"].mean())}
+    return sum(t * (raw[n] - every[n].mean()) / every[n].std() for n, t in trust.items()) / sum(trust.values())
+
+
+@pytest.mark.parametrize("extent", [None, (24, 32)])
+def test_heat(logits, extent):
+    rng = np.random.default_rng(5)
+    features = rng.normal(size=(2, 5, 6, 8)).astype(np.float32)
+    labels = logits.argmax(1).astype(np.uint8)
+    labels[:, :3, :5] = 255
+    train = [(logits[i : i + 1], features[i : i + 1], labels[i : i + 1]) for i in range(2)]
+    fitted = HybridEnergyThresholding().fit([(*map(t, one), extent) for one in train])
+    close(fitted.score(t(logits), t(features), extent), heat_by_hand(train, logits, features, extent or logits.shape[-2:]))
+    assert min(fitted.terms(t(logits), t(features)).shares().values()) > 0.05
     assert np.corrcoef(fitted.score(t(logits), t(features)).numpy().ravel(), energy(t(logits)).numpy().ravel())[0, 1] < 0.999
 
 

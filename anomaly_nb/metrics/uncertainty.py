@@ -104,21 +104,20 @@ def draw_weights(
 
 
 def _portions(histogram: ScoreHistogram, names: list[str], rows: int) -> Iterator[np.ndarray]:
-    "Dense counts (rows, images, bins) of portions of the occupied bins, highest first."
-    kept = [histogram.images[name] for name in names]
-    image = np.repeat(np.arange(len(kept)), [code.size for code, _ in kept])
-    code = np.concatenate([code for code, _ in kept])
-    counts = np.concatenate([c for _, c in kept], axis=1)
-    bins, place = np.unique(code, return_inverse=True)
-    place = bins.size - 1 - place
-    order = np.argsort(place, kind="stable")
-    image, place, counts = image[order], place[order], counts[:, order]
-    for first in range(0, bins.size, PORTION):
-        part = slice(*np.searchsorted(place, [first, first + PORTION]))
-        dense = np.zeros((rows, len(kept), min(PORTION, bins.size - first)))
-        dense[:2, image[part], place[part] - first] = counts[:2, part]
-        if rows == 3:
-            dense[2, image[part], place[part] - first] = counts[2, part] * 2.0**-44 + counts[3, part] * 2.0**-76
+    "Dense counts (rows, images, bins) of portions of the occupied bins, highest first; memory for one portion only."
+    kept, occupied = [histogram.images[name] for name in names], np.zeros(1 << 16, bool)
+    for code, _ in kept:
+        occupied[code] = True
+    bins, rank = np.flatnonzero(occupied), np.cumsum(occupied) - 1
+    for end in range(bins.size, 0, -PORTION):
+        part = bins[max(end - PORTION, 0) : end]
+        dense = np.zeros((rows, len(kept), part.size))
+        for image, (code, counts) in enumerate(kept):  # codes rise within an image
+            here = slice(np.searchsorted(code, np.uint16(part[0])), np.searchsorted(code, np.uint16(part[-1]), "right"))
+            place = end - 1 - rank[code[here]]
+            dense[:2, image, place] = counts[:2, here]
+            if rows == 3:
+                dense[2, image, place] = counts[2, here] * 2.0**-44 + counts[3, here] * 2.0**-76
         yield dense
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #164d2f84

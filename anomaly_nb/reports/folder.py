@@ -39,7 +39,7 @@ class ReportFolder:
         from IPython.display import Image, Markdown, display
 
         self._claim(name)
-        png = figure_png(fig)
+        png = figure_png(fig, caption)
         plt.close(fig)
         if self.folder:
             with atomic_write(self.folder / "figures" / f"{name}.png") as f:
@@ -83,11 +83,14 @@ class ReportFolder:
             raise DataError(f"{name!r} is used twice in this report; the second would overwrite the first")
         self.shown.append(name)
 
-# %% ../../nbs/10_reports/01_folder.ipynb #21c0d19a
-def figure_png(fig: Figure) -> bytes:
-    "`fig` as PNG bytes, the same for the same figure."
+# %% ../../nbs/10_reports/01_folder.ipynb #fdf5d61c
+def figure_png(
+    fig: Figure,
+    caption: str = "",  # kept in the PNG as its `Description`
+) -> bytes:
+    "`fig` as PNG bytes, the same for the same figure and caption."
     import io
 
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", metadata={"Software": None})
+    fig.savefig(buffer, format="png", metadata={"Software": None} | ({"Description": caption} if caption else {}))
     return buffer.getvalue()

@@ -24,7 +24,8 @@ from typing import Any
 from ..core.errors import DataError, MissingFileError
 from ..core.files import read_json, sha256_file, sha256_json, write_json, write_text
 from ..core.runtime import provenance
-from .page import notebook_page, write_gallery
+from .gallery import write_gallery
+from .page import notebook_page
 
 # %% ../../nbs/10_reports/02_run.ipynb #9a50f35c
 def templates() -> dict[str, Path]:

@@ -7,14 +7,14 @@ __all__ = ['Augmentation', 'HybridEnergyThresholding', 'LabelTable', 'PixelKNN',
            'StandardizedMaxLogit', 'StreetDataset', 'StreetEvaluation', 'StreetModel', 'TrainConfig', 'ViM',
            'ablation_summary', 'boundary_suppression', 'build_model', 'class_distribution', 'class_table',
            'comparison_plot', 'comparison_table', 'difference_table', 'dilated_smoothing', 'energy', 'evaluate',
-           'load_checkpoint', 'load_evaluation', 'load_scorer', 'max_logit', 'msp', 'open_streets', 'operating_points',
-           'predict', 'quantile_sensitivity', 'results_table', 'run_ablation', 'save_checkpoint', 'save_evaluation',
-           'save_scorer', 'scene_panels', 'speed_table', 'street_samples', 'study_configs', 'subsampling_study',
-           'threshold_sensitivity', 'to_markdown', 'train', 'training_curves', 'write_comparison',
+           'heat_study', 'load_checkpoint', 'load_evaluation', 'load_scorer', 'max_logit', 'msp', 'open_streets',
+           'operating_points', 'predict', 'quantile_sensitivity', 'results_table', 'run_ablation', 'save_checkpoint',
+           'save_evaluation', 'save_scorer', 'scene_panels', 'speed_table', 'street_samples', 'study_configs',
+           'subsampling_study', 'threshold_sensitivity', 'to_markdown', 'train', 'training_curves', 'write_comparison',
            'write_street_samples']
 
 # %% ../../nbs/07_segmentation/00_segmentation.ipynb #0c0330b7
-from .ablation import ablation_summary, quantile_sensitivity, run_ablation, study_configs, subsampling_study, threshold_sensitivity
+from .ablation import ablation_summary, heat_study, quantile_sensitivity, run_ablation, study_configs, subsampling_study, threshold_sensitivity
 from .augment import Augmentation
 from .compare import comparison_plot, comparison_table, to_markdown, write_comparison
 from .datasets import LabelTable, StreetDataset, class_distribution, open_streets
@@ -42,7 +42,7 @@ from .training import TrainConfig, train, training_curves
 _all_ = [
     "Augmentation", "HybridEnergyThresholding", "LabelTable", "PixelKNN", "PixelMahalanobis", "PixelScorer", "StandardizedMaxLogit", "StreetDataset", "StreetEvaluation",
     "StreetModel", "TrainConfig", "ViM", "ablation_summary", "boundary_suppression", "build_model", "class_distribution", "class_table", "comparison_plot", "comparison_table",
-    "difference_table", "dilated_smoothing", "energy", "evaluate", "load_checkpoint", "load_evaluation", "load_scorer", "max_logit", "msp", "open_streets", "operating_points",
-    "predict", "quantile_sensitivity", "results_table", "run_ablation", "save_checkpoint", "save_evaluation", "save_scorer", "scene_panels", "speed_table", "street_samples",
-    "study_configs", "subsampling_study", "threshold_sensitivity", "to_markdown", "train", "training_curves", "write_comparison", "write_street_samples",
+    "difference_table", "dilated_smoothing", "energy", "evaluate", "heat_study", "load_checkpoint", "load_evaluation", "load_scorer", "max_logit", "msp", "open_streets",
+    "operating_points", "predict", "quantile_sensitivity", "results_table", "run_ablation", "save_checkpoint", "save_evaluation", "save_scorer", "scene_panels", "speed_table",
+    "street_samples", "study_configs", "subsampling_study", "threshold_sensitivity", "to_markdown", "train", "training_curves", "write_comparison", "write_street_samples",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from sklearn.exceptions import NotFittedError
 from torch.nn import functional as F
 
 from ..core.errors import DataError
-from .feature_scores import PixelMahalanobis, cells
+from .feature_scores import PixelMahalanobis, sample_cells
 from .scores import _check_logits, energy
 
 # %% ../../nbs/07_segmentation/03_heat.ipynb #6ec15398
@@ -62,7 +62,7 @@ class _HeatStatistics:
 
     def fit(
         self,
-        batches: Iterable,  # re-iterable; logits (B, C, H, W), features (B, D, h, w) or None, labels (B, H, W) with 255 = void
+        batches: Iterable,  # re-iterable; logits (B, C, H, W), features (B, D, h, w) or None, labels (B, H, W) with 255 = void, and their extent if padded
     ) -> Self:
         "Class statistics, then the scale of each term, from training batches. Raises `DataError` on a generator or without a labelled pixel."
         if iter(batches) is batches:
@@ -70,9 +70,9 @@ class _HeatStatistics:
         self.gaussian_ = self._fit_gaussian(batches)
         self.fallback_ = self.gaussian_ is None
         moments: dict[str, np.ndarray] = {}
-        for logits, features, labels in batches:
+        for logits, features, labels, *extent in batches:
             valid = labels != 255
-            for name, values in self._raw(logits, features).items():
+            for name, values in self._raw(logits, features, *extent).items():
                 kept = values[valid.to(values.device)].double()
                 moments[name] = moments.get(name, np.zeros(3)) + np.array([kept.numel(), float(kept.sum()), float((kept**2).sum())])
         mean = {n: m[1] / m[0] for n, m in moments.items()}
@@ -89,26 +89,25 @@ class _HeatStatistics:
     def _fit_gaussian(self, batches: Iterable) -> PixelMahalanobis | None:
         "Class means and tied covariance on labelled cells; None where there are no features."
         rng, rows, classes = np.random.default_rng(self.random_state), [], []
-        for _, features, labels in batches:
+        for _, features, labels, *extent in batches:
             if features is None:
                 return None
-            nearest = F.interpolate(labels[:, None].float(), features.shape[-2:], mode="nearest-exact")[:, 0].reshape(-1).cpu().numpy()
-            kept = np.flatnonzero(nearest != 255)
-            kept = kept if len(kept) <= self.cells_per_batch else np.sort(rng.choice(kept, self.cells_per_batch, replace=False))
-            rows.append(cells(features).cpu().numpy()[kept])
-            classes.append(nearest[kept].astype(int))
+            found, of_class = sample_cells(features, labels, self.cells_per_batch, rng, *extent)
+            rows.append(found)
+            classes.append(of_class)
         if not sum(map(len, rows)):
             raise DataError("no labelled pixel to fit HEAT on; give training pictures with labels")
         return PixelMahalanobis().fit(np.concatenate(rows), np.concatenate(classes))
 
-    def _raw(self, logits: torch.Tensor, features: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    def _raw(self, logits: torch.Tensor, features: torch.Tensor | None, extent: tuple[int, int] | None = None) -> dict[str, torch.Tensor]:
         "Terms as they are, plus entropy and local variance."
         free = energy(logits, self.temperature)
         raw = {"energy": free, "spatial": spatial_divergence(logits, self.temperature), "entropy": entropy(logits), "variance": local_variance(free)}
         if self.gaussian_ is not None:
             if features is None:
                 raise DataError("HEAT was fitted with features; give them to `score` as well")
-            raw["mahalanobis"] = self.gaussian_.score(features, (logits.shape[-2], logits.shape[-1])).sqrt().to(free.dtype)
+            height, width = logits.shape[-2:]
+            raw["mahalanobis"] = self.gaussian_.score(features, extent or (height, width))[:, :height, :width].sqrt().to(free.dtype)
         return raw
 
 # %% ../../nbs/07_segmentation/03_heat.ipynb #bbb18b09
@@ -117,6 +116,16 @@ class HeatTerms(NamedTuple):
 
     terms: dict[str, torch.Tensor]  # "energy", "mahalanobis", "spatial"
     weights: dict[str, torch.Tensor]
+
+    def total(self) -> torch.Tensor:
+        "The score, (B, H, W)."
+        return torch.stack([self.weights[n] * self.terms[n] for n in self.terms]).sum(0)
+
+    def shares(self) -> dict[str, float]:
+        "Share of each term in the sum of |weight * term| over all pixels; a term near 0 has vanished."
+        size = {n: float((self.weights[n] * self.terms[n]).abs().double().sum()) for n in self.terms}
+        total = max(sum(size.values()), 1e-300)
+        return {n: v / total for n, v in size.items()}
 
 
 class HybridEnergyThresholding(_HeatStatistics):
@@ -133,11 +142,12 @@ class HybridEnergyThresholding(_HeatStatistics):
         self,
         logits: torch.Tensor,  # (B, C, H, W)
         features: torch.Tensor | None,  # (B, D, h, w)
+        extent: tuple[int, int] | None = None,  # pixels the features span; None = (H, W)
     ) -> HeatTerms:
         "Standardized terms and weights: what the score is made of. Raises `NotFittedError`, `DataError`."
         if not hasattr(self, "scale_"):
             raise NotFittedError("fit HybridEnergyThresholding on training pictures first")
-        raw = self._raw(logits, features)
+        raw = self._raw(logits, features, extent)
         standard = {n: (raw[n] - mean) / deviation for n, (mean, deviation) in self.moving_.items()}
         trust = {
             "energy": 1 / (1 + raw["entropy"] / self.reference_["entropy"]),
@@ -151,31 +161,19 @@ class HybridEnergyThresholding(_HeatStatistics):
         self,
         logits: torch.Tensor,  # (B, C, H, W)
         features: torch.Tensor | None = None,  # (B, D, h, w) of the feature layer
+        extent: tuple[int, int] | None = None,  # pixels the features span; None = (H, W)
     ) -> torch.Tensor:  # (B, H, W), higher = anomalous
         "Weighted sum of the terms; the energy itself where there is no feature layer. Raises `NotFittedError`, `DataError`."
         if getattr(self, "fallback_", False):
             return energy(logits, self.temperature)
         if self.adapt is not None:
-            return torch.cat([self._adapted(logits[i : i + 1], None if features is None else features[i : i + 1]) for i in range(len(logits))])
-        parts = self.terms(logits, features)
-        return torch.stack([parts.weights[n] * parts.terms[n] for n in parts.terms]).sum(0)
+            return torch.cat([self._adapted(logits[i : i + 1], None if features is None else features[i : i + 1], extent) for i in range(len(logits))])
+        return self.terms(logits, features, extent).total()
 
-    def _adapted(self, logits: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
+    def _adapted(self, logits: torch.Tensor, features: torch.Tensor | None, extent: tuple[int, int] | None) -> torch.Tensor:
         "One picture, after its own statistics have moved the scales."
         if not hasattr(self, "scale_"):
             raise NotFittedError("fit HybridEnergyThresholding on training pictures first")
-        raw, keep = self._raw(logits, features), float(self.adapt or 0)
+        raw, keep = self._raw(logits, features, extent), float(self.adapt or 0)
         self.moving_ = {n: (keep * m + (1 - keep) * float(raw[n].mean()), keep * s + (1 - keep) * max(float(raw[n].std()), 1e-6)) for n, (m, s) in self.moving_.items()}
-        parts = self.terms(logits, features)
-        return torch.stack([parts.weights[n] * parts.terms[n] for n in parts.terms]).sum(0)
-
-    def shares(
-        self,
-        logits: torch.Tensor,  # (B, C, H, W)
-        features: torch.Tensor | None,  # (B, D, h, w)
-    ) -> dict[str, float]:  # term -> share of the sum of |weight * term|, over all pixels; sums to 1
-        "How much each term contributes: a term near 0 has vanished. Raises `NotFittedError`, `DataError`."
-        parts = self.terms(logits, features)
-        size = {n: float((parts.weights[n] * parts.terms[n]).abs().double().sum()) for n in parts.terms}
-        total = sum(size.values())
-        return {n: v / max(total, 1e-300) for n, v in size.items()}
+        return self.terms(logits, features, extent).total()

@@ -59,6 +59,7 @@ class StreetOutput(NamedTuple):
     features: torch.Tensor | None  # (B, D, h, w) of the feature layer; None where the architecture names none
     penultimate: torch.Tensor  # (B, E, h', w') input of the last 1x1 convolution
     auxiliary: torch.Tensor | None = None  # (B, C, H, W) logits of the auxiliary head; training only
+    extent: tuple[int, int] | None = None  # pixels that both feature maps span: the picture and its padding to the stride
 
 # %% ../../nbs/07_segmentation/07_models.ipynb #fe99f6a5
 class StreetModel(nn.Module):
@@ -119,7 +120,8 @@ class StreetModel(nn.Module):
         if self.training and self.auxiliary is not None:
             rough = F.interpolate(self.auxiliary(features), padded.shape[-2:], mode="bilinear", align_corners=False)
             auxiliary = _at(rough[..., : x.shape[-2], : x.shape[-1]], size)
-        return StreetOutput(_at(whole, size), features, penultimate, auxiliary)
+        extent = (round(size[0] * padded.shape[-2] / x.shape[-2]), round(size[1] * padded.shape[-1] / x.shape[-1]))
+        return StreetOutput(_at(whole, size), features, penultimate, auxiliary, extent)
 
 
 def _at(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -219,4 +221,4 @@ def predict(
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         out = model(batch.to(device))
     features = None if out.features is None else out.features.float()
-    return StreetOutput(out.logits.float(), features, out.penultimate.float())
+    return StreetOutput(out.logits.float(), features, out.penultimate.float(), extent=out.extent)

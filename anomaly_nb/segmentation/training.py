@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from ..core.errors import DataError
-from ..core.files import load_tensors, save_tensors, sha256_json
+from ..core.files import load_tensors, save_tensors, sha256_json, write_text
 from ..core.runtime import choose_device, deterministic, progress
 from ..core.style import figure_style
 from ..metrics import confusion_matrix, mean_iou
@@ -162,7 +162,7 @@ class _Run:
             now = self.history[-1]
             save_checkpoint(self.folder / "best.pt", self.model, miou=now["val_miou"], epoch=int(now["epoch"]), seed=self.config.seed, fingerprint=self.fingerprint)
         save_tensors(self.folder / "last.pt", state)  # last: whatever it says is done, is done
-        pd.DataFrame(self.history).to_csv(self.folder / "history.csv", index=False)
+        write_text(self.folder / "history.csv", pd.DataFrame(self.history).to_csv(index=False, lineterminator="\n"))
 
 # %% ../../nbs/07_segmentation/08_training.ipynb #6cf723f6
 def _train_epoch(run: _Run, dataset: StreetDataset, epoch: int, device: torch.device, workers: int) -> float:

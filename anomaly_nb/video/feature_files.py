@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.errors import DataError, MissingFileError, UnsafeFileError, check_file, check_finite
 from ..core.files import load_arrays, read_json, save_arrays, sha256_array, sha256_json, write_json
+from ..features.convert import read_pickled
 
 # %% ../../nbs/08_video/03_feature_files.ipynb #b80db37e
 MODALITIES = {"deep": "DEEP_FEATURES", "keypoints": "KEYPOINTS", "velocity": "VELOCITIES"}
@@ -163,20 +164,20 @@ def convert_pickled(
     target: str | Path,  # folder of one split to write
     modality: str,  # what it holds
     frames: Mapping[str, tuple[str, ...]] | None = None,  # for an object array: the frames of every video, in its order
-    trust_source: bool = False,  # True: unpickle; only for files of your own making
+    trust: bool = False,  # True: you know who wrote the files
 ) -> dict:  # the index of the target
-    "Convert pickled features to this layout. Raises `UnsafeFileError` unless `trust_source`, `DataError` where counts differ."
+    "Convert pickled features to this layout. Raises `UnsafeFileError` without `trust` or for a pickle of anything but arrays, `DataError` where counts differ."
     source, target = Path(source), Path(target)
-    if not trust_source:
-        raise UnsafeFileError(f"{source}: is a pickle and may run code when read; pass trust_source=True if you made it yourself")
+    if not trust:
+        raise UnsafeFileError(f"{source}: a pickle may run code when it is read; pass trust=True if you know who wrote it")
     if source.is_dir():
         files = {v.name: {p.stem: p for p in sorted(v.glob("*.npy"))} for v in sorted(source.iterdir()) if v.is_dir()}
-        entries = {(v, f): _unpickle(p) for v, ps in files.items() for f, p in ps.items()}
+        entries = {(v, f): read_pickled(p) for v, ps in files.items() for f, p in ps.items()}
         frames = {v: tuple(ps) for v, ps in files.items()}
     else:
         if frames is None:
             raise DataError("frames: an object array has no names in it; give the frames of every video")
-        rows = _unpickle(check_file(source)).reshape(-1)
+        rows = list(read_pickled(source))
         keys = [(v, f) for v, names in frames.items() for f in names]
         if len(rows) != len(keys):
             raise DataError(f"{source}: {len(rows)} entries for {len(keys)} frames; they belong to different versions")
@@ -187,12 +188,6 @@ def convert_pickled(
     if known and known["videos"] != {v: list(f) for v, f in frames.items()}:
         raise DataError(f"{target}: already holds other frames; convert into an empty folder")
     return write_index(target, frames, {"converted_from": source.name}, tuple(dict.fromkeys([*(known["modalities"] if known else ()), modality])))
-
-
-def _unpickle(path: Path) -> Any:
-    "The one place that unpickles."
-    value = np.load(path, allow_pickle=True)
-    return value.item() if value.dtype == object and value.shape == () else value
 
 
 def _entry(name: str, modality: str, entry: Any) -> tuple[np.ndarray, np.ndarray]:
