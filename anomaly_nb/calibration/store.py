@@ -22,6 +22,7 @@ from .database import connect, transaction
 from .drift import METRICS
 from .jobs import count_jobs, drain_jobs, enqueue_retag, enqueue_run
 from .runs import NotNow, UnknownHead, calibration_path, check_name, export_files, find_head, move_reference, repair_files, run_calibration, tag_scores
+from ..core.display import summary_html
 from ..core.errors import DataError, check_file
 from ..core.files import read_json
 from ..core.settings import Settings
@@ -167,6 +168,14 @@ class CalibrationStore:
     ):
         self.root, self.settings = Path(root), settings or Settings()
         self.ask(lambda db: None)
+
+    def __repr__(self) -> str:
+        return f"CalibrationStore({self.root.name!r}, {len(self.table('SELECT 1 FROM heads'))} heads, {len(self.table('SELECT DISTINCT version FROM calibration_runs'))} runs)"
+
+    def _repr_html_(self) -> str:
+        heads = self.table("SELECT model_name || '/' || head_name AS head, reference_version AS reference FROM heads ORDER BY 1")
+        facts = {h: f"reference version {int(r)}" if r == r and r is not None else "no reference yet" for h, r in zip(heads["head"], heads["reference"])}
+        return summary_html(f"CalibrationStore {self.root.name}", facts or {"heads": "none yet: tag files and run"})
 
     def ask(self, function: Callable[..., Any], *values: Any) -> Any:
         "`function(db, *values)` on a connection of its own."
