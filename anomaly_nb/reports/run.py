@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError
 from ..core.files import read_json, sha256_file, sha256_json, write_json, write_text
 from ..core.runtime import provenance
@@ -153,6 +154,11 @@ class Run:
     def page(self) -> Path:
         "The HTML page."
         return self.folder / "report.html"
+
+    def _repr_html_(self) -> str:
+        given = {k: v for k, v in self.record.get("parameters", {}).items() if k not in ("out", "cache") and v not in ("", None)}
+        facts = {"status": self.status, "seconds": self.record["seconds"], "page": self.page, "error": self.record.get("error")}
+        return summary_html(f"Run of {self.record['report']}", facts | self.metrics | {"parameters": ", ".join(f"{k}={v}" for k, v in given.items())})
 
     def __repr__(self) -> str:
         return f"Run({self.record['report']}, {self.status}, {self.record['seconds']:.1f} s, {self.page})"
