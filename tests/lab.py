@@ -101,7 +101,7 @@ def run_all(page, url, token, notebook):
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.get_by_text(re.compile(r"\| Busy$")).wait_for(timeout=30_000)
     quiet, end = 0, time.monotonic() + 120
-    while quiet < 5 and time.monotonic() < end:  # between two cells the kernel is idle for a moment
+    while quiet < 10 and time.monotonic() < end:  # between two cells the kernel is idle for a moment
         quiet = quiet + 1 if page.get_by_text(re.compile(r"\| Idle$")).count() else 0
         page.wait_for_timeout(200)
 
@@ -115,7 +115,10 @@ def screenshots(figures=ROOT / "figures"):
             page.wait_for_timeout(1500)
             if name == "lab_images":
                 page.locator("img.anomaly-nb-picture").scroll_into_view_if_needed()
-                page.wait_for_timeout(500)
+            else:
+                page.mouse.move(800, 500)
+                page.mouse.wheel(0, -1750)  # from the end, where running leaves it, to the explanations
+            page.wait_for_timeout(1500)
             page.screenshot(path=figures / f"{name}.png")
             print(figures / f"{name}.png", (figures / f"{name}.png").stat().st_size // 1000, "kB")
 

@@ -185,7 +185,8 @@ class _Controls(_Scores, View):
         value = self.threshold(*self._setting(state), state["rule"]).value
         low, high = float(min(scores.min(), held_out.min())), float(max(scores.max(), value))
         digits = max(0, 3 - int(np.floor(np.log10(max(high - low, 1e-9)))))
-        return Slider("threshold", value, low, high, 10.0 ** (1 - digits), digits)
+        step = 10.0 ** (1 - digits)
+        return Slider("threshold", value, value - np.ceil((value - low) / step) * step, high, step, digits)  # the rule's value is one of the steps
 
     def _wrong(self, state: Mapping[str, Any]) -> np.ndarray:
         "Misses and false alarms of a state."
