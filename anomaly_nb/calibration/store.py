@@ -169,12 +169,9 @@ class CalibrationStore:
         self.root, self.settings = Path(root), settings or Settings()
         self.ask(lambda db: None)
 
-    def __repr__(self) -> str:
-        return f"CalibrationStore({self.root.name!r}, {len(self.table('SELECT 1 FROM heads'))} heads, {len(self.table('SELECT DISTINCT version FROM calibration_runs'))} runs)"
-
     def _repr_html_(self) -> str:
-        heads = self.table("SELECT model_name || '/' || head_name AS head, reference_version AS reference FROM heads ORDER BY 1")
-        facts = {h: f"reference version {int(r)}" if r == r and r is not None else "no reference yet" for h, r in zip(heads["head"], heads["reference"])}
+        heads = self.table("SELECT model_name || '/' || head_name, coalesce('reference version ' || reference_version, 'no reference yet') FROM heads ORDER BY 1")
+        facts = dict(heads.to_numpy().tolist())
         return summary_html(f"CalibrationStore {self.root.name}", facts or {"heads": "none yet: tag files and run"})
 
     def ask(self, function: Callable[..., Any], *values: Any) -> Any:

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Control', 'Slider', 'Choice', 'Check', 'check_value', 'View']
 
-# %% ../../nbs/00_core/06_views.ipynb #9d064f4c
+# %% ../../nbs/00_core/06_views.ipynb #21d3fcdd
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,16 +65,16 @@ def check_value(
         raise DataError(f"{name}={value!r}; use True or False")
     return value
 
-# %% ../../nbs/00_core/06_views.ipynb #36b781c8
-class View:
+# %% ../../nbs/00_core/06_views.ipynb #de16b40a
+class View(ABC):
     "A figure and a table as a function of controls; subclasses give `controls`, `draw`, and `follow` where controls depend on each other."
 
     title: str = ""
     controls: dict[str, Control]
 
+    @abstractmethod
     def draw(self, state: Mapping[str, Any]) -> tuple[Figure, pd.DataFrame]:
         "The figure and the table of a state."
-        raise NotImplementedError
 
     def follow(
         self,

@@ -11,6 +11,7 @@ import base64
 import html
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -132,7 +133,7 @@ def set_widget(widget: Any, control: Control) -> None:
 UNSEEN = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"  # for screen readers only
 
 
-class _Open:
+class _Open(ABC):
     "A view among several, its state, and what it shows."
 
     def __init__(
@@ -154,9 +155,9 @@ class _Open:
         plt.close(fig)
         return png, table
 
+    @abstractmethod
     def build(self) -> Any:
         "The widgets."
-        raise NotImplementedError
 
     def _ipython_display_(self) -> None:
         "Widgets, or the picture and numbers where there can be none."

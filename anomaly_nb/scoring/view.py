@@ -147,11 +147,33 @@ class _Scores:
         maps = self.maps(k, sigma)
         return pixel_metrics(read_masks(self.test.meta, [m.shape for m in maps]), maps)
 
+# %% ../../nbs/06_scoring/08_view.ipynb #4357ac1e
+class _Settings(_Scores):
+    "Scores, thresholds and errors of a state."
+
+    def _setting(self, state: Mapping[str, Any]) -> tuple[int, str]:
+        "k and reduction of a state."
+        return int(state.get("k", 1)), state["reduce"]
+
+    def _threshold_slider(self, state: Mapping[str, Any]) -> Slider:
+        "From the lowest to the highest score, standing where the rule puts it."
+        scores, held_out = self.scores(*self._setting(state))
+        value = self.threshold(*self._setting(state), state["rule"]).value
+        low, high = float(min(scores.min(), held_out.min())), float(max(scores.max(), value))
+        digits = max(0, 3 - int(np.floor(np.log10(max(high - low, 1e-9)))))
+        step = 10.0 ** (1 - digits)
+        return Slider("threshold", value, value - np.ceil((value - low) / step) * step, high, step, digits)  # the rule's value is one of the steps
+
+    def _wrong(self, state: Mapping[str, Any]) -> np.ndarray:
+        "Misses and false alarms of a state."
+        called = self.scores(*self._setting(state))[0] >= state["threshold"]
+        return ((self.labels == 1) & ~called) | ((self.labels == 0) & called)
+
 # %% ../../nbs/06_scoring/08_view.ipynb #4c1ff548
 ORDERS = (("highest score first", "high"), ("lowest score first", "low"), ("hardest first: misses, then false alarms", "hard"), ("by name", "name"))
 
 
-class _Controls(_Scores, View):
+class _Controls(_Settings, View):
     "The controls of `ImageView`, and how they depend on each other."
 
     def __init__(self, *args: Any, **settings: Any):
@@ -174,24 +196,6 @@ class _Controls(_Scores, View):
         }
         start = {name: control.value for name, control in self.controls.items()}
         self.controls["picture"] = self._pictures(start | {"picture": None})
-
-    def _setting(self, state: Mapping[str, Any]) -> tuple[int, str]:
-        "k and reduction of a state."
-        return int(state.get("k", 1)), state["reduce"]
-
-    def _threshold_slider(self, state: Mapping[str, Any]) -> Slider:
-        "From the lowest to the highest score, standing where the rule puts it."
-        scores, held_out = self.scores(*self._setting(state))
-        value = self.threshold(*self._setting(state), state["rule"]).value
-        low, high = float(min(scores.min(), held_out.min())), float(max(scores.max(), value))
-        digits = max(0, 3 - int(np.floor(np.log10(max(high - low, 1e-9)))))
-        step = 10.0 ** (1 - digits)
-        return Slider("threshold", value, value - np.ceil((value - low) / step) * step, high, step, digits)  # the rule's value is one of the steps
-
-    def _wrong(self, state: Mapping[str, Any]) -> np.ndarray:
-        "Misses and false alarms of a state."
-        called = self.scores(*self._setting(state))[0] >= state["threshold"]
-        return ((self.labels == 1) & ~called) | ((self.labels == 0) & called)
 
     def _pictures(self, state: Mapping[str, Any]) -> Choice:
         "The list of pictures in the order asked for, the chosen one kept if it is still in it."
