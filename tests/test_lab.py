@@ -8,7 +8,7 @@ pytest.importorskip("jupyterlab", reason="needs jupyterlab")
 if shutil.which("chromium") is None:
     pytest.skip("needs chromium on the path", allow_module_level=True)
 
-from tests.lab import browser, run_all, server  # noqa: E402
+from tests.lab import browser, run_all, server
 
 
 def slider(page, label):

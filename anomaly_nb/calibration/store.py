@@ -171,8 +171,7 @@ class CalibrationStore:
 
     def _repr_html_(self) -> str:
         heads = self.table("SELECT model_name || '/' || head_name, coalesce('reference version ' || reference_version, 'no reference yet') FROM heads ORDER BY 1")
-        facts = dict(heads.to_numpy().tolist())
-        return summary_html(f"CalibrationStore {self.root.name}", facts or {"heads": "none yet: tag files and run"})
+        return summary_html(f"CalibrationStore {self.root.name}", dict(heads.to_numpy().tolist()) or {"heads": "none yet: tag files and run"})
 
     def ask(self, function: Callable[..., Any], *values: Any) -> Any:
         "`function(db, *values)` on a connection of its own."

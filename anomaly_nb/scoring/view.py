@@ -169,6 +169,15 @@ class _Settings(_Scores):
         called = self.scores(*self._setting(state))[0] >= state["threshold"]
         return ((self.labels == 1) & ~called) | ((self.labels == 0) & called)
 
+    def table(self, state: Mapping[str, Any]) -> pd.DataFrame:  # figure, value
+        "Decisions and ranking of a state."
+        table = decision_table(self.labels, self.scores(*self._setting(state))[0], state["threshold"])
+        pixels = self.pixels(int(state.get("k", 1)), state["sigma"])
+        rows = [(f"pixel {n.removeprefix('pixel_').upper()}" if n != "aupro" else "AUPRO", f"{pixels[n]:.4f}") for n in ("pixel_auroc", "pixel_ap", "aupro") if n in pixels]
+        oracle = state["rule"] in ("youden", "best_f1")
+        table.loc[0, "figure"] = "threshold (oracle)" if oracle else "threshold"
+        return pd.concat([table, pd.DataFrame(rows, columns=["figure", "value"])], ignore_index=True)
+
 # %% ../../nbs/06_scoring/08_view.ipynb #4c1ff548
 ORDERS = (("highest score first", "high"), ("lowest score first", "low"), ("hardest first: misses, then false alarms", "hard"), ("by name", "name"))
 
@@ -238,15 +247,6 @@ class ImageView(_Controls):
         view = cls(train, features.where(features.meta["split"] == "test"), p["bank"], p["k"], p["coreset"], p["image_reduce"], p["threshold"], p["seed"])
         view.title = f"{p['category'] or p['dataset']}, {p['backbone'].split('?')[0]}"
         return view
-
-    def table(self, state: Mapping[str, Any]) -> pd.DataFrame:  # figure, value
-        "Decisions and ranking of a state."
-        table = decision_table(self.labels, self.scores(*self._setting(state))[0], state["threshold"])
-        pixels = self.pixels(int(state.get("k", 1)), state["sigma"])
-        rows = [(f"pixel {n.removeprefix('pixel_').upper()}" if n != "aupro" else "AUPRO", f"{pixels[n]:.4f}") for n in ("pixel_auroc", "pixel_ap", "aupro") if n in pixels]
-        oracle = state["rule"] in ("youden", "best_f1")
-        table.loc[0, "figure"] = "threshold (oracle)" if oracle else "threshold"
-        return pd.concat([table, pd.DataFrame(rows, columns=["figure", "value"])], ignore_index=True)
 
     def describe(self, state: Mapping[str, Any]) -> str:
         "What the figure shows, in words."
