@@ -1,14 +1,19 @@
 """Banks and detectors at the edges: few pictures, one patch, constant features, other grids, ties, and one search by every way."""
 import numpy as np
+import pandas as pd
 import pytest
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import Pipeline
 
-from anomaly_nb.banks import KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank, greedy_coreset, load_bank
+from anomaly_nb.banks import FusedBank, KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank, greedy_coreset, load_bank, make_bank
 from anomaly_nb.banks.neighbours import nearest
 from anomaly_nb.core.errors import DataError
-from anomaly_nb.scoring import Detector, PatchDetector, Preparation, conformal_threshold, held_out_scores
+from anomaly_nb.features import FeatureSet
+from anomaly_nb.scoring import RECIPES, Detector, PatchDetector, Preparation, conformal_threshold, held_out_scores, make_detector
 
 BANKS = [KNNBank(), KNNBank(2, "euclidean", 0.5), KNNBank(metric="sqeuclidean"), MahalanobisBank(), MahalanobisBank(True, 0.1), SubspaceBank(0.9), PositionalBank()]
-BANKS.append(MutualBank((1,)))
+BANKS += [MutualBank((1,)), FusedBank((KNNBank(), MahalanobisBank(True, 0.1)))]
 
 
 def random(*shape, seed=0):
@@ -125,16 +130,83 @@ def test_conformal_needs_enough_scores():
 def test_detector_of_one_picture_scores_but_does_not_decide(tmp_path):
     from anomaly_nb.data import read_index
     from anomaly_nb.data.samples import write_samples
-    from anomaly_nb.scoring import few_shot, load_detector, make_detector, save_detector
+    from anomaly_nb.scoring import few_shot
 
     write_samples(tmp_path / "data", n_train=3, n_good=1, n_defect=1, size=64)
     index = few_shot(read_index("mvtec", tmp_path / "data", "nut"), 1, seed=2)
     detector = make_detector("anomalydino", "filters", image_size=64, shots=1).fit(index)
     assert detector.threshold_ is None and len(detector.bank_.bank_) == 8 * 64
     test = index[index.split == "test"]
-    again = load_detector(save_detector(detector, tmp_path / "saved"))
+    again = Detector.load(detector.save(tmp_path / "saved"))
     assert np.array_equal(again.score(test), detector.score(test)) and again.explain(test).equals(detector.explain(test))
     with pytest.raises(DataError, match="no threshold"):
         again.predict(test)
     with pytest.raises(DataError, match="expected a FeatureSet"):
         Detector(image_size=64).fit("somewhere")
+
+
+GRIDS = [PositionalBank(), MahalanobisBank(True, 0.1), MutualBank((1,))]
+
+
+@pytest.mark.parametrize("bank", GRIDS, ids=str)
+def test_another_grid_is_refused_where_places_count(bank):
+    bank.fit(random(6, 9, 5), (3, 3))
+    with pytest.raises(DataError, match="grid 3 x 3 does not make 16 patches"):
+        bank.score(random(2, 16, 5))
+
+
+def test_another_grid_is_refused_by_a_detector():
+    detector = PatchDetector(KNNBank()).fit(random(6, 9, 5))
+    for other in (random(2, 16, 5), FeatureSet(random(2, 9, 5), (1, 9), pd.DataFrame(index=range(2)))):
+        with pytest.raises(DataError, match="but the detector was fitted on 3 x 3; use the same input size"):
+            detector.score(other)
+    with pytest.raises(DataError, match="make no square grid"):
+        detector.score(random(2, 8, 5))
+    with pytest.raises(DataError, match="4 dimensions, but the detector was fitted on 5"):
+        detector.score(random(2, 9, 4))
+
+
+@pytest.mark.parametrize("name", ["retrieval", "positional"])
+def test_similar_pictures_need_vectors(name):
+    train, vectors = random(6, 9, 5), random(6, 3)
+    bank = make_bank(name, similar=4)
+    for missing in (None, vectors[:5], vectors[:, 0]):
+        with pytest.raises(DataError, match="one vector for each picture"):
+            bank.fit(train, (3, 3), cls=missing)
+    bank.fit(train, (3, 3), cls=vectors)
+    for missing in (None, vectors, random(2, 4)):
+        with pytest.raises(DataError, match="one vector for each picture"):
+            bank.score(train[:2], missing)
+    assert bank.score(train[:2], vectors[:2]).max() < 1e-6
+
+
+def test_detector_is_an_estimator():
+    normal, test = random(20, 9, 5), random(6, 9, 5, seed=1)
+    test[3:, 4] += 9
+    detector = PatchDetector(KNNBank(2, "euclidean"), Preparation(True), reduce="max")
+    detector.fit(normal)
+    fresh = clone(detector)
+    assert not hasattr(fresh, "bank_") and fresh.get_params()["bank__k"] == 2
+    with pytest.raises(NotFittedError):
+        fresh.predict(test)
+    assert np.array_equal(fresh.fit(normal).score(test), detector.score(test))
+    assert fresh.set_params(bank__k=1).fit(normal).bank_.k == 1 and detector.bank_.k == 2
+
+    piped = Pipeline([("prepare", Preparation(True)), ("detect", PatchDetector(KNNBank(2, "euclidean"), reduce="max"))]).fit(normal)
+    np.testing.assert_allclose(piped.score(test), detector.score(test), rtol=1e-5)
+    assert piped.predict(test).tolist() == detector.predict(test).tolist() and piped.predict(test)[3:].all()
+    assert clone(piped).set_params(detect__bank__metric="cosine").get_params()["detect__bank"].metric == "cosine"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_detectors_come_back_from_disk(name, tmp_path):
+    train, test = (FeatureSet(random(n, 9, 8, seed=n), (3, 3), pd.DataFrame({"image_path": ["p"] * n}), random(n, 4, seed=n)) for n in (12, 5))
+    detector = make_detector(name, "filters")
+    if name == "padim":
+        detector.preparation.set_params(channels=4)
+    detector.fit(train)
+    again = Detector.load(detector.save(tmp_path / "saved"))
+    assert np.array_equal(again.score(test), detector.score(test)) and again.threshold_ == detector.threshold_
+    assert again.get_params().keys() == detector.get_params().keys() and str(clone(again)) == str(clone(detector))
+    assert again.explain(test).equals(detector.explain(test))
+    assert not list(tmp_path.rglob("*.pkl")) and not list(tmp_path.rglob("*.tmp"))

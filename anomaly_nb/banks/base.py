@@ -22,8 +22,9 @@ def check_patches(
     patches: np.ndarray,  # (N, P, D)
     patch_hw: tuple[int, int] | None = None,  # (h, w) with h * w = P, where known
     dimensions: int | None = None,  # expected D
-) -> np.ndarray:  # (N, P, D) float32, contiguous
-    "Patches as contiguous float32. Raises `DataError` on wrong shapes or values that are not finite."
+    convert: bool = True,  # False leaves their type, for callers that convert piece by piece
+) -> np.ndarray:  # (N, P, D), contiguous float32 if converted
+    "Patches as contiguous float32, without a copy where they are so. Raises `DataError` on wrong shapes or values that are not finite."
     patches = np.asarray(patches)
     if patches.ndim != 3 or 0 in patches.shape:
         raise DataError(f"patches: expected (N, P, D) with at least one of each, got {patches.shape}")
@@ -31,7 +32,8 @@ def check_patches(
         raise DataError(f"patches: grid {patch_hw[0]} x {patch_hw[1]} does not make {patches.shape[1]} patches")
     if dimensions is not None and patches.shape[2] != dimensions:
         raise DataError(f"patches: {patches.shape[2]} dimensions, but the bank was fitted on {dimensions}; use the same backbone and layers")
-    return np.ascontiguousarray(check_finite("patches", patches), dtype=np.float32)
+    check_finite("patches", patches)
+    return np.ascontiguousarray(patches, dtype=np.float32) if convert else patches
 
 # %% ../../nbs/04_banks/01_base.ipynb #3133602e
 BANKS: dict[str, type["Bank"]] = {}  # class name -> class, for `load_bank`
@@ -53,6 +55,15 @@ class Bank(BaseEstimator):
         "What `fit` learned."
         return {k: v for k, v in vars(self).items() if k.endswith("_") and not k.startswith("_")}
 
+    def _params(self) -> dict[str, Any]:
+        "The parameters as JSON values."
+        return self.get_params(deep=False)
+
+    @classmethod
+    def _made(cls, folder: Path, params: dict[str, Any]) -> "Bank":
+        "The bank of saved parameters."
+        return cls(**params)
+
     def _repr_html_(self) -> str:
         arrays = {k: v for k, v in self._state().items() if isinstance(v, np.ndarray)}
         sizes = ", ".join(f"{k} {' x '.join(map(str, v.shape))}" for k, v in arrays.items())
@@ -71,7 +82,7 @@ class Bank(BaseEstimator):
         plain = {k: v for k, v in state.items() if k not in arrays}
         write_json(
             folder / "bank.json",
-            {"bank": type(self).__name__, "params": self.get_params(), "state": plain, "sha256": sha256_file(folder / "bank.npz")},
+            {"bank": type(self).__name__, "params": self._params(), "state": plain, "sha256": sha256_file(folder / "bank.npz")},
         )
         return folder
 
@@ -86,7 +97,8 @@ def load_bank(
         raise DataError(f"{folder / 'bank.json'}: unknown bank {about.get('bank')!r}; known are {', '.join(sorted(BANKS))}")
     if sha256_file(folder / "bank.npz") != about["sha256"]:
         raise DataError(f"{folder / 'bank.npz'}: not the arrays that bank.json describes; save the bank again")
-    bank = BANKS[about["bank"]](**about["params"])
-    for name, value in (load_arrays(folder / "bank.npz") | about["state"]).items():
-        setattr(bank, name, tuple(value) if isinstance(value, list) else value)
+    tuples = lambda values: {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}  # JSON knows only lists
+    bank = BANKS[about["bank"]]._made(folder, tuples(about["params"]))
+    for name, value in (load_arrays(folder / "bank.npz") | tuples(about["state"])).items():
+        setattr(bank, name, value)
     return bank

@@ -30,7 +30,8 @@ class _Greedy:
     "The state of a greedy selection: centres so far, and for each point an upper bound of its squared distance to them."
 
     def __init__(self, x: np.ndarray, n: int, first: int):
-        self.x = x - x.mean(axis=0, dtype=np.float64).astype(np.float32)  # small vectors lose few digits
+        x -= x.mean(axis=0, dtype=np.float64).astype(np.float32)  # small vectors lose few digits
+        self.x = x
         self.squared = np.einsum("nd,nd->n", self.x, self.x)
         self.picked, self.m = np.empty(n, np.int64), 0
         self.centres, self.centre_squared = np.empty((n, x.shape[1]), np.float32), np.empty(n, np.float32)
@@ -80,9 +81,10 @@ def greedy_coreset(
     n: int,  # how many to pick
     random_state: int = 0,  # chooses the first
     width: int = 1024,  # B, how many far points are kept up to date at a time
+    overwrite: bool = False,  # centre float32 features in place, which saves the copy
 ) -> np.ndarray:  # (n,) int64 indices in the order picked
-    "Greedy k-center selection by Euclidean distance; ties go to the lower index. Memory: one copy of the features. Raises `DataError` on a bad count or values."
-    x = np.ascontiguousarray(check_finite("features", features), dtype=np.float32)
+    "Greedy k-center selection by Euclidean distance; ties go to the lower index. Memory: one float32 copy, and the picks. Raises `DataError` on a bad count or values."
+    x = np.array(check_finite("features", features), np.float32, order="C", copy=None if overwrite else True)
     if x.ndim != 2 or not 1 <= n <= len(x):
         raise DataError(f"n={n} of features {x.shape}; pick between 1 and N rows of (N, D)")
     state = _Greedy(x, n, int(np.random.default_rng(random_state).integers(len(x))))

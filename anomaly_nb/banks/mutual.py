@@ -60,11 +60,11 @@ def mutual_scores(
     if n < 2 or not 0 < share <= 1 or parts < 1 or d % parts:
         raise DataError(f"{n} pictures, share={share}, parts={parts}; use at least 2 pictures, a share in (0, 1] and parts that divide {d} dimensions")
     count = max(1, int(share * (n - 1) + 1e-9))
-    scores = np.zeros((n, p), np.float32)
+    scores, unit = np.zeros((n, p), np.float32), np.empty((n, p, d // parts), np.float32)
     for size in progress(radii, "mutual scores", unit="neighbourhood"):
-        smooth = neighbourhood_mean(x, patch_hw, size)
-        for part in np.split(smooth, parts, axis=2):
-            unit = unit_rows(np.ascontiguousarray(part))
+        for part in np.split(np.arange(d), parts):
+            for i in range(n):
+                unit[i] = unit_rows(neighbourhood_mean(x[i : i + 1, :, part], patch_hw, size)[0])
             for i in range(n):
                 scores[i] += np.partition(nearest_in_each(unit, i), count - 1, axis=1)[:, :count].mean(axis=1)
     return scores / (len(radii) * parts)

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['RetrievalBank']
 
-# %% ../../nbs/04_banks/09_retrieval.ipynb #f178c098
+# %% ../../nbs/04_banks/09_retrieval.ipynb #4a075ff4
 import numpy as np
 
-from .base import Bank, check_patches
-from .knn import METRICS
-from .neighbours import nearest, unit_rows
-from ..core.errors import DataError, check_finite
+from .knn import METRICS, from_squared, searched
+from .neighbours import nearest
+from .pictures import PictureBank
+from ..core.errors import DataError
 
-# %% ../../nbs/04_banks/09_retrieval.ipynb #75ff81ec
-class RetrievalBank(Bank):
+# %% ../../nbs/04_banks/09_retrieval.ipynb #61b561c5
+class RetrievalBank(PictureBank):
     "Distance to the nearest patches of the most similar normal pictures (Cohen and Hoshen 2020, SPADE)."
 
     def __init__(
@@ -27,52 +27,23 @@ class RetrievalBank(Bank):
         self.k = k
         self.metric = metric
 
-    def fit(
-        self,
-        patches: np.ndarray,  # (N, P, D) of normal pictures
-        patch_hw: tuple[int, int],  # (h, w)
-        cls: np.ndarray,  # (N, Dc)
-    ) -> "RetrievalBank":
-        "Keep patches and picture vectors. Raises `DataError` on bad input or parameters."
-        x = check_patches(patches, patch_hw)
-        if self.metric not in METRICS or self.similar < 1 or cls is None or len(cls) != len(x):
-            raise DataError(f"metric={self.metric!r}, similar={self.similar}; use {', '.join(METRICS)}, at least one picture, and cls of the {len(x)} pictures")
-        self.bank_ = unit_rows(x) if self.metric == "cosine" else x
-        self.cls_ = np.asarray(check_finite("cls", cls), np.float32)
-        self.patch_hw_ = (int(patch_hw[0]), int(patch_hw[1]))
-        return self
+    def _vectors(self, cls: np.ndarray) -> np.ndarray:
+        "Pictures are compared by the distance of their vectors."
+        return cls
 
-    def retrieve(
-        self,
-        cls: np.ndarray,  # (n, Dc)
-        own: bool = False,  # these are the training pictures: leave each out of its own list
-    ) -> tuple[np.ndarray, np.ndarray]:  # (n, K) float32 distances, (n, K) training pictures
-        "The most similar training pictures. Raises `NotFittedError`, `DataError`."
-        self._fitted()
-        if cls is None or np.ndim(cls) != 2 or np.shape(cls)[1] != self.cls_.shape[1]:
-            raise DataError(f"cls: expected (n, {self.cls_.shape[1]}) vectors of the pictures, got {np.shape(cls)}")
-        skip = np.arange(len(cls))[:, None] + [0, 1] if own else None
-        squared, rows = nearest(np.asarray(check_finite("cls", cls), np.float32), self.cls_, min(self.similar, len(self.cls_) - own), skip)
-        return np.sqrt(squared), rows
+    def _kept(self, x: np.ndarray) -> np.ndarray:
+        "Patches as the search compares them, (N, P, D). Raises `DataError` for an unknown metric."
+        if self.metric not in METRICS:
+            raise DataError(f"metric={self.metric!r}; use one of {', '.join(METRICS)}")
+        return searched(x, self.metric)
 
-    def score(
-        self,
-        patches: np.ndarray,  # (n, P, D)
-        cls: np.ndarray,  # (n, Dc)
-    ) -> np.ndarray:  # (n, P) float32, >= 0
-        "Mean distance of each patch to its nearest patches in the retrieved pictures. Raises `NotFittedError`, `DataError`."
-        self._fitted()
-        return self._score(check_patches(patches, dimensions=self.bank_.shape[2]), self.retrieve(cls)[1])
-
-    def _score(self, x: np.ndarray, pictures: np.ndarray) -> np.ndarray:
-        "Scores of checked patches, given each picture's retrieved ones."
-        if len(x) != len(pictures):
-            raise DataError(f"{len(pictures)} cls vectors for {len(x)} pictures")
-        x, scores = unit_rows(x) if self.metric == "cosine" else x, np.empty(x.shape[:2], np.float32)
-        for i, (picture, chosen) in enumerate(zip(x, pictures)):
-            squared, _ = nearest(picture, self.bank_[chosen].reshape(-1, x.shape[2]), self.k)
-            distance = squared / 2 if self.metric == "cosine" else np.sqrt(squared) if self.metric == "euclidean" else squared
-            scores[i] = distance.mean(axis=1)
+    def _score(self, x: np.ndarray, partners: np.ndarray | None) -> np.ndarray:
+        "Mean distance of each patch to its nearest patches in the retrieved pictures."
+        scores = np.empty(x.shape[:2], np.float32)
+        for i, picture in enumerate(x):
+            chosen = self.bank_ if partners is None else self.bank_[partners[i]]
+            squared, _ = nearest(searched(picture, self.metric), chosen.reshape(-1, x.shape[2]), self.k)
+            scores[i] = from_squared(squared, self.metric).mean(axis=1)
         return scores
 
     def image_score(
@@ -81,15 +52,4 @@ class RetrievalBank(Bank):
         own: bool = False,  # these are the training pictures
     ) -> np.ndarray:  # (n,) float32
         "SPADE's image score: mean distance to the retrieved pictures. Raises `NotFittedError`, `DataError`."
-        return self.retrieve(cls, own)[0].mean(axis=1)
-
-    def leave_one_image_out(
-        self,
-        patches: np.ndarray,  # (N, P, D), those the bank was fitted on
-    ) -> np.ndarray:  # (N, P) float32
-        "Score each training picture by the others. Raises `NotFittedError`, `DataError`."
-        self._fitted()
-        x = check_patches(patches, self.patch_hw_, self.bank_.shape[2])
-        if len(x) < 2 or len(x) != len(self.cls_):
-            raise DataError("patches: the bank was fitted on others, or on one picture; pass all of its training pictures, in their order")
-        return self._score(x, self.retrieve(self.cls_, own=True)[1])
+        return self.retrieve(cls, 0 if cls is None else len(cls), own)[0].mean(axis=1)

@@ -9,6 +9,7 @@ __all__ = ['SubspaceBank']
 import numpy as np
 
 from .base import Bank, check_patches
+from .gaussian import scatter_matrix
 from ..core.errors import DataError
 
 # %% ../../nbs/04_banks/06_subspace.ipynb #098ae3d3
@@ -36,11 +37,7 @@ class SubspaceBank(Bank):
         if self.components is None and not 0 < self.variance < 1:
             raise DataError(f"variance={self.variance}; use a share between 0 and 1, such as 0.99")
         mean = flat.mean(axis=0, dtype=np.float64).astype(np.float32)
-        scatter = np.zeros((d, d))
-        for i in range(0, len(flat), 65536):
-            block = flat[i : i + 65536] - mean
-            scatter += block.T @ block
-        values, vectors = np.linalg.eigh(scatter)
+        values, vectors = np.linalg.eigh(scatter_matrix(flat, mean))
         values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
         if values[0] <= 1e-10 * len(flat) * np.maximum(np.square(mean, dtype=np.float64).sum(), np.finfo(np.float32).tiny):
             raise DataError("the features are constant, so they span no subspace; check the pictures and the backbone")

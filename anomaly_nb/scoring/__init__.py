@@ -7,10 +7,10 @@ __all__ = ['defect_table', 'image_metrics', 'pixel_metrics', 'read_masks', 'Case
            'colour_range', 'heatmaps', 'image_scores', 'overlay', 'Threshold', 'choose_threshold', 'held_out_scores',
            'labelled_threshold', 'quantile_threshold', 'conformal_threshold', 'Detector', 'PatchDetector',
            'Preparation', 'load_detector', 'save_detector', 'plot_explained', 'RECIPES', 'few_shot', 'fused_scores',
-           'make_detector', 'recipe_table', 'artificial_validation']
+           'make_detector', 'recipe_table', 'artificial_validation', 'fit_bank', 'score_bank']
 
 # %% ../../nbs/06_scoring/00_scoring.ipynb #288c7d07
-from .detector import Detector, PatchDetector, Preparation, load_detector, plot_explained, save_detector
+from .detector import Detector, PatchDetector, Preparation, fit_bank, load_detector, plot_explained, save_detector, score_bank
 from .evaluation import defect_table, image_metrics, pixel_metrics, read_masks
 from .figures import Cases, nearest_normal, plot_examples
 from .maps import colour_range, heatmaps, image_scores, overlay
@@ -22,4 +22,4 @@ from .validation import artificial_validation
 _all_ = ["defect_table", "image_metrics", "pixel_metrics", "read_masks", "Cases", "nearest_normal", "plot_examples", "colour_range", "heatmaps",
          "image_scores", "overlay", "Threshold", "choose_threshold", "held_out_scores", "labelled_threshold", "quantile_threshold",
          "conformal_threshold", "Detector", "PatchDetector", "Preparation", "load_detector", "save_detector", "plot_explained", "RECIPES", "few_shot",
-         "fused_scores", "make_detector", "recipe_table", "artificial_validation"]
+         "fused_scores", "make_detector", "recipe_table", "artificial_validation", "fit_bank", "score_bank"]

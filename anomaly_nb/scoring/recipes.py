@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import clone
 
-from ..banks import Bank, KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank
+from ..banks import Bank, FusedBank, KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank
 from ..core.errors import DataError
 from .detector import Detector, Preparation
 
@@ -85,6 +85,12 @@ RECIPES = {
         "timm:wide_resnet50_2?layers=(2,3)&pool=3", 256, KNNBank(1, "cosine"),
         "ours: channels standardised and decorrelated (shrinkage 0.1), then the nearest patch by cosine, mean of the top 5 %",
         preparation=Preparation(True, 0.1), reduce="top5%",
+    ),
+    "gauss_knn": Recipe(
+        "timm:wide_resnet50_2?layers=(2,3)&pool=3", 256, FusedBank((MahalanobisBank(True, 0.1), KNNBank(1, "cosine"))),
+        "ours: channels as in whitened, then the mean of a Gaussian at each place and of the nearest patch by cosine, "
+        "each in units of its mean held-out score, highest patch",
+        preparation=Preparation(True, 0.1),
     ),
 }  # fmt: skip
 
