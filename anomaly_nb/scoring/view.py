@@ -21,6 +21,7 @@ from ..core.views import Check, Choice, Control, Slider, View
 from ..data import read_image, read_index
 from ..features import FeatureSet, cached_features, create_backbone
 from ..metrics import average_precision, roc_auc
+from .detector import fit_bank, score_bank
 from .evaluation import pixel_metrics, read_masks
 from .figures import nearest_normal, patch_crop
 from .maps import colour_range, heatmaps, image_scores, overlay
@@ -107,9 +108,10 @@ class _Scores:
         reduce: str = "top1%",  # of `image_scores`
         rule: str = "quantile:0.95",  # of `choose_threshold`
         random_state: int = 0,
+        similar: int = 0,  # of `make_bank`
     ):
         self.train, self.test, self.random_state = train, test, random_state
-        self.bank = make_bank(bank, k, coreset, random_state).fit(train.patches, train.patch_hw)
+        self.bank = fit_bank(make_bank(bank, k, coreset, random_state, similar), train.patches, train)
         self.metric = "cosine" if bank == "knn" else "euclidean"
         self.labels = test.meta["label"].to_numpy()
         self.kinds = test.meta["defect"].to_numpy().astype(str)
@@ -122,7 +124,7 @@ class _Scores:
         "Patch scores of the test pictures and of the held-out training pictures."
         if isinstance(self.bank, KNNBank):
             self.bank.set_params(k=k)
-        return self.bank.score(self.test.patches), held_out_scores(self.bank, self.train.patches, self.train.patch_hw, random_state=self.random_state)
+        return score_bank(self.bank, self.test.patches, self.test), held_out_scores(self.bank, self.train.patches, self.train.patch_hw, random_state=self.random_state)
 
     def scores(self, k: int, reduce: str) -> tuple[np.ndarray, np.ndarray]:
         "Image scores of the test pictures and of the held-out training pictures."
@@ -244,7 +246,7 @@ class ImageView(_Controls):
         index = read_index(p["dataset"], p["root"], p["category"], p["on_missing"], p["seed"])
         features = cached_features(index, create_backbone(p["backbone"], p["weights"] or None, p["image_size"] or None), p["cache"], p["category"] or p["dataset"])
         train = features.where((features.meta["split"] == "train") & (features.meta["label"] == 0))
-        view = cls(train, features.where(features.meta["split"] == "test"), p["bank"], p["k"], p["coreset"], p["image_reduce"], p["threshold"], p["seed"])
+        view = cls(train, features.where(features.meta["split"] == "test"), p["bank"], p["k"], p["coreset"], p["image_reduce"], p["threshold"], p["seed"], p.get("similar", 0))
         view.title = f"{p['category'] or p['dataset']}, {p['backbone'].split('?')[0]}"
         return view
 
