@@ -14,6 +14,8 @@ import typer
 
 from .atoms import app as atoms
 from .drift import app as drift
+from .runs import app as runs
+from .runs import new, sweep
 from .street import app as street
 from .video import calibrate_video, extract_video, score_video
 
@@ -32,6 +34,9 @@ First steps:
   anomaly-nb demo                                    reports on generated samples; open figures/index.html
   anomaly-nb report image_anomaly --list             what a report takes, with types and defaults
   anomaly-nb report image_anomaly -p dataset=folder -p root=my_parts
+  anomaly-nb new my_report --from image_anomaly      a report of your own to begin with
+  anomaly-nb sweep plan.yml                          many runs from one YAML, here or on a cluster
+  anomaly-nb runs --help                             all runs: list, compare, repeat, verify to the bit
   anomaly-nb samples my_samples                      write the sample pictures
   anomaly-nb drift --help                            calibrations that remember, and notice drift
   anomaly-nb score-video --help                      objects and frames of surveillance video
@@ -43,6 +48,9 @@ First steps:
 app.add_typer(drift, name="drift")
 app.add_typer(atoms, name="atoms")
 app.add_typer(street, name="street")
+app.add_typer(runs, name="runs")
+app.command()(sweep)
+app.command()(new)
 for command in (extract_video, calibrate_video, score_video):
     app.command(command.__name__.replace("_", "-"))(command)
 
@@ -112,6 +120,7 @@ def report(
     \b
     anomaly-nb report image_anomaly -p dataset=mvtec -p root=data/mvtec -p category=leather
     """
+    from anomaly_nb.reports.kernel import light_imports
     from anomaly_nb.reports.run import run_report, template_parameters, templates
 
     if not template:
@@ -127,7 +136,8 @@ def report(
         if not eq:
             raise typer.BadParameter(f"{pair!r}: write name=value", param_hint="--parameter")
         given[name] = value
-    run = run_report(template, given, figures, force)
+    with light_imports():
+        run = run_report(template, given, figures, force)
     for name, value in run.metrics.items():
         typer.echo(f"  {name}: {value:.4f}" if isinstance(value, float) else f"  {name}: {value}")
     typer.echo(run.page.as_posix())
@@ -142,11 +152,13 @@ def demo(
     force: Annotated[bool, typer.Option("--force", help="Run again what is already there.")] = False,
 ) -> None:
     "Run every report on generated samples and print where to look."
+    from anomaly_nb.reports.kernel import light_imports
     from anomaly_nb.reports.run import Run, run_report
 
     def run(name: str, **parameters) -> Run:
         typer.echo(f"{name} {', '.join(str(v) for v in parameters.values())[:60]} ... ", nl=False)
-        done = run_report(name, parameters, figures, force)
+        with light_imports():
+            done = run_report(name, parameters, figures, force)
         typer.echo(f"{done.status}, {done.record['seconds']:.0f} s")
         return done
 
@@ -169,7 +181,7 @@ def main(argv: list[str] | None = None) -> None:
         app(argv, standalone_mode=True)
     except (DataError, MissingFileError, MissingExtraError) as e:
         _fail(str(e))
-    except (PermissionError, FileNotFoundError, TimeoutError) as e:
+    except OSError as e:  # no permission, disk full, somebody else writing
         _fail(f"{e.filename}: {e.strerror}" if getattr(e, "filename", None) else str(e))
     except RuntimeError as e:
         if type(e).__name__ != "ReportError":

@@ -5,21 +5,51 @@
 # %% auto #0
 __all__ = ['ReportFolder', 'figure_png']
 
-# %% ../../nbs/10_reports/01_folder.ipynb #497db240
+# %% ../../nbs/10_reports/01_folder.ipynb #9a6329b3
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import matplotlib.pyplot as plt
-import pandas as pd
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError
 from ..core.files import atomic_write, read_json, write_json, write_text
 
-# %% ../../nbs/10_reports/01_folder.ipynb #59cd3c8c
-class ReportFolder:
+if TYPE_CHECKING:  # they take a second to import, and whoever lists runs needs neither
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+# %% ../../nbs/10_reports/01_folder.ipynb #b63739b3
+class _Shown:
+    "What was shown under which name, and what of it was measured."
+
+    folder: Path | None
+    shown: list[str]
+
+    def _show(self, thing: Any, caption: str, measured: str, columns: Sequence[str] = ()) -> None:
+        "Display `thing` and its caption, marked where the file of that name is measured."
+        from IPython.display import Markdown, display
+
+        display(thing, *([Markdown(f"*{caption}*")] if caption else []), metadata={"measured": True} if measured else None)
+        if measured and self.folder:
+            self._note(measured, columns)
+
+    def _note(self, file: str, names: Sequence[str]) -> None:
+        "Add to `measured.json`: a file of the run, and what of it is not compared (all of it where nothing is named)."
+        assert self.folder
+        path = self.folder / "measured.json"
+        known = read_json(path) if path.exists() else {}
+        write_json(path, known | {file: sorted({*known.get(file, ()), *names})})
+
+    def _claim(self, name: str) -> None:
+        "Refuse a name that is no plain file name or was used before in this report."
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+            raise DataError(f"{name!r} cannot be a file name; use letters, digits, '-', '_' and '.'")
+        if name in self.shown:
+            raise DataError(f"{name!r} is used twice in this report; the second would overwrite the first")
+        self.shown.append(name)
+
+# %% ../../nbs/10_reports/01_folder.ipynb #0e2fee95
+class ReportFolder(_Shown):
     "Shows and keeps what a report produces: `figures/*.png`, `*.csv`, `metrics.json`. An empty `out` keeps nothing."
 
     def __init__(
@@ -31,12 +61,14 @@ class ReportFolder:
 
     def figure(
         self,
-        fig: Figure,  # any matplotlib figure
+        fig: "Figure",  # any matplotlib figure
         name: str,  # file name without ending, unique in the report
         caption: str,  # what to see in it, one sentence
+        measured: bool = False,  # it shows seconds or memory, other at every run
     ) -> None:
         "Show `fig` with its caption and keep it as `figures/<name>.png`."
-        from IPython.display import Image, Markdown, display
+        import matplotlib.pyplot as plt
+        from IPython.display import Image
 
         self._claim(name)
         png = figure_png(fig, caption)
@@ -44,48 +76,43 @@ class ReportFolder:
         if self.folder:
             with atomic_write(self.folder / "figures" / f"{name}.png") as f:
                 f.write(png)
-        display(Image(png, alt=caption), Markdown(f"*{caption}*"))
+        self._show(Image(png, alt=caption), caption, f"figures/{name}.png" if measured else "")
 
     def table(
         self,
-        frame: pd.DataFrame,  # shown without its index, kept whole
+        frame: "pd.DataFrame",  # shown without its index, kept whole
         name: str,  # file name without ending, unique in the report
         caption: str = "",  # what to see in it, one sentence
         rows: int = 30,  # how many rows to show
         decimals: int = 4,  # decimals shown; the file keeps them all
+        measured: Sequence[str] | bool = (),  # columns of seconds or memory, other at every run; True: all of it
     ) -> None:
         "Show the first `rows` of `frame` and keep all of it as `<name>.csv`."
-        from IPython.display import HTML, Markdown, display
+        from IPython.display import HTML
 
         self._claim(name)
         if self.folder:
             write_text(self.folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
-        display(HTML(frame.head(rows).to_html(index=False, border=0, float_format=lambda v: f"{v:.{decimals}f}", na_rep="-", classes="table")))
         more = f" The first {rows} of {len(frame)} rows." if len(frame) > rows else ""
-        if caption or more:
-            display(Markdown(f"*{(caption + more).strip()}*"))
+        shown = frame.head(rows).to_html(index=False, border=0, float_format=lambda v: f"{v:.{decimals}f}", na_rep="-", classes="table")
+        self._show(HTML(shown), (caption + more).strip(), f"{name}.csv" if measured else "", () if measured is True else measured or ())
 
     def metrics(
         self,
         values: Mapping[str, Any],  # figures of merit; NaN becomes null
+        measured: Sequence[str] = (),  # those that are seconds or memory
     ) -> None:
         "Add `values` to `metrics.json`; a name said twice is replaced."
         if self.folder:
             path = self.folder / "metrics.json"
             known = read_json(path) if path.exists() else {}
             write_json(path, known | {k: None if isinstance(v, float) and v != v else v for k, v in values.items()})
+            if measured:
+                self._note("metrics.json", measured)
 
-    def _claim(self, name: str) -> None:
-        "Refuse a name that is no plain file name or was used before in this report."
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-            raise DataError(f"{name!r} cannot be a file name; use letters, digits, '-', '_' and '.'")
-        if name in self.shown:
-            raise DataError(f"{name!r} is used twice in this report; the second would overwrite the first")
-        self.shown.append(name)
-
-# %% ../../nbs/10_reports/01_folder.ipynb #fdf5d61c
+# %% ../../nbs/10_reports/01_folder.ipynb #e0bcbd0d
 def figure_png(
-    fig: Figure,
+    fig: "Figure",
     caption: str = "",  # kept in the PNG as its `Description`
 ) -> bytes:
     "`fig` as PNG bytes, the same for the same figure and caption."
