@@ -120,7 +120,6 @@ def report(
     \b
     anomaly-nb report image_anomaly -p dataset=mvtec -p root=data/mvtec -p category=leather
     """
-    from anomaly_nb.reports.kernel import light_imports
     from anomaly_nb.reports.run import run_report, template_parameters, templates
 
     if not template:
@@ -136,8 +135,7 @@ def report(
         if not eq:
             raise typer.BadParameter(f"{pair!r}: write name=value", param_hint="--parameter")
         given[name] = value
-    with light_imports():
-        run = run_report(template, given, figures, force)
+    run = run_report(template, given, figures, force)
     for name, value in run.metrics.items():
         typer.echo(f"  {name}: {value:.4f}" if isinstance(value, float) else f"  {name}: {value}")
     typer.echo(run.page.as_posix())
@@ -152,13 +150,11 @@ def demo(
     force: Annotated[bool, typer.Option("--force", help="Run again what is already there.")] = False,
 ) -> None:
     "Run every report on generated samples and print where to look."
-    from anomaly_nb.reports.kernel import light_imports
     from anomaly_nb.reports.run import Run, run_report
 
     def run(name: str, **parameters) -> Run:
         typer.echo(f"{name} {', '.join(str(v) for v in parameters.values())[:60]} ... ", nl=False)
-        with light_imports():
-            done = run_report(name, parameters, figures, force)
+        done = run_report(name, parameters, figures, force)
         typer.echo(f"{done.status}, {done.record['seconds']:.0f} s")
         return done
 

@@ -129,14 +129,13 @@ def rerun(run: RunId, figures: Figures = "figures") -> None:
     "Make a run again, with its parameters and the template and data as they are now."
     import tempfile
 
-    from anomaly_nb.reports.kernel import light_imports
     from anomaly_nb.reports.ledger import Ledger
     from anomaly_nb.reports.run import run_report
     from anomaly_nb.reports.verify import source_of
 
     _local(figures)
     found = Ledger(figures)[run]
-    with tempfile.TemporaryDirectory() as scratch, light_imports():
+    with tempfile.TemporaryDirectory() as scratch:
         given = {k: v for k, v in found.record["parameters"].items() if k != "out"}
         done = run_report(source_of(found, Path(scratch)), given, figures, force=True, name=str(found.record.get("template") or ""))
     typer.echo(f"{done.record['run_id']} {done.status}, {done.record['seconds']:.1f} s: {done.page.as_posix()}")
@@ -149,7 +148,6 @@ def verify(
     figures: Figures = "figures",
 ) -> None:
     "Execute runs again in a temporary folder and say whether they gave the same bits; exits 1 if one did not."
-    from anomaly_nb.reports.kernel import light_imports
     from anomaly_nb.reports.ledger import Ledger
     from anomaly_nb.reports.verify import verify as again
 
@@ -159,11 +157,10 @@ def verify(
     if not names:
         raise typer.BadParameter("name the runs to verify, or say --all")
     found = [ledger[n] for n in names]
-    with light_imports():
-        results = []
-        for run in found:
-            results.append(again(run))
-            typer.echo(str(results[-1]))
+    results = []
+    for run in found:
+        results.append(again(run))
+        typer.echo(str(results[-1]))
     same = sum(r.same for r in results)
     typer.echo(f"{same} of {len(results)} gave the same bits")
     if same < len(results):

@@ -6,11 +6,11 @@
 __all__ = ['defect_table', 'image_metrics', 'pixel_metrics', 'read_masks', 'Cases', 'nearest_normal', 'plot_examples',
            'colour_range', 'heatmaps', 'image_scores', 'overlay', 'Threshold', 'choose_threshold', 'held_out_scores',
            'labelled_threshold', 'quantile_threshold', 'conformal_threshold', 'Detector', 'PatchDetector',
-           'Preparation', 'load_detector', 'save_detector', 'plot_explained', 'RECIPES', 'few_shot', 'fused_scores',
-           'make_detector', 'recipe_table', 'artificial_validation', 'fit_bank', 'score_bank']
+           'Preparation', 'plot_explained', 'RECIPES', 'few_shot', 'fused_scores', 'make_detector', 'recipe_table',
+           'artificial_validation', 'fit_bank', 'score_bank']
 
 # %% ../../nbs/06_scoring/00_scoring.ipynb #288c7d07
-from .detector import Detector, PatchDetector, Preparation, fit_bank, load_detector, plot_explained, save_detector, score_bank
+from .detector import Detector, PatchDetector, Preparation, fit_bank, plot_explained, score_bank
 from .evaluation import defect_table, image_metrics, pixel_metrics, read_masks
 from .figures import Cases, nearest_normal, plot_examples
 from .maps import colour_range, heatmaps, image_scores, overlay
@@ -21,5 +21,5 @@ from .validation import artificial_validation
 # %% ../../nbs/06_scoring/00_scoring.ipynb #147db1d7
 _all_ = ["defect_table", "image_metrics", "pixel_metrics", "read_masks", "Cases", "nearest_normal", "plot_examples", "colour_range", "heatmaps",
          "image_scores", "overlay", "Threshold", "choose_threshold", "held_out_scores", "labelled_threshold", "quantile_threshold",
-         "conformal_threshold", "Detector", "PatchDetector", "Preparation", "load_detector", "save_detector", "plot_explained", "RECIPES", "few_shot",
+         "conformal_threshold", "Detector", "PatchDetector", "Preparation", "plot_explained", "RECIPES", "few_shot",
          "fused_scores", "make_detector", "recipe_table", "artificial_validation", "fit_bank", "score_bank"]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['foreground', 'Preparation', 'turned', 'picture_features', 'as_features', 'takes_cls', 'fit_bank', 'score_bank',
-           'PatchDetector', 'Detector', 'explained', 'plot_explained', 'save_detector', 'load_detector']
+           'PatchDetector', 'Detector', 'explained', 'plot_explained']
 
 # %% ../../nbs/06_scoring/05_detector.ipynb #9e6de667
 import inspect
@@ -329,7 +329,7 @@ class Detector(PatchDetector):
         folder: str | Path,
     ) -> Path:
         "Write the fitted detector into `folder`, without pickles. Raises `NotFittedError`."
-        return save_detector(self, folder)
+        return _write(self, folder)
 
     @classmethod
     def load(
@@ -337,7 +337,7 @@ class Detector(PatchDetector):
         folder: str | Path,  # that `save` wrote
     ) -> "Detector":
         "Read a saved detector. Raises `MissingFileError`, or `DataError` for files that do not belong together."
-        return load_detector(folder, cls)
+        return _read(folder, cls)
 
 # %% ../../nbs/06_scoring/05_detector.ipynb #29cc9228
 def explained(
@@ -379,12 +379,12 @@ def plot_explained(
                 ax.axis("off")
     return fig
 
-# %% ../../nbs/06_scoring/05_detector.ipynb #088ee521
-def save_detector(
+# %% ../../nbs/06_scoring/05_detector.ipynb #64c18fb8
+def _write(
     detector: Detector,  # fitted
     folder: str | Path,
 ) -> Path:
-    "Write a fitted detector into `folder`, without pickles. Raises `NotFittedError`."
+    "The files of a fitted detector."
     if not hasattr(detector, "bank_"):
         raise NotFittedError("this detector is not fitted yet; call fit before saving")
     folder, given = Path(folder), detector.get_params(deep=False)
@@ -403,11 +403,11 @@ def save_detector(
     return folder
 
 
-def load_detector(
-    folder: str | Path,  # that `save_detector` wrote
+def _read(
+    folder: str | Path,  # that `_write` filled
     kind: type[Detector] = Detector,  # the class, or one derived from it
 ) -> Detector:
-    "Read a saved detector. Raises `MissingFileError`, or `DataError` for files that do not belong together."
+    "The detector of those files."
     folder = Path(folder)
     about, arrays = read_json(folder / "detector.json"), load_arrays(folder / "preparation.npz", ["channel_", "mean_", "scale_", "white_", "held_out_"])
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["params"].items()}
