@@ -98,6 +98,7 @@ for (const report of new Set(runs.map((r) => r.report))) {
 const differs = (run) => varying.get(run.report).filter((n) => !told.includes(n) && plain(run.parameters[n]) !== "").map((n) => [n, plain(run.parameters[n])]);
 const facet = (run, kind) => run[kind].map(([, values]) => values.join(", ")).join(" · ");
 const spaced = (text) => text.slice(0, 1).toUpperCase() + text.slice(1).replaceAll("_", " ");
+const shape = (run) => ["ok", "running"].includes(run.status) ? run.status : "failed";  // crashed, damaged: failures too
 const title = (run) => spaced(run.report);
 
 for (const run of runs) {
@@ -166,13 +167,13 @@ function row(run) {
   const cell = (kind, label, ...inside) => el("td", { class: kind, role: "cell", "data-label": label }, ...inside);
   run.box = box;
   run.valueCell = cell("value", "");
-  run.row = el("tr", { role: "row", class: run.status },
+  run.row = el("tr", { role: "row", class: shape(run) },
     cell("pick", "", el("label", {}, box)),
     cell("shot", "", shot),
     cell("run", "",
       el("div", { class: "name" },
         opens ? el("a", { href: file(run, "report.html") }, title(run)) : title(run),
-        run.status !== "ok" && el("span", { class: `status ${run.status}` }, run.status)),
+        run.status !== "ok" && el("span", { class: `status ${shape(run)}` }, run.status)),
       about.length > 0 && el("div", { class: "varies" }, ...about),
       run.error && el("div", { class: "error" }, el("span", { class: "clamp" }, run.error)),
       el("button", { type: "button", class: "plain", onclick: () => open([run.folder]) }, "Details", el("span", { class: "aside" }, ` of ${name(run)}`))),
@@ -242,7 +243,7 @@ function draw(list) {
 
 function render() {
   const list = sorted(matching());
-  const failed = list.filter((run) => run.status === "failed").length;
+  const failed = list.filter((run) => shape(run) === "failed").length;
   const focused = document.activeElement?.dataset?.sort;
   heading.replaceChildren(head());
   if (focused) heading.querySelector(`[data-sort="${focused}"]`).focus();
@@ -334,7 +335,7 @@ function side(run, label) {
     el("h3", {}, ...label.map((l) => l.cloneNode(true)), title(run)),
     el("p", {}, [facet(run, "data"), facet(run, "method")].filter(Boolean).join(" · ")),
     el("p", { class: "soft" }, run.id ? "Run " : "", el("span", { class: "mono" }, run.id || run.folder)),
-    el("p", { class: "soft" }, el("span", { class: `status ${run.status}` }, run.status), ` · ${run.started.slice(0, 16).replace("T", " ")} UTC · ${duration(run.seconds)}`),
+    el("p", { class: "soft" }, el("span", { class: `status ${shape(run)}` }, run.status), ` · ${run.started.slice(0, 16).replace("T", " ")} UTC · ${duration(run.seconds)}`),
     run.error && el("p", { class: "error" }, run.error),
     el("ul", { class: "links", "aria-label": "Files" }, ...Object.entries(known).filter(([path]) => run.files.includes(path)).map(([path, text]) => link(path, text)), link("run.json", "Record")),
     run.tables.length > 0 && el("ul", { class: "links", "aria-label": "Tables" }, el("li", { class: "soft" }, "Tables:"), ...run.tables.map((t) => link(`${t}.csv`, t))));
