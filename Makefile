@@ -24,7 +24,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 lab: $(READY)
-	$(BIN)/jupyter lab nbs/
+	env -u MPLBACKEND JUPYTER_CONFIG_PATH=$(CURDIR)/.lab $(BIN)/jupyter lab
 
 bench: $(READY)
 	$(BIN)/python -m bench

@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
+from ..core.display import summary_html
 from ..core.errors import DataError, check_finite
 from ..core.files import load_arrays, read_json, save_arrays, sha256_file, write_json
 
@@ -62,6 +63,15 @@ class Bank(BaseEstimator):
     def _made(cls, folder: Path, params: dict[str, Any]) -> "Bank":
         "The bank of saved parameters."
         return cls(**params)
+
+    def _repr_html_(self) -> str:
+        arrays = {k: v for k, v in self._state().items() if isinstance(v, np.ndarray)}
+        sizes = ", ".join(f"{k} {' x '.join(map(str, v.shape))}" for k, v in arrays.items())
+        facts = self.get_params() | {"fitted": sizes or "not yet", "memory": f"{sum(v.nbytes for v in arrays.values()) / 2**20:.1f} MiB" if arrays else ""}
+        return summary_html(type(self).__name__, facts)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
     def save(self, folder: str | Path) -> Path:
         "Write `bank.npz` and `bank.json` into `folder`. Raises `NotFittedError` before `fit`."

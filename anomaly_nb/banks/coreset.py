@@ -105,5 +105,6 @@ def greedy_coreset(
         if rows.size:
             state.pick_among(rows, limit)
         bar.update(state.m - before)
+    bar.update(n - bar.n)  # the first pick was given
     bar.close()
     return state.picked

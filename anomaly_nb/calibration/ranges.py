@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.display import summary_html
 from ..core.errors import DataError, check_finite, check_labels_and_scores
 
 # %% ../../nbs/05_calibration/01_ranges.ipynb #9d44b6c0
@@ -49,6 +50,14 @@ class CalibrationRanges:
 
             raise NotFittedError("CalibrationRanges has no marks yet; call fit(scores) first")
         return (np.asarray(scores, dtype=np.float64) - self.low_) / (self.high_ - self.low_)
+
+    def __repr__(self) -> str:
+        marks = f", 0 at {self.low_:.4g}, 1 at {self.high_:.4g}, {self.n_} scores" if hasattr(self, "low_") else ""
+        return f"CalibrationRanges({self.method!r}, {self.low:g}, {self.high:g}{marks})"
+
+    def _repr_html_(self) -> str:
+        known = {"0 stands for": self.low_, "1 stands for": self.high_, "scores": self.n_} if hasattr(self, "low_") else {"fitted": "not yet"}
+        return summary_html("CalibrationRanges", {"method": self.method, "percentiles": f"{self.low:g} to {self.high:g}" if self.method == "percentile" else ""} | known)
 
     def as_dict(self) -> dict[str, Any]:
         "Method and marks as JSON values."

@@ -22,6 +22,7 @@ from .database import connect, transaction
 from .drift import METRICS
 from .jobs import count_jobs, drain_jobs, enqueue_retag, enqueue_run
 from .runs import NotNow, UnknownHead, calibration_path, check_name, export_files, find_head, move_reference, repair_files, run_calibration, tag_scores
+from ..core.display import summary_html
 from ..core.errors import DataError, check_file
 from ..core.files import read_json
 from ..core.settings import Settings
@@ -167,6 +168,10 @@ class CalibrationStore:
     ):
         self.root, self.settings = Path(root), settings or Settings()
         self.ask(lambda db: None)
+
+    def _repr_html_(self) -> str:
+        heads = self.table("SELECT model_name || '/' || head_name, coalesce('reference version ' || reference_version, 'no reference yet') FROM heads ORDER BY 1")
+        return summary_html(f"CalibrationStore {self.root.name}", dict(heads.to_numpy().tolist()) or {"heads": "none yet: tag files and run"})
 
     def ask(self, function: Callable[..., Any], *values: Any) -> Any:
         "`function(db, *values)` on a connection of its own."

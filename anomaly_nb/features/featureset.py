@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError, check_file, check_finite, check_folder
 from ..core.files import load_arrays, save_arrays, write_text
 
@@ -53,6 +54,13 @@ class FeatureSet:
         "The pictures for which `keep` holds."
         keep = np.asarray(keep, bool)
         return FeatureSet(self.patches[keep], self.patch_hw, self.meta[keep], None if self.cls is None else self.cls[keep], self.spec)
+
+    def _repr_html_(self) -> str:
+        n, p, d = self.patches.shape
+        counts = self.meta["defect"].value_counts().to_dict() if "defect" in self.meta else {}
+        facts = {"pictures": n, "grid": f"{self.patch_hw[0]} x {self.patch_hw[1]}, {p} patches", "dimensions": d, "own vector": "" if self.cls is None else self.cls.shape[1]}
+        facts |= {"kinds": ", ".join(f"{k} {v}" for k, v in counts.items()), "memory": f"{self.patches.nbytes / 2**20:.1f} MiB, {self.patches.dtype}"}
+        return summary_html("FeatureSet", facts | {"backbone": self.spec.get("name", "")})
 
     def __repr__(self) -> str:
         n, _, d = self.patches.shape

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError
 from ..core.files import locked, read_json, sha256_file, sha256_json, write_json, write_text
 from .gallery import write_gallery
@@ -216,17 +217,13 @@ class Run:
         "The HTML page."
         return self.folder / "report.html"
 
+    def _repr_html_(self) -> str:
+        given = {k: v for k, v in self.record.get("parameters", {}).items() if k not in ("out", "cache") and v not in ("", None)}
+        facts = {"status": self.status, "seconds": self.record["seconds"], "page": self.page, "error": self.record.get("error")}
+        return summary_html(f"Run of {self.record['report']}", facts | self.metrics | {"parameters": ", ".join(f"{k}={v}" for k, v in given.items())})
+
     def __repr__(self) -> str:
         return f"Run({self.record['report']}, {self.status}, {self.record['seconds']:.1f} s, {self.page})"
-
-    def _repr_html_(self) -> str:
-        import html
-
-        values = {k: v for k, v in self.record["parameters"].items() if v not in ("", None) and k not in ("out", "cache")}
-        numbers = {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in self.metrics.items()}
-        rows = [("status", self.record.get("error") or self.status), *values.items(), *numbers.items()]
-        body = "".join(f"<tr><th>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows)
-        return f"<table><caption>{html.escape(self.record['report'])} {self.record['run_id']}, {self.record['seconds']:.1f} s</caption>{body}</table>"
 
 
 class ReportError(RuntimeError):

@@ -21,6 +21,7 @@ from sklearn.exceptions import NotFittedError
 
 from ..banks import Bank, KNNBank, MahalanobisBank, load_bank, rerank_scores
 from ..banks.knn import origin
+from ..core.display import summary_html
 from ..core.errors import DataError
 from ..core.files import load_arrays, read_json, save_arrays, write_json
 from ..core.style import figure_style
@@ -175,6 +176,14 @@ class _Scoring(BaseEstimator):
     preparation_: Preparation
     threshold_: Threshold | None
     patch_hw_: tuple[int, int]
+
+    def _repr_html_(self) -> str:
+        changed = {k: v for k, v in self.get_params(deep=False).items() if not isinstance(v, BaseEstimator)}
+        known = {"bank": repr(self.bank_), "learned from": f"{len(self.paths_)} pictures", "grid": f"{self.patch_hw_[0]} x {self.patch_hw_[1]}"} if hasattr(self, "bank_") else {}
+        return summary_html(type(self).__name__, changed | known | {"threshold": str(self.threshold_) if known else "not fitted yet"})
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
     def features(self, X: Any, fit: bool = False) -> FeatureSet:
         "What `fit` and `score` take, as a feature set."

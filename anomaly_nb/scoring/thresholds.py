@@ -18,6 +18,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from ..banks.base import Bank
+from ..core.display import summary_html
 from ..core.errors import DataError, check_finite
 from ..core.files import read_json, sha256_array, write_json
 from ..core.runtime import progress
@@ -78,6 +79,10 @@ class Threshold:
             return cls(**read_json(path))
         except TypeError:
             raise DataError(f"{path}: not a saved threshold") from None
+
+    def _repr_html_(self) -> str:
+        facts = {"value": self.value, "method": self.method, "from": f"{self.n} {self.calibrated_on}", **self.parameters}
+        return summary_html("Threshold" + (" (oracle: saw test labels)" if self.oracle else ""), facts | {"scores": self.scores_sha256[:12]})
 
     def __str__(self) -> str:
         given = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.parameters.items())
