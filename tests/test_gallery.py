@@ -275,7 +275,7 @@ def test_search_filters_and_order(figures, visit):
     heads.get_by_role("button", name="image_auroc").click()
     values = [float(v) for v in tab.locator(".runs .value .number").all_inner_texts()]
     assert values == sorted(values, reverse=True) and tab.get_attribute("[aria-sort]", "aria-sort") == "descending"
-    assert shown(tab)[-3:] == [11, 6, 7], "runs without the metric come last"
+    assert shown(tab)[-3:] == [11, 7, 6], "runs without the metric come last"
     heads.get_by_role("button", name="image_auroc").click()
     values = [float(v) for v in tab.locator(".runs .value .number").all_inner_texts()]
     assert values == sorted(values) and tab.get_attribute("[aria-sort]", "aria-sort") == "ascending"
