@@ -224,7 +224,7 @@ def test_damaged_records_and_a_folder_that_cannot_be_written(place):
     assert wanted[1].name in done.records[1]["error"]
 
 
-def test_disk_full_at_the_closing_record(place, monkeypatch):
+def test_disk_full_at_the_closing_record(place):
     import errno
 
     import anomaly_nb.reports.run as module
@@ -234,11 +234,10 @@ def test_disk_full_at_the_closing_record(place, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return write_json(path, value)
 
-    monkeypatch.setattr(module, "write_json", full)
-    with pytest.raises(OSError, match="No space left"):
-        run_report("tiny.ipynb", {}, "figures")
-    monkeypatch.undo()
-    os.chdir(place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "write_json", full)
+        with pytest.raises(OSError, match="No space left"):
+            run_report("tiny.ipynb", {}, "figures")
     assert Ledger("figures").records()[0]["status"] == "crashed" and not list(place.rglob("*.tmp"))
     assert run_report("tiny.ipynb", {}, "figures").record["attempts"] == 2
 

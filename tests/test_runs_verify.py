@@ -45,7 +45,8 @@ def install(folder, version, factor):
 def call(folder, *arguments, threads=2):
     "The command line in a fresh process."
     path = os.pathsep.join([str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}  # a Dask cluster of an earlier test sets some of them
+    env |= {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run([sys.executable, "-c", "from anomaly_nb.cli.main import main; main()", *arguments], cwd=folder, env=env, capture_output=True, text=True)
 
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,7 @@ def witness(tmp_path_factory):
 
 def test_killed_in_the_middle_of_an_epoch(witness, tmp_path):
     code = f"import tests.test_segmentation_training as t; t.start({str(tmp_path)!r})"
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], env=os.environ | {"ANOMALY_NB_PROGRESS": "0"})
+    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], cwd=Path(__file__).parent.parent, env=os.environ | {"ANOMALY_NB_PROGRESS": "0"})
     deadline = time.monotonic() + 240
     while not (tmp_path / "history.csv").is_file():
         assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
