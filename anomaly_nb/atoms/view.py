@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from .figures import frame_in_time
 from .frames import list_frames, read_labels
 from .pipeline import load_manifest, load_run, run_pipeline, select_videos
 from .roles import RoleFit, explain, fit_roles
@@ -23,7 +24,6 @@ from .samples import planted_clips
 from .segments import divergence, fit_delta, segment_presence, video_boundaries
 from .tiny_clip import tiny_clip_folder
 from ..core.files import load_tensors, sha256_json
-from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
 from ..core.views import Choice, Control, Slider, View
 from ..data.index import read_image
 from ..metrics import roc_auc
@@ -161,39 +161,10 @@ class AtomsView(_Controls):
         "Frame, presences, score over time and evidence."
         pbar, boundary, _ = self.segments(int(state["window"]), state["quantile"])
         own, row, event = self.run.video == state["video"], self._row(state), state["event"]
-        with figure_style():
-            fig = Figure(figsize=(8.4, 5.0))
-            (picture, grid), (why, line) = fig.subplots(2, 2, width_ratios=[1, 1.5], height_ratios=[1.2, 1])
-            picture.imshow(read_image(str(self.paths[self.run.keys[row]])))
-            picture.axis("off")
-            p, at = pbar[torch.from_numpy(own)].numpy(), int(state["frame"])
-            shown = np.argsort(-p.std(0), kind="stable")[:10]
-            grid.imshow(p[:, shown].T, aspect="auto", vmin=0, vmax=1)
-            grid.set_yticks(range(len(shown)), [self.run.atoms[c] for c in shown], fontsize=8)
-            for t in np.flatnonzero(boundary.numpy()[own][1:] > 0.5) + 1:
-                grid.axvline(t - 0.5, color="white", lw=1, ls=":")
-            grid.set_title("presence of atoms, dotted where a segment starts", fontsize=9)
-            line.fill_between(np.arange(own.sum()), 0, 1, where=self.truth[own, event] > 0, step="mid", color=ANOMALOUS, alpha=0.25, lw=0)
-            line.plot(self._scores(state)[own], color=NORMAL)
-            line.axhline(state["threshold"], color=THRESHOLD, lw=1, ls="--")
-            line.set(xlabel="frame", ylabel="probability", xlim=(-0.5, own.sum() - 0.5), ylim=(0, 1))
-            for ax in (grid, line):
-                ax.grid(False)
-                ax.axvline(at, color=PALETTE[5], lw=1.2)
-            self._draw_evidence(why, pbar[row], event)
-            fig.suptitle(self.describe(state), fontsize=10, x=0.01, ha="left")
+        image, evidence = read_image(str(self.paths[self.run.keys[row]])), explain(self.fit.models[0], pbar[row], event, self.run.atoms, top=3)
+        video = (pbar[torch.from_numpy(own)], boundary.numpy()[own], self.run.atoms, self._scores(state)[own], self.truth[own, event])
+        fig = frame_in_time(image, int(state["frame"]), *video, evidence, state["threshold"], self.describe(state))
         now = self.table(event, int(state["window"]), state["quantile"], state["threshold"])
         start = self.state(event=event)
         report = self.table(event, int(start["window"]), start["quantile"], start["threshold"])
         return fig, now.rename(columns={"value": "now"}).assign(report=report["value"])
-
-    def _draw_evidence(self, ax: Any, p: torch.Tensor, event: int) -> None:
-        "The strongest terms for and against."
-        table = explain(self.fit.models[0], p, event, self.run.atoms, top=3)
-        table = table[table["term"] > 1e-3]
-        colours = {"direct": ANOMALOUS, "indirect": PALETTE[2], "counter": NORMAL}
-        ax.barh(range(len(table)), table["term"] * np.where(table["kind"] == "counter", -1, 1), color=[colours[k] for k in table["kind"]])
-        ax.set_yticks(range(len(table)), table["atoms"], fontsize=8)
-        ax.invert_yaxis()
-        ax.axvline(0, color=THRESHOLD, lw=0.8)
-        ax.set_xlabel("evidence", fontsize=9)

@@ -68,7 +68,7 @@ def main_metric(
     return min(numbers, key=rank, default=None)
 
 # %% ../../nbs/10_reports/06_gallery.ipynb #1430a740
-TELLING = ("cover", "same_pictures", "hits", "top_frames", "worst", "best", "evidence", "presence", "differences", "auroc", "comparison", "examples")
+TELLING = ("cover", "same_pictures", "hits", "top_frames", "worst", "best", "frame", "differences", "auroc", "comparison", "examples")
 THUMB = (240, 150)  # pixels, twice what is shown
 
 

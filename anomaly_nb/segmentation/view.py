@@ -84,8 +84,15 @@ class _Pixels:
         scorer: PixelScorer,  # fitted
         scenes: Mapping[str, StreetDataset],  # val, test
         limit: int = 60,  # test scenes at most, and as many of validation
+        memory: int = 1 << 30,  # bytes of network outputs to keep; larger pictures mean fewer scenes
     ):
-        self.scorer, self.scenes = scorer, {s: [d[i] for i in range(min(len(d), limit))] for s, d in scenes.items() if s != "train"}
+        splits = {s: scenes[s] for s in ("val", "test")}
+        first = predict(network, splits["test"][0].image)
+        each = sum(t.nbytes for t in (first.logits, first.features, first.penultimate) if t is not None)
+        count = max(1, min(limit, memory // (2 * each)))
+        self.scorer = scorer
+        self.scenes = {s: [d[int(i)] for i in np.linspace(0, len(d) - 1, min(count, len(d))).round()] for s, d in splits.items()}
+        self.title = f"street scenes, {len(self.scenes['test'])} of {len(splits['test'])} of the test split"
         self.outputs = {s: [predict(network, scene.image) for scene in part] for s, part in self.scenes.items()}
         self.maps = lru_cache(maxsize=None)(self._maps)
         self.ranking = lru_cache(maxsize=None)(self._ranking)
@@ -108,6 +115,8 @@ class _Pixels:
     def _ranking(self, method: str) -> dict[str, str]:
         "Threshold-free figures over all test pixels."
         truth, scores = self.pixels(method, "test")
+        if truth.all() or not truth.any():
+            return {}
         found = (("pixel AUROC", roc_auc(truth, scores)), ("pixel AP", average_precision(truth, scores)), ("FPR at 95 % caught", fpr_at_tpr(truth, scores, 0.95)))
         return {name: f"{v:.4f}" for name, v in found}
 
@@ -115,17 +124,15 @@ class _Pixels:
         "What the threshold does to all test pixels, and the ranking."
         (truth, scores), limit = self.pixels(method, "test"), self.threshold(method, share)
         rows = {"promised: normal pixels called": f"{share:.1%}", "kept: normal pixels called": f"{(scores[~truth] >= limit).mean():.1%}"}
-        rows |= {"anomalous pixels caught": f"{(scores[truth] >= limit).mean():.1%}"} | self.ranking(method)
+        rows |= {"anomalous pixels caught": f"{(scores[truth] >= limit).mean():.1%}" if truth.any() else "there are none"} | self.ranking(method)
         return pd.DataFrame(rows.items(), columns=["figure", "value"])
 
 # %% ../../nbs/07_segmentation/14_view.ipynb #d457f081
 class StreetView(_Pixels, View):
     "Test scenes with score, threshold and the fate of every pixel."
 
-    title = "street scenes"
-
-    def __init__(self, network: StreetModel, scorer: PixelScorer, scenes: Mapping[str, StreetDataset], limit: int = 60):
-        super().__init__(network, scorer, scenes, limit)
+    def __init__(self, network: StreetModel, scorer: PixelScorer, scenes: Mapping[str, StreetDataset], limit: int = 60, memory: int = 1 << 30):
+        super().__init__(network, scorer, scenes, limit, memory)
         holds = [int((s.anomaly == 1).sum()) for s in self.scenes["test"]]
         listed = tuple((f"{self.scenes['test'][i].key}, {holds[i]} anomalous pixels", int(i)) for i in np.argsort(-np.array(holds), kind="stable"))
         self.controls: dict[str, Control] = {

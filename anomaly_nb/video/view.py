@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from ..core.errors import DataError
 from ..core.files import sha256_json
-from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
 from ..core.views import Choice, Control, Slider, View
 from .clips import make_video_dataset
 from .evaluation import frame_auc
 from .feature_files import read_index
 from .layouts import frame_labels, ground_truths, list_videos
 from .pipeline import VideoPlan, extract_dataset, plan_for
+from .plots import frame_in_time
 from .scoring import VideoScorer, frame_scores, load_modalities, responsible_objects
 
 # %% ../../nbs/08_video/12_view.ipynb #d98a24c0
@@ -132,35 +131,11 @@ class VideoView(_Controls):
 
     def draw(self, state: Mapping[str, Any]) -> tuple[Figure, pd.DataFrame]:  # figure, now, report
         "The frame, the object behind its score, and the timeline."
-        frames, default = self._scored(state), self.state()
-        with figure_style():
-            fig = Figure(figsize=(8.4, 3.1))
-            left, right = fig.subplots(1, 2, width_ratios=[1, 1.25])
-            self._draw_frame(left, state)
-            line = frames.query("video == @state['video']")[state["column"]].to_numpy()
-            if self.labels is not None:
-                on = self.labels[state["video"]]
-                right.fill_between(np.arange(len(line)), 0, 1, where=on, transform=right.get_xaxis_transform(), color=ANOMALOUS, alpha=0.25, lw=0, step="mid", label="truth")
-            right.plot(line, color=NORMAL, label=state["column"])
-            right.axhline(state["threshold"], color=THRESHOLD, lw=1, ls="--")
-            right.axvline(state["frame"], color=PALETTE[5], lw=1.2)
-            right.set(xlabel="frame", ylabel="score", xlim=(0, len(line) - 1))
-            right.legend(fontsize=8)
-            fig.suptitle(self.describe(state), fontsize=10, x=0.01, ha="left")
+        frames, default, video = self._scored(state), self.state(), self.videos[state["video"]]
+        scores, objects = frames.loc[frames["video"] == video.name, state["column"]].to_numpy(), self.objects(int(state.get("k", 2)))
+        counted = {m: state[f"weight_{m}"] if state["column"] in ("combined", m) else 0.0 for m in self.test}
+        here = objects[(objects["video"] == video.name) & (objects["frame"] == video.frames[int(state["frame"])])]
+        truth = None if self.labels is None else self.labels[video.name]
+        fig = frame_in_time(video, int(state["frame"]), scores, here, responsible_objects(here, counted), truth, state["threshold"], state["column"], self.describe(state))
         now = self.table(frames, state["column"], state["threshold"])
         return fig, now.rename(columns={"value": "now"}).assign(report=self.table(self._scored(default), default["column"], default["threshold"])["value"])
-
-    def _draw_frame(self, ax: Any, state: Mapping[str, Any]) -> None:
-        "The picture, its objects thin, the responsible one thick."
-        video = self.videos[state["video"]]
-        frame, objects = video.frames[int(state["frame"])], self.objects(int(state.get("k", 2)))
-        here = objects[(objects["video"] == video.name) & (objects["frame"] == frame)].copy()
-        ax.imshow(video.image(frame), cmap="gray")
-        ax.axis("off")
-        if here.empty:
-            return
-        guilty = responsible_objects(here, {m: state[f"weight_{m}"] if state["column"] in ("combined", m) else 0.0 for m in self.test})
-        for part, width in ((here.drop_duplicates(["y1", "x1"]), 0.7), (guilty, 2.2)):
-            for b in part.to_dict("records"):
-                ax.add_patch(Rectangle((b["x1"], b["y1"]), b["x2"] - b["x1"], b["y2"] - b["y1"], fill=False, color=ANOMALOUS if width > 1 else PALETTE[4], lw=width))
-        ax.set_title(f"raised by {guilty['modality'].iloc[0]}", fontsize=9)
