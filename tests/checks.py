@@ -1,6 +1,7 @@
 """The checks of `make test` that are not unit tests: `python -m tests.checks [name ...]`; `readme --write` renews the README."""
 import filecmp
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,9 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
 
-def run(*command, cwd=ROOT):
+def run(*command, cwd=ROOT, **environ):
     "Run a command; its output is shown only if it fails."
-    done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, env=os.environ | environ)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout[-6000:]}{done.stderr[-3000:]}")
     return done.stdout
@@ -48,7 +49,7 @@ def export():
 
 def notebooks():
     "Every notebook runs from top to bottom."
-    run(BIN / "nbdev_test", "--n_workers", "2")
+    run(BIN / "nbdev_test", "--n_workers", "2", OMP_NUM_THREADS="1")  # two at once: more threads would only wait for each other
 
 
 def lint():

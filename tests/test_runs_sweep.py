@@ -159,12 +159,15 @@ def test_two_sweeps_at_once_make_each_run_once(place):
     assert len(records) == runs and {(r["status"], r["attempts"]) for r in records} == {("ok", 1)}
 
 
+# a command line that heeds Ctrl-C even where the tests were started in the background of a shell, which ignores it
+HEED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from anomaly_nb.cli.main import main; "
+
+
 def test_interrupt_ends_children_and_closes_records(place):
     import psutil
 
     (place / "plan.yml").write_text("template: tiny.ipynb\nparameters: {how: slow}\ngrid: {a: [0.5, 2.0]}\nseeds: [0, 1]\n")
-    command = [sys.executable, "-c", "from anomaly_nb.cli.main import main; main(['sweep', 'plan.yml', '--workers', '2'])"]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", HEED + "main(['sweep', 'plan.yml', '--workers', '2'])"], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: finished() >= 1)
     wait_for(lambda: any(r["status"] == "running" and "kernel" in r for r in Ledger("figures").records()))
     family = psutil.Process(process.pid).children(recursive=True)
@@ -182,8 +185,7 @@ def test_interrupt_ends_children_and_closes_records(place):
 def test_interrupt_of_one_report(place):
     import psutil
 
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from anomaly_nb.cli.main import main; main(['report', 'tiny.ipynb', '-p', 'how=endless'])"
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", HEED + "main(['report', 'tiny.ipynb', '-p', 'how=endless'])"], start_new_session=True, stderr=subprocess.PIPE)
     wait_for(lambda: any("kernel" in r for r in Ledger("figures").records()))
     kernel = Ledger("figures").records()[0]["kernel"]["pid"]
     time.sleep(1)
