@@ -25,7 +25,7 @@ from ..core.display import summary_html
 from ..core.errors import DataError
 from ..core.files import load_arrays, read_json, save_arrays, write_json
 from ..core.style import figure_style
-from ..data.index import read_image
+from ..data.images import read_image
 from ..features import FeatureSet, create_backbone
 from .figures import patch_crop
 from .maps import heatmaps, image_scores
