@@ -7,17 +7,18 @@ __all__ = ['UNREADABLE', 'MAX_PIXELS', 'IMAGE_SUFFIXES', 'DEPTHS', 'FLOATS', 'LO
            'image_info', 'read_values', 'Intensity', 'parse_intensity', 'fit_intensity', 'read_counted', 'read_image',
            'mask_rule', 'read_mask_and_rule', 'read_mask', 'read_ids']
 
-# %% ../../nbs/02_data/04_images.ipynb #6a042f41
+# %% ../../nbs/02_data/04_images.ipynb #0db98393
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..core.errors import DataError, check_file, check_folder, require
 
@@ -46,7 +47,7 @@ def list_images(folder: str | Path) -> list[Path]:
     "Image files directly in `folder`, sorted by name. Raises `MissingFileError` if it is not there."
     return sorted(p for p in check_folder(folder).iterdir() if is_image(p) and p.is_file())
 
-# %% ../../nbs/02_data/04_images.ipynb #cd493e7f
+# %% ../../nbs/02_data/04_images.ipynb #ed615e36
 @dataclass(frozen=True)
 class ImageInfo:
     "What an image file holds, from its header."
@@ -64,12 +65,38 @@ class ImageInfo:
         return int("".join(c for c in self.type if c.isdigit()))
 
 
+def _tiff_orientation(path: Path) -> tuple[int, int]:
+    "Orientation of a TIFF's first page and where in the file it is written; (1, 0) for other files."
+    with open(path, "rb") as f:
+        order = {b"II*\0": "little", b"MM\0*": "big"}.get(f.read(4))
+        if order is None:
+            return 1, 0
+        number = lambda n: int.from_bytes(f.read(n), order)  # type: ignore[arg-type]
+        f.seek(number(4))
+        for _ in range(number(2)):
+            tag, _, _ = number(2), number(2), number(4)
+            if tag == 0x0112:
+                return (turn if (turn := number(2)) in range(1, 9) else 1), f.tell() - 2
+            f.seek(4, 1)
+    return 1, 0
+
+
+def _flat_tiff(path: Path) -> BytesIO | None:
+    "A rotated TIFF as it is stored: Pillow scrambles uncompressed ones when it rotates them itself. None for all other files."
+    turn, at = _tiff_orientation(path)
+    if turn == 1:
+        return None
+    data = bytearray(path.read_bytes())
+    data[at : at + 2] = b"\x01\0" if data[:2] == b"II" else b"\0\x01"
+    return BytesIO(data)
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     "An image file, its header read. Raises `MissingFileError`, or `DataError` for what is no image, damaged or too large."
     path = check_file(path)
     try:
-        with Image.open(path) as file:
+        with Image.open(_flat_tiff(path) or path) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels, at most {MAX_PIXELS}")
             yield file
@@ -124,15 +151,16 @@ def image_info(path: str | Path) -> ImageInfo:
     with _opened(path) as file:
         if file.format in UNREADABLE:
             raise DataError(f"{path}: {file.format} is not read here; convert it to PNG or TIFF")
-        turn = _png_header(path)[1] if file.format == "PNG" else file.getexif().get(0x0112, 1)
+        if file.format in ("PNG", "TIFF"):
+            turn = _png_header(path)[1] if file.format == "PNG" else _tiff_orientation(path)[0]
+        else:
+            turn = file.getexif().get(0x0112, 1)
         turn = turn if turn in range(1, 9) else 1
-        # Pillow gives the size of a TIFF as it will be after rotation, of every other format as it is stored
-        swapped = turn >= 5 and file.format != "TIFF"
-        size = (file.width, file.height) if swapped else (file.height, file.width)
+        size = (file.width, file.height) if turn >= 5 else (file.height, file.width)
         colour = len(file.getbands()) > 2 or file.mode in ("P", "PA")
         return ImageInfo(size, file.mode, _value_type(file, path), colour, getattr(file, "n_frames", 1), turn)
 
-# %% ../../nbs/02_data/04_images.ipynb #edc81d8c
+# %% ../../nbs/02_data/04_images.ipynb #87f902ca
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
     "An array (H, W, ...) rotated and mirrored as its EXIF orientation says."
     if orientation in (2, 3):
@@ -143,7 +171,7 @@ def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
         values = values.swapaxes(0, 1)
         values = values[::-1] if orientation in (7, 8) else values
         values = values[:, ::-1] if orientation in (6, 7) else values
-    return values
+    return np.ascontiguousarray(values)
 
 
 def _deep_colour(path: Path, info: ImageInfo) -> np.ndarray:
@@ -156,7 +184,7 @@ def _deep_colour(path: Path, info: ImageInfo) -> np.ndarray:
     colour = found[..., 2::-1]
     if found.shape[2] == 4:
         colour = np.rint(colour * (found[..., 3:] / np.iinfo(found.dtype).max)).astype(found.dtype)
-    return np.ascontiguousarray(_upright(colour, info.orientation))
+    return _upright(colour, info.orientation)
 
 
 def _has_alpha(file: Image.Image) -> bool:
@@ -182,9 +210,8 @@ def read_values(path: str | Path) -> np.ndarray:
             return _deep_colour(path, info)
         file.load()
         if info.type == "uint8":
-            return np.asarray(_on_black(ImageOps.exif_transpose(file)))
-        turned = info.orientation if file.format != "TIFF" else 1
-        values = _upright(np.asarray(file), turned)
+            return _upright(np.asarray(_on_black(file)), info.orientation)
+        values = _upright(np.asarray(file), info.orientation)
     if info.type == "uint32":
         return values.view(np.uint32)
     if info.type == "uint16":
@@ -332,19 +359,19 @@ def fit_intensity(
         return Intensity(f"percentile {low:g}..{high:g}: {bottom:g}..{top:g}", bottom, top, type)
     return Intensity(f"window {low:g}..{high:g}", low, high, type)
 
-# %% ../../nbs/02_data/04_images.ipynb #dc1edf91
+# %% ../../nbs/02_data/04_images.ipynb #22d4b093
 def read_counted(
     path: str | Path,
     intensity: Intensity | None = None,  # of the data set; None = 8-bit as it is, 16-bit integers over their full range
-) -> tuple[np.ndarray, int]:  # (H, W, 3) uint8 RGB, number of values clipped
-    "Read an image upright, with the number of values outside the rule's window. Raises `MissingFileError`, `DataError`."
+) -> tuple[np.ndarray, float]:  # (H, W, 3) uint8 RGB, fraction of its values clipped
+    "Read an image upright, with the fraction of its values outside the rule's window. Raises `MissingFileError`, `DataError`."
     values = read_values(path)
     if intensity is None and values.dtype != np.uint8:
         if values.dtype != np.uint16:
             raise DataError(f"{path}: holds {values.dtype} values and nothing says what is white; pass the data set's intensity")
         intensity = Intensity("full range of uint16", 0.0, 65535.0, "uint16")
     image, clipped = (intensity or Intensity()).apply(values, path)
-    return (image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)), clipped
+    return (image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)), clipped / values.size
 
 
 def read_image(
@@ -354,7 +381,7 @@ def read_image(
     "Read an image upright. Raises `MissingFileError`, or `DataError` for a damaged file or values without a rule."
     return read_counted(path, intensity)[0]
 
-# %% ../../nbs/02_data/04_images.ipynb #01486afd
+# %% ../../nbs/02_data/04_images.ipynb #b7969152
 LOSSY = frozenset({"JPEG", "MPO", "JPEG2000", "AVIF"})
 
 
@@ -385,15 +412,14 @@ def mask_rule(
 def _one_mask(path: Path, threshold: int) -> tuple[np.ndarray, str]:
     "One mask file as (H, W) bool, with the name of the rule."
     rule = mask_rule(path, threshold)
-    if image_info(path).type != "uint8":
+    if (info := image_info(path)).type != "uint8":
         values = read_values(path)
     else:
         with _opened(path) as file:
             file.load()
-            image = ImageOps.exif_transpose(file)
             if rule == "alpha":
-                return np.asarray(image.convert("RGBA"))[..., 3] > 0, rule
-            values = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+                return _upright(np.asarray(file.convert("RGBA"))[..., 3] > 0, info.orientation), rule
+            values = _upright(np.asarray(file.convert("L" if file.mode in ("1", "L", "LA") else "RGB")), info.orientation)
     values = values.max(axis=2) if values.ndim == 3 else values
     if threshold > 1:
         return values >= threshold, rule
@@ -431,7 +457,7 @@ def read_mask(
     "Read a mask by the rule of its format. Raises as `read_mask_and_rule` does."
     return read_mask_and_rule(path, threshold, size)[0]
 
-# %% ../../nbs/02_data/04_images.ipynb #f6c210ad
+# %% ../../nbs/02_data/04_images.ipynb #c354e8e0
 def read_ids(path: str | Path) -> np.ndarray:  # (H, W) integer ids as stored
     "Read a label image's ids. Raises `MissingFileError`, or `DataError` for a damaged or coloured one."
     path = Path(path)
@@ -441,5 +467,5 @@ def read_ids(path: str | Path) -> np.ndarray:  # (H, W) integer ids as stored
         if _lossy(file, path):
             raise DataError(f"{path}: {file.format} is lossy and blurs ids; write label images as PNG")
         file.load()
-        ids = np.asarray(ImageOps.exif_transpose(file))
+        ids = _upright(np.asarray(file), image_info(path).orientation)
     return ids.astype(np.uint8) if ids.dtype == bool else ids

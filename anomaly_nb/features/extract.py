@@ -20,7 +20,7 @@ from ..data.images import Intensity, fit_intensity, read_counted
 from .backbones import Backbone
 from .featureset import FeatureSet
 
-# %% ../../nbs/03_features/03_extract.ipynb #fae15f80
+# %% ../../nbs/03_features/03_extract.ipynb #157e973e
 def feature_batches(
     paths: Sequence[str],  # picture files
     backbone: Backbone,
@@ -30,12 +30,13 @@ def feature_batches(
     "Features of the pictures, batch by batch, in order. Raises `DataError` for a damaged picture or one with another grid than the first."
     starts = deque(range(0, len(paths), batch_size))
     ahead: deque[tuple[int, list[Future]]] = deque()
-    shape, clipped = None, {}
+    shape = None
+    clipped: dict[str, float] = {}
 
     def prepared(path: str) -> np.ndarray:
         image, beyond = read_counted(path, intensity)
         if beyond:
-            clipped[path] = beyond / image.size
+            clipped[path] = beyond
         return backbone.transform(image)
 
     with ThreadPoolExecutor(2) as pool:
