@@ -126,11 +126,12 @@ def inspect(
     seen = inspect_folder(root, pixels=not headers)
     typer.echo(json.dumps(seen, indent=1) if as_json else "\n".join(inspection_lines(seen)))
 
-# %% ../../nbs/11_cli/01_main.ipynb #5c95dd3f
+# %% ../../nbs/11_cli/01_main.ipynb #5aa38efe
 @app.command()
 def report(
     template: Annotated[str, typer.Argument(help="Name of a report, or path of a notebook with a cell tagged 'parameters'.")] = "",
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value; repeat for more.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="YAML file of parameters; -p wins over it.")] = None,
     figures: Annotated[Path, typer.Option(help="Runs go to its runs/, the list of them to its index.html.")] = Path("figures"),
     force: Annotated[bool, typer.Option("--force", help="Run again even if this very run is there.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show the reports, or a report's parameters, and stop.")] = False,
@@ -140,16 +141,19 @@ def report(
     \b
     anomaly-nb report image_anomaly -p dataset=mvtec -p root=data/mvtec -p category=leather
     """
-    from anomaly_nb.reports.run import run_report, template_parameters, templates
+    from anomaly_nb.reports.sweep import read_yaml
+    from anomaly_nb.reports.run import run_report, template_parameters, templates, type_words
 
     if not template:
         typer.echo("reports: " + ", ".join(templates()) + "\nsee: anomaly-nb report <name> --list")
         return
     if list_:
         for name, about in template_parameters(template).items():
-            typer.echo(f"  {name}: {about['type'].__name__} = {about['default']!r:<20} {about['help']}")
+            typer.echo(f"  {name}: {type_words(about['type'])} = {about['default']!r:<20} {about['help']}")
         return
-    given = {}
+    given = read_yaml(file) if file else {}
+    if not isinstance(given, dict):
+        raise typer.BadParameter(f"{file}: write lines of the form  name: value", param_hint="--file")
     for pair in parameter or []:
         name, eq, value = pair.partition("=")
         if not eq:

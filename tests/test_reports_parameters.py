@@ -1,0 +1,77 @@
+"""Parameters of reports: the annotation is the type, and whatever is wrong is said before a kernel starts."""
+import nbformat
+import pytest
+from typer.testing import CliRunner
+
+from anomaly_nb.cli.main import app
+from anomaly_nb.core.errors import DataError, MissingFileError
+from anomaly_nb.reports import run_report, template_parameters
+from anomaly_nb.reports.run import check_parameters, type_words
+
+SOURCE = """from typing import Literal
+from pathlib import Path
+# a remark
+
+y: float = 2  # a float with an int default
+n: int = 3
+flag: bool = False
+many: list[int] = [1, 2]
+words: list = ["a"]
+about: dict = {"a": 1}
+where: Path = ""
+kind: Literal["red", "blue"] = "red"
+maybe: int | None = None
+plain = 5"""
+
+
+@pytest.fixture
+def template(tmp_path):
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SOURCE, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell("print(y)")])
+    nbformat.write(book, tmp_path / "own.ipynb")
+    return tmp_path / "own.ipynb"
+
+
+@pytest.mark.parametrize(("name", "given", "value"), [
+    ("y", 0.5, 0.5), ("y", "0.5", 0.5), ("y", 1, 1.0), ("n", "7", 7), ("flag", "yes", True), ("flag", "false", False), ("many", "3,4", [3, 4]),
+    ("many", "[3, 4]", [3, 4]), ("many", [5], [5]), ("words", "x, y", ["x", "y"]), ("about", '{"b": [1]}', {"b": [1]}), ("about", {"c": 2}, {"c": 2}),
+    ("where", "x/y", "x/y"), ("kind", "blue", "blue"), ("maybe", 4, 4), ("maybe", None, None), ("plain", "6", 6),
+])  # fmt: skip
+def test_values_take_their_annotated_type(template, name, given, value):
+    found = check_parameters(template, {name: given})[name]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(("name", "given"), [
+    ("y", "much"), ("y", "nan"), ("y", float("inf")), ("y", True), ("n", 2.5), ("n", "2.5"), ("n", True), ("flag", "maybe"), ("flag", 2),
+    ("many", "3,x"), ("many", 3), ("about", "{"), ("about", "[1]"), ("kind", "green"), ("where", 3), ("plain", "six"),
+])  # fmt: skip
+def test_wrong_values_are_one_sentence(template, name, given):
+    with pytest.raises(DataError, match=f"{name}=") as e:
+        check_parameters(template, {name: given})
+    assert "\n" not in str(e.value)
+
+
+def test_choices_are_shown():
+    about = template_parameters("image_anomaly")
+    assert "'knn' or 'knn-euclidean'" in type_words(about["bank"]["type"]) and about["coreset"]["type"] is float
+    shown = CliRunner().invoke(app, ["report", "image_anomaly", "--list"]).output
+    assert "'raise' or 'keep' or 'drop'" in shown and "what a knn bank keeps" in shown
+
+
+@pytest.mark.parametrize(("given", "error"), [
+    ({"bank": "knnn"}, r"bank='knnn' is not 'knn' or"), ({"dataset": "folder", "root": "no/such/folder"}, "root=no/such/folder: no such file or folder"),
+    ({"weights": "lost.pth"}, "weights=lost.pth: no such file"), ({"k": "2.5"}, "k='2.5' is not int"), ({"bnak": "knn"}, "did you mean 'bank'"),
+])  # fmt: skip
+def test_nothing_wrong_starts_a_kernel(tmp_path, monkeypatch, given, error):
+    monkeypatch.setattr("anomaly_nb.reports.run.execute", lambda *a, **k: pytest.fail("a kernel was started"))
+    with pytest.raises((DataError, MissingFileError), match=error):
+        run_report("image_anomaly", given, figures=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_parameters(template, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr("anomaly_nb.reports.run.run_report", lambda t, g, *a: given.update(g) or pytest.skip.Exception)
+    (tmp_path / "p.yml").write_text("n: 4\nmany: [1, 2]\n")
+    CliRunner().invoke(app, ["report", str(template), "-f", str(tmp_path / "p.yml"), "-p", "n=9"])
+    assert given == {"n": "9", "many": [1, 2]}
