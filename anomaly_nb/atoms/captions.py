@@ -6,7 +6,7 @@
 __all__ = ['PROMPT', 'Caption', 'Captioner', 'write_captions', 'read_captions', 'JsonCaptions', 'MockCaptions', 'parse_atoms',
            'QwenCaptions', 'captions_from_text', 'caption_membership']
 
-# %% ../../nbs/09_atoms/03_captions.ipynb #5f056c5a
+# %% ../../nbs/09_atoms/03_captions.ipynb #5e27f0a4
 import hashlib
 import json
 import re
@@ -21,6 +21,7 @@ from ..core.errors import DataError, check_folder, require
 from ..core.files import read_json, write_json
 from ..core.order import pair_names
 from ..core.runtime import choose_device, progress
+from ..data.images import read_image
 from .frames import Frames, frame_key
 from .ontology import Ontology, atoms_in_text
 
@@ -105,7 +106,7 @@ class MockCaptions:
             out[key] = Caption(tuple(names[i] for i in sorted(chosen)))
         return out
 
-# %% ../../nbs/09_atoms/03_captions.ipynb #33aad7bc
+# %% ../../nbs/09_atoms/03_captions.ipynb #7c416f5a
 PROMPT = (
     "List what can be seen in this picture that bears on whether something unusual or dangerous is happening: "
     "objects, people, actions, places. Short phrases. Answer with a JSON list of strings and nothing else."
@@ -153,8 +154,7 @@ class QwenCaptions:
         talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.prompt}]}]
         text, out = processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True), {}
         for path, key in progress(list(zip(frames.paths, frames.keys)), "captions", unit="frame"):
-            with Image.open(path) as picture:
-                inputs = processor(text=[text], images=[picture.convert("RGB")], return_tensors="pt").to(device)
+            inputs = processor(text=[text], images=[Image.fromarray(read_image(path))], return_tensors="pt").to(device)
             with torch.inference_mode():
                 tokens = model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
             answer = tokens[:, inputs["input_ids"].shape[1] :]

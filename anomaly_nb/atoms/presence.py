@@ -6,7 +6,7 @@
 __all__ = ['presence_scores', 'Clip', 'load_clip', 'text_embeddings', 'image_embeddings', 'PresenceCalibration',
            'caption_resemblance', 'mix_captions']
 
-# %% ../../nbs/09_atoms/04_presence.ipynb #b608b6e2
+# %% ../../nbs/09_atoms/04_presence.ipynb #de120952
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from ..core.errors import DataError
 from ..core.files import load_array, save_array, sha256_file, sha256_json
 from ..core.runtime import choose_device, import_torchvision, progress
+from ..data.images import read_image
 from .captions import Caption
 from .ontology import Ontology
 
@@ -39,7 +40,7 @@ def presence_scores(
     cosine = F.normalize(image_emb, dim=1) @ F.normalize(text_emb, dim=1).T
     return ((cosine + 1) / 2).clamp(0, 1)  # rounding only
 
-# %% ../../nbs/09_atoms/04_presence.ipynb #47042f71
+# %% ../../nbs/09_atoms/04_presence.ipynb #abf2d317
 @dataclass(frozen=True)
 class Clip:
     "An image-text model with its preprocessing."
@@ -60,20 +61,13 @@ class Clip:
         return torch.cat(out)
 
     def encode_images(self, paths: Sequence[str | Path], batch: int = 64) -> Tensor:
-        "(n, D) unit image embeddings. Raises `DataError` naming a file that is no picture."
-        from PIL import Image, UnidentifiedImageError
-
-        def read(path: str | Path) -> Tensor:
-            try:
-                with Image.open(path) as picture:
-                    return self.preprocess(picture.convert("RGB"))
-            except (UnidentifiedImageError, OSError) as e:
-                raise DataError(f"{path}: not a readable picture ({e})") from None
+        "(n, D) unit image embeddings. Raises `DataError` naming a file that is no image."
+        from PIL import Image
 
         out = []
         with torch.inference_mode():
             for i in progress(range(0, len(paths), batch), "frames", unit="batch"):
-                pictures = torch.stack([read(p) for p in paths[i : i + batch]]).to(self.device)
+                pictures = torch.stack([self.preprocess(Image.fromarray(read_image(p))) for p in paths[i : i + batch]]).to(self.device)
                 out.append(self.model.encode_image(pictures, normalize=True).float().cpu())
         return torch.cat(out)
 

@@ -25,7 +25,7 @@ from .segments import divergence, fit_delta, segment_presence, video_boundaries
 from .tiny_clip import tiny_clip_folder
 from ..core.files import load_tensors, sha256_json
 from ..core.views import Choice, Control, Slider, View
-from ..data.index import read_image
+from ..data.images import read_image
 from ..metrics import roc_auc
 
 # %% ../../nbs/09_atoms/13_view.ipynb #cd2c0d70

@@ -166,7 +166,7 @@ def evaluate(
         write_text(folder / "differences.csv", difference_table(result, reference, draws).to_csv(index=False, lineterminator="\n"))
     typer.echo("".join(f"{n}\n" for n in dataset.notes) + to_markdown(table) + f"\n{folder}")
 
-# %% ../../nbs/11_cli/07_street.ipynb #706e4c38
+# %% ../../nbs/11_cli/07_street.ipynb #c65ba1a1
 @app.command()
 def score(
     run: Annotated[Path, typer.Argument(help="folder of `street train`")],
@@ -190,20 +190,20 @@ def score(
 
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.core.files import atomic_write, save_array, write_text
-    from anomaly_nb.segmentation.datasets import IMAGE_SUFFIXES, read_picture
+    from anomaly_nb.data.images import is_image, read_image
     from anomaly_nb.segmentation.evaluation import load_evaluation, normal_quantile
     from anomaly_nb.segmentation.models import predict
 
     network, scorer = _load(run, device)
     if method not in scorer.methods:
         raise DataError(f"method {method!r} was not fitted in {run}; it has {', '.join(scorer.methods)}")
-    paths = [pictures] if pictures.is_file() else sorted(p for p in pictures.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = [pictures] if pictures.is_file() else sorted(p for p in pictures.rglob("*") if is_image(p))
     if not paths:
-        raise DataError(f"{pictures}: no picture there; give a picture or a folder of {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError(f"{pictures}: no image there; give an image or a folder of them")
     threshold = scorer.unranked(method, normal_quantile(load_evaluation(run / "validation").histograms[method], quantile))
     rows = []
     for path in paths:
-        image = read_picture(path)
+        image = read_image(path)
         maps = scorer.score_one(method, predict(network, image))[0]
         flagged = maps >= threshold
         painted = np.where(flagged[..., None], (0.4 * image + 0.6 * np.array([230, 159, 0])).astype(np.uint8), image)

@@ -6,7 +6,8 @@
 __all__ = ['FEATURE_FILES', 'FeatureSet', 'FeatureFiles', 'feature_files', 'categories_from_feat_dir', 'save_features',
            'read_meta', 'load_features', 'load_bank_features', 'load_backbone']
 
-# %% ../../nbs/03_features/01_featureset.ipynb #516be3ea
+# %% ../../nbs/03_features/01_featureset.ipynb #2d10fa35
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import pandas as pd
 from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError, check_file, check_finite, check_folder
 from ..core.files import load_arrays, save_arrays, write_text
+from ..data.images import Intensity
 
-# %% ../../nbs/03_features/01_featureset.ipynb #98d4327d
+# %% ../../nbs/03_features/01_featureset.ipynb #bc83b70a
 @dataclass
 class FeatureSet:
     "Patch embeddings of N pictures. Raises `DataError` if arrays, grid and table do not agree or values are not finite."
@@ -28,6 +30,7 @@ class FeatureSet:
     meta: pd.DataFrame  # N rows, those of the index
     cls: np.ndarray | None = None  # (N, Dc) one vector a picture
     spec: dict[str, Any] = field(default_factory=dict)  # the backbone that made them
+    intensity: Intensity | None = None  # how values deeper than 8 bits were read; None = not known
 
     def __post_init__(self) -> None:
         self.patches = np.asarray(self.patches)
@@ -53,7 +56,7 @@ class FeatureSet:
     ) -> "FeatureSet":
         "The pictures for which `keep` holds."
         keep = np.asarray(keep, bool)
-        return FeatureSet(self.patches[keep], self.patch_hw, self.meta[keep], None if self.cls is None else self.cls[keep], self.spec)
+        return FeatureSet(self.patches[keep], self.patch_hw, self.meta[keep], None if self.cls is None else self.cls[keep], self.spec, self.intensity)
 
     def _repr_html_(self) -> str:
         n, p, d = self.patches.shape
@@ -103,7 +106,7 @@ def categories_from_feat_dir(
     names = (p.name.removesuffix("_meta.csv") for p in check_folder(feat_dir).glob("*_meta.csv"))
     return sorted({n for n in names if not n.endswith("_bank")})
 
-# %% ../../nbs/03_features/01_featureset.ipynb #52be5581
+# %% ../../nbs/03_features/01_featureset.ipynb #776e8ebd
 def save_features(
     folder: str | Path,  # where the files go
     category: str,
@@ -116,6 +119,8 @@ def save_features(
     arrays: dict[str, np.ndarray] = {"patches": features.patches, "patch_hw": np.asarray(features.patch_hw)}
     if features.cls is not None:
         arrays["cls"] = features.cls
+    if features.intensity is not None:
+        arrays["intensity"] = np.array(json.dumps(features.intensity.to_dict()))
     meta = folder / (f"{category}_bank_meta.csv" if bank else f"{category}_meta.csv")
     write_text(meta, features.meta.to_csv(index=False, lineterminator="\n"))
     return save_arrays(folder / (names.bank if bank else names.features).format(cat=category), arrays)
@@ -130,13 +135,14 @@ def read_meta(path: str | Path) -> pd.DataFrame:
 def _load(array_file: Path, meta_file: Path, backbone: str) -> FeatureSet:
     "A feature set from its two files."
     check_file(array_file, "run `anomaly-nb extract` first")
-    arrays = load_arrays(array_file, required=["patches", "patch_hw"], optional=["cls"])
+    arrays = load_arrays(array_file, required=["patches", "patch_hw"], optional=["cls", "intensity"])
     meta = read_meta(check_file(meta_file, f"it belongs to {array_file.name}"))
     if np.asarray(arrays["patch_hw"]).shape != (2,):
         raise DataError(f"{array_file}: patch_hw has shape {arrays['patch_hw'].shape}; it must be (h, w)")
     h, w = map(int, arrays["patch_hw"])
     try:
-        return FeatureSet(arrays["patches"], (h, w), meta, arrays.get("cls"), {"name": backbone})
+        rule = Intensity.from_dict(json.loads(str(arrays["intensity"]))) if "intensity" in arrays else None
+        return FeatureSet(arrays["patches"], (h, w), meta, arrays.get("cls"), {"name": backbone}, rule)
     except DataError as e:
         raise DataError(f"{array_file}: {e}") from None
 

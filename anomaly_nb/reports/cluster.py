@@ -94,7 +94,7 @@ def _result(future: Any, task: Mapping[str, Any]) -> dict[str, Any]:
     closed = None if is_store(task["figures"]) else close_crashed(Path(task["figures"]) / "runs" / task["name"], error, reason)
     return closed or {"run_id": task["run_id"], "parameters": task["parameters"], "status": "failed", "error": error, "reason": reason, "metrics": {}, "seconds": 0.0}
 
-# %% ../../nbs/10_reports/12_cluster.ipynb #c1e9acb7
+# %% ../../nbs/10_reports/12_cluster.ipynb #7b98488d
 def extract_shards_on(
     client: Any,  # `dask.distributed.Client`
     index: Any,  # of `read_index`
@@ -105,12 +105,11 @@ def extract_shards_on(
     shard_size: int = 128,  # pictures a shard
 ) -> Any:  # ShardedFeatures
     "`extract_shards` over a cluster: the same files, bit for bit where threads and processors are the same. Raises as it does."
-    from anomaly_nb.features.shards import _checksums, _key, _prepare, load_shards
+    from anomaly_nb.features.shards import _prepare, load_shards, shard_plan
 
     if len(index) == 0:
         raise DataError("the index is empty; there is nothing to extract")
-    folder, checksums = Path(folder).absolute(), _checksums(index)
-    plan = {"key": _key(index, checksums, backbone, dtype), "spec": backbone.spec.to_dict(), "dtype": dtype, "pictures": len(index), "shard_size": int(shard_size)}
+    folder, (plan, checksums) = Path(folder).absolute(), shard_plan(index, backbone, dtype, shard_size)
     with locked(folder / "features.json", timeout=5):
         done = _prepare(folder, plan, index.assign(sha256=checksums))
         paths = [str(Path(p).absolute()) for p in index["image_path"]]

@@ -25,7 +25,7 @@ from ..core.display import summary_html
 from ..core.errors import DataError
 from ..core.files import load_arrays, read_json, save_arrays, write_json
 from ..core.style import figure_style
-from ..data.index import read_image
+from ..data.images import image_info, read_image
 from ..features import FeatureSet, create_backbone
 from .figures import patch_crop
 from .maps import heatmaps, image_scores
@@ -317,7 +317,7 @@ class Detector(PatchDetector):
     def heatmaps(self, X: Any) -> list[np.ndarray]:
         "A heatmap of each picture at its own size. Raises `DataError` where X has no picture files."
         f = self.features(X)
-        sizes = [read_image(p).shape[:2] for p in f.meta["image_path"]]
+        sizes = [image_info(p).size for p in f.meta["image_path"]]
         return list(heatmaps(self.score_patches(f), f.patch_hw, sizes, self.sigma))
 
     def explain(self, X: Any) -> pd.DataFrame:

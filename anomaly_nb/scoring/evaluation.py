@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError
-from ..data.index import read_mask
+from ..data.images import read_mask
 from ..metrics import ScoreHistogram, aupro, average_precision, bootstrap_interval, fpr_at_tpr, roc_auc
 from .thresholds import Threshold
 

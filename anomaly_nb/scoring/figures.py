@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..core.style import figure_style
-from ..data.index import read_image
+from ..data.images import read_image
 from ..features.featureset import FeatureSet
 from .maps import overlay
 

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from ..core.errors import DataError
 from ..core.files import atomic_write
-from ..data.index import read_image
+from ..data.images import read_image
 from ..data.samples import smooth_noise
 
 # %% ../../nbs/06_scoring/07_validation.ipynb #13216e0c

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ..banks import KNNBank, make_bank
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
 from ..core.views import Check, Choice, Control, Slider, View
-from ..data import read_image, read_index
+from ..data import image_info, read_image, read_index
 from ..features import FeatureSet, cached_features, create_backbone
 from ..metrics import average_precision, roc_auc
 from .detector import fit_bank, score_bank
@@ -138,12 +138,12 @@ class _Scores:
 
     def _maps(self, k: int, sigma: float) -> list[np.ndarray]:
         "Heatmaps of all test pictures at their own sizes."
-        sizes = [read_image(p).shape[:2] for p in self.test.meta["image_path"]]
+        sizes = [image_info(p).size for p in self.test.meta["image_path"]]
         return list(heatmaps(self.patches(k)[0], self.test.patch_hw, sizes, sigma))
 
     def _pixels(self, k: int, sigma: float) -> dict[str, float]:
         "Pixel metrics; empty without masks, or where maps are so large that it would take more than a moment."
-        height, width = read_image(self.test.meta["image_path"].iloc[0]).shape[:2]
+        height, width = image_info(self.test.meta["image_path"].iloc[0]).size
         if height * width * len(self.test) > 4_000_000 or not (self.test.meta["mask_path"] != "").any():
             return {}
         maps = self.maps(k, sigma)
