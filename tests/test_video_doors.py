@@ -10,6 +10,7 @@ from scipy.io import savemat
 
 from anomaly_nb.core.errors import DataError, MissingExtraError, MissingFileError
 from anomaly_nb.core.files import save_array, write_text
+from anomaly_nb.video.feature_files import convert_pickled, load_object_features
 from anomaly_nb.video.layouts import frame_labels, ground_truths, list_videos, load_mat
 
 T = 12  # frames of a video
@@ -94,7 +95,7 @@ def test_ped2_with_masks_called_frame001_and_an_error_where_masks_and_script_dif
         frame_labels(root, testing)
     assert frame_labels(root, testing, "gt_frame")["Test002"].nonzero()[0].tolist() == [1, 2, 3, 4, 8]
     write_text(script, script.read_text().replace("[2:5, 9]", "[2:13]"))
-    with pytest.raises(DataError, match="video Test002: event 2..13 lies outside its 12 frames"):
+    with pytest.raises(DataError, match=r"video Test002: event 2..13 lies outside its 12 frames"):
         frame_labels(root, testing, "gt_frame")
 
 
@@ -102,13 +103,13 @@ def test_ped1_has_masks_for_some_videos_only(tmp_path):
     root = ped2(tmp_path, count=4)
     shutil.rmtree(root / "Test" / "Test003_gt")
     testing = list_videos(root, "testing")
-    with pytest.raises(DataError, match="masks cannot be read .*Test003.*; name one"):
+    with pytest.raises(DataError, match=r"masks cannot be read .*Test003.*; name one"):
         frame_labels(root, testing)
-    with pytest.raises(MissingFileError, match="no ground truth for video Test003"):
+    with pytest.raises(MissingFileError, match=r"no ground truth for video Test003"):
         frame_labels(root, testing, "masks")
     assert stated(frame_labels(root, testing, "gt_frame"))
     (root / "Test" / "Test004_gt" / "005.bmp").unlink()
-    with pytest.raises(MissingFileError, match="Test004_gt: no ground truth for frame 005"):
+    with pytest.raises(MissingFileError, match=r"Test004_gt: no ground truth for frame 005"):
         frame_labels(root, [v for v in testing if v.name == "Test004"], "masks")
 
 
@@ -119,7 +120,7 @@ def test_avenue_volumes_with_two_videos_on_disk(tmp_path):
         savemat(tmp_path / "testing_label_mask" / f"{i}_label.mat", {"volLabel": cells([np.full((3, 4), int(y)) for y in (anomalous(i) if i < 13 else np.ones(T))])})
     assert stated(frame_labels(tmp_path, testing))
     (tmp_path / "testing_label_mask" / "5_label.mat").unlink()
-    with pytest.raises(DataError, match="testing_label_mask: video 05 is number 5"):
+    with pytest.raises(DataError, match=r"testing_label_mask: video 05 is number 5"):
         frame_labels(tmp_path, testing)
 
 
@@ -135,22 +136,22 @@ def test_videos_counted_from_zero_and_videos_without_numbers_need_the_whole_set(
     savemat(tmp_path / "gt.mat", {"gt": cells([spans(i) for i in (1, 2, 3)])})
     testing = videos(tmp_path, ["00", "01", "02"])
     assert stated(frame_labels(tmp_path, testing), {"00": 1, "01": 2, "02": 3})
-    with pytest.raises(DataError, match="video 00 is number 0, and there are labels for 1 to 3"):
+    with pytest.raises(DataError, match=r"video 00 is number 0, and there are labels for 1 to 3"):
         frame_labels(tmp_path, testing[:2])
     shutil.rmtree(tmp_path / "testing")
     testing = videos(tmp_path, ["01_0014", "01_002", "10_1"])
     assert stated(frame_labels(tmp_path, testing), {"01_002": 1, "01_0014": 2, "10_1": 3})  # natural order of the whole set
-    with pytest.raises(DataError, match="labels for 3 videos, here are 2, and the name '01_002' does not say which"):
+    with pytest.raises(DataError, match=r"labels for 3 videos, here are 2, and the name '01_002' does not say which"):
         frame_labels(tmp_path, testing[:2])
     frames(tmp_path / "testing" / "frames" / "entrance")
-    with pytest.raises(DataError, match="labels for 3 videos, here are 4"):
+    with pytest.raises(DataError, match=r"labels for 3 videos, here are 4"):
         frame_labels(tmp_path, list_videos(tmp_path, "testing"))
 
 
 def test_numbers_beyond_the_cells_are_an_error_though_the_counts_agree(tmp_path):
     testing = videos(tmp_path, ["03", "05"])
     savemat(tmp_path / "gt.mat", {"gt": cells([spans(1), spans(2)])})
-    with pytest.raises(DataError, match="gt.mat: video 03 is number 3"):
+    with pytest.raises(DataError, match=r"gt.mat: video 03 is number 3"):
         frame_labels(tmp_path, testing)
 
 
@@ -162,18 +163,18 @@ def test_tables_of_two_events(tmp_path):
         labels = frame_labels(tmp_path, testing)
         assert np.array_equal(labels["1"], right) and not labels["2"].any()
     savemat(tmp_path / "gt.mat", {"gt": cells([np.array([[2, 3], [4, 9]]), np.array([[1, 2, 3], [1, 2, 3]])])})  # rows in order, the other table in columns
-    with pytest.raises(DataError, match=r"video 1 has two events, \[\[2, 3\], \[4, 9\]\], in order in rows and other tables of the file have them in columns"):
+    with pytest.raises(DataError, match=r"video 1 has two events, \[\[2, 3\], \[4, 9\]\], in order in rows, and other tables of the file have them in columns"):
         frame_labels(tmp_path, testing)
     assert frame_labels(tmp_path, testing, events="columns")["1"].sum() == 8
     savemat(tmp_path / "gt.mat", {"gt": cells([np.array([[2, 13], [4, 9]]), spans(2)])})
-    with pytest.raises(DataError, match="video 1 has two events, .* in neither columns nor rows"):
+    with pytest.raises(DataError, match=r"video 1 has two events, .* in neither columns nor rows"):
         frame_labels(tmp_path, testing)
     savemat(tmp_path / "gt.mat", {"gt": cells([np.array([[2, 4], [6, 7], [9, 9]]), np.array([[5, 6]])])})  # (3, 2) and (1, 2)
     assert {v: y.nonzero()[0].tolist() for v, y in frame_labels(tmp_path, testing).items()} == {"1": [1, 2, 3, 5, 6, 8], "2": [4, 5]}
-    with pytest.raises(DataError, match="events='both'"):
+    with pytest.raises(DataError, match=r"events='both'"):
         frame_labels(tmp_path, testing, events="both")
     savemat(tmp_path / "gt.mat", {"gt": cells([np.array([[2.5], [4]]), spans(2)])})
-    with pytest.raises(DataError, match="video 1: event 2.5..4"):
+    with pytest.raises(DataError, match=r"video 1: event 2.5..4"):
         frame_labels(tmp_path, testing)
 
 
@@ -184,10 +185,10 @@ def test_shanghaitech_arrays_by_name(tmp_path):
         save_array(tmp_path / "testing" / "test_frame_mask" / f"{name}.npy", anomalous(i).astype(np.uint8))
     assert stated(frame_labels(tmp_path, testing), {n: i for n, i in names.items() if i < 4})
     (tmp_path / "testing" / "test_frame_mask" / "01_0015.npy").unlink()
-    with pytest.raises(MissingFileError, match="no ground truth for video 01_0015"):
+    with pytest.raises(MissingFileError, match=r"no ground truth for video 01_0015"):
         frame_labels(tmp_path, testing)
     save_array(tmp_path / "testing" / "test_frame_mask" / "01_0015.npy", np.zeros(11))
-    with pytest.raises(DataError, match="11 labels for video 01_0015, which has 12 frames"):
+    with pytest.raises(DataError, match=r"11 labels for video 01_0015, which has 12 frames"):
         frame_labels(tmp_path, testing)
 
 
@@ -197,10 +198,10 @@ def test_labels_end_to_end_are_split_in_natural_order(tmp_path, shape):
     values = np.concatenate([anomalous(i) for i in range(1, 13)]).astype(np.int8)
     save_array(tmp_path / "frame_labels_ped2.npy", values.reshape(shape))
     assert stated(frame_labels(tmp_path, testing[::-1]))
-    with pytest.raises(DataError, match="144 labels for the 132 frames of 11 videos"):
+    with pytest.raises(DataError, match=r"144 labels for the 132 frames of 11 videos"):
         frame_labels(tmp_path, testing[1:])
     save_array(tmp_path / "testing" / "frame_labels_2.npy", values)
-    with pytest.raises(DataError, match="frame_labels_ped2.npy, testing/frame_labels_2.npy all may be frame_labels"):
+    with pytest.raises(DataError, match=r"frame_labels_ped2.npy, testing/frame_labels_2.npy all may be frame_labels"):
         frame_labels(tmp_path, testing)
 
 
@@ -238,7 +239,7 @@ def test_matlab_7_3(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"MATLAB 5.0 MAT-file".ljust(200), b"\x89HDF\r\n\x1a\n" + bytes(40), b"gt = 1"])
 def test_damaged_mat_files_name_the_file(tmp_path, content):
     (tmp_path / "gt.mat").write_bytes(content)
-    with pytest.raises(DataError, match="gt.mat: cannot be read as a MATLAB file"):
+    with pytest.raises(DataError, match=r"gt.mat: cannot be read as a MATLAB file"):
         load_mat(tmp_path / "gt.mat")
 
 
@@ -258,7 +259,7 @@ def test_masks_of_videos_named_otherwise_and_lossy_masks(tmp_path):
         frames(tmp_path / "testing" / "masks" / f"mask_{i:02d}", name="{}.jpg", value=anomalous(i))
     assert stated(frame_labels(tmp_path, testing))
     (tmp_path / "testing" / "masks" / "mask_02").rename(tmp_path / "testing" / "masks" / "mask_03")
-    with pytest.raises(DataError, match="masks: nothing in it belongs to video '2'"):
+    with pytest.raises(DataError, match=r"masks: nothing in it belongs to video '2'"):
         frame_labels(tmp_path, testing)
 
 
@@ -268,7 +269,7 @@ def test_a_film_and_a_folder_of_one_name_are_not_one_video(tmp_path):
     film = cv2.VideoWriter(str(tmp_path / "01.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 32))
     film.write(np.zeros((32, 32, 3), np.uint8))
     film.release()
-    with pytest.raises(DataError, match="are both video 01"):
+    with pytest.raises(DataError, match=r"are both video 01"):
         list_videos(tmp_path)
 
 
@@ -276,3 +277,20 @@ def test_a_video_called_gt_is_a_video(tmp_path):
     for name in ("ferrari_gt", "other", "other_gt"):
         frames(tmp_path / "cars" / name, 2)
     assert [v.name for v in list_videos(tmp_path / "cars")] == ["ferrari_gt", "other"]
+
+
+def test_converted_frames_keep_the_order_of_time(tmp_path):
+    for video, frame in ((10, 1), (9, 10), (9, 9), (9, 100)):
+        save_array(tmp_path / "old" / str(video) / f"{frame}.npy", np.full((1, 2), frame))
+    convert_pickled(tmp_path / "old", tmp_path / "new", "velocity", trust=True)
+    found = load_object_features(tmp_path / "new", "velocity")
+    assert found.frames == {"9": ("9", "10", "100"), "10": ("1",)} and list(found.frames) == ["9", "10"]
+    assert found.values[:, 0].tolist() == [9, 10, 100, 1]
+
+
+def test_names_of_three_cameras_with_masks_numbered_alike_are_not_joined(tmp_path):
+    testing = videos(tmp_path, ["cam1_1", "cam2_1", "cam3_1"])
+    for letter in "abc":
+        frames(tmp_path / "testing" / "masks" / f"{letter}_1", value=anomalous(1))
+    with pytest.raises(DataError, match=r"nothing in it belongs to video 'cam1_1'"):
+        frame_labels(tmp_path, testing)

@@ -52,7 +52,8 @@ def pair_names(
         if not lost:
             return {n: theirs[k] for k, n in mine.items()}
     first = min(lost or names, key=natural_key)
-    raise DataError(f"{where}: nothing in it belongs to {what} {first!r} beyond doubt; name both alike (it has {_some(others)})")
+    has = _some(others)
+    raise DataError(f"{where}: nothing in it belongs to {what} {first!r} beyond doubt; name both alike (it has {has})")
 
 
 def _all_numbers(name: str) -> tuple[tuple[int, str], ...]:

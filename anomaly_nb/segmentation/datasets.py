@@ -182,7 +182,7 @@ def _pictures(folder: Path, ending: str = "") -> dict[str, Path]:
         stem = path.relative_to(folder).with_suffix("").as_posix()
         if path.suffix.lower() in IMAGE_SUFFIXES and stem.endswith(ending):
             if stem.removesuffix(ending) in found:
-                raise DataError(f"{path}: {found[stem.removesuffix(ending)].name} has the same name with another ending; keep the one that is meant")
+                raise DataError(f"{path}: has the key of {found[stem.removesuffix(ending)].name}; keep the one that is meant")
             found[stem.removesuffix(ending)] = path
     return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
 
@@ -285,7 +285,8 @@ def road_anomaly(
     "RoadAnomaly (2019): raw id 2 = anomaly. Raises `MissingFileError`, `DataError`."
     frames = Path(root) / "frames"
     listed = frames / "frame_list.json"
-    names = read_json(listed) if listed.is_file() else [p.name for p in sorted(check_folder(frames).iterdir(), key=lambda p: natural_key(p.stem)) if p.suffix.lower() in IMAGE_SUFFIXES]
+    there = [p for p in check_folder(frames).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+    names = read_json(listed) if listed.is_file() else [p.name for p in sorted(there, key=lambda p: natural_key(p.stem))]
     scenes = [ScenePaths(Path(n).stem, check_file(frames / n), check_file(frames / f"{Path(n).stem}.labels" / "labels_semantic.png")) for n in names]
     return StreetDataset("road_anomaly", "test", LabelTable((), {}, anomaly=frozenset({2}), normal=frozenset({0})), scenes)
 
@@ -305,7 +306,8 @@ def fishyscapes(
         if frame not in originals:
             raise MissingFileError(f"{labels}: its picture {frame}_leftImg8bit.png is not below {pictures}")
         if len(originals[frame]) > 1:
-            raise DataError(f"{labels}: {originals[frame][0]} and {originals[frame][1]} may both be its picture; point to the folder of the one that is meant")
+            first, other = originals[frame][:2]
+            raise DataError(f"{labels}: {first} and {other} may both be its picture; point to the folder of the one that is meant")
         scenes.append(ScenePaths(key, originals[frame][0], labels))
 
     def read(paths: ScenePaths) -> np.ndarray:

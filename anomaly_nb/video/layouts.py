@@ -9,6 +9,7 @@ __all__ = ['FILMS', 'FORMS', 'Video', 'list_videos', 'ground_truths', 'frame_lab
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def list_videos(
     if not videos:
         raise DataError(f"{root}: holds no folder of frames and no video file")
     videos.sort(key=lambda v: natural_key(v.name))
-    for one, other in zip(videos, videos[1:]):
+    for one, other in pairwise(videos):
         if one.name == other.name:
             raise DataError(f"{one.path} and {other.path} are both video {one.name}; keep one of them")
     return videos
@@ -105,7 +106,8 @@ def list_videos(
 
 def _is_truth(path: Path) -> bool:
     "Whether a folder holds a video's masks in UCSD's form, `Test001_gt` beside `Test001`."
-    return path.name.endswith("_gt") and (path.parent.name == "Test" or path.with_name(path.name.removesuffix("_gt")).is_dir())
+    video = path.with_name(path.name.removesuffix("_gt"))
+    return video != path and (path.parent.name == "Test" or video.is_dir())
 
 
 def _film_length(path: Path) -> int:
@@ -119,23 +121,24 @@ def _film_length(path: Path) -> int:
 
 # %% ../../nbs/08_video/02_layouts.ipynb #dcd82ad6
 def ground_truths(root: str | Path) -> dict[str, Path]:
-    "The kinds of ground truth a data set's folder holds, with their places. Raises `DataError` where one kind has several places."
+    "The kinds of ground truth a data set's folder holds, with their places. Raises `DataError` where one has several."
     root = check_folder(root)
     published = [root / "Test"] if any(p.is_dir() for p in root.glob("Test/*_gt")) else []
-    files = lambda pattern: [p for place in (root, root / "testing") for p in place.glob(pattern) if not p.name.startswith(".")]
+    files = lambda *patterns: [p for pattern in patterns for p in root.glob(pattern) if not p.name.startswith(".")]
     folders = lambda *names: [root / name for name in names if (root / name).is_dir()]
-    scripts = [p for p in [*files("*.m"), *root.glob("Test/*.m")] if not p.name.startswith(".") and "gt_frame" in p.read_text(encoding="utf-8", errors="replace")]
+    scripts = [p for p in files("*.m", "Test/*.m") if b"gt_frame" in p.read_bytes()]
     places = {
         "masks": folders("testing/masks") + published,
         "gt_frame": scripts,
         "frame_mask": folders("testing/test_frame_mask", "test_frame_mask"),
         "volumes": folders("testing_label_mask", "ground_truth_demo/testing_label_mask"),
-        "intervals": files("*.mat"),
-        "frame_labels": files("frame_labels*.npy"),
+        "intervals": files("*.mat", "testing/*.mat"),
+        "frame_labels": files("frame_labels*.npy", "testing/frame_labels*.npy"),
     }
     for kind, found in places.items():
         if len(found) > 1:
-            raise DataError(f"{root}: {', '.join(sorted(p.relative_to(root).as_posix() for p in found))} all may be {kind}; keep the one that is meant")
+            names = ", ".join(sorted(p.relative_to(root).as_posix() for p in found))
+            raise DataError(f"{root}: {names} all may be {kind}; keep the one that is meant")
     return {kind: found[0] for kind, found in places.items() if found}
 
 
@@ -143,9 +146,9 @@ def frame_labels(
     root: str | Path,  # the data set's folder
     videos: list[Video],  # of the test split
     kind: str | None = None,  # of `ground_truths`; None = the one that is there, or all if they agree
-    events: str | None = None,  # "columns" or "rows": an event's place in a table of intervals; None = told from the tables
+    events: str | None = None,  # "columns" or "rows" of a table of intervals; None = told from the tables
 ) -> dict[str, np.ndarray]:  # video name -> (T,) bool, True = anomalous
-    "Frame labels of every test video. Raises `MissingFileError` for a missing label file, `DataError` where lengths differ or anything is not clear."
+    "Frame labels of every test video. Raises `MissingFileError` for missing labels, `DataError` for what differs or is not clear."
     found = ground_truths(root)
     if not found:
         raise MissingFileError(f"{root}: has no ground truth of a known form")
@@ -166,7 +169,8 @@ def frame_labels(
     for other in others:
         for v, y in labels[first].items():
             if not np.array_equal(y, labels[other][v]):
-                raise DataError(f"{several}, and they differ: in video {v}, {y.sum()} frames are anomalous by {first} and {labels[other][v].sum()} by {other}; name one")
+                found = f"{y.sum()} frames are anomalous by {first} and {labels[other][v].sum()} by {other}"
+                raise DataError(f"{several}, and they differ: in video {v}, {found}; name one")
     return labels[first]
 
 
@@ -174,18 +178,24 @@ def _read_labels(kind: str, place: Path, videos: list[Video], events: str | None
     "Labels of one kind, with their lengths checked."
     if len({v.name for v in videos}) < len(videos):
         raise DataError("videos: two of them have the same name")
-    if kind == "intervals":
-        labels = _from_intervals(place, videos, events)
-    else:
-        labels = {"masks": _from_masks, "gt_frame": _from_script, "frame_mask": _from_frame_mask, "volumes": _from_volumes, "frame_labels": _from_concatenated}[kind](place, videos)
+    readers: dict[str, Callable[[Path, list[Video]], dict[str, np.ndarray]]] = {
+        "masks": _from_masks,
+        "gt_frame": _from_script,
+        "frame_mask": _from_frame_mask,
+        "volumes": _from_volumes,
+        "intervals": lambda place, videos: _from_intervals(place, videos, events),
+        "frame_labels": _from_concatenated,
+    }
+    labels = readers[kind](place, videos)
     for video in videos:
-        if labels[video.name].shape != (len(video.frames),):
-            raise DataError(f"{place}: {labels[video.name].size} labels for video {video.name}, which has {len(video.frames)} frames; they belong to different versions")
+        n, y = len(video.frames), labels[video.name]
+        if y.shape != (n,):
+            raise DataError(f"{place}: {y.size} labels for video {video.name}, which has {n} frames; they belong to different versions")
     return labels
 
 # %% ../../nbs/08_video/02_layouts.ipynb #67dbcdfd
 def _by_number(place: Path, videos: Sequence[Video], numbers: Sequence[int]) -> dict[str, int]:
-    "The number, of those that have labels, that belongs to every video. Raises `DataError` for a video where that is not certain."
+    "The number of every video, of those that have labels. Raises `DataError` for a video where that is not certain."
     names = sorted((v.name for v in videos), key=natural_key)
     said = {n: m for n in names if (m := name_number(n)) is not None}
     if len(set(said.values())) == len(names):  # every name says a number, and no two the same
@@ -193,24 +203,29 @@ def _by_number(place: Path, videos: Sequence[Video], numbers: Sequence[int]) -> 
             return {n: m + 1 for n, m in said.items()}  # the whole set, counted from 0
         for n, m in said.items():
             if m not in numbers:
-                raise DataError(f"{place}: video {n} is number {m}, and there are labels for {_ranges(numbers)}; add its labels or leave the video out")
+                known = _ranges(numbers)
+                raise DataError(f"{place}: video {n} is number {m}, and there are labels for {known}; add its labels or leave it out")
         return said
     if len(names) != len(numbers):
         odd = next((n for n in names if n not in said), names[0])
-        raise DataError(f"{place}: has labels for {len(numbers)} videos, here are {len(names)}, and the name {odd!r} does not say which of them it is; give all videos, or name each by its number")
+        counts = f"has labels for {len(numbers)} videos, here are {len(names)}"
+        raise DataError(f"{place}: {counts}, and the name {odd!r} does not say which it is; give all videos or name each by its number")
     return dict(zip(names, sorted(numbers)))  # the whole set in its published order
 
 
 def _ranges(numbers: Sequence[int]) -> str:
     "Numbers in words."
     ordered = sorted(numbers)
-    return f"{ordered[0]} to {ordered[-1]}" if len(ordered) > 1 and ordered[-1] - ordered[0] + 1 == len(ordered) else ", ".join(map(str, ordered)) or "none"
+    if len(ordered) > 1 and ordered[-1] - ordered[0] + 1 == len(ordered):
+        return f"{ordered[0]} to {ordered[-1]}"
+    return ", ".join(map(str, ordered)) or "none"
 
 
 def _from_masks(place: Path, videos: list[Video]) -> dict[str, np.ndarray]:
     "A frame is anomalous if its mask has a pixel."
     ending = "_gt" if place.name == "Test" else ""  # in UCSD's form the frames lie in the same place
-    folders = {p.name.removesuffix(ending): p for p in place.iterdir() if p.is_dir() and p.name.endswith(ending) and not p.name.startswith(".")}
+    own = (p for p in place.iterdir() if p.is_dir() and p.name.endswith(ending) and not p.name.startswith("."))
+    folders = {p.name.removesuffix(ending): p for p in own}
     labels = {}
     for name, partner in _partners([v.name for v in videos], folders, place, "video").items():
         video, folder = next(v for v in videos if v.name == name), folders[partner]
@@ -228,7 +243,8 @@ def _partners(names: Sequence[str], others: Mapping[str, Path], place: Path, wha
         lost = [n for n in names if n not in others]
         if len(lost) == len(names):
             raise
-    raise MissingFileError(f"{place}: no ground truth for {what} {lost[0]} ({len(lost)} of {len(names)} missing); restore it or leave the {what} out")
+    count = f"{len(lost)} of {len(names)} missing"
+    raise MissingFileError(f"{place}: no ground truth for {what} {lost[0]} ({count}); restore it or leave the {what} out")
 
 
 def _from_frame_mask(place: Path, videos: list[Video]) -> dict[str, np.ndarray]:
@@ -244,7 +260,8 @@ def _from_concatenated(place: Path, videos: list[Video]) -> dict[str, np.ndarray
     ordered = sorted(videos, key=lambda v: natural_key(v.name))
     ends = np.cumsum([len(v.frames) for v in ordered])
     if values.size != ends[-1]:
-        raise DataError(f"{place}: {values.size} labels for the {ends[-1]} frames of {len(videos)} videos; without names they can be split only if both are the same")
+        counts = f"{values.size} labels for the {ends[-1]} frames of {len(videos)} videos"
+        raise DataError(f"{place}: {counts}; without names they can be split only if both are the same")
     return {v.name: y for v, y in zip(ordered, np.split(values, ends[:-1]))}
 
 
@@ -275,7 +292,7 @@ def _binary(name: str, values: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/08_video/02_layouts.ipynb #7a7199f5
 def _spans(name: str, spans: np.ndarray, n: int) -> np.ndarray:
-    "Labels of `n` frames from (events, 2) first and last frames, from 1. Raises `DataError` for an event that does not fit."
+    "Labels of `n` frames from (events, 2) first and last frames, from 1. Raises `DataError` for one that does not fit."
     labels = np.zeros(n, bool)
     for first, last in spans:
         if not (1 <= first <= last <= n and first % 1 == 0 and last % 1 == 0):
@@ -286,7 +303,9 @@ def _spans(name: str, spans: np.ndarray, n: int) -> np.ndarray:
 
 def _form(table: np.ndarray) -> str | None:
     "Where the events of a table lie by its shape: in columns, in rows, or None for 2 x 2."
-    return None if table.shape == (2, 2) else "columns" if table.shape[0] == 2 else "rows" if table.shape[1] == 2 else ""
+    if table.shape == (2, 2):
+        return None
+    return "columns" if table.shape[0] == 2 else "rows" if table.shape[1] == 2 else ""
 
 
 def _in_order(spans: np.ndarray, n: int) -> bool:
@@ -305,7 +324,7 @@ def _event_labels(
     for video, table in tables.items():
         table, n, where = np.asarray(table), lengths[video], f"{name}: video {video}"
         if table.dtype.kind not in "biuf" or table.ndim > 2:
-            raise DataError(f"{where} has labels of type {table.dtype} and shape {table.shape}; expected a table of numbers")
+            raise DataError(f"{where} has labels of {table.dtype} and shape {table.shape}; expected a table of numbers")
         table = np.atleast_2d(table).astype(float)
         if table.size == 0:
             labels[video] = np.zeros(n, bool)
@@ -325,8 +344,9 @@ def _event_labels(
         if table[0, 1] == table[1, 0]:  # both readings say the same
             labels[video] = _spans(where, table, n)
         elif len(fits) != 1 or forms - set(fits):
-            said = f" and other tables of the file have them in {' and '.join(sorted(forms))}" if forms else ""
-            raise DataError(f"{where} has two events, {table.astype(int).tolist()}, in order in {' and '.join(fits) or 'neither columns nor rows'}{said}; pass events='columns' or 'rows'")
+            said = f"has two events, {table.astype(int).tolist()}, in order in {fits[0] if fits else 'neither columns nor rows'}"
+            said += f", and other tables of the file have them in {' and '.join(sorted(forms))}" if forms else ""
+            raise DataError(f"{where} {said}; pass events='columns' or 'rows', or set it for the data set in config.yml")
         else:
             labels[video] = _spans(where, table.T if fits[0] == "columns" else table, n)
     return labels
@@ -342,10 +362,10 @@ def _from_intervals(place: Path, videos: list[Video], events: str | None) -> dic
     gt = mat["gt"]
     if gt.dtype != object:
         if len(videos) > 1:
-            raise DataError(f"{place}: 'gt' is one table of shape {gt.shape} for {len(videos)} videos; expected a cell for each")
+            raise DataError(f"{place}: 'gt' is one table of {gt.shape} for {len(videos)} videos; expected a cell for each")
         return _event_labels(str(place), {videos[0].name: gt}, lengths, events)
     if gt.ndim > 1 and min(gt.shape) > 1:
-        raise DataError(f"{place}: 'gt' has cells in {' x '.join(map(str, gt.shape))}; expected one row, a cell per video")
+        raise DataError(f"{place}: 'gt' has cells in {gt.shape}; expected one row, a cell per video")
     cells = gt.reshape(-1)
     numbers = _by_number(place, videos, range(1, len(cells) + 1))
     return _event_labels(str(place), {n: cells[i - 1] for n, i in numbers.items()}, lengths, events)
@@ -361,17 +381,18 @@ def read_gt_frames(
         line = line.split("%")[0].strip()
         if "gt_frame" not in line:
             continue
-        match = re.fullmatch(r"\w+\s*[{(]\s*(end\s*\+\s*1|\d+)\s*[})]\s*\.\s*gt_frame\s*=\s*\[?([\d\s:,;]*)\]?\s*;?", line)
+        match = re.fullmatch(r"\w+\s*[{(]\s*(end\s*\+\s*1|\d+)\s*[})]\s*\.gt_frame\s*=\s*\[?([\d\s:,;]*)\]?\s*;?", line)
         ranges = re.findall(r"\d+(?:\s*:\s*\d+)*", match[2]) if match else []
         if not match or any(r.count(":") > 1 for r in ranges):
-            raise DataError(f"{path}, line {number}: expected TestVideoFile{{end+1}}.gt_frame = [first:last, ...], not {line[:80]!r}")
+            form = "TestVideoFile{end+1}.gt_frame = [first:last, ...]"
+            raise DataError(f"{path}, line {number}: expected {form}, not {line[:80]!r}")
         at = int(match[1]) if match[1].isdigit() else len(found) + 1
         if at in found:
             raise DataError(f"{path}, line {number}: video {at} has its frames twice")
         spans = [[int(n) for n in (*r.split(":"), *r.split(":"))][:: 1 if ":" not in r else 3] for r in ranges]
         found[at] = np.array(spans, int).reshape(-1, 2)
     if sorted(found) != list(range(1, len(found) + 1)):
-        raise DataError(f"{path}: videos {_ranges(list(found))} have frames, and the numbers must run from 1 without a gap")
+        raise DataError(f"{path}: gives frames for videos {_ranges(list(found))}; the numbers must run from 1 without a gap")
     return [found[i] for i in sorted(found)]
 
 
@@ -383,7 +404,7 @@ def _from_script(place: Path, videos: list[Video]) -> dict[str, np.ndarray]:
 
 # %% ../../nbs/08_video/02_layouts.ipynb #357a8b63
 def load_mat(path: str | Path) -> dict[str, Any]:  # variable -> array as MATLAB has it, cells as arrays of objects
-    "A MATLAB file of any version. Raises `MissingFileError`, `MissingExtraError` for version 7.3 without h5py, `DataError` for a damaged file."
+    "A MATLAB file of any version. Raises `MissingFileError`, `MissingExtraError` without h5py (7.3), `DataError`."
     from scipy.io import loadmat
 
     path = Path(path)
