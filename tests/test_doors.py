@@ -351,3 +351,48 @@ def test_names_of_a_table_stay_text(tmp_path):
     (tmp_path / "my.csv").write_text("image_path,split,label,category,defect\n01/1.0.png,train,0,01,NA\n")
     index = read_index("csv", tmp_path / "my.csv")
     assert isinstance(index, pd.DataFrame) and index.category.item() == "01" and index.defect.item() == "NA"
+
+
+def test_a_detector_keeps_its_rule(tmp_path):
+    from anomaly_nb.scoring import Detector
+
+    for i in range(6):
+        save(tmp_path / "good" / f"{i}.tif", rng.uniform(0, 1, (32, 32)).astype(np.float32))
+    index = read_index("folder", tmp_path, n_train=1.0)
+    fitted = Detector(image_size=32).fit(index)
+    loaded = Detector.load(fitted.save(tmp_path / "detector"))
+    assert fitted.intensity_.text == loaded.intensity_.text == "float 0..1"
+    dark = [save(tmp_path / "new.tif", rng.uniform(0, 0.1, (32, 32)).astype(np.float32)).as_posix()]
+    assert fitted.score(dark) == loaded.score(dark) and loaded.score(dark) > fitted.held_out_.max()
+    with pytest.raises(DataError, match=r"eight\.png: holds uint8 values"):
+        loaded.score([save(tmp_path / "eight.png", GREY).as_posix()])
+    fixed = Detector(image_size=32, intensity="window:0,2").fit(index)
+    assert fixed.intensity_.text == "window 0..2"
+
+
+def test_synthetic_anomalies_of_deep_images_are_all_eight_bit(tmp_path):
+    from anomaly_nb.scoring import artificial_validation
+
+    for i in range(6):
+        save(tmp_path / "good" / f"{i}.png", rng.integers(0, 4096, (32, 32), dtype=np.uint16))
+    checks = artificial_validation(read_index("folder", tmp_path, n_train=1.0), tmp_path / "made")
+    assert {image_info(p).type for p in checks.image_path} == {"uint8"}
+
+
+AUROC: dict[str, float] = {}  # of the first depth
+
+
+@pytest.mark.parametrize("form", ["png8", "png16", "float"])
+def test_the_report_gives_the_same_auroc_in_every_depth(tmp_path, form):
+    from anomaly_nb.data import draw_sample
+    from anomaly_nb.reports import run_report
+
+    make = {"png8": lambda a: a, "png16": lambda a: a.astype(np.uint16) * 257, "float": lambda a: a.astype(np.float32) / 255}[form]
+    suffix = {"png8": "png", "png16": "png", "float": "tif"}[form]
+    for kind, count in (("good", 16), ("spot", 6), ("crack", 6)):
+        for i in range(count):
+            grey = np.array(Image.fromarray(draw_sample("granite", kind, i, size=64)[0]).convert("L"))
+            grey[0, 0] = 255  # one white pixel, so that 16 bits are seen to be full
+            save(tmp_path / "data" / kind / f"{i}.{suffix}", make(grey))
+    run = run_report("image_anomaly", {"dataset": "folder", "root": str(tmp_path / "data"), "category": "", "image_size": 64, "cache": str(tmp_path / "c")}, figures=tmp_path / "f", gallery=False)
+    assert abs(run.metrics["image_auroc"] - AUROC.setdefault("first", run.metrics["image_auroc"])) < 0.01

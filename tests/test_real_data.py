@@ -32,6 +32,6 @@ def test_leather_report(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     weights = ROOT / "weights/mobilenetv2_100_imagenet.safetensors"
     given = {"dataset": "mvtec", "root": ROOT / "images/mvtec", "category": "leather", "on_missing": "keep",
-             "backbone": MOBILENET, "weights": weights, "image_size": 256, "coreset": 0.0}  # fmt: skip
+             "backbone": MOBILENET, "weights": weights, "image_size": 256, "coreset": 1.0}  # fmt: skip
     run = run_report("image_anomaly", given)
     assert run.metrics["image_auroc"] == 1.0 and run.metrics["aupro"] > 0.95 and run.metrics["pictures_without_mask"] == 9

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['METRICS', 'searched', 'from_squared', 'kept_rows', 'KNNBank', 'origin']
 
-# %% ../../nbs/04_banks/02_knn.ipynb #49ad94e6
+# %% ../../nbs/04_banks/02_knn.ipynb #efa9565c
 from functools import partial
 
 import numpy as np
 
 from .base import Bank, check_patches
-from .coreset import greedy_coreset
+from .coreset import coreset_count, greedy_coreset
 from .neighbours import nearest, unit_rows
 from ..core.errors import DataError
 
@@ -34,22 +34,20 @@ def from_squared(
     "The metric's distance from the squared one."
     return squared / 2 if metric == "cosine" else np.sqrt(squared) if metric == "euclidean" else squared
 
-# %% ../../nbs/04_banks/02_knn.ipynb #ccf9810e
+# %% ../../nbs/04_banks/02_knn.ipynb #d0496283
 def kept_rows(
     flat: np.ndarray,  # (M, D) any float
     metric: str,  # of METRICS
-    coreset: float | int | None,  # share (< 1) or count to keep; None or 0 = all
+    coreset: float | int | None,  # of `coreset_count`
     random_state: int = 0,  # of the coreset's start
 ) -> np.ndarray:  # ascending rows of `flat`
-    "The rows a bank keeps. Memory: one float32 copy with a coreset, nothing without. Raises `DataError` for a negative coreset."
-    if not coreset:
-        return np.arange(len(flat))
-    if coreset < 0:
-        raise DataError(f"coreset={coreset}; use a share below 1, a count of patches, or None for all")
-    count = max(1, round(coreset * len(flat))) if coreset < 1 else int(coreset)
-    return np.sort(greedy_coreset(searched(flat, metric), min(count, len(flat)), random_state, overwrite=True))
+    "The rows a bank keeps. Memory: one float32 copy with a coreset, nothing without. Raises `DataError` as `coreset_count` does."
+    count = coreset_count(coreset, len(flat))
+    if count == len(flat):
+        return np.arange(count)
+    return np.sort(greedy_coreset(searched(flat, metric), count, random_state, overwrite=True))
 
-# %% ../../nbs/04_banks/02_knn.ipynb #7a15d925
+# %% ../../nbs/04_banks/02_knn.ipynb #5260dc11
 class KNNBank(Bank):
     "Distance to the k nearest normal patches (Roth et al. 2022, PatchCore; Damm et al. 2024, AnomalyDINO)."
 
@@ -57,7 +55,7 @@ class KNNBank(Bank):
         self,
         k: int = 1,  # neighbours, their mean distance is the score
         metric: str = "cosine",  # "cosine" (1 - cos), "euclidean" or "sqeuclidean"
-        coreset: float | int | None = None,  # share (< 1) or count of patches to keep; None = all
+        coreset: float | int | None = None,  # to keep: a fraction (float in (0, 1]) or a count (int); None = all
         random_state: int = 0,  # of the coreset's start
     ):
         self.k = k

@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'SHIFTS', 'Verdict', 'Thresholds', 'percentile_shifts', 'j
            'shift_p_values', 'divergence_evidence', 'design_effect', 'shift_intervals', 'files_needed', 'DriftResult',
            'is_tied', 'drift_metrics', 'adjust_p_values', 'judge_heads']
 
-# %% ../../nbs/05_calibration/03_drift.ipynb #6158a376
+# %% ../../nbs/05_calibration/03_drift.ipynb #623ddf14
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -16,7 +16,7 @@ import numpy as np
 from scipy import special
 
 from .sample import Sample, ScoreSketch, bootstrap_quantiles, group_weights, quantiles, weighted_quantiles
-from ..core.errors import DataError
+from ..core.errors import DataError, real_array
 
 # %% ../../nbs/05_calibration/03_drift.ipynb #a40979c8
 METRICS = ("apd_p5", "apd_p95", "srd", "jsd", "median_drift", "iqr_drift")
@@ -56,7 +56,7 @@ def percentile_shifts(
         shifts = [(c[0] - r[0]) / unit, (c[4] - r[4]) / unit, (c[4] - c[0]) / spread - 1, (c[2] - r[2]) / unit, (c[3] - c[1]) / (r[3] - r[1]) - 1]
     return np.nan_to_num(np.stack(shifts, axis=-1), nan=np.inf, posinf=np.inf, neginf=-np.inf)
 
-# %% ../../nbs/05_calibration/03_drift.ipynb #41139e71
+# %% ../../nbs/05_calibration/03_drift.ipynb #fbeb8000
 def jsd_edges(
     reference: Sample | ScoreSketch,
     n: int,  # the smaller of the two samples
@@ -76,7 +76,7 @@ def jensen_shannon(
     q: np.ndarray,  # (..., bins)
 ) -> np.ndarray:  # (...) in [0, 1]
     "Jensen-Shannon distance: the square root of the divergence in base 2 (Endres and Schindelin 2003)."
-    p, q = np.asarray(p, dtype=float), np.asarray(q, dtype=float)
+    p, q = real_array("p", p, float), real_array("q", q, float)
     p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
     m = (p + q) / 2
     return np.sqrt(np.clip((special.rel_entr(p, m) + special.rel_entr(q, m)).sum(-1) / (2 * np.log(2)), 0, 1))
@@ -249,7 +249,7 @@ class DriftResult:
             values[metric] = values[metric] if np.isfinite(values[metric]) else None
         return values | {"intervals": {k: [v if np.isfinite(v) else None for v in pair] for k, pair in values["intervals"].items()}}
 
-# %% ../../nbs/05_calibration/03_drift.ipynb #848602ff
+# %% ../../nbs/05_calibration/03_drift.ipynb #19858819
 def _prepared(
     side: Any,  # scores, Sample or ScoreSketch
     name: str,
@@ -261,7 +261,7 @@ def _prepared(
     if isinstance(side, Sample | ScoreSketch):
         sample = side
     else:
-        scores = np.asarray(side, dtype=np.float64).reshape(-1)
+        scores = real_array("scores", side, np.float64).reshape(-1)
         finite = np.isfinite(scores)
         if groups is not None and len(groups) != scores.size:
             raise DataError(f"{name}: {len(groups)} groups for {scores.size} scores; give one group for each score")
@@ -355,13 +355,13 @@ def _judged(result: DriftResult, drifted: bool, tied: bool) -> DriftResult:
     plan = f"; about {result.n_needed} files on each side would decide" if result.n_needed else ""
     return replace(result, verdict="inconclusive", reason=f"{', '.join(open_)} could be on either side of the threshold{plan}")
 
-# %% ../../nbs/05_calibration/03_drift.ipynb #8641f6aa
+# %% ../../nbs/05_calibration/03_drift.ipynb #02684ea5
 def adjust_p_values(
     p: np.ndarray,  # (heads,)
     correction: str = "bh",  # "bh", "bonferroni" or "none"
 ) -> np.ndarray:  # (heads,) to be compared with alpha
     "P-values adjusted for many heads. Raises `DataError` on an unknown correction."
-    p = np.asarray(p, dtype=float)
+    p = real_array("p", p, float)
     if correction == "none" or not p.size:
         return p
     if correction == "bonferroni":

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['CalibrationRanges', 'conformal_pvalues', 'conformal_bound', 'conformal_threshold', 'IsotonicCalibration']
 
-# %% ../../nbs/05_calibration/01_ranges.ipynb #07f7d703
+# %% ../../nbs/05_calibration/01_ranges.ipynb #e0abe239
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ..core.display import summary_html
-from ..core.errors import DataError, check_finite, check_labels_and_scores
+from ..core.errors import DataError, check_finite, check_labels_and_scores, real_array
 
-# %% ../../nbs/05_calibration/01_ranges.ipynb #9d44b6c0
+# %% ../../nbs/05_calibration/01_ranges.ipynb #535e0cc9
 class CalibrationRanges:
     "Scores relative to a low (0) and a high (1) mark of the calibration scores."
 
@@ -33,7 +33,7 @@ class CalibrationRanges:
         "Find the two marks. Raises `DataError` on an unknown method, non-finite scores, or marks that coincide."
         if self.method not in ("percentile", "minmax") or not 0 <= self.low < self.high <= 100:
             raise DataError(f"method {self.method!r}, low {self.low}, high {self.high}: use 'percentile' or 'minmax', and 0 <= low < high <= 100")
-        scores = check_finite("scores", np.asarray(scores, dtype=np.float64).reshape(-1))
+        scores = check_finite("scores", real_array("scores", scores, np.float64).reshape(-1))
         if not scores.size:
             raise DataError("scores is empty; a range needs at least two different scores")
         ends = (self.low, self.high) if self.method == "percentile" else (0, 100)
@@ -49,7 +49,7 @@ class CalibrationRanges:
             from sklearn.exceptions import NotFittedError
 
             raise NotFittedError("CalibrationRanges has no marks yet; call fit(scores) first")
-        return (np.asarray(scores, dtype=np.float64) - self.low_) / (self.high_ - self.low_)
+        return (real_array("scores", scores, np.float64) - self.low_) / (self.high_ - self.low_)
 
     def __repr__(self) -> str:
         marks = f", 0 at {self.low_:.4g}, 1 at {self.high_:.4g}, {self.n_} scores" if hasattr(self, "low_") else ""
@@ -70,19 +70,19 @@ class CalibrationRanges:
         ranges.low_, ranges.high_, ranges.n_ = float(values["low_"]), float(values["high_"]), int(values["n_"])
         return ranges
 
-# %% ../../nbs/05_calibration/01_ranges.ipynb #2b9ad80c
+# %% ../../nbs/05_calibration/01_ranges.ipynb #caf8a5e8
 def conformal_pvalues(
     calibration_scores: np.ndarray,  # (n,) finite scores of normal parts, not used to fit anything
     scores: np.ndarray,  # (...) finite, high = anomalous
 ) -> np.ndarray:  # (...) float64 in [1 / (n + 1), 1]
     "Conformal p-values of `scores` (Bates et al. 2023, arXiv 2104.08279). Raises `DataError` on empty or non-finite input."
-    known = np.sort(check_finite("calibration_scores", np.asarray(calibration_scores, dtype=np.float64).reshape(-1)))
+    known = np.sort(check_finite("calibration_scores", real_array("calibration_scores", calibration_scores, np.float64).reshape(-1)))
     if not known.size:
         raise DataError("calibration_scores is empty; p-values need scores of normal parts")
-    scores = check_finite("scores", np.asarray(scores, dtype=np.float64))
+    scores = check_finite("scores", real_array("scores", scores, np.float64))
     return (1 + known.size - np.searchsorted(known, scores, side="left")) / (known.size + 1)
 
-# %% ../../nbs/05_calibration/01_ranges.ipynb #e6947d31
+# %% ../../nbs/05_calibration/01_ranges.ipynb #0326c0e3
 def conformal_bound(
     n: int,  # calibration scores
     alpha: float,  # nominal rate of false alarms
@@ -100,11 +100,11 @@ def conformal_threshold(
     alpha: float,  # rate of false alarms
 ) -> float | None:  # decide with score >= threshold; None if n is too small to promise alpha
     "The least score whose conformal p-value is at most `alpha`."
-    known = np.sort(check_finite("calibration_scores", np.asarray(calibration_scores, dtype=np.float64).reshape(-1)))
+    known = np.sort(check_finite("calibration_scores", real_array("calibration_scores", calibration_scores, np.float64).reshape(-1)))
     k = int(np.floor(alpha * (known.size + 1) + 1e-9))
     return float(np.nextafter(known[known.size - k], np.inf)) if 0 < k <= known.size else None
 
-# %% ../../nbs/05_calibration/01_ranges.ipynb #ed503f95
+# %% ../../nbs/05_calibration/01_ranges.ipynb #2638a9ae
 class IsotonicCalibration:
     "Probability of a defect as a non-decreasing function of the score, fitted on labelled scores."
 
@@ -127,4 +127,4 @@ class IsotonicCalibration:
             from sklearn.exceptions import NotFittedError
 
             raise NotFittedError("IsotonicCalibration is not fitted; call fit(y_true, y_score) first")
-        return np.interp(np.asarray(scores, dtype=np.float64), self.scores_, self.probabilities_)
+        return np.interp(real_array("scores", scores, np.float64), self.scores_, self.probabilities_)

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['SequentialAlarm']
 
-# %% ../../nbs/05_calibration/04_sequential.ipynb #9d337de7
+# %% ../../nbs/05_calibration/04_sequential.ipynb #622360a0
 from bisect import bisect_left, bisect_right, insort
 
 import numpy as np
 
-from ..core.errors import DataError, check_finite
+from ..core.errors import DataError, check_finite, real_array
 
 # %% ../../nbs/05_calibration/04_sequential.ipynb #f5059634
 def _bets(p: float) -> tuple[float, float, float, float, float]:
     "What one unit becomes under five bets, each 1 on average for uniform `p`: nothing, many or few high scores, some very high or very low ones."
     return 1.0, 1.5 - p, 0.5 + p, 0.5 / max(p, 1e-9) ** 0.5, 0.5 / max(1 - p, 1e-9) ** 0.5
 
-# %% ../../nbs/05_calibration/04_sequential.ipynb #950cd450
+# %% ../../nbs/05_calibration/04_sequential.ipynb #2e07bc73
 class SequentialAlarm:
     "A conformal test martingale with a growing reference: rings ever with probability at most `alpha` while scores stay exchangeable."
 
@@ -38,7 +38,7 @@ class SequentialAlarm:
         "Start the watch. Raises `DataError` on no or non-finite scores or a rate outside (0, 1)."
         if not 0 < self.alpha < 1:
             raise DataError(f"alpha is {self.alpha}; a rate lies between 0 and 1")
-        self.known_ = np.sort(check_finite("reference", np.asarray(reference, dtype=np.float64).reshape(-1))).tolist()
+        self.known_ = np.sort(check_finite("reference", real_array("reference", reference, np.float64).reshape(-1))).tolist()
         if not self.known_:
             raise DataError("reference is empty; the watch needs scores to compare with")
         self.rng_ = np.random.default_rng(self.random_state)
@@ -66,7 +66,7 @@ class SequentialAlarm:
 
             raise NotFittedError("the alarm has no reference yet; call fit(reference) first")
         stakes, ceiling = self.stakes_, 1e300
-        for p in self.p_values(check_finite("scores", np.asarray(scores, dtype=np.float64).reshape(-1))).tolist():
+        for p in self.p_values(check_finite("scores", real_array("scores", scores, np.float64).reshape(-1))).tolist():
             enters = (len(self.history_) + 1) ** -1.1 / self.ZETA
             self.reserve_ = max(0.0, self.reserve_ - enters)
             share = (self.jump * sum(stakes) + enters) / 5

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['DataError', 'MissingFileError', 'UnsafeFileError', 'MissingExtraError', 'require', 'check_file', 'check_folder',
-           'check_finite', 'check_labels_and_scores']
+           'real_array', 'check_finite', 'check_labels_and_scores']
 
-# %% ../../nbs/00_core/01_errors.ipynb #d74e6493
+# %% ../../nbs/00_core/01_errors.ipynb #6c168989
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,13 +66,33 @@ def check_folder(
         raise MissingFileError(f"{path}: no such folder" + (f"; {mend}" if mend else ""))
     return path
 
-# %% ../../nbs/00_core/01_errors.ipynb #c6f99a68
+# %% ../../nbs/00_core/01_errors.ipynb #42376f29
+def real_array(
+    name: str,  # argument, for the message
+    values: Any,  # array, list, Series or tensor
+    dtype: Any = None,  # wanted; None = as it is
+) -> np.ndarray:
+    "Numbers as a NumPy array, tensors of any device and precision too. Raises `DataError` for masked entries, complex numbers, text or gaps."
+    if type(values).__module__.partition(".")[0] == "torch":
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() and values.element_size() < 4 else values).numpy()
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise DataError(f"{name}: {int(np.ma.getmaskarray(values).sum())} entries are masked; leave them out, or fill them, before")
+    array = np.asarray(values)
+    if array.dtype == object:
+        array = np.asarray(array.tolist())
+    if array.dtype.kind not in "biuf":
+        what = {"c": "complex numbers", "O": "values that are no numbers, or missing"}.get(array.dtype.kind, f"{array.dtype} values")
+        raise DataError(f"{name}: holds {what}; pass real numbers")
+    return array if dtype is None else array.astype(dtype, copy=False)
+
+# %% ../../nbs/00_core/01_errors.ipynb #49b5b0ed
 def check_finite(
     name: str,  # argument or file the array came from
     array: np.ndarray,  # any shape, numeric
 ) -> np.ndarray:  # the same array
     "Return `array` if all its values are finite. Raises `DataError` with the count and place of the others."
-    array = np.asarray(array)
+    array = real_array(name, array)
     # the sum is finite iff nothing is NaN or infinite, short of overflow: one pass without a temporary mask
     with np.errstate(over="ignore", invalid="ignore"):
         if array.dtype.kind in "biu" or np.isfinite(np.sum(array, dtype=np.float64)):
@@ -82,14 +103,14 @@ def check_finite(
     first = tuple(int(i) for i in np.argwhere(bad)[0])
     raise DataError(f"{name}: {int(bad.sum())} of {array.size} values are NaN or infinite, the first at {first}; drop or repair them")
 
-# %% ../../nbs/00_core/01_errors.ipynb #436c36f9
+# %% ../../nbs/00_core/01_errors.ipynb #16272626
 def check_labels_and_scores(
     y_true: np.ndarray,  # (n,) bool or {0, 1}, 1 = anomalous; any shape, flattened
     y_score: np.ndarray,  # (n,) finite, higher = more anomalous; any shape, flattened
     both_classes: bool = True,  # refuse labels of one class only
 ) -> tuple[np.ndarray, np.ndarray]:  # (n,) bool, (n,) float
     "Labels as bool and scores as a flat float array. Raises `DataError` on wrong shapes, labels, values or one class only."
-    truth, score = np.asarray(y_true), np.asarray(y_score)
+    truth, score = real_array("y_true", y_true), real_array("y_score", y_score)
     if truth.shape != score.shape:
         raise DataError(f"y_true has shape {truth.shape} and y_score {score.shape}; they must be equal")
     truth, score = truth.reshape(-1), score.reshape(-1)

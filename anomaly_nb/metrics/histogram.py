@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'KEYS', 'order_code', 'order_value', 'lower_edges', 'quantisation_bounds', 'TableMetrics', 'count_codes',
            'pack', 'unpack', 'ScoreHistogram', 'choose_key']
 
-# %% ../../nbs/01_metrics/02_histogram.ipynb #6f353062
+# %% ../../nbs/01_metrics/02_histogram.ipynb #6e583244
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, cached_property
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import DataError, check_finite, check_labels_and_scores
+from ..core.errors import DataError, check_finite, check_labels_and_scores, real_array
 from ..core.files import load_arrays, save_arrays
 from .ranking import ThresholdTable, row_at_tpr
 
@@ -232,7 +232,7 @@ def count_codes(
     joint += truth.view(np.uint8) * np.intp(1 << 16)
     return np.bincount(joint, minlength=1 << 17).reshape(2, 1 << 16)
 
-# %% ../../nbs/01_metrics/02_histogram.ipynb #b7bfec7b
+# %% ../../nbs/01_metrics/02_histogram.ipynb #d12c3ff1
 class _Counts(TableMetrics):
     "Counts per class and code, in all and per named image; what merges and goes to a file."
 
@@ -273,7 +273,7 @@ class _Counts(TableMetrics):
         y_score: np.ndarray,  # any shape, finite
     ) -> np.ndarray:  # same shape, float32: the lower edge of each score's bin
         "Scores as they are counted (for 'float32', in the first reading). Raises `DataError` outside the key's range."
-        score = np.asarray(y_score, np.float32)
+        score = real_array("y_score", y_score, np.float32)
         return self._key.edges[self._key.code(score.reshape(-1))].reshape(score.shape)
 
     def _reading(self) -> str:
@@ -454,7 +454,7 @@ class ScoreHistogram(_Counting):
         unpack(histogram, arrays, str(path))
         return histogram
 
-# %% ../../nbs/01_metrics/02_histogram.ipynb #939a6631
+# %% ../../nbs/01_metrics/02_histogram.ipynb #81378392
 def choose_key(
     scores: Iterable[np.ndarray],  # maps or score arrays of any shape, read once
     sample: int = 4096,  # scores per array to try the keys on
@@ -462,7 +462,7 @@ def choose_key(
     "The 16-bit key that ties fewer pairs of these scores. Raises `DataError` on non-finite or no scores."
     low, high, tried = np.inf, -np.inf, [np.zeros(0, np.float32)]
     for i, array in enumerate(scores):
-        flat = check_finite(f"scores[{i}]", np.asarray(array)).reshape(-1)
+        flat = check_finite(f"scores[{i}]", real_array(f"scores[{i}]", array)).reshape(-1)
         if flat.size:
             low, high = min(low, float(flat.min())), max(high, float(flat.max()))
             tried.append(flat[:: max(1, flat.size // sample)].astype(np.float32))

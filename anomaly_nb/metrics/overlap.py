@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['aupimo', 'spro', 'ComponentScores', 'join_components', 'component_scores']
 
-# %% ../../nbs/01_metrics/04_overlap.ipynb #ca631f31
+# %% ../../nbs/01_metrics/04_overlap.ipynb #a51fb70f
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ..core.errors import DataError
+from ..core.errors import DataError, real_array
 from .regions import Picture, check_mask, exact_curve, label_regions, mask_pairs
 
 # %% ../../nbs/01_metrics/04_overlap.ipynb #a498b421
@@ -50,7 +50,7 @@ def aupimo(
             result[i] = np.dot(np.diff(np.log(fpr)), tpr[1:] + tpr[:-1]) / 2 / span
     return result
 
-# %% ../../nbs/01_metrics/04_overlap.ipynb #1487d395
+# %% ../../nbs/01_metrics/04_overlap.ipynb #a7e5d30e
 def _saturated(regions: Sequence, saturation: Sequence, maps: Sequence | np.ndarray) -> Iterator[Picture]:
     "Pictures whose regions are given one by one; the highest-scoring pixels of each, up to its saturation, share one vote."
     if len(regions) != len(maps) or len(saturation) != len(maps):
@@ -58,7 +58,7 @@ def _saturated(regions: Sequence, saturation: Sequence, maps: Sequence | np.ndar
     for i in range(len(maps)):
         if len(regions[i]) != len(saturation[i]):
             raise DataError(f"regions[{i}] has {len(regions[i])} regions and saturation[{i}] {len(saturation[i])} numbers; they must be partners")
-        shape = np.asarray(maps[i]).shape
+        shape = real_array(f"maps[{i}]", maps[i]).shape
         layers = [check_mask(r, f"regions[{i}]") for r in regions[i]]
         mask = np.any(layers, axis=0) if layers else np.zeros(shape, bool)
         ((mask, score),) = mask_pairs([mask], [maps[i]])

@@ -7,23 +7,23 @@ __all__ = ['PORTION', 'PRO_PROTOCOLS', 'check_mask', 'mask_pairs', 'label_region
            'region_pictures', 'exact_curve', 'pro_curve', 'ProProtocol', 'pro_protocol', 'linspace_area', 'aupro',
            'RegionHistogram', 'aupro_bounds']
 
-# %% ../../nbs/01_metrics/03_regions.ipynb #2b0feb45
+# %% ../../nbs/01_metrics/03_regions.ipynb #681bf437
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ..core.errors import DataError, check_finite
+from ..core.errors import DataError, check_finite, real_array
 from .histogram import ScoreHistogram, order_code
 
-# %% ../../nbs/01_metrics/03_regions.ipynb #dabe660f
+# %% ../../nbs/01_metrics/03_regions.ipynb #15dc5d8b
 def check_mask(
     mask: np.ndarray,  # (H, W) bool or {0, 1}
     name: str = "mask",  # what to call it in an error
 ) -> np.ndarray:  # (H, W) bool
     "A mask as booleans. Raises `DataError` if it is not 2-D or holds anything but 0 and 1."
-    mask = np.asarray(mask)
+    mask = real_array(name, mask)
     if mask.ndim != 2:
         raise DataError(f"{name} has shape {mask.shape}; a mask must be (H, W)")
     if mask.dtype == bool:
@@ -46,7 +46,7 @@ def mask_pairs(
     if len(masks) != len(maps):
         raise DataError(f"masks has {len(masks)} pictures and maps {len(maps)}; they must be partners")
     for i in range(len(masks)):
-        mask, score = check_mask(masks[i], f"masks[{i}]"), np.asarray(maps[i])
+        mask, score = check_mask(masks[i], f"masks[{i}]"), real_array(f"maps[{i}]", maps[i])
         if mask.shape != score.shape:
             raise DataError(f"masks[{i}] has shape {mask.shape} and maps[{i}] {score.shape}; resize the map to the mask")
         if score.dtype not in (np.float32, np.float64):
@@ -295,7 +295,7 @@ def aupro(
         return linspace_area(masks, maps, limit, rule.thresholds)
     return pro_curve(masks, maps, limit, rule.normal_images).area(limit)
 
-# %% ../../nbs/01_metrics/03_regions.ipynb #27c331bd
+# %% ../../nbs/01_metrics/03_regions.ipynb #ea23a585
 class RegionHistogram(ScoreHistogram):
     "A score histogram over pictures that also yields PRO: exact for the stored scores, in constant memory, mergeable."
 
@@ -318,7 +318,7 @@ class RegionHistogram(ScoreHistogram):
         if n:
             self.beside += self.counts[0] - before
             region = regions[mask]
-            code = self._key.code(np.asarray(y_score)[mask].astype(np.float32))
+            code = self._key.code(real_array("y_score", y_score)[mask].astype(np.float32))
             share = [(1 << 76) // max(1, int(size)) for size in np.bincount(region)]
             for word, part in zip(shares, ([s >> 32 for s in share], [s & 0xFFFFFFFF for s in share])):
                 np.add.at(word, code, np.array(part, np.int64)[region])

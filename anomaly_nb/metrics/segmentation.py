@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['STREET_PROTOCOLS', 'confusion_matrix', 'class_iou', 'mean_iou', 'StreetProtocol', 'street_protocol', 'street_metrics']
 
-# %% ../../nbs/01_metrics/05_segmentation.ipynb #45e4a301
+# %% ../../nbs/01_metrics/05_segmentation.ipynb #44b4abf6
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ..core.errors import DataError
+from ..core.errors import DataError, real_array
 from .histogram import ScoreHistogram
 from .ranking import threshold_table
 
-# %% ../../nbs/01_metrics/05_segmentation.ipynb #7a96af52
+# %% ../../nbs/01_metrics/05_segmentation.ipynb #3b338a4d
 def confusion_matrix(
     y_true: np.ndarray,  # whole-number class labels, any shape
     y_pred: np.ndarray,  # same shape, in [0, n_classes)
@@ -23,7 +23,7 @@ def confusion_matrix(
     ignore: int | Sequence[int] = (),  # labels of `y_true` that count nowhere
 ) -> np.ndarray:  # (C, C) int64, rows true, columns predicted; matrices of parts add up
     "Counts of (true, predicted) classes. Raises `DataError` on unequal shapes, or labels outside [0, C) that are not ignored."
-    truth, pred = np.asarray(y_true), np.asarray(y_pred)
+    truth, pred = real_array("y_true", y_true), real_array("y_pred", y_pred)
     if truth.shape != pred.shape:
         raise DataError(f"y_true has shape {truth.shape} and y_pred {pred.shape}; they must be equal")
     if truth.dtype.kind not in "biu" or pred.dtype.kind not in "biu":
@@ -36,7 +36,7 @@ def confusion_matrix(
             raise DataError(f"{name} holds label {odd}, outside [0, {n_classes}); map it to a class or ignore it")
     return np.bincount(truth * n_classes + pred, minlength=n_classes**2).reshape(n_classes, n_classes)
 
-# %% ../../nbs/01_metrics/05_segmentation.ipynb #2f35e9cb
+# %% ../../nbs/01_metrics/05_segmentation.ipynb #5f550725
 def class_iou(
     matrix: np.ndarray,  # (C, C) confusion matrix
 ) -> np.ndarray:  # (C,) float64, NaN for a class that appears nowhere
@@ -50,7 +50,7 @@ def mean_iou(
     classes: Sequence[int] | None = None,  # classes to average; None = all
 ) -> float:
     "Mean IoU over the classes that appear. Raises `DataError` if none of them does."
-    iou = class_iou(np.asarray(matrix))[slice(None) if classes is None else list(classes)]
+    iou = class_iou(real_array("matrix", matrix))[slice(None) if classes is None else list(classes)]
     if np.isnan(iou).all():
         raise DataError("the confusion matrix is empty for these classes; there is no IoU to average")
     return float(np.nanmean(iou))
@@ -83,7 +83,7 @@ def street_protocol(name: str) -> StreetProtocol:
         raise DataError(f"protocol is {name!r}; known are {', '.join(STREET_PROTOCOLS)}")
     return STREET_PROTOCOLS[name]
 
-# %% ../../nbs/01_metrics/05_segmentation.ipynb #5051cbb8
+# %% ../../nbs/01_metrics/05_segmentation.ipynb #4c3331d0
 def street_metrics(
     labels: Sequence | np.ndarray,  # N label maps (H, W), raw ids
     maps: Sequence | np.ndarray,  # N score maps (H, W), higher = more anomalous
@@ -98,7 +98,7 @@ def street_metrics(
     histogram = ScoreHistogram(key, value_range)
     rows: list[tuple[float, ...]] = []
     for i in range(len(labels)):
-        label, score = np.asarray(labels[i]), np.asarray(maps[i])
+        label, score = real_array(f"labels[{i}]", labels[i]), real_array(f"maps[{i}]", maps[i])
         if label.shape != score.shape:
             raise DataError(f"labels[{i}] has shape {label.shape} and maps[{i}] {score.shape}; resize the map to the labels")
         kept = ~np.isin(label, rule.void)

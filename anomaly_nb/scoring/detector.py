@@ -6,7 +6,7 @@
 __all__ = ['foreground', 'Preparation', 'turned', 'picture_features', 'as_features', 'takes_cls', 'fit_bank', 'score_bank',
            'PatchDetector', 'Detector', 'explained', 'plot_explained']
 
-# %% ../../nbs/06_scoring/05_detector.ipynb #9e6de667
+# %% ../../nbs/06_scoring/05_detector.ipynb #f646836f
 import inspect
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from ..core.display import summary_html
 from ..core.errors import DataError
 from ..core.files import load_arrays, read_json, save_arrays, write_json
 from ..core.style import figure_style
-from ..data.images import image_info, read_image
+from ..data.images import Intensity, fit_intensity, image_info, read_image
 from ..features import FeatureSet, create_backbone
+from ..features.extract import index_intensity
 from .figures import patch_crop
 from .maps import heatmaps, image_scores
 from .thresholds import Threshold, choose_threshold, held_out_scores
@@ -94,7 +95,7 @@ class Preparation(TransformerMixin, BaseEstimator):
         x = (x - self.mean_) / self.scale_ if self.mean_.size > 1 else x
         return x @ self.white_ if self.white_.size else x
 
-# %% ../../nbs/06_scoring/05_detector.ipynb #0936841e
+# %% ../../nbs/06_scoring/05_detector.ipynb #08eb8918
 def turned(
     image: np.ndarray,  # (H, W, 3) uint8
     angle: float,  # degrees
@@ -108,23 +109,25 @@ def picture_features(
     backbone: Any,  # of `create_backbone`
     angles: tuple[float, ...] = (0.0,),  # degrees; the first must be 0
     batch_size: int = 16,
+    intensity: Intensity | None = None,  # of the data set, see `read_image`
 ) -> FeatureSet:  # patches (N, angles * P, D) on a grid of (angles * h, w)
     "Features of pictures and their turned copies. Raises `DataError` as `read_image` does."
     views = [(path, angle) for path in index["image_path"] for angle in angles]
     patches, vectors, grid = [], [], (0, 0)
     for i in range(0, len(views), batch_size):
-        found, grid, cls = backbone(np.stack([backbone.transform(turned(read_image(p), a)) for p, a in views[i : i + batch_size]]))
+        found, grid, cls = backbone(np.stack([backbone.transform(turned(read_image(p, intensity), a)) for p, a in views[i : i + batch_size]]))
         patches.append(found)
         vectors.append(cls)
     n, tall = len(index), (grid[0] * len(angles), grid[1])
     x = np.concatenate(patches)
-    return FeatureSet(x.reshape(n, -1, x.shape[2]), tall, index, np.concatenate(vectors)[:: len(angles)], backbone.spec.to_dict())
+    return FeatureSet(x.reshape(n, -1, x.shape[2]), tall, index, np.concatenate(vectors)[:: len(angles)], backbone.spec.to_dict(), intensity)
 
 
 def as_features(
     X: Any,  # FeatureSet, (N, P, D) array, index, or list of picture files
     backbone: Any = None,  # of `create_backbone`; needed for an index or files
     angles: tuple[float, ...] = (0.0,),
+    intensity: Intensity | None = None,
 ) -> FeatureSet:
     "Anything a detector takes as a `FeatureSet`. Raises `DataError` for what it cannot take."
     if isinstance(X, FeatureSet):
@@ -138,7 +141,7 @@ def as_features(
         X = pd.DataFrame({"image_path": [str(p) for p in X]})
     if not isinstance(X, pd.DataFrame) or "image_path" not in X or len(X) == 0 or backbone is None:
         raise DataError("X: expected a FeatureSet, float patches (N, P, D), or (with a backbone) an index or picture files, at least one")
-    return picture_features(X, backbone, angles)
+    return picture_features(X, backbone, angles, intensity=intensity)
 
 # %% ../../nbs/06_scoring/05_detector.ipynb #12192433
 def takes_cls(
@@ -232,7 +235,7 @@ class _Scoring(BaseEstimator):
             raise DataError("fitted on one picture, the detector has no threshold; add normal pictures, or use score")
         return self.threshold_.predict(scores).astype(int)
 
-# %% ../../nbs/06_scoring/05_detector.ipynb #494979a7
+# %% ../../nbs/06_scoring/05_detector.ipynb #06ef3650
 class PatchDetector(_Scoring):
     "Preparation, bank, reduction and threshold on feature sets or arrays (N, P, D)."
 
@@ -259,6 +262,7 @@ class PatchDetector(_Scoring):
         if self.threshold.partition(":")[0] not in ("quantile", "conformal"):
             raise DataError(f"threshold={self.threshold!r}; a detector sees no labels, use 'quantile:<q>' or 'conformal:<rate>'")
         f = self.features(X, fit=True)
+        self.intensity_ = f.intensity or Intensity()
         self.preparation_ = clone(self.preparation or Preparation()).fit(f.patches)
         x = self.preparation_.transform(f.patches)
         self.bank_ = fit_bank(clone(self.bank) if self.bank is not None else KNNBank(), x, f)
@@ -273,7 +277,7 @@ class PatchDetector(_Scoring):
             self.threshold_ = choose_threshold(self.threshold, self.held_out_, np.empty(0), np.empty(0))
         return self
 
-# %% ../../nbs/06_scoring/05_detector.ipynb #a818b408
+# %% ../../nbs/06_scoring/05_detector.ipynb #97c47a15
 class Detector(PatchDetector):
     "From picture files to scores, decisions and explanations."
 
@@ -291,10 +295,11 @@ class Detector(PatchDetector):
         sigma: float = 4.0,  # pixels of smoothing of heatmaps
         threshold: str = "quantile:0.95",
         random_state: int = 0,
+        intensity: str = "auto",  # how values deeper than 8 bits are read, of `fit_intensity`; decided in `fit`, used ever after
     ):
         super().__init__(bank, preparation, object_threshold, reduce, rerank, threshold, random_state)
         self.backbone, self.weights, self.image_size = backbone, weights, image_size
-        self.angles, self.sigma = angles, sigma
+        self.angles, self.sigma, self.intensity = angles, sigma, intensity
 
     def network(self) -> Any:
         "The backbone, made once. Raises as `create_backbone` does."
@@ -309,7 +314,13 @@ class Detector(PatchDetector):
             return as_features(X)
         if fit and isinstance(X, pd.DataFrame) and "split" in X:
             X = X[X["split"] == "train"]
-        return as_features(X, self.network(), tuple(self.angles) if fit else (0.0,))
+        return as_features(X, self.network(), tuple(self.angles) if fit else (0.0,), self._rule(X) if fit else vars(self).get("intensity_"))
+
+    def _rule(self, X: Any) -> Intensity:
+        "The intensity rule of training images."
+        if not isinstance(X, pd.DataFrame):
+            return fit_intensity(X, self.intensity)
+        return index_intensity(X) if self.intensity == "auto" else fit_intensity(X["image_path"], self.intensity)
 
     def _grid(self, f: FeatureSet) -> tuple[int, int]:
         return f.patch_hw if len(self.angles) == 1 or not f.spec else (f.patch_hw[0] // len(self.angles), f.patch_hw[1])
@@ -362,16 +373,17 @@ def explained(
     }
     return pd.DataFrame(found)
 
-# %% ../../nbs/06_scoring/05_detector.ipynb #5d3144e3
+# %% ../../nbs/06_scoring/05_detector.ipynb #1a84dba9
 def plot_explained(
     table: pd.DataFrame,  # of `Detector.explain`, from picture files
     patch_hw: tuple[int, int],  # the detector's `patch_hw_`
+    intensity: Intensity | None = None,  # the detector's `intensity_`
 ) -> Figure:
     "Each picture, its hottest place, and the most similar normal place. Raises `MissingFileError` for pictures that are gone."
     with figure_style():
         fig, axes = plt.subplots(len(table), 3, figsize=(5.4, 1.8 * len(table)), squeeze=False)
         for axs, (_, row) in zip(axes, table.iterrows()):
-            image, normal = read_image(row.image_path), turned(read_image(row.normal_path), row.normal_angle)
+            image, normal = read_image(row.image_path, intensity), turned(read_image(row.normal_path, intensity), row.normal_angle)
             panels = (image, patch_crop(image, row.patch, patch_hw), patch_crop(normal, row.normal_patch, patch_hw))
             for ax, panel, title in zip(axs, panels, (f"score {row.score:.3g}", "hottest place", f"most similar normal, {row.distance:.2g}")):
                 ax.imshow(panel)
@@ -379,7 +391,7 @@ def plot_explained(
                 ax.axis("off")
     return fig
 
-# %% ../../nbs/06_scoring/05_detector.ipynb #64c18fb8
+# %% ../../nbs/06_scoring/05_detector.ipynb #675af78a
 def _write(
     detector: Detector,  # fitted
     folder: str | Path,
@@ -399,6 +411,7 @@ def _write(
     save_arrays(folder / "preparation.npz", arrays | {"held_out_": detector.held_out_})
     spec = detector.network().spec.to_dict() if detector.weights or detector.backbone == "filters" else {}
     about = {"patch_hw": detector.patch_hw_, "cells": detector.cells_, "dimensions": prepared.dimensions_, "paths": detector.paths_, "spec": spec}
+    about["intensity"] = detector.intensity_.to_dict()
     write_json(folder / "detector.json", about | {"params": given, **unfitted})
     return folder
 
@@ -421,4 +434,5 @@ def _read(
     detector.reference_ = load_bank(folder / "reference") if (folder / "reference").is_dir() else bank  # type: ignore[assignment]
     detector.threshold_ = Threshold.load(folder / "threshold.json") if (folder / "threshold.json").exists() else None
     detector.patch_hw_, detector.cells_, detector.paths_ = tuple(about["patch_hw"]), about["cells"], about["paths"]
+    detector.intensity_ = Intensity.from_dict(about["intensity"]) if "intensity" in about else Intensity()  # older ones: 8-bit
     return detector

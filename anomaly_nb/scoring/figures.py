@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_examples', 'nearest_normal', 'patch_crop', 'Cases']
 
-# %% ../../nbs/06_scoring/04_figures.ipynb #392b6cad
+# %% ../../nbs/06_scoring/04_figures.ipynb #c3737a59
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 from ..core.style import figure_style
 from ..data.images import read_image
 from ..features.featureset import FeatureSet
+from ..features.extract import index_intensity
 from .maps import overlay
 
-# %% ../../nbs/06_scoring/04_figures.ipynb #aa65099a
+# %% ../../nbs/06_scoring/04_figures.ipynb #ca45e6e2
 def plot_examples(
     index: pd.DataFrame,
     per_kind: int = 1,  # pictures of each kind
@@ -27,13 +28,13 @@ def plot_examples(
 ) -> Figure:
     "The first pictures of each kind, training pictures first."
     kinds = index.assign(kind=np.where(index["split"] == "train", "train: ", "") + index["defect"]).groupby("kind", sort=False).head(per_kind)
-    rows = -(-len(kinds) // columns)
+    rows, rule = -(-len(kinds) // columns), index_intensity(index)
     with figure_style():
         fig, axes = plt.subplots(rows, columns, figsize=(1.5 * columns, 1.7 * rows), squeeze=False)
         for ax in axes.flat:
             ax.axis("off")
         for ax, kind, path in zip(axes.flat, kinds["kind"], kinds["image_path"]):
-            ax.imshow(read_image(path))
+            ax.imshow(read_image(path, rule))
             ax.set_title(kind, fontsize=9)
     return fig
 
@@ -65,7 +66,7 @@ def patch_crop(
     dy, dx = context * height / patch_hw[0], context * width / patch_hw[1]
     return image[max(0, int(y - dy)) : int(y + dy) + 1, max(0, int(x - dx)) : int(x + dx) + 1]
 
-# %% ../../nbs/06_scoring/04_figures.ipynb #f5df8161
+# %% ../../nbs/06_scoring/04_figures.ipynb #532bd7b9
 @dataclass
 class Cases:
     "Test pictures with all that is shown of them; the arrays share one order."
@@ -101,11 +102,11 @@ class Cases:
 
     def _panels(self, i: int) -> list[np.ndarray]:
         "The six pictures of a row."
-        image = read_image(self.test.meta["image_path"].iloc[i])
+        image = read_image(self.test.meta["image_path"].iloc[i], self.test.intensity)
         mask = self.masks[i]
         hot = int(self.patch_scores[i].argmax())
         picture, patch = nearest_normal(self.train, self.test.patches[i, hot], self.metric)
-        normal = read_image(self.train.meta["image_path"].iloc[picture])
+        normal = read_image(self.train.meta["image_path"].iloc[picture], self.train.intensity)
         shown = np.full(image.shape[:2], 0.5) if mask is None else mask
         grid = self.test.patch_hw
         return [image, shown, self.maps[i], overlay(image, self.maps[i], self.value_range), patch_crop(image, hot, grid), patch_crop(normal, patch, grid)]

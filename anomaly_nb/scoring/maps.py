@@ -5,23 +5,23 @@
 # %% auto #0
 __all__ = ['image_scores', 'bilinear_matrix', 'heatmaps', 'colour_range', 'overlay']
 
-# %% ../../nbs/06_scoring/01_maps.ipynb #7e7a292b
+# %% ../../nbs/06_scoring/01_maps.ipynb #358efba4
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
-from ..core.errors import DataError, check_finite
+from ..core.errors import DataError, check_finite, real_array
 from ..core.style import HEATMAP
 
-# %% ../../nbs/06_scoring/01_maps.ipynb #acd679ec
+# %% ../../nbs/06_scoring/01_maps.ipynb #7e8ab318
 def image_scores(
     patch_scores: np.ndarray,  # (N, P)
     reduce: str = "max",  # "max", "mean", or the mean of the highest share: "top1%", "top5%" ...
 ) -> np.ndarray:  # (N,)
     "One score a picture from its patches. `top q%` means the highest int(q P / 100), at least one. Raises `DataError`."
-    scores = check_finite("patch_scores", np.asarray(patch_scores))
+    scores = check_finite("patch_scores", real_array("patch_scores", patch_scores))
     if scores.ndim != 2 or scores.shape[1] == 0:
         raise DataError(f"patch_scores: expected (N, P), got {scores.shape}")
     if reduce == "max":
@@ -37,7 +37,7 @@ def image_scores(
     count = max(1, int(share * scores.shape[1] + 1e-9))
     return np.partition(scores, -count, axis=1)[:, -count:].mean(axis=1)
 
-# %% ../../nbs/06_scoring/01_maps.ipynb #2f0cc61a
+# %% ../../nbs/06_scoring/01_maps.ipynb #c9b19bde
 def bilinear_matrix(
     size: int,  # pixels wanted
     cells: int,  # cells given
@@ -60,7 +60,7 @@ def heatmaps(
     sigma: float = 4.0,  # pixels of Gaussian smoothing, 0 for none
 ) -> np.ndarray | list[np.ndarray]:  # (N, H, W) float32, or a list of (H, W) where sizes are given one by one
     "Upsample patch scores bilinearly to pictures, then smooth. Raises `DataError` if grid and scores do not agree."
-    scores = np.asarray(patch_scores, dtype=np.float32)
+    scores = real_array("patch_scores", patch_scores, np.float32)
     h, w = patch_hw
     if scores.ndim != 2 or scores.shape[1] != h * w:
         raise DataError(f"patch_scores {scores.shape} do not fit a grid of {h} x {w}")

@@ -100,7 +100,7 @@ def recipe_table() -> pd.DataFrame:
     columns = ["backbone", "image_size", "bank", "source", "differs"]
     return pd.DataFrame([{"recipe": name} | {c: getattr(r, c) if c != "bank" else str(r.bank) for c in columns} for name, r in RECIPES.items()])
 
-# %% ../../nbs/06_scoring/06_recipes.ipynb #ab809b2d
+# %% ../../nbs/06_scoring/06_recipes.ipynb #e2224c49
 def make_detector(
     name: str,  # a key of `RECIPES`
     backbone: str = "",  # another backbone; "" = the authors'
@@ -108,7 +108,7 @@ def make_detector(
     image_size: int = 0,  # another input size; 0 = the recipe's
     category: str = "",  # masks are used for `OBJECTS`
     shots: int = 0,  # reference pictures in few-shot learning: they are turned; 0 = full-shot
-    coreset: float | None = None,  # another share of patches for a nearest neighbour bank; 0 keeps all
+    coreset: float | int | None = None,  # another fraction (float in (0, 1]) or count for a nearest-neighbour bank; None = the recipe's
     random_state: int = 0,
 ) -> Detector:
     "An unfitted `Detector` by a recipe's name. Raises `DataError` for an unknown one."
@@ -121,7 +121,7 @@ def make_detector(
         if "parts" in bank.get_params():
             bank.set_params(parts=1)
     if coreset is not None and isinstance(bank, KNNBank):
-        bank.set_params(coreset=coreset or None)
+        bank.set_params(coreset=coreset)
     if "random_state" in bank.get_params():
         bank.set_params(random_state=random_state)
     return Detector(

@@ -6,7 +6,7 @@
 __all__ = ['held_out_scores', 'Threshold', 'quantile_threshold', 'false_alarm_bound', 'conformal_threshold', 'labelled_threshold',
            'choose_threshold']
 
-# %% ../../nbs/06_scoring/02_thresholds.ipynb #8d1b3046
+# %% ../../nbs/06_scoring/02_thresholds.ipynb #60c5fb7b
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from sklearn.exceptions import NotFittedError
 
 from ..banks.base import Bank
 from ..core.display import summary_html
-from ..core.errors import DataError, check_finite
+from ..core.errors import DataError, check_finite, real_array
 from ..core.files import read_json, sha256_array, write_json
 from ..core.runtime import progress
 from ..metrics.ranking import best_f1, youden
@@ -48,7 +48,7 @@ def held_out_scores(
         scores[fold == f] = clone(bank).fit(patches[fold != f], patch_hw).score(patches[fold == f])
     return scores
 
-# %% ../../nbs/06_scoring/02_thresholds.ipynb #8609b466
+# %% ../../nbs/06_scoring/02_thresholds.ipynb #9784accf
 @dataclass(frozen=True)
 class Threshold:
     "A decision threshold and where it came from; anomalous where score >= value."
@@ -66,7 +66,7 @@ class Threshold:
         scores: np.ndarray,  # any shape
     ) -> np.ndarray:  # bool, same shape
         "Which scores are anomalous."
-        return np.asarray(scores) >= self.value
+        return real_array("scores", scores) >= self.value
 
     def save(self, path: str | Path) -> Path:
         "Write as JSON."
@@ -89,14 +89,14 @@ class Threshold:
         label = " (oracle: saw test labels)" if self.oracle else ""
         return f"{self.value:.4g} by {self.method}{f' ({given})' if given else ''} of {self.n} {self.calibrated_on}{label}"
 
-# %% ../../nbs/06_scoring/02_thresholds.ipynb #5d302b1a
+# %% ../../nbs/06_scoring/02_thresholds.ipynb #ba4f5ece
 def quantile_threshold(
     normal_scores: np.ndarray,  # (n,) of normal pictures the bank has not seen
     q: float = 0.95,  # share of new normal pictures to pass, in (0, 1)
     calibrated_on: str = "held-out normal training pictures",
 ) -> Threshold:
     "The conformal quantile of normal scores: a new normal one reaches it with probability at most 1 - q. Raises `DataError`."
-    scores = np.sort(check_finite("normal_scores", np.asarray(normal_scores, dtype=np.float64)).reshape(-1))
+    scores = np.sort(check_finite("normal_scores", real_array("normal_scores", normal_scores, np.float64)).reshape(-1))
     if not 0 < q < 1 or scores.size == 0:
         raise DataError(f"q={q} of {scores.size} scores; use 0 < q < 1 and at least one score")
     rank = int(np.ceil((scores.size + 1) * q - 1e-9))
@@ -104,7 +104,7 @@ def quantile_threshold(
     value = float(np.nextafter(scores[min(rank, scores.size) - 1], np.inf))
     return Threshold(value, "quantile", calibrated_on, scores.size, False, {"q": q, "promised": round(promised, 6)}, sha256_array(scores))
 
-# %% ../../nbs/06_scoring/02_thresholds.ipynb #b524305d
+# %% ../../nbs/06_scoring/02_thresholds.ipynb #4ef5f40a
 def false_alarm_bound(
     n: int,  # calibration scores
     rank: int,  # the threshold lies just above the rank-th smallest
@@ -121,7 +121,7 @@ def conformal_threshold(
     calibrated_on: str = "held-out normal training pictures",
 ) -> Threshold:
     "A threshold with a stated false-alarm rate and its finite-sample bound. Raises `DataError` if n is too small for the rate: it names the n needed."
-    scores = np.sort(check_finite("normal_scores", np.asarray(normal_scores, dtype=np.float64)).reshape(-1))
+    scores = np.sort(check_finite("normal_scores", real_array("normal_scores", normal_scores, np.float64)).reshape(-1))
     n = scores.size
     if not 0 < false_alarms < 1 or n == 0 or not (confidence is None or 0 < confidence < 1):
         raise DataError(f"false_alarms={false_alarms}, confidence={confidence} of {n} scores; use rates in (0, 1) and at least one score")
@@ -136,7 +136,7 @@ def conformal_threshold(
     about |= {} if confidence is None else {"confidence": confidence}
     return Threshold(float(np.nextafter(scores[rank - 1], np.inf)), "conformal", calibrated_on, n, False, about, sha256_array(scores))
 
-# %% ../../nbs/06_scoring/02_thresholds.ipynb #e9c127bf
+# %% ../../nbs/06_scoring/02_thresholds.ipynb #20ba33de
 def labelled_threshold(
     y_true: np.ndarray,  # (n,) 0 or 1
     y_score: np.ndarray,  # (n,)
@@ -149,7 +149,7 @@ def labelled_threshold(
     if method not in methods:
         raise DataError(f"method={method!r}; use 'youden' or 'best_f1'")
     best, value = methods[method](y_true, y_score)
-    return Threshold(float(value), method, calibrated_on, int(np.size(y_score)), oracle, {"reached": round(float(best), 6)}, sha256_array(np.asarray(y_score)))
+    return Threshold(float(value), method, calibrated_on, int(np.size(y_score)), oracle, {"reached": round(float(best), 6)}, sha256_array(real_array("y_score", y_score)))
 
 
 def choose_threshold(

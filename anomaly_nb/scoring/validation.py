@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['spoil', 'artificial_validation']
 
-# %% ../../nbs/06_scoring/07_validation.ipynb #859a9171
+# %% ../../nbs/06_scoring/07_validation.ipynb #656add7c
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from scipy import ndimage
 from ..core.errors import DataError
 from ..core.files import atomic_write
 from ..data.images import read_image
+from ..features.extract import index_intensity
 from ..data.samples import smooth_noise
 
 # %% ../../nbs/06_scoring/07_validation.ipynb #13216e0c
@@ -39,7 +40,7 @@ def spoil(
     soft = ndimage.gaussian_filter(mask.astype(np.float32), 0.7)[..., None] * rng.uniform(0.5, 1)
     return np.clip(image * (1 - soft) + foreign * soft + 0.5, 0, 255).astype(np.uint8), mask
 
-# %% ../../nbs/06_scoring/07_validation.ipynb #85087ce8
+# %% ../../nbs/06_scoring/07_validation.ipynb #8bfab391
 def artificial_validation(
     index: pd.DataFrame,  # its training pictures are used, the others ignored
     folder: str | Path,  # where the spoilt pictures are written
@@ -53,12 +54,23 @@ def artificial_validation(
     apart[rng.permutation(len(train))[: round(share * len(train))]] = True
     if not apart.any() or apart.all():
         raise DataError(f"share={share} of {len(train)} training pictures leaves one part empty; use more pictures or another share")
+    rule = index_intensity(index)
+    paths = list(train["image_path"]) if rule.eight_bit else [_written(read_image(p, rule), folder, f"{i:05d}_{Path(p).stem}_8bit") for i, p in enumerate(train["image_path"])]
+    train = train.assign(image_path=paths)
     rows = [train.assign(split=np.where(apart, "validation", "train"))]
     for i in np.flatnonzero(apart):
         donor = train["image_path"][rng.choice(np.flatnonzero(~apart))]
         spoilt, _ = spoil(read_image(train["image_path"][i]), read_image(donor), rng)
-        path = Path(folder) / f"{i:05d}_{Path(train['image_path'][i]).stem}.png"
-        with atomic_write(path) as f:
-            Image.fromarray(spoilt).save(f, format="PNG")
-        rows.append(train.iloc[[int(i)]].assign(split="validation", label=1, defect="artificial", image_path=path.as_posix(), mask_path=""))
-    return pd.concat(rows, ignore_index=True)
+        path = _written(spoilt, folder, f"{i:05d}_{Path(train['image_path'][i]).stem}")
+        rows.append(train.iloc[[int(i)]].assign(split="validation", label=1, defect="artificial", image_path=path, mask_path=""))
+    made = pd.concat(rows, ignore_index=True)
+    made.attrs = {}  # census and intensity were those of the data set
+    return made
+
+
+def _written(image: np.ndarray, folder: str | Path, stem: str) -> str:
+    "Write an 8-bit image as PNG; its path."
+    path = Path(folder) / f"{stem}.png"
+    with atomic_write(path) as f:
+        Image.fromarray(image).save(f, format="PNG")
+    return path.as_posix()

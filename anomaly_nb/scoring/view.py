@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RULES', 'REDUCTIONS', 'ORDERS', 'decision_table', 'plot_decisions', 'ImageView']
 
-# %% ../../nbs/06_scoring/08_view.ipynb #41f4fa80
+# %% ../../nbs/06_scoring/08_view.ipynb #e84d6a66
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..banks import KNNBank, make_bank
+from ..banks import coreset_of_report, KNNBank, make_bank
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
 from ..core.views import Check, Choice, Control, Slider, View
 from ..data import image_info, read_image, read_index
@@ -230,7 +230,7 @@ class _Controls(_Settings, View):
             new["picture"] = self._pictures(state)
         return new
 
-# %% ../../nbs/06_scoring/08_view.ipynb #a4753fe7
+# %% ../../nbs/06_scoring/08_view.ipynb #b85c1cca
 class ImageView(_Controls):
     "Test pictures with maps, decisions and metrics. Raises as `make_bank` and `choose_threshold` do."
 
@@ -246,7 +246,8 @@ class ImageView(_Controls):
         index = read_index(p["dataset"], p["root"], p["category"], p["on_missing"], p["seed"])
         features = cached_features(index, create_backbone(p["backbone"], p["weights"] or None, p["image_size"] or None), p["cache"], p["category"] or p["dataset"])
         train = features.where((features.meta["split"] == "train") & (features.meta["label"] == 0))
-        view = cls(train, features.where(features.meta["split"] == "test"), p["bank"], p["k"], p["coreset"], p["image_reduce"], p["threshold"], p["seed"], p.get("similar", 0))
+        test = features.where(features.meta["split"] == "test")
+        view = cls(train, test, p["bank"], p["k"], coreset_of_report(p["coreset"]), p["image_reduce"], p["threshold"], p["seed"], p.get("similar", 0))
         view.title = f"{p['category'] or p['dataset']}, {p['backbone'].split('?')[0]}"
         return view
 
@@ -279,11 +280,11 @@ class ImageView(_Controls):
         "Four panels about one picture."
         test, held_out = self.patches(k)
         meta = self.test.meta.iloc[i]
-        image = read_image(meta["image_path"])
+        image = read_image(meta["image_path"], self.test.intensity)
         limit = quantile_threshold(held_out, 0.999).value
         hot = int(test[i].argmax())
         picture, patch = nearest_normal(self.train, self.test.patches[i, hot], self.metric)
-        normal = read_image(self.train.meta["image_path"].iloc[picture])
+        normal = read_image(self.train.meta["image_path"].iloc[picture], self.train.intensity)
         mask = read_masks(self.test.meta.iloc[[i]], [image.shape[:2]])[0]
         heat = heatmaps(test[i : i + 1], self.test.patch_hw, image.shape[:2], state["sigma"])[0]
         heated = overlay(image, heat, colour_range(test, limit), state["strength"])

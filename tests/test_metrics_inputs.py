@@ -1,0 +1,75 @@
+"""What looks like numbers and is not, at every public metric: refused in one sentence, or honoured; never converted quietly."""
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from anomaly_nb.calibration import CalibrationRanges, conformal_pvalues, drift_metrics
+from anomaly_nb.core.errors import DataError
+from anomaly_nb.metrics import ScoreHistogram, aupimo, aupro, average_precision, best_f1, confusion_matrix, fpr_at_tpr, roc_auc, youden
+from anomaly_nb.scoring import heatmaps, image_scores, quantile_threshold
+
+rng = np.random.default_rng(0)
+Y, S = np.repeat([0, 1], 40), rng.permutation(80) / 64  # exact in every precision but bfloat16's
+MASKS, MAPS = np.zeros((3, 16, 16), bool), rng.integers(0, 100, (3, 16, 16)) / 128
+MASKS[1:, 4:8, 4:8] = True
+
+ON_SCORES = {
+    "roc_auc": lambda s: roc_auc(Y, s),
+    "average_precision": lambda s: average_precision(Y, s),
+    "fpr_at_tpr": lambda s: fpr_at_tpr(Y, s, 0.9),
+    "best_f1": lambda s: best_f1(Y, s),
+    "youden": lambda s: youden(Y, s),
+    "ScoreHistogram": lambda s: ScoreHistogram("float32").update(Y, s).roc_auc(),
+    "quantile_threshold": lambda s: quantile_threshold(s, q=0.9).value,
+    "CalibrationRanges": lambda s: CalibrationRanges().fit(s).low_,
+    "conformal_pvalues": lambda s: conformal_pvalues(s, S[:3]).tolist(),
+    "drift_metrics": lambda s: drift_metrics(S, s).srd,
+    "confusion_matrix": lambda s: confusion_matrix(Y, s, 2),
+    "image_scores": lambda s: image_scores(s.reshape(8, 10) if isinstance(s, np.ndarray | torch.Tensor) else s, "mean").tolist(),
+}
+ON_MAPS = {
+    "aupro": lambda m: aupro(MASKS, m),
+    "aupimo": lambda m: aupimo(MASKS, m),
+    "heatmaps": lambda m: np.asarray(heatmaps(m.reshape(3, 256), (16, 16), (16, 16), 0)).tolist(),
+}
+
+
+def masked(values):
+    return np.ma.masked_array(values, np.arange(values.size).reshape(values.shape) == 3)
+
+
+WRONG = {
+    "masked": (masked, "masked"),
+    "complex": (lambda v: v + 1j, "complex"),
+    "text": (lambda v: v.astype(str), "pass real numbers"),
+    "gaps": (lambda v: np.where(np.arange(v.size).reshape(v.shape) == 3, None, v), "pass real numbers"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("name", [*ON_SCORES, *ON_MAPS])
+def test_what_is_no_number_is_refused(name, wrong):
+    make, words = WRONG[wrong]
+    with pytest.raises(DataError, match=words) as e:
+        (ON_SCORES | ON_MAPS)[name](make(S if name in ON_SCORES else MAPS))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", [n for n in [*ON_SCORES, *ON_MAPS] if n != "confusion_matrix"])
+def test_tensors_are_honoured(name):
+    call, values = (ON_SCORES | ON_MAPS)[name], S if name in ON_SCORES else MAPS
+    exact = torch.from_numpy(values).to(torch.float16).double().numpy()
+    expected = call(exact)
+    for tensor in (torch.from_numpy(exact).half(), torch.from_numpy(exact).requires_grad_()):
+        assert np.allclose(call(tensor), expected, rtol=1e-6)
+    rounded = torch.from_numpy(exact).to(torch.bfloat16)
+    assert np.allclose(call(rounded), call(rounded.double().numpy()), rtol=1e-6)
+
+
+def test_labels_too():
+    with pytest.raises(DataError, match="y_true: 1 entries are masked"):
+        roc_auc(masked(Y), S)
+    with pytest.raises(DataError, match="y_true: holds values that are no numbers"):
+        roc_auc(pd.array([None, *Y[1:]], dtype="Int64"), S)
+    assert roc_auc(pd.Series(Y, dtype="Int64"), S) == roc_auc(Y.astype(object), S) == roc_auc(torch.from_numpy(Y), S) == roc_auc(Y, S)
