@@ -80,6 +80,25 @@ def test_fishyscapes_lost_and_found_needs_no_overlay(root):
     assert data.name == "fishyscapes_lost_and_found" and (data[0].image == 7).all() and data[0].anomaly.tolist() == [[0, 1], [VOID, 0]]
 
 
+def test_scenes_come_in_natural_order_and_no_key_has_two_files(root):
+    for i in (10, 2, 1):
+        write(root / "images" / f"s{i}.png", np.full((2, 2, 3), i))
+        write(root / "labels_masks" / f"s{i}_labels_semantic.png", [[0, 1], [0, 0]])
+    assert smiyc(root).keys == ["s1", "s2", "s10"] and smiyc(root)[2].image.max() == 10
+    write(root / "images" / "s2.bmp", np.zeros((2, 2, 3)))
+    with pytest.raises(ValueError, match=r"s2\.(bmp|png): has the key of s2\.(bmp|png); keep the one that is meant"):
+        smiyc(root)
+
+
+def test_fishyscapes_with_two_pictures_of_one_name(root):
+    for split in ("train", "test"):
+        write(root / "laf" / split / "04_x_leftImg8bit.png", np.full((2, 2, 3), 7))
+    write(root / "fs" / "0000_04_x_labels.png", [[0, 1], [255, 0]])
+    with pytest.raises(ValueError, match=r"0000_04_x_labels\.png: .* may both be its picture"):
+        fishyscapes(root / "fs", root / "laf")
+    assert fishyscapes(root / "fs", root / "laf" / "test")[0].anomaly.tolist() == [[0, 1], [VOID, 0]]
+
+
 def test_ids_outside_the_table_name_the_file(root):
     hazards(root)
     write(root / "test" / "annotations" / "test" / "t5" / "0.png", [[14, 2], [0, 8]])

@@ -19,9 +19,10 @@ import numpy as np
 
 from ..core.errors import DataError, check_folder, require
 from ..core.files import read_json, write_json
+from ..core.order import pair_names
 from ..core.runtime import choose_device, progress
 from ..data.images import read_image
-from .frames import Frames, frame_key, natural_key
+from .frames import Frames, frame_key
 from .ontology import Ontology, atoms_in_text
 
 # %% ../../nbs/09_atoms/03_captions.ipynb #09e04bcd
@@ -161,26 +162,20 @@ class QwenCaptions:
         return out
 
 # %% ../../nbs/09_atoms/03_captions.ipynb #cc2f264f
-def _number(name: str) -> int | None:
-    "The last number in a name: 1 for `test_01`."
-    digits = re.findall(r"\d+", name)
-    return int(digits[-1]) if digits else None
-
-
 def captions_from_text(
     text_dir: str | Path,  # one .txt per video, one line per frame
     frames: Frames,  # the frames described
     ontology: Ontology,  # whose words are looked for
 ) -> dict[str, Caption]:
-    "Turn descriptions into captions. Files belong to videos by natural order. Raises `DataError` when files and videos, or lines and frames, do not match."
-    files = sorted(check_folder(text_dir).glob("*.txt"), key=lambda p: natural_key(p.name))
+    "Turn descriptions into captions. Files belong to videos by name (`pair_names`). Raises `DataError` when files and videos, or lines and frames, do not match."
+    files = {p.stem: p for p in check_folder(text_dir).glob("*.txt")}
     videos = list(dict.fromkeys(frames.video.tolist()))
-    if len(files) != len(videos):
-        raise DataError(f"{text_dir}: {len(files)} text files for {len(videos)} videos; there must be one for each")
+    partner = pair_names(videos, files, text_dir)
+    if extra := sorted(files.keys() - set(partner.values())):
+        raise DataError(f"{files[extra[0]]}: describes none of the {len(videos)} videos ({len(extra)} such files); add the frames or remove the file")
     out: dict[str, Caption] = {}
-    for path, video in zip(files, videos):
-        if _number(path.stem) != _number(video):
-            raise DataError(f"{path} would describe video {video!r}, but their numbers differ; name the files after the videos")
+    for video in videos:
+        path = files[partner[video]]
         keys = [k for k in frames.keys if k.rsplit("/", 1)[0] == video]
         lines = path.read_text(encoding="utf-8").splitlines()
         if len(lines) != len(keys):

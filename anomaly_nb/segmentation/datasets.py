@@ -20,6 +20,7 @@ from PIL import Image
 
 from ..core.errors import DataError, MissingFileError, check_file, check_folder
 from ..core.files import load_arrays, read_json
+from ..core.order import natural_key
 from ..data.images import IMAGE_SUFFIXES, read_ids, read_image
 from ..core.runtime import progress
 
@@ -171,17 +172,19 @@ def pair_by_key(
         alone = sorted(set(have) - set(lack))
         if alone:
             raise MissingFileError(f"{have[alone[0]]}: no {kind} of that name in {where} ({len(alone)} such files); add it or move the file away")
-    return [ScenePaths(k, images[k], labels[k]) for k in sorted(images)]
+    return [ScenePaths(k, images[k], labels[k]) for k in sorted(images, key=natural_key)]
 
 
 def _pictures(folder: Path, ending: str = "") -> dict[str, Path]:
     "Images below `folder` by their relative name without `ending` and suffix."
     found = {}
-    for path in sorted(check_folder(folder).rglob("*")):
+    for path in check_folder(folder).rglob("*"):
         stem = path.relative_to(folder).with_suffix("").as_posix()
         if path.suffix.lower() in IMAGE_SUFFIXES and stem.endswith(ending):
+            if stem.removesuffix(ending) in found:
+                raise DataError(f"{path}: has the key of {found[stem.removesuffix(ending)].name}; keep the one that is meant")
             found[stem.removesuffix(ending)] = path
-    return found
+    return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
 
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #d1082bf6
 CAMVID = ("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist")
@@ -282,7 +285,8 @@ def road_anomaly(
     "RoadAnomaly (2019): raw id 2 = anomaly. Raises `MissingFileError`, `DataError`."
     frames = Path(root) / "frames"
     listed = frames / "frame_list.json"
-    names = read_json(listed) if listed.is_file() else [p.name for p in sorted(check_folder(frames).iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
+    there = [p for p in check_folder(frames).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+    names = read_json(listed) if listed.is_file() else [p.name for p in sorted(there, key=lambda p: natural_key(p.stem))]
     scenes = [ScenePaths(Path(n).stem, check_file(frames / n), check_file(frames / f"{Path(n).stem}.labels" / "labels_semantic.png")) for n in names]
     return StreetDataset("road_anomaly", "test", LabelTable((), {}, anomaly=frozenset({2}), normal=frozenset({0})), scenes)
 
@@ -293,13 +297,18 @@ def fishyscapes(
 ) -> StreetDataset:
     "Fishyscapes Static (its overlays are added to Cityscapes images) and Lost&Found. Raises `MissingFileError` naming the frame without a picture."
     root = Path(root)
-    originals = {p.stem.removesuffix("_leftImg8bit"): p for p in _pictures(Path(pictures)).values()}
+    originals: dict[str, list[Path]] = {}
+    for path in _pictures(Path(pictures)).values():
+        originals.setdefault(path.stem.removesuffix("_leftImg8bit"), []).append(path)
     scenes = []
     for key, labels in _pictures(root, "_labels").items():
         frame = key.rsplit("/", 1)[-1].split("_", 1)[-1].removesuffix("_leftImg8bit")
         if frame not in originals:
             raise MissingFileError(f"{labels}: its picture {frame}_leftImg8bit.png is not below {pictures}")
-        scenes.append(ScenePaths(key, originals[frame], labels))
+        if len(originals[frame]) > 1:
+            first, other = originals[frame][:2]
+            raise DataError(f"{labels}: {first} and {other} may both be its picture; point to the folder of the one that is meant")
+        scenes.append(ScenePaths(key, originals[frame][0], labels))
 
     def read(paths: ScenePaths) -> np.ndarray:
         picture, overlay = read_image(paths.image), paths.labels.with_name(paths.labels.name.replace("_labels.png", "_rgb.npz"))

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, MissingFileError
+from ..core.order import natural_key
 from ..metrics import bootstrap_interval, roc_auc
 
 # %% ../../nbs/08_video/09_evaluation.ipynb #d3f68f67
@@ -26,7 +27,7 @@ def frame_auc(
     for video, y in labels.items():
         if len(y) != len(scores[video]):
             raise DataError(f"video {video} has {len(y)} labels and {len(scores[video])} scores; they belong to different versions of it")
-    names = sorted(labels)
+    names = sorted(labels, key=natural_key)
     both = [v for v in names if 0 < np.sum(labels[v]) < len(labels[v])]
     padded = [roc_auc(np.r_[labels[v], False, True], np.r_[scores[v], np.min(scores[v]) - 1, np.max(scores[v]) + 1]) for v in names]
     return {
@@ -51,7 +52,7 @@ def auc_table(
         scores = {str(v): part[column].to_numpy() for v, part in frames.groupby("video", sort=True)}
         row = {"scores": column, **frame_auc(labels, scores)}
         if n:
-            names = sorted(scores)
+            names = sorted(scores, key=natural_key)
             micro = lambda y, s: roc_auc(np.concatenate(y), np.concatenate(s))
             interval = bootstrap_interval(micro, [labels[v] for v in names], [scores[v] for v in names], n=n, random_state=random_state)
             row |= {"micro_low": interval.low, "micro_high": interval.high}

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.errors import DataError, MissingFileError, UnsafeFileError, check_file, check_finite
 from ..core.files import load_arrays, read_json, save_arrays, sha256_array, sha256_json, write_json
+from ..core.order import natural_key
 from ..features.convert import read_pickled
 
 # %% ../../nbs/08_video/03_feature_files.ipynb #b80db37e
@@ -111,7 +112,7 @@ def sample_frames(
     for v in sorted(frames, key=lambda v: -take[v]):  # at least one each may have cost more than there is
         take[v] -= min(take[v] - 1, max(0, sum(take.values()) - count))
     rng = np.random.default_rng(random_state)
-    return {v: tuple(f[i] for i in np.sort(rng.choice(len(f), take[v], replace=False))) for v, f in sorted(frames.items())}
+    return {v: tuple(f[i] for i in np.sort(rng.choice(len(f), take[v], replace=False))) for v, f in sorted(frames.items(), key=lambda item: natural_key(item[0]))}
 
 # %% ../../nbs/08_video/03_feature_files.ipynb #b584b6df
 def load_object_features(
@@ -171,7 +172,8 @@ def convert_pickled(
     if not trust:
         raise UnsafeFileError(f"{source}: a pickle may run code when it is read; pass trust=True if you know who wrote it")
     if source.is_dir():
-        files = {v.name: {p.stem: p for p in sorted(v.glob("*.npy"))} for v in sorted(source.iterdir()) if v.is_dir()}
+        folders = sorted((v for v in source.iterdir() if v.is_dir()), key=lambda v: natural_key(v.name))
+        files = {v.name: {p.stem: p for p in sorted(v.glob("*.npy"), key=lambda p: natural_key(p.stem))} for v in folders}
         entries = {(v, f): read_pickled(p) for v, ps in files.items() for f, p in ps.items()}
         frames = {v: tuple(ps) for v, ps in files.items()}
     else:

@@ -41,6 +41,7 @@ class VideoPlan:
     root: Path | None = None  # frames and ground truth; None: features are all there is
     extraction: Extraction = field(default_factory=Extraction)
     ground_truth: str | None = None  # kind, where the data set has several
+    events: str | None = None  # "columns" or "rows", where its tables of events can be read both ways
     k: int = 2
     metric: str = "sqeuclidean"
     n_components: int | str = 5
@@ -136,5 +137,5 @@ def evaluate_dataset(
     for video in videos:
         if scored.get(video.name) != video.frames:
             raise DataError(f"{video.path}: its frames are not those that were scored; extract and score this version of the video")
-    labels = frame_labels(plan.root, videos, plan.ground_truth)
+    labels = frame_labels(plan.root, videos, plan.ground_truth, plan.events)
     return auc_table(frames, labels), labels

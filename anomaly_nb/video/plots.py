@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from ..core.order import natural_key
 
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
 from .layouts import Video
@@ -28,7 +29,7 @@ def timelines(
     columns: int = 3,  # strips side by side
 ) -> Figure:
     "Frame scores over time, one panel per video."
-    names = sorted(frames["video"].unique())
+    names = sorted(frames["video"].unique(), key=natural_key)
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 1.5 * rows + 0.3), sharey=True, squeeze=False)

@@ -19,6 +19,7 @@ from ..calibration.leave_one_out import kth_neighbour_distances, leave_one_group
 from ..calibration.video_config import read_calibration, write_calibration
 from ..core.errors import DataError
 from ..core.files import load_array, read_json, save_array, sha256_array, write_json
+from ..core.order import natural_key
 from .feature_files import MODALITIES, ObjectFeatures, load_object_features
 from .velocity import VelocityModel, load_velocity_model, save_velocity_model
 
@@ -227,7 +228,7 @@ def held_out_check(
     folds: int = 4,  # parts the videos are divided into, in turn held out
 ) -> pd.DataFrame:  # modality, stated, held_out, objects: shares above the upper bound
     "Share of normal objects above the range when their videos were not used for it. Raises `DataError` for fewer than 3 videos."
-    names = sorted(next(iter(features.values())).frames)
+    names = sorted(next(iter(features.values())).frames, key=natural_key)
     if len(names) < 3:
         raise DataError(f"features: {len(names)} videos cannot be held out in turn; at least 3 are needed")
     above: dict[str, list[np.ndarray]] = {m: [] for m in features}

@@ -54,7 +54,7 @@ class _Objects:
         self.train = load_modalities(plan.features / "training", names, max_image_count, plan.random_state)
         self.test = load_modalities(plan.features / "testing", names)
         self.videos = {v.name: v for v in list_videos(plan.root, "testing")}
-        self.labels = frame_labels(plan.root, list(self.videos.values()), plan.ground_truth) if ground_truths(plan.root) else None
+        self.labels = frame_labels(plan.root, list(self.videos.values()), plan.ground_truth, plan.events) if ground_truths(plan.root) else None
         self.objects = lru_cache(maxsize=8)(self._objects)
 
     def _objects(self, k: int) -> pd.DataFrame:

@@ -1,0 +1,67 @@
+"""The one natural order and the join by names, over names nobody would think of."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anomaly_nb.core.order import name_number, natural_key, pair_names
+
+NAMES = st.text(st.sampled_from("aAbB01259_-. ²½٣۴零Ⅷßẞİ🎬") | st.characters(), max_size=12)
+
+
+@given(st.lists(NAMES, max_size=8), st.randoms())
+def test_the_order_is_total_and_does_not_depend_on_the_listing(names, random):
+    ordered = sorted(names, key=natural_key)
+    mixed = list(names)
+    random.shuffle(mixed)
+    assert sorted(mixed, key=natural_key) == ordered
+    assert all((natural_key(a) == natural_key(b)) == (a == b) for a in names for b in names)
+
+
+@given(NAMES, NAMES, NAMES)
+def test_the_order_is_transitive(a, b, c):
+    a, b, c = sorted([a, b, c], key=natural_key)
+    assert natural_key(a) <= natural_key(b) <= natural_key(c) and natural_key(a) <= natural_key(c)
+
+
+@given(st.text(st.sampled_from("abXY_-."), max_size=5), st.integers(0, 10**30), st.integers(0, 10**30), st.integers(0, 4), st.integers(0, 4), st.sampled_from(["", "_gt", ".5"]))
+def test_digit_runs_compare_as_numbers_whatever_their_zeros(prefix, m, n, p, q, suffix):
+    a, b = f"{prefix}{'0' * p}{m}{suffix}", f"{prefix}{'0' * q}{n}{suffix}"
+    if m != n:
+        assert (natural_key(a) < natural_key(b)) == (m < n)
+    else:
+        assert (natural_key(a) < natural_key(b)) == (a < b)  # ties are decided by the names
+
+
+@pytest.mark.parametrize("zero", "0٠०０𝟎")
+def test_digits_of_every_script_count(zero):
+    names = ["".join(chr(ord(zero) + int(d)) for d in str(i)) for i in (12, 2, 1, 10, 11)]
+    assert [names.index(n) for n in sorted(names, key=natural_key)] == [2, 1, 3, 4, 0]
+    assert name_number("Test" + names[0]) == 12
+
+
+def test_superscripts_and_endless_numbers_are_no_accident():
+    assert sorted(["x²", "x1", "x" + "9" * 6000, "x" + "8" * 6000], key=natural_key)[:3] == ["x1", "x" + "8" * 6000, "x" + "9" * 6000]
+    assert natural_key("²") > natural_key("1") and sorted(["½", "²", "Ⅷ"], key=natural_key) == ["²", "½", "ⅷ".upper()]
+    assert name_number("x²") is None and name_number("1" * 6000) is None
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=8, unique=True), st.lists(st.integers(301, 400), max_size=4, unique=True), st.randoms())
+def test_videos_find_their_partner_by_number_whatever_lies_beside_it(numbers, more, random):
+    others = [f"test_{i:03d}" for i in numbers + more]
+    random.shuffle(others)
+    assert pair_names([str(i) for i in numbers], others, "here") == {str(i): f"test_{i:03d}" for i in numbers}
+    with pytest.raises(ValueError, match=r"here: nothing in it belongs to video '999'"):
+        pair_names([*map(str, numbers), "999"], others, "here")
+
+
+def test_a_join_by_place_is_never_made():
+    with pytest.raises(ValueError, match=r"'left'"):
+        pair_names(["right", "left"], ["a", "b"], "here")
+    with pytest.raises(ValueError, match=r"'cam1_2'"):  # the last number fits both cameras
+        pair_names(["cam1_2", "cam2_2"], ["a_2", "b_2"], "here")
+    assert pair_names(["cam1_2", "cam2_2"], ["2_2", "1_2"], "here") == {"cam1_2": "1_2", "cam2_2": "2_2"}
+    with pytest.raises(ValueError, match=r"'cam1_2'"):  # another number speaks against it
+        pair_names(["cam1_2"], ["cam9_2"], "here")
+    assert pair_names(["01", "2"], ["ped2_test_02", "ped2_test_01"], "here") == {"01": "ped2_test_01", "2": "ped2_test_02"}
