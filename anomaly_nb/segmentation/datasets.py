@@ -177,7 +177,7 @@ def pair_by_key(
 
 def _pictures(folder: Path, ending: str = "") -> dict[str, Path]:
     "Images below `folder` by their relative name without `ending` and suffix."
-    found = {}
+    found: dict[str, Path] = {}
     for path in check_folder(folder).rglob("*"):
         stem = path.relative_to(folder).with_suffix("").as_posix()
         if path.suffix.lower() in IMAGE_SUFFIXES and stem.endswith(ending):

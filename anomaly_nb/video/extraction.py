@@ -19,7 +19,6 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.files import locked, sha256_file, sha256_json
-from ..core.order import natural_key
 from ..core.runtime import progress
 from .feature_files import INDEX, read_index, save_frame, write_index
 from .flow import DISFlow, RAFTFlow, velocity_histogram
@@ -240,7 +239,7 @@ def extract_videos(
             background = median_background(_spread([video], 50)) if settings.background == "video" else shared
             objects += _extract_one(tools, video, background, folder)
             done[video.name] = video.frames
-            write_index(folder, {v: done[v] for v in sorted(done, key=natural_key)}, about, settings.modalities)
+            write_index(folder, done, about, settings.modalities)
     return {"videos": len(todo), "frames": sum(len(v.frames) for v in todo), "objects": objects, "seconds": dict(tools.seconds)}
 
 

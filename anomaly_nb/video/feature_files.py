@@ -68,6 +68,7 @@ def read_index(folder: str | Path) -> dict:
         raise DataError(f"{path}: is not an index of features; extract again")
     if sha256_json(index["extractor"]) != index["sha256"]:
         raise DataError(f"{path}: its settings were changed after the extraction; extract again")
+    index["videos"] = dict(sorted(index["videos"].items(), key=lambda item: natural_key(item[0])))  # JSON is sorted by letter
     return index
 
 # %% ../../nbs/08_video/03_feature_files.ipynb #a6305c36

@@ -169,8 +169,8 @@ def frame_labels(
     for other in others:
         for v, y in labels[first].items():
             if not np.array_equal(y, labels[other][v]):
-                found = f"{y.sum()} frames are anomalous by {first} and {labels[other][v].sum()} by {other}"
-                raise DataError(f"{several}, and they differ: in video {v}, {found}; name one")
+                counts = f"{y.sum()} frames are anomalous by {first} and {labels[other][v].sum()} by {other}"
+                raise DataError(f"{several}, and they differ: in video {v}, {counts}; name one")
     return labels[first]
 
 
