@@ -24,7 +24,7 @@ from typing import Any
 
 from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError
-from ..core.files import locked, read_json, sha256_file, sha256_json, write_json, write_text
+from ..core.files import locked, read_json, sha256_file, sha256_json, to_json, write_json, write_text
 from .gallery import write_gallery
 from .kernel import Execution, Limits, end_tree, execute
 from .page import notebook_page
@@ -125,6 +125,12 @@ def _typed(name: str, value: Any, wanted: type) -> Any:
         raise DataError(f"{name}={value!r} is not {wanted.__name__}") from None
     if wanted is not type(None) and type(value) is not wanted:
         raise DataError(f"{name}={value!r} is {type(value).__name__}, but the template wants {wanted.__name__}")
+    try:
+        to_json(value).encode("utf-8")
+    except TypeError as e:
+        raise DataError(f"{name}={value!r}: {e}; give text, numbers or lists of them") from None
+    except (ValueError, RecursionError):
+        raise DataError(f"{name}={repr(value)[:80]} is not finite, too deep or no text; give finite numbers, text or lists of them") from None
     return value
 
 # %% ../../nbs/10_reports/04_run.ipynb #4e8431db
