@@ -171,8 +171,19 @@ def demo(
 # %% ../../nbs/11_cli/01_main.ipynb #5be02a59
 def main(argv: list[str] | None = None) -> None:
     "Entry point of `anomaly-nb`. Exits 2 with one line on an expected error."
-    from anomaly_nb.core.errors import DataError, MissingExtraError, MissingFileError
+    import warnings
 
+    from anomaly_nb.core.errors import DataError, MissingExtraError, MissingFileError, Notice
+
+    usual = warnings.showwarning
+
+    def show(message, category, *where) -> None:
+        if issubclass(category, Notice):
+            typer.echo(f"anomaly-nb: note: {message}", err=True)
+        else:
+            usual(message, category, *where)
+
+    warnings.showwarning = show
     try:
         app(argv, standalone_mode=True)
     except (DataError, MissingFileError, MissingExtraError) as e:

@@ -104,7 +104,7 @@ def check_parameters(
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             raise DataError(f"{Path(template).stem}: no parameter {name!r}{f'; did you mean {near[0]!r}?' if near else ''} It takes {', '.join(known)}")
-        values[name] = _typed(name, value, known[name]["type"])
+        values[name] = _kept(name, _typed(name, value, known[name]["type"]))
     return values
 
 
@@ -125,6 +125,11 @@ def _typed(name: str, value: Any, wanted: type) -> Any:
         raise DataError(f"{name}={value!r} is not {wanted.__name__}") from None
     if wanted is not type(None) and type(value) is not wanted:
         raise DataError(f"{name}={value!r} is {type(value).__name__}, but the template wants {wanted.__name__}")
+    return value
+
+
+def _kept(name: str, value: Any) -> Any:
+    "A parameter's value if a record can keep it."
     try:
         to_json(value).encode("utf-8")
     except TypeError as e:
