@@ -109,6 +109,8 @@ def _of_zip(path: Path) -> Iterator[tuple[str, bytes]]:
         if len(archive.infolist()) > MOST_MEMBERS:
             raise DataError(f"more than {MOST_MEMBERS} members")
         for z in archive.infolist():
+            if z.flag_bits & 1:
+                raise DataError(f"{z.filename} is encrypted")
             if _wanted(z.filename, z.file_size) and z.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 with archive.open(z) as f:
                     yield z.filename, f.read(LARGEST_MANIFEST + 1)
