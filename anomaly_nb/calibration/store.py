@@ -93,12 +93,12 @@ def read_trend(db: sqlite3.Connection, model: str, head: str, limit: int = 1000)
     "One head's runs with intervals, thresholds, reason and alarm. Raises `DataError` for an unknown head."
     find_head(db, model, head)
     rows = db.execute("SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? ORDER BY version DESC LIMIT ?", (model, head, limit)).fetchall()
-    out = []
+    out, moves = [], read_moves(db, [r["version"] for r in rows])
     for r in reversed(rows):
         detail = json.loads(r["detail"])
         extra = {k: detail["drift"][k] for k in ("intervals", "p_value", "n_needed", "scale", "thresholds", "failed_metrics")}
         flags = {"is_stable": bool(r["is_stable"]), "proposed": bool(r["proposed"]), "reason": r["reason"], "alarm": detail["alarm"]}
-        out.append({k: r[k] for k in HISTORY} | flags | extra)
+        out.append({k: r[k] for k in HISTORY} | flags | extra | {"moves": moves.get((model, head, r["version"]), [])})
     return out
 
 # %% ../../nbs/05_calibration/08_store.ipynb #d78e2ff9
