@@ -49,7 +49,7 @@ def small_app(tmp_path_factory):
 
 def mounted(app, prefix="/api/v2"):
     "The service under a path of somebody else's application."
-    outer = FastAPI()
+    outer = FastAPI(openapi_url=None)
     outer.mount(prefix, app)
     return outer
 
@@ -139,13 +139,13 @@ MANGLED = ["{}", "/{}", "//{}", "{}/", "{}//", "/./{}", "/x/../{}", "/%2e%2e{}"]
 
 def places(app):
     "The application wherever somebody may put it: (name, client without a key, prefix)."
-    twice = FastAPI()
+    twice = FastAPI(openapi_url=None)
     twice.mount("/b", mounted(app, "/a"))
 
     async def rewriting(scope, receive, send):
         await app(scope | {"path": scope["path"].removeprefix("/cut"), "root_path": "/cut"}, receive, send)
 
-    on_host = FastAPI()
+    on_host = FastAPI(openapi_url=None)
     on_host.host("testserver", app)
     return [
         ("plain", TestClient(app), ""),

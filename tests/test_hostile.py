@@ -8,21 +8,24 @@ import lzma
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from anomaly_nb.calibration.pull import pull_calibrations
+from anomaly_nb.calibration.pull import pack_calibrations, pull_calibrations
 from anomaly_nb.calibration.store import CalibrationStore, load_calibration
+from anomaly_nb.cli.main import main
 from anomaly_nb.core.errors import Notice
-from anomaly_nb.core.files import write_json
-from anomaly_nb.core.settings import Settings, load_settings
+from anomaly_nb.core.settings import Settings
 
 SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
 DEV = Settings(calibrate_heads=True)
@@ -30,14 +33,41 @@ GOOD = {"labels": {"anomalous": {"p5": 0.1, "p95": 0.9, "method": "minmax"}}, "t
 TEXT = json.dumps(GOOD).encode()
 
 
-def command(*words, cwd, **more):
-    return subprocess.run([sys.executable, "-m", "anomaly_nb.cli.main", *map(str, words)], cwd=cwd, capture_output=True, text=True, **more)
+def say(capsys, *words):
+    "Run a command in this process: its exit code and what it says on stderr. A traceback is an exception here."
+    code = 0
+    try:
+        main([str(w) for w in words])
+    except SystemExit as e:
+        code = e.code or 0
+    return code, capsys.readouterr().err
 
 
-def one_line(done, *words):
-    assert done.returncode in (1, 2) and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
-    assert all(w in done.stderr for w in words), done.stderr
-    return done.stderr
+def one_line(capsys, *words, says=""):
+    "A command that must fail in one line."
+    code, err = say(capsys, *words)
+    assert code in (1, 2) and err.count("\n") == 1 and err.startswith("anomaly-nb: ") and says in err and len(err) < 1000, (words, code, err[-2000:])
+    return err
+
+
+def ok(*words):
+    "A command that must succeed."
+    with pytest.raises(SystemExit) as e:
+        main([str(w) for w in words])
+    assert not e.value.code
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yml").write_text("calibrate_heads: true\n")
+    return tmp_path
+
+
+def scores(name, seed, n=100):
+    rng = np.random.default_rng(seed)
+    Path(name).write_text("file,score\n" + "".join(f"{seed}_{i},{v}\n" for i, v in enumerate(rng.gamma(4, size=n))))
+    return name
 
 
 def tar_header(name, size, kind=tarfile.REGTYPE):
@@ -153,7 +183,7 @@ ATTACKS = {
 }  # fmt: skip
 PULL = """
 import sys
-from anomaly_nb.calibration.pull import pull_calibrations
+from anomaly_nb.calibration.pull import pack_calibrations, pull_calibrations
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.core.files import sha256_file
 peak = lambda: next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))  # unlike ru_maxrss not the parent's
@@ -210,3 +240,207 @@ def test_pull_of_random_damage_is_a_line_or_a_whole_set(tmp_path):
         shutil.rmtree(root, ignore_errors=True)
     assert taken
     print(f"{taken} taken of {3000 if SLOW else 300} damaged archives, the rest refused in a line")
+
+
+DEEP_YAML, BOMB = "a: " + "[" * 5000, "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+FILES = {
+    "deep": ("[" * 100_000).encode(), "deep in YAML": DEEP_YAML.encode(), "closed and deep": b'{"a":' * 500 + b"1" + b"}" * 500, "UTF-16": '{"a": 1}'.encode("utf-16"), "no UTF-8": b'{"a": "\xff\xfe"}',
+    "bomb": BOMB.encode(), "itself": b"a: &a [*a]", "NUL": bytes(1000), "binary": bytes(range(256)) * 8, "no int": b"a: !!int x", "no day": b"a: 2026-13-45", "huge": b"1" * 100_000, "cut": b'{"a": [1, ',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_hostile_files_in_every_command(here, capsys, kind):
+    "The same bytes as settings, plan, notebook, ontology, scores, calibration set, archive: one line each, and nothing is left behind."
+    bad = Path("bad")
+    scores("good.csv", 0)
+    before = {p for p in here.rglob("*")}
+    for name in ("bad.yml", "bad.ipynb", "bad.csv", "bad.json", "bad.zip"):
+        Path(name).write_bytes(FILES[kind])
+    for folder in ("set", "set2"):
+        Path(folder, "net/heads").mkdir(parents=True)
+    Path("set/net/heads/h-calibration.json").write_bytes(FILES[kind])
+    Path("set/manifest.json").write_text(json.dumps({"files": {"net/heads/h-calibration.json": {"sha256": sha256(FILES[kind]).hexdigest(), "size": len(FILES[kind])}}}))
+    Path("set2/manifest.json").write_bytes(FILES[kind])
+    given = {p for p in here.rglob("*")}
+    for words in (
+        ("drift", "run", "--config", "bad.yml", "--scores", "good.csv", "--head", "h"),
+        ("drift", "serve", "--config", "bad.yml"),
+        ("drift", "serve", "--new-key", "--config", "bad.yml"),
+        ("drift", "run", "--scores", "bad.csv", "--head", "h"),
+        ("drift", "pull", "set"),
+        ("drift", "pull", "set2"),
+        ("drift", "pull", "bad.zip"),
+        ("drift", "pull", "bad.zip", "--sha256", sha256(FILES[kind]).hexdigest()),
+        ("sweep", "bad.yml"),
+        ("report", "bad.ipynb"),
+        ("report", "bad.ipynb", "--list"),
+        ("new", "mine", "--from", "bad.ipynb"),
+    ):
+        if (kind, words[1:3]) == ("itself", ("serve", "--new-key")):  # somebody else's key, kept
+            continue
+        one_line(capsys, *words)
+        left = {p.relative_to(here).as_posix() for p in here.rglob("*")} - {p.relative_to(here).as_posix() for p in given}
+        assert not [p for p in left if not p.endswith(".lock") and p not in ("data", "data/calibrations", "data/calibrations/calibration.sqlite")], (words, left)
+    assert before < given and not bad.exists()
+
+
+def test_records_of_runs(here, capsys):
+    "A hostile run.json is a run of status damaged, in every command over runs."
+    for i, (_, content) in enumerate(FILES.items()):
+        Path(f"figures/runs/image_anomaly-{i:012x}").mkdir(parents=True)
+        Path(f"figures/runs/image_anomaly-{i:012x}/run.json").write_bytes(content)
+    code, err = say(capsys, "runs", "list")
+    assert code == 0 and not err
+    for words in (("show", f"{0:012x}"), ("diff", f"{0:012x}", f"{1:012x}"), ("verify", f"{0:012x}")):
+        code, err = say(capsys, "runs", *words)
+        assert err.count("\n") <= 1 and "Traceback" not in err, (words, err)
+
+
+def test_parameters_that_no_record_can_keep(here, capsys):
+    Path("plan.yml").write_text("template: image_anomaly\ngrid:\n  category: [2024-01-01, weave]\n  coreset: [.nan]\n")
+    for value in ("nan", "inf", "-inf", "1e999"):
+        assert f"coreset={float(value)} is not finite" in one_line(capsys, "report", "image_anomaly", "-p", f"coreset={value}")
+    one_line(capsys, "sweep", "plan.yml", says="is not finite")
+
+
+def test_misspelt_settings_and_heads_are_told(here, capsys):
+    Path("config.yml").write_text("calibrate_heads: true\ncalibration_drift_apdd: 0.5\ncalibration_drift_heads: {net/lether: {apd: 0.5}}\n")
+    code, err = say(capsys, "drift", "run", "--scores", scores("a.csv", 0), "--model", "net", "--head", "leather")
+    assert code == 0 and err.splitlines() == [
+        "anomaly-nb: note: config.yml: nobody reads 'calibration_drift_apdd'; did you mean 'calibration_drift_apd'?",
+        "anomaly-nb: note: calibration_drift_heads: there is no head 'net/lether'; did you mean 'net/leather'?",
+    ]
+    Path("config.yml").write_text("calibrate_heads: true\n")
+    assert "differs from 'leather' only by case" in one_line(capsys, "drift", "run", "--scores", "a.csv", "--model", "net", "--head", "Leather")
+    assert "differs from 'net' only by case" in one_line(capsys, "drift", "run", "--scores", "a.csv", "--model", "NET", "--head", "grid")
+    with pytest.warns(Notice, match="net/lether"):
+        CalibrationStore("data/calibrations", Settings(calibrate_heads=True, calibration_drift_heads={"net/lether": {"apd": 0.5}})).run()
+
+
+def test_thresholds_given_as_text(tmp_path):
+    root = tmp_path / "net/heads"
+    root.mkdir(parents=True)
+    for field, value in [("threshold", "1.5"), ("p5", "0.1"), ("p95", True), ("threshold", [1]), ("p95", 10**400), ("threshold", {})]:
+        bad = json.loads(TEXT)
+        (bad if field == "threshold" else bad["labels"]["anomalous"])[field] = value
+        (root / "h-calibration.json").write_text(json.dumps(bad))
+        with pytest.raises(ValueError, match="must be numbers"):
+            load_calibration(tmp_path, "net", "h")
+
+
+LOOK = [("history",), ("trend", "net", "h"), ("promote", "net", "h", "--version", "1"), ("run",), ("worker", "--retag"), ("repair",)]
+
+
+def test_damaged_pages(here, capsys):
+    "Each page of the database in turn lost, torn or full of noise: every command says so in a line, or does not need that page."
+    for k in range(3):
+        ok("drift", "run", "--scores", scores("a.csv", k, 60), "--model", "net", "--head", "h")
+    capsys.readouterr()
+    path, rng, told, fine = Path("data/calibrations/calibration.sqlite"), random.Random(0), 0, 0
+    whole = path.read_bytes()
+    pages = len(whole) // 4096
+    for page in range(pages) if SLOW else sorted({0, 1, *rng.sample(range(pages), 7)}):
+        for damage in (bytes(4096), rng.randbytes(4096), whole[page * 4096 :][:2048] + rng.randbytes(2048), bytearray(whole[page * 4096 :][:4096])):
+            if isinstance(damage, bytearray):
+                for _ in range(40):
+                    damage[rng.randrange(4096)] = rng.randrange(256)
+            for words in LOOK if SLOW else rng.sample(LOOK, 2):
+                path.write_bytes(whole[: page * 4096] + damage + whole[(page + 1) * 4096 :])
+                for extra in ("-wal", "-shm", "-journal"):
+                    Path(f"{path}{extra}").unlink(missing_ok=True)
+                code, err = say(capsys, "drift", *words)
+                assert (code == 0 and not err) or (code == 2 and err.count("\n") == 1), (page, words, err)
+                told, fine = told + (code == 2), fine + (code == 0)
+    path.write_bytes(whole[: len(whole) // 2])
+    one_line(capsys, "drift", "repair")
+    print(f"{pages} pages: {told} commands said what is wrong, {fine} did not need the page")
+    assert told > 10
+
+
+UNLUCKY = """
+import contextlib, encodings.cp437, encodings.utf_8_sig, io, json, os, resource, signal, sys
+import anomaly_nb.calibration.store, anomaly_nb.calibration.insight, anomaly_nb.calibration.pull, anomaly_nb.core.settings, pandas, ruamel.yaml, scipy.stats, filelock
+from anomaly_nb.cli.main import main
+from anomaly_nb.core.files import sha256_file
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for limit, words in json.loads(sys.argv[1]):
+    if limit == "readonly":
+        if os.geteuid() == 0: os.seteuid(65534)
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    said, code = [io.StringIO(), io.StringIO()], 0
+    try:
+        with contextlib.redirect_stdout(said[0]), contextlib.redirect_stderr(said[1]): main(words)
+    except SystemExit as e: code = e.code or 0
+    except BaseException as e: code = repr(e)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    state = None
+    if limit != "readonly":
+        store = anomaly_nb.calibration.store.CalibrationStore("data/calibrations")
+        state = [store.table(q).iloc[0, 0] if q[0] == "P" else int(store.table(q).iloc[0, 0]) for q in ("PRAGMA integrity_check", "SELECT count(*) FROM scores", "SELECT count(*) FROM runs")]
+    print(json.dumps([code, said[0].getvalue(), said[1].getvalue(), state]), flush=True)
+"""
+
+
+def unlucky(cases):
+    "Exit code, stdout, stderr and state of the store after each command, in a process whose files cannot grow or which may not write."
+    done = subprocess.run([sys.executable, "-c", UNLUCKY, json.dumps(cases)], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_full_disk(here):
+    "No file can grow beyond so many bytes: one line, and afterwards the store is what it was, or has the whole run."
+    run = ["drift", "run", "--scores", "a.csv", "--model", "net", "--head", "h"]
+    scores("a.csv", 0, 2000)
+    ok(*run)
+    pack_calibrations("data/calibrations", "set.zip")
+    size = Path("data/calibrations/calibration.sqlite").stat().st_size
+    scores("a.csv", 1, 2000)
+    limits = [0, 100, 4096, size, size + 4096, size + 40_000] + [size + 4096 * i for i in range(2, 60, 2)] * SLOW
+    cases = [[100, ["drift", "pull", "set.zip", "--into", "line"]], *([limit, run] for limit in limits)]
+    outcomes = unlucky(cases)
+    for (limit, words), (code, _, err, state) in zip(cases, outcomes):
+        assert ((code == 2 and err.count("\n") == 1 and "full" in err) or "arge" in err) or (code == 0 and not err), (limit, words, code, err)
+        assert state in (["ok", 2000, 1], ["ok", 4000, 1], ["ok", 4000, 2]), (limit, state)
+        print(limit - size, code, err.strip()[-80:], state)
+    assert not [p for p in here.rglob("*") if p.suffix == ".tmp"] and not list(Path("line").rglob("*.json"))
+    assert sum(code == 2 for code, *_ in outcomes) >= 4
+    ok(*run)
+    assert CalibrationStore("data/calibrations").repair()["written"] == [] and CalibrationStore("data/calibrations").history()[0]["version"] == 2
+
+
+def test_a_folder_nobody_may_write_to():
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        (root / "config.yml").write_text("calibrate_heads: true\n")
+        a = str(scores(root / "a.csv", 0))
+        common = ["--store", f"{root}/store", "--config", f"{root}/config.yml"]
+        ok("drift", "run", "--scores", a, "--model", "net", "--head", "h", *common)
+        pack_calibrations(root / "store", root / "set.zip")
+        for p in [root, *root.rglob("*")]:
+            p.chmod(0o555 if p.is_dir() else 0o444)
+        refused = [["run", "--scores", a, "--model", "net", "--head", "i", *common], ["promote", "net", "h", "--version", "1", *common], ["repair", *common], ["worker", "--retag", *common], ["serve", "--new-key", *common[2:]],
+                   ["run", "--scores", a, "--head", "h", "--store", f"{root}/new", *common[2:]], ["pull", f"{root}/set.zip", "--into", f"{root}/line", *common[2:]]]  # fmt: skip
+        try:
+            *done, looked = unlucky([["readonly", ["drift", *words]] for words in [*refused, ["history", *common]]])
+        finally:
+            for p in [root, *root.rglob("*")]:
+                p.chmod(0o755)
+        for words, (code, _, err, _) in zip(refused, done):
+            assert code == 2 and err.count("\n") == 1 and ("rights" in err or "ermission" in err), (words, code, err)
+        assert looked[0] == 0 and "net" in looked[1], looked
+        assert sorted(p.name for p in root.iterdir()) == ["a.csv", "config.yml", "set.zip", "store"]
+
+
+def test_leftovers_of_killed_writers(here, capsys):
+    ok("drift", "run", "--scores", scores("a.csv", 0), "--model", "net", "--head", "h")
+    killed = "import os, signal\nfrom anomaly_nb.core.files import atomic_write\nwith atomic_write('data/calibrations/net/heads/h-calibration.json') as f:\n    f.write(b'{'); f.flush(); os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", killed])
+    assert len(list(Path("data").rglob(".*.tmp"))) == 1
+    capsys.readouterr()
+    ok("drift", "repair")
+    assert "left by a killed writer, removed: net/heads/.h-calibration.json." in capsys.readouterr().out and not list(Path("data").rglob(".*.tmp"))
+    with closing(sqlite3.connect("data/calibrations/calibration.sqlite")) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -400,7 +400,7 @@ class GuardedRoutes(list):
         "Add guarded routes."
         super().extend([self._checked(r) for r in routes])
 
-    def __iadd__(self, routes: Iterable):
+    def __iadd__(self, routes: Iterable):  # type: ignore[misc]
         self.extend(routes)
         return self
 
@@ -454,7 +454,7 @@ def guarded_app(
     kinds = {"open": kind(Open), "keyed": kind(Keyed), "development": kind(Development)}
 
     @kinds["open" if public_schema else "keyed"]("GET", "/openapi.json", include_in_schema=False)
-    def openapi(request: fastapi.Request) -> dict[str, Any]:
+    def openapi(request: fastapi.Request) -> dict[str, Any]:  # type: ignore[name-defined]
         root = request.scope.get("root_path", "").rstrip("/")
         return app.openapi() | ({"servers": [{"url": root}]} if root else {})
 
@@ -517,7 +517,7 @@ def _add_routes(route: Callable, store: CalibrationStore) -> None:
         return Trend(model=model, head=head, runs=[TrendRow(**r) for r in store.trend(model, head)])
 
     @route("POST", "/promote")
-    def promote(wish: PromoteRequest, request: fastapi.Request) -> PromoteAnswer:
+    def promote(wish: PromoteRequest, request: fastapi.Request) -> PromoteAnswer:  # type: ignore[name-defined]
         return PromoteAnswer(**store.promote(wish.model, wish.head, wish.version, by=f"service: {request.scope['key_name']}", reason=wish.reason))
 
     @route("POST", "/retag-all")

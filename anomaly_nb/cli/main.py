@@ -177,15 +177,16 @@ def main(argv: list[str] | None = None) -> None:
 
     usual = warnings.showwarning
 
-    def show(message, category, *where) -> None:
+    def show(message, category, *where, **more) -> None:
         if issubclass(category, Notice):
             typer.echo(f"anomaly-nb: note: {message}", err=True)
         else:
-            usual(message, category, *where)
+            usual(message, category, *where, **more)
 
-    warnings.showwarning = show
     try:
-        app(argv, standalone_mode=True)
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            app(argv, standalone_mode=True)
     except (DataError, MissingFileError, MissingExtraError) as e:
         _fail(str(e))
     except OSError as e:  # no permission, disk full, somebody else writing
@@ -197,8 +198,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int = 2) -> None:
-    "Print one line and exit."
-    typer.echo(f"anomaly-nb: {message}", err=True)
+    "Print one line and exit; a message that quotes what a hostile file holds is cut."
+    line = " ".join(message.split())
+    typer.echo(f"anomaly-nb: {line if len(line) <= 800 else f'{line[:600]} ... {line[-150:]}'}", err=True)
     sys.exit(code)
 
 # %% ../../nbs/11_cli/01_main.ipynb #3fd5e6b1

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DEEPEST', 'LARGEST_TREE', 'MANIFEST', 'atomic_write', 'remove_leftovers', 'write_files', 'to_json', 'write_text',
-           'write_json', 'decode_text', 'read_text', 'check_plain', 'parse_json', 'read_json', 'parse_yaml',
-           'read_yaml', 'sha256_file', 'sha256_array', 'sha256_json', 'load_array', 'load_arrays', 'save_array',
-           'save_arrays', 'load_tensors', 'save_tensors', 'build_manifest', 'write_manifest', 'verify_manifest',
-           'locked']
+           'write_json', 'decode_text', 'read_text', 'check_plain', 'parse_json', 'read_json', 'check_brackets',
+           'parse_yaml', 'read_yaml', 'sha256_file', 'sha256_array', 'sha256_json', 'load_array', 'load_arrays',
+           'save_array', 'save_arrays', 'load_tensors', 'save_tensors', 'build_manifest', 'write_manifest',
+           'verify_manifest', 'locked']
 
 # %% ../../nbs/00_core/02_files.ipynb #f229c9d4
 import hashlib
@@ -210,6 +210,18 @@ def read_json(path: str | Path) -> Any:
     return parse_json(check_file(path).read_bytes(), path)
 
 
+def check_brackets(
+    text: str,  # YAML
+    name: str | Path,  # of the file, for messages
+) -> None:
+    "Refuse brackets ten times too deep before a parser spends seconds on them. Raises `DataError`."
+    depth = 0
+    for found in re.finditer(r"[\[\]{}]", text):
+        depth = depth + 1 if found.group() in "[{" else max(depth - 1, 0)
+        if depth > 10 * DEEPEST:
+            raise DataError(f"{name}: nested more than {DEEPEST} levels deep; flatten it")
+
+
 def parse_yaml(
     text: str,
     name: str | Path,  # of the file, for messages
@@ -222,6 +234,7 @@ def parse_yaml(
         pass
 
     Plain.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+    check_brackets(text, name)
     reader = YAML(typ="safe", pure=True)
     reader.Constructor = Plain
     try:
@@ -232,7 +245,7 @@ def parse_yaml(
         mark, problem = getattr(e, "problem_mark", None), str(getattr(e, "problem", None) or e).split("\n")[0]
         raise DataError(f"{name}: not valid YAML{f', line {mark.line + 1}' if mark else ''}: {problem}") from None
     except Exception as e:  # its parser fails in many ways on `!!int x`, `!!float`, cut tags
-        raise DataError(f"{name}: not valid YAML ({type(e).__name__}: {e})") from None
+        raise DataError(f"{name}: not valid YAML ({type(e).__name__}: {' '.join(str(e).split())[:200]})") from None
     return check_plain(value, name, LARGEST_TREE)
 
 

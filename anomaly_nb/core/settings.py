@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from .errors import DataError, Notice
-from .files import LARGEST_TREE, check_plain, decode_text, locked, read_text, write_text
+from .files import LARGEST_TREE, check_brackets, check_plain, decode_text, locked, read_text, write_text
 
 # %% ../../nbs/00_core/03_settings.ipynb #0b9080a0
 class Calibration(BaseModel):
@@ -82,18 +82,20 @@ def _yaml() -> YAML:
 
 def _parse(path: Path, text: str) -> Any:
     "YAML text as a round-trip mapping."
+    check_brackets(text, path)
     try:
         tree = _yaml().load(text)
         check_plain(tree, path, LARGEST_TREE, foreign=True)
     except YAMLError as e:
         where = getattr(e, "problem_mark", None)
-        raise DataError(f"{path}: not valid YAML" + (f" at line {where.line + 1}" if where else "") + f" ({getattr(e, 'problem', e)})") from None
+        said = " ".join(str(getattr(e, "problem", None) or e).split())
+        raise DataError(f"{path}: not valid YAML" + (f" at line {where.line + 1}" if where else "") + f" ({said})") from None
     except DataError:
         raise
     except RecursionError:
         raise DataError(f"{path}: nested too deep; flatten it") from None
     except Exception as e:  # its parser fails in many ways on `!!int x` or the 45th of May
-        raise DataError(f"{path}: not valid YAML ({type(e).__name__}: {e})") from None
+        raise DataError(f"{path}: not valid YAML ({type(e).__name__}: {' '.join(str(e).split())[:200]})") from None
     if tree is None:
         tree = _yaml().load("{}")
         tree.fa.set_block_style()
