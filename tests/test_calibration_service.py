@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("fastapi")
 schemathesis = pytest.importorskip("schemathesis")
 import httpx
+from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -23,7 +24,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection
 
 from anomaly_nb.calibration.service import create_app, new_key, serve
 from anomaly_nb.calibration.store import CalibrationStore
-from anomaly_nb.core.settings import Settings
+from anomaly_nb.core.settings import Settings, update_settings
 
 SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
 KEY, HASH = new_key()
@@ -46,10 +47,22 @@ def small_app(tmp_path_factory):
     return create_app(store, HASH, failures=100_000)  # schemathesis tries wrong keys all the time
 
 
+def mounted(app, prefix="/api/v2"):
+    "The service under a path of somebody else's application."
+    outer = FastAPI(openapi_url=None)
+    outer.mount(prefix, app)
+    return outer
+
+
+@pytest.mark.parametrize("place", ["plain", "mounted"])
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
-def test_own_openapi(small_app, mode):
+def test_own_openapi(small_app, mode, place):
     "Requests made from the service's own document, valid and invalid: nothing may fail on the server's side, and answers are as documented."
-    schema, tried = schemathesis.openapi.from_asgi("/openapi.json", small_app), 0
+    app, root = (small_app, "") if place == "plain" else (mounted(small_app), "/api/v2")
+    document = TestClient(app, headers=AUTH).get(f"{root}/openapi.json").json()
+    assert document.get("servers", [{"url": ""}]) == [{"url": root}]
+    schema, tried = schemathesis.openapi.from_dict(document), 0
+    schema.app = app
 
     def check(case):
         nonlocal tried
@@ -59,12 +72,12 @@ def test_own_openapi(small_app, mode):
         case.validate_response(response, headers=AUTH, excluded_checks=[negative_data_rejection])  # it counts the key that is sent here as missing
 
     for operation in (o.ok() for o in schema.get_all_operations()):
-        wanted = hypothesis_settings(max_examples=500 if SLOW else 15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        wanted = hypothesis_settings(max_examples=500 if SLOW else 8, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         try:
             wanted(given(operation.as_strategy(generation_mode=mode))(check))()
         except Unsatisfiable:  # an operation without parameters has no invalid form
             assert mode == schemathesis.GenerationMode.NEGATIVE and not operation.body and not operation.query
-    print(f"schemathesis, {mode.value}: {tried} requests, no 5xx")
+    print(f"schemathesis, {place}, {mode.value}: {tried} requests, no 5xx")
 
 
 @pytest.mark.parametrize("path, method", [("run", "POST"), ("history", "GET"), ("trend?model=a&head=b", "GET"), ("promote", "POST"), ("retag-all", "POST"), ("jobs", "GET")])
@@ -120,6 +133,154 @@ def test_repeated_wrong_keys_have_to_wait(tmp_path):
     assert client.get("/admin/calibration/jobs", headers=AUTH).status_code == 200
 
 
+ROUTES = [("POST", "run"), ("GET", "history"), ("GET", "trend?model=a&head=b"), ("POST", "promote"), ("POST", "retag-all"), ("GET", "jobs")]
+MANGLED = ["{}", "/{}", "//{}", "{}/", "{}//", "/./{}", "/x/../{}", "/%2e%2e{}"]
+
+
+def places(app):
+    "The application wherever somebody may put it: (name, client without a key, prefix)."
+    twice = FastAPI(openapi_url=None)
+    twice.mount("/b", mounted(app, "/a"))
+
+    async def rewriting(scope, receive, send):
+        await app(scope | {"path": scope["path"].removeprefix("/cut"), "root_path": "/cut"}, receive, send)
+
+    on_host = FastAPI(openapi_url=None)
+    on_host.host("testserver", app)
+    return [
+        ("plain", TestClient(app), ""),
+        ("mounted", TestClient(mounted(app)), "/api/v2"),
+        ("mounted twice", TestClient(twice), "/b/a"),
+        ("root path", TestClient(app, root_path="/api"), ""),
+        ("root path in the path", TestClient(app, root_path="/api"), "/api"),
+        ("rewriting proxy", TestClient(rewriting), "/cut"),
+        ("host", TestClient(on_host), ""),
+        ("mounted as an administrator's", TestClient(mounted(app, "/admin/calibration")), "/admin/calibration"),
+        ("mounted as health", TestClient(mounted(app, "/health")), "/health"),
+    ]
+
+
+def test_no_key_no_answer_wherever_it_is_mounted(small_app):
+    "Every route but health, mangled in every way that proxies and attackers know: 401, and never an answer; with the key the straight path works."
+    before = TestClient(small_app, headers=AUTH).get("/admin/calibration/history").json()
+    asked = 0
+    for name, client, prefix in places(small_app):
+        for method, path in [*ROUTES, ("GET", "../../openapi.json"), ("GET", "nowhere")]:
+            straight = "/openapi.json" if "openapi" in path else f"/admin/calibration/{path}"
+            for route in [straight, straight.upper(), straight.replace("/", "%2f"), straight.replace("/", "//"), *(m.format(straight) for m in MANGLED)]:
+                for verb in {method, "GET", "POST", "PUT", "HEAD", "OPTIONS"} if SLOW else {method}:
+                    r = client.request(verb, prefix + route, follow_redirects=False)
+                    asked += 1
+                    own = r.headers.get("content-type") == "application/problem+json"
+                    assert (r.status_code == 401 if own or verb == "HEAD" else r.status_code in (404, 307)), (name, verb, prefix + route, r.status_code)
+            assert client.request(method, prefix + straight).status_code == 401, (name, straight)
+        assert client.get(f"{prefix}/health").status_code == 200 and client.get(f"{prefix}/openapi.json", headers=AUTH).status_code == 200
+        assert client.get(f"{prefix}/admin/calibration/history", headers=AUTH).status_code == 200, name
+    assert TestClient(small_app, headers=AUTH).get("/admin/calibration/history").json() == before
+    print(f"{asked} requests without a key in {len(places(small_app))} places: none answered")
+
+
+def walk(routes, prefix=""):
+    "Every route of an application with those of the applications mounted in it."
+    for route in routes:
+        if getattr(route, "routes", None):
+            yield from walk(route.routes, prefix + route.path)
+        else:
+            yield prefix + route.path, route
+
+
+@pytest.mark.parametrize("place", ["plain", "mounted"])
+def test_every_route_has_its_guard(tmp_path, place):
+    "Walks all routes there are: each is of a kind that asks its guard, each but health refuses without a key, and no other can be registered."
+    app = create_app(CalibrationStore(tmp_path, DEV), HASH)
+    outer = app if place == "plain" else mounted(app)
+    own = [(path, r) for path, r in walk(outer.routes) if r in app.router.routes]
+    assert len(own) == len(app.router.routes) == 8
+    assert [path.removeprefix("/api/v2") for path, r in own if not r.needs_key] == ["/health"]
+    for path, route in own:
+        assert all(TestClient(outer).request(m, path).status_code == (401 if route.needs_key else 200) for m in route.methods), path
+    plain = APIRouter()
+    plain.get("/y")(lambda: 1)
+    for register in (
+        lambda: app.add_route("/x", lambda r: None),
+        lambda: app.mount("/x", FastAPI()),
+        lambda: app.host("x", FastAPI()),
+        lambda: app.include_router(plain),
+        lambda: app.add_api_websocket_route("/x", lambda s: None),
+        lambda: app.router.routes.extend(plain.routes),
+        lambda: app.router.routes.insert(0, plain.routes[0]),
+        lambda: app.router.routes.__setitem__(0, plain.routes[0]),
+        lambda: app.router.routes.__iadd__(plain.routes),
+    ):
+        with pytest.raises(TypeError, match="without a guard"):
+            register()
+    app.get("/late")(lambda: 1)
+    app.add_api_route("/later", lambda: 1)
+    assert len(app.router.routes) == 10 and {TestClient(app).get(p).status_code for p in ("/late", "/later")} == {401}
+    assert TestClient(create_app(CalibrationStore(tmp_path, DEV), HASH, public_schema=True)).get("/openapi.json").status_code == 200
+
+
+def deep(n):
+    return b'{"model": ' + b"[" * n + b"]" * n + b"}"
+
+
+def chunks(*parts):
+    yield from parts
+
+
+BODIES = {
+    "deep": (422, deep(5000)), "too deep to be meant": (422, deep(101)), "UTF-16": (422, '{"model": "net", "head": "grid"}'.encode("utf-16")), "no UTF-8": (422, b'{"model": "\xff"}'),
+    "no JSON": (422, b"model=net"), "NaN": (422, b'{"model": "net", "head": "grid", "version": NaN}'), "huge number": (422, b'{"model": "net", "head": "grid", "version": ' + b"9" * 5000 + b"}"),
+    "half a character": (422, b'{"model": "\\ud800", "head": "grid"}'), "a list": (422, b"[]"), "a number": (422, b"1"), "null": (422, b"null"), "wrong types": (422, b'{"model": {"a": 1}, "head": [1]}'),
+    "a bool for a number": (422, b'{"model": "net", "head": "grid", "version": 1.5}'), "empty": (422, b""), "large": (413, b" " * 16_385), "large and chunked": (413, [b" " * 4096] * 5),
+    "chunked": (409, [b'{"model": "net", ', b'"head": "grid"}']),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", "multipart/form-data; boundary=x", "application/json; charset=utf-16", ""])
+def test_hostile_bodies(small_app, kind):
+    "One sentence and a 4xx for every body, however it is sent and whatever it says it is; its bytes are counted before they are parsed."
+    for name, (status, body) in BODIES.items():
+        for client, root in ((TestClient(small_app), ""), (TestClient(mounted(small_app)), "/api/v2")):
+            for path in ("promote", "run") if status == 413 else ("promote",):
+                r = client.post(f"{root}/admin/calibration/{path}", content=chunks(*body) if isinstance(body, list) else body, headers=AUTH | ({"Content-Type": kind} if kind else {}))
+                wanted = status if kind.startswith("application/json") or status != 409 else 422
+                assert r.status_code == wanted and r.json()["status"] == wanted and "\n" not in r.json()["detail"] and "Traceback" not in r.text, (name, kind, r.status_code, r.text)
+    r = TestClient(small_app).post("/admin/calibration/promote", content=chunks(*[b" " * 4096] * 5))
+    assert r.status_code == 401  # before a byte is counted
+
+
+def test_keys_are_named_rotated_and_revoked_while_it_runs(tmp_path):
+    store, config = CalibrationStore(tmp_path / "store", DEV), tmp_path / "config.yml"
+    fill(store, np.random.default_rng(0), "a")
+    store.run()
+    fill(store, np.random.default_rng(1), "b")
+    store.run()
+    (one, one_hash), (two, two_hash) = new_key(), new_key()
+    update_settings(config, {"calibrate_heads": True, "calibration_api_keys": {"line3": one_hash}})
+    client = TestClient(create_app(store, config=config))
+    status = lambda key: client.get("/admin/calibration/jobs", headers={"Authorization": f"Bearer {key}"}).status_code
+    assert (status(one), status(two)) == (200, 401)
+    update_settings(config, {"calibration_api_keys": {"anna": two_hash}})
+    assert (status(one), status(two)) == (200, 200)
+    moved = client.post("/admin/calibration/promote", json={"model": "net", "head": "grid", "version": 2, "reason": "new lamp"}, headers={"Authorization": f"Bearer {two}"})
+    assert moved.status_code == 200
+    update_settings(config, {"calibration_api_keys": {"anna": None}})
+    assert (status(one), status(two)) == (200, 401)
+    rows = client.get("/admin/calibration/history", params={"head": "grid"}, headers={"Authorization": f"Bearer {one}"}).json()["runs"]
+    assert [[m["by"] for m in r["moves"]] for r in rows] == [["service: anna"], ["review"]] and rows[0]["moves"][0]["reason"] == "new lamp"
+    assert abs(rows[0]["moves"][0]["timestamp"] / 1000 - time.time()) < 60
+    assert store.table("SELECT by FROM reference_moves ORDER BY id DESC LIMIT 1").by[0] == "service: anna"
+    text = config.read_text()
+    config.write_text("calibration_api_keys: [")  # nobody is admitted while it cannot be read
+    assert (status(one), status(two)) == (503, 503)
+    config.write_text(text)
+    assert status(one) == 200
+    config.unlink()
+    assert status(one) == 401
+    assert one not in text and one_hash in text
+
+
 def free_port():
     with closing(socket.socket()) as s:
         s.bind(("127.0.0.1", 0))
@@ -132,7 +293,7 @@ def server(tmp_path):
     (tmp_path / "config.yml").write_text("calibrate_heads: true\n")
     store, port = CalibrationStore(tmp_path / "store", DEV), free_port()
     fill(store, np.random.default_rng(0), "start")
-    given = {"port": port, "store": tmp_path / "store", "config": tmp_path / "config.yml", "api_key": KEY}
+    given = {"port": port, "store": tmp_path / "store", "config": tmp_path / "config.yml", "api_key": KEY, "request_seconds": 1.0}
     process = multiprocessing.get_context("spawn").Process(target=serve, kwargs=given, daemon=True)
     process.start()
     url = f"http://127.0.0.1:{port}"
@@ -145,6 +306,61 @@ def server(tmp_path):
     yield url, store
     process.terminate()
     process.join()
+
+
+HALVES = {
+    "nothing": b"",
+    "half a header": b"POST /admin/calibration/promote HTTP/1.1\r\nHost: x\r\nAuth",
+    "half a body": f"POST /admin/calibration/promote HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\n\r\n{{".encode(),
+    "half a chunk": f"POST /admin/calibration/run HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nTransfer-Encoding: chunked\r\n\r\n64\r\n{{".encode(),
+    "half a body without a key": b"POST /admin/calibration/promote HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+    "half a body of health": b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{",
+    "half a second request": b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /hea",
+    "endless chunks": f"POST /admin/calibration/run HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + b"1000\r\n" + b" " * 4096 + b"\r\n" + (b"1000\r\n" + b" " * 4096 + b"\r\n") * 50,
+}  # fmt: skip
+
+
+def test_half_sent_requests_are_dropped(server):
+    "Over a real socket, all at once: after the stated second the connection is closed, and meanwhile others are served."
+    url, _ = server
+    port, began, closed, answers = int(url.rsplit(":", 1)[1]), time.monotonic(), {}, {}
+
+    def send(name, data):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as s:
+            said = b""
+            try:
+                s.sendall(data)
+                while part := s.recv(65536):
+                    said += part
+            except ConnectionError:
+                pass
+            closed[name], answers[name] = time.monotonic() - began, said
+
+    def drip():
+        "A header line every tenth of a second, for ever."
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as s:
+            s.settimeout(0.1)
+            s.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+            with suppress(ConnectionError):
+                while True:
+                    s.sendall(b"X-Slow: 1\r\n")
+                    try:
+                        if not s.recv(10):
+                            break
+                    except TimeoutError:
+                        pass
+            closed["drip"] = time.monotonic() - began
+
+    threads = [threading.Thread(target=send, args=pair) for pair in HALVES.items()] + [threading.Thread(target=drip)]
+    for t in threads:
+        t.start()
+    assert httpx.get(f"{url}/health").status_code == 200 and httpx.post(f"{url}/admin/calibration/run", headers=AUTH).status_code == 200
+    for t in threads:
+        t.join()
+    code = {k: int(v.split(b" ")[1]) if v else None for k, v in answers.items()}
+    print({k: (round(s, 1), code.get(k)) for k, s in closed.items()})
+    assert max(closed.values()) < 8 and len(closed) == len(HALVES) + 1
+    assert code == {"nothing": None, "half a header": None, "half a body": 408, "half a chunk": 408, "half a body without a key": 401, "half a body of health": 408, "half a second request": 200, "endless chunks": 413}
 
 
 def test_many_clients_lose_nothing(server):
@@ -199,7 +415,7 @@ def test_many_clients_lose_nothing(server):
     with closing(sqlite3.connect(store.root / "calibration.sqlite")) as db:
         count = lambda query: db.execute(query).fetchone()[0]
         versions = {v for (v,) in db.execute("SELECT version FROM runs")}
-        moves, jobs, files = count("SELECT count(*) FROM reference_moves WHERE by = 'service'"), count("SELECT count(*) FROM jobs"), count("SELECT count(*) FROM files")
+        moves, jobs, files = count("SELECT count(*) FROM reference_moves WHERE by = 'service: default'"), count("SELECT count(*) FROM jobs"), count("SELECT count(*) FROM files")
     slowest = {w: f"{np.percentile([s for v, s in times if v == w], 95) * 1000:.0f} ms" for w in sorted({v for v, _ in times})}
     print(f"{clients} clients, {seconds} s: {sum(codes.values())} answers {dict(Counter(c for _, c in codes.elements()))}, {len(versions)} versions, {moves} moves, {jobs} jobs; 95th percentiles {slowest}")
     assert not errors and not [c for _, c in codes if c >= 500], (errors[:3], codes)

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from ..core.errors import DataError, check_folder, require
-from ..core.files import read_json, write_json
+from ..core.files import parse_json, read_json, read_text, write_json
 from ..core.order import pair_names
 from ..core.runtime import choose_device, progress
 from ..data.images import read_image
@@ -119,7 +119,7 @@ def parse_atoms(
     "Atoms in a model's answer: a JSON list anywhere in it, else one per line or semicolon. Commas inside an atom survive."
     for match in re.finditer(r"\[.*?\]", answer, re.S):
         try:
-            value = json.loads(match.group())
+            value = parse_json(match.group(), "answer")
         except ValueError:
             continue
         if isinstance(value, list) and all(isinstance(v, str) for v in value):
@@ -177,7 +177,7 @@ def captions_from_text(
     for video in videos:
         path = files[partner[video]]
         keys = [k for k in frames.keys if k.rsplit("/", 1)[0] == video]
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
         if len(lines) != len(keys):
             raise DataError(f"{path}: {len(lines)} lines for {len(keys)} frames of video {video!r}")
         out |= {k: Caption(tuple(atoms_in_text(line, ontology))) for k, line in zip(keys, lines)}

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.errors import DataError, check_file
+from ..core.files import parse_yaml, read_text
 
 # %% ../../nbs/09_atoms/01_ontology.ipynb #9a015fc6
 class Atom(BaseModel):
@@ -53,18 +54,12 @@ def load_ontology(
     source: str | Path = "incidents",  # "incidents", "walkway", "shapes" or a YAML file
 ) -> Ontology:
     "Read and check an ontology. Raises `MissingFileError`, or `DataError` naming the file and the entry."
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     shipped = {"incidents": "ontology.yml", "walkway": "walkway.yml", "shapes": "shapes.yml"}
     path = Path(str(files("anomaly_nb.atoms") / shipped[str(source)])) if str(source) in shipped else Path(source)
     check_file(path, f"give a YAML file, or one of {', '.join(shipped)}")
     where = path.name if str(source) in shipped else path
     try:
-        tree = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-        ontology = Ontology.model_validate(tree)
-    except YAMLError as e:
-        raise DataError(f"{where}: not valid YAML ({getattr(e, 'problem', None) or e})") from None
+        ontology = Ontology.model_validate(parse_yaml(read_text(path), where))
     except ValidationError as e:
         first = e.errors()[0]
         raise DataError(f"{where}: {'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}") from None

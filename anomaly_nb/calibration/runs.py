@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from .database import transaction
+from .database import check_case, transaction
 from .drift import METRICS, DriftResult, Thresholds, drift_metrics, judge_heads
 from .ranges import conformal_bound
 from .sample import Sample, ScoreSketch, quantiles, sketch_edges
 from .sequential import SequentialAlarm
 from ..core.errors import DataError, check_finite
-from ..core.files import locked, sha256_json, to_json, write_text
+from ..core.files import locked, remove_leftovers, sha256_json, to_json, write_text
 from ..core.settings import Settings
 
 # %% ../../nbs/05_calibration/06_runs.ipynb #aafdb7a1
@@ -73,6 +73,7 @@ def tag_scores(
         raise DataError(f"file {twice!r} is empty or comes twice in one batch; one score per file and head")
     now = int(time.time() * 1000)
     with transaction(db):
+        check_case(db, model, head)
         db.execute("INSERT OR IGNORE INTO heads (model_name, head_name) VALUES (?, ?)", (model, head))
         row = find_head(db, model, head)
         db.executemany("INSERT OR IGNORE INTO files (file) VALUES (?)", [(n,) for n in names])
@@ -416,13 +417,14 @@ def export_files(db: sqlite3.Connection, root: Path) -> int:
 def repair_files(
     db: sqlite3.Connection,
     root: Path,
-) -> dict[str, Any]:  # {"checked", "written": [paths], "unknown": [paths]}
+) -> dict[str, Any]:  # {"checked", "written": [paths], "unknown": [paths], "removed": [paths]}
     "Make every calibration file equal to the database. Raises `DataError` if the database itself is damaged."
     state = db.execute("PRAGMA integrity_check").fetchone()[0]
     if state != "ok":
         raise DataError(f"{root}: the database is damaged ({state}); restore a backup of calibration.sqlite")
     written, expected = [], {}
-    with locked(root / "export"):
+    with locked(root / "export"):  # all who write files here hold it
+        removed = remove_leftovers(root)
         rows = db.execute("SELECT model_name, head_name, version, payload, sha256 FROM calibration_runs WHERE payload IS NOT NULL").fetchall()
         current = {(h["model_name"], h["head_name"]): h["reference_version"] for h in db.execute("SELECT * FROM heads")}
         for r in rows:
@@ -438,7 +440,8 @@ def repair_files(
             db.execute("UPDATE calibration_runs SET exported = 1 WHERE payload IS NOT NULL")
             db.execute("UPDATE heads SET exported_reference = reference_version")
     unknown = [p for p in sorted(root.glob("*/heads/*-calibration*.json")) if p not in expected]
-    return {"checked": len(expected), "written": [p.relative_to(root).as_posix() for p in written], "unknown": [p.relative_to(root).as_posix() for p in unknown]}
+    told = {"written": written, "unknown": unknown, "removed": removed}
+    return {"checked": len(expected)} | {k: [p.relative_to(root).as_posix() for p in v] for k, v in told.items()}
 
 # %% ../../nbs/05_calibration/06_runs.ipynb #8e1dc465
 class RunInProgress(TimeoutError):

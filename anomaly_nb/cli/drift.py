@@ -84,6 +84,14 @@ def run(
         typer.echo(f"{step.head}: {step.verdict}: {report['heads'][step.head]['reason']}. Do: {step.do}")
 
 # %% ../../nbs/11_cli/05_drift.ipynb #3ef99e74
+def _said(move: dict) -> str:
+    "Who made a version the reference, when and why, in one piece."
+    import pandas as pd
+
+    when = pd.Timestamp(move["timestamp"], unit="ms").strftime("%Y-%m-%d %H:%M")
+    return f"{move['by']} {when}" + (f" ({move['reason']})" if move["reason"] else "")
+
+
 @app.command()
 def history(
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
@@ -103,6 +111,7 @@ def history(
     if rows.empty:
         typer.echo("no runs yet")
         return
+    rows["moved by"] = ["; ".join(_said(m) for m in moves) for moves in rows.pop("moves")]
     rows["timestamp"] = pd.to_datetime(rows["timestamp"], unit="ms").dt.strftime("%Y-%m-%d %H:%M")
     typer.echo(rows.drop(columns="id").to_string(index=False, float_format=lambda v: f"{v:.4g}", na_rep="-"))
 
@@ -209,6 +218,8 @@ def repair(store: Store = STORE, config: Config = CONFIG):
     found = _open(store, config).repair()
     for name in found["written"]:
         typer.echo(f"written: {name}")
+    for name in found["removed"]:
+        typer.echo(f"left by a killed writer, removed: {name}")
     for name in found["unknown"]:
         typer.echo(f"not of this store, left alone: {name}")
     typer.echo(f"{found['checked']} files checked, {len(found['written'])} written")
@@ -219,22 +230,34 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 8356 unless set.")] = None,
     new_key: Annotated[bool, typer.Option("--new-key", help="Make a key, write its hash into config.yml, show the key once, and stop.")] = False,
+    name: Annotated[str | None, typer.Option(help="Whose key it is: stands beside what its holder moves. Without it, the key `default`.")] = None,
+    drop_key: Annotated[str | None, typer.Option("--drop-key", help="Revoke the key of this name, and stop. A running service knows at once.")] = None,
     store: Store = STORE,
     config: Config = CONFIG,
 ):
     """Serve the store over HTTP (extra `serve`). Refuses to start without a key.
 
     \b
-    Example:  anomaly-nb drift serve --new-key
+    Example:  anomaly-nb drift serve --new-key --name line3
               anomaly-nb drift serve
               curl -X POST http://localhost:8356/admin/calibration/run -H "Authorization: Bearer KEY"
     """
     from anomaly_nb.calibration import service
-    from anomaly_nb.core.settings import update_settings
+    from anomaly_nb.calibration.runs import check_name
+    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.settings import load_settings, update_settings
 
+    if drop_key is not None:
+        known = service.keys_of(load_settings(config))
+        if drop_key not in known:
+            raise DataError(f"{config}: holds no key {drop_key!r}; it holds {', '.join(known) or 'none'}")
+        update_settings(config, {"calibration_api_key_sha256": None} if drop_key == "default" else {"calibration_api_keys": {drop_key: None}})
+        typer.echo(f"the key {drop_key} is revoked in {config}")
+        return
     if new_key:
         key, hashed = service.new_key()
-        update_settings(config, {"calibration_api_key_sha256": hashed})
+        named = name not in (None, "default")
+        update_settings(config, {"calibration_api_keys": {check_name("key", str(name)): hashed}} if named else {"calibration_api_key_sha256": hashed})
         typer.echo(f"the key, shown only now:  {key}\nits hash is in {config}")
         return
     found = service.service_settings(host=host, port=port, store=store, config=config)

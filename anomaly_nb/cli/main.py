@@ -195,10 +195,22 @@ def demo(
 # %% ../../nbs/11_cli/01_main.ipynb #5be02a59
 def main(argv: list[str] | None = None) -> None:
     "Entry point of `anomaly-nb`. Exits 2 with one line on an expected error."
-    from anomaly_nb.core.errors import DataError, MissingExtraError, MissingFileError
+    import warnings
+
+    from anomaly_nb.core.errors import DataError, MissingExtraError, MissingFileError, Notice
+
+    usual = warnings.showwarning
+
+    def show(message, category, *where, **more) -> None:
+        if issubclass(category, Notice):
+            typer.echo(f"anomaly-nb: note: {message}", err=True)
+        else:
+            usual(message, category, *where, **more)
 
     try:
-        app(argv, standalone_mode=True)
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            app(argv, standalone_mode=True)
     except (DataError, MissingFileError, MissingExtraError) as e:
         _fail(str(e))
     except OSError as e:  # no permission, disk full, somebody else writing
@@ -210,8 +222,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int = 2) -> None:
-    "Print one line and exit."
-    typer.echo(f"anomaly-nb: {message}", err=True)
+    "Print one line and exit; a message that quotes what a hostile file holds is cut."
+    line = " ".join(message.split())
+    typer.echo(f"anomaly-nb: {line if len(line) <= 800 else f'{line[:600]} ... {line[-150:]}'}", err=True)
     sys.exit(code)
 
 # %% ../../nbs/11_cli/01_main.ipynb #3fd5e6b1

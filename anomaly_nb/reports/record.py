@@ -19,7 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..core.files import locked, read_json, sha256_file, sha256_json
+from ..core.errors import DataError
+from ..core.files import locked, parse_json, read_json, read_text, sha256_file, sha256_json
 from ..core.runtime import provenance
 
 # %% ../../nbs/10_reports/03_record.ipynb #e80e48b4
@@ -72,7 +73,7 @@ def _without(path: Path, measured: list[str]) -> Any:
     "The content of a table or of figures of merit without its measured parts."
     if path.suffix == ".json":
         return {k: v for k, v in read_json(path).items() if k not in measured}
-    rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+    rows = list(csv.reader(io.StringIO(read_text(path))))
     keep = [i for i, name in enumerate(rows[0]) if name not in measured]
     return [[row[i] for i in keep] for row in rows]
 
@@ -163,9 +164,9 @@ def check_record(
     if isinstance(text, Exception):
         return broken | {"error": f"run.json cannot be read ({text})"}
     try:
-        record = json.loads(text)
-    except ValueError as e:
-        return broken | {"error": f"run.json is not valid JSON ({e})"}
+        record = parse_json(text, "run.json")
+    except DataError as e:
+        return broken | {"error": str(e)}
     if not isinstance(record, dict) or (missing := [k for k in NEEDED if k not in record]):
         return broken | {"error": f"run.json is no record{': it lacks ' + ', '.join(missing) if isinstance(record, dict) else ''}"}
     record = {"metrics": {}, "error": None, "started": "", "seconds": 0.0} | record | {"folder": name}

@@ -12,7 +12,6 @@ import ast
 import difflib
 import io
 import json
-import math
 import os
 import time
 import tokenize
@@ -28,7 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError
-from ..core.files import locked, read_json, sha256_file, sha256_json, write_json, write_text
+from ..core.files import locked, read_json, sha256_file, sha256_json, to_json, write_json, write_text
 from .gallery import write_gallery
 from .kernel import Execution, Limits, end_tree, execute
 from .page import notebook_page
@@ -136,7 +135,7 @@ def check_parameters(
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             raise DataError(f"{Path(template).stem}: no parameter {name!r}{f'; did you mean {near[0]!r}?' if near else ''} It takes {', '.join(known)}")
-        values[name] = _typed(name, value, known[name]["type"])
+        values[name] = _kept(name, _typed(name, value, known[name]["type"]))
     return values
 
 
@@ -155,9 +154,7 @@ def _typed(name: str, value: Any, wanted: Any) -> Any:
     words = wanted is bool and not isinstance(value, bool) and str(value).lower() not in ("true", "false", "1", "0", "yes", "no")
     if not numbers and not words and not (wanted is str and not isinstance(value, str)):
         with suppress(ValidationError):
-            found = TypeAdapter(wanted).validate_python(value)
-            if all(math.isfinite(v) for v in (found if isinstance(found, list) else [found]) if isinstance(v, float)):
-                return found
+            return TypeAdapter(wanted).validate_python(value)
     raise DataError(f"{name}={said!r} is not {type_words(wanted)}")
 
 
@@ -177,6 +174,17 @@ def _json(name: str, text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         raise DataError(f"{name}={text!r} is not a dictionary; write it as JSON, e.g. '{{\"a\": 1}}'") from None
+
+
+def _kept(name: str, value: Any) -> Any:
+    "A parameter's value if a record can keep it."
+    try:
+        to_json(value).encode("utf-8")
+    except TypeError as e:
+        raise DataError(f"{name}={value!r}: {e}; give text, numbers or lists of them") from None
+    except (ValueError, RecursionError):
+        raise DataError(f"{name}={repr(value)[:80]} is not finite, too deep or no text; give finite numbers, text or lists of them") from None
+    return value
 
 # %% ../../nbs/10_reports/04_run.ipynb #4e8431db
 _remembered: dict[tuple, str] = {}

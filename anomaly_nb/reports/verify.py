@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
-from ..core.files import read_json, write_json
+from ..core.files import read_json, read_text, write_json
 from .record import shown
 from .run import Run, find_template, run_report, templates
 
@@ -35,7 +35,7 @@ def first_difference(
                 return f"cell {number} ({head}): {_brief(a, b)} was, {_brief(b, a)} is now"
     for name in sorted(names, key=lambda n: not n.endswith(".csv")):
         if name.endswith(".csv") and (before / name).exists() and (after / name).exists():
-            tables = [list(csv.reader(io.StringIO((f / name).read_text(encoding="utf-8")))) for f in (before, after)]
+            tables = [list(csv.reader(io.StringIO(read_text(f / name)))) for f in (before, after)]
             for line, (a, b) in enumerate(zip(*tables)):
                 for column, (x, y) in enumerate(zip(a, b)):
                     if x != y:

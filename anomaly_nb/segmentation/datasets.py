@@ -8,7 +8,6 @@ __all__ = ['VOID', 'CAMVID', 'STREET_HAZARDS', 'STREET_HAZARDS_VOID', 'BDD', 'BI
            'road_anomaly', 'fishyscapes', 'folder', 'open_streets', 'class_distribution']
 
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #0a7dad85
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from ..core.errors import DataError, MissingFileError, check_file, check_folder
-from ..core.files import load_arrays, read_json
+from ..core.files import load_arrays, parse_json, read_json, read_text
 from ..core.order import natural_key
 from ..data.images import IMAGE_SUFFIXES, read_ids, read_image
 from ..core.runtime import progress
@@ -212,9 +211,9 @@ def read_odgt(
 ) -> list[ScenePaths]:
     "Pairs of an `.odgt` list. Raises `MissingFileError` naming the first path that is not there, `DataError` for another format."
     path = check_file(path)
-    text = path.read_text(encoding="utf-8").strip()
+    text = read_text(path).strip()
     try:
-        entries = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
+        entries = parse_json(text, path) if text.startswith("[") else [parse_json(line, path) for line in text.splitlines()]
         names = [(e["fpath_img"], e["fpath_segm"]) for e in entries]
     except (ValueError, KeyError, TypeError) as e:
         raise DataError(f"{path}: not an .odgt list of fpath_img and fpath_segm ({e})") from None
