@@ -318,8 +318,10 @@ class Detector(PatchDetector):
 
     def _rule(self, X: Any) -> Intensity:
         "The intensity rule of training images."
-        if not isinstance(X, pd.DataFrame):
+        if isinstance(X, list | tuple) and X and all(isinstance(p, str | Path) for p in X):
             return fit_intensity(X, self.intensity)
+        if not isinstance(X, pd.DataFrame) or "image_path" not in X or len(X) == 0:
+            return Intensity()  # `as_features` says what is wrong
         return index_intensity(X) if self.intensity == "auto" else fit_intensity(X["image_path"], self.intensity)
 
     def _grid(self, f: FeatureSet) -> tuple[int, int]:
