@@ -59,7 +59,7 @@ def test_choices_are_shown():
 
 
 @pytest.mark.parametrize(("given", "error"), [
-    ({"bank": "knnn"}, r"bank='knnn' is not 'knn' or"), ({"dataset": "folder", "root": "no/such/folder"}, "root=no/such/folder: no such file or folder"),
+    ({"bank": "knnn"}, r"bank='knnn' is not '' or"), ({"dataset": "folder", "root": "no/such/folder"}, "root=no/such/folder: no such file or folder"),
     ({"weights": "lost.pth"}, "weights=lost.pth: no such file"), ({"k": "2.5"}, "k='2.5' is not int"), ({"bnak": "knn"}, "did you mean 'bank'"),
 ])  # fmt: skip
 def test_nothing_wrong_starts_a_kernel(tmp_path, monkeypatch, given, error):
