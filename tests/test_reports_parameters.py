@@ -53,9 +53,9 @@ def test_wrong_values_are_one_sentence(template, name, given):
 
 def test_choices_are_shown():
     about = template_parameters("image_anomaly")
-    assert "'knn' or 'knn-euclidean'" in type_words(about["bank"]["type"]) and about["coreset"]["type"] is float
+    assert "'knn' or 'knn-euclidean'" in type_words(about["recipe"]["type"]) and about["coreset"]["type"] is float
     shown = CliRunner().invoke(app, ["report", "image_anomaly", "--list"]).output
-    assert "'raise' or 'keep' or 'drop'" in shown and "what a knn bank keeps" in shown
+    assert "'raise' or 'keep' or 'drop'" in shown and "what a nearest-neighbour bank keeps" in shown
 
 
 @pytest.mark.parametrize(("given", "error"), [

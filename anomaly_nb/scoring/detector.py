@@ -35,7 +35,7 @@ from .recipes import OBJECTS, Recipe, recipe_parts
 from .result import Evaluation
 from .thresholds import Threshold, choose_threshold, labelled_threshold
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #93059b0e
+# %% ../../nbs/06_scoring/08_detector.ipynb #5aeeb593
 class Detector(BaseEstimator):
     "From images to scores, decisions and explanations."
 
@@ -300,7 +300,7 @@ class Detector(BaseEstimator):
         return read_detector(folder, cls, weights)
 
     def _repr_html_(self) -> str:
-        changed = {k: v for k, v in self.get_params(deep=False).items() if not isinstance(v, BaseEstimator)}
+        changed = {k: v for k, v in self.get_params(deep=False).items() if not isinstance(v, BaseEstimator)} | {"backbone": self.parts().backbone}
         known = {}
         if "bank_" in vars(self):
             known = {"bank": repr(self.bank_), "learned from": f"{len(self.paths_)} images", "grid": f"{self.patch_hw_[0]} x {self.patch_hw_[1]}"}
