@@ -19,5 +19,6 @@ from .subspace import SubspaceBank
 from .held_out import held_out_scores
 
 # %% ../../nbs/04_banks/00_banks.ipynb #e6ab242d
-_all_ = ["Bank", "load_bank", "coreset_of_report", "greedy_coreset", "held_out_scores", "FusedBank", "MahalanobisBank", "KNNBank", "MutualBank", "PositionalBank", "RetrievalBank", "SubspaceBank",
+_all_ = ["Bank", "load_bank", "coreset_of_report", "greedy_coreset", "held_out_scores", "FusedBank", "MahalanobisBank", "KNNBank", "MutualBank",
+         "PositionalBank", "RetrievalBank", "SubspaceBank",
          "mutual_scores", "rerank_scores"]

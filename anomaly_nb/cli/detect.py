@@ -57,7 +57,8 @@ def fit(
     given: dict[str, Any] = {"backbone": backbone, "weights": weights, "image_size": image_size, "groups": groups, "intensity": intensity, "random_state": seed}
     given |= {"coreset": None if coreset == -1 else coreset_of_report(coreset), "threshold": f"quantile:{1 - false_alarms:.10g}"}
     Detector("knn" if recipe == "auto" else recipe, **given).network()  # what can be wrong with it is wrong now
-    index = read_index(dataset, root.absolute(), category, "keep", seed, normal=normal, n_train=1.0 if dataset == "folder" else None, intensity=intensity)
+    n_train = 1.0 if dataset == "folder" else None
+    index = read_index(dataset, root.absolute(), category, "keep", seed, normal=normal, n_train=n_train, intensity=intensity)
     typer.echo("\n".join(census_lines(index.attrs["census"], index.attrs["intensity"])))
     chosen = None
     if recipe == "auto":
@@ -76,14 +77,15 @@ def fit(
     promised = detector.threshold_.parameters["promised"]
     typer.echo(f"learned from {len(detector.paths_)} normal images; threshold {detector.threshold_}")
     if 1 - promised > false_alarms + 1e-9:
-        typer.echo(f"note: {len(detector.paths_)} images can promise {1 - promised:.1%} false alarms at best, not {false_alarms:.1%}; {math.ceil(1 / false_alarms - 1e-9) - 1} could", err=True)
+        can = f"{len(detector.paths_)} images can promise {1 - promised:.1%} false alarms at best, not {false_alarms:.1%}"
+        typer.echo(f"note: {can}; {math.ceil(1 / false_alarms - 1e-9) - 1} could", err=True)
     typer.echo(f"{out}\n{page.as_posix()}\nnext: anomaly-nb predict {out} new_images/ --out predictions.csv")
 
 # %% ../../nbs/11_cli/03_detect.ipynb #0b3914b6
 def predict(
     detector: Annotated[Path, typer.Argument(help="Folder of a detector, of `anomaly-nb fit`.")],
     paths: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
-    out: Annotated[Path, typer.Option(help="CSV of decisions: image_path, score, anomalous, p_value, percentile, box, most similar normal image, error.")] = Path("predictions.csv"),
+    out: Annotated[Path, typer.Option(help="CSV of decisions: image_path, score, anomalous, p_value, percentile, box, normal image, error.")] = Path("predictions.csv"),
     maps: Annotated[Path | None, typer.Option(help="Folder for heatmaps (32-bit float TIFF at the image's size) and overlays (PNG).")] = None,
     weights: Annotated[str, typer.Option(help="Where the backbone's checkpoint is now, if it was moved.")] = "",
     watch: Annotated[bool, typer.Option("--watch", help="Go on with images that arrive in the folders; end with Ctrl-C.")] = False,

@@ -62,7 +62,8 @@ def write_card(
     body = [f"<h1>{html.escape(name)}</h1>"]
     body.append(
         f"<p>Learned from {len(detector.paths_)} normal images. An image is called anomalous from a score of {threshold.value:.4g} on; of new normal images "
-        f"like these, at most {promise:.1%} are expected to reach it. Recipe <b>{html.escape(detector.recipe)}</b> on {html.escape(parts.backbone)}, version {detector.version_}.</p>"
+        f"like these, at most {promise:.1%} are expected to reach it. Recipe <b>{html.escape(detector.recipe)}</b> on {html.escape(parts.backbone)}, "
+        f"version {detector.version_}.</p>"
     )
     facts = {"recipe": detector.recipe, "source": parts.source, "differs": parts.differs or "-", "backbone": parts.backbone, "bank": parts.bank, "threshold": threshold}
     facts |= {"grid of patches": f"{detector.patch_hw_[0]} x {detector.patch_hw_[1]}", "images' values are read as": detector.intensity_.text}

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..core.runtime import progress

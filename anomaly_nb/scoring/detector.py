@@ -35,7 +35,7 @@ from .recipes import OBJECTS, Recipe, recipe_parts
 from .result import Evaluation
 from .thresholds import Threshold, choose_threshold, labelled_threshold
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #5aeeb593
+# %% ../../nbs/06_scoring/08_detector.ipynb #bd6b4136
 class Detector(BaseEstimator):
     "From images to scores, decisions and explanations."
 
@@ -89,13 +89,16 @@ class Detector(BaseEstimator):
         return self._made[1]
 
     def features(self, X: Any, fit: bool = False) -> FeatureSet:
-        "What `fit` and `score` take, as a feature set; of an index, `fit` takes the normal training images. Raises `DataError` for what it cannot take."
+        "What `fit` and `score` take, as a feature set; of an index or features with splits, `fit` takes the normal training images. Raises `DataError` for what it cannot take."
         if isinstance(X, ShardedFeatures):
-            X = X.where(_normal_training(X.meta)) if fit else X.where(np.ones(len(X), bool))
+            X = X.where(_normal_training(X.meta) if fit else np.ones(len(X), bool))
+        if fit and isinstance(X, FeatureSet | pd.DataFrame):
+            keep = _normal_training(X.meta if isinstance(X, FeatureSet) else X)
+            if not keep.any():
+                raise DataError("X: no normal training image (split 'train', label 0) among what was given to fit")
+            X = X[keep] if isinstance(X, pd.DataFrame) else X if keep.all() else X.where(keep)
         if isinstance(X, FeatureSet | np.ndarray):
             return as_features(X)
-        if fit and isinstance(X, pd.DataFrame):
-            X = X[_normal_training(X)]
         return as_features(X, self.network(), tuple(self.angles) if fit else (0.0,), self._rule(X) if fit else vars(self).get("intensity_"))
 
     def _rule(self, X: Any) -> Intensity:

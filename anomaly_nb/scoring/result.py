@@ -16,7 +16,6 @@ import pandas as pd
 from scipy import ndimage
 
 from ..calibration.ranges import conformal_pvalues
-from ..core.errors import DataError
 from ..data.images import Intensity, image_info
 from ..metrics.regions import ProCurve
 from .evaluation import image_metrics, pixel_curve, pixel_metrics, read_masks
