@@ -63,7 +63,11 @@ def fit(
     chosen = None
     if recipe == "auto":
         recipe, chosen = choose_recipe(index, **{k: given[k] for k in ("backbone", "weights", "image_size", "coreset", "random_state")})
-        typer.echo(f"chose {recipe}: " + ", ".join(f"{r.recipe} {r.auroc:.3f}" for r in chosen.itertuples()) + " (AUROC on synthetic anomalies)")
+        if chosen is None:
+            typer.echo(f"chose {recipe}: there are too few images to compare recipes on")
+        else:
+            compared = ", ".join(f"{name} {auroc:.3f} [{low:.3f}, {high:.3f}]" for name, auroc, low, high in chosen.to_numpy())
+            typer.echo(f"chose {recipe} by image AUROC on synthetic anomalies: {compared}")
     detector = Detector(recipe, **given).fit(index)
     if detector.threshold_ is None:
         raise DataError(f"{root}: one normal image gives no threshold; add at least one more, better 20 or more")

@@ -55,8 +55,10 @@ app.add_typer(drift, name="drift")
 app.add_typer(atoms, name="atoms")
 app.add_typer(street, name="street")
 app.add_typer(runs, name="runs")
-for command in (fit, predict, update, evaluate, sweep, new):
-    app.command()(command)
+for detect in (fit, predict, update, evaluate):
+    app.command()(detect)
+app.command()(sweep)
+app.command()(new)
 for command in (extract_video, calibrate_video, score_video):
     app.command(command.__name__.replace("_", "-"))(command)
 

@@ -35,7 +35,7 @@ from .recipes import OBJECTS, Recipe, recipe_parts
 from .result import Evaluation
 from .thresholds import Threshold, choose_threshold, labelled_threshold
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #bd6b4136
+# %% ../../nbs/06_scoring/08_detector.ipynb #84c15b74
 class Detector(BaseEstimator):
     "From images to scores, decisions and explanations."
 
@@ -128,7 +128,9 @@ class Detector(BaseEstimator):
         self.version_ = 1
         groups = image_groups(f.meta, self.groups)
         self.groups_ = [] if groups is None else groups.tolist()
-        self.threshold_, self.held_out_, self.held_out_patches_ = None, np.empty(0, np.float32), np.empty((0, self.patch_hw_[0] * self.patch_hw_[1]), np.float32)
+        self.threshold_: Threshold | None = None
+        self.held_out_ = np.empty(0, np.float32)
+        self.held_out_patches_ = np.empty((0, self.patch_hw_[0] * self.patch_hw_[1]), np.float32)
         if len(x) > 1:
             self._learn_threshold(x, f, groups)
         return self
@@ -256,7 +258,7 @@ class Detector(BaseEstimator):
         if not metas:
             raise DataError("X: no images to evaluate; an index needs rows with split 'test'")
         whole = np.concatenate(patches)
-        cls = None if vectors[0] is None else np.concatenate(vectors)
+        cls = None if any(v is None for v in vectors) else np.concatenate([v for v in vectors if v is not None])
         scores, meta = self.reduce_patches(whole, cls), pd.concat(metas, ignore_index=True)
         threshold = self.decision_threshold()
         if oracle:

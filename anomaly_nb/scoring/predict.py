@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Prediction', 'find_images', 'predict_files', 'map_names', 'write_maps']
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #33a9d61f
+# %% ../../nbs/06_scoring/12_predict.ipynb #9f596f16
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -72,7 +72,7 @@ def find_images(
             raise MissingFileError(f"{path}: no such file or folder")
     return list(dict.fromkeys(found)), passed
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #640d2302
+# %% ../../nbs/06_scoring/12_predict.ipynb #7f526d70
 def predict_files(
     detector: Detector,  # fitted
     paths: Iterable[str | Path],  # files, may be endless
@@ -92,7 +92,8 @@ def predict_files(
             return path, None, (0, 0), 0.0, str(e) or type(e).__name__
 
     with ThreadPoolExecutor(2) as pool:
-        waiting, rest = [], iter(map(str, paths))
+        waiting: list[Future] = []
+        rest = iter(map(str, paths))
         while True:
             ready, waiting = waiting, [pool.submit(read, p) for p in islice(rest, size)]
             if not ready and not waiting:
@@ -104,6 +105,7 @@ def _decided(detector: Detector, threshold: float, limit: float, files: list[tup
     "Predictions of files that were read."
     grid = [i for i, (_, x, *_) in enumerate(files) if x is not None]
     found: dict[int, tuple] = {}
+    failed: dict[int, str] = {i: f[4] for i, f in enumerate(files) if f[4]}
     for shape in {files[i][1].shape for i in grid}:
         some = [i for i in grid if files[i][1].shape == shape]
         patches, patch_hw, cls = detector.network()(np.stack([files[i][1] for i in some]))
@@ -113,10 +115,10 @@ def _decided(detector: Detector, threshold: float, limit: float, files: list[tup
             told, scores = detector.nearest_normal(f, patch_scores), detector.reduce_patches(patch_scores, f.cls)
             found |= {i: (patch_scores[j], float(scores[j]), told.iloc[j]) for j, i in enumerate(some)}
         except DataError as e:
-            found |= {i: str(e) for i in some}
-    for i, (path, _, size, clipped, error) in enumerate(files):
-        if error or isinstance(found[i], str):
-            yield Prediction(path, error=error or found[i], size=size)
+            failed |= dict.fromkeys(some, str(e))
+    for i, (path, _, size, clipped, _) in enumerate(files):
+        if i in failed:
+            yield Prediction(path, error=failed[i], size=size)
             continue
         patch_scores, score, near = found[i]
         p = float(conformal_pvalues(detector.held_out_, np.array([score]))[0])
