@@ -8,6 +8,7 @@ import contextlib
 import filecmp
 import io
 import json
+import multiprocessing.connection
 import os
 import re
 import shutil
@@ -15,9 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,8 +135,8 @@ def cpu_seconds():
     return sum(os.times()[:4])
 
 
-def run_notebook(path):
-    "Run a notebook as `nbdev_test` does: whether it passed, seconds on the clock and of CPU, what went wrong."
+def run_notebook(path, told):
+    "Run a notebook as `nbdev_test` does; tells whether it passed, seconds on the clock and of CPU, what went wrong."
     from nbdev.config import get_config
     from nbdev.test import test_nb
 
@@ -146,47 +144,56 @@ def run_notebook(path):
     said, start, cpu = io.StringIO(), time.perf_counter(), cpu_seconds()
     with contextlib.redirect_stderr(said):
         passed, _ = test_nb(path, skip_flags=get_config().tst_flags.split(), basepath=ROOT)
-    return passed, time.perf_counter() - start, cpu_seconds() - cpu, said.getvalue()
+    told.send((passed, time.perf_counter() - start, cpu_seconds() - cpu, said.getvalue()))
+
+
+def begin(path):
+    "Run a notebook in a process of its own: whatever it sets ends with it. Returns the process and the end of its pipe."
+    told, to_tell = multiprocessing.get_context("fork").Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=run_notebook, args=(path, to_tell))
+    process.start()
+    to_tell.close()
+    return process, told
 
 
 def notebooks():
     "Every notebook runs from top to bottom."
-    from nbdev.doclinks import nbglob
-
     os.environ["OMP_NUM_THREADS"] = "1"  # two at once: more threads would only wait for each other
     os.chdir(ROOT)
-    named = {str(p.resolve().relative_to(ROOT / "nbs").with_suffix("")): p.resolve() for p in sorted(nbglob(as_path=True))}
+    from nbdev.doclinks import nbglob
+
+    named = {p.relative_to(ROOT / "nbs").with_suffix("").as_posix(): p for p in sorted(nbglob(as_path=True).map(Path.resolve))}
     named = {name: p for name, p in named.items() if not (p.parent / ".notest").exists()}
     if FAST:
-        of = changed()
-        named = {name: p for name, p in named.items() if p in of}
-    known, seconds, failed, left = taken("notebooks"), {}, [], []
-    order = sorted(named, key=lambda name: known.get(name, [0, 0])[0], reverse=not FAST)  # the quick ones first where time ends
+        named = {name: p for name, p in named.items() if p in changed()}
+    if len(named) > 2:
+        import nbdev.test  # noqa: F401  what takes long to import is imported once, for all processes
+        import pandas  # noqa: F401
+        import sklearn.metrics  # noqa: F401
+        import torch._dynamo  # noqa: F401
+    known, seconds, failed, running = taken("notebooks"), {}, [], {}
+    waiting = sorted(named, key=lambda name: known.get(name, [0, 0])[0], reverse=not FAST)  # the quick ones first where time may end
     start = time.perf_counter()
-
-    def begin():
-        if order and FAST and time.perf_counter() - start > LONGEST["notebooks"]:
-            left.extend(order)
-            order.clear()
-        return {pool.submit(run_notebook, named[name]): name for name in [order.pop(0)]} if order else {}
-
-    with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
-        running = begin() | begin()
-        while running:
-            done = next(as_completed(running))
-            name = running.pop(done)
+    while waiting or running:
+        if FAST and time.perf_counter() - start > LONGEST["notebooks"] and waiting:
+            print(f"\nnot run, the time of FAST=1 was up: {', '.join(waiting)}")
+            waiting = []
+        while waiting and len(running) < 2:
+            name = waiting.pop(0)
+            process, told = begin(named[name])
+            running[told] = name, process
+        for told in multiprocessing.connection.wait(list(running)):
+            name, process = running.pop(told)
             try:
-                passed, *seconds[name], said = done.result()
-            except BrokenProcessPool:
-                raise SystemExit(f"a process died while it ran {' or '.join(sorted({name, *running.values()}))}") from None
+                passed, *seconds[name], said = told.recv()
+            except EOFError:
+                passed, said = False, f"{name}: its process died"
+            process.join()
             if not passed:
                 failed.append(name)
-                print(f"\n{said}", flush=True)
-            running |= begin()
+                print(f"\n{said or name} (exit status {process.exitcode})", flush=True)
     keep_taken("notebooks", {name: [round(s, 2) for s in both] for name, both in seconds.items()})
     print(f"\n{table('notebooks', seconds)}")
-    if left:
-        print(f"not run, the time of FAST=1 was up: {', '.join(left)}")
     if failed:
         raise SystemExit(f"these notebooks failed, see above: {', '.join(sorted(failed))}")
 
