@@ -18,6 +18,8 @@ import pandas as pd
 from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError, check_file, check_finite, check_folder
 from ..core.files import load_arrays, save_arrays, write_text
+from ..core.order import natural_key
+from ..core.tables import read_table
 from ..data.images import Intensity
 
 # %% ../../nbs/03_features/01_featureset.ipynb #bc83b70a
@@ -102,9 +104,9 @@ def feature_files(
 def categories_from_feat_dir(
     feat_dir: str | Path,  # folder of `{cat}_meta.csv` files
 ) -> list[str]:
-    "Categories with features in `feat_dir`, sorted. Raises `MissingFileError`."
+    "Categories with features in `feat_dir`, in natural order. Raises `MissingFileError`."
     names = (p.name.removesuffix("_meta.csv") for p in check_folder(feat_dir).glob("*_meta.csv"))
-    return sorted({n for n in names if not n.endswith("_bank")})
+    return sorted({n for n in names if not n.endswith("_bank")}, key=natural_key)
 
 # %% ../../nbs/03_features/01_featureset.ipynb #776e8ebd
 def save_features(
@@ -127,9 +129,8 @@ def save_features(
 
 
 def read_meta(path: str | Path) -> pd.DataFrame:
-    "A table of pictures; categories such as 01 stay text. Raises `MissingFileError`."
-    text = ("category", "split", "defect", "image_path", "mask_path")
-    return pd.read_csv(check_file(path), keep_default_na=False, dtype=dict.fromkeys(text, str))
+    "A table of images: labels and counts are numbers, all else is text. Raises `MissingFileError`, `DataError`."
+    return read_table(path, types=dict.fromkeys(("label", "mask_threshold", "shard", "row"), int)).reset_index(drop=True)
 
 
 def _load(array_file: Path, meta_file: Path, backbone: str) -> FeatureSet:
