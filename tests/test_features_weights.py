@@ -163,13 +163,15 @@ def test_every_door_takes_wrapped_checkpoints(tmp_path):
     assert holds(model.network.encoder, encoder) and model.weights_report["network"] == "state_dict.model.encoder"
 
 
-def test_clip_reads_wrapped_checkpoints(tmp_path, monkeypatch):
+def test_clip_reads_wrapped_checkpoints(tmp_path):
     import json
-
-    import open_clip
 
     from anomaly_nb.atoms.presence import load_clip
     from anomaly_nb.atoms.tiny_clip import CONFIG, tiny_clip_folder
+    from anomaly_nb.core.runtime import import_torchvision
+
+    import_torchvision()
+    import open_clip
 
     (tmp_path / "tiny.json").write_text(json.dumps(CONFIG["model_cfg"]))
     open_clip.add_model_config(tmp_path / "tiny.json")
