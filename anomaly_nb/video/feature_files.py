@@ -18,8 +18,7 @@ import numpy as np
 from ..core.errors import DataError, MissingFileError, Notice, UnsafeFileError, check_file, check_finite
 from ..core.files import load_arrays, read_json, save_arrays, sha256_array, sha256_file, sha256_json, write_json
 from ..core.order import natural_key
-from ..features.convert import read_pickled
-from ..features.weights import weights_identity
+from ..features.convert import content_of, read_pickled
 
 # %% ../../nbs/08_video/03_feature_files.ipynb #b80db37e
 MODALITIES = {"deep": "DEEP_FEATURES", "keypoints": "KEYPOINTS", "velocity": "VELOCITIES"}
@@ -245,8 +244,7 @@ def _made_by(extractor: str | Mapping[str, Any] | None, origin: Mapping[str, str
         told = "so they count as made by an extractor of their own and cannot be scored against others; pass extractor="
         warnings.warn(f"{origin['name']}: nothing says what made these features, {told}", Notice, stacklevel=3)
         return {"unknown": origin["sha256"]}
-    given = {"name": extractor} if isinstance(extractor, str) else dict(extractor)
-    return {k: weights_identity(v) if isinstance(v, Path) or (isinstance(v, str) and Path(v).is_file()) else v for k, v in given.items()}
+    return content_of(extractor)
 
 
 def _entry(name: str, modality: str, entry: Any) -> tuple[np.ndarray, np.ndarray]:
