@@ -65,3 +65,28 @@ def test_a_join_by_place_is_never_made():
     with pytest.raises(ValueError, match=r"'cam1_2'"):  # another number speaks against it
         pair_names(["cam1_2"], ["cam9_2"], "here")
     assert pair_names(["01", "2"], ["ped2_test_02", "ped2_test_01"], "here") == {"01": "ped2_test_01", "2": "ped2_test_02"}
+
+
+def test_images_come_in_natural_order_through_every_door(tmp_path):
+    "List, index and census of a folder agree, nested folders too."
+    from PIL import Image
+
+    from anomaly_nb.core.order import path_key
+    from anomaly_nb.data import read_index
+    from anomaly_nb.data.census import take_census
+    from anomaly_nb.data.images import list_images
+
+    for folder in ("train/good", "test/kind10", "test/kind9", "test/good"):
+        (tmp_path / "part" / folder).mkdir(parents=True)
+        for name in ("10", "9", "1", "img2", "IMG10"):
+            Image.new("L", (8, 8), len(folder) + len(name)).save(tmp_path / "part" / folder / f"{name}.png")
+    names = ["1", "9", "10", "img2", "IMG10"]
+    assert [p.stem for p in list_images(tmp_path / "part/train/good")] == names
+    for dataset, root in (("mvtec", tmp_path), ("folder", tmp_path / "part")):
+        index = read_index(dataset, root, on_missing="keep")
+        assert [p.rsplit("/", 1)[1][:-4] for p in index.image_path] == names * 4
+        assert index.defect.drop_duplicates().tolist() == ["good", "kind9", "kind10"]
+    for name in ("note10.txt", "note9.txt"):
+        (tmp_path / "part" / name).write_text("x")
+    assert take_census(index, tmp_path / "part")["skipped"]["no image (.txt)"]["first"] == "note9.txt"
+    assert sorted(["b/1", "a 2/1", "a/10/x", "a/9/x", "/a"], key=path_key) == ["/a", "a/9/x", "a/10/x", "a 2/1", "b/1"]

@@ -282,7 +282,7 @@ def test_a_video_called_gt_is_a_video(tmp_path):
 def test_converted_frames_keep_the_order_of_time(tmp_path):
     for video, frame in ((10, 1), (9, 10), (9, 9), (9, 100)):
         save_array(tmp_path / "old" / str(video) / f"{frame}.npy", np.full((1, 2), frame))
-    convert_pickled(tmp_path / "old", tmp_path / "new", "velocity", trust=True)
+    convert_pickled(tmp_path / "old", tmp_path / "new", "velocity", trust=True, extractor="flow net")
     found = load_object_features(tmp_path / "new", "velocity")
     assert found.frames == {"9": ("9", "10", "100"), "10": ("1",)} and list(found.frames) == ["9", "10"]
     assert found.values[:, 0].tolist() == [9, 10, 100, 1]

@@ -190,6 +190,7 @@ def score(
 
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.core.files import atomic_write, save_array, write_text
+    from anomaly_nb.core.order import path_key
     from anomaly_nb.data.images import is_image, read_image
     from anomaly_nb.segmentation.evaluation import load_evaluation, normal_quantile
     from anomaly_nb.segmentation.models import predict
@@ -197,7 +198,7 @@ def score(
     network, scorer = _load(run, device)
     if method not in scorer.methods:
         raise DataError(f"method {method!r} was not fitted in {run}; it has {', '.join(scorer.methods)}")
-    paths = [pictures] if pictures.is_file() else sorted(p for p in pictures.rglob("*") if is_image(p))
+    paths = [pictures] if pictures.is_file() else sorted((p for p in pictures.rglob("*") if is_image(p)), key=path_key)
     if not paths:
         raise DataError(f"{pictures}: no image there; give an image or a folder of them")
     threshold = scorer.unranked(method, normal_quantile(load_evaluation(run / "validation").histograms[method], quantile))

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError
-from ..core.files import locked, sha256_file, sha256_json
+from ..core.files import locked, sha256_json
 from ..core.runtime import progress
+from ..features.weights import weights_identity
 from .feature_files import INDEX, read_index, save_frame, write_index
 from .flow import DISFlow, RAFTFlow, velocity_histogram
 from .layouts import Video
@@ -52,7 +53,7 @@ class Extraction:
         values: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         for name in ("flow", "weights", "detector", "pose"):
             if values[name] and not (name == "flow" and values[name] == "dis"):
-                values[name] = sha256_file(values[name])
+                values[name] = weights_identity(values[name])
         return values
 
     @classmethod
