@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DATASETS', 'VideoPlan', 'plan_for', 'extract_dataset', 'calibrate_dataset', 'score_dataset', 'evaluate_dataset']
 
-# %% ../../nbs/08_video/11_pipeline.ipynb #8997b8fd
+# %% ../../nbs/08_video/11_pipeline.ipynb #495abd42
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +20,10 @@ from ..core.settings import load_settings
 from .evaluation import auc_table
 from .extraction import Extraction, extract_videos
 from .feature_files import read_index
-from .layouts import frame_labels, ground_truths, list_videos
+from .layouts import EVENTS, GROUND_TRUTHS, frame_labels, ground_truths, list_videos
 from .scoring import VideoScorer, frame_scores, load_modalities, load_scorer, save_scorer
 
-# %% ../../nbs/08_video/11_pipeline.ipynb #83dc7e38
+# %% ../../nbs/08_video/11_pipeline.ipynb #333c8915
 DATASETS: dict[str, dict[str, Any]] = {
     "ped2": {"extraction": {"min_area": 200, "piece": (40, 24), "bins": 1, "speed": "median"}, "n_components": 2, "sigma": 3.0},
     "avenue": {"extraction": {"min_area": 400, "background": "video"}, "n_components": 5, "sigma": 3.0},
@@ -74,6 +74,9 @@ def plan_for(
     unknown = sorted(set(merged) - set(VideoPlan.__dataclass_fields__))
     if unknown:
         raise DataError(f"datasets.{name}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(VideoPlan.__dataclass_fields__))}")
+    for setting, known in (("events", EVENTS), ("ground_truth", GROUND_TRUTHS)):
+        if merged.get(setting) and merged[setting] not in known:
+            raise DataError(f"datasets.{name}: {setting}={merged[setting]!r}; use one of {', '.join(known)}")
     return VideoPlan(name=name, **{k: merged[k] for k in merged if k != "name"})
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #597f7a6c
