@@ -6,7 +6,7 @@
 __all__ = ['FILMS', 'FORMS', 'JUNK', 'GROUND_TRUTHS', 'EVENTS', 'Video', 'list_videos', 'ground_truths', 'frame_labels',
            'read_gt_frames', 'load_mat']
 
-# %% ../../nbs/08_video/02_layouts.ipynb #23c24cf5
+# %% ../../nbs/08_video/02_layouts.ipynb #ca880fb2
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from ..core.cache import Content, content_of
 from ..core.errors import DataError, MissingFileError, check_folder, require
 from ..core.files import load_array
 from ..core.order import name_number, name_part, natural_key, pair_names
 from ..data.images import is_image, read_image, read_mask
 
-# %% ../../nbs/08_video/02_layouts.ipynb #0f3bda82
+# %% ../../nbs/08_video/02_layouts.ipynb #20af297e
 FILMS = {".avi", ".mp4", ".mkv", ".mov"}
 
 
@@ -49,6 +50,13 @@ class Video:
         if self.path.is_dir():
             return read_image(next(p for p in self.path.iterdir() if p.stem == frame and is_image(p)))
         return next(image for name, image in self if name == frame)
+
+    def content(self) -> Content:
+        "What is in its frames, wherever they lie. Raises `MissingFileError` for a frame that is gone."
+        if not self.path.is_dir():
+            return content_of({"film": self.path})
+        files = {p.stem: p for p in self.path.iterdir() if is_image(p)}
+        return content_of({name: files.get(name, self.path / name) for name in self.frames})
 
 
 def _read_film(path: Path, n: int) -> Iterator[np.ndarray]:
@@ -209,13 +217,14 @@ def _read_labels(kind: str, place: Path, videos: list[Video], events: str | None
             raise DataError(f"{place}: {y.size} labels for video {video.name}, which has {n} frames; they belong to different versions")
     return labels
 
-# %% ../../nbs/08_video/02_layouts.ipynb #95234d89
+# %% ../../nbs/08_video/02_layouts.ipynb #29a2a29a
 def _by_number(place: Path, videos: Sequence[Video], numbers: Sequence[int]) -> dict[str, int]:
     "The number of every video, of those that have labels. Raises `DataError` for a video where that is not certain."
     names = sorted((v.name for v in videos), key=natural_key)
     said = _said_numbers(names, numbers)
     if pieces := [n for n in names if name_part(n)]:
-        raise DataError(f"{place}: video {pieces[0]} is a piece of a video ({name_part(pieces[0])}), and the labels are for whole videos; join the pieces, or cut the labels and name them alike")
+        piece = f"video {pieces[0]} is a piece of a video ({name_part(pieces[0])}), and the labels are for whole videos"
+        raise DataError(f"{place}: {piece}; join the pieces, or cut the labels and name them alike")
     if len(said) == len(names) and len(set(said.values())) == len(names):  # every name says a number, and no two the same
         if sorted(said.values()) == list(range(len(numbers))) and sorted(numbers) == list(range(1, len(numbers) + 1)):
             return {n: m + 1 for n, m in said.items()}  # the whole set, counted from 0
@@ -240,7 +249,7 @@ def _said_numbers(names: Sequence[str], numbers: Sequence[int]) -> dict[str, int
     runs = [[int(r) for r in re.findall(r"\d{1,18}", n)] for n in names]
     columns = list(zip(*runs)) if len({len(r) for r in runs}) == 1 else []
     varying, fixed = [c for c in columns if len(set(c)) > 1], {c[0] for c in columns if len(set(c)) == 1}
-    if fixed and len(varying) == 1 and set(varying[0]) <= set(numbers) and (len(names) == len(numbers) or not fixed & set(numbers)):
+    if fixed and len(varying) == 1 and set(varying[0]) <= set(numbers) and not fixed & set(numbers):
         return dict(zip(names, varying[0]))
     return {n: m for n in names if (m := name_number(n)) is not None}
 
