@@ -322,8 +322,18 @@ def score(
     write_text(out / "scores.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     typer.echo(f"{len(rows)} pictures scored with {scorer.labels[method]}, threshold {threshold:.4f}: {out}")
 
-# %% ../../nbs/11_cli/07_street.ipynb #381a9b6c
-def _study_run(study: str, out: Path, run: str, sets: tuple[str, str, str, list[str]], size: tuple[int, int] | None, as_stored: bool, other_size: bool, methods: list[str], device: str) -> None:
+# %% ../../nbs/11_cli/07_street.ipynb #f997d251
+def _study_run(
+    study: str,
+    out: Path,
+    run: str,
+    sets: tuple[str, str, str, list[str]],  # data, root, split, held-out classes
+    size: tuple[int, int] | None,
+    as_stored: bool,
+    other_size: bool,
+    methods: list[str],
+    device: str,
+) -> None:
     "Studies of a trained run: HEAT's terms over the pictures; thresholds and subsampling from the counts of `street evaluate`."
     import pandas as pd
 
