@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'DECODERS', 'Architecture', 'architecture', 'StreetOutput', 'StreetModel', 'build_model',
-           'load_encoder', 'save_checkpoint', 'load_checkpoint', 'predict']
+           'load_encoder', 'save_checkpoint', 'weights_digest', 'load_checkpoint', 'predict']
 
-# %% ../../nbs/07_segmentation/07_models.ipynb #fcfd1827
+# %% ../../nbs/07_segmentation/07_models.ipynb #6314fa88
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +23,7 @@ from ..core.files import load_tensors, save_tensors
 from ..core.runtime import import_torchvision
 from ..features.weights import load_weights
 
-# %% ../../nbs/07_segmentation/07_models.ipynb #4107480a
+# %% ../../nbs/07_segmentation/07_models.ipynb #38ab4fb3
 class Architecture(NamedTuple):
     "How a name is built."
 
@@ -39,6 +41,7 @@ ARCHITECTURES = {
     "deeplabv3plus_mobilenetv2": Architecture("DeepLabV3Plus", "tu-mobilenetv2_100", {"encoder_output_stride": 16, "pad_type": "same"}, 4, "blocks.4"),
     "segformer_b5": Architecture("Segformer", "mit_b5", {}, 4, "stage 3"),
     "upernet_hiera": Architecture("UPerNet", "tu-hiera_base_224", {}, 4, "stage 3", (224, 224)),
+    "upernet_hiera_large": Architecture("UPerNet", "tu-hiera_large_224", {}, 4, "stage 3", (224, 224)),
 }
 DECODERS = {"unet": "Unet", "fpn": "FPN", "pspnet": "PSPNet", "deeplabv3": "DeepLabV3", "deeplabv3plus": "DeepLabV3Plus", "segformer": "Segformer", "upernet": "UPerNet"}
 
@@ -49,7 +52,8 @@ def architecture(name: str) -> Architecture:
         return ARCHITECTURES[name]
     decoder, _, encoder = name.partition(":")
     if decoder in DECODERS and encoder:
-        return Architecture(DECODERS[decoder], encoder)
+        side = re.fullmatch(r"tu-(?:hiera|swin|vit|deit|beit)\w*?_(\d{3})(?:\..*)?", encoder)  # these take one input size, named at the end
+        return Architecture(DECODERS[decoder], encoder, input_size=(int(side[1]),) * 2 if side else None)
     raise DataError(f"no model {name!r}; choose one of {', '.join(ARCHITECTURES)} or <decoder>:<encoder> with a decoder of {', '.join(DECODERS)}")
 
 # %% ../../nbs/07_segmentation/07_models.ipynb #51d3f19a
@@ -166,7 +170,7 @@ def load_encoder(
         target = inner
     return load_weights(target, path).to_dict()
 
-# %% ../../nbs/07_segmentation/07_models.ipynb #82a8d086
+# %% ../../nbs/07_segmentation/07_models.ipynb #2da6f38b
 def save_checkpoint(
     path: str | Path,  # `.pt`
     model: StreetModel,
@@ -175,6 +179,17 @@ def save_checkpoint(
     "Write weights, architecture and class names, atomically."
     meta = {"model": model.name, "classes": list(model.classes), "auxiliary": model.auxiliary is not None, **about}
     return save_tensors(path, {"meta": meta, "state": {k: v.detach().cpu() for k, v in model.state_dict().items()}})
+
+
+def weights_digest(
+    model: nn.Module,
+) -> str:  # SHA-256 over names, types, shapes and values
+    "A network's weights in one word."
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value.detach().cpu().contiguous().numpy()).tobytes())
+    return digest.hexdigest()
 
 
 def load_checkpoint(
