@@ -25,6 +25,7 @@ from .runs import NotNow, UnknownHead, calibration_path, check_name, export_file
 from ..core.display import summary_html
 from ..core.errors import DataError, Notice, check_file
 from ..core.files import read_json
+from ..core.tables import read_table, to_numbers
 from ..core.settings import Settings, stray_limits
 
 # %% ../../nbs/05_calibration/08_store.ipynb #363d914d
@@ -138,27 +139,16 @@ def read_scores(
     split: str | None = None,  # only rows of this split; None: all
 ) -> pd.DataFrame:  # file, score[, group][, head]
     "Scored items of a CSV. Raises `MissingFileError`, or `DataError` naming the column or line."
-    path = check_file(path)
-    try:
-        table = pd.read_csv(path, dtype={"score": str}, keep_default_na=False)
-    except (ValueError, pd.errors.ParserError) as e:
-        raise DataError(f"{path}: not a readable CSV ({str(e).strip()})") from None
+    table = read_table(path)
     name = next((c for c in ("image_path", "file", "key") if c in table), None)
     if name is None or "score" not in table:
-        raise DataError(f"{path}: has columns {', '.join(map(str, table.columns))}; it needs score and one of image_path, file, key")
+        raise DataError(f"{path}, line 1: has columns {', '.join(table.columns)}; it needs score and one of image_path, file, key")
     if split is not None:
         if "split" not in table or not (table["split"] == split).any():
             raise DataError(f"{path}: no row of split {split!r}")
         table = table[table["split"] == split]
-    scores = pd.to_numeric(table["score"], errors="coerce")
-    if not np.isfinite(scores).all():
-        line = int(np.flatnonzero(~np.isfinite(scores))[0])
-        raise DataError(f"{path}: line {table.index[line] + 2}: score {table['score'].iloc[line]!r} is not a finite number")
-    out = pd.DataFrame({"file": table[name].astype(str), "score": scores.astype(float)})
-    for column in ("group", "head"):
-        if column in table:
-            out[column] = table[column].astype(str)
-    return out.reset_index(drop=True)
+    out = pd.DataFrame({"file": table[name], "score": to_numbers(path, table["score"], float)})
+    return out.assign(**{c: table[c] for c in ("group", "head") if c in table}).reset_index(drop=True)
 
 # %% ../../nbs/05_calibration/08_store.ipynb #9cfd2e5a
 def is_due(db: sqlite3.Connection, after: int | None) -> bool:
