@@ -8,7 +8,7 @@ __all__ = ['NAME', 'TITLES', 'LARGEST_BODY', 'LARGEST_TAGS', 'PATIENCE', 'new_ke
            'TagRequest', 'Decision', 'TagAnswer', 'Health', 'Guard', 'GuardedRoutes', 'guarded_app', 'create_app',
            'service_settings', 'serve']
 
-# %% ../../nbs/05_calibration/18_service.ipynb #1cf008ae
+# %% ../../nbs/05_calibration/18_service.ipynb #a8fd2425
 import asyncio
 import hmac
 import logging
@@ -21,13 +21,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, Field
 
+from .exports import load_calibration
 from .runs import RunInProgress
 from .schema import HistoryRow, RunReport, TrendRow
 from .store import CalibrationStore, tag_by_reference
 from .tagging import NotNow, UnknownHead
-from ..core.errors import DataError, require
+from ..core.errors import DataError, MissingFileError, require
 from ..core.files import parse_json
 from ..core.settings import Settings, load_settings
 
@@ -453,7 +455,7 @@ def guarded_app(
 
     return app, kinds
 
-# %% ../../nbs/05_calibration/18_service.ipynb #8ed17225
+# %% ../../nbs/05_calibration/18_service.ipynb #932a2e4c
 def create_app(
     store: CalibrationStore | None = None,  # None: from the environment, see `service_settings`
     api_key_sha256: str | None = None,  # of a key named `default`; None: `calibration_api_key_sha256` of the store's settings
@@ -482,7 +484,15 @@ def create_app(
 
     @kinds["scores"]("POST", "/tag", **about)
     def tag(wish: TagRequest) -> TagAnswer:
-        found = tag_by_reference(store.root, wish.model, wish.head, [i.file for i in wish.items], [i.score for i in wish.items], wish.label)  # type: ignore[arg-type]
+        try:
+            load_calibration(store.root, wish.model, wish.head)
+        except MissingFileError:
+            raise UnknownHead(f"{wish.model}/{wish.head}: no reference file") from None
+        files, scores = [i.file for i in wish.items], np.array([i.score for i in wish.items], dtype=np.float64)
+        try:
+            found = tag_by_reference(store.root, wish.model, wish.head, files, scores, wish.label)
+        except DataError as e:
+            raise fastapi.HTTPException(422, str(e).encode("ascii", "replace").decode()) from None
         rows = found.astype(object).where(found.notna(), None)
         return TagAnswer(count=len(rows), decisions=[Decision.model_validate(dict(zip(rows, r))) for r in rows.to_numpy().tolist()])
 
