@@ -1,6 +1,14 @@
-"""The checks of `make test` that are not unit tests: `python -m tests.checks [name ...]`; `readme --write` renews the README."""
+"""The checks of `make test` that are not unit tests: `python -m tests.checks [name ...]`; `readme --write` renews the README.
+
+With ANOMALY_NB_FAST=1 (`make test FAST=1`) only the notebooks that changed since the merge base with main are run,
+and of the tests (`tests/conftest.py`) those that changed or import a module that did.
+"""
+import ast
+import contextlib
 import filecmp
+import io
 import json
+import multiprocessing.connection
 import os
 import re
 import shutil
@@ -12,6 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+FAST = os.environ.get("ANOMALY_NB_FAST") == "1"
+TAKEN = ROOT / ".seconds.json"  # what each notebook and each test took when it last ran here
+LONGEST = {"notebooks": 130, "tests": 100}  # seconds of FAST=1 after which no further notebook or test is begun
 
 
 def run(*command, cwd=ROOT, **environ):
@@ -47,9 +58,144 @@ def export():
             raise SystemExit("run `make export`; these differ: " + ", ".join(str(p.relative_to(ROOT) if p.is_relative_to(ROOT) else p.name) for p in changed))
 
 
+def changed():
+    "Files that differ from the merge base with main, committed or not."
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, env=os.environ)
+
+    for branch in ("main", "origin/main"):
+        base = git("merge-base", "HEAD", branch).stdout.strip()
+        if base:
+            break
+    else:
+        raise SystemExit("FAST=1 compares with the branch main, and there is none here; run all: make test")
+    names = git("diff", "--name-only", "-z", base).stdout + git("ls-files", "--others", "--exclude-standard", "-z").stdout
+    return [path for name in sorted(set(names.split("\0")) - {""}) if (path := ROOT / name).is_file()]
+
+
+def module_of(path):
+    "Dotted name of the module in `path`; an asset counts as the module it is called after."
+    parts = [p for p in path.relative_to(ROOT).with_suffix("").parts if p not in ("__init__", "assets")]
+    return ".".join(parts)
+
+
+def imports(source, rooms):
+    "Dotted names that Python `source` imports; a name of a room's front door also as what it comes from."
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
+            found |= {rooms[node.module][a.name] for a in node.names if a.name in rooms.get(node.module, {})}
+    return found
+
+
+def tests_of(paths):
+    "Test files among `paths`, and those that import a module or name a report template among them."
+    rooms = {}
+    for door in (ROOT / "anomaly_nb").glob("*/__init__.py"):
+        room = module_of(door)
+        inner = [n for n in ast.walk(ast.parse(door.read_text())) if isinstance(n, ast.ImportFrom) and n.level == 1]
+        rooms[room] = {a.asname or a.name: f"{room}.{n.module}" for n in inner for a in n.names}
+    modules = {module_of(p) for p in paths if p.parts[len(ROOT.parts)] in ("anomaly_nb", "tests")}
+    templates = {p.stem for p in paths if p.parent == ROOT / "nbs" / "reports"}
+    found = []
+    for test in sorted((ROOT / "tests").glob("test_*.py")):
+        text = test.read_text()
+        if test in paths or modules & imports(text, rooms) or any(f'"{name}"' in text for name in templates):
+            found.append(test)
+    return found
+
+
+def taken(kind):
+    "Seconds on the clock and of CPU of each of `kind` (notebooks, tests) when it last ran here."
+    return json.loads(TAKEN.read_text()).get(kind, {}) if TAKEN.exists() else {}
+
+
+def keep_taken(kind, seconds):
+    "Add to what `taken` gives."
+    known = json.loads(TAKEN.read_text()) if TAKEN.exists() else {}
+    known[kind] = known.get(kind, {}) | seconds
+    part = TAKEN.with_suffix(f".{os.getpid()}.tmp")
+    part.write_text(json.dumps(known, indent=0))
+    part.replace(TAKEN)
+
+
+def table(kind, seconds, rows=15):
+    "The slowest of `seconds`, name -> (on the clock, of CPU)."
+    slowest = sorted(seconds.items(), key=lambda item: -item[1][0])
+    clock, cpu = (sum(s[i] for s in seconds.values()) for i in (0, 1))
+    lines = [f"{kind}: {len(seconds)} took {clock:.0f} s, {cpu:.0f} s of CPU; the slowest, on the clock and of CPU:"]
+    return "\n".join(lines + [f"{s[0]:8.1f} {s[1]:8.1f}  {name}" for name, s in slowest[:rows]])
+
+
+def cpu_seconds():
+    "CPU seconds of this process and of the children it has waited for."
+    return sum(os.times()[:4])
+
+
+def run_notebook(path, told):
+    "Run a notebook as `nbdev_test` does; tells whether it passed, seconds on the clock and of CPU, what went wrong."
+    from nbdev.config import get_config
+    from nbdev.test import test_nb
+
+    os.chdir(ROOT / "nbs")
+    said, start, cpu = io.StringIO(), time.perf_counter(), cpu_seconds()
+    with contextlib.redirect_stderr(said):
+        passed, _ = test_nb(path, skip_flags=get_config().tst_flags.split(), basepath=ROOT)
+    told.send((passed, time.perf_counter() - start, cpu_seconds() - cpu, said.getvalue()))
+
+
+def begin(path):
+    "Run a notebook in a process of its own: whatever it sets ends with it. Returns the process and the end of its pipe."
+    told, to_tell = multiprocessing.get_context("fork").Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=run_notebook, args=(path, to_tell))
+    process.start()
+    to_tell.close()
+    return process, told
+
+
 def notebooks():
     "Every notebook runs from top to bottom."
-    run(BIN / "nbdev_test", "--n_workers", "2", OMP_NUM_THREADS="1")  # two at once: more threads would only wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"  # two at once: more threads would only wait for each other
+    os.chdir(ROOT)
+    from nbdev.doclinks import nbglob
+
+    named = {p.relative_to(ROOT / "nbs").with_suffix("").as_posix(): p for p in sorted(nbglob(as_path=True).map(Path.resolve))}
+    named = {name: p for name, p in named.items() if not (p.parent / ".notest").exists()}
+    if FAST:
+        named = {name: p for name, p in named.items() if p in changed()}
+    if len(named) > 2:
+        import nbdev.test  # noqa: F401  what takes long to import is imported once, for all processes
+        import pandas  # noqa: F401
+        import sklearn.metrics  # noqa: F401
+        import torch._dynamo  # noqa: F401
+    known, seconds, failed, running = taken("notebooks"), {}, [], {}
+    waiting = sorted(named, key=lambda name: known.get(name, [0, 0])[0], reverse=not FAST)  # the quick ones first where time may end
+    start = time.perf_counter()
+    while waiting or running:
+        if FAST and time.perf_counter() - start > LONGEST["notebooks"] and waiting:
+            print(f"\nnot run, the time of FAST=1 was up: {', '.join(waiting)}")
+            waiting = []
+        while waiting and len(running) < 2:
+            name = waiting.pop(0)
+            process, told = begin(named[name])
+            running[told] = name, process
+        for told in multiprocessing.connection.wait(list(running)):
+            name, process = running.pop(told)
+            try:
+                passed, *seconds[name], said = told.recv()
+            except EOFError:
+                passed, said = False, f"{name}: its process died"
+            process.join()
+            if not passed:
+                failed.append(name)
+                print(f"\n{said or name} (exit status {process.exitcode})", flush=True)
+    keep_taken("notebooks", {name: [round(s, 2) for s in both] for name, both in seconds.items()})
+    print(f"\n{table('notebooks', seconds)}")
+    if failed:
+        raise SystemExit(f"these notebooks failed, see above: {', '.join(sorted(failed))}")
 
 
 def lint():

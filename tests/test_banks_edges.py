@@ -6,11 +6,11 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 
-from anomaly_nb.banks import FusedBank, KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank, greedy_coreset, load_bank, make_bank
+from anomaly_nb.banks import FusedBank, KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank, greedy_coreset, load_bank
 from anomaly_nb.banks.neighbours import nearest
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.features import FeatureSet
-from anomaly_nb.scoring import RECIPES, Detector, PatchDetector, Preparation, conformal_threshold, held_out_scores, make_detector
+from anomaly_nb.scoring import RECIPES, Detector, Preparation, conformal_threshold, held_out_scores, make_detector
 
 BANKS = [KNNBank(), KNNBank(2, "euclidean", 0.5), KNNBank(metric="sqeuclidean"), MahalanobisBank(), MahalanobisBank(True, 0.1), SubspaceBank(0.9), PositionalBank()]
 BANKS += [MutualBank((1,)), FusedBank((KNNBank(), MahalanobisBank(True, 0.1)))]
@@ -62,7 +62,7 @@ def test_constant_features():
         with pytest.raises(DataError, match="constant"):
             bank.fit(same, (3, 3))
     assert np.allclose(KNNBank().fit(np.zeros((2, 9, 5)), (3, 3)).score(same), 0.5)  # zero has no direction: half the squared length of a unit vector
-    assert np.isfinite(PatchDetector(preparation=Preparation(True)).fit(same).score(same)).all()
+    assert np.isfinite(Detector(preparation=Preparation(True)).fit(same).score(same)).all()
 
 
 def test_fewer_patches_than_neighbours():
@@ -72,7 +72,7 @@ def test_fewer_patches_than_neighbours():
         KNNBank(k=9).fit(random(1, 9, 5), (3, 3)).leave_one_image_out(random(1, 9, 5))
     with pytest.raises(DataError, match="at least 2"):
         held_out_scores(KNNBank(), random(1, 9, 5), (3, 3))
-    detector = PatchDetector(RetrievalBank(50))
+    detector = Detector(bank=RetrievalBank(50))
     with pytest.raises(DataError, match="cls"):
         detector.fit(random(3, 9, 5))
 
@@ -156,7 +156,7 @@ def test_another_grid_is_refused_where_places_count(bank):
 
 
 def test_another_grid_is_refused_by_a_detector():
-    detector = PatchDetector(KNNBank()).fit(random(6, 9, 5))
+    detector = Detector(bank=KNNBank()).fit(random(6, 9, 5))
     for other in (random(2, 16, 5), FeatureSet(random(2, 9, 5), (1, 9), pd.DataFrame(index=range(2)))):
         with pytest.raises(DataError, match="but the detector was fitted on 3 x 3; use the same input size"):
             detector.score(other)
@@ -169,7 +169,7 @@ def test_another_grid_is_refused_by_a_detector():
 @pytest.mark.parametrize("name", ["retrieval", "positional"])
 def test_similar_pictures_need_vectors(name):
     train, vectors = random(6, 9, 5), random(6, 3)
-    bank = make_bank(name, similar=4)
+    bank = {"retrieval": RetrievalBank(4), "positional": PositionalBank(similar=4)}[name]
     for missing in (None, vectors[:5], vectors[:, 0]):
         with pytest.raises(DataError, match="one vector for each picture"):
             bank.fit(train, (3, 3), cls=missing)
@@ -183,7 +183,7 @@ def test_similar_pictures_need_vectors(name):
 def test_detector_is_an_estimator():
     normal, test = random(20, 9, 5), random(6, 9, 5, seed=1)
     test[3:, 4] += 9
-    detector = PatchDetector(KNNBank(2, "euclidean"), Preparation(True), reduce="max")
+    detector = Detector(bank=KNNBank(2, "euclidean"), preparation=Preparation(True), reduce="max")
     detector.fit(normal)
     fresh = clone(detector)
     assert not hasattr(fresh, "bank_") and fresh.get_params()["bank__k"] == 2
@@ -192,7 +192,7 @@ def test_detector_is_an_estimator():
     assert np.array_equal(fresh.fit(normal).score(test), detector.score(test))
     assert fresh.set_params(bank__k=1).fit(normal).bank_.k == 1 and detector.bank_.k == 2
 
-    piped = Pipeline([("prepare", Preparation(True)), ("detect", PatchDetector(KNNBank(2, "euclidean"), reduce="max"))]).fit(normal)
+    piped = Pipeline([("prepare", Preparation(True)), ("detect", Detector(bank=KNNBank(2, "euclidean"), reduce="max"))]).fit(normal)
     np.testing.assert_allclose(piped.score(test), detector.score(test), rtol=1e-5)
     assert piped.predict(test).tolist() == detector.predict(test).tolist() and piped.predict(test)[3:].all()
     assert clone(piped).set_params(detect__bank__metric="cosine").get_params()["detect__bank"].metric == "cosine"
@@ -202,8 +202,6 @@ def test_detector_is_an_estimator():
 def test_detectors_come_back_from_disk(name, tmp_path):
     train, test = (FeatureSet(random(n, 9, 8, seed=n), (3, 3), pd.DataFrame({"image_path": ["p"] * n}), random(n, 4, seed=n)) for n in (12, 5))
     detector = make_detector(name, "filters")
-    if name == "padim":
-        detector.preparation.set_params(channels=4)
     detector.fit(train)
     again = Detector.load(detector.save(tmp_path / "saved"))
     assert np.array_equal(again.score(test), detector.score(test)) and again.threshold_ == detector.threshold_

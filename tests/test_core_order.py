@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomaly_nb.core.order import name_number, natural_key, pair_names
+from anomaly_nb.core.order import name_number, name_part, natural_key, pair_names
 
 NAMES = st.text(st.sampled_from("aAbB01259_-. ²½٣۴零Ⅷßẞİ🎬") | st.characters(), max_size=12)
 
@@ -65,3 +65,46 @@ def test_a_join_by_place_is_never_made():
     with pytest.raises(ValueError, match=r"'cam1_2'"):  # another number speaks against it
         pair_names(["cam1_2"], ["cam9_2"], "here")
     assert pair_names(["01", "2"], ["ped2_test_02", "ped2_test_01"], "here") == {"01": "ped2_test_01", "2": "ped2_test_02"}
+
+
+def test_images_come_in_natural_order_through_every_door(tmp_path):
+    "List, index and census of a folder agree, nested folders too."
+    from PIL import Image
+
+    from anomaly_nb.core.order import path_key
+    from anomaly_nb.data import read_index
+    from anomaly_nb.data.census import take_census
+    from anomaly_nb.data.images import list_images
+
+    for folder in ("train/good", "test/kind10", "test/kind9", "test/good"):
+        (tmp_path / "part" / folder).mkdir(parents=True)
+        for name in ("10", "9", "1", "img2", "IMG10"):
+            Image.new("L", (8, 8), len(folder) + len(name)).save(tmp_path / "part" / folder / f"{name}.png")
+    names = ["1", "9", "10", "img2", "IMG10"]
+    assert [p.stem for p in list_images(tmp_path / "part/train/good")] == names
+    for dataset, root in (("mvtec", tmp_path), ("folder", tmp_path / "part")):
+        index = read_index(dataset, root, on_missing="keep")
+        assert [p.rsplit("/", 1)[1][:-4] for p in index.image_path] == names * 4
+        assert index.defect.drop_duplicates().tolist() == ["good", "kind9", "kind10"]
+    for name in ("note10.txt", "note9.txt"):
+        (tmp_path / "part" / name).write_text("x")
+    assert take_census(index, tmp_path / "part")["skipped"]["no image (.txt)"]["first"] == "note9.txt"
+    assert sorted(["b/1", "a 2/1", "a/10/x", "a/9/x", "/a"], key=path_key) == ["/a", "a/9/x", "a/10/x", "a 2/1", "b/1"]
+
+
+def test_a_piece_is_no_whole_and_says_no_number():
+    assert [name_part(n) for n in ("01_part2", "Test_01 PT.2", "01b", "cam1_vol03", "vol03", "part2", "ped2_test", "01_0014", "3_label")] == ["part2", "PT.2", "b", "vol03", None, None, None, None, None]
+    assert name_number("01b") is None and name_number("vol03") == 3
+    for name, others in (("Test_01_part2", ["01", "02"]), ("01b", ["01"]), ("02", ["Test_01_part2"])):
+        with pytest.raises(ValueError, match=rf"'{name}' beyond doubt"):
+            pair_names([name], others, "here")
+    assert pair_names(["Test_01_part2", "2b"], ["01_pt2", "01_pt1", "x02B"], "here") == {"Test_01_part2": "01_pt2", "2b": "x02B"}
+
+
+def test_the_last_number_joins_only_where_the_others_say_nothing():
+    with pytest.raises(ValueError, match=r"'cam1_2'"):  # 1 or 2?
+        pair_names(["cam1_2", "cam2_3"], ["2", "3"], "here")
+    with pytest.raises(ValueError, match=r"'Test_02_1'"):  # two cuts of video 2, or videos 1 and 2 of set 2?
+        pair_names(["Test_02_1", "Test_02_2"], ["01", "02", "03"], "here")
+    assert pair_names(["Test_02_1", "Test_02_2"], ["1", "2"], "here") == {"Test_02_1": "1", "Test_02_2": "2"}  # the whole set
+    assert pair_names(["ped9_test_01"], ["01", "02"], "here") == {"ped9_test_01": "01"}  # 9 is nobody

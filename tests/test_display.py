@@ -9,7 +9,7 @@ from anomaly_nb.banks import KNNBank, MahalanobisBank
 from anomaly_nb.calibration import CalibrationRanges, CalibrationStore
 from anomaly_nb.features import FeatureSet
 from anomaly_nb.reports import Run
-from anomaly_nb.scoring import Detector, PatchDetector, quantile_threshold
+from anomaly_nb.scoring import Detector, quantile_threshold
 
 PATCHES = np.random.default_rng(0).normal(size=(6, 9, 4)).astype(np.float32)
 FEATURES = FeatureSet(PATCHES, (3, 3), pd.DataFrame({"image_path": ["a.png"] * 6, "defect": ["good"] * 5 + ["<script>"]}))
@@ -23,7 +23,7 @@ FEATURES = FeatureSet(PATCHES, (3, 3), pd.DataFrame({"image_path": ["a.png"] * 6
         (KNNBank(k=2).fit(PATCHES, (3, 3)), ["bank_ 54 x 4", "MiB"]),
         (MahalanobisBank().fit(PATCHES, (3, 3)), ["MahalanobisBank", "fitted"]),
         (Detector(image_size=64), ["Detector", "filters", "not fitted yet"]),
-        (PatchDetector().fit(FEATURES), ["6 pictures", "3 x 3", "by quantile"]),
+        (Detector().fit(FEATURES), ["6 images", "3 x 3", "by quantile"]),
         (quantile_threshold(np.arange(20.0)), ["Threshold", "20 held-out normal"]),
         (CalibrationRanges(), ["not yet"]),
         (CalibrationRanges().fit(np.arange(101.0)), ["1 stands for", "95", "101"]),

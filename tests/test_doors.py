@@ -332,7 +332,7 @@ def test_inspect_names_what_pillow_does_not_read(tmp_path):
 
 @pytest.mark.parametrize(("columns", "line", "error"), [
     ("image_path,split,label", "good/0.png,train,0", None),
-    ("path,split", "good/0.png,train", "has no column image_path"),
+    ("path,split", "good/0.png,train", "line 1: no column .image_path."),
     ("image_path,split,label", "good/0.png,dev,0", "line 2: split 'dev'"),
     ("image_path,split,label", "good/0.png,train,yes", "line 2: split 'train', label 'yes'"),
 ])  # fmt: skip

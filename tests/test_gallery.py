@@ -122,10 +122,10 @@ def test_failures_first_and_damaged_records_are_shown(figures, tmp_path):
     write_text(tmp_path / "runs" / "nan" / "run.json", '{"run_id": "2", "report": "mine", "status": "ok", "parameters": {}, "metrics": {"x": NaN, "y": Infinity, "z": 1}}')
     (tmp_path / "runs" / "image_anomaly-0000" / "figures" / "hits.png").write_bytes(b"no picture")
     statuses = {r["folder"]: r["status"] for r in read_runs(tmp_path)}
-    assert statuses["cut"] == statuses["odd"] == "damaged" and statuses["nan"] == "ok"
+    assert statuses["cut"] == statuses["odd"] == statuses["nan"] == "damaged"
     assert list(statuses.values()).index("ok") == sum(s != "ok" for s in statuses.values())
     runs = {r["folder"]: r for r in json.loads(Reader(write_gallery(tmp_path).read_text()).scripts[0][1])["runs"]}
-    assert runs["nan"]["metrics"] == {"x": None, "y": None, "z": 1} and "not valid JSON" in runs["cut"]["error"]
+    assert runs["nan"]["metrics"] == {} and "NaN is not JSON" in runs["nan"]["error"] and "not valid JSON" in runs["cut"]["error"]
     assert [f["name"] for f in runs["image_anomaly-0000"]["figures"]] == ["roc"]
 
 

@@ -32,7 +32,7 @@ def test_given_weights_match_the_encoder():
     weights = DATA / "weights/mobilenetv2_100_imagenet.safetensors"
     model = build_model("deeplabv3plus_mobilenetv2", ("a", "b"), weights, mean=(0.5,) * 3, std=(0.5,) * 3)
     assert model.weights_report["used"] == 306 and all(n.startswith(("bn2.", "conv_head.")) for n in model.weights_report["left"])
-    with pytest.raises(ValueError, match="another encoder"):
+    with pytest.raises(ValueError, match="weights do not fit"):
         build_model("unet:resnet18", ("a", "b"), weights)
 
 

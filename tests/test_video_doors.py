@@ -12,6 +12,7 @@ from anomaly_nb.core.errors import DataError, MissingExtraError, MissingFileErro
 from anomaly_nb.core.files import save_array, write_text
 from anomaly_nb.video.feature_files import convert_pickled, load_object_features
 from anomaly_nb.video.layouts import frame_labels, ground_truths, list_videos, load_mat
+from anomaly_nb.video.pipeline import plan_for
 
 T = 12  # frames of a video
 
@@ -282,7 +283,7 @@ def test_a_video_called_gt_is_a_video(tmp_path):
 def test_converted_frames_keep_the_order_of_time(tmp_path):
     for video, frame in ((10, 1), (9, 10), (9, 9), (9, 100)):
         save_array(tmp_path / "old" / str(video) / f"{frame}.npy", np.full((1, 2), frame))
-    convert_pickled(tmp_path / "old", tmp_path / "new", "velocity", trust=True)
+    convert_pickled(tmp_path / "old", tmp_path / "new", "velocity", trust=True, extractor="flow net")
     found = load_object_features(tmp_path / "new", "velocity")
     assert found.frames == {"9": ("9", "10", "100"), "10": ("1",)} and list(found.frames) == ["9", "10"]
     assert found.values[:, 0].tolist() == [9, 10, 100, 1]
@@ -294,3 +295,135 @@ def test_names_of_three_cameras_with_masks_numbered_alike_are_not_joined(tmp_pat
         frames(tmp_path / "testing" / "masks" / f"{letter}_1", value=anomalous(1))
     with pytest.raises(DataError, match=r"nothing in it belongs to video 'cam1_1'"):
         frame_labels(tmp_path, testing)
+
+
+# what must not be guessed
+
+
+@pytest.mark.parametrize("ending", ["_gt", "_GT", "-Gt", "_mask", "_ground_truth"])
+def test_mask_folders_in_any_case_are_no_videos_and_agree_with_the_script(tmp_path, ending):
+    root = ped2(tmp_path, count=3)
+    for i in (1, 2, 3):
+        (root / "Test" / f"Test{i:03d}_gt").rename(root / "Test" / f"Test{i:03d}{ending}")
+    testing = list_videos(root, "testing")
+    assert [v.name for v in testing] == ["Test001", "Test002", "Test003"] and list(ground_truths(root)) == ["masks", "gt_frame"]
+    assert stated(frame_labels(root, testing))  # two kinds that agree: nothing to choose
+    frames(root / "Test" / "Test001_gT", value=anomalous(2))
+    with pytest.raises(DataError, match=r"are both the masks of video Test001; keep one"):
+        frame_labels(root, testing, "masks")
+
+
+def test_what_systems_leave_behind_is_nobody_s_file(tmp_path):
+    testing = videos(tmp_path, ["03", "05"])
+    for folder in ("testing/frames", "testing/frames/03", "testing/masks", "testing_label_mask", "."):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for name in ("._Test001.mat", ".DS_Store", "Thumbs.db", "._001.png", "._3_label.mat", "._frame_labels.npy", "._a.m"):
+            (tmp_path / folder / name).write_bytes(b"\0\5\x16\7 gt_frame")
+    (tmp_path / "testing" / "frames" / "__MACOSX").mkdir()
+    frames(tmp_path / "testing" / "frames" / "__MACOSX" / "03")
+    frames(tmp_path / "testing" / "masks" / "__MACOSX")  # would be a partner without a number
+    for i in (3, 5):
+        frames(tmp_path / "testing" / "masks" / f"mask{i}", value=anomalous(i))
+        (tmp_path / "testing" / "masks" / f"mask{i}" / "._001.png").write_bytes(b"\0\5\x16\7")
+        savemat(tmp_path / "testing_label_mask" / f"{i}_label.mat", {"volLabel": cells([np.full((3, 4), int(y)) for y in anomalous(i)])})
+    again = list_videos(tmp_path, "testing")
+    assert again == testing and list(ground_truths(tmp_path)) == ["masks", "volumes"]
+    assert stated(frame_labels(tmp_path, again)) and stated(frame_labels(tmp_path, again, "masks"))
+
+
+@pytest.mark.parametrize("kind", ["gt.mat", "masks", "testing_label_mask"])
+@pytest.mark.parametrize("names", [["Test_01_part1", "Test_01_part2"], ["Test_01_part2"], ["01a", "01b"], ["01_vol1", "02"], ["1 pt 1", "2"]])
+def test_a_piece_of_a_video_does_not_get_the_labels_of_a_whole_one(tmp_path, names, kind):
+    testing = videos(tmp_path, names)
+    savemat(tmp_path / "gt.mat", {"gt": cells([spans(1), spans(2)])})
+    for i in (1, 2):
+        frames(tmp_path / "testing" / "masks" / f"{i:02d}", value=anomalous(i))
+        (tmp_path / "testing_label_mask").mkdir(exist_ok=True)
+        savemat(tmp_path / "testing_label_mask" / f"{i}_label.mat", {"volLabel": cells([np.full((3, 4), int(y)) for y in anomalous(i)])})
+    with pytest.raises((DataError, MissingFileError), match=rf"video '?{testing[0].name}"):
+        frame_labels(tmp_path, testing, {"gt.mat": "intervals", "testing_label_mask": "volumes"}.get(kind, kind))
+
+
+def test_a_number_in_front_of_all_names_is_no_number_of_a_video(tmp_path):
+    savemat(tmp_path / "gt.mat", {"gt": cells([spans(i) for i in range(1, 13)])})
+    named = {f"ped2_test_{i:02d}": i for i in range(1, 13)}
+    assert stated(frame_labels(tmp_path, videos(tmp_path, named)), named)
+    for some in (["ped2_test_03", "ped2_test_05"], ["01_0002", "01_0003"], ["ped2_test_03"]):  # of video 2? of scene 1? labels of 1 to 12 say neither
+        shutil.rmtree(tmp_path / "testing")
+        with pytest.raises(DataError, match=rf"the name '{some[0]}' does not say which"):
+            frame_labels(tmp_path, videos(tmp_path, some))
+    shutil.rmtree(tmp_path / "testing")
+    assert stated(frame_labels(tmp_path, videos(tmp_path, ["cam77_3", "cam77_5"])), {"cam77_3": 3, "cam77_5": 5})  # 77 is no video
+
+
+@pytest.mark.parametrize("names", [["02", "entrance"], ["Test1", "cam1"], ["1", "01"], ["2", "walk"]])
+def test_a_whole_set_is_not_counted_off_against_what_its_names_say(tmp_path, names):
+    savemat(tmp_path / "gt.mat", {"gt": cells([spans(1), spans(2)])})
+    with pytest.raises(DataError, match=r"is number \d in order and \d by its name"):
+        frame_labels(tmp_path, videos(tmp_path, names))
+
+
+def test_numbers_with_a_gap_are_not_counted_from_zero(tmp_path):
+    testing = videos(tmp_path, ["00", "01", "02"])
+    (tmp_path / "testing_label_mask").mkdir()
+    for i in (1, 2, 4):
+        savemat(tmp_path / "testing_label_mask" / f"{i}_label.mat", {"volLabel": cells([np.full((3, 4), int(y)) for y in anomalous(i)])})
+    with pytest.raises(DataError, match=r"video 00 is number 0, and there are labels for 1, 2, 4"):
+        frame_labels(tmp_path, testing)
+
+
+@pytest.mark.parametrize(
+    "table, words",
+    [
+        ([[2, np.nan], [4, np.nan], [6, 7]], r"event 2..nan is no pair of numbers"),
+        ([[2, -3], [4, 9], [6, 9]], r"event 2..-3 ends before it starts"),
+        ([[-2], [4]], r"event -2..4 lies outside its 12 frames, which count from 1"),
+        ([[0], [4]], r"event 0..4 lies outside"),
+        ([[9], [4]], r"event 9..4 ends before it starts"),
+        ([[2, 4, 6], [3, np.inf, 7]], r"event 4..inf is no pair of numbers"),
+        ([[2, np.nan], [4, np.nan]], r"has two events, \[\[2, nan\], \[4, nan\]\], in order in neither"),
+        ([[2, 4, 6, 8]], r"has labels of shape \(1, 4\)"),
+    ],
+)
+def test_wrong_rows_of_event_tables_name_the_video(tmp_path, table, words):
+    testing = videos(tmp_path, ["1", "2"])
+    savemat(tmp_path / "gt.mat", {"gt": cells([spans(1), np.array(table, float)])})
+    with pytest.raises(DataError, match=r"gt.mat: video 2:? " + words):
+        frame_labels(tmp_path, testing)
+
+
+def test_two_ones_for_two_frames_may_mean_two_things(tmp_path):
+    testing = videos(tmp_path, ["1"], n=2)
+    savemat(tmp_path / "gt.mat", {"gt": cells([np.array([[1], [1]])])})
+    with pytest.raises(DataError, match=r"video 1 has two frames and labels \[1, 1\]"):
+        frame_labels(tmp_path, testing)
+    savemat(tmp_path / "gt.mat", {"gt": cells([np.array([[0], [1]])])})
+    assert frame_labels(tmp_path, testing)["1"].tolist() == [False, True]
+
+
+def test_masks_of_a_volume_that_are_no_numbers_name_the_video(tmp_path):
+    testing = videos(tmp_path, ["1"])
+    (tmp_path / "testing_label_mask").mkdir()
+    savemat(tmp_path / "testing_label_mask" / "1_label.mat", {"volLabel": cells([np.full((3, 4), np.nan) for _ in range(T)])})
+    with pytest.raises(DataError, match=r"1_label.mat: the masks of video 1 hold values that are no numbers"):
+        frame_labels(tmp_path, testing)
+
+
+def test_labels_and_events_can_be_chosen_in_the_config(tmp_path):
+    testing = videos(tmp_path / "data", ["1", "2"])
+    two = np.array([[2, 3], [4, 9]])
+    savemat(tmp_path / "data" / "gt.mat", {"gt": cells([two, np.array([[5], [6]])])})
+    config = lambda **own: write_text(tmp_path / "config.yml", "datasets:\n  mine:\n    root: " + str(tmp_path / "data") + "".join(f"\n    {k}: {v}" for k, v in own.items()) + "\n")
+    labels = lambda plan: {v: y.nonzero()[0].tolist() for v, y in frame_labels(plan.root, testing, plan.ground_truth, plan.events).items()}
+    plan = lambda: plan_for("mine", tmp_path / "config.yml")
+    config()
+    with pytest.raises(DataError, match=r"video 1 has two events"):
+        labels(plan())
+    config(events="columns", ground_truth="intervals")
+    assert labels(plan()) == {"1": [1, 2, 3, 4, 5, 6, 7, 8], "2": [4, 5]}  # 2..4 and 3..9
+    config(events="sideways")
+    with pytest.raises(DataError, match=r"datasets.mine: events='sideways'; use one of columns, rows"):
+        plan()
+    config(ground_truth="mask")
+    with pytest.raises(DataError, match=r"datasets.mine: ground_truth='mask'; use one of masks, gt_frame"):
+        plan()

@@ -1,4 +1,8 @@
-"""The wheel, alone in a fresh environment outside the checkout: imports everything without jupyter or nbdev, and runs a report."""
+"""The wheel in a fresh environment outside the checkout, with what it requires and nothing else: imports everything, runs a report.
+
+The packages it requires are linked from this environment; ANOMALY_NB_SLOW=1 has pip download and install them.
+"""
+import importlib.metadata as metadata
 import os
 import shutil
 import subprocess
@@ -6,11 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+SLOW = os.environ.get("ANOMALY_NB_SLOW") == "1"
 ROOT = Path(__file__).resolve().parent.parent
 
 IMPORT_ALL = """
-import importlib, pkgutil, sys, time
+import importlib.util, pkgutil, sys, time
 start = time.perf_counter()
 import anomaly_nb
 assert time.perf_counter() - start < 0.3, "import anomaly_nb is slow"
@@ -21,6 +28,7 @@ for name in names:
     importlib.import_module(name)
 heavy = {m.split(".")[0] for m in sys.modules} & {"nbdev", "jupyterlab", "jupyter_server", "notebook", "ipykernel", "papermill", "fastcore", "execnb"}
 assert not heavy, heavy
+assert not [n for n in ("nbdev", "jupyterlab", "fastapi", "dask") if importlib.util.find_spec(n)], "more is installed than the wheel requires"
 from anomaly_nb.reports import templates
 assert "image_anomaly" in templates(), templates()
 print(len(names), "modules from", anomaly_nb.__file__)
@@ -38,6 +46,34 @@ def unwanted(name):
     return ["samples*", "features*", "featurebanks", "calibrations", "scores"] if name == "data" else []
 
 
+def required(wheel):
+    "Distributions of this environment that the wheel requires, and what those require, without its extras."
+    wanted, found = list(next(iter(metadata.distributions(path=[str(wheel)]))).requires), {}
+    for text in wanted:  # grows
+        need = Requirement(text)
+        key = canonicalize_name(need.name), *sorted(need.extras)
+        if key not in found and (need.marker is None or any(need.marker.evaluate({"extra": e}) for e in need.extras or [""])):
+            found[key] = metadata.distribution(need.name)
+            assert need.specifier.contains(found[key].version, prereleases=True), f"{text}: {found[key].version} is installed"
+            for inner in map(Requirement, found[key].requires or []):
+                if inner.marker is None or any(inner.marker.evaluate({"extra": e}) for e in ["", *need.extras]):
+                    inner.marker = None
+                    wanted.append(str(inner))
+    return list(found.values())
+
+
+def link(distribution, site):
+    "Link what belongs to an installed distribution into another environment."
+    for file in distribution.files:
+        parts = file.parts if file.parts[0] == ".." else file.parts[:1]  # a package as one link; data files one by one
+        if "bin" not in parts and "__pycache__" not in parts:
+            target = site.joinpath(*parts)
+            target = Path(os.path.normpath(target))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                target.symlink_to(os.path.normpath(distribution.locate_file(Path(*parts))))
+
+
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
     "A new environment with nothing but the wheel and what it requires."
@@ -48,10 +84,16 @@ def fresh(tmp_path_factory):
     for name in ("setup.py", "settings.ini", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source)
     run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
-    run(sys.executable, "-m", "venv", folder / "venv")
-    python = folder / "venv" / "bin" / "python"
     wheel = next(folder.glob("anomaly_nb-*.whl"))
-    run(python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "requirements.lock", wheel)
+    run(sys.executable, "-m", "venv", *([] if SLOW else ["--without-pip"]), folder / "venv")
+    python = folder / "venv" / "bin" / "python"
+    if SLOW:
+        run(python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "requirements.lock", wheel)
+    else:
+        run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel)
+        site = next((folder / "venv" / "lib").glob("python*")) / "site-packages"
+        for distribution in required(wheel):
+            link(distribution, site)
     return folder, python
 
 
@@ -69,7 +111,9 @@ def test_wheel_runs_a_report(fresh):
     folder, python = fresh
     work = folder / "work"
     work.mkdir()
-    out = run(python.parent / "anomaly-nb", "report", "image_anomaly", "-p", "category=wood", "-p", "image_size=96", cwd=work, env=clean_environment())
+    run(python, "-I", "-c", "from anomaly_nb.data import write_samples; write_samples('parts', n_train=6, n_good=3, n_defect=1, size=64)", cwd=work, env=clean_environment())
+    words = [x for p in ("dataset=mvtec", "root=parts", "category=wood", "image_size=64") for x in ("-p", p)]
+    out = run(python.parent / "anomaly-nb", "report", "image_anomaly", *words, cwd=work, env=clean_environment())
     assert "image_auroc" in out
     page = work / out.strip().split("\n")[-1]
     assert page.exists() and (work / "figures" / "index.html").exists()

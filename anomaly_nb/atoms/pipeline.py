@@ -19,9 +19,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..core.errors import DataError, check_file, check_folder
+from ..core.errors import DataError, check_folder
 from ..core.files import load_tensors, locked, read_json, save_tensors, sha256_file, sha256_json, write_json, write_text
 from ..core.runtime import provenance
+from ..core.tables import read_table
 from .captions import Caption, JsonCaptions, MockCaptions, caption_membership
 from .frames import FrameLabels, Frames, cut_clips, list_frames, read_labels, video_labels
 from .ontology import Ontology, load_ontology
@@ -104,8 +105,8 @@ def _note_run(manifest: Path, run_dir: str, labels_csv: str) -> None:
     with locked(manifest):
         rows = {run_dir: labels_csv}
         if manifest.exists():
-            with open(manifest, newline="", encoding="utf-8") as f:
-                rows = {r["run_dir"]: r["labels_csv"] for r in csv.DictReader(f)} | rows
+            known = read_table(manifest, ["run_dir", "labels_csv"])
+            rows = dict(zip(known["run_dir"], known["labels_csv"])) | rows
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerows([["run_dir", "labels_csv"], *rows.items()])
@@ -197,7 +198,7 @@ class Run:
 def load_run(run_dir: str | Path) -> Run:
     "Read a run's folder. Raises `MissingFileError`, `UnsafeFileError`, or `DataError` when its files do not belong together."
     folder = check_folder(run_dir, "run `anomaly-nb atoms run` first")
-    about, table = read_json(folder / "run.json"), pd.read_csv(check_file(folder / "frames.csv"), dtype={"frame": str, "video": str})
+    about, table = read_json(folder / "run.json"), read_table(folder / "frames.csv", ["frame", "video", "label"], {"label": int})
     pack = load_tensors(folder / "trainpack.pt")
     if not isinstance(pack, dict) or not {"pbar", "labels"} <= set(pack):
         raise DataError(f"{folder / 'trainpack.pt'}: must hold pbar and labels; run `anomaly-nb atoms run` again")
@@ -215,18 +216,15 @@ def read_events(
     events: Sequence[str],  # E events wanted
 ) -> np.ndarray:  # (N, E) int
     "Video-level labels. Raises `MissingFileError`, `DataError` for columns or videos that are missing, or values other than 0 and 1."
-    table = pd.read_csv(check_file(events_csv), dtype={"video_id": str})
-    missing = [c for c in ["video_id", *events] if c not in table.columns]
-    if missing:
-        raise DataError(f"{events_csv}: no column {missing[0]!r}; it must hold video_id and one column per event")
+    table = read_table(events_csv, ["video_id", *events], dict.fromkeys(events, int))
+    odd = table.index[table["video_id"].duplicated() | ~table[list(events)].isin((0, 1)).all(axis=1)]
+    if len(odd):
+        raise DataError(f"{events_csv}, line {odd[0]}: each video must have one row, of 0 and 1")
     table = table.set_index("video_id")
     without = [v for v in videos if v not in table.index]
     if without:
-        raise DataError(f"{events_csv}: {len(without)} videos have no row, the first is {without[0]!r}")
-    y = table.loc[list(videos), list(events)].to_numpy()
-    if len(y) != len(videos) or not np.isin(y, (0, 1)).all():
-        raise DataError(f"{events_csv}: each video must have one row, of 0 and 1")
-    return y.astype(np.int64)
+        raise DataError(f"{events_csv}: {len(without)} videos have no row, the first is {without[0]!r}; add it")
+    return table.loc[list(videos), list(events)].to_numpy(np.int64)
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #ee059aa1
 @dataclass(frozen=True)
@@ -248,10 +246,10 @@ def load_manifest(
     videos: Sequence[str] | None = None,  # use these videos only
 ) -> TrainingSet:
     "Put together the runs of a manifest. Raises `DataError` for runs of different ontologies or missing labels."
-    path = check_file(manifest_csv, "run `anomaly-nb atoms run` first")
-    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if not {"run_dir", "labels_csv"} <= set(rows.columns) or rows.empty:
-        raise DataError(f"{path}: must have columns run_dir,labels_csv and at least one run")
+    path = Path(manifest_csv)
+    rows = read_table(path, ["run_dir", "labels_csv"], mend="run `anomaly-nb atoms run` first").reset_index(drop=True)
+    if rows.empty:
+        raise DataError(f"{path}: must name at least one run; run `anomaly-nb atoms run` first")
     runs = [load_run(path.parent / r) for r in rows.run_dir]
     video, labels = [], []
     for run, where, name in zip(runs, rows.labels_csv, rows.run_dir):

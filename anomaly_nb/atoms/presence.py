@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core.errors import DataError
+from ..core.errors import DataError, UnsafeFileError
 from ..core.files import load_array, save_array, sha256_file, sha256_json
 from ..core.runtime import choose_device, import_torchvision, progress
 from ..data.images import read_image
+from ..features.weights import load_weights
 from .captions import Caption
 from .ontology import Ontology
 
@@ -74,7 +75,7 @@ class Clip:
 
 def load_clip(
     model: str = "ViT-B-32",  # open_clip name, "hf-hub:owner/model" or "local-dir:folder"
-    pretrained: str | None = "openai",  # tag, or checkpoint file; not used with a prefix
+    pretrained: str | None = "openai",  # tag, or checkpoint file (file::network); not used with a prefix
     device: str = "auto",  # see `core.runtime.choose_device`
 ) -> Clip:
     "Load an image-text model. Raises `DataError` when model or weights cannot be found or fetched."
@@ -83,9 +84,16 @@ def load_clip(
 
     target = choose_device(device)
     prefixed = model.startswith(("hf-hub:", "local-dir:"))
+    given = "" if prefixed or not pretrained or pretrained in open_clip.list_pretrained_tags_by_model(model) else pretrained
     try:
-        net, preprocess = open_clip.create_model_from_pretrained(model, pretrained=None if prefixed else pretrained, device=target)
+        if given:
+            net, _, preprocess = open_clip.create_model_and_transforms(model, device=target)
+            load_weights(net, given, _as_open_clip)
+        else:
+            net, preprocess = open_clip.create_model_from_pretrained(model, pretrained=None if prefixed else pretrained, device=target)
         tokenizer = open_clip.get_tokenizer(model)
+    except UnsafeFileError:
+        raise
     except Exception as e:  # open_clip, the hub client and torch raise all kinds
         reason = str(e).split("\n")[0][:200]
         raise DataError(f"CLIP model {model!r} with weights {pretrained!r} cannot be loaded ({reason}); give a known model and tag, a checkpoint file, or local-dir:FOLDER") from e
@@ -93,6 +101,19 @@ def load_clip(
     for name, value in sorted(net.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return Clip(net.eval(), preprocess, tokenizer, model, digest.hexdigest(), target)
+
+
+def _as_open_clip(state: dict[str, Tensor], net: Any) -> dict[str, Tensor]:
+    "Tensors of a checkpoint under the names and in the sizes of an open_clip model, by open_clip's own rules."
+    from open_clip import factory
+
+    state = factory.convert_state_dict(net, state)
+    if "positional_embedding" in state and not hasattr(net, "positional_embedding"):
+        state = factory.convert_to_custom_text_state_dict(state)
+    state |= {k: state[k].reshape(getattr(net, k).shape) for k in ("logit_scale", "logit_bias") if k in state and getattr(net, k, None) is not None}
+    factory.resize_pos_embed(state, net)
+    factory.resize_text_pos_embed(state, net)
+    return state
 
 # %% ../../nbs/09_atoms/04_presence.ipynb #e61d42cf
 def text_embeddings(

@@ -40,15 +40,24 @@ BANKS: dict[str, type["Bank"]] = {}  # class name -> class, for `load_bank`
 
 
 class Bank(BaseEstimator):
-    "A model of normal patches; `score` is high where a patch is unlike them."
+    "A model of normal patches; `score` is high where a patch is unlike them. All take `cls`, one vector an image; few use it."
+
+    leaves_one_out = False  # whether `leave_one_image_out` scores each training image by the others without refitting
+    whole_batch = False  # whether a score depends on the images scored with it
+    scores_images = False  # whether `image_score` gives a score of its own to an image, from its vector
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         BANKS[cls.__name__] = cls
 
+    @property
+    def is_fitted(self) -> bool:
+        "Whether `fit` was called."
+        return any(k.endswith("_") and not k.startswith("_") for k in vars(self))
+
     def _fitted(self) -> None:
         "Raise `NotFittedError` before `fit`."
-        if not any(k.endswith("_") and not k.startswith("_") for k in vars(self)):
+        if not self.is_fitted:
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call fit(patches, patch_hw) first")
 
     def _state(self) -> dict[str, Any]:

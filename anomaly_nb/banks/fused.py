@@ -19,6 +19,8 @@ from ..core.errors import DataError
 class FusedBank(Bank):
     "Mean over banks of their patch scores, each in units of its mean held-out normal score."
 
+    leaves_one_out = True
+
     def __init__(
         self,
         banks: tuple[Any, ...] = (),  # unfitted, each with `leave_one_image_out`
@@ -29,36 +31,38 @@ class FusedBank(Bank):
         self,
         patches: np.ndarray,  # (N, P, D) of normal pictures
         patch_hw: tuple[int, int],  # (h, w)
+        cls: np.ndarray | None = None,  # (N, Dc), for the banks that use it
     ) -> "FusedBank":
         "Fit each bank and learn its unit. Raises `DataError` as the banks do, without banks, or where held-out scores are all zero."
-        if not self.banks or not all(hasattr(b, "leave_one_image_out") for b in self.banks):
+        if not self.banks or not all(b.leaves_one_out for b in self.banks):
             raise DataError(f"banks={self.banks}; give at least one, each with leave_one_image_out")
-        banks = [clone(b).fit(patches, patch_hw) for b in self.banks]
+        banks = [clone(b).fit(patches, patch_hw, cls) for b in self.banks]
         units = np.array([b.leave_one_image_out(patches).mean(dtype=np.float64) for b in banks])
         if not (units > 0).all():
             raise DataError("the held-out scores of a bank are all zero: the normal pictures are copies of each other; add others")
         self.fitted_banks_, self.units_, self.patch_hw_ = banks, units, (int(patch_hw[0]), int(patch_hw[1]))
         return self
 
-    def _fused(self, method: str, patches: np.ndarray) -> np.ndarray:
-        "Mean of the banks' results, in their units."
-        self._fitted()
-        total = sum(getattr(bank, method)(patches) / unit for bank, unit in zip(self.fitted_banks_, self.units_))
-        return np.asarray(total / len(self.units_), np.float32)
+    def _mean(self, scores: list[np.ndarray]) -> np.ndarray:
+        "Mean of the banks' scores, in their units."
+        return np.asarray(sum(s / unit for s, unit in zip(scores, self.units_)) / len(self.units_), np.float32)
 
     def score(
         self,
         patches: np.ndarray,  # (n, P, D)
+        cls: np.ndarray | None = None,  # (n, Dc), for the banks that use it
     ) -> np.ndarray:  # (n, P) float32, >= 0; 1 is the usual
         "Fused score of every patch. Raises `NotFittedError`, `DataError`."
-        return self._fused("score", patches)
+        self._fitted()
+        return self._mean([bank.score(patches, cls) for bank in self.fitted_banks_])
 
     def leave_one_image_out(
         self,
         patches: np.ndarray,  # (N, P, D), those the bank was fitted on
     ) -> np.ndarray:  # (N, P) float32
         "Score each training picture by the others; the units are those of all. Raises `NotFittedError`, `DataError`."
-        return self._fused("leave_one_image_out", patches)
+        self._fitted()
+        return self._mean([bank.leave_one_image_out(patches) for bank in self.fitted_banks_])
 
     def save(self, folder: str | Path) -> Path:
         "Write each bank into a folder of its own, and the units. Raises `NotFittedError` before `fit`."

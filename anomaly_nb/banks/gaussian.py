@@ -86,6 +86,8 @@ def placed_without_own(
 class MahalanobisBank(Bank):
     "Mahalanobis distance to the normal patches, of all places together or of each place (Defard et al. 2021, PaDiM)."
 
+    leaves_one_out = True
+
     def __init__(
         self,
         per_position: bool = False,  # one Gaussian for each place of the grid (pictures must be aligned)
@@ -100,6 +102,7 @@ class MahalanobisBank(Bank):
         self,
         patches: np.ndarray,  # (N, P, D) of normal pictures
         patch_hw: tuple[int, int],  # (h, w)
+        cls: np.ndarray | None = None,  # not used: this bank compares patches only
     ) -> "MahalanobisBank":
         "Learn mean and covariance. Raises `DataError` on bad input, too few patches or constant features."
         x = check_patches(patches, patch_hw)
@@ -117,6 +120,7 @@ class MahalanobisBank(Bank):
     def score(
         self,
         patches: np.ndarray,  # (N, P, D)
+        cls: np.ndarray | None = None,  # not used
     ) -> np.ndarray:  # (N, P) float32, in standard deviations
         "Mahalanobis distance of every patch. Raises `NotFittedError`, `DataError`."
         self._fitted()

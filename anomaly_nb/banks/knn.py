@@ -51,6 +51,8 @@ def kept_rows(
 class KNNBank(Bank):
     "Distance to the k nearest normal patches (Roth et al. 2022, PatchCore; Damm et al. 2024, AnomalyDINO)."
 
+    leaves_one_out = True
+
     def __init__(
         self,
         k: int = 1,  # neighbours, their mean distance is the score
@@ -67,6 +69,7 @@ class KNNBank(Bank):
         self,
         patches: np.ndarray,  # (N, P, D) of normal pictures
         patch_hw: tuple[int, int],  # (h, w)
+        cls: np.ndarray | None = None,  # not used: this bank compares patches only
     ) -> "KNNBank":
         "Keep the patches or their coreset. Raises `DataError` on bad input, or if fewer than k patches remain."
         if self.metric not in METRICS:
@@ -94,6 +97,7 @@ class KNNBank(Bank):
     def score(
         self,
         patches: np.ndarray,  # (N, P, D)
+        cls: np.ndarray | None = None,  # not used
     ) -> np.ndarray:  # (N, P) float32, >= 0
         "Mean distance to the k nearest normal patches. Raises `NotFittedError`, `DataError`."
         return self.search(patches)[0].mean(axis=2)
@@ -102,14 +106,25 @@ class KNNBank(Bank):
         self,
         patches: np.ndarray,  # (N, P, D), those the bank was fitted on
     ) -> np.ndarray:  # (N, P) float32
-        "Score each training picture against the bank without that picture's own patches, in one search. Raises `NotFittedError`, `DataError`."
+        "Score each training image against the bank of the others; patches its own stood for step in for them. Raises `NotFittedError`, `DataError`."
         self._fitted()
         x = check_patches(patches, self.patch_hw_, self.bank_.shape[1], convert=False)
         if not self._holds(x.reshape(-1, x.shape[2])):
             raise DataError("patches: the bank was fitted on others; pass all of its training pictures, in their order")
-        n, p, _ = x.shape
-        own = np.searchsorted(self.rows_, np.arange(n + 1) * p)  # rows are ascending, so a picture's own are a range
-        return self.search(x, np.repeat(np.stack([own[:-1], own[1:]], axis=1), p, axis=0))[0].mean(axis=2)
+        n, p, d = x.shape
+        own = np.searchsorted(self.rows_, np.arange(n + 1) * p)  # rows are ascending, so an image's own are a range
+        distance = self.search(x, np.repeat(np.stack([own[:-1], own[1:]], axis=1), p, axis=0))[0]
+        if len(self.rows_) < n * p:
+            flat, prepare = x.reshape(n * p, d), partial(searched, metric=self.metric)
+            stand_in = self.rows_[nearest(flat, self.bank_, 1, prepare=prepare)[1][:, 0]] // p  # the image whose patch stands for each patch
+            for i in np.flatnonzero(np.diff(own)):
+                orphans = np.flatnonzero((stand_in == i) & (np.arange(n * p) // p != i))
+                if orphans.size:
+                    fill = orphans[kept_rows(flat[orphans], self.metric, int(own[i + 1] - own[i]), self.random_state)]
+                    squared, _ = nearest(x[i], searched(flat[fill], self.metric), min(self.k, len(fill)), prepare=prepare)
+                    both = np.concatenate([distance[i], from_squared(squared, self.metric)], axis=1)
+                    distance[i] = np.sort(both, axis=1)[:, : self.k]
+        return distance.mean(axis=2)
 
     def _holds(self, flat: np.ndarray, block: int = 1024) -> bool:
         "Whether the bank was made from these rows."

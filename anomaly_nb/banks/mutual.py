@@ -73,6 +73,9 @@ def mutual_scores(
 class MutualBank(Bank):
     "`mutual_scores` behind the interface of a bank; learns nothing from the training pictures."
 
+    leaves_one_out = True
+    whole_batch = True
+
     def __init__(
         self,
         radii: tuple[int, ...] = (1, 3, 5),  # sides of the neighbourhoods
@@ -87,6 +90,7 @@ class MutualBank(Bank):
         self,
         patches: np.ndarray,  # (N, P, D), only looked at for its shape
         patch_hw: tuple[int, int],  # (h, w)
+        cls: np.ndarray | None = None,  # not used: this bank compares patches only
     ) -> "MutualBank":
         "Note the grid. Raises `DataError` if it does not fit."
         check_patches(patches, patch_hw)
@@ -96,6 +100,7 @@ class MutualBank(Bank):
     def score(
         self,
         patches: np.ndarray,  # (N, P, D), the batch
+        cls: np.ndarray | None = None,  # not used
     ) -> np.ndarray:  # (N, P) float32
         "Scores of a batch from its own other pictures. Raises `NotFittedError`, `DataError`."
         self._fitted()

@@ -31,6 +31,7 @@ class PictureBank(Bank):
     "A bank whose scores come from the most similar training pictures. Subclasses define `_kept`, `_vectors` and `_score`."
 
     similar: int | None  # training pictures that take part; None, or more than there are: all
+    leaves_one_out = True
     aligned = False  # whether test pictures must have the bank's grid
     axis = 0  # of `bank_`, that counts pictures
 

@@ -17,6 +17,8 @@ from ..core.errors import DataError
 class RetrievalBank(PictureBank):
     "Distance to the nearest patches of the most similar normal pictures (Cohen and Hoshen 2020, SPADE)."
 
+    scores_images = True
+
     def __init__(
         self,
         similar: int = 50,  # normal pictures that take part, the nearest by `cls`; all where there are fewer

@@ -28,6 +28,7 @@ class SubspaceBank(Bank):
         self,
         patches: np.ndarray,  # (N, P, D) of normal pictures
         patch_hw: tuple[int, int],  # (h, w)
+        cls: np.ndarray | None = None,  # not used: this bank compares patches only
     ) -> "SubspaceBank":
         "Learn mean and components. Raises `DataError` on bad input, constant features, or parameters out of range."
         flat = check_patches(patches, patch_hw).reshape(-1, patches.shape[2])
@@ -50,6 +51,7 @@ class SubspaceBank(Bank):
     def score(
         self,
         patches: np.ndarray,  # (N, P, D)
+        cls: np.ndarray | None = None,  # not used
     ) -> np.ndarray:  # (N, P) float32, >= 0
         "Squared distance of every patch to the subspace. Raises `NotFittedError`, `DataError`."
         self._fitted()

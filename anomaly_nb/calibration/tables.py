@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORDS', 'roles_of', 'read_scores', 'find_scores']
 
-# %% ../../nbs/05_calibration/14_tables.ipynb #74b5ef31
+# %% ../../nbs/05_calibration/14_tables.ipynb #e294c92d
 import warnings
 from pathlib import Path
 
@@ -14,15 +14,16 @@ import pandas as pd
 
 from .tagging import ROLES
 from ..core.errors import DataError, MissingFileError, Notice, check_file
+from ..core.tables import read_table
 
-# %% ../../nbs/05_calibration/14_tables.ipynb #f5c639a3
+# %% ../../nbs/05_calibration/14_tables.ipynb #9490955d
 WORDS = {"0": "normal", "0.0": "normal", "false": "normal", "good": "normal", "ok": "normal", "1": "defect", "1.0": "defect", "true": "defect", "bad": "defect",
          "anomaly": "defect", "anomalous": "defect", "defective": "defect", "-1": "unlabelled", "": "unlabelled", "nan": "unlabelled", "unknown": "unlabelled",
          **{r: r for r in ROLES}}  # fmt: skip
 
 
 def roles_of(
-    table: pd.DataFrame,  # as text, indexed by line
+    table: pd.DataFrame,  # of `read_table`
     path: str | Path,  # for messages
 ) -> list[str] | None:  # a role for each row; None where the table has neither `role` nor `label`
     "What a table says about its files. Raises `DataError` for an unknown word, or where `role` and `label` differ."
@@ -32,7 +33,7 @@ def roles_of(
             words = table[column].astype(str).str.strip().str.lower()
             if not words.isin(list(WORDS)).all():
                 line = int(np.flatnonzero(~words.isin(list(WORDS)))[0])
-                raise DataError(f"{path}: line {table.index[line] + 2}: {column} {table[column].iloc[line]!r} is unknown; use {', '.join(ROLES)}, or 0 and 1")
+                raise DataError(f"{path}, line {table.index[line]}: {column} {table[column].iloc[line]!r} is unknown; use {', '.join(ROLES)}, or 0 and 1")
             said[column] = words.map(WORDS).to_numpy()
     if not said:
         return None
@@ -40,7 +41,7 @@ def roles_of(
     if len(said) == 2:
         known = (said["role"] != "unlabelled") & (said["label"] != "unlabelled")
         if (odd := np.flatnonzero(known & (said["role"] != said["label"]))).size:
-            raise DataError(f"{path}: line {table.index[odd[0]] + 2}: role says {said['role'][odd[0]]} and label {said['label'][odd[0]]}; correct one of them")
+            raise DataError(f"{path}, line {table.index[odd[0]]}: role says {said['role'][odd[0]]} and label {said['label'][odd[0]]}; correct one of them")
         roles = np.where(said["role"] == "unlabelled", said["label"], said["role"])
     return roles.tolist()
 
@@ -52,37 +53,33 @@ def read_scores(
     column: str = "score",  # the one with the scores
 ) -> pd.DataFrame:  # file, score (NaN: none was given)[, role][, group][, head][, model]
     "Scored items of a CSV. Raises `MissingFileError`, or `DataError` naming the column or line."
-    path = check_file(path)
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, pd.errors.ParserError) as e:
-        raise DataError(f"{path}: not a readable CSV ({str(e).strip()})") from None
+    table = read_table(path)
     name = next((c for c in ("image_path", "file", "key") if c in table), None)
     if name is None or column not in table:
-        raise DataError(f"{path}: has columns {', '.join(map(str, table.columns))}; it needs {column} and one of image_path, file, key")
+        raise DataError(f"{path}, line 1: has columns {', '.join(table.columns)}; it needs {column} and one of image_path, file, key")
     if split is not None:
         if "split" not in table or not (table["split"] == split).any():
             raise DataError(f"{path}: no row of split {split!r}")
         table = table[table["split"] == split]
-    out = pd.DataFrame({"file": table[name], "score": _numbers(table, column, path)})
+    out = pd.DataFrame({"file": table[name].to_numpy(), "score": _numbers(table, column, path)})
     if (roles := roles_of(table, path)) is not None:
         out["role"] = roles
         if calibrate and "defect" in roles and not {"normal", "unlabelled"} & set(roles):
             raise DataError(f"{path}: all {len(roles)} files are known defects; a calibration needs scores of normal files, as calibration_scores.csv of an image report has them")
     for column in ("group", "head", "model"):
         if column in table:
-            out[column] = table[column]
-    return out.reset_index(drop=True)
+            out[column] = table[column].to_numpy()
+    return out
 
 
-def _numbers(table: pd.DataFrame, column: str, path: Path) -> np.ndarray:
+def _numbers(table: pd.DataFrame, column: str, path: str | Path) -> np.ndarray:
     "A column of text as float64; gaps and NaN become NaN, and are told."
     scores = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64, copy=True)
     words = table[column].str.strip().str.lower()
     wrong = np.isnan(scores) & ~words.isin(["", "nan", "none", "null", "na", "n/a"]).to_numpy()
     if wrong.any():
         line = int(np.flatnonzero(wrong)[0])
-        raise DataError(f"{path}: line {table.index[line] + 2}: {column} {table[column].iloc[line]!r} is not a number")
+        raise DataError(f"{path}, line {table.index[line]}: {column} {table[column].iloc[line][:60]!r} is not a number; write it with digits and a point")
     scores[~np.isfinite(scores)] = np.nan
     if lost := int(np.isnan(scores).sum()):
         warnings.warn(f"{path}: {lost} of {scores.size} scores are missing, NaN or infinite; they are counted, not compared", Notice, stacklevel=3)

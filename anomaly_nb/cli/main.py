@@ -8,12 +8,14 @@ __all__ = ['app', 'LAYOUTS', 'CATEGORIES', 'samples', 'extract', 'inspect', 'rep
 # %% ../../nbs/11_cli/01_main.ipynb #945dd906
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .atoms import app as atoms
+from .detect import evaluate, fit, predict, update
 from .drift import app as drift
 from .runs import app as runs
 from .runs import new, sweep
@@ -33,6 +35,8 @@ app = typer.Typer(
 \b
 First steps:
   anomaly-nb inspect my_parts                        what the library sees in a folder, before anything is computed
+  anomaly-nb fit my_parts --out detectors/my_part    learn from good images
+  anomaly-nb predict detectors/my_part new_images/   decide on the next ones
   anomaly-nb demo                                    reports on generated samples; open figures/index.html
   anomaly-nb report image_anomaly --list             what a report takes, with types and defaults
   anomaly-nb report image_anomaly -p dataset=folder -p root=my_parts
@@ -51,6 +55,8 @@ app.add_typer(drift, name="drift")
 app.add_typer(atoms, name="atoms")
 app.add_typer(street, name="street")
 app.add_typer(runs, name="runs")
+for detect in (fit, predict, update, evaluate):
+    app.command()(detect)
 app.command()(sweep)
 app.command()(new)
 for command in (extract_video, calibrate_video, score_video):
@@ -165,6 +171,21 @@ def report(
     typer.echo(run.page.as_posix())
 
 # %% ../../nbs/11_cli/01_main.ipynb #32c89722
+def _demo_detector(figures: Path) -> None:
+    "Fit a detector on the good nuts and decide on the others."
+    from anomaly_nb.data import write_samples
+    from anomaly_nb.core.files import MANIFEST
+
+    lines, folder = Path("data/samples"), figures / "detectors" / "nut"
+    if not (lines / MANIFEST).is_file():
+        write_samples(lines)
+    typer.echo(f"fit and predict: nut -> {folder}")
+    fit(lines / "nut" / "train" / "good", folder, dataset="folder", category="", recipe="auto", backbone="filters", weights="", image_size=160, false_alarms=0.05,
+        coreset=0.25, groups="", normal="", intensity="auto", seed=0)  # fmt: skip
+    with suppress(typer.Exit):
+        predict(folder, [lines / "nut" / "test"], folder.parent / "nut.csv", maps=None, weights="", watch=False, every=1.0, idle=0.0)
+
+
 CATEGORIES = ("weave", "wood", "granite", "nut", "capsule")
 
 
@@ -183,6 +204,7 @@ def demo(
         return done
 
     images = [run("image_anomaly", category=c) for c in CATEGORIES]
+    _demo_detector(figures)
     run("method_comparison")
     scores = ",".join((r.folder / "scores.csv").as_posix() for r in images)
     run("calibration_drift", heads=",".join(CATEGORIES), scores=scores, model="filters", batches=2, min_files=15)

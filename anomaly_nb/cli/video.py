@@ -12,11 +12,11 @@ from typing import Annotated
 
 import typer
 
-# %% ../../nbs/11_cli/08_video.ipynb #6bc1a269
+# %% ../../nbs/11_cli/08_video.ipynb #9b2209ec
 Dataset = Annotated[str, typer.Option(help="Data set: ped2, avenue, shanghaitech, clips, or an entry under datasets: in the config.")]
 Config = Annotated[Path, typer.Option(help="Settings file; calibrations are written into it and read from it.")]
 Root = Annotated[Path | None, typer.Option(help="Folder with training/ and testing/; the config's root if left out.")]
-Features = Annotated[Path | None, typer.Option(help="Folder of the feature files; data/features/video/<dataset> if left out.")]
+Features = Annotated[Path | None, typer.Option(help="Folder of the feature files; if left out, a place in data/features/video that follows from the training videos.")]
 BackboneName = Annotated[str, typer.Option(help="Deep features: filters, or timm:<model>?option=value.")]
 Weights = Annotated[str, typer.Option(help="Checkpoint file of the backbone.")]
 ImageSize = Annotated[int, typer.Option(help="Pixels per side of an object for the backbone; 0 for the config's.")]
@@ -24,10 +24,10 @@ ImageSize = Annotated[int, typer.Option(help="Pixels per side of an object for t
 
 def _plan(dataset_name: str, config: Path, root: Path | None, features: Path | None, backbone: str = "", weights: str = "", image_size: int = 0):
     "The plan of a data set with what was said on the command line."
-    from anomaly_nb.video.pipeline import plan_for
+    from anomaly_nb.video.pipeline import located, plan_for
 
     said = {"backbone": backbone, "weights": weights, "image_size": image_size}
-    return plan_for(dataset_name, config, root, features, {k: v for k, v in said.items() if v})
+    return located(plan_for(dataset_name, config, root, features, {k: v for k, v in said.items() if v}))
 
 
 def _extract(plan, splits: tuple[str, ...]) -> None:
@@ -58,7 +58,7 @@ def extract_video(
     """
     _extract(_plan(dataset_name, config, root, features, backbone, weights, image_size), ("training", "testing") if split == "both" else (split,))
 
-# %% ../../nbs/11_cli/08_video.ipynb #09d5d39e
+# %% ../../nbs/11_cli/08_video.ipynb #b051398e
 def _calibrate(plan, config: Path, max_image_count: int) -> None:
     "Calibrate and print the ranges."
     from anomaly_nb.video.pipeline import calibrate_dataset
@@ -73,14 +73,18 @@ def calibrate_video(
     dataset_name: Dataset = "shanghaitech",
     max_image_count: Annotated[int, typer.Option(help="Frames to use at most, sampled over all training videos.")] = 4000,
     config: Config = Path("config.yml"),
+    root: Root = None,
     features: Features = None,
+    backbone: BackboneName = "",
+    weights: Weights = "",
+    image_size: ImageSize = 0,
 ) -> None:
     """Learn how large scores of normal objects are, leaving each object's own video out, and write the ranges into the config.
 
     \b
     anomaly-nb calibrate-video --dataset-name shanghaitech --max-image-count 4000 --config config.yml
     """
-    _calibrate(_plan(dataset_name, config, None, features), config, max_image_count)
+    _calibrate(_plan(dataset_name, config, root, features, backbone, weights, image_size), config, max_image_count)
 
 # %% ../../nbs/11_cli/08_video.ipynb #6ab3d254
 def score_video(

@@ -9,10 +9,11 @@ __all__ = ['DEEPEST', 'LARGEST_TREE', 'MANIFEST', 'atomic_write', 'remove_leftov
            'save_array', 'save_arrays', 'load_tensors', 'save_tensors', 'build_manifest', 'write_manifest',
            'verify_manifest', 'locked']
 
-# %% ../../nbs/00_core/02_files.ipynb #f229c9d4
+# %% ../../nbs/00_core/02_files.ipynb #addd81fe
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import tempfile
@@ -181,19 +182,24 @@ def check_plain(
         level = inner
     return value
 
-# %% ../../nbs/00_core/02_files.ipynb #09bc1d14
+# %% ../../nbs/00_core/02_files.ipynb #ba72c56d
 def parse_json(
     content: str | bytes,
     name: str | Path,  # of the file, for messages
 ) -> Any:
-    "JSON as plain data. Raises `DataError` for another encoding, broken or too deep JSON, NaN and lone surrogates."
+    "JSON as plain data. Raises `DataError` for another encoding, broken or too deep JSON, what is not finite and lone surrogates."
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
+    def finite(number: str) -> float:
+        if math.isinf(value := float(number)):
+            raise ValueError(f"{number[:40]} is too large")
+        return value
+
     text = decode_text(content, name) if isinstance(content, bytes) else content
     try:
-        value = json.loads(text, parse_constant=refuse)
+        value = json.loads(text, parse_constant=refuse, parse_float=finite)
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from ..core.errors import DataError, check_folder
 from ..core.files import sha256_file
+from ..core.order import path_key
 from ..core.runtime import progress
 from .folder import MASK_STEM, index_folder, place_of
 from .images import ImageInfo, fit_intensity, image_info, is_image, list_images, mask_rule, read_values
@@ -25,7 +26,7 @@ from .images import ImageInfo, fit_intensity, image_info, is_image, list_images,
 # %% ../../nbs/02_data/06_census.ipynb #aa0381c2
 def _files_below(root: Path) -> list[Path]:
     "Files below a folder; hidden folders are not entered."
-    return [p for p in sorted(root.rglob("*")) if p.is_file() and not any(q.startswith(".") for q in p.relative_to(root).parts[:-1])]
+    return [p for p in sorted(root.rglob("*"), key=path_key) if p.is_file() and not any(q.startswith(".") for q in p.relative_to(root).parts[:-1])]
 
 
 def _masks_of(index: pd.DataFrame) -> set[str]:
@@ -149,7 +150,7 @@ def recognise(root: str | Path) -> list[str]:
     found = [name for name, marks in MARKS.items() if all(next(root.glob(m), None) for m in marks)]
     if (root / "train" / "good").is_dir() and (root / "test").is_dir():
         found.append("mvtec")
-    for child in [] if found else sorted(p for p in root.iterdir() if p.is_dir()):
+    for child in [] if found else sorted((p for p in root.iterdir() if p.is_dir()), key=path_key):
         found += [f"{name} in {child.name}" for name, marks in MARKS.items() if all(next(child.glob(m), None) for m in marks)]
     return list(dict.fromkeys(found)) or ["folder"]
 
@@ -170,7 +171,7 @@ def folder_table(
     for path in infos:
         groups[path.parent].append(path)
     rows = []
-    for folder, paths in sorted(groups.items()):
+    for folder, paths in sorted(groups.items(), key=lambda group: path_key(group[0])):
         held = [infos[p] for p in paths]
         masks = sum(place_of(p, root).mask or _beside(p, infos) for p in paths)
         rows.append({
@@ -200,7 +201,7 @@ def _partners(infos: dict[Path, ImageInfo], root: Path) -> list[dict[str, Any]]:
     plain = {f: {MASK_STEM.sub("", s) for s in names} for f, names in stems.items()}
     is_mask = {f: place_of(f / "x.png", root).mask or any(w in f.name.lower() for w in ("annot", "mask", "label", "gtfine", "_gt")) for f in stems}
     rows = []
-    for folder in sorted(f for f in stems if is_mask[f]):
+    for folder in sorted((f for f in stems if is_mask[f]), key=path_key):
         others = [f for f in stems if not is_mask[f]]
         best = max(others, key=lambda f: (_shared(folder, f), len(plain[folder] & stems[f]), f.as_posix()), default=None)
         if best is not None and (n := len(plain[folder] & stems[best])):

@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.errors import DataError, check_folder
+from ..core.order import natural_key, path_key
 from .images import is_image
 from .index import index_row, make_index, split_normals
 
@@ -73,8 +74,9 @@ def _check_normal(root: Path, images: list[Place], normal: tuple[str, ...]) -> t
     "The folders that are normal, `()` = by their words. Raises `DataError` where they cannot be told."
     if not images:
         raise DataError(f"{root}: holds no images; put those of normal parts into {root / 'good'}")
-    folders = sorted({p.type[0] for p in images if p.type})
-    nested = sorted({p.path.relative_to(root).parts[0] for p in images if p.split and p.path.relative_to(root).parts[0].lower() not in SPLITS})
+    folders = sorted({p.type[0] for p in images if p.type}, key=natural_key)
+    first = {p.path.relative_to(root).parts[0] for p in images if p.split}
+    nested = sorted((name for name in first if name.lower() not in SPLITS), key=natural_key)
     if len(nested) > 1 and not normal:
         raise DataError(f"{root}: holds {len(nested)} folders with a split of their own ({', '.join(nested[:3])} ...); use dataset=mvtec, or root={root / nested[0]}")
     if not normal and not folders and not any(p.split for p in images):
@@ -83,7 +85,7 @@ def _check_normal(root: Path, images: list[Place], normal: tuple[str, ...]) -> t
         said = f"normal={','.join(normal)} is not among" if normal else "no folder is clearly normal among"
         there = [*folders, *(["."] if any(not p.type for p in images) else [])]
         raise DataError(f"{root}: {said} {', '.join(there)}; name the folder of normal images, e.g. normal={there[0]}")
-    words = sorted({p.type[0] for p in images if p.type and _is_normal(p, ())})
+    words = sorted({p.type[0] for p in images if p.type and _is_normal(p, ())}, key=natural_key)
     if not normal and len(words) > 1:
         raise DataError(f"{root}: holds {' and '.join(words)}; keep one folder of normal images, or say normal={','.join(words)}")
     return normal
@@ -150,7 +152,7 @@ def index_folder(
 ) -> pd.DataFrame:  # what was left out is in `.attrs["skipped"]`: path -> reason
     "Index a folder of images. Raises `MissingFileError`, or `DataError` where normal images or a mask's image cannot be told."
     root = check_folder(root)
-    files = sorted(p for p in root.rglob("*") if is_image(p) and p.is_file() and not _hidden(p, root))
+    files = sorted((p for p in root.rglob("*") if is_image(p) and p.is_file() and not _hidden(p, root)), key=path_key)
     images, masks = _split_roles(files, root)
     named = _check_normal(root, images, tuple(n.strip().strip("/").lower() for n in normal.split(",") if n.strip()))
     good = {p.path for p in images if _is_normal(p, named)}

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import DataError, check_file, check_folder, require
+from ..core.order import path_key
 
 # %% ../../nbs/02_data/04_images.ipynb #f7d9540a
 UNREADABLE = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})  # Pillow's formats without a decoder of its own
@@ -44,8 +45,8 @@ def is_image(path: Path) -> bool:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    "Image files directly in `folder`, sorted by name. Raises `MissingFileError` if it is not there."
-    return sorted(p for p in check_folder(folder).iterdir() if is_image(p) and p.is_file())
+    "Image files directly in `folder`, in natural order. Raises `MissingFileError` if it is not there."
+    return sorted((p for p in check_folder(folder).iterdir() if is_image(p) and p.is_file()), key=path_key)
 
 # %% ../../nbs/02_data/04_images.ipynb #ed615e36
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, MissingFileError, check_folder
+from ..core.order import natural_key, path_key
 from .images import list_images
 
 # %% ../../nbs/02_data/01_index.ipynb #ec1a7761
@@ -36,16 +37,17 @@ def index_row(
 
 def make_index(
     rows: Iterable[dict],  # dicts with the keys of `COLUMNS`; mask_path and mask_threshold may be left out
-) -> pd.DataFrame:  # columns `COLUMNS`, sorted by category, split, defect, image
+) -> pd.DataFrame:  # columns `COLUMNS`, sorted by category, split, defect, image, names in natural order
     "The index table of `rows`. Raises `DataError` if it is empty."
     frame = pd.DataFrame(list(rows), columns=COLUMNS)
     if frame.empty:
         raise DataError("no pictures found: check the root folder and the layout's name")
     frame["mask_path"] = frame["mask_path"].fillna("")
     frame["mask_threshold"] = frame["mask_threshold"].fillna(0).astype(int)
-    order = frame["split"].map({"train": 0, "validation": 1, "test": 2})
-    frame = frame.assign(order=order).sort_values(["category", "order", "defect", "image_path"], kind="stable")
-    return frame.drop(columns="order").reset_index(drop=True)
+    splits = {"train": 0, "validation": 1, "test": 2}
+    records = frame.to_dict("records")
+    keys = [(natural_key(r["category"]), splits.get(r["split"], 3), natural_key(r["defect"]), path_key(r["image_path"])) for r in records]
+    return frame.iloc[sorted(range(len(frame)), key=keys.__getitem__)].reset_index(drop=True)
 
 # %% ../../nbs/02_data/01_index.ipynb #b9e038b2
 def by_stem(
@@ -70,7 +72,7 @@ def pair_masks(
     "Join pictures and masks by key. Raises `DataError` naming those without a partner when `on_missing` is 'raise'."
     if on_missing not in ("raise", "keep", "drop"):
         raise DataError(f"on_missing={on_missing!r}; use 'raise', 'keep' or 'drop'")
-    lone_images, lone_masks = sorted(images.keys() - masks.keys()), sorted(masks.keys() - images.keys())
+    lone_images, lone_masks = (sorted(a.keys() - b.keys(), key=natural_key) for a, b in ((images, masks), (masks, images)))
     if on_missing == "raise" and (lone_images or lone_masks):
         found = [f"{len(lone_images)} image(s) without a mask, first {images[lone_images[0]]}"] if lone_images else []
         found += [f"{len(lone_masks)} mask(s) without an image, first {masks[lone_masks[0]]}"] if lone_masks else []
@@ -88,7 +90,7 @@ def index_mvtec(
     root = check_folder(root, "pass the folder that holds the categories")
     if (root / "train" / "good").is_dir() and category in ("", root.resolve().name):
         root, category = root.resolve().parent, root.resolve().name
-    known = sorted(p.parent.name for p in root.glob("*/train") if p.is_dir())
+    known = sorted((p.parent.name for p in root.glob("*/train") if p.is_dir()), key=natural_key)
     if category and category not in known:
         raise MissingFileError(f"{root}: no category {category!r} in the MVTec AD layout; there are {', '.join(known) or 'none'}")
     rows: list[dict] = []
@@ -97,7 +99,7 @@ def index_mvtec(
         if not train:
             raise DataError(f"{root / cat / 'train' / 'good'}: holds no pictures; a bank needs normal ones")
         rows += [index_row(cat, "train", "good", p) for p in train]
-        for folder in sorted(p for p in check_folder(root / cat / "test").iterdir() if p.is_dir()):
+        for folder in sorted((p for p in check_folder(root / cat / "test").iterdir() if p.is_dir()), key=path_key):
             if folder.name == "good":
                 rows += [index_row(cat, "test", "good", p) for p in list_images(folder)]
                 continue
@@ -117,9 +119,9 @@ def index_magnetic_tile(
     "Index the magnetic-tile defect data. Raises `MissingFileError`, or `DataError` for unpaired masks or too few normal pictures."
     root = check_folder(root, "pass the folder that holds MT_Free, MT_Crack, ...")
     rows: list[dict] = []
-    for folder in sorted(root.glob("MT_*/Imgs")):
+    for folder in sorted(root.glob("MT_*/Imgs"), key=path_key):
         kind = folder.parent.name.removeprefix("MT_").lower()
-        images = {p.stem: p for p in sorted(folder.glob("*.jpg"))}
+        images = {p.stem: p for p in sorted(folder.glob("*.jpg"), key=path_key)}
         if kind == "free":
             train = split_normals(list(images), n_train, random_state)
             rows += [index_row("magnetic_tile", "train" if k in train else "test", "good", p) for k, p in images.items()]
@@ -143,5 +145,5 @@ def split_normals(
     if not 0 < count <= len(keys):
         raise DataError(f"n_train={n_train} asks for {count} of {len(keys)} normal images")
     chosen = np.random.default_rng(random_state).permutation(len(keys))[:count]
-    names = sorted(keys)
+    names = sorted(keys)  # letter by letter: an order for the draw, the same as ever, that nobody reads
     return {names[i] for i in chosen}

@@ -7,7 +7,6 @@ __all__ = ['LAYOUTS', 'TAKES', 'index_mvtec_ad2', 'index_mvtec_loco', 'loco_regi
            'index_kolektor_sdd2', 'index_samples', 'index_csv', 'read_index']
 
 # %% ../../nbs/02_data/03_layouts.ipynb #d6e6587a
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,9 @@ import pandas as pd
 
 from ..core.errors import DataError, MissingFileError, check_file, check_folder
 from ..core.files import read_json
+from ..core.order import natural_key, path_key
 from ..core.runtime import progress
+from ..core.tables import read_table
 from .census import take_census
 from .folder import index_folder
 from .images import fit_intensity, list_images, read_ids, read_mask
@@ -31,7 +32,7 @@ def _categories(
     layout: str,  # name for the message
 ) -> list[str]:
     "Categories at `root`. Raises `MissingFileError` if the one asked for, or any at all, is not there."
-    known = sorted(p.name for p in check_folder(root, "pass the folder that holds the categories").iterdir() if (p / marker).is_dir())
+    known = sorted((p.name for p in check_folder(root, "pass the folder that holds the categories").iterdir() if (p / marker).is_dir()), key=natural_key)
     if not known or (category and category not in known):
         wanted = f"no category {category!r}" if category else "nothing"
         raise MissingFileError(f"{root}: {wanted} in the {layout} layout (<category>/{marker}); there are {', '.join(known) or 'none'}")
@@ -82,7 +83,7 @@ def index_mvtec_loco(
     for cat in _categories(root, category, "ground_truth", "MVTec LOCO"):
         rows += _normal(cat, "train", root / cat / "train" / "good") + _normal(cat, "validation", root / cat / "validation" / "good")
         rows += _normal(cat, "test", root / cat / "test" / "good")
-        for folder in sorted(p for p in (root / cat / "test").iterdir() if p.is_dir() and p.name != "good"):
+        for folder in sorted((p for p in (root / cat / "test").iterdir() if p.is_dir() and p.name != "good"), key=path_key):
             truth = root / cat / "ground_truth" / folder.name
             masks = {p.name: p for p in truth.iterdir() if p.is_dir() and list_images(p)} if truth.is_dir() else {}
             pairs = pair_masks(by_stem(list_images(folder)), masks, on_missing)
@@ -142,20 +143,17 @@ def index_visa(
     root = check_folder(root, "pass the folder that holds split_csv/ or 1cls/")
     if not (root / "split_csv").is_dir():
         return index_mvtec(root / "1cls" if (root / "1cls").is_dir() else root, category, on_missing)
-    source = check_file(root / "split_csv" / f"{split}.csv", "the splits are 1cls, 2cls_fewshot, 2cls_highshot")
-    with open(source, newline="", encoding="utf-8-sig") as f:
-        lines = list(csv.DictReader(f))
-    if not lines or not {"object", "split", "label", "image", "mask"} <= lines[0].keys():
-        raise DataError(f"{source}: expected columns object, split, label, image, mask")
-    known = sorted({line["object"] for line in lines})
+    source = root / "split_csv" / f"{split}.csv"
+    table = read_table(source, ("object", "split", "label", "image", "mask"), mend="the splits are 1cls, 2cls_fewshot, 2cls_highshot")
+    known = sorted(set(table["object"]), key=natural_key)
     if category and category not in known:
         raise MissingFileError(f"{source}: no category {category!r}; there are {', '.join(known)}")
     rows = []
-    for line in lines:
+    for number, line in zip(table.index, table.to_dict("records")):
         if line["object"] == category or not category:
             good = {"normal": True, "anomaly": False}.get(line["label"])
             if good is None or line["split"] not in ("train", "test"):
-                raise DataError(f"{source}: split {line['split']!r}, label {line['label']!r}; expected train or test, normal or anomaly")
+                raise DataError(f"{source}, line {number}: split {line['split']!r}, label {line['label']!r}; expected train or test, normal or anomaly")
             mask = (root / line["mask"]).as_posix() if line["mask"] else ""
             rows.append(index_row(line["object"], line["split"], "good" if good else "anomaly", root / line["image"], mask))
     return make_index(_listed(rows, source, on_missing))
@@ -190,7 +188,7 @@ def index_realiad(
         raise MissingFileError(f"{root}: no realiad_{resolution or '<resolution>'}; there are {', '.join(map(str, there)) or 'none'}")
     pictures = root / f"realiad_{resolution or there[-1]}"
     folder = next((p for p in (root / "realiad_jsons" / lists, root / lists) if any(p.glob("*.json"))), None)
-    sources = sorted(folder.glob("*.json")) if folder else []
+    sources = sorted(folder.glob("*.json"), key=path_key) if folder else []
     if category:
         sources = [s for s in sources if s.stem == category]
     if not sources:
@@ -246,13 +244,11 @@ def index_csv(
     path: str | Path,  # table with a column image_path, and category, split, label, defect, mask_path where you have them
 ) -> pd.DataFrame:
     "Index the images a CSV names, relative to its folder. Raises `MissingFileError`, or `DataError` naming column, line or file."
-    path = check_file(path)
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    if "image_path" not in table:
-        raise DataError(f"{path}: has no column image_path; it has {', '.join(table.columns)}")
+    path = Path(path)
+    table = read_table(path, ["image_path", "split"])
     table = table.assign(**{c: table[c] if c in table else "" for c in ("category", "split", "label", "defect", "mask_path")})
     rows = []
-    for line, r in enumerate(table.to_dict("records"), 2):
+    for line, r in zip(table.index, table.to_dict("records")):
         image = path.parent / r["image_path"]
         mask = path.parent / r["mask_path"] if r["mask_path"] else None
         for file in filter(None, (image, mask)):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Backbone', 'BackboneSpec', 'create_backbone', 'convert_pickled', 'extract_features', 'FeatureSet',
-           'categories_from_feat_dir', 'load_backbone', 'load_bank_features', 'load_features', 'save_features',
-           'ShardedFeatures', 'cached_features', 'extract_shards', 'load_shards']
+           'categories_from_feat_dir', 'load_backbone', 'load_weights', 'load_bank_features', 'load_features',
+           'save_features', 'ShardedFeatures', 'cached_features', 'extract_shards', 'load_shards']
 
 # %% ../../nbs/03_features/00_features.ipynb #0daa3a89
 from .backbones import Backbone, BackboneSpec, create_backbone
@@ -13,7 +13,8 @@ from .convert import convert_pickled
 from .extract import extract_features
 from .featureset import FeatureSet, categories_from_feat_dir, load_backbone, load_bank_features, load_features, save_features
 from .shards import ShardedFeatures, cached_features, extract_shards, load_shards
+from .weights import load_weights
 
 # %% ../../nbs/03_features/00_features.ipynb #00f81db9
 _all_ = ["Backbone", "BackboneSpec", "create_backbone", "convert_pickled", "extract_features", "FeatureSet", "categories_from_feat_dir", "load_backbone",
-         "load_bank_features", "load_features", "save_features", "ShardedFeatures", "cached_features", "extract_shards", "load_shards"]
+         "load_weights", "load_bank_features", "load_features", "save_features", "ShardedFeatures", "cached_features", "extract_shards", "load_shards"]

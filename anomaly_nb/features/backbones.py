@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['OWN_OPTIONS', 'BackboneSpec', 'parse_name', 'resize_square', 'resize_short', 'Backbone', 'FilterBackbone',
-           'TimmBackbone', 'fuse', 'fit_state', 'ClipBackbone', 'create_backbone']
+           'TimmBackbone', 'fuse', 'ClipBackbone', 'create_backbone']
 
 # %% ../../nbs/03_features/02_backbones.ipynb #3fe16243
 import ast
 import logging
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from PIL import Image
 from scipy import ndimage
 
 from ..core.errors import DataError
-from ..core.files import load_tensors, sha256_file
+from ..core.files import sha256_file
 from ..core.runtime import choose_device, import_torchvision
+from .weights import LoadedWeights, load_weights, split_weights
 
 # %% ../../nbs/03_features/02_backbones.ipynb #6085cba8
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class BackboneSpec:
     pool: int = 0  # side of the local average over each layer (3 as in PatchCore), 0 = none
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    weights: str = ""  # "", "hub", "hub:<tag>", "random" or the file's name
+    weights: str = ""  # "", "hub", "hub:<tag>", "random" or the file's name, with ::network where one was chosen in it
     sha256: str = ""  # of the weights file
     licence: str = ""
     options: dict[str, Any] = field(default_factory=dict)  # the model's own arguments
@@ -100,8 +100,12 @@ def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 class Backbone:
     "A frozen network: `transform` a picture, call it on a batch. Subclasses do the work in `__call__`."
 
-    def __init__(self, spec: BackboneSpec):
-        self.spec = spec
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        loaded: LoadedWeights | None = None,  # what came from a checkpoint file
+    ):
+        self.spec, self.loaded = spec, loaded
 
     def transform(
         self,
@@ -121,7 +125,7 @@ class Backbone:
 
     def __repr__(self) -> str:
         s = self.spec
-        return f"{type(self).__name__}({s.name}, {s.image_size} px {s.resize}, patch {s.patch}, layers {list(s.layers)}, weights {s.weights or 'none'})"
+        return f"{type(self).__name__}({s.name}, {s.image_size} px {s.resize}, patch {s.patch}, layers {list(s.layers)}, weights {self.loaded or s.weights or 'none'})"
 
 # %% ../../nbs/03_features/02_backbones.ipynb #26c16c96
 class FilterBackbone(Backbone):
@@ -167,10 +171,10 @@ class TimmBackbone(Backbone):
 
     cpu_batch = 4  # pictures that pass a CPU's caches together; larger batches were slower
 
-    def __init__(self, spec: BackboneSpec, model: Any, device: Any):
+    def __init__(self, spec: BackboneSpec, model: Any, device: Any, loaded: LoadedWeights | None = None):
         import torch
 
-        super().__init__(spec)
+        super().__init__(spec, loaded)
         self.model, self.device = model.eval().to(device), device
         if not hasattr(model, "patch_embed"):
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -212,23 +216,6 @@ def fuse(
     return patches.float().cpu().numpy(), (int(grid[0]), int(grid[1])), cls.float().cpu().numpy()
 
 
-def fit_state(
-    model: Any,  # torch module
-    state: dict[str, Any],  # tensors by name
-    source: str,  # where they came from, for messages
-    ignore: tuple[str, ...] = (),  # prefixes of entries that may be left over (classifiers)
-) -> None:
-    "Load `state` into `model`, all of it. Raises `DataError` naming the first keys that are missing, left over or of another shape."
-    own = model.state_dict()
-    missing = sorted(own.keys() - state.keys())
-    extra = sorted(k for k in state.keys() - own.keys() if not k.startswith(ignore))
-    shapes = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own.keys() & state.keys() if state[k].shape != own[k].shape]
-    for problem, keys in (("lacks", missing), ("does not know", extra), ("has another shape in", sorted(shapes))):
-        if keys:
-            verb = "the model" if problem == "does not know" else "the file"
-            raise DataError(f"{source}: weights do not fit: {verb} {problem} {', '.join(keys[:3])}{f' and {len(keys) - 3} more' if len(keys) > 3 else ''}")
-    model.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items() if k in own})
-
 # %% ../../nbs/03_features/02_backbones.ipynb #01e92449
 OWN_OPTIONS = ("layers", "pool", "norm", "mean", "std", "size", "resize", "pretrained")  # in a name's query, these are ours and not the model's
 
@@ -250,11 +237,9 @@ def _timm(model_name: str, options: dict[str, Any], weights: str, device: str) -
         if weights != "hub":
             raise DataError(f"timm:{model_name}: {e}") from None
         raise DataError(f"timm:{model_name}: no weights from the hub ({type(e).__name__}); pass weights=<file> of a downloaded checkpoint") from None
+    loaded = None
     if weights not in ("hub", "random"):
-        state = load_tensors(weights)
-        state = state.get("state_dict", state.get("model", state))
-        convert: Callable | None = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-        fit_state(model, convert(state, model) if convert else state, str(weights), ignore=("classifier.", "head.", "fc.", "decoder_", "mask_token"))
+        loaded = load_weights(model, weights, getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None))
     blocks = list(getattr(model.feature_info, "info", model.feature_info))
     plain = hasattr(model, "patch_embed") and len({b["num_chs"] for b in blocks}) == 1  # a transformer of one width
     layers = _layers(f"timm:{model_name}", options.get("layers", len(blocks) - 1 if plain else (len(blocks) - 3, len(blocks) - 2)), len(blocks))
@@ -264,7 +249,7 @@ def _timm(model_name: str, options: dict[str, Any], weights: str, device: str) -
     chosen = _spec(f"timm:{model_name}", options, size, patch, layers, config.mean, config.std, weights)
     spec = replace(chosen, pool=int(options.get("pool", 0 if plain else 3)), norm=bool(options.get("norm", plain)), resize=resize)
     spec = replace(spec, licence=config.license or "", options=arguments)
-    return TimmBackbone(spec, model.requires_grad_(False), choose_device(device))
+    return TimmBackbone(spec, model.requires_grad_(False), choose_device(device), loaded)
 
 
 def _create_timm(model_name: str, size: int, resize: str, arguments: dict[str, Any], pretrained: bool) -> Any:
@@ -302,14 +287,14 @@ def _spec(name: str, options: dict[str, Any], size: int, patch: int, layers: tup
     local = weights not in ("random",) and not weights.startswith("hub")
     mean, std = triple(options.get("mean", mean)), triple(options.get("std", std))
     spec = BackboneSpec(name, size, patch=patch, layers=layers, mean=mean, std=std)
-    return replace(spec, weights=Path(weights).name if local else weights, sha256=sha256_file(weights) if local else "")
+    return replace(spec, weights=Path(weights).name if local else weights, sha256=sha256_file(split_weights(weights)[0]) if local else "")
 
 # %% ../../nbs/03_features/02_backbones.ipynb #97f4ea22
 class ClipBackbone(Backbone):
     "The vision transformer of an open_clip model: tokens of chosen blocks, and the picture's embedding."
 
-    def __init__(self, spec: BackboneSpec, model: Any, device: Any):
-        super().__init__(spec)
+    def __init__(self, spec: BackboneSpec, model: Any, device: Any, loaded: LoadedWeights | None = None):
+        super().__init__(spec, loaded)
         self.model, self.device = model.eval().to(device), device
 
     def __call__(self, batch: np.ndarray) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
@@ -344,20 +329,11 @@ def _clip(model_name: str, options: dict[str, Any], weights: str, device: str) -
         raise DataError(f"{name}: not created ({type(e).__name__}: {e}); for weights from a file pass weights=<file>") from None
     finally:
         logging.disable(level)
-    tower = whole.visual
+    tower, loaded = whole.visual, None
     if not isinstance(tower, open_clip.transformer.VisionTransformer):
         raise DataError(f"{name}: its vision tower is a {type(tower).__name__}; use a ViT, or the network's own timm: name")
     if weights not in ("hub", "random"):
-        state = load_tensors(weights)
-        state = state.get("state_dict", state)
-        state = {k.removeprefix("module."): v for k, v in state.items()}
-        if any(k.startswith("visual.") for k in state):  # a whole model: its vision tower
-            state = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")}
-        if "positional_embedding" in state:
-            positions = {"visual.positional_embedding": state["positional_embedding"].float()}
-            open_clip.model.resize_pos_embed(positions, whole)
-            state["positional_embedding"] = positions["visual.positional_embedding"]
-        fit_state(tower, state, str(weights))
+        loaded = load_weights(tower, weights, lambda state, _: _resized(state, whole))
     size, patch = int(tower.image_size[0]), int(tower.patch_size[0])
     if size % patch:
         raise DataError(f"{name}: image_size={size} is no multiple of its patch of {patch}; use {size // patch * patch or patch}")
@@ -366,12 +342,21 @@ def _clip(model_name: str, options: dict[str, Any], weights: str, device: str) -
     mean, std = known.get("mean", open_clip.OPENAI_DATASET_MEAN), known.get("std", open_clip.OPENAI_DATASET_STD)
     spec = _spec(name, options, size, patch, layers, mean, std, f"hub:{tag}" if weights == "hub" else weights)
     spec = replace(spec, norm=bool(options.get("norm", False)), pool=int(options.get("pool", 0)), licence="mit" if tag == "openai" else "")
-    return ClipBackbone(replace(spec, options={"quick_gelu": gelu}), tower.requires_grad_(False), choose_device(device))
+    return ClipBackbone(replace(spec, options={"quick_gelu": gelu}), tower.requires_grad_(False), choose_device(device), loaded)
+
+
+def _resized(state: dict[str, Any], whole: Any) -> dict[str, Any]:
+    "A vision tower's tensors with the positions of its own size."
+    import open_clip
+
+    positions = {"visual.positional_embedding": state["positional_embedding"].float()}
+    open_clip.model.resize_pos_embed(positions, whole)
+    return state | {"positional_embedding": positions["visual.positional_embedding"]}
 
 # %% ../../nbs/03_features/02_backbones.ipynb #d05c905f
 def create_backbone(
     name: str = "filters",  # "filters", "timm:<model>" or "open_clip:<model>", options as ?key=value
-    weights: str | Path | None = None,  # file, "hub" or "random"; None means "hub" for networks
+    weights: str | Path | None = None,  # file, file::network, "hub" or "random"; None means "hub" for networks
     image_size: int | None = None,  # pixels per side of the input; None = the family's choice
     device: str = "auto",  # torch device of networks
 ) -> Backbone:

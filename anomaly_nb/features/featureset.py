@@ -17,7 +17,9 @@ import pandas as pd
 
 from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError, check_file, check_finite, check_folder
-from ..core.files import load_arrays, save_arrays, write_text
+from ..core.files import load_arrays, parse_json, save_arrays, sha256_json, to_json, write_text
+from ..core.order import natural_key
+from ..core.tables import read_table
 from ..data.images import Intensity
 
 # %% ../../nbs/03_features/01_featureset.ipynb #bc83b70a
@@ -102,9 +104,9 @@ def feature_files(
 def categories_from_feat_dir(
     feat_dir: str | Path,  # folder of `{cat}_meta.csv` files
 ) -> list[str]:
-    "Categories with features in `feat_dir`, sorted. Raises `MissingFileError`."
+    "Categories with features in `feat_dir`, in natural order. Raises `MissingFileError`."
     names = (p.name.removesuffix("_meta.csv") for p in check_folder(feat_dir).glob("*_meta.csv"))
-    return sorted({n for n in names if not n.endswith("_bank")})
+    return sorted({n for n in names if not n.endswith("_bank")}, key=natural_key)
 
 # %% ../../nbs/03_features/01_featureset.ipynb #776e8ebd
 def save_features(
@@ -121,30 +123,42 @@ def save_features(
         arrays["cls"] = features.cls
     if features.intensity is not None:
         arrays["intensity"] = np.array(json.dumps(features.intensity.to_dict()))
+    if features.spec:
+        arrays["spec"] = np.array(to_json(features.spec, indent=None))
+    arrays["rows"] = np.array(_rows_key(features.meta))
     meta = folder / (f"{category}_bank_meta.csv" if bank else f"{category}_meta.csv")
     write_text(meta, features.meta.to_csv(index=False, lineterminator="\n"))
     return save_arrays(folder / (names.bank if bank else names.features).format(cat=category), arrays)
 
 
 def read_meta(path: str | Path) -> pd.DataFrame:
-    "A table of pictures; categories such as 01 stay text. Raises `MissingFileError`."
-    text = ("category", "split", "defect", "image_path", "mask_path")
-    return pd.read_csv(check_file(path), keep_default_na=False, dtype=dict.fromkeys(text, str))
+    "A table of images: labels and counts are numbers, all else is text. Raises `MissingFileError`, `DataError`."
+    return read_table(path, types=dict.fromkeys(("label", "mask_threshold", "shard", "row"), int)).reset_index(drop=True)
+
+
+def _rows_key(meta: pd.DataFrame) -> str:
+    "A checksum of which images the rows are: all that names them, wherever they lie."
+    columns = [meta[c].map(lambda v: "" if pd.isna(v) else str(v)) for c in ("category", "split", "defect", "image_path") if c in meta]
+    return sha256_json([[Path(v).name if c.name == "image_path" else v for v in c] for c in columns])
 
 
 def _load(array_file: Path, meta_file: Path, backbone: str) -> FeatureSet:
     "A feature set from its two files."
     check_file(array_file, "run `anomaly-nb extract` first")
-    arrays = load_arrays(array_file, required=["patches", "patch_hw"], optional=["cls", "intensity"])
+    arrays = load_arrays(array_file, required=["patches", "patch_hw"], optional=["cls", "intensity", "spec", "rows"])
     meta = read_meta(check_file(meta_file, f"it belongs to {array_file.name}"))
     if np.asarray(arrays["patch_hw"]).shape != (2,):
         raise DataError(f"{array_file}: patch_hw has shape {arrays['patch_hw'].shape}; it must be (h, w)")
     h, w = map(int, arrays["patch_hw"])
     try:
         rule = Intensity.from_dict(json.loads(str(arrays["intensity"]))) if "intensity" in arrays else None
-        return FeatureSet(arrays["patches"], (h, w), meta, arrays.get("cls"), {"name": backbone}, rule)
+        spec = parse_json(str(arrays["spec"]), array_file) if "spec" in arrays else {"name": backbone}
+        found = FeatureSet(arrays["patches"], (h, w), meta, arrays.get("cls"), spec, rule)
     except DataError as e:
         raise DataError(f"{array_file}: {e}") from None
+    if "rows" in arrays and str(arrays["rows"]) != _rows_key(meta):
+        raise DataError(f"{array_file}: is of other images than {meta_file.name}; was one of the two exchanged? Put it back or extract again")
+    return found
 
 
 def load_features(
@@ -176,4 +190,9 @@ def load_backbone(
         raise MissingFileError(f"{base / names.folder}: no *_meta.csv; run `anomaly-nb extract` first")
     features_all = {c: load_features(base / names.folder, c, backbone) for c in categories}
     banks = {c: load_bank_features(base / names.bank_folder, c, backbone) for c in categories}
+    for c in categories:
+        here, there = features_all[c].spec, banks[c].spec
+        told = {"name": backbone} not in (here, there)  # an older file has the name of its backbone only
+        if differs := sorted(k for k in here.keys() | there.keys() if told and here.get(k) != there.get(k)):
+            raise DataError(f"{base / names.bank_folder}: the bank of {c} was made with another {', '.join(differs[:3])} than its features; extract both again")
     return categories, features_all, banks

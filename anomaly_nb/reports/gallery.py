@@ -6,9 +6,8 @@
 __all__ = ['DATA', 'METHOD', 'MAIN', 'TELLING', 'THUMB', 'TAKEN', 'read_runs', 'facets', 'main_metric', 'figure_facts',
            'telling_figure', 'make_thumb', 'write_gallery']
 
-# %% ../../nbs/10_reports/06_gallery.ipynb #cb2df8e3
+# %% ../../nbs/10_reports/06_gallery.ipynb #acfc1c94
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,7 @@ def make_thumb(
     with atomic_write(target) as f:
         canvas.resize(THUMB, Image.Resampling.LANCZOS).save(f, "JPEG", quality=82)
 
-# %% ../../nbs/10_reports/06_gallery.ipynb #838592ba
+# %% ../../nbs/10_reports/06_gallery.ipynb #bffdb153
 TAKEN = {"run_id", "report", "status", "error", "started", "seconds", "parameters", "metrics", "inputs", "provenance", "outputs", "folder", "kernel"}
 
 
@@ -128,7 +127,7 @@ def _entry(figures: Path, record: dict[str, Any], origins: dict[str, int]) -> di
     cover = telling_figure([f["name"] for f in found])
     if cover:
         make_thumb(folder / "figures" / f"{cover}.png", figures / "thumbs" / f"{folder.name}.jpg")
-    origin = to_json(_finite(flat(record.get("provenance") or {})), indent=None)
+    origin = to_json(flat(record.get("provenance") or {}), indent=None)
     return {
         "folder": record["folder"], "id": record["run_id"], "report": record["report"], "status": record["status"], "error": record["error"],
         "started": record["started"], "seconds": record["seconds"], "parameters": parameters, "metrics": record["metrics"],
@@ -137,15 +136,6 @@ def _entry(figures: Path, record: dict[str, Any], origins: dict[str, int]) -> di
         "figures": found, "cover": next((f["caption"] or f["name"] for f in found if f["name"] == cover), None),
         "tables": sorted(p.stem for p in folder.glob("*.csv")), "files": [n for n in ("report.html", "notebook.ipynb") if (folder / n).exists()],
     }  # fmt: skip
-
-
-def _finite(value: Any) -> Any:
-    "JSON knows no NaN and no infinity."
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_gallery(
@@ -163,5 +153,5 @@ def write_gallery(
         links = "".join(f'<li><a href="runs/{quote(r["folder"])}/{page}">{escape(r["folder"])}</a> {escape(r["status"])}</li>' for r, page in pages)
         body = asset("gallery.html") + f"<noscript><ul>{links}</ul></noscript>"
         told = [n for kinds in (DATA, METHOD) for names in kinds.values() for n in names]
-        data = to_json(_finite({"runs": runs, "origins": [json.loads(o) for o in origins], "told": told}), indent=None)
+        data = to_json({"runs": runs, "origins": [json.loads(o) for o in origins], "told": told}, indent=None)
         return write_text(figures / "index.html", document("anomaly_nb: runs", body, ("page.css", "gallery.css"), "gallery.js", data))

@@ -7,8 +7,6 @@ __all__ = ['OWN', 'NEEDED', 'KINDS', 'shown', 'output_digests', 'installed_packa
            'run_seeds', 'at_work', 'making', 'check_record', 'load_record']
 
 # %% ../../nbs/10_reports/03_record.ipynb #bc804560
-import csv
-import io
 import json
 import os
 import platform
@@ -20,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
-from ..core.files import locked, parse_json, read_json, read_text, sha256_file, sha256_json
+from ..core.files import locked, parse_json, read_json, sha256_file, sha256_json
 from ..core.runtime import provenance
+from ..core.tables import read_rows
 
 # %% ../../nbs/10_reports/03_record.ipynb #e80e48b4
 def shown(
@@ -73,7 +72,7 @@ def _without(path: Path, measured: list[str]) -> Any:
     "The content of a table or of figures of merit without its measured parts."
     if path.suffix == ".json":
         return {k: v for k, v in read_json(path).items() if k not in measured}
-    rows = list(csv.reader(io.StringIO(read_text(path))))
+    rows = [cells for _, cells in read_rows(path)]
     keep = [i for i, name in enumerate(rows[0]) if name not in measured]
     return [[row[i] for i in keep] for row in rows]
 

@@ -225,10 +225,16 @@ def run_inputs(
     inputs = {"template": sha256_json(cells), "library": sha256_json(sources)}
     for name, value in parameters.items():
         parts = value.split(",") if isinstance(value, str) else [v for v in value if isinstance(v, str)] if isinstance(value, list) else []
-        paths = [p.strip() for p in parts if name not in outputs]
+        paths = [_without_choice(p.strip()) for p in parts if name not in outputs]
         if found := [tree_digest(p) for p in paths if p and os.path.exists(p)]:
             inputs[name] = found[0] if len(found) == 1 else sha256_json(found)
     return inputs
+
+
+def _without_choice(place: str) -> str:
+    "The file in `file.pth::network`, see `features.weights.split_weights`; every other place as it is."
+    path = place.rpartition("::")[0]
+    return path if path and not os.path.exists(os.path.expanduser(place)) else place
 
 # %% ../../nbs/10_reports/04_run.ipynb #d5a92b55
 @dataclass(frozen=True)
@@ -257,7 +263,7 @@ def prepare(
     path = find_template(template)
     values = check_parameters(path, parameters)
     for name in PLACES:
-        if values.get(name) and not os.path.exists(os.path.expanduser(str(values[name]))) and not str(values[name]).startswith(("hub", "random", "imagenet")):
+        if values.get(name) and not os.path.exists(os.path.expanduser(_without_choice(str(values[name])))) and not str(values[name]).startswith(("hub", "random", "imagenet")):
             raise MissingFileError(f"{name}={values[name]}: no such file or folder; {path.stem} reads it")
     inputs = run_inputs(path, values)
     fixed = {k: v for k, v in values.items() if k != "out"}

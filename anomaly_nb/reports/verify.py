@@ -6,8 +6,6 @@
 __all__ = ['first_difference', 'changed_circumstances', 'Verification', 'verify', 'source_of']
 
 # %% ../../nbs/10_reports/08_verify.ipynb #02007743
-import csv
-import io
 import json
 import tempfile
 from collections.abc import Mapping
@@ -16,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
-from ..core.files import read_json, read_text, write_json
+from ..core.files import read_json, write_json
+from ..core.tables import read_rows
 from .record import shown
 from .run import Run, find_template, run_report, templates
 
@@ -35,11 +34,11 @@ def first_difference(
                 return f"cell {number} ({head}): {_brief(a, b)} was, {_brief(b, a)} is now"
     for name in sorted(names, key=lambda n: not n.endswith(".csv")):
         if name.endswith(".csv") and (before / name).exists() and (after / name).exists():
-            tables = [list(csv.reader(io.StringIO(read_text(f / name)))) for f in (before, after)]
-            for line, (a, b) in enumerate(zip(*tables)):
+            tables = [read_rows(f / name) for f in (before, after)]
+            for (line, a), (_, b) in zip(*tables):
                 for column, (x, y) in enumerate(zip(a, b)):
                     if x != y:
-                        return f"{name}, line {line + 1}, {tables[0][0][column]}: {x} was, {y} is now"
+                        return f"{name}, line {line}, {tables[0][0][1][column]}: {x} was, {y} is now"
         if name != "notebook":
             gone = " is no longer made" if not (after / name).exists() else " is new" if not (before / name).exists() else " has other content"
             return name + gone

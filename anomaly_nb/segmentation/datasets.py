@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['VOID', 'CAMVID', 'STREET_HAZARDS', 'STREET_HAZARDS_VOID', 'BDD', 'BINARY', 'LabelTable', 'Scene', 'ScenePaths',
-           'StreetDataset', 'pair_by_key', 'camvid', 'read_odgt', 'street_hazards', 'bdd_anomaly', 'smiyc',
-           'road_anomaly', 'fishyscapes', 'folder', 'open_streets', 'class_distribution']
+           'resized_image', 'resized_labels', 'StreetDataset', 'pair_by_key', 'camvid', 'read_odgt', 'street_hazards',
+           'bdd_anomaly', 'smiyc', 'road_anomaly', 'fishyscapes', 'folder', 'open_streets', 'class_distribution']
 
-# %% ../../nbs/07_segmentation/04_datasets.ipynb #0a7dad85
+# %% ../../nbs/07_segmentation/04_datasets.ipynb #db65df6f
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from ..core.errors import DataError, MissingFileError, check_file, check_folder
-from ..core.files import load_arrays, parse_json, read_json, read_text
+from ..core.files import load_arrays, parse_json, read_json, read_text, sha256_json
 from ..core.order import natural_key
 from ..data.images import IMAGE_SUFFIXES, read_ids, read_image
 from ..core.runtime import progress
@@ -99,10 +99,21 @@ class ScenePaths(NamedTuple):
     image: Path
     labels: Path
 
-# %% ../../nbs/07_segmentation/04_datasets.ipynb #89fb74c6
-def _resized(array: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
-    "An image or label map at (height, width)."
-    return array if array.shape[:2] == tuple(size) else np.asarray(Image.fromarray(array).resize((size[1], size[0]), resample))
+# %% ../../nbs/07_segmentation/04_datasets.ipynb #f1b99811
+def resized_image(
+    image: np.ndarray,  # (H, W, 3) uint8
+    size: tuple[int, int],  # (height, width)
+) -> np.ndarray:  # (height, width, 3) uint8
+    "An image at another size, bilinear with antialiasing."
+    return image if image.shape[:2] == tuple(size) else np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def resized_labels(
+    labels: np.ndarray,  # (H, W) uint8
+    size: tuple[int, int],  # (height, width)
+) -> np.ndarray:  # (height, width) uint8
+    "A label map at another size, nearest pixel."
+    return labels if labels.shape == tuple(size) else np.asarray(Image.fromarray(labels).resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 @dataclass
@@ -116,6 +127,7 @@ class StreetDataset:
     size: tuple[int, int] | None = None  # (height, width) to resize to; None = as stored
     notes: list[str] = field(default_factory=list)  # what was left out and why; reports print it
     read_image: Callable[[ScenePaths], np.ndarray] = lambda paths: read_image(paths.image)
+    policy: str = "none"  # void policy by name: which classes train but do not count
 
     def __post_init__(self) -> None:
         keys = [s.key for s in self.scenes]
@@ -132,6 +144,20 @@ class StreetDataset:
         "Scene keys, in order."
         return [s.key for s in self.scenes]
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        "What two evaluations must have in common to stand in one table: scenes, labels, void policy and size."
+        table = self.table
+        roles = {"classes": list(table.names), "ids": sorted(table.ids.items()), "anomaly": sorted(table.anomaly), "normal": sorted(table.normal), "void": sorted(table.void)}
+        return {
+            "data": self.name,
+            "split": self.split,
+            "scenes": f"{len(self)} ({sha256_json(self.keys)[:12]})",
+            "labels": sha256_json(roles)[:12],
+            "void policy": self.policy if not table.uncounted else f"{self.policy} (raw ids {', '.join(map(str, sorted(table.uncounted)))})",
+            "size": f"{self.size[0]}x{self.size[1]}" if self.size else "as stored",
+        }
+
     def raw_labels(self, i: int) -> np.ndarray:
         "Raw ids of scene `i` at their stored size, (H, W)."
         return read_ids(self.scenes[i].labels)
@@ -143,8 +169,8 @@ class StreetDataset:
             raise DataError(f"{paths.labels}: is {raw.shape[1]}x{raw.shape[0]} but its image is {image.shape[1]}x{image.shape[0]}; they must be equal")
         labels, anomaly = self.table.encode(raw, paths.labels)
         if self.size:
-            image = _resized(image, self.size, Image.Resampling.BILINEAR)
-            labels, anomaly = (_resized(a, self.size, Image.Resampling.NEAREST) for a in (labels, anomaly))
+            image = resized_image(image, self.size)
+            labels, anomaly = (resized_labels(a, self.size) for a in (labels, anomaly))
         return Scene(paths.key, image, labels, anomaly)
 
     def keep(self, indices: Iterable[int], note: str = "") -> "StreetDataset":
@@ -199,7 +225,7 @@ def camvid(
     scenes = pair_by_key(_pictures(root / split), _pictures(root / f"{split}annot"), root / f"{split}annot")
     return StreetDataset("camvid", split, table, scenes)
 
-# %% ../../nbs/07_segmentation/04_datasets.ipynb #ee5094c9
+# %% ../../nbs/07_segmentation/04_datasets.ipynb #cdf09460
 STREET_HAZARDS = ("unlabeled", "building", "fence", "other", "pedestrian", "pole", "road line", "road", "sidewalk", "vegetation", "car", "wall", "traffic sign")
 STREET_HAZARDS_VOID = {"none": frozenset(), "other": frozenset({4}), "unlabeled_other": frozenset({1, 4})}
 BDD = ("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus")
@@ -248,7 +274,7 @@ def street_hazards(
     if split not in lists:
         raise DataError(f"split={split!r}; StreetHazards has train, val and test")
     table = LabelTable(STREET_HAZARDS, {i + 1: i for i in range(13)}, anomaly=frozenset({14}), uncounted=STREET_HAZARDS_VOID[void])
-    return StreetDataset("streethazards", split, table, read_odgt(_odgt_of(Path(root), lists[split]), root), notes=[f"void policy: {void}"])
+    return StreetDataset("streethazards", split, table, read_odgt(_odgt_of(Path(root), lists[split]), root), notes=[f"void policy: {void}"], policy=void)
 
 
 def bdd_anomaly(

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['STREET_CLASSES', 'UNKNOWN', 'STREET_TABLE', 'draw_street', 'street_samples', 'write_street_samples']
 
-# %% ../../nbs/07_segmentation/05_samples.ipynb #0fc06245
+# %% ../../nbs/07_segmentation/05_samples.ipynb #f35f8bd7
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -133,7 +134,7 @@ def draw_street(
     image = np.asarray(c.image, np.float32) * rng.uniform(0.75, 1.15) + rng.normal(0, 6, (*size, 1)) + rng.normal(0, 3, (*size, 3))
     return np.clip(image, 0, 255).astype(np.uint8), np.asarray(c.labels)
 
-# %% ../../nbs/07_segmentation/05_samples.ipynb #d07cef51
+# %% ../../nbs/07_segmentation/05_samples.ipynb #62c36733
 def street_samples(
     split: str = "train",
     count: int = 32,  # scenes
@@ -142,7 +143,7 @@ def street_samples(
 ) -> StreetDataset:
     "Procedural street scenes as a data set, drawn when asked for. Raises `DataError`."
     scenes = [ScenePaths(f"{split}/{i:04}", Path(), Path()) for i in range(count)]
-    return _Drawn("street_samples", split, STREET_TABLE, scenes, drawn=(size, seed))
+    return _Drawn("street_samples", split, STREET_TABLE, scenes, (size[0], size[1]), drawn=(size, seed))
 
 
 @dataclass
@@ -154,6 +155,10 @@ class _Drawn(StreetDataset):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.read_image = lambda paths: draw_street(int(paths.key[-4:]), self.split, *self.drawn)[0]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return super().identity | {"scenes": f"{super().identity['scenes']} of seed {self.drawn[1]}"}
 
     def raw_labels(self, i: int) -> np.ndarray:
         return draw_street(int(self.scenes[i].key[-4:]), self.split, *self.drawn)[1]

@@ -6,7 +6,7 @@
 __all__ = ['TrainConfig', 'segmentation_loss', 'TrainStream', 'train_batches', 'segmentation_confusion', 'check_classes',
            'TrainResult', 'train', 'training_curves']
 
-# %% ../../nbs/07_segmentation/08_training.ipynb #39c4762a
+# %% ../../nbs/07_segmentation/08_training.ipynb #ef019239
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -26,9 +26,9 @@ from ..core.style import figure_style
 from ..metrics import confusion_matrix, mean_iou
 from .augment import Augmentation
 from .datasets import VOID, StreetDataset
-from .models import StreetModel, StreetOutput, load_checkpoint, predict, save_checkpoint
+from .models import StreetModel, StreetOutput, load_checkpoint, predict, save_checkpoint, weights_digest
 
-# %% ../../nbs/07_segmentation/08_training.ipynb #3463078b
+# %% ../../nbs/07_segmentation/08_training.ipynb #a2e8acc7
 @dataclass(frozen=True)
 class TrainConfig:
     "Everything that decides the outcome of a run, data and model apart."
@@ -44,6 +44,19 @@ class TrainConfig:
     epoch_images: int | None = None  # pictures per epoch; None = the training set once
     precision: str = "float32"  # "float32" or "bfloat16" (mixed)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        "Refuse what would fail after hours. Raises `DataError`."
+        for name, low in (("epochs", 1), ("batch_size", 1), ("patience", 0), ("epoch_images", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise DataError(f"{name} is {value}; it must be at least {low}")
+        if not self.lr > 0 or self.weight_decay < 0:
+            raise DataError(f"lr is {self.lr} and weight_decay {self.weight_decay}; they must be above 0 and at least 0")
+        if len(self.output) != 2 or min(self.output) < 1:
+            raise DataError(f"output is {self.output}; give (height, width) in pixels")
+        if self.precision not in ("float32", "bfloat16"):
+            raise DataError(f"precision is {self.precision!r}; choose float32 or bfloat16")
 
 
 def segmentation_loss(
@@ -164,7 +177,7 @@ class _Run:
         save_tensors(self.folder / "last.pt", state)  # last: whatever it says is done, is done
         write_text(self.folder / "history.csv", pd.DataFrame(self.history).to_csv(index=False, lineterminator="\n"))
 
-# %% ../../nbs/07_segmentation/08_training.ipynb #6cf723f6
+# %% ../../nbs/07_segmentation/08_training.ipynb #f62ccd77
 def _train_epoch(run: _Run, dataset: StreetDataset, epoch: int, device: torch.device, workers: int) -> float:
     "One epoch; the mean loss of its batches."
     config, losses = run.config, []
@@ -201,7 +214,7 @@ def train(
     check_classes(model, val_set)
     if config.batch_size < 2:
         raise DataError("batch_size is 1; batch normalisation needs at least 2 pictures")
-    identity: dict[str, Any] = {"config": asdict(config), "model": model.name, "classes": list(model.classes), "start": _digest(model)}
+    identity: dict[str, Any] = {"config": asdict(config), "model": model.name, "classes": list(model.classes), "start": weights_digest(model)}
     identity["data"] = {s.split: [s.name, s.keys, list(s.size or ())] for s in (train_set, val_set)}
     run = _Run(model, config, sha256_json(identity), Path(folder), choose_device(device))
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -220,17 +233,6 @@ def train(
     best.to(next(model.parameters()).device)
     history = pd.DataFrame(run.history)
     return TrainResult(best, history, float(history["val_miou"].max()), run.best, run.folder)
-
-
-def _digest(model: StreetModel) -> str:
-    "The starting weights in one word, so that a run is never resumed from another start."
-    import hashlib
-
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(value.detach().cpu().contiguous().numpy()).tobytes())
-    return digest.hexdigest()
 
 # %% ../../nbs/07_segmentation/08_training.ipynb #9eec50fa
 def training_curves(

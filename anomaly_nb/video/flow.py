@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import DataError, check_file, require
-from ..core.files import load_tensors
 from ..core.runtime import choose_device, import_torchvision
+from ..features.weights import load_weights
 
 # %% ../../nbs/08_video/05_flow.ipynb #449af09f
 class DISFlow:
@@ -49,13 +49,10 @@ class RAFTFlow:
         model: str = "raft_small",  # or "raft_large"
         device: str = "auto",  # torch device
     ):
-        state = load_tensors(check_file(weights, "download the model's weights first, or use flow='dis'"))
+        check_file(str(weights).partition("::")[0], "download the model's weights first, or use flow='dis'")
         self.device = choose_device(device)
         self.network = import_torchvision().models.get_model(model, weights=None)
-        try:
-            self.network.load_state_dict(state)
-        except RuntimeError as e:
-            raise DataError(f"{weights}: does not fit {model} ({str(e).splitlines()[-1].strip()})") from None
+        load_weights(self.network, weights)
         self.network.eval().to(self.device)
 
     def __call__(self, previous: np.ndarray, current: np.ndarray) -> np.ndarray:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import DataError, check_file, require
-from ..core.files import load_tensors
 from ..core.runtime import choose_device, import_torchvision, require_box_ops
+from ..features.weights import load_weights
 
 # %% ../../nbs/08_video/04_objects.ipynb #ec29b6e4
 def median_background(
@@ -97,12 +97,12 @@ class Detector:
         min_area: float = 100.0,  # pixels
         device: str = "auto",  # torch device
     ):
-        check_file(weights, "download the model's weights first, or use motion objects")
+        check_file(str(weights).partition("::")[0], "download the model's weights first, or use motion objects")
         require_box_ops()
         torchvision = import_torchvision()
         self.confidence, self.min_area, self.device = confidence, min_area, choose_device(device)
         self.network = torchvision.models.get_model(model, weights=None, weights_backbone=None)
-        self.network.load_state_dict(load_tensors(weights))
+        load_weights(self.network, weights)
         self.network.eval().to(self.device)
 
     def __call__(

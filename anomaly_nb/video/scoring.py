@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PERCENTILES', 'frame_scores', 'VideoScorer', 'provenance', 'save_scorer', 'load_scorer', 'responsible_objects',
-           'held_out_check', 'load_modalities']
+           'held_out_check', 'of_videos', 'load_modalities']
 
 # %% ../../nbs/08_video/08_scoring.ipynb #cd9a884f
 from collections.abc import Mapping
@@ -208,7 +208,7 @@ def responsible_objects(
     best = part.loc[part.groupby(["video", "frame"])["contribution"].idxmax()]
     return best[["video", "frame", "modality", "score", "y1", "x1", "y2", "x2"]].reset_index(drop=True)
 
-# %% ../../nbs/08_video/08_scoring.ipynb #4d34888c
+# %% ../../nbs/08_video/08_scoring.ipynb #aa84beac
 def held_out_check(
     features: Mapping[str, ObjectFeatures],  # training features
     scorer: VideoScorer,  # its settings are used, not its banks
@@ -222,14 +222,17 @@ def held_out_check(
     for fold in range(min(folds, len(names))):
         out = set(names[fold :: min(folds, len(names))])
         fitted = VideoScorer(scorer.k, scorer.metric, scorer.n_components, scorer.percentiles, random_state=scorer.random_state, device=scorer.device)
-        fitted.fit({m: _of_videos(f, set(names) - out) for m, f in features.items()})
+        fitted.fit({m: of_videos(f, set(names) - out) for m, f in features.items()})
         for modality, part in features.items():
-            above[modality].append(fitted.raw_scores(_of_videos(part, out)) > fitted.ranges_[modality][1])
+            above[modality].append(fitted.raw_scores(of_videos(part, out)) > fitted.ranges_[modality][1])
     rows = [(m, round(1 - _percentiles(scorer)[m][1] / 100, 9), np.concatenate(a).mean(), sum(map(len, a))) for m, a in above.items()]
     return pd.DataFrame(rows, columns=["modality", "stated", "held_out", "objects"])
 
 
-def _of_videos(features: ObjectFeatures, videos: set[str]) -> ObjectFeatures:
+def of_videos(
+    features: ObjectFeatures,
+    videos: set[str],  # names
+) -> ObjectFeatures:
     "The part of some videos."
     own = np.isin(features.video, list(videos))
     frames = {v: f for v, f in features.frames.items() if v in videos}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plan_of_report', 'VideoView']
 
-# %% ../../nbs/08_video/12_view.ipynb #73dd90e0
+# %% ../../nbs/08_video/12_view.ipynb #6d9504ea
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -17,28 +17,26 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..core.errors import DataError
-from ..core.files import sha256_json
 from ..core.views import Choice, Control, Slider, View
 from .clips import make_video_dataset
 from .evaluation import frame_auc
 from .feature_files import read_index
 from .layouts import frame_labels, ground_truths, list_videos
-from .pipeline import VideoPlan, extract_dataset, plan_for
+from .pipeline import VideoPlan, extract_dataset, located, plan_for
 from .plots import frame_in_time
 from .scoring import VideoScorer, frame_scores, load_modalities, responsible_objects
 
-# %% ../../nbs/08_video/12_view.ipynb #d98a24c0
+# %% ../../nbs/08_video/12_view.ipynb #e667b120
 def plan_of_report(
     parameters: Mapping[str, Any],  # of the report `video_calibration`
 ) -> VideoPlan:
     "The plan a run of the report followed; drawn clips are drawn if they are not there. Raises as `plan_for` does."
     p = dict(parameters)
     root = p["root"] or str(make_video_dataset(Path(p["cache"]) / f"clips-{p['seed']}" / "videos", random_state=p["seed"]))
-    plan = plan_for(p["dataset"], None, root, Path(p["cache"]) / "none", {n: p[n] for n in ("backbone", "weights", "image_size")})
-    name = f"{p['dataset']}-{p['seed']}-{sha256_json([plan.extraction.describe(), Path(root).name])[:8]}"
-    return replace(plan, features=Path(p["cache"]) / name, k=p["k"], metric=p["metric"], random_state=p["seed"], ground_truth=p["ground_truth"] or None)
+    plan = plan_for(p["dataset"], None, root, None, {n: p[n] for n in ("backbone", "weights", "image_size")}, p["cache"])
+    return located(replace(plan, k=p["k"], metric=p["metric"], random_state=p["seed"], ground_truth=p["ground_truth"] or None, events=p.get("events") or None))
 
-# %% ../../nbs/08_video/12_view.ipynb #06e327f4
+# %% ../../nbs/08_video/12_view.ipynb #350a563b
 class _Objects:
     "Features of a data set, and object scores at any k."
 
@@ -50,9 +48,10 @@ class _Objects:
         if plan.root is None:
             raise DataError(f"dataset {plan.name!r} has no root; the view shows frames, so give the folder of the videos")
         extract_dataset(plan)
-        self.plan, names = plan, tuple(read_index(plan.features / "training")["modalities"])
-        self.train = load_modalities(plan.features / "training", names, max_image_count, plan.random_state)
-        self.test = load_modalities(plan.features / "testing", names)
+        self.plan, folder = plan, located(plan).features or plan.cache
+        names = tuple(read_index(folder / "training")["modalities"])
+        self.train = load_modalities(folder / "training", names, max_image_count, plan.random_state)
+        self.test = load_modalities(folder / "testing", names)
         self.videos = {v.name: v for v in list_videos(plan.root, "testing")}
         self.labels = frame_labels(plan.root, list(self.videos.values()), plan.ground_truth, plan.events) if ground_truths(plan.root) else None
         self.objects = lru_cache(maxsize=8)(self._objects)
