@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WATCHED', 'build_calibration', 'head_limits', 'window_wish', 'HeadRun', 'measure_head']
 
-# %% ../../nbs/05_calibration/11_measuring.ipynb #6266990a
+# %% ../../nbs/05_calibration/11_measuring.ipynb #7b010018
 import sqlite3
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .contamination import contamination
-from .drift import DriftResult, Thresholds, drift_metrics
+from .drift import DriftResult, Thresholds, collapse, drift_metrics
 from .sample import Sample, ScoreSketch, quantiles, sketch_edges
 from .sequential import SequentialAlarm
 from .tagging import reference_of
@@ -91,7 +91,7 @@ class HeadRun:
         ends = quantiles(self.window.sample) if self.window.sample.n >= max(min_files, 2) else np.zeros(5)
         return bool(ends[4] > ends[0])
 
-# %% ../../nbs/05_calibration/11_measuring.ipynb #3d83df49
+# %% ../../nbs/05_calibration/11_measuring.ipynb #748a419a
 def measure_head(
     db: sqlite3.Connection,
     head: sqlite3.Row,
@@ -136,6 +136,9 @@ def _bounds(db: sqlite3.Connection, head: sqlite3.Row, version: int | None) -> t
 
 def _first_run(window: Window, options: dict[str, Any], thresholds: Thresholds) -> DriftResult:
     "The result of a head without a reference: unstable, as nothing else can be said, or insufficient."
+    broken = collapse(window.sample, options["min_files"])
+    if broken is not None:
+        return DriftResult(verdict="unstable", reason=broken, n_current=window.sample.n, thresholds=thresholds, lost_current=window.sample.lost)
     alone = drift_metrics(window.sample, window.sample, **options | {"resamples": 20})
     if alone.verdict == "insufficient":
         return DriftResult(reason=alone.reason.replace("reference ", ""), n_current=window.sample.n, thresholds=thresholds)
