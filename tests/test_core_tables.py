@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from anomaly_nb.atoms.frames import list_frames, read_labels
 from anomaly_nb.atoms.pipeline import load_manifest, read_events
-from anomaly_nb.calibration.store import read_scores
+from anomaly_nb.calibration.tables import read_scores
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.core.tables import read_rows, read_table
 from anomaly_nb.features import FeatureSet, load_features, save_features

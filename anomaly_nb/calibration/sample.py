@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.errors import DataError, check_finite
 
-# %% ../../nbs/05_calibration/02_sample.ipynb #f534d223
+# %% ../../nbs/05_calibration/02_sample.ipynb #77f3f0e1
 class Sample:
     "Scores in ascending order, with the group of each where there are groups. Raises `DataError` on NaN, infinity or lengths that differ."
 
@@ -33,6 +33,7 @@ class Sample:
                 raise DataError(f"groups has {codes.size} entries and scores {scores.size}; give one group for each score")
             self.groups, self.n_groups = codes[order], names.size
         self.n = scores.size
+        self.lost = 0  # scores that were no numbers, and were left out by whoever read them
 
     def at(self, rank: np.ndarray) -> np.ndarray:
         "The scores of 0-based `rank`, any shape."
@@ -117,7 +118,7 @@ def group_weights(
     "How often each group appears in each resample of whole groups."
     return rng.multinomial(sample.n_groups, np.full(sample.n_groups, 1 / sample.n_groups), size=resamples)
 
-# %% ../../nbs/05_calibration/02_sample.ipynb #d1995bfe
+# %% ../../nbs/05_calibration/02_sample.ipynb #afca8da0
 def sketch_edges(
     reference: np.ndarray,  # (n,) scores of the reference, or a large part of them
     bins: int = 2000,
@@ -137,6 +138,7 @@ class ScoreSketch:
         self.bins = np.zeros(self.edges.size + 1, dtype=np.int64)
         self.low, self.high = np.inf, -np.inf
         self.groups = None
+        self.lost = 0  # scores that were no numbers, and were left out by whoever read them
 
     @property
     def n(self) -> int:

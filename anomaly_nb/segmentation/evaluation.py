@@ -8,7 +8,7 @@ __all__ = ['IDENTITY', 'COMPARED', 'FIGURES', 'StreetEvaluation', 'evaluation_id
            'class_table', 'speed_table', 'normal_quantile', 'operating_points', 'save_evaluation', 'free_folder',
            'find_evaluation', 'load_evaluation']
 
-# %% ../../nbs/07_segmentation/10_evaluation.ipynb #14bbd24b
+# %% ../../nbs/07_segmentation/10_evaluation.ipynb #ee789fcf
 import re
 import resource
 import sys
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..calibration.thresholds import counted_threshold
 from ..core.errors import DataError, MissingFileError
 from ..core.files import load_arrays, read_json, save_arrays, sha256_json, write_json
 from ..core.runtime import progress
@@ -247,18 +248,15 @@ def speed_table(
     frame = pd.DataFrame({"part": [evaluation.labels.get(p, p) for p in evaluation.seconds], "seconds": list(evaluation.seconds.values())})
     return frame.assign(ms_per_image=1000 * frame["seconds"] / n, images_per_second=n / frame["seconds"].replace(0, np.nan))
 
-# %% ../../nbs/07_segmentation/10_evaluation.ipynb #5826ee43
+# %% ../../nbs/07_segmentation/10_evaluation.ipynb #b4e0667c
 def normal_quantile(
     histogram: ScoreHistogram,  # of validation scores
     quantile: float,  # in (0, 1): share of normal pixels below the threshold
 ) -> float:  # threshold, on the histogram's scale
-    "Smallest stored score with at most 1 - quantile of the normal pixels at or above it. Raises `DataError`."
+    "The smallest stored score that promises at most 1 - quantile of the normal pixels at or above it. Raises `DataError`."
     if not 0 < quantile < 1:
         raise DataError(f"quantile is {quantile}; it must lie between 0 and 1")
-    if not histogram.negatives:
-        raise DataError("no normal pixel was counted; a threshold needs validation data")
-    above = np.cumsum(histogram.counts[0][::-1])[::-1]  # normal pixels at or above each code
-    code = np.flatnonzero(above <= (1 - quantile) * histogram.negatives)[:1].astype(np.uint16)
+    code = np.array([counted_threshold(histogram.counts[0], 1 - quantile)]).astype(np.uint16)
     return float(histogram.stored(order_value(code))[0])
 
 
