@@ -189,7 +189,7 @@ def load_network(
     network.train(False) if suffix != ".pt2" else None
     return network
 
-# %% ../../nbs/07_segmentation/16_network.ipynb #d3a65446
+# %% ../../nbs/07_segmentation/16_network.ipynb #40a2bb32
 def stored_files(
     folder: str | Path,
     suffixes: Sequence[str],  # such as ".npy"
@@ -255,7 +255,8 @@ class StoredLogits:
         if len(values) != wanted:
             raise DataError(f"{path}: {len(values)} classes, {'the names are' if self.classes else 'the files before have'} {wanted}; they must be equal")
         if values.shape[1:] != scene.labels.shape and not self.resize:
-            raise DataError(f"{path}: is {values.shape[1]}x{values.shape[2]}, its scene {scene.labels.shape[0]}x{scene.labels.shape[1]}; store them at the scene's size, or have them resized")
+            sizes = "{}x{}, its scene {}x{}".format(*values.shape[1:], *scene.labels.shape)
+            raise DataError(f"{path}: is {sizes}; store them at the scene's size, or have them resized")
         if not np.isfinite(values.sum(dtype=np.float64)):
             raise DataError(f"{path}: holds NaN or infinity; write it again")
         self._count = wanted
