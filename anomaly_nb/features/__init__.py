@@ -16,6 +16,8 @@ from .featureset import FeatureSet, categories_from_feat_dir, load_backbone, loa
 from .geometry import blend_tiles, cells_to_pixels, fit_shape, read_region, tile_plan
 from .shards import ShardedFeatures, cached_features, extract_shards, load_shards
 
-# %% ../../nbs/03_features/00_features.ipynb #21f8f3f2
-_all_ = ["Backbone", "BackboneSpec", "create_backbone", "convert_pickled", "extract_features", "part_cells", "part_index", "FeatureSet", "categories_from_feat_dir",
-         "load_backbone", "blend_tiles", "cells_to_pixels", "fit_shape", "read_region", "tile_plan", "load_bank_features", "load_features", "save_features", "ShardedFeatures", "cached_features", "extract_shards", "load_shards"]
+# %% ../../nbs/03_features/00_features.ipynb #c90b34b0
+_all_ = ["Backbone", "BackboneSpec", "create_backbone", "convert_pickled", "extract_features", "part_cells",
+         "part_index", "FeatureSet", "categories_from_feat_dir", "load_backbone", "blend_tiles", "cells_to_pixels",
+         "fit_shape", "read_region", "tile_plan", "load_bank_features", "load_features", "save_features",
+         "ShardedFeatures", "cached_features", "extract_shards", "load_shards"]
