@@ -55,22 +55,22 @@ def _elsewhere(rng: np.random.Generator, height: int, width: int) -> tuple[int, 
     sign = rng.choice([-1, 1], 2)
     return int(sign[0] * rng.uniform(0.2, 0.5) * height), int(sign[1] * rng.uniform(0.2, 0.5) * width)
 
-# %% ../../nbs/02_data/07_synthetic.ipynb #cbc76748
+# %% ../../nbs/02_data/07_synthetic.ipynb #7e1e1cf0
 Pixels = np.ndarray  # (H, W, 3) float32, grey levels
 
 
 def _speck(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> Pixels:
     sign = rng.choice([-1, 1])
     radius = (1.2, 1.5, 2.0, 2.6, 3.4)[s] * max(min(image.shape[:2]) / 256, 1.0)
-    return image + sign * CONTRASTS[s] * 1.3 * _blob(rng, *image.shape[:2], y, x, radius)[..., None]
+    return image + sign * CONTRASTS[s] * 1.3 * _blob(rng, image.shape[0], image.shape[1], y, x, radius)[..., None]
 
 
 def _crack(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> Pixels:
-    return image - CONTRASTS[s] * np.clip(1.3 - _curve(rng, *image.shape[:2], y, x, 0.5), 0, 1)[..., None]
+    return image - CONTRASTS[s] * np.clip(1.3 - _curve(rng, image.shape[0], image.shape[1], y, x, 0.5), 0, 1)[..., None]
 
 
 def _scratch(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> Pixels:
-    return image + CONTRASTS[s] * np.clip(1.5 - _curve(rng, *image.shape[:2], y, x, 0.02), 0, 1)[..., None]
+    return image + CONTRASTS[s] * np.clip(1.5 - _curve(rng, image.shape[0], image.shape[1], y, x, 0.02), 0, 1)[..., None]
 
 
 def _scar(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> Pixels:
@@ -85,8 +85,8 @@ def _scar(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> Pi
 
 
 def _patch(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> Pixels:
-    piece = _blob(rng, *image.shape[:2], y, x, EXTENTS[s] * min(image.shape[:2]))[..., None]
-    return image * (1 - piece) + piece * _shift(image, *_elsewhere(rng, *image.shape[:2]))
+    piece = _blob(rng, image.shape[0], image.shape[1], y, x, EXTENTS[s] * min(image.shape[:2]))[..., None]
+    return image * (1 - piece) + piece * _shift(image, *_elsewhere(rng, image.shape[0], image.shape[1]))
 
 
 def _warp(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> Pixels:
@@ -100,19 +100,19 @@ def _warp(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> Pi
 
 def _missing(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> Pixels:
     radius = EXTENTS[s] * min(image.shape[:2])
-    piece = _blob(rng, *image.shape[:2], y, x, radius)
+    piece = _blob(rng, image.shape[0], image.shape[1], y, x, radius)
     ring = (ndimage.binary_dilation(piece > 0, iterations=max(2, int(radius / 2)))) & (piece == 0)
     return image * (1 - piece[..., None]) + piece[..., None] * image[ring].mean(axis=0)
 
 
 def _double(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> Pixels:
     side, angle = min(image.shape[:2]), rng.uniform(0, 2 * np.pi)
-    piece = _blob(rng, *image.shape[:2], y, x, 0.09 * side)[..., None] * (0.12, 0.22, 0.36, 0.55, 0.8)[s]
+    piece = _blob(rng, image.shape[0], image.shape[1], y, x, 0.09 * side)[..., None] * (0.12, 0.22, 0.36, 0.55, 0.8)[s]
     return image * (1 - piece) + piece * _shift(image, 0.07 * side * np.sin(angle), 0.07 * side * np.cos(angle))
 
 
 def _blurred(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> Pixels:
-    piece = _blob(rng, *image.shape[:2], y, x, 0.07 * min(image.shape[:2]))[..., None]
+    piece = _blob(rng, image.shape[0], image.shape[1], y, x, 0.07 * min(image.shape[:2]))[..., None]
     sigma = (0.7, 1.1, 1.7, 2.6, 4.2)[s] * max(min(image.shape[:2]) / 256, 1.0)
     return image * (1 - piece) + piece * ndimage.gaussian_filter(image, (sigma, sigma, 0), mode="mirror")
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError
-from ..core.files import load_tensors, sha256_file
+from ..core.files import sha256_file
 from ..core.runtime import choose_device, import_torchvision
 from .filters import CELL, FILTERS
 from .geometry import RESIZES, Placement, Region, fit_image, part_plan, place, place_tile, read_region

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.errors import DataError, require
-from ..core.files import load_tensors, save_tensors, sha256_file
+from ..core.files import load_tensors, save_tensors
 from ..core.runtime import import_torchvision
 from ..features.weights import load_weights
 from .datasets import Scene
