@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import binom
+from scipy.stats import beta, binom
 
-from anomaly_nb.calibration.drift import METRICS, Thresholds, adjust_p_values, drift_metrics, judge_heads
+from anomaly_nb.calibration.drift import METRICS, VERDICTS, Thresholds, adjust_p_values, drift_metrics, judge_heads
 from anomaly_nb.calibration.sample import Sample, ScoreSketch, bootstrap_quantiles, quantiles, sketch_edges, weighted_quantiles
 
 SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
@@ -60,8 +60,7 @@ def test_identical_data_gives_zeros():
 
 BASE = np.random.default_rng(1).beta(4, 8, 60_000)
 BROKEN = {
-    "one NaN": np.r_[BASE[1:], np.nan],
-    "infinite": np.r_[BASE, np.inf],
+    "every tenth NaN": np.where(np.arange(BASE.size) % 10, BASE, np.nan),
     "all NaN": np.full(100, np.nan),
     "constant": np.full(60_000, 0.3),
     "empty": np.array([]),
@@ -80,9 +79,51 @@ def test_broken_scores_are_never_stable(name, grouped):
     for a, b in [(BASE, scores), (scores, BASE), (scores, scores), (scores, scores.copy()[::-1])]:
         groups = {"reference_groups": np.arange(a.size) % 20, "current_groups": np.arange(b.size) % 20} if grouped else {}
         r = drift_metrics(a, b, resamples=100, thresholds=Thresholds(10, 10, 0.99, 10, 10), **groups)
-        assert r.verdict in ("insufficient", "unstable") and r.is_stable is False, (name, r.reason)
+        if name != "every tenth NaN" or a is BASE:
+            assert r.verdict in ("insufficient", "unstable") and r.is_stable is False, (name, r.reason)
         assert r.as_dict()["verdict"] == r.verdict
-    assert drift_metrics(scores, scores, resamples=100).verdict == "insufficient"
+    assert name == "every tenth NaN" or drift_metrics(scores, scores, resamples=100).verdict == "insufficient"
+
+
+@pytest.mark.parametrize("gap", [np.nan, np.inf, -np.inf])
+def test_one_gap_is_counted_and_told(gap):
+    rng = np.random.default_rng(1)
+    a, b = rng.gamma(4, size=500), rng.gamma(4, size=500)
+    r = drift_metrics(a, np.r_[b, gap])
+    assert r.lost_current == 1 and "1 new scores were no numbers" in r.reason and r.verdict == drift_metrics(a, b).verdict == "no evidence of drift"
+
+
+def test_a_head_that_stops_working_is_unstable_for_that_reason():
+    a = np.random.default_rng(0).gamma(4, size=500)
+    for now, says in ((np.full(500, 0.5), "every score is 0.5"), (np.full(500, np.nan), "stopped giving scores"), (np.r_[a[:100], np.full(400, 2.0)], "half of the scores are 2")):
+        r = drift_metrics(a, now)
+        assert r.verdict == "unstable" and not r.is_stable and says in r.reason
+
+
+SIZES = (60, 200, 1000, 3500, 10_000)
+
+
+def verdict_table(runs, sizes=SIZES):
+    "n, drift of the median in margins -> fraction of each verdict."
+    out = {}
+    for n in sizes:
+        for times in (0.0, 0.5, 2.0):
+            rng, seen = np.random.default_rng(n), []
+            shift = times * 0.05 * (np.quantile(beta.rvs(4, 8, size=10**5, random_state=0), [0.05, 0.95]) @ [-1, 1])  # the median's margin, on the reference's range
+            for i in range(runs):
+                seen.append(drift_metrics(rng.beta(4, 8, n), rng.beta(4, 8, n) + shift, scale="reference", resamples=400, random_state=i).verdict)
+            out[n, times] = {v: seen.count(v) / runs for v in VERDICTS}
+    return out
+
+
+def test_verdicts_over_sizes():
+    found = verdict_table(200 if SLOW else 20, SIZES if SLOW else (60, 1000))
+    for (n, times), row in found.items():
+        print(f"n {n:6}, drift of {times} margins: " + ", ".join(f"{v} {f:.2f}" for v, f in row.items() if f))
+        if times == 0:
+            assert row["stable"] + row["no evidence of drift"] >= 0.8 and row["unstable"] <= 0.15
+        if times == 2 and n >= 1000:
+            assert row["stable"] + row["no evidence of drift"] <= 0.1
 
 
 @pytest.mark.parametrize("shape", SHAPES)

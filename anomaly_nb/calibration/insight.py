@@ -54,8 +54,8 @@ def verdict_table(report: dict[str, Any]) -> pd.DataFrame:  # one row per head a
             rows.append({"head": name, "verdict": head["verdict"], "metric": metric, "value": value, "low": low, "high": high, "grade": grade(metric, value)})
     return pd.DataFrame(rows).astype({"value": float, "low": float, "high": float})
 
-# %% ../../nbs/05_calibration/20_insight.ipynb #296b11be
-VERDICTS = {"stable": PALETTE[2], "unstable": PALETTE[5], "inconclusive": PALETTE[4], "insufficient": PALETTE[6]}
+# %% ../../nbs/05_calibration/20_insight.ipynb #73608735
+VERDICTS = {"stable": PALETTE[2], "no evidence of drift": PALETTE[0], "unstable": PALETTE[5], "inconclusive": PALETTE[4], "insufficient": PALETTE[6]}
 
 
 @figure_style()
@@ -213,24 +213,38 @@ def suggest_from_store(store: CalibrationStore, model: str, count: int = 20) -> 
     table = wide[new]
     return table.iloc[suggest_files(table.to_numpy(), wide[~new].to_numpy(), min(count, len(table)))].reset_index()
 
-# %% ../../nbs/05_calibration/20_insight.ipynb #656a28db
+# %% ../../nbs/05_calibration/20_insight.ipynb #bfc8e057
+def _go_on(head: dict[str, Any]) -> str:
+    "What to do about a head that nothing stands against, and that is not proven stable."
+    if not head["n_needed"]:
+        return "go on"
+    if head.get("short_side") == "reference":
+        return f"go on; to prove stability, pool the reference with drift extend, to about {head['n_needed']} files"
+    return f"go on; about {head.get('n_needed_new') or head['n_needed']} new files would decide"
+
+
 def next_steps(report: dict[str, Any]) -> pd.DataFrame:  # head, verdict, do; the most urgent first
     "What a run asks a person to do about each head."
     rows = []
     for name, head in report["heads"].items():
         moved = report["reference_updates"][name]
-        if head["verdict"] == "insufficient":
+        if head["verdict"] == "unstable" and not head["labels"]:
+            order, do = 0, f"repair the model or its input: {head['reason']}"
+        elif head["verdict"] == "insufficient":
             order, do = 2, f"tag more files: {head['reason']}"
         elif head["reference_version"] is None:
-            order, do = 3, "nothing yet: this run made its reference"
+            seen = head.get("contamination")
+            order, do = 3, f"look at the highest scores before trusting this reference: {seen}" if seen else "nothing yet: this run made its reference"
         elif moved == "updated":
             order, do = 1, "tag again all files (retag-all): the reference has moved"
         elif head["verdict"] == "unstable":
             order, do = 0, f"look at the highest new scores; promote version {report['version']} only if they are normal"
         elif head["alarm"] and head["alarm"]["rung"]:
             order, do = 0, f"look at the scores since file {head['alarm']['at']} of the stream: the sequential alarm rang there"
-        elif head["verdict"] == "inconclusive":
-            order, do = 4, f"go on; about {head['n_needed']} files on each side would decide" if head["n_needed"] else "go on"
+        elif head.get("contamination"):
+            order, do = 0, f"look at the highest new scores: {head['contamination']}"
+        elif head["verdict"] in ("inconclusive", "no evidence of drift"):
+            order, do = 4, _go_on(head)
         else:
             order, do = 5, "nothing: the calibration holds"
         rows.append((order, {"head": name, "verdict": head["verdict"], "do": do}))
@@ -269,7 +283,7 @@ def replay(
         reports.append(store.run())
     return reports
 
-# %% ../../nbs/05_calibration/20_insight.ipynb #35ccda29
+# %% ../../nbs/05_calibration/20_insight.ipynb #adf3f412
 def log_to_mlflow(
     report: dict[str, Any],  # of `store.run()`
 ) -> int:  # how many metrics were logged
@@ -281,7 +295,7 @@ def log_to_mlflow(
         for metric in METRICS
         if head["drift_metrics"][metric] is not None
     }
-    metrics |= {f"summary.{k}": float(v) for k, v in report["summary"].items()}
+    metrics |= {f"summary.{k}": float(v) for k, v in report["summary"].items() if isinstance(v, int)}
     mlflow.log_metrics(metrics, step=report["version"])
     mlflow.set_tags({f"{name.replace('/', '.')}.verdict": head["verdict"] for name, head in report["heads"].items()})
     return len(metrics)

@@ -91,7 +91,7 @@ class HeadRun:
         ends = quantiles(self.window.sample) if self.window.sample.n >= max(min_files, 2) else np.zeros(5)
         return bool(ends[4] > ends[0])
 
-# %% ../../nbs/05_calibration/11_measuring.ipynb #748a419a
+# %% ../../nbs/05_calibration/11_measuring.ipynb #f91bd606
 def measure_head(
     db: sqlite3.Connection,
     head: sqlite3.Row,
@@ -120,7 +120,7 @@ def measure_head(
     drift = drift_metrics(*_comparable(before.sample, window.sample), **options)
     if not window.sample.n and not window.sample.lost:
         drift = DriftResult(reason=f"no files since version {head['reference_version']}", n_reference=before.sample.n, thresholds=thresholds)
-    alarm = _alarm(db, head, before, since, last, settings.calibration_drift_alpha / n_heads)
+    alarm = _alarm(db, head, before, since, window, last, settings.calibration_drift_alpha / n_heads)
     deciding = reference_of(db, head) or {}
     bound = deciding.get("false_alarm_bound") or deciding.get("alpha", settings.calibration_alpha)
     suspicion = contamination(window.sample, deciding.get("threshold"), bound) if deciding.get("threshold") is not None else None
@@ -152,14 +152,30 @@ def _comparable(a: Sample | ScoreSketch, b: Sample | ScoreSketch) -> tuple[Sampl
     return a, b
 
 
-def _alarm(db: sqlite3.Connection, head: sqlite3.Row, before: Window, since: Window, last: int, alpha: float) -> dict[str, Any] | None:
+def _alarm(db: sqlite3.Connection, head: sqlite3.Row, before: Window, since: Window, window: Window, last: int, alpha: float) -> dict[str, Any] | None:
     "The sequential alarm of a head over its stream since the anchor."
     version = head["anchor_version"] or head["reference_version"]
     anchor = _bounds(db, head, version)
     if anchor is not None and version != head["reference_version"]:
         before, since = read_window(db, head["id"], *anchor), read_window(db, head["id"], anchor[1], last)
+        alpha /= 2  # one half for the stream, one for the comparison with the anchor
     if not before.stream.size:
         return None
     alarm = SequentialAlarm(alpha).fit(before.stream[:WATCHED]).update(since.stream[:WATCHED])
     capital = round(float(np.log10(max(alarm.capital_, 1e-300))), 3)
-    return {"rung": alarm.alarm_, "at": alarm.alarm_at_, "log10_capital": capital, "alpha": alpha, "watched": len(alarm.history_), "since_version": version}
+    told = {"rung": alarm.alarm_, "at": alarm.alarm_at_, "log10_capital": capital, "alpha": alpha, "watched": len(alarm.history_), "since_version": version}
+    if version == head["reference_version"]:
+        return told
+    p, level = _since_anchor(db, head, before, window, version, alpha)
+    return told | {"rung": alarm.alarm_ or p <= level, "p_since_anchor": p, "level": level}
+
+
+def _since_anchor(db: sqlite3.Connection, head: sqlite3.Row, anchor: Window, window: Window, version: int, alpha: float) -> tuple[float, float]:
+    "The p-value of no move between the anchor and this window, and the level it is held against: those of all runs since the anchor add up to `alpha`."
+    query = "SELECT count(*) FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version > ?"
+    runs = db.execute(query, (head["model_name"], head["head_name"], version)).fetchone()[0] + 1
+    samples = anchor.sample, window.sample
+    if any(isinstance(s, ScoreSketch) or s.n < 20 for s in samples):
+        return 1.0, alpha / (runs * (runs + 1))
+    compared = drift_metrics(*_comparable(*samples), scale="reference", min_files=20, resamples=max(1000, int(20 * runs * (runs + 1) / alpha) if runs < 8 else 20_000))
+    return compared.p_no_drift, alpha / (runs * (runs + 1))

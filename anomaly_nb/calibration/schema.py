@@ -103,7 +103,7 @@ def run_values(row: sqlite3.Row) -> dict[str, Any]:  # field -> value
     "The fields of `RunRow` in a row of `calibration_runs`."
     return {name: bool(row[name]) if name == "is_stable" else row[name] for name in HISTORY}
 
-# %% ../../nbs/05_calibration/07_schema.ipynb #43bf80d8
+# %% ../../nbs/05_calibration/07_schema.ipynb #456b24a9
 class HeadMetrics(BaseModel):
     "The six metrics of a head and the plain rule."
 
@@ -134,6 +134,10 @@ class HeadReport(BaseModel):
     n_needed: int | None
     scale: str
     alarm: dict[str, Any] | None
+    n_needed_new: int | None = Field(None, description="new files that would decide with this reference; None where no number does")
+    short_side: str | None = Field(None, description="which side stands in the way of a decision: reference, or new files")
+    margins: dict[str, float] = Field({}, description="shifts that these files can tell from none")
+    lost_current: int = Field(0, description="new scores that were no numbers")
     contamination: str | None = Field(None, description="why there may be defects among the files of this run")
     known_defects: int = Field(0, description="files that are known to be defects: tagged, but not calibrated on")
 

@@ -6,7 +6,7 @@
 __all__ = ['tag_by_reference', 'read_history', 'read_moves', 'read_trend', 'promote_version', 'is_due', 'query_table',
            'CalibrationStore']
 
-# %% ../../nbs/05_calibration/17_store.ipynb #67da731d
+# %% ../../nbs/05_calibration/17_store.ipynb #ae40b578
 import json
 import sqlite3
 import time
@@ -21,7 +21,7 @@ import pandas as pd
 from .database import opened, transaction
 from .exports import export_files, load_calibration, repair_files
 from .jobs import count_jobs, drain_jobs, enqueue_retag, enqueue_run
-from .publishing import move_reference
+from .publishing import extend_references, move_reference
 from .runs import run_calibration
 from .schema import HISTORY, run_values
 from .tagging import NotNow, UnknownHead, decide, find_head, label_of, tag_scores
@@ -148,7 +148,7 @@ def query_table(db: sqlite3.Connection, query: str, values: Iterable[Any] = ()) 
     except (sqlite3.Error, pd.errors.DatabaseError) as e:
         raise DataError(f"query refused: {e}") from None
 
-# %% ../../nbs/05_calibration/17_store.ipynb #655fd708
+# %% ../../nbs/05_calibration/17_store.ipynb #4c049d4d
 class CalibrationStore:
     "Scores, calibration runs, references and decisions of many heads, in one folder; safe for several processes and threads."
 
@@ -201,6 +201,14 @@ class CalibrationStore:
     def promote(self, model: str, head: str, version: int | None = None, by: str = "person", reason: str = "") -> dict[str, Any]:
         "Make a version the reference of a head; None takes the newest proposal. Raises `UnknownHead` or `NotNow`."
         return self.ask(promote_version, self.root, model, head, version, by, reason)
+
+    def extend(self, model: str | None = None, head: str | None = None) -> dict[str, str]:
+        "Pool references with the windows of the last run that showed no drift: head -> what happened. Raises `UnknownHead`, or `DataError` in production mode."
+        if not self.settings.calibrate_heads:
+            raise DataError("references are pooled in development: set calibrate_heads: true in config.yml")
+        told = self.ask(extend_references, self.root, self.settings, model, head)
+        self.ask(export_files, self.root)
+        return told
 
     def history(self, model: str | None = None, head: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
         "Runs of heads, newest first."
