@@ -42,11 +42,12 @@ from .scorer import PixelScorer, load_scorer, save_scorer
 from .scores import StandardizedMaxLogit, boundary_suppression, dilated_smoothing, energy, max_logit, msp
 from .training import TrainConfig, train, training_curves
 
-# %% ../../nbs/07_segmentation/00_segmentation.ipynb #8e0db541
+# %% ../../nbs/07_segmentation/00_segmentation.ipynb #443cea5c
 _all_ = [
     "Augmentation", "HybridEnergyThresholding", "LabelTable", "PixelKNN", "PixelMahalanobis", "PixelScorer", "StandardizedMaxLogit", "StreetDataset", "StreetEvaluation",
     "StreetModel", "TrainConfig", "ViM", "ablation_summary", "boundary_suppression", "build_model", "class_distribution", "class_table", "comparison_plot", "comparison_table",
     "difference_table", "dilated_smoothing", "energy", "evaluate", "heat_study", "load_checkpoint", "load_evaluation", "load_scorer", "max_logit", "msp", "open_streets",
     "operating_points", "predict", "quantile_sensitivity", "results_table", "run_ablation", "save_checkpoint", "save_evaluation", "save_scorer", "scene_panels", "speed_table",
-    "OwnNetwork", "StoredLogits", "StreetRun", "evaluate_scores", "load_network", "write_submission", "street_samples", "study_configs", "subsampling_study", "threshold_sensitivity", "to_markdown", "train", "training_curves", "write_comparison", "write_street_samples",
+    "OwnNetwork", "StoredLogits", "StreetRun", "evaluate_scores", "load_network", "write_submission",
+    "street_samples", "study_configs", "subsampling_study", "threshold_sensitivity", "to_markdown", "train", "training_curves", "write_comparison", "write_street_samples",
 ]  # fmt: skip
