@@ -42,7 +42,7 @@ from .scorer import PixelScorer, load_scorer, save_scorer
 from .scores import StandardizedMaxLogit, boundary_suppression, dilated_smoothing, energy, max_logit, msp
 from .training import TrainConfig, train, training_curves
 
-# %% ../../nbs/07_segmentation/00_segmentation.ipynb #8e0db541
+# %% ../../nbs/07_segmentation/00_segmentation.ipynb #443cea5c
 _all_ = ["Augmentation", "HybridEnergyThresholding", "LabelTable", "PixelKNN", "PixelMahalanobis", "PixelScorer",
          "StandardizedMaxLogit", "StreetDataset", "StreetEvaluation", "StreetModel", "TrainConfig", "ViM",
          "ablation_summary", "boundary_suppression", "build_model", "class_distribution", "class_table",

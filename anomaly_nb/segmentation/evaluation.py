@@ -152,7 +152,7 @@ def check_sizes(
         made = ", ".join(f"{h}x{w}" for h, w in sorted(map(tuple, threshold_sizes))[:3])
         raise DataError(f"thresholds and statistics were made at {made} and the pictures are {', '.join(f'{h}x{w}' for h, w in other[:3])} (height x width); {mend}")
 
-# %% ../../nbs/07_segmentation/10_evaluation.ipynb #78b361fd
+# %% ../../nbs/07_segmentation/10_evaluation.ipynb #e9bd2bc9
 def evaluate(
     model: SceneNetwork,
     scorer: PixelScorer,  # fitted
@@ -188,7 +188,7 @@ def evaluate(
     result.about["sizes"] = sorted(map(list, sizes))
     if track:
         scorer.reset()
-        again = progress(dataset, "components", len(dataset), "image")
+        again = (dataset[i] for i in progress(range(len(dataset)), "components", unit="image"))
         ranked = ((s.key, {m: scorer.ranked(m, v[0]) for m, v in scorer.score(model.see(s, precision)).items()}, s.anomaly) for s in again)
         count_components(result, ranked, track)
     result.about["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2))

@@ -157,7 +157,7 @@ class _First:
                 fitted[name] = self.knn.fit_reservoir(self.reservoir)
         return None if self.subspace is None else self.subspace.close()
 
-# %% ../../nbs/07_segmentation/09_scorer.ipynb #11295f59
+# %% ../../nbs/07_segmentation/09_scorer.ipynb #9350ab70
 SCALE_PIXELS = 1 << 16  # sampled in all for the common scale
 
 
@@ -170,7 +170,7 @@ class _Second:
         self.terms = TermMoments()
         self.reservoir, self.columns = CellReservoir(SCALE_PIXELS), dict[str, list[str]]()
 
-    def _parts(self, method: str, out: StreetOutput) -> dict[str, torch.Tensor | np.ndarray]:
+    def _parts(self, method: str, out: StreetOutput) -> dict[str, torch.Tensor]:
         "Maps (1, H, W) that a method's score is made of."
         height, width = out.logits.shape[-2:]
         if method == "heat" and self.heat is not None and not self.heat.fallback_:
@@ -178,7 +178,7 @@ class _Second:
         if method == "vim" and self.vim is not None:
             residual, free = self.vim.vim.parts(out.penultimate, out.extent)
             return {"residual": residual[:, :height, :width], "free": free[:, :height, :width]}
-        return {"score": self.scorer.score_one(method, out)}
+        return {"score": torch.from_numpy(self.scorer.score_one(method, out))}
 
     def add(self, i: int, out: StreetOutput, labels: torch.Tensor) -> None:
         "Count picture `i`."
@@ -193,7 +193,7 @@ class _Second:
             if method == "heat" and self.heat is not None:
                 self.terms.add(self.heat.raw(out.logits, None, out.extent) if self.heat.fallback_ else parts, labels != VOID)
             self.columns[method] = list(parts)
-            columns += [np.asarray(m.cpu() if isinstance(m, torch.Tensor) else m).reshape(-1)[kept] for m in parts.values()]
+            columns += [m.cpu().numpy().reshape(-1)[kept] for m in parts.values()]
         self.reservoir.add(np.stack(columns, 1).astype(np.float32), rng.random(len(kept)))
 
     def close(self) -> dict[str, tuple[float, float]]:
