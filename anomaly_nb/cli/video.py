@@ -86,7 +86,7 @@ def calibrate_video(
     """
     _calibrate(_plan(dataset_name, config, root, features, backbone, weights, image_size), config, max_image_count)
 
-# %% ../../nbs/11_cli/08_video.ipynb #6ab3d254
+# %% ../../nbs/11_cli/08_video.ipynb #e2de33f6
 def score_video(
     dataset_name: Dataset = "shanghaitech",
     config: Config = Path("config.yml"),
@@ -101,25 +101,33 @@ def score_video(
 ) -> None:
     """Score every test frame with the stored calibration, name the responsible object, and compare with the ground truth if there is one.
 
+    Exit code 4: everything was scored that could be, and some videos were not whole.
+
     \b
     anomaly-nb score-video --dataset-name ped2 --root data/ped2 --all
     """
     import time
+    import warnings
 
+    from anomaly_nb.core.errors import Notice
     from anomaly_nb.core.files import write_text
-    from anomaly_nb.video.pipeline import evaluate_dataset, score_dataset
+    from anomaly_nb.video.pipeline import dataset_videos, evaluate_dataset, mark_incomplete, score_dataset
     from anomaly_nb.video.scoring import responsible_objects
 
     plan, start = _plan(dataset_name, config, root, features, backbone, weights, image_size), time.perf_counter()
-    if everything:
-        _extract(plan, ("training", "testing"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # what is not whole is said once, below
+        if everything:
+            _extract(plan, ("training", "testing"))
+            middle = time.perf_counter()
+            _calibrate(plan, config, max_image_count)
+            typer.echo(f"calibrated in {time.perf_counter() - middle:.0f} s")
         middle = time.perf_counter()
-        _calibrate(plan, config, max_image_count)
-        typer.echo(f"calibrated in {time.perf_counter() - middle:.0f} s")
-    middle = time.perf_counter()
-    frames, objects = score_dataset(plan, config)
-    write_text(out / "frame_scores.csv", frames.to_csv(index=False))
-    write_text(out / "objects.csv", responsible_objects(objects, plan.weights).to_csv(index=False))
+        frames, objects = score_dataset(plan, config)
+    videos = dataset_videos(plan)
+    write_text(out / "frame_scores.csv", mark_incomplete(frames, videos).to_csv(index=False))
+    write_text(out / "objects.csv", mark_incomplete(responsible_objects(objects, plan.weights), videos).to_csv(index=False))
+    write_text(out / "videos.csv", videos.to_csv(index=False))
     typer.echo(f"scored {len(frames)} frames in {time.perf_counter() - middle:.0f} s")
     found = evaluate_dataset(plan, frames)
     if found:
@@ -127,4 +135,8 @@ def score_video(
         for row in found[0].to_dict("records"):
             interval = f"{row['micro']:.4f} [{row['micro_low']:.4f}, {row['micro_high']:.4f}]"
             typer.echo(f"  {row['scores']:10s} micro {interval}  macro {row['macro']:.4f}  macro padded {row['macro_padded']:.4f}")
+    for row in videos[videos["note"] != ""].to_dict("records"):
+        typer.echo(f"  {row['video']}: {row['note']}" + ("" if row["scored"] else " (not scored)"))
     typer.echo(f"scores in {out}; {time.perf_counter() - start:.0f} s in all")
+    if not videos["complete"].all():
+        raise typer.Exit(4)

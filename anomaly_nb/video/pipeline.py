@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'CACHE', 'VideoPlan', 'plan_for', 'located', 'extract_dataset', 'calibrate_dataset', 'score_dataset',
-           'evaluate_dataset']
+           'dataset_videos', 'mark_incomplete', 'evaluate_dataset']
 
-# %% ../../nbs/08_video/11_pipeline.ipynb #c348280a
+# %% ../../nbs/08_video/11_pipeline.ipynb #70e6261f
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..core.settings import load_settings
 from .evaluation import auc_table
 from .extraction import Extraction, check_extracted, extract_videos
 from .feature_files import read_index
-from .layouts import EVENTS, GROUND_TRUTHS, frame_labels, ground_truths, list_videos
+from .layouts import EVENTS, GROUND_TRUTHS, frame_labels, ground_truths, list_videos, read_split
 from .scoring import VideoScorer, frame_scores, load_modalities, load_scorer, of_videos, save_scorer
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #0dee9db5
@@ -105,7 +105,7 @@ def _features(plan: VideoPlan) -> Path:
         raise DataError(f"dataset {plan.name!r} has neither a root nor a folder of features; give --root or --features")
     return plan.features
 
-# %% ../../nbs/08_video/11_pipeline.ipynb #22343b54
+# %% ../../nbs/08_video/11_pipeline.ipynb #cb7c38d9
 def extract_dataset(
     plan: VideoPlan,
     splits: tuple[str, ...] = ("training", "testing"),
@@ -133,7 +133,7 @@ def calibrate_dataset(
     index = read_index(folder)
     if plan.root is not None:
         videos = list_videos(plan.root, "training")
-        check_extracted(folder, videos)
+        check_extracted(folder, videos)  # those that could not be read are left out of the calibration
         if strange := [v for v in index["videos"] if v not in {w.name for w in videos}]:
             raise DataError(f"{folder}: holds features of video {strange[0]}, which is not among the training videos of {plan.root}; use another folder or remove it")
     features = load_modalities(folder, tuple(index["modalities"]), max_image_count, plan.random_state)
@@ -160,23 +160,50 @@ def score_dataset(
     features = load_modalities(folder / split, tuple(scorer.ranges_))
     if plan.root is not None:
         videos = list_videos(plan.root, split)
-        check_extracted(folder / split, videos)
+        check_extracted(folder / split, videos)  # those that could not be read have no scores
         features = {m: of_videos(part, {v.name for v in videos}) for m, part in features.items()}  # others may be left of an earlier day
     objects = scorer.score_objects(features)
     return frame_scores(objects, next(iter(features.values())).frames, plan.weights, plan.sigma), objects
+
+
+def dataset_videos(
+    plan: VideoPlan,
+    split: str = "testing",
+) -> pd.DataFrame:  # video, frames, fps, scored, complete, note; a row for every video, and for every file that was taken for one
+    "What was read of a split, and what is to be said about it. Raises as `list_videos` does."
+    if plan.root is None:
+        return pd.DataFrame(columns=["video", "frames", "fps", "scored", "complete", "note"])
+    (videos, skipped), plan = read_split(plan.root, split), located(plan)
+    failed = check_extracted(_features(plan) / split, videos)
+    rows = [(v.name, len(v.frames), v.fps, v.name not in failed, v.complete and v.name not in failed, failed.get(v.name, v.note)) for v in videos]
+    rows += [(path.name, 0, None, False, False, why) for path, why in skipped.items()]
+    return pd.DataFrame(rows, columns=["video", "frames", "fps", "scored", "complete", "note"])
+
+
+def mark_incomplete(
+    table: pd.DataFrame,  # with a column `video`
+    videos: pd.DataFrame,  # of `dataset_videos`
+) -> pd.DataFrame:  # with one more column, `incomplete`: what a video lacks, or ""
+    "A table that says of every row whether its video was whole."
+    notes = {str(v): note for v, note, complete in zip(videos["video"], videos["note"], videos["complete"]) if not complete}
+    return table.assign(incomplete=[notes.get(str(v), "") for v in table["video"]])
 
 
 def evaluate_dataset(
     plan: VideoPlan,
     frames: pd.DataFrame,  # of `score_dataset`
 ) -> tuple[pd.DataFrame, dict] | None:  # AUROC table and labels, or None where there is no ground truth
-    "AUROC of every column of frame scores against the data set's ground truth. Raises `DataError` where scores and videos have different frames."
+    "AUROC of every column of frame scores against the ground truth, of the videos that were whole. Raises `DataError` where scores and videos have different frames."
     if plan.root is None or not ground_truths(plan.root):
         return None
-    videos = list_videos(plan.root, "testing")
+    found, _ = read_split(plan.root, "testing")
+    videos = [v for v in found if v.complete and v.name in set(frames["video"])]
+    if not videos:
+        raise DataError(f"{plan.root}: no test video was read whole and scored; nothing can be compared with its ground truth")
     scored = {str(v): tuple(part["frame"]) for v, part in frames.groupby("video")}
     for video in videos:
-        if scored.get(video.name) != video.frames:
+        if scored[video.name] != video.frames:
             raise DataError(f"{video.path}: its frames are not those that were scored; extract and score this version of the video")
     labels = frame_labels(plan.root, videos, plan.ground_truth, plan.events)
-    return auc_table(frames, labels), labels
+    table = auc_table(frames[frames["video"].isin(list(labels))].reset_index(drop=True), labels)
+    return table.assign(left_out=", ".join(v.name for v in found if v not in videos)), labels
