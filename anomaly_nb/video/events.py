@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['runs', 'held_out_frames', 'Decision', 'decide', 'made_with', 'find_events', 'say_events']
 
-# %% ../../nbs/08_video/13_events.ipynb #e6e15e29
-from collections.abc import Mapping
+# %% ../../nbs/08_video/13_events.ipynb #5323bf81
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,15 @@ def runs(
     cuts = np.flatnonzero(np.diff(on) > gap + 1)
     return [(int(a), int(b)) for a, b in zip(on[np.r_[0, cuts + 1]], on[np.r_[cuts, len(on) - 1]])]
 
-# %% ../../nbs/08_video/13_events.ipynb #5401ad17
+# %% ../../nbs/08_video/13_events.ipynb #437fdcf2
 def held_out_frames(
     scorer: VideoScorer,  # fitted
     sample: Mapping[str, ObjectFeatures],  # what it was fitted with
-    whole: Mapping[str, ObjectFeatures],  # all frames of the training videos
+    load: Callable[[str], Mapping[str, ObjectFeatures]],  # all frames of one training video
     folds: int = 4,  # parts the videos are divided into, in turn held out
 ) -> pd.DataFrame:  # as `frame_scores`
     "Frame scores of the training videos, each by a scorer that has not seen it. Raises `DataError` for fewer than 2 videos."
-    names = sorted(next(iter(whole.values())).frames, key=natural_key)
+    names = sorted(next(iter(sample.values())).frames, key=natural_key)
     if len(names) < 2:
         raise DataError("features: one video cannot be kept out of itself; at least 2 normal videos are needed")
     parts = []
@@ -51,8 +51,8 @@ def held_out_frames(
         part = VideoScorer(scorer.k, scorer.metric, scorer.n_components, scorer.percentiles, scorer.weights, scorer.sigma, scorer.random_state, scorer.device)
         part.fit({m: of_videos(f, set(names) - out) for m, f in sample.items()})
         part.ranges_ = scorer.ranges_
-        held = {m: of_videos(f, out) for m, f in whole.items()}
-        parts.append(frame_scores(part.score_objects(held), next(iter(held.values())).frames, scorer.weights, scorer.sigma))
+        for held in map(load, sorted(out, key=natural_key)):
+            parts.append(frame_scores(part.score_objects(held), next(iter(held.values())).frames, scorer.weights, scorer.sigma))
     found = pd.concat(parts, ignore_index=True)
     return pd.concat([found[found["video"] == v] for v in names], ignore_index=True)
 
