@@ -6,7 +6,7 @@
 __all__ = ['COLOURS', 'EVENT', 'CURVE', 'PAPER', 'INK', 'STRIP', 'CODECS', 'annotate', 'curve_strip', 'render_video',
            'contact_sheet']
 
-# %% ../../nbs/08_video/14_render.ipynb #7543eb4a
+# %% ../../nbs/08_video/14_render.ipynb #f2e8bb4d
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..core.errors import DataError, require
 from ..core.files import atomic_write
-from .layouts import Video
+from .layouts import Video, quiet_opencv
 
 # %% ../../nbs/08_video/14_render.ipynb #0f182913
 COLOURS = {"deep": (230, 120, 30), "velocity": (40, 150, 230), "keypoints": (150, 80, 200)}  # RGB, by modality
@@ -64,7 +64,7 @@ def curve_strip(
     cv2.polylines(strip, [np.array([(x(t), y(float(s))) for t, s in enumerate(scores)], np.int32)], False, CURVE, 1, cv2.LINE_AA)
     return strip
 
-# %% ../../nbs/08_video/14_render.ipynb #878ea00c
+# %% ../../nbs/08_video/14_render.ipynb #dd849154
 CODECS = (("mp4", "avc1"), ("webm", "VP80"), ("avi", "MJPG"))
 
 
@@ -111,7 +111,7 @@ def render_video(
 
 def _writer(folder: Path, name: str, fps: float, size: tuple[int, int]):  # writer, final path, path while it is written
     "The first codec that works here. Raises `DataError`."
-    cv2 = require("cv2", "video")
+    cv2 = quiet_opencv()
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, codec in CODECS:
         partial = folder / f".{name}.tmp.{suffix}"
