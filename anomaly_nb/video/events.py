@@ -117,7 +117,7 @@ def made_with(scorer: VideoScorer) -> str:
     "Checksum of everything a frame score depends on beside the frame."
     return sha256_json([provenance(scorer), {m: list(r) for m, r in scorer.ranges_.items()}, scorer.weights, scorer.sigma])
 
-# %% ../../nbs/08_video/13_events.ipynb #0f28b704
+# %% ../../nbs/08_video/13_events.ipynb #2a5bcd92
 def find_events(
     frames: pd.DataFrame,  # video, frame, combined
     responsible: pd.DataFrame,  # of `responsible_objects`
@@ -141,7 +141,7 @@ def find_events(
     return pd.DataFrame(rows, columns=["video", "start", "end", "peak", "why", "peak_at", "first", "last", "peak_frame", "box"])
 
 
-def _reason(row: Mapping[str, Any]) -> tuple[str, str]:  # in words, and the box as "y1 x1 y2 x2"
+def _reason(row: Mapping[Any, Any]) -> tuple[str, str]:  # in words, and the box as "y1 x1 y2 x2"
     "What a responsible object says."
     words = {"deep": "an unusual look", "velocity": "an unusual motion", "keypoints": "an unusual pose"}[row["modality"]]
     box = [round(float(row[side])) for side in ("y1", "x1", "y2", "x2")]

@@ -242,7 +242,7 @@ def check_extracted(
             raise DataError(f"{video.path}: is not the video whose features are in {folder}; extract it again")
     return failed
 
-# %% ../../nbs/08_video/06_extraction.ipynb #595d10d3
+# %% ../../nbs/08_video/06_extraction.ipynb #e314b4a7
 def extract_videos(
     videos: list[Video],  # of one split
     folder: str | Path,  # where its features go
@@ -256,7 +256,7 @@ def extract_videos(
     if len({v.name for v in videos}) < len(videos):
         raise DataError("videos: two of them have the same name")
     about, scene = settings.describe(), background_from or videos
-    made_of = {"videos": {v.name: v.content().record() for v in videos}, "background": None}
+    made_of: dict[str, Any] = {"videos": {v.name: v.content().record() for v in videos}, "background": None}
     if settings.background == "split":
         made_of["background"] = sha256_json([made_of["videos"][v.name]["sha256"] if v in videos else v.content().sha256 for v in scene])
     with locked(folder / INDEX, timeout=1):

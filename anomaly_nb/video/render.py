@@ -6,11 +6,12 @@
 __all__ = ['COLOURS', 'EVENT', 'CURVE', 'PAPER', 'INK', 'STRIP', 'CODECS', 'annotate', 'curve_strip', 'render_video',
            'contact_sheet']
 
-# %% ../../nbs/08_video/14_render.ipynb #f2e8bb4d
+# %% ../../nbs/08_video/14_render.ipynb #6d7f9b73
 import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -64,7 +65,7 @@ def curve_strip(
     cv2.polylines(strip, [np.array([(x(t), y(float(s))) for t, s in enumerate(scores)], np.int32)], False, CURVE, 1, cv2.LINE_AA)
     return strip
 
-# %% ../../nbs/08_video/14_render.ipynb #dd849154
+# %% ../../nbs/08_video/14_render.ipynb #5e72e207
 CODECS = (("mp4", "avc1"), ("webm", "VP80"), ("avi", "MJPG"))
 
 
@@ -88,14 +89,12 @@ def render_video(
     for a, b in spans:
         inside[a : b + 1] = True
     by_frame = dict(tuple(objects[objects["video"].astype(str) == video.name].groupby("frame")))
-    scores, strip, writer, path, partial = frames["combined"].to_numpy(), None, None, None, None
+    scores, shape = frames["combined"].to_numpy(), annotate(next(iter(video))[1], objects.iloc[:0]).shape
+    strip, size = curve_strip(scores, threshold, spans, shape[1]), (shape[1] // 2 * 2, (shape[0] + STRIP) // 2 * 2)
+    writer, path, partial = _writer(Path(folder), video.name, fps, size)
     try:
         for t, (name, image) in enumerate(video):
             picture = annotate(image, by_frame.get(name, objects.iloc[:0]), bool(inside[t]))
-            if strip is None:
-                strip = curve_strip(scores, threshold, spans, picture.shape[1])
-                size = (picture.shape[1] // 2 * 2, (picture.shape[0] + STRIP) // 2 * 2)
-                writer, path, partial = _writer(Path(folder), video.name, fps, size)
             whole = np.vstack([picture, strip])
             x = round(t * (strip.shape[1] - 1) / max(len(at) - 1, 1))
             cv2.line(whole, (x, picture.shape[0]), (x, whole.shape[0]), INK, 1)
@@ -103,13 +102,12 @@ def render_video(
         writer.release()
         os.replace(partial, path)
     finally:
-        if partial is not None:
-            writer.release()
-            partial.unlink(missing_ok=True)
+        writer.release()
+        partial.unlink(missing_ok=True)
     return path
 
 
-def _writer(folder: Path, name: str, fps: float, size: tuple[int, int]):  # writer, final path, path while it is written
+def _writer(folder: Path, name: str, fps: float, size: tuple[int, int]) -> tuple[Any, Path, Path]:  # writer, final path, path while it is written
     "The first codec that works here. Raises `DataError`."
     cv2 = quiet_opencv()
     folder.mkdir(parents=True, exist_ok=True)
