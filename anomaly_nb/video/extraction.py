@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError, MissingFileError, Notice
-from ..core.files import locked, read_json, sha256_file, sha256_json, write_json
+from ..core.files import locked, read_json, sha256_json, write_json
 from ..core.runtime import progress
 from ..features.weights import weights_identity
 from .feature_files import INDEX, MODALITIES, read_index, save_frame, write_index
