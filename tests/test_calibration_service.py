@@ -98,11 +98,32 @@ def test_bodies_are_those_of_the_specification(small_app):
     head = run["calibration"]["heads"]["net/leather"]
     assert {"model_name", "head_name", "labels", "drift_metrics", "is_stable", "reference_version"} <= set(head)
     assert set(head["drift_metrics"]) == {"apd_p5", "apd_p95", "srd", "jsd", "median_drift", "iqr_drift", "is_stable", "failed_metrics"}
-    assert set(run["calibration"]["summary"]) == {"total_heads", "stable_heads", "unstable_heads"}
+    summary = run["calibration"]["summary"]
+    assert {"total_heads", "stable_heads", "unstable_heads", "verdicts", "references", "converged"} <= set(summary)
+    assert summary["total_heads"] == sum(summary["verdicts"].values()) == sum(summary["references"].values()) == 2
     history = client.get("/admin/calibration/history", params={"model": "net", "head": "grid"}).json()
     assert history["status"] == "ok" and history["count"] == len(history["runs"]) > 0
     wanted = "id model_name head_name version file_count timestamp p5 p95 range reference_version apd_p5 apd_p95 srd jsd median_drift iqr_drift is_stable".split()
     assert set(wanted) <= set(history["runs"][0]) and isinstance(history["runs"][0]["is_stable"], bool) and history["runs"][0]["timestamp"] > 1.6e12
+
+
+def test_scores_are_tagged_in_both_modes(tmp_path):
+    rng, store = np.random.default_rng(0), CalibrationStore(tmp_path, DEV)
+    fill(store, rng, "a")
+    store.run()
+    names, scores = [f"x{i}" for i in range(1000)], rng.gamma(5, size=1000)
+    wish = {"model": "net", "head": "leather", "items": [{"file": n, "score": s} for n, s in zip(names, scores.tolist())] + [{"file": "gap", "score": None}]}
+    answers = []
+    for mode in (True, False):
+        client = TestClient(create_app(CalibrationStore(tmp_path, Settings(calibrate_heads=mode)), HASH), headers=AUTH)
+        answers.append(client.post("/tag", json=wish).json()["decisions"])
+        assert client.post("/tag", json=wish, headers={"Authorization": "Bearer no"}).status_code == 401
+        assert client.post("/tag", json=wish | {"head": "wood"}).status_code == 404
+        assert client.post("/tag", json=wish | {"items": wish["items"][:1] * 2}).status_code == 422
+        assert client.post("/tag", json=wish | {"label": "happy"}).status_code == 422
+    assert answers[0] == answers[1] and answers[0][-1] == {"file": "gap", "score": None, "anomalous": None, "value": None}
+    tags = store.table("SELECT file, anomalous FROM tags JOIN files ON files.id = file_id WHERE file LIKE 'x%'").set_index("file").anomalous
+    assert len(tags) == 1000 and all(tags[d["file"]] == d["anomalous"] for d in answers[0][:-1])
 
 
 def test_errors_show_nothing_of_the_inside(small_app, tmp_path):
@@ -195,7 +216,7 @@ def test_every_route_has_its_guard(tmp_path, place):
     app = create_app(CalibrationStore(tmp_path, DEV), HASH)
     outer = app if place == "plain" else mounted(app)
     own = [(path, r) for path, r in walk(outer.routes) if r in app.router.routes]
-    assert len(own) == len(app.router.routes) == 8
+    assert len(own) == len(app.router.routes) == 9
     assert [path.removeprefix("/api/v2") for path, r in own if not r.needs_key] == ["/health"]
     for path, route in own:
         assert all(TestClient(outer).request(m, path).status_code == (401 if route.needs_key else 200) for m in route.methods), path
@@ -216,7 +237,7 @@ def test_every_route_has_its_guard(tmp_path, place):
             register()
     app.get("/late")(lambda: 1)
     app.add_api_route("/later", lambda: 1)
-    assert len(app.router.routes) == 10 and {TestClient(app).get(p).status_code for p in ("/late", "/later")} == {401}
+    assert len(app.router.routes) == 11 and {TestClient(app).get(p).status_code for p in ("/late", "/later")} == {401}
     assert TestClient(create_app(CalibrationStore(tmp_path, DEV), HASH, public_schema=True)).get("/openapi.json").status_code == 200
 
 
