@@ -207,7 +207,7 @@ def demo(
     images = [run("image_anomaly", category=c) for c in CATEGORIES]
     _demo_detector(figures)
     run("method_comparison")
-    scores = ",".join((r.folder / "scores.csv").as_posix() for r in images)
+    scores = ",".join((r.folder / "calibration_scores.csv").as_posix() for r in images)
     run("calibration_drift", heads=",".join(CATEGORIES), scores=scores, model="filters", batches=2, min_files=15)
     run("video_calibration")
     run("atoms")
