@@ -205,7 +205,7 @@ def lint():
 
 
 def hygiene():
-    "No notebook is over 1 MB or 80 cells, stores an error, or names a folder of somebody's machine."
+    "No notebook is over 1 MB or 80 cells, stores an error, sets threads, or names a folder of somebody's machine."
     folders = {str(ROOT), str(ROOT.parent), str(Path.home()), tempfile.gettempdir()} - {"/"}
     machine = re.compile("|".join(re.escape(f"{p}/") for p in folders) + r"|/Users/\w|[A-Z]:\\Users|/home/\w")
     for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
@@ -219,6 +219,8 @@ def hygiene():
             raise SystemExit(f"{path}: {len(text) / 1e6:.1f} MB, {len(cells)} cells; at most 1 MB and 80")
         if any(o["output_type"] == "error" for o in outputs):
             raise SystemExit(f"{path}: stores an error output")
+        if re.search(r"set_num_threads\(\d", text):
+            raise SystemExit(f"{path}: sets threads; two notebooks run at once, so theirs would wait for each other")
 
 
 def readme(write=False):

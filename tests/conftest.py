@@ -47,11 +47,13 @@ def pytest_sessionfinish(session, exitstatus):
     if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.stash[KEPT] is not None:
         session.exitstatus = pytest.ExitCode.OK
         print("no test imports a module that changed")
-    result = yield
-    if not session.config.option.collectonly and SECONDS:
+    return (yield)
+
+
+def pytest_terminal_summary(terminalreporter, config):  # before pytest's closing line
+    if not config.option.collectonly and SECONDS:
         checks.keep_taken("tests", SECONDS)
-        if "::" not in " ".join(map(str, session.config.args)):
+        if "::" not in " ".join(map(str, config.args)):
             if known := checks.taken("notebooks"):
-                print("\n" + checks.table("notebooks", known))
-            print("\n" + checks.table("tests", SECONDS))
-    return result
+                terminalreporter.write_line("\n" + checks.table("notebooks", known))
+            terminalreporter.write_line("\n" + checks.table("tests", SECONDS))

@@ -11,6 +11,7 @@ from contextlib import closing
 from hashlib import sha256
 
 import numpy as np
+import psutil
 import pytest
 from scipy.stats import binom
 
@@ -99,7 +100,10 @@ def test_kills_at_random_moments(tmp_path):
         child.start()
         while i == 0 and not rows(store, "SELECT 1 FROM jobs LIMIT 1") and time.time() < began + 120:
             time.sleep(0.05)  # the first life gets as far as a job, on a busy machine too
-        time.sleep(rng.uniform(0.01, 0.5))
+        spent, life = psutil.Process(child.pid).cpu_times, rng.uniform(0.01, 0.15)  # seconds of CPU: a busy machine shortens no life
+        while sum(spent()[:2]) < life:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.01))  # while it waits for the disk, too
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         check_files(store, settled=False, since=began)

@@ -82,8 +82,10 @@ def test_proportions_are_kept_on_request():
         assert net(net.transform(wide)[None])[1] == hw and net.spec.resize == "short"
     with pytest.raises(DataError, match="resize='long'"):
         create_backbone("filters?resize=long")
-    with pytest.raises(DataError, match="resize='short'; use square"):
-        create_backbone("open_clip:ViT-S-32-alt?resize=short", "random")
+    with pytest.raises(DataError, match="use square, short or pad"):
+        create_backbone("open_clip:ViT-S-32-alt?resize=crop", "random")
+    clip = create_backbone("open_clip:ViT-S-32-alt?resize=short", "random", 64)
+    assert clip(clip.transform(wide)[None])[1] == (2, 4)
 
 
 @pytest.mark.parametrize("damage", ["missing", "extra", "shape"])

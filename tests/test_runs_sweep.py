@@ -17,7 +17,7 @@ from anomaly_nb.reports import Ledger, run_report, sweep
 from anomaly_nb.reports.run import prepare
 
 SLOW = os.environ.get("ANOMALY_NB_SLOW") == "1"
-RUNS = 60 if SLOW else 6
+RUNS = 60 if SLOW else 4
 
 PARAMETERS = 'a: float = 1.0  # slope\nseed: int = 0\nhow: str = ""  # how to misbehave\nout: str = ""'
 IMPORTS = "import csv, os, random, signal, time\nfrom pathlib import Path\nfrom anomaly_nb.core.files import write_text\nfrom anomaly_nb.reports.folder import ReportFolder"
@@ -197,7 +197,7 @@ def test_interrupt_of_one_report(place):
 
 def test_bad_runs_stop_nobody(place):
     how = ["raise", "die", "endless", "greedy", "", ""]
-    done = sweep({"template": "tiny.ipynb", "list": [{"how": h, "seed": i} for i, h in enumerate(how)], "limits": {"seconds": 8, "memory_mb": 300}}, "figures", workers=3)
+    done = sweep({"template": "tiny.ipynb", "list": [{"how": h, "seed": i} for i, h in enumerate(how)], "limits": {"seconds": 12, "memory_mb": 300}}, "figures", workers=2)
     reasons = [r["reason"] for r in done.records]
     assert reasons == ["error", "died", "timeout", "memory", None, None]
     assert [r["status"] for r in done.records] == ["failed"] * 4 + ["ok"] * 2

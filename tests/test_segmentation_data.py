@@ -147,3 +147,44 @@ def test_zoom_is_drawn_over_the_whole_range():
         if len(starts) > 1:
             found.append(np.diff(starts).mean() / 100)
     assert min(found) < 0.6 and max(found) > 1.7 and 0.8 < np.exp(np.mean(np.log(found))) < 1.25
+
+
+def test_cityscapes_and_lost_and_found_as_published(root):
+    for split, city, frame in (("train", "aachen", "000000"), ("val", "ulm", "000001")):
+        name = f"{city}_{frame}_000019"
+        write(root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png", np.zeros((2, 3, 3)))
+        write(root / "gtFine" / split / city / f"{name}_gtFine_labelIds.png", [[7, 33, 0], [26, 4, 23]])
+        write(root / "gtFine" / split / city / f"{name}_gtFine_color.png", np.zeros((2, 3, 3)))
+        write(root / "gtFine" / split / city / f"{name}_gtFine_instanceIds.png", [[7, 33, 0], [26, 4, 23]])
+    data = open_streets("cityscapes", root, "train", ["bicycle"])
+    assert data.keys == ["aachen/aachen_000000_000019"] and data[0].labels.tolist() == [[0, VOID, VOID], [13, VOID, 10]]
+    assert data[0].anomaly.tolist() == [[0, 1, VOID], [0, VOID, 0]]
+    write(root / "gtCoarse" / "val" / "ulm" / "ulm_000001_000019_gtCoarse_labelIds.png", [[0, 1, 1], [2, 40, 255]])
+    assert open_streets("lost_and_found", root, "val")[0].anomaly.tolist() == [[VOID, 0, 0], [1, 1, VOID]]
+    with pytest.raises(FileNotFoundError, match="gtFine/test"):
+        (root / "leftImg8bit" / "test").mkdir()
+        open_streets("cityscapes", root, "test")
+
+
+def test_ids_given_by_hand(root):
+    write(root / "images" / "a.png", np.zeros((2, 2, 3)))
+    write(root / "labels_masks" / "a.png", [[0, 2], [255, 1]])
+    data = open_streets("smiyc", root, anomaly_ids=[2], ignore_ids=[255])
+    assert data[0].anomaly.tolist() == [[0, 1], [VOID, 0]] and data.identity["labels"] != open_streets("smiyc", root).identity["labels"]
+    assert open_streets("road_anomaly", root, ignore_ids=[1, 255])[0].anomaly.tolist() == [[0, 1], [VOID, VOID]]
+    with pytest.raises(ValueError, match="two roles"):
+        open_streets("smiyc", root, anomaly_ids=[2, 255], ignore_ids=[255])
+    with pytest.raises(ValueError, match="all of 0 to 255"):
+        open_streets("smiyc", root, anomaly_ids=[300])
+
+
+def test_classes_of_several_raw_ids(root):
+    write(root / "test" / "images" / "a.png", np.zeros((2, 2, 3)))
+    write(root / "test" / "labels" / "a.png", [[1, 2], [3, 9]])
+    (root / "classes.json").write_text(json.dumps({"classes": {"flat": [1, 2], "car": 3}, "anomaly": [9]}))
+    assert open_streets("folder", root)[0].labels.tolist() == [[0, 0], [1, VOID]] and open_streets("folder", root)[0].anomaly.tolist() == [[0, 0], [0, 1]]
+    (root / "classes.json").write_text(json.dumps({"classes": {}, "anomaly": [9], "normal": [1, 2, 3]}))
+    assert open_streets("folder", root)[0].anomaly.tolist() == [[0, 0], [0, 1]]
+    with pytest.raises(ValueError, match="are trained classes"):
+        (root / "classes.json").write_text(json.dumps({"classes": {"flat": [1, 2], "car": 3}, "anomaly": [9]}))
+        open_streets("folder", root, anomaly_ids=[3])

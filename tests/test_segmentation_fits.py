@@ -35,6 +35,9 @@ class Tiny(nn.Module):
     def last_layer(self):
         return self.head, self.bias
 
+    def see(self, scene, precision="float32"):
+        return predict(self, scene.image, precision)
+
     def forward(self, pictures):
         self.calls += len(pictures)
         features = nn.functional.relu(nn.functional.conv2d(pictures.float() / 64 - 2, self.wide, stride=8))

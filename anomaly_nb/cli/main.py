@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'LAYOUTS', 'CATEGORIES', 'samples', 'extract', 'inspect', 'report', 'demo', 'main']
 
-# %% ../../nbs/11_cli/01_main.ipynb #945dd906
+# %% ../../nbs/11_cli/01_main.ipynb #0f48065c
 import json
 import sys
 from contextlib import suppress
@@ -20,7 +20,7 @@ from .drift import app as drift
 from .runs import app as runs
 from .runs import new, sweep
 from .street import app as street
-from .video import calibrate_video, extract_video, score_video
+from .video import calibrate_video, extract_video, score_video, video
 
 # %% ../../nbs/11_cli/01_main.ipynb #9cdf956c
 app = typer.Typer(
@@ -50,10 +50,11 @@ First steps:
   anomaly-nb atoms --help                            events from CLIP atoms and their roles""",
 )
 
-# %% ../../nbs/11_cli/01_main.ipynb #093a0757
+# %% ../../nbs/11_cli/01_main.ipynb #49425dcd
 app.add_typer(drift, name="drift")
 app.add_typer(atoms, name="atoms")
 app.add_typer(street, name="street")
+app.add_typer(video, name="video")
 app.add_typer(runs, name="runs")
 for detect in (fit, predict, update, evaluate):
     app.command()(detect)

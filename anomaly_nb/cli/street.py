@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-# %% ../../nbs/11_cli/07_street.ipynb #7ce37ef1
+# %% ../../nbs/11_cli/07_street.ipynb #bf3a8ef8
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -27,7 +27,7 @@ app = typer.Typer(
   anomaly-nb street compare runs/a/evaluations/street_samples-test-96x144 runs/b/evaluations/street_samples-test-96x144 --out comparison""",
 )
 
-Data = Annotated[str, typer.Option(help="samples, camvid, streethazards, bdd_anomaly, smiyc, road_anomaly, fishyscapes or folder")]
+Data = Annotated[str, typer.Option(help="samples, camvid, streethazards, bdd_anomaly, cityscapes, smiyc, road_anomaly, fishyscapes, lost_and_found or folder")]
 Root = Annotated[str, typer.Option(help="data set folder; the samples need none")]
 HeldOut = Annotated[list[str], typer.Option(help="class to hold out as the anomaly; may be given several times")]
 Weights = Annotated[str, typer.Option(help="encoder: imagenet (download), a local file, or '' for random")]
@@ -156,7 +156,7 @@ def train(
     run.fit(result.model, names, size, adapt=adapt or None, fit_images=fit_images or None, cells_per_image=fit_cells)
     typer.echo(f"{out}: best.pt, scorer.pt, validation/, training.png; statistics and thresholds at {size_text(size)}")
 
-# %% ../../nbs/11_cli/07_street.ipynb #c854eca2
+# %% ../../nbs/11_cli/07_street.ipynb #9e557ba2
 def _target_size(run: Any, height: int, width: int, as_stored: bool) -> tuple[int, int] | None:
     "The size that a command works at: given, as stored, or the run's own. Raises `DataError` where both are given."
     from anomaly_nb.core.errors import DataError
@@ -178,7 +178,7 @@ def _write_results(folder: Path, result: Any, scorer: Any, validation: Any, resa
 
     table = results_table(result, resamples)
     write_comparison(folder, table, "results")
-    if validation is not None:
+    if validation is not None and scorer is not None:
         points = operating_points(result, validation, scorer, other_size=other_size)
         write_text(folder / "operating_points.csv", points.to_csv(index=False, lineterminator="\n"))
     if resamples and len(result.labels) > 1 and len(result.images) > 1:
@@ -193,25 +193,65 @@ def _write_results(folder: Path, result: Any, scorer: Any, validation: Any, resa
     return to_markdown(table)
 
 
+def _numbers(text: str, option: str, count: int = 0) -> list[float]:
+    "Comma-separated numbers of an option. Raises `DataError`."
+    from anomaly_nb.core.errors import DataError
+
+    try:
+        values = [float(v) for v in text.split(",") if v.strip()]
+    except ValueError:
+        values = []
+    if text and (not values or (count and len(values) != count)):
+        raise DataError(f"{option} {text!r}: give {count or 'some'} numbers with commas between them")
+    return values
+
+
+def _ids(anomaly_ids: str, ignore_ids: str) -> dict[str, list[int]]:
+    "Raw ids of the command line, for `open_streets`."
+    return {"anomaly_ids": [int(v) for v in _numbers(anomaly_ids, "--anomaly-ids")], "ignore_ids": [int(v) for v in _numbers(ignore_ids, "--ignore-ids")]}
+
+
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="folder of `street train`")],
+    run: Annotated[Path | None, typer.Argument(help="folder of `street train`; none with --scores, --logits or --model")] = None,
+    scores: Annotated[str, typer.Option(help="folder of score maps <scene>.npy .npz .tif .png, higher = anomalous, in the place of a run")] = "",
+    logits: Annotated[str, typer.Option(help="folder of logits <scene>.npy, (C, H, W), in the place of a run")] = "",
+    model: Annotated[str, typer.Option(help="a network of your own: module:function, file .pt .pt2 .onnx, or hf:folder, in the place of a run")] = "",
     data: Data = "samples",
     root: Root = "",
     split: str = "test",
     held_out: HeldOut = [],  # noqa: B006 - typer copies it
     void: Annotated[str, typer.Option(help="void policy of StreetHazards: none, other, unlabeled_other")] = "",
     pictures: Annotated[str, typer.Option(help="Cityscapes or Lost&Found pictures, for fishyscapes")] = "",
+    anomaly_ids: Annotated[str, typer.Option(help="raw ids of the anomaly, where they are not the data set's own, e.g. 2")] = "",
+    ignore_ids: Annotated[str, typer.Option(help="raw ids that do not count, e.g. 255")] = "",
+    protocol: Annotated[str, typer.Option(help="pixels, anomaly_track or obstacle_track (SegmentMeIfYouCan: components too)")] = "pixels",
     height: Height = 0,
     width: Width = 0,
     as_stored: AsStored = False,
     refit: Annotated[bool, typer.Option("--refit", help="fit statistics and thresholds for this size first, on the run's own data")] = False,
     other_size: OtherSize = False,
+    methods: Annotated[str, typer.Option(help="of --logits and --model, comma-separated; '' = max_logit,msp,energy. Others need --fit-data")] = "",
+    name: Annotated[str, typer.Option(help="name of --scores, --logits or --model in tables")] = "",
+    scale: Annotated[str, typer.Option(help="of --scores stored as whole numbers: score of the lowest and of the highest code, e.g. 0,1")] = "",
+    resize_logits: Annotated[bool, typer.Option("--resize-logits", help="bring --logits of another resolution to the scene's size")] = False,
+    same_classes: Annotated[bool, typer.Option("--same-classes", help="outputs of --model or --logits are the data set's classes in its order; gives mIoU")] = False,
+    fit_data: Annotated[str, typer.Option(help="training data of --model or --logits, for scores that are fitted: a data set as in --data")] = "",
+    fit_root: Annotated[str, typer.Option(help="its folder")] = "",
+    fit_split: Annotated[str, typer.Option(help="its split")] = "train",
+    fit_logits: Annotated[str, typer.Option(help="folder of logits of these scenes, with --logits")] = "",
+    fit_images: FitImages = 0,
+    image_input: Annotated[str, typer.Option("--input", help="what a file of --model takes: normalised or uint8")] = "normalised",
+    mean: Annotated[str, typer.Option(help="input mean of a file of --model, one or three numbers; '' = ImageNet's")] = "",
+    std: Annotated[str, typer.Option(help="input deviation of it")] = "",
+    out: Annotated[Path, typer.Option(help="folder for evaluations without a run")] = Path("evaluations"),
     panels: Annotated[int, typer.Option(help="best and worst scenes to draw, each; 0 = none")] = 2,
     resamples: Resamples = 200,
     device: Device = "auto",
 ) -> None:
     """Score and count every pixel of a split; tables under both protocols, with intervals, operating points, curves and panels.
+
+    Of a run, of a network of your own (--model), of its logits (--logits) or of finished score maps (--scores).
 
     Pictures are resized to the size the run was fitted at, unless --height and --width or --as-stored say otherwise.
     Statistics and thresholds are then those of that size (--refit makes them), or the run's own with --other-size.
@@ -219,29 +259,83 @@ def evaluate(
     \b
     Examples:
       anomaly-nb street evaluate runs/bicyclist-0 --data camvid --root camvid --held-out Bicyclist
-      anomaly-nb street evaluate runs/bicyclist-0 --data camvid --root camvid --held-out Bicyclist --height 240 --width 320 --refit
-      anomaly-nb street evaluate runs/bicyclist-0 --data smiyc --root RoadAnomaly21 --other-size
+      anomaly-nb street evaluate runs/bicyclist-0 --data smiyc --root RoadAnomaly21 --other-size --protocol anomaly_track
+      anomaly-nb street evaluate --scores maps --data smiyc --root RoadAnomaly21 --protocol anomaly_track --name mine
+      anomaly-nb street evaluate --logits logits --data smiyc --root RoadAnomaly21
+      anomaly-nb street evaluate --model my_module:build --data smiyc --root RoadAnomaly21 --methods energy,sml --fit-data cityscapes --fit-root cityscapes
+      anomaly-nb street evaluate --model hf:segformer --data road_anomaly --root RoadAnomaly --anomaly-ids 2
     """
+    from anomaly_nb.core.errors import DataError
     from anomaly_nb.segmentation.evaluation import evaluate as evaluate_all
     from anomaly_nb.segmentation.evaluation import free_folder, save_evaluation
     from anomaly_nb.segmentation.run import StreetRun
+    from anomaly_nb.segmentation.score_maps import component_protocol, evaluate_scores
     from anomaly_nb.segmentation.scorer import load_scorer
 
-    place = StreetRun(run)
-    size = _target_size(place, height, width, as_stored)
-    dataset = _open(data, root, split, held_out, size, void=void, pictures=pictures)
-    network, first = place.network(device), dataset[0]
-    if refit:
-        own = load_scorer(place.folder / "scorer.pt")
-        options = {k: getattr(own, k) for k in ("adapt", "cells_per_image", "random_state")}
-        place.fit(network, own.methods, size, **options)
-    scorer, validation = place.fitted(size, [first.labels.shape], other_size)
-    result = evaluate_all(network, scorer, dataset, run=run.resolve().name, thresholds_at=validation.about.get("sizes", []))
-    folder = save_evaluation(free_folder(run / "evaluations", result), result)
+    if sum(map(bool, (run, scores, logits, model))) != 1:
+        raise DataError("give one of: the folder of a run, --scores, --logits, --model")
+    component_protocol(protocol)
+    place = StreetRun(run) if run else None
+    size = _target_size(place, height, width, as_stored) if place else _size(height, width)
+    dataset = _open(data, root, split, held_out, size, void=void, pictures=pictures, **_ids(anomaly_ids, ignore_ids))
+    scorer = validation = network = None
+    if scores:
+        code = _numbers(scale, "--scale", 2)
+        result = evaluate_scores(scores, dataset, protocol, name or Path(scores).name, (code[0], code[1]) if code else None, run=name or Path(scores).name)
+    elif place and run:
+        network, first = place.network(device), dataset[0]
+        if refit:
+            own = load_scorer(place.folder / "scorer.pt")
+            place.fit(network, own.methods, size, **{k: getattr(own, k) for k in ("adapt", "cells_per_image", "random_state")})
+        scorer, validation = place.fitted(size, [first.labels.shape], other_size)
+        result = evaluate_all(network, scorer, dataset, protocol=protocol, run=run.resolve().name, thresholds_at=validation.about.get("sizes", []))
+    else:
+        training = _open(fit_data, fit_root, fit_split, held_out, size) if fit_data else None
+        options = {"input": image_input, "mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
+        classes = dataset.table.names if same_classes else ()
+        network, scorer = _own(dataset, training, classes, logits, model, methods, fit_logits, fit_images, resize_logits, options, device)
+        network.name = name or network.name
+        result = evaluate_all(network, scorer, dataset, protocol=protocol, run=network.name)
+    folder = save_evaluation(free_folder(run / "evaluations" if run else out, result), result)
     text = _write_results(folder, result, scorer, validation, resamples, other_size)
-    if panels:
+    if panels and network is not None:
         _panels(folder, network, scorer, dataset, result, panels)
     typer.echo("".join(f"{n}\n" for n in dataset.notes) + text + f"\n{folder}")
+
+
+def _own(
+    dataset: Any,  # to evaluate
+    training: Any,  # scenes that scores are fitted on; None = there are none
+    classes: tuple[str, ...],  # names of the outputs; () = not known
+    logits: str,
+    model: str,
+    methods: str,
+    fit_logits: str,
+    fit_images: int,
+    resize: bool,
+    options: dict[str, Any],  # input, mean, std of a file
+    device: str,
+) -> tuple[Any, Any]:
+    "A network of one's own, or its stored logits, and the scores fitted for it."
+    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.runtime import choose_device
+    from anomaly_nb.segmentation.network import StoredLogits, load_network
+    from anomaly_nb.segmentation.scorer import UNFITTED, PixelScorer, check_methods
+
+    names = check_methods(methods.split(",") if methods else UNFITTED)
+    fitted = [m for m in names if m not in UNFITTED]
+    if fitted and training is None:
+        raise DataError(f"methods {', '.join(fitted)} are fitted on training images; name them with --fit-data, --fit-root and --fit-split")
+    if logits:
+        if training is not None and not fit_logits:
+            raise DataError("--fit-data with --logits needs the logits of these scenes too; give their folder with --fit-logits")
+        network: Any = StoredLogits(logits, dataset.keys, classes, resize)
+        source = StoredLogits(fit_logits, training.keys, classes, resize) if training is not None else network
+    else:
+        given = {k: tuple(v * 3 if len(v) == 1 else v) for k, v in options.items() if k != "input" and v}
+        network = source = load_network(model, options["input"], classes=classes, **given).to(choose_device(device))
+    scorer = PixelScorer(names, fit_images=fit_images or (None if training is not None else 32))
+    return network, scorer.fit(source, dataset if training is None else training, every_pixel=training is None)
 
 
 def _panels(folder: Path, network: Any, scorer: Any, dataset: Any, result: Any, count: int) -> None:

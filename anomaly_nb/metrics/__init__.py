@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['ThresholdTable', 'threshold_table', 'roc_auc', 'average_precision', 'fpr_at_tpr', 'best_f1', 'youden',
            'ScoreHistogram', 'choose_key', 'RegionHistogram', 'ProCurve', 'PRO_PROTOCOLS', 'aupro', 'aupro_bounds',
-           'pro_curve', 'aupimo', 'spro', 'ComponentScores', 'component_scores', 'join_components', 'STREET_PROTOCOLS',
-           'street_metrics', 'confusion_matrix', 'class_iou', 'mean_iou', 'Interval', 'bootstrap_interval',
-           'paired_difference', 'histogram_intervals', 'histogram_differences']
+           'pro_curve', 'aupimo', 'spro', 'COMPONENT_TRACKS', 'ComponentScores', 'component_scores', 'join_components',
+           'STREET_PROTOCOLS', 'street_metrics', 'confusion_matrix', 'class_iou', 'mean_iou', 'Interval',
+           'bootstrap_interval', 'paired_difference', 'histogram_intervals', 'histogram_differences']
 
-# %% ../../nbs/01_metrics/00_metrics.ipynb #cf4bd4ff
+# %% ../../nbs/01_metrics/00_metrics.ipynb #6f2d903f
 from .histogram import ScoreHistogram, choose_key
-from .overlap import ComponentScores, aupimo, component_scores, join_components, spro
+from .overlap import COMPONENT_TRACKS, ComponentScores, aupimo, component_scores, join_components, spro
 from .ranking import ThresholdTable, average_precision, best_f1, fpr_at_tpr, roc_auc, threshold_table, youden
 from .regions import PRO_PROTOCOLS, ProCurve, RegionHistogram, aupro, aupro_bounds, pro_curve
 from .segmentation import STREET_PROTOCOLS, class_iou, confusion_matrix, mean_iou, street_metrics
 from .uncertainty import Interval, bootstrap_interval, histogram_differences, histogram_intervals, paired_difference
 
-# %% ../../nbs/01_metrics/00_metrics.ipynb #bb8b4739
+# %% ../../nbs/01_metrics/00_metrics.ipynb #32cf1788
 _all_ = ["ThresholdTable", "threshold_table", "roc_auc", "average_precision", "fpr_at_tpr", "best_f1", "youden",
          "ScoreHistogram", "choose_key", "RegionHistogram", "ProCurve", "PRO_PROTOCOLS", "aupro", "aupro_bounds", "pro_curve", "aupimo", "spro",
-         "ComponentScores", "component_scores", "join_components", "STREET_PROTOCOLS", "street_metrics", "confusion_matrix", "class_iou", "mean_iou",
+         "COMPONENT_TRACKS", "ComponentScores", "component_scores", "join_components", "STREET_PROTOCOLS", "street_metrics", "confusion_matrix", "class_iou", "mean_iou",
          "Interval", "bootstrap_interval", "paired_difference", "histogram_intervals", "histogram_differences"]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Detector', 'make_detector', 'plot_explained']
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #c3103348
+# %% ../../nbs/06_scoring/08_detector.ipynb #7dd490a0
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..data.images import Intensity, fit_intensity, image_info, read_image
 from ..features import FeatureSet, create_backbone
 from ..features.extract import index_intensity
 from ..features.shards import ShardedFeatures
-from .detector_files import read_detector, write_detector
+from .detector_files import check_backbone, read_detector, write_detector
 from .figures import patch_crop
 from .maps import heatmaps, image_scores
 from .preparation import Preparation, as_features, foreground, image_groups, rotated
@@ -35,7 +35,7 @@ from .recipes import OBJECTS, Recipe, recipe_parts
 from .result import Evaluation
 from .thresholds import Threshold, choose_threshold, labelled_threshold
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #84c15b74
+# %% ../../nbs/06_scoring/08_detector.ipynb #c41ebb71
 class Detector(BaseEstimator):
     "From images to scores, decisions and explanations."
 
@@ -99,6 +99,8 @@ class Detector(BaseEstimator):
             X = X[keep] if isinstance(X, pd.DataFrame) else X if keep.all() else X.where(keep)
         if isinstance(X, FeatureSet | np.ndarray):
             return as_features(X)
+        if not fit and "spec_" in vars(self):
+            check_backbone(self)
         return as_features(X, self.network(), tuple(self.angles) if fit else (0.0,), self._rule(X) if fit else vars(self).get("intensity_"))
 
     def _rule(self, X: Any) -> Intensity:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARRAYS', 'SPEC', 'write_detector', 'training_table', 'read_detector', 'check_backbone']
 
-# %% ../../nbs/06_scoring/09_detector_files.ipynb #a79477d8
+# %% ../../nbs/06_scoring/09_detector_files.ipynb #a899b7d5
 import os
 import tempfile
 from pathlib import Path
@@ -19,10 +19,11 @@ from ..core.errors import DataError, check_file
 from ..core.files import MANIFEST, load_arrays, read_json, save_arrays, sha256_file, verify_manifest, write_json, write_manifest, write_text
 from ..core.runtime import versions
 from ..data.images import Intensity
+from ..features.backbones import recorded_name
 from .preparation import Preparation
 from .thresholds import Threshold
 
-# %% ../../nbs/06_scoring/09_detector_files.ipynb #4e20b062
+# %% ../../nbs/06_scoring/09_detector_files.ipynb #27c18a47
 ARRAYS = ("channel_", "mean_", "scale_", "white_")  # of a fitted preparation
 SPEC = ("name", "image_size", "resize", "patch", "layers", "norm", "pool", "mean", "std", "sha256", "options")  # what decides a backbone's features
 
@@ -112,6 +113,9 @@ def read_detector(
     detector.threshold_ = Threshold.load(folder / "threshold.json") if (folder / "threshold.json").exists() else None
     detector.groups_, detector.version_, detector.spec_ = about.get("groups", []), about.get("version", 1), about["spec"]
     detector.intensity_ = Intensity.from_dict(about["intensity"]) if "intensity" in about else Intensity()  # older ones: 8-bit
+    family, mark, options = detector.parts().backbone.partition("?")
+    if family == detector.spec_.get("name") == "filters":  # their first version, from before there were versions
+        detector.backbone = recorded_name("filters") + mark + options
     if weights:
         detector.weights = weights
     return detector

@@ -26,8 +26,7 @@ from ..core.order import natural_key
 from ..features import FeatureSet
 from .detector import Detector
 from .maps import colour_range, heatmaps, overlay
-from .result import hottest_box
-from .thresholds import quantile_threshold
+from .result import hottest_box, patch_limit
 
 # %% ../../nbs/06_scoring/12_predict.ipynb #de3671a7
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def predict_files(
     threshold, network = detector.decision_threshold(), detector.network()
     if detector.bank_.whole_batch or detector.rerank or detector.parts().rerank:
         raise DataError(f"recipe={detector.recipe!r} compares a batch of images with itself; use Detector.evaluate on all of them")
-    limit = quantile_threshold(detector.held_out_patches_, 0.999).value if detector.held_out_patches_.size else float("inf")
+    limit = patch_limit(detector.held_out_patches_)
 
     def read(path: str) -> tuple[str, Any, tuple[int, int], float, str]:
         try:
@@ -146,8 +145,9 @@ def write_maps(
 ) -> list[Path]:  # <name>.tiff and <name>.overlay.png
     "The heatmap of a prediction as float TIFF, and the image under it."
     heat = heatmaps(prediction.patch_scores[None], detector.patch_hw_, prediction.size, detector.smoothing)[0]
-    limit = quantile_threshold(detector.held_out_patches_, 0.999).value if detector.held_out_patches_.size else None
-    shown = overlay(read_image(prediction.image_path, detector.intensity_), heat, colour_range(detector.held_out_patches_ if limit else [heat], limit))
+    known = detector.held_out_patches_
+    scale = colour_range(known, patch_limit(known)) if known.size else colour_range([heat])
+    shown = overlay(read_image(prediction.image_path, detector.intensity_), heat, scale)
     files = [Path(folder) / f"{name}.tiff", Path(folder) / f"{name}.overlay.png"]
     for path, array, form in zip(files, (heat, shown), ("TIFF", "PNG")):
         with atomic_write(path) as f:

@@ -29,7 +29,8 @@ from .evaluation import pixel_metrics, read_masks
 from .figures import patch_crop
 from .preparation import rotated
 from .maps import colour_range, heatmaps, image_scores, overlay
-from .thresholds import Threshold, choose_threshold, quantile_threshold
+from .result import patch_limit
+from .thresholds import Threshold, choose_threshold
 
 # %% ../../nbs/06_scoring/13_view.ipynb #d8e5db79
 def decision_table(
@@ -285,7 +286,7 @@ class ImageView(View):
         test, held_out = self.patches(k)
         meta = self.test.meta.iloc[i]
         image = read_image(meta["image_path"], self.test.intensity)
-        limit = quantile_threshold(held_out, 0.999).value if held_out.size else None
+        limit = patch_limit(held_out) if held_out.size else None
         hot = int(test[i].argmax())
         told = self.detector.nearest_normal(self.test.where(np.arange(len(self.test)) == i), test[i : i + 1]).iloc[0]
         normal = rotated(read_image(told["normal_path"], self.test.intensity), told["normal_angle"])

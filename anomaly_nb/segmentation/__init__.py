@@ -9,11 +9,12 @@ __all__ = ['Augmentation', 'HybridEnergyThresholding', 'LabelTable', 'PixelKNN',
            'comparison_plot', 'comparison_table', 'difference_table', 'dilated_smoothing', 'energy', 'evaluate',
            'heat_study', 'load_checkpoint', 'load_evaluation', 'load_scorer', 'max_logit', 'msp', 'open_streets',
            'operating_points', 'predict', 'quantile_sensitivity', 'results_table', 'run_ablation', 'save_checkpoint',
-           'save_evaluation', 'save_scorer', 'scene_panels', 'speed_table', 'street_samples', 'study_configs',
+           'save_evaluation', 'save_scorer', 'scene_panels', 'speed_table', 'OwnNetwork', 'StoredLogits', 'StreetRun',
+           'evaluate_scores', 'load_network', 'write_submission', 'street_samples', 'study_configs',
            'subsampling_study', 'threshold_sensitivity', 'to_markdown', 'train', 'training_curves', 'write_comparison',
            'write_street_samples']
 
-# %% ../../nbs/07_segmentation/00_segmentation.ipynb #0c0330b7
+# %% ../../nbs/07_segmentation/00_segmentation.ipynb #cfbdd73c
 from .ablation import ablation_summary, heat_study, quantile_sensitivity, run_ablation, study_configs, subsampling_study, threshold_sensitivity
 from .augment import Augmentation
 from .compare import comparison_plot, comparison_table, to_markdown, write_comparison
@@ -32,17 +33,22 @@ from anomaly_nb.segmentation.evaluation import (
 from .feature_scores import PixelKNN, PixelMahalanobis, ViM
 from .heat import HybridEnergyThresholding
 from .models import StreetModel, build_model, load_checkpoint, predict, save_checkpoint
+from .network import OwnNetwork, StoredLogits, load_network
 from .panels import scene_panels
+from .run import StreetRun
 from .samples import street_samples, write_street_samples
+from .score_maps import evaluate_scores, write_submission
 from .scorer import PixelScorer, load_scorer, save_scorer
 from .scores import StandardizedMaxLogit, boundary_suppression, dilated_smoothing, energy, max_logit, msp
 from .training import TrainConfig, train, training_curves
 
-# %% ../../nbs/07_segmentation/00_segmentation.ipynb #b0c8879b
-_all_ = [
-    "Augmentation", "HybridEnergyThresholding", "LabelTable", "PixelKNN", "PixelMahalanobis", "PixelScorer", "StandardizedMaxLogit", "StreetDataset", "StreetEvaluation",
-    "StreetModel", "TrainConfig", "ViM", "ablation_summary", "boundary_suppression", "build_model", "class_distribution", "class_table", "comparison_plot", "comparison_table",
-    "difference_table", "dilated_smoothing", "energy", "evaluate", "heat_study", "load_checkpoint", "load_evaluation", "load_scorer", "max_logit", "msp", "open_streets",
-    "operating_points", "predict", "quantile_sensitivity", "results_table", "run_ablation", "save_checkpoint", "save_evaluation", "save_scorer", "scene_panels", "speed_table",
-    "street_samples", "study_configs", "subsampling_study", "threshold_sensitivity", "to_markdown", "train", "training_curves", "write_comparison", "write_street_samples",
-]  # fmt: skip
+# %% ../../nbs/07_segmentation/00_segmentation.ipynb #443cea5c
+_all_ = ["Augmentation", "HybridEnergyThresholding", "LabelTable", "PixelKNN", "PixelMahalanobis", "PixelScorer",
+         "StandardizedMaxLogit", "StreetDataset", "StreetEvaluation", "StreetModel", "TrainConfig", "ViM",
+         "ablation_summary", "boundary_suppression", "build_model", "class_distribution", "class_table",
+         "comparison_plot", "comparison_table", "difference_table", "dilated_smoothing", "energy", "evaluate",
+         "heat_study", "load_checkpoint", "load_evaluation", "load_scorer", "max_logit", "msp", "open_streets",
+         "operating_points", "predict", "quantile_sensitivity", "results_table", "run_ablation", "save_checkpoint",
+         "save_evaluation", "save_scorer", "scene_panels", "speed_table", "OwnNetwork", "StoredLogits", "StreetRun",
+         "evaluate_scores", "load_network", "write_submission", "street_samples", "study_configs", "subsampling_study",
+         "threshold_sensitivity", "to_markdown", "train", "training_curves", "write_comparison", "write_street_samples"]

@@ -18,7 +18,7 @@ from ..core.files import write_json, write_text
 from ..core.style import PALETTE, figure_style
 from .evaluation import COMPARED, StreetEvaluation, identity_differences, results_table
 
-# %% ../../nbs/07_segmentation/11_compare.ipynb #6508fa52
+# %% ../../nbs/07_segmentation/11_compare.ipynb #0d38f137
 def incomparable(
     a: StreetEvaluation,
     b: StreetEvaluation,
@@ -67,8 +67,9 @@ def to_markdown(
     table: pd.DataFrame,  # of `comparison_table` or `results_table`
 ) -> str:  # percent with two decimals; intervals in brackets where there are any
     "The table as Markdown, figures in percent."
-    shown = [c for c in ("model", "method", "protocol", "images", "miou", "auroc", "ap", "fpr95", "f1_oracle") if c in table]
-    lines = ["| " + " | ".join({"miou": "mIoU", "auroc": "AUROC", "ap": "AP", "fpr95": "FPR95", "f1_oracle": "best F1 (oracle)"}.get(c, c) for c in shown) + " |"]
+    shown = [c for c in ("model", "method", "protocol", "images", "miou", "auroc", "ap", "fpr95", "f1_oracle", "siou", "ppv", "f1_star") if c in table]
+    titles = {"miou": "mIoU", "auroc": "AUROC", "ap": "AP", "fpr95": "FPR95", "f1_oracle": "best F1 (oracle)", "siou": "sIoU", "ppv": "PPV", "f1_star": "F1\\*"}
+    lines = ["| " + " | ".join(titles.get(c, c) for c in shown) + " |"]
     lines.append("|" + "---|" * len(shown))
     for row in table.to_dict("records"):
         cells = []

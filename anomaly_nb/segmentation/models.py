@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'DECODERS', 'Architecture', 'architecture', 'StreetOutput', 'StreetModel', 'build_model',
-           'load_encoder', 'save_checkpoint', 'weights_digest', 'load_checkpoint', 'predict']
+           'load_encoder', 'save_checkpoint', 'Weighted', 'weights_digest', 'load_checkpoint', 'predict']
 
-# %% ../../nbs/07_segmentation/07_models.ipynb #6314fa88
+# %% ../../nbs/07_segmentation/07_models.ipynb #b0c1429b
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ..core.errors import DataError, require
 from ..core.files import load_tensors, save_tensors
 from ..core.runtime import import_torchvision
 from ..features.weights import load_weights
+from .datasets import Scene
 
 # %% ../../nbs/07_segmentation/07_models.ipynb #38ab4fb3
 class Architecture(NamedTuple):
@@ -66,7 +67,7 @@ class StreetOutput(NamedTuple):
     auxiliary: torch.Tensor | None = None  # (B, C, H, W) logits of the auxiliary head; training only
     extent: tuple[int, int] | None = None  # pixels that both feature maps span: the picture and its padding to the stride
 
-# %% ../../nbs/07_segmentation/07_models.ipynb #fe99f6a5
+# %% ../../nbs/07_segmentation/07_models.ipynb #e4144235
 class StreetModel(nn.Module):
     "A segmentation network that takes uint8 pictures and knows its classes."
 
@@ -104,6 +105,10 @@ class StreetModel(nn.Module):
         if last.kernel_size != (1, 1):
             raise DataError(f"{self.name}: the last convolution is {last.kernel_size}, not 1x1; scores on its input (ViM) are not defined")
         return last.weight[:, :, 0, 0], last.bias
+
+    def see(self, scene: Scene, precision: str = "float32") -> "StreetOutput":
+        "One forward pass over a scene. Raises `DataError`."
+        return predict(self, scene.image, precision)
 
     def forward(
         self,
@@ -170,7 +175,7 @@ def load_encoder(
         target = inner
     return load_weights(target, path).to_dict()
 
-# %% ../../nbs/07_segmentation/07_models.ipynb #2da6f38b
+# %% ../../nbs/07_segmentation/07_models.ipynb #604966c6
 def save_checkpoint(
     path: str | Path,  # `.pt`
     model: StreetModel,
@@ -181,8 +186,14 @@ def save_checkpoint(
     return save_tensors(path, {"meta": meta, "state": {k: v.detach().cpu() for k, v in model.state_dict().items()}})
 
 
+class Weighted(Protocol):
+    "Anything with named weights."
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+
 def weights_digest(
-    model: nn.Module,
+    model: Weighted,
 ) -> str:  # SHA-256 over names, types, shapes and values
     "A network's weights in one word."
     digest = hashlib.sha256()
@@ -213,9 +224,9 @@ def load_checkpoint(
         raise DataError(f"{path}: its tensors do not fit {meta['model']} with {len(meta['classes'])} classes ({str(e).splitlines()[-1].strip()})") from None
     return model.eval(), meta
 
-# %% ../../nbs/07_segmentation/07_models.ipynb #eb174f8a
+# %% ../../nbs/07_segmentation/07_models.ipynb #fcdd14ef
 def predict(
-    model: StreetModel,  # in evaluation mode
+    model: nn.Module,  # a `StreetModel` or `OwnNetwork`, in evaluation mode
     image: np.ndarray,  # (H, W, 3) or (B, H, W, 3) uint8
     precision: str = "float32",  # "float32" or "bfloat16"
 ) -> StreetOutput:  # float32, on the model's device

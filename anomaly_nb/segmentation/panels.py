@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['class_colours', 'error_map', 'scene_panels']
 
-# %% ../../nbs/07_segmentation/12_panels.ipynb #cbfa6f09
+# %% ../../nbs/07_segmentation/12_panels.ipynb #7e0a8b4a
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 
 from ..core.style import ANOMALOUS, figure_style
 from .datasets import VOID, Scene
-from .models import StreetModel, predict
-from .scorer import PixelScorer
+from .scorer import PixelScorer, SceneNetwork
 from .scores import msp
 
 # %% ../../nbs/07_segmentation/12_panels.ipynb #bab01fa4
@@ -42,10 +41,10 @@ def error_map(
     "Where the prediction is right, wrong, or cannot be judged."
     return np.where(labels == VOID, 2, (labels != prediction).astype(np.uint8)).astype(np.uint8)
 
-# %% ../../nbs/07_segmentation/12_panels.ipynb #30457824
+# %% ../../nbs/07_segmentation/12_panels.ipynb #544bb038
 def scene_panels(
     scenes: list[Scene],
-    model: StreetModel,
+    model: SceneNetwork,
     scorer: PixelScorer,
     methods: tuple[str, ...] = (),  # score maps to show; () = the scorer's first
 ) -> Figure:
@@ -77,9 +76,9 @@ def scene_panels(
     return fig
 
 
-def _panel_row(scene: Scene, model: StreetModel, scorer: PixelScorer, methods: tuple[str, ...]) -> Mapping[str, tuple[np.ndarray, str]]:
+def _panel_row(scene: Scene, model: SceneNetwork, scorer: PixelScorer, methods: tuple[str, ...]) -> Mapping[str, tuple[np.ndarray, str]]:
     "Title -> (picture, kind) of one scene."
-    out = predict(model, scene.image)
+    out = model.see(scene)
     prediction = out.logits.argmax(1)[0].cpu().numpy()
     colours = class_colours(prediction)
     scores = {scorer.labels[m]: (scorer.score_one(m, out)[0], "score") for m in methods}

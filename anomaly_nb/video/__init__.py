@@ -4,21 +4,25 @@
 
 # %% auto #0
 __all__ = ['make_clip', 'make_video_dataset', 'auc_table', 'frame_auc', 'Extraction', 'extract_videos', 'ObjectFeatures',
-           'convert_pickled', 'load_object_features', 'frame_labels', 'list_videos', 'calibrate_dataset',
-           'evaluate_dataset', 'extract_dataset', 'plan_for', 'score_dataset', 'VideoScorer', 'frame_scores',
-           'load_scorer', 'responsible_objects', 'save_scorer', 'VelocityModel']
+           'convert_pickled', 'load_object_features', 'frame_labels', 'list_videos', 'Decision', 'find_events',
+           'dataset_events', 'located', 'contact_sheet', 'render_video', 'calibrate_dataset', 'evaluate_dataset',
+           'extract_dataset', 'plan_for', 'score_dataset', 'VideoScorer', 'frame_scores', 'load_scorer',
+           'responsible_objects', 'save_scorer', 'VelocityModel']
 
-# %% ../../nbs/08_video/00_video.ipynb #4e5f727b
+# %% ../../nbs/08_video/00_video.ipynb #ce01cf12
 from .clips import make_clip, make_video_dataset
 from .evaluation import auc_table, frame_auc
+from .events import Decision, find_events
 from .extraction import Extraction, extract_videos
 from .feature_files import ObjectFeatures, convert_pickled, load_object_features
 from .layouts import frame_labels, list_videos
-from .pipeline import calibrate_dataset, evaluate_dataset, extract_dataset, plan_for, score_dataset
+from .pipeline import calibrate_dataset, dataset_events, evaluate_dataset, extract_dataset, located, plan_for, score_dataset
+from .render import contact_sheet, render_video
 from .scoring import VideoScorer, frame_scores, load_scorer, responsible_objects, save_scorer
 from .velocity import VelocityModel
 
-# %% ../../nbs/08_video/00_video.ipynb #36778bf6
+# %% ../../nbs/08_video/00_video.ipynb #55f70aeb
 _all_ = ["make_clip", "make_video_dataset", "auc_table", "frame_auc", "Extraction", "extract_videos", "ObjectFeatures", "convert_pickled",
-         "load_object_features", "frame_labels", "list_videos", "calibrate_dataset", "evaluate_dataset", "extract_dataset", "plan_for", "score_dataset",
+         "load_object_features", "frame_labels", "list_videos", "Decision", "find_events", "dataset_events", "located", "contact_sheet", "render_video",
+         "calibrate_dataset", "evaluate_dataset", "extract_dataset", "plan_for", "score_dataset",
          "VideoScorer", "frame_scores", "load_scorer", "responsible_objects", "save_scorer", "VelocityModel"]

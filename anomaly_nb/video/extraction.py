@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['BATCH', 'CONTENT', 'Extraction', 'check_extracted', 'extract_videos']
 
-# %% ../../nbs/08_video/06_extraction.ipynb #58d12856
+# %% ../../nbs/08_video/06_extraction.ipynb #9e3d14bd
 import shutil
 import time
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import DataError, MissingFileError
+from ..core.errors import DataError, MissingFileError, Notice
 from ..core.files import locked, read_json, sha256_json, write_json
 from ..core.runtime import progress
 from ..features.weights import weights_identity
@@ -210,71 +211,86 @@ def _save(tools: _Tools, *args) -> None:
     with tools.stage("write"):
         save_frame(*args)
 
-# %% ../../nbs/08_video/06_extraction.ipynb #10eef7bc
+# %% ../../nbs/08_video/06_extraction.ipynb #8f6ecd7a
 CONTENT = "content.json"
 
 
 def _read_contents(folder: Path) -> dict[str, Any]:
     "What the features of a folder were made of: `videos`, and the `background`. Empty for a folder from before this was kept. Raises `DataError`."
     if not (folder / CONTENT).exists():
-        return {"videos": {}, "background": None}
+        return {"videos": {}, "background": None, "failed": {}}
     known = read_json(folder / CONTENT)
     if not isinstance(known, dict) or not isinstance(known.get("videos"), dict) or "background" not in known:
         raise DataError(f"{folder / CONTENT}: is no record of contents; extract into another folder")
-    return known
+    return {"failed": {}, **known}
 
 
 def check_extracted(
     folder: str | Path,  # features of a split
     videos: list[Video],  # as they are now
-) -> None:
+) -> dict[str, str]:  # videos that could not be read to their end, and why
     "Raises `MissingFileError` for a video without features, `DataError` for one that was another when its features were made."
-    folder = Path(folder)
-    index, known = read_index(folder), _read_contents(folder)["videos"]
+    folder, failed = Path(folder), {}
+    index, contents = read_index(folder), _read_contents(folder)
+    known = contents["videos"]
     for video in videos:
+        if video.name in contents["failed"] and contents["failed"][video.name]["sha256"] == video.content().sha256:
+            failed[video.name] = contents["failed"][video.name]["why"]
+            continue
         if video.name not in index["videos"]:
             raise MissingFileError(f"{folder}: has no features of {video.path}; extract it first")
         if tuple(index["videos"][video.name]) != video.frames or (known and known.get(video.name, {}).get("sha256") != video.content().sha256):
             raise DataError(f"{video.path}: is not the video whose features are in {folder}; extract it again")
+    return failed
 
-# %% ../../nbs/08_video/06_extraction.ipynb #b43101d7
+# %% ../../nbs/08_video/06_extraction.ipynb #e314b4a7
 def extract_videos(
     videos: list[Video],  # of one split
     folder: str | Path,  # where its features go
     settings: Extraction | None = None,  # None: the defaults
     background_from: list[Video] | None = None,  # videos the scene is taken from with background="split": the training videos; None = `videos`
-) -> dict[str, Any]:  # videos, frames, objects done now and the seconds per stage
-    "Extract the object features of videos into files, going on where an earlier run stopped. Raises `DataError` where the folder holds features of other settings."
+) -> dict[str, Any]:  # videos, frames, objects done now, the seconds per stage, and what failed and why
+    "Extract the object features of videos into files, going on where an earlier run stopped. Raises `DataError` for a folder of other settings, or if no video can be read."
     settings, folder = settings or Extraction(), Path(folder)
     if settings.background not in ("split", "video", "none"):
         raise DataError(f"background={settings.background!r} is unknown; use 'split', 'video' or 'none'")
     if len({v.name for v in videos}) < len(videos):
         raise DataError("videos: two of them have the same name")
     about, scene = settings.describe(), background_from or videos
-    made_of = {"videos": {v.name: v.content().record() for v in videos}, "background": None}
+    made_of: dict[str, Any] = {"videos": {v.name: v.content().record() for v in videos}, "background": None}
     if settings.background == "split":
         made_of["background"] = sha256_json([made_of["videos"][v.name]["sha256"] if v in videos else v.content().sha256 for v in scene])
     with locked(folder / INDEX, timeout=1):
         done, known = _still_true(folder, about, made_of)
         todo = [v for v in videos if v.name not in done or done[v.name] != v.frames]
         if not todo:
-            return {"videos": 0, "frames": 0, "objects": 0, "seconds": {}}
+            return {"videos": 0, "frames": 0, "objects": 0, "seconds": {}, "failed": {}}
         for name in {v.name for v in todo} | ({p.name for m in MODALITIES.values() for p in (folder / m).glob("*")} - set(done)):
             done.pop(name, None)
             for modality in MODALITIES.values():
                 shutil.rmtree(folder / modality / name, ignore_errors=True)
-        tools, objects = _Tools(settings), 0
+        tools, objects, failed = _Tools(settings), 0, {}
         with tools.stage("background"):
-            shared = median_background(_spread(scene, 100)) if settings.background == "split" else None
+            scenes = _backgrounds(_spread(scene, 100)) if settings.background == "split" else {}
         write_index(folder, done, about, settings.modalities)
         for video in progress(todo, desc="extract", unit="video"):
-            background = median_background(_spread([video], 50)) if settings.background == "video" else shared
-            objects += _extract_one(tools, video, background, folder)
-            done[video.name] = video.frames
-            known["videos"][video.name] = made_of["videos"][video.name]
+            try:
+                objects += _extract_one(tools, video, _own_background(settings, video, scenes), folder)
+            except DataError as e:
+                failed[video.name] = str(e).removeprefix(f"{video.path}: ")
+                known["failed"][video.name] = {**made_of["videos"][video.name], "why": failed[video.name]}
+                warnings.warn(f"{video.path}: left out, {failed[video.name]}", Notice, stacklevel=2)
+                for modality in MODALITIES.values():
+                    shutil.rmtree(folder / modality / video.name, ignore_errors=True)
+            else:
+                done[video.name] = video.frames
+                known["videos"][video.name] = made_of["videos"][video.name]
             write_json(folder / CONTENT, known)
             write_index(folder, done, about, settings.modalities)
-    return {"videos": len(todo), "frames": sum(len(v.frames) for v in todo), "objects": objects, "seconds": dict(tools.seconds)}
+        if not done:
+            raise DataError(f"{todo[0].path}: {failed[todo[0].name]}" + (f"; and {len(failed) - 1} more videos failed" if len(failed) > 1 else ""))
+    read = [v for v in todo if v.name not in failed]
+    return {"videos": len(read), "frames": sum(len(v.frames) for v in read), "objects": objects, "seconds": dict(tools.seconds), "failed": failed}
 
 
 def _still_true(
@@ -284,24 +300,44 @@ def _still_true(
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, Any]]:  # frames of the videos that are done, contents they were made of
     "What of a folder of features can be kept. Raises `DataError` for other settings."
     if not (folder / INDEX).exists():
-        return {}, {"videos": {}, "background": made_of["background"]}
+        return {}, {"videos": {}, "background": made_of["background"], "failed": {}}
     index, known = read_index(folder), _read_contents(folder)
     if index["sha256"] != sha256_json(about):
         was = index["extractor"]
         changed = sorted(k for k in about.keys() | was.keys() if about.get(k) != was.get(k))
         raise DataError(f"{folder}: holds features made with other settings ({', '.join(f'{k}: {was.get(k)}' for k in changed)}); use another folder or remove it")
     if known["background"] != made_of["background"]:
-        return {}, {"videos": {}, "background": made_of["background"]}
+        return {}, {"videos": {}, "background": made_of["background"], "failed": {}}
     same = {v: c for v, c in known["videos"].items() if v in index["videos"] and made_of["videos"].get(v, c)["sha256"] == c["sha256"]}
-    return {v: tuple(index["videos"][v]) for v in same}, {"videos": same, "background": known["background"]}
+    failed = {v: c for v, c in known["failed"].items() if v not in made_of["videos"]}
+    return {v: tuple(index["videos"][v]) for v in same}, {"videos": same, "background": known["background"], "failed": failed}
 
 
 def _spread(videos: list[Video], count: int) -> Iterator[np.ndarray]:
-    "About `count` frames, evenly spread over all videos."
+    "About `count` frames, evenly spread over all videos; a damaged video ends early, and is named when it is extracted."
     step = max(1, sum(len(v.frames) for v in videos) // count)
     for video in videos:
         wanted = video.frames[step // 2 :: step] or video.frames[:1]
-        if video.path.is_dir():
-            yield from (video.image(name) for name in wanted)
-        else:  # a film is read from its start
-            yield from (image for name, image in video if name in set(wanted))
+        with suppress(DataError):
+            if video.path.is_dir():
+                yield from (video.image(name) for name in wanted)
+            else:  # a film is read from its start
+                yield from (image for name, image in video if name in set(wanted))
+
+
+def _backgrounds(images: Iterable[np.ndarray]) -> dict[tuple[int, ...], np.ndarray]:
+    "The empty scene of every size of frame."
+    by_size: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
+    for image in images:
+        by_size[image.shape].append(image)
+    return {size: median_background(own) for size, own in by_size.items()}
+
+
+def _own_background(settings: Extraction, video: Video, scenes: Mapping[tuple[int, ...], np.ndarray]) -> np.ndarray | None:
+    "The background of one video; None for the frame before. Raises `DataError` where the video cannot be read."
+    if settings.background == "none":
+        return None
+    size = next(iter(video))[1].shape
+    if size not in scenes:
+        scenes = _backgrounds(_spread([video], 50))
+    return scenes[size]

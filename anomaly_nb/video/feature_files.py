@@ -6,9 +6,9 @@
 __all__ = ['MODALITIES', 'INDEX', 'CHECKSUMS', 'save_frame', 'write_index', 'read_index', 'ObjectFeatures', 'sample_frames',
            'load_object_features', 'convert_pickled']
 
-# %% ../../nbs/08_video/03_feature_files.ipynb #e5008403
+# %% ../../nbs/08_video/03_feature_files.ipynb #00c6a0af
+from collections.abc import Collection, Mapping
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,18 +141,20 @@ def sample_frames(
     rng = np.random.default_rng(random_state)
     return {v: tuple(f[i] for i in np.sort(rng.choice(len(f), take[v], replace=False))) for v, f in sorted(frames.items(), key=lambda item: natural_key(item[0]))}
 
-# %% ../../nbs/08_video/03_feature_files.ipynb #b584b6df
+# %% ../../nbs/08_video/03_feature_files.ipynb #f3055633
 def load_object_features(
     folder: str | Path,  # of one split
     modality: str,  # "deep", "keypoints" or "velocity"
     max_image_count: int | None = None,  # read a seeded sample of this many frames, spread over all videos
     random_state: int = 0,  # seed of the sample; the same frames come for every modality
+    videos: Collection[str] | None = None,  # read these alone; None = all
 ) -> ObjectFeatures:
     "All objects of a split in one modality. Raises `MissingFileError` for a frame whose file is gone, `DataError` for one the index does not know."
     folder, index = Path(folder), read_index(folder)
     if modality not in index["modalities"]:
         raise MissingFileError(f"{folder}: has no {modality} features; it has {', '.join(index['modalities'])}")
     frames = {v: tuple(f) for v, f in index["videos"].items()}
+    frames = {v: f for v, f in frames.items() if videos is None or v in videos}
     _check_files(folder, modality, frames)
     if max_image_count is not None:
         frames = sample_frames(frames, max_image_count, random_state)

@@ -7,7 +7,7 @@ __all__ = ['PERCENTILES', 'frame_scores', 'VideoScorer', 'provenance', 'save_sco
            'held_out_check', 'of_videos', 'load_modalities']
 
 # %% ../../nbs/08_video/08_scoring.ipynb #cd9a884f
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -238,12 +238,13 @@ def of_videos(
     frames = {v: f for v, f in features.frames.items() if v in videos}
     return ObjectFeatures(features.modality, features.values[own], features.boxes[own], features.video[own], features.frame[own], frames, features.extractor)
 
-# %% ../../nbs/08_video/08_scoring.ipynb #4bec78b3
+# %% ../../nbs/08_video/08_scoring.ipynb #30239121
 def load_modalities(
     folder: str | Path,  # features of one split
     modalities: tuple[str, ...],  # which
     max_image_count: int | None = None,  # seeded sample of frames, the same for all
     random_state: int = 0,  # seed
+    videos: Collection[str] | None = None,  # these alone; None = all
 ) -> dict[str, ObjectFeatures]:
     "Several modalities of a split, as `VideoScorer` takes them."
-    return {m: load_object_features(folder, m, max_image_count, random_state) for m in modalities}
+    return {m: load_object_features(folder, m, max_image_count, random_state, videos) for m in modalities}

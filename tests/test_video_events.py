@@ -1,0 +1,128 @@
+"Decisions on video: events and their promise from drawn clips, the commands of the group, films and sheets to look at."
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from anomaly_nb.cli.main import app
+from anomaly_nb.core.files import write_text
+from anomaly_nb.scoring.thresholds import Threshold
+from anomaly_nb.video.clips import make_video_dataset
+from anomaly_nb.video.events import Decision, decide, find_events, held_out_frames, runs
+from anomaly_nb.video.feature_files import ObjectFeatures
+from anomaly_nb.video.layouts import frame_labels, list_videos, probe_film
+from anomaly_nb.video.scoring import VideoScorer
+
+pytest.importorskip("cv2")
+
+
+def say(*args: str):
+    "A command of the group on the drawn clips."
+    return CliRunner().invoke(app, ["video", *args, "--dataset-name", "clips", "--config", "config.yml", "--root", "clips"])
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    "Clips, extracted, calibrated and scored step by step."
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("events")
+        patch.chdir(home)
+        make_video_dataset(home / "clips", n_train=6, intruders=("runner", "walker"), frames=40)
+        write_text(home / "config.yml", 'datasets: {clips: {extraction: {backbone: ""}}}\n')
+        for step in (("extract",), ("calibrate",), ("score", "--out", "out", "--false-alarms-per-hour", "200")):
+            result = say(*step)
+            assert result.exit_code == 0, result.output
+        yield home, result.output
+
+
+def test_an_intruder_is_an_event_that_starts_in_time(scored):
+    home, output = scored
+    events = pd.read_csv(home / "out" / "events.csv", dtype={"video": str}, keep_default_na=False)
+    assert list(events.columns[:5]) == ["video", "start", "end", "peak", "why"] and list(events.columns)[-1] == "incomplete"
+    truth = frame_labels(home / "clips", list_videos(home / "clips", "testing"))["01"].nonzero()[0]
+    runner = events[events["video"] == "01"]
+    assert len(runner) >= 1 and abs(runner["start"].min() - truth[0] / 10) <= 0.5 and "unusual motion" in runner["why"].iloc[0]
+    assert "02" not in set(events["video"])  # a walker among walkers
+    assert "false events a normal hour on average, from 0.4 minutes" in output and f"{len(events)} events" in output and output.count(" s to ") == len(events)
+
+
+def test_all_in_one_gives_the_same_bytes_and_the_old_names_stay(scored, monkeypatch):
+    home, _ = scored
+    monkeypatch.chdir(home)
+    assert say("score", "--all", "--out", "again", "--false-alarms-per-hour", "200").exit_code == 0
+    old = CliRunner().invoke(app, ["score-video", "--dataset-name", "clips", "--config", "config.yml", "--root", "clips", "--out", "old", "--false-alarms-per-hour", "200"])
+    assert old.exit_code == 0
+    for table in ("frame_scores.csv", "events.csv", "objects.csv", "auroc.csv", "videos.csv", "decision.json"):
+        assert (home / "out" / table).read_bytes() == (home / "again" / table).read_bytes() == (home / "old" / table).read_bytes(), table
+
+
+def test_a_rate_that_little_film_cannot_promise_is_said(scored, monkeypatch):
+    home, _ = scored
+    monkeypatch.chdir(home)
+    result = say("score", "--out", "strict", "--false-alarms-per-hour", "0.5")
+    assert "at most 150 false events a normal hour" in result.output and "2 hours of normal film are needed to promise 0.5" in result.output
+    assert json.loads((home / "strict" / "decision.json").read_text())["hours"] == pytest.approx(240 / 10 / 3600)
+
+
+def test_films_and_sheet(scored, monkeypatch):
+    home, _ = scored
+    monkeypatch.chdir(home)
+    result = say("render", "--out", "films", "--video", "01", "--false-alarms-per-hour", "200")
+    assert result.exit_code == 0, result.output
+    films = [p for p in (home / "films").iterdir() if p.stem == "01"]
+    assert len(films) == 1 and probe_film(films[0]).frames == 40 and Image.open(home / "films" / "contact_sheet.png").width == 1080
+    wrong = say("render", "--video", "07")
+    assert wrong.exit_code != 0 and "--video 07: is not among the scored videos (01, 02)" in str(wrong.exception)
+
+
+def test_without_a_rate_of_frames_there_is_no_promise_and_the_scores_are_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_video_dataset(tmp_path / "clips", n_train=2, intruders=("runner",), frames=10)
+    write_text(tmp_path / "config.yml", 'datasets: {yard: {root: clips, extraction: {backbone: "", min_area: 40}, n_components: 1}}\n')
+    run = lambda *more: CliRunner().invoke(app, ["video", "score", "--dataset-name", "yard", "--config", "config.yml", "--all", "--out", "out", *more])
+    result = run()
+    assert result.exit_code == 0 and "no events" in result.output and "datasets.yard.fps" in result.output and (tmp_path / "out" / "frame_scores.csv").exists()
+    assert not (tmp_path / "out" / "events.csv").exists() and run("--fps", "10").exit_code == 0 and (tmp_path / "out" / "events.csv").exists()
+
+
+def features(values: np.ndarray, length: int = 50) -> ObjectFeatures:
+    "One object a frame."
+    n = len(values) // length
+    frames = {f"{v}": tuple(f"{i:03d}" for i in range(length)) for v in range(n)}
+    video, frame = np.array([(v, f) for v, fs in frames.items() for f in fs]).T
+    return ObjectFeatures("deep", values, np.zeros((len(values), 4), np.float32), video, frame, frames, {})
+
+
+def test_false_events_stay_within_the_promise_over_twenty_seeds():
+    "Normal objects in other normal films: as many events as promised, on average; the scorer has seen neither."
+    from anomaly_nb.video.scoring import of_videos
+
+    found, hours = [], 16 * 50 / 10 / 3600
+    rate = 3 / hours  # two may be seen in the held-out film
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        draw = lambda rng=rng: features(rng.standard_gamma(2, (16 * 50, 3)).astype(np.float32))
+        train, test = draw(), draw()
+        scorer = VideoScorer(sigma=1.0).fit({"deep": train})
+        decision = decide(scorer, held_out_frames(scorer, {"deep": train}, lambda v, f=train: {"deep": of_videos(f, {v})}), 10.0)
+        assert decision.hours == pytest.approx(hours) and decision.event(rate).parameters["promised"] <= rate * (1 + 1e-6)
+        found.append(len(find_events(scorer.score({"deep": test}), pd.DataFrame(columns=["video", "frame", "modality", "score", "y1", "x1", "y2", "x2"]), decision, rate)))
+    assert 0.5 <= np.mean(found) <= 3 + 2 * np.std(found) / 20**0.5
+
+
+@pytest.mark.parametrize("gap, expected", [(0, [(0, 0), (2, 3), (6, 6)]), (1, [(0, 3), (6, 6)]), (2, [(0, 6)])])
+def test_runs(gap, expected):
+    assert runs(np.array([2, 0, 2, 2, 0, 0, 2.0]), 2.0, gap) == expected
+
+
+def test_another_rate_of_a_film_moves_its_events_in_seconds_and_a_lower_event_threshold_never_hides_one():
+    frames = pd.DataFrame({"video": "a", "frame": [f"{i}" for i in range(20)], "combined": [0.0] * 10 + [3.0] * 4 + [0.0] * 6})
+    nobody = pd.DataFrame(columns=["video", "frame", "modality", "score", "y1", "x1", "y2", "x2"])
+    decision = Decision(Threshold(2.0, "quantile", "frames", 10), (2.5, 2.2), 1.0, 10.0, 0.5, "")
+    assert find_events(frames, nobody, decision)[["start", "end"]].values.tolist() == [[1.0, 1.4]]
+    assert find_events(frames, nobody, decision, fps={"a": 5.0})[["start", "end"]].values.tolist() == [[2.0, 2.8]]
+    assert decision.event(1e9).value == 2.0 and decision.event(2).value > 2.2 and decision.event(1).value > 2.5

@@ -1,0 +1,189 @@
+"Films as people have them: whole, cut, empty, mislabelled, turned, of every container; each is right or named, and the others go on."
+
+import struct
+import wave
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from anomaly_nb.cli.main import app
+from anomaly_nb.core.errors import DataError, Notice
+from anomaly_nb.core.files import write_text
+from anomaly_nb.video.clips import make_clip
+from anomaly_nb.video.extraction import Extraction, check_extracted, extract_videos
+from anomaly_nb.video.feature_files import load_object_features
+from anomaly_nb.video.layouts import FILMS, list_videos, probe_film, read_split
+from anomaly_nb.video.pipeline import dataset_videos, mark_incomplete, plan_for
+
+cv2 = pytest.importorskip("cv2")
+N = 30  # frames of a whole film
+
+
+def film(path: Path, codec: str = "mp4v", frames: int = N, seed: int = 0, intruder: str | None = None) -> Path:
+    "A drawn clip as a video file."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 10, (96, 64))
+    for image in make_clip(intruder, max(frames, 8), (64, 96), random_state=seed)[0][:frames]:
+        writer.write(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))
+    writer.release()
+    return path
+
+
+def damaged(path: Path) -> Path:
+    "A tenth of its bytes, from 40 % on, are zero."
+    content = bytearray(path.read_bytes())
+    start, length = len(content) * 4 // 10, len(content) // 10
+    content[start : start + length] = bytes(length)
+    path.write_bytes(content)
+    return path
+
+
+def turned(path: Path) -> Path:
+    "As a phone held upright marks it: the header says by how much it is to be turned."
+    content = bytearray(path.read_bytes())
+    at = content.find(b"tkhd") + 44
+    content[at : at + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 64 << 16, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
+
+
+def sound(path: Path) -> Path:
+    "A film without a picture."
+    with wave.open(str(path), "wb") as w:
+        w.setnchannels(1)
+        w.setsampwidth(2)
+        w.setframerate(8000)
+        w.writeframes(bytes(4000))
+    return path
+
+
+def eight(root: Path) -> Path:
+    "Two training films and the eight of a person."
+    for i in (1, 2):
+        film(root / "training" / "videos" / f"{i}.mp4", seed=i)
+    folder = root / "testing" / "videos"
+    film(folder / "1_good.mp4", seed=3, intruder="cyclist")
+    cut = film(folder / "2_cut.mp4")
+    cut.write_bytes(cut.read_bytes()[:-2000])
+    write_text(folder / "3_text.mp4", "no film\n" * 500)
+    sound(folder / "4_sound.mp4")
+    damaged(film(folder / "5_damaged.mp4", seed=4))
+    turned(film(folder / "6_phone.mp4", seed=5))
+    film(folder / "7_web.webm", "VP80", seed=6)
+    film(folder / "8_one.mp4", frames=1)
+    return root
+
+
+def test_eight_films_go_through_score_with_one_line_for_each_that_was_not_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = eight(tmp_path / "data")
+    write_text(tmp_path / "config.yml", 'datasets: {clips: {extraction: {backbone: ""}}}\n')  # velocities alone: quick
+    result = CliRunner().invoke(app, ["score-video", "--dataset-name", "clips", "--root", str(root), "--all", "--out", "out"])
+    assert result.exit_code == 4, result.output
+    for line in ("5_damaged: is incomplete: ", "8_one: has one frame", "2_cut.mp4: was cut off before its index", "3_text.mp4: is text and no film", "4_sound.mp4: holds sound and no picture"):
+        assert result.output.count(line) == 1, (line, result.output)
+    assert not any(f"{name}:" in result.output for name in ("1_good", "6_phone", "7_web.webm"))
+    frames = pd.read_csv(tmp_path / "out" / "frame_scores.csv", keep_default_na=False)
+    counts = frames.groupby("video").size().to_dict()
+    read = counts.pop("5_damaged")
+    assert counts == {"1_good": N, "6_phone": N, "7_web": N, "8_one": 1} and 0 < read < N - 2
+    for table in ("frame_scores.csv", "objects.csv"):
+        marked = pd.read_csv(tmp_path / "out" / table, keep_default_na=False)
+        assert set(marked.loc[marked["incomplete"] != "", "video"]) == {"5_damaged"}
+    videos = pd.read_csv(tmp_path / "out" / "videos.csv", keep_default_na=False).set_index("video")
+    assert list(videos.index[~videos["complete"]]) == ["5_damaged", "2_cut.mp4", "3_text.mp4", "4_sound.mp4"] and len(videos) == 8
+    assert f"{read} frames could be read, its header says {N}" in videos.loc["5_damaged", "note"]
+
+
+@pytest.mark.parametrize("name, codec", [("a.mp4", "mp4v"), ("a.MP4", "mp4v"), ("a.m4v", "mp4v"), ("a.mov", "mp4v"), ("a.avi", "MJPG"), ("a.mkv", "FFV1"), ("a.webm", "VP80"), ("a.ts", "mpg2"), ("a.wmv", "WMV2"), ("a.flv", "FLV1")])
+def test_every_container_is_found_and_half_of_it_is_no_film_or_an_incomplete_one(tmp_path, name, codec):
+    path = film(tmp_path / name, codec)
+    if not path.exists():
+        pytest.skip(f"this OpenCV cannot write {codec}")
+    video = list_videos(tmp_path)[0]
+    assert (len(video.frames), video.complete, video.note, video.fps) == (N, True, "", 10.0) and probe_film(path).size == (64, 96)
+    assert next(iter(video))[1].shape == (64, 96, 3) and Path(name).suffix.lower() in FILMS
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    try:
+        half = read_split(tmp_path)[0][0]
+    except DataError as e:
+        assert "was cut off before its index" in str(e)
+    else:
+        assert len(half.frames) < N and (not half.complete or half.note or codec == "mpg2")  # a transport stream has no header to disagree with
+
+
+@pytest.mark.parametrize("missing, complete", [(0, True), (2, True), (3, False)])
+def test_declared_and_decoded_frames_agree_within_the_tolerance(tmp_path, missing, complete):
+    path = film(tmp_path / "a.avi", "MJPG")
+    content = bytearray(path.read_bytes())
+    for place in (content.find(b"avih") + 8 + 16, content.find(b"strh") + 8 + 32):  # number of frames, length of the stream
+        content[place : place + 4] = struct.pack("<I", N + missing)
+    path.write_bytes(content)
+    found = probe_film(path)
+    assert (found.frames, found.declared, found.complete) == (N, N + missing, complete)
+    assert complete or found.note == f"is incomplete: {N} frames could be read, its header says {N + missing}"
+
+
+def test_a_turned_film_is_upright_and_seen_against_its_own_background(tmp_path):
+    root = tmp_path / "data"
+    for i in (1, 2):
+        film(root / "training" / "videos" / f"{i}.mp4", seed=i)
+    turned(film(root / "testing" / "videos" / "phone.mp4", seed=3))
+    video = list_videos(root, "testing")[0]
+    assert probe_film(video.path).size == (96, 64) and probe_film(video.path).rotation in (90, 270) and next(iter(video))[1].shape == (96, 64, 3)
+    report = extract_videos([video], tmp_path / "f", Extraction(min_area=20, backbone=""), background_from=list_videos(root, "training"))
+    assert report["frames"] == N and not report["failed"] and len(load_object_features(tmp_path / "f", "velocity")) > N
+
+
+def test_a_folder_of_frames_that_change_their_size_or_are_damaged_is_named_and_the_rest_goes_on(tmp_path):
+    from PIL import Image
+
+    for name in ("1", "2", "3"):
+        (tmp_path / "v" / name).mkdir(parents=True)
+        for t, image in enumerate(make_clip(None, 8, (64, 96), random_state=int(name))[0]):
+            Image.fromarray(image).save(tmp_path / "v" / name / f"{t}.png")
+    Image.fromarray(np.zeros((32, 96), np.uint8)).save(tmp_path / "v" / "2" / "5.png")
+    (tmp_path / "v" / "3" / "6.png").write_bytes(b"\x89PNG")
+    videos = list_videos(tmp_path / "v")
+    with pytest.warns(Notice) as notes:
+        report = extract_videos(videos, tmp_path / "f", Extraction(min_area=20, backbone=""))
+    assert report["videos"] == 1 and set(report["failed"]) == {"2", "3"} and "6.png" in report["failed"]["3"] and "shape" in report["failed"]["2"]
+    assert [str(n.message).split(": ")[0] for n in notes] == [str(tmp_path / "v" / "2"), str(tmp_path / "v" / "3")]
+    assert check_extracted(tmp_path / "f", videos) == report["failed"] and set(load_object_features(tmp_path / "f", "velocity").video) == {"1"}
+    with pytest.raises(DataError, match=r"v/2: .*shape"), pytest.warns(Notice):
+        extract_videos(videos[1:2], tmp_path / "g", Extraction(min_area=20, backbone=""))
+
+
+def test_what_is_no_video_is_named(tmp_path):
+    film(tmp_path / "1.mp4")
+    film(tmp_path / "clip.rmvb.mp4", frames=8)
+    (tmp_path / "clip.rmvb.mp4").rename(tmp_path / "2.rmvb")
+    (tmp_path / "3").mkdir()
+    (tmp_path / "4" / "01").mkdir(parents=True)
+    (tmp_path / "5.png").touch()
+    write_text(tmp_path / "labels.csv", "a")
+    (tmp_path / ".hidden.mp4").touch()
+    (tmp_path / "6.mp4").touch()
+    with pytest.warns(Notice) as notes:
+        assert [v.name for v in list_videos(tmp_path)] == ["1"]
+    said = {str(n.message).split(": ")[0].rsplit("/", 1)[1]: str(n.message).split(": ", 1)[1] for n in notes}
+    assert list(said) == ["2.rmvb", "3", "4", "5.png", "6.mp4"]
+    assert "no film of a known kind" in said["2.rmvb"] and "no frames" in said["3"] and "holds folders" in said["4"] and "image in no video" in said["5.png"] and "is empty" in said["6.mp4"]
+
+
+def test_two_forms_of_a_split_must_hold_the_same_videos(tmp_path):
+    film(tmp_path / "testing" / "videos" / "1.mp4", frames=4)
+    film(tmp_path / "testing_videos" / "1.avi", "MJPG", frames=4)
+    assert len(list_videos(tmp_path, "testing")) == 1
+    film(tmp_path / "testing_videos" / "2.avi", "MJPG", frames=4)
+    with pytest.raises(DataError, match=r"do not hold the same videos \(2 is in one alone\)"):
+        list_videos(tmp_path, "testing")
+
+
+def test_incomplete_rows_are_marked_by_video():
+    videos = pd.DataFrame({"video": ["01", "1"], "complete": [True, False], "note": ["one frame", "cut"]})
+    assert mark_incomplete(pd.DataFrame({"video": ["01", "1", "01"]}), videos)["incomplete"].tolist() == ["", "cut", ""]
+    assert dataset_videos(plan_for("clips", None, features="x")).empty
