@@ -11,12 +11,13 @@ import io
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, check_file
 from .files import decode_text
+
+if TYPE_CHECKING:  # it takes a second to import, and who reads rows needs it not
+    import pandas as pd
 
 # %% ../../nbs/00_core/09_tables.ipynb #c2f27570
 def read_rows(
@@ -66,8 +67,10 @@ def read_table(
     types: Mapping[str, type] | None = None,  # column -> `float` or `int`; all others are text
     gaps: Iterable[str] = (),  # columns of numbers whose cells may be empty, which is a missing value
     mend: str = "",  # what to do where there is no such file
-) -> pd.DataFrame:  # the index is the line of each row
+) -> "pd.DataFrame":  # the index is the line of each row
     "The table in a CSV. Raises `MissingFileError`, or `DataError` naming file, line and mend."
+    import pandas as pd
+
     rows = read_rows(path, mend)
     if not rows:
         raise DataError(f"{path}, line 1: is empty; it must begin with the names of its columns")
@@ -98,11 +101,13 @@ def _columns(where: str, names: list[str], required: list[str]) -> list[str]:
 
 def to_numbers(
     path: str | Path,  # of the table, for messages
-    cells: pd.Series,  # text, a column of `read_table` or some rows of it
+    cells: "pd.Series",  # text, a column of `read_table` or some rows of it
     kind: type,  # `float` or `int`
     gaps: bool = False,  # empty cells are missing values
-) -> pd.Series:  # float64, int64, or Int64 with gaps
+) -> "pd.Series":  # float64, int64, or Int64 with gaps
     "Text as numbers. Raises `DataError` naming the line of the first that is none."
+    import pandas as pd
+
     values: list[Any] = []
     for line, cell in zip(cells.index.tolist(), cells.tolist()):
         text = cell.strip()
