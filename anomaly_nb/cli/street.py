@@ -172,6 +172,7 @@ def _write_results(folder: Path, result: Any, scorer: Any, validation: Any, resa
     import matplotlib.pyplot as plt
 
     from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.style import figure_style
     from anomaly_nb.metrics.plots import plot_precision_recall, plot_roc
     from anomaly_nb.segmentation.compare import comparison_plot, to_markdown, write_comparison
     from anomaly_nb.segmentation.evaluation import difference_table, operating_points, results_table
@@ -185,10 +186,11 @@ def _write_results(folder: Path, result: Any, scorer: Any, validation: Any, resa
         differences = difference_table(result, next(iter(result.labels)), resamples)
         write_text(folder / "differences.csv", differences.to_csv(index=False, lineterminator="\n"))
     _figure(folder / "results.png", comparison_plot(table))
-    curves, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5))
-    for method, histogram in result.histograms.items():
-        plot_roc(histogram, label=result.labels[method], ax=left)
-        plot_precision_recall(histogram, label=result.labels[method], ax=right)
+    with figure_style():
+        curves, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5))
+        for method, histogram in result.histograms.items():
+            plot_roc(histogram, label=result.labels[method], ax=left)
+            plot_precision_recall(histogram, label=result.labels[method], ax=right)
     _figure(folder / "curves.png", curves)
     return to_markdown(table)
 
