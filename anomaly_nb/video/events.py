@@ -105,7 +105,7 @@ def decide(
     "Thresholds from held-out normal videos. Raises `DataError`."
     if not (np.isfinite(fps) and fps > 0):
         raise DataError(f"fps={fps}: must be above 0")
-    frame = quantile_threshold(frames["combined"].to_numpy(), 1 - frame_false_alarms, "frames of held-out normal videos")
+    frame = quantile_threshold(frames["combined"].to_numpy(), 1 - frame_false_alarms, "frames of held-out normal videos", too_few="largest")
     curves = [part["combined"].to_numpy() for _, part in frames.groupby("video")]
     peaks = [float(c[a : b + 1].max()) for c in curves for a, b in runs(c, frame.value, round(gap * fps))]
     if not peaks:  # too few frames for the quantile to leave one above: the highest frame of each video stands for its runs
