@@ -60,6 +60,7 @@ def ok(*words):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ANOMALY_NB_PROGRESS", "0")  # a session that has a kernel loaded shows bars
     (tmp_path / "config.yml").write_text("calibrate_heads: true\n")
     return tmp_path
 

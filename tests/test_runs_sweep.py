@@ -260,11 +260,11 @@ def test_a_store_keeps_failures_and_successes(place):
     ("template: tiny.ipynb\ngrid: [1]", "grid must be a mapping"),
     ("- template", "must be a mapping"),
     ("template: tiny.ipynb\nlist: [{nope: 1}]", "no parameter 'nope'"),
-    ("template: &a [*a]", "no report"),
+    ("template: &a [*a]", "nested more than 100 levels deep"),
     ("x: &a [1]\ny: &b [*a, *a]\ntemplate: tiny.ipynb\ngrid: {a: [*b, *b]}", "unknown key 'x'"),
     ("template: tiny.ipynb\ngrid: {how: [[[1]]]}", "how must be a plain value"),
     ("template: tiny.ipynb\nparameters: !!python/name:os.system {}", "could not determine a constructor"),
-    ("\0", "not a valid plan"),
+    ("\0", "not valid YAML"),
 ])  # fmt: skip
 def test_bad_plans_are_one_line_and_run_nothing(place, text, words):
     (place / "plan.yml").write_text(text)
