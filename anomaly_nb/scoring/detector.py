@@ -35,7 +35,7 @@ from .recipes import OBJECTS, Recipe, recipe_parts
 from .result import Evaluation
 from .thresholds import Threshold, choose_threshold, labelled_threshold
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #c41ebb71
+# %% ../../nbs/06_scoring/08_detector.ipynb #3ea72557
 class Detector(BaseEstimator):
     "From images to scores, decisions and explanations."
 
@@ -86,6 +86,8 @@ class Detector(BaseEstimator):
         key = (parts.backbone, str(self.weights), parts.image_size)
         if vars(self).get("_made", (None,))[0] != key:
             self._made = (key, create_backbone(parts.backbone, self.weights or None, parts.image_size or None))
+            if self._made[1].spec.tile or self._made[1].spec.region:
+                raise DataError(f"backbone={parts.backbone!r}: a detector takes whole images; leave tile and region out")
         return self._made[1]
 
     def features(self, X: Any, fit: bool = False) -> FeatureSet:
