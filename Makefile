@@ -24,7 +24,6 @@ demo: $(READY)
 test: export ANOMALY_NB_FAST = $(FAST)
 test: $(READY)
 	$(BIN)/python -m tests.checks
-	$(BIN)/python -m pytest
 
 lab: $(READY)
 	env -u MPLBACKEND JUPYTER_CONFIG_PATH=$(CURDIR)/.lab $(BIN)/jupyter lab

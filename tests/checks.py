@@ -1,4 +1,4 @@
-"""The checks of `make test` that are not unit tests: `python -m tests.checks [name ...]`; `readme --write` renews the README.
+"""The checks of `make test`: `python -m tests.checks [name ...]`; `readme --write` renews the README.
 
 With ANOMALY_NB_FAST=1 (`make test FAST=1`) only the notebooks that changed since the merge base with main are run,
 and of the tests (`tests/conftest.py`) those that changed or import a module that did.
@@ -8,6 +8,7 @@ import contextlib
 import filecmp
 import io
 import json
+import math
 import multiprocessing.connection
 import os
 import re
@@ -147,18 +148,68 @@ def run_notebook(path, told):
     told.send((passed, time.perf_counter() - start, cpu_seconds() - cpu, said.getvalue()))
 
 
-def begin(path):
-    "Run a notebook in a process of its own: whatever it sets ends with it. Returns the process and the end of its pipe."
+def run_tests(path, told):
+    "Run a file of tests; tells whether all passed, the seconds of each test and of all, what pytest wrote."
+    import pytest
+
+    os.chdir(ROOT)
+    start, cpu = time.perf_counter(), cpu_seconds()
+    with tempfile.TemporaryFile("w+") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+        passed = pytest.main([str(path)]) in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        said.seek(0)
+        told.send((passed, time.perf_counter() - start, cpu_seconds() - cpu, said.read()))
+    told.send(sys.modules["tests.conftest"].SECONDS)
+
+
+def begin(work, path):
+    "Run `work(path, told)` in a process of its own: whatever it sets ends with it. Returns the process and the end of its pipe."
     told, to_tell = multiprocessing.get_context("fork").Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=run_notebook, args=(path, to_tell))
+    process = multiprocessing.get_context("fork").Process(target=work, args=(path, to_tell))
     process.start()
     to_tell.close()
     return process, told
 
 
+def two_at_once(named, work, longest, kept):
+    """Run `work` on each path of `named`, two at once, in the order given, until `longest` seconds are over.
+    Calls `kept(name, seconds, said, told)` for each that passed; returns the names of those that failed and of those not begun."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # two at once: more threads would only wait for each other
+    if len(named) > 2:
+        import nbdev.test  # noqa: F401  what takes long to import is imported once, for all processes
+        import pandas  # noqa: F401
+        import sklearn.metrics  # noqa: F401
+        import torch._dynamo  # noqa: F401
+    waiting, failed, running, start = list(named), [], {}, time.perf_counter()
+    while running or (waiting and time.perf_counter() - start < longest):
+        while waiting and len(running) < 2 and time.perf_counter() - start < longest:
+            name = waiting.pop(0)
+            process, told = begin(work, named[name])
+            running[told] = name, process
+        for told in multiprocessing.connection.wait(list(running)):
+            name, process = running.pop(told)
+            try:
+                passed, *seconds, said = told.recv()
+                kept(name, seconds, said, told)
+            except EOFError:
+                passed, said = False, f"{name}: its process died"
+            process.join()
+            if not passed:
+                failed.append(name)
+                print(f"\n{said or name} (exit status {process.exitcode})", flush=True)
+    return failed, waiting
+
+
+def slowest_first(named, seconds):
+    "`named` with what took longest when it last ran first; what never ran here in reverse, since the later rooms take longer."
+    return {name: named[name] for name in sorted(sorted(named, reverse=True), key=lambda name: seconds.get(name, 0), reverse=True)}
+
+
 def notebooks():
     "Every notebook runs from top to bottom."
-    os.environ["OMP_NUM_THREADS"] = "1"  # two at once: more threads would only wait for each other
     os.chdir(ROOT)
     from nbdev.doclinks import nbglob
 
@@ -166,36 +217,40 @@ def notebooks():
     named = {name: p for name, p in named.items() if not (p.parent / ".notest").exists()}
     if FAST:
         named = {name: p for name, p in named.items() if p in changed()}
-    if len(named) > 2:
-        import nbdev.test  # noqa: F401  what takes long to import is imported once, for all processes
-        import pandas  # noqa: F401
-        import sklearn.metrics  # noqa: F401
-        import torch._dynamo  # noqa: F401
-    known, seconds, failed, running = taken("notebooks"), {}, [], {}
-    waiting = sorted(named, key=lambda name: known.get(name, [0, 0])[0], reverse=not FAST)  # the quick ones first where time may end
-    start = time.perf_counter()
-    while waiting or running:
-        if FAST and time.perf_counter() - start > LONGEST["notebooks"] and waiting:
-            print(f"\nnot run, the time of FAST=1 was up: {', '.join(waiting)}")
-            waiting = []
-        while waiting and len(running) < 2:
-            name = waiting.pop(0)
-            process, told = begin(named[name])
-            running[told] = name, process
-        for told in multiprocessing.connection.wait(list(running)):
-            name, process = running.pop(told)
-            try:
-                passed, *seconds[name], said = told.recv()
-            except EOFError:
-                passed, said = False, f"{name}: its process died"
-            process.join()
-            if not passed:
-                failed.append(name)
-                print(f"\n{said or name} (exit status {process.exitcode})", flush=True)
+    seconds, order = {}, slowest_first(named, {name: s[0] for name, s in taken("notebooks").items()})
+    if FAST:  # the quick ones first: time may end
+        order = dict(reversed(order.items()))
+    failed, left = two_at_once(order, run_notebook, LONGEST["notebooks"] if FAST else math.inf, lambda name, both, said, told: seconds.update({name: both}))
+    if left:
+        print(f"\nnot run, the time of FAST=1 was up: {', '.join(left)}")
     keep_taken("notebooks", {name: [round(s, 2) for s in both] for name, both in seconds.items()})
     print(f"\n{table('notebooks', seconds)}")
     if failed:
         raise SystemExit(f"these notebooks failed, see above: {', '.join(sorted(failed))}")
+
+
+def tests():
+    "Every test passes; the files of tests run two at once."
+    if FAST:  # few; `tests/conftest.py` chooses them and ends in time
+        sys.stdout.flush()
+        if status := subprocess.run([sys.executable, "-m", "pytest"], cwd=ROOT, env=os.environ).returncode:
+            raise SystemExit(status)
+        return
+    known, seconds = {}, {}
+    for test, both in taken("tests").items():
+        known[test.split("::")[0]] = known.get(test.split("::")[0], 0) + both[0]
+
+    def kept(name, both, said, told):
+        seconds.update(told.recv())
+        print(f"{name}: {said.strip().splitlines()[-1]}", *re.findall(r"^(?:SKIPPED|XFAIL|XPASS).*", said, re.M), sep="\n  ", flush=True)
+
+    print(flush=True)
+    order = slowest_first({p.relative_to(ROOT).as_posix(): p for p in sorted((ROOT / "tests").glob("test_*.py"))}, known)
+    failed, _ = two_at_once(order, run_tests, math.inf, kept)
+    keep_taken("tests", seconds)
+    print(f"\n{table('notebooks', taken('notebooks'))}\n\n{table('tests', seconds)}")
+    if failed:
+        raise SystemExit(f"these files of tests failed, see above: {', '.join(sorted(failed))}")
 
 
 def lint():
@@ -245,7 +300,7 @@ def readme(write=False):
         raise SystemExit("README.md differs from nbs/index.ipynb; run `make export`")
 
 
-CHECKS = {"export": export, "readme": readme, "hygiene": hygiene, "lint": lint, "notebooks": notebooks}
+CHECKS = {"export": export, "readme": readme, "hygiene": hygiene, "lint": lint, "notebooks": notebooks, "tests": tests}
 
 
 def main(names):

@@ -1,4 +1,5 @@
 """Seconds of every test, and what `make test FAST=1` leaves out."""
+import multiprocessing
 import time
 
 import pytest
@@ -51,7 +52,7 @@ def pytest_sessionfinish(session, exitstatus):
 
 
 def pytest_terminal_summary(terminalreporter, config):  # before pytest's closing line
-    if not config.option.collectonly and SECONDS:
+    if not config.option.collectonly and SECONDS and not multiprocessing.parent_process():  # else `tests/checks.py` keeps them
         checks.keep_taken("tests", SECONDS)
         if "::" not in " ".join(map(str, config.args)):
             if known := checks.taken("notebooks"):
