@@ -179,8 +179,10 @@ def two_at_once(named, work, longest, kept):
     Calls `kept(name, seconds, said, told)` for each that passed; returns the names of those that failed and of those not begun."""
     os.environ["OMP_NUM_THREADS"] = "1"  # two at once: more threads would only wait for each other
     if len(named) > 2:
+        import nbconvert  # noqa: F401
         import nbdev.test  # noqa: F401  what takes long to import is imported once, for all processes
         import pandas  # noqa: F401
+        import papermill  # noqa: F401
         import sklearn.metrics  # noqa: F401
         import torch._dynamo  # noqa: F401
     waiting, failed, running, start = list(named), [], {}, time.perf_counter()
