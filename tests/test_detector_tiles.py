@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 from anomaly_nb.core.errors import DataError
-from anomaly_nb.core.files import write_json
 from anomaly_nb.features import create_backbone, extract_features
 from anomaly_nb.reports import run_report
-from anomaly_nb.scoring import Detector, plot_cases, predict_files
+from anomaly_nb.scoring import Detector, predict_files
 
 TILES = {"backbone": "filters", "tile": 96, "overlap": 24, "coreset": 400, "threshold": "quantile:0.9"}
 SHAPES = [(150, 220), (180, 200), (150, 220), (200, 150), (150, 220), (128, 128)]
@@ -75,7 +74,7 @@ def test_a_defect_is_found_once_wherever_the_seams_are(tiled, good, tmp_path, sp
     assert done.box == result.box(0) and done.score == pytest.approx(result.scores[0], rel=1e-6) and done.normal_path == result.explanation["normal_path"][0]
 
 
-@pytest.mark.parametrize("how", [{"resize": "pad"}, {"resize": "short"}, {"resize": "short", "recipe": "mahalanobis"}, {"resize": "pad", "recipe": "placed"}])
+@pytest.mark.parametrize("how", [{"resize": "pad"}, {"resize": "short"}, {"resize": "short", "recipe": "mahalanobis"}, {"resize": "pad", "recipe": "retrieval"}])
 def test_kept_aspect_of_mixed_shapes(good, tmp_path, how):
     detector = Detector(backbone="filters", image_size=128, threshold="quantile:0.8", **how).fit(good)
     bad = sheet(tmp_path / "bad.png", (180, 240), spot=(100, 40), seed=9)
@@ -105,7 +104,7 @@ def test_what_lies_off_the_region_is_not_seen(tmp_path):
         for how in ({"tile": 96, "overlap": 24}, {"image_size": 96}):
             detector = Detector(backbone="filters", region=region, threshold="quantile:0.8", **how).fit(same)
             result = detector.evaluate([off, on])
-            assert result.scores[1] > 3 * result.scores[0] and result.called[1] and holds(result.box(1), (60, 50)) and result.box(0)[2] <= 128
+            assert result.scores[1] > 3 * result.scores[0] and result.called[1] and holds(result.box(1), (60, 50), 80) and result.box(0)[2] <= 128
             assert np.ptp(result.maps[1][:, 115:]) == 0 and result.maps[1][:, 115:].max() <= result.maps[1][:, :110].min()
     folder = detector.save(tmp_path / "box")
     masked = Detector(backbone="filters", region=str(tmp_path / "left.png"), image_size=96).fit(same)
@@ -143,7 +142,7 @@ def test_a_bank_of_many_tiles_learns_from_a_part_and_is_judged_on_all(good, tmp_
         ({"tile": 96}, "an overlap of at most half a tile"),
         ({"tile": 96, "overlap": 24, "resize": "pad"}, "tiles are square"),
         ({"backbone": "filters?tile=96"}, "give tile as the detector's own"),
-        ({"region": "0,0,140,210"}, "no box within an image of 200 x 150"),
+        ({"region": "0,0,140,210"}, "no box within an image of 180 x 200"),
         ({"region": "1,2,3"}, "top,left,bottom,right"),
         ({"tile": 96, "overlap": 24, "angles": (0.0, 90.0)}, "angles: rotated reference"),
         ({"tile": 96, "overlap": 24, "object_threshold": 10.0}, "the object is found in a whole image"),
@@ -178,6 +177,3 @@ def test_a_report_in_tiles(good, tmp_path, monkeypatch):
     assert run.metrics["recall"] == 1 and run.metrics["image_auroc"] == 1
     model = Detector.load(run.page.parent / "detector")
     assert model.layout_.said() == "tiles of 96 pixels, overlapping by at least 24"
-    result = model.evaluate([str(p) for p in sorted((tmp_path / "data/hole").iterdir())])
-    plot_cases(result, [0])
-    write_json(tmp_path / "x.json", {"box": result.box(0)})
