@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-# %% ../../nbs/11_cli/03_detect.ipynb #78d09ff6
+# %% ../../nbs/11_cli/03_detect.ipynb #8a71a703
 LAYOUT = "Layout of the folder: folder, csv, mvtec, mvtec_ad2, mvtec_loco, visa, btad, mpdd, realiad, kolektor_sdd2, magnetic_tile."
 
 
@@ -33,6 +33,10 @@ def fit(
     groups: Annotated[str, typer.Option(help="Images of one part are left out together: parent (their folder), or a regular expression on names such as '^(part[0-9]+)_'.")] = "",
     normal: Annotated[str, typer.Option(help="Folder of normal images where its name does not say so.")] = "",
     intensity: Annotated[str, typer.Option(help="Values deeper than 8 bits: auto, full, window:<low>,<high> or percentile:<low>,<high>.")] = "auto",
+    resize: Annotated[str, typer.Option(help="How an image becomes the backbone's input: square (squeezed), or with its aspect kept: short (the shorter side is --image-size) or pad.")] = "square",
+    tile: Annotated[int, typer.Option(help="Cut images into tiles of so many pixels, at their own resolution: for small defects in large images. 0 for whole images.")] = 0,
+    overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share, at least.")] = 64,
+    region: Annotated[str, typer.Option(help="The part of every image that counts: a box, top,left,bottom,right in pixels or fractions, or a mask file; empty for all of it.")] = "",
     seed: Annotated[int, typer.Option(help="Of coreset, folds and synthetic anomalies.")] = 0,
 ) -> None:
     """Learn from good images, and keep what decides on the next ones.
@@ -40,6 +44,8 @@ def fit(
     \b
     anomaly-nb fit my_parts --out detectors/my_part
     anomaly-nb fit my_parts --out detectors/my_part --false-alarms 0.01 --groups '^(part[0-9]+)_'
+    anomaly-nb fit my_sheets --out detectors/my_sheet --tile 512 --overlap 64 --coreset 5000
+    anomaly-nb fit my_parts --out detectors/my_part --resize pad --region 0.1,0.0,0.9,1.0
     anomaly-nb fit my_parts --out detectors/my_part --backbone timm:vit_small_patch14_dinov2 --weights dinov2_s14.pth --image-size 448
     """
     from anomaly_nb.banks import coreset_of_report
@@ -56,6 +62,11 @@ def fit(
         raise DataError(f"--out {out}: holds other files; give the detector a folder of its own")
     given: dict[str, Any] = {"backbone": backbone, "weights": weights, "image_size": image_size, "groups": groups, "intensity": intensity, "random_state": seed}
     given |= {"coreset": None if coreset == -1 else coreset_of_report(coreset), "threshold": f"quantile:{1 - false_alarms:.10g}"}
+    given |= {"resize": resize, "tile": tile, "overlap": overlap, "region": region}
+    whole = resize == "square" and not tile and not region
+    if recipe == "auto" and not whole:
+        recipe = "knn"
+        typer.echo("took knn: recipes are compared on whole images, squeezed to a square; name another with --recipe")
     Detector("knn" if recipe == "auto" else recipe, **given).network()  # what can be wrong with it is wrong now
     n_train = 1.0 if dataset == "folder" else None
     index = read_index(dataset, root.absolute(), category, "keep", seed, normal=normal, n_train=n_train, intensity=intensity)
@@ -72,7 +83,7 @@ def fit(
     if detector.threshold_ is None:
         raise DataError(f"{root}: one normal image gives no threshold; add at least one more, better 20 or more")
     detector.save(out)
-    some, start = detector.paths_[:8], time.perf_counter()
+    some, start = detector.paths_[: 2 if tile else 8], time.perf_counter()
     seconds = 0.0
     if not detector.bank_.whole_batch:
         list(predict_files(detector, some))
