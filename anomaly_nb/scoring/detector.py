@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Detector', 'make_detector', 'plot_explained']
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #7dd490a0
+# %% ../../nbs/06_scoring/08_detector.ipynb #d5bbadac
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..core.display import summary_html
 from ..core.errors import DataError
 from ..core.style import figure_style
 from ..data.images import Intensity, fit_intensity, image_info, read_image
-from ..features import FeatureSet, create_backbone
+from ..features import FeatureSet, auto_backbone, create_backbone
 from ..features.extract import index_intensity
 from ..features.shards import ShardedFeatures
 from .detector_files import check_backbone, read_detector, write_detector
@@ -35,15 +35,15 @@ from .recipes import OBJECTS, Recipe, recipe_parts
 from .result import Evaluation
 from .thresholds import Threshold, choose_threshold, labelled_threshold
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #3ea72557
+# %% ../../nbs/06_scoring/08_detector.ipynb #5b8c71eb
 class Detector(BaseEstimator):
     "From images to scores, decisions and explanations."
 
     def __init__(
         self,
         recipe: str = "knn",  # a key of `RECIPES`; what is given below takes its parts' place
-        backbone: str = "",  # of `create_backbone`; "" = the recipe's
-        weights: str = "",  # checkpoint file, "hub" or "random"; "" = none, or the hub
+        backbone: str = "",  # of `create_backbone`; "auto" = the strongest whose weights are at hand, of `auto_backbone`; "" = the recipe's
+        weights: str = "",  # checkpoint file, "hub" or "random"; "" = none, or the hub; with "auto" also a folder of checkpoints
         image_size: int = 0,  # pixels per side of the input; 0 = the recipe's, or the backbone family's choice
         bank: Bank | None = None,  # None = the recipe's
         preparation: Preparation | None = None,  # None = the recipe's
@@ -66,9 +66,17 @@ class Detector(BaseEstimator):
         self.angles, self.object_threshold = angles, object_threshold
         self.threshold, self.groups, self.intensity, self.random_state = threshold, groups, intensity, random_state
 
+    def given_backbone(self) -> tuple[str, str]:  # name, weights
+        "What was given; for `auto` the strongest at hand, looked for once. Raises as `auto_backbone` does."
+        if self.backbone != "auto":
+            return self.backbone, str(self.weights)
+        if vars(self).get("_auto", (None,))[0] != str(self.weights):
+            self._auto = (str(self.weights), auto_backbone("" if self.weights == "hub" else self.weights, hub=self.weights == "hub"))
+        return self._auto[1].name, self._auto[1].weights
+
     def parts(self) -> Recipe:
         "The recipe with what was given in its parts' place. Raises `DataError` for an unknown one."
-        return recipe_parts(self.recipe, self.backbone, self.image_size, self.bank, self.preparation, self.k, self.coreset, self.similar, self.random_state)
+        return recipe_parts(self.recipe, self.given_backbone()[0], self.image_size, self.bank, self.preparation, self.k, self.coreset, self.similar, self.random_state)
 
     @property
     def reduction(self) -> str:
@@ -83,9 +91,10 @@ class Detector(BaseEstimator):
     def network(self) -> Any:
         "The backbone, made once. Raises as `create_backbone` does."
         parts = self.parts()
-        key = (parts.backbone, str(self.weights), parts.image_size)
+        weights = self.given_backbone()[1]
+        key = (parts.backbone, weights, parts.image_size)
         if vars(self).get("_made", (None,))[0] != key:
-            self._made = (key, create_backbone(parts.backbone, self.weights or None, parts.image_size or None))
+            self._made = (key, create_backbone(parts.backbone, weights or None, parts.image_size or None))
             if self._made[1].spec.tile or self._made[1].spec.region:
                 raise DataError(f"backbone={parts.backbone!r}: a detector takes whole images; leave tile and region out")
         return self._made[1]
@@ -130,6 +139,7 @@ class Detector(BaseEstimator):
         self.reference_ = self.bank_ if isinstance(self.bank_, KNNBank) else KNNBank().fit(x, f.patch_hw)
         self.paths_ = [str(p) for p in f.meta["image_path"]] if "image_path" in f.meta else [""] * len(x)
         self.version_ = 1
+        self.choice_: dict[str, Any] = {}  # what recipe and backbone were chosen from, where they were
         groups = image_groups(f.meta, self.groups)
         self.groups_ = [] if groups is None else groups.tolist()
         self.threshold_: Threshold | None = None
@@ -286,9 +296,9 @@ class Detector(BaseEstimator):
             old["group"] = self.groups_
         table = pd.concat([old, added[[c for c in ("image_path", "group") if c in added]]], ignore_index=True)
         table.attrs["intensity"] = self.intensity_.to_dict()  # decided once
-        version = self.version_
+        version, choice = self.version_, self.choice_
         self.fit(table)
-        self.version_ = version + 1
+        self.version_, self.choice_ = version + 1, choice
         return self
 
     def save(

@@ -32,7 +32,7 @@ def training_table(detector: Any) -> pd.DataFrame:  # image_path, sha256, group,
     table["score"] = detector.held_out_ if len(detector.held_out_) else float("nan")
     return table.assign(label=0, role="normal")
 
-# %% ../../nbs/06_scoring/09_detector_files.ipynb #763c7c62
+# %% ../../nbs/06_scoring/09_detector_files.ipynb #6235178d
 ARRAYS = ("channel_", "mean_", "scale_", "white_")  # of a fitted preparation
 SPEC = ("name", "image_size", "resize", "patch", "layers", "norm", "pool", "mean", "std", "sha256", "options")  # what decides a backbone's features
 
@@ -63,8 +63,8 @@ def _write_files(detector: Any, folder: Path) -> None:
         detector.reference_.save(folder / "reference")
     if detector.threshold_ is not None:
         detector.threshold_.save(folder / "threshold.json")
-    if detector.weights and Path(detector.weights).is_file():
-        given["weights"] = Path(detector.weights).resolve().as_posix()
+    given["backbone"], weights = detector.given_backbone()
+    given["weights"] = Path(weights).resolve().as_posix() if weights and Path(weights).is_file() else weights
     prepared = detector.preparation_
     arrays = {name: getattr(prepared, name) for name in ARRAYS} | {"held_out_": detector.held_out_, "held_out_patches_": detector.held_out_patches_}
     save_arrays(folder / "preparation.npz", arrays)
@@ -78,6 +78,7 @@ def _write_files(detector: Any, folder: Path) -> None:
             "spec": detector.spec_,
             "intensity": detector.intensity_.to_dict(),
             "version": detector.version_,
+            "choice": detector.choice_,
             "packages": versions(),
             "params": given,
             **unfitted,
@@ -86,7 +87,7 @@ def _write_files(detector: Any, folder: Path) -> None:
     write_text(folder / "training.csv", training_table(detector).to_csv(index=False, lineterminator="\n"))
     write_manifest(folder, kind="detector")
 
-# %% ../../nbs/06_scoring/09_detector_files.ipynb #a04427b8
+# %% ../../nbs/06_scoring/09_detector_files.ipynb #9d7c66c3
 def read_detector(
     folder: str | Path,  # that `write_detector` filled
     kind: type,  # `Detector`, or a class derived from it
@@ -113,6 +114,7 @@ def read_detector(
     detector.threshold_ = Threshold.load(folder / "threshold.json") if (folder / "threshold.json").exists() else None
     detector.groups_, detector.version_, detector.spec_ = about.get("groups", []), about.get("version", 1), about["spec"]
     detector.intensity_ = Intensity.from_dict(about["intensity"]) if "intensity" in about else Intensity()  # older ones: 8-bit
+    detector.choice_ = about.get("choice", {})
     family, mark, options = detector.parts().backbone.partition("?")
     if family == detector.spec_.get("name") == "filters":  # their first version, from before there were versions
         detector.backbone = recorded_name("filters") + mark + options
