@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'LAYOUTS', 'CATEGORIES', 'samples', 'extract', 'inspect', 'report', 'demo', 'main']
 
-# %% ../../nbs/11_cli/01_main.ipynb #0f48065c
+# %% ../../nbs/11_cli/01_main.ipynb #c62be4b5
 import json
 import sys
 from contextlib import suppress
@@ -19,10 +19,11 @@ from .detect import evaluate, fit, predict, update
 from .drift import app as drift
 from .runs import app as runs
 from .runs import new, sweep
+from .serve import serve
 from .street import app as street
 from .video import calibrate_video, extract_video, score_video, video
 
-# %% ../../nbs/11_cli/01_main.ipynb #9cdf956c
+# %% ../../nbs/11_cli/01_main.ipynb #8462d97d
 app = typer.Typer(
     name="anomaly-nb",
     no_args_is_help=True,
@@ -37,6 +38,7 @@ First steps:
   anomaly-nb inspect my_parts                        what the library sees in a folder, before anything is computed
   anomaly-nb fit my_parts --out detectors/my_part    learn from good images
   anomaly-nb predict detectors/my_part new_images/   decide on the next ones
+  anomaly-nb serve detectors/                        answer images with decisions over HTTP
   anomaly-nb demo                                    reports on generated samples; open figures/index.html
   anomaly-nb report image_anomaly --list             what a report takes, with types and defaults
   anomaly-nb report image_anomaly -p dataset=folder -p root=my_parts
@@ -50,13 +52,13 @@ First steps:
   anomaly-nb atoms --help                            events from CLIP atoms and their roles""",
 )
 
-# %% ../../nbs/11_cli/01_main.ipynb #49425dcd
+# %% ../../nbs/11_cli/01_main.ipynb #5c446101
 app.add_typer(drift, name="drift")
 app.add_typer(atoms, name="atoms")
 app.add_typer(street, name="street")
 app.add_typer(video, name="video")
 app.add_typer(runs, name="runs")
-for detect in (fit, predict, update, evaluate):
+for detect in (fit, predict, update, evaluate, serve):
     app.command()(detect)
 app.command()(sweep)
 app.command()(new)
