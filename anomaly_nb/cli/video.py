@@ -91,13 +91,13 @@ def calibrate_video(
     """
     _calibrate(_plan(dataset_name, config, root, features, backbone, weights, image_size, fps), config, max_image_count)
 
-# %% ../../nbs/11_cli/08_video.ipynb #07934718
+# %% ../../nbs/11_cli/08_video.ipynb #f23b2104
 def score_video(
     dataset_name: Dataset = "shanghaitech",
     config: Config = Path("config.yml"),
     root: Root = None,
     features: Features = None,
-    out: Annotated[Path, typer.Option(help="Folder for frame_scores.csv, objects.csv, events.csv, videos.csv and, with ground truth, auroc.csv.")] = Path("data/scores"),
+    out: Annotated[Path, typer.Option(help="Folder for the tables: frame_scores, objects, events, videos and, with ground truth, auroc and delays.")] = Path("data/scores"),
     everything: Annotated[bool, typer.Option("--all", help="Extract and calibrate first.")] = False,
     false_alarms_per_hour: Rate = 1.0,
     fps: Fps = 0.0,
@@ -136,26 +136,28 @@ def score_video(
     write_text(out / "objects.csv", mark_incomplete(responsible_objects(objects, plan.weights), videos).to_csv(index=False))
     write_text(out / "videos.csv", videos.to_csv(index=False))
     typer.echo(f"scored {len(frames)} frames in {time.perf_counter() - middle:.0f} s")
-    found = evaluate_dataset(plan, frames)
+    found = evaluate_dataset(plan, frames, objects)
     if found:
         write_text(out / "auroc.csv", found[0].to_csv(index=False))
         for row in found[0].to_dict("records"):
             interval = f"{row['micro']:.4f} [{row['micro_low']:.4f}, {row['micro_high']:.4f}]"
-            typer.echo(f"  {row['scores']:10s} micro {interval}  macro {row['macro']:.4f}  macro padded {row['macro_padded']:.4f}")
-    _say_events(plan, frames, objects, videos, config, false_alarms_per_hour, out)
+            typer.echo(f"  {row['scores']:10s} micro {interval}  macro {row['macro']:.4f}  macro padded {row['macro_padded']:.4f}  AP {row['average_precision']:.4f}")
+            if "rbdc" in row:
+                typer.echo(f"  {'':10s} RBDC {row['rbdc']:.4f}  TBDC {row['tbdc']:.4f} ({row['tracks']} tracks, {row['tracks_from']})")
+    _say_events(plan, frames, objects, videos, config, false_alarms_per_hour, out, found[1] if found else None)
     for row in videos[videos["note"] != ""].to_dict("records"):
         typer.echo(f"  {row['video']}: {row['note']}" + ("" if row["scored"] else " (not scored)"))
     typer.echo(f"scores in {out}; {time.perf_counter() - start:.0f} s in all")
     if not videos["complete"].all():
         raise typer.Exit(4)
 
-# %% ../../nbs/11_cli/08_video.ipynb #b26fbfb0
-def _say_events(plan, frames, objects, videos, config: Path, false_alarms_per_hour: float, out: Path) -> None:
-    "Write events.csv and say the events and the promise."
+# %% ../../nbs/11_cli/08_video.ipynb #c08f0834
+def _say_events(plan, frames, objects, videos, config: Path, false_alarms_per_hour: float, out: Path, labels=None) -> None:
+    "Write events.csv and say the events and the promise; with labels delays.csv, and how soon the events came."
     from anomaly_nb.core.errors import MissingFileError
     from anomaly_nb.core.files import write_text
     from anomaly_nb.video.events import say_events
-    from anomaly_nb.video.pipeline import dataset_events, mark_incomplete
+    from anomaly_nb.video.pipeline import dataset_delays, dataset_events, mark_incomplete
 
     try:
         events, decision = dataset_events(plan, frames, objects, config, false_alarms_per_hour)
@@ -173,6 +175,11 @@ def _say_events(plan, frames, objects, videos, config: Path, false_alarms_per_ho
     typer.echo(f"  {len(events)} events")
     for line in say_events(events):
         typer.echo(f"  {line}")
+    if labels:
+        delays, false, hours = dataset_delays(plan, labels, events, decision)
+        write_text(out / "delays.csv", delays.to_csv(index=False))
+        soon = f", half of them within {delays['delay'].median():.1f} s of their start" if delays["delay"].notna().any() else ""
+        typer.echo(f"  {delays['delay'].notna().sum()} of {len(delays)} anomalous stretches were called{soon}; {false} false events in {hours * 60:.1f} minutes of normal film")
 
 # %% ../../nbs/11_cli/08_video.ipynb #1cc44dba
 def render_videos(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILMS', 'TOLERANCE', 'FORMS', 'BESIDE', 'JUNK', 'GROUND_TRUTHS', 'EVENTS', 'Film', 'probe_film', 'quiet_opencv',
-           'Video', 'read_split', 'list_videos', 'ground_truths', 'frame_labels', 'read_gt_frames', 'load_mat']
+           'Video', 'read_split', 'list_videos', 'ground_truths', 'frame_labels', 'mask_files', 'read_gt_frames',
+           'load_mat']
 
 # %% ../../nbs/08_video/02_layouts.ipynb #f20cf59d
 import os
@@ -346,7 +347,7 @@ def _read_labels(kind: str, place: Path, videos: list[Video], events: str | None
             raise DataError(f"{place}: {y.size} labels for video {video.name}, which has {n} frames; they belong to different versions")
     return labels
 
-# %% ../../nbs/08_video/02_layouts.ipynb #29a2a29a
+# %% ../../nbs/08_video/02_layouts.ipynb #6fe4422e
 def _by_number(place: Path, videos: Sequence[Video], numbers: Sequence[int]) -> dict[str, int]:
     "The number of every video, of those that have labels. Raises `DataError` for a video where that is not certain."
     names = sorted((v.name for v in videos), key=natural_key)
@@ -393,6 +394,14 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def _from_masks(place: Path, videos: list[Video]) -> dict[str, np.ndarray]:
     "A frame is anomalous if its mask has a pixel."
+    return {name: np.array([read_mask(path).any() for path in files]) for name, files in mask_files(place, videos).items()}
+
+
+def mask_files(
+    place: Path,  # of `ground_truths`: the folder with a folder of masks for each video
+    videos: list[Video],
+) -> dict[str, list[Path]]:  # video name -> the mask of each of its frames, in time order
+    "The masks of videos, joined by name. Raises `MissingFileError` for a video or frame without one, `DataError`."
     folders: dict[str, Path] = {}
     for path in (p for p in place.iterdir() if p.is_dir() and not _is_hidden(p)):
         name = _video_of_masks(path) if place.name == "Test" else path.name  # in UCSD's form the frames lie in the same place
@@ -400,13 +409,13 @@ def _from_masks(place: Path, videos: list[Video]) -> dict[str, np.ndarray]:
             raise DataError(f"{path} and {folders[name]} are both the masks of video {name}; keep one of them")
         if name is not None:
             folders[name] = path
-    labels = {}
+    masks = {}
     for name, partner in _partners([v.name for v in videos], folders, place, "video").items():
         video, folder = next(v for v in videos if v.name == name), folders[partner]
         files = {p.stem: p for p in folder.iterdir() if is_image(p)}
         frames = _partners(video.frames, files, folder, "frame")
-        labels[name] = np.array([read_mask(files[frames[f]]).any() for f in video.frames])
-    return labels
+        masks[name] = [files[frames[f]] for f in video.frames]
+    return masks
 
 
 def _partners(names: Sequence[str], others: Mapping[str, Path], place: Path, what: str) -> dict[str, str]:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['DATASETS', 'CACHE', 'DECISION', 'VideoPlan', 'plan_for', 'located', 'extract_dataset', 'calibrate_dataset',
            'frames_per_second', 'score_dataset', 'dataset_events', 'dataset_videos', 'mark_incomplete',
-           'evaluate_dataset']
+           'evaluate_dataset', 'dataset_delays']
 
-# %% ../../nbs/08_video/11_pipeline.ipynb #28732688
+# %% ../../nbs/08_video/11_pipeline.ipynb #71a241c4
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..core.errors import DataError, check_file, check_folder
 from ..core.files import sha256_json
 from ..core.runtime import versions
 from ..core.settings import load_settings
+from .detection import data_set_tracks, detection_delays, detection_table, false_events
 from .evaluation import auc_table
 from .events import Decision, decide, find_events, held_out_frames, made_with
 from .extraction import Extraction, check_extracted, extract_videos
@@ -109,7 +110,7 @@ def _features(plan: VideoPlan) -> Path:
         raise DataError(f"dataset {plan.name!r} has neither a root nor a folder of features; give --root or --features")
     return plan.features
 
-# %% ../../nbs/08_video/11_pipeline.ipynb #827abffa
+# %% ../../nbs/08_video/11_pipeline.ipynb #acae037e
 def extract_dataset(
     plan: VideoPlan,
     splits: tuple[str, ...] = ("training", "testing"),
@@ -232,8 +233,9 @@ def mark_incomplete(
 def evaluate_dataset(
     plan: VideoPlan,
     frames: pd.DataFrame,  # of `score_dataset`
-) -> tuple[pd.DataFrame, dict] | None:  # AUROC table and labels, or None where there is no ground truth
-    "AUROC of every column of frame scores against the ground truth, of the videos that were whole. Raises `DataError` where scores and videos have different frames."
+    objects: pd.DataFrame | None = None,  # of `score_dataset`, for RBDC and TBDC where the ground truth has tracks or masks
+) -> tuple[pd.DataFrame, dict] | None:  # a row of metrics for every column of scores, and labels; or None where there is no ground truth
+    "Metrics of every column of scores on the videos that were whole. Raises `DataError` where scores and videos have different frames."
     if plan.root is None or not ground_truths(plan.root):
         return None
     found, _ = read_split(plan.root, "testing")
@@ -246,4 +248,19 @@ def evaluate_dataset(
             raise DataError(f"{video.path}: its frames are not those that were scored; extract and score this version of the video")
     labels = frame_labels(plan.root, videos, plan.ground_truth, plan.events)
     table = auc_table(frames[frames["video"].isin(list(labels))].reset_index(drop=True), labels)
+    tracked = data_set_tracks(plan.root, videos) if objects is not None else None
+    if objects is not None and tracked is not None and len(tracked[0]):
+        table = table.merge(detection_table(tracked[0], objects, videos, plan.weights), on="scores", how="left").assign(tracks_from=tracked[1])
     return table.assign(left_out=", ".join(v.name for v in found if v not in videos)), labels
+
+# %% ../../nbs/08_video/11_pipeline.ipynb #6cdb2f5d
+def dataset_delays(
+    plan: VideoPlan,
+    labels: Mapping[str, Any],  # of `evaluate_dataset`
+    events: pd.DataFrame,  # of `dataset_events`
+    decision: Decision,  # of `dataset_events`
+) -> tuple[pd.DataFrame, int, float]:  # video, start, end, delay of every anomalous stretch; false events; hours of normal film
+    "How soon the events of a split were called, and how many were false."
+    found = read_split(plan.root, "testing")[0] if plan.root is not None else []
+    videos = [replace(v, fps=plan.fps or v.fps) for v in found if v.name in labels]
+    return detection_delays(labels, events, videos, decision.fps), *false_events(labels, events, videos, decision.fps)
