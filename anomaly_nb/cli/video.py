@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Dataset', 'Config', 'Root', 'Features', 'BackboneName', 'Weights', 'Rate', 'Fps', 'ImageSize', 'video',
-           'extract_video', 'calibrate_video', 'score_video', 'render_videos']
+           'extract_video', 'calibrate_video', 'score_video', 'render_videos', 'watch_camera']
 
 # %% ../../nbs/11_cli/08_video.ipynb #9d412e56
 from dataclasses import replace
@@ -220,7 +220,42 @@ def render_videos(
     sheet = contact_sheet(events, videos, objects, out / "contact_sheet.png")
     typer.echo(f"{sheet}: the highest events" if sheet else "no events, no contact sheet")
 
-# %% ../../nbs/11_cli/08_video.ipynb #5162d989
+# %% ../../nbs/11_cli/08_video.ipynb #077bb0b4
+def watch_camera(
+    source: Annotated[str, typer.Argument(help="Number of a camera, address of a stream, film, or folder that images are written into.")],
+    dataset_name: Dataset = "shanghaitech",
+    config: Config = Path("config.yml"),
+    root: Root = None,
+    features: Features = None,
+    out: Annotated[Path, typer.Option(help="Folder for the clips of events.")] = Path("data/events"),
+    clips: Annotated[bool, typer.Option(help="Keep a clip of every event.")] = True,
+    until_idle: Annotated[float, typer.Option(help="Seconds without a new image after which a folder has ended; 0 = never.")] = 0.0,
+    false_alarms_per_hour: Rate = 1.0,
+    backbone: BackboneName = "",
+    weights: Weights = "",
+    image_size: ImageSize = 0,
+    fps: Fps = 0.0,
+) -> None:
+    """Score a camera as it films and print its events as JSON lines: `open` when one begins, `closed` when it is over.
+
+    \b
+    anomaly-nb video watch rtsp://camera/1 --dataset-name yard
+    """
+    import json
+    import signal
+
+    from anomaly_nb.video.watch import Summary, open_source, watch
+
+    plan, camera, summary = _plan(dataset_name, config, root, features, backbone, weights, image_size, fps), open_source(source, until_idle), Summary()
+    before = signal.signal(signal.SIGINT, lambda *_: camera.stopped.set())
+    try:
+        for event in watch(plan, camera, config, false_alarms_per_hour, out if clips else None, summary):
+            typer.echo(json.dumps(event))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    typer.echo(f"{source}: {summary.say()}", err=True)
+
+# %% ../../nbs/11_cli/08_video.ipynb #8bedfc09
 video = typer.Typer(help="Objects, calibration, events and films of surveillance video.", no_args_is_help=True)
-for _name, _command in (("extract", extract_video), ("calibrate", calibrate_video), ("score", score_video), ("render", render_videos)):
+for _name, _command in (("extract", extract_video), ("calibrate", calibrate_video), ("score", score_video), ("render", render_videos), ("watch", watch_camera)):
     video.command(_name)(_command)

@@ -168,7 +168,7 @@ def detection_curve(
     above = lambda values: np.r_[0, len(values) - np.searchsorted(np.sort(values), levels, side="left")]
     return DetectionCurve(above(false) / frames, above(best) / len(best), above(np.array(nth)) / len(nth))
 
-# %% ../../nbs/08_video/15_detection.ipynb #4edcdf09
+# %% ../../nbs/08_video/15_detection.ipynb #74e2459d
 def detected_regions(
     objects: pd.DataFrame,  # of `VideoScorer.score_objects`: modality, video, frame, score, y1, x1, y2, x2
     weights: Mapping[str, float] | None = None,  # of the modalities, as in `frame_scores`
@@ -182,10 +182,13 @@ def detected_regions(
     used = {column: 1.0} if column != "combined" else {m: 1.0 if weights is None else float(weights.get(m, 0.0)) for m in names}
     objects, parts = objects[objects["modality"].isin([m for m, w in used.items() if w])], []
     kind, score, boxes = objects["modality"].to_numpy(), objects["score"].to_numpy(float), objects[SIDES].to_numpy(float)
+    keys = []
     for key, rows in objects.groupby(["video", "frame"], sort=False).indices.items():
-        kept, scores = _frame_regions(kind[rows], score[rows], boxes[rows], used, cover)
-        parts.append(pd.DataFrame({"video": key[0], "frame": key[1], "score": scores} | dict(zip(SIDES, kept.T))))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["video", "frame", "score", *SIDES])
+        parts.append(_frame_regions(kind[rows], score[rows], boxes[rows], used, cover))
+        keys += [key] * len(parts[-1][1])
+    found, scores = (np.concatenate(p) for p in zip(*parts)) if parts else (np.zeros((0, 4)), np.zeros(0))
+    named = pd.DataFrame(keys, columns=["video", "frame"], dtype=str)
+    return named.assign(score=scores, **dict(zip(SIDES, found.T)))
 
 
 def _frame_regions(kind: np.ndarray, score: np.ndarray, boxes: np.ndarray, weights: Mapping[str, float], cover: float) -> tuple[np.ndarray, np.ndarray]:
@@ -200,10 +203,12 @@ def _frame_regions(kind: np.ndarray, score: np.ndarray, boxes: np.ndarray, weigh
             holds = np.where(exact.any(1)[:, None], exact, _covered(alone[:, None], own[None]) >= 0.95)
             total += weight * np.where(holds.any(1), np.where(holds, values, -np.inf).max(1), 0.0)
     total /= sum(weights.values())
-    order, kept = np.argsort(-total, kind="stable"), []
-    for i in order:
-        if all(max(_covered(alone[i], alone[j]), _covered(alone[j], alone[i])) < cover for j in kept):
+    share = _covered(alone[:, None], alone[None])
+    same, free, kept = np.maximum(share, share.T) >= cover, np.ones(len(alone), bool), []
+    for i in np.argsort(-total, kind="stable"):
+        if free[i]:
             kept.append(i)
+            free &= ~same[i]
     return alone[kept], total[kept]
 
 
