@@ -9,7 +9,7 @@ __all__ = ['PROTOCOLS', 'IDENTITY', 'COMPARED', 'FIGURES', 'COMPONENT_FIGURES', 
            'component_table', 'normal_quantile', 'operating_points', 'save_evaluation', 'free_folder',
            'find_evaluation', 'load_evaluation']
 
-# %% ../../nbs/07_segmentation/10_evaluation.ipynb #ee789fcf
+# %% ../../nbs/07_segmentation/10_evaluation.ipynb #ad17df41
 import re
 import resource
 import sys
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from ..calibration.thresholds import counted_threshold
-from ..core.errors import DataError, MissingFileError
+from ..core.errors import DataError, MissingFileError, naming
 from ..core.files import load_arrays, read_json, save_arrays, sha256_json, write_json
 from ..core.runtime import progress
 from anomaly_nb.metrics import (
@@ -152,7 +152,7 @@ def check_sizes(
         made = ", ".join(f"{h}x{w}" for h, w in sorted(map(tuple, threshold_sizes))[:3])
         raise DataError(f"thresholds and statistics were made at {made} and the pictures are {', '.join(f'{h}x{w}' for h, w in other[:3])} (height x width); {mend}")
 
-# %% ../../nbs/07_segmentation/10_evaluation.ipynb #e9bd2bc9
+# %% ../../nbs/07_segmentation/10_evaluation.ipynb #cc4a22d6
 def evaluate(
     model: SceneNetwork,
     scorer: PixelScorer,  # fitted
@@ -171,10 +171,11 @@ def evaluate(
     names = dataset.table.names if model.classes else ()  # outputs without names are no classes of the data: no mIoU
     result, sizes = StreetEvaluation(scorer.labels, names, known | about), set()
     for i in progress(range(len(dataset)), f"{dataset.name}/{dataset.split}", unit="image"):
-        scene = dataset[i]
+        with naming(dataset.keys[i]):
+            scene = dataset[i]
+            start = time.perf_counter()
+            out = model.see(scene, precision)
         sizes.add(scene.labels.shape)
-        start = time.perf_counter()
-        out = model.see(scene, precision)
         result.seconds["network"] += time.perf_counter() - start
         scores = {}
         for method in scorer.methods:
