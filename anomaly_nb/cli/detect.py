@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-# %% ../../nbs/11_cli/03_detect.ipynb #8a71a703
+# %% ../../nbs/11_cli/03_detect.ipynb #91065f79
 LAYOUT = "Layout of the folder: folder, csv, mvtec, mvtec_ad2, mvtec_loco, visa, btad, mpdd, realiad, kolektor_sdd2, magnetic_tile."
 
 
@@ -33,10 +33,10 @@ def fit(
     groups: Annotated[str, typer.Option(help="Images of one part are left out together: parent (their folder), or a regular expression on names such as '^(part[0-9]+)_'.")] = "",
     normal: Annotated[str, typer.Option(help="Folder of normal images where its name does not say so.")] = "",
     intensity: Annotated[str, typer.Option(help="Values deeper than 8 bits: auto, full, window:<low>,<high> or percentile:<low>,<high>.")] = "auto",
-    resize: Annotated[str, typer.Option(help="How an image becomes the backbone's input: square (squeezed), or with its aspect kept: short (the shorter side is --image-size) or pad.")] = "square",
+    resize: Annotated[str, typer.Option(help="How an image becomes the input: square (squeezed), or its aspect kept: short (shorter side of --image-size) or pad.")] = "square",
     tile: Annotated[int, typer.Option(help="Cut images into tiles of so many pixels, at their own resolution: for small defects in large images. 0 for whole images.")] = 0,
     overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share, at least.")] = 64,
-    region: Annotated[str, typer.Option(help="The part of every image that counts: a box, top,left,bottom,right in pixels or fractions, or a mask file; empty for all of it.")] = "",
+    region: Annotated[str, typer.Option(help="The part of images that counts: a box (top,left,bottom,right, pixels or fractions) or a mask file; empty for all.")] = "",
     seed: Annotated[int, typer.Option(help="Of coreset, folds and synthetic anomalies.")] = 0,
 ) -> None:
     """Learn from good images, and keep what decides on the next ones.

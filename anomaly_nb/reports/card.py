@@ -18,7 +18,7 @@ from .page import document
 if TYPE_CHECKING:  # it takes a second to import
     import pandas as pd
 
-# %% ../../nbs/10_reports/14_card.ipynb #a5665cc2
+# %% ../../nbs/10_reports/14_card.ipynb #d8c3ec66
 def _image(fig: Any, text: str) -> str:
     "A figure inside the page."
     import matplotlib.pyplot as plt
@@ -66,7 +66,8 @@ def write_card(
         f"version {detector.version_}.</p>"
     )
     facts = {"recipe": detector.recipe, "source": parts.source, "differs": parts.differs or "-", "backbone": parts.backbone, "bank": parts.bank, "threshold": threshold}
-    facts |= {"images are seen as": detector.layout_.said(), "grid of patches": f"{detector.patch_hw_[0]} x {detector.patch_hw_[1]}", "images' values are read as": detector.intensity_.text}
+    facts |= {"images are seen as": detector.layout_.said()}
+    facts |= {"grid of patches": f"{detector.patch_hw_[0]} x {detector.patch_hw_[1]}", "images' values are read as": detector.intensity_.text}
     facts |= {"groups left out together": len(set(detector.groups_)) or "each image on its own", "version": detector.version_}
     facts |= {"cells learned from": f"{detector.learned_['cells']} of {detector.learned_['of']}, the same number of each image"} if detector.learned_ else {}
     facts |= {"time per image, file to decision": f"{1000 * seconds:.0f} ms on this machine"} if seconds else {}

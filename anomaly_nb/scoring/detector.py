@@ -40,7 +40,7 @@ from .result import Evaluation
 from .stream import DiskRows, PartBatch, Scored, TrainingCells, part_batches, scored_images, training_cells
 from .thresholds import Threshold, choose_threshold, labelled_threshold
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #0566edd7
+# %% ../../nbs/06_scoring/08_detector.ipynb #550b2e6c
 TILED_CELLS = 2**16  # training cells that a bank of tiles learns from; of more, a random part
 
 
@@ -169,7 +169,7 @@ class Detector(BaseEstimator):
     def _start(self, spec: dict[str, Any], intensity: Intensity | None, meta: pd.DataFrame, patch_hw: tuple[int, int]) -> None:
         "What every fit begins with."
         self.intensity_, self.spec_, self.patch_hw_ = intensity or Intensity(), spec, patch_hw
-        plain = not spec or spec.get("resize", "square") == "square" and not spec.get("tile") and not spec.get("region")
+        plain = spec.get("resize", "square") == "square" and not spec.get("tile") and not spec.get("region")
         self.layout_ = Layout(patch_hw) if plain else Layout.of_spec(spec, patch_hw, self.network().region if spec.get("region") else None)
         self.paths_ = [str(p) for p in meta["image_path"]] if "image_path" in meta else [""] * len(meta)
         self.version_ = 1
@@ -319,7 +319,8 @@ class Detector(BaseEstimator):
         check_backbone(self)
         cells = [self.layout_.of(size) for size in sizes or [image_info(p).size for p in paths]]
         if self.bank_.whole_images and (odd := [p for p, c in zip(paths, cells) if c.grids != [self.patch_hw_]]):
-            raise DataError(f"{odd[0]}: gives another grid than the {self.patch_hw_[0]} x {self.patch_hw_[1]} that the detector was fitted on; this recipe needs images of one shape")
+            grid = f"{self.patch_hw_[0]} x {self.patch_hw_[1]}"
+            raise DataError(f"{odd[0]}: gives another grid than the {grid} that the detector was fitted on; this recipe needs images of one shape")
         read = batches or part_batches(paths, self.network(), self.layout_, self.intensity_)
         for done in self._scored_parts(read, cells, self.bank_):
             if self.reduction == "retrieval":
