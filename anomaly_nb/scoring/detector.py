@@ -35,7 +35,7 @@ from .recipes import OBJECTS, Recipe, recipe_parts
 from .result import Evaluation
 from .thresholds import Threshold, choose_threshold, labelled_threshold
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #3ea72557
+# %% ../../nbs/06_scoring/08_detector.ipynb #43e011ac
 class Detector(BaseEstimator):
     "From images to scores, decisions and explanations."
 
@@ -298,6 +298,17 @@ class Detector(BaseEstimator):
         "Write the fitted detector into `folder`, without pickles. Raises `NotFittedError`."
         self._check_fitted()
         return write_detector(self, folder)
+
+    def export(
+        self,
+        folder: str | Path,  # made if it is not there
+        format: str = "onnx",  # or "torchscript"
+    ) -> Path:  # of the graph
+        "Write the fitted detector as one graph, from image to score and map. Raises `NotFittedError`, `MissingExtraError`, or `DataError` for what cannot be one."
+        from anomaly_nb.scoring.export import export_detector
+
+        self._check_fitted()
+        return export_detector(self, folder, format)
 
     @classmethod
     def load(
