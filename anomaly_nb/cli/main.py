@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from .atoms import app as atoms
+from .benchmark import benchmark
 from .detect import evaluate, fit, predict, update
 from .drift import app as drift
 from .runs import app as runs
@@ -44,6 +45,7 @@ First steps:
   anomaly-nb report image_anomaly -p dataset=folder -p root=my_parts
   anomaly-nb new my_report --from image_anomaly      a report of your own to begin with
   anomaly-nb sweep plan.yml                          many runs from one YAML, here or on a cluster
+  anomaly-nb benchmark plan.yml                      methods on data sets: ranks, tests, LaTeX and Markdown tables
   anomaly-nb runs --help                             all runs: list, compare, repeat, verify to the bit
   anomaly-nb samples my_samples                      write the sample pictures
   anomaly-nb drift --help                            calibrations that remember, and notice drift
@@ -61,6 +63,7 @@ app.add_typer(runs, name="runs")
 for detect in (fit, predict, update, evaluate, serve):
     app.command()(detect)
 app.command()(sweep)
+app.command()(benchmark)
 app.command()(new)
 for command in (extract_video, calibrate_video, score_video):
     app.command(command.__name__.replace("_", "-"))(command)

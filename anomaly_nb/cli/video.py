@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Dataset', 'Config', 'Root', 'Features', 'BackboneName', 'Weights', 'Rate', 'Fps', 'ImageSize', 'video',
-           'extract_video', 'calibrate_video', 'score_video', 'render_videos']
+           'extract_video', 'calibrate_video', 'score_video', 'render_videos', 'watch_camera']
 
 # %% ../../nbs/11_cli/08_video.ipynb #9d412e56
 from dataclasses import replace
@@ -91,13 +91,13 @@ def calibrate_video(
     """
     _calibrate(_plan(dataset_name, config, root, features, backbone, weights, image_size, fps), config, max_image_count)
 
-# %% ../../nbs/11_cli/08_video.ipynb #07934718
+# %% ../../nbs/11_cli/08_video.ipynb #f23b2104
 def score_video(
     dataset_name: Dataset = "shanghaitech",
     config: Config = Path("config.yml"),
     root: Root = None,
     features: Features = None,
-    out: Annotated[Path, typer.Option(help="Folder for frame_scores.csv, objects.csv, events.csv, videos.csv and, with ground truth, auroc.csv.")] = Path("data/scores"),
+    out: Annotated[Path, typer.Option(help="Folder for the tables: frame_scores, objects, events, videos and, with ground truth, auroc and delays.")] = Path("data/scores"),
     everything: Annotated[bool, typer.Option("--all", help="Extract and calibrate first.")] = False,
     false_alarms_per_hour: Rate = 1.0,
     fps: Fps = 0.0,
@@ -136,26 +136,28 @@ def score_video(
     write_text(out / "objects.csv", mark_incomplete(responsible_objects(objects, plan.weights), videos).to_csv(index=False))
     write_text(out / "videos.csv", videos.to_csv(index=False))
     typer.echo(f"scored {len(frames)} frames in {time.perf_counter() - middle:.0f} s")
-    found = evaluate_dataset(plan, frames)
+    found = evaluate_dataset(plan, frames, objects)
     if found:
         write_text(out / "auroc.csv", found[0].to_csv(index=False))
         for row in found[0].to_dict("records"):
             interval = f"{row['micro']:.4f} [{row['micro_low']:.4f}, {row['micro_high']:.4f}]"
-            typer.echo(f"  {row['scores']:10s} micro {interval}  macro {row['macro']:.4f}  macro padded {row['macro_padded']:.4f}")
-    _say_events(plan, frames, objects, videos, config, false_alarms_per_hour, out)
+            typer.echo(f"  {row['scores']:10s} micro {interval}  macro {row['macro']:.4f}  macro padded {row['macro_padded']:.4f}  AP {row['average_precision']:.4f}")
+            if "rbdc" in row:
+                typer.echo(f"  {'':10s} RBDC {row['rbdc']:.4f}  TBDC {row['tbdc']:.4f} ({row['tracks']} tracks, {row['tracks_from']})")
+    _say_events(plan, frames, objects, videos, config, false_alarms_per_hour, out, found[1] if found else None)
     for row in videos[videos["note"] != ""].to_dict("records"):
         typer.echo(f"  {row['video']}: {row['note']}" + ("" if row["scored"] else " (not scored)"))
     typer.echo(f"scores in {out}; {time.perf_counter() - start:.0f} s in all")
     if not videos["complete"].all():
         raise typer.Exit(4)
 
-# %% ../../nbs/11_cli/08_video.ipynb #b26fbfb0
-def _say_events(plan, frames, objects, videos, config: Path, false_alarms_per_hour: float, out: Path) -> None:
-    "Write events.csv and say the events and the promise."
+# %% ../../nbs/11_cli/08_video.ipynb #c08f0834
+def _say_events(plan, frames, objects, videos, config: Path, false_alarms_per_hour: float, out: Path, labels=None) -> None:
+    "Write events.csv and say the events and the promise; with labels delays.csv, and how soon the events came."
     from anomaly_nb.core.errors import MissingFileError
     from anomaly_nb.core.files import write_text
     from anomaly_nb.video.events import say_events
-    from anomaly_nb.video.pipeline import dataset_events, mark_incomplete
+    from anomaly_nb.video.pipeline import dataset_delays, dataset_events, mark_incomplete
 
     try:
         events, decision = dataset_events(plan, frames, objects, config, false_alarms_per_hour)
@@ -173,6 +175,11 @@ def _say_events(plan, frames, objects, videos, config: Path, false_alarms_per_ho
     typer.echo(f"  {len(events)} events")
     for line in say_events(events):
         typer.echo(f"  {line}")
+    if labels:
+        delays, false, hours = dataset_delays(plan, labels, events, decision)
+        write_text(out / "delays.csv", delays.to_csv(index=False))
+        soon = f", half of them within {delays['delay'].median():.1f} s of their start" if delays["delay"].notna().any() else ""
+        typer.echo(f"  {delays['delay'].notna().sum()} of {len(delays)} anomalous stretches were called{soon}; {false} false events in {hours * 60:.1f} minutes of normal film")
 
 # %% ../../nbs/11_cli/08_video.ipynb #1cc44dba
 def render_videos(
@@ -213,7 +220,42 @@ def render_videos(
     sheet = contact_sheet(events, videos, objects, out / "contact_sheet.png")
     typer.echo(f"{sheet}: the highest events" if sheet else "no events, no contact sheet")
 
-# %% ../../nbs/11_cli/08_video.ipynb #5162d989
+# %% ../../nbs/11_cli/08_video.ipynb #077bb0b4
+def watch_camera(
+    source: Annotated[str, typer.Argument(help="Number of a camera, address of a stream, film, or folder that images are written into.")],
+    dataset_name: Dataset = "shanghaitech",
+    config: Config = Path("config.yml"),
+    root: Root = None,
+    features: Features = None,
+    out: Annotated[Path, typer.Option(help="Folder for the clips of events.")] = Path("data/events"),
+    clips: Annotated[bool, typer.Option(help="Keep a clip of every event.")] = True,
+    until_idle: Annotated[float, typer.Option(help="Seconds without a new image after which a folder has ended; 0 = never.")] = 0.0,
+    false_alarms_per_hour: Rate = 1.0,
+    backbone: BackboneName = "",
+    weights: Weights = "",
+    image_size: ImageSize = 0,
+    fps: Fps = 0.0,
+) -> None:
+    """Score a camera as it films and print its events as JSON lines: `open` when one begins, `closed` when it is over.
+
+    \b
+    anomaly-nb video watch rtsp://camera/1 --dataset-name yard
+    """
+    import json
+    import signal
+
+    from anomaly_nb.video.watch import Summary, open_source, watch
+
+    plan, camera, summary = _plan(dataset_name, config, root, features, backbone, weights, image_size, fps), open_source(source, until_idle), Summary()
+    before = signal.signal(signal.SIGINT, lambda *_: camera.stopped.set())
+    try:
+        for event in watch(plan, camera, config, false_alarms_per_hour, out if clips else None, summary):
+            typer.echo(json.dumps(event))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    typer.echo(f"{source}: {summary.say()}", err=True)
+
+# %% ../../nbs/11_cli/08_video.ipynb #8bedfc09
 video = typer.Typer(help="Objects, calibration, events and films of surveillance video.", no_args_is_help=True)
-for _name, _command in (("extract", extract_video), ("calibrate", calibrate_video), ("score", score_video), ("render", render_videos)):
+for _name, _command in (("extract", extract_video), ("calibrate", calibrate_video), ("score", score_video), ("render", render_videos), ("watch", watch_camera)):
     video.command(_name)(_command)

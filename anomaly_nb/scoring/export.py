@@ -6,7 +6,7 @@
 __all__ = ['EXPORTED', 'FORMATS', 'SCRIPT', 'resize_weights', 'resized_along', 'taps', 'blurred', 'filter_vectors', 'network_of',
            'prepared', 'patch_scorer', 'check_export', 'eight_bits', 'map_weights', 'build_graph', 'export_detector']
 
-# %% ../../nbs/06_scoring/18_export.ipynb #68247dd7
+# %% ../../nbs/06_scoring/18_export.ipynb #3a4e1522
 import copy
 import io
 import warnings
@@ -27,7 +27,7 @@ from ..data.images import Intensity
 from ..features import FeatureSet
 from ..features.backbones import Backbone, ClipBackbone, FilterBackbone, TimmBackbone, fuse_maps
 from ..features.filters import ANGLES, CELL, COLOUR, SIGMAS, TONE
-from .maps import bilinear_matrix, heatmaps
+from .maps import heatmaps
 from .preparation import Preparation
 
 # %% ../../nbs/06_scoring/18_export.ipynb #d51d62e8
@@ -88,7 +88,7 @@ def blurred(
         x = nnf.conv2d(x, weights[None, None, :, None] if axis == 0 else weights[None, None, None])
     return x[:, 0]
 
-# %% ../../nbs/06_scoring/18_export.ipynb #66981758
+# %% ../../nbs/06_scoring/18_export.ipynb #1a8c72a1
 def filter_vectors(
     batch: Any,  # torch (N, 3, H, W) float32 in [-1, 1]
 ) -> Any:  # torch (N, P, 49) float32
@@ -118,7 +118,8 @@ def filter_vectors(
 
     edges = cells(torch.stack(lines, dim=1))
     spread = (edges - edges.mean(dim=3, keepdim=True)).square().mean(dim=3).sqrt()
-    level = torch.cat([cells(torch.stack([blurred(c, s) for s in SIGMAS], dim=1)).mean(dim=3) / scale for c, scale in ((tone, TONE), *((c, COLOUR) for c in chroma))], dim=2)
+    scaled = ((tone, TONE), *((c, COLOUR) for c in chroma))
+    level = torch.cat([cells(torch.stack([blurred(c, s) for s in SIGMAS], dim=1)).mean(dim=3) / scale for c, scale in scaled], dim=2)
     ordered = level.sort(dim=1).values
     median = (ordered[:, (h * w - 1) // 2] + ordered[:, h * w // 2]) / 2
     return torch.cat([7 * spread.sqrt(), level - median[:, None], 0.3 * level, torch.full_like(level[:, :, :1], 40)], dim=2)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILMS', 'TOLERANCE', 'FORMS', 'BESIDE', 'JUNK', 'GROUND_TRUTHS', 'EVENTS', 'Film', 'probe_film', 'quiet_opencv',
-           'Video', 'read_split', 'list_videos', 'ground_truths', 'frame_labels', 'read_gt_frames', 'load_mat']
+           'open_film', 'Video', 'read_split', 'list_videos', 'read_video', 'ground_truths', 'frame_labels',
+           'mask_files', 'read_gt_frames', 'load_mat']
 
 # %% ../../nbs/08_video/02_layouts.ipynb #f20cf59d
 import os
@@ -26,7 +27,7 @@ from ..core.files import load_array
 from ..core.order import name_number, name_part, natural_key, pair_names
 from ..data.images import is_image, read_image, read_mask
 
-# %% ../../nbs/08_video/02_layouts.ipynb #ecd875ce
+# %% ../../nbs/08_video/02_layouts.ipynb #47b6ba4b
 FILMS = {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp", ".ogv", ".mjpg", ".mjpeg"}
 TOLERANCE = 0.02  # fraction of the declared frames that may be missing, at least 2 frames
 
@@ -53,7 +54,7 @@ def probe_film(path: str | Path) -> Film:
 @lru_cache(maxsize=4096)
 def _probe(path: Path, *_: int) -> Film:
     "`probe_film` of a file in one state."
-    cv2, film = require("cv2", "video"), _open_film(path)
+    cv2, film = require("cv2", "video"), open_film(path)
     try:
         ready, first = film.read()
         if not ready:
@@ -83,9 +84,13 @@ def quiet_opencv() -> Any:  # the module cv2
     return cv2
 
 
-def _open_film(path: Path) -> Any:
-    "OpenCV's reader of a film."
+def open_film(
+    path: str | Path | int,  # film, address of a stream, or number of a camera
+) -> Any:
+    "OpenCV's reader."
     cv2 = quiet_opencv()
+    if isinstance(path, int):
+        return cv2.VideoCapture(path)
     known = cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends()  # others may take a film's name for a series of pictures
     return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG) if known else cv2.VideoCapture(str(path))
 
@@ -124,7 +129,7 @@ def _boxes(path: Path) -> dict[str, bytes]:
             f.seek(start + size - (16 if long else 8))
     return found
 
-# %% ../../nbs/08_video/02_layouts.ipynb #5881f38b
+# %% ../../nbs/08_video/02_layouts.ipynb #1b96545d
 @dataclass(frozen=True)
 class Video:
     "One video: a folder of frames or a video file."
@@ -163,7 +168,7 @@ class Video:
 
 def _read_film(path: Path, n: int) -> Iterator[np.ndarray]:
     "The first `n` frames of a video file as RGB."
-    cv2, film = require("cv2", "video"), _open_film(path)
+    cv2, film = require("cv2", "video"), open_film(path)
     try:
         for i in range(n):
             found, image = film.read()
@@ -173,7 +178,7 @@ def _read_film(path: Path, n: int) -> Iterator[np.ndarray]:
     finally:
         film.release()
 
-# %% ../../nbs/08_video/02_layouts.ipynb #e60fc4a5
+# %% ../../nbs/08_video/02_layouts.ipynb #d33426ad
 FORMS = {
     "training": ("training/frames", "training/videos", "training_videos", "Train"),
     "testing": ("testing/frames", "testing/videos", "testing_videos", "Test"),
@@ -190,7 +195,7 @@ def read_split(
         if _is_hidden(path) or _video_of_masks(path) or path.suffix.lower() in BESIDE:
             continue
         try:
-            videos.append(_read_video(path))
+            videos.append(read_video(path))
         except DataError as e:
             skipped[path] = str(e).removeprefix(f"{path}: ")
     if not videos:
@@ -234,7 +239,7 @@ def _split_folder(root: Path, split: str | None) -> Path:
     return found[0]
 
 
-def _read_video(path: Path) -> Video:
+def read_video(path: Path) -> Video:
     "A folder of frames or a film. Raises `DataError` for anything else."
     if path.is_dir():
         names = [p.stem for p in path.iterdir() if is_image(p)]
@@ -346,7 +351,7 @@ def _read_labels(kind: str, place: Path, videos: list[Video], events: str | None
             raise DataError(f"{place}: {y.size} labels for video {video.name}, which has {n} frames; they belong to different versions")
     return labels
 
-# %% ../../nbs/08_video/02_layouts.ipynb #29a2a29a
+# %% ../../nbs/08_video/02_layouts.ipynb #6fe4422e
 def _by_number(place: Path, videos: Sequence[Video], numbers: Sequence[int]) -> dict[str, int]:
     "The number of every video, of those that have labels. Raises `DataError` for a video where that is not certain."
     names = sorted((v.name for v in videos), key=natural_key)
@@ -393,6 +398,14 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def _from_masks(place: Path, videos: list[Video]) -> dict[str, np.ndarray]:
     "A frame is anomalous if its mask has a pixel."
+    return {name: np.array([read_mask(path).any() for path in files]) for name, files in mask_files(place, videos).items()}
+
+
+def mask_files(
+    place: Path,  # of `ground_truths`: the folder with a folder of masks for each video
+    videos: list[Video],
+) -> dict[str, list[Path]]:  # video name -> the mask of each of its frames, in time order
+    "The masks of videos, joined by name. Raises `MissingFileError` for a video or frame without one, `DataError`."
     folders: dict[str, Path] = {}
     for path in (p for p in place.iterdir() if p.is_dir() and not _is_hidden(p)):
         name = _video_of_masks(path) if place.name == "Test" else path.name  # in UCSD's form the frames lie in the same place
@@ -400,13 +413,13 @@ def _from_masks(place: Path, videos: list[Video]) -> dict[str, np.ndarray]:
             raise DataError(f"{path} and {folders[name]} are both the masks of video {name}; keep one of them")
         if name is not None:
             folders[name] = path
-    labels = {}
+    masks = {}
     for name, partner in _partners([v.name for v in videos], folders, place, "video").items():
         video, folder = next(v for v in videos if v.name == name), folders[partner]
         files = {p.stem: p for p in folder.iterdir() if is_image(p)}
         frames = _partners(video.frames, files, folder, "frame")
-        labels[name] = np.array([read_mask(files[frames[f]]).any() for f in video.frames])
-    return labels
+        masks[name] = [files[frames[f]] for f in video.frames]
+    return masks
 
 
 def _partners(names: Sequence[str], others: Mapping[str, Path], place: Path, what: str) -> dict[str, str]:
