@@ -146,7 +146,7 @@ def recorded_name(
     "The name that makes a recorded backbone again: what was recorded as filters, before there were versions, is filters-1."
     return "filters-1" if name == "filters" else name
 
-# %% ../../nbs/03_features/02_backbones.ipynb #8ab8299c
+# %% ../../nbs/03_features/02_backbones.ipynb #75790a51
 class TimmBackbone(Backbone):
     "A timm network, chosen layers fused to the coarsest of their grids."
 
@@ -190,7 +190,7 @@ def fuse_maps(
 
     if pool:
         maps = [nnf.avg_pool2d(m, pool, 1, pool // 2, count_include_pad=False) for m in maps]
-    grid = min((tuple(int(side) for side in m.shape[-2:]) for m in maps), key=lambda s: s[0] * s[1])
+    grid = min(((int(m.shape[-2]), int(m.shape[-1])) for m in maps), key=lambda s: s[0] * s[1])
     fused = torch.cat([_averaged(m, grid) for m in maps], dim=1)
     return fused.flatten(2).transpose(1, 2), grid
 

@@ -275,7 +275,7 @@ def build_graph(
 
     return Graph().eval()
 
-# %% ../../nbs/06_scoring/18_export.ipynb #d0d8fab1
+# %% ../../nbs/06_scoring/18_export.ipynb #665d334d
 FORMATS = {"onnx": "detector.onnx", "torchscript": "detector.pt"}
 SCRIPT = '''"Decide on an image: python predict.py part.png. Needs onnxruntime and numpy; and Pillow, unless the image is an array in a .npy file."
 import json, sys
@@ -364,7 +364,8 @@ def _onnx(graph: Any, example: np.ndarray) -> bytes:
     require("onnxruntime", "export")
     import torch
 
-    stream, names = io.BytesIO(), {"image": {0: "n", 1: "height", 2: "width"}, "score": {0: "n"}, "map": {0: "n", 1: "height", 2: "width"}, "patches": {0: "n"}}
+    stream: Any = io.BytesIO()
+    names = {"image": {0: "n", 1: "height", 2: "width"}, "score": {0: "n"}, "map": {0: "n", 1: "height", 2: "width"}, "patches": {0: "n"}}
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # of constants, which they are, and of the exporter's age: the newer one needs a package more
         torch.onnx.export(
