@@ -104,12 +104,13 @@ def fit(
         typer.echo(f"note: {can}; {math.ceil(1 / false_alarms - 1e-9) - 1} could", err=True)
     typer.echo(f"{out}\n{page.as_posix()}\nnext: anomaly-nb predict {out} new_images/ --out predictions.csv")
 
-# %% ../../nbs/11_cli/03_detect.ipynb #0b3914b6
+# %% ../../nbs/11_cli/03_detect.ipynb #a251371b
 def predict(
     detector: Annotated[Path, typer.Argument(help="Folder of a detector, of `anomaly-nb fit`.")],
     paths: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     out: Annotated[Path, typer.Option(help="CSV of decisions: image_path, score, anomalous, p_value, percentile, box, normal image, error.")] = Path("predictions.csv"),
     maps: Annotated[Path | None, typer.Option(help="Folder for heatmaps (32-bit float TIFF at the image's size) and overlays (PNG).")] = None,
+    layout: Annotated[str, typer.Option(help="With --maps: mvtec-ad-2 writes the folders that MVTec AD 2's server takes, float16 TIFFs and thresholded PNGs, instead.")] = "",
     weights: Annotated[str, typer.Option(help="Where the backbone's checkpoint is now, if it was moved.")] = "",
     watch: Annotated[bool, typer.Option("--watch", help="Go on with images that arrive in the folders; end with Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(help="With --watch: seconds between two looks.")] = 1.0,
@@ -120,13 +121,18 @@ def predict(
     \b
     anomaly-nb predict detectors/my_part new_images/ --out predictions.csv --maps maps/
     anomaly-nb predict detectors/my_part incoming/ --out today.csv --watch
+    anomaly-nb predict detectors/can mvtec_ad_2/can/test_private mvtec_ad_2/can/test_private_mixed --maps submission --layout mvtec-ad-2
     """
+    from anomaly_nb.core.errors import DataError
     from anomaly_nb.core.files import atomic_write
     from anomaly_nb.core.runtime import progress
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.detector_files import check_backbone
     from anomaly_nb.scoring.predict import Prediction, find_images, map_names, predict_files, write_maps
+    from anomaly_nb.scoring.submission import submission_name, write_submission
 
+    if layout not in ("", "mvtec-ad-2") or (layout and maps is None):
+        raise DataError(f"--layout {layout}: use mvtec-ad-2, together with --maps <folder of the submission>")
     model = Detector.load(detector, weights)
     check_backbone(model)
     model.decision_threshold()
@@ -134,9 +140,11 @@ def predict(
     columns = list(Prediction("").row())
 
     def write(file: Any, images: list[str]) -> None:
-        names, writer = map_names(images), csv.DictWriter(file, columns, lineterminator="\n")
+        names, writer = {i: submission_name(i) for i in images} if layout else map_names(images), csv.DictWriter(file, columns, lineterminator="\n")
         for done in progress(predict_files(model, images), "predict", len(images), "image"):
-            if maps and not done.error:
+            if maps and layout and not done.error:
+                write_submission(model, done, maps)
+            elif maps and not done.error:
                 write_maps(model, done, maps, names[done.image_path])
             writer.writerow(done.row())
             file.flush()
@@ -150,8 +158,6 @@ def predict(
         _watch(paths, out, columns, write, every, idle)
     else:
         if not images:
-            from anomaly_nb.core.errors import DataError
-
             raise DataError(f"{', '.join(map(str, paths))}: no image is there ({len(passed)} other files); see `anomaly-nb inspect`")
         with atomic_write(out, "w") as file:
             csv.DictWriter(file, columns, lineterminator="\n").writeheader()

@@ -510,6 +510,17 @@ class Detector(BaseEstimator):
         self._check_fitted()
         return write_detector(self, folder)
 
+    def export(
+        self,
+        folder: str | Path,  # made if it is not there
+        format: str = "onnx",  # or "torchscript"
+    ) -> Path:  # of the graph
+        "Write the fitted detector as one graph, from image to score and map. Raises `NotFittedError`, `MissingExtraError`, or `DataError` for what cannot be one."
+        from anomaly_nb.scoring.export import export_detector
+
+        self._check_fitted()
+        return export_detector(self, folder, format)
+
     @classmethod
     def load(
         cls,
