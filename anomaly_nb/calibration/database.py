@@ -6,14 +6,14 @@
 __all__ = ['TABLES', 'ROLES_AND_PULLS', 'MIGRATIONS', 'BUSY', 'ENVIRONMENT', 'journal_mode', 'transaction', 'opened', 'connect',
            'check_case']
 
-# %% ../../nbs/05_calibration/08_database.ipynb #4f86110c
+# %% ../../nbs/05_calibration/08_database.ipynb #2ed9b6bf
 import errno
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from .schema import CalibrationRun, table_columns
+from .schema import CalibrationRun, split_label, table_columns
 from ..core.errors import DataError
 from ..core.files import locked
 
@@ -174,11 +174,13 @@ def _migrate(db: sqlite3.Connection, path: Path, migrations: Sequence[Sequence[s
                     db.execute(statement)
             db.execute(f"PRAGMA user_version = {len(migrations)}")
 
-# %% ../../nbs/05_calibration/08_database.ipynb #c3ddffcb
+# %% ../../nbs/05_calibration/08_database.ipynb #9567c2b8
 def check_case(db: sqlite3.Connection, model: str, head: str) -> None:
     "Refuse a head whose name, or whose model's, differs from a known one only by case. Raises `DataError`."
-    for query, given, kind in (("SELECT model_name FROM heads WHERE lower(model_name) = lower(?) LIMIT 1", (model,), "model"),
-                               ("SELECT head_name FROM heads WHERE lower(model_name) = lower(?) AND lower(head_name) = lower(?) LIMIT 1", (model, head), "head")):  # fmt: skip
+    head, own = split_label(head)[0], "substr(head_name, 1, instr(head_name || ':', ':') - 1)"  # without its label
+    models = "SELECT model_name FROM heads WHERE lower(model_name) = lower(?) LIMIT 1"
+    heads = f"SELECT {own} FROM heads WHERE lower(model_name) = lower(?) AND lower({own}) = lower(?) LIMIT 1"
+    for query, given, kind in ((models, (model,), "model"), (heads, (model, head), "head")):
         known = db.execute(query, given).fetchone()
         if known and known[0] != given[-1]:
             raise DataError(f"{kind} {given[-1]!r} differs from {known[0]!r} only by case, and both would share a file on many disks; use {known[0]!r} or another name")

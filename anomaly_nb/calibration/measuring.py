@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WATCHED', 'build_calibration', 'head_limits', 'window_wish', 'HeadRun', 'measure_head']
 
-# %% ../../nbs/05_calibration/11_measuring.ipynb #7b010018
+# %% ../../nbs/05_calibration/11_measuring.ipynb #259889af
 import sqlite3
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,14 @@ import numpy as np
 from .contamination import contamination
 from .drift import DriftResult, Thresholds, collapse, drift_metrics
 from .sample import Sample, ScoreSketch, quantiles, sketch_edges
+from .schema import split_label
 from .sequential import SequentialAlarm
 from .tagging import reference_of
 from .thresholds import CONFIDENCE, sample_threshold
 from .windows import Window, read_window
 from ..core.settings import Settings
 
-# %% ../../nbs/05_calibration/11_measuring.ipynb #ccdd78ef
+# %% ../../nbs/05_calibration/11_measuring.ipynb #93de999f
 def build_calibration(
     model: str,
     head: str,
@@ -32,6 +33,7 @@ def build_calibration(
 ) -> dict[str, Any]:
     "The contents of a calibration file."
     p5, p25, p50, p75, p95 = (float(v) for v in quantiles(sample))
+    head, label = split_label(head)
     threshold = sample_threshold(sample, alpha, too_few="largest")
     return {
         "model_name": model,
@@ -39,7 +41,7 @@ def build_calibration(
         "version": version,
         "file_count": sample.n,
         "timestamp": timestamp,
-        "labels": {"anomalous": {"p5": p5, "p95": p95, "method": "minmax"}},
+        "labels": {label or "anomalous": {"p5": p5, "p95": p95, "method": "minmax"}},
         "quartiles": [p25, p50, p75],
         "percentile_method": "linear",
         "threshold": threshold.value,
@@ -50,10 +52,11 @@ def build_calibration(
         "exact": isinstance(sample, Sample),
     }
 
-# %% ../../nbs/05_calibration/11_measuring.ipynb #fc5f66e4
+# %% ../../nbs/05_calibration/11_measuring.ipynb #8a6e5910
 def head_limits(settings: Settings, model: str, head: str) -> tuple[Thresholds, str]:
     "Thresholds and scale of one head: the general ones, with its own from `calibration_drift_heads` over them."
-    own = settings.calibration_drift_heads.get(f"{model}/{head}")
+    names = f"{model}/{head}", f"{model}/{split_label(head)[0]}"  # of one label, or of the head
+    own = next((settings.calibration_drift_heads[n] for n in names if n in settings.calibration_drift_heads), None)
     general = {name: getattr(settings, f"calibration_drift_{name}") for name in ("apd", "srd", "jsd", "median", "iqr")}
     special = {k: v for k, v in own.model_dump().items() if v is not None} if own else {}
     scale = special.pop("scale", settings.calibration_drift_scale)
@@ -91,7 +94,7 @@ class HeadRun:
         ends = quantiles(self.window.sample) if self.window.sample.n >= max(min_files, 2) else np.zeros(5)
         return bool(ends[4] > ends[0])
 
-# %% ../../nbs/05_calibration/11_measuring.ipynb #f91bd606
+# %% ../../nbs/05_calibration/11_measuring.ipynb #fb096479
 def measure_head(
     db: sqlite3.Connection,
     head: sqlite3.Row,
@@ -103,6 +106,7 @@ def measure_head(
     "Compare the window of one head with its reference."
     thresholds, scale = head_limits(settings, head["model_name"], head["head_name"])
     options: dict[str, Any] = {"alpha": settings.calibration_drift_alpha, "min_files": settings.calibration_drift_min_files}
+    options |= {"widest": settings.calibration_drift_margin}
     options |= {"thresholds": thresholds, "scale": scale, "resamples": max(1000, int(4 * n_heads / settings.calibration_drift_alpha))}
     wish = window_wish(settings)
     latest = wish if isinstance(wish, int) else None

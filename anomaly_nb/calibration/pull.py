@@ -6,7 +6,7 @@
 __all__ = ['LARGEST_FILE', 'LARGEST_MANIFEST', 'LARGEST_SET', 'LARGEST_SUM', 'LARGEST_UNPACKED', 'MOST_MEMBERS', 'LARGEST_LIST',
            'LARGEST_HEADER', 'pack_calibrations', 'Bounded', 'pull_calibrations']
 
-# %% ../../nbs/05_calibration/19_pull.ipynb #8c32ddbd
+# %% ../../nbs/05_calibration/19_pull.ipynb #55e84492
 import tarfile
 import tempfile
 import time
@@ -18,7 +18,8 @@ from typing import IO, Any
 
 from .database import check_case, opened, transaction
 from .exports import calibration_path, check_calibration
-from .tagging import check_name
+from .schema import with_label
+from .tagging import check_name, has_labels
 from ..core.errors import DataError, check_file, check_folder
 from ..core.files import MANIFEST, atomic_write, locked, parse_json, sha256_file, write_files, write_manifest, write_text
 
@@ -173,7 +174,7 @@ def _head_of(name: str) -> tuple[str, str] | None:
             return parts[-2], parts[-1].removesuffix(ending)
     return None
 
-# %% ../../nbs/05_calibration/19_pull.ipynb #129b2f18
+# %% ../../nbs/05_calibration/19_pull.ipynb #63cab406
 def _check_cases(source: str, names: list[str]) -> None:
     "Refuse files whose paths differ only by case: on many disks they are one. Raises `DataError`."
     seen: dict[str, str] = {}
@@ -235,9 +236,13 @@ def _note(root: Path, contents: Mapping[tuple[str, str], bytes], source: str) ->
     with opened(root / "calibration.sqlite") as db, transaction(db):
         for (model, head), content in contents.items():
             check_case(db, model, head)
-            db.execute("INSERT OR IGNORE INTO heads (model_name, head_name) VALUES (?, ?)", (model, head))
-            row = db.execute("SELECT id FROM heads WHERE model_name = ? AND head_name = ?", (model, head)).fetchone()
-            db.execute("INSERT OR REPLACE INTO pulled VALUES (?, ?, ?, ?, ?)", (row["id"], content.decode(), sha256(content).hexdigest(), source, now))
+            labels = list(parse_json(content, source)["labels"])
+            several = len(labels) > 1 or has_labels(db, model, head)
+            for name in [with_label(head, label) for label in labels] if several else [head]:
+                db.execute("INSERT OR IGNORE INTO heads (model_name, head_name) VALUES (?, ?)", (model, name))
+                row = db.execute("SELECT id FROM heads WHERE model_name = ? AND head_name = ?", (model, name)).fetchone()
+                values = row["id"], content.decode(), sha256(content).hexdigest(), source, now
+                db.execute("INSERT OR REPLACE INTO pulled VALUES (?, ?, ?, ?, ?)", values)
 
 # %% ../../nbs/05_calibration/19_pull.ipynb #bc5c8cca
 def _checked(source: str, members: dict[str, bytes], verified: bool) -> dict[tuple[str, str], bytes]:

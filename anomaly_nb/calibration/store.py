@@ -6,7 +6,7 @@
 __all__ = ['tag_by_reference', 'read_history', 'read_moves', 'read_trend', 'promote_version', 'is_due', 'query_table',
            'CalibrationStore']
 
-# %% ../../nbs/05_calibration/17_store.ipynb #ae40b578
+# %% ../../nbs/05_calibration/17_store.ipynb #135cfc6b
 import json
 import sqlite3
 import time
@@ -23,13 +23,13 @@ from .exports import export_files, load_calibration, repair_files
 from .jobs import count_jobs, drain_jobs, enqueue_retag, enqueue_run
 from .publishing import extend_references, move_reference
 from .runs import run_calibration
-from .schema import HISTORY, run_values
-from .tagging import NotNow, UnknownHead, decide, find_head, label_of, tag_scores
+from .schema import HISTORY, run_values, with_label
+from .tagging import NotNow, UnknownHead, decide, find_head, find_labels, has_labels, label_of, tag_scores
 from ..core.display import summary_html
 from ..core.errors import DataError, Notice, real_array
 from ..core.settings import Settings, stray_limits
 
-# %% ../../nbs/05_calibration/17_store.ipynb #d7ac4eeb
+# %% ../../nbs/05_calibration/17_store.ipynb #e72edc8c
 def tag_by_reference(
     root: str | Path,  # folder with reference files: pulled, copied by hand, or exported by a store
     model: str,
@@ -47,14 +47,16 @@ def tag_by_reference(
     if len(files) != scores.size:
         raise DataError(f"{len(files)} files and {scores.size} scores; give one score for each file")
     database = Path(root) / "calibration.sqlite"
-    if database.is_file() and len(calibration["labels"]) == 1:
+    if database.is_file():
         with opened(database) as db:
-            tag_scores(db, model, head, files, scores, groups, roles, calibration, name)
+            several = len(calibration["labels"]) > 1 or has_labels(db, model, head)
+            kept_as = with_label(head, name) if several else head
+            tag_scores(db, model, kept_as, files, scores, groups, roles, calibration, name)
     values, flags = decide(calibration, scores, name)
     anomalous = pd.array([None if f is None else int(f) for f in flags.tolist()], dtype="Int64")
     return pd.DataFrame({"file": [str(f) for f in files], "score": scores, "anomalous": anomalous, "value": values})
 
-# %% ../../nbs/05_calibration/17_store.ipynb #1e9991be
+# %% ../../nbs/05_calibration/17_store.ipynb #3a8a90b3
 def read_history(
     db: sqlite3.Connection,
     model: str | None = None,
@@ -62,14 +64,20 @@ def read_history(
     limit: int = 50,
 ) -> list[dict[str, Any]]:  # newest first
     "Rows of `calibration_runs`, `is_stable` as a boolean, `timestamp` in Unix milliseconds, and in `moves` who made the version a reference."
-    wanted = {"model_name": model, "head_name": head}
-    where = " AND ".join(f"{k} = ?" for k, v in wanted.items() if v is not None)
-    rows = db.execute(
-        f"SELECT {', '.join(HISTORY)} FROM calibration_runs{' WHERE ' + where if where else ''} ORDER BY id DESC LIMIT ?", (*(v for v in wanted.values() if v is not None), limit)
-    )
-    found = [run_values(r) for r in rows]
-    moves = read_moves(db, [r["version"] for r in found])
-    return [r | {"moves": moves.get((r["model_name"], r["head_name"], r["version"]), [])} for r in found]
+    models, values = ("model_name = ?", [model]) if model is not None else ("1", [])
+    if head is None:
+        heads = [None]
+    else:  # under its own name, and under those of its labels
+        between = "SELECT head_name FROM heads WHERE head_name = ? OR (head_name > ? AND head_name < ?)"
+        heads = [r[0] for r in db.execute(between, (head, f"{head}:", f"{head};"))]
+    rows: list[sqlite3.Row] = []
+    for name in dict.fromkeys(heads):
+        where, given = (models, values) if name is None else (f"{models} AND head_name = ?", [*values, name])
+        query = f"SELECT {', '.join(HISTORY)} FROM calibration_runs WHERE {where} ORDER BY id DESC LIMIT ?"
+        rows += db.execute(query, (*given, limit)).fetchall()
+    rows = sorted(rows, key=lambda r: -r["id"])[:limit]
+    moves = read_moves(db, [r["version"] for r in rows])
+    return [run_values(r) | {"moves": moves.get((r["model_name"], r["head_name"], r["version"]), [])} for r in rows]
 
 
 def read_moves(
@@ -90,7 +98,7 @@ def read_moves(
 
 def read_trend(db: sqlite3.Connection, model: str, head: str, limit: int = 1000) -> list[dict[str, Any]]:  # oldest first
     "One head's runs with intervals, thresholds, reason and alarm. Raises `DataError` for an unknown head."
-    find_head(db, model, head)
+    head = find_head(db, model, head)["head_name"]
     rows = db.execute("SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? ORDER BY version DESC LIMIT ?", (model, head, limit)).fetchall()
     out, moves = [], read_moves(db, [r["version"] for r in rows])
     for r in reversed(rows):
@@ -100,7 +108,7 @@ def read_trend(db: sqlite3.Connection, model: str, head: str, limit: int = 1000)
         out.append(run_values(r) | flags | extra | {"moves": moves.get((model, head, r["version"]), [])})
     return out
 
-# %% ../../nbs/05_calibration/17_store.ipynb #d78e2ff9
+# %% ../../nbs/05_calibration/17_store.ipynb #4b4e069a
 def promote_version(
     db: sqlite3.Connection,
     root: Path,
@@ -110,26 +118,35 @@ def promote_version(
     by: str = "person",
     reason: str = "",
 ) -> dict[str, Any]:  # {"model_name", "head_name", "from_version", "to_version"}
-    "Make a version the reference and write its file. Raises `UnknownHead`, or `NotNow` if nothing is proposed."
+    "Make a version the reference of a head, of all its labels, and write its file. Raises `UnknownHead`, or `NotNow` if nothing is proposed."
     with transaction(db):
-        row = find_head(db, model, head)
+        labels = find_labels(db, model, head)
         if version is None:
-            found = db.execute(
-                "SELECT version FROM calibration_runs WHERE model_name = ? AND head_name = ? AND proposed = 1 AND version > ? ORDER BY version DESC LIMIT 1",
-                (model, head, row["reference_version"] or 0),
-            ).fetchone()
-            if found is None:
+            version = max((v for v in (_proposal(db, row) for row in labels) if v is not None), default=None)
+            if version is None:
                 raise NotNow(f"{model}/{head}: nothing is proposed; name the version to promote")
-            version = found["version"]
-        found = db.execute("SELECT payload FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?", (model, head, version)).fetchone()
-        if found is None:
+        query = "SELECT payload FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?"
+        found = {row["id"]: db.execute(query, (model, row["head_name"], version)).fetchone() for row in labels}
+        if not any(found.values()):
             raise UnknownHead(f"{model}/{head}: version {version} does not exist; see its history")
-        if found["payload"] is None:
+        if not any(f and f["payload"] for f in found.values()):
             raise NotNow(f"{model}/{head}: version {version} holds no calibration (too few files); see its history")
-        if version != row["reference_version"]:
-            move_reference(db, row, version, int(time.time() * 1000), by, reason)
+        for row in labels:
+            pulled = db.execute("SELECT 1 FROM pulled WHERE head_id = ?", (row["id"],)).fetchone()  # decides instead
+            if found[row["id"]] and found[row["id"]]["payload"] and (pulled or version != row["reference_version"]):
+                move_reference(db, row, version, int(time.time() * 1000), by, reason)
     export_files(db, root)
-    return {"model_name": model, "head_name": head, "from_version": row["reference_version"], "to_version": version}
+    before = labels[0]["reference_version"]
+    return {"model_name": model, "head_name": head, "from_version": before, "to_version": version}
+
+
+def _proposal(db: sqlite3.Connection, head: sqlite3.Row) -> int | None:
+    "The newest version that waits to be promoted."
+    found = db.execute(
+        "SELECT MAX(version) FROM calibration_runs WHERE model_name = ? AND head_name = ? AND proposed = 1 AND version > ?",
+        (head["model_name"], head["head_name"], head["reference_version"] or 0),
+    )
+    return found.fetchone()[0]
 
 # %% ../../nbs/05_calibration/17_store.ipynb #9cfd2e5a
 def is_due(db: sqlite3.Connection, after: int | None) -> bool:
@@ -148,7 +165,7 @@ def query_table(db: sqlite3.Connection, query: str, values: Iterable[Any] = ()) 
     except (sqlite3.Error, pd.errors.DatabaseError) as e:
         raise DataError(f"query refused: {e}") from None
 
-# %% ../../nbs/05_calibration/17_store.ipynb #4c049d4d
+# %% ../../nbs/05_calibration/17_store.ipynb #a4b53d3d
 class CalibrationStore:
     "Scores, calibration runs, references and decisions of many heads, in one folder; safe for several processes and threads."
 
@@ -177,9 +194,10 @@ class CalibrationStore:
         scores: np.ndarray,
         groups: Sequence[str] | None = None,
         roles: Sequence[str | None] | str | None = None,
+        label: str | None = None,  # of a head that gives several scores for a file
     ) -> int:
         "Add raw scores of one head and decide by its reference; returns how many were new. Known defects are tagged and never calibrated on. Raises `DataError`."
-        added = self.ask(tag_scores, model, head, files, scores, groups, roles)
+        added = self.ask(tag_scores, model, with_label(head, label), files, scores, groups, roles)
         if added and self.settings.calibrate_heads and self.due:
             self.ask(enqueue_run)
         return added
@@ -202,11 +220,11 @@ class CalibrationStore:
         "Make a version the reference of a head; None takes the newest proposal. Raises `UnknownHead` or `NotNow`."
         return self.ask(promote_version, self.root, model, head, version, by, reason)
 
-    def extend(self, model: str | None = None, head: str | None = None) -> dict[str, str]:
+    def extend(self, model: str | None = None, head: str | None = None, by: str = "extend") -> dict[str, str]:
         "Pool references with the windows of the last run that showed no drift: head -> what happened. Raises `UnknownHead`, or `DataError` in production mode."
         if not self.settings.calibrate_heads:
             raise DataError("references are pooled in development: set calibrate_heads: true in config.yml")
-        told = self.ask(extend_references, self.root, self.settings, model, head)
+        told = self.ask(extend_references, self.root, self.settings, model, head, by)
         self.ask(export_files, self.root)
         return told
 
