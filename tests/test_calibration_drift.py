@@ -145,7 +145,7 @@ def test_only_the_thresholds_themselves_where_asked():
     wide, narrow = drift_metrics(a, b), drift_metrics(a, b, widest="excellent")
     assert wide.verdict == "stable" and "apd_p95 0.02" in wide.reason and "srd" not in wide.reason  # on the unit scale
     assert narrow.verdict == "no evidence of drift" and narrow.margins == {m: Thresholds().of(m) for m in METRICS}
-    assert wide.n_needed is None and narrow.n_needed > 100_000 and "files would show" in narrow.reason
+    assert wide.n_needed is None and narrow.n_needed > 30_000 and "files would show" in narrow.reason
     with pytest.raises(ValueError, match="use excellent, good, acceptable"):
         drift_metrics(a, b, widest="perfect")
 

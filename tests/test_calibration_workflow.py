@@ -1,6 +1,7 @@
 "The specification's workflows as they are typed: development over HTTP to a converged state and new tags, then production by reference files alone."
 
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binom
 
 pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
@@ -151,6 +153,63 @@ def test_development_and_production_as_specified(tmp_path, monkeypatch):
     both = pd.read_csv("out.csv").merge(ours, on=["file", "label"], suffixes=("", "_dev"))
     assert len(both) == 2 * n and (both.anomalous == both.anomalous_dev).all() and both.anomalous.sum() > 20
     assert not list(Path("line").rglob("*.sqlite*"))
+
+
+SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
+ROOT = Path(os.environ.get("ANOMALY_NB_DATA", "")).resolve()
+
+
+def decides_as(folder, min_files):
+    "A store made of an image report's folder, with what it was told about known defects, against the report's own decisions."
+    configure("true", f"calibration_drift_min_files: {min_files}\n")
+    at = ["--store", "models", "--config", "config/config.yaml"]
+    call("drift", "run", "--scores", folder, "--model", "net", "--head", "h", *at)
+    call("drift", "tag", "--scores", folder / "scores.csv", "--model", "net", "--head", "h", "--out", "out.csv", *at)
+    both = pd.read_csv(folder / "scores.csv").assign(anomalous=pd.read_csv("out.csv").anomalous)
+    bad, good = (both[both.label == k] for k in (1, 0))
+    made = json.loads(Path("models/net/heads/h-calibration.json").read_text())
+    counts = {"defects": len(bad), "report": int(bad.called.sum()), "store": int(bad.anomalous.sum()), "good": len(good), "false": int(good.anomalous.sum())}
+    assert abs(counts["report"] - counts["store"]) <= 2, counts
+    assert binom.sf(counts["false"] - 1, len(good), made["false_alarm_bound"]) > 0.01, (counts, made["false_alarm_bound"])
+    return counts | {"bound": made["false_alarm_bound"]}
+
+
+@pytest.mark.skipif(not SLOW, reason="set ANOMALY_NB_SLOW=1: five image reports")
+def test_stores_of_the_demo_reports_decide_as_they_do(tmp_path, monkeypatch):
+    from anomaly_nb.cli.main import CATEGORIES
+    from anomaly_nb.reports import run_report
+
+    monkeypatch.chdir(tmp_path)
+    for category in CATEGORIES:
+        print(category, decides_as(run_report("image_anomaly", {"category": category}, tmp_path / "figures").folder, 15))
+        shutil.rmtree("models")
+
+
+def tile_batches(folder):
+    "Scores of a report on magnetic tiles in batches of 100 by time: held-out training tiles, good ones of the test set, and with them known defects."
+    held, test = pd.read_csv(folder / "calibration_scores.csv"), pd.read_csv(folder / "scores.csv")
+    normal = np.random.default_rng(0).permutation(np.r_[held.score, test.score[test.label == 0]])
+    bad = np.random.default_rng(1).permutation(test.score[test.label == 1])
+    many = lambda k, role, scores: pd.DataFrame({"file": [f"{role}_{k}_{i}.png" for i in range(len(scores))], "score": scores, "role": role})
+    return lambda k: pd.concat([many(k, "normal", normal[k * 100 : (k + 1) * 100]), many(k, "defect", bad[k * 50 : (k + 1) * 50])])
+
+
+def tiles_converge(folder):
+    reports, retag = development({("net", "tile"): tile_batches(folder)})
+    head = reports[-1]["heads"]["net/tile"]
+    tags = CalibrationStore("models").table("SELECT role, avg(anomalous) AS flagged, count(*) AS n FROM tags t JOIN scores s USING (head_id, file_id) GROUP BY role").set_index("role")
+    print([r["heads"]["net/tile"]["verdict"] for r in reports], head["known_defects"], retag, tags.to_dict())
+    assert reports[-1]["summary"]["converged"] and retag["enqueued"] == 150 * len(reports) == reports[-1]["library_size"]
+    assert reports[-1]["heads"]["net/tile"]["known_defects"] and tags.flagged["normal"] < 0.12 and tags.flagged["defect"] > 3 * tags.flagged["normal"]
+
+
+@pytest.mark.skipif(not (SLOW and os.environ.get("ANOMALY_NB_DATA") and ROOT.is_dir()), reason="set ANOMALY_NB_SLOW=1, and ANOMALY_NB_DATA to the folder of real data")
+def test_development_on_magnetic_tiles(tmp_path, monkeypatch):
+    from anomaly_nb.reports import run_report
+
+    monkeypatch.chdir(tmp_path)
+    given = {"dataset": "magnetic_tile", "root": ROOT / "images/magnetic_tile", "category": "", "image_size": 96}
+    tiles_converge(run_report("image_anomaly", given, tmp_path / "figures").folder)
 
 
 def test_pulled_heads_of_several_labels_in_a_store(tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def load_calibration(
     path = plain if version is None and not path.exists() and plain.exists() else path
     return check_calibration(read_json(check_file(path, "pull calibrations, or make a calibration run")), path)
 
-# %% ../../nbs/05_calibration/12_exports.ipynb #d35dfb2d
+# %% ../../nbs/05_calibration/12_exports.ipynb #13a5b8d4
 VERSIONED = re.compile(r"-calibration-v(\d{1,9})\.json$")
 OF_A_LABEL = ("threshold", "version", "file_count", "quartiles", "promised_false_alarms", "false_alarm_bound", "exact")
 
@@ -132,10 +132,12 @@ def reference_text(db: sqlite3.Connection, labels: Sequence[sqlite3.Row]) -> str
     texts = [pulled.get(h["id"]) or _payload(db, h["model_name"], h["head_name"], h["reference_version"]) for h in labels]
     if len({*pulled.values()}) == 1 and len(pulled) == len(labels):
         return texts[0]
-    narrowed = []
+    narrowed: list[str] = []
     for head, text in zip(labels, texts):
-        only = text and only_label(parse_json(text.encode(), "calibration"), split_label(head["head_name"])[1])
-        narrowed += [text if head["id"] not in pulled else to_json(only) + "\n"] if only else []
+        label = split_label(head["head_name"])[1]
+        only = None if text is None else only_label(parse_json(text.encode(), "calibration"), label)
+        if only is not None:
+            narrowed.append(to_json(only) + "\n" if head["id"] in pulled else str(text))
     return join_labels(narrowed) if narrowed else None
 
 

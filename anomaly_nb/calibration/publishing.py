@@ -28,7 +28,7 @@ from ..core.errors import Notice
 from ..core.files import sha256_json, to_json
 from ..core.settings import Settings
 
-# %% ../../nbs/05_calibration/13_publishing.ipynb #5d966eaa
+# %% ../../nbs/05_calibration/13_publishing.ipynb #9c083bb7
 class StaleRun(Exception):
     "A reference moved while a run was measuring."
 
@@ -95,7 +95,7 @@ def publish_run(
             if path is not None:
                 saved[key] = path.as_posix()
         whole = {key: join_reports(labels) for key, labels in parts.items()}
-        heads, moves = ({key: w[i] for key, w in whole.items()} for i in (0, 1))
+        heads, moves = {key: report for key, (report, _) in whole.items()}, {key: moved for key, (_, moved) in whole.items()}
         summary = summarise(heads, moves, settings)
         report = RunReport(version=version, library_size=size, timestamp=now, heads=heads, saved_files=saved, reference_updates=moves, summary=summary).model_dump()
         db.execute("UPDATE runs SET report = ? WHERE version = ?", (to_json(report, None), version))

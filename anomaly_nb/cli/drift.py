@@ -6,13 +6,15 @@
 __all__ = ['app', 'Store', 'Config', 'STORE', 'CONFIG', 'run', 'tag', 'history', 'trend', 'promote', 'extend', 'worker', 'pull',
            'repair', 'serve']
 
-# %% ../../nbs/11_cli/05_drift.ipynb #aae23478
+# %% ../../nbs/11_cli/05_drift.ipynb #88695603
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
     from anomaly_nb.calibration.store import CalibrationStore
@@ -70,7 +72,12 @@ def _open(store: Path, config: Path, new: bool = False, development: bool = Fals
         check_file(store / "calibration.sqlite", "feed it scores first with  anomaly-nb drift run --scores ...")
     return CalibrationStore(store, settings)
 
-# %% ../../nbs/11_cli/05_drift.ipynb #87032929
+# %% ../../nbs/11_cli/05_drift.ipynb #25658105
+def _each(labels: list[str] | None) -> "Sequence[str | None]":
+    "The labels, or none for a head that has one score."
+    return labels or [None]
+
+
 def _tagged(
     store: "CalibrationStore",
     path: Path,
@@ -129,7 +136,7 @@ def run(
         _develop(config)
     opened = _open(store, config, new=bool(scores), development=True)
     for path in scores or []:
-        for name in label or [None]:
+        for name in _each(label):
             _tagged(opened, path, split, model, head, name)
     try:
         report = opened.run(wait=60)
@@ -145,7 +152,7 @@ def run(
     counts = ", ".join(f"{n} {v}" for v, n in summary.get("verdicts", {}).items() if n)
     typer.echo(f"{summary['total_heads']} heads: {counts}; {'converged' if summary.get('converged') else 'not converged'}")
 
-# %% ../../nbs/11_cli/05_drift.ipynb #df6a7cd2
+# %% ../../nbs/11_cli/05_drift.ipynb #449a6313
 def _scores_of(path: Path, label: str | None) -> tuple["pd.DataFrame", dict]:
     "Files and scores of a CSV, from the column of the label where there is one, and what is known about them."
     from anomaly_nb.calibration.tables import read_scores
@@ -163,7 +170,7 @@ def _kept(store: "CalibrationStore", scores: Path, model: str, head: str, labels
     from anomaly_nb.core.files import write_text
 
     added, parts = 0, []
-    for name in labels or [None]:
+    for name in _each(labels):
         table, known = _scores_of(scores, name)
         added += store.tag(model, head, table["file"].tolist(), table["score"].to_numpy(), **known, label=name)
         parts.append(table[["file", "score"]].assign(anomalous="", **({"label": name} if name else {})))
