@@ -17,7 +17,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 from scipy import special
 
-from .sample import Sample, ScoreSketch, bootstrap_quantiles, group_weights, quantiles, weighted_quantiles
+from anomaly_nb.calibration.sample import (
+    Sample,
+    ScoreSketch,
+    bootstrap_quantiles,
+    group_weights,
+    quantiles,
+    weighted_quantiles,
+)
 from ..core.errors import DataError, real_array
 
 # %% ../../nbs/05_calibration/04_drift.ipynb #a40979c8
@@ -42,7 +49,9 @@ class Thresholds:
 
     def of(self, metric: str) -> float:
         "The threshold of one of `METRICS`."
-        return {"apd_p5": self.apd, "apd_p95": self.apd, "median_drift": self.median, "iqr_drift": self.iqr}.get(metric) or getattr(self, metric)
+        return {"apd_p5": self.apd, "apd_p95": self.apd, "median_drift": self.median, "iqr_drift": self.iqr}.get(
+            metric
+        ) or getattr(self, metric)
 
 # %% ../../nbs/05_calibration/04_drift.ipynb #b2d32bd6
 def percentile_shifts(
@@ -55,7 +64,13 @@ def percentile_shifts(
     spread = r[4] - r[0]
     with np.errstate(divide="ignore", invalid="ignore"):
         unit = np.ones_like(spread) if scale == "unit" else spread
-        shifts = [(c[0] - r[0]) / unit, (c[4] - r[4]) / unit, (c[4] - c[0]) / spread - 1, (c[2] - r[2]) / unit, (c[3] - c[1]) / (r[3] - r[1]) - 1]
+        shifts = [
+            (c[0] - r[0]) / unit,
+            (c[4] - r[4]) / unit,
+            (c[4] - c[0]) / spread - 1,
+            (c[2] - r[2]) / unit,
+            (c[3] - c[1]) / (r[3] - r[1]) - 1,
+        ]
     return np.nan_to_num(np.stack(shifts, axis=-1), nan=np.inf, posinf=np.inf, neginf=-np.inf)
 
 # %% ../../nbs/05_calibration/04_drift.ipynb #fbeb8000
@@ -91,16 +106,26 @@ def null_shifts(
     rng: np.random.Generator,
     resamples: int,
 ) -> np.ndarray:  # (resamples, 5) signed shifts if nothing had drifted
-    "Shifts between two redraws of the pooled scores: a bootstrap, or a permutation of whole groups where there are groups."
-    if isinstance(reference, Sample) and isinstance(current, Sample) and reference.groups is not None and current.groups is not None:
+    """Shifts between two redraws of the pooled scores: a bootstrap, or a permutation of whole groups where there are
+    groups."""
+    if (
+        isinstance(reference, Sample)
+        and isinstance(current, Sample)
+        and reference.groups is not None
+        and current.groups is not None
+    ):
         values = np.concatenate([reference.values, current.values])
         order = np.argsort(values, kind="stable")
         member = np.concatenate([reference.groups, current.groups + reference.n_groups])[order]
-        dealt = rng.permuted(np.tile(np.arange(reference.n_groups + current.n_groups) < reference.n_groups, (resamples, 1)), axis=1)
+        dealt = rng.permuted(
+            np.tile(np.arange(reference.n_groups + current.n_groups) < reference.n_groups, (resamples, 1)), axis=1
+        )
         out = np.empty((resamples, len(SHIFTS)))
         for rows in np.array_split(np.arange(resamples), max(1, resamples * values.size // 4_000_000)):
             left = dealt[rows][:, member]
-            out[rows] = percentile_shifts(weighted_quantiles(values[order], left), weighted_quantiles(values[order], ~left), scale)
+            out[rows] = percentile_shifts(
+                weighted_quantiles(values[order], left), weighted_quantiles(values[order], ~left), scale
+            )
         return out
     if isinstance(reference, Sample) and isinstance(current, Sample):
         pooled: Sample | ScoreSketch = Sample(np.concatenate([reference.values, current.values]))
@@ -220,13 +245,15 @@ def shift_intervals(
 def files_needed(
     spread: np.ndarray,  # (5,) standard errors of the shifts at the sizes below
     limits: np.ndarray,  # (5,) what the intervals have to lie below
-    n: int, m: int,
+    n: int,
+    m: int,
     df: float,  # of the divergence
     jsd_limit: float,
     alpha: float,
     inflation: float = 1.0,
 ) -> int | None:  # on each side; None where a metric has no finite error
-    "Files on each side at which an undrifted head would be called stable, for normal errors and the divergence's asymptotics."
+    """Files on each side at which an undrifted head would be called stable, for normal errors and the divergence's
+    asymptotics."""
     if not np.isfinite(spread).all():
         return None
     z = special.ndtri(1 - alpha / 2) + special.ndtri(0.975)
@@ -240,7 +267,8 @@ def new_files_needed(
     n_needed: int | None,  # on each side
     n: int,  # files behind the reference
 ) -> tuple[int | None, str | None]:  # new files that would do with this reference; the short side
-    "How many new files decide with a reference of `n`, since errors go with 1/n + 1/m; None, where none do, or more than ten times as many as on equal sides."
+    """How many new files decide with a reference of `n`, since errors go with 1/n + 1/m; None, where none do, or more
+    than ten times as many as on equal sides."""
     if n_needed is None:
         return None, None
     left = 2 / n_needed - 1 / n
@@ -251,7 +279,8 @@ def new_files_needed(
 
 def decidable_widths(
     spread: np.ndarray,  # (5,) standard errors of the shifts
-    n: int, m: int,
+    n: int,
+    m: int,
     df: float,  # of the divergence
     alpha: float,
     inflation: float = 1.0,
@@ -317,7 +346,9 @@ class DriftResult:
     is_stable: bool = False  # every metric below its threshold, as the plain rule has it
     failed_metrics: list[str] = field(default_factory=list)  # those at or above their threshold
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # metric -> (low, high)
-    p_values: dict[str, float] = field(default_factory=dict)  # metric -> p of "beyond its threshold", corrected for six looks
+    p_values: dict[str, float] = field(
+        default_factory=dict
+    )  # metric -> p of "beyond its threshold", corrected for six looks
     p_value: float = 1.0  # of the head; `judge_heads` corrects it for many heads
     n_reference: int = 0
     n_current: int = 0
@@ -325,7 +356,9 @@ class DriftResult:
     n_needed_new: int | None = None  # new files that would decide with this reference; None where no number does
     short_side: str | None = None  # "reference" or "new files": which of the two stands in the way of a decision
     p_no_drift: float = 1.0  # of "nothing has moved at all", corrected for six looks
-    margins: dict[str, float] = field(default_factory=dict)  # metric -> what its interval must lie below to be called stable
+    margins: dict[str, float] = field(
+        default_factory=dict
+    )  # metric -> what its interval must lie below to be called stable
     widths: dict[str, float] = field(default_factory=dict)  # metric -> the shift that these files can tell from none
     tied: bool = False  # many scores are equal
     lost_reference: int = 0  # scores that were no numbers
@@ -338,10 +371,15 @@ class DriftResult:
 
     def as_dict(self) -> dict[str, Any]:  # JSON values; undefined metrics are None
         "All fields as plain values."
-        values = asdict(self) | {"intervals": {k: list(v) for k, v in self.intervals.items()}, "bin_edges": list(self.bin_edges)}
+        values = asdict(self) | {
+            "intervals": {k: list(v) for k, v in self.intervals.items()},
+            "bin_edges": list(self.bin_edges),
+        }
         for metric in METRICS:
             values[metric] = values[metric] if np.isfinite(values[metric]) else None
-        return values | {"intervals": {k: [v if np.isfinite(v) else None for v in pair] for k, pair in values["intervals"].items()}}
+        return values | {
+            "intervals": {k: [v if np.isfinite(v) else None for v in pair] for k, pair in values["intervals"].items()}
+        }
 
 # %% ../../nbs/05_calibration/04_drift.ipynb #e0575014
 def _prepared(
@@ -385,11 +423,13 @@ def collapse(
     low, first, middle, third, high = quantiles(sample)
     if high > low and third > first:
         return None
-    return f"{'every score' if high <= low else 'half of the scores'} {'is' if high <= low else 'are'} {middle:.6g}: the head has collapsed to a constant"
+    which = "every score is" if high <= low else "half of the scores are"
+    return f"{which} {middle:.6g}: the head has collapsed to a constant"
 
 
 def is_tied(sample: Sample | ScoreSketch) -> bool:
-    "Whether one value takes 2 % of the scores (and at least 5): percentiles then move in jumps that intervals do not see."
+    """Whether one value takes 2 % of the scores (and at least 5): percentiles then move in jumps that intervals do not
+    see."""
     return sample.largest_tie() >= max(5, 0.02 * sample.n)
 
 # %% ../../nbs/05_calibration/04_drift.ipynb #3751e0c4
@@ -408,9 +448,14 @@ def drift_metrics(
     random_state: int = 0,
     widest: Grade = "acceptable",  # margins that may be called stable; "excellent": the thresholds themselves
 ) -> DriftResult:
-    "Compare two sets of scores: six metrics, intervals, verdict. Raises `DataError` on bad options, never on bad scores."
+    """Compare two sets of scores: six metrics, intervals, verdict.
+
+    Raises `DataError` on bad options, never on bad scores.
+    """
     if scale not in ("auto", "unit", "reference") or not 0 < alpha < 1:
-        raise DataError(f"scale is {scale!r} and alpha {alpha}; use 'auto', 'unit' or 'reference', and a rate between 0 and 1")
+        raise DataError(
+            f"scale is {scale!r} and alpha {alpha}; use 'auto', 'unit' or 'reference', and a rate between 0 and 1"
+        )
     if widest not in get_args(Grade):
         raise DataError(f"widest is {widest!r}; use {', '.join(get_args(Grade))}")
     if (reference_groups is None) != (current_groups is None):
@@ -422,7 +467,14 @@ def drift_metrics(
         low, high = quantiles(r, (0, 1)) if r.n else (0, 1)
         scale = "unit" if low >= 0 and high <= 1 else "reference"
     known = DriftResult(
-        n_reference=r.n, n_current=c.n, scale=scale, alpha=alpha, thresholds=limits, lost_reference=r.lost, lost_current=c.lost, tied=is_tied(r) or is_tied(c)
+        n_reference=r.n,
+        n_current=c.n,
+        scale=scale,
+        alpha=alpha,
+        thresholds=limits,
+        lost_reference=r.lost,
+        lost_current=c.lost,
+        tied=is_tied(r) or is_tied(c),
     )
     broken = None if wrong_r else collapse(c, min_files, r.lost / max(1, r.n + r.lost))
     if broken is not None:
@@ -435,7 +487,9 @@ def drift_metrics(
     jsd = float(jensen_shannon(r.counts(edges), c.counts(edges)))
     limit = np.array([limits.of(m) for m in SHIFTS])
     grouped = isinstance(r, Sample) and isinstance(c, Sample) and r.groups is not None and c.groups is not None
-    inflation, df = design_effect(r, c, edges, rng, resamples) if grouped else (1.0, float(edges.size))  # type: ignore[arg-type]
+    inflation, df = 1.0, float(edges.size)
+    if grouped:
+        inflation, df = design_effect(r, c, edges, rng, resamples)  # type: ignore[arg-type]
     p_jsd, *jsd_interval = divergence_evidence(jsd, r.n, c.n, df, limits.jsd, alpha, inflation)
     null = null_shifts(r, c, scale, rng, resamples)
     pairs = shift_intervals(r, c, scale, rng, resamples, alpha)
@@ -471,10 +525,16 @@ def drift_metrics(
 # %% ../../nbs/05_calibration/04_drift.ipynb #faafaf8c
 def _judged(result: DriftResult, drifted: bool) -> DriftResult:
     "`result` with verdict and reason, given whether its corrected p-value is small enough."
-    limits, margins, undecided = result.thresholds, result.margins, {"n_needed": None, "n_needed_new": None, "short_side": None}
+    limits, margins, undecided = (
+        result.thresholds,
+        result.margins,
+        {"n_needed": None, "n_needed_new": None, "short_side": None},
+    )
     lost = f"; {result.lost_current} new scores were no numbers and are left out" if result.lost_current else ""
     if drifted:
-        worst = [m for m in METRICS if result.p_values[m] <= result.alpha] or [min(METRICS, key=lambda m: result.p_values[m])]
+        worst = [m for m in METRICS if result.p_values[m] <= result.alpha] or [
+            min(METRICS, key=lambda m: result.p_values[m])
+        ]
         reason = f"{', '.join(worst)} beyond the threshold, chance allowed for{lost}"
         return replace(result, verdict="unstable", reason=reason, **undecided)  # type: ignore[arg-type]
     if result.tied:
@@ -484,14 +544,16 @@ def _judged(result: DriftResult, drifted: bool) -> DriftResult:
     if not open_:
         wider = ", ".join(f"{m} {margins[m]:.2g}" for m in METRICS if margins[m] > limits.of(m))
         below = f"margins that these files can decide ({wider}; else the thresholds)" if wider else "thresholds"
-        return replace(result, verdict="stable", reason=f"all intervals lie below the {below}{lost}", **undecided)  # type: ignore[arg-type]
+        reason = f"all intervals lie below the {below}{lost}"
+        return replace(result, verdict="stable", reason=reason, **undecided)  # type: ignore[arg-type]
     plan = _plan(result)
     if result.p_no_drift > result.alpha:
         told = ", ".join(f"{m} {result.widths[m]:.2g} (margin {margins[m]:.2g})" for m in open_)
         reason = f"nothing has moved beyond chance; these files would show {told}{plan}{lost}"
         return replace(result, verdict="no evidence of drift", reason=reason)
     if result.short_side == "reference":
-        plan = f"; the reference is the short side with {result.n_reference} files: who finds the new ones normal can promote a larger one"
+        mend = "who finds the new ones normal can promote a larger one"
+        plan = f"; the reference is the short side with {result.n_reference} files: {mend}"
     reason = f"something has moved, and {', '.join(open_)} could be on either side of the margin{plan}{lost}"
     return replace(result, verdict="inconclusive", reason=reason)
 
@@ -532,11 +594,21 @@ def judge_heads(
 ) -> dict[str, DriftResult]:  # the same heads, p-values and verdicts corrected
     "Verdicts of one run over many heads: a head is unstable only if its corrected p-value says so."
     tested = [k for k, r in results.items() if r.p_values]
-    adjusted, moved = (dict(zip(tested, adjust_p_values(np.array([p(results[k]) for k in tested]), correction))) for p in (lambda r: r.p_value, lambda r: r.p_no_drift))
+    adjusted, moved = (
+        dict(zip(tested, adjust_p_values(np.array([p(results[k]) for k in tested]), correction)))
+        for p in (lambda r: r.p_value, lambda r: r.p_no_drift)
+    )
     out = dict(results)
     for key, p in adjusted.items():
         r = replace(results[key], p_value=float(p), p_no_drift=float(moved[key]))
         out[key] = _judged(r, bool(p <= r.alpha))
-        if results[key].verdict == "unstable" and out[key].verdict in ("stable", "no evidence of drift"):  # evidence that the correction took away is no evidence of stability
-            out[key] = replace(out[key], verdict="inconclusive", reason="drift of this head alone, not after correction for the number of heads")
+        if results[key].verdict == "unstable" and out[key].verdict in (
+            "stable",
+            "no evidence of drift",
+        ):  # evidence that the correction took away is no evidence of stability
+            out[key] = replace(
+                out[key],
+                verdict="inconclusive",
+                reason="drift of this head alone, not after correction for the number of heads",
+            )
     return out

@@ -36,8 +36,15 @@ def check_calibration(calibration: Any, path: str | Path) -> dict[str, Any]:
         ranges, limits = {}, []
     if not ranges:
         raise DataError(f"{path}: no calibration; for each of its labels it needs p5 and p95 as numbers")
-    if odd := [v for v in (*limits, *(v for pair in ranges.values() for v in pair)) if isinstance(v, bool) or not isinstance(v, int | float) or not abs(v) <= 1e300]:
-        raise DataError(f"{path}: p5, p95 and threshold must be numbers, not {str(odd[0])[:40]!r}; make or pull this calibration again")
+    if odd := [
+        v
+        for v in (*limits, *(v for pair in ranges.values() for v in pair))
+        if isinstance(v, bool) or not isinstance(v, int | float) or not abs(v) <= 1e300
+    ]:
+        raise DataError(
+            f"{path}: p5, p95 and threshold must be numbers, not {str(odd[0])[:40]!r}; make or pull this calibration "
+            "again"
+        )
     for low, high in ranges.values():
         if not high > low:
             raise DataError(f"{path}: p5 {low} and p95 {high} are no range; make or pull this calibration again")
@@ -129,7 +136,9 @@ def reference_text(db: sqlite3.Connection, labels: Sequence[sqlite3.Row]) -> str
         row = db.execute("SELECT payload FROM pulled WHERE head_id = ?", (head["id"],)).fetchone()
         if row is not None:
             pulled[head["id"]] = row[0]
-    texts = [pulled.get(h["id"]) or _payload(db, h["model_name"], h["head_name"], h["reference_version"]) for h in labels]
+    texts = [
+        pulled.get(h["id"]) or _payload(db, h["model_name"], h["head_name"], h["reference_version"]) for h in labels
+    ]
     if len({*pulled.values()}) == 1 and len(pulled) == len(labels):
         return texts[0]
     narrowed: list[str] = []
@@ -164,7 +173,10 @@ def _by_file(rows: Iterable[sqlite3.Row], *more: str) -> list[list[sqlite3.Row]]
 
 
 def export_files(db: sqlite3.Connection, root: Path) -> int:
-    "Write the calibration files that are owing; how many. Raises `DataError` where a versioned file has another content."
+    """Write the calibration files that are owing; how many.
+
+    Raises `DataError` where a versioned file has another content.
+    """
     with locked(root / "export"):
         owing = "SELECT * FROM calibration_runs WHERE exported = 0 AND payload IS NOT NULL ORDER BY id"
         versions = db.execute(owing).fetchall()
@@ -182,7 +194,10 @@ def export_files(db: sqlite3.Connection, root: Path) -> int:
         if versions or references:
             with transaction(db):
                 db.executemany("UPDATE calibration_runs SET exported = 1 WHERE id = ?", [(r["id"],) for r in versions])
-                db.executemany("UPDATE heads SET exported_reference = ? WHERE id = ?", [(r["reference_version"], r["id"]) for r in references])
+                db.executemany(
+                    "UPDATE heads SET exported_reference = ? WHERE id = ?",
+                    [(r["reference_version"], r["id"]) for r in references],
+                )
     return len(versions) + len(references)
 
 # %% ../../nbs/05_calibration/12_exports.ipynb #747d3aaa
@@ -204,7 +219,10 @@ def repair_files(
                 raise DataError(f"{where}: the stored calibration is damaged; restore a backup of calibration.sqlite")
         for labels in _by_file(rows, "version"):
             model, head = labels[0]["model_name"], split_label(labels[0]["head_name"])[0]
-            path, text = calibration_path(root, model, head, labels[0]["version"]), join_labels([r["payload"] for r in labels])
+            path, text = (
+                calibration_path(root, model, head, labels[0]["version"]),
+                join_labels([r["payload"] for r in labels]),
+            )
             expected.add(path)
             if path.is_file() and path.read_bytes() == text.encode():
                 continue

@@ -30,7 +30,11 @@ from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
 # %% ../../nbs/05_calibration/20_insight.ipynb #7d109be9
 def grade(metric: str, value: float | None) -> str:
     "One of `GRADES` for the value of a metric, 'unknown' for None or NaN."
-    return "unknown" if value is None or np.isnan(value) else GRADES[int(np.searchsorted(BOUNDS[metric], value, side="right"))]
+    return (
+        "unknown"
+        if value is None or np.isnan(value)
+        else GRADES[int(np.searchsorted(BOUNDS[metric], value, side="right"))]
+    )
 
 
 def verdict_table(report: dict[str, Any]) -> pd.DataFrame:  # one row per head and metric
@@ -39,11 +43,27 @@ def verdict_table(report: dict[str, Any]) -> pd.DataFrame:  # one row per head a
     for name, head in report["heads"].items():
         for metric in METRICS:
             value, (low, high) = head["drift_metrics"][metric], head["intervals"].get(metric, (None, None))
-            rows.append({"head": name, "verdict": head["verdict"], "metric": metric, "value": value, "low": low, "high": high, "grade": grade(metric, value)})
+            rows.append(
+                {
+                    "head": name,
+                    "verdict": head["verdict"],
+                    "metric": metric,
+                    "value": value,
+                    "low": low,
+                    "high": high,
+                    "grade": grade(metric, value),
+                }
+            )
     return pd.DataFrame(rows).astype({"value": float, "low": float, "high": float})
 
 # %% ../../nbs/05_calibration/20_insight.ipynb #73608735
-VERDICTS = {"stable": PALETTE[2], "no evidence of drift": PALETTE[0], "unstable": PALETTE[5], "inconclusive": PALETTE[4], "insufficient": PALETTE[6]}
+VERDICTS = {
+    "stable": PALETTE[2],
+    "no evidence of drift": PALETTE[0],
+    "unstable": PALETTE[5],
+    "inconclusive": PALETTE[4],
+    "insufficient": PALETTE[6],
+}
 
 
 @figure_style()
@@ -51,10 +71,15 @@ def plot_trend(
     runs: Sequence[dict[str, Any]],  # of `store.trend(model, head)`
     title: str = "",
 ) -> Figure:
-    "Drift metrics of one head over its versions, with intervals, thresholds and verdicts. Raises `DataError` without a run to show."
+    """Drift metrics of one head over its versions, with intervals, thresholds and verdicts.
+
+    Raises `DataError` without a run to show.
+    """
     shown = [r for r in runs if r["jsd"] is not None]
     if not shown:
-        raise DataError(f"{title or 'this head'}: no run has been compared with a reference yet; there is no trend to draw")
+        raise DataError(
+            f"{title or 'this head'}: no run has been compared with a reference yet; there is no trend to draw"
+        )
     fig, axes = plt.subplots(2, 3, figsize=(9.5, 5), sharex=True)
     limits = {"apd_p5": "apd", "apd_p95": "apd", "median_drift": "median", "iqr_drift": "iqr"}
     for ax, metric in zip(axes.flat, METRICS):
@@ -69,7 +94,11 @@ def plot_trend(
         ax.set(title=metric, ylim=(0, None))
     for ax in axes[-1]:
         ax.set_xlabel("version")
-    marks = [plt.Line2D([], [], marker="o", ls="", color=c, label=v) for v, c in VERDICTS.items() if any(r["verdict"] == v for r in shown)]
+    marks = [
+        plt.Line2D([], [], marker="o", ls="", color=c, label=v)
+        for v, c in VERDICTS.items()
+        if any(r["verdict"] == v for r in shown)
+    ]
     fig.legend(handles=marks, loc="outside lower center", ncols=len(marks))
     fig.suptitle(title)
     return fig
@@ -109,7 +138,10 @@ def plot_then_and_now(
     then, now = check_finite("then", np.asarray(then, dtype=float)), check_finite("now", np.asarray(now, dtype=float))
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     bins = np.histogram_bin_edges(np.r_[then, now], bins=40).tolist()
-    for scores, color, label in ((then, NORMAL, f"reference ({then.size})"), (now, ANOMALOUS, f"since then ({now.size})")):
+    for scores, color, label in (
+        (then, NORMAL, f"reference ({then.size})"),
+        (now, ANOMALOUS, f"since then ({now.size})"),
+    ):
         if scores.size:
             left.hist(scores, bins=bins, density=True, color=color, alpha=0.55, label=label)
     for p in np.quantile(then, [0.05, 0.95]):
@@ -134,15 +166,25 @@ def _quality_rows(db: sqlite3.Connection) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for head in db.execute("SELECT * FROM heads ORDER BY model_name, head_name").fetchall():
         run = db.execute(
-            "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?", (head["model_name"], head["head_name"], head["reference_version"])
+            "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?",
+            (head["model_name"], head["head_name"], head["reference_version"]),
         ).fetchone()
         name = f"{head['model_name']}/{head['head_name']}"
         if run is None:
             rows.append({"head": name, "advice": "no reference yet: tag more files and run"})
             continue
         sample = read_window(db, head["id"], run["first_score"], run["last_score"]).sample
-        flagged = db.execute("SELECT avg(anomalous) FROM tags WHERE head_id = ? AND reference_version = ?", (head["id"], run["version"])).fetchone()[0]
-        rows.append({"head": name, "reference": run["version"], **_quality(sample, json.loads(run["payload"])["alpha"]), "flagged_since": flagged})
+        flagged = db.execute(
+            "SELECT avg(anomalous) FROM tags WHERE head_id = ? AND reference_version = ?", (head["id"], run["version"])
+        ).fetchone()[0]
+        rows.append(
+            {
+                "head": name,
+                "reference": run["version"],
+                **_quality(sample, json.loads(run["payload"])["alpha"]),
+                "flagged_since": flagged,
+            }
+        )
     return rows
 
 
@@ -155,13 +197,25 @@ def _quality(sample: Any, alpha: float) -> dict[str, Any]:
     top = float((quantiles(sample, (0.99,))[0] - p50) / (p75 - p50)) if p75 > p50 else np.inf
     bound = conformal_bound(sample.n, alpha)
     advice = (
-        f"tag more files: with {sample.n} the flagged share can reach {bound:.1%} for a nominal {alpha:.0%}" if bound > 1.5 * alpha
+        f"tag more files: with {sample.n} the flagged share can reach {bound:.1%} for a nominal {alpha:.0%}"
+        if bound > 1.5 * alpha
         else "scores pile up on one value: look at the model's output" if ties > 0.02
         else f"only {groups} groups: add other lots or videos" if groups is not None and groups < 20
         else "long upper tail: look for defects among the calibration files" if top > 8
         else "none needed"
     )  # fmt: skip
-    return {"files": sample.n, "groups": groups, "p5": p5, "median": p50, "p95": p95, "skew": skew, "tail": top, "largest_tie": ties, "false_alarm_bound": bound, "advice": advice}
+    return {
+        "files": sample.n,
+        "groups": groups,
+        "p5": p5,
+        "median": p50,
+        "p95": p95,
+        "skew": skew,
+        "tail": top,
+        "largest_tie": ties,
+        "false_alarm_bound": bound,
+        "advice": advice,
+    }
 
 # %% ../../nbs/05_calibration/20_insight.ipynb #486c718e
 def suggest_files(
@@ -169,10 +223,18 @@ def suggest_files(
     covered: np.ndarray,  # (m, d) of the files behind the calibration; m >= 1
     count: int,
 ) -> np.ndarray:  # (count,) indices into candidates, the most telling first
-    "Farthest-first traversal starting from what is covered (Gonzalez 1985). Raises `DataError` on shapes, values or counts."
-    candidates, covered = (check_finite(n, np.asarray(a, dtype=np.float64)) for n, a in (("candidates", candidates), ("covered", covered)))
+    """Farthest-first traversal starting from what is covered (Gonzalez 1985).
+
+    Raises `DataError` on shapes, values or counts.
+    """
+    candidates, covered = (
+        check_finite(n, np.asarray(a, dtype=np.float64)) for n, a in (("candidates", candidates), ("covered", covered))
+    )
     if candidates.ndim != 2 or covered.ndim != 2 or candidates.shape[1] != covered.shape[1] or not len(covered):
-        raise DataError(f"candidates has shape {candidates.shape} and covered {covered.shape}; both must be (files, d) with the same d, and something covered")
+        raise DataError(
+            f"candidates has shape {candidates.shape} and covered {covered.shape}; both must be (files, d) with the "
+            "same d, and something covered"
+        )
     if not 1 <= count <= len(candidates):
         raise DataError(f"count is {count}; there are {len(candidates)} candidates")
     distance = np.full(len(candidates), np.inf)
@@ -186,19 +248,29 @@ def suggest_files(
     return np.array(chosen)
 
 
-def suggest_from_store(store: CalibrationStore, model: str, count: int = 20) -> pd.DataFrame:  # file and its calibrated score per head
-    "Files tagged since the references whose scores over the heads of `model` are most unlike those behind them. Raises `DataError` if no file has all scores."
+def suggest_from_store(
+    store: CalibrationStore, model: str, count: int = 20
+) -> pd.DataFrame:  # file and its calibrated score per head
+    """Files tagged since the references whose scores over the heads of `model` are most unlike those behind them.
+
+    Raises `DataError` if no file has all scores.
+    """
     tags = store.table(
-        """SELECT f.file, h.head_name, t.score, c.p5, c.range, t.file_id, (SELECT MAX(s.id) FROM scores s WHERE s.head_id = h.id AND s.file_id = t.file_id) > c.last_score AS new
+        """SELECT f.file, h.head_name, t.score, c.p5, c.range, t.file_id,
+               (SELECT MAX(s.id) FROM scores s WHERE s.head_id = h.id AND s.file_id = t.file_id) > c.last_score AS new
            FROM tags t JOIN files f ON f.id = t.file_id JOIN heads h ON h.id = t.head_id
-           JOIN calibration_runs c ON c.model_name = h.model_name AND c.head_name = h.head_name AND c.version = h.reference_version WHERE h.model_name = ?""",
+           JOIN calibration_runs c ON c.model_name = h.model_name AND c.head_name = h.head_name
+               AND c.version = h.reference_version WHERE h.model_name = ?""",
         [model],
     )
     tags["value"] = (tags["score"] - tags["p5"]) / tags["range"]
     wide = tags.pivot(index="file", columns="head_name", values="value").dropna()
     new = tags.groupby("file")["new"].max().reindex(wide.index).astype(bool)
     if not new.any() or new.all():
-        raise DataError(f"model {model!r}: no file with scores of all its heads is both tagged since the reference and comparable with older ones; tag more files")
+        raise DataError(
+            f"model {model!r}: no file with scores of all its heads is both tagged since the reference and comparable "
+            "with older ones; tag more files"
+        )
     table = wide[new]
     return table.iloc[suggest_files(table.to_numpy(), wide[~new].to_numpy(), min(count, len(table)))].reset_index()
 
@@ -225,13 +297,24 @@ def next_steps(report: dict[str, Any]) -> pd.DataFrame:  # head, verdict, do; th
             order, do = 2, f"tag more files: {head['reason']}"
         elif head["reference_version"] is None:
             seen = head.get("contamination")
-            order, do = 3, f"look at the highest scores before trusting this reference: {seen}" if seen else "nothing yet: this run made its reference"
+            order, do = (
+                3,
+                f"look at the highest scores before trusting this reference: {seen}"
+                if seen
+                else "nothing yet: this run made its reference",
+            )
         elif moved == "updated":
             order, do = 1, "tag again all files (retag-all): the reference has moved"
         elif head["verdict"] == "unstable":
-            order, do = 0, f"look at the highest new scores; promote version {report['version']} only if they are normal"
+            order, do = (
+                0,
+                f"look at the highest new scores; promote version {report['version']} only if they are normal",
+            )
         elif head["alarm"] and head["alarm"]["rung"]:
-            order, do = 0, f"look at the scores since file {head['alarm']['at']} of the stream: the sequential alarm rang there"
+            order, do = (
+                0,
+                f"look at the scores since file {head['alarm']['at']} of the stream: the sequential alarm rang there",
+            )
         elif head.get("contamination"):
             order, do = 0, f"look at the highest new scores: {head['contamination']}"
         elif head["verdict"] in ("inconclusive", "no evidence of drift"):
@@ -246,7 +329,8 @@ def example_year(
     files: int = 1500,  # per head
     random_state: int = 0,
 ) -> dict[str, pd.DataFrame]:  # head -> file, score
-    "Generated scores of three heads in the order of time: calm, creeping (by one standard deviation), and with a surge in the last third."
+    """Generated scores of three heads in the order of time: calm, creeping (by one standard deviation), and with a
+    surge in the last third."""
     rng = np.random.default_rng(random_state)
     time = np.linspace(0, 1, files)
     names = [f"part_{i:06}.png" for i in range(files)]
@@ -262,9 +346,15 @@ def replay(
     tables: dict[str, pd.DataFrame],  # head -> file, score[, group][, role], in the order of time
     batches: int = 6,
 ) -> list[dict[str, Any]]:  # the report of each run
-    "Tag the rows of each table batch by batch and make a run after each batch. Raises `DataError` with fewer rows than batches."
+    """Tag the rows of each table batch by batch and make a run after each batch.
+
+    Raises `DataError` with fewer rows than batches.
+    """
     if not tables or batches < 1 or min(len(t) for t in tables.values()) < batches:
-        raise DataError(f"{batches} batches of {min((len(t) for t in tables.values()), default=0)} rows; give each batch at least one row")
+        raise DataError(
+            f"{batches} batches of {min((len(t) for t in tables.values()), default=0)} rows; give each batch at least "
+            "one row"
+        )
     reports = []
     for k in range(batches):
         for head, table in tables.items():
@@ -278,7 +368,10 @@ def replay(
 def log_to_mlflow(
     report: dict[str, Any],  # of `store.run()`
 ) -> int:  # how many metrics were logged
-    "Log a run's drift metrics to the active MLflow run, one step per version. Raises `MissingExtraError` without the extra `mlflow`."
+    """Log a run's drift metrics to the active MLflow run, one step per version.
+
+    Raises `MissingExtraError` without the extra `mlflow`.
+    """
     mlflow = require("mlflow", "mlflow")
     metrics = {
         f"{name.replace('/', '.')}.{metric}": float(head["drift_metrics"][metric])

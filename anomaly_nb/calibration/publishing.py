@@ -40,7 +40,13 @@ def content_key(
     "What identifies a run: the scores of every head, the settings that decide, the code version."
     from anomaly_nb import __version__
 
-    decide = ("calibration_drift", "calibration_window", "calibration_policy", "calibration_alpha", "calibration_convergence")
+    decide = (
+        "calibration_drift",
+        "calibration_window",
+        "calibration_policy",
+        "calibration_alpha",
+        "calibration_convergence",
+    )
     config = {k: v for k, v in settings.model_dump().items() if k.startswith(decide)}
     scores = {f"{h['model_name']}/{h['head_name']}": h["digest"] for h in heads}
     return sha256_json({"scores": scores, "config": config, "code": __version__}), config
@@ -57,10 +63,14 @@ def move_reference(
 ) -> None:
     "Make `version` the reference of `head` and write down who did it."
     held = version if anchor else head["anchor_version"] or head["reference_version"]
-    db.execute("UPDATE heads SET reference_version = ?, anchor_version = ?, exported_reference = NULL WHERE id = ?", (version, held, head["id"]))
+    db.execute(
+        "UPDATE heads SET reference_version = ?, anchor_version = ?, exported_reference = NULL WHERE id = ?",
+        (version, held, head["id"]),
+    )
     db.execute("DELETE FROM pulled WHERE head_id = ?", (head["id"],))
     db.execute(
-        "INSERT INTO reference_moves (head_id, from_version, to_version, timestamp, by, reason) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO reference_moves (head_id, from_version, to_version, timestamp, by, reason) VALUES (?, ?, ?, ?, "
+        "?, ?)",
         (head["id"], head["reference_version"], version, now, by, reason),
     )
 
@@ -81,13 +91,20 @@ def publish_run(
         if known:
             return json.loads(known["report"])
         for run in measured:
-            if db.execute("SELECT reference_version FROM heads WHERE id = ?", (run.head["id"],)).fetchone()[0] != run.head["reference_version"]:
+            if (
+                db.execute("SELECT reference_version FROM heads WHERE id = ?", (run.head["id"],)).fetchone()[0]
+                != run.head["reference_version"]
+            ):
                 raise StaleRun(run.key)
         version = _next_version(db, root)
         size = db.execute("SELECT count(DISTINCT file_id) FROM scores WHERE id <= ?", (last,)).fetchone()[0]
-        parts: dict[str, dict[str, tuple[HeadReport, str]]] = {}  # head -> label -> report, what became of its reference
+        parts: dict[
+            str, dict[str, tuple[HeadReport, str]]
+        ] = {}  # head -> label -> report, what became of its reference
         saved = {}
-        db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, '')", (version, key, now, size, last, to_json(config, None)))
+        db.execute(
+            "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, '')", (version, key, now, size, last, to_json(config, None))
+        )
         for run in measured:
             key, label = split_label(run.key)
             found, outcome, path = _publish_head(db, root, run, version, now, settings)
@@ -95,9 +112,20 @@ def publish_run(
             if path is not None:
                 saved[key] = path.as_posix()
         whole = {key: join_reports(labels) for key, labels in parts.items()}
-        heads, moves = {key: report for key, (report, _) in whole.items()}, {key: moved for key, (_, moved) in whole.items()}
+        heads, moves = (
+            {key: report for key, (report, _) in whole.items()},
+            {key: moved for key, (_, moved) in whole.items()},
+        )
         summary = summarise(heads, moves, settings)
-        report = RunReport(version=version, library_size=size, timestamp=now, heads=heads, saved_files=saved, reference_updates=moves, summary=summary).model_dump()
+        report = RunReport(
+            version=version,
+            library_size=size,
+            timestamp=now,
+            heads=heads,
+            saved_files=saved,
+            reference_updates=moves,
+            summary=summary,
+        ).model_dump()
         db.execute("UPDATE runs SET report = ? WHERE version = ?", (to_json(report, None), version))
     return report
 
@@ -106,14 +134,25 @@ def _next_version(db: sqlite3.Connection, root: Path) -> int:
     "The number of the next run, behind all that the database and the files know."
     known, found = db.execute("SELECT COALESCE(MAX(version), 0) FROM runs").fetchone()[0], highest_version(root)
     if found > known:
-        warnings.warn(f"{root}: holds calibrations up to version {found} and the database knows {known}; they are kept, and this run is version {found + 1}", Notice, stacklevel=2)
+        warnings.warn(
+            f"{root}: holds calibrations up to version {found} and the database knows {known}; they are kept, and "
+            f"this run is version {found + 1}",
+            Notice,
+            stacklevel=2,
+        )
     return max(known, found) + 1
 
 # %% ../../nbs/05_calibration/13_publishing.ipynb #76ef860f
-def _publish_head(db: sqlite3.Connection, root: Path, run: HeadRun, version: int, now: int, settings: Settings) -> tuple[HeadReport, str, Path | None]:
+def _publish_head(
+    db: sqlite3.Connection, root: Path, run: HeadRun, version: int, now: int, settings: Settings
+) -> tuple[HeadReport, str, Path | None]:
     "Write one head of a run; its report, what happened to the reference, and its file if it gets one."
     model, head, drift, policy = run.head["model_name"], run.head["head_name"], run.drift, settings.calibration_policy
-    calibration = build_calibration(model, head, version, run.window.sample, settings.calibration_alpha, now) if run.calibratable(settings.calibration_drift_min_files) else None
+    calibration = (
+        build_calibration(model, head, version, run.window.sample, settings.calibration_alpha, now)
+        if run.calibratable(settings.calibration_drift_min_files)
+        else None
+    )
     text = to_json(calibration) + "\n" if calibration else None
     label: dict[str, Any] = next(iter(calibration["labels"].values())) if calibration else {"p5": None, "p95": None}
     rung, first = bool(run.alarm and run.alarm["rung"]), run.head["reference_version"] is None
@@ -123,19 +162,26 @@ def _publish_head(db: sqlite3.Connection, root: Path, run: HeadRun, version: int
     values = drift.as_dict()
     metrics = {m: values[m] for m in METRICS}
     row = {
-        "model_name": model, "head_name": head, "version": version, "file_count": run.window.sample.n, "timestamp": now, "p5": label["p5"], "p95": label["p95"],
-        "range": label["p95"] - label["p5"] if calibration else None, "reference_version": run.head["reference_version"], **metrics,
-        "is_stable": int(drift.is_stable), "verdict": drift.verdict, "reason": drift.reason, "proposed": int(proposed), "first_score": run.window.first,
-        "last_score": run.window.last, "detail": to_json({"drift": values, "alarm": run.alarm, "contamination": run.contamination}, None), "payload": text,
+        "model_name": model, "head_name": head, "version": version, "file_count": run.window.sample.n, "timestamp": now,
+        "p5": label["p5"], "p95": label["p95"], "range": label["p95"] - label["p5"] if calibration else None,
+        "reference_version": run.head["reference_version"], **metrics,
+        "is_stable": int(drift.is_stable), "verdict": drift.verdict, "reason": drift.reason, "proposed": int(proposed),
+        "first_score": run.window.first, "last_score": run.window.last, "payload": text,
+        "detail": to_json({"drift": values, "alarm": run.alarm, "contamination": run.contamination}, None),
         "sha256": sha256(text.encode()).hexdigest() if text else None,
     }  # fmt: skip
-    db.execute(f"INSERT INTO calibration_runs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", tuple(row.values()))
+    db.execute(
+        f"INSERT INTO calibration_runs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", tuple(row.values())
+    )
     if moves:
         move_reference(db, run.head, version, now, policy, drift.reason, anchor=first)
     report = HeadReport(
         **{k: row[k] for k in ("model_name", "reference_version", "file_count", "verdict", "reason")},
         head_name=split_label(head)[0],
-        **{k: values[k] for k in ("intervals", "p_value", "n_needed", "n_needed_new", "short_side", "margins", "widths")},
+        **{
+            k: values[k]
+            for k in ("intervals", "p_value", "n_needed", "n_needed_new", "short_side", "margins", "widths")
+        },
         **{k: values[k] for k in ("lost_current", "scale")},
         labels=calibration["labels"] if calibration else {},
         drift_metrics=HeadMetrics(**metrics, is_stable=drift.is_stable, failed_metrics=drift.failed_metrics),
@@ -179,8 +225,13 @@ def summarise(
     heads: Mapping[str, HeadReport],
     moves: Mapping[str, str],  # head -> what became of its reference
     settings: Settings,
-) -> dict[str, Any]:  # total_heads, stable_heads, unstable_heads; verdicts and references, each counted; converged, and by which policy
-    "Counts of a run: verdicts, and apart from them what became of the references. Under the policy `spec` a head is stable by the plain rule, or unstable."
+) -> dict[
+    str, Any
+]:  # total_heads, stable_heads, unstable_heads; verdicts and references, each counted; converged, and by which policy
+    """Counts of a run: verdicts, and apart from them what became of the references.
+
+    Under the policy `spec` a head is stable by the plain rule, or unstable.
+    """
     plain = settings.calibration_policy == "spec"
     verdicts = Counter(("stable" if h.is_stable else "unstable") if plain else h.verdict for h in heads.values())
     wanted = {"stable"} if plain or settings.calibration_convergence == "stable" else {"stable", "no evidence of drift"}
@@ -204,14 +255,21 @@ def extend_references(
     head: str | None = None,
     by: str = "extend",  # who asks for it
 ) -> dict[str, str]:  # "model/head" -> what happened
-    "Pool references with the windows of the last run that showed no drift, as a new version. Raises `UnknownHead`, or `NotNow` without a run."
+    """Pool references with the windows of the last run that showed no drift, as a new version.
+
+    Raises `UnknownHead`, or `NotNow` without a run.
+    """
     now, told = int(time.time() * 1000), {}
     with transaction(db):
         every = "SELECT * FROM heads ORDER BY model_name, head_name"
         heads = find_labels(db, model, head) if model is not None and head is not None else db.execute(every).fetchall()
         pooled = []
         for row in heads:
-            if model in (None, row["model_name"]) and head in (None, row["head_name"], split_label(row["head_name"])[0]):
+            if model in (None, row["model_name"]) and head in (
+                None,
+                row["head_name"],
+                split_label(row["head_name"])[0],
+            ):
                 why, run = _poolable(db, row)
                 told[f"{row['model_name']}/{row['head_name']}"] = why
                 pooled += [(row, run)] if run is not None else []
@@ -220,7 +278,14 @@ def extend_references(
         version = _next_version(db, root)
         last = max(run["last_score"] for _, run in pooled)
         size = db.execute("SELECT count(DISTINCT file_id) FROM scores WHERE id <= ?", (last,)).fetchone()[0]
-        key = sha256_json({"extend": version, "heads": {f"{r['model_name']}/{r['head_name']}": [r["reference_version"], run["version"]] for r, run in pooled}})
+        key = sha256_json(
+            {
+                "extend": version,
+                "heads": {
+                    f"{r['model_name']}/{r['head_name']}": [r["reference_version"], run["version"]] for r, run in pooled
+                },
+            }
+        )
         db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, '{}', '{}')", (version, key, now, size, last))
         for row, run in pooled:
             name = f"{row['model_name']}/{row['head_name']}"
@@ -231,7 +296,8 @@ def extend_references(
 def _poolable(db: sqlite3.Connection, head: sqlite3.Row) -> tuple[str, sqlite3.Row | None]:
     "Whether the last run of a head may join its reference: why not, or the run."
     run = db.execute(
-        "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? ORDER BY version DESC LIMIT 1", (head["model_name"], head["head_name"])
+        "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? ORDER BY version DESC LIMIT 1",
+        (head["model_name"], head["head_name"]),
     ).fetchone()
     if run is None or head["reference_version"] is None:
         return "not pooled: no run has compared it with a reference yet", None
@@ -252,15 +318,25 @@ def _pool(
 ) -> str:
     "Write the pooled reference of a head; what happened, in words."
     names = head["model_name"], head["head_name"]
-    before = db.execute("SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?", (*names, head["reference_version"])).fetchone()
+    before = db.execute(
+        "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?",
+        (*names, head["reference_version"]),
+    ).fetchone()
     window = read_window(db, head["id"], before["first_score"], run["last_score"])
-    text = to_json(calibration := build_calibration(*names, version, window.sample, settings.calibration_alpha, now)) + "\n"
+    text = (
+        to_json(calibration := build_calibration(*names, version, window.sample, settings.calibration_alpha, now))
+        + "\n"
+    )
     (label,) = calibration["labels"].values()
     reason = f"pooled with the files of version {run['version']}: {before['file_count']} -> {window.sample.n}"
     row = {k: run[k] for k in COLUMNS if k != "id"} | {
-        "version": version, "file_count": window.sample.n, "timestamp": now, "p5": label["p5"], "p95": label["p95"], "range": label["p95"] - label["p5"], "reason": reason,
-        "proposed": 0, "first_score": before["first_score"], "payload": text, "sha256": sha256(text.encode()).hexdigest(), "exported": 0,
+        "version": version, "file_count": window.sample.n, "timestamp": now,
+        "p5": label["p5"], "p95": label["p95"], "range": label["p95"] - label["p5"], "reason": reason, "proposed": 0,
+        "first_score": before["first_score"], "payload": text, "sha256": sha256(text.encode()).hexdigest(),
+        "exported": 0,
     }  # fmt: skip
-    db.execute(f"INSERT INTO calibration_runs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", tuple(row.values()))
+    db.execute(
+        f"INSERT INTO calibration_runs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", tuple(row.values())
+    )
     move_reference(db, head, version, now, by, reason, anchor=False)
     return reason

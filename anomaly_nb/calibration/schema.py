@@ -22,7 +22,9 @@ class RunRow(BaseModel):
     id: int = Field(json_schema_extra={"sql": "PRIMARY KEY AUTOINCREMENT"})
     model_name: str
     head_name: str
-    version: int = Field(description="number of the run; all heads count together", json_schema_extra={"sql": "NOT NULL REFERENCES runs"})
+    version: int = Field(
+        description="number of the run; all heads count together", json_schema_extra={"sql": "NOT NULL REFERENCES runs"}
+    )
     file_count: int = Field(description="files behind this calibration")
     timestamp: int = Field(description="Unix milliseconds")
     p5: float | None
@@ -148,14 +150,20 @@ class HeadReport(BaseModel):
     n_needed: int | None
     scale: str
     alarm: dict[str, Any] | None
-    n_needed_new: int | None = Field(None, description="new files that would decide with this reference; None where no number does")
-    short_side: str | None = Field(None, description="which side stands in the way of a decision: reference, or new files")
+    n_needed_new: int | None = Field(
+        None, description="new files that would decide with this reference; None where no number does"
+    )
+    short_side: str | None = Field(
+        None, description="which side stands in the way of a decision: reference, or new files"
+    )
     margins: dict[str, float] = Field({}, description="what each interval must lie below for the head to be stable")
     widths: dict[str, float] = Field({}, description="shifts that these files can tell from none")
     lost_current: int = Field(0, description="new scores that were no numbers")
     contamination: str | None = Field(None, description="why there may be defects among the files of this run")
     known_defects: int = Field(0, description="files that are known to be defects: tagged, but not calibrated on")
-    by_label: dict[str, dict[str, Any]] = Field({}, description="of a head with several labels, what was found about each")
+    by_label: dict[str, dict[str, Any]] = Field(
+        {}, description="of a head with several labels, what was found about each"
+    )
 
 
 class RunReport(BaseModel):

@@ -24,7 +24,16 @@ from .jobs import count_jobs, drain_jobs, enqueue_retag, enqueue_run
 from .publishing import extend_references, move_reference
 from .runs import run_calibration
 from .schema import HISTORY, run_values, with_label
-from .tagging import NotNow, UnknownHead, decide, find_head, find_labels, has_labels, label_of, tag_scores
+from anomaly_nb.calibration.tagging import (
+    NotNow,
+    UnknownHead,
+    decide,
+    find_head,
+    find_labels,
+    has_labels,
+    label_of,
+    tag_scores,
+)
 from ..core.display import summary_html
 from ..core.errors import DataError, Notice, real_array
 from ..core.settings import Settings, stray_limits
@@ -39,8 +48,11 @@ def tag_by_reference(
     label: str | None = None,  # of a head with several; None: its only one
     groups: Sequence[str] | None = None,  # (n,)
     roles: Sequence[str | None] | str | None = None,  # (n,) or one for all: normal, unlabelled, defect
-) -> pd.DataFrame:  # file, score, anomalous (0, 1, or missing where nothing can be decided), value (on the calibration's range)
-    "Decide about scores by the head's reference file alone; where a store lies in the folder, the decisions become its tags. Raises `MissingFileError` or `DataError`."
+) -> (
+    pd.DataFrame
+):  # file, score, anomalous (0, 1, or missing where nothing can be decided), value (on the calibration's range)
+    """Decide about scores by the head's reference file alone; where a store lies in the folder, the decisions become
+    its tags. Raises `MissingFileError` or `DataError`."""
     calibration = load_calibration(root, model, head)
     name, _ = label_of(calibration, label)
     scores = real_array(f"scores of {model}/{head}", scores, np.float64).reshape(-1)
@@ -63,7 +75,8 @@ def read_history(
     head: str | None = None,
     limit: int = 50,
 ) -> list[dict[str, Any]]:  # newest first
-    "Rows of `calibration_runs`, `is_stable` as a boolean, `timestamp` in Unix milliseconds, and in `moves` who made the version a reference."
+    """Rows of `calibration_runs`, `is_stable` as a boolean, `timestamp` in Unix milliseconds, and in `moves` who made
+    the version a reference."""
     models, values = ("model_name = ?", [model]) if model is not None else ("1", [])
     if head is None:
         heads = [None]
@@ -84,10 +97,12 @@ def read_moves(
     db: sqlite3.Connection,
     versions: Sequence[int],
 ) -> dict[tuple[str, str, int], list[dict[str, Any]]]:  # by model, head and version, oldest first
-    "Who made a version the reference, when (`timestamp`, Unix milliseconds), instead of which (`from_version`), and why (`reason`)."
+    """Who made a version the reference, when (`timestamp`, Unix milliseconds), instead of which (`from_version`), and
+    why (`reason`)."""
     out: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     rows = db.execute(
-        """SELECT h.model_name, h.head_name, m.to_version, m.by, m.timestamp, m.from_version, m.reason FROM reference_moves m
+        """SELECT h.model_name, h.head_name, m.to_version, m.by, m.timestamp, m.from_version, m.reason
+           FROM reference_moves m
            JOIN heads h ON h.id = m.head_id WHERE m.to_version BETWEEN ? AND ? ORDER BY m.id""",
         (min(versions, default=1), max(versions, default=0)),
     )
@@ -96,14 +111,21 @@ def read_moves(
     return out
 
 
-def read_trend(db: sqlite3.Connection, model: str, head: str, limit: int = 1000) -> list[dict[str, Any]]:  # oldest first
+def read_trend(
+    db: sqlite3.Connection, model: str, head: str, limit: int = 1000
+) -> list[dict[str, Any]]:  # oldest first
     "One head's runs with intervals, thresholds, reason and alarm. Raises `DataError` for an unknown head."
     head = find_head(db, model, head)["head_name"]
-    rows = db.execute("SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? ORDER BY version DESC LIMIT ?", (model, head, limit)).fetchall()
+    rows = db.execute(
+        "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? ORDER BY version DESC LIMIT ?",
+        (model, head, limit),
+    ).fetchall()
     out, moves = [], read_moves(db, [r["version"] for r in rows])
     for r in reversed(rows):
         detail = json.loads(r["detail"])
-        extra = {k: detail["drift"][k] for k in ("intervals", "p_value", "n_needed", "scale", "thresholds", "failed_metrics")}
+        extra = {
+            k: detail["drift"][k] for k in ("intervals", "p_value", "n_needed", "scale", "thresholds", "failed_metrics")
+        }
         flags = {"proposed": bool(r["proposed"]), "reason": r["reason"], "alarm": detail["alarm"]}
         out.append(run_values(r) | flags | extra | {"moves": moves.get((model, head, r["version"]), [])})
     return out
@@ -118,7 +140,10 @@ def promote_version(
     by: str = "person",
     reason: str = "",
 ) -> dict[str, Any]:  # {"model_name", "head_name", "from_version", "to_version"}
-    "Make a version the reference of a head, of all its labels, and write its file. Raises `UnknownHead`, or `NotNow` if nothing is proposed."
+    """Make a version the reference of a head, of all its labels, and write its file.
+
+    Raises `UnknownHead`, or `NotNow` if nothing is proposed.
+    """
     with transaction(db):
         labels = find_labels(db, model, head)
         if version is None:
@@ -143,7 +168,8 @@ def promote_version(
 def _proposal(db: sqlite3.Connection, head: sqlite3.Row) -> int | None:
     "The newest version that waits to be promoted."
     found = db.execute(
-        "SELECT MAX(version) FROM calibration_runs WHERE model_name = ? AND head_name = ? AND proposed = 1 AND version > ?",
+        "SELECT MAX(version) FROM calibration_runs WHERE model_name = ? AND head_name = ? AND proposed = 1 AND "
+        "version > ?",
         (head["model_name"], head["head_name"], head["reference_version"] or 0),
     )
     return found.fetchone()[0]
@@ -154,7 +180,10 @@ def is_due(db: sqlite3.Connection, after: int | None) -> bool:
     if after is None:
         return False
     last = db.execute("SELECT last_score FROM runs ORDER BY version DESC LIMIT 1").fetchone()
-    return db.execute("SELECT count(DISTINCT file_id) FROM scores WHERE id > ?", (last[0] if last else 0,)).fetchone()[0] >= after
+    return (
+        db.execute("SELECT count(DISTINCT file_id) FROM scores WHERE id > ?", (last[0] if last else 0,)).fetchone()[0]
+        >= after
+    )
 
 
 def query_table(db: sqlite3.Connection, query: str, values: Iterable[Any] = ()) -> pd.DataFrame:
@@ -167,7 +196,8 @@ def query_table(db: sqlite3.Connection, query: str, values: Iterable[Any] = ()) 
 
 # %% ../../nbs/05_calibration/17_store.ipynb #a4b53d3d
 class CalibrationStore:
-    "Scores, calibration runs, references and decisions of many heads, in one folder; safe for several processes and threads."
+    """Scores, calibration runs, references and decisions of many heads, in one folder; safe for several processes and
+    threads."""
 
     def __init__(
         self,
@@ -178,8 +208,14 @@ class CalibrationStore:
         self.ask(lambda db: None)
 
     def _repr_html_(self) -> str:
-        heads = self.table("SELECT model_name || '/' || head_name, coalesce('reference version ' || reference_version, 'no reference yet') FROM heads ORDER BY 1")
-        return summary_html(f"CalibrationStore {self.root.name}", dict(heads.to_numpy().tolist()) or {"heads": "none yet: tag files and run"})
+        heads = self.table(
+            "SELECT model_name || '/' || head_name, coalesce('reference version ' || reference_version, 'no reference "
+            "yet') FROM heads ORDER BY 1"
+        )
+        return summary_html(
+            f"CalibrationStore {self.root.name}",
+            dict(heads.to_numpy().tolist()) or {"heads": "none yet: tag files and run"},
+        )
 
     def ask(self, function: Callable[..., Any], *values: Any) -> Any:
         "`function(db, *values)` on a connection of its own."
@@ -196,7 +232,10 @@ class CalibrationStore:
         roles: Sequence[str | None] | str | None = None,
         label: str | None = None,  # of a head that gives several scores for a file
     ) -> int:
-        "Add raw scores of one head and decide by its reference; returns how many were new. Known defects are tagged and never calibrated on. Raises `DataError`."
+        """Add raw scores of one head and decide by its reference; returns how many were new.
+
+        Known defects are tagged and never calibrated on. Raises `DataError`.
+        """
         added = self.ask(tag_scores, model, with_label(head, label), files, scores, groups, roles)
         if added and self.settings.calibrate_heads and self.due:
             self.ask(enqueue_run)
@@ -208,7 +247,10 @@ class CalibrationStore:
         return self.ask(is_due, self.settings.calibration_auto_run_after)
 
     def run(self, wait: float = 0.0) -> dict[str, Any]:
-        "Calibrate every head as the next version and compare it with its reference. Raises `RunInProgress`, or `DataError` in production mode or without scores."
+        """Calibrate every head as the next version and compare it with its reference.
+
+        Raises `RunInProgress`, or `DataError` in production mode or without scores.
+        """
         if not self.settings.calibrate_heads:
             raise DataError("calibration runs are for development: set calibrate_heads: true in config.yml")
         report = self.ask(run_calibration, self.root, self.settings, wait)
@@ -216,12 +258,17 @@ class CalibrationStore:
             warnings.warn(told, Notice, stacklevel=2)
         return report
 
-    def promote(self, model: str, head: str, version: int | None = None, by: str = "person", reason: str = "") -> dict[str, Any]:
+    def promote(
+        self, model: str, head: str, version: int | None = None, by: str = "person", reason: str = ""
+    ) -> dict[str, Any]:
         "Make a version the reference of a head; None takes the newest proposal. Raises `UnknownHead` or `NotNow`."
         return self.ask(promote_version, self.root, model, head, version, by, reason)
 
     def extend(self, model: str | None = None, head: str | None = None, by: str = "extend") -> dict[str, str]:
-        "Pool references with the windows of the last run that showed no drift: head -> what happened. Raises `UnknownHead`, or `DataError` in production mode."
+        """Pool references with the windows of the last run that showed no drift: head -> what happened.
+
+        Raises `UnknownHead`, or `DataError` in production mode.
+        """
         if not self.settings.calibrate_heads:
             raise DataError("references are pooled in development: set calibrate_heads: true in config.yml")
         told = self.ask(extend_references, self.root, self.settings, model, head, by)

@@ -25,7 +25,9 @@ def check_name(kind: str, name: str) -> str:
     "`name` if it can be part of a file name. Raises `DataError`."
     plain = name.replace("-", "").replace("_", "").replace(".", "")
     if not (isinstance(name, str) and plain.isalnum() and plain.isascii() and name[0] not in "-." and len(name) <= 100):
-        raise DataError(f"{kind} {name!r} cannot be part of a file name; use up to 100 letters, digits, '-', '_' and '.'")
+        raise DataError(
+            f"{kind} {name!r} cannot be part of a file name; use up to 100 letters, digits, '-', '_' and '.'"
+        )
     return name
 
 
@@ -46,8 +48,9 @@ class NotNow(DataError):
 
 def find_labels(db: sqlite3.Connection, model: str, head: str) -> list[sqlite3.Row]:  # one or more
     "The rows of a head: its own, or one for each of its labels. Raises `UnknownHead` naming the known ones."
-    wanted = "SELECT * FROM heads WHERE model_name = ? AND (head_name = ? OR (head_name > ? AND head_name < ?)) ORDER BY head_name"
-    rows = db.execute(wanted, (model, head, f"{head}:", f"{head};")).fetchall()  # ";" follows ":"
+    own = "model_name = ? AND (head_name = ? OR (head_name > ? AND head_name < ?))"
+    values = model, head, f"{head}:", f"{head};"  # ";" follows ":"
+    rows = db.execute(f"SELECT * FROM heads WHERE {own} ORDER BY head_name", values).fetchall()
     rows = [r for r in rows if r["digest"]] or rows
     if not rows:
         listed = db.execute("SELECT * FROM heads ORDER BY 2, 3 LIMIT 20")
@@ -79,7 +82,10 @@ def label_of(
     if label is None and len(labels) == 1:
         label = str(next(iter(labels)))
     if label is None or label not in labels:
-        raise DataError(f"{'no label' if label is None else f'label {label!r}'}: this calibration has the labels {', '.join(labels)}; name one of them")
+        raise DataError(
+            f"{'no label' if label is None else f'label {label!r}'}: this calibration has the labels "
+            f"{', '.join(labels)}; name one of them"
+        )
     return label, {"threshold": calibration.get("threshold") if len(labels) == 1 else None} | labels[label]
 
 
@@ -87,15 +93,21 @@ def decide(
     calibration: Mapping[str, Any],  # the contents of a calibration file
     scores: np.ndarray,  # (n,) raw
     label: str | None = None,  # of several; None: the only one
-) -> tuple[Any, Any]:  # (n,) score on the calibration's range; (n,) bool, or None where there is no threshold or no finite score
-    "Calibrated scores and decisions. A sample is anomalous where `score >= threshold`. Raises `DataError` on an unknown label."
+) -> tuple[
+    Any, Any
+]:  # (n,) score on the calibration's range; (n,) bool, or None where there is no threshold or no finite score
+    """Calibrated scores and decisions. A sample is anomalous where `score >= threshold`.
+
+    Raises `DataError` on an unknown label.
+    """
     _, known = label_of(calibration, label)
     scores = np.asarray(scores, dtype=np.float64).reshape(-1)
     values = (scores - known["p5"]) / (known["p95"] - known["p5"])
     if known["threshold"] is None:
         return values, np.full(scores.size, None)
     flags = scores >= known["threshold"]
-    return values, flags if np.isfinite(scores).all() else np.where(np.isfinite(scores), flags, None)  # type: ignore[call-overload]
+    known_scores = np.isfinite(scores)
+    return values, flags if known_scores.all() else np.where(known_scores, flags, None)  # type: ignore[call-overload]
 
 # %% ../../nbs/05_calibration/09_tagging.ipynb #16457fa0
 ROLES = ("normal", "unlabelled", "defect")
@@ -124,15 +136,23 @@ def tag_scores(
     files: Sequence[str],  # (n,) names, unique in the batch
     scores: np.ndarray,  # (n,) high = anomalous; NaN or infinite: the model gave no score
     groups: Sequence[str] | None = None,  # (n,) lot, video or shift
-    roles: Sequence[str | None] | str | None = None,  # (n,) or one for all: normal, unlabelled, defect; None: what is known already, or unlabelled
+    roles: Sequence[str | None]
+    | str
+    | None = None,  # (n,) or one for all: normal, unlabelled, defect; None: what is known already, or unlabelled
     calibration: Mapping[str, Any] | None = None,  # decides; None: the head's reference in this store
     label: str | None = None,  # of `calibration`, where it has several
 ) -> int:  # how many scores were new
-    "Add scores of one head and decide about them, in one transaction. Raises `DataError` on bad names, lengths, repeats, values or roles."
+    """Add scores of one head and decide about them, in one transaction.
+
+    Raises `DataError` on bad names, lengths, repeats, values or roles.
+    """
     check_name("model", model), check_head(head)
     names, values = [str(f) for f in files], real_array(f"scores of {model}/{head}", scores, np.float64).reshape(-1)
     if len(names) != values.size or (groups is not None and len(groups) != values.size):
-        raise DataError(f"{len(names)} files, {values.size} scores{'' if groups is None else f', {len(groups)} groups'}; give one of each per file")
+        raise DataError(
+            f"{len(names)} files, {values.size} scores{'' if groups is None else f', {len(groups)} groups'}; give one "
+            "of each per file"
+        )
     if len(set(names)) != len(names) or "" in names:
         seen: set[str] = set()
         twice = next(n for n in names if n == "" or n in seen or seen.add(n))  # type: ignore[func-returns-value]
@@ -147,7 +167,9 @@ def tag_scores(
         digest = row["digest"]
         for start in range(0, len(names), BATCH):
             part = slice(start, start + BATCH)
-            lots = [None] * len(names[part]) if groups is None else [None if g is None else str(g) for g in groups[part]]
+            lots = (
+                [None] * len(names[part]) if groups is None else [None if g is None else str(g) for g in groups[part]]
+            )
             fresh = _fresh(db, row["id"], names[part], values[part], lots, given[part])
             for _, name, value, group, role in fresh:
                 known = "" if role == "unlabelled" else f"\n{role}"
@@ -156,7 +178,15 @@ def tag_scores(
                 "INSERT INTO scores (head_id, file_id, score, role, grp, tagged_at) VALUES (?, ?, ?, ?, ?, ?)",
                 [(row["id"], file, value, role, group, now) for file, _, value, group, role in fresh],
             )
-            write_tags(db, row["id"], deciding, [f[0] for f in fresh], np.array([np.nan if f[2] is None else f[2] for f in fresh]), now, label=label)
+            write_tags(
+                db,
+                row["id"],
+                deciding,
+                [f[0] for f in fresh],
+                np.array([np.nan if f[2] is None else f[2] for f in fresh]),
+                now,
+                label=label,
+            )
             added += len(fresh)
         db.execute("UPDATE heads SET digest = ? WHERE id = ?", (digest, row["id"]))
     return added
@@ -165,8 +195,8 @@ def tag_scores(
 def _check_labels(db: sqlite3.Connection, model: str, head: str) -> None:
     "Refuse scores with a label for a head that has some without one, and the other way round. Raises `DataError`."
     name, label = split_label(head)
-    wanted = "SELECT head_name FROM heads WHERE model_name = ? AND digest != '' AND (head_name = ? OR (head_name > ? AND head_name < ?))"
-    rows = db.execute(wanted, (model, name, f"{name}:", f"{name};"))
+    own = "model_name = ? AND digest != '' AND (head_name = ? OR (head_name > ? AND head_name < ?))"
+    rows = db.execute(f"SELECT head_name FROM heads WHERE {own}", (model, name, f"{name}:", f"{name};"))
     other = ", ".join(r[0] for r in rows if (split_label(r[0])[1] is None) != (label is None))
     if other:
         rule = "a head has labels for all its scores or for none"
@@ -188,12 +218,18 @@ def _fresh(
     db.execute("INSERT OR IGNORE INTO files (file) SELECT file FROM incoming ORDER BY n")
     rows = db.execute(
         """SELECT f.id, s.id, s.score, s.role FROM incoming i JOIN files f ON f.file = i.file
-           LEFT JOIN scores s ON s.id = (SELECT MAX(id) FROM scores WHERE head_id = ? AND file_id = f.id) ORDER BY i.n""",
+           LEFT JOIN scores s ON s.id = (SELECT MAX(id) FROM scores WHERE head_id = ? AND file_id = f.id)
+           ORDER BY i.n""",
         (head_id,),
     )
     fresh = []
-    for (file, last, before, known), name, value, group, given in zip(rows, names, values.tolist(), groups, roles, strict=True):
-        score, role = value if np.isfinite(value) else None, given if given not in (None, "unlabelled") else known or "unlabelled"
+    for (file, last, before, known), name, value, group, given in zip(
+        rows, names, values.tolist(), groups, roles, strict=True
+    ):
+        score, role = (
+            value if np.isfinite(value) else None,
+            given if given not in (None, "unlabelled") else known or "unlabelled",
+        )
         if last is None or before != score or known != role:
             fresh.append((file, name, score, group, role))
     return fresh
@@ -203,12 +239,16 @@ def reference_of(
     db: sqlite3.Connection,
     head: sqlite3.Row,
 ) -> dict[str, Any] | None:
-    "The calibration that decides about a head, or about the label of it that `head` is: the one that was pulled, or its reference version; None before there is one."
+    """The calibration that decides about a head, or about the label of it that `head` is: the one that was pulled, or
+    its reference version; None before there is one."""
     row = db.execute("SELECT payload FROM pulled WHERE head_id = ?", (head["id"],)).fetchone()
-    row = row or db.execute(
-        "SELECT payload FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?",
-        (head["model_name"], head["head_name"], head["reference_version"]),
-    ).fetchone()
+    row = (
+        row
+        or db.execute(
+            "SELECT payload FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?",
+            (head["model_name"], head["head_name"], head["reference_version"]),
+        ).fetchone()
+    )
     return only_label(json.loads(row["payload"]), split_label(head["head_name"])[1]) if row else None
 
 
@@ -240,15 +280,23 @@ def write_tags(
     if not len(files):
         return
     finite = np.isfinite(scores).tolist()
-    values, flags = decide(calibration, scores, label) if calibration else (np.full(len(files), None), np.full(len(files), None))
+    values, flags = (
+        decide(calibration, scores, label) if calibration else (np.full(len(files), None), np.full(len(files), None))
+    )
     version = calibration.get("version") if calibration else None
     no_job: list[None] = [None] * len(files)
-    db.executemany("DELETE FROM tags WHERE head_id = ? AND file_id = ?", [(head_id, f) for f, known in zip(files, finite) if not known])
     db.executemany(
-        "INSERT OR REPLACE INTO tags (head_id, file_id, score, value, anomalous, reference_version, job_id, tagged_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "DELETE FROM tags WHERE head_id = ? AND file_id = ?",
+        [(head_id, f) for f, known in zip(files, finite) if not known],
+    )
+    db.executemany(
+        "INSERT OR REPLACE INTO tags (head_id, file_id, score, value, anomalous, reference_version, job_id, "
+        "tagged_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (head_id, file, score, value, None if flag is None else int(flag), version, job, now)
-            for file, score, value, flag, job, known in zip(files, scores.tolist(), values.tolist(), flags.tolist(), no_job if jobs is None else jobs, finite)
+            for file, score, value, flag, job, known in zip(
+                files, scores.tolist(), values.tolist(), flags.tolist(), no_job if jobs is None else jobs, finite
+            )
             if known
         ],
     )

@@ -32,7 +32,9 @@ app = typer.Typer(
   anomaly-nb drift trend mobilenet leather
   anomaly-nb drift promote mobilenet leather""",
 )
-Store = Annotated[Path, typer.Option("--store", help="Folder of the store: calibration.sqlite and the calibration files.")]
+Store = Annotated[
+    Path, typer.Option("--store", help="Folder of the store: calibration.sqlite and the calibration files.")
+]
 Config = Annotated[Path, typer.Option("--config", help="Settings; thresholds and policy are read from here.")]
 STORE, CONFIG = Path("data/calibrations"), Path("config.yml")
 
@@ -66,7 +68,9 @@ def _open(store: Path, config: Path, new: bool = False, development: bool = Fals
         ask = f"Calibration runs are for development. Write  calibrate_heads: true  into {config}?"
         if not sys.stdin.isatty() or not typer.confirm(ask):
             mend = f"set calibrate_heads: true in {config}, or let  anomaly-nb drift run --develop  write it"
-            raise DataError(f"calibration runs are for development: {mend}; in production, decide with  anomaly-nb drift tag")
+            raise DataError(
+                f"calibration runs are for development: {mend}; in production, decide with  anomaly-nb drift tag"
+            )
         settings = _develop(config)
     if not new:
         check_file(store / "calibration.sqlite", "feed it scores first with  anomaly-nb drift run --scores ...")
@@ -109,12 +113,26 @@ def _tagged(
 
 @app.command()
 def run(
-    scores: Annotated[list[Path] | None, typer.Option(help="CSV with `score` and `image_path` (or `file`), or the folder of an image report; may be repeated.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model the scores are of; without it, the CSV's column `model`, or `model`.")] = None,
-    head: Annotated[str | None, typer.Option(help="Head the scores are of; without it, the CSV's column `head`.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="A label of the head, whose scores are in the column of that name; may be repeated.")] = None,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="CSV with `score` and `image_path` (or `file`), or the folder of an image report; may be repeated."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model the scores are of; without it, the CSV's column `model`, or `model`.")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Head the scores are of; without it, the CSV's column `head`.")
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="A label of the head, whose scores are in the column of that name; may be repeated."),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Only rows of this split.")] = None,
-    develop: Annotated[bool, typer.Option("--develop", help="First write  calibrate_heads: true  into the settings.")] = False,
+    develop: Annotated[
+        bool, typer.Option("--develop", help="First write  calibrate_heads: true  into the settings.")
+    ] = False,
     store: Store = STORE,
     config: Config = CONFIG,
 ):
@@ -150,7 +168,9 @@ def run(
         typer.echo(f"{step.head}: {step.verdict}: {report['heads'][step.head]['reason']}. Do: {step.do}")
     summary = report["summary"]
     counts = ", ".join(f"{n} {v}" for v, n in summary.get("verdicts", {}).items() if n)
-    typer.echo(f"{summary['total_heads']} heads: {counts}; {'converged' if summary.get('converged') else 'not converged'}")
+    typer.echo(
+        f"{summary['total_heads']} heads: {counts}; {'converged' if summary.get('converged') else 'not converged'}"
+    )
 
 # %% ../../nbs/11_cli/05_drift.ipynb #449a6313
 def _scores_of(path: Path, label: str | None) -> tuple["pd.DataFrame", dict]:
@@ -181,12 +201,20 @@ def _kept(store: "CalibrationStore", scores: Path, model: str, head: str, labels
 
 @app.command()
 def tag(
-    scores: Annotated[Path, typer.Option(help="CSV with `score` and `image_path` (or `file`); for a head of several labels, a column for each.")],
+    scores: Annotated[
+        Path,
+        typer.Option(
+            help="CSV with `score` and `image_path` (or `file`); for a head of several labels, a column for each."
+        ),
+    ],
     model: Annotated[str, typer.Option(help="Model of the head.")],
     head: Annotated[str, typer.Option(help="Head whose reference file decides.")],
     out: Annotated[Path, typer.Option(help="CSV to write: file, score, anomalous.")],
     label: Annotated[
-        list[str] | None, typer.Option(help="A label of the head, with scores in the column of that name or in `score`; may be repeated. Without it, all.")
+        list[str] | None,
+        typer.Option(
+            help="A label of the head, with scores in its column or in `score`; may be repeated. Without it, all."
+        ),
     ] = None,
     store: Store = STORE,
     config: Config = CONFIG,
@@ -197,7 +225,7 @@ def tag(
     undecided.
 
     \b
-    Example:  anomaly-nb drift tag --scores today.csv --model mobilenet --head leather --store data/pulled --out decisions.csv
+    Example:  anomaly-nb drift tag --scores today.csv --model net --head leather --store data/pulled --out decided.csv
     """
     import pandas as pd
 
@@ -224,7 +252,10 @@ def tag(
     columns = ["file", *(["label"] if several else []), "score", "anomalous", *(["value"] if open_ else [])]
     write_text(out, table[columns].to_csv(index=False, lineterminator="\n"))
     undecided = "" if not open_ else f", {open_} undecided: without a score, or the calibration names no threshold"
-    typer.echo(f"{out}: {len(table)} scores, {int(table['anomalous'].sum())} anomalous{undecided} (version {calibration.get('version', 'without a number')})")
+    typer.echo(
+        f"{out}: {len(table)} scores, {int(table['anomalous'].sum())} anomalous{undecided} (version "
+        f"{calibration.get('version', 'without a number')})"
+    )
 
 # %% ../../nbs/11_cli/05_drift.ipynb #1e229cf9
 def _said(move: dict) -> str:
@@ -278,8 +309,15 @@ def trend(
 
     runs = _open(store, config).trend(model, head)
     for r in runs:
-        numbers = " ".join(f"{m}={r[m]:.4f}" for m in ("apd_p5", "apd_p95", "srd", "jsd", "median_drift", "iqr_drift")) if r["jsd"] is not None else ""
-        typer.echo(f"v{r['version']} ({r['file_count']} files, reference v{r['reference_version'] or '-'}) {r['verdict']}: {r['reason']} {numbers}".rstrip())
+        numbers = (
+            " ".join(f"{m}={r[m]:.4f}" for m in ("apd_p5", "apd_p95", "srd", "jsd", "median_drift", "iqr_drift"))
+            if r["jsd"] is not None
+            else ""
+        )
+        typer.echo(
+            f"v{r['version']} ({r['file_count']} files, reference v{r['reference_version'] or '-'}) "
+            f"{r['verdict']}: {r['reason']} {numbers}".rstrip()
+        )
     if plot is not None:
         plot.parent.mkdir(parents=True, exist_ok=True)
         plot_trend(runs, f"{model}/{head}").savefig(plot)
@@ -290,18 +328,25 @@ def trend(
 def promote(
     model: Annotated[str, typer.Argument(help="Model of the head.")],
     head: Annotated[str, typer.Argument(help="Head whose reference moves.")],
-    version: Annotated[int | None, typer.Option(help="Version to promote, older ones included; without it, the newest proposal.")] = None,
+    version: Annotated[
+        int | None, typer.Option(help="Version to promote, older ones included; without it, the newest proposal.")
+    ] = None,
     reason: Annotated[str, typer.Option(help="Why; kept with the move.")] = "",
     store: Store = STORE,
     config: Config = CONFIG,
 ):
-    """Make a version the reference of a head. Promote only after looking: if defects caused the drift, they become the new normal.
+    """Make a version the reference of a head.
+
+    Promote only after looking: if defects caused the drift, they become the new normal.
 
     \b
     Example:  anomaly-nb drift promote mobilenet leather --reason "new supplier"
     """
     moved = _open(store, config).promote(model, head, version, by="command line", reason=reason)
-    typer.echo(f"{model}/{head}: reference v{moved['from_version'] or '-'} -> v{moved['to_version']}. Decide again about old files with  anomaly-nb drift worker --retag")
+    typer.echo(
+        f"{model}/{head}: reference v{moved['from_version'] or '-'} -> v{moved['to_version']}. Decide again about old "
+        "files with  anomaly-nb drift worker --retag"
+    )
 
 
 @app.command()
@@ -323,7 +368,10 @@ def extend(
 @app.command()
 def worker(
     retag: Annotated[bool, typer.Option("--retag", help="First put every tagged file in line.")] = False,
-    watch: Annotated[float | None, typer.Option(help="Keep looking for jobs every so many seconds; without it, stop when none is left.", min=0.1)] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(help="Keep looking for jobs every so many seconds; without it, stop when none is left.", min=0.1),
+    ] = None,
     store: Store = STORE,
     config: Config = CONFIG,
 ):
@@ -348,9 +396,13 @@ def worker(
 # %% ../../nbs/11_cli/05_drift.ipynb #157f9411
 @app.command()
 def pull(
-    source: Annotated[str | None, typer.Argument(help="Folder, archive or URL; without it, `calibration_repo` of config.yml.")] = None,
+    source: Annotated[
+        str | None, typer.Argument(help="Folder, archive or URL; without it, `calibration_repo` of config.yml.")
+    ] = None,
     into: Annotated[Path, typer.Option(help="Where the reference files go.")] = Path("data/pulled"),
-    sha256: Annotated[str | None, typer.Option(help="SHA-256 of the archive; needed where it has no manifest.json.")] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="SHA-256 of the archive; needed where it has no manifest.json.")
+    ] = None,
     config: Config = CONFIG,
 ):
     """Bring reference calibrations that were made elsewhere, checked against their checksums.
@@ -364,7 +416,9 @@ def pull(
 
     source = source or load_settings("config.yml" if str(config) == "config.yml" else config).calibration_repo
     if source is None:
-        raise DataError("nothing to pull from: name a folder, an archive or a URL, or set calibration_repo in config.yml")
+        raise DataError(
+            "nothing to pull from: name a folder, an archive or a URL, or set calibration_repo in config.yml"
+        )
     for name in pull_calibrations(source, into, sha256, say=typer.echo):
         typer.echo(f"{into / name}")
 
@@ -390,9 +444,17 @@ def repair(store: Store = STORE, config: Config = CONFIG):
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 8356 unless set.")] = None,
-    new_key: Annotated[bool, typer.Option("--new-key", help="Make a key, write its hash into config.yml, show the key once, and stop.")] = False,
-    name: Annotated[str | None, typer.Option(help="Whose key it is: stands beside what its holder moves. Without it, the key `default`.")] = None,
-    drop_key: Annotated[str | None, typer.Option("--drop-key", help="Revoke the key of this name, and stop. A running service knows at once.")] = None,
+    new_key: Annotated[
+        bool, typer.Option("--new-key", help="Make a key, write its hash into config.yml, show the key once, and stop.")
+    ] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Whose key it is: stands beside what its holder moves. Without it, the key `default`."),
+    ] = None,
+    drop_key: Annotated[
+        str | None,
+        typer.Option("--drop-key", help="Revoke the key of this name, and stop. A running service knows at once."),
+    ] = None,
     store: Store = STORE,
     config: Config = CONFIG,
 ):
@@ -412,13 +474,23 @@ def serve(
         known = service.keys_of(load_settings(config))
         if drop_key not in known:
             raise DataError(f"{config}: holds no key {drop_key!r}; it holds {', '.join(known) or 'none'}")
-        update_settings(config, {"calibration_api_key_sha256": None} if drop_key == "default" else {"calibration_api_keys": {drop_key: None}})
+        update_settings(
+            config,
+            {"calibration_api_key_sha256": None}
+            if drop_key == "default"
+            else {"calibration_api_keys": {drop_key: None}},
+        )
         typer.echo(f"the key {drop_key} is revoked in {config}")
         return
     if new_key:
         key, hashed = service.new_key()
         named = name not in (None, "default")
-        update_settings(config, {"calibration_api_keys": {check_name("key", str(name)): hashed}} if named else {"calibration_api_key_sha256": hashed})
+        update_settings(
+            config,
+            {"calibration_api_keys": {check_name("key", str(name)): hashed}}
+            if named
+            else {"calibration_api_key_sha256": hashed},
+        )
         typer.echo(f"the key, shown only now:  {key}\nits hash is in {config}")
         return
     found = service.service_settings(host=host, port=port, store=store, config=config)
