@@ -140,8 +140,10 @@ def _of_tar(path: Path) -> Iterator[tuple[str, bytes]]:
     opener: Any = gzip.open if start[:2] == b"\x1f\x8b" else bz2.open if start == b"BZh" else open
     with (
         opener(path, "rb") as file,
-        tarfile.open(fileobj=Bounded(file, LARGEST_HEADER, LARGEST_UNPACKED), mode="r:") as tar,
-    ):  # type: ignore[call-overload]
+        tarfile.open(  # type: ignore[call-overload]
+            fileobj=Bounded(file, LARGEST_HEADER, LARGEST_UNPACKED), mode="r:"
+        ) as tar,
+    ):
         for _ in range(MOST_MEMBERS + 1):
             member = tar.next()
             if member is None:
