@@ -298,7 +298,7 @@ def repair(store: Store = STORE, config: Config = CONFIG):
         typer.echo(f"not of this store, left alone: {name}")
     typer.echo(f"{found['checked']} files checked, {len(found['written'])} written")
 
-# %% ../../nbs/11_cli/05_drift.ipynb #1ad99101
+# %% ../../nbs/11_cli/05_drift.ipynb #9a065cae
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None,
@@ -317,22 +317,13 @@ def serve(
               curl -X POST http://localhost:8356/admin/calibration/run -H "Authorization: Bearer KEY"
     """
     from anomaly_nb.calibration import service
-    from anomaly_nb.calibration.tagging import check_name
-    from anomaly_nb.core.errors import DataError
-    from anomaly_nb.core.settings import load_settings, update_settings
 
     if drop_key is not None:
-        known = service.keys_of(load_settings(config))
-        if drop_key not in known:
-            raise DataError(f"{config}: holds no key {drop_key!r}; it holds {', '.join(known) or 'none'}")
-        update_settings(config, {"calibration_api_key_sha256": None} if drop_key == "default" else {"calibration_api_keys": {drop_key: None}})
+        service.drop_key(config, drop_key)
         typer.echo(f"the key {drop_key} is revoked in {config}")
         return
     if new_key:
-        key, hashed = service.new_key()
-        named = name not in (None, "default")
-        update_settings(config, {"calibration_api_keys": {check_name("key", str(name)): hashed}} if named else {"calibration_api_key_sha256": hashed})
-        typer.echo(f"the key, shown only now:  {key}\nits hash is in {config}")
+        typer.echo(f"the key, shown only now:  {service.add_key(config, name)}\nits hash is in {config}")
         return
     found = service.service_settings(host=host, port=port, store=store, config=config)
     typer.echo(f"http://{found.host}:{found.port}/health")

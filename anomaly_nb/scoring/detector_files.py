@@ -5,21 +5,24 @@
 # %% auto #0
 __all__ = ['ARRAYS', 'SPEC', 'training_table', 'write_detector', 'read_detector', 'check_backbone']
 
-# %% ../../nbs/06_scoring/09_detector_files.ipynb #a899b7d5
+# %% ../../nbs/06_scoring/09_detector_files.ipynb #83c5b575
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from sklearn.base import clone
 
 from ..banks import load_bank
 from ..core.errors import DataError, check_file
-from ..core.files import MANIFEST, load_arrays, read_json, save_arrays, sha256_file, verify_manifest, write_json, write_manifest, write_text
+from ..core.files import MANIFEST, atomic_write, load_arrays, read_json, save_arrays, sha256_file, verify_manifest, write_json, write_manifest, write_text
 from ..core.runtime import versions
 from ..data.images import Intensity
 from ..features.backbones import recorded_name
+from ..features.geometry import read_region
+from .layout import Layout
 from .preparation import Preparation
 from .thresholds import Threshold
 
@@ -32,9 +35,9 @@ def training_table(detector: Any) -> pd.DataFrame:  # image_path, sha256, group,
     table["score"] = detector.held_out_ if len(detector.held_out_) else float("nan")
     return table.assign(label=0, role="normal")
 
-# %% ../../nbs/06_scoring/09_detector_files.ipynb #763c7c62
+# %% ../../nbs/06_scoring/09_detector_files.ipynb #bbb13b36
 ARRAYS = ("channel_", "mean_", "scale_", "white_")  # of a fitted preparation
-SPEC = ("name", "image_size", "resize", "patch", "layers", "norm", "pool", "mean", "std", "sha256", "options")  # what decides a backbone's features
+SPEC = ("name", "image_size", "resize", "patch", "layers", "norm", "pool", "mean", "std", "sha256", "options", "tile", "overlap", "region")  # what decides a backbone's features
 
 
 def write_detector(
@@ -63,10 +66,14 @@ def _write_files(detector: Any, folder: Path) -> None:
         detector.reference_.save(folder / "reference")
     if detector.threshold_ is not None:
         detector.threshold_.save(folder / "threshold.json")
-    if detector.weights and Path(detector.weights).is_file():
-        given["weights"] = Path(detector.weights).resolve().as_posix()
+    if detector.region and "region" in detector.spec_ and "sha256:" in detector.spec_["region"]:
+        _copy_region(detector, folder / "region")
+    given["backbone"], weights = detector.given_backbone()
+    given["weights"] = Path(weights).resolve().as_posix() if weights and Path(weights).is_file() else weights
     prepared = detector.preparation_
     arrays = {name: getattr(prepared, name) for name in ARRAYS} | {"held_out_": detector.held_out_, "held_out_patches_": detector.held_out_patches_}
+    if len(detector.cells_):
+        arrays["cells_"] = detector.cells_
     save_arrays(folder / "preparation.npz", arrays)
     write_json(
         folder / "detector.json",
@@ -76,8 +83,11 @@ def _write_files(detector: Any, folder: Path) -> None:
             "paths": detector.paths_,
             "groups": detector.groups_,
             "spec": detector.spec_,
+            "layout": detector.layout_.said(),
+            "learned": detector.learned_,
             "intensity": detector.intensity_.to_dict(),
             "version": detector.version_,
+            "choice": detector.choice_,
             "packages": versions(),
             "params": given,
             **unfitted,
@@ -86,7 +96,16 @@ def _write_files(detector: Any, folder: Path) -> None:
     write_text(folder / "training.csv", training_table(detector).to_csv(index=False, lineterminator="\n"))
     write_manifest(folder, kind="detector")
 
-# %% ../../nbs/06_scoring/09_detector_files.ipynb #a04427b8
+def _copy_region(detector: Any, folder: Path) -> None:
+    "The region's mask, byte by byte under its own name. Raises `DataError` where it is gone or was changed after the fit."
+    mask, known = Path(detector.region), detector.spec_["region"]
+    if not mask.is_file() or f"{mask.name} sha256:{sha256_file(mask)}" != known:
+        raise DataError(f"{mask}: the region's mask is gone or was changed since the fit; restore it, or fit again")
+    folder.mkdir(parents=True)
+    with atomic_write(folder / mask.name) as f:
+        f.write(mask.read_bytes())
+
+# %% ../../nbs/06_scoring/09_detector_files.ipynb #7f928d53
 def read_detector(
     folder: str | Path,  # that `write_detector` filled
     kind: type,  # `Detector`, or a class derived from it
@@ -99,7 +118,7 @@ def read_detector(
         verify_manifest(folder)
     try:
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["params"].items()}
-        arrays = load_arrays(folder / "preparation.npz", [*ARRAYS, "held_out_"], ["held_out_patches_"])
+        arrays = load_arrays(folder / "preparation.npz", [*ARRAYS, "held_out_"], ["held_out_patches_", "cells_"])
         bank, preparation = load_bank(folder / "bank"), Preparation(**(about["preparation"] or {}))
         detector = kind(**given, bank=clone(bank) if about["bank"] else None, preparation=clone(preparation) if about["preparation"] else None)
         detector.patch_hw_, detector.paths_, preparation.dimensions_ = tuple(about["patch_hw"]), about["paths"], about["dimensions"]
@@ -113,11 +132,17 @@ def read_detector(
     detector.threshold_ = Threshold.load(folder / "threshold.json") if (folder / "threshold.json").exists() else None
     detector.groups_, detector.version_, detector.spec_ = about.get("groups", []), about.get("version", 1), about["spec"]
     detector.intensity_ = Intensity.from_dict(about["intensity"]) if "intensity" in about else Intensity()  # older ones: 8-bit
+    detector.choice_ = about.get("choice", {})
     family, mark, options = detector.parts().backbone.partition("?")
     if family == detector.spec_.get("name") == "filters":  # their first version, from before there were versions
         detector.backbone = recorded_name("filters") + mark + options
     if weights:
         detector.weights = weights
+    detector.cells_, detector.learned_ = arrays.get("cells_", np.empty((0, 2), np.int32)), about.get("learned", {})
+    if masks := sorted((folder / "region").glob("*")):
+        detector.region = masks[0].as_posix()
+    plain = about.get("layout", Layout().said()) == Layout().said()  # older ones saw all images so
+    detector.layout_ = Layout(detector.patch_hw_) if plain else Layout.of_spec(detector.spec_, detector.patch_hw_, read_region(detector.region))
     return detector
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #8512b887
