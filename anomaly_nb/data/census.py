@@ -8,6 +8,7 @@ __all__ = ['PAGED', 'MARKS', 'equal_files', 'take_census', 'census_lines', 'cens
 
 # %% ../../nbs/02_data/06_census.ipynb #241f86a0
 import hashlib
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -17,11 +18,11 @@ from typing import Any
 import pandas as pd
 
 from ..core.errors import DataError, check_folder
-from ..core.files import NOT_UTF8, list_files, printable, sha256_file
+from ..core.files import list_files, printable, sha256_file
 from ..core.order import path_key
 from ..core.runtime import progress
 from .folder import MASK_STEM, index_folder, place_of
-from .images import ImageInfo, fit_intensity, image_info, is_image, list_images, mask_rule, read_values
+from .images import ImageInfo, fit_intensity, image_info, is_image, list_images, mask_rule, read_mask, read_values
 
 # %% ../../nbs/02_data/06_census.ipynb #aa0381c2
 def _masks_of(index: pd.DataFrame) -> set[str]:
@@ -203,6 +204,7 @@ def _span(values: list[str]) -> str:
 def folder_table(
     infos: dict[Path, ImageInfo],  # of the readable images
     root: Path,
+    twins: bool = False,  # a PNG is the mask of the JPEG with its stem, as in the magnetic tiles
 ) -> pd.DataFrame:  # folder, images, role, size, type, mode
     "One row a folder: what its images are."
     groups = defaultdict(list)
@@ -211,7 +213,7 @@ def folder_table(
     rows = []
     for folder, paths in sorted(groups.items(), key=lambda group: path_key(group[0])):
         held = [infos[p] for p in paths]
-        masks = sum(place_of(p, root).mask or _beside(p, infos) for p in paths)
+        masks = sum(place_of(p, root).mask or _beside(p, infos, twins) for p in paths)
         rows.append({
             "folder": folder.relative_to(root).as_posix(),
             "images": len(paths),
@@ -223,12 +225,12 @@ def folder_table(
     return pd.DataFrame(rows, columns=["folder", "images", "role", "size", "type", "mode"])
 
 
-def _beside(path: Path, infos: Iterable[Path]) -> bool:
-    "Whether a file is the mask of another in its folder: by its stem's ending, or a PNG that has a JPEG's stem."
+def _beside(path: Path, infos: Iterable[Path], twins: bool) -> bool:
+    "Whether a file is the mask of another in its folder: by its stem's ending, or, with twins, a PNG that has a JPEG's stem."
     plain = MASK_STEM.sub("", path.stem)
     if plain != path.stem:
         return any((path.parent / f"{plain}{s}") in infos for s in (path.suffix, ".png", ".jpg", ".bmp", ".tif"))
-    return path.suffix.lower() == ".png" and any((path.parent / f"{path.stem}{s}") in infos for s in (".jpg", ".jpeg", ".JPG"))
+    return twins and path.suffix.lower() == ".png" and any((path.parent / f"{path.stem}{s}") in infos for s in (".jpg", ".jpeg", ".JPG"))
 
 
 def _partners(infos: dict[Path, ImageInfo], root: Path) -> list[dict[str, Any]]:
@@ -266,11 +268,13 @@ def _look(paths: Iterable[Path]) -> tuple[dict[Path, ImageInfo], dict[str, str]]
     return infos, damaged
 
 
-def _suspicious(infos: dict[Path, ImageInfo], root: Path, pixels: bool) -> dict[str, list[str]]:
-    "Copies, images of one colour, masks without an anomaly, more than one page, damage that only decoding shows."
+def _suspicious(infos: dict[Path, ImageInfo], root: Path, pixels: bool, layout: str) -> tuple[dict[str, list[str]], dict[str, str]]:
+    "Copies, images of one colour, masks without an anomaly or over nearly all, several pages; and damage that only decoding shows."
     odd: dict[str, list[str]] = defaultdict(list)
+    damaged: dict[str, str] = {}
     below = lambda p: Path(p).relative_to(root).as_posix()
-    masks = {p for p in infos if place_of(p, root).mask or _beside(p, infos)}
+    masks = {p for p in infos if place_of(p, root).mask or _beside(p, infos, "magnetic_tile" in layout)}
+    regions = not layout.startswith(("video", "street"))  # their masks are labels of all that is there
     images = [p for p in infos if p not in masks]
     seen: dict[tuple[int, str], Path] = {}
     sizes = Counter(p.stat().st_size for p in images)
@@ -287,24 +291,37 @@ def _suspicious(infos: dict[Path, ImageInfo], root: Path, pixels: bool) -> dict[
             continue
         try:
             values = read_values(path)
+            covered = float(read_mask(path).mean()) if path in masks and regions else 0.0
         except (DataError, ImportError) as e:
-            odd["damaged"].append(str(e).replace(f"{root.as_posix()}/", ""))
+            damaged[path.as_posix()] = str(e)
             continue
         if values.min() == values.max():
             odd["mask of one value (of a normal image, or empty)" if path in masks else "image of one colour"].append(below(path))
-    return dict(odd)
+        elif covered > 0.8:
+            odd["mask that covers more than 80 % of its image (are black and white swapped?)"].append(below(path))
+    return dict(odd), damaged
 
 
-def _reading(root: Path, layouts: list[str], infos: dict[Path, ImageInfo]) -> list[str]:
-    "What an index of this folder would hold, or why there is none."
-    if layouts != ["folder"]:
-        return []
+def _reading(root: Path, layout: str, damaged: dict[str, str], normal: str, intensity: str) -> tuple[list[str], bool]:
+    "What an index of this folder would hold, or why there is none; and whether there is one."
+    from anomaly_nb.data.layouts import LAYOUTS, TAKES  # which take their census here
+
+    if layout not in LAYOUTS:
+        return [], True
     try:
-        index = index_folder(root, on_missing="keep")
-        normal = [p for p in index["image_path"][(index["split"] == "train") & (index["label"] == 0)] if Path(p) in infos]
-        return census_lines(take_census(index, root, "folder"), fit_intensity(normal).to_dict())
-    except DataError as e:
-        return [f"not an image data set as it stands: {e}"]
+        given = {"on_missing": "keep", "normal": normal, "n_train": 1.0}
+        index = LAYOUTS[layout](root, **{k: v for k, v in given.items() if k in TAKES[layout] and (k != "n_train" or layout == "folder")})
+        census = take_census(index, root, layout)
+        free = layout == "folder" and not any(place_of(Path(p), root).split for p in index["image_path"])
+        if free:
+            census["by_split"] = {key.partition("/")[2]: n for key, n in census["by_split"].items()}
+        normal_train = index["image_path"][(index["split"] == "train") & (index["label"] == 0)]
+        readable = [p for p in (normal_train if len(normal_train) else index["image_path"]) if os.path.abspath(p) not in damaged and p not in damaged]
+        lines = census_lines(census, fit_intensity(readable, intensity).to_dict())
+    except (DataError, FileNotFoundError) as e:
+        return [f"not an image data set as it stands: {e}"], False
+    lines += ["no split there: fit learns from all normal images, a report from 70 % of them and tests on the others"] if free else []
+    return lines, True
 
 
 def inspection_lines(
@@ -313,41 +330,66 @@ def inspection_lines(
     "An inspection as text: the layout first, then folders, pairs, and what asks for attention."
     named = ", ".join(seen["layouts"])
     types = ", ".join(f"{n} {t}" for t, n in seen["types"].items()) or "none"
-    lines = [f"{seen['root']}: layout {named}; {seen['images']} images ({types})"]
+    bad = f"; {len(seen['damaged'])} cannot be read" if seen["damaged"] else ""
+    lines = [f"{seen['root']}: layout {named}; {seen['images']} image files ({types}){bad}"]
     if seen["folders"]:
         lines.append(pd.DataFrame(seen["folders"]).to_string(index=False))
     if seen["partners"]:
         lines.append(pd.DataFrame(seen["partners"]).to_string(index=False))
     lines += [f"skipped {s['files']}: {why}, first {s['first']}" for why, s in seen["skipped"].items()]
-    lines += [f"damaged: {why}" for why in seen["damaged"].values()]
+    told = list(seen["damaged"].values())
+    lines += [f"cannot be read: {why}" for why in told[:20]] + ([f"cannot be read: {len(told) - 20} more"] if len(told) > 20 else [])
     for what, names in seen["suspicious"].items():
         lines.append(f"{what}: {len(names)}, {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
     return lines + seen["reading"]
 
 
+def _table_files(path: Path) -> tuple[Path, list[Path]]:
+    "The files that a CSV names, masks too, and the folder that all are below. Raises `DataError`."
+    from anomaly_nb.data.layouts import index_csv
+
+    index = index_csv(path)
+    named = dict.fromkeys(os.path.abspath(p) for p in [*index["image_path"], *filter(None, index["mask_path"])])
+    return Path(os.path.commonpath([os.path.dirname(p) for p in named])), [Path(p) for p in named]
+
+
 def inspect_folder(
-    root: str | Path,
+    root: str | Path,  # a folder, or a CSV of images
     pixels: bool = True,  # decode every image: finds damage, images of one colour and empty masks
-) -> dict[str, Any]:  # JSON values: root, layouts, folders, partners, skipped, damaged, suspicious, intensity
-    "What the library sees in a folder, before anything is computed. Raises `MissingFileError`."
-    root = check_folder(root)
-    files = _files_below(root)
-    recognised = recognise(root)
+    normal: str = "",  # folder of normal images where its name does not say so
+    intensity: str = "auto",  # how values deeper than 8 bits are to be read, see `fit_intensity`
+) -> dict[str, Any]:  # JSON values: root, layouts, images, folders, partners, types, skipped, damaged, suspicious, reading, usable
+    "What the library sees in a folder, before anything is computed. Raises `MissingFileError`, `DataError`."
+    given = Path(root)
+    odd: dict[Path, str] = {}
+    if given.suffix.lower() == ".csv" and given.is_file():
+        recognised = ["csv"]
+        root, files = _table_files(given)
+    else:
+        root = check_folder(given)
+        files, odd = list_files(root)
+        recognised = recognise(root)
     infos, damaged = _look(progress([p for p in files if is_image(p)], "headers", unit="image"))
     types = Counter(i.type for i in infos.values())
     skipped: dict[str, list[str]] = defaultdict(list)
     for path in files:
         if not is_image(path):
             skipped[_reason(path)].append(path.relative_to(root).as_posix())
+    for path, why in odd.items():
+        skipped[why].append(printable(path.relative_to(root)))
+    suspicious, more = _suspicious(infos, root, pixels, recognised[0])
+    damaged |= more
+    reading, usable = _reading(given, recognised[0], damaged, normal, intensity)
     return {
-        "root": root.as_posix(),
+        "root": given.as_posix(),
         "layouts": recognised,
-        "images": len(infos),
-        "folders": folder_table(infos, root).to_dict("records"),
+        "images": sum(is_image(p) for p in files),
+        "folders": folder_table(infos, root, "magnetic_tile" in recognised[0]).to_dict("records"),
         "partners": _partners(infos, root),
         "types": dict(types),
         "skipped": {why: {"files": len(names), "first": names[0]} for why, names in sorted(skipped.items())},
         "damaged": damaged,
-        "suspicious": _suspicious(infos, root, pixels),
-        "reading": _reading(root, recognised, infos),
+        "suspicious": suspicious,
+        "reading": reading,
+        "usable": usable,
     }

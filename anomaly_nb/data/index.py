@@ -123,6 +123,8 @@ def index_mvtec(
     known = sorted((p.parent.name for p in root.glob("*/train") if p.is_dir()), key=natural_key)
     if category and category not in known:
         raise MissingFileError(f"{root}: no category {category!r} in the MVTec AD layout; there are {', '.join(known) or 'none'}")
+    if not known:
+        raise MissingFileError(f"{root}: no <category>/train/good below it, as the MVTec AD layout has; for a folder of your own use dataset=folder")
     rows: list[dict] = []
     notes: list[str] = []
     for cat in [category] if category else known:
