@@ -10,15 +10,15 @@ __all__ = ['Augmentation', 'HybridEnergyThresholding', 'LabelTable', 'PixelKNN',
            'heat_study', 'load_checkpoint', 'load_evaluation', 'load_scorer', 'max_logit', 'msp', 'open_streets',
            'operating_points', 'predict', 'quantile_sensitivity', 'results_table', 'run_ablation', 'save_checkpoint',
            'save_evaluation', 'save_scorer', 'scene_panels', 'speed_table', 'OwnNetwork', 'StoredLogits', 'StreetRun',
-           'evaluate_scores', 'load_network', 'write_submission', 'street_samples', 'study_configs',
+           'evaluate_scores', 'load_network', 'write_submission', 'street_samples', 'streets_table', 'study_configs',
            'subsampling_study', 'threshold_sensitivity', 'to_markdown', 'train', 'training_curves', 'write_comparison',
            'write_street_samples']
 
-# %% ../../nbs/07_segmentation/00_segmentation.ipynb #cfbdd73c
+# %% ../../nbs/07_segmentation/00_segmentation.ipynb #06d9d291
 from .ablation import ablation_summary, heat_study, quantile_sensitivity, run_ablation, study_configs, subsampling_study, threshold_sensitivity
 from .augment import Augmentation
 from .compare import comparison_plot, comparison_table, to_markdown, write_comparison
-from .datasets import LabelTable, StreetDataset, class_distribution, open_streets
+from .datasets import LabelTable, StreetDataset, class_distribution, open_streets, streets_table
 from anomaly_nb.segmentation.evaluation import (
     StreetEvaluation,
     class_table,
@@ -42,7 +42,7 @@ from .scorer import PixelScorer, load_scorer, save_scorer
 from .scores import StandardizedMaxLogit, boundary_suppression, dilated_smoothing, energy, max_logit, msp
 from .training import TrainConfig, train, training_curves
 
-# %% ../../nbs/07_segmentation/00_segmentation.ipynb #443cea5c
+# %% ../../nbs/07_segmentation/00_segmentation.ipynb #fd3dd3ec
 _all_ = ["Augmentation", "HybridEnergyThresholding", "LabelTable", "PixelKNN", "PixelMahalanobis", "PixelScorer",
          "StandardizedMaxLogit", "StreetDataset", "StreetEvaluation", "StreetModel", "TrainConfig", "ViM",
          "ablation_summary", "boundary_suppression", "build_model", "class_distribution", "class_table",
@@ -50,5 +50,5 @@ _all_ = ["Augmentation", "HybridEnergyThresholding", "LabelTable", "PixelKNN", "
          "heat_study", "load_checkpoint", "load_evaluation", "load_scorer", "max_logit", "msp", "open_streets",
          "operating_points", "predict", "quantile_sensitivity", "results_table", "run_ablation", "save_checkpoint",
          "save_evaluation", "save_scorer", "scene_panels", "speed_table", "OwnNetwork", "StoredLogits", "StreetRun",
-         "evaluate_scores", "load_network", "write_submission", "street_samples", "study_configs", "subsampling_study",
+         "evaluate_scores", "load_network", "write_submission", "street_samples", "streets_table", "study_configs", "subsampling_study",
          "threshold_sensitivity", "to_markdown", "train", "training_curves", "write_comparison", "write_street_samples"]
