@@ -8,6 +8,7 @@ from PIL import Image
 
 from anomaly_nb.core.errors import DataError, MissingFileError
 from anomaly_nb.data import IMAGE_SUFFIXES, Intensity, fit_intensity, image_info, index_folder, inspect_folder, read_ids, read_image, read_index, read_mask
+from anomaly_nb.data.census import inspection_lines
 from anomaly_nb.data.folder import pair_by_name, place_of
 from anomaly_nb.data.images import parse_intensity, read_counted, read_mask_and_rule
 from anomaly_nb.features import create_backbone, extract_features, load_features, save_features
@@ -148,6 +149,12 @@ def test_values_that_mean_nothing_are_refused(tmp_path):
         fit_intensity([low])
     with pytest.raises(DataError, match="no customary range"):
         fit_intensity([big])
+    plain, deep = save(tmp_path / "8.png", GREY), save(tmp_path / "16.png", GREY.astype(np.uint16) * 9)
+    with pytest.raises(DataError, match="16.png: holds uint16, but the training images hold 1 uint16, 2 uint8; convert them to one depth"):
+        fit_intensity([plain, deep, save(tmp_path / "p.png", GREY)])
+    for rule in ("window:0,99", "percentile:1,99"):
+        with pytest.raises(DataError, match="all training images are 8-bit, which are never changed"):
+            fit_intensity([plain], rule)
     assert read_counted(low, fit_intensity([low], "window:0,1"))[1] == 0.5  # -3 is clipped and counted
     assert fit_intensity([big], "percentile:0,100").high == 1e9
 
@@ -215,6 +222,24 @@ def test_masks_of_every_form(tmp_path, form):
     name, array, how, rule = MASKS[form]
     mask, said = read_mask_and_rule(save(tmp_path / name, array, **how), size=(40, 40))
     assert said == rule and mask.sum() == 100 and (mask == SHAPE).all()
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path):
+    mask = save(tmp_path / "m.png", SHAPE)
+    with pytest.raises(DataError, match="m.png: mask is 40 x 40 but its image 40 x 41"):
+        read_mask(mask, size=(40, 41))
+    with pytest.raises(DataError, match="mask is 40 x 40 but its image 20 x 80"):
+        read_mask(mask, size=(20, 80))
+
+
+def test_inspect_says_what_masks_hold(tmp_path):
+    for name, values in {"labels/a.png": [0, 3, 11], "maskannot/b.png": [0, 255], "labels/c.png": [5, 6, 7]}.items():
+        save(tmp_path / name, np.array([values, values], np.uint8))
+        save(tmp_path / "images" / name.rsplit("/", 1)[1], GREY)
+    seen = inspect_folder(tmp_path)
+    assert seen["mask_values"] == {"labels": "6 values from 0 to 11", "maskannot": "0, 255"}
+    assert {f["folder"]: f["role"] for f in seen["folders"]} == {"images": "images", "labels": "masks", "maskannot": "masks"}
+    assert "masks in maskannot hold 0, 255" in inspection_lines(seen)
 
 
 def test_an_empty_lossy_mask_is_empty(tmp_path):

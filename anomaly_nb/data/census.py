@@ -6,7 +6,7 @@
 __all__ = ['MARKS', 'files_left', 'table_of_read', 'equal_files', 'take_census', 'census_lines', 'census_table', 'recognise',
            'folder_table', 'inspection_lines', 'inspect_folder']
 
-# %% ../../nbs/02_data/06_census.ipynb #7c96a080
+# %% ../../nbs/02_data/06_census.ipynb #7834dff9
 import hashlib
 import re
 from collections import Counter, defaultdict
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, check_folder
@@ -141,7 +142,7 @@ def census_table(
         rows.append(("warning", "in training and test", census["n_in_train_and_test"]))
     return table_of_read(rows, census["skipped"])
 
-# %% ../../nbs/02_data/06_census.ipynb #63ecb4b0
+# %% ../../nbs/02_data/06_census.ipynb #9f05c68e
 MARKS: dict[str, tuple[str, ...]] = {  # layout -> patterns below the root that must all be there
     "visa": ("split_csv/*.csv",),
     "mvtec_ad2": ("*/test_public", "*/train/good"),
@@ -178,18 +179,29 @@ def _span(values: list[str]) -> str:
     return ", ".join(f"{v} ({n})" if len(counts) > 1 else v for v, n in counts[:3]) + more
 
 
+def _is_mask_folder(folder: Path, root: Path) -> bool:
+    "Whether a folder's name says that it holds masks or label images."
+    return place_of(folder / "x.png", root).mask or any(w in folder.name.lower() for w in ("annot", "mask", "label", "gtfine", "_gt"))
+
+
+def _masks_among(infos: dict[Path, ImageInfo], root: Path) -> set[Path]:
+    "The masks and label images among the files, by their folder or beside their image."
+    folders = {f for f in {p.parent for p in infos} if _is_mask_folder(f, root)}
+    return {p for p in infos if p.parent in folders or _beside(p, infos)}
+
+
 def folder_table(
     infos: dict[Path, ImageInfo],  # of the readable images
     root: Path,
 ) -> pd.DataFrame:  # folder, images, role, size, type, mode
     "One row a folder: what its images are."
-    groups = defaultdict(list)
+    groups, of_masks = defaultdict(list), _masks_among(infos, root)
     for path in infos:
         groups[path.parent].append(path)
     rows = []
     for folder, paths in sorted(groups.items(), key=lambda group: path_key(group[0])):
         held = [infos[p] for p in paths]
-        masks = sum(place_of(p, root).mask or _beside(p, infos) for p in paths)
+        masks = len(of_masks & set(paths))
         rows.append({
             "folder": folder.relative_to(root).as_posix(),
             "images": len(paths),
@@ -215,7 +227,7 @@ def _partners(infos: dict[Path, ImageInfo], root: Path) -> list[dict[str, Any]]:
     for p in infos:
         stems[p.parent].add(p.stem)
     plain = {f: {MASK_STEM.sub("", s) for s in names} for f, names in stems.items()}
-    is_mask = {f: place_of(f / "x.png", root).mask or any(w in f.name.lower() for w in ("annot", "mask", "label", "gtfine", "_gt")) for f in stems}
+    is_mask = {f: _is_mask_folder(f, root) for f in stems}
     rows = []
     for folder in sorted((f for f in stems if is_mask[f]), key=path_key):
         others = [f for f in stems if not is_mask[f]]
@@ -244,11 +256,13 @@ def _look(paths: Iterable[Path]) -> tuple[dict[Path, ImageInfo], dict[str, str]]
     return infos, damaged
 
 
-def _suspicious(infos: dict[Path, ImageInfo], root: Path, pixels: bool) -> dict[str, list[str]]:
-    "Copies, images of one colour, masks without an anomaly, more than one page, damage that only decoding shows."
+def _suspicious(infos: dict[Path, ImageInfo], root: Path, pixels: bool) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Copies, images of one colour, masks without an anomaly, more than one page, damage that only decoding shows;
+    and the values that the masks of each folder hold."""
     odd: dict[str, list[str]] = defaultdict(list)
+    held: dict[str, set[float]] = defaultdict(set)
     below = lambda p: Path(p).relative_to(root).as_posix()
-    masks = {p for p in infos if place_of(p, root).mask or _beside(p, infos)}
+    masks = _masks_among(infos, root)
     images = [p for p in infos if p not in masks]
     seen: dict[tuple[int, str], Path] = {}
     sizes = Counter(p.stat().st_size for p in images)
@@ -268,9 +282,16 @@ def _suspicious(infos: dict[Path, ImageInfo], root: Path, pixels: bool) -> dict[
         except (DataError, ImportError) as e:
             odd["damaged"].append(str(e).replace(f"{root.as_posix()}/", ""))
             continue
+        if path in masks:
+            held[below(path.parent)] |= set(np.unique(values).tolist())
         if values.min() == values.max():
             odd["mask of one value (of a normal image, or empty)" if path in masks else "image of one colour"].append(below(path))
-    return dict(odd)
+    return dict(odd), {folder: _value_words(sorted(values)) for folder, values in held.items()}
+
+
+def _value_words(values: list[float]) -> str:
+    "The values of masks: each of a few; of many how many, which says that borders are smoothed or classes are told apart."
+    return ", ".join(f"{v:g}" for v in values) if len(values) <= 4 else f"{len(values)} values from {values[0]:g} to {values[-1]:g}"
 
 
 def _reading(root: Path, layouts: list[str], infos: dict[Path, ImageInfo]) -> list[str]:
@@ -298,6 +319,7 @@ def inspection_lines(
         lines.append(pd.DataFrame(seen["partners"]).to_string(index=False))
     lines += [f"skipped {s['files']}: {why}, first {s['first']}" for why, s in seen["skipped"].items()]
     lines += [f"damaged: {why}" for why in seen["damaged"].values()]
+    lines += [f"masks in {folder} hold {values}" for folder, values in seen["mask_values"].items()]
     for what, names in seen["suspicious"].items():
         lines.append(f"{what}: {len(names)}, {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
     return lines + seen["reading"]
@@ -306,13 +328,14 @@ def inspection_lines(
 def inspect_folder(
     root: str | Path,
     pixels: bool = True,  # decode every image: finds damage, images of one colour and empty masks
-) -> dict[str, Any]:  # JSON values: root, layouts, folders, partners, skipped, damaged, suspicious, intensity
+) -> dict[str, Any]:  # JSON values: root, layouts, folders, partners, types, skipped, damaged, suspicious, mask_values, reading
     "What the library sees in a folder, before anything is computed. Raises `MissingFileError`."
     root = check_folder(root)
     files = _files_below(root)
     recognised = recognise(root)
     infos, damaged = _look(progress([p for p in files if is_image(p)], "headers", unit="image"))
     types = Counter(i.type for i in infos.values())
+    suspicious, values = _suspicious(infos, root, pixels)
     skipped: dict[str, list[str]] = defaultdict(list)
     for path in files:
         if not is_image(path):
@@ -326,6 +349,7 @@ def inspect_folder(
         "types": dict(types),
         "skipped": {why: {"files": len(names), "first": names[0]} for why, names in sorted(skipped.items())},
         "damaged": damaged,
-        "suspicious": _suspicious(infos, root, pixels),
+        "suspicious": suspicious,
+        "mask_values": values,
         "reading": _reading(root, recognised, infos),
     }
