@@ -224,6 +224,18 @@ def test_masks_of_every_form(tmp_path, form):
     assert said == rule and mask.sum() == 100 and (mask == SHAPE).all()
 
 
+def test_deep_values_without_a_rule_are_refused(tmp_path):
+    for name, array in {"f.tif": GREY.astype(np.float32), "i.tif": GREY.astype(np.int32) * 300}.items():
+        with pytest.raises(DataError, match=f"{name}: holds .*32 values and nothing says what is white"):
+            read_image(save(tmp_path / name, array))
+
+
+@pytest.mark.parametrize(("name", "array"), [("a.jpg", GREY), ("a.png", RGB)])
+def test_ids_are_read_from_one_channel_without_loss(tmp_path, name, array):
+    with pytest.raises(DataError, match="lossy and blurs ids" if name == "a.jpg" else "one channel of ids"):
+        read_ids(save(tmp_path / name, array))
+
+
 def test_a_mask_of_another_size_is_refused(tmp_path):
     mask = save(tmp_path / "m.png", SHAPE)
     with pytest.raises(DataError, match="m.png: mask is 40 x 40 but its image 40 x 41"):
