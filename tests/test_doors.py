@@ -150,7 +150,7 @@ def test_values_that_mean_nothing_are_refused(tmp_path):
     with pytest.raises(DataError, match="no customary range"):
         fit_intensity([big])
     plain, deep = save(tmp_path / "8.png", GREY), save(tmp_path / "16.png", GREY.astype(np.uint16) * 9)
-    with pytest.raises(DataError, match="16.png: holds uint16, but the training images hold 1 uint16, 2 uint8; convert them to one depth"):
+    with pytest.raises(DataError, match=r"16\.png: holds uint16, but the training images hold 1 uint16, 2 uint8; convert them to one depth"):
         fit_intensity([plain, deep, save(tmp_path / "p.png", GREY)])
     for rule in ("window:0,99", "percentile:1,99"):
         with pytest.raises(DataError, match="all training images are 8-bit, which are never changed"):
@@ -238,7 +238,7 @@ def test_ids_are_read_from_one_channel_without_loss(tmp_path, name, array):
 
 def test_a_mask_of_another_size_is_refused(tmp_path):
     mask = save(tmp_path / "m.png", SHAPE)
-    with pytest.raises(DataError, match="m.png: mask is 40 x 40 but its image 40 x 41"):
+    with pytest.raises(DataError, match=r"m\.png: mask is 40 x 40 but its image 40 x 41"):
         read_mask(mask, size=(40, 41))
     with pytest.raises(DataError, match="mask is 40 x 40 but its image 20 x 80"):
         read_mask(mask, size=(20, 80))
