@@ -1,4 +1,6 @@
 """A file of every form people have, made here, and the value that must come out of it."""
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -308,6 +310,27 @@ def test_the_same_image_in_training_and_test_is_said(tmp_path):
     (tmp_path / "test/good/copy.png").write_bytes((tmp_path / "train/good/a.png").read_bytes())
     census = read_index("folder", tmp_path).attrs["census"]
     assert census["n_in_train_and_test"] == 1 and census["in_train_and_test"][0][1].endswith("copy.png")
+
+
+def test_masks_that_may_belong_to_two_images_and_strays_are_named(tmp_path):
+    parts(tmp_path, *GOOD, "crack/0.png", "cut/0.png", "masks/0.png")
+    with pytest.raises(DataError, match=r"masks.0\.png: may belong to .*crack.0\.png and .*cut.0\.png, which have the same stem"):
+        index_folder(tmp_path)
+    (tmp_path / "cut/0.png").unlink()
+    parts(tmp_path, "loose.png", "ground_truth/0_mask.png")
+    with pytest.raises(DataError, match=r"crack.0\.png: has two masks, .*; keep one, or join them"):
+        index_folder(tmp_path)
+    (tmp_path / "masks/0.png").unlink()
+    parts(tmp_path, "masks/9.png")
+    with pytest.raises(DataError, match=r"masks.9\.png: a mask without an image \(1 such\)"):
+        index_folder(tmp_path)
+    (tmp_path / "masks/9.png").unlink()
+    parts(tmp_path / "two", "good/0.png", "ok/1.png")
+    with pytest.raises(DataError, match="holds good and ok; keep one folder of normal images, or say normal=good,ok"):
+        index_folder(tmp_path / "two")
+    shutil.rmtree(tmp_path / "two")
+    index = read_index("folder", tmp_path)
+    assert len(index) == 11 and {why: s["files"] for why, s in index.attrs["census"]["skipped"].items()} == {"beside the folders of types; move it into one": 1}
 
 
 @given(st.lists(st.text("ab01_ü ", min_size=1, max_size=4).map(str.strip).filter(bool), unique=True, max_size=8), st.randoms())
