@@ -321,10 +321,10 @@ def test_masks_that_may_belong_to_two_images_and_strays_are_named(tmp_path):
     with pytest.raises(DataError, match=r"crack.0\.png: has two masks, .*; keep one, or join them"):
         index_folder(tmp_path)
     (tmp_path / "masks/0.png").unlink()
-    parts(tmp_path, "masks/9.png")
-    with pytest.raises(DataError, match=r"masks.9\.png: a mask without an image \(1 such\)"):
+    parts(tmp_path, "masks/lost.png")
+    with pytest.raises(DataError, match=r"masks.lost\.png: a mask without an image \(1 such\)"):
         index_folder(tmp_path)
-    (tmp_path / "masks/9.png").unlink()
+    (tmp_path / "masks/lost.png").unlink()
     parts(tmp_path / "two", "good/0.png", "ok/1.png")
     with pytest.raises(DataError, match="holds good and ok; keep one folder of normal images, or say normal=good,ok"):
         index_folder(tmp_path / "two")
