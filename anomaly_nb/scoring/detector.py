@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TILED_CELLS', 'Detector', 'make_detector', 'plot_explained']
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #d10797a8
+# %% ../../nbs/06_scoring/08_detector.ipynb #80a21df6
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from .result import Evaluation
 from .stream import DiskRows, PartBatch, Scored, TrainingCells, image_batches, part_batches, scored_images, training_cells
 from .thresholds import Threshold, choose_threshold, labelled_threshold
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #e141fe23
+# %% ../../nbs/06_scoring/08_detector.ipynb #375ae50c
 TILED_CELLS = 2**16  # training cells that a bank of tiles learns from; of more, a random part
 
 
@@ -223,8 +224,8 @@ class Detector(BaseEstimator):
             for _ in image_batches(read_image(path, self.intensity_), network, self.layout_, name=path):
                 pass
 
-        read(self.paths_[0])
-        return float(np.median([median_seconds(lambda p=path: read(p), 1) for path in self.paths_[:3]]))
+        read(self.paths_[0])  # the first time is slower
+        return float(np.median([median_seconds(partial(read, path), 1) for path in self.paths_[:3]]))
 
     def _decide(self) -> None:
         "The threshold of the held-out scores."
