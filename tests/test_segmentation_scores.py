@@ -6,7 +6,9 @@ from scipy import ndimage
 from scipy.special import logsumexp, softmax
 
 from anomaly_nb.segmentation import HybridEnergyThresholding, PixelMahalanobis, StandardizedMaxLogit, boundary_suppression, dilated_smoothing, energy, max_logit, msp
+from anomaly_nb.segmentation.feature_scores import PixelKNN, ReAct
 from anomaly_nb.segmentation.heat import entropy, local_variance, spatial_divergence
+from anomaly_nb.segmentation.mask_scores import eam, mask2anomaly, mask_class_logits, rba
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
@@ -164,3 +166,63 @@ def test_mahalanobis_with_a_class_that_has_no_cell():
     features, labels = rng.normal(size=(200, 4)), rng.choice([0, 3], 200)
     fitted = PixelMahalanobis().fit(features, labels)
     assert fitted.classes_.tolist() == [0, 3] and torch.isfinite(fitted.score(torch.randn(1, 4, 3, 3))).all()
+
+
+def zoomed(maps, size):
+    "Bilinear, pixel centres aligned, borders replicated: (..., h, w) to (..., H, W), in float64."
+    for axis, wanted in ((-2, size[0]), (-1, size[1])):
+        have = maps.shape[axis]
+        at = np.clip((np.arange(wanted) + 0.5) * have / wanted - 0.5, 0, have - 1)
+        low = np.floor(at).astype(int)
+        high, part = np.minimum(low + 1, have - 1), at - low
+        shape = [1] * maps.ndim
+        shape[axis] = wanted
+        part = part.reshape(shape)
+        maps = np.take(maps, low, axis) * (1 - part) + np.take(maps, high, axis) * part
+    return maps
+
+
+@pytest.mark.parametrize("size", [None, (21, 34)])
+@pytest.mark.parametrize("queries", [3, 40])
+def test_scores_of_masks(size, queries):
+    rng = np.random.default_rng(queries)
+    classes, masks = rng.normal(size=(2, queries, 7)) * 2, rng.normal(size=(2, queries, 9, 12)) * 3
+    known = softmax(classes, axis=2)[:, :, :6]  # the last class is no object
+    pixel = 1 / (1 + np.exp(-(zoomed(masks, size) if size else masks)))
+    maps = (known[:, :, :, None, None] * pixel[:, :, None]).sum(1)
+    ours = mask_class_logits(t(classes), t(masks), size)
+    close(ours, maps, 1e-9)
+    close(rba(ours), -np.tanh(maps).sum(1), 1e-9)
+    close(mask2anomaly(ours), 1 - maps.max(1), 1e-9)
+    close(eam(t(classes), t(masks), size), 1 - (known.max(2)[:, :, None, None] * pixel).sum(1), 1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("size", [None, (17, 22)])
+def test_react(size, temperature):
+    rng = np.random.default_rng(4)
+    training, features = rng.gamma(2.0, size=(500, 9)), rng.gamma(2.0, size=(2, 9, 5, 6))
+    weight, bias = rng.normal(size=(6, 9)), rng.normal(size=6)
+    clip = np.quantile(training, 0.9)
+    logits = np.einsum("cd,bdhw->bchw", weight, np.minimum(features, clip)) + bias[None, :, None, None]
+    logits = zoomed(logits, size) if size else logits
+    react = ReAct(weight, bias, temperature=temperature).fit(training)
+    close(react.score(t(features), size), -temperature * logsumexp(logits / temperature, axis=1), 1e-9)
+    assert (features > clip).any()
+
+
+def test_entropy_at_a_temperature(logits):
+    for temperature in (0.5, 1.0, 4.0):
+        p = softmax(logits.astype(np.float64) / temperature, axis=1)
+        close(entropy(t(logits) / temperature), -(p * np.log(np.maximum(p, 1e-300))).sum(1))
+
+
+def test_nearest_cells():
+    rng = np.random.default_rng(5)
+    training, features = rng.normal(size=(300, 11)), rng.normal(size=(1, 11, 4, 6))
+    unit = training / np.linalg.norm(training, axis=1, keepdims=True)
+    rows = features[0].reshape(11, -1).T
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    distances = np.sort(np.linalg.norm(rows[:, None] - unit[None], axis=2), axis=1)
+    for k in (1, 3, 10):
+        close(PixelKNN(k).fit(training).score(t(features)), distances[:, k - 1].reshape(1, 4, 6), 1e-4)

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['GROUP', 'TILE', 'FAR', 'SHORTLIST_FROM', 'unit_rows', 'rough_mean', 'exact_distances', 'bf16_pieces', 'hide_rows',
-           'Shortlist', 'ranked', 'fast_bf16', 'nearest']
+           'Shortlist', 'ranked', 'nearest']
 
-# %% ../../nbs/04_banks/05_neighbours.ipynb #9252e3ee
+# %% ../../nbs/04_banks/05_neighbours.ipynb #d19e2558
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..core.errors import DataError
-from ..core.runtime import progress
+from ..core.runtime import choose_device, fast_bf16, progress
 
 # %% ../../nbs/04_banks/05_neighbours.ipynb #b045f54e
 def unit_rows(
@@ -153,7 +153,7 @@ class Shortlist:
         query, group = torch.nonzero(top >= below[:, None], as_tuple=True)
         return query, group
 
-# %% ../../nbs/04_banks/05_neighbours.ipynb #8718d2a2
+# %% ../../nbs/04_banks/05_neighbours.ipynb #2c91c420
 def ranked(
     short: Shortlist,
     queries: Any,  # (n, D) float32 tensor
@@ -181,18 +181,6 @@ def ranked(
     order = np.lexsort((row, far, who))
     first = np.searchsorted(who[order], np.arange(len(queries)))
     return row[order[first[:, None] + np.arange(k)]]
-
-
-def fast_bf16(
-    device: Any,  # torch device
-) -> bool:
-    "Whether matrix products in bf16 run on instructions of their own there."
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in known)
 
 # %% ../../nbs/04_banks/05_neighbours.ipynb #4e4096b9
 SHORTLIST_FROM = 2e10  # queries x rows x dimensions from which the shortlist pays
@@ -230,14 +218,12 @@ def nearest(
             distance[part], rows[part] = np.take_along_axis(distance[part], order, 1), np.take_along_axis(rows[part], order, 1)
     return distance, rows
 
-# %% ../../nbs/04_banks/05_neighbours.ipynb #97e5b93e
+# %% ../../nbs/04_banks/05_neighbours.ipynb #e2571e22
 def _by_shortlist(
     queries: np.ndarray, bank: np.ndarray, k: int, skip: np.ndarray | None, device: str, block: int, rows: np.ndarray, prepare: Callable, forced: bool
 ) -> int:
     "Fill `rows`; how many queries were done before it stopped paying."
     import torch
-
-    from anomaly_nb.core.runtime import choose_device
 
     where = choose_device("cpu" if device == "auto" and not torch.cuda.is_available() else device)
     if not forced and not fast_bf16(where):

@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['app', 'Data', 'Root', 'HeldOut', 'Weights', 'Mean', 'Std', 'EpochImages', 'FitHeight', 'FitWidth', 'CropHeight',
-           'CropWidth', 'Height', 'Width', 'AsStored', 'OtherSize', 'Device', 'Precision', 'Methods', 'FitImages',
-           'FitCells', 'Resamples', 'FIVE', 'train', 'evaluate', 'score', 'ablate', 'compare']
+           'CropWidth', 'Height', 'Width', 'AsStored', 'OtherSize', 'Device', 'Precision', 'Methods', 'OwnModels',
+           'Temperature', 'FitImages', 'FitCells', 'Resamples', 'FIVE', 'train', 'evaluate', 'score', 'ablate',
+           'compare', 'classes', 'submit']
 
-# %% ../../nbs/11_cli/07_street.ipynb #d169cd60
+# %% ../../nbs/11_cli/07_street.ipynb #29b04455
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-# %% ../../nbs/11_cli/07_street.ipynb #bf3a8ef8
+# %% ../../nbs/11_cli/07_street.ipynb #1613f95c
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -43,8 +46,10 @@ Width = Annotated[int, typer.Option(help="and to this width")]
 AsStored = Annotated[bool, typer.Option("--as-stored", help="do not resize pictures, whatever the run's size is")]
 OtherSize = Annotated[bool, typer.Option("--other-size", help="use statistics and thresholds at a size they were not made at; their promise does not hold there")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
-Precision = Annotated[str, typer.Option(help="float32 or bfloat16")]
-Methods = Annotated[str, typer.Option(help="comma-separated: max_logit, msp, energy, sml, heat, mahalanobis, vim, knn")]
+Precision = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the device has instructions for it")]
+Methods = Annotated[str, typer.Option(help="comma-separated: max_logit, msp, energy, entropy, sml, heat, mahalanobis, vim, react, knn")]
+OwnModels = Annotated[list[str], typer.Option(help="your own network: module:function, file .pt .pt2 .onnx, hf:folder, or a run; several = their ensemble")]
+Temperature = Annotated[float, typer.Option(help="divides the logits of msp, energy, entropy, react and heat")]
 FitImages = Annotated[int, typer.Option(help="training pictures that statistics are taken from, 0 = all")]
 FitCells = Annotated[int, typer.Option(help="feature cells taken from each of them")]
 Resamples = Annotated[int, typer.Option("--resamples", "--draws", help="bootstrap resamples of the pictures, 0 = no intervals")]
@@ -71,18 +76,43 @@ def _normalisation(mean: float, std: float) -> dict[str, Any]:
     "Input mean and deviation of a network, where they are not ImageNet's."
     return {k: (v,) * 3 for k, v in (("mean", mean), ("std", std)) if v >= 0}
 
+# %% ../../nbs/11_cli/07_street.ipynb #2c82fae8
+@contextmanager
+def _recorded(
+    run: Any,  # StreetRun
+    size: tuple[int, int] | None,
+    about: dict[str, Any],  # what the other commands need
+    given: dict[str, Any],  # options that decide the outcome
+) -> Iterator[Any]:  # to be called with the history after every epoch: writes the run's page and record
+    "Keep `run.json` a record of the ledger: running from the first epoch on, then ok, failed or stopped."
+    import time
+    from datetime import UTC, datetime
 
-def _figure(path: Path, figure: Any) -> None:
-    "Write a figure as PNG, the same bytes for the same figure."
-    import matplotlib.pyplot as plt
+    from anomaly_nb.core.files import sha256_json
+    from anomaly_nb.reports.record import making
 
-    from anomaly_nb.core.files import atomic_write
+    started, start, metrics = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter(), {}
 
-    with atomic_write(path) as f:
-        figure.savefig(f, format="png", metadata={"Software": None})
-    plt.close(figure)
+    def write(status: str, error: str | None = None) -> None:
+        record = {"run_id": sha256_json(given)[:12], "report": "street_train", "parameters": given, "metrics": metrics, "status": status, "error": error}
+        run.describe(size, **about, **record, **metrics, started=started, seconds=round(time.perf_counter() - start, 1))
 
-# %% ../../nbs/11_cli/07_street.ipynb #25fd647a
+    def after(history: Any) -> None:
+        best = int(history["val_miou"].idxmax())
+        metrics.update(miou=float(history["val_miou"][best]), epoch=best, loss=float(history["loss"][best]))
+        run.page(history)
+        write("running")
+
+    with making(run.folder):
+        try:
+            yield after
+        except BaseException as e:
+            if metrics:  # it is this run's folder: an epoch was written to it
+                write("failed" if isinstance(e, Exception) else "stopped", f"{type(e).__name__}: {e}")
+            raise
+        write("ok")
+
+
 @app.command()
 def train(
     out: Annotated[Path, typer.Argument(help="run folder; an unfinished run in it goes on")],
@@ -103,9 +133,10 @@ def train(
     crop_width: CropWidth = 0,
     epoch_images: EpochImages = 0,
     patience: int = 3,
-    precision: Precision = "float32",
+    precision: Precision = "auto",
     seed: int = 0,
     methods: Methods = FIVE,
+    temperature: Temperature = 1.0,
     fit_images: FitImages = 0,
     fit_cells: FitCells = 256,
     adapt: Annotated[float, typer.Option(help="test-time moving average of HEAT's scales, e.g. 0.9; it then depends on the order of the pictures; 0 = frozen")] = 0.0,
@@ -118,7 +149,8 @@ def train(
     thresholds and, unless told otherwise, evaluation. Without them pictures stay as stored, and training cuts
     windows of --crop-height x --crop-width (512 x 512) out of them.
 
-    Kill it and run the same line again: it goes on, with the same result.
+    Kill it and run the same line again: it goes on, with the same result. A line follows every epoch, and every half
+    minute where there is no terminal; report.html shows loss and mIoU while the run goes on.
 
     \b
     Examples:
@@ -129,15 +161,15 @@ def train(
     """
     import torch
 
-    from anomaly_nb.core.runtime import choose_device
+    from anomaly_nb.core.runtime import choose_device, choose_precision
     from anomaly_nb.segmentation.models import build_model
     from anomaly_nb.segmentation.run import StreetRun, size_text
     from anomaly_nb.segmentation.scorer import check_methods
-    from anomaly_nb.segmentation.training import TrainConfig, training_curves
+    from anomaly_nb.segmentation.training import TrainConfig
     from anomaly_nb.segmentation.training import train as train_network
 
     size, names = _size(height, width), check_methods(methods.split(","))
-    crop = _size(crop_height, crop_width, "crop-") or size or (512, 512)
+    crop, precision = _size(crop_height, crop_width, "crop-") or size or (512, 512), choose_precision(precision, device)
     config = TrainConfig(epochs=epochs, batch_size=batch_size, lr=lr, output=crop, epoch_images=epoch_images or None, patience=patience, precision=precision, seed=seed)
     choose_device(device)
     train_set, val_set = (_open(data, root, split, held_out, size) for split in ("train", "val"))
@@ -146,17 +178,20 @@ def train(
         dataset[0]
     torch.manual_seed(seed)
     network = build_model(model, train_set.table.names, weights or None, **_normalisation(mean, std))
-    source = network.weights_report
-    result = train_network(network, train_set, val_set, out, config, device, workers)
-    typer.echo(f"best validation mIoU {result.best_miou:.4f} in epoch {result.best_epoch + 1} of {len(result.history)}")
-    _figure(out / "training.png", training_curves(result.history))
+    run, source = StreetRun(out), network.weights_report
     about = {"data": data, "root": root, "held_out": held_out, "exclude_scenes": exclude_scenes, "train_scenes": len(train_set), "notes": train_set.notes, "weights": source}
-    run = StreetRun(out)
-    run.describe(size, **about, crop=list(crop), miou=result.best_miou, epoch=result.best_epoch)
-    run.fit(result.model, names, size, adapt=adapt or None, fit_images=fit_images or None, cells_per_image=fit_cells)
+    given = {"data": data, "held_out": ",".join(held_out), "model": model, "size": size_text(size), "crop": size_text(crop), "epochs": epochs, "batch_size": batch_size}
+    given |= {"weights": Path(weights).name, "lr": lr, "precision": precision, "seed": seed, "methods": methods, "temperature": temperature}
+    with _recorded(run, size, about | {"crop": list(crop)}, given) as record:
+        result = train_network(network, train_set, val_set, out, config, device, workers, after_epoch=record)
+        typer.echo(f"best validation mIoU {result.best_miou:.4f} in epoch {result.best_epoch + 1} of {len(result.history)}")
+        record(result.history)
+        options = {"adapt": adapt or None, "fit_images": fit_images or None, "cells_per_image": fit_cells, "temperature": temperature}
+        run.fit(result.model, names, size, **options)
+    run.page(result.history, finished=True)
     typer.echo(f"{out}: best.pt, scorer.pt, validation/, training.png; statistics and thresholds at {size_text(size)}")
 
-# %% ../../nbs/11_cli/07_street.ipynb #9e557ba2
+# %% ../../nbs/11_cli/07_street.ipynb #5e2b3f0e
 def _target_size(run: Any, height: int, width: int, as_stored: bool) -> tuple[int, int] | None:
     "The size that a command works at: given, as stored, or the run's own. Raises `DataError` where both are given."
     from anomaly_nb.core.errors import DataError
@@ -172,7 +207,7 @@ def _write_results(folder: Path, result: Any, scorer: Any, validation: Any, resa
     import matplotlib.pyplot as plt
 
     from anomaly_nb.core.files import write_text
-    from anomaly_nb.core.style import figure_style
+    from anomaly_nb.core.style import figure_style, save_figure
     from anomaly_nb.metrics.plots import plot_precision_recall, plot_roc
     from anomaly_nb.segmentation.compare import comparison_plot, to_markdown, write_comparison
     from anomaly_nb.segmentation.evaluation import difference_table, operating_points, results_table
@@ -185,13 +220,13 @@ def _write_results(folder: Path, result: Any, scorer: Any, validation: Any, resa
     if resamples and len(result.labels) > 1 and len(result.images) > 1:
         differences = difference_table(result, next(iter(result.labels)), resamples)
         write_text(folder / "differences.csv", differences.to_csv(index=False, lineterminator="\n"))
-    _figure(folder / "results.png", comparison_plot(table))
+    save_figure(folder / "results.png", comparison_plot(table))
     with figure_style():
         curves, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5))
         for method, histogram in result.histograms.items():
             plot_roc(histogram, label=result.labels[method], ax=left)
             plot_precision_recall(histogram, label=result.labels[method], ax=right)
-    _figure(folder / "curves.png", curves)
+    save_figure(folder / "curves.png", curves)
     return to_markdown(table)
 
 
@@ -218,7 +253,7 @@ def evaluate(
     run: Annotated[Path | None, typer.Argument(help="folder of `street train`; none with --scores, --logits or --model")] = None,
     scores: Annotated[str, typer.Option(help="folder of score maps <scene>.npy .npz .tif .png, higher = anomalous, in the place of a run")] = "",
     logits: Annotated[str, typer.Option(help="folder of logits <scene>.npy, (C, H, W), in the place of a run")] = "",
-    model: Annotated[str, typer.Option(help="a network of your own: module:function, file .pt .pt2 .onnx, or hf:folder, in the place of a run")] = "",
+    model: OwnModels = [],  # noqa: B006 - typer copies it
     data: Data = "samples",
     root: Root = "",
     split: str = "test",
@@ -233,7 +268,12 @@ def evaluate(
     as_stored: AsStored = False,
     refit: Annotated[bool, typer.Option("--refit", help="fit statistics and thresholds for this size first, on the run's own data")] = False,
     other_size: OtherSize = False,
-    methods: Annotated[str, typer.Option(help="of --logits and --model, comma-separated; '' = max_logit,msp,energy. Others need --fit-data")] = "",
+    methods: Annotated[str, typer.Option(help="of --logits and --model, with commas; '' = max_logit,msp,energy. Also entropy, rba, mask2anomaly, eam; others: --fit-data")] = "",
+    temperature: Temperature = 1.0,
+    average: Annotated[str, typer.Option(help="what an ensemble averages: logits or probabilities")] = "logits",
+    patches: Annotated[str, typer.Option(help="features of a backbone for knn and mahalanobis, e.g. timm:vit_small_patch14_dinov2")] = "",
+    patch_weights: Annotated[str, typer.Option(help="its weights file; '' = download")] = "",
+    patch_size: Annotated[int, typer.Option(help="pixels per side of its input; 0 = its own")] = 0,
     name: Annotated[str, typer.Option(help="name of --scores, --logits or --model in tables")] = "",
     scale: Annotated[str, typer.Option(help="of --scores stored as whole numbers: score of the lowest and of the highest code, e.g. 0,1")] = "",
     resize_logits: Annotated[bool, typer.Option("--resize-logits", help="bring --logits of another resolution to the scene's size")] = False,
@@ -266,6 +306,8 @@ def evaluate(
       anomaly-nb street evaluate --logits logits --data smiyc --root RoadAnomaly21
       anomaly-nb street evaluate --model my_module:build --data smiyc --root RoadAnomaly21 --methods energy,sml --fit-data cityscapes --fit-root cityscapes
       anomaly-nb street evaluate --model hf:segformer --data road_anomaly --root RoadAnomaly --anomaly-ids 2
+      anomaly-nb street evaluate --model hf:mask2former --data smiyc --root RoadAnomaly21 --methods rba,eam,max_logit
+      anomaly-nb street evaluate --model runs/seed-0 --model runs/seed-1 --data camvid --root camvid --held-out Bicyclist --methods max_logit,entropy
     """
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.segmentation.evaluation import evaluate as evaluate_all
@@ -295,7 +337,9 @@ def evaluate(
         training = _open(fit_data, fit_root, fit_split, held_out, size) if fit_data else None
         options = {"input": image_input, "mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
         classes = dataset.table.names if same_classes else ()
-        network, scorer = _own(dataset, training, classes, logits, model, methods, fit_logits, fit_images, resize_logits, options, device)
+        given = {"temperature": temperature, "fit_images": fit_images or (None if training is not None else 32)}
+        around = {"average": average, "patches": patches, "patch_weights": patch_weights, "patch_size": patch_size, "device": device}
+        network, scorer = _own(dataset, training, classes, logits, model, methods, fit_logits, resize_logits, options, given, around)
         network.name = name or network.name
         result = evaluate_all(network, scorer, dataset, protocol=protocol, run=network.name)
     folder = save_evaluation(free_folder(run / "evaluations" if run else out, result), result)
@@ -310,21 +354,20 @@ def _own(
     training: Any,  # scenes that scores are fitted on; None = there are none
     classes: tuple[str, ...],  # names of the outputs; () = not known
     logits: str,
-    model: str,
+    model: list[str],
     methods: str,
     fit_logits: str,
-    fit_images: int,
     resize: bool,
     options: dict[str, Any],  # input, mean, std of a file
-    device: str,
+    given: dict[str, Any],  # of PixelScorer
+    around: dict[str, Any],  # average, patches, patch_weights, patch_size, device
 ) -> tuple[Any, Any]:
-    "A network of one's own, or its stored logits, and the scores fitted for it."
+    "Networks of one's own, or stored logits, and the scores fitted for them."
     from anomaly_nb.core.errors import DataError
-    from anomaly_nb.core.runtime import choose_device
-    from anomaly_nb.segmentation.network import StoredLogits, load_network
+    from anomaly_nb.segmentation.network import StoredLogits
     from anomaly_nb.segmentation.scorer import UNFITTED, PixelScorer, check_methods
 
-    names = check_methods(methods.split(",") if methods else UNFITTED)
+    names = check_methods(methods.split(",") if methods else UNFITTED[:3])
     fitted = [m for m in names if m not in UNFITTED]
     if fitted and training is None:
         raise DataError(f"methods {', '.join(fitted)} are fitted on training images; name them with --fit-data, --fit-root and --fit-split")
@@ -332,16 +375,43 @@ def _own(
         if training is not None and not fit_logits:
             raise DataError("--fit-data with --logits needs the logits of these scenes too; give their folder with --fit-logits")
         network: Any = StoredLogits(logits, dataset.keys, classes, resize)
-        source = StoredLogits(fit_logits, training.keys, classes, resize) if training is not None else network
+        source: Any = StoredLogits(fit_logits, training.keys, classes, resize) if training is not None else network
     else:
-        given = {k: tuple(v * 3 if len(v) == 1 else v) for k, v in options.items() if k != "input" and v}
-        network = source = load_network(model, options["input"], classes=classes, **given).to(choose_device(device))
-    scorer = PixelScorer(names, fit_images=fit_images or (None if training is not None else 32))
+        network = source = _networks(model, classes, options, around["average"], around["device"])
+    if around["patches"]:
+        network, source = (_with_patches(n, around) for n in (network, source))
+    scorer = PixelScorer(names, **given)
     return network, scorer.fit(source, dataset if training is None else training, every_pixel=training is None)
+
+
+def _networks(model: list[str], classes: tuple[str, ...], options: dict[str, Any], average: str, device: str) -> Any:
+    "One network, or the ensemble of several."
+    from anomaly_nb.core.runtime import choose_device
+    from anomaly_nb.segmentation.network import load_network
+    from anomaly_nb.segmentation.run import StreetRun
+    from anomaly_nb.segmentation.together import NetworkEnsemble
+
+    given = {k: tuple(v * 3 if len(v) == 1 else v) for k, v in options.items() if k != "input" and v}
+    found: list[Any] = []
+    for name in model:
+        if (Path(name) / "best.pt").is_file():
+            found.append(StreetRun(name).network(device))
+        else:
+            found.append(load_network(name, options["input"], classes=classes, **given).to(choose_device(device)))
+    return found[0] if len(found) == 1 else NetworkEnsemble(found, average)
+
+
+def _with_patches(network: Any, around: dict[str, Any]) -> Any:
+    "A network with the patches of a backbone as its features."
+    from anomaly_nb.features import create_backbone
+    from anomaly_nb.segmentation.together import WithPatches
+
+    return WithPatches(network, create_backbone(around["patches"], around["patch_weights"] or None, around["patch_size"] or None, around["device"]))
 
 
 def _panels(folder: Path, network: Any, scorer: Any, dataset: Any, result: Any, count: int) -> None:
     "The best and worst scenes by average precision of the first score."
+    from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.evaluation import per_image_figures
     from anomaly_nb.segmentation.panels import scene_panels
 
@@ -349,7 +419,7 @@ def _panels(folder: Path, network: Any, scorer: Any, dataset: Any, result: Any, 
     by_key = {k: i for i, k in enumerate(dataset.keys)}
     for title, frame in (("worst", each.head(count)), ("best", each.tail(count)[::-1])):
         if len(frame):
-            _figure(folder / f"panels_{title}.png", scene_panels([dataset[by_key[k]] for k in frame["image"]], network, scorer))
+            save_figure(folder / f"panels_{title}.png", scene_panels([dataset[by_key[k]] for k in frame["image"]], network, scorer))
 
 # %% ../../nbs/11_cli/07_street.ipynb #96f4338e
 @app.command()
@@ -419,7 +489,7 @@ def score(
     write_text(out / "scores.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     typer.echo(f"{len(rows)} pictures scored with {scorer.labels[method]}, threshold {threshold:.4f}: {out}")
 
-# %% ../../nbs/11_cli/07_street.ipynb #f997d251
+# %% ../../nbs/11_cli/07_street.ipynb #e9f9c13a
 def _study_run(
     study: str,
     out: Path,
@@ -436,6 +506,7 @@ def _study_run(
 
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.ablation import heat_study, quantile_sensitivity, sensitivity_plot, subsampling_study, threshold_sensitivity
     from anomaly_nb.segmentation.compare import comparison_plot, to_markdown, write_comparison
     from anomaly_nb.segmentation.evaluation import difference_table, evaluation_identity, find_evaluation, load_evaluation, results_table, save_evaluation
@@ -453,7 +524,7 @@ def _study_run(
         result.about["identity"] = evaluation_identity(network, scorer, dataset, protocol="terms of HEAT")
         table = results_table(result)
         write_comparison(save_evaluation(out, result), table, "results")
-        _figure(out / "results.png", comparison_plot(table))
+        save_figure(out / "results.png", comparison_plot(table))
         write_text(out / "differences.csv", difference_table(result, "heat").to_csv(index=False, lineterminator="\n"))
         shares = ", ".join(f"{n} {v:.2f}" for n, v in result.about["shares"].items())
         typer.echo(to_markdown(table[table["protocol"] == "pooled"]) + f"\nshares of the terms: {shares}\n{out}")
@@ -470,10 +541,10 @@ def _study_run(
             both = {"percent of the threshold": percent, "promised rate": promised}
             frame = pd.concat([f.assign(method=counts.labels[method], version=v) for v, f in both.items()], ignore_index=True)
         write_text(out / f"{study}_{method}.csv", frame.to_csv(index=False, lineterminator="\n"))
-        _figure(out / f"{study}_{method}.png", sensitivity_plot(percent, promised, sample))
+        save_figure(out / f"{study}_{method}.png", sensitivity_plot(percent, promised, sample))
         typer.echo(frame.round(4).to_string(index=False) + "\n")
 
-# %% ../../nbs/11_cli/07_street.ipynb #f44617c1
+# %% ../../nbs/11_cli/07_street.ipynb #b3821bac
 @app.command()
 def ablate(
     out: Annotated[Path, typer.Argument(help="folder of the study; runs that are there are not done again")],
@@ -499,7 +570,7 @@ def ablate(
     other_size: OtherSize = False,
     epoch_images: EpochImages = 0,
     patience: int = 3,
-    precision: Precision = "float32",
+    precision: Precision = "auto",
     methods: Methods = "max_logit",
     device: Device = "auto",
 ) -> None:
@@ -520,10 +591,12 @@ def ablate(
     if study in ("heat", "thresholds", "subsampling"):
         return _study_run(study, out, run, (data, root, split, held_out), size, as_stored, other_size, list(names), device)
     from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.runtime import choose_precision
+    from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.ablation import ablation_plot, ablation_summary, run_ablation, study_configs
     from anomaly_nb.segmentation.training import TrainConfig
 
-    crop = _size(crop_height, crop_width, "crop-") or size or (512, 512)
+    crop, precision = _size(crop_height, crop_width, "crop-") or size or (512, 512), choose_precision(precision, device)
     base = TrainConfig(epochs=epochs, batch_size=batch_size, lr=lr, output=crop, epoch_images=epoch_images or None, patience=patience, precision=precision)
     configs = study_configs(study, base)
     sets = {split: _open(data, root, split, held_out, size) for split in ("train", "val", "test")}
@@ -533,10 +606,10 @@ def ablate(
     for metric in ("test_miou", "ap"):
         summary = ablation_summary(runs, metric)
         write_text(out / f"summary_{metric}.csv", summary.to_csv(index=False, lineterminator="\n"))
-        _figure(out / f"summary_{metric}.png", ablation_plot(summary))
+        save_figure(out / f"summary_{metric}.png", ablation_plot(summary))
         typer.echo(summary.round(4).to_string(index=False) + "\n")
 
-# %% ../../nbs/11_cli/07_street.ipynb #84758b82
+# %% ../../nbs/11_cli/07_street.ipynb #b254b422
 def _names(folders: list[Path]) -> list[str]:
     "Run folders as names, with the evaluation's own folder where one run comes twice."
     runs = [p.parent.parent.name or p.name for p in folders]
@@ -558,6 +631,7 @@ def compare(
       anomaly-nb street compare runs/a/evaluations/camvid-test-as_stored runs/b/evaluations/camvid-test-as_stored --names a,b
     """
     from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.compare import comparable_groups, comparison_plot, comparison_table, incomparable, to_markdown, write_comparison
     from anomaly_nb.segmentation.evaluation import load_evaluation
 
@@ -572,8 +646,60 @@ def compare(
     for i, group in enumerate(groups):
         table, name = comparison_table(group, resamples), "comparison" if len(groups) == 1 else f"comparison_{i + 1}"
         write_comparison(out, table, name)
-        _figure(out / f"{name}.png", comparison_plot(table))
+        save_figure(out / f"{name}.png", comparison_plot(table))
         about = ", ".join(f"{k} {v}" for k, v in next(iter(group.values())).about.get("identity", {}).items() if k in ("data", "split", "size", "void policy"))
         apart = f"not comparable with the first table: it differs in {', '.join(incomparable(held[next(iter(groups[0]))], next(iter(group.values()))))}\n" if i else ""
         typer.echo(f"{about}\n{apart}" + to_markdown(table))
     typer.echo(str(out))
+
+# %% ../../nbs/11_cli/07_street.ipynb #bf5f3ab5
+@app.command()
+def classes(
+    data: Data = "samples",
+    root: Root = "",
+    split: Annotated[str, typer.Option(help="train, val or test")] = "train",
+    held_out: HeldOut = [],  # noqa: B006 - typer copies it
+    anomaly_ids: Annotated[str, typer.Option(help="raw ids of the anomaly, where they are not the data set's own")] = "",
+    ignore_ids: Annotated[str, typer.Option(help="raw ids that do not count")] = "",
+) -> None:
+    """Count the pixels and images of every class, of the anomaly and of what does not count.
+
+    \b
+    Example:
+      anomaly-nb street classes --data camvid --root camvid --split val --held-out Bicyclist
+    """
+    from anomaly_nb.segmentation.datasets import class_distribution
+
+    table = class_distribution(_open(data, root, split, held_out, **_ids(anomaly_ids, ignore_ids)))
+    typer.echo(table.assign(share=table["share"].map("{:.3%}".format), raw_ids=table["raw_ids"].str.slice(0, 24)).to_string(index=False))
+
+# %% ../../nbs/11_cli/07_street.ipynb #99fc5fc5
+@app.command()
+def submit(
+    scores: Annotated[Path, typer.Argument(help="folder of score maps, such as `street score` writes")],
+    out: Annotated[Path, typer.Argument(help="folder for the files of the benchmark")],
+    images: Annotated[Path, typer.Option(help="folder of the benchmark's frames; every one needs a map, which is brought to its size")],
+    form: Annotated[str, typer.Option(help="smiyc (.hdf5, float16) or fishyscapes (.npy, float32)")] = "smiyc",
+    dataset: Annotated[str, typer.Option(help="of smiyc: AnomalyTrack-all, ObstacleTrack-all, LostAndFound-testNoKnown ...")] = "AnomalyTrack-all",
+    method: Annotated[str, typer.Option(help="name of the method on the server")] = "mine",
+    scale: Annotated[str, typer.Option(help="of maps stored as whole numbers: score of the lowest and of the highest code, e.g. 0,1")] = "",
+) -> None:
+    """Write score maps as SegmentMeIfYouCan and Fishyscapes take them.
+
+    \b
+    Example:
+      anomaly-nb street score runs/hazards dataset_AnomalyTrack/images --method heat --out scores
+      anomaly-nb street submit scores submission --images dataset_AnomalyTrack/images --dataset AnomalyTrack-all --method heat
+    """
+    from anomaly_nb.core.errors import DataError, check_folder
+    from anomaly_nb.core.order import path_key
+    from anomaly_nb.data.images import image_info, is_image
+    from anomaly_nb.segmentation.score_maps import write_submission
+
+    frames = sorted((p for p in check_folder(images).rglob("*") if is_image(p)), key=path_key)
+    if not frames:
+        raise DataError(f"{images}: no image there; give the folder of the benchmark's frames")
+    sizes = {p.relative_to(images).with_suffix("").as_posix(): image_info(p).size for p in frames}
+    code = _numbers(scale, "--scale", 2)
+    written = write_submission(out, scores, list(sizes), form, dataset, method, (code[0], code[1]) if code else None, sizes)
+    typer.echo(f"{len(written)} maps of {form}: {written[0].parent}")

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['DataError', 'MissingFileError', 'UnsafeFileError', 'Notice', 'MissingExtraError', 'require', 'check_file',
-           'check_folder', 'real_array', 'check_finite', 'check_labels_and_scores']
+           'check_folder', 'naming', 'check_random_state', 'real_array', 'check_finite', 'check_labels_and_scores']
 
-# %% ../../nbs/00_core/01_errors.ipynb #6c168989
+# %% ../../nbs/00_core/01_errors.ipynb #3e8262a1
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,32 @@ def check_folder(
     if not path.is_dir():
         raise MissingFileError(f"{path}: no such folder" + (f"; {mend}" if mend else ""))
     return path
+
+# %% ../../nbs/00_core/01_errors.ipynb #ce9b1736
+@contextmanager
+def naming(
+    what: str,  # image or file that is worked on
+) -> Iterator[None]:
+    "Name `what` in whatever goes wrong with it: in the message, or in a note under the traceback of a bug. Raises `DataError`, or the error itself."
+    try:
+        yield
+    except Exception as e:
+        if what in str(e):
+            raise
+        if isinstance(e, ValueError | OSError):
+            raise DataError(f"{what}: {e}") from e
+        e.add_note(f"while working on {what}")
+        raise
+
+# %% ../../nbs/00_core/01_errors.ipynb #56038284
+def check_random_state(
+    value: Any,  # seed of a random generator
+    name: str = "seed",  # argument, for the message
+) -> int:
+    "Return `value` if it is a seed: a whole number from 0 on. Raises `DataError`."
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**32:
+        raise DataError(f"{name}={value}: give a whole number from 0 to {2**32 - 1}")
+    return int(value)
 
 # %% ../../nbs/00_core/01_errors.ipynb #42376f29
 def real_array(

@@ -29,7 +29,7 @@ def row_at_tpr(
         return int(len(recall) - 1 - np.argmin(np.abs(recall - tpr)[::-1]))
     raise DataError(f"rule is {rule!r}; it must be 'first', 'above' or 'nearest'")
 
-# %% ../../nbs/01_metrics/01_ranking.ipynb #21b767fe
+# %% ../../nbs/01_metrics/01_ranking.ipynb #89ab4cd1
 class ThresholdTable(NamedTuple):
     "Counts at or above each of a falling series of thresholds; the last row counts everything."
 
@@ -73,6 +73,11 @@ class ThresholdTable(NamedTuple):
         "Step sum of precision over recall, as scikit-learn has it; no trapezoids."
         gained = np.diff(self.tp, prepend=0)
         return float(np.dot(gained, self.precision()) / self.positives)
+
+    def trapezoid_precision(self) -> float:
+        "Area under straight lines between the points of the precision-recall curve, from (0, 1) on; no threshold reaches what lies between them (Davis and Goadrich 2006)."
+        precision, gained = np.concatenate(([1.0], self.precision())), np.diff(self.tp, prepend=0)
+        return float(np.dot(gained, precision[1:] + precision[:-1]) / 2 / self.positives)
 
     def fpr_at_tpr(self, tpr: float = 0.95, rule: str = "first") -> float:
         "False-positive rate where the recall reaches `tpr`; see `fpr_at_tpr` for the rules. Raises `DataError` on an unknown rule."

@@ -55,7 +55,7 @@ def mean_iou(
         raise DataError("the confusion matrix is empty for these classes; there is no IoU to average")
     return float(np.nanmean(iou))
 
-# %% ../../nbs/01_metrics/05_segmentation.ipynb #25f19582
+# %% ../../nbs/01_metrics/05_segmentation.ipynb #c4d9232a
 class StreetProtocol(NamedTuple):
     "How a published street-scene figure was computed."
 
@@ -64,6 +64,7 @@ class StreetProtocol(NamedTuple):
     pooled: bool  # one ranking of all pixels, or the mean over pictures
     rule: str  # which threshold reaches 95 %, see `fpr_at_tpr`
     one_sided: str = "skip"  # pictures without normal or without anomalous pixels: "keep" (pooled), "skip" or "raise"
+    aupr: str = "step"  # area under precision and recall that it prints: "step" (average precision) or "trapezoid"
 
 
 STREET_PROTOCOLS = {
@@ -71,7 +72,7 @@ STREET_PROTOCOLS = {
     "anomaly_seg": StreetProtocol((14,), (), False, "nearest"),
     "densehybrid": StreetProtocol((14,), (4,), False, "above"),
     "mask2anomaly": StreetProtocol((14,), (1, 4), True, "first"),
-    "pytorch_ood": StreetProtocol((14,), (), False, "first", "raise"),
+    "pytorch_ood": StreetProtocol((14,), (), False, "first", "raise", "trapezoid"),
     "fishyscapes": StreetProtocol((1,), (255,), True, "first", "keep"),
     "smiyc": StreetProtocol((1,), (255,), True, "first", "keep"),
 }
@@ -83,14 +84,14 @@ def street_protocol(name: str) -> StreetProtocol:
         raise DataError(f"protocol is {name!r}; known are {', '.join(STREET_PROTOCOLS)}")
     return STREET_PROTOCOLS[name]
 
-# %% ../../nbs/01_metrics/05_segmentation.ipynb #4c3331d0
+# %% ../../nbs/01_metrics/05_segmentation.ipynb #a9fbb1d6
 def street_metrics(
     labels: Sequence | np.ndarray,  # N label maps (H, W), raw ids
     maps: Sequence | np.ndarray,  # N score maps (H, W), higher = more anomalous
     protocol: str = "pooled",  # a name in STREET_PROTOCOLS
     key: str = "float16",  # of the `ScoreHistogram`, for pooled protocols
     value_range: tuple[float, float] | None = None,  # for key "linear16"
-) -> dict[str, float]:  # roc_auc, average_precision, fpr_at_tpr (at 95 %), images (how many counted)
+) -> dict[str, float]:  # roc_auc, average_precision, fpr_at_tpr (at 95 %), aupr (as the protocol prints it), images (how many counted)
     "Pixel metrics under a named protocol, read one picture at a time. Raises `DataError` on an unknown protocol, parts that do not fit, or no usable picture."
     rule = street_protocol(protocol)
     if len(labels) != len(maps):
@@ -108,11 +109,13 @@ def street_metrics(
             raise DataError(f"labels[{i}] has one class only, which protocol {protocol!r} refuses; leave the picture out")
         if both and not rule.pooled:
             table = threshold_table(truth, score)
-            rows.append((table.roc_auc(), table.average_precision(), table.fpr_at_tpr(0.95, rule.rule)))
+            printed = table.trapezoid_precision() if rule.aupr == "trapezoid" else table.average_precision()
+            rows.append((table.roc_auc(), table.average_precision(), table.fpr_at_tpr(0.95, rule.rule), printed))
         elif rule.pooled and truth.size and (truth.any() or rule.one_sided == "keep"):
             histogram.update(truth, score)
             rows.append(())
     if not rows:
         raise DataError("no picture has both normal and anomalous pixels; there is nothing to rank")
-    values = (histogram.roc_auc(), histogram.average_precision(), histogram.fpr_at_tpr(0.95, rule.rule)) if rule.pooled else np.mean(rows, axis=0)
-    return {**{name: float(v) for name, v in zip(("roc_auc", "average_precision", "fpr_at_tpr"), values)}, "images": len(rows)}
+    average = histogram.average_precision() if rule.pooled else 0.0
+    values = (histogram.roc_auc(), average, histogram.fpr_at_tpr(0.95, rule.rule), average) if rule.pooled else np.mean(rows, axis=0)
+    return {**{name: float(v) for name, v in zip(("roc_auc", "average_precision", "fpr_at_tpr", "aupr"), values)}, "images": len(rows)}

@@ -28,7 +28,7 @@ from ..core.errors import DataError, Notice
 from ..core.runtime import progress
 from ..core.style import figure_style
 from ..data.images import Intensity, fit_intensity, image_info, read_image
-from ..features import FeatureSet, create_backbone, extract_features
+from ..features import FeatureSet, auto_backbone, create_backbone, extract_features
 from ..features.backbones import parse_name
 from ..features.extract import index_intensity
 from ..features.shards import ShardedFeatures
@@ -54,8 +54,8 @@ class Detector(BaseEstimator):
     def __init__(
         self,
         recipe: str = "knn",  # a key of `RECIPES`; what is given below takes its parts' place
-        backbone: str = "",  # of `create_backbone`; "" = the recipe's
-        weights: str = "",  # checkpoint file, "hub" or "random"; "" = none, or the hub
+        backbone: str = "",  # of `create_backbone`; "auto" = the strongest whose weights are at hand, of `auto_backbone`; "" = the recipe's
+        weights: str = "",  # checkpoint file, "hub" or "random"; "" = none, or the hub; with "auto" also a folder of checkpoints
         image_size: int = 0,  # pixels per side of the input; 0 = the recipe's, or the backbone family's choice
         bank: Bank | None = None,  # None = the recipe's
         preparation: Preparation | None = None,  # None = the recipe's
@@ -86,9 +86,17 @@ class Detector(BaseEstimator):
         self.resize, self.tile, self.overlap, self.region = resize, tile, overlap, region
         self.budget_ms, self.budget_mb = budget_ms, budget_mb
 
+    def given_backbone(self) -> tuple[str, str]:  # name, weights
+        "What was given; for `auto` the strongest at hand, looked for once. Raises as `auto_backbone` does."
+        if self.backbone != "auto":
+            return self.backbone, str(self.weights)
+        if vars(self).get("_auto", (None,))[0] != str(self.weights):
+            self._auto = (str(self.weights), auto_backbone("" if self.weights == "hub" else self.weights, hub=self.weights == "hub"))
+        return self._auto[1].name, self._auto[1].weights
+
     def parts(self) -> Recipe:
         "The recipe with what was given in its parts' place. Raises `DataError` for an unknown one."
-        return recipe_parts(self.recipe, self.backbone, self.image_size, self.bank, self.preparation, self.k, self.coreset, self.similar, self.random_state)
+        return recipe_parts(self.recipe, self.given_backbone()[0], self.image_size, self.bank, self.preparation, self.k, self.coreset, self.similar, self.random_state)
 
     @property
     def reduction(self) -> str:
@@ -103,12 +111,13 @@ class Detector(BaseEstimator):
     def network(self) -> Any:
         "The backbone, made once. Raises as `create_backbone` does."
         parts = self.parts()
+        weights = self.given_backbone()[1]
         size = self.image_size or (0 if self.tile else parts.image_size)  # a tile is an input at its own resolution
-        key = (parts.backbone, str(self.weights), size, self.resize, self.tile, self.overlap, str(self.region))
+        key = (parts.backbone, weights, size, self.resize, self.tile, self.overlap, str(self.region))
         if vars(self).get("_made", (None,))[0] != key:
             if named := {"tile", "overlap", "region"} & parse_name(parts.backbone)[2].keys():
                 raise DataError(f"backbone={parts.backbone!r}: give {' and '.join(sorted(named))} as the detector's own, and leave them out of the backbone's name")
-            made = create_backbone(parts.backbone, self.weights or None, size or None, resize=self.resize, tile=self.tile, overlap=self.overlap, region=self.region)
+            made = create_backbone(parts.backbone, weights or None, size or None, resize=self.resize, tile=self.tile, overlap=self.overlap, region=self.region)
             self._made = (key, made)
         return self._made[1]
 
@@ -181,6 +190,7 @@ class Detector(BaseEstimator):
         self.layout_ = Layout(patch_hw) if plain else Layout.of_spec(spec, patch_hw, self.network().region if spec.get("region") else None)
         self.paths_ = [str(p) for p in meta["image_path"]] if "image_path" in meta else [""] * len(meta)
         self.version_ = 1
+        self.choice_: dict[str, Any] = {}  # what recipe and backbone were chosen from, where they were
         self.threshold_: Threshold | None = None
         self.learned_: dict[str, int] = {}
         self.cells_ = np.empty((0, 2), np.int32)  # image and cell of the reference's rows, where they have no grid
@@ -527,9 +537,9 @@ class Detector(BaseEstimator):
             old["group"] = self.groups_
         table = pd.concat([old, added[[c for c in ("image_path", "group") if c in added]]], ignore_index=True)
         table.attrs["intensity"] = self.intensity_.to_dict()  # decided once
-        version, self.keep_budget = self.version_, True
+        version, choice, self.keep_budget = self.version_, self.choice_, True
         self.fit(table)
-        self.version_ = version + 1
+        self.version_, self.choice_ = version + 1, choice
         return self
 
     def save(
@@ -539,6 +549,17 @@ class Detector(BaseEstimator):
         "Write the fitted detector into `folder`, without pickles. Raises `NotFittedError`."
         self._check_fitted()
         return write_detector(self, folder)
+
+    def export(
+        self,
+        folder: str | Path,  # made if it is not there
+        format: str = "onnx",  # or "torchscript"
+    ) -> Path:  # of the graph
+        "Write the fitted detector as one graph, from image to score and map. Raises `NotFittedError`, `MissingExtraError`, or `DataError` for what cannot be one."
+        from anomaly_nb.scoring.export import export_detector
+
+        self._check_fitted()
+        return export_detector(self, folder, format)
 
     @classmethod
     def load(

@@ -68,8 +68,8 @@ def _write_files(detector: Any, folder: Path) -> None:
         detector.threshold_.save(folder / "threshold.json")
     if detector.region and "region" in detector.spec_ and "sha256:" in detector.spec_["region"]:
         _copy_region(detector, folder / "region")
-    if detector.weights and Path(detector.weights).is_file():
-        given["weights"] = Path(detector.weights).resolve().as_posix()
+    given["backbone"], weights = detector.given_backbone()
+    given["weights"] = Path(weights).resolve().as_posix() if weights and Path(weights).is_file() else weights
     prepared = detector.preparation_
     arrays = {name: getattr(prepared, name) for name in ARRAYS} | {"held_out_": detector.held_out_, "held_out_patches_": detector.held_out_patches_}
     if len(detector.cells_):
@@ -88,6 +88,7 @@ def _write_files(detector: Any, folder: Path) -> None:
             "budget": detector.budget_,
             "intensity": detector.intensity_.to_dict(),
             "version": detector.version_,
+            "choice": detector.choice_,
             "packages": versions(),
             "params": given,
             **unfitted,
@@ -140,6 +141,7 @@ def read_detector(
     detector.threshold_ = Threshold.load(folder / "threshold.json") if (folder / "threshold.json").exists() else None
     detector.groups_, detector.version_, detector.spec_ = about.get("groups", []), about.get("version", 1), about["spec"]
     detector.intensity_ = Intensity.from_dict(about["intensity"]) if "intensity" in about else Intensity()  # older ones: 8-bit
+    detector.choice_ = about.get("choice", {})
     family, mark, options = detector.parts().backbone.partition("?")
     if family == detector.spec_.get("name") == "filters":  # their first version, from before there were versions
         detector.backbone = recorded_name("filters") + mark + options

@@ -12,9 +12,10 @@ __all__ = ['Augmentation', 'HybridEnergyThresholding', 'LabelTable', 'PixelKNN',
            'save_evaluation', 'save_scorer', 'scene_panels', 'speed_table', 'OwnNetwork', 'StoredLogits', 'StreetRun',
            'evaluate_scores', 'load_network', 'write_submission', 'street_samples', 'study_configs',
            'subsampling_study', 'threshold_sensitivity', 'to_markdown', 'train', 'training_curves', 'write_comparison',
-           'write_street_samples']
+           'write_street_samples', 'NetworkEnsemble', 'ReAct', 'WithPatches', 'eam', 'mask2anomaly',
+           'mask_class_logits', 'rba']
 
-# %% ../../nbs/07_segmentation/00_segmentation.ipynb #cfbdd73c
+# %% ../../nbs/07_segmentation/00_segmentation.ipynb #0ec61919
 from .ablation import ablation_summary, heat_study, quantile_sensitivity, run_ablation, study_configs, subsampling_study, threshold_sensitivity
 from .augment import Augmentation
 from .compare import comparison_plot, comparison_table, to_markdown, write_comparison
@@ -30,8 +31,9 @@ from anomaly_nb.segmentation.evaluation import (
     save_evaluation,
     speed_table,
 )
-from .feature_scores import PixelKNN, PixelMahalanobis, ViM
+from .feature_scores import PixelKNN, PixelMahalanobis, ReAct, ViM
 from .heat import HybridEnergyThresholding
+from .mask_scores import eam, mask2anomaly, mask_class_logits, rba
 from .models import StreetModel, build_model, load_checkpoint, predict, save_checkpoint
 from .network import OwnNetwork, StoredLogits, load_network
 from .panels import scene_panels
@@ -40,9 +42,10 @@ from .samples import street_samples, write_street_samples
 from .score_maps import evaluate_scores, write_submission
 from .scorer import PixelScorer, load_scorer, save_scorer
 from .scores import StandardizedMaxLogit, boundary_suppression, dilated_smoothing, energy, max_logit, msp
+from .together import NetworkEnsemble, WithPatches
 from .training import TrainConfig, train, training_curves
 
-# %% ../../nbs/07_segmentation/00_segmentation.ipynb #443cea5c
+# %% ../../nbs/07_segmentation/00_segmentation.ipynb #81a7b0b9
 _all_ = ["Augmentation", "HybridEnergyThresholding", "LabelTable", "PixelKNN", "PixelMahalanobis", "PixelScorer",
          "StandardizedMaxLogit", "StreetDataset", "StreetEvaluation", "StreetModel", "TrainConfig", "ViM",
          "ablation_summary", "boundary_suppression", "build_model", "class_distribution", "class_table",
@@ -51,4 +54,5 @@ _all_ = ["Augmentation", "HybridEnergyThresholding", "LabelTable", "PixelKNN", "
          "operating_points", "predict", "quantile_sensitivity", "results_table", "run_ablation", "save_checkpoint",
          "save_evaluation", "save_scorer", "scene_panels", "speed_table", "OwnNetwork", "StoredLogits", "StreetRun",
          "evaluate_scores", "load_network", "write_submission", "street_samples", "study_configs", "subsampling_study",
-         "threshold_sensitivity", "to_markdown", "train", "training_curves", "write_comparison", "write_street_samples"]
+         "threshold_sensitivity", "to_markdown", "train", "training_curves", "write_comparison", "write_street_samples",
+         "NetworkEnsemble", "ReAct", "WithPatches", "eam", "mask2anomaly", "mask_class_logits", "rba"]

@@ -9,7 +9,7 @@ __all__ = ['PROTOCOLS', 'IDENTITY', 'COMPARED', 'FIGURES', 'COMPONENT_FIGURES', 
            'component_table', 'normal_quantile', 'operating_points', 'save_evaluation', 'free_folder',
            'find_evaluation', 'load_evaluation']
 
-# %% ../../nbs/07_segmentation/10_evaluation.ipynb #ee789fcf
+# %% ../../nbs/07_segmentation/10_evaluation.ipynb #9cf68f3d
 import re
 import resource
 import sys
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from ..calibration.thresholds import counted_threshold
-from ..core.errors import DataError, MissingFileError
+from ..core.errors import DataError, MissingFileError, naming
 from ..core.files import load_arrays, read_json, save_arrays, sha256_json, write_json
 from ..core.runtime import progress
 from anomaly_nb.metrics import (
@@ -37,7 +37,7 @@ from anomaly_nb.metrics import (
     mean_iou,
 )
 from ..metrics.overlap import TAUS, component_track
-from ..metrics.uncertainty import interval_of
+from ..metrics.uncertainty import clustered_interval
 from ..metrics.histogram import order_value
 from .datasets import VOID, StreetDataset
 from .models import weights_digest
@@ -152,7 +152,7 @@ def check_sizes(
         made = ", ".join(f"{h}x{w}" for h, w in sorted(map(tuple, threshold_sizes))[:3])
         raise DataError(f"thresholds and statistics were made at {made} and the pictures are {', '.join(f'{h}x{w}' for h, w in other[:3])} (height x width); {mend}")
 
-# %% ../../nbs/07_segmentation/10_evaluation.ipynb #e9bd2bc9
+# %% ../../nbs/07_segmentation/10_evaluation.ipynb #cc4a22d6
 def evaluate(
     model: SceneNetwork,
     scorer: PixelScorer,  # fitted
@@ -171,10 +171,11 @@ def evaluate(
     names = dataset.table.names if model.classes else ()  # outputs without names are no classes of the data: no mIoU
     result, sizes = StreetEvaluation(scorer.labels, names, known | about), set()
     for i in progress(range(len(dataset)), f"{dataset.name}/{dataset.split}", unit="image"):
-        scene = dataset[i]
+        with naming(dataset.keys[i]):
+            scene = dataset[i]
+            start = time.perf_counter()
+            out = model.see(scene, precision)
         sizes.add(scene.labels.shape)
-        start = time.perf_counter()
-        out = model.see(scene, precision)
         result.seconds["network"] += time.perf_counter() - start
         scores = {}
         for method in scorer.methods:
@@ -284,7 +285,7 @@ def speed_table(
     frame = pd.DataFrame({"part": [evaluation.labels.get(p, p) for p in evaluation.seconds], "seconds": list(evaluation.seconds.values())})
     return frame.assign(ms_per_image=1000 * frame["seconds"] / n, images_per_second=n / frame["seconds"].replace(0, np.nan))
 
-# %% ../../nbs/07_segmentation/10_evaluation.ipynb #a66eeeb9
+# %% ../../nbs/07_segmentation/10_evaluation.ipynb #77037f6f
 def count_components(
     evaluation: StreetEvaluation,  # its pixels counted
     scenes: Iterable[tuple[str, Mapping[str, np.ndarray], np.ndarray]],  # key, method -> ranked scores (H, W), anomaly mask (H, W)
@@ -326,11 +327,13 @@ def component_table(
     found = {"components": int(sums[:, 1].sum()), "detections": int(sums[:, 3].sum()), **dict(zip(COMPONENT_FIGURES, whole.tolist()))}
     if resamples and len(parts) > 1:
         drawn = np.random.default_rng(random_state).multinomial(len(parts), np.full(len(parts), 1 / len(parts)), size=resamples)
-        values = figures(drawn.astype(float))
-        for i, name in enumerate(COMPONENT_FIGURES):
+        values, left = figures(drawn.astype(float)), figures(1 - np.eye(len(parts)))
+        sizes = sums[:, [1, 3]]
+        for i, (name, carried) in enumerate(zip(COMPONENT_FIGURES, (sizes[:, 0], sizes[:, 1], sizes.sum(1)))):
             kept = values[:, i][np.isfinite(values[:, i])]
             if len(kept) > resamples / 2 and np.isfinite(whole[i]):
-                found[f"{name}_low"], found[f"{name}_high"] = interval_of(float(whole[i]), kept)[1:]
+                effective = float(carried.sum() ** 2 / (carried**2).sum())
+                found[f"{name}_low"], found[f"{name}_high"] = clustered_interval(float(whole[i]), kept, left[:, i], len(parts), effective)[1:]
     return found
 
 

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['cells', 'cell_maps', 'sample_cells', 'training_cells', 'ClassMoments', 'CellReservoir', 'PixelMahalanobis', 'ViM',
-           'VimSubspace', 'VimScale', 'PixelKNN']
+           'VimSubspace', 'VimScale', 'PixelKNN', 'ReAct']
 
-# %% ../../nbs/07_segmentation/02_feature_scores.ipynb #57bf2609
+# %% ../../nbs/07_segmentation/02_feature_scores.ipynb #9847ef7b
 import numpy as np
 import torch
 from sklearn.exceptions import NotFittedError
 from torch.nn import functional as F
 
 from ..core.errors import DataError, check_finite
+from .scores import energy
 
 # %% ../../nbs/07_segmentation/02_feature_scores.ipynb #d7881e90
 def cells(
@@ -360,3 +361,43 @@ class PixelKNN:
         rows = F.normalize(cells(features).float(), dim=1).cpu().numpy()
         squared, _ = index.search(np.ascontiguousarray(rows), self.k)
         return cell_maps(torch.from_numpy(np.sqrt(np.maximum(squared[:, -1], 0))), features, size)
+
+# %% ../../nbs/07_segmentation/02_feature_scores.ipynb #26839cd0
+class ReAct:
+    "Energy of the last layer on clipped features (Sun et al., NeurIPS 2021)."
+
+    threshold_: float  # value that features are clipped at
+
+    def __init__(
+        self,
+        weight: np.ndarray,  # (C, D) of the last 1x1 convolution
+        bias: np.ndarray,  # (C,)
+        quantile: float = 0.9,  # of the training activations
+        cells: int = 4096,  # training cells the quantile is taken from
+        temperature: float = 1.0,  # of the energy
+    ):
+        self.weight, self.bias, self.quantile, self.cells, self.temperature = weight, bias, quantile, cells, temperature
+
+    def fit(
+        self,
+        features: np.ndarray,  # (n, D) training cells before the last convolution
+    ) -> "ReAct":
+        "The quantile of all activations. Raises `DataError` for a quantile outside (0, 1)."
+        if not 0 < self.quantile < 1:
+            raise DataError(f"quantile is {self.quantile}; it must lie between 0 and 1")
+        self.threshold_ = float(np.quantile(training_cells(features), self.quantile))
+        return self
+
+    def score(
+        self,
+        features: torch.Tensor,  # (B, D, h, w) before the last convolution
+        size: tuple[int, int] | None = None,  # (H, W) the cells span
+    ) -> torch.Tensor:  # (B, H, W), higher = anomalous
+        "Energy maps. Raises `NotFittedError`, `DataError` for another width."
+        if not hasattr(self, "threshold_"):
+            raise NotFittedError("fit ReAct on training cells first")
+        if features.shape[1] != self.weight.shape[1]:
+            raise DataError(f"features are {features.shape[1]} wide, the last layer takes {self.weight.shape[1]}; give its input")
+        weight, bias = (torch.as_tensor(v, dtype=features.dtype, device=features.device) for v in (self.weight, self.bias))
+        logits = F.conv2d(features.clamp(max=self.threshold_), weight[:, :, None, None], bias)
+        return energy(logits if size is None else F.interpolate(logits, size, mode="bilinear", align_corners=False), self.temperature)

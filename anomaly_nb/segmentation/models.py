@@ -57,7 +57,7 @@ def architecture(name: str) -> Architecture:
         return Architecture(DECODERS[decoder], encoder, input_size=(int(side[1]),) * 2 if side else None)
     raise DataError(f"no model {name!r}; choose one of {', '.join(ARCHITECTURES)} or <decoder>:<encoder> with a decoder of {', '.join(DECODERS)}")
 
-# %% ../../nbs/07_segmentation/07_models.ipynb #51d3f19a
+# %% ../../nbs/07_segmentation/07_models.ipynb #ab59a520
 class StreetOutput(NamedTuple):
     "What one forward pass gives."
 
@@ -66,6 +66,8 @@ class StreetOutput(NamedTuple):
     penultimate: torch.Tensor  # (B, E, h', w') input of the last 1x1 convolution
     auxiliary: torch.Tensor | None = None  # (B, C, H, W) logits of the auxiliary head; training only
     extent: tuple[int, int] | None = None  # pixels that both feature maps span: the picture and its padding to the stride
+    masks: tuple[torch.Tensor, torch.Tensor] | None = None  # class logits (B, Q, C + 1) and mask logits (B, Q, h, w) of a network that classifies masks
+    features_extent: tuple[int, int] | None = None  # pixels `features` span, where they are another network's
 
 # %% ../../nbs/07_segmentation/07_models.ipynb #e4144235
 class StreetModel(nn.Module):
@@ -224,7 +226,7 @@ def load_checkpoint(
         raise DataError(f"{path}: its tensors do not fit {meta['model']} with {len(meta['classes'])} classes ({str(e).splitlines()[-1].strip()})") from None
     return model.eval(), meta
 
-# %% ../../nbs/07_segmentation/07_models.ipynb #fcdd14ef
+# %% ../../nbs/07_segmentation/07_models.ipynb #2dd55e15
 def predict(
     model: nn.Module,  # a `StreetModel` or `OwnNetwork`, in evaluation mode
     image: np.ndarray,  # (H, W, 3) or (B, H, W, 3) uint8
@@ -238,4 +240,5 @@ def predict(
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         out = model(batch.to(device))
     features = None if out.features is None else out.features.float()
-    return StreetOutput(out.logits.float(), features, out.penultimate.float(), extent=out.extent)
+    masks = None if out.masks is None else (out.masks[0].detach().float(), out.masks[1].detach().float())
+    return StreetOutput(out.logits.float(), features, out.penultimate.float(), extent=out.extent, masks=masks)

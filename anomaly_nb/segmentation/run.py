@@ -5,20 +5,25 @@
 # %% auto #0
 __all__ = ['size_text', 'StreetRun']
 
-# %% ../../nbs/07_segmentation/15_run.ipynb #dd79fa83
+# %% ../../nbs/07_segmentation/15_run.ipynb #5626b388
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ..core.errors import DataError
-from ..core.files import read_json, write_json
+from ..core.files import read_json, write_json, write_text
 from ..core.runtime import choose_device, provenance
+from ..core.style import save_figure
 from .datasets import StreetDataset, open_streets
 from .evaluation import StreetEvaluation, check_sizes, evaluate, load_evaluation, save_evaluation
 from .models import StreetModel, load_checkpoint
 from .scorer import FIVE, PixelScorer, load_scorer, save_scorer
+from .training import training_curves
 
-# %% ../../nbs/07_segmentation/15_run.ipynb #d988df88
+# %% ../../nbs/07_segmentation/15_run.ipynb #6063c56b
 def size_text(
     size: Sequence[int] | None,  # (height, width); None = as stored
 ) -> str:
@@ -99,6 +104,19 @@ class StreetRun:
             mend = "resize them with --height and --width, fit for this size with --refit, or use them nonetheless with --other-size"
             check_sizes(validation.about.get("sizes", []), sizes, mend)
         return scorer, validation
+
+    def page(
+        self,
+        history: pd.DataFrame,  # of a `TrainResult`, of the epochs so far
+        finished: bool = False,
+    ) -> Path:
+        "Write `training.png` and `report.html`, which reloads itself while the run goes on."
+        save_figure(self.folder / "training.png", training_curves(history))
+        title, reload = html.escape(self.folder.resolve().name), "" if finished else '<meta http-equiv="refresh" content="30">'
+        table = history.assign(epoch=history["epoch"] + 1).to_html(index=False, float_format=lambda v: f"{v:.4g}", border=0)
+        head = f'<!doctype html><meta charset="utf-8">{reload}<title>{title}</title>'
+        said = "finished" if finished else f"after epoch {len(history)}"
+        return write_text(self.folder / "report.html", f'{head}<h1>{title}, {said}</h1><img src="training.png" alt="training loss and validation mIoU">{table}\n')
 
     def describe(self, size: Sequence[int] | None, **about: Any) -> Path:
         "Write `run.json`."

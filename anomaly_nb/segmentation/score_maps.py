@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['MAP_SUFFIXES', 'read_map', 'evaluate_scores', 'write_submission']
 
-# %% ../../nbs/07_segmentation/17_score_maps.ipynb #a44f5708
+# %% ../../nbs/07_segmentation/17_score_maps.ipynb #439182b9
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from ..core.errors import DataError, MissingFileError, check_finite, require
 from ..core.files import atomic_write, load_array, load_arrays, save_array, sha256_json
@@ -52,7 +54,7 @@ def read_map(
         values = scale[0] + values.astype(np.float64) / top * (scale[1] - scale[0])
     return check_finite(str(path), values)
 
-# %% ../../nbs/07_segmentation/17_score_maps.ipynb #0967285c
+# %% ../../nbs/07_segmentation/17_score_maps.ipynb #5eb0cc5e
 class _Masks:
     "Anomaly masks by key, from a data set, a mapping or a sequence."
 
@@ -80,7 +82,7 @@ class _Masks:
 def _readers(maps: Any, keys: Sequence[str], scale: tuple[float, float] | None) -> list[Callable[[], np.ndarray]]:
     "One reader per key, in order; both sides must be complete."
     if isinstance(maps, str | Path):
-        files = partners(keys, stored_files(maps, MAP_SUFFIXES), maps)
+        files = partners(keys, stored_files(maps, MAP_SUFFIXES[:-1]) or stored_files(maps, MAP_SUFFIXES), maps)  # beside arrays, PNG files are overlays
         return [lambda k=k: read_map(files[k], scale) for k in keys]  # type: ignore[misc]
     named = dict(maps) if isinstance(maps, Mapping) else {str(i): m for i, m in enumerate(maps)}
     alone = sorted(set(named) ^ set(keys))
@@ -133,7 +135,7 @@ def evaluate_scores(
     result.about |= {"images": len(readers), "sizes": sorted(map(list, sizes))}
     return result if track is None else count_components(result, scenes("components"), track)
 
-# %% ../../nbs/07_segmentation/17_score_maps.ipynb #f261b28a
+# %% ../../nbs/07_segmentation/17_score_maps.ipynb #887c91ad
 def write_submission(
     folder: str | Path,
     maps: str | Path | Mapping[str, Any],  # folder of maps, or arrays by frame
@@ -142,6 +144,7 @@ def write_submission(
     dataset: str = "AnomalyTrack-all",  # of SMIYC: AnomalyTrack-all, ObstacleTrack-all, LostAndFound-testNoKnown ...
     method: str = "method",  # name of the method, as the server shows it
     scale: tuple[float, float] | None = None,  # of files of whole numbers
+    sizes: Mapping[str, tuple[int, int]] | None = None,  # frame -> (height, width) its map is brought to, bilinearly; None = as they are
 ) -> list[Path]:  # the files written
     "Write score maps as a benchmark reads them. Raises `DataError` for another form or scores float16 cannot hold, `MissingExtraError` without h5py."
     if form not in ("smiyc", "fishyscapes"):
@@ -149,6 +152,8 @@ def write_submission(
     readers, written = _readers(maps, keys, scale), []
     for key, reader in zip(keys, readers):
         values, name = reader(), key.rsplit("/", 1)[-1]
+        if sizes and values.shape != tuple(sizes[key]):
+            values = F.interpolate(torch.from_numpy(values.astype(np.float32))[None, None], tuple(sizes[key]), mode="bilinear", align_corners=False)[0, 0].numpy()
         if form == "fishyscapes":
             written.append(save_array(Path(folder) / f"{name}.npy", values.astype(np.float32)))
             continue

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'segmentation_loss', 'TrainStream', 'train_batches', 'Classifier', 'segmentation_confusion',
-           'check_classes', 'TrainResult', 'train', 'training_curves']
+           'check_classes', 'TrainResult', 'epoch_line', 'train', 'training_curves']
 
-# %% ../../nbs/07_segmentation/08_training.ipynb #1860e81e
+# %% ../../nbs/07_segmentation/08_training.ipynb #f687c567
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,9 +19,9 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
-from ..core.errors import DataError
+from ..core.errors import DataError, naming
 from ..core.files import load_tensors, save_tensors, sha256_json, write_text
-from ..core.runtime import choose_device, deterministic, progress
+from ..core.runtime import choose_device, deterministic, notice, progress
 from ..core.style import figure_style
 from ..metrics import confusion_matrix, mean_iou
 from .augment import Augmentation
@@ -74,7 +74,7 @@ def segmentation_loss(
     loss = cross_entropy(out.logits)
     return loss if out.auxiliary is None else loss + auxiliary_weight * cross_entropy(out.auxiliary)
 
-# %% ../../nbs/07_segmentation/08_training.ipynb #0cdd059a
+# %% ../../nbs/07_segmentation/08_training.ipynb #15be17f0
 class TrainStream(torch.utils.data.Dataset):
     "Position in an endless shuffled stream -> augmented (image, labels)."
 
@@ -87,8 +87,10 @@ class TrainStream(torch.utils.data.Dataset):
     def __getitem__(self, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         n, seed = len(self.dataset), self.config.seed
         order = np.random.default_rng([seed, 1, position // n]).permutation(n)
-        scene = self.dataset[int(order[position % n])]
-        return self.config.augmentation(scene.image, scene.labels, self.config.output, [seed, 2, position])
+        which = int(order[position % n])
+        with naming(self.dataset.keys[which]):
+            scene = self.dataset[which]
+            return self.config.augmentation(scene.image, scene.labels, self.config.output, [seed, 2, position])
 
 
 def train_batches(
@@ -104,7 +106,7 @@ def train_batches(
     positions = range(start, start + steps * config.batch_size)
     return iter(torch.utils.data.DataLoader(TrainStream(dataset, config), config.batch_size, sampler=positions, num_workers=workers))  # type: ignore[arg-type]
 
-# %% ../../nbs/07_segmentation/08_training.ipynb #76851929
+# %% ../../nbs/07_segmentation/08_training.ipynb #515f30ad
 class Classifier(Protocol):
     "Anything with class names."
 
@@ -120,9 +122,10 @@ def segmentation_confusion(
     check_classes(model, dataset)
     model.eval()
     total = np.zeros((len(model.classes), len(model.classes)), np.int64)
-    for i in range(len(dataset)):
-        scene = dataset[i]
-        prediction = predict(model, scene.image, precision).logits.argmax(1)[0].cpu().numpy()
+    for i in progress(range(len(dataset)), "validation", unit="image"):
+        with naming(dataset.keys[i]):
+            scene = dataset[i]
+            prediction = predict(model, scene.image, precision).logits.argmax(1)[0].cpu().numpy()
         total += confusion_matrix(scene.labels, prediction, len(model.classes), ignore=VOID)
     return total
 
@@ -183,7 +186,7 @@ class _Run:
         save_tensors(self.folder / "last.pt", state)  # last: whatever it says is done, is done
         write_text(self.folder / "history.csv", pd.DataFrame(self.history).to_csv(index=False, lineterminator="\n"))
 
-# %% ../../nbs/07_segmentation/08_training.ipynb #f62ccd77
+# %% ../../nbs/07_segmentation/08_training.ipynb #84313302
 def _train_epoch(run: _Run, dataset: StreetDataset, epoch: int, device: torch.device, workers: int) -> float:
     "One epoch; the mean loss of its batches."
     config, losses = run.config, []
@@ -206,6 +209,17 @@ def _train_epoch(run: _Run, dataset: StreetDataset, epoch: int, device: torch.de
     return float(np.mean(losses))
 
 
+def epoch_line(
+    history: list[dict[str, float]],  # of the epochs so far
+    epochs: int,  # at most
+) -> str:  # one line
+    "What an epoch gave, which one was best, and how long the rest will take at most."
+    now, best = history[-1], int(np.argmax([h["val_miou"] for h in history]))
+    left = (epochs - len(history)) * float(np.median([h["seconds"] for h in history]))
+    text = f"epoch {len(history)}/{epochs}: loss {now['loss']:.4f}, validation mIoU {now['val_miou']:.4f} (best {history[best]['val_miou']:.4f} in epoch {best + 1})"
+    return f"{text}, {now['seconds']:.0f} s, at most {left / 60:.0f} min left"
+
+
 def train(
     model: StreetModel,  # of `build_model`; trained in place
     train_set: StreetDataset,  # anomalies are void in its labels
@@ -214,6 +228,7 @@ def train(
     config: TrainConfig = TrainConfig(),
     device: str = "auto",
     workers: int = 0,  # processes that read ahead
+    after_epoch: Callable[[pd.DataFrame], Any] = lambda history: None,  # called with the history when an epoch is saved
 ) -> TrainResult:
     "Train until the validation mIoU stops rising, resuming a killed run. Raises `DataError` on other classes or a folder of another run."
     check_classes(model, train_set)
@@ -235,6 +250,8 @@ def train(
         lr = run.optimiser.param_groups[0]["lr"]
         run.history.append({"epoch": epoch, "loss": loss, "val_miou": miou, "lr": lr, "seconds": time.perf_counter() - start})
         run.save()
+        notice(epoch_line(run.history, config.epochs))
+        after_epoch(pd.DataFrame(run.history))
     best, _ = load_checkpoint(run.folder / "best.pt", model.classes)
     best.to(next(model.parameters()).device)
     history = pd.DataFrame(run.history)
