@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-# %% ../../nbs/11_cli/03_detect.ipynb #8a71a703
+# %% ../../nbs/11_cli/03_detect.ipynb #8f1568ca
 LAYOUT = "Layout of the folder: folder, csv, mvtec, mvtec_ad2, mvtec_loco, visa, btad, mpdd, realiad, kolektor_sdd2, magnetic_tile."
 
 
@@ -33,10 +33,12 @@ def fit(
     groups: Annotated[str, typer.Option(help="Images of one part are left out together: parent (their folder), or a regular expression on names such as '^(part[0-9]+)_'.")] = "",
     normal: Annotated[str, typer.Option(help="Folder of normal images where its name does not say so.")] = "",
     intensity: Annotated[str, typer.Option(help="Values deeper than 8 bits: auto, full, window:<low>,<high> or percentile:<low>,<high>.")] = "auto",
-    resize: Annotated[str, typer.Option(help="How an image becomes the backbone's input: square (squeezed), or with its aspect kept: short (the shorter side is --image-size) or pad.")] = "square",
+    resize: Annotated[str, typer.Option(help="How an image becomes the input: square (squeezed), or its aspect kept: short (shorter side of --image-size) or pad.")] = "square",
     tile: Annotated[int, typer.Option(help="Cut images into tiles of so many pixels, at their own resolution: for small defects in large images. 0 for whole images.")] = 0,
     overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share, at least.")] = 64,
-    region: Annotated[str, typer.Option(help="The part of every image that counts: a box, top,left,bottom,right in pixels or fractions, or a mask file; empty for all of it.")] = "",
+    budget_ms: Annotated[float, typer.Option(help="Milliseconds an image may take here: the bank is made to fit, at most --coreset. 0 for any.")] = 0.0,
+    budget_mb: Annotated[float, typer.Option(help="Megabytes the bank may take: it is made to fit, at most --coreset. 0 for any.")] = 0.0,
+    region: Annotated[str, typer.Option(help="The part of images that counts: a box (top,left,bottom,right, pixels or fractions) or a mask file; empty for all.")] = "",
     seed: Annotated[int, typer.Option(help="Of coreset, folds and synthetic anomalies.")] = 0,
 ) -> None:
     """Learn from good images, and keep what decides on the next ones.
@@ -68,7 +70,7 @@ def fit(
         typer.echo(f"backbone {choice['backbone']}")
     given: dict[str, Any] = {"backbone": backbone, "weights": weights, "image_size": image_size, "groups": groups, "intensity": intensity, "random_state": seed}
     given |= {"coreset": None if coreset == -1 else coreset_of_report(coreset), "threshold": f"quantile:{1 - false_alarms:.10g}"}
-    given |= {"resize": resize, "tile": tile, "overlap": overlap, "region": region}
+    given |= {"resize": resize, "tile": tile, "overlap": overlap, "region": region, "budget_ms": budget_ms, "budget_mb": budget_mb}
     whole = resize == "square" and not tile and not region
     if recipe == "auto" and not whole:
         recipe = "knn"
@@ -96,6 +98,8 @@ def fit(
     if not detector.bank_.whole_batch:
         list(predict_files(detector, some))
         seconds = (time.perf_counter() - start) / len(some)
+    if kept := detector.budget_:
+        typer.echo(f"budget: {kept['coreset']} of {kept['of']} patches are kept; features take {kept['features_ms']:.1f} ms, the search {kept['bank_ms']:.1f} ms")
     page = write_card(detector, out, root.resolve().name, seconds)
     promised = detector.threshold_.parameters["promised"]
     typer.echo(f"learned from {len(detector.paths_)} normal images; threshold {detector.threshold_}")

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'MAX_PIXELS', 'DAMAGE', 'IMAGE_SUFFIXES', 'DEPTHS', 'FLOATS', 'LOSSY', 'is_image', 'list_images',
-           'ImageInfo', 'image_info', 'read_values', 'Intensity', 'parse_intensity', 'fit_intensity', 'read_counted',
-           'read_image', 'mask_rule', 'read_mask_and_rule', 'read_mask', 'read_ids']
+           'ImageInfo', 'image_info', 'join_errors', 'image_infos', 'read_values', 'Intensity', 'parse_intensity',
+           'fit_intensity', 'read_counted', 'read_image', 'mask_rule', 'read_mask_and_rule', 'read_mask', 'read_ids']
 
 # %% ../../nbs/02_data/04_images.ipynb #4c220c1b
+import re
 import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import DataError, check_file, check_folder, require
+from ..core.files import odd_file
 from ..core.order import path_key
 
 # %% ../../nbs/02_data/04_images.ipynb #155e8f7b
@@ -49,8 +51,8 @@ def is_image(path: Path) -> bool:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    "Image files directly in `folder`, in natural order. Raises `MissingFileError` if it is not there."
-    return sorted((p for p in check_folder(folder).iterdir() if is_image(p) and p.is_file()), key=path_key)
+    "Image files directly in `folder`, in natural order, those with names in UTF-8. Raises `MissingFileError` if it is not there."
+    return sorted((p for p in check_folder(folder).iterdir() if is_image(p) and not odd_file(p) and p.is_file()), key=path_key)
 
 # %% ../../nbs/02_data/04_images.ipynb #0c75bc0e
 @dataclass(frozen=True)
@@ -70,26 +72,53 @@ class ImageInfo:
         return int("".join(c for c in self.type if c.isdigit()))
 
 
-def _tiff_orientation(path: Path) -> tuple[int, int]:
-    "Orientation of a TIFF's first page and where in the file it is written; (1, 0) for other files."
+def _tiff_shorts(path: Path) -> dict[int, tuple[int, int]]:
+    "Tags of a TIFF's first page that hold short numbers: the first number, and where in the file it is written. {} for other files."
+    found: dict[int, tuple[int, int]] = {}
     with open(path, "rb") as f:
         order = {b"II*\0": "little", b"MM\0*": "big"}.get(f.read(4))
         if order is None:
-            return 1, 0
+            return found
         number = lambda n: int.from_bytes(f.read(n), order)  # type: ignore[arg-type]
         f.seek(number(4))
         for _ in range(number(2)):
-            tag, _, _ = number(2), number(2), number(4)
-            if tag == 0x0112:
-                return (turn if (turn := number(2)) in range(1, 9) else 1), f.tell() - 2
-            f.seek(4, 1)
-    return 1, 0
+            tag, kind, count, at = number(2), number(2), number(4), f.tell()
+            if kind == 3:  # short; more than two of them stand elsewhere
+                place = at if count <= 2 else number(4)
+                f.seek(place)
+                found[tag] = number(2), place
+            f.seek(at + 4)
+    return found
+
+
+def _tiff_orientation(path: Path) -> tuple[int, int]:
+    "Orientation of a TIFF's first page and where in the file it is written; (1, 0) for other files."
+    turn, at = _tiff_shorts(path).get(0x0112, (1, 0))
+    return turn if turn in range(1, 9) else 1, at
+
+
+def _check_tiff(path: Path) -> None:
+    "Raise `DataError` for a TIFF of values that Pillow does not read, or reads as others: 8-bit signed, 64-bit, half floats, complex, deep colour."
+    tags = _tiff_shorts(path)
+    bits, form, samples = (tags.get(tag, (default, 0))[0] for tag, default in ((258, 1), (339, 1), (277, 1)))
+    name = {1: f"uint{bits}", 2: f"int{bits}", 3: f"float{bits}", 5: f"complex integers of {bits} bits", 6: f"complex{bits}"}.get(form, "")
+    if form == 3 and (bits != 32 or samples > 1):
+        mend = "one channel of 32-bit float, or 16-bit colour" if samples > 1 else "32-bit float"
+    elif form == 2 and (bits not in (16, 32) or samples > 1):
+        mend = "unsigned 8-bit or 16-bit"
+    elif form == 1 and (bits > 32 or (bits > 16 and samples > 1)):
+        mend = "unsigned 16-bit"
+    elif form in (5, 6):
+        mend = "32-bit float, its magnitude"
+    else:
+        return
+    raise DataError(f"{path}: holds {name}{f' in {samples} channels' if samples > 1 else ''}, which is not read; convert it to {mend}")
 
 
 def _flat_tiff(path: Path) -> BytesIO | None:
     "A rotated TIFF as it is stored: Pillow scrambles uncompressed ones when it rotates them itself. None for all other files."
     turn, at = _tiff_orientation(path)
-    if turn == 1:
+    if turn == 1 or not at:
         return None
     data = bytearray(path.read_bytes())
     data[at : at + 2] = b"\x01\0" if data[:2] == b"II" else b"\0\x01"
@@ -101,6 +130,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     "An image file, its header read. Raises `MissingFileError`, or `DataError` for what is no image, damaged or too large."
     path = check_file(path)
     try:
+        _check_tiff(path)
         with Image.open(_flat_tiff(path) or path) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels, at most {MAX_PIXELS}")
@@ -164,6 +194,31 @@ def image_info(path: str | Path) -> ImageInfo:
         size = (file.width, file.height) if turn >= 5 else (file.height, file.width)
         colour = len(file.getbands()) > 2 or file.mode in ("P", "PA")
         return ImageInfo(size, file.mode, _value_type(file, path), colour, getattr(file, "n_frames", 1), turn)
+
+
+def join_errors(
+    errors: Sequence[str],  # a sentence each, that begins with the file
+) -> DataError:
+    "One error for several files: how many, and what is wrong with the first five."
+    if len(errors) == 1:
+        return DataError(errors[0])
+    return DataError(f"{len(errors)} images cannot be read: {' | '.join(errors[:5])}{' | ...' if len(errors) > 5 else ''}")
+
+
+def image_infos(
+    paths: Iterable[str | Path],
+    read: Callable[[str | Path], Any] = image_info,  # or another reader, to look deeper
+) -> dict[str | Path, Any]:  # path -> what was read
+    "What several images hold. Raises `DataError` that counts those that cannot be read and names the first five."
+    found, errors = {}, []
+    for path in paths:
+        try:
+            found[path] = read(path)
+        except (DataError, OSError) as e:
+            errors.append(str(e))
+    if errors:
+        raise join_errors(errors)
+    return found
 
 # %% ../../nbs/02_data/04_images.ipynb #a622b73f
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
@@ -244,6 +299,12 @@ class Intensity:
     low: float = 0.0
     high: float = 255.0
     type: str = "uint8"  # of the stored values the rule was made for
+    note: str = field(default="", compare=False)  # what is odd about the images it was decided on
+
+    @property
+    def automatic(self) -> bool:
+        "Whether nobody said what the values mean: then negative ones mean nothing."
+        return bool(re.match(r"float |\d+ of ", self.text))
 
     @property
     def eight_bit(self) -> bool:
@@ -263,19 +324,21 @@ class Intensity:
             )
         if self.eight_bit:
             return values, 0
+        if self.automatic and values.dtype.kind != "u" and (low := values.min()) < 0:
+            raise DataError(f"{path}: holds negative values ({low:g}), the images that {self.text!r} was decided on held none; fit again with intensity=window:<low>,<high>")
         clipped = int(np.count_nonzero((values < self.low) | (values > self.high)))
         scaled = (values.astype(np.float64) - self.low) * (255.0 / (self.high - self.low))
         return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8), clipped
 
     def to_dict(self) -> dict[str, Any]:
         "As JSON values."
-        return asdict(self)
+        return {k: v for k, v in asdict(self).items() if k != "note" or v}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Intensity":
         "The rule of `to_dict`. Raises `DataError` for another form."
         try:
-            rule = cls(str(values["text"]), float(values["low"]), float(values["high"]), str(values["type"]))
+            rule = cls(str(values["text"]), float(values["low"]), float(values["high"]), str(values["type"]), str(values.get("note", "")))
             np.dtype(rule.type)
         except (KeyError, TypeError, ValueError) as e:
             raise DataError(f"intensity: expected text, low, high and type ({e}); fit the detector or features again") from None
@@ -299,31 +362,36 @@ def parse_intensity(
     raise DataError(f"intensity={rule!r}; use auto, full, window:<low>,<high> or percentile:<low>,<high> (0 to 100)")
 
 
-def _extremes(paths: Sequence[str | Path]) -> tuple[float, float, str, str]:
-    "Lowest and highest stored value of the images, and the files they are in."
-    lowest, highest, where_low, where_high = np.inf, -np.inf, "", ""
-    for path in paths:
-        values = read_values(path)
-        low, high = float(values.min()), float(values.max())
-        if low < lowest:
-            lowest, where_low = low, str(path)
-        if high > highest:
-            highest, where_high = high, str(path)
-    return lowest, highest, where_low, where_high
+def _extremes(paths: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray]:  # (N,) float64 each
+    "Lowest and highest stored value of each image."
+    found = [(float((values := read_values(path)).min()), float(values.max())) for path in paths]
+    return np.array([low for low, _ in found]), np.array([high for _, high in found])
+
+
+def _odd_ones(highest: np.ndarray, ends: np.ndarray, names: Sequence[str], slack: float = 1.0) -> str:  # "" where all are alike
+    "Whether a few images alone set the window: those that reach its range while all others end in a smaller one."
+    level = np.searchsorted(ends * slack, highest)
+    few = level == level.max()
+    if len(highest) < 3 or few.all() or few.sum() > max(1, len(highest) // 10):
+        return ""
+    reach = f"{few.sum()} of {len(few)} images reach{'es' if few.sum() == 1 else ''} {highest.max():g}, the others at most {highest[~few].max():g}"
+    return f"{reach}; all are scaled by it: remove {names[int(highest.argmax())]} if it is damaged, or give intensity=window:0,{ends[level[~few].max()]:g}"
 
 
 def _automatic(paths: Sequence[str | Path], type: str) -> Intensity:
     "The rule for images deeper than 8 bits whose values nobody has explained. Raises `DataError` where it cannot be told."
-    low, high, at, highest_at = _extremes(paths)
+    lows, highs = _extremes(paths)
+    low, high = lows.min(), highs.max()
     if low < 0:
-        raise DataError(f"{at}: holds negative values ({low:g}); say what they mean by intensity=window:<low>,<high>")
+        raise DataError(f"{paths[int(lows.argmin())]}: holds negative values ({low:g}); say what they mean by intensity=window:<low>,<high>")
+    names = [Path(p).name for p in paths]
     if type != "float32":
         used, bits = next(b for b in DEPTHS if high < 2**b), int(type.removeprefix("u").removeprefix("int"))
-        return Intensity(f"{used} of {bits} bits", 0.0, float(2**used - 1), type)
+        return Intensity(f"{used} of {bits} bits", 0.0, float(2**used - 1), type, _odd_ones(highs, np.array([2.0**b - 1 for b in DEPTHS]), names))
     for top in FLOATS:
         if high <= 1.5 * top:  # some files overshoot by interpolation: clipped and counted
-            return Intensity(f"float 0..{top:g}", 0.0, top, type)
-    raise DataError(f"{highest_at}: holds floats up to {high:g}, no customary range; give intensity=window:<low>,<high>")
+            return Intensity(f"float 0..{top:g}", 0.0, top, type, _odd_ones(highs, np.array(FLOATS), names, 1.5))
+    raise DataError(f"{paths[int(highs.argmax())]}: holds floats up to {high:g}, no customary range; give intensity=window:<low>,<high>")
 
 
 def _percentiles(paths: Sequence[str | Path], low: float, high: float) -> tuple[float, float]:
@@ -343,10 +411,10 @@ def fit_intensity(
     "The one intensity rule of a data set, decided on its training images. Raises `DataError` for mixed depths or a rule that does not fit."
     kind, low, high = parse_intensity(rule)
     paths = list(paths)
-    types = {p: image_info(p).type for p in paths}
-    counts = Counter(types.values())
     if not paths:
         raise DataError("intensity: there are no training images to decide on")
+    types = {p: info.type for p, info in image_infos(paths).items()}
+    counts = Counter(types.values())
     if len(counts) > 1:
         rare = min(counts, key=lambda t: counts[t])
         first = next(p for p in paths if types[p] == rare)
