@@ -202,7 +202,7 @@ CASES = {"ResNet-18, layer 2": ("timm:resnet18?layers=(2,)&pool=3", 256), "ResNe
 def run(small: bool = False) -> list[dict]:
     "All rows."
     python, rows = anomalib_python(), []
-    side, counts = (300, (6, 8, 1)) if small else (700, (24, 48, 5))
+    side, counts = (300, (6, 8, 1)) if small else (700, (16, 24, 5))
     for name, (backbone, size) in list(CASES.items())[: 1 if small else None]:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
