@@ -72,7 +72,7 @@ def find_images(
             raise MissingFileError(f"{path}: no such file or folder")
     return list(dict.fromkeys(found)), passed
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #57aece40
+# %% ../../nbs/06_scoring/12_predict.ipynb #48972c7a
 def check_single(
     detector: Detector,  # fitted
 ) -> None:
@@ -121,7 +121,7 @@ def _at_once(detector: Detector, files: list[tuple]) -> tuple[Found, dict[int, s
     grid = [i for i, (_, x, *_) in enumerate(files) if x is not None]
     for shape in {files[i][1].shape for i in grid}:
         some = [i for i in grid if files[i][1].shape == shape]
-        patches, patch_hw, cls = detector.network()(np.stack([files[i][1] for i in some]))
+        patches, patch_hw, cls = _features(detector, np.stack([files[i][1] for i in some]))
         try:
             f = FeatureSet(patches, patch_hw, pd.DataFrame({"image_path": [files[i][0] for i in some]}), cls, detector.spec_, detector.intensity_)
             patch_scores = detector.score_patches(f)
@@ -130,6 +130,12 @@ def _at_once(detector: Detector, files: list[tuple]) -> tuple[Found, dict[int, s
         except DataError as e:
             failed |= dict.fromkeys(some, str(e))
     return found, failed
+
+
+def _features(detector: Detector, batch: np.ndarray) -> tuple[np.ndarray, tuple[int, int], np.ndarray | None]:
+    "Patches, grid, and the images' vectors where the bank asks for them."
+    network = detector.network()
+    return network(batch) if detector.bank_.uses_vectors else (*network.patches(batch), None)
 
 
 def _by_parts(detector: Detector, files: list[tuple]) -> tuple[Found, dict[int, str]]:
