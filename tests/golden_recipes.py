@@ -4,9 +4,9 @@
 
 Real data are read from the folder named by ANOMALY_NB_DATA; without it only the samples are made.
 
-Against the code from before the second version of the filters, on the same images: `filters-1` gives what `filters` gave to 1e-6, in every recipe there was,
-but for two changes that were meant. The thresholds of `patchcore`, whose held-out scores have the holes of the coreset filled since, are higher, so that it
-calls fewer images; and `whitened` compares by distance since. `filters` is the second version, and differs everywhere.
+Against the code from before the second version of the filters, on leather and the samples: `filters-1` gives what `filters` gave to 1e-6 in all nine recipes
+there were, but for one change that was meant. Held-out scores of a coreset have its holes filled since, which moves the thresholds of `patchcore`, so that it
+calls other images. `filters` is the second version, and differs everywhere.
 """
 import os
 import sys
