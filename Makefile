@@ -24,7 +24,7 @@ demo: $(READY)
 test: export ANOMALY_NB_FAST = $(FAST)
 test: $(READY)
 	$(BIN)/python -m tests.checks
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lab: $(READY)
 	env -u MPLBACKEND JUPYTER_CONFIG_PATH=$(CURDIR)/.lab $(BIN)/jupyter lab

@@ -167,7 +167,9 @@ def notebooks():
     if FAST:
         named = {name: p for name, p in named.items() if p in changed()}
     if len(named) > 2:
-        import nbdev.test  # noqa: F401  what takes long to import is imported once, for all processes
+        import nbconvert  # noqa: F401  what takes long to import is imported once, for all processes
+        import nbdev.test  # noqa: F401
+        import papermill  # noqa: F401
         import pandas  # noqa: F401
         import sklearn.metrics  # noqa: F401
         import torch._dynamo  # noqa: F401

@@ -5,7 +5,7 @@ import pytest
 
 from tests import checks
 
-SECONDS = {}  # test -> on the clock, of CPU
+SECONDS = {}  # test -> on the clock, of CPU; with two workers (-n 2), of both
 
 
 def pytest_configure(config):
@@ -14,7 +14,7 @@ def pytest_configure(config):
     config.stash[BEGUN] = time.perf_counter()
 
 
-KEPT, BEGUN = pytest.StashKey(), pytest.StashKey()
+KEPT, BEGUN, CPU = pytest.StashKey(), pytest.StashKey(), pytest.StashKey()
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -23,17 +23,34 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
+    known = checks.taken("tests")
     if config.stash[KEPT] is not None:  # the quick ones first: time may end
-        known = checks.taken("tests")
         items.sort(key=lambda item: known.get(item.nodeid, [0])[0])
+    else:  # the longest files first, so that no worker ends long before the other
+        files = {}
+        for test, (clock, _) in known.items():
+            files[test.split("::")[0]] = files.get(test.split("::")[0], 0) + clock
+        items.sort(key=lambda item: -files.get(item.nodeid.split("::")[0], 0))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    start, cpu = time.perf_counter(), checks.cpu_seconds()
-    result = yield
-    SECONDS[item.nodeid] = [round(time.perf_counter() - start, 2), round(checks.cpu_seconds() - cpu, 2)]
-    return result
+    item.stash[CPU] = checks.cpu_seconds()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "teardown":
+        report.user_properties = [*report.user_properties, ("cpu", checks.cpu_seconds() - item.stash[CPU])]
+    return report
+
+
+def pytest_runtest_logreport(report):
+    clock, cpu = SECONDS.get(report.nodeid, (0, 0))
+    spent = dict(report.user_properties).get("cpu", 0) if report.when == "teardown" else 0
+    SECONDS[report.nodeid] = [round(clock + report.duration, 2), round(cpu + spent, 2)]
 
 
 def pytest_runtest_setup(item):

@@ -105,9 +105,8 @@ def whitened():
     z = (flat - mean) / spread
     c = np.cov(z.T)
     values, vectors = np.linalg.eigh(0.9 * c + 0.1 * np.trace(c) / D * np.eye(D))
-    white = vectors / np.sqrt(values)  # any root of the inverse gives the same cosines
-    a, b = unit(((Y.reshape(-1, D) - mean) / spread) @ white), unit(z @ white)
-    return top((1 - a @ b.T).min(1).reshape(M, P), 0.05)
+    white = vectors / np.sqrt(values)  # any root of the inverse gives the same distances
+    return top(np.sqrt(squared(((Y.reshape(-1, D) - mean) / spread) @ white, z @ white).min(1)).reshape(M, P), 0.05)
 
 
 def gauss_knn():

@@ -77,11 +77,11 @@ def test_a_test_film_replaced_in_place_is_extracted_again_and_alone(home):
     exchange(frames / "01", other / "testing" / "frames" / "01")
     with pytest.raises(DataError, match=r"01: is not the video whose features are in .*; extract it again"):
         score_dataset(plan, home / "c.yml")
-    extracted = (located(plan).features / "testing" / "VELOCITIES" / "02" / "003.npz").stat().st_mtime_ns
+    extracted = (located(plan).features / "testing" / "VELOCITIES" / "02.npz").stat().st_mtime_ns
     extract_dataset(plan)
     after = score_dataset(plan, home / "c.yml")[0].set_index("video")["combined"]
     assert np.array_equal(after["02"], before["02"]) and not np.array_equal(after["01"], before["01"])
-    assert (located(plan).features / "testing" / "VELOCITIES" / "02" / "003.npz").stat().st_mtime_ns == extracted
+    assert (located(plan).features / "testing" / "VELOCITIES" / "02.npz").stat().st_mtime_ns == extracted
     shutil.rmtree(frames / "02")  # yesterday's film is gone: its features stay, its scores do not
     assert set(score_dataset(plan, home / "c.yml")[0]["video"]) == {"01"}
     for name in ("010", "011"):  # shorter now

@@ -1,5 +1,6 @@
 "The video room beyond its notebooks: fresh processes, damaged features, a pose network, other forms on disk, real video."
 
+import json
 import os
 import shutil
 import struct
@@ -15,7 +16,7 @@ from anomaly_nb.calibration.video_config import read_calibration
 from anomaly_nb.core.errors import DataError, MissingFileError
 from anomaly_nb.video.clips import make_video_dataset
 from anomaly_nb.video.extraction import Extraction, extract_videos
-from anomaly_nb.video.feature_files import load_object_features, read_index
+from anomaly_nb.video.feature_files import export_frames, load_object_features, read_index
 from anomaly_nb.video.layouts import Video, frame_labels, list_videos
 from anomaly_nb.video.objects import PoseModel
 from anomaly_nb.video.pipeline import calibrate_dataset, evaluate_dataset, extract_dataset, plan_for, score_dataset
@@ -76,26 +77,56 @@ def test_another_bank_is_refused(done, tmp_path):
 @pytest.mark.parametrize("split", ["training", "testing"])
 @pytest.mark.parametrize("folder", ["DEEP_FEATURES", "VELOCITIES"])
 @pytest.mark.parametrize("renamed", [True, False])
-def test_a_lost_file_is_an_error_and_never_a_shift(done, tmp_path, split, folder, renamed):
+@pytest.mark.parametrize("form", ["videos", "frames"])
+def test_a_lost_file_is_an_error_and_never_a_shift(done, tmp_path, split, folder, renamed, form):
     home, plan, _ = done
     shutil.copytree(plan.features, tmp_path / "features")
+    if form == "frames":
+        shutil.rmtree(tmp_path / "features" / split)
+        export_frames(plan.features / split, tmp_path / "features" / split)
+        shutil.copy(plan.features / split / "content.json", tmp_path / "features" / split)
     broken = replace(plan, features=tmp_path / "features")
-    victim = tmp_path / "features" / split / folder / "01" / "007.npz"
+    victim = tmp_path / "features" / split / folder / ("01.npz" if form == "videos" else "01/007.npz")
     victim.rename(victim.with_name("0071.npz")) if renamed else victim.unlink()
-    with pytest.raises(MissingFileError, match="007"):
+    with pytest.raises(MissingFileError, match=victim.name):
         calibrate_dataset(broken, tmp_path / "c.yml") if split == "training" else score_dataset(broken, home / "config.yml")
 
 
 def test_a_damaged_or_pickled_file_is_named(done, tmp_path):
     _, plan, _ = done
-    shutil.copytree(plan.features / "training", tmp_path / "t")
-    victim = tmp_path / "t" / "VELOCITIES" / "01" / "003.npz"
-    victim.write_bytes(victim.read_bytes()[:100])
-    with pytest.raises(DataError, match="003"):
-        load_object_features(tmp_path / "t", "velocity")
-    np.savez(victim, values=np.array([{}], object), boxes=np.zeros((1, 4)))
-    with pytest.raises(DataError, match="pickled"):
-        load_object_features(tmp_path / "t", "velocity")
+    for form, name in (("videos", "01.npz"), ("frames", "01/003.npz")):
+        t = tmp_path / form
+        shutil.copytree(plan.features / "training", t) if form == "videos" else export_frames(plan.features / "training", t)
+        victim = t / "VELOCITIES" / name
+        victim.write_bytes(victim.read_bytes()[:100])
+        with pytest.raises(DataError, match=f"{name}: changed since"):
+            load_object_features(t, "velocity")
+        index = json.loads((t / "index.json").read_text())
+        (t / "index.json").write_text(json.dumps(index | {"checksums": {}}))  # from before checksums were kept
+        with pytest.raises(DataError, match=f"{name}: damaged"):
+            load_object_features(t, "velocity")
+        np.savez(victim, values=np.array([{}], object), boxes=np.zeros((1, 4)), frames=np.array([{}], object), counts=np.zeros(1), of=np.zeros(2))
+        with pytest.raises(DataError, match="pickled"):
+            load_object_features(t, "velocity")
+
+
+def test_features_in_the_specified_form_give_the_same_scores_and_an_extraction_goes_on_beside_them(done, tmp_path):
+    home, plan, _ = done
+    for split in ("training", "testing"):
+        export_frames(plan.features / split, tmp_path / "old" / split)
+        shutil.copy(plan.features / split / "content.json", tmp_path / "old" / split)
+    shutil.copytree(plan.features / "bank", tmp_path / "old" / "bank")
+    old = replace(plan, features=tmp_path / "old")
+    scores = score_dataset(plan, home / "config.yml")
+    assert all(a.equals(b) for a, b in zip(scores, score_dataset(old, home / "config.yml")))
+    assert len(list((tmp_path / "old" / "training" / "VELOCITIES").glob("*/*.npz"))) == 60 and not list((tmp_path / "old").glob("*/VELOCITIES/*.npz"))
+    assert extract_dataset(old).empty  # nothing to do: they are complete
+    content = json.loads((tmp_path / "old" / "testing" / "content.json").read_text())
+    content["videos"]["01"]["sha256"] = "0" * 64  # another film now
+    (tmp_path / "old" / "testing" / "content.json").write_text(json.dumps(content))
+    assert not extract_dataset(old).empty
+    assert [p.name for p in (tmp_path / "old" / "testing" / "VELOCITIES").iterdir()] == ["01.npz"]
+    assert all(a.equals(b) for a, b in zip(scores, score_dataset(old, home / "config.yml")))
 
 
 def test_a_split_of_other_settings_is_refused(done, tmp_path):

@@ -35,7 +35,7 @@ def check_patches(
     check_finite("patches", patches)
     return np.ascontiguousarray(patches, dtype=np.float32) if convert else patches
 
-# %% ../../nbs/04_banks/01_base.ipynb #3133602e
+# %% ../../nbs/04_banks/01_base.ipynb #347fd8bd
 BANKS: dict[str, type["Bank"]] = {}  # class name -> class, for `load_bank`
 
 
@@ -45,6 +45,11 @@ class Bank(BaseEstimator):
     leaves_one_out = False  # whether `leave_one_image_out` scores each training image by the others without refitting
     whole_batch = False  # whether a score depends on the images scored with it
     scores_images = False  # whether `image_score` gives a score of its own to an image, from its vector
+
+    @property
+    def whole_images(self) -> bool:
+        "Whether patches are compared by their place, or image with image, so that every image must be one input on one grid."
+        return False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

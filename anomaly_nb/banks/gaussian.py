@@ -82,7 +82,7 @@ def placed_without_own(
         out[:, place] = np.sqrt(a * a * (n - 2) * q / np.maximum(1 - (1 - shrinkage) * a * q, np.finfo(float).tiny))
     return out
 
-# %% ../../nbs/04_banks/03_gaussian.ipynb #5830b37e
+# %% ../../nbs/04_banks/03_gaussian.ipynb #1b4750da
 class MahalanobisBank(Bank):
     "Mahalanobis distance to the normal patches, of all places together or of each place (Defard et al. 2021, PaDiM)."
 
@@ -97,6 +97,11 @@ class MahalanobisBank(Bank):
         self.per_position = per_position
         self.shrinkage = shrinkage
         self.ridge = ridge
+
+    @property
+    def whole_images(self) -> bool:
+        "A Gaussian at each place compares by place."
+        return self.per_position
 
     def fit(
         self,

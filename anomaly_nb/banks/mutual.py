@@ -69,12 +69,17 @@ def mutual_scores(
                 scores[i] += np.partition(nearest_in_each(unit, i), count - 1, axis=1)[:, :count].mean(axis=1)
     return scores / (len(radii) * parts)
 
-# %% ../../nbs/04_banks/08_mutual.ipynb #4b3129dc
+# %% ../../nbs/04_banks/08_mutual.ipynb #9c20164c
 class MutualBank(Bank):
     "`mutual_scores` behind the interface of a bank; learns nothing from the training pictures."
 
     leaves_one_out = True
     whole_batch = True
+
+    @property
+    def whole_images(self) -> bool:
+        "Pictures are compared with pictures."
+        return True
 
     def __init__(
         self,

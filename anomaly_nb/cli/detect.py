@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-# %% ../../nbs/11_cli/03_detect.ipynb #78d09ff6
+# %% ../../nbs/11_cli/03_detect.ipynb #8f1568ca
 LAYOUT = "Layout of the folder: folder, csv, mvtec, mvtec_ad2, mvtec_loco, visa, btad, mpdd, realiad, kolektor_sdd2, magnetic_tile."
 
 
@@ -25,14 +25,20 @@ def fit(
     dataset: Annotated[str, typer.Option(help=LAYOUT)] = "folder",
     category: Annotated[str, typer.Option(help="One category, where the layout has several.")] = "",
     recipe: Annotated[str, typer.Option(help="auto chooses on synthetic anomalies in images kept back; or one of `anomaly-nb report image_anomaly --list`.")] = "auto",
-    backbone: Annotated[str, typer.Option(help="filters (no weights), timm:<model> or open_clip:<model>, with ?option=value&...; empty for the recipe's own.")] = "filters",
-    weights: Annotated[str, typer.Option(help="Checkpoint file of the backbone.")] = "",
+    backbone: Annotated[str, typer.Option(help="auto takes the strongest whose weights are at hand; filters (no weights), timm:<model> or open_clip:<model>, with ?option=value&...; empty for the recipe's own.")] = "auto",
+    weights: Annotated[str, typer.Option(help="Checkpoint file of the backbone; with auto also a folder of checkpoints, or nothing for the local caches.")] = "",
     image_size: Annotated[int, typer.Option(help="Pixels per side of the backbone's input; 0 for its own.")] = 0,
     false_alarms: Annotated[float, typer.Option(help="Fraction of new normal images that may be called anomalous.")] = 0.05,
     coreset: Annotated[float, typer.Option(help="What a nearest-neighbour bank keeps: a fraction in (0, 1], or a count above 1; -1 for the recipe's own.")] = 0.25,
     groups: Annotated[str, typer.Option(help="Images of one part are left out together: parent (their folder), or a regular expression on names such as '^(part[0-9]+)_'.")] = "",
     normal: Annotated[str, typer.Option(help="Folder of normal images where its name does not say so.")] = "",
     intensity: Annotated[str, typer.Option(help="Values deeper than 8 bits: auto, full, window:<low>,<high> or percentile:<low>,<high>.")] = "auto",
+    resize: Annotated[str, typer.Option(help="How an image becomes the input: square (squeezed), or its aspect kept: short (shorter side of --image-size) or pad.")] = "square",
+    tile: Annotated[int, typer.Option(help="Cut images into tiles of so many pixels, at their own resolution: for small defects in large images. 0 for whole images.")] = 0,
+    overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share, at least.")] = 64,
+    budget_ms: Annotated[float, typer.Option(help="Milliseconds an image may take here: the bank is made to fit, at most --coreset. 0 for any.")] = 0.0,
+    budget_mb: Annotated[float, typer.Option(help="Megabytes the bank may take: it is made to fit, at most --coreset. 0 for any.")] = 0.0,
+    region: Annotated[str, typer.Option(help="The part of images that counts: a box (top,left,bottom,right, pixels or fractions) or a mask file; empty for all.")] = "",
     seed: Annotated[int, typer.Option(help="Of coreset, folds and synthetic anomalies.")] = 0,
 ) -> None:
     """Learn from good images, and keep what decides on the next ones.
@@ -40,11 +46,14 @@ def fit(
     \b
     anomaly-nb fit my_parts --out detectors/my_part
     anomaly-nb fit my_parts --out detectors/my_part --false-alarms 0.01 --groups '^(part[0-9]+)_'
+    anomaly-nb fit my_sheets --out detectors/my_sheet --tile 512 --overlap 64 --coreset 5000
+    anomaly-nb fit my_parts --out detectors/my_part --resize pad --region 0.1,0.0,0.9,1.0
     anomaly-nb fit my_parts --out detectors/my_part --backbone timm:vit_small_patch14_dinov2 --weights dinov2_s14.pth --image-size 448
     """
     from anomaly_nb.banks import coreset_of_report
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.data import census_lines, read_index
+    from anomaly_nb.features import auto_backbone
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.choice import choose_recipe
@@ -54,30 +63,44 @@ def fit(
         raise DataError(f"--false-alarms {false_alarms}: give a fraction between 0 and 1, such as 0.05")
     if out.is_dir() and any(out.iterdir()) and not (out / "detector.json").is_file():
         raise DataError(f"--out {out}: holds other files; give the detector a folder of its own")
+    choice: dict[str, Any] = {}
+    if backbone == "auto":
+        found = auto_backbone("" if weights == "hub" else weights, hub=weights == "hub")
+        backbone, weights, choice["backbone"] = found.name, found.weights, f"{found.name}: {found.why}"
+        typer.echo(f"backbone {choice['backbone']}")
     given: dict[str, Any] = {"backbone": backbone, "weights": weights, "image_size": image_size, "groups": groups, "intensity": intensity, "random_state": seed}
     given |= {"coreset": None if coreset == -1 else coreset_of_report(coreset), "threshold": f"quantile:{1 - false_alarms:.10g}"}
+    given |= {"resize": resize, "tile": tile, "overlap": overlap, "region": region, "budget_ms": budget_ms, "budget_mb": budget_mb}
+    whole = resize == "square" and not tile and not region
+    if recipe == "auto" and not whole:
+        recipe = "knn"
+        typer.echo("took knn: recipes are compared on whole images, squeezed to a square; name another with --recipe")
     Detector("knn" if recipe == "auto" else recipe, **given).network()  # what can be wrong with it is wrong now
     n_train = 1.0 if dataset == "folder" else None
     index = read_index(dataset, root.absolute(), category, "keep", seed, normal=normal, n_train=n_train, intensity=intensity)
     typer.echo("\n".join(census_lines(index.attrs["census"], index.attrs["intensity"])))
-    chosen = None
     if recipe == "auto":
-        recipe, chosen = choose_recipe(index, **{k: given[k] for k in ("backbone", "weights", "image_size", "coreset", "random_state")})
+        recipe, chosen = choose_recipe(index, **{k: given[k] for k in ("backbone", "weights", "image_size", "coreset", "random_state", "groups")})
         if chosen is None:
             typer.echo(f"chose {recipe}: there are too few images to compare recipes on")
         else:
-            compared = ", ".join(f"{name} {auroc:.3f} [{low:.3f}, {high:.3f}]" for name, auroc, low, high in chosen.to_numpy())
-            typer.echo(f"chose {recipe} by image AUROC on synthetic anomalies: {compared}")
+            choice |= {"recipes": chosen.round(6).to_dict("records"), "compared_on": chosen.attrs["compared_on"]}
+            compared = ", ".join(f"{r.recipe} {r.auroc:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in chosen.itertuples())
+            typer.echo(f"chose {recipe} by image AUROC on synthetic anomalies, in {chosen.attrs['seconds']:.0f} s: {compared}")
+            typer.echo(f"compared on {chosen.attrs['compared_on']}")
     detector = Detector(recipe, **given).fit(index)
     if detector.threshold_ is None:
         raise DataError(f"{root}: one normal image gives no threshold; add at least one more, better 20 or more")
+    detector.choice_ = choice
     detector.save(out)
-    some, start = detector.paths_[:8], time.perf_counter()
+    some, start = detector.paths_[: 2 if tile else 8], time.perf_counter()
     seconds = 0.0
     if not detector.bank_.whole_batch:
         list(predict_files(detector, some))
         seconds = (time.perf_counter() - start) / len(some)
-    page = write_card(detector, out, root.resolve().name, seconds, chosen)
+    if kept := detector.budget_:
+        typer.echo(f"budget: {kept['coreset']} of {kept['of']} patches are kept; features take {kept['features_ms']:.1f} ms, the search {kept['bank_ms']:.1f} ms")
+    page = write_card(detector, out, root.resolve().name, seconds)
     promised = detector.threshold_.parameters["promised"]
     typer.echo(f"learned from {len(detector.paths_)} normal images; threshold {detector.threshold_}")
     if 1 - promised > false_alarms + 1e-9:
@@ -85,12 +108,13 @@ def fit(
         typer.echo(f"note: {can}; {math.ceil(1 / false_alarms - 1e-9) - 1} could", err=True)
     typer.echo(f"{out}\n{page.as_posix()}\nnext: anomaly-nb predict {out} new_images/ --out predictions.csv")
 
-# %% ../../nbs/11_cli/03_detect.ipynb #0b3914b6
+# %% ../../nbs/11_cli/03_detect.ipynb #a251371b
 def predict(
     detector: Annotated[Path, typer.Argument(help="Folder of a detector, of `anomaly-nb fit`.")],
     paths: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     out: Annotated[Path, typer.Option(help="CSV of decisions: image_path, score, anomalous, p_value, percentile, box, normal image, error.")] = Path("predictions.csv"),
     maps: Annotated[Path | None, typer.Option(help="Folder for heatmaps (32-bit float TIFF at the image's size) and overlays (PNG).")] = None,
+    layout: Annotated[str, typer.Option(help="With --maps: mvtec-ad-2 writes the folders that MVTec AD 2's server takes, float16 TIFFs and thresholded PNGs, instead.")] = "",
     weights: Annotated[str, typer.Option(help="Where the backbone's checkpoint is now, if it was moved.")] = "",
     watch: Annotated[bool, typer.Option("--watch", help="Go on with images that arrive in the folders; end with Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(help="With --watch: seconds between two looks.")] = 1.0,
@@ -101,13 +125,18 @@ def predict(
     \b
     anomaly-nb predict detectors/my_part new_images/ --out predictions.csv --maps maps/
     anomaly-nb predict detectors/my_part incoming/ --out today.csv --watch
+    anomaly-nb predict detectors/can mvtec_ad_2/can/test_private mvtec_ad_2/can/test_private_mixed --maps submission --layout mvtec-ad-2
     """
+    from anomaly_nb.core.errors import DataError
     from anomaly_nb.core.files import atomic_write
     from anomaly_nb.core.runtime import progress
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.detector_files import check_backbone
     from anomaly_nb.scoring.predict import Prediction, find_images, map_names, predict_files, write_maps
+    from anomaly_nb.scoring.submission import submission_name, write_submission
 
+    if layout not in ("", "mvtec-ad-2") or (layout and maps is None):
+        raise DataError(f"--layout {layout}: use mvtec-ad-2, together with --maps <folder of the submission>")
     model = Detector.load(detector, weights)
     check_backbone(model)
     model.decision_threshold()
@@ -115,9 +144,11 @@ def predict(
     columns = list(Prediction("").row())
 
     def write(file: Any, images: list[str]) -> None:
-        names, writer = map_names(images), csv.DictWriter(file, columns, lineterminator="\n")
+        names, writer = {i: submission_name(i) for i in images} if layout else map_names(images), csv.DictWriter(file, columns, lineterminator="\n")
         for done in progress(predict_files(model, images), "predict", len(images), "image"):
-            if maps and not done.error:
+            if maps and layout and not done.error:
+                write_submission(model, done, maps)
+            elif maps and not done.error:
                 write_maps(model, done, maps, names[done.image_path])
             writer.writerow(done.row())
             file.flush()
@@ -131,8 +162,6 @@ def predict(
         _watch(paths, out, columns, write, every, idle)
     else:
         if not images:
-            from anomaly_nb.core.errors import DataError
-
             raise DataError(f"{', '.join(map(str, paths))}: no image is there ({len(passed)} other files); see `anomaly-nb inspect`")
         with atomic_write(out, "w") as file:
             csv.DictWriter(file, columns, lineterminator="\n").writeheader()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'LAYOUTS', 'CATEGORIES', 'samples', 'extract', 'inspect', 'report', 'demo', 'main']
 
-# %% ../../nbs/11_cli/01_main.ipynb #0f48065c
+# %% ../../nbs/11_cli/01_main.ipynb #c62be4b5
 import json
 import sys
 from contextlib import suppress
@@ -15,14 +15,16 @@ from typing import Annotated
 import typer
 
 from .atoms import app as atoms
+from .benchmark import benchmark
 from .detect import evaluate, fit, predict, update
 from .drift import app as drift
 from .runs import app as runs
 from .runs import new, sweep
+from .serve import serve
 from .street import app as street
 from .video import calibrate_video, extract_video, score_video, video
 
-# %% ../../nbs/11_cli/01_main.ipynb #9cdf956c
+# %% ../../nbs/11_cli/01_main.ipynb #8462d97d
 app = typer.Typer(
     name="anomaly-nb",
     no_args_is_help=True,
@@ -37,11 +39,13 @@ First steps:
   anomaly-nb inspect my_parts                        what the library sees in a folder, before anything is computed
   anomaly-nb fit my_parts --out detectors/my_part    learn from good images
   anomaly-nb predict detectors/my_part new_images/   decide on the next ones
+  anomaly-nb serve detectors/                        answer images with decisions over HTTP
   anomaly-nb demo                                    reports on generated samples; open figures/index.html
   anomaly-nb report image_anomaly --list             what a report takes, with types and defaults
   anomaly-nb report image_anomaly -p dataset=folder -p root=my_parts
   anomaly-nb new my_report --from image_anomaly      a report of your own to begin with
   anomaly-nb sweep plan.yml                          many runs from one YAML, here or on a cluster
+  anomaly-nb benchmark plan.yml                      methods on data sets: ranks, tests, LaTeX and Markdown tables
   anomaly-nb runs --help                             all runs: list, compare, repeat, verify to the bit
   anomaly-nb samples my_samples                      write the sample pictures
   anomaly-nb drift --help                            calibrations that remember, and notice drift
@@ -50,15 +54,16 @@ First steps:
   anomaly-nb atoms --help                            events from CLIP atoms and their roles""",
 )
 
-# %% ../../nbs/11_cli/01_main.ipynb #49425dcd
+# %% ../../nbs/11_cli/01_main.ipynb #5c446101
 app.add_typer(drift, name="drift")
 app.add_typer(atoms, name="atoms")
 app.add_typer(street, name="street")
 app.add_typer(video, name="video")
 app.add_typer(runs, name="runs")
-for detect in (fit, predict, update, evaluate):
+for detect in (fit, predict, update, evaluate, serve):
     app.command()(detect)
 app.command()(sweep)
+app.command()(benchmark)
 app.command()(new)
 for command in (extract_video, calibrate_video, score_video):
     app.command(command.__name__.replace("_", "-"))(command)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DataError', 'MissingFileError', 'UnsafeFileError', 'Notice', 'MissingExtraError', 'require', 'check_file',
-           'check_folder', 'naming', 'real_array', 'check_finite', 'check_labels_and_scores']
+           'check_folder', 'naming', 'check_random_state', 'real_array', 'check_finite', 'check_labels_and_scores']
 
 # %% ../../nbs/00_core/01_errors.ipynb #3e8262a1
 from collections.abc import Iterator
@@ -87,6 +87,16 @@ def naming(
             raise DataError(f"{what}: {e}") from e
         e.add_note(f"while working on {what}")
         raise
+
+# %% ../../nbs/00_core/01_errors.ipynb #56038284
+def check_random_state(
+    value: Any,  # seed of a random generator
+    name: str = "seed",  # argument, for the message
+) -> int:
+    "Return `value` if it is a seed: a whole number from 0 on. Raises `DataError`."
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**32:
+        raise DataError(f"{name}={value}: give a whole number from 0 to {2**32 - 1}")
+    return int(value)
 
 # %% ../../nbs/00_core/01_errors.ipynb #42376f29
 def real_array(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'deterministic', 'choose_device', 'progress', 'notice', 'fast_bf16', 'choose_precision', 'versions',
-           'git_state', 'provenance', 'import_torchvision', 'require_box_ops']
+           'git_state', 'provenance', 'import_torchvision', 'require_box_ops', 'import_jsonschema']
 
-# %% ../../nbs/00_core/04_runtime.ipynb #22ffcc72
+# %% ../../nbs/00_core/04_runtime.ipynb #0b62aca3
 import os
 import platform
 import random
@@ -14,13 +14,13 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from functools import partial
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-# %% ../../nbs/00_core/04_runtime.ipynb #9fdae0a4
+# %% ../../nbs/00_core/04_runtime.ipynb #90cbcb02
 def deterministic(
     seed: int = 0,  # for Python, NumPy and torch
     threads: int | None = None,  # CPU threads of torch and FAISS; None leaves them
@@ -33,7 +33,7 @@ def deterministic(
         import torch
 
         torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")  # as `use_deterministic_algorithms`, without importing torch's compiler, which takes seconds
         torch.backends.cudnn.benchmark = False
         if threads:
             torch.set_num_threads(threads)
@@ -207,3 +207,15 @@ def require_box_ops() -> None:
         torch.ops.torchvision.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     except RuntimeError:
         raise RuntimeError("torchvision's box operators are missing: its build does not match torch; install matching builds to use detectors") from None
+
+# %% ../../nbs/00_core/04_runtime.ipynb #7bbfb698
+def import_jsonschema():
+    "Import and return jsonschema without its check of IRIs, whose grammar takes seconds; call it before papermill, nbformat or nbconvert."
+    grammar = "rfc3987_syntax"
+    if "jsonschema" in sys.modules or grammar in sys.modules:
+        return import_module("jsonschema")
+    sys.modules[grammar] = None  # type: ignore[assignment]  # jsonschema takes it as not installed
+    try:
+        return import_module("jsonschema")
+    finally:
+        del sys.modules[grammar]

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError, MissingFileError, check_file, check_folder
+from ..core.errors import DataError, MissingFileError, check_file, check_folder, check_random_state
 from ..core.files import read_json
 from ..core.order import natural_key, path_key
 from ..core.runtime import progress
 from ..core.tables import read_table
-from .census import take_census
+from .census import recognise, take_census
 from .folder import index_folder
 from .images import fit_intensity, list_images, read_ids, read_mask
 from .index import by_stem, index_magnetic_tile, index_mvtec, index_row, make_index, pair_masks
@@ -142,6 +142,8 @@ def index_visa(
     "Index VisA, raw or reorganised. Raises `MissingFileError`, or `DataError` for a list that does not fit the files."
     root = check_folder(root, "pass the folder that holds split_csv/ or 1cls/")
     if not (root / "split_csv").is_dir():
+        if not (root / "1cls").is_dir() and not any(root.glob("*/train")):
+            raise MissingFileError(f"{root}: holds neither split_csv/{split}.csv nor 1cls/; unpack VisA with its split_csv folder, or pass the folder that holds it")
         return index_mvtec(root / "1cls" if (root / "1cls").is_dir() else root, category, on_missing)
     source = root / "split_csv" / f"{split}.csv"
     table = read_table(source, ("object", "split", "label", "image", "mask"), mend="the splits are 1cls, 2cls_fewshot, 2cls_highshot")
@@ -241,11 +243,17 @@ def index_samples(
 
 
 def index_csv(
-    path: str | Path,  # table with a column image_path, and category, split, label, defect, mask_path where you have them
+    path: str | Path,  # table with columns image_path and split, and category, label, defect, mask_path where you have them
+    category: str = "",  # rows of one of them, or "" for all
 ) -> pd.DataFrame:
     "Index the images a CSV names, relative to its folder. Raises `MissingFileError`, or `DataError` naming column, line or file."
     path = Path(path)
-    table = read_table(path, ["image_path", "split"])
+    if path.is_dir():
+        there = sorted(path.glob("*.csv"), key=path_key)
+        raise DataError(f"{path}: is a folder; dataset=csv takes the table itself, e.g. root={there[0] if there else path / 'images.csv'}")
+    table = read_table(path, ["image_path", "split"], mend="write a table with columns image_path, split (train or test) and label (0 or 1)")
+    if table.empty:
+        raise DataError(f"{path}: has a header and no rows; write one row for each image")
     table = table.assign(**{c: table[c] if c in table else "" for c in ("category", "split", "label", "defect", "mask_path")})
     rows = []
     for line, r in zip(table.index, table.to_dict("records")):
@@ -257,7 +265,12 @@ def index_csv(
         if r["split"] not in ("train", "validation", "test") or r["label"] not in ("", "0", "1", "-1"):
             raise DataError(f"{path}, line {line}: split {r['split']!r}, label {r['label']!r}; use train, validation or test, and 0, 1, -1 or nothing")
         label = int(r["label"]) if r["label"] else None
+        if category and category != (r["category"] or path.stem):
+            continue
         rows.append(index_row(r["category"] or path.stem, r["split"], defect, image, mask.as_posix() if mask else "", label=label))
+    if not rows:
+        known = sorted(set(table["category"].where(table["category"] != "", path.stem)), key=natural_key)
+        raise MissingFileError(f"{path}: no category {category!r}; there are {', '.join(known)}")
     return make_index(rows)
 
 
@@ -278,7 +291,7 @@ LAYOUTS: dict[str, Callable[..., pd.DataFrame]] = {
 TAKES = {name: ("category", "on_missing") for name in LAYOUTS} | {  # which of `read_index`'s options a layout has a use for
     "samples": ("category",),
     "folder": ("on_missing", "random_state", "normal", "n_train"),
-    "csv": (),
+    "csv": ("category",),
     "kolektor_sdd2": ("on_missing",),
     "magnetic_tile": ("on_missing", "random_state", "n_train"),
 }
@@ -304,7 +317,18 @@ def read_index(
         raise DataError(f"n_train={n_train}: the layout {dataset} has a split of its own")
     if normal and "normal" not in TAKES[dataset]:
         raise DataError(f"normal={normal!r}: only dataset=folder asks for it; the layout {dataset} says what is normal")
-    index = LAYOUTS[dataset](root, **{k: v for k, v in given.items() if k in TAKES[dataset]})
+    if category and "category" not in TAKES[dataset]:
+        raise DataError(f"category={category!r}: the layout {dataset} has no categories; leave it out")
+    check_random_state(random_state)
+    try:
+        index = LAYOUTS[dataset](root, **{k: v for k, v in given.items() if k in TAKES[dataset]})
+    except DataError as e:
+        fits = [n.partition(" in ") for n in recognise(root) if n != "folder" and n.partition(" in ")[0] in LAYOUTS] if dataset == "folder" else []
+        if not fits:
+            raise
+        raise DataError(f"{e}; it looks like dataset={fits[0][0]}" + (f" with root={Path(root) / fits[0][2]}" if fits[0][2] else "")) from None
+    if (n := index["category"].nunique()) > 1:
+        index.attrs["notes"] = [*index.attrs.get("notes", []), f"{n} categories are taken as one: {', '.join(index['category'].unique()[:4])} ...; category=<name> takes one"]
     top = Path(root or "data/samples")
     census = take_census(index, top / category if category and (top / category).is_dir() else top, dataset)
     normal_train = index["image_path"][(index["split"] == "train") & (index["label"] == 0)]

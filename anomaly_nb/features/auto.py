@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core.errors import MissingFileError
 
-# %% ../../nbs/03_features/08_auto.ipynb #8ecec248
+# %% ../../nbs/03_features/08_auto.ipynb #0dee37c6
 LADDER = (  # timm's models, strongest first; checkpoints are known by these names
     "vit_base_patch16_dinov3",
     "vit_base_patch14_reg4_dinov2",
@@ -64,7 +64,7 @@ def auto_backbone(
     if candidates:
         name, file = min(candidates, key=lambda c: LADDER.index(c[0]))
         return BackboneChoice(f"timm:{name}", str(file), f"the strongest of the ladder in the caches ({len(candidates)} of {len(places)} hold some)")
-    looked = " and ".join(str(p) for p in places) or "no cache"
+    looked = " and ".join(str(p).replace(str(Path.home()), "~") for p in places) or "no cache"
     if hub:
         return BackboneChoice(f"timm:{LADDER[0]}", "hub", f"no weights in {looked}; the hub is allowed, and this is the strongest")
     return BackboneChoice("filters", "", f"no weights in {looked}, and no download allowed; filters need none")

@@ -93,7 +93,7 @@ def fit_image(
         image = np.pad(image, [*free, (0, 0)], mode="symmetric")
     return image.astype(np.float32) / 255
 
-# %% ../../nbs/03_features/06_geometry.ipynb #41811f0d
+# %% ../../nbs/03_features/06_geometry.ipynb #e0733b73
 def cells_inside(
     placement: Placement,
     patch: int,  # pixels of the input per cell
@@ -123,23 +123,26 @@ def cells_to_pixels(
     cells: np.ndarray,  # (h, w) scores of an input's cells
     placement: Placement,
     patch: int,  # pixels of the input per cell
-) -> np.ndarray:  # (H, W) float32, the size of what was placed
+    rows: np.ndarray | None = None,  # (r,) int: of what was placed; None = all
+    columns: np.ndarray | None = None,  # (c,) int
+) -> np.ndarray:  # (H, W) float32, the size of what was placed, or (r, c)
     "Scores of cells at the pixels of the image, linear between the centres of cells that show it. Raises `DataError` if the grid is not the placement's."
     inside = cells_inside(placement, patch)
     if cells.shape != inside.shape:
         raise DataError(f"cells: a grid of {cells.shape}, but the input of {placement.shape[0]} x {placement.shape[1]} with patches of {patch} has {inside.shape}")
-    left, right = (_between(placement, patch, axis, np.flatnonzero(inside.any(axis=1 - axis))) for axis in (0, 1))
+    wanted = [np.arange(side) if some is None else some for some, side in zip((rows, columns), placement.image)]
+    left, right = (_between(placement, patch, axis, np.flatnonzero(inside.any(axis=1 - axis)), wanted[axis]) for axis in (0, 1))
     return left @ np.asarray(cells, np.float32) @ right.T
 
 
-def _between(placement: Placement, patch: int, axis: int, valid: np.ndarray) -> np.ndarray:
+def _between(placement: Placement, patch: int, axis: int, valid: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     "Weights (pixels, cells) of linear interpolation along one axis; constant beyond the outermost valid cells."
     own, resized, offset = placement.image[axis], placement.resized[axis], placement.offset[axis]
-    at = np.clip(((np.arange(own) + 0.5) * resized / own + offset) / patch - 0.5, valid[0], valid[-1])
+    at = np.clip(((pixels + 0.5) * resized / own + offset) / patch - 0.5, valid[0], valid[-1])
     low = np.minimum(at.astype(int), max(valid[-1] - 1, valid[0]))
-    weights = np.zeros((own, placement.shape[axis] // patch), np.float32)
-    weights[np.arange(own), low] = 1 - (at - low)
-    weights[np.arange(own), np.minimum(low + 1, valid[-1])] += (at - low).astype(np.float32)
+    weights, each = np.zeros((len(pixels), placement.shape[axis] // patch), np.float32), np.arange(len(pixels))
+    weights[each, low] = 1 - (at - low)
+    weights[each, np.minimum(low + 1, valid[-1])] += (at - low).astype(np.float32)
     return weights
 
 # %% ../../nbs/03_features/06_geometry.ipynb #61c828cb
@@ -237,22 +240,27 @@ def part_plan(
         return boxes
     return boxes[[bool(region.mask[t:b, le:r].any()) for t, le, b, r in boxes]]
 
-# %% ../../nbs/03_features/06_geometry.ipynb #005100a2
+# %% ../../nbs/03_features/06_geometry.ipynb #72c58738
 def blend_tiles(
     maps: Iterable[np.ndarray],  # (h, w) each, of its box's size; a generator will do
     boxes: np.ndarray,  # (n, 4) int: top, left, bottom, right
     height: int,  # pixels of the image
     width: int,
     outside: float | None = None,  # score of pixels that no tile shows; None = there must be none
-) -> np.ndarray:  # (H, W) float32
+    rows: np.ndarray | None = None,  # (r,) int: those of the image that are wanted, ascending; maps hold these alone; None = all
+    columns: np.ndarray | None = None,  # (c,) int
+) -> np.ndarray:  # (H, W) float32, or (r, c)
     "Maps of overlapping tiles as one. Raises `DataError` if maps and boxes do not agree, or pixels are left without a score."
-    total, weight, count = np.zeros((height, width), np.float32), np.zeros((height, width), np.float32), 0
+    wanted = [np.arange(side) if some is None else some for some, side in zip((rows, columns), (height, width))]
+    shape = (len(wanted[0]), len(wanted[1]))
+    total, weight, count = np.zeros(shape, np.float32), np.zeros(shape, np.float32), 0
     for found, (top, left, bottom, right) in zip(maps, boxes):
-        if found.shape != (bottom - top, right - left) or min(top, left) < 0 or bottom > height or right > width:
+        down, across = (slice(*np.searchsorted(some, ends)) for some, ends in zip(wanted, ((top, bottom), (left, right))))
+        if found.shape != (down.stop - down.start, across.stop - across.start) or min(top, left) < 0 or bottom > height or right > width:
             raise DataError(f"tile {count}: a map of {found.shape} for the box {top},{left},{bottom},{right} in an image of {height} x {width}")
-        window = _taper(bottom - top)[:, None] * _taper(right - left)[None]
-        total[top:bottom, left:right] += window * found
-        weight[top:bottom, left:right] += window
+        window = _taper(bottom - top)[wanted[0][down] - top, None] * _taper(right - left)[None, wanted[1][across] - left]
+        total[down, across] += window * found
+        weight[down, across] += window
         count += 1
     if count != len(boxes):
         raise DataError(f"{count} maps for {len(boxes)} boxes; give one for each")

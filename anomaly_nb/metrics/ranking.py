@@ -29,7 +29,7 @@ def row_at_tpr(
         return int(len(recall) - 1 - np.argmin(np.abs(recall - tpr)[::-1]))
     raise DataError(f"rule is {rule!r}; it must be 'first', 'above' or 'nearest'")
 
-# %% ../../nbs/01_metrics/01_ranking.ipynb #a88bff89
+# %% ../../nbs/01_metrics/01_ranking.ipynb #89ab4cd1
 class ThresholdTable(NamedTuple):
     "Counts at or above each of a falling series of thresholds; the last row counts everything."
 

@@ -5,20 +5,17 @@
 # %% auto #0
 __all__ = ['write_card']
 
-# %% ../../nbs/10_reports/14_card.ipynb #99e0bdc2
+# %% ../../nbs/10_reports/14_card.ipynb #3c0bf23e
 import base64
 import html
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..core.files import write_manifest, write_text
+from ..core.files import write_text
 from .folder import figure_png
 from .page import document
 
-if TYPE_CHECKING:  # it takes a second to import
-    import pandas as pd
-
-# %% ../../nbs/10_reports/14_card.ipynb #473914bc
+# %% ../../nbs/10_reports/14_card.ipynb #917b6325
 def _image(fig: Any, text: str) -> str:
     "A figure inside the page."
     import matplotlib.pyplot as plt
@@ -48,14 +45,38 @@ def _held_out_figure(detector: Any) -> Any:
     return fig
 
 
+def _choice(choice: dict[str, Any]) -> list[str]:
+    "What backbone and recipe were chosen from."
+    import pandas as pd
+
+    body = ["<h2>What it was chosen from</h2>"] if choice else []
+    body += [f"<p>Backbone: {html.escape(choice['backbone'])}.</p>"] if choice.get("backbone") else []
+    if choice.get("recipes"):
+        table = pd.DataFrame(choice["recipes"])
+        shown = {"recipe": table["recipe"]}
+        for name, columns in (("image AUROC on synthetic anomalies", ("auroc", "low", "high")), ("behind the first", ("behind", "behind_low", "behind_high"))):
+            shown[name] = ["{:.3f} [{:.3f}, {:.3f}]".format(*row) for row in table[list(columns)].to_numpy()]
+        body.append(f"<p>Recipe: detection of synthetic anomalies in normal images that were kept back; no label took part. {html.escape(choice['compared_on'])}.</p>")
+        body.append(pd.DataFrame(shown).to_html(index=False, border=0))
+    return body
+
+
+def _budget(chosen: dict[str, Any]) -> str:
+    "What the bank was made to fit, in words."
+    asked = [f"{chosen[k]:g} {unit}" for k, unit in (("budget_ms", "ms an image"), ("budget_mb", "MB of bank")) if chosen[k]]
+    took = f"features {chosen['features_ms']:.1f} ms, search {chosen['bank_ms']:.1f} ms, bank {chosen['bank_mb']:.2f} MB"
+    return f"{' and '.join(asked)}: {chosen['coreset']} of {chosen['of']} patches are kept, {chosen['k']} neighbours; measured here: {took}"
+
+
 def write_card(
     detector: Any,  # a fitted `Detector` that was saved in `folder`
     folder: str | Path,
     name: str = "",  # of what it inspects; "" = the folder's
     seconds: float = 0.0,  # an image takes from file to decision; 0 = not measured
-    chosen: "pd.DataFrame | None" = None,  # what the recipe was chosen from, best first
 ) -> Path:  # detector.html
     "Write the page into the detector's folder, as one of its files. Raises `DataError` where the detector has no threshold."
+    from anomaly_nb.scoring.detector_files import write_detector_manifest
+
     folder, threshold, parts = Path(folder), detector.decision_threshold(), detector.parts()
     name = name or folder.name
     promise = threshold.parameters["false_alarms"] if threshold.method == "conformal" else 1 - threshold.parameters["promised"]
@@ -66,16 +87,17 @@ def write_card(
         f"version {detector.version_}.</p>"
     )
     facts = {"recipe": detector.recipe, "source": parts.source, "differs": parts.differs or "-", "backbone": parts.backbone, "bank": parts.bank, "threshold": threshold}
+    facts |= {"images are seen as": detector.layout_.said()}
     facts |= {"grid of patches": f"{detector.patch_hw_[0]} x {detector.patch_hw_[1]}", "images' values are read as": detector.intensity_.text}
     facts |= {"groups left out together": len(set(detector.groups_)) or "each image on its own", "version": detector.version_}
+    facts |= {"cells learned from": f"{detector.learned_['cells']} of {detector.learned_['of']}, the same number of each image"} if detector.learned_ else {}
+    facts |= {"budget": _budget(detector.budget_)} if detector.budget_ else {}
     facts |= {"time per image, file to decision": f"{1000 * seconds:.0f} ms on this machine"} if seconds else {}
     body += [_image(_held_out_figure(detector), "Scores of normal training images, each scored without itself, and the threshold."), "<h2>What it is</h2>", _rows(facts)]
-    if chosen is not None:
-        body += ["<h2>What the recipe was chosen from</h2>", "<p>Detection of synthetic anomalies in normal images that were kept back; no label took part.</p>"]
-        body.append(chosen.to_html(index=False, border=0, float_format=lambda v: f"{v:.4f}", na_rep="-"))
+    body += _choice(detector.choice_)
     listed = "".join(f"<li>{html.escape(Path(p).name)}</li>" for p in detector.paths_[:200])
     more = f"<li>and {len(detector.paths_) - 200} more, in training.csv</li>" if len(detector.paths_) > 200 else ""
     body.append(f"<h2>What it learned from</h2><details><summary>{len(detector.paths_)} images</summary><ul>{listed}{more}</ul></details>")
     path = write_text(folder / "detector.html", document(f"{name}: detector", "\n".join(body)))
-    write_manifest(folder, kind="detector")
+    write_detector_manifest(detector, folder)
     return path

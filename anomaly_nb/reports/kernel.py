@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Limits', 'end_tree', 'tree_memory', 'Watch', 'kernel_facts', 'Execution', 'execute']
 
-# %% ../../nbs/10_reports/02_kernel.ipynb #62542b68
+# %% ../../nbs/10_reports/02_kernel.ipynb #940a16eb
 import ast
 import os
 import re
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
+from ..core.runtime import import_jsonschema
 
 # %% ../../nbs/10_reports/02_kernel.ipynb #869838af
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _engine(watch: Watch, started: Callable[[int], None], facts: dict[str, Any],
 
     return Engine
 
-# %% ../../nbs/10_reports/02_kernel.ipynb #a90be546
+# %% ../../nbs/10_reports/02_kernel.ipynb #87a084a1
 def execute(
     template: str | Path,
     output: str | Path,  # executed notebook, saved after every cell
@@ -167,6 +168,7 @@ def execute(
     "Execute a template in a kernel of its own, in the caller's folder."
     import logging
 
+    import_jsonschema()
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import papermill_engines

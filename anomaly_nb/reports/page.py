@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['asset', 'document', 'plain', 'flat', 'notebook_page']
 
-# %% ../../nbs/10_reports/05_page.ipynb #0be04b37
+# %% ../../nbs/10_reports/05_page.ipynb #ead0a782
 import base64
 import html
 import re
@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from ..core.runtime import import_jsonschema
 
 # %% ../../nbs/10_reports/05_page.ipynb #078863dc
 def asset(
@@ -156,12 +158,13 @@ def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
         result |= flat(value, f"{before}{key} ") if isinstance(value, Mapping) else {f"{before}{key}": value}
     return result
 
-# %% ../../nbs/10_reports/05_page.ipynb #733e9fe3
+# %% ../../nbs/10_reports/05_page.ipynb #23f03562
 def notebook_page(
     notebook: str | Path,  # executed notebook, perhaps only up to a failure
     record: Mapping[str, Any],  # contents of run.json
 ) -> str:  # HTML
     "An executed notebook as one self-contained HTML page."
+    import_jsonschema()
     import nbformat
     from nbconvert import HTMLExporter
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['THREADS', 'serve', 'Worker', 'attempt']
 
-# %% ../../nbs/10_reports/10_pool.ipynb #03bf11c9
+# %% ../../nbs/10_reports/10_pool.ipynb #80030ab9
 import json
 import os
 import queue
@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import to_json, write_text
+from ..core.runtime import import_jsonschema
 from .kernel import Limits, end_tree
 from .run import close_crashed, run_report, templates
 from .store import Store, is_store
 
-# %% ../../nbs/10_reports/10_pool.ipynb #2c1d7f5b
+# %% ../../nbs/10_reports/10_pool.ipynb #9163e1c5
 def serve() -> None:
     "Make the runs that come in on stdin, answer each on stdout, and end when stdin does."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -33,6 +34,7 @@ def serve() -> None:
     os.dup2(2, 1)  # whatever a library prints is no answer
     tasks: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(tasks,), daemon=True).start()
+    import_jsonschema()
     import nbconvert  # noqa: F401  # once, not at the first run
     import papermill  # noqa: F401
 

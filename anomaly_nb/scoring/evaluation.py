@@ -22,21 +22,25 @@ from .thresholds import Threshold
 def image_metrics(
     y_true: np.ndarray,  # (n,) 0 or 1
     y_score: np.ndarray,  # (n,)
-    threshold: Threshold,
+    threshold: Threshold | None,  # None = ranking metrics only
 ) -> dict[str, float]:  # empty where there is one class only
     "Ranking metrics of the scores (AUROC with its 95 % bootstrap interval over pictures) and decision metrics of the threshold."
     truth = np.asarray(y_true).astype(bool)
     if truth.all() or not truth.any():
         return {}
-    called = threshold.predict(y_score)
-    tp, fp, fn = int((called & truth).sum()), int((called & ~truth).sum()), int((~called & truth).sum())
     auroc = bootstrap_interval(roc_auc, truth, np.asarray(y_score))
-    return {
+    ranked = {
         "image_auroc": auroc.value,
         "image_auroc_low": auroc.low,
         "image_auroc_high": auroc.high,
         "image_ap": average_precision(truth, y_score),
         "image_fpr95": fpr_at_tpr(truth, y_score, 0.95),
+    }
+    if threshold is None:
+        return ranked
+    called = threshold.predict(y_score)
+    tp, fp, fn = int((called & truth).sum()), int((called & ~truth).sum()), int((~called & truth).sum())
+    return ranked | {
         "f1": 2 * tp / (2 * tp + fp + fn),
         "precision": tp / (tp + fp) if tp + fp else float("nan"),
         "recall": tp / (tp + fn),

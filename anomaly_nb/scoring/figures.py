@@ -21,7 +21,7 @@ from .maps import colour_range, overlay
 from .preparation import rotated
 from .result import Evaluation
 
-# %% ../../nbs/06_scoring/11_figures.ipynb #08326a4f
+# %% ../../nbs/06_scoring/11_figures.ipynb #70ee6f6f
 def shrunk(
     image: np.ndarray,  # (H, W, 3) uint8
     most: int = 480,  # pixels of the longer side
@@ -31,6 +31,7 @@ def shrunk(
     if max(height, width) <= most:
         return image
     factor = most / max(height, width)
+    image = np.ascontiguousarray(image)
     return np.asarray(Image.fromarray(image).resize((max(1, round(width * factor)), max(1, round(height * factor))), Image.Resampling.BOX))
 
 
@@ -65,20 +66,25 @@ def patch_crop(
     dy, dx = context * height / patch_hw[0], context * width / patch_hw[1]
     return image[max(0, int(y - dy)) : int(y + dy) + 1, max(0, int(x - dx)) : int(x + dx) + 1]
 
-# %% ../../nbs/06_scoring/11_figures.ipynb #e8db4248
+# %% ../../nbs/06_scoring/11_figures.ipynb #ed393afe
 def case_panels(
     result: Evaluation,
     i: int,  # which image
     value_range: tuple[float, float],  # of `colour_range`
 ) -> list[np.ndarray]:
     "Image, mask (grey where it is not known), heatmap, overlay, hottest place and the normal place most like it, none larger than a panel."
-    image, mask, heat, told = read_image(result.meta["image_path"].iloc[i], result.intensity), result.masks[i], result.maps[i], result.explanation.iloc[i]
+    told, cells = result.explanation.iloc[i], result.cells(i)
+    image = read_image(result.meta["image_path"].iloc[i], result.intensity)
+    small, crop = shrunk(image), shrunk(image[cells.window(told["patch"])])
+    size = image.shape[:2]
+    del image  # one large image at a time
+    step = np.ix_(*(np.arange(n) * big // n for n, big in zip(small.shape[:2], size)))
+    mask = result.masks[i]
+    shown, heat = np.full(small.shape[:2], 0.5) if mask is None else mask[step], result.heatmap(i, small.shape[:2])
+    del mask
     normal = rotated(read_image(told["normal_path"], result.intensity), told["normal_angle"])
-    small = shrunk(image)
-    step = np.ix_(*(np.arange(n) * big // n for n, big in zip(small.shape[:2], image.shape[:2])))
-    shown, heat = np.full(small.shape[:2], 0.5) if mask is None else mask[step], heat[step]
-    crops = [patch_crop(image, told["patch"], result.patch_hw), patch_crop(normal, told["normal_patch"], result.patch_hw)]
-    return [small, shown, heat, overlay(small, heat, value_range), *(shrunk(np.ascontiguousarray(crop)) for crop in crops)]
+    like = shrunk(normal[result.layout.of(normal.shape[:2]).window(told["normal_patch"])])
+    return [small, shown, heat, overlay(small, heat, value_range), crop, like]
 
 
 def plot_cases(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Lazy', 'patch_limit', 'hottest_box', 'Evaluation']
 
-# %% ../../nbs/06_scoring/07_result.ipynb #292375d6
+# %% ../../nbs/06_scoring/07_result.ipynb #1e6aad33
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
 
 from ..calibration.ranges import conformal_pvalues
 from ..data.images import Intensity, image_info
 from ..metrics.regions import ProCurve
 from .evaluation import image_metrics, pixel_curve, pixel_metrics, read_masks
-from .maps import heatmaps
+from .layout import Cells, Layout
 from .thresholds import Threshold, quantile_threshold
 
 # %% ../../nbs/06_scoring/07_result.ipynb #6f30a0a1
@@ -46,7 +45,7 @@ class Lazy(Sequence):
             self.last = (i, self.make(i))
         return self.last[1]
 
-# %% ../../nbs/06_scoring/07_result.ipynb #b9369ef7
+# %% ../../nbs/06_scoring/07_result.ipynb #79f4a0bc
 def patch_limit(
     held_out_patches: np.ndarray,  # (M, P) of normal images that the bank had not seen; may be empty
     rate: float = 0.001,  # of normal patches that reach it
@@ -62,20 +61,15 @@ def hottest_box(
     limit: float,  # patch score that normal patches rarely reach
 ) -> tuple[int, int, int, int]:  # left, top, right, bottom in pixels; right and bottom are not part of it
     "The box of the hottest place."
-    grid, hot = patch_scores.reshape(patch_hw), int(patch_scores.argmax())
-    row, column = divmod(hot, patch_hw[1])
-    labels, _ = ndimage.label(grid >= limit, np.ones((3, 3)))
-    rows, columns = ndimage.find_objects(labels)[labels[row, column] - 1] if labels[row, column] else (slice(row, row + 1), slice(column, column + 1))
-    y, x = size[0] / patch_hw[0], size[1] / patch_hw[1]
-    return int(columns.start * x), int(rows.start * y), int(np.ceil(columns.stop * x)), int(np.ceil(rows.stop * y))
+    return Layout(patch_hw).of(size).box(patch_scores, limit)
 
-# %% ../../nbs/06_scoring/07_result.ipynb #68bbc40f
+# %% ../../nbs/06_scoring/07_result.ipynb #39fc6d6e
 @dataclass
 class Evaluation:
     "What a detector found in images; arrays share the order of `meta`."
 
     meta: pd.DataFrame  # N rows: image_path, and of an index split, label, defect, mask_path, mask_threshold
-    patch_scores: np.ndarray  # (N, P) float32
+    patch_scores: Any  # (N, P) float32; a sequence of (C,) read from disk, where images are seen part by part
     patch_hw: tuple[int, int]  # (h, w)
     scores: np.ndarray  # (N,) of the images
     explanation: pd.DataFrame  # N rows: patch, normal_path, normal_patch, normal_angle, distance
@@ -86,6 +80,10 @@ class Evaluation:
     intensity: Intensity = field(default_factory=Intensity)
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     training_paths: list[str] = field(default_factory=list)  # M files
+    layout: Layout = None  # type: ignore[assignment]  # where the patches lie; None = one grid over the whole image
+
+    def __post_init__(self) -> None:
+        self.layout = self.layout or Layout(self.patch_hw)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -118,7 +116,19 @@ class Evaluation:
     @property
     def maps(self) -> Lazy:
         "Heatmaps (H, W) float32, made when they are read."
-        return Lazy(len(self), lambda i: heatmaps(self.patch_scores[i : i + 1], self.patch_hw, self.sizes[i], self.sigma)[0])
+        return Lazy(len(self), self.heatmap)
+
+    def cells(self, i: int) -> Cells:
+        "Where the patches of image i lie."
+        return self.layout.of(self.sizes[i])
+
+    def heatmap(
+        self,
+        i: int,  # which image
+        shape: tuple[int, int] | None = None,  # (h, w): so many of its rows and columns, for a figure; None = all
+    ) -> np.ndarray:  # float32
+        "The heatmap of image i."
+        return self.cells(i).heatmap(np.asarray(self.patch_scores[i]), self.sigma, shape)
 
     @property
     def masks(self) -> Lazy:
@@ -141,7 +151,7 @@ class Evaluation:
 
     def box(self, i: int) -> tuple[int, int, int, int]:
         "The hottest place of image i, see `hottest_box`."
-        return hottest_box(self.patch_scores[i], self.patch_hw, self.sizes[i], self.patch_limit)
+        return self.cells(i).box(np.asarray(self.patch_scores[i]), self.patch_limit)
 
     def decisions(self) -> pd.DataFrame:
         "One row an image: the index's columns, score, anomalous, p_value, percentile, and the most similar normal patch."

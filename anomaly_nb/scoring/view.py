@@ -89,7 +89,7 @@ def plot_decisions(
     ax.invert_yaxis()
     ax.set_xlabel("image score; to the right of the line: called anomalous", fontsize=9)
 
-# %% ../../nbs/06_scoring/13_view.ipynb #673104af
+# %% ../../nbs/06_scoring/13_view.ipynb #60d2e2a4
 RULES = (
     ("95 % of held-out normal pictures", "quantile:0.95"),
     ("90 % of held-out normal pictures", "quantile:0.9"),
@@ -172,6 +172,8 @@ class ImageView(View):
         "The view of a run, from its parameters; features come from the run's cache. Raises as the report does."
         p = dict(parameters)
         index = read_index(p["dataset"], p["root"], p["category"], p["on_missing"], p["seed"])
+        if p.get("tile") or p.get("region") or p.get("resize", "square") != "square":
+            raise DataError("this run has tiles, a region or images of their own aspect, which the explorer does not show; see its report, or `anomaly-nb predict --maps`")
         detector = report_detector(p)
         features = cached_features(index, detector.network(), p["cache"], p["category"] or p["dataset"])
         train = features.where((features.meta["split"] == "train") & (features.meta["label"] == 0))
@@ -187,6 +189,8 @@ class ImageView(View):
     ) -> "ImageView":
         "The view of a saved detector on images. Raises as `Detector.load` does."
         detector = Detector.load(folder)
+        if not detector.layout_.plain:
+            raise DataError(f"{folder}: sees {detector.layout_.said()}, which the explorer does not show; use `anomaly-nb predict --maps` or `evaluate`")
         return cls(detector, None, detector.features(index[index["split"] == "test"]), detector.threshold)
 
     def _patches(self, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -313,7 +317,8 @@ def report_detector(
     coreset = None if p["coreset"] == -1 else coreset_of_report(p["coreset"])
     rule = p["threshold"] if p["threshold"].partition(":")[0] in ("quantile", "conformal") else "quantile:0.95"
     given = {"backbone": p["backbone"], "weights": p["weights"], "image_size": p["image_size"], "reduce": p["image_reduce"], "threshold": rule}
-    settings = {"k": p["k"], "similar": p.get("similar", 0), "coreset": coreset, "groups": p.get("groups", ""), "random_state": p["seed"]}
+    placed = {k: p[k] for k in ("resize", "tile", "overlap", "region", "intensity") if k in p}
+    settings = placed | {"k": p["k"], "similar": p.get("similar", 0), "coreset": coreset, "groups": p.get("groups", ""), "random_state": p["seed"]}
     return Detector(recipe, **given, **settings)
 
 

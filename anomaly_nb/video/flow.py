@@ -66,7 +66,7 @@ class RAFTFlow:
             back = self.network(as_input(current), as_input(previous))[-1]
         return -back[0, :, :h, :w].permute(1, 2, 0).cpu().numpy()
 
-# %% ../../nbs/08_video/05_flow.ipynb #5ab478b2
+# %% ../../nbs/08_video/05_flow.ipynb #6a26b5f8
 def velocity_histogram(
     motion: np.ndarray,  # (h, w, 2) float, the object's box cut out of the flow, pixels per frame
     pixels: np.ndarray | None = None,  # (h, w) bool, the object's own pixels; None = the whole box
@@ -81,8 +81,12 @@ def velocity_histogram(
     if not len(flow):
         raise DataError("pixels: the object has none")
     size = np.abs(flow).sum(1) if norm == "l1" else np.hypot(flow[:, 0], flow[:, 1])
-    turn = np.arctan2(flow[:, 1], flow[:, 0]) / (2 * np.pi) + 0.5 / bins
-    votes = np.bincount(np.floor(turn % 1 * bins).astype(int) % bins, size, bins) / len(flow)
+    if bins > 1:
+        turn = np.arctan2(flow[:, 1], flow[:, 0]) / (2 * np.pi) + 0.5 / bins
+        bin_of = np.floor(turn % 1 * bins).astype(int) % bins
+    else:
+        bin_of = np.zeros(len(flow), int)
+    votes = np.bincount(bin_of, size, bins) / len(flow)
     if speed == "median" and votes.sum() > 0:
         votes *= np.median(size) / votes.sum()
     return votes.astype(np.float32)

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['FILMS', 'TOLERANCE', 'FORMS', 'BESIDE', 'JUNK', 'GROUND_TRUTHS', 'EVENTS', 'Film', 'probe_film', 'quiet_opencv',
-           'Video', 'read_split', 'list_videos', 'ground_truths', 'frame_labels', 'read_gt_frames', 'load_mat']
+           'open_film', 'Video', 'film_frame', 'read_split', 'list_videos', 'read_video', 'ground_truths',
+           'frame_labels', 'mask_files', 'read_gt_frames', 'load_mat']
 
-# %% ../../nbs/08_video/02_layouts.ipynb #f20cf59d
+# %% ../../nbs/08_video/02_layouts.ipynb #030ff53e
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +27,7 @@ from ..core.files import load_array
 from ..core.order import name_number, name_part, natural_key, pair_names
 from ..data.images import is_image, read_image, read_mask
 
-# %% ../../nbs/08_video/02_layouts.ipynb #ecd875ce
+# %% ../../nbs/08_video/02_layouts.ipynb #0cc932af
 FILMS = {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp", ".ogv", ".mjpg", ".mjpeg"}
 TOLERANCE = 0.02  # fraction of the declared frames that may be missing, at least 2 frames
 
@@ -42,6 +43,7 @@ class Film:
     rotation: int  # degrees by which the frames are stored turned
     complete: bool
     note: str  # what is to be said about it, or ""
+    times: np.ndarray = field(repr=False, compare=False)  # (frames,) float32 milliseconds at which each is shown
 
 
 def probe_film(path: str | Path) -> Film:
@@ -53,25 +55,25 @@ def probe_film(path: str | Path) -> Film:
 @lru_cache(maxsize=4096)
 def _probe(path: Path, *_: int) -> Film:
     "`probe_film` of a file in one state."
-    cv2, film = require("cv2", "video"), _open_film(path)
+    cv2, film = require("cv2", "video"), open_film(path)
     try:
         ready, first = film.read()
         if not ready:
             raise DataError(f"{path}: {_why_no_film(path)}")
         said, fps = film.get(cv2.CAP_PROP_FRAME_COUNT), film.get(cv2.CAP_PROP_FPS)
-        rotation, frames = int(film.get(cv2.CAP_PROP_ORIENTATION_META)), 1
+        rotation, times = int(film.get(cv2.CAP_PROP_ORIENTATION_META)), [film.get(cv2.CAP_PROP_POS_MSEC)]
         while film.grab():
-            frames += 1
+            times.append(film.get(cv2.CAP_PROP_POS_MSEC))
     finally:
         film.release()
-    declared = int(said) if 0 < said < 1e9 else None
+    declared, frames = int(said) if 0 < said < 1e9 else None, len(times)
     complete = declared is None or abs(declared - frames) <= max(2, TOLERANCE * declared)
     note = "has one frame, which shows no motion" if frames == 1 else ""
     if declared is None:
         note = note or f"does not say how many frames it has; {frames} were read"
     if not complete:
         note = f"is incomplete: {frames} frames could be read, its header says {declared}"
-    return Film(frames, declared, float(fps) if 0 < fps < 1000 else None, (first.shape[0], first.shape[1]), rotation, complete, note)
+    return Film(frames, declared, float(fps) if 0 < fps < 1000 else None, (first.shape[0], first.shape[1]), rotation, complete, note, np.array(times, np.float32))
 
 
 def quiet_opencv() -> Any:  # the module cv2
@@ -83,9 +85,13 @@ def quiet_opencv() -> Any:  # the module cv2
     return cv2
 
 
-def _open_film(path: Path) -> Any:
-    "OpenCV's reader of a film."
+def open_film(
+    path: str | Path | int,  # film, address of a stream, or number of a camera
+) -> Any:
+    "OpenCV's reader."
     cv2 = quiet_opencv()
+    if isinstance(path, int):
+        return cv2.VideoCapture(path)
     known = cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends()  # others may take a film's name for a series of pictures
     return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG) if known else cv2.VideoCapture(str(path))
 
@@ -124,7 +130,7 @@ def _boxes(path: Path) -> dict[str, bytes]:
             f.seek(start + size - (16 if long else 8))
     return found
 
-# %% ../../nbs/08_video/02_layouts.ipynb #5881f38b
+# %% ../../nbs/08_video/02_layouts.ipynb #36fed754
 @dataclass(frozen=True)
 class Video:
     "One video: a folder of frames or a video file."
@@ -151,7 +157,7 @@ class Video:
             raise DataError(f"{self.path}: has no frame {frame!r}; it has {self.frames[0]} to {self.frames[-1]}")
         if self.path.is_dir():
             return read_image(next(p for p in self.path.iterdir() if p.stem == frame and is_image(p)))
-        return next(image for name, image in self if name == frame)
+        return film_frame(self.path, self.frames.index(frame))
 
     def content(self) -> Content:
         "What is in its frames, wherever they lie. Raises `MissingFileError` for a frame that is gone."
@@ -161,9 +167,32 @@ class Video:
         return content_of({name: files.get(name, self.path / name) for name in self.frames})
 
 
+def film_frame(
+    path: str | Path,  # film
+    number: int,  # of the frame, from 0
+) -> np.ndarray:  # (H, W, 3) uint8 RGB
+    "One frame, decoded from the key frame before it; from the start where the film's times do not tell that it is the right one. Raises `DataError`."
+    cv2, film, path = require("cv2", "video"), probe_film(path), Path(path)
+    if not 0 <= number < film.frames:
+        raise DataError(f"{path}: has no frame {number}; it has {film.frames}")
+    clear = film.complete and bool((np.diff(film.times) > 0).all())
+    if clear and number > 16:  # before that, nothing is gained
+        opened = open_film(path)
+        try:
+            opened.set(cv2.CAP_PROP_POS_FRAMES, number)
+            found, image = opened.read()
+            if found and np.float32(opened.get(cv2.CAP_PROP_POS_MSEC)) == film.times[number]:
+                return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        finally:
+            opened.release()
+    for image in _read_film(path, number + 1):
+        pass
+    return image
+
+
 def _read_film(path: Path, n: int) -> Iterator[np.ndarray]:
     "The first `n` frames of a video file as RGB."
-    cv2, film = require("cv2", "video"), _open_film(path)
+    cv2, film = require("cv2", "video"), open_film(path)
     try:
         for i in range(n):
             found, image = film.read()
@@ -173,7 +202,7 @@ def _read_film(path: Path, n: int) -> Iterator[np.ndarray]:
     finally:
         film.release()
 
-# %% ../../nbs/08_video/02_layouts.ipynb #e60fc4a5
+# %% ../../nbs/08_video/02_layouts.ipynb #d33426ad
 FORMS = {
     "training": ("training/frames", "training/videos", "training_videos", "Train"),
     "testing": ("testing/frames", "testing/videos", "testing_videos", "Test"),
@@ -190,7 +219,7 @@ def read_split(
         if _is_hidden(path) or _video_of_masks(path) or path.suffix.lower() in BESIDE:
             continue
         try:
-            videos.append(_read_video(path))
+            videos.append(read_video(path))
         except DataError as e:
             skipped[path] = str(e).removeprefix(f"{path}: ")
     if not videos:
@@ -234,7 +263,7 @@ def _split_folder(root: Path, split: str | None) -> Path:
     return found[0]
 
 
-def _read_video(path: Path) -> Video:
+def read_video(path: Path) -> Video:
     "A folder of frames or a film. Raises `DataError` for anything else."
     if path.is_dir():
         names = [p.stem for p in path.iterdir() if is_image(p)]
@@ -346,7 +375,7 @@ def _read_labels(kind: str, place: Path, videos: list[Video], events: str | None
             raise DataError(f"{place}: {y.size} labels for video {video.name}, which has {n} frames; they belong to different versions")
     return labels
 
-# %% ../../nbs/08_video/02_layouts.ipynb #29a2a29a
+# %% ../../nbs/08_video/02_layouts.ipynb #6fe4422e
 def _by_number(place: Path, videos: Sequence[Video], numbers: Sequence[int]) -> dict[str, int]:
     "The number of every video, of those that have labels. Raises `DataError` for a video where that is not certain."
     names = sorted((v.name for v in videos), key=natural_key)
@@ -393,6 +422,14 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def _from_masks(place: Path, videos: list[Video]) -> dict[str, np.ndarray]:
     "A frame is anomalous if its mask has a pixel."
+    return {name: np.array([read_mask(path).any() for path in files]) for name, files in mask_files(place, videos).items()}
+
+
+def mask_files(
+    place: Path,  # of `ground_truths`: the folder with a folder of masks for each video
+    videos: list[Video],
+) -> dict[str, list[Path]]:  # video name -> the mask of each of its frames, in time order
+    "The masks of videos, joined by name. Raises `MissingFileError` for a video or frame without one, `DataError`."
     folders: dict[str, Path] = {}
     for path in (p for p in place.iterdir() if p.is_dir() and not _is_hidden(p)):
         name = _video_of_masks(path) if place.name == "Test" else path.name  # in UCSD's form the frames lie in the same place
@@ -400,13 +437,13 @@ def _from_masks(place: Path, videos: list[Video]) -> dict[str, np.ndarray]:
             raise DataError(f"{path} and {folders[name]} are both the masks of video {name}; keep one of them")
         if name is not None:
             folders[name] = path
-    labels = {}
+    masks = {}
     for name, partner in _partners([v.name for v in videos], folders, place, "video").items():
         video, folder = next(v for v in videos if v.name == name), folders[partner]
         files = {p.stem: p for p in folder.iterdir() if is_image(p)}
         frames = _partners(video.frames, files, folder, "frame")
-        labels[name] = np.array([read_mask(files[frames[f]]).any() for f in video.frames])
-    return labels
+        masks[name] = [files[frames[f]] for f in video.frames]
+    return masks
 
 
 def _partners(names: Sequence[str], others: Mapping[str, Path], place: Path, what: str) -> dict[str, str]:

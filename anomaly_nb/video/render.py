@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'EVENT', 'CURVE', 'PAPER', 'INK', 'STRIP', 'CODECS', 'annotate', 'curve_strip', 'render_video',
-           'contact_sheet']
+           'film_writer', 'contact_sheet']
 
 # %% ../../nbs/08_video/14_render.ipynb #6d7f9b73
 import io
@@ -65,7 +65,7 @@ def curve_strip(
     cv2.polylines(strip, [np.array([(x(t), y(float(s))) for t, s in enumerate(scores)], np.int32)], False, CURVE, 1, cv2.LINE_AA)
     return strip
 
-# %% ../../nbs/08_video/14_render.ipynb #5e72e207
+# %% ../../nbs/08_video/14_render.ipynb #39740c9e
 CODECS = (("mp4", "avc1"), ("webm", "VP80"), ("avi", "MJPG"))
 
 
@@ -91,7 +91,7 @@ def render_video(
     by_frame = dict(tuple(objects[objects["video"].astype(str) == video.name].groupby("frame")))
     scores, shape = frames["combined"].to_numpy(), annotate(next(iter(video))[1], objects.iloc[:0]).shape
     strip, size = curve_strip(scores, threshold, spans, shape[1]), (shape[1] // 2 * 2, (shape[0] + STRIP) // 2 * 2)
-    writer, path, partial = _writer(Path(folder), video.name, fps, size)
+    writer, path, partial = film_writer(Path(folder), video.name, fps, size)
     try:
         for t, (name, image) in enumerate(video):
             picture = annotate(image, by_frame.get(name, objects.iloc[:0]), bool(inside[t]))
@@ -107,7 +107,7 @@ def render_video(
     return path
 
 
-def _writer(folder: Path, name: str, fps: float, size: tuple[int, int]) -> tuple[Any, Path, Path]:  # writer, final path, path while it is written
+def film_writer(folder: Path, name: str, fps: float, size: tuple[int, int]) -> tuple[Any, Path, Path]:  # writer, final path, path while it is written
     "The first codec that works here. Raises `DataError`."
     cv2 = quiet_opencv()
     folder.mkdir(parents=True, exist_ok=True)

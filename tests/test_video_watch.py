@@ -1,0 +1,111 @@
+"A film as the camera: the events of `score`, memory and latency that do not grow, an end by Ctrl-C."
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from anomaly_nb.cli.main import app
+from anomaly_nb.core.files import write_text
+from anomaly_nb.video.clips import make_clip
+from anomaly_nb.video.layouts import probe_film
+from anomaly_nb.video.pipeline import plan_for
+from anomaly_nb.video.watch import Summary, open_source, watch
+
+cv2 = pytest.importorskip("cv2")
+SIZE = (48, 80)
+
+
+def film(path, images):
+    "A lossless film."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), 10, SIZE[::-1])
+    for image in images:
+        writer.write(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))
+    writer.release()
+
+
+def hours_of(clips: int, every: int) -> np.ndarray:
+    "Walkers, and a runner in one clip of `every`."
+    return np.concatenate([make_clip("runner" if i % every == every - 1 else None, 30, SIZE, 2, random_state=50 + i)[0] for i in range(clips)])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    "Films, calibrated and scored by the commands."
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("watch")
+        patch.chdir(home)
+        for i in range(4):
+            film(home / "yard" / "training" / "videos" / f"{i}.avi", hours_of(2, 99) if i else make_clip(None, 60, SIZE, 2, random_state=7)[0])
+        film(home / "yard" / "testing" / "videos" / "door.avi", hours_of(4, 2))
+        write_text(home / "config.yml", 'datasets: {yard: {root: yard, n_components: 1, sigma: 2.0, extraction: {backbone: "", min_area: 20, bins: 1, speed: median, flow_scale: 1}}}\n')
+        result = CliRunner().invoke(app, ["video", "score", "--dataset-name", "yard", "--all", "--out", "out", "--false-alarms-per-hour", "300"])
+        assert result.exit_code == 0, result.output
+        yield home
+
+
+def test_watching_a_film_gives_the_events_of_score_and_a_clip_of_each(home, monkeypatch):
+    monkeypatch.chdir(home)
+    result = CliRunner().invoke(app, ["video", "watch", "yard/testing/videos/door.avi", "--dataset-name", "yard", "--false-alarms-per-hour", "300", "--out", "kept"])
+    assert result.exit_code == 0, result.output
+    said = [json.loads(line) for line in result.stdout.splitlines()]
+    closed = pd.DataFrame([e for e in said if e["state"] == "closed"])
+    scored = pd.read_csv(home / "out" / "events.csv", dtype={"first": str, "last": str, "peak_frame": str}, keep_default_na=False)
+    assert len(scored) >= 1 and len(closed) == len(scored) and "120 frames" in result.stderr
+    for column in ("video", "why", "first", "last", "peak_frame", "box"):
+        assert closed[column].tolist() == [f"{v:06d}" if isinstance(v, int) else v for v in scored[column]], column
+    np.testing.assert_allclose(closed[["start", "end", "peak", "peak_at"]], scored[["start", "end", "peak", "peak_at"]], rtol=1e-6)
+    assert [e["first"] for e in said if e["state"] == "open"] == closed["first"].tolist()
+    assert all(probe_film(home / "kept" / name).frames > 5 for name in closed["clip"])
+
+
+def test_memory_and_latency_do_not_grow_with_the_film(home, monkeypatch, tmp_path):
+    "Thirty times the film: what the watch holds stays as it was after the first."
+    import tracemalloc
+
+    monkeypatch.chdir(home)
+    film(tmp_path / "long.avi", np.tile(hours_of(4, 2), (5 if not os.environ.get("ANOMALY_NB_SLOW") else 50, 1, 1)))
+    frames = probe_film(tmp_path / "long.avi").frames
+    summary, held, taken, source = Summary(), [], [], open_source(tmp_path / "long.avi")
+    events = watch(plan_for("yard", "config.yml"), source, "config.yml", 300, tmp_path / "kept", summary)
+    count = summary.count
+
+    def counted(seconds):
+        count(seconds)
+        taken.append(seconds)
+        if summary.frames % 100 == 0:
+            held.append(tracemalloc.get_traced_memory()[0])
+
+    monkeypatch.setattr(summary, "count", counted)
+    tracemalloc.start()
+    closed = [e for e in events if e["state"] == "closed"]
+    tracemalloc.stop()
+    assert summary.frames == frames and len(closed) >= 5
+    assert max(held[len(held) // 2 :]) < max(held[: len(held) // 2]) + 200_000  # bytes
+    first, last = np.median(taken[50 : frames // 3]), np.median(taken[-frames // 3 :])
+    assert last < 3 * first
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_ends_the_watch_of_a_folder(home):
+    (home / "inbox").mkdir()
+    command = [sys.executable, "-m", "anomaly_nb.cli.main", "video", "watch", "inbox", "--dataset-name", "yard", "--no-clips"]
+    for t, image in enumerate(hours_of(1, 9)[:3]):
+        cv2.imwrite(str(home / "inbox" / f"{t:03d}.png"), image)
+    process = subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None and "watching inbox" in process.stderr.readline()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert out == "" and process.returncode == 0 and "frames, 0 events, 0 frames dropped" in err
