@@ -191,7 +191,7 @@ def train(
     run.page(result.history, finished=True)
     typer.echo(f"{out}: best.pt, scorer.pt, validation/, training.png; statistics and thresholds at {size_text(size)}")
 
-# %% ../../nbs/11_cli/07_street.ipynb #5e2b3f0e
+# %% ../../nbs/11_cli/07_street.ipynb #cc34bc5f
 def _target_size(run: Any, height: int, width: int, as_stored: bool) -> tuple[int, int] | None:
     "The size that a command works at: given, as stored, or the run's own. Raises `DataError` where both are given."
     from anomaly_nb.core.errors import DataError
@@ -281,6 +281,7 @@ def evaluate(
     fit_data: Annotated[str, typer.Option(help="training data of --model or --logits, for scores that are fitted: a data set as in --data")] = "",
     fit_root: Annotated[str, typer.Option(help="its folder")] = "",
     fit_split: Annotated[str, typer.Option(help="its split")] = "train",
+    fit_held_out: Annotated[list[str], typer.Option(help="classes held out of it; none = those of --held-out")] = [],  # noqa: B006 - typer copies it
     fit_logits: Annotated[str, typer.Option(help="folder of logits of these scenes, with --logits")] = "",
     fit_images: FitImages = 0,
     image_input: Annotated[str, typer.Option("--input", help="what a file of --model takes: normalised or uint8")] = "normalised",
@@ -334,7 +335,7 @@ def evaluate(
         scorer, validation = place.fitted(size, [first.labels.shape], other_size)
         result = evaluate_all(network, scorer, dataset, protocol=protocol, run=run.resolve().name, thresholds_at=validation.about.get("sizes", []))
     else:
-        training = _open(fit_data, fit_root, fit_split, held_out, size) if fit_data else None
+        training = _open(fit_data, fit_root, fit_split, fit_held_out or held_out, size) if fit_data else None
         options = {"input": image_input, "mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
         classes = dataset.table.names if same_classes else ()
         given = {"temperature": temperature, "fit_images": fit_images or (None if training is not None else 32)}
