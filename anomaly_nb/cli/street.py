@@ -76,7 +76,7 @@ def _normalisation(mean: float, std: float) -> dict[str, Any]:
     "Input mean and deviation of a network, where they are not ImageNet's."
     return {k: (v,) * 3 for k, v in (("mean", mean), ("std", std)) if v >= 0}
 
-# %% ../../nbs/11_cli/07_street.ipynb #2c82fae8
+# %% ../../nbs/11_cli/07_street.ipynb #e979a9b1
 @contextmanager
 def _recorded(
     run: Any,  # StreetRun
@@ -91,7 +91,8 @@ def _recorded(
     from anomaly_nb.core.files import sha256_json
     from anomaly_nb.reports.record import making
 
-    started, start, metrics = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter(), {}
+    started, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+    metrics: dict[str, Any] = {}
 
     def write(status: str, error: str | None = None) -> None:
         record = {"run_id": sha256_json(given)[:12], "report": "street_train", "parameters": given, "metrics": metrics, "status": status, "error": error}
@@ -186,7 +187,7 @@ def train(
         result = train_network(network, train_set, val_set, out, config, device, workers, after_epoch=record)
         typer.echo(f"best validation mIoU {result.best_miou:.4f} in epoch {result.best_epoch + 1} of {len(result.history)}")
         record(result.history)
-        options = {"adapt": adapt or None, "fit_images": fit_images or None, "cells_per_image": fit_cells, "temperature": temperature}
+        options: dict[str, Any] = {"adapt": adapt or None, "fit_images": fit_images or None, "cells_per_image": fit_cells, "temperature": temperature}
         run.fit(result.model, names, size, **options)
     run.page(result.history, finished=True)
     typer.echo(f"{out}: best.pt, scorer.pt, validation/, training.png; statistics and thresholds at {size_text(size)}")
@@ -653,7 +654,7 @@ def compare(
         typer.echo(f"{about}\n{apart}" + to_markdown(table))
     typer.echo(str(out))
 
-# %% ../../nbs/11_cli/07_street.ipynb #bf5f3ab5
+# %% ../../nbs/11_cli/07_street.ipynb #100d75c0
 @app.command()
 def classes(
     data: Data = "samples",
@@ -671,7 +672,7 @@ def classes(
     """
     from anomaly_nb.segmentation.datasets import class_distribution
 
-    table = class_distribution(_open(data, root, split, held_out, **_ids(anomaly_ids, ignore_ids)))
+    table = class_distribution(_open(data, root, split, held_out, None, **_ids(anomaly_ids, ignore_ids)))
     typer.echo(table.assign(share=table["share"].map("{:.3%}".format), raw_ids=table["raw_ids"].str.slice(0, 24)).to_string(index=False))
 
 # %% ../../nbs/11_cli/07_street.ipynb #99fc5fc5

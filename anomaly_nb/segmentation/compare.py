@@ -19,7 +19,7 @@ from ..core.style import PALETTE, figure_style
 from ..metrics.uncertainty import coverage_note
 from .evaluation import COMPARED, StreetEvaluation, identity_differences, results_table
 
-# %% ../../nbs/07_segmentation/11_compare.ipynb #dd0a9f60
+# %% ../../nbs/07_segmentation/11_compare.ipynb #8924e4b8
 def incomparable(
     a: StreetEvaluation,
     b: StreetEvaluation,
@@ -79,8 +79,8 @@ def to_markdown(
             text = str(value) if not isinstance(value, float) else "-" if np.isnan(value) else f"{100 * value:.2f}"
             cells.append(text + ("" if np.isnan(low) else f" [{100 * low:.1f}, {100 * row[f'{c}_high']:.1f}]"))
         lines.append("| " + " | ".join(cells) + " |")
-    pooled = table[table["protocol"] == "pooled"]["images"] if "auroc_low" in table else []
-    note = coverage_note(int(min(pooled))) if len(pooled) else ""
+    pooled = table[table["protocol"] == "pooled"]["images"].tolist() if "auroc_low" in table else []
+    note = coverage_note(int(min(pooled))) if pooled else ""
     return "\n".join(lines) + "\n" + (f"\n{note}\n" if note else "")
 
 
