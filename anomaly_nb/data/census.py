@@ -22,7 +22,7 @@ from ..core.files import list_files, printable, sha256_file
 from ..core.order import path_key
 from ..core.runtime import progress
 from .folder import MASK_STEM, index_folder, place_of
-from .images import ImageInfo, fit_intensity, image_info, is_image, list_images, mask_rule, read_mask, read_values
+from .images import ImageInfo, fit_intensity, image_info, is_image, list_images, mask_rule, read_mask, read_values, why_skipped
 
 # %% ../../nbs/02_data/06_census.ipynb #aa0381c2
 def _masks_of(index: pd.DataFrame) -> set[str]:
@@ -31,15 +31,6 @@ def _masks_of(index: pd.DataFrame) -> set[str]:
     for path in filter(None, index["mask_path"]):
         found |= {p.as_posix() for p in list_images(path)} if Path(path).is_dir() else {path}
     return found
-
-
-def _reason(path: Path) -> str:
-    "Why a file that no index names was not read."
-    if path.name.startswith("."):
-        return "hidden"
-    if is_image(path):
-        return "image that the layout does not name"
-    return f"no image ({path.suffix.lower() or 'no suffix'})"
 
 
 def equal_files(
@@ -108,7 +99,7 @@ def take_census(
         for path in files:
             name = path.as_posix()
             if name not in read and name not in masks:
-                skipped[given.get(name) or _reason(path)].append(path.relative_to(root).as_posix())
+                skipped[given.get(name) or why_skipped(path)].append(path.relative_to(root).as_posix())
         for path, why in odd.items():
             skipped[why].append(printable(path.relative_to(root)))
     bad = index[index["label"] == 1]
@@ -374,7 +365,7 @@ def inspect_folder(
     skipped: dict[str, list[str]] = defaultdict(list)
     for path in files:
         if not is_image(path):
-            skipped[_reason(path)].append(path.relative_to(root).as_posix())
+            skipped[why_skipped(path)].append(path.relative_to(root).as_posix())
     for path, why in odd.items():
         skipped[why].append(printable(path.relative_to(root)))
     suspicious, more = _suspicious(infos, root, pixels, recognised[0])

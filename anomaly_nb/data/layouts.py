@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'TAKES', 'index_mvtec_ad2', 'index_mvtec_loco', 'loco_regions', 'index_visa', 'index_btad', 'index_realiad',
-           'index_kolektor_sdd2', 'index_samples', 'index_csv', 'read_index']
+           'index_kolektor_sdd2', 'index_samples', 'index_csv', 'one_category', 'read_index']
 
 # %% ../../nbs/02_data/03_layouts.ipynb #d6e6587a
 from collections.abc import Callable
@@ -295,6 +295,14 @@ TAKES = {name: ("category", "on_missing") for name in LAYOUTS} | {  # which of `
     "kolektor_sdd2": ("on_missing",),
     "magnetic_tile": ("on_missing", "random_state", "n_train"),
 }
+
+
+def one_category(
+    dataset: str,  # name of the layout
+    category: str,  # as given, "" = none named
+) -> str:
+    "The category a report is about: the samples' nut where none is named."
+    return category or ("nut" if dataset == "samples" else "")
 
 
 def read_index(

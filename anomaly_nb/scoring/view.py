@@ -21,7 +21,8 @@ from ..core.errors import DataError
 from ..core.files import sha256_file
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
 from ..core.views import Check, Choice, Control, Slider, View
-from ..data import image_info, read_image, read_index
+from ..data import image_info, one_category, read_image, read_index
+from ..data.layouts import TAKES
 from ..features import FeatureSet, cached_features
 from ..metrics import average_precision, roc_auc
 from .detector import Detector
@@ -171,7 +172,7 @@ class ImageView(View):
     ) -> "ImageView":
         "The view of a run, from its parameters; features come from the run's cache. Raises as the report does."
         p = dict(parameters)
-        index = read_index(p["dataset"], p["root"], p["category"], p["on_missing"], p["seed"])
+        index = read_index(p["dataset"], p["root"], one_category(p["dataset"], p["category"]) if "category" in TAKES[p["dataset"]] else "", p["on_missing"], p["seed"])
         if p.get("tile") or p.get("region") or p.get("resize", "square") != "square":
             raise DataError("this run has tiles, a region or images of their own aspect, which the explorer does not show; its report does, and `anomaly-nb predict --maps` for each image")
         detector = report_detector(p)
