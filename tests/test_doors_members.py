@@ -46,7 +46,7 @@ def test_words_for_normal(tmp_path, name):
 def test_nobody_is_told_to_learn_from_defects(tmp_path, name):
     assert folder_meaning(name) == "defect"
     parts(tmp_path, *(f"{name}/{i}.png" for i in range(9)), "zzz/a.png")
-    with pytest.raises(DataError, match="e.g. normal=zzz$"):
+    with pytest.raises(DataError, match=r"e\.g\. normal=zzz$"):
         index_folder(tmp_path)
     shutil.rmtree(tmp_path / "zzz")
     with pytest.raises(DataError, match="all of them speak of defects"):
@@ -60,7 +60,7 @@ def test_advice_goes_below_a_parent_that_holds_both(tmp_path):
     assert index_folder(tmp_path, n_train=1.0, normal="week1/pass").label.tolist() == [0, 1]
     parts(tmp_path, "a/x/0.png", "a/gt/x/0.png", "b/y/0.png")
     shutil.rmtree(tmp_path / "week1")
-    with pytest.raises(DataError, match="e.g. normal=b$"):
+    with pytest.raises(DataError, match=r"e\.g\. normal=b$"):
         index_folder(tmp_path, on_missing="keep")
 
 
@@ -424,10 +424,10 @@ def test_a_file_the_manifest_does_not_name_is_refused_and_old_folders_are_said(f
     listed = read_json(folder / MANIFEST)
     del listed["files"]["threshold.json"]
     write_json(folder / MANIFEST, listed)
-    with pytest.raises(DataError, match="threshold.json: is not named in manifest.json"):
+    with pytest.raises(DataError, match=r"threshold\.json: is not named in manifest\.json"):
         Detector.load(folder)
     forge(folder, "detector.json", lambda a: {k: v for k, v in a.items() if k != "format"})
     assert verify_manifest(folder) and Detector.load(folder).threshold_
     (folder / MANIFEST).unlink()
-    with pytest.warns(UserWarning, match="has no manifest.json, as the first detectors"):
+    with pytest.warns(UserWarning, match=r"has no manifest\.json, as the first detectors"):
         assert Detector.load(folder).threshold_

@@ -21,7 +21,7 @@ from ..core.errors import DataError, check_folder
 from ..core.files import list_files, printable, sha256_file
 from ..core.order import path_key
 from ..core.runtime import progress
-from .folder import MASK_STEM, index_folder, place_of
+from .folder import MASK_STEM, place_of
 from .images import ImageInfo, fit_intensity, image_info, is_image, list_images, mask_rule, read_mask, read_values, why_skipped
 
 # %% ../../nbs/02_data/06_census.ipynb #aa0381c2

@@ -305,6 +305,12 @@ def one_category(
     return category or ("nut" if dataset == "samples" else "")
 
 
+def _like(root: str | Path, dataset: str) -> str:
+    "For a folder that was given as one of one's own: which layout it has the marks of, as the end of a message."
+    fits = [n.partition(" in ") for n in recognise(root) if n != "folder" and n.partition(" in ")[0] in LAYOUTS] if dataset == "folder" and Path(root).is_dir() else []
+    return f"; it looks like dataset={fits[0][0]}" + (f" with root={Path(root) / fits[0][2]}" if fits[0][2] else "") if fits else ""
+
+
 def read_index(
     dataset: str,  # name of the layout, a key of `LAYOUTS`
     root: str | Path,  # its folder
@@ -326,15 +332,12 @@ def read_index(
     if normal and "normal" not in TAKES[dataset]:
         raise DataError(f"normal={normal!r}: only dataset=folder asks for it; the layout {dataset} says what is normal")
     if category and "category" not in TAKES[dataset]:
-        raise DataError(f"category={category!r}: the layout {dataset} has no categories; leave it out")
+        raise DataError(f"category={category!r}: the layout {dataset} has no categories; leave it out{_like(root, dataset)}")
     check_random_state(random_state)
     try:
         index = LAYOUTS[dataset](root, **{k: v for k, v in given.items() if k in TAKES[dataset]})
     except DataError as e:
-        fits = [n.partition(" in ") for n in recognise(root) if n != "folder" and n.partition(" in ")[0] in LAYOUTS] if dataset == "folder" else []
-        if not fits:
-            raise
-        raise DataError(f"{e}; it looks like dataset={fits[0][0]}" + (f" with root={Path(root) / fits[0][2]}" if fits[0][2] else "")) from None
+        raise DataError(f"{e}{_like(root, dataset)}") from None
     if (n := index["category"].nunique()) > 1:
         index.attrs["notes"] = [*index.attrs.get("notes", []), f"{n} categories are taken as one: {', '.join(index['category'].unique()[:4])} ...; category=<name> takes one"]
     top = Path(root or "data/samples")

@@ -172,7 +172,8 @@ class ImageView(View):
     ) -> "ImageView":
         "The view of a run, from its parameters; features come from the run's cache. Raises as the report does."
         p = dict(parameters)
-        index = read_index(p["dataset"], p["root"], one_category(p["dataset"], p["category"]) if "category" in TAKES[p["dataset"]] else "", p["on_missing"], p["seed"])
+        category = one_category(p["dataset"], p["category"]) if "category" in TAKES[p["dataset"]] else ""
+        index = read_index(p["dataset"], p["root"], category, p["on_missing"], p["seed"])
         if p.get("tile") or p.get("region") or p.get("resize", "square") != "square":
             raise DataError("this run has tiles, a region or images of their own aspect, which the explorer does not show; its report does, and `anomaly-nb predict --maps` for each image")
         detector = report_detector(p)
