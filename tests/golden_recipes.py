@@ -1,6 +1,6 @@
 """The golden table: samples, leather and magnetic tile through every recipe, so that a change which was not meant is seen.
 
-    python -m tests.golden_recipes [--write]      # prints what differs from golden_recipes.json, or renews it
+    python -m tests.golden_recipes [recipes] [--write]      # prints what differs from golden_recipes.json, and renews it
 
 Real data are read from the folder named by ANOMALY_NB_DATA; without it only the samples are made.
 """
@@ -67,7 +67,7 @@ def differences(now: dict[str, dict[str, float]], kept: dict[str, dict[str, floa
     ]
 
 
-def table() -> dict[str, dict[str, dict[str, float]]]:
+def table(recipes=tuple(RECIPES)) -> dict[str, dict[str, dict[str, float]]]:
     "Every data set at hand with every backbone."
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -76,14 +76,15 @@ def table() -> dict[str, dict[str, dict[str, float]]]:
             index = real_index(name) if name in real else sample_index(name, folder)
             known = BACKBONES | ({MOBILENET: str(DATA / "weights/mobilenetv2_100_imagenet.safetensors")} if name in real else {})
             for backbone, weights in known.items():
-                rows[f"{name} {backbone.partition('?')[0]}"] = golden(features_of(index, backbone, weights), backbone=backbone)
+                rows[f"{name} {backbone.partition('?')[0]}"] = golden(features_of(index, backbone, weights), recipes, backbone)
                 print(f"{name} {backbone}", flush=True)
     return rows
 
 
 if __name__ == "__main__":
-    now, kept = table(), read_json(GOLDEN) if GOLDEN.is_file() else {}
+    named = [a for a in sys.argv[1:] if not a.startswith("-")]
+    now, kept = table(named or tuple(RECIPES)), read_json(GOLDEN) if GOLDEN.is_file() else {}
     for name, rows in now.items():
-        print(*(f"{name}: {line}" for line in differences(rows, kept.get(name, rows))), sep="\n", end="")
+        print(*(f"{name}: {line}" for line in differences(rows, kept.get(name, rows))), sep="\n")
     if "--write" in sys.argv:
-        write_json(GOLDEN, kept | now)
+        write_json(GOLDEN, kept | {name: kept.get(name, {}) | rows for name, rows in now.items()})

@@ -10,9 +10,9 @@ ROOM = 112  # MiB of blocks and results at any size (50 to 85 seen); less than o
 SEARCH = {"fit": 2.0, "score": 2.5, "own": 2.5}  # the features, the bank, and its half-precision form
 TWICE = {"fit": 2.0, "score": 2.0, "own": 2.0}
 ONCE = {"fit": 1.0, "score": 1.0, "own": 1.0}
-CASES = {  # bank -> dimensions, and the most each step may need, in times of the features, which are among it
-    "KNNBank()": (2048, SEARCH),
-    "KNNBank(metric='euclidean')": (2048, SEARCH),
+CASES = {  # bank -> dimensions (many, so that few patches are searched), and the most each step may need, in times of the features, which are among it
+    "KNNBank()": (4096, SEARCH),
+    "KNNBank(metric='euclidean')": (4096, SEARCH),
     "KNNBank(coreset=0.02)": (2048, TWICE),
     "MahalanobisBank()": (128, ONCE),
     "MahalanobisBank(per_position=True)": (128, TWICE),
@@ -20,7 +20,7 @@ CASES = {  # bank -> dimensions, and the most each step may need, in times of th
     "PositionalBank()": (1024, TWICE),
     "PositionalBank(similar=20)": (1024, TWICE),
     "RetrievalBank(5)": (2048, TWICE),
-    "MutualBank((1, 3))": (4096, {"fit": 1.0, "own": 2.0}),
+    "MutualBank((1, 3))": (16384, {"fit": 1.0, "own": 2.0}),
 }
 
 

@@ -80,7 +80,7 @@ def test_own_openapi(small_app, mode, place):
     print(f"schemathesis, {place}, {mode.value}: {tried} requests, no 5xx")
 
 
-@pytest.mark.parametrize("path, method", [("run", "POST"), ("history", "GET"), ("trend?model=a&head=b", "GET"), ("promote", "POST"), ("retag-all", "POST"), ("jobs", "GET")])
+@pytest.mark.parametrize("path, method", [("run", "POST"), ("history", "GET"), ("trend?model=a&head=b", "GET"), ("promote", "POST"), ("extend", "POST"), ("retag-all", "POST"), ("jobs", "GET")])
 def test_every_route_wants_the_key_and_the_mode(tmp_path, path, method):
     off = TestClient(create_app(CalibrationStore(tmp_path), HASH), raise_server_exceptions=False)
     for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": f"Basic {KEY}"}, {"Authorization": f"Bearer {HASH}"}):
@@ -154,7 +154,7 @@ def test_repeated_wrong_keys_have_to_wait(tmp_path):
     assert client.get("/admin/calibration/jobs", headers=AUTH).status_code == 200
 
 
-ROUTES = [("POST", "run"), ("GET", "history"), ("GET", "trend?model=a&head=b"), ("POST", "promote"), ("POST", "retag-all"), ("GET", "jobs")]
+ROUTES = [("POST", "run"), ("GET", "history"), ("GET", "trend?model=a&head=b"), ("POST", "promote"), ("POST", "extend"), ("POST", "retag-all"), ("GET", "jobs")]
 MANGLED = ["{}", "/{}", "//{}", "{}/", "{}//", "/./{}", "/x/../{}", "/%2e%2e{}"]
 
 
@@ -213,10 +213,10 @@ def walk(routes, prefix=""):
 @pytest.mark.parametrize("place", ["plain", "mounted"])
 def test_every_route_has_its_guard(tmp_path, place):
     "Walks all routes there are: each is of a kind that asks its guard, each but health refuses without a key, and no other can be registered."
-    app = create_app(CalibrationStore(tmp_path, DEV), HASH)
+    app = create_app(CalibrationStore(tmp_path, DEV), HASH, failures=100)
     outer = app if place == "plain" else mounted(app)
     own = [(path, r) for path, r in walk(outer.routes) if r in app.router.routes]
-    assert len(own) == len(app.router.routes) == 9
+    assert len(own) == len(app.router.routes) == 10
     assert [path.removeprefix("/api/v2") for path, r in own if not r.needs_key] == ["/health"]
     for path, route in own:
         assert all(TestClient(outer).request(m, path).status_code == (401 if route.needs_key else 200) for m in route.methods), path
@@ -237,7 +237,7 @@ def test_every_route_has_its_guard(tmp_path, place):
             register()
     app.get("/late")(lambda: 1)
     app.add_api_route("/later", lambda: 1)
-    assert len(app.router.routes) == 11 and {TestClient(app).get(p).status_code for p in ("/late", "/later")} == {401}
+    assert len(app.router.routes) == 12 and {TestClient(app).get(p).status_code for p in ("/late", "/later")} == {401}
     assert TestClient(create_app(CalibrationStore(tmp_path, DEV), HASH, public_schema=True)).get("/openapi.json").status_code == 200
 
 
@@ -300,6 +300,24 @@ def test_keys_are_named_rotated_and_revoked_while_it_runs(tmp_path):
     config.unlink()
     assert status(one) == 401
     assert one not in text and one_hash in text
+
+
+def test_extend_pools_and_says_who_asked(tmp_path):
+    store, rng = CalibrationStore(tmp_path, DEV), np.random.default_rng(0)
+    client = TestClient(create_app(store, HASH), headers=AUTH)
+    assert client.post("/admin/calibration/extend").json() == {"status": "ok", "heads": {}}
+    for k in "ab":
+        fill(store, rng, k)
+        store.run()
+    told = client.post("/admin/calibration/extend", json={"model": "net", "head": "grid"}).json()["heads"]
+    assert told == {"net/grid": "pooled with the files of version 2: 120 -> 240"}
+    row = client.get("/admin/calibration/history", params={"head": "grid", "limit": 1}).json()["runs"][0]
+    assert row["version"] == 3 and row["file_count"] == 240
+    assert [(m["by"], m["from_version"], m["reason"]) for m in row["moves"]] == [("service: default", 1, told["net/grid"])]
+    assert set(client.post("/admin/calibration/extend").json()["heads"]) == {"net/grid", "net/leather"}
+    assert client.post("/admin/calibration/extend", json={"model": "net", "head": "wood"}).status_code == 404
+    off = TestClient(create_app(CalibrationStore(tmp_path), HASH))
+    assert off.post("/admin/calibration/extend").status_code == 401 and off.post("/admin/calibration/extend", headers=AUTH).status_code == 403
 
 
 def free_port():

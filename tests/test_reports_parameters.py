@@ -5,8 +5,8 @@ from typer.testing import CliRunner
 
 from anomaly_nb.cli.main import app
 from anomaly_nb.core.errors import DataError, MissingFileError
-from anomaly_nb.reports import run_report, template_parameters
-from anomaly_nb.reports.run import check_parameters, type_words
+from anomaly_nb.reports import run_report, template_parameters, templates
+from anomaly_nb.reports.run import annotated_type, check_parameters, type_words
 
 SOURCE = """from typing import Literal
 from pathlib import Path
@@ -20,6 +20,7 @@ words: list = ["a"]
 about: dict = {"a": 1}
 where: Path = ""
 kind: Literal["red", "blue"] = "red"
+shade = "dark"  # type: Literal["dark","light"] a type comment, as papermill has it
 maybe: int | None = None
 plain = 5"""
 
@@ -34,7 +35,7 @@ def template(tmp_path):
 @pytest.mark.parametrize(("name", "given", "value"), [
     ("y", 0.5, 0.5), ("y", "0.5", 0.5), ("y", 1, 1.0), ("n", "7", 7), ("flag", "yes", True), ("flag", "false", False), ("many", "3,4", [3, 4]),
     ("many", "[3, 4]", [3, 4]), ("many", [5], [5]), ("words", "x, y", ["x", "y"]), ("about", '{"b": [1]}', {"b": [1]}), ("about", {"c": 2}, {"c": 2}),
-    ("where", "x/y", "x/y"), ("kind", "blue", "blue"), ("maybe", 4, 4), ("maybe", None, None), ("plain", "6", 6),
+    ("where", "x/y", "x/y"), ("kind", "blue", "blue"), ("shade", "light", "light"), ("maybe", 4, 4), ("maybe", None, None), ("plain", "6", 6),
 ])  # fmt: skip
 def test_values_take_their_annotated_type(template, name, given, value):
     found = check_parameters(template, {name: given})[name]
@@ -43,7 +44,7 @@ def test_values_take_their_annotated_type(template, name, given, value):
 
 @pytest.mark.parametrize(("name", "given"), [
     ("y", "much"), ("y", "nan"), ("y", float("inf")), ("y", True), ("n", 2.5), ("n", "2.5"), ("n", True), ("flag", "maybe"), ("flag", 2),
-    ("many", "3,x"), ("many", 3), ("about", "{"), ("about", "[1]"), ("kind", "green"), ("where", 3), ("plain", "six"),
+    ("many", "3,x"), ("many", 3), ("about", "{"), ("about", "[1]"), ("kind", "green"), ("shade", "green"), ("where", 3), ("plain", "six"),
 ])  # fmt: skip
 def test_wrong_values_are_one_sentence(template, name, given):
     with pytest.raises(DataError, match=f"{name}=") as e:
@@ -56,6 +57,21 @@ def test_choices_are_shown():
     assert "'knn' or 'knn-euclidean'" in type_words(about["recipe"]["type"]) and about["coreset"]["type"] is float
     shown = CliRunner().invoke(app, ["report", "image_anomaly", "--list"]).output
     assert "'raise' or 'keep' or 'drop'" in shown and "what a nearest-neighbour bank keeps" in shown
+
+
+@pytest.mark.parametrize("name", templates())
+def test_papermill_reads_the_same_parameters(name):
+    import ast
+
+    import papermill
+
+    theirs, ours = papermill.inspect_notebook(str(templates()[name])), template_parameters(name)
+    assert list(theirs) == list(ours)
+    for parameter, about in ours.items():
+        given = theirs[parameter]
+        assert ast.literal_eval(given["default"]) == about["default"] and given["help"] == about["help"], parameter
+        if given["inferred_type_name"] != "None":
+            assert annotated_type(ast.parse(given["inferred_type_name"], mode="eval").body) == about["type"], parameter
 
 
 @pytest.mark.parametrize(("given", "error"), [

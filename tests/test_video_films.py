@@ -2,6 +2,7 @@
 
 import struct
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,23 @@ def test_every_container_is_found_and_half_of_it_is_no_film_or_an_incomplete_one
         assert "was cut off before its index" in str(e)
     else:
         assert len(half.frames) < N and (not half.complete or half.note or codec == "mpg2")  # a transport stream has no header to disagree with
+
+
+@pytest.mark.parametrize("name, codec", [("a.mp4", "mp4v"), ("a.avi", "MJPG"), ("a.mkv", "FFV1"), ("a.webm", "VP80"), ("a.ts", "mpg2"), ("a.wmv", "WMV2")])
+def test_a_frame_is_found_without_decoding_from_the_start(tmp_path, monkeypatch, name, codec):
+    from anomaly_nb.video import layouts
+
+    path = film(tmp_path / name, codec, frames=80, intruder="cyclist")
+    if not path.exists():
+        pytest.skip(f"this OpenCV cannot write {codec}")
+    video, decoded, read = list_videos(tmp_path)[0], [], layouts._read_film
+    images = dict(video)
+    monkeypatch.setattr(layouts, "_read_film", lambda path, n: decoded.append(n) or read(path, n))
+    for number in (0, 5, 17, 33, 34, 60, 79, 78, 40):
+        assert np.array_equal(video.image(f"{number:06d}"), images[f"{number:06d}"]), number
+    assert [n for n in decoded if n > 17] == [] or codec in ("mpg2", "WMV2")  # they may have no times of their own
+    monkeypatch.setattr(layouts, "probe_film", lambda path, known=probe_film(path): replace(known, times=known.times[::-1]))  # times that tell nothing
+    assert np.array_equal(video.image("000050"), images["000050"]) and decoded[-1] == 51
 
 
 @pytest.mark.parametrize("missing, complete", [(0, True), (2, True), (3, False)])

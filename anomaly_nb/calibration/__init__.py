@@ -16,7 +16,8 @@ __all__ = ['CONFIDENCE', 'CalibrationRanges', 'CalibrationStore', 'DriftResult',
 from .drift import DriftResult, Thresholds, drift_metrics, judge_heads
 from .exports import load_calibration
 from anomaly_nb.calibration.insight import (
-    example_year, grade, log_to_mlflow, next_steps, plot_then_and_now, plot_trend, quality_report, replay, suggest_files,
+    example_year, grade, log_to_mlflow, next_steps, plot_then_and_now, plot_trend, quality_report, replay,
+    suggest_files,
     suggest_from_store, verdict_table,
 )  # fmt: skip
 from .leave_one_out import kth_neighbour_distances, leave_one_group_out_distances
@@ -29,7 +30,14 @@ from .service import create_app, new_key, serve
 from .store import CalibrationStore, tag_by_reference
 from .tables import find_scores, read_scores
 from .tagging import decide
-from .thresholds import CONFIDENCE, Threshold, conformal_bound, conformal_threshold, false_alarm_bound, quantile_threshold
+from anomaly_nb.calibration.thresholds import (
+    CONFIDENCE,
+    Threshold,
+    conformal_bound,
+    conformal_threshold,
+    false_alarm_bound,
+    quantile_threshold,
+)
 from .video_config import read_calibration, write_calibration
 
 # %% ../../nbs/05_calibration/00_calibration.ipynb #6c4446bd

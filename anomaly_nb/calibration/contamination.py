@@ -29,7 +29,9 @@ def _hull(x: np.ndarray, y: np.ndarray) -> list[int]:
     "Corners of the lower convex hull of points with ascending `x`."
     keep: list[int] = []
     for i in range(len(x)):
-        while len(keep) > 1 and (y[keep[-1]] - y[keep[-2]]) * (x[i] - x[keep[-2]]) >= (y[i] - y[keep[-2]]) * (x[keep[-1]] - x[keep[-2]]):
+        while len(keep) > 1 and (y[keep[-1]] - y[keep[-2]]) * (x[i] - x[keep[-2]]) >= (y[i] - y[keep[-2]]) * (
+            x[keep[-1]] - x[keep[-2]]
+        ):
             keep.pop()
         keep.append(i)
     return keep
@@ -79,7 +81,8 @@ def contamination(
     above = sample.n - _below(sample, threshold)
     if not excess_above(above, sample.n, promised):
         return None
-    return f"{above} of {sample.n} scores ({above / sample.n:.1%}) are at or above the reference's threshold, which promises at most {promised:.1%}: drift, or defects among them"
+    found = f"{above} of {sample.n} scores ({above / sample.n:.1%}) are at or above the reference's threshold"
+    return f"{found}, which promises at most {promised:.1%}: drift, or defects among them"
 
 
 def _below(sample: Sample | ScoreSketch, threshold: float) -> int:

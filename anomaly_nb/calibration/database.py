@@ -6,14 +6,14 @@
 __all__ = ['TABLES', 'ROLES_AND_PULLS', 'MIGRATIONS', 'BUSY', 'ENVIRONMENT', 'journal_mode', 'transaction', 'opened', 'connect',
            'check_case']
 
-# %% ../../nbs/05_calibration/08_database.ipynb #4f86110c
+# %% ../../nbs/05_calibration/08_database.ipynb #2ed9b6bf
 import errno
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from .schema import CalibrationRun, table_columns
+from .schema import CalibrationRun, split_label, table_columns
 from ..core.errors import DataError
 from ..core.files import locked
 
@@ -21,8 +21,10 @@ from ..core.files import locked
 TABLES = (
     "CREATE TABLE files (id INTEGER PRIMARY KEY AUTOINCREMENT, file TEXT NOT NULL UNIQUE)",
     """CREATE TABLE heads (id INTEGER PRIMARY KEY AUTOINCREMENT, model_name TEXT NOT NULL, head_name TEXT NOT NULL,
-        reference_version INTEGER, exported_reference INTEGER, digest TEXT NOT NULL DEFAULT '', UNIQUE (model_name, head_name))""",
-    """CREATE TABLE scores (id INTEGER PRIMARY KEY AUTOINCREMENT, head_id INTEGER NOT NULL REFERENCES heads, file_id INTEGER NOT NULL REFERENCES files,
+        reference_version INTEGER, exported_reference INTEGER,
+        digest TEXT NOT NULL DEFAULT '', UNIQUE (model_name, head_name))""",
+    """CREATE TABLE scores (id INTEGER PRIMARY KEY AUTOINCREMENT, head_id INTEGER NOT NULL REFERENCES heads,
+        file_id INTEGER NOT NULL REFERENCES files,
         score REAL NOT NULL, grp TEXT, tagged_at INTEGER NOT NULL)""",
     "CREATE INDEX scores_by_head ON scores (head_id, id)",
     "CREATE INDEX scores_by_file ON scores (head_id, file_id, id)",
@@ -32,25 +34,33 @@ TABLES = (
     "CREATE INDEX runs_by_model ON calibration_runs (model_name, id)",
     "CREATE INDEX runs_by_head ON calibration_runs (head_name, id)",
     "CREATE INDEX runs_to_export ON calibration_runs (id) WHERE exported = 0 AND payload IS NOT NULL",
-    """CREATE TABLE reference_moves (id INTEGER PRIMARY KEY AUTOINCREMENT, head_id INTEGER NOT NULL REFERENCES heads, from_version INTEGER,
+    """CREATE TABLE reference_moves (id INTEGER PRIMARY KEY AUTOINCREMENT, head_id INTEGER NOT NULL REFERENCES heads,
+        from_version INTEGER,
         to_version INTEGER NOT NULL, timestamp INTEGER NOT NULL, by TEXT NOT NULL, reason TEXT NOT NULL)""",
-    """CREATE TABLE tags (head_id INTEGER NOT NULL REFERENCES heads, file_id INTEGER NOT NULL REFERENCES files, score REAL NOT NULL, value REAL,
-        anomalous INTEGER, reference_version INTEGER, job_id INTEGER, tagged_at INTEGER NOT NULL, PRIMARY KEY (head_id, file_id)) WITHOUT ROWID""",
-    """CREATE TABLE jobs (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, file_id INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL DEFAULT 'queued',
-        attempts INTEGER NOT NULL DEFAULT 0, owner TEXT, lease_until REAL, error TEXT, created_at INTEGER NOT NULL, finished_at INTEGER)""",
+    """CREATE TABLE tags (head_id INTEGER NOT NULL REFERENCES heads, file_id INTEGER NOT NULL REFERENCES files,
+        score REAL NOT NULL, value REAL,
+        anomalous INTEGER, reference_version INTEGER, job_id INTEGER, tagged_at INTEGER NOT NULL,
+        PRIMARY KEY (head_id, file_id)) WITHOUT ROWID""",
+    """CREATE TABLE jobs (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, file_id INTEGER NOT NULL DEFAULT 0,
+        state TEXT NOT NULL DEFAULT 'queued',
+        attempts INTEGER NOT NULL DEFAULT 0, owner TEXT, lease_until REAL, error TEXT,
+        created_at INTEGER NOT NULL, finished_at INTEGER)""",
     "CREATE UNIQUE INDEX jobs_once ON jobs (kind, file_id) WHERE state IN ('queued', 'leased')",
     "CREATE INDEX jobs_open ON jobs (state, id)",
 )
 ROLES_AND_PULLS = (
-    """CREATE TABLE scores_2 (id INTEGER PRIMARY KEY AUTOINCREMENT, head_id INTEGER NOT NULL REFERENCES heads, file_id INTEGER NOT NULL REFERENCES files,
+    """CREATE TABLE scores_2 (id INTEGER PRIMARY KEY AUTOINCREMENT, head_id INTEGER NOT NULL REFERENCES heads,
+        file_id INTEGER NOT NULL REFERENCES files,
         score REAL, role TEXT NOT NULL DEFAULT 'unlabelled', grp TEXT, tagged_at INTEGER NOT NULL)""",
-    "INSERT INTO scores_2 (id, head_id, file_id, score, grp, tagged_at) SELECT id, head_id, file_id, score, grp, tagged_at FROM scores",
+    "INSERT INTO scores_2 (id, head_id, file_id, score, grp, tagged_at) SELECT id, head_id, file_id, score, grp, "
+    "tagged_at FROM scores",
     "DROP TABLE scores",
     "ALTER TABLE scores_2 RENAME TO scores",
     "CREATE INDEX scores_by_head ON scores (head_id, id)",
     "CREATE INDEX scores_by_file ON scores (head_id, file_id, id)",
     "ALTER TABLE heads ADD COLUMN anchor_version INTEGER",
-    "CREATE TABLE pulled (head_id INTEGER PRIMARY KEY REFERENCES heads, payload TEXT NOT NULL, sha256 TEXT NOT NULL, source TEXT NOT NULL, timestamp INTEGER NOT NULL)",
+    "CREATE TABLE pulled (head_id INTEGER PRIMARY KEY REFERENCES heads, payload TEXT NOT NULL, sha256 TEXT NOT NULL, "
+    "source TEXT NOT NULL, timestamp INTEGER NOT NULL)",
 )
 MIGRATIONS: tuple[tuple[str, ...], ...] = (TABLES, ROLES_AND_PULLS)  # the n-th brings a store from schema n - 1 to n
 
@@ -69,7 +79,10 @@ BUSY = "the calibration store is busy: another process has been writing for over
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    "A write transaction: all of the block or nothing. Raises `TimeoutError` when another writer keeps the lock for over 30 s."
+    """A write transaction: all of the block or nothing.
+
+    Raises `TimeoutError` when another writer keeps the lock for over 30 s.
+    """
     try:
         db.execute("BEGIN IMMEDIATE")
     except sqlite3.OperationalError as e:
@@ -85,9 +98,13 @@ def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         raise
 
 # %% ../../nbs/05_calibration/08_database.ipynb #54bc9690
-ENVIRONMENT = {sqlite3.SQLITE_FULL: (errno.ENOSPC, "the disk is full"), sqlite3.SQLITE_READONLY: (errno.EROFS, "nobody may write here; check the rights of file and folder"),
-               sqlite3.SQLITE_PERM: (errno.EACCES, "no permission"), sqlite3.SQLITE_CANTOPEN: (errno.EACCES, "cannot be opened; check the rights of file and folder"),
-               sqlite3.SQLITE_IOERR: (errno.EIO, "cannot be read or written; is the disk full?")}  # fmt: skip
+ENVIRONMENT = {
+    sqlite3.SQLITE_FULL: (errno.ENOSPC, "the disk is full"),
+    sqlite3.SQLITE_READONLY: (errno.EROFS, "nobody may write here; check the rights of file and folder"),
+    sqlite3.SQLITE_PERM: (errno.EACCES, "no permission"),
+    sqlite3.SQLITE_CANTOPEN: (errno.EACCES, "cannot be opened; check the rights of file and folder"),
+    sqlite3.SQLITE_IOERR: (errno.EIO, "cannot be read or written; is the disk full?"),
+}
 
 
 def _said(e: sqlite3.Error, path: Path) -> Exception:
@@ -111,7 +128,10 @@ def _damage(db: sqlite3.Connection) -> str | None:
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[sqlite3.Connection]:
-    "A connection for one question. Raises what `connect` raises, and `OSError` or `DataError` for what SQLite meets on the way."
+    """A connection for one question.
+
+    Raises what `connect` raises, and `OSError` or `DataError` for what SQLite meets on the way.
+    """
     path = Path(path)
     with closing(connect(path)) as db:
         try:
@@ -131,7 +151,10 @@ def connect(
     path: str | Path,  # the database file, created if absent
     migrations: Sequence[Sequence[str]] = MIGRATIONS,
 ) -> sqlite3.Connection:  # rows by name; autocommit outside `transaction`
-    "Open a store's database. Raises `DataError` if it is damaged, no calibration store, or of a newer schema, `TimeoutError` if it stays locked."
+    """Open a store's database.
+
+    Raises `DataError` if it is damaged, no calibration store, or of a newer schema, `TimeoutError` if it stays locked.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -144,7 +167,10 @@ def connect(
         db.execute("PRAGMA synchronous = FULL")
         found = db.execute("PRAGMA user_version").fetchone()[0]
         if found > len(migrations):
-            raise DataError(f"{path}: written by a newer anomaly_nb (schema {found}, this one knows {len(migrations)}); update anomaly_nb")
+            raise DataError(
+                f"{path}: written by a newer anomaly_nb (schema {found}, this one knows {len(migrations)}); update "
+                "anomaly_nb"
+            )
         if found < len(migrations):
             _migrate(db, path, migrations)
         return db
@@ -174,11 +200,16 @@ def _migrate(db: sqlite3.Connection, path: Path, migrations: Sequence[Sequence[s
                     db.execute(statement)
             db.execute(f"PRAGMA user_version = {len(migrations)}")
 
-# %% ../../nbs/05_calibration/08_database.ipynb #c3ddffcb
+# %% ../../nbs/05_calibration/08_database.ipynb #9567c2b8
 def check_case(db: sqlite3.Connection, model: str, head: str) -> None:
     "Refuse a head whose name, or whose model's, differs from a known one only by case. Raises `DataError`."
-    for query, given, kind in (("SELECT model_name FROM heads WHERE lower(model_name) = lower(?) LIMIT 1", (model,), "model"),
-                               ("SELECT head_name FROM heads WHERE lower(model_name) = lower(?) AND lower(head_name) = lower(?) LIMIT 1", (model, head), "head")):  # fmt: skip
+    head, own = split_label(head)[0], "substr(head_name, 1, instr(head_name || ':', ':') - 1)"  # without its label
+    models = "SELECT model_name FROM heads WHERE lower(model_name) = lower(?) LIMIT 1"
+    heads = f"SELECT {own} FROM heads WHERE lower(model_name) = lower(?) AND lower({own}) = lower(?) LIMIT 1"
+    for query, given, kind in ((models, (model,), "model"), (heads, (model, head), "head")):
         known = db.execute(query, given).fetchone()
         if known and known[0] != given[-1]:
-            raise DataError(f"{kind} {given[-1]!r} differs from {known[0]!r} only by case, and both would share a file on many disks; use {known[0]!r} or another name")
+            raise DataError(
+                f"{kind} {given[-1]!r} differs from {known[0]!r} only by case, and both would share a file on many "
+                f"disks; use {known[0]!r} or another name"
+            )

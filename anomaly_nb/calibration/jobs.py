@@ -25,16 +25,25 @@ def enqueue_retag(db: sqlite3.Connection) -> tuple[int, int]:  # how many were p
     "Put every tagged file in line for re-tagging, unless it waits already."
     with transaction(db):
         put = db.execute(
-            "INSERT OR IGNORE INTO jobs (kind, file_id, created_at) SELECT DISTINCT 'retag', file_id, ? FROM scores ORDER BY file_id", (int(time.time() * 1000),)
+            "INSERT OR IGNORE INTO jobs (kind, file_id, created_at) SELECT DISTINCT 'retag', file_id, ? FROM scores "
+            "ORDER BY file_id",
+            (int(time.time() * 1000),),
         ).rowcount
-        waiting = db.execute("SELECT count(*) FROM jobs WHERE kind = 'retag' AND state IN ('queued', 'leased')").fetchone()[0]
+        waiting = db.execute(
+            "SELECT count(*) FROM jobs WHERE kind = 'retag' AND state IN ('queued', 'leased')"
+        ).fetchone()[0]
     return put, waiting
 
 
 def enqueue_run(db: sqlite3.Connection) -> bool:  # whether it was put in
     "Put a calibration run in line, unless one waits already."
     with transaction(db):
-        return db.execute("INSERT OR IGNORE INTO jobs (kind, created_at) VALUES ('run', ?)", (int(time.time() * 1000),)).rowcount > 0
+        return (
+            db.execute(
+                "INSERT OR IGNORE INTO jobs (kind, created_at) VALUES ('run', ?)", (int(time.time() * 1000),)
+            ).rowcount
+            > 0
+        )
 
 # %% ../../nbs/05_calibration/16_jobs.ipynb #19cc4f04
 ATTEMPTS = 10
@@ -49,9 +58,14 @@ def lease_jobs(
     "Lease open jobs: waiting ones, and those whose worker did not come back."
     now = time.time()
     with transaction(db):
-        db.execute("UPDATE jobs SET state = 'failed' WHERE state = 'leased' AND lease_until < ? AND attempts >= ?", (now, ATTEMPTS))
+        db.execute(
+            "UPDATE jobs SET state = 'failed' WHERE state = 'leased' AND lease_until < ? AND attempts >= ?",
+            (now, ATTEMPTS),
+        )
         rows = db.execute(
-            "SELECT id, kind, file_id FROM jobs WHERE state = 'queued' OR (state = 'leased' AND lease_until < ?) ORDER BY kind = 'run' DESC, id LIMIT ?", (now, count)
+            "SELECT id, kind, file_id FROM jobs WHERE state = 'queued' OR (state = 'leased' AND lease_until < ?) "
+            "ORDER BY kind = 'run' DESC, id LIMIT ?",
+            (now, count),
         ).fetchall()
         db.executemany(
             "UPDATE jobs SET state = 'leased', owner = ?, lease_until = ?, attempts = attempts + 1 WHERE id = ?",
@@ -80,7 +94,9 @@ def retag_files(
         db.executemany("INSERT INTO wanted VALUES (?)", [(f,) for f in mine])
         for head in db.execute("SELECT * FROM heads").fetchall():
             rows = db.execute(
-                "SELECT w.file_id, s.score FROM wanted w JOIN scores s ON s.id = (SELECT MAX(id) FROM scores WHERE head_id = ? AND file_id = w.file_id)", (head["id"],)
+                "SELECT w.file_id, s.score FROM wanted w JOIN scores s ON s.id = (SELECT MAX(id) FROM scores WHERE "
+                "head_id = ? AND file_id = w.file_id)",
+                (head["id"],),
             ).fetchall()
             files, scores = [r[0] for r in rows], np.array([r[1] for r in rows], dtype=np.float64)
             write_tags(db, head["id"], reference_of(db, head), files, scores, now, [mine[f] for f in files])
@@ -91,10 +107,14 @@ def retag_files(
 def finish_jobs(db: sqlite3.Connection, owner: str, ids: Sequence[int], now: int, error: str | None = None) -> None:
     "Mark the jobs that `owner` still holds as done, or put them back after an error; inside a transaction."
     if error is None:
-        db.executemany("UPDATE jobs SET state = 'done', finished_at = ?, owner = NULL, error = NULL WHERE id = ? AND owner = ?", [(now, i, owner) for i in ids])
+        db.executemany(
+            "UPDATE jobs SET state = 'done', finished_at = ?, owner = NULL, error = NULL WHERE id = ? AND owner = ?",
+            [(now, i, owner) for i in ids],
+        )
     else:
         db.executemany(
-            "UPDATE jobs SET state = CASE WHEN attempts >= ? THEN 'failed' ELSE 'queued' END, owner = NULL, error = ? WHERE id = ? AND owner = ?",
+            "UPDATE jobs SET state = CASE WHEN attempts >= ? THEN 'failed' ELSE 'queued' END, owner = NULL, error = ? "
+            "WHERE id = ? AND owner = ?",
             [(ATTEMPTS, error[:500], i, owner) for i in ids],
         )
 
@@ -132,7 +152,13 @@ def drain_jobs(
                         done += retag_files(db, owner, some)
                 except Exception as e:
                     with transaction(db):
-                        finish_jobs(db, owner, [j["id"] for j in some], int(time.time() * 1000), error=f"{type(e).__name__}: {e}")
+                        finish_jobs(
+                            db,
+                            owner,
+                            [j["id"] for j in some],
+                            int(time.time() * 1000),
+                            error=f"{type(e).__name__}: {e}",
+                        )
             bar.update(len(jobs))
     states = count_jobs(db)
     return {"done": done, "failed": states["failed"], "waiting": states["queued"] + states["leased"]}

@@ -34,7 +34,10 @@ def _check_features(
     if metric == "cosine":
         norms = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
         if features.size and not norms.all():
-            raise DataError(f"{name}: row {int(np.argmin(norms))} is all zeros and has no direction; drop it or use metric='sqeuclidean'")
+            raise DataError(
+                f"{name}: row {int(np.argmin(norms))} is all zeros and has no direction; drop it or use "
+                "metric='sqeuclidean'"
+            )
         features = features / norms
     return np.ascontiguousarray(features)
 
@@ -53,7 +56,10 @@ def _check_groups(
     names, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
     for name, count in zip(names, counts):
         if n - count < k:
-            raise DataError(f"group {name}: {n - count} objects outside it, but k={k} neighbours are asked for; give more videos or a smaller k")
+            raise DataError(
+                f"group {name}: {n - count} objects outside it, but k={k} neighbours are asked for; give more videos "
+                "or a smaller k"
+            )
     return np.argsort(inverse.reshape(-1), kind="stable"), np.concatenate([[0], np.cumsum(counts)])
 
 # %% ../../nbs/05_calibration/21_leave_one_out.ipynb #c45ce676
@@ -61,7 +67,7 @@ def _smallest(
     distances,  # (rows, columns) tensor
     m: int,  # how many
     by_column: bool = False,  # read the matrix column by column
-):  # values (rows, m), column indices (rows, m); with `by_column` (columns, m), row indices; fewer where there are fewer
+):  # values (rows, m), column indices (rows, m); with `by_column` (columns, m), row indices; fewer if there are fewer
     "The `m` smallest values of every row, or of every column."
     chunk = 32
     lines = distances.T if by_column else distances
@@ -70,7 +76,12 @@ def _smallest(
     # the minimum runs over memory as it lies: through the transposed view it would be forty times slower
     minima = distances.unflatten(0, (-1, chunk)).amin(1).T if by_column else distances.unflatten(1, (-1, chunk)).amin(2)
     winners = minima.topk(m, dim=1, largest=False).indices
-    values, where = lines.unflatten(1, (-1, chunk)).gather(1, winners.unsqueeze(-1).expand(len(lines), m, chunk)).flatten(1).topk(m, dim=1, largest=False)
+    values, where = (
+        lines.unflatten(1, (-1, chunk))
+        .gather(1, winners.unsqueeze(-1).expand(len(lines), m, chunk))
+        .flatten(1)
+        .topk(m, dim=1, largest=False)
+    )
     return values, winners.gather(1, where // chunk) * chunk + where % chunk
 
 
@@ -132,7 +143,8 @@ def _uncertain(
     k: int,  # neighbour asked for
     dimensions: int,  # D
 ) -> np.ndarray:  # (n,) rows that need a second look
-    "Rows where rounding may have hidden a nearer neighbour (bound: D + 8 roundings of `scale`; Higham 2002, section 3.1)."
+    """Rows where rounding may have hidden a nearer neighbour (bound: D + 8 roundings of `scale`; Higham 2002, section
+    3.1)."""
     return np.flatnonzero(exact[:, k - 1] > kept.astype(np.float64) - (dimensions + 8) * 2.0**-24 * scale)
 
 # %% ../../nbs/05_calibration/21_leave_one_out.ipynb #61fb2dbd
@@ -146,7 +158,10 @@ def _search(
     import torch
 
     (x, xn), (y, yn) = queries, bank
-    best = torch.full((len(x), m), torch.inf, dtype=x.dtype, device=x.device), torch.zeros((len(x), m), dtype=torch.int64, device=x.device)
+    best = (
+        torch.full((len(x), m), torch.inf, dtype=x.dtype, device=x.device),
+        torch.zeros((len(x), m), dtype=torch.int64, device=x.device),
+    )
     for a, b in progress(list(_blocks(len(x))), desc="neighbours", unit="block"):
         for c, d in _blocks(len(y)):
             block = torch.addmm(yn[c:d], x[a:b], y[c:d].T, alpha=-2).add_(xn[a:b, None])
@@ -168,14 +183,21 @@ def _search_symmetric(
 
     x, norms = bank
     buffer = torch.empty(min(len(x), 2048) ** 2, dtype=x.dtype, device=x.device)
-    best = torch.full((len(x), m), torch.inf, dtype=x.dtype, device=x.device), torch.zeros((len(x), m), dtype=torch.int64, device=x.device)
+    best = (
+        torch.full((len(x), m), torch.inf, dtype=x.dtype, device=x.device),
+        torch.zeros((len(x), m), dtype=torch.int64, device=x.device),
+    )
     for a, b in progress(list(_blocks(len(x))), desc="neighbours", unit="block"):
         for c, d in _blocks(len(x)):
             if c < a:
                 continue
-            block = torch.addmm(norms[c:d], x[a:b], x[c:d].T, alpha=-2, out=buffer[: (b - a) * (d - c)].view(b - a, d - c)).add_(norms[a:b, None])
+            block = torch.addmm(
+                norms[c:d], x[a:b], x[c:d].T, alpha=-2, out=buffer[: (b - a) * (d - c)].view(b - a, d - c)
+            ).add_(norms[a:b, None])
             for g in range(np.searchsorted(bounds, c, "right") - 1, np.searchsorted(bounds, b, "left")):
-                block[max(bounds[g] - a, 0) : max(bounds[g + 1] - a, 0), max(bounds[g] - c, 0) : max(bounds[g + 1] - c, 0)] = torch.inf
+                block[
+                    max(bounds[g] - a, 0) : max(bounds[g + 1] - a, 0), max(bounds[g] - c, 0) : max(bounds[g + 1] - c, 0)
+                ] = torch.inf
             _merge((best[0][a:b], best[1][a:b]), _smallest(block, m), c)
             if c > a:
                 _merge((best[0][c:d], best[1][c:d]), _smallest(block, m, by_column=True), a)
@@ -202,14 +224,19 @@ def _finish(
     doubtful = _uncertain(exact, kept.max(1), scale, k, queries.shape[1])
     if len(doubtful):
         q, b = _centred(queries[doubtful], mean, torch.float64, "cpu"), _centred(bank, mean, torch.float64, "cpu")
-        kept, index = (t.numpy() for t in _search(q, b, index.shape[1], None if skip is None else (skip[0][doubtful], skip[1][doubtful])))
+        kept, index = (
+            t.numpy()
+            for t in _search(q, b, index.shape[1], None if skip is None else (skip[0][doubtful], skip[1][doubtful]))
+        )
         answer[doubtful] = _refined(queries[doubtful], bank, kept, index)[:, k - 1]
     return answer
 
 
 def _in_metric(squared: np.ndarray, metric: str) -> np.ndarray:
     "Squared distances as the metric's own, float32: for unit vectors `1 - cos` is half the squared distance."
-    return (np.sqrt(squared) if metric == "euclidean" else squared / 2 if metric == "cosine" else squared).astype(np.float32)
+    return (np.sqrt(squared) if metric == "euclidean" else squared / 2 if metric == "cosine" else squared).astype(
+        np.float32
+    )
 
 # %% ../../nbs/05_calibration/21_leave_one_out.ipynb #47e26013
 def leave_one_group_out_distances(
@@ -219,7 +246,10 @@ def leave_one_group_out_distances(
     metric: str = "sqeuclidean",  # "sqeuclidean", "euclidean" or "cosine" (1 - cos)
     device: str = "cpu",  # where the products are computed: "cpu", "cuda", "auto"
 ) -> np.ndarray:  # (N,) float32, in the order of `features`
-    "Distance of every object to its k-th nearest object outside its own group, exact. Raises `DataError` on bad values or fewer than `k` foreign objects."
+    """Distance of every object to its k-th nearest object outside its own group, exact.
+
+    Raises `DataError` on bad values or fewer than `k` foreign objects.
+    """
     import torch
 
     x = _check_features("features", features, metric)
@@ -244,7 +274,10 @@ def kth_neighbour_distances(
     metric: str = "sqeuclidean",  # as above
     device: str = "cpu",  # as above
 ) -> np.ndarray:  # (Q,) float32
-    "Distance of every query to its k-th nearest bank row, exact. Raises `DataError` on bad values, unequal dimensions or a bank of fewer than `k` rows."
+    """Distance of every query to its k-th nearest bank row, exact.
+
+    Raises `DataError` on bad values, unequal dimensions or a bank of fewer than `k` rows.
+    """
     import torch
 
     x, y = _check_features("queries", queries, metric), _check_features("bank", bank, metric)
@@ -253,7 +286,9 @@ def kth_neighbour_distances(
     if not len(x):
         return np.zeros(0, np.float32)
     if x.shape[1] != y.shape[1]:
-        raise DataError(f"queries have {x.shape[1]} dimensions and the bank {y.shape[1]}; both must come from the same extraction")
+        raise DataError(
+            f"queries have {x.shape[1]} dimensions and the bank {y.shape[1]}; both must come from the same extraction"
+        )
     mean, m, where = y.mean(0, dtype=np.float64), min(k + SPARE, len(y)), choose_device(device)
     q, b = _centred(x, mean, torch.float32, where), _centred(y, mean, torch.float32, where)
     kept, index = (t.cpu().numpy() for t in _search(q, b, m))

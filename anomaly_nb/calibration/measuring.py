@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WATCHED', 'build_calibration', 'head_limits', 'window_wish', 'HeadRun', 'measure_head']
 
-# %% ../../nbs/05_calibration/11_measuring.ipynb #7b010018
+# %% ../../nbs/05_calibration/11_measuring.ipynb #259889af
 import sqlite3
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,14 @@ import numpy as np
 from .contamination import contamination
 from .drift import DriftResult, Thresholds, collapse, drift_metrics
 from .sample import Sample, ScoreSketch, quantiles, sketch_edges
+from .schema import split_label
 from .sequential import SequentialAlarm
 from .tagging import reference_of
 from .thresholds import CONFIDENCE, sample_threshold
 from .windows import Window, read_window
 from ..core.settings import Settings
 
-# %% ../../nbs/05_calibration/11_measuring.ipynb #ccdd78ef
+# %% ../../nbs/05_calibration/11_measuring.ipynb #93de999f
 def build_calibration(
     model: str,
     head: str,
@@ -32,6 +33,7 @@ def build_calibration(
 ) -> dict[str, Any]:
     "The contents of a calibration file."
     p5, p25, p50, p75, p95 = (float(v) for v in quantiles(sample))
+    head, label = split_label(head)
     threshold = sample_threshold(sample, alpha, too_few="largest")
     return {
         "model_name": model,
@@ -39,7 +41,7 @@ def build_calibration(
         "version": version,
         "file_count": sample.n,
         "timestamp": timestamp,
-        "labels": {"anomalous": {"p5": p5, "p95": p95, "method": "minmax"}},
+        "labels": {label or "anomalous": {"p5": p5, "p95": p95, "method": "minmax"}},
         "quartiles": [p25, p50, p75],
         "percentile_method": "linear",
         "threshold": threshold.value,
@@ -50,10 +52,11 @@ def build_calibration(
         "exact": isinstance(sample, Sample),
     }
 
-# %% ../../nbs/05_calibration/11_measuring.ipynb #fc5f66e4
+# %% ../../nbs/05_calibration/11_measuring.ipynb #8a6e5910
 def head_limits(settings: Settings, model: str, head: str) -> tuple[Thresholds, str]:
     "Thresholds and scale of one head: the general ones, with its own from `calibration_drift_heads` over them."
-    own = settings.calibration_drift_heads.get(f"{model}/{head}")
+    names = f"{model}/{head}", f"{model}/{split_label(head)[0]}"  # of one label, or of the head
+    own = next((settings.calibration_drift_heads[n] for n in names if n in settings.calibration_drift_heads), None)
     general = {name: getattr(settings, f"calibration_drift_{name}") for name in ("apd", "srd", "jsd", "median", "iqr")}
     special = {k: v for k, v in own.model_dump().items() if v is not None} if own else {}
     scale = special.pop("scale", settings.calibration_drift_scale)
@@ -91,7 +94,7 @@ class HeadRun:
         ends = quantiles(self.window.sample) if self.window.sample.n >= max(min_files, 2) else np.zeros(5)
         return bool(ends[4] > ends[0])
 
-# %% ../../nbs/05_calibration/11_measuring.ipynb #f91bd606
+# %% ../../nbs/05_calibration/11_measuring.ipynb #fb096479
 def measure_head(
     db: sqlite3.Connection,
     head: sqlite3.Row,
@@ -102,8 +105,16 @@ def measure_head(
 ) -> HeadRun:
     "Compare the window of one head with its reference."
     thresholds, scale = head_limits(settings, head["model_name"], head["head_name"])
-    options: dict[str, Any] = {"alpha": settings.calibration_drift_alpha, "min_files": settings.calibration_drift_min_files}
-    options |= {"thresholds": thresholds, "scale": scale, "resamples": max(1000, int(4 * n_heads / settings.calibration_drift_alpha))}
+    options: dict[str, Any] = {
+        "alpha": settings.calibration_drift_alpha,
+        "min_files": settings.calibration_drift_min_files,
+    }
+    options |= {"widest": settings.calibration_drift_margin}
+    options |= {
+        "thresholds": thresholds,
+        "scale": scale,
+        "resamples": max(1000, int(4 * n_heads / settings.calibration_drift_alpha)),
+    }
     wish = window_wish(settings)
     latest = wish if isinstance(wish, int) else None
     reference = _bounds(db, head, head["reference_version"])
@@ -112,24 +123,38 @@ def measure_head(
         return HeadRun(head, window, _first_run(window, options, thresholds), None, contamination(window.sample))
     before = read_window(db, head["id"], *reference, None, exact_limit)
     since = read_window(db, head["id"], reference[1], last, None, exact_limit)
-    window = since if wish == "new" else read_window(db, head["id"], 0 if wish == "all" else reference[1], last, latest, exact_limit)
+    window = (
+        since
+        if wish == "new"
+        else read_window(db, head["id"], 0 if wish == "all" else reference[1], last, latest, exact_limit)
+    )
     if any(isinstance(w.sample, ScoreSketch) for w in (before, window)):  # both in the bins of the reference
         edges = before.sample.edges if isinstance(before.sample, ScoreSketch) else sketch_edges(before.sample.values)
         before = read_window(db, head["id"], *reference, None, edges=edges)
         window = read_window(db, head["id"], window.first, last, None, edges=edges)
     drift = drift_metrics(*_comparable(before.sample, window.sample), **options)
     if not window.sample.n and not window.sample.lost:
-        drift = DriftResult(reason=f"no files since version {head['reference_version']}", n_reference=before.sample.n, thresholds=thresholds)
+        drift = DriftResult(
+            reason=f"no files since version {head['reference_version']}",
+            n_reference=before.sample.n,
+            thresholds=thresholds,
+        )
     alarm = _alarm(db, head, before, since, window, last, settings.calibration_drift_alpha / n_heads)
     deciding = reference_of(db, head) or {}
     bound = deciding.get("false_alarm_bound") or deciding.get("alpha", settings.calibration_alpha)
-    suspicion = contamination(window.sample, deciding.get("threshold"), bound) if deciding.get("threshold") is not None else None
+    suspicion = (
+        contamination(window.sample, deciding.get("threshold"), bound)
+        if deciding.get("threshold") is not None
+        else None
+    )
     return HeadRun(head, window, drift, alarm, suspicion)
 
 
 def _bounds(db: sqlite3.Connection, head: sqlite3.Row, version: int | None) -> tuple[int, int] | None:
     "Between which row ids the scores behind a version lie."
-    query = "SELECT first_score, last_score FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?"
+    query = (
+        "SELECT first_score, last_score FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?"
+    )
     row = db.execute(query, (head["model_name"], head["head_name"], version)).fetchone()
     return None if row is None else (row["first_score"], row["last_score"])
 
@@ -138,11 +163,25 @@ def _first_run(window: Window, options: dict[str, Any], thresholds: Thresholds) 
     "The result of a head without a reference: unstable, as nothing else can be said, or insufficient."
     broken = collapse(window.sample, options["min_files"])
     if broken is not None:
-        return DriftResult(verdict="unstable", reason=broken, n_current=window.sample.n, thresholds=thresholds, lost_current=window.sample.lost)
+        return DriftResult(
+            verdict="unstable",
+            reason=broken,
+            n_current=window.sample.n,
+            thresholds=thresholds,
+            lost_current=window.sample.lost,
+        )
     alone = drift_metrics(window.sample, window.sample, **options | {"resamples": 20})
     if alone.verdict == "insufficient":
-        return DriftResult(reason=alone.reason.replace("reference ", ""), n_current=window.sample.n, thresholds=thresholds)
-    return DriftResult(verdict="unstable", reason="first run of this head", n_current=window.sample.n, scale=alone.scale, thresholds=thresholds)
+        return DriftResult(
+            reason=alone.reason.replace("reference ", ""), n_current=window.sample.n, thresholds=thresholds
+        )
+    return DriftResult(
+        verdict="unstable",
+        reason="first run of this head",
+        n_current=window.sample.n,
+        scale=alone.scale,
+        thresholds=thresholds,
+    )
 
 
 def _comparable(a: Sample | ScoreSketch, b: Sample | ScoreSketch) -> tuple[Sample | ScoreSketch, Sample | ScoreSketch]:
@@ -152,7 +191,9 @@ def _comparable(a: Sample | ScoreSketch, b: Sample | ScoreSketch) -> tuple[Sampl
     return a, b
 
 
-def _alarm(db: sqlite3.Connection, head: sqlite3.Row, before: Window, since: Window, window: Window, last: int, alpha: float) -> dict[str, Any] | None:
+def _alarm(
+    db: sqlite3.Connection, head: sqlite3.Row, before: Window, since: Window, window: Window, last: int, alpha: float
+) -> dict[str, Any] | None:
     "The sequential alarm of a head over its stream since the anchor."
     version = head["anchor_version"] or head["reference_version"]
     anchor = _bounds(db, head, version)
@@ -163,19 +204,34 @@ def _alarm(db: sqlite3.Connection, head: sqlite3.Row, before: Window, since: Win
         return None
     alarm = SequentialAlarm(alpha).fit(before.stream[:WATCHED]).update(since.stream[:WATCHED])
     capital = round(float(np.log10(max(alarm.capital_, 1e-300))), 3)
-    told = {"rung": alarm.alarm_, "at": alarm.alarm_at_, "log10_capital": capital, "alpha": alpha, "watched": len(alarm.history_), "since_version": version}
+    told = {
+        "rung": alarm.alarm_,
+        "at": alarm.alarm_at_,
+        "log10_capital": capital,
+        "alpha": alpha,
+        "watched": len(alarm.history_),
+        "since_version": version,
+    }
     if version == head["reference_version"]:
         return told
     p, level = _since_anchor(db, head, before, window, version, alpha)
     return told | {"rung": alarm.alarm_ or p <= level, "p_since_anchor": p, "level": level}
 
 
-def _since_anchor(db: sqlite3.Connection, head: sqlite3.Row, anchor: Window, window: Window, version: int, alpha: float) -> tuple[float, float]:
-    "The p-value of no move between the anchor and this window, and the level it is held against: those of all runs since the anchor add up to `alpha`."
+def _since_anchor(
+    db: sqlite3.Connection, head: sqlite3.Row, anchor: Window, window: Window, version: int, alpha: float
+) -> tuple[float, float]:
+    """The p-value of no move between the anchor and this window, and the level it is held against: those of all runs
+    since the anchor add up to `alpha`."""
     query = "SELECT count(*) FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version > ?"
     runs = db.execute(query, (head["model_name"], head["head_name"], version)).fetchone()[0] + 1
     samples = anchor.sample, window.sample
     if any(isinstance(s, ScoreSketch) or s.n < 20 for s in samples):
         return 1.0, alpha / (runs * (runs + 1))
-    compared = drift_metrics(*_comparable(*samples), scale="reference", min_files=20, resamples=max(1000, int(20 * runs * (runs + 1) / alpha) if runs < 8 else 20_000))
+    compared = drift_metrics(
+        *_comparable(*samples),
+        scale="reference",
+        min_files=20,
+        resamples=max(1000, int(20 * runs * (runs + 1) / alpha) if runs < 8 else 20_000),
+    )
     return compared.p_no_drift, alpha / (runs * (runs + 1))

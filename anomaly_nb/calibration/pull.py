@@ -6,7 +6,7 @@
 __all__ = ['LARGEST_FILE', 'LARGEST_MANIFEST', 'LARGEST_SET', 'LARGEST_SUM', 'LARGEST_UNPACKED', 'MOST_MEMBERS', 'LARGEST_LIST',
            'LARGEST_HEADER', 'pack_calibrations', 'Bounded', 'pull_calibrations']
 
-# %% ../../nbs/05_calibration/19_pull.ipynb #8c32ddbd
+# %% ../../nbs/05_calibration/19_pull.ipynb #55e84492
 import tarfile
 import tempfile
 import time
@@ -18,9 +18,19 @@ from typing import IO, Any
 
 from .database import check_case, opened, transaction
 from .exports import calibration_path, check_calibration
-from .tagging import check_name
+from .schema import with_label
+from .tagging import check_name, has_labels
 from ..core.errors import DataError, check_file, check_folder
-from ..core.files import MANIFEST, atomic_write, locked, parse_json, sha256_file, write_files, write_manifest, write_text
+from anomaly_nb.core.files import (
+    MANIFEST,
+    atomic_write,
+    locked,
+    parse_json,
+    sha256_file,
+    write_files,
+    write_manifest,
+    write_text,
+)
 
 # %% ../../nbs/05_calibration/19_pull.ipynb #b1e4ae0b
 def pack_calibrations(
@@ -91,7 +101,9 @@ class Bounded:
 # %% ../../nbs/05_calibration/19_pull.ipynb #2e0c9615
 def _wanted(name: str, size: int) -> bool:
     "Whether a member counts and is as small as it has to be."
-    return (PurePosixPath(name).name == MANIFEST and size <= LARGEST_MANIFEST) or (_head_of(name) is not None and size <= LARGEST_FILE)
+    return (PurePosixPath(name).name == MANIFEST and size <= LARGEST_MANIFEST) or (
+        _head_of(name) is not None and size <= LARGEST_FILE
+    )
 
 
 def _of_folder(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -106,7 +118,8 @@ def _of_folder(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def _of_zip(path: Path) -> Iterator[tuple[str, bytes]]:
     "Members of a zip: stored or deflated ones."
-    with open(path, "rb") as file, zipfile.ZipFile(Bounded(file, LARGEST_LIST, LARGEST_SET)) as archive:  # type: ignore[type-var]
+    with open(path, "rb") as file:
+        archive = zipfile.ZipFile(Bounded(file, LARGEST_LIST, LARGEST_SET))  # type: ignore[type-var]
         if len(archive.infolist()) > MOST_MEMBERS:
             raise DataError(f"more than {MOST_MEMBERS} members")
         for z in archive.infolist():
@@ -125,7 +138,12 @@ def _of_tar(path: Path) -> Iterator[tuple[str, bytes]]:
     with open(path, "rb") as f:
         start = f.read(3)
     opener: Any = gzip.open if start[:2] == b"\x1f\x8b" else bz2.open if start == b"BZh" else open
-    with opener(path, "rb") as file, tarfile.open(fileobj=Bounded(file, LARGEST_HEADER, LARGEST_UNPACKED), mode="r:") as tar:  # type: ignore[call-overload]
+    with (
+        opener(path, "rb") as file,
+        tarfile.open(  # type: ignore[call-overload]
+            fileobj=Bounded(file, LARGEST_HEADER, LARGEST_UNPACKED), mode="r:"
+        ) as tar,
+    ):
         for _ in range(MOST_MEMBERS + 1):
             member = tar.next()
             if member is None:
@@ -135,7 +153,8 @@ def _of_tar(path: Path) -> Iterator[tuple[str, bytes]]:
                 raise DataError("its headers are larger than a set of calibrations needs")
             if member.isreg() and not member.issparse() and _wanted(member.name, member.size):
                 stream = tar.extractfile(member)
-                yield member.name, b"".join(iter(lambda: stream.read(LARGEST_HEADER), b""))  # type: ignore[union-attr]  # noqa: B023
+                pieces = iter(lambda: stream.read(LARGEST_HEADER), b"")  # type: ignore[union-attr]  # noqa: B023
+                yield member.name, b"".join(pieces)
         raise DataError(f"more than {MOST_MEMBERS} members")
 
 
@@ -173,7 +192,7 @@ def _head_of(name: str) -> tuple[str, str] | None:
             return parts[-2], parts[-1].removesuffix(ending)
     return None
 
-# %% ../../nbs/05_calibration/19_pull.ipynb #129b2f18
+# %% ../../nbs/05_calibration/19_pull.ipynb #63cab406
 def _check_cases(source: str, names: list[str]) -> None:
     "Refuse files whose paths differ only by case: on many disks they are one. Raises `DataError`."
     seen: dict[str, str] = {}
@@ -181,7 +200,10 @@ def _check_cases(source: str, names: list[str]) -> None:
         parts = PurePosixPath(name).parts
         for path in ("/".join(parts[:1]), name):
             if seen.setdefault(path.lower(), path) != path:
-                raise DataError(f"{source}: {path} and {seen[path.lower()]} differ only by case, and would share a file on many disks; rename one")
+                raise DataError(
+                    f"{source}: {path} and {seen[path.lower()]} differ only by case, and would share a file on many "
+                    "disks; rename one"
+                )
 
 
 def pull_calibrations(
@@ -190,7 +212,10 @@ def pull_calibrations(
     sha256_of_archive: str | None = None,  # hex; needed where the set has no manifest
     say: Callable[[str], object] = lambda line: None,  # gets a line for each head: new, changed, or as it was
 ) -> list[str]:  # the files that were written, relative to `root`
-    "Bring reference files from elsewhere. Raises `MissingFileError`, or `DataError` on a wrong or absent checksum or a file that is no calibration."
+    """Bring reference files from elsewhere.
+
+    Raises `MissingFileError`, or `DataError` on a wrong or absent checksum or a file that is no calibration.
+    """
     root = Path(root)
     with tempfile.TemporaryDirectory() as work:
         if str(source).startswith(("http://", "https://")):
@@ -202,11 +227,16 @@ def pull_calibrations(
                 raise DataError(f"{source}: a folder has no SHA-256; put a {MANIFEST} into it with pack_calibrations")
             found = sha256_file(path)
             if found != sha256_of_archive.lower():
-                raise DataError(f"{source}: its SHA-256 is {found[:12]}..., not {sha256_of_archive[:12]}...; get it again, or ask its publisher")
+                raise DataError(
+                    f"{source}: its SHA-256 is {found[:12]}..., not {sha256_of_archive[:12]}...; get it again, or ask "
+                    "its publisher"
+                )
         contents = _checked(str(source), _members(path, str(source)), verified=sha256_of_archive is not None)
     files = {calibration_path(Path(), model, head).as_posix(): content for (model, head), content in contents.items()}
     with locked(root / "export"):
-        _check_cases(str(source), [*files, *(p.relative_to(root).as_posix() for p in root.glob("*/heads/*-calibration.json"))])
+        _check_cases(
+            str(source), [*files, *(p.relative_to(root).as_posix() for p in root.glob("*/heads/*-calibration.json"))]
+        )
         for (model, head), content in contents.items():
             say(f"{model}/{head}: {_change(calibration_path(root, model, head), content)}")
         if (root / "calibration.sqlite").is_file():
@@ -235,9 +265,15 @@ def _note(root: Path, contents: Mapping[tuple[str, str], bytes], source: str) ->
     with opened(root / "calibration.sqlite") as db, transaction(db):
         for (model, head), content in contents.items():
             check_case(db, model, head)
-            db.execute("INSERT OR IGNORE INTO heads (model_name, head_name) VALUES (?, ?)", (model, head))
-            row = db.execute("SELECT id FROM heads WHERE model_name = ? AND head_name = ?", (model, head)).fetchone()
-            db.execute("INSERT OR REPLACE INTO pulled VALUES (?, ?, ?, ?, ?)", (row["id"], content.decode(), sha256(content).hexdigest(), source, now))
+            labels = list(parse_json(content, source)["labels"])
+            several = len(labels) > 1 or has_labels(db, model, head)
+            for name in [with_label(head, label) for label in labels] if several else [head]:
+                db.execute("INSERT OR IGNORE INTO heads (model_name, head_name) VALUES (?, ?)", (model, name))
+                row = db.execute(
+                    "SELECT id FROM heads WHERE model_name = ? AND head_name = ?", (model, name)
+                ).fetchone()
+                values = row["id"], content.decode(), sha256(content).hexdigest(), source, now
+                db.execute("INSERT OR REPLACE INTO pulled VALUES (?, ?, ?, ?, ?)", values)
 
 # %% ../../nbs/05_calibration/19_pull.ipynb #bc5c8cca
 def _checked(source: str, members: dict[str, bytes], verified: bool) -> dict[tuple[str, str], bytes]:
@@ -250,19 +286,29 @@ def _checked(source: str, members: dict[str, bytes], verified: bool) -> dict[tup
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{source}: its {MANIFEST} cannot be read; get the set again") from None
     if not manifests and not verified:
-        raise DataError(f"{source}: no {MANIFEST} and no SHA-256; calibrations without a checksum are not taken. Give sha256, or pack the set with pack_calibrations")
+        raise DataError(
+            f"{source}: no {MANIFEST} and no SHA-256; calibrations without a checksum are not taken. Give sha256, or "
+            "pack the set with pack_calibrations"
+        )
     out = {}
     for name, content in members.items():
         key = _head_of(name)
         if key is None:
             continue
         if manifests and sums.get(name) != sha256(content).hexdigest():
-            raise DataError(f"{source}: {name} {'changed since the manifest was written' if name in sums else 'is not in the manifest'}; get the set again")
+            raise DataError(
+                f"{source}: {name} "
+                f"{'changed since the manifest was written' if name in sums else 'is not in the manifest'}; get the "
+                "set again"
+            )
         check_calibration(parse_json(content, f"{source}: {name}"), f"{source}: {name}")
         out[check_name("model", key[0]), check_name("head", key[1])] = content
     absent = [name for name in sums if _head_of(name) and name not in members]
     if absent or not out:
-        raise DataError(f"{source}: {f'{absent[0]} is in the manifest but not there' if absent else 'holds no calibration'}; get the set again")
+        raise DataError(
+            f"{source}: {f'{absent[0]} is in the manifest but not there' if absent else 'holds no calibration'}; get "
+            "the set again"
+        )
     return out
 
 # %% ../../nbs/05_calibration/19_pull.ipynb #8362b3d3
@@ -289,10 +335,14 @@ def _download(
                     if size > LARGEST_SET:
                         raise DataError(f"{url}: larger than {LARGEST_SET >> 20} MiB, so no set of calibrations")
                     if time.monotonic() > end:
-                        raise DataError(f"{url}: not fetched within {seconds:g} s; fetch it by other means and pull the file")
+                        raise DataError(
+                            f"{url}: not fetched within {seconds:g} s; fetch it by other means and pull the file"
+                        )
                     file.write(piece)
         except DataError:
             raise
         except (URLError, HTTPException, OSError, ValueError) as e:
-            raise DataError(f"{url}: cannot be fetched ({getattr(e, 'reason', e)}); check the address and the network") from None
+            raise DataError(
+                f"{url}: cannot be fetched ({getattr(e, 'reason', e)}); check the address and the network"
+            ) from None
     return to

@@ -20,7 +20,10 @@ def score_range(
     percentiles: tuple[float, float],  # lower and upper, 0..100
     name: str = "scores",  # for messages
 ) -> tuple[float, float]:
-    "The two marks of normal scores. Raises `DataError` where there are none, they are not finite, or the marks coincide."
+    """The two marks of normal scores.
+
+    Raises `DataError` where there are none, they are not finite, or the marks coincide.
+    """
     scores = check_finite(name, real_array(name, scores, np.float64).reshape(-1))
     if not scores.size:
         raise DataError(f"{name} is empty; a range needs at least two different scores of normal parts")
@@ -47,7 +50,10 @@ class CalibrationRanges:
     ) -> "CalibrationRanges":
         "Find the two marks. Raises `DataError` on an unknown method, non-finite scores, or marks that coincide."
         if self.method not in ("percentile", "minmax") or not 0 <= self.low < self.high <= 100:
-            raise DataError(f"method {self.method!r}, low {self.low}, high {self.high}: use 'percentile' or 'minmax', and 0 <= low < high <= 100")
+            raise DataError(
+                f"method {self.method!r}, low {self.low}, high {self.high}: use 'percentile' or 'minmax', and 0 <= low "
+                "< high <= 100"
+            )
         ends = (self.low, self.high) if self.method == "percentile" else (0.0, 100.0)
         scores = real_array("scores", scores, np.float64).reshape(-1)
         self.low_, self.high_ = score_range(scores, ends)
@@ -67,12 +73,30 @@ class CalibrationRanges:
         return f"CalibrationRanges({self.method!r}, {self.low:g}, {self.high:g}{marks})"
 
     def _repr_html_(self) -> str:
-        known = {"0 stands for": self.low_, "1 stands for": self.high_, "scores": self.n_} if hasattr(self, "low_") else {"fitted": "not yet"}
-        return summary_html("CalibrationRanges", {"method": self.method, "percentiles": f"{self.low:g} to {self.high:g}" if self.method == "percentile" else ""} | known)
+        known = (
+            {"0 stands for": self.low_, "1 stands for": self.high_, "scores": self.n_}
+            if hasattr(self, "low_")
+            else {"fitted": "not yet"}
+        )
+        return summary_html(
+            "CalibrationRanges",
+            {
+                "method": self.method,
+                "percentiles": f"{self.low:g} to {self.high:g}" if self.method == "percentile" else "",
+            }
+            | known,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         "Method and marks as JSON values."
-        return {"method": self.method, "low": self.low, "high": self.high, "low_": self.low_, "high_": self.high_, "n_": self.n_}
+        return {
+            "method": self.method,
+            "low": self.low,
+            "high": self.high,
+            "low_": self.low_,
+            "high_": self.high_,
+            "n_": self.n_,
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CalibrationRanges":
@@ -86,8 +110,13 @@ def conformal_pvalues(
     calibration_scores: np.ndarray,  # (n,) finite scores of normal parts, not used to fit anything
     scores: np.ndarray,  # (...) finite, high = anomalous
 ) -> np.ndarray:  # (...) float64 in [1 / (n + 1), 1]
-    "Conformal p-values of `scores` (Bates et al. 2023, arXiv 2104.08279). Raises `DataError` on empty or non-finite input."
-    known = np.sort(check_finite("calibration_scores", real_array("calibration_scores", calibration_scores, np.float64).reshape(-1)))
+    """Conformal p-values of `scores` (Bates et al. 2023, arXiv 2104.08279).
+
+    Raises `DataError` on empty or non-finite input.
+    """
+    known = np.sort(
+        check_finite("calibration_scores", real_array("calibration_scores", calibration_scores, np.float64).reshape(-1))
+    )
     if not known.size:
         raise DataError("calibration_scores is empty; p-values need scores of normal parts")
     scores = check_finite("scores", real_array("scores", scores, np.float64))
@@ -107,7 +136,9 @@ class IsotonicCalibration:
 
         truth, score = check_labels_and_scores(y_true, y_score)
         model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(score, truth.astype(float))
-        self.scores_, self.probabilities_ = (np.asarray(v, dtype=np.float64) for v in (model.X_thresholds_, model.y_thresholds_))
+        self.scores_, self.probabilities_ = (
+            np.asarray(v, dtype=np.float64) for v in (model.X_thresholds_, model.y_thresholds_)
+        )
         return self
 
     def score(self, scores: np.ndarray) -> np.ndarray:

@@ -32,16 +32,23 @@ def run_calibration(
     wait: float = 0.0,  # seconds to wait for a run that is going
     exact_limit: int = 1_000_000,  # heads of more files are counted into sketches
 ) -> dict[str, Any]:  # the report of the run
-    "Measure every head, publish the next version, write the files. Raises `RunInProgress`, or `NotNow` if nothing is tagged."
+    """Measure every head, publish the next version, write the files.
+
+    Raises `RunInProgress`, or `NotNow` if nothing is tagged.
+    """
     try:
         with locked(root / "run", timeout=wait):
             export_files(db, root)
             for _ in range(20):
                 with transaction(db):  # one moment for digests, references and the newest row
-                    heads = db.execute("SELECT * FROM heads WHERE digest != '' ORDER BY model_name, head_name").fetchall()
+                    heads = db.execute(
+                        "SELECT * FROM heads WHERE digest != '' ORDER BY model_name, head_name"
+                    ).fetchall()
                     last = db.execute("SELECT MAX(id) FROM scores").fetchone()[0]
                 if not heads:
-                    raise NotNow(f"{root}: nothing is tagged yet, so there is nothing to calibrate; tag some files first")
+                    raise NotNow(
+                        f"{root}: nothing is tagged yet, so there is nothing to calibrate; tag some files first"
+                    )
                 key, config = content_key(heads, settings)
                 known = db.execute("SELECT report FROM runs WHERE content_key = ?", (key,)).fetchone()
                 if known:

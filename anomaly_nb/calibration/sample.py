@@ -15,7 +15,10 @@ from ..core.errors import DataError, check_finite
 
 # %% ../../nbs/05_calibration/02_sample.ipynb #77f3f0e1
 class Sample:
-    "Scores in ascending order, with the group of each where there are groups. Raises `DataError` on NaN, infinity or lengths that differ."
+    """Scores in ascending order, with the group of each where there are groups.
+
+    Raises `DataError` on NaN, infinity or lengths that differ.
+    """
 
     def __init__(
         self,
@@ -30,7 +33,9 @@ class Sample:
         if order is not None:
             names, codes = np.unique(np.asarray(groups).reshape(-1).astype(str), return_inverse=True)
             if codes.size != scores.size:
-                raise DataError(f"groups has {codes.size} entries and scores {scores.size}; give one group for each score")
+                raise DataError(
+                    f"groups has {codes.size} entries and scores {scores.size}; give one group for each score"
+                )
             self.groups, self.n_groups = codes[order], names.size
         self.n = scores.size
         self.lost = 0  # scores that were no numbers, and were left out by whoever read them
@@ -123,7 +128,10 @@ def sketch_edges(
     reference: np.ndarray,  # (n,) scores of the reference, or a large part of them
     bins: int = 2000,
 ) -> np.ndarray:  # (<= bins - 1,) float64, ascending and distinct
-    "Bin edges at equally spaced percentiles of `reference`; the two outer bins are open. Raises `DataError` if all scores are equal."
+    """Bin edges at equally spaced percentiles of `reference`; the two outer bins are open.
+
+    Raises `DataError` if all scores are equal.
+    """
     edges = np.unique(np.quantile(check_finite("reference", reference), np.arange(1, bins) / bins))
     if edges.size < 2:
         raise DataError("the reference holds one value only; bins cannot be placed")
@@ -170,7 +178,10 @@ class ScoreSketch:
         return left + (right - left) * (rank - (ends - self.bins)[place] + 0.5) / self.bins[place]
 
     def counts(self, edges: np.ndarray) -> np.ndarray:
-        "How many scores fall between `edges`, each of which must be an edge of the sketch. Raises `DataError` otherwise."
+        """How many scores fall between `edges`, each of which must be an edge of the sketch.
+
+        Raises `DataError` otherwise.
+        """
         place = np.searchsorted(self.edges, edges)
         if np.any(place >= self.edges.size) or np.any(self.edges[np.minimum(place, self.edges.size - 1)] != edges):
             raise DataError("these bins are not made of the sketch's bins; take them from `sketch.edges`")
@@ -178,5 +189,6 @@ class ScoreSketch:
         return np.diff(np.concatenate([[0], below, [self.n]]))
 
     def largest_tie(self) -> int:
-        "The size of the fullest bin where the edges are doubled by ties, else 1: a bound, for single scores are not kept."
+        """The size of the fullest bin where the edges are doubled by ties, else 1: a bound, for single scores are not
+        kept."""
         return int(self.bins.max()) if self.edges.size < 0.9 * 1999 else min(1, self.n)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'HISTORY', 'SQL_TYPES', 'RunRow', 'CalibrationRun', 'Move', 'HistoryRow', 'TrendRow', 'table_columns',
-           'run_values', 'HeadMetrics', 'HeadReport', 'RunReport']
+           'with_label', 'split_label', 'run_values', 'HeadMetrics', 'HeadReport', 'RunReport']
 
 # %% ../../nbs/05_calibration/07_schema.ipynb #18f68a78
 import sqlite3
@@ -15,14 +15,16 @@ from pydantic import BaseModel, Field
 
 from .drift import Verdict
 
-# %% ../../nbs/05_calibration/07_schema.ipynb #f1d17853
+# %% ../../nbs/05_calibration/07_schema.ipynb #036b5397
 class RunRow(BaseModel):
     "One head of one run."
 
     id: int = Field(json_schema_extra={"sql": "PRIMARY KEY AUTOINCREMENT"})
     model_name: str
     head_name: str
-    version: int = Field(description="number of the run; all heads count together", json_schema_extra={"sql": "NOT NULL REFERENCES runs"})
+    version: int = Field(
+        description="number of the run; all heads count together", json_schema_extra={"sql": "NOT NULL REFERENCES runs"}
+    )
     file_count: int = Field(description="files behind this calibration")
     timestamp: int = Field(description="Unix milliseconds")
     p5: float | None
@@ -64,6 +66,7 @@ class Move(BaseModel):
 class HistoryRow(RunRow):
     "One head of one run, and who moved the reference to it."
 
+    label: str | None = Field(None, description="of a head whose scores have labels; None: it has one score")
     moves: list[Move] = Field([], description="who made this version the reference, each time")
 
 
@@ -80,7 +83,7 @@ class TrendRow(HistoryRow):
     failed_metrics: list[str]
     alarm: dict[str, Any] | None
 
-# %% ../../nbs/05_calibration/07_schema.ipynb #41ca9b41
+# %% ../../nbs/05_calibration/07_schema.ipynb #3900a6d9
 COLUMNS = tuple(CalibrationRun.model_fields)
 HISTORY = tuple(RunRow.model_fields)
 SQL_TYPES = {int: "INTEGER", bool: "INTEGER", float: "REAL"}  # anything else is TEXT
@@ -99,11 +102,24 @@ def table_columns(
     return ", ".join(out)
 
 
-def run_values(row: sqlite3.Row) -> dict[str, Any]:  # field -> value
-    "The fields of `RunRow` in a row of `calibration_runs`."
-    return {name: bool(row[name]) if name == "is_stable" else row[name] for name in HISTORY}
+def with_label(head: str, label: str | None) -> str:
+    "The name under which a store keeps one label of a head: `mood:happy`, or the head's own."
+    return head if label is None else f"{head}:{label}"
 
-# %% ../../nbs/05_calibration/07_schema.ipynb #456b24a9
+
+def split_label(name: str) -> tuple[str, str | None]:  # head, label
+    "What `with_label` put together."
+    head, colon, label = name.partition(":")
+    return head, label if colon else None
+
+
+def run_values(row: sqlite3.Row) -> dict[str, Any]:  # field -> value
+    "The fields of `RunRow` in a row of `calibration_runs`, and the label of a head that has some."
+    head, label = split_label(row["head_name"])
+    values = {name: bool(row[name]) if name == "is_stable" else row[name] for name in HISTORY}
+    return values | {"head_name": head, "label": label}
+
+# %% ../../nbs/05_calibration/07_schema.ipynb #0e2f7e94
 class HeadMetrics(BaseModel):
     "The six metrics of a head and the plain rule."
 
@@ -134,12 +150,20 @@ class HeadReport(BaseModel):
     n_needed: int | None
     scale: str
     alarm: dict[str, Any] | None
-    n_needed_new: int | None = Field(None, description="new files that would decide with this reference; None where no number does")
-    short_side: str | None = Field(None, description="which side stands in the way of a decision: reference, or new files")
-    margins: dict[str, float] = Field({}, description="shifts that these files can tell from none")
+    n_needed_new: int | None = Field(
+        None, description="new files that would decide with this reference; None where no number does"
+    )
+    short_side: str | None = Field(
+        None, description="which side stands in the way of a decision: reference, or new files"
+    )
+    margins: dict[str, float] = Field({}, description="what each interval must lie below for the head to be stable")
+    widths: dict[str, float] = Field({}, description="shifts that these files can tell from none")
     lost_current: int = Field(0, description="new scores that were no numbers")
     contamination: str | None = Field(None, description="why there may be defects among the files of this run")
     known_defects: int = Field(0, description="files that are known to be defects: tagged, but not calibrated on")
+    by_label: dict[str, dict[str, Any]] = Field(
+        {}, description="of a head with several labels, what was found about each"
+    )
 
 
 class RunReport(BaseModel):

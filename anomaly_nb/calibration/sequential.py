@@ -14,12 +14,14 @@ from ..core.errors import DataError, check_finite, real_array
 
 # %% ../../nbs/05_calibration/05_sequential.ipynb #f5059634
 def _bets(p: float) -> tuple[float, float, float, float, float]:
-    "What one unit becomes under five bets, each 1 on average for uniform `p`: nothing, many or few high scores, some very high or very low ones."
+    """What one unit becomes under five bets, each 1 on average for uniform `p`: nothing, many or few high scores, some
+    very high or very low ones."""
     return 1.0, 1.5 - p, 0.5 + p, 0.5 / max(p, 1e-9) ** 0.5, 0.5 / max(1 - p, 1e-9) ** 0.5
 
 # %% ../../nbs/05_calibration/05_sequential.ipynb #2e07bc73
 class SequentialAlarm:
-    "A conformal test martingale with a growing reference: rings ever with probability at most `alpha` while scores stay exchangeable."
+    """A conformal test martingale with a growing reference: rings ever with probability at most `alpha` while scores
+    stay exchangeable."""
 
     ZETA = 10.584448464950801  # sum of k**-1.1, so that what enters the game adds up to the first capital of 1
 
@@ -38,7 +40,9 @@ class SequentialAlarm:
         "Start the watch. Raises `DataError` on no or non-finite scores or a rate outside (0, 1)."
         if not 0 < self.alpha < 1:
             raise DataError(f"alpha is {self.alpha}; a rate lies between 0 and 1")
-        self.known_ = np.sort(check_finite("reference", real_array("reference", reference, np.float64).reshape(-1))).tolist()
+        self.known_ = np.sort(
+            check_finite("reference", real_array("reference", reference, np.float64).reshape(-1))
+        ).tolist()
         if not self.known_:
             raise DataError("reference is empty; the watch needs scores to compare with")
         self.rng_ = np.random.default_rng(self.random_state)

@@ -6,7 +6,7 @@
 __all__ = ['tag_by_reference', 'read_history', 'read_moves', 'read_trend', 'promote_version', 'is_due', 'query_table',
            'CalibrationStore']
 
-# %% ../../nbs/05_calibration/17_store.ipynb #ae40b578
+# %% ../../nbs/05_calibration/17_store.ipynb #135cfc6b
 import json
 import sqlite3
 import time
@@ -23,13 +23,22 @@ from .exports import export_files, load_calibration, repair_files
 from .jobs import count_jobs, drain_jobs, enqueue_retag, enqueue_run
 from .publishing import extend_references, move_reference
 from .runs import run_calibration
-from .schema import HISTORY, run_values
-from .tagging import NotNow, UnknownHead, decide, find_head, label_of, tag_scores
+from .schema import HISTORY, run_values, with_label
+from anomaly_nb.calibration.tagging import (
+    NotNow,
+    UnknownHead,
+    decide,
+    find_head,
+    find_labels,
+    has_labels,
+    label_of,
+    tag_scores,
+)
 from ..core.display import summary_html
 from ..core.errors import DataError, Notice, real_array
 from ..core.settings import Settings, stray_limits
 
-# %% ../../nbs/05_calibration/17_store.ipynb #d7ac4eeb
+# %% ../../nbs/05_calibration/17_store.ipynb #e72edc8c
 def tag_by_reference(
     root: str | Path,  # folder with reference files: pulled, copied by hand, or exported by a store
     model: str,
@@ -39,47 +48,61 @@ def tag_by_reference(
     label: str | None = None,  # of a head with several; None: its only one
     groups: Sequence[str] | None = None,  # (n,)
     roles: Sequence[str | None] | str | None = None,  # (n,) or one for all: normal, unlabelled, defect
-) -> pd.DataFrame:  # file, score, anomalous (0, 1, or missing where nothing can be decided), value (on the calibration's range)
-    "Decide about scores by the head's reference file alone; where a store lies in the folder, the decisions become its tags. Raises `MissingFileError` or `DataError`."
+) -> (
+    pd.DataFrame
+):  # file, score, anomalous (0, 1, or missing where nothing can be decided), value (on the calibration's range)
+    """Decide about scores by the head's reference file alone; where a store lies in the folder, the decisions become
+    its tags. Raises `MissingFileError` or `DataError`."""
     calibration = load_calibration(root, model, head)
     name, _ = label_of(calibration, label)
     scores = real_array(f"scores of {model}/{head}", scores, np.float64).reshape(-1)
     if len(files) != scores.size:
         raise DataError(f"{len(files)} files and {scores.size} scores; give one score for each file")
     database = Path(root) / "calibration.sqlite"
-    if database.is_file() and len(calibration["labels"]) == 1:
+    if database.is_file():
         with opened(database) as db:
-            tag_scores(db, model, head, files, scores, groups, roles, calibration, name)
+            several = len(calibration["labels"]) > 1 or has_labels(db, model, head)
+            kept_as = with_label(head, name) if several else head
+            tag_scores(db, model, kept_as, files, scores, groups, roles, calibration, name)
     values, flags = decide(calibration, scores, name)
     anomalous = pd.array([None if f is None else int(f) for f in flags.tolist()], dtype="Int64")
     return pd.DataFrame({"file": [str(f) for f in files], "score": scores, "anomalous": anomalous, "value": values})
 
-# %% ../../nbs/05_calibration/17_store.ipynb #1e9991be
+# %% ../../nbs/05_calibration/17_store.ipynb #3a8a90b3
 def read_history(
     db: sqlite3.Connection,
     model: str | None = None,
     head: str | None = None,
     limit: int = 50,
 ) -> list[dict[str, Any]]:  # newest first
-    "Rows of `calibration_runs`, `is_stable` as a boolean, `timestamp` in Unix milliseconds, and in `moves` who made the version a reference."
-    wanted = {"model_name": model, "head_name": head}
-    where = " AND ".join(f"{k} = ?" for k, v in wanted.items() if v is not None)
-    rows = db.execute(
-        f"SELECT {', '.join(HISTORY)} FROM calibration_runs{' WHERE ' + where if where else ''} ORDER BY id DESC LIMIT ?", (*(v for v in wanted.values() if v is not None), limit)
-    )
-    found = [run_values(r) for r in rows]
-    moves = read_moves(db, [r["version"] for r in found])
-    return [r | {"moves": moves.get((r["model_name"], r["head_name"], r["version"]), [])} for r in found]
+    """Rows of `calibration_runs`, `is_stable` as a boolean, `timestamp` in Unix milliseconds, and in `moves` who made
+    the version a reference."""
+    models, values = ("model_name = ?", [model]) if model is not None else ("1", [])
+    if head is None:
+        heads = [None]
+    else:  # under its own name, and under those of its labels
+        between = "SELECT head_name FROM heads WHERE head_name = ? OR (head_name > ? AND head_name < ?)"
+        heads = [r[0] for r in db.execute(between, (head, f"{head}:", f"{head};"))]
+    rows: list[sqlite3.Row] = []
+    for name in dict.fromkeys(heads):
+        where, given = (models, values) if name is None else (f"{models} AND head_name = ?", [*values, name])
+        query = f"SELECT {', '.join(HISTORY)} FROM calibration_runs WHERE {where} ORDER BY id DESC LIMIT ?"
+        rows += db.execute(query, (*given, limit)).fetchall()
+    rows = sorted(rows, key=lambda r: -r["id"])[:limit]
+    moves = read_moves(db, [r["version"] for r in rows])
+    return [run_values(r) | {"moves": moves.get((r["model_name"], r["head_name"], r["version"]), [])} for r in rows]
 
 
 def read_moves(
     db: sqlite3.Connection,
     versions: Sequence[int],
 ) -> dict[tuple[str, str, int], list[dict[str, Any]]]:  # by model, head and version, oldest first
-    "Who made a version the reference, when (`timestamp`, Unix milliseconds), instead of which (`from_version`), and why (`reason`)."
+    """Who made a version the reference, when (`timestamp`, Unix milliseconds), instead of which (`from_version`), and
+    why (`reason`)."""
     out: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     rows = db.execute(
-        """SELECT h.model_name, h.head_name, m.to_version, m.by, m.timestamp, m.from_version, m.reason FROM reference_moves m
+        """SELECT h.model_name, h.head_name, m.to_version, m.by, m.timestamp, m.from_version, m.reason
+           FROM reference_moves m
            JOIN heads h ON h.id = m.head_id WHERE m.to_version BETWEEN ? AND ? ORDER BY m.id""",
         (min(versions, default=1), max(versions, default=0)),
     )
@@ -88,19 +111,26 @@ def read_moves(
     return out
 
 
-def read_trend(db: sqlite3.Connection, model: str, head: str, limit: int = 1000) -> list[dict[str, Any]]:  # oldest first
+def read_trend(
+    db: sqlite3.Connection, model: str, head: str, limit: int = 1000
+) -> list[dict[str, Any]]:  # oldest first
     "One head's runs with intervals, thresholds, reason and alarm. Raises `DataError` for an unknown head."
-    find_head(db, model, head)
-    rows = db.execute("SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? ORDER BY version DESC LIMIT ?", (model, head, limit)).fetchall()
+    head = find_head(db, model, head)["head_name"]
+    rows = db.execute(
+        "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? ORDER BY version DESC LIMIT ?",
+        (model, head, limit),
+    ).fetchall()
     out, moves = [], read_moves(db, [r["version"] for r in rows])
     for r in reversed(rows):
         detail = json.loads(r["detail"])
-        extra = {k: detail["drift"][k] for k in ("intervals", "p_value", "n_needed", "scale", "thresholds", "failed_metrics")}
+        extra = {
+            k: detail["drift"][k] for k in ("intervals", "p_value", "n_needed", "scale", "thresholds", "failed_metrics")
+        }
         flags = {"proposed": bool(r["proposed"]), "reason": r["reason"], "alarm": detail["alarm"]}
         out.append(run_values(r) | flags | extra | {"moves": moves.get((model, head, r["version"]), [])})
     return out
 
-# %% ../../nbs/05_calibration/17_store.ipynb #d78e2ff9
+# %% ../../nbs/05_calibration/17_store.ipynb #4b4e069a
 def promote_version(
     db: sqlite3.Connection,
     root: Path,
@@ -110,26 +140,39 @@ def promote_version(
     by: str = "person",
     reason: str = "",
 ) -> dict[str, Any]:  # {"model_name", "head_name", "from_version", "to_version"}
-    "Make a version the reference and write its file. Raises `UnknownHead`, or `NotNow` if nothing is proposed."
+    """Make a version the reference of a head, of all its labels, and write its file.
+
+    Raises `UnknownHead`, or `NotNow` if nothing is proposed.
+    """
     with transaction(db):
-        row = find_head(db, model, head)
+        labels = find_labels(db, model, head)
         if version is None:
-            found = db.execute(
-                "SELECT version FROM calibration_runs WHERE model_name = ? AND head_name = ? AND proposed = 1 AND version > ? ORDER BY version DESC LIMIT 1",
-                (model, head, row["reference_version"] or 0),
-            ).fetchone()
-            if found is None:
+            version = max((v for v in (_proposal(db, row) for row in labels) if v is not None), default=None)
+            if version is None:
                 raise NotNow(f"{model}/{head}: nothing is proposed; name the version to promote")
-            version = found["version"]
-        found = db.execute("SELECT payload FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?", (model, head, version)).fetchone()
-        if found is None:
+        query = "SELECT payload FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?"
+        found = {row["id"]: db.execute(query, (model, row["head_name"], version)).fetchone() for row in labels}
+        if not any(found.values()):
             raise UnknownHead(f"{model}/{head}: version {version} does not exist; see its history")
-        if found["payload"] is None:
+        if not any(f and f["payload"] for f in found.values()):
             raise NotNow(f"{model}/{head}: version {version} holds no calibration (too few files); see its history")
-        if version != row["reference_version"]:
-            move_reference(db, row, version, int(time.time() * 1000), by, reason)
+        for row in labels:
+            pulled = db.execute("SELECT 1 FROM pulled WHERE head_id = ?", (row["id"],)).fetchone()  # decides instead
+            if found[row["id"]] and found[row["id"]]["payload"] and (pulled or version != row["reference_version"]):
+                move_reference(db, row, version, int(time.time() * 1000), by, reason)
     export_files(db, root)
-    return {"model_name": model, "head_name": head, "from_version": row["reference_version"], "to_version": version}
+    before = labels[0]["reference_version"]
+    return {"model_name": model, "head_name": head, "from_version": before, "to_version": version}
+
+
+def _proposal(db: sqlite3.Connection, head: sqlite3.Row) -> int | None:
+    "The newest version that waits to be promoted."
+    found = db.execute(
+        "SELECT MAX(version) FROM calibration_runs WHERE model_name = ? AND head_name = ? AND proposed = 1 AND "
+        "version > ?",
+        (head["model_name"], head["head_name"], head["reference_version"] or 0),
+    )
+    return found.fetchone()[0]
 
 # %% ../../nbs/05_calibration/17_store.ipynb #9cfd2e5a
 def is_due(db: sqlite3.Connection, after: int | None) -> bool:
@@ -137,7 +180,10 @@ def is_due(db: sqlite3.Connection, after: int | None) -> bool:
     if after is None:
         return False
     last = db.execute("SELECT last_score FROM runs ORDER BY version DESC LIMIT 1").fetchone()
-    return db.execute("SELECT count(DISTINCT file_id) FROM scores WHERE id > ?", (last[0] if last else 0,)).fetchone()[0] >= after
+    return (
+        db.execute("SELECT count(DISTINCT file_id) FROM scores WHERE id > ?", (last[0] if last else 0,)).fetchone()[0]
+        >= after
+    )
 
 
 def query_table(db: sqlite3.Connection, query: str, values: Iterable[Any] = ()) -> pd.DataFrame:
@@ -148,9 +194,10 @@ def query_table(db: sqlite3.Connection, query: str, values: Iterable[Any] = ()) 
     except (sqlite3.Error, pd.errors.DatabaseError) as e:
         raise DataError(f"query refused: {e}") from None
 
-# %% ../../nbs/05_calibration/17_store.ipynb #4c049d4d
+# %% ../../nbs/05_calibration/17_store.ipynb #a4b53d3d
 class CalibrationStore:
-    "Scores, calibration runs, references and decisions of many heads, in one folder; safe for several processes and threads."
+    """Scores, calibration runs, references and decisions of many heads, in one folder; safe for several processes and
+    threads."""
 
     def __init__(
         self,
@@ -161,8 +208,14 @@ class CalibrationStore:
         self.ask(lambda db: None)
 
     def _repr_html_(self) -> str:
-        heads = self.table("SELECT model_name || '/' || head_name, coalesce('reference version ' || reference_version, 'no reference yet') FROM heads ORDER BY 1")
-        return summary_html(f"CalibrationStore {self.root.name}", dict(heads.to_numpy().tolist()) or {"heads": "none yet: tag files and run"})
+        heads = self.table(
+            "SELECT model_name || '/' || head_name, coalesce('reference version ' || reference_version, 'no reference "
+            "yet') FROM heads ORDER BY 1"
+        )
+        return summary_html(
+            f"CalibrationStore {self.root.name}",
+            dict(heads.to_numpy().tolist()) or {"heads": "none yet: tag files and run"},
+        )
 
     def ask(self, function: Callable[..., Any], *values: Any) -> Any:
         "`function(db, *values)` on a connection of its own."
@@ -177,9 +230,13 @@ class CalibrationStore:
         scores: np.ndarray,
         groups: Sequence[str] | None = None,
         roles: Sequence[str | None] | str | None = None,
+        label: str | None = None,  # of a head that gives several scores for a file
     ) -> int:
-        "Add raw scores of one head and decide by its reference; returns how many were new. Known defects are tagged and never calibrated on. Raises `DataError`."
-        added = self.ask(tag_scores, model, head, files, scores, groups, roles)
+        """Add raw scores of one head and decide by its reference; returns how many were new.
+
+        Known defects are tagged and never calibrated on. Raises `DataError`.
+        """
+        added = self.ask(tag_scores, model, with_label(head, label), files, scores, groups, roles)
         if added and self.settings.calibrate_heads and self.due:
             self.ask(enqueue_run)
         return added
@@ -190,7 +247,10 @@ class CalibrationStore:
         return self.ask(is_due, self.settings.calibration_auto_run_after)
 
     def run(self, wait: float = 0.0) -> dict[str, Any]:
-        "Calibrate every head as the next version and compare it with its reference. Raises `RunInProgress`, or `DataError` in production mode or without scores."
+        """Calibrate every head as the next version and compare it with its reference.
+
+        Raises `RunInProgress`, or `DataError` in production mode or without scores.
+        """
         if not self.settings.calibrate_heads:
             raise DataError("calibration runs are for development: set calibrate_heads: true in config.yml")
         report = self.ask(run_calibration, self.root, self.settings, wait)
@@ -198,15 +258,20 @@ class CalibrationStore:
             warnings.warn(told, Notice, stacklevel=2)
         return report
 
-    def promote(self, model: str, head: str, version: int | None = None, by: str = "person", reason: str = "") -> dict[str, Any]:
+    def promote(
+        self, model: str, head: str, version: int | None = None, by: str = "person", reason: str = ""
+    ) -> dict[str, Any]:
         "Make a version the reference of a head; None takes the newest proposal. Raises `UnknownHead` or `NotNow`."
         return self.ask(promote_version, self.root, model, head, version, by, reason)
 
-    def extend(self, model: str | None = None, head: str | None = None) -> dict[str, str]:
-        "Pool references with the windows of the last run that showed no drift: head -> what happened. Raises `UnknownHead`, or `DataError` in production mode."
+    def extend(self, model: str | None = None, head: str | None = None, by: str = "extend") -> dict[str, str]:
+        """Pool references with the windows of the last run that showed no drift: head -> what happened.
+
+        Raises `UnknownHead`, or `DataError` in production mode.
+        """
         if not self.settings.calibrate_heads:
             raise DataError("references are pooled in development: set calibrate_heads: true in config.yml")
-        told = self.ask(extend_references, self.root, self.settings, model, head)
+        told = self.ask(extend_references, self.root, self.settings, model, head, by)
         self.ask(export_files, self.root)
         return told
 

@@ -29,18 +29,28 @@ def false_alarm_bound(
     rank: int,  # the threshold lies just above the rank-th smallest
     confidence: float = CONFIDENCE,  # in (0, 1)
 ) -> float:  # in (0, 1]
-    "The false-alarm rate that a conformal threshold exceeds with probability 1 - confidence at most: a quantile of Beta(n + 1 - rank, rank)."
+    """The false-alarm rate that a conformal threshold exceeds with probability 1 - confidence at most: a quantile of
+    Beta(n + 1 - rank, rank)."""
     return float(stats.beta.ppf(confidence, n + 1 - rank, rank)) if rank <= n else 0.0
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #1b9ae30c
 def conformal_rank(
     n: int,  # calibration scores
     false_alarms: float,  # rate allowed, in (0, 1)
-    confidence: float | None = None,  # None: the rate holds on average over calibrations; else for this one, with this probability
+    confidence: float
+    | None = None,  # None: the rate holds on average over calibrations; else for this one, with this probability
     too_few: TooFew = "error",  # "largest": the best that n scores can promise
 ) -> tuple[int, float]:  # rank, 1 to n; the rate that is promised
-    "Which of `n` scores the threshold lies just above. Raises `DataError` on rates outside (0, 1), or if n is too small: it names the n needed."
-    if not 0 < false_alarms < 1 or n < 1 or not (confidence is None or 0 < confidence < 1) or too_few not in ("error", "largest"):
+    """Which of `n` scores the threshold lies just above.
+
+    Raises `DataError` on rates outside (0, 1), or if n is too small: it names the n needed.
+    """
+    if (
+        not 0 < false_alarms < 1
+        or n < 1
+        or not (confidence is None or 0 < confidence < 1)
+        or too_few not in ("error", "largest")
+    ):
         given = f"false_alarms={false_alarms}, confidence={confidence}, too_few={too_few!r} of {n} scores"
         raise DataError(f"{given}; use rates in (0, 1), at least one score, and 'error' or 'largest'")
     if confidence is None:
@@ -52,7 +62,9 @@ def conformal_rank(
     if rank <= n:
         return rank, false_alarms
     if too_few == "error":
-        raise DataError(f"{n} normal scores cannot promise {false_alarms:.3g} false alarms; it takes {needed}, or a higher rate")
+        raise DataError(
+            f"{n} normal scores cannot promise {false_alarms:.3g} false alarms; it takes {needed}, or a higher rate"
+        )
     return n, 1 / (n + 1) if confidence is None else false_alarm_bound(n, n, confidence)
 
 
@@ -61,7 +73,8 @@ def conformal_bound(
     alpha: float,  # rate of false alarms asked for
     confidence: float = CONFIDENCE,
 ) -> float:  # in (0, 1)
-    "The false-alarm rate that a calibration on `n` scores stays below with `confidence`, where n is too small for `alpha`: that of the largest score."
+    """The false-alarm rate that a calibration on `n` scores stays below with `confidence`, where n is too small for
+    `alpha`: that of the largest score."""
     return false_alarm_bound(n, conformal_rank(n, alpha, too_few="largest")[0], confidence)
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #b2e1e957
@@ -102,13 +115,23 @@ class Threshold:
         raise DataError(f"{path}: not a saved threshold (value a number, n a count, method and calibrated_on text); fit it again")
 
     def _repr_html_(self) -> str:
-        facts = {"value": self.value, "method": self.method, "from": f"{self.n} {self.calibrated_on}", **self.parameters}
-        return summary_html("Threshold" + (" (oracle: saw test labels)" if self.oracle else ""), facts | {"scores": self.scores_sha256[:12]})
+        facts = {
+            "value": self.value,
+            "method": self.method,
+            "from": f"{self.n} {self.calibrated_on}",
+            **self.parameters,
+        }
+        return summary_html(
+            "Threshold" + (" (oracle: saw test labels)" if self.oracle else ""),
+            facts | {"scores": self.scores_sha256[:12]},
+        )
 
     def __str__(self) -> str:
         given = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.parameters.items())
         label = " (oracle: saw test labels)" if self.oracle else ""
-        return f"{self.value:.4g} by {self.method}{f' ({given})' if given else ''} of {self.n} {self.calibrated_on}{label}"
+        return (
+            f"{self.value:.4g} by {self.method}{f' ({given})' if given else ''} of {self.n} {self.calibrated_on}{label}"
+        )
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #e03e2574
 HELD_OUT = "held-out normal training images"
@@ -121,13 +144,28 @@ def sample_threshold(
     calibrated_on: str = HELD_OUT,
     too_few: TooFew = "error",  # as in `conformal_rank`
 ) -> Threshold:
-    "A threshold with a stated false-alarm rate and its finite-sample bound. Raises `DataError` as `conformal_rank` does."
+    """A threshold with a stated false-alarm rate and its finite-sample bound.
+
+    Raises `DataError` as `conformal_rank` does.
+    """
     rank, promised = conformal_rank(sample.n, false_alarms, confidence, too_few)
-    about: dict[str, Any] = {"false_alarms": false_alarms, "rank": rank, "bound95": round(false_alarm_bound(sample.n, rank), 6)}
+    about: dict[str, Any] = {
+        "false_alarms": false_alarms,
+        "rank": rank,
+        "bound95": round(false_alarm_bound(sample.n, rank), 6),
+    }
     about |= {} if confidence is None else {"confidence": confidence}
     about |= {} if promised == false_alarms else {"promised": round(promised, 6)}
     digest = sha256_array(sample.values) if isinstance(sample, Sample) else ""
-    return Threshold(float(np.nextafter(sample.at(np.array(rank - 1)), np.inf)), "conformal", calibrated_on, sample.n, False, about, digest)
+    return Threshold(
+        float(np.nextafter(sample.at(np.array(rank - 1)), np.inf)),
+        "conformal",
+        calibrated_on,
+        sample.n,
+        False,
+        about,
+        digest,
+    )
 
 
 def _normal(scores: np.ndarray) -> Sample:
@@ -138,11 +176,15 @@ def _normal(scores: np.ndarray) -> Sample:
 def conformal_threshold(
     normal_scores: np.ndarray,  # (n,) of normal parts that nothing was fitted on
     false_alarms: float = 0.05,  # rate allowed, in (0, 1)
-    confidence: float | None = None,  # None: the rate holds on average over calibrations; else for this one, with this probability
+    confidence: float
+    | None = None,  # None: the rate holds on average over calibrations; else for this one, with this probability
     calibrated_on: str = HELD_OUT,
     too_few: TooFew = "error",  # "largest": the best that n scores can promise
 ) -> Threshold:
-    "A threshold with a stated false-alarm rate and its finite-sample bound. Raises `DataError` if n is too small for the rate: it names the n needed."
+    """A threshold with a stated false-alarm rate and its finite-sample bound.
+
+    Raises `DataError` if n is too small for the rate: it names the n needed.
+    """
     return sample_threshold(_normal(normal_scores), false_alarms, confidence, calibrated_on, too_few)
 
 
@@ -152,12 +194,19 @@ def quantile_threshold(
     calibrated_on: str = HELD_OUT,
     too_few: TooFew = "error",  # "largest": the best that n scores can promise
 ) -> Threshold:
-    "The conformal quantile of normal scores: a new normal one reaches it with probability at most 1 - q. Raises `DataError` if n is too small for q: it names the n needed."
+    """The conformal quantile of normal scores: a new normal one reaches it with probability at most 1 - q.
+
+    Raises `DataError` if n is too small for q: it names the n needed.
+    """
     sample = _normal(normal_scores)
     if not 0 < q < 1 or not sample.n:
         raise DataError(f"q={q} of {sample.n} scores; use 0 < q < 1 and at least one score")
     made = sample_threshold(sample, 1 - q, None, calibrated_on, too_few)
-    about = {"q": q, "promised": round(made.parameters["rank"] / (sample.n + 1), 6), "bound95": made.parameters["bound95"]}
+    about = {
+        "q": q,
+        "promised": round(made.parameters["rank"] / (sample.n + 1), 6),
+        "bound95": made.parameters["bound95"],
+    }
     return Threshold(made.value, "quantile", calibrated_on, sample.n, False, about, made.scores_sha256)
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #2294152e

@@ -16,7 +16,11 @@ from ..core.errors import DataError
 from ..core.settings import Settings, load_settings, update_settings
 
 # %% ../../nbs/05_calibration/22_video_config.ipynb #4129c434
-BOUNDS = {"deep": ("min_deep", "max_deep"), "keypoints": ("min_keypoints", "max_keypoints"), "velocity": ("min_vel", "max_vel")}
+BOUNDS = {
+    "deep": ("min_deep", "max_deep"),
+    "keypoints": ("min_keypoints", "max_keypoints"),
+    "velocity": ("min_vel", "max_vel"),
+}
 
 
 def write_calibration(
@@ -24,16 +28,24 @@ def write_calibration(
     ranges: Mapping[str, tuple[float, float]],  # modality -> lower and upper bound of its normal scores
     provenance: Mapping[str, Any],  # JSON values: k, metric, bank checksums ... what a reader must agree with
 ) -> Settings:  # the file as it is now
-    "Write the bounds and their provenance into the `calibration:` block. Raises `DataError` for an unknown modality or an empty range, and then changes nothing."
+    """Write the bounds and their provenance into the `calibration:` block.
+
+    Raises `DataError` for an unknown modality or an empty range, and then changes nothing.
+    """
     block: dict[str, Any] = {}
     for modality, (low, high) in ranges.items():
         if modality not in BOUNDS:
             raise DataError(f"ranges: modality {modality!r} is unknown; use {', '.join(BOUNDS)}")
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise DataError(f"ranges: {modality} runs from {low} to {high}; the lower bound must lie below the upper and both be finite")
+            raise DataError(
+                f"ranges: {modality} runs from {low} to {high}; the lower bound must lie below the upper and both be "
+                "finite"
+            )
         block |= dict(zip(BOUNDS[modality], (float(low), float(high))))
     known = load_settings(path).calibration.model_dump() if Path(path).exists() else {}
-    stale = {name: None for pair in BOUNDS.values() for name in pair if name not in block and known.get(name) is not None}
+    stale = {
+        name: None for pair in BOUNDS.values() for name in pair if name not in block and known.get(name) is not None
+    }
     gone = {name: None for name in known.get("provenance") or {} if name not in provenance}
     return update_settings(path, {"calibration": {**stale, **block, "provenance": {**gone, **provenance}}})
 
@@ -50,7 +62,10 @@ def read_calibration(
     path: str | Path,  # config.yml
     expected: Mapping[str, Any] | None = None,  # provenance entries that must agree
 ) -> VideoCalibration:
-    "Read the `calibration:` block. Raises `MissingFileError`, or `DataError` where there is none or it was made with something else."
+    """Read the `calibration:` block.
+
+    Raises `MissingFileError`, or `DataError` where there is none or it was made with something else.
+    """
     block = load_settings(Path(path)).calibration.model_dump()
     pairs = {m: (block.get(low), block.get(high)) for m, (low, high) in BOUNDS.items()}
     ranges = {m: (float(low), float(high)) for m, (low, high) in pairs.items() if low is not None and high is not None}
@@ -59,5 +74,8 @@ def read_calibration(
     provenance = {k: v for k, v in (block.get("provenance") or {}).items() if v is not None}
     for name, value in (expected or {}).items():
         if provenance.get(name) != value:
-            raise DataError(f"{path}: was calibrated with {name}={provenance.get(name, 'unknown')}, not {value}; calibrate again, or use what it was made with")
+            raise DataError(
+                f"{path}: was calibrated with {name}={provenance.get(name, 'unknown')}, not {value}; calibrate again, "
+                "or use what it was made with"
+            )
     return VideoCalibration(ranges, provenance)

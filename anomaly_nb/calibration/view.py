@@ -34,7 +34,10 @@ def plot_comparison(
         fig = Figure(figsize=(8.4, 3.6))
         left, right = fig.subplots(1, 2, width_ratios=[1.25, 1])
         edges = np.histogram_bin_edges(np.r_[then, now], bins=40).tolist()
-        for values, colour, label in ((then, NORMAL, f"reference ({then.size})"), (now, ANOMALOUS, f"now ({now.size})")):
+        for values, colour, label in (
+            (then, NORMAL, f"reference ({then.size})"),
+            (now, ANOMALOUS, f"now ({now.size})"),
+        ):
             left.hist(values, edges, density=True, color=colour, alpha=0.55, label=label)
         left.set(xlabel="score", ylabel="density")
         left.legend(fontsize=8)
@@ -42,7 +45,12 @@ def plot_comparison(
         for y, metric in enumerate(shown):
             limit, (low, high) = result.thresholds.of(metric), result.intervals[metric]
             right.plot([low / limit, min(high / limit, 1e6)], [y, y], color="#999999", lw=3, solid_capstyle="butt")
-            right.plot(getattr(result, metric) / limit, y, "o", color=VERDICTS["unstable" if metric in result.failed_metrics else "stable"])
+            right.plot(
+                getattr(result, metric) / limit,
+                y,
+                "o",
+                color=VERDICTS["unstable" if metric in result.failed_metrics else "stable"],
+            )
         right.axvline(1, color=THRESHOLD, lw=1, ls="--")
         right.set_xscale("symlog", linthresh=1)
         right.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
@@ -61,13 +69,18 @@ class _Batches(View):
 
     def __init__(
         self,
-        tables: Mapping[str, pd.DataFrame],  # head -> file, score[, role], in the order of time; known defects are left out
+        tables: Mapping[
+            str, pd.DataFrame
+        ],  # head -> file, score[, role], in the order of time; known defects are left out
         batches: int = 6,
         alpha: float = 0.05,
         min_files: int = 50,
         random_state: int = 0,
     ):
-        kept = {head: table[table["score"].notna() & (table["role"] != "defect" if "role" in table else True)] for head, table in tables.items()}
+        kept = {
+            head: table[table["score"].notna() & (table["role"] != "defect" if "role" in table else True)]
+            for head, table in tables.items()
+        }
         self.scores = {head: np.array_split(table["score"].to_numpy(), batches) for head, table in kept.items()}
         self.min_files, self.random_state = min_files, random_state
         heads = tuple((h, h) for h in self.scores)
@@ -85,7 +98,11 @@ class _Batches(View):
         "The batch that is judged is never part of the reference."
         last = len(self.scores[state["head"]])
         first = min(int(state["reference"]) + 1, last)
-        return {"batch": Slider("judge batch", max(int(state["batch"]), first), first, last, 1, 0)} if changed == "reference" else {}
+        return (
+            {"batch": Slider("judge batch", max(int(state["batch"]), first), first, last, 1, 0)}
+            if changed == "reference"
+            else {}
+        )
 
     def compare(self, state: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, DriftResult]:
         "Reference, judged batch, and their comparison."
@@ -96,7 +113,13 @@ class _Batches(View):
         now[bad] = np.quantile(then, 0.99) + then.std() * rng.gamma(2, 1, size=int(bad.sum()))
         t, usual = state["strict"], Thresholds()
         limits = Thresholds(usual.apd * t, usual.srd * t, min(usual.jsd * t, 1.0), usual.median * t, usual.iqr * t)
-        return then, now, drift_metrics(then, now, limits, alpha=state["alpha"], min_files=self.min_files, random_state=self.random_state)
+        return (
+            then,
+            now,
+            drift_metrics(
+                then, now, limits, alpha=state["alpha"], min_files=self.min_files, random_state=self.random_state
+            ),
+        )
 
 # %% ../../nbs/05_calibration/23_view.ipynb #f95a0a7a
 class DriftView(_Batches):
@@ -110,7 +133,9 @@ class DriftView(_Batches):
         "The view of a run, from its parameters. Raises as the report does."
         p = dict(parameters)
         paths = [Path(s.strip()) for s in p["scores"].split(",") if s.strip()]
-        names = [h.strip() for h in p["heads"].split(",") if h.strip()] or [re.sub(r"[^A-Za-z0-9_-]+", "_", f.resolve().parent.name) or "head" for f in paths]
+        names = [h.strip() for h in p["heads"].split(",") if h.strip()] or [
+            re.sub(r"[^A-Za-z0-9_-]+", "_", f.resolve().parent.name) or "head" for f in paths
+        ]
         tables = {name: read_scores(path, p["split"] or None) for name, path in zip(names, paths, strict=True)}
         if p["shuffle"]:
             tables = {name: table.sample(frac=1, random_state=p["seed"]) for name, table in tables.items()}
@@ -119,7 +144,8 @@ class DriftView(_Batches):
     def describe(self, state: Mapping[str, Any]) -> str:
         "The verdict in words."
         result = self.compare(state)[2]
-        return f"{state['head']}, batch {int(state['batch'])} against the first {int(state['reference'])}: {result.verdict}. {result.reason}"
+        what = f"{state['head']}, batch {int(state['batch'])} against the first {int(state['reference'])}"
+        return f"{what}: {result.verdict}. {result.reason}"
 
     def draw(self, state: Mapping[str, Any]) -> tuple[Figure, pd.DataFrame]:  # metric, value, interval, limit, grade
         "The comparison."
@@ -127,6 +153,16 @@ class DriftView(_Batches):
         made_up = "made up: " if state["shift"] or state["defects"] else ""
         rows = []
         for m, (low, high) in ((m, result.intervals[m]) for m in METRICS if m in result.intervals):
-            rows.append((m, getattr(result, m), f"{low:.3g} to {high:.3g}", result.thresholds.of(m), grade(m, getattr(result, m))))
-        table = pd.DataFrame(rows, columns=["metric", "value", "95 % interval" if result.alpha == 0.05 else "interval", "limit", "grade"])
+            rows.append(
+                (
+                    m,
+                    getattr(result, m),
+                    f"{low:.3g} to {high:.3g}",
+                    result.thresholds.of(m),
+                    grade(m, getattr(result, m)),
+                )
+            )
+        table = pd.DataFrame(
+            rows, columns=["metric", "value", "95 % interval" if result.alpha == 0.05 else "interval", "limit", "grade"]
+        )
         return plot_comparison(then, now, result, f"{state['head']}, {made_up}"), table

@@ -43,7 +43,9 @@ def read_window(
     defects = db.execute(f"SELECT count(*) FROM ({LATEST}) WHERE role = 'defect'", (head_id, first, last)).fetchone()[0]
     wanted = f"SELECT id, score, grp, file_id FROM ({LATEST}) WHERE role != 'defect'"
     if latest is not None:
-        found = db.execute(f"SELECT MIN(id) FROM (SELECT id FROM ({wanted}) ORDER BY id DESC LIMIT ?)", (head_id, first, last, latest)).fetchone()[0]
+        found = db.execute(
+            f"SELECT MIN(id) FROM (SELECT id FROM ({wanted}) ORDER BY id DESC LIMIT ?)", (head_id, first, last, latest)
+        ).fetchone()[0]
         first = first if found is None else found - 1
     sketch = None if edges is None else ScoreSketch(edges)
     scores: list[np.ndarray] = [np.empty(0)]

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-# %% ../../nbs/11_cli/03_detect.ipynb #8a71a703
+# %% ../../nbs/11_cli/03_detect.ipynb #8f1568ca
 LAYOUT = "Layout of the folder: folder, csv, mvtec, mvtec_ad2, mvtec_loco, visa, btad, mpdd, realiad, kolektor_sdd2, magnetic_tile."
 
 
@@ -35,10 +35,12 @@ def fit(
     groups: Annotated[str, typer.Option(help="Images of one part are left out together: parent (their folder), or a regular expression on names such as '^(part[0-9]+)_'.")] = "",
     normal: Annotated[str, typer.Option(help="Folder of normal images where its name does not say so (good, ok, normal, pass, io, gut ... do).")] = "",
     intensity: Annotated[str, typer.Option(help="Values deeper than 8 bits: auto, full, window:<low>,<high> or percentile:<low>,<high>.")] = "auto",
-    resize: Annotated[str, typer.Option(help="How an image becomes the backbone's input: square (squeezed), or with its aspect kept: short (the shorter side is --image-size) or pad.")] = "square",
+    resize: Annotated[str, typer.Option(help="How an image becomes the input: square (squeezed), or its aspect kept: short (shorter side of --image-size) or pad.")] = "square",
     tile: Annotated[int, typer.Option(min=0, help="Cut images into tiles of so many pixels, at their own resolution: for small defects in large images. 0 for none.")] = 0,
     overlap: Annotated[int, typer.Option(min=0, help="Pixels that neighbouring tiles share, at least.")] = 64,
-    region: Annotated[str, typer.Option(help="The part of every image that counts: a box, top,left,bottom,right in pixels or fractions, or a mask file; empty for all of it.")] = "",
+    budget_ms: Annotated[float, typer.Option(min=0, help="Milliseconds an image may take here: the bank is made to fit, at most --coreset. 0 for any.")] = 0.0,
+    budget_mb: Annotated[float, typer.Option(min=0, help="Megabytes the bank may take: it is made to fit, at most --coreset. 0 for any.")] = 0.0,
+    region: Annotated[str, typer.Option(help="The part of images that counts: a box (top,left,bottom,right, pixels or fractions) or a mask file; empty for all.")] = "",
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of coreset, folds and synthetic anomalies.")] = 0,
 ) -> None:
     """Learn from good images, and keep what decides on the next ones.
@@ -72,7 +74,7 @@ def fit(
     if coreset == 0 or (coreset < 0 and coreset != -1):
         raise DataError(f"--coreset {coreset:g}: give a fraction in (0, 1], of which 1.0 keeps all, a count above 1, or -1 for the recipe's own")
     given |= {"coreset": None if coreset == -1 else coreset_of_report(coreset), "threshold": f"quantile:{1 - false_alarms:.10g}"}
-    given |= {"resize": resize, "tile": tile, "overlap": overlap, "region": region}
+    given |= {"resize": resize, "tile": tile, "overlap": overlap, "region": region, "budget_ms": budget_ms, "budget_mb": budget_mb}
     whole = resize == "square" and not tile and not region
     if recipe == "auto" and not whole:
         recipe = "knn"
@@ -102,6 +104,8 @@ def fit(
     if not detector.bank_.whole_batch:
         list(predict_files(detector, some))
         seconds = (time.perf_counter() - start) / len(some)
+    if kept := detector.budget_:
+        typer.echo(f"budget: {kept['coreset']} of {kept['of']} patches are kept; features take {kept['features_ms']:.1f} ms, the search {kept['bank_ms']:.1f} ms")
     page = write_card(detector, out, root.resolve().name, seconds)
     promised = detector.threshold_.parameters["promised"]
     typer.echo(f"learned from {len(detector.paths_)} normal images; threshold {detector.threshold_}")
@@ -110,7 +114,7 @@ def fit(
         typer.echo(f"note: {can}; {math.ceil(1 / false_alarms - 1e-9) - 1} could", err=True)
     typer.echo(f"{out}\n{page.as_posix()}\nnext: anomaly-nb predict {out} new_images/ --out predictions.csv")
 
-# %% ../../nbs/11_cli/03_detect.ipynb #0b3914b6
+# %% ../../nbs/11_cli/03_detect.ipynb #a251371b
 @contextmanager
 def _all_damaged(index: Any) -> Iterator[None]:
     "Where learning fails over a damaged image, name all that are damaged, not the first alone. Raises `DataError`."
@@ -129,6 +133,7 @@ def predict(
     paths: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     out: Annotated[Path, typer.Option(help="CSV of decisions: image_path, score, anomalous, p_value, percentile, box, normal image, error.")] = Path("predictions.csv"),
     maps: Annotated[Path | None, typer.Option(help="Folder for heatmaps (32-bit float TIFF at the image's size) and overlays (PNG).")] = None,
+    layout: Annotated[str, typer.Option(help="With --maps: mvtec-ad-2 writes the folders that MVTec AD 2's server takes, float16 TIFFs and thresholded PNGs, instead.")] = "",
     weights: Annotated[str, typer.Option(help="Where the backbone's checkpoint is now, if it was moved.")] = "",
     watch: Annotated[bool, typer.Option("--watch", help="Go on with images that arrive in the folders; end with Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(help="With --watch: seconds between two looks.")] = 1.0,
@@ -143,13 +148,18 @@ def predict(
     \b
     anomaly-nb predict detectors/my_part new_images/ --out predictions.csv --maps maps/
     anomaly-nb predict detectors/my_part incoming/ --out today.csv --watch
+    anomaly-nb predict detectors/can mvtec_ad_2/can/test_private mvtec_ad_2/can/test_private_mixed --maps submission --layout mvtec-ad-2
     """
+    from anomaly_nb.core.errors import DataError
     from anomaly_nb.core.files import atomic_write
     from anomaly_nb.core.runtime import progress
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.detector_files import check_backbone
     from anomaly_nb.scoring.predict import Prediction, count_learned, find_images, map_names, predict_files, write_maps
+    from anomaly_nb.scoring.submission import submission_name, write_submission
 
+    if layout not in ("", "mvtec-ad-2") or (layout and maps is None):
+        raise DataError(f"--layout {layout}: use mvtec-ad-2, together with --maps <folder of the submission>")
     model = Detector.load(detector, weights)
     check_backbone(model)
     model.decision_threshold()
@@ -158,9 +168,11 @@ def predict(
     window = model.intensity_.text
 
     def write(file: Any, images: list[str]) -> None:
-        names, writer = map_names(images), csv.DictWriter(file, columns, lineterminator="\n")
+        names, writer = {i: submission_name(i) for i in images} if layout else map_names(images), csv.DictWriter(file, columns, lineterminator="\n")
         for done in progress(predict_files(model, images), "predict", len(images), "image"):
-            if maps and not done.error:
+            if maps and layout and not done.error:
+                write_submission(model, done, maps)
+            elif maps and not done.error:
                 write_maps(model, done, maps, names[done.image_path])
             writer.writerow(done.row())
             file.flush()
@@ -177,8 +189,6 @@ def predict(
         _watch(paths, out, columns, write, every, idle)
     else:
         if not images:
-            from anomaly_nb.core.errors import DataError
-
             raise DataError(f"{', '.join(map(str, paths))}: no image is there ({len(passed)} other files); see `anomaly-nb inspect`")
         if n := count_learned(model, images):
             typer.echo(f"note: {n} of {len(images)} images are among those that the detector learned from; their scores are too low to judge it by", err=True)

@@ -6,16 +6,21 @@
 __all__ = ['app', 'Store', 'Config', 'STORE', 'CONFIG', 'run', 'tag', 'history', 'trend', 'promote', 'extend', 'worker', 'pull',
            'repair', 'serve']
 
-# %% ../../nbs/11_cli/05_drift.ipynb #e5126239
+# %% ../../nbs/11_cli/05_drift.ipynb #88695603
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from anomaly_nb.calibration.store import CalibrationStore
+    from collections.abc import Sequence
 
-# %% ../../nbs/11_cli/05_drift.ipynb #cfdc9613
+    import pandas as pd
+
+    from anomaly_nb.calibration.store import CalibrationStore
+    from anomaly_nb.core.settings import Settings
+
+# %% ../../nbs/11_cli/05_drift.ipynb #42c49bf9
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -27,32 +32,71 @@ app = typer.Typer(
   anomaly-nb drift trend mobilenet leather
   anomaly-nb drift promote mobilenet leather""",
 )
-Store = Annotated[Path, typer.Option("--store", help="Folder of the store: calibration.sqlite and the calibration files.")]
+Store = Annotated[
+    Path, typer.Option("--store", help="Folder of the store: calibration.sqlite and the calibration files.")
+]
 Config = Annotated[Path, typer.Option("--config", help="Settings; thresholds and policy are read from here.")]
 STORE, CONFIG = Path("data/calibrations"), Path("config.yml")
 
 
-def _open(store: Path, config: Path, new: bool = False, development: bool = False) -> "CalibrationStore":
-    "The store at `store` with the settings of `config`."
-    from anomaly_nb.calibration.store import CalibrationStore
-    from anomaly_nb.core.errors import DataError, check_file
+def _settings(config: Path) -> "Settings":
+    "The settings of `config`; the defaults where the usual file is absent."
     from anomaly_nb.core.settings import load_settings
 
-    settings = load_settings("config.yml" if str(config) == "config.yml" else config)
+    return load_settings("config.yml" if str(config) == "config.yml" else config)
+
+
+def _develop(config: Path) -> "Settings":
+    "Switch development mode on in `config`, if it is off."
+    from anomaly_nb.core.settings import update_settings
+
+    if not config.is_file() or not _settings(config).calibrate_heads:
+        update_settings(config, {"calibrate_heads": True})
+        typer.echo(f"calibrate_heads: true is written into {config}")
+    return _settings(config)
+
+
+def _open(store: Path, config: Path, new: bool = False, development: bool = False) -> "CalibrationStore":
+    "The store at `store` with the settings of `config`."
+    import sys
+
+    from anomaly_nb.calibration.store import CalibrationStore
+    from anomaly_nb.core.errors import DataError, check_file
+
+    settings = _settings(config)
     if development and not settings.calibrate_heads:
-        raise DataError("calibration runs are for development: set calibrate_heads: true in config.yml; in production, decide with  anomaly-nb drift tag")
+        ask = f"Calibration runs are for development. Write  calibrate_heads: true  into {config}?"
+        if not sys.stdin.isatty() or not typer.confirm(ask):
+            mend = f"set calibrate_heads: true in {config}, or let  anomaly-nb drift run --develop  write it"
+            raise DataError(
+                f"calibration runs are for development: {mend}; in production, decide with  anomaly-nb drift tag"
+            )
+        settings = _develop(config)
     if not new:
         check_file(store / "calibration.sqlite", "feed it scores first with  anomaly-nb drift run --scores ...")
     return CalibrationStore(store, settings)
 
-# %% ../../nbs/11_cli/05_drift.ipynb #c63c83fc
-def _tagged(store: "CalibrationStore", path: Path, split: str | None, model: str | None, head: str | None) -> None:
+# %% ../../nbs/11_cli/05_drift.ipynb #25658105
+def _each(labels: list[str] | None) -> "Sequence[str | None]":
+    "The labels, or none for a head that has one score."
+    return labels or [None]
+
+
+def _tagged(
+    store: "CalibrationStore",
+    path: Path,
+    split: str | None,
+    model: str | None,
+    head: str | None,
+    label: str | None,  # None: the head has one score, in the column `score`
+) -> None:
     "Tag the scores of a CSV, head by head, and say what came in."
+    from anomaly_nb.calibration.schema import with_label
     from anomaly_nb.calibration.tables import find_scores, read_scores
     from anomaly_nb.core.errors import DataError
 
     path = find_scores(path)
-    table = read_scores(path, split)
+    table = read_scores(path, split, column=label or "score")
     for column, given in (("model", model), ("head", head)):
         if given is not None or column not in table:
             table[column] = given
@@ -60,17 +104,35 @@ def _tagged(store: "CalibrationStore", path: Path, split: str | None, model: str
         raise DataError(f"{path}: no column `head`; say which head the scores are of with --head NAME")
     for (of, name), rows in table.fillna({"model": "model"}).groupby(["model", "head"], sort=False):
         columns = {c: rows[c].tolist() if c in rows else None for c in ("group", "role")}
-        added = store.tag(str(of), str(name), rows["file"].tolist(), rows["score"].to_numpy(), columns["group"], columns["role"])
+        scores = rows["score"].to_numpy()
+        added = store.tag(str(of), str(name), rows["file"].tolist(), scores, columns["group"], columns["role"], label)
         defects = (columns["role"] or []).count("defect")
-        typer.echo(f"{path}: {added} new scores of {of}/{name}" + (f"; {defects} known defects, tagged and not calibrated on" if defects else ""))
+        told = f"; {defects} known defects, tagged and not calibrated on" if defects else ""
+        typer.echo(f"{path}: {added} new scores of {of}/{with_label(str(name), label)}{told}")
 
 
 @app.command()
 def run(
-    scores: Annotated[list[Path] | None, typer.Option(help="CSV with `score` and `image_path` (or `file`), or the folder of an image report; may be repeated.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model the scores are of; without it, the CSV's column `model`, or `model`.")] = None,
-    head: Annotated[str | None, typer.Option(help="Head the scores are of; without it, the CSV's column `head`.")] = None,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="CSV with `score` and `image_path` (or `file`), or the folder of an image report; may be repeated."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model the scores are of; without it, the CSV's column `model`, or `model`.")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Head the scores are of; without it, the CSV's column `head`.")
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="A label of the head, whose scores are in the column of that name; may be repeated."),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Only rows of this split.")] = None,
+    develop: Annotated[
+        bool, typer.Option("--develop", help="First write  calibrate_heads: true  into the settings.")
+    ] = False,
     store: Store = STORE,
     config: Config = CONFIG,
 ):
@@ -78,7 +140,7 @@ def run(
 
     Of a report's folder its `calibration_scores.csv` is taken: held-out normal scores. Columns `role` (normal,
     unlabelled, defect) and `label` (0, 1) are honoured: known defects are tagged and never calibrated on.
-    Needs `calibrate_heads: true` in config.yml.
+    Needs `calibrate_heads: true` in config.yml, which `--develop` writes.
 
     \b
     Example:  anomaly-nb drift run --scores figures/runs/image_anomaly-0001 --model mobilenet --head leather
@@ -88,9 +150,12 @@ def run(
     from anomaly_nb.calibration.runs import RunInProgress
     from anomaly_nb.core.errors import DataError
 
+    if develop:
+        _develop(config)
     opened = _open(store, config, new=bool(scores), development=True)
     for path in scores or []:
-        _tagged(opened, path, split, model, head)
+        for name in _each(label):
+            _tagged(opened, path, split, model, head, name)
     try:
         report = opened.run(wait=60)
     except RunInProgress as e:
@@ -103,45 +168,96 @@ def run(
         typer.echo(f"{step.head}: {step.verdict}: {report['heads'][step.head]['reason']}. Do: {step.do}")
     summary = report["summary"]
     counts = ", ".join(f"{n} {v}" for v, n in summary.get("verdicts", {}).items() if n)
-    typer.echo(f"{summary['total_heads']} heads: {counts}; {'converged' if summary.get('converged') else 'not converged'}")
+    typer.echo(
+        f"{summary['total_heads']} heads: {counts}; {'converged' if summary.get('converged') else 'not converged'}"
+    )
 
-# %% ../../nbs/11_cli/05_drift.ipynb #1398e613
+# %% ../../nbs/11_cli/05_drift.ipynb #449a6313
+def _scores_of(path: Path, label: str | None) -> tuple["pd.DataFrame", dict]:
+    "Files and scores of a CSV, from the column of the label where there is one, and what is known about them."
+    from anomaly_nb.calibration.tables import read_scores
+    from anomaly_nb.core.tables import read_table
+
+    own = label is not None and label in read_table(path)
+    table = read_scores(path, calibrate=False, column=str(label) if own else "score")
+    return table, {c + "s": table[c].tolist() if c in table else None for c in ("group", "role")}
+
+
+def _kept(store: "CalibrationStore", scores: Path, model: str, head: str, labels: list[str], out: Path) -> None:
+    "Keep scores of a head without a reference, and write that nothing is decided about them."
+    import pandas as pd
+
+    from anomaly_nb.core.files import write_text
+
+    added, parts = 0, []
+    for name in _each(labels):
+        table, known = _scores_of(scores, name)
+        added += store.tag(model, head, table["file"].tolist(), table["score"].to_numpy(), **known, label=name)
+        parts.append(table[["file", "score"]].assign(anomalous="", **({"label": name} if name else {})))
+    write_text(out, pd.concat(parts).to_csv(index=False, lineterminator="\n"))
+    why = f"{model}/{head} has no reference yet; make a calibration run"
+    typer.echo(f"{out}: {added} new scores kept, none decided: {why}")
+
+
 @app.command()
 def tag(
-    scores: Annotated[Path, typer.Option(help="CSV with `score` and `image_path` (or `file`); for a head of several labels, a column for each.")],
+    scores: Annotated[
+        Path,
+        typer.Option(
+            help="CSV with `score` and `image_path` (or `file`); for a head of several labels, a column for each."
+        ),
+    ],
     model: Annotated[str, typer.Option(help="Model of the head.")],
     head: Annotated[str, typer.Option(help="Head whose reference file decides.")],
     out: Annotated[Path, typer.Option(help="CSV to write: file, score, anomalous.")],
-    label: Annotated[str | None, typer.Option(help="Label of a head with several, whose scores are in the column `score`.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A label of the head, with scores in its column or in `score`; may be repeated. Without it, all."
+        ),
+    ] = None,
     store: Store = STORE,
+    config: Config = CONFIG,
 ):
     """Decide about scores by the reference file of a head: pulled, copied by hand, or exported by a store.
 
+    With `calibrate_heads: true`, scores of a head that has no reference yet are kept for its first calibration run,
+    undecided.
+
     \b
-    Example:  anomaly-nb drift tag --scores today.csv --model mobilenet --head leather --store data/pulled --out decisions.csv
+    Example:  anomaly-nb drift tag --scores today.csv --model net --head leather --store data/pulled --out decided.csv
     """
     import pandas as pd
 
     from anomaly_nb.calibration.exports import load_calibration
     from anomaly_nb.calibration.store import tag_by_reference
-    from anomaly_nb.calibration.tables import read_scores
+    from anomaly_nb.core.errors import MissingFileError
     from anomaly_nb.core.files import write_text
 
-    calibration, parts = load_calibration(store, model, head), []
-    several = label is None and len(calibration["labels"]) > 1
-    for name in calibration["labels"] if several else [label]:
-        table = read_scores(scores, calibrate=False, column=str(name) if several else "score")
-        known = {c: table[c].tolist() if c in table else None for c in ("group", "role")}
-        decided = tag_by_reference(store, model, head, table["file"].tolist(), table["score"].to_numpy(), name, known["group"], known["role"])
+    try:
+        calibration, parts = load_calibration(store, model, head), []
+    except MissingFileError:
+        if not _settings(config).calibrate_heads:
+            raise
+        _kept(_open(store, config, new=True), scores, model, head, label or [], out)
+        return
+    names = label or list(calibration["labels"])
+    several = len(names) > 1
+    for name in names:
+        table, known = _scores_of(scores, name)
+        decided = tag_by_reference(store, model, head, table["file"].tolist(), table["score"].to_numpy(), name, **known)
         parts.append(decided.assign(label=name) if several else decided)
     table = pd.concat(parts)
     open_ = int(table["anomalous"].isna().sum())
     columns = ["file", *(["label"] if several else []), "score", "anomalous", *(["value"] if open_ else [])]
     write_text(out, table[columns].to_csv(index=False, lineterminator="\n"))
     undecided = "" if not open_ else f", {open_} undecided: without a score, or the calibration names no threshold"
-    typer.echo(f"{out}: {len(table)} scores, {int(table['anomalous'].sum())} anomalous{undecided} (version {calibration.get('version', 'without a number')})")
+    typer.echo(
+        f"{out}: {len(table)} scores, {int(table['anomalous'].sum())} anomalous{undecided} (version "
+        f"{calibration.get('version', 'without a number')})"
+    )
 
-# %% ../../nbs/11_cli/05_drift.ipynb #3ef99e74
+# %% ../../nbs/11_cli/05_drift.ipynb #1e229cf9
 def _said(move: dict) -> str:
     "Who made a version the reference, when and why, in one piece."
     import pandas as pd
@@ -169,6 +285,8 @@ def history(
     if rows.empty:
         typer.echo("no runs yet")
         return
+    if rows["label"].isna().all():
+        rows = rows.drop(columns="label")
     rows["moved by"] = ["; ".join(_said(m) for m in moves) for moves in rows.pop("moves")]
     rows["timestamp"] = pd.to_datetime(rows["timestamp"], unit="ms").dt.strftime("%Y-%m-%d %H:%M")
     typer.echo(rows.drop(columns="id").to_string(index=False, float_format=lambda v: f"{v:.4g}", na_rep="-"))
@@ -191,8 +309,15 @@ def trend(
 
     runs = _open(store, config).trend(model, head)
     for r in runs:
-        numbers = " ".join(f"{m}={r[m]:.4f}" for m in ("apd_p5", "apd_p95", "srd", "jsd", "median_drift", "iqr_drift")) if r["jsd"] is not None else ""
-        typer.echo(f"v{r['version']} ({r['file_count']} files, reference v{r['reference_version'] or '-'}) {r['verdict']}: {r['reason']} {numbers}".rstrip())
+        numbers = (
+            " ".join(f"{m}={r[m]:.4f}" for m in ("apd_p5", "apd_p95", "srd", "jsd", "median_drift", "iqr_drift"))
+            if r["jsd"] is not None
+            else ""
+        )
+        typer.echo(
+            f"v{r['version']} ({r['file_count']} files, reference v{r['reference_version'] or '-'}) "
+            f"{r['verdict']}: {r['reason']} {numbers}".rstrip()
+        )
     if plot is not None:
         plot.parent.mkdir(parents=True, exist_ok=True)
         plot_trend(runs, f"{model}/{head}").savefig(plot)
@@ -203,18 +328,25 @@ def trend(
 def promote(
     model: Annotated[str, typer.Argument(help="Model of the head.")],
     head: Annotated[str, typer.Argument(help="Head whose reference moves.")],
-    version: Annotated[int | None, typer.Option(help="Version to promote, older ones included; without it, the newest proposal.")] = None,
+    version: Annotated[
+        int | None, typer.Option(help="Version to promote, older ones included; without it, the newest proposal.")
+    ] = None,
     reason: Annotated[str, typer.Option(help="Why; kept with the move.")] = "",
     store: Store = STORE,
     config: Config = CONFIG,
 ):
-    """Make a version the reference of a head. Promote only after looking: if defects caused the drift, they become the new normal.
+    """Make a version the reference of a head.
+
+    Promote only after looking: if defects caused the drift, they become the new normal.
 
     \b
     Example:  anomaly-nb drift promote mobilenet leather --reason "new supplier"
     """
     moved = _open(store, config).promote(model, head, version, by="command line", reason=reason)
-    typer.echo(f"{model}/{head}: reference v{moved['from_version'] or '-'} -> v{moved['to_version']}. Decide again about old files with  anomaly-nb drift worker --retag")
+    typer.echo(
+        f"{model}/{head}: reference v{moved['from_version'] or '-'} -> v{moved['to_version']}. Decide again about old "
+        "files with  anomaly-nb drift worker --retag"
+    )
 
 
 @app.command()
@@ -236,7 +368,10 @@ def extend(
 @app.command()
 def worker(
     retag: Annotated[bool, typer.Option("--retag", help="First put every tagged file in line.")] = False,
-    watch: Annotated[float | None, typer.Option(help="Keep looking for jobs every so many seconds; without it, stop when none is left.", min=0.1)] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(help="Keep looking for jobs every so many seconds; without it, stop when none is left.", min=0.1),
+    ] = None,
     store: Store = STORE,
     config: Config = CONFIG,
 ):
@@ -261,9 +396,13 @@ def worker(
 # %% ../../nbs/11_cli/05_drift.ipynb #157f9411
 @app.command()
 def pull(
-    source: Annotated[str | None, typer.Argument(help="Folder, archive or URL; without it, `calibration_repo` of config.yml.")] = None,
+    source: Annotated[
+        str | None, typer.Argument(help="Folder, archive or URL; without it, `calibration_repo` of config.yml.")
+    ] = None,
     into: Annotated[Path, typer.Option(help="Where the reference files go.")] = Path("data/pulled"),
-    sha256: Annotated[str | None, typer.Option(help="SHA-256 of the archive; needed where it has no manifest.json.")] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="SHA-256 of the archive; needed where it has no manifest.json.")
+    ] = None,
     config: Config = CONFIG,
 ):
     """Bring reference calibrations that were made elsewhere, checked against their checksums.
@@ -277,7 +416,9 @@ def pull(
 
     source = source or load_settings("config.yml" if str(config) == "config.yml" else config).calibration_repo
     if source is None:
-        raise DataError("nothing to pull from: name a folder, an archive or a URL, or set calibration_repo in config.yml")
+        raise DataError(
+            "nothing to pull from: name a folder, an archive or a URL, or set calibration_repo in config.yml"
+        )
     for name in pull_calibrations(source, into, sha256, say=typer.echo):
         typer.echo(f"{into / name}")
 
@@ -303,9 +444,17 @@ def repair(store: Store = STORE, config: Config = CONFIG):
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 8356 unless set.")] = None,
-    new_key: Annotated[bool, typer.Option("--new-key", help="Make a key, write its hash into config.yml, show the key once, and stop.")] = False,
-    name: Annotated[str | None, typer.Option(help="Whose key it is: stands beside what its holder moves. Without it, the key `default`.")] = None,
-    drop_key: Annotated[str | None, typer.Option("--drop-key", help="Revoke the key of this name, and stop. A running service knows at once.")] = None,
+    new_key: Annotated[
+        bool, typer.Option("--new-key", help="Make a key, write its hash into config.yml, show the key once, and stop.")
+    ] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Whose key it is: stands beside what its holder moves. Without it, the key `default`."),
+    ] = None,
+    drop_key: Annotated[
+        str | None,
+        typer.Option("--drop-key", help="Revoke the key of this name, and stop. A running service knows at once."),
+    ] = None,
     store: Store = STORE,
     config: Config = CONFIG,
 ):

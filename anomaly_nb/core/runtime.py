@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def choose_device(
         raise ValueError(f"device {name!r} is not available here; use device='cpu' or 'auto'")
     return device
 
-# %% ../../nbs/00_core/04_runtime.ipynb #7849c485
+# %% ../../nbs/00_core/04_runtime.ipynb #2d65d1ad
 class _Lines:
     "Where a bar would be redrawn, a line."
 
@@ -92,9 +93,12 @@ def progress(
     if wish in ("0", "1") or sys.stderr.isatty() or "ipykernel" in sys.modules:
         return tqdm(items, desc=desc, total=total, unit=unit, disable=wish == "0", leave=False, smoothing=0.1)
     seconds = float(os.environ.get("ANOMALY_NB_PROGRESS_SECONDS", "30"))
-    form = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} so far, {remaining} left {postfix}"
+    form = "{desc}: {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} left{postfix}"
     lines: Any = _Lines(sys.stderr)
-    return tqdm(items, desc=desc, total=total, unit=unit, leave=False, smoothing=0.1, file=lines, bar_format=form, mininterval=seconds, delay=seconds, miniters=1)
+    bar: Any = tqdm(items, desc=desc, total=total, unit=unit, leave=False, smoothing=0.1, file=lines, bar_format=form, mininterval=seconds, delay=seconds, miniters=1)
+    for name in ("set_postfix", "set_postfix_str"):  # what is said of a step waits for the next line
+        setattr(bar, name, partial(getattr(bar, name), refresh=False))
+    return bar
 
 
 def notice(

@@ -20,7 +20,7 @@ from ruamel.yaml.error import YAMLError
 from .errors import DataError, Notice
 from .files import LARGEST_TREE, check_brackets, check_plain, decode_text, locked, read_text, write_text
 
-# %% ../../nbs/00_core/03_settings.ipynb #4c313e66
+# %% ../../nbs/00_core/03_settings.ipynb #26f72b69
 class Calibration(BaseModel):
     "Normalisation bounds of the video modalities, written by `anomaly-nb calibrate-video`."
 
@@ -61,6 +61,7 @@ class Settings(BaseModel):
     calibration_drift_alpha: float = Field(0.05, gt=0, lt=1)  # rate of false `unstable` verdicts of one run over all heads
     calibration_drift_correction: Literal["bh", "bonferroni", "none"] = "bh"  # over heads
     calibration_drift_min_files: int = Field(50, ge=10)  # fewer: insufficient
+    calibration_drift_margin: Literal["excellent", "good", "acceptable"] = "acceptable"  # widest that may be called stable
     calibration_policy: Literal["auto", "review", "spec"] = "review"  # who moves a reference: the run itself on evidence, a person, or the specification's plain rule
     calibration_convergence: Literal["no evidence", "stable"] = "no evidence"  # what all heads must reach, at least, for a run to have converged
     calibration_window: Literal["new", "all"] | PositiveInt = "new"  # what a run calibrates on: files since the reference, all, or the last so many

@@ -94,7 +94,8 @@ NORMAL_FOLDERS = (
 DEFECT_FOLDERS = (
     "bad", "nok", "n_ok", "not_ok", "ng", "n_g", "nogood", "no_good", "not_good", "abnormal", "abnormals", "anomaly", "anomalies", "anomalous", "defect", "defects",
     "defective", "defekt", "damage", "damaged", "broken", "fail", "failed", "failure", "fault", "faults", "faulty", "ko", "nio", "n_i_o", "n_io", "not_normal",
-    "reject", "rejected", "rejects", "scrap", "schlecht", "kaputt", "fehler", "error", "errors", "outlier", "outliers", "crack", "cracks", "scratch", "scratches", "hole", "holes", "dent", "dents", "stain",
+    "reject", "rejected", "rejects", "scrap", "schlecht",
+    "kaputt", "fehler", "error", "errors", "outlier", "outliers", "crack", "cracks", "scratch", "scratches", "hole", "holes", "dent", "dents", "stain",
     "stains", "spot", "spots", "bent", "contamination", "burn", "burnt", "rust", "chipped", "torn",
 )  # fmt: skip
 _FILLERS = frozenset({"image", "images", "img", "imgs", "part", "parts", "sample", "samples", "picture", "pictures", "photo", "photos", "the", "only"})

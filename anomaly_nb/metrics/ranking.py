@@ -75,7 +75,7 @@ class ThresholdTable(NamedTuple):
         return float(np.dot(gained, self.precision()) / self.positives)
 
     def trapezoid_precision(self) -> float:
-        "Area under straight lines between the points of the precision-recall curve, from (0, 1) on; too high by what the lines promise (Davis and Goadrich 2006)."
+        "Area under straight lines between the points of the precision-recall curve, from (0, 1) on; no threshold reaches what lies between them (Davis and Goadrich 2006)."
         precision, gained = np.concatenate(([1.0], self.precision())), np.diff(self.tp, prepend=0)
         return float(np.dot(gained, precision[1:] + precision[:-1]) / 2 / self.positives)
 

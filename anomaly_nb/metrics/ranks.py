@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from ..core.errors import DataError
 from ..core.style import PALETTE, figure_style
-from .plots import _axes, _figure
+from .plots import _figure
 
 # %% ../../nbs/01_metrics/09_ranks.ipynb #e22e928e
 def rank_rows(

@@ -11,11 +11,11 @@ import html
 from pathlib import Path
 from typing import Any
 
-from ..core.files import write_manifest, write_text
+from ..core.files import write_text
 from .folder import figure_png
 from .page import document
 
-# %% ../../nbs/10_reports/14_card.ipynb #a5665cc2
+# %% ../../nbs/10_reports/14_card.ipynb #917b6325
 def _image(fig: Any, text: str) -> str:
     "A figure inside the page."
     import matplotlib.pyplot as plt
@@ -61,6 +61,13 @@ def _choice(choice: dict[str, Any]) -> list[str]:
     return body
 
 
+def _budget(chosen: dict[str, Any]) -> str:
+    "What the bank was made to fit, in words."
+    asked = [f"{chosen[k]:g} {unit}" for k, unit in (("budget_ms", "ms an image"), ("budget_mb", "MB of bank")) if chosen[k]]
+    took = f"features {chosen['features_ms']:.1f} ms, search {chosen['bank_ms']:.1f} ms, bank {chosen['bank_mb']:.2f} MB"
+    return f"{' and '.join(asked)}: {chosen['coreset']} of {chosen['of']} patches are kept, {chosen['k']} neighbours; measured here: {took}"
+
+
 def write_card(
     detector: Any,  # a fitted `Detector` that was saved in `folder`
     folder: str | Path,
@@ -68,6 +75,8 @@ def write_card(
     seconds: float = 0.0,  # an image takes from file to decision; 0 = not measured
 ) -> Path:  # detector.html
     "Write the page into the detector's folder, as one of its files. Raises `DataError` where the detector has no threshold."
+    from anomaly_nb.scoring.detector_files import write_detector_manifest
+
     folder, threshold, parts = Path(folder), detector.decision_threshold(), detector.parts()
     name = name or folder.name
     promise = threshold.parameters["false_alarms"] if threshold.method == "conformal" else 1 - threshold.parameters["promised"]
@@ -78,9 +87,11 @@ def write_card(
         f"version {detector.version_}.</p>"
     )
     facts = {"recipe": detector.recipe, "source": parts.source, "differs": parts.differs or "-", "backbone": parts.backbone, "bank": parts.bank, "threshold": threshold}
-    facts |= {"images are seen as": detector.layout_.said(), "grid of patches": f"{detector.patch_hw_[0]} x {detector.patch_hw_[1]}", "images' values are read as": detector.intensity_.text}
+    facts |= {"images are seen as": detector.layout_.said()}
+    facts |= {"grid of patches": f"{detector.patch_hw_[0]} x {detector.patch_hw_[1]}", "images' values are read as": detector.intensity_.text}
     facts |= {"groups left out together": len(set(detector.groups_)) or "each image on its own", "version": detector.version_}
     facts |= {"cells learned from": f"{detector.learned_['cells']} of {detector.learned_['of']}, the same number of each image"} if detector.learned_ else {}
+    facts |= {"budget": _budget(detector.budget_)} if detector.budget_ else {}
     facts |= {"time per image, file to decision": f"{1000 * seconds:.0f} ms on this machine"} if seconds else {}
     body += [_image(_held_out_figure(detector), "Scores of normal training images, each scored without itself, and the threshold."), "<h2>What it is</h2>", _rows(facts)]
     body += _choice(detector.choice_)
@@ -88,5 +99,5 @@ def write_card(
     more = f"<li>and {len(detector.paths_) - 200} more, in training.csv</li>" if len(detector.paths_) > 200 else ""
     body.append(f"<h2>What it learned from</h2><details><summary>{len(detector.paths_)} images</summary><ul>{listed}{more}</ul></details>")
     path = write_text(folder / "detector.html", document(f"{name}: detector", "\n".join(body)))
-    write_manifest(folder, kind="detector")
+    write_detector_manifest(detector, folder)
     return path

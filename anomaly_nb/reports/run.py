@@ -7,12 +7,13 @@ __all__ = ['TYPES', 'PLACES', 'templates', 'find_template', 'copy_template', 'an
            'template_parameters', 'check_parameters', 'content_digest', 'tree_digest', 'run_inputs', 'Wanted',
            'prepare', 'Run', 'ReportError', 'run_report', 'renew_gallery', 'finished', 'close_crashed']
 
-# %% ../../nbs/10_reports/04_run.ipynb #fece5a56
+# %% ../../nbs/10_reports/04_run.ipynb #80b95b1f
 import ast
 import difflib
 import io
 import json
 import os
+import re
 import time
 import tokenize
 import warnings
@@ -73,7 +74,7 @@ def copy_template(
             raise FileExistsError(f"{path}: is there already; choose another name or remove it")
         return write_json(path, source)
 
-# %% ../../nbs/10_reports/04_run.ipynb #83d6cdfe
+# %% ../../nbs/10_reports/04_run.ipynb #b8108028
 TYPES: dict[str, Any] = {
     "str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "tuple": tuple, "None": None, "Literal": Literal, "Path": str, "Any": Any,
 }  # fmt: skip
@@ -117,11 +118,18 @@ def template_parameters(
             one: Any = line
             name = one.target.id if isinstance(line, ast.AnnAssign) else one.targets[0].id
             default = ast.literal_eval(one.value)
-            kind = annotated_type(one.annotation) if isinstance(line, ast.AnnAssign) else type(default)
-            result[name] = {"default": default, "type": kind, "help": comments.get(one.end_lineno, "")}
+            said, remark = _type_comment(comments.get(one.end_lineno, ""))
+            annotation = one.annotation if isinstance(line, ast.AnnAssign) else said
+            result[name] = {"default": default, "type": annotated_type(annotation) if annotation else type(default), "help": remark}
     except (SyntaxError, ValueError, AttributeError, IndexError) as e:
-        raise DataError(f"{path.name}: the cell tagged 'parameters' must hold lines of the form  name: type = literal  # help ({e})") from None
+        raise DataError(f"{path.name}: the cell tagged 'parameters' must hold lines of the form  name: type = literal  # help, or  name = literal  # type: type help ({e})") from None
     return result
+
+
+def _type_comment(comment: str) -> tuple[ast.expr | None, str]:
+    "The type that a comment `type: <type> <help>` names, None where it names none, and the help. Raises `SyntaxError`."
+    found = re.fullmatch(r"type:\s*(\S+)\s*(.*)", comment)
+    return (ast.parse(found[1], mode="eval").body, found[2]) if found else (None, comment)
 
 
 def check_parameters(

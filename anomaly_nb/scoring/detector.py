@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TILED_CELLS', 'Detector', 'make_detector', 'plot_explained']
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #8b801c9e
+# %% ../../nbs/06_scoring/08_detector.ipynb #d10797a8
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ..banks import Bank, KNNBank, held_out_scores, rerank_scores
 from ..banks.held_out import held_out_folds
 from ..banks.knn import origin
 from ..core.display import summary_html
-from ..core.errors import DataError
+from ..core.errors import DataError, Notice
 from ..core.runtime import progress
 from ..core.style import figure_style
 from ..data.images import Intensity, fit_intensity, image_info, read_image
@@ -30,17 +31,19 @@ from ..features import FeatureSet, auto_backbone, create_backbone, extract_featu
 from ..features.backbones import parse_name
 from ..features.extract import index_intensity
 from ..features.shards import ShardedFeatures
+from .budget import bank_within, median_seconds
 from .detector_files import check_backbone, read_detector, write_detector
 from .figures import shrunk
 from .layout import Cells, Layout
 from .maps import image_scores
-from .preparation import Preparation, as_features, foreground, image_groups, rotated
+from .preparation import (Preparation, as_features, foreground, image_groups, image_vectors, near_duplicates, rotated,
+                                            said_of_duplicates)
 from .recipes import OBJECTS, Recipe, recipe_parts
 from .result import Evaluation
-from .stream import DiskRows, PartBatch, Scored, TrainingCells, part_batches, scored_images, training_cells
+from .stream import DiskRows, PartBatch, Scored, TrainingCells, image_batches, part_batches, scored_images, training_cells
 from .thresholds import Threshold, choose_threshold, labelled_threshold
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #0566edd7
+# %% ../../nbs/06_scoring/08_detector.ipynb #12936848
 TILED_CELLS = 2**16  # training cells that a bank of tiles learns from; of more, a random part
 
 
@@ -69,6 +72,8 @@ class Detector(BaseEstimator):
         resize: str = "",  # "square", or aspect kept: "short" or "pad", see `place`; "" = the backbone's, or square
         tile: int = 0,  # pixels of the image per tile's side, each an input of its own; 0 = not tiled
         overlap: int = 64,  # pixels two neighbouring tiles share, at least
+        budget_ms: float = 0.0,  # milliseconds an image may take, file to decision; a nearest-neighbour bank is made to fit; 0 = any
+        budget_mb: float = 0.0,  # megabytes the bank may take; 0 = any
         region: str = "",  # the part of every image that counts: "top,left,bottom,right" or a mask file, of `read_region`; "" = all of it
         random_state: int = 0,  # of coreset, drawn channels and folds
     ):
@@ -78,6 +83,7 @@ class Detector(BaseEstimator):
         self.angles, self.object_threshold = angles, object_threshold
         self.threshold, self.groups, self.intensity, self.random_state = threshold, groups, intensity, random_state
         self.resize, self.tile, self.overlap, self.region = resize, tile, overlap, region
+        self.budget_ms, self.budget_mb = budget_ms, budget_mb
 
     def given_backbone(self) -> tuple[str, str]:  # name, weights
         "What was given; for `auto` the strongest at hand, looked for once. Raises as `auto_backbone` does."
@@ -164,9 +170,10 @@ class Detector(BaseEstimator):
         self._start(f.spec, f.intensity, f.meta, f.patch_hw if not f.spec else (f.patch_hw[0] // len(self.angles), f.patch_hw[1]))
         self.preparation_ = clone(parts.preparation).fit(f.patches)
         x = self.preparation_.transform(f.patches)
-        self.bank_ = clone(parts.bank).fit(x, f.patch_hw, f.cls)
+        self.bank_ = self._sized(parts.bank, x, x[:1, : self.patch_hw_[0] * self.patch_hw_[1]]).fit(x, f.patch_hw, f.cls)
         self.reference_ = self.bank_ if isinstance(self.bank_, KNNBank) else KNNBank().fit(x, f.patch_hw)
         groups = self._grouped(f.meta)
+        self._compare(x if groups is None and not self.groups_ else x[:0], f.meta)
         if len(x) > 1:
             cells = self.patch_hw_[0] * self.patch_hw_[1]
             patches = held_out_scores(self.bank_, x, f.patch_hw, random_state=self.random_state, cls=f.cls, groups=groups)
@@ -178,7 +185,7 @@ class Detector(BaseEstimator):
     def _start(self, spec: dict[str, Any], intensity: Intensity | None, meta: pd.DataFrame, patch_hw: tuple[int, int]) -> None:
         "What every fit begins with."
         self.intensity_, self.spec_, self.patch_hw_ = intensity or Intensity(), spec, patch_hw
-        plain = not spec or spec.get("resize", "square") == "square" and not spec.get("tile") and not spec.get("region")
+        plain = spec.get("resize", "square") == "square" and not spec.get("tile") and not spec.get("region")
         self.layout_ = Layout(patch_hw) if plain else Layout.of_spec(spec, patch_hw, self.network().region if spec.get("region") else None)
         self.paths_ = [str(p) for p in meta["image_path"]] if "image_path" in meta else [""] * len(meta)
         self.version_ = 1
@@ -198,6 +205,36 @@ class Detector(BaseEstimator):
         if groups is not None and self.reduction == "retrieval":
             raise DataError("reduce='retrieval' leaves out one image at a time, not groups; use another reduction, or no groups")
         return groups
+
+    def _compare(self, vectors: np.ndarray, meta: pd.DataFrame) -> None:
+        "Point out images that are nearly the same, by patches (N, P, D) or one vector an image, where there are no groups."
+        pairs = near_duplicates(image_vectors(vectors) if vectors.ndim == 3 else vectors)
+        self.alike_ = [(self.paths_[i], self.paths_[j]) for i, j in pairs]
+        if pairs and all(self.paths_):
+            warnings.warn(said_of_duplicates(pairs, self.paths_), Notice, stacklevel=4)
+
+    def _sized(self, bank: Bank, x: np.ndarray, asked: np.ndarray) -> Bank:
+        "The bank to fit: of the size that keeps the budget, or that did when the detector was fitted first."
+        made = clone(bank)
+        if not self.budget_ms and not self.budget_mb:
+            self.budget_: dict[str, Any] = {}
+            return made
+        if not vars(self).pop("keep_budget", False):
+            self.budget_ = bank_within(bank, x, asked, self._feature_seconds() if self.budget_ms else 0.0, self.budget_ms, self.budget_mb)
+        return made.set_params(coreset=self.budget_["coreset"], k=self.budget_["k"])
+
+    def _feature_seconds(self) -> float:
+        "How long it takes from an image's file to its features, the median of three of the training images."
+        if not all(self.paths_):
+            raise DataError("budget_ms: the detector was given arrays, and the time of an image's features cannot be measured; give image files, or budget_mb")
+        network = self.network()
+
+        def read(path: str) -> None:
+            for _ in image_batches(read_image(path, self.intensity_), network, self.layout_, name=path):
+                pass
+
+        read(self.paths_[0])
+        return float(np.median([median_seconds(lambda p=path: read(p), 1) for path in self.paths_[:3]]))
 
     def _decide(self) -> None:
         "The threshold of the held-out scores."
@@ -223,11 +260,12 @@ class Detector(BaseEstimator):
         learned = training_cells(batches, cells, TILED_CELLS if self.tile else 0, self.random_state, self.object_threshold)
         self.preparation_ = clone(self.parts().preparation).fit(learned.x[None])
         x = self.preparation_.transform(learned.x[None])
-        self.bank_ = clone(bank).fit(x, (1, x.shape[1]))
+        self.bank_ = self._sized(bank, x, np.resize(x[0], (1, int(cells[0].count.sum()), x.shape[2]))).fit(x, (1, x.shape[1]))
         self.reference_ = self.bank_ if isinstance(self.bank_, KNNBank) else KNNBank().fit(x, (1, x.shape[1]))
         self.cells_ = np.stack([learned.image, learned.cell], axis=1)[self.reference_.rows_]
         self.learned_ = {"cells": len(learned.x), "of": learned.total}
         groups = self._grouped(table)
+        self._compare(learned.cls if groups is None and not self.groups_ else learned.cls[:0], table)
         if len(table) > 1:
             self._held_out_parts(x, learned, cells, groups)
             self._decide()
@@ -329,7 +367,8 @@ class Detector(BaseEstimator):
         check_backbone(self)
         cells = [self.layout_.of(size) for size in sizes or [image_info(p).size for p in paths]]
         if self.bank_.whole_images and (odd := [p for p, c in zip(paths, cells) if c.grids != [self.patch_hw_]]):
-            raise DataError(f"{odd[0]}: gives another grid than the {self.patch_hw_[0]} x {self.patch_hw_[1]} that the detector was fitted on; this recipe needs images of one shape")
+            grid = f"{self.patch_hw_[0]} x {self.patch_hw_[1]}"
+            raise DataError(f"{odd[0]}: gives another grid than the {grid} that the detector was fitted on; this recipe needs images of one shape")
         read = batches or part_batches(paths, self.network(), self.layout_, self.intensity_)
         for done in self._scored_parts(read, cells, self.bank_):
             if self.reduction == "retrieval":
@@ -497,7 +536,7 @@ class Detector(BaseEstimator):
             old["group"] = self.groups_
         table = pd.concat([old, added[[c for c in ("image_path", "group") if c in added]]], ignore_index=True)
         table.attrs["intensity"] = self.intensity_.to_dict()  # decided once
-        version, choice = self.version_, self.choice_
+        version, choice, self.keep_budget = self.version_, self.choice_, True
         self.fit(table)
         self.version_, self.choice_ = version + 1, choice
         return self
@@ -509,6 +548,17 @@ class Detector(BaseEstimator):
         "Write the fitted detector into `folder`, without pickles. Raises `NotFittedError`."
         self._check_fitted()
         return write_detector(self, folder)
+
+    def export(
+        self,
+        folder: str | Path,  # made if it is not there
+        format: str = "onnx",  # or "torchscript"
+    ) -> Path:  # of the graph
+        "Write the fitted detector as one graph, from image to score and map. Raises `NotFittedError`, `MissingExtraError`, or `DataError` for what cannot be one."
+        from anomaly_nb.scoring.export import export_detector
+
+        self._check_fitted()
+        return export_detector(self, folder, format)
 
     @classmethod
     def load(

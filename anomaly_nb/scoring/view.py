@@ -90,7 +90,7 @@ def plot_decisions(
     ax.invert_yaxis()
     ax.set_xlabel("image score; to the right of the line: called anomalous", fontsize=9)
 
-# %% ../../nbs/06_scoring/13_view.ipynb #1e8aa156
+# %% ../../nbs/06_scoring/13_view.ipynb #60d2e2a4
 RULES = (
     ("95 % of held-out normal pictures", "quantile:0.95"),
     ("90 % of held-out normal pictures", "quantile:0.9"),
@@ -175,7 +175,7 @@ class ImageView(View):
         category = one_category(p["dataset"], p["category"]) if "category" in TAKES[p["dataset"]] else ""
         index = read_index(p["dataset"], p["root"], category, p["on_missing"], p["seed"])
         if p.get("tile") or p.get("region") or p.get("resize", "square") != "square":
-            raise DataError("this run has tiles, a region or images of their own aspect, which the explorer does not show; its report does, and `anomaly-nb predict --maps` for each image")
+            raise DataError("this run has tiles, a region or images of their own aspect, which the explorer does not show; see its report, or `anomaly-nb predict --maps`")
         detector = report_detector(p)
         features = cached_features(index, detector.network(), p["cache"], p["category"] or p["dataset"])
         train = features.where((features.meta["split"] == "train") & (features.meta["label"] == 0))

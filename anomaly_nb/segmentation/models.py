@@ -226,7 +226,7 @@ def load_checkpoint(
         raise DataError(f"{path}: its tensors do not fit {meta['model']} with {len(meta['classes'])} classes ({str(e).splitlines()[-1].strip()})") from None
     return model.eval(), meta
 
-# %% ../../nbs/07_segmentation/07_models.ipynb #b477fa12
+# %% ../../nbs/07_segmentation/07_models.ipynb #2dd55e15
 def predict(
     model: nn.Module,  # a `StreetModel` or `OwnNetwork`, in evaluation mode
     image: np.ndarray,  # (H, W, 3) or (B, H, W, 3) uint8
@@ -240,5 +240,5 @@ def predict(
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         out = model(batch.to(device))
     features = None if out.features is None else out.features.float()
-    masks = None if out.masks is None else (out.masks[0].float(), out.masks[1].float())
+    masks = None if out.masks is None else (out.masks[0].detach().float(), out.masks[1].detach().float())
     return StreetOutput(out.logits.float(), features, out.penultimate.float(), extent=out.extent, masks=masks)

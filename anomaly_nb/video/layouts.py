@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['FILMS', 'TOLERANCE', 'FORMS', 'BESIDE', 'JUNK', 'GROUND_TRUTHS', 'EVENTS', 'Film', 'probe_film', 'quiet_opencv',
-           'open_film', 'Video', 'read_split', 'list_videos', 'read_video', 'ground_truths', 'frame_labels',
-           'mask_files', 'read_gt_frames', 'load_mat']
+           'open_film', 'Video', 'film_frame', 'read_split', 'list_videos', 'read_video', 'ground_truths',
+           'frame_labels', 'mask_files', 'read_gt_frames', 'load_mat']
 
-# %% ../../nbs/08_video/02_layouts.ipynb #f20cf59d
+# %% ../../nbs/08_video/02_layouts.ipynb #030ff53e
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..core.files import load_array
 from ..core.order import name_number, name_part, natural_key, pair_names
 from ..data.images import is_image, read_image, read_mask
 
-# %% ../../nbs/08_video/02_layouts.ipynb #47b6ba4b
+# %% ../../nbs/08_video/02_layouts.ipynb #0cc932af
 FILMS = {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp", ".ogv", ".mjpg", ".mjpeg"}
 TOLERANCE = 0.02  # fraction of the declared frames that may be missing, at least 2 frames
 
@@ -43,6 +43,7 @@ class Film:
     rotation: int  # degrees by which the frames are stored turned
     complete: bool
     note: str  # what is to be said about it, or ""
+    times: np.ndarray = field(repr=False, compare=False)  # (frames,) float32 milliseconds at which each is shown
 
 
 def probe_film(path: str | Path) -> Film:
@@ -60,19 +61,19 @@ def _probe(path: Path, *_: int) -> Film:
         if not ready:
             raise DataError(f"{path}: {_why_no_film(path)}")
         said, fps = film.get(cv2.CAP_PROP_FRAME_COUNT), film.get(cv2.CAP_PROP_FPS)
-        rotation, frames = int(film.get(cv2.CAP_PROP_ORIENTATION_META)), 1
+        rotation, times = int(film.get(cv2.CAP_PROP_ORIENTATION_META)), [film.get(cv2.CAP_PROP_POS_MSEC)]
         while film.grab():
-            frames += 1
+            times.append(film.get(cv2.CAP_PROP_POS_MSEC))
     finally:
         film.release()
-    declared = int(said) if 0 < said < 1e9 else None
+    declared, frames = int(said) if 0 < said < 1e9 else None, len(times)
     complete = declared is None or abs(declared - frames) <= max(2, TOLERANCE * declared)
     note = "has one frame, which shows no motion" if frames == 1 else ""
     if declared is None:
         note = note or f"does not say how many frames it has; {frames} were read"
     if not complete:
         note = f"is incomplete: {frames} frames could be read, its header says {declared}"
-    return Film(frames, declared, float(fps) if 0 < fps < 1000 else None, (first.shape[0], first.shape[1]), rotation, complete, note)
+    return Film(frames, declared, float(fps) if 0 < fps < 1000 else None, (first.shape[0], first.shape[1]), rotation, complete, note, np.array(times, np.float32))
 
 
 def quiet_opencv() -> Any:  # the module cv2
@@ -129,7 +130,7 @@ def _boxes(path: Path) -> dict[str, bytes]:
             f.seek(start + size - (16 if long else 8))
     return found
 
-# %% ../../nbs/08_video/02_layouts.ipynb #1b96545d
+# %% ../../nbs/08_video/02_layouts.ipynb #36fed754
 @dataclass(frozen=True)
 class Video:
     "One video: a folder of frames or a video file."
@@ -156,7 +157,7 @@ class Video:
             raise DataError(f"{self.path}: has no frame {frame!r}; it has {self.frames[0]} to {self.frames[-1]}")
         if self.path.is_dir():
             return read_image(next(p for p in self.path.iterdir() if p.stem == frame and is_image(p)))
-        return next(image for name, image in self if name == frame)
+        return film_frame(self.path, self.frames.index(frame))
 
     def content(self) -> Content:
         "What is in its frames, wherever they lie. Raises `MissingFileError` for a frame that is gone."
@@ -164,6 +165,29 @@ class Video:
             return content_of({"film": self.path})
         files = {p.stem: p for p in self.path.iterdir() if is_image(p)}
         return content_of({name: files.get(name, self.path / name) for name in self.frames})
+
+
+def film_frame(
+    path: str | Path,  # film
+    number: int,  # of the frame, from 0
+) -> np.ndarray:  # (H, W, 3) uint8 RGB
+    "One frame, decoded from the key frame before it; from the start where the film's times do not tell that it is the right one. Raises `DataError`."
+    cv2, film, path = require("cv2", "video"), probe_film(path), Path(path)
+    if not 0 <= number < film.frames:
+        raise DataError(f"{path}: has no frame {number}; it has {film.frames}")
+    clear = film.complete and bool((np.diff(film.times) > 0).all())
+    if clear and number > 16:  # before that, nothing is gained
+        opened = open_film(path)
+        try:
+            opened.set(cv2.CAP_PROP_POS_FRAMES, number)
+            found, image = opened.read()
+            if found and np.float32(opened.get(cv2.CAP_PROP_POS_MSEC)) == film.times[number]:
+                return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        finally:
+            opened.release()
+    for image in _read_film(path, number + 1):
+        pass
+    return image
 
 
 def _read_film(path: Path, n: int) -> Iterator[np.ndarray]:

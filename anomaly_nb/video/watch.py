@@ -186,7 +186,7 @@ class Smoothing:
         value = gaussian_filter1d(scores, self.sigma)[at] if self.sigma else scores[at]
         return self.rows[at][0], float(value)
 
-# %% ../../nbs/08_video/16_watch.ipynb #bb1928dc
+# %% ../../nbs/08_video/16_watch.ipynb #c315eb7a
 class EventFinder:
     "Finds the events of one film, frame by frame."
 
@@ -221,13 +221,14 @@ class EventFinder:
                     run["later"].append((self.t, reason))  # counts if the run goes on
             return
         if run is None:
-            self.run = run = {"a": self.t, "b": self.t, "first": name, "last": name, "at": self.t, "peak": -np.inf, "peak_frame": name, "before": None, "after": None, "later": [], "open": False}
+            self.run = run = {"a": self.t, "first": name, "at": self.t, "peak": -np.inf, "open": False}
+            run |= {"before": None, "after": None, "newest": None, "later": []}
         for t, earlier in [*run["later"], *([(self.t, reason)] if reason is not None else [])]:
             self._reason(run, t, earlier)
         run["later"], run["b"], run["last"] = [], self.t, name
         if score > run["peak"]:
             run |= {"peak": score, "at": self.t, "peak_frame": name, "after": None}
-            run["before"] = run["newest"] if run.get("newest") else None
+            run["before"] = run["newest"]
         if not run["open"] and score >= self.enter:
             run["open"] = True
             yield {"state": "open", "video": self.video, "start": run["a"] / self.fps, "first": run["first"], "now": self.t / self.fps, "score": float(score)}

@@ -1,0 +1,137 @@
+"Exported graphs against the detectors they came from: recipes, networks, sizes, depths, and a process that cannot import torch."
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+import torch
+from PIL import Image
+
+from anomaly_nb.core.files import read_json
+from anomaly_nb.data import read_index
+from anomaly_nb.data.samples import write_samples
+from anomaly_nb.scoring import Detector, predict_files
+
+SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
+ALONE = """
+import runpy, sys
+for name in ("torch", "anomaly_nb", "scipy", "pandas", "PIL"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0])
+assert not any(name.startswith("torch") and module for name, module in sys.modules.items())
+"""
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    root = tmp_path_factory.mktemp("samples")
+    write_samples(root, n_train=6, n_good=1, n_defect=1, size=80)
+    return read_index("mvtec", root, "nut")
+
+
+def fitted(index, recipe, backbone="timm:resnet18?layers=(2,3)&pool=3", **given):
+    weights = "random" if ":" in backbone else ""
+    torch.manual_seed(0)
+    given = {"image_size": 64, "coreset": 0.5} | given
+    return Detector(recipe, backbone, weights, **given).fit(index)
+
+
+def run(path, images, outputs=("score", "map", "patches")):
+    return onnxruntime.InferenceSession(path).run(list(outputs), {"image": images})
+
+
+@pytest.mark.parametrize(
+    "recipe, given",
+    [
+        ("knn", {"backbone": "filters"}),
+        ("placed", {"backbone": "filters"}),
+        ("knn-euclidean", {"backbone": "timm:vit_tiny_patch16_224", "k": 3, "reduce": "mean", "sigma": 0.0}),
+        ("patchcore", {}),
+        ("padim", {"backbone": "timm:resnet18?layers=(1,2,3)&pool=0"}),
+        ("gauss_knn", {"reduce": "top5%"}),
+        pytest.param("subspace", {"backbone": "open_clip:ViT-S-32-alt", "image_size": 224}, marks=pytest.mark.skipif(not SLOW, reason="a large network")),
+    ],
+)
+def test_scores_are_the_librarys(index, tmp_path, recipe, given):
+    "Files of several sizes, one by one: score, patch scores and map to 1e-4 of what `predict` says, relative above one."
+    detector = fitted(index, recipe, **given)
+    path = detector.export(tmp_path)
+    rng, session = np.random.default_rng(0), onnxruntime.InferenceSession(path)
+    near = lambda a, b: np.abs(a - b) <= 1e-4 * np.maximum(np.abs(b), 1)
+    for i, shape in enumerate([(80, 80), (64, 64), (31, 150)]):
+        file = tmp_path / f"{i}.png"
+        base = np.asarray(Image.open(index.image_path[i]).convert("RGB").resize(shape[::-1]))
+        Image.fromarray((base * rng.uniform(0.8, 1)).astype(np.uint8)).save(file)
+        plain = next(predict_files(detector, [file]))
+        score, heat, patches = session.run(["score", "map", "patches"], {"image": np.asarray(Image.open(file))[None]})
+        assert near(score[0], plain.score) and near(patches.reshape(-1), plain.patch_scores).all(), (shape, score[0], plain.score)
+        assert heat.shape == (1, *shape) and near(heat[0], detector.heatmaps([file])[0]).all()
+    about = read_json(tmp_path / "export.json")
+    assert about["differs_by"] <= 1e-4 and about["threshold"] == detector.threshold_.value and len(about["held_out"]) == 6
+    print(f"{recipe}, {detector.parts().backbone}: differs by {about['differs_by']:.1e}")
+
+
+def test_script_runs_where_torch_cannot_be_imported(index, tmp_path):
+    detector = fitted(index, "patchcore")
+    detector.export(tmp_path / "line")
+    for path, plain in zip(index.image_path[-2:], predict_files(detector, index.image_path[-2:]), strict=True):
+        np.save(tmp_path / "part.npy", np.asarray(Image.open(path).convert("RGB")))
+        words = [sys.executable, "-I", "-c", ALONE, str(tmp_path / "line/predict.py"), str(tmp_path / "part.npy")]
+        said = json.loads(subprocess.run(words, capture_output=True, text=True, check=True, cwd="/").stdout)
+        assert abs(said["score"] - plain.score) <= 1e-4 * max(1, plain.score) and said["anomalous"] == bool(plain.anomalous)
+        assert said["p_value"] == pytest.approx(plain.p_value)
+        y, x = said["hottest"]
+        assert 0 <= y < 80 and 0 <= x < 80
+    assert len((tmp_path / "line/predict.py").read_text().splitlines()) <= 11
+
+
+def test_torchscript_and_batches(index, tmp_path):
+    "TorchScript gives what ONNX gives, and several images at once what each gives alone."
+    detector = fitted(index, "patchcore")
+    script, graph = torch.jit.load(detector.export(tmp_path / "a", "torchscript")), detector.export(tmp_path / "b")
+    images = np.random.default_rng(0).integers(0, 256, (3, 50, 70, 3), dtype=np.uint8)
+    whole = run(graph, images)
+    for i in range(3):
+        for a, b, c in zip(run(graph, images[i : i + 1]), whole, script(torch.from_numpy(images[i : i + 1])), strict=True):
+            np.testing.assert_allclose(a[0], b[i], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(a[0], c[0].numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_deep_cameras(tmp_path):
+    "Values of 12 bits go in as they are; the rule is in the graph."
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray((rng.random((70, 90)) * 900 + 2000).astype(np.uint16)).save(tmp_path / f"{i}.png")
+    paths = [str(tmp_path / f"{i}.png") for i in range(8)]
+    detector = Detector("knn", image_size=64).fit(paths)
+    assert not detector.intensity_.eight_bit
+    path = detector.export(tmp_path / "out")
+    values = np.repeat(np.asarray(Image.open(paths[3])).astype(np.float32)[None, ..., None], 3, axis=3)
+    assert run(path, values, ["score"])[0][0] == pytest.approx(next(predict_files(detector, paths[3:4])).score, abs=1e-4)
+    assert read_json(tmp_path / "out/export.json")["input"] == "float32"
+
+
+@pytest.mark.parametrize(
+    "recipe, given, what",
+    [
+        ("positional", {"backbone": "filters"}, "PositionalBank is not exported"),
+        ("retrieval", {"backbone": "filters"}, "RetrievalBank is not exported"),
+        ("musc", {"backbone": "filters"}, "re-ranking is not exported"),
+        ("spade", {"backbone": "filters"}, "reduce='retrieval' is not exported"),
+        ("knn", {"backbone": "filters", "object_threshold": 1.0}, "mask"),
+        ("knn", {"backbone": "filters?resize=short"}, "resize='short' is not exported"),
+        ("knn", {"backbone": "filters-1"}, "is not exported"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_before_work(index, tmp_path, recipe, given, what):
+    detector = fitted(index, recipe, **given)
+    with pytest.raises(ValueError, match=what):
+        detector.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
