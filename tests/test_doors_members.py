@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from anomaly_nb.cli.main import app, in_command, main
 from anomaly_nb.core.errors import DataError, MissingFileError
 from anomaly_nb.core.files import MANIFEST, list_files, printable, read_json, verify_manifest, write_json, write_manifest
-from anomaly_nb.data import draw_sample, fit_intensity, image_info, index_folder, inspect_folder, read_image, read_index
+from anomaly_nb.data import draw_sample, fit_intensity, image_info, index_folder, inspect_folder, one_category, read_image, read_index
 from anomaly_nb.data.images import Intensity, read_counted
 from anomaly_nb.data.index import folder_meaning
 from anomaly_nb.reports.run import check_parameters
@@ -284,6 +284,9 @@ def test_categories_of_a_table_and_of_none(tmp_path):
         read_index("csv", tmp_path / "t.csv", "z")
     with pytest.raises(DataError, match="the layout folder has no categories"):
         read_index("folder", tmp_path, "x")
+    assert [one_category(*pair) for pair in (("samples", ""), ("samples", "weave"), ("mvtec", ""), ("folder", ""))] == ["nut", "weave", "", ""]
+    with pytest.warns(UserWarning, match="left out: the layout folder has no categories"):
+        assert one_category("folder", "nut") == ""
 
 
 def test_twins_of_two_formats_are_images(tmp_path):
@@ -358,6 +361,18 @@ def test_predict_says_what_it_learned_from_and_what_it_did_not_look_at(fitted, t
     assert [p.frames for p in predict_files(model, [tmp_path / "film.gif", tmp_path / "new.png"])] == [4, 1]
     done = predicted(fitted, tmp_path)
     assert "1 of 4 images are among those that the detector learned from" in done.output and "3 others were not" in done.output
+
+
+def test_update_says_what_it_does_not_take(fitted, tmp_path):
+    shutil.copytree(fitted / "det", tmp_path / "det")
+    parts(tmp_path / "more", "a.png", array=draw_sample("nut", "good", 91, size=48)[0])
+    (tmp_path / "more" / os.fsdecode(b"\xfe.png")).write_bytes((tmp_path / "more/a.png").read_bytes())
+    os.mkfifo(tmp_path / "more/p.png")
+    done = CliRunner().invoke(app, ["update", str(tmp_path / "det"), str(tmp_path / "more")])
+    assert done.exit_code and "not UTF-8" in str(done.exception)
+    os.unlink(os.fsencode(tmp_path / "more") + b"/\xfe.png")
+    done = CliRunner().invoke(app, ["update", str(tmp_path / "det"), str(tmp_path / "more")])
+    assert done.exit_code == 0 and "passed over: 1, named pipe" in done.output and "9 normal images" in done.output
 
 
 def test_clipped_images_are_counted(tmp_path):

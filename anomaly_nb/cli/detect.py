@@ -27,7 +27,7 @@ def fit(
     dataset: Annotated[str, typer.Option(help=LAYOUT)] = "folder",
     category: Annotated[str, typer.Option(help="One category, where the layout has several.")] = "",
     recipe: Annotated[str, typer.Option(help="auto compares recipes on synthetic anomalies, which takes minutes; or one of `anomaly-nb report image_anomaly --list`.")] = "auto",
-    backbone: Annotated[str, typer.Option(help="auto takes the strongest whose weights are at hand; filters (no weights), timm:<model> or open_clip:<model>, with ?option=value&...; empty for the recipe's own.")] = "auto",
+    backbone: Annotated[str, typer.Option(help="auto takes the strongest whose weights are at hand; filters, timm:<model> or open_clip:<model>; empty for the recipe's own.")] = "auto",
     weights: Annotated[str, typer.Option(help="Checkpoint file of the backbone; with auto also a folder of checkpoints, or nothing for the local caches.")] = "",
     image_size: Annotated[int, typer.Option(min=0, help="Pixels per side of the backbone's input; 0 for its own.")] = 0,
     false_alarms: Annotated[float, typer.Option(help="Fraction of new normal images that may be called anomalous.")] = 0.05,
@@ -257,6 +257,8 @@ def update(
     \b
     anomaly-nb update detectors/my_part more_good/
     """
+    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.files import NOT_UTF8, printable
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.detector_files import check_backbone
@@ -265,7 +267,12 @@ def update(
     model = Detector.load(detector, weights)
     check_backbone(model)
     before = model.threshold_
-    model.update([Path(p).resolve().as_posix() for p in find_images(paths)[0]])
+    images, passed = find_images(paths)
+    if odd := [printable(p) for p in images if printable(p) != p]:
+        raise DataError(f"{odd[0]}: {NOT_UTF8} ({len(odd)} such)")
+    for why, n in Counter(passed.values()).items():
+        typer.echo(f"passed over: {n}, {why}", err=True)
+    model.update([Path(p).resolve().as_posix() for p in images])
     write_card(model, model.save(detector))
     was = f"{before.value:.4g}" if before else "none"
     typer.echo(f"version {model.version_}: {len(model.paths_)} normal images; threshold {was} -> {model.decision_threshold()}")

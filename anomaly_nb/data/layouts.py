@@ -7,13 +7,14 @@ __all__ = ['LAYOUTS', 'TAKES', 'index_mvtec_ad2', 'index_mvtec_loco', 'loco_regi
            'index_kolektor_sdd2', 'index_samples', 'index_csv', 'one_category', 'read_index']
 
 # %% ../../nbs/02_data/03_layouts.ipynb #d6e6587a
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError, MissingFileError, check_file, check_folder, check_random_state
+from ..core.errors import DataError, MissingFileError, Notice, check_file, check_folder, check_random_state
 from ..core.files import read_json
 from ..core.order import natural_key, path_key
 from ..core.runtime import progress
@@ -301,7 +302,10 @@ def one_category(
     dataset: str,  # name of the layout
     category: str,  # as given, "" = none named
 ) -> str:
-    "The category a report is about: the samples' nut where none is named."
+    "The category a report is about: the samples' nut where none is named, and none, with a notice, where the layout has none."
+    if category and "category" not in TAKES.get(dataset, ("category",)):
+        warnings.warn(Notice(f"category={category!r} is left out: the layout {dataset} has no categories"), stacklevel=2)
+        return ""
     return category or ("nut" if dataset == "samples" else "")
 
 
