@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from ..core.display import summary_html
-from ..core.errors import DataError, MissingFileError
+from ..core.errors import DataError, MissingFileError, check_random_state
 from ..core.files import locked, read_json, sha256_file, sha256_json, to_json, write_json, write_text
 from .gallery import write_gallery
 from .kernel import Execution, Limits, end_tree, execute
@@ -144,6 +144,8 @@ def check_parameters(
             near = difflib.get_close_matches(name, known, 1)
             raise DataError(f"{Path(template).stem}: no parameter {name!r}{f'; did you mean {near[0]!r}?' if near else ''} It takes {', '.join(known)}")
         values[name] = _kept(name, _typed(name, value, known[name]["type"]))
+        if name == "seed":
+            check_random_state(values[name], name)
     return values
 
 
