@@ -110,6 +110,16 @@ def test_a_training_film_replaced_in_place_changes_the_place_of_the_features(hom
     assert located(plan).features == place and score_dataset(plan, home / "c.yml")[0]["video"].nunique() == 1
 
 
+def test_content_of_equal_length_is_other_content(tmp_path):
+    from anomaly_nb.core.cache import content_of
+
+    one, other = tmp_path / "1", tmp_path / "2"
+    one.write_bytes(bytes(100))
+    other.write_bytes(bytes(99) + b"1")
+    assert content_of({"a": one}).sha256 != content_of({"a": other}).sha256
+    assert content_of({"a": one, "b": other}).sha256 != content_of({"a": other, "b": one}).sha256
+
+
 def test_a_film_file_replaced_by_one_of_equal_name_length_and_size(tmp_path):
     import cv2
 
