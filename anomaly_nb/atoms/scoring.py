@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['score_run']
 
-# %% ../../nbs/09_atoms/14_scoring.ipynb #3e9d0216
+# %% ../../nbs/09_atoms/14_scoring.ipynb #2915babc
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from .pipeline import load_run
 from .roles import RoleFit, explain
 from ..core.errors import DataError
 
-# %% ../../nbs/09_atoms/14_scoring.ipynb #3bb94b39
+# %% ../../nbs/09_atoms/14_scoring.ipynb #a317b194
 def score_run(
     run_dir: str | Path,  # of `run_pipeline`, labelled or not
     roles: RoleFit,  # of `train_from_manifest`
@@ -36,7 +37,7 @@ def score_run(
     return frames, pd.DataFrame(rows, columns=["video", "event", "score", "frame", "why"])
 
 
-def _why(roles: RoleFit, presences, event: int) -> str:
+def _why(roles: RoleFit, presences: Tensor, event: int) -> str:
     "The strongest atoms of each kind, as far as they matter."
     table = explain(roles.models[0], presences, event, roles.atoms, top=1)
     return "; ".join(f"{row['kind']} {row['atoms']} ({row['term']:.2f})" for row in table.to_dict("records") if row["term"] >= 0.01) or "no atom"

@@ -136,7 +136,7 @@ def _velocities(
         rows.append(row / (y2 - y1) if settings.box_height_scaling else row)
     return np.array(rows, np.float32).reshape(len(boxes), settings.bins)
 
-# %% ../../nbs/08_video/06_extraction.ipynb #4baa16dd
+# %% ../../nbs/08_video/06_extraction.ipynb #2ec1ca2a
 BATCH = 64  # crops per call of the network
 
 
@@ -181,7 +181,7 @@ def stream_objects(
 
 def _in_time(tools: "_Tools", frames: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray | None, np.ndarray, np.ndarray]]:
     "Frame, image before (None for the first), image, and for the first the one after it."
-    coming, previous = iter(frames), None
+    coming = iter(frames)
     with tools.stage("read"):
         first = next(coming, None)
         second = next(coming, None)

@@ -46,7 +46,7 @@ def _frame_path(folder: str | Path, modality: str, video: str, frame: str) -> Pa
     "Where one frame's objects are kept, if every frame has a file."
     return _modality_path(folder, modality) / video / f"{frame}.npz"
 
-# %% ../../nbs/08_video/03_feature_files.ipynb #e627e041
+# %% ../../nbs/08_video/03_feature_files.ipynb #1b9dd099
 ROWS = 4096  # objects in a block
 
 
@@ -58,7 +58,9 @@ class VideoFile:
         archive: zipfile.ZipFile,  # to write into
         path: Path,  # of the file, for messages
     ):
-        self.archive, self.path, self.frames, self.counts = archive, path, [], []
+        self.archive, self.path = archive, path
+        self.frames: list[str] = []
+        self.counts: list[int] = []
         self.waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self.blocks = 0
 

@@ -33,7 +33,7 @@ from .pipeline import VideoPlan, features_of, load_decision, located
 from .render import film_writer
 from .scoring import VideoScorer
 
-# %% ../../nbs/08_video/16_watch.ipynb #b3c5bc17
+# %% ../../nbs/08_video/16_watch.ipynb #6bbaa0e2
 QUEUE = 8  # frames of a live camera that wait at most
 POLL = 0.2  # seconds between two looks at a growing folder
 
@@ -74,7 +74,8 @@ class Source:
     def _newest(self) -> Iterator[tuple[str, np.ndarray]]:
         "Frames as they come; the oldest that wait are dropped."
         waiting: Queue = Queue(QUEUE)
-        ended, errors = Event(), []
+        ended = Event()
+        errors: list[BaseException] = []
 
         def read() -> None:
             try:
@@ -250,7 +251,7 @@ class EventFinder:
         named = {"why": why, "peak_at": run["at"] / self.fps, "first": run["first"], "last": run["last"], "peak_frame": run["peak_frame"], "box": box}
         yield {"state": "closed", "video": self.video} | times | named
 
-# %% ../../nbs/08_video/16_watch.ipynb #b03d134f
+# %% ../../nbs/08_video/16_watch.ipynb #e8456611
 class Clips:
     "Films of events, with the seconds before them. Without a folder nothing is kept."
 
@@ -264,7 +265,8 @@ class Clips:
     ):
         self.folder, self.fps = (None if folder is None else Path(folder)), fps
         self.kept: deque[bytes] = deque(maxlen=max(1, round(before * fps)) + delay)
-        self.most, self.writer, self.left = round(longest * fps), None, 0
+        self.most, self.left = round(longest * fps), 0
+        self.writer: Any = None
         self.final: Path | None = None
         self.partial: Path | None = None
 
