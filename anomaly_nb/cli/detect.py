@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-# %% ../../nbs/11_cli/03_detect.ipynb #7c183a28
+# %% ../../nbs/11_cli/03_detect.ipynb #c1f6e462
 LAYOUT = "Layout of the folder: folder, csv, mvtec, mvtec_ad2, mvtec_loco, visa, btad, mpdd, realiad, kolektor_sdd2, magnetic_tile."
 
 
@@ -25,7 +25,7 @@ def fit(
     dataset: Annotated[str, typer.Option(help=LAYOUT)] = "folder",
     category: Annotated[str, typer.Option(help="One category, where the layout has several.")] = "",
     recipe: Annotated[str, typer.Option(help="auto chooses on synthetic anomalies in images kept back; or one of `anomaly-nb report image_anomaly --list`.")] = "auto",
-    backbone: Annotated[str, typer.Option(help="auto: the strongest with weights at hand; filters (no weights), timm:<model> or open_clip:<model>, with ?option=value&...")] = "auto",
+    backbone: Annotated[str, typer.Option(help="auto: the strongest with weights at hand; filters (none), timm:<model> or open_clip:<model>, with ?option=value&...")] = "auto",
     weights: Annotated[str, typer.Option(help="Checkpoint file of the backbone; with auto also a folder of checkpoints, or nothing for the local caches.")] = "",
     image_size: Annotated[int, typer.Option(help="Pixels per side of the backbone's input; 0 for its own.")] = 0,
     false_alarms: Annotated[float, typer.Option(help="Fraction of new normal images that may be called anomalous.")] = 0.05,
