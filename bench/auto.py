@@ -58,7 +58,7 @@ def compared(index: pd.DataFrame, backbone: str, weights: str) -> dict:
     for key, recipe in (("of_chosen", chosen), ("of_default", "knn"), ("of_best", best)):
         row[key] = [round(v, 4) for v in bootstrap_interval(roc_auc, labels, scores[recipe])]
     for key, recipe in (("best_minus_chosen", best), ("default_minus_chosen", "knn")):
-        row[key] = [round(v, 4) for v in paired_difference(roc_auc, labels, scores[recipe], scores[chosen])]
+        row[key] = [round(v, 4) for v in paired_difference(roc_auc, labels, scores[chosen], scores[recipe])]
     return row
 
 
