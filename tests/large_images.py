@@ -1,9 +1,8 @@
-"""Large synthetic images and the peak memory of reports on them; `python -m tests.large_images` measures the full sizes."""
+"""Large synthetic images, and the peak memory of reports on them."""
 
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -34,8 +33,8 @@ def weave(shape, seed, spot=None):
     return np.clip(grey, 0, 255).astype(np.uint8)
 
 
-def write_sheets(root, shape, n_train, n_good, n_defect):
-    """A folder in MVTec's layout, with masks; the places of the defects."""
+def write_sheets(root, shape, n_train, n_good, n_defect, masks=True):
+    """A folder in MVTec's layout, with masks if asked for; the places of the defects."""
     root, spots = Path(root) / "sheet", []
     for part, count in (("train/good", n_train), ("test/good", n_good), ("test/spot", n_defect)):
         (root / part).mkdir(parents=True)
@@ -45,10 +44,11 @@ def write_sheets(root, shape, n_train, n_good, n_defect):
                 place = np.random.default_rng(1000 + i)
                 spot = int(place.integers(shape[0] // 8, shape[0] - 60)), int(place.integers(shape[1] // 8, shape[1] - 60))
                 spots.append(spot)
-                mask = np.zeros(shape, np.uint8)
-                mask[spot[0] : spot[0] + SPOT, spot[1] : spot[1] + SPOT] = 255
-                (root / "ground_truth/spot").mkdir(parents=True, exist_ok=True)
-                Image.fromarray(mask).save(root / f"ground_truth/spot/{i:03d}_mask.png", compress_level=1)
+                if masks:
+                    mask = np.zeros(shape, np.uint8)
+                    mask[spot[0] : spot[0] + SPOT, spot[1] : spot[1] + SPOT] = 255
+                    (root / "ground_truth/spot").mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(mask).save(root / f"ground_truth/spot/{i:03d}_mask.png", compress_level=1)
             seed = {"train/good": 0, "test/good": 10_000, "test/spot": 20_000}[part] + i
             Image.fromarray(weave(shape, seed, spot)).save(root / part / f"{i:03d}.jpg", quality=92)
     return spots
@@ -62,26 +62,3 @@ def measure(root, figures, **given):
     if done.returncode:
         raise RuntimeError(done.stderr[-3000:])
     return json.loads(done.stdout.splitlines()[-1]) | {"seconds": time.perf_counter() - start}
-
-
-def full(folder):
-    """The three reports at their full sizes, one line each."""
-    folder = Path(folder)
-    write_sheets(folder / "many", (1500, 2000), 340, 40, 20)
-    said = measure(folder / "many", folder / "figures", image_size=160, coreset=1000)
-    print(f"400 images of 2000 x 1500: peak {said['peak_mib']:.0f} MiB in {said['seconds']:.0f} s", flush=True)
-    Image.new("L", (12000, 12000), 110).save(folder / "many/sheet/test/good/999.png")
-    print((folder / "many/sheet/test/good/999.png").stat().st_size // 1000, "kB")
-    said = measure(folder / "many", folder / "figures", image_size=160, coreset=1000)
-    print(f"and one of 12000 x 12000: peak {said['peak_mib']:.0f} MiB in {said['seconds']:.0f} s", flush=True)
-    spots = write_sheets(folder / "large", (4000, 6000), 8, 38, 4)
-    for how in ({"image_size": 320}, {"image_size": 0, "tile": 512, "overlap": 64}):
-        said = measure(folder / "large", folder / "figures", **NETWORK, **how)
-        found = {k: said["metrics"].get(k) for k in ("image_auroc", "recall", "false_alarm_rate", "pixel_auroc")}
-        print(f"50 images of 6000 x 4000, {how}: peak {said['peak_mib']:.0f} MiB in {said['seconds']:.0f} s, {found}; {said['folder']}", flush=True)
-    print(spots)
-
-
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as work:
-        full(work)

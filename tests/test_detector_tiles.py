@@ -3,15 +3,19 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
-from anomaly_nb.core.errors import DataError
+from anomaly_nb.core.errors import DataError, Notice
+from anomaly_nb.core.files import read_json
 from anomaly_nb.features import create_backbone, extract_features
 from anomaly_nb.reports import run_report
+from anomaly_nb.reports.card import write_card
 from anomaly_nb.scoring import Detector, predict_files
 
 TILES = {"backbone": "filters", "tile": 96, "overlap": 24, "coreset": 400, "threshold": "quantile:0.9"}
@@ -74,13 +78,15 @@ def test_a_defect_is_found_once_wherever_the_seams_are(tiled, good, tmp_path, sp
     assert done.box == result.box(0) and done.score == pytest.approx(result.scores[0], rel=1e-6) and done.normal_path == result.explanation["normal_path"][0]
 
 
-@pytest.mark.parametrize("how", [{"resize": "pad"}, {"resize": "short"}, {"resize": "short", "recipe": "mahalanobis"}, {"resize": "pad", "recipe": "retrieval"}])
+@pytest.mark.parametrize("how", [{"resize": "pad"}, {"resize": "short"}, {"resize": "short", "recipe": "mahalanobis"}, {"resize": "short", "image_size": 112, "backbone": "timm:test_vit", "weights": "random"}, {"resize": "pad", "recipe": "retrieval"}])
 def test_kept_aspect_of_mixed_shapes(good, tmp_path, how):
-    detector = Detector(backbone="filters", image_size=128, threshold="quantile:0.8", **how).fit(good)
+    torch.manual_seed(0)
+    detector = Detector(**({"backbone": "filters", "image_size": 128, "threshold": "quantile:0.8"} | how)).fit(good)
     bad = sheet(tmp_path / "bad.png", (180, 240), spot=(100, 40), seed=9)
     result = detector.evaluate([bad, *good])
-    assert len(detector.held_out_) == len(good) and result.scores.argmax() == 0 and result.called[0]
+    assert len(detector.held_out_) == len(good) and result.scores.argmax() == 0 and (result.called[0] or "weights" in how)
     assert holds(result.box(0), (100, 40), 120) and [m.shape for m in result.maps] == [(180, 240), *SHAPES]
+    torch.manual_seed(0)  # random weights are made again
     again = Detector.load(detector.save(tmp_path / "det"))
     assert np.array_equal(again.score([bad]), result.scores[:1])
 
@@ -177,3 +183,35 @@ def test_a_report_in_tiles(good, tmp_path, monkeypatch):
     assert run.metrics["recall"] == 1 and run.metrics["image_auroc"] == 1
     model = Detector.load(run.page.parent / "detector")
     assert model.layout_.said() == "tiles of 96 pixels, overlapping by at least 24"
+
+
+def test_siblings_are_pointed_out_when_no_groups_are_given(tmp_path):
+    parts = [sheet(tmp_path / f"part{i}_a.png", seed=i, noise=20) for i in range(7)]
+    parts.append(sheet(tmp_path / "part3_b.png", seed=3, noise=20))
+    plain = {"backbone": "filters", "image_size": 96, "threshold": "quantile:0.8"}
+    with pytest.warns(Notice, match=r"2 of 8 training images are nearly the same as another \(part3_a.png and part3_b.png\); .* give groups"):
+        found = Detector(**plain).fit(parts)
+    assert found.alike_ == [(parts[3], parts[7])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        assert Detector(**plain, groups="^(part[0-9]+)_").fit(parts).alike_ == [] == Detector(**plain).fit(parts[:7]).alike_
+
+
+def test_a_bank_for_a_budget(good, tmp_path):
+    plain = {"backbone": "filters", "image_size": 96, "threshold": "quantile:0.8"}
+    small = Detector(**plain, budget_mb=0.05).fit(good)
+    kept = small.budget_["coreset"]
+    assert small.bank_.bank_.nbytes + small.bank_.rows_.nbytes <= 50_000 and len(small.bank_.bank_) == kept == 50_000 // (4 * 49 + 8)
+    folder = small.save(tmp_path / "det")
+    write_card(small, folder)
+    assert read_json(folder / "manifest.json")["budget"] == small.budget_ and f"{kept} of 864 patches are kept" in (folder / "detector.html").read_text()
+    grown = Detector.load(folder).update([sheet(tmp_path / "more.png", seed=40)])
+    assert grown.budget_ == small.budget_ and len(grown.bank_.bank_) == kept  # the choice is made once
+    timed = Detector(**(TILES | {"coreset": None}), budget_ms=60_000).fit(good[:3])
+    assert timed.budget_["coreset"] == timed.budget_["of"] == len(timed.bank_.bank_) and timed.budget_["features_ms"] > 0 and timed.budget_["bank_ms"] > 0
+    with pytest.raises(DataError, match="with the smallest bank; give at least that"):
+        Detector(**plain, budget_ms=0.01).fit(good)
+    with pytest.raises(DataError, match="a SubspaceBank has no size to choose"):
+        Detector("subspace", budget_mb=1, **plain).fit(good)
+    with pytest.raises(DataError, match="given arrays, and the time"):
+        Detector(budget_ms=5).fit(np.random.default_rng(0).normal(size=(4, 25, 8)))

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-# %% ../../nbs/11_cli/03_detect.ipynb #8f1568ca
+# %% ../../nbs/11_cli/03_detect.ipynb #dd90a69d
 LAYOUT = "Layout of the folder: folder, csv, mvtec, mvtec_ad2, mvtec_loco, visa, btad, mpdd, realiad, kolektor_sdd2, magnetic_tile."
 
 
@@ -109,6 +109,8 @@ def fit(
     page = write_card(detector, out, root.resolve().name, seconds)
     promised = detector.threshold_.parameters["promised"]
     typer.echo(f"learned from {len(detector.paths_)} normal images; threshold {detector.threshold_}")
+    if 0 < detector.learned_.get("cells", 0) < detector.learned_["of"]:
+        typer.echo(f"the bank learned from {detector.learned_['cells']} of {detector.learned_['of']} cells, the same number of each image; held-out scores are those of all")
     if 1 - promised > false_alarms + 1e-9:
         can = f"{len(detector.paths_)} images can promise {1 - promised:.1%} false alarms at best, not {false_alarms:.1%}"
         typer.echo(f"note: {can}; {math.ceil(1 / false_alarms - 1e-9) - 1} could", err=True)

@@ -24,7 +24,7 @@ from .backbones import Backbone
 from .featureset import FeatureSet
 from .geometry import cell_centres, cells_inside
 
-# %% ../../nbs/03_features/03_extract.ipynb #95ccb8f3
+# %% ../../nbs/03_features/03_extract.ipynb #d8fce5fc
 BOX = ["top", "left", "bottom", "right"]  # columns of a part's box, pixels of the image
 
 
@@ -64,7 +64,7 @@ def part_cells(
     for box, size in zip(boxes, sizes):
         key = (*map(int, box), *map(int, size))
         if key not in known:
-            known[key] = counted_cells(key[:4], key[4:], backbone)
+            known[key] = counted_cells(box, size, backbone)
         found.append(known[key])
     if len({f.shape for f in found}) > 1:
         raise DataError("meta: the images have several grids; pass those of one grid")
@@ -72,17 +72,17 @@ def part_cells(
 
 
 def counted_cells(
-    box: tuple[int, int, int, int],  # top, left, bottom, right of a part
-    size: tuple[int, int],  # (H, W) pixels of its image
+    box: Sequence[int] | np.ndarray,  # top, left, bottom, right of a part
+    size: Sequence[int] | np.ndarray,  # (H, W) pixels of its image
     backbone: Backbone,
 ) -> np.ndarray:  # (h, w) bool
     "Which cells of one part count. Raises `DataError` where the region does not fit the image."
-    top, left, bottom, right = box
+    top, left, bottom, right = map(int, box)
     placement, patch = backbone.placement(bottom - top, right - left), backbone.spec.patch
     inside = cells_inside(placement, patch)
     if backbone.region is None or backbone.region.mask is None:
         return inside
-    backbone.region.within(*size)
+    backbone.region.within(int(size[0]), int(size[1]))
     rows, columns = (np.clip(c.astype(int), 0, side - 1) for c, side in zip(cell_centres(placement, patch), placement.image))
     return inside & backbone.region.mask[top:bottom, left:right][np.ix_(rows, columns)]
 

@@ -17,7 +17,7 @@ from ..banks import Bank, KNNBank
 from ..banks.coreset import coreset_count
 from ..core.errors import DataError
 
-# %% ../../nbs/06_scoring/16_budget.ipynb #8ee35a08
+# %% ../../nbs/06_scoring/16_budget.ipynb #98b19d94
 FEWEST_ROWS = 16  # patches, below which a bank tells nothing
 MARGIN = 0.9  # of a time budget that is used
 
@@ -64,7 +64,7 @@ def bank_within(
 ) -> dict[str, Any]:  # budget_ms, budget_mb, coreset, k, of, features_ms, bank_ms, bank_mb, machine
     "The size of a nearest-neighbour bank that keeps a budget. Raises `DataError` where none does."
     rows = np.ascontiguousarray(x.reshape(-1, x.shape[2]))
-    said = {"budget_ms": budget_ms, "budget_mb": budget_mb, "of": len(rows), "features_ms": round(1000 * features, 3)}
+    said: dict[str, Any] = {"budget_ms": budget_ms, "budget_mb": budget_mb, "of": len(rows), "features_ms": round(1000 * features, 3)}
     said |= {"machine": platform.processor() or platform.machine()}
     if not isinstance(bank, KNNBank):
         raise DataError(f"a {type(bank).__name__} has no size to choose; give budget_ms and budget_mb with a nearest-neighbour recipe, such as 'knn'")

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TILED_CELLS', 'Detector', 'make_detector', 'plot_explained']
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #d10797a8
+# %% ../../nbs/06_scoring/08_detector.ipynb #80a21df6
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from .result import Evaluation
 from .stream import DiskRows, PartBatch, Scored, TrainingCells, image_batches, part_batches, scored_images, training_cells
 from .thresholds import Threshold, choose_threshold, labelled_threshold
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #12936848
+# %% ../../nbs/06_scoring/08_detector.ipynb #375ae50c
 TILED_CELLS = 2**16  # training cells that a bank of tiles learns from; of more, a random part
 
 
@@ -159,7 +160,7 @@ class Detector(BaseEstimator):
         parts = self.parts()
         if self.reduction == "retrieval" and not parts.bank.scores_images:
             raise DataError(f"reduce='retrieval': a {type(parts.bank).__name__} has no image score of its own; use recipe='spade', or another reduction")
-        vars(self).pop("layout_", None)
+        self.__dict__.pop("layout_", None)
         if isinstance(X, pd.DataFrame | list | tuple) and not self._plain():
             return self._fit_parts(X)
         return self._fit_grid(self.features(X, fit=True))
@@ -208,7 +209,7 @@ class Detector(BaseEstimator):
 
     def _compare(self, vectors: np.ndarray, meta: pd.DataFrame) -> None:
         "Point out images that are nearly the same, by patches (N, P, D) or one vector an image, where there are no groups."
-        pairs = near_duplicates(image_vectors(vectors) if vectors.ndim == 3 else vectors)
+        pairs = near_duplicates(image_vectors(vectors) if vectors.ndim == 3 and len(vectors) else vectors)
         self.alike_ = [(self.paths_[i], self.paths_[j]) for i, j in pairs]
         if pairs and all(self.paths_):
             warnings.warn(said_of_duplicates(pairs, self.paths_), Notice, stacklevel=4)
@@ -219,7 +220,7 @@ class Detector(BaseEstimator):
         if not self.budget_ms and not self.budget_mb:
             self.budget_: dict[str, Any] = {}
             return made
-        if not vars(self).pop("keep_budget", False):
+        if not self.__dict__.pop("keep_budget", False):
             self.budget_ = bank_within(bank, x, asked, self._feature_seconds() if self.budget_ms else 0.0, self.budget_ms, self.budget_mb)
         return made.set_params(coreset=self.budget_["coreset"], k=self.budget_["k"])
 
@@ -233,8 +234,8 @@ class Detector(BaseEstimator):
             for _ in image_batches(read_image(path, self.intensity_), network, self.layout_, name=path):
                 pass
 
-        read(self.paths_[0])
-        return float(np.median([median_seconds(lambda p=path: read(p), 1) for path in self.paths_[:3]]))
+        read(self.paths_[0])  # the first time is slower
+        return float(np.median([median_seconds(partial(read, path), 1) for path in self.paths_[:3]]))
 
     def _decide(self) -> None:
         "The threshold of the held-out scores."
@@ -280,7 +281,7 @@ class Detector(BaseEstimator):
             bank = clone(self.bank_).fit(x[:, keep], (1, int(keep.sum())))
             found: Iterator[np.ndarray]
             if len(learned.x) == learned.total:
-                found = (self._own_scores(bank, x, learned, i, cells[i]) for i in out)
+                found = (self._own_scores(bank, x, learned, int(i), cells[i]) for i in out)
             else:
                 batches = part_batches([self.paths_[i] for i in out], self.network(), self.layout_, self.intensity_, desc=f"fold {f + 1}")
                 found = (s.cells for s in self._scored_parts(batches, [cells[i] for i in out], bank))

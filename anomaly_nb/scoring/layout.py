@@ -21,7 +21,7 @@ from ..features.extract import counted_cells
 from ..features.geometry import Placement, Region, blend_tiles, cells_to_pixels
 from .maps import heatmaps, image_scores
 
-# %% ../../nbs/06_scoring/04_layout.ipynb #0da4a73a
+# %% ../../nbs/06_scoring/04_layout.ipynb #38d6c8aa
 @dataclass(frozen=True, eq=False)
 class Cells:
     "Where the cells of one image's scores lie in it, part after part."
@@ -106,7 +106,8 @@ class Cells:
     def _place(self, cell: int) -> tuple[int, int, int]:
         "Part, row and column of a cell."
         k = int(np.searchsorted(self.starts, cell, side="right") - 1)
-        return k, *map(int, divmod(cell - int(self.starts[k]), self.grids[k][1]))
+        row, column = divmod(cell - int(self.starts[k]), self.grids[k][1])
+        return k, row, column
 
     def box(
         self,
@@ -147,7 +148,7 @@ class Cells:
         dy, dx = (context * self.patch * own / side for own, side in zip(p.image, p.resized))
         return slice(max(0, int(y - dy)), int(y + dy) + 1), slice(max(0, int(x - dx)), int(x + dx) + 1)
 
-# %% ../../nbs/06_scoring/04_layout.ipynb #1554a5bb
+# %% ../../nbs/06_scoring/04_layout.ipynb #c8b6debd
 class Layout:
     "How a detector divides images: from an image's size to its `Cells`."
 
@@ -204,7 +205,7 @@ class Layout:
         if not len(boxes):
             raise DataError(f"region {net.spec.region}: no tile of an image of {size[0]} x {size[1]} shows any of it")
         placements = tuple(net.placement(int(b - t), int(r - left)) for t, left, b, r in boxes)
-        count = np.concatenate([counted_cells(tuple(map(int, box)), size, net).reshape(-1) for box in boxes])
+        count = np.concatenate([counted_cells(box, size, net).reshape(-1) for box in boxes])
         return Cells(size, boxes, placements, net.spec.patch, count, net.region)
 
     def one_grid(

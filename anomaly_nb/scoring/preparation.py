@@ -152,7 +152,7 @@ def image_groups(
         raise DataError(f"groups={rule!r}: {paths[found.index(None)].name} does not match; every image needs a group")
     return np.array([m[1] if m.groups() else m[0] for m in found if m])
 
-# %% ../../nbs/06_scoring/05_preparation.ipynb #f5b92413
+# %% ../../nbs/06_scoring/05_preparation.ipynb #ddfe9f46
 def image_vectors(
     patches: np.ndarray,  # (N, P, D) float
     most: int = 4096,  # numbers of each image
@@ -195,4 +195,5 @@ def said_of_duplicates(
         return ""
     named = ", ".join(f"{Path(paths[i]).name} and {Path(paths[j]).name}" for i, j in pairs[:3])
     count, more = len({i for pair in pairs for i in pair}), ", ..." if len(pairs) > 3 else ""
-    return f"{count} of {len(paths)} training images are nearly the same as another ({named}{more}); if they show one part, give groups, or there will be more false alarms than promised"
+    same = f"{count} of {len(paths)} training images are nearly the same as another ({named}{more})"
+    return f"{same}; if they show one part, give groups, or there will be more false alarms than promised"

@@ -23,7 +23,7 @@ from ..features.extract import feature_batches
 from .layout import Cells, Layout
 from .preparation import foreground
 
-# %% ../../nbs/06_scoring/15_stream.ipynb #6bb0dcba
+# %% ../../nbs/06_scoring/15_stream.ipynb #8e7ee319
 @dataclass(frozen=True)
 class PartBatch:
     "Features of some parts of one image."
@@ -50,7 +50,7 @@ def part_batches(
     boxes = np.concatenate([c.boxes for c in cells]) if cells else np.zeros((0, 4), int)
     done = 0
     with progress(desc=f"{desc}, {network.spec.name}", total=len(owner), unit="input") as bar:
-        for patches, grid, cls in feature_batches([paths[i] for i in owner], network, size, intensity, boxes, mixed=True):
+        for patches, grid, cls in feature_batches([paths[int(i)] for i in owner], network, size, intensity, boxes, mixed=True):
             cuts = [0, *(np.flatnonzero(np.diff(owner[done : done + len(patches)])) + 1), len(patches)]
             for a, b in pairwise(cuts):
                 i = int(owner[done + a])
@@ -141,7 +141,7 @@ def _kept(count: np.ndarray, quota: int, seed: tuple[int, int]) -> np.ndarray:
     out[np.random.default_rng(seed).choice(np.flatnonzero(count), quota, replace=False)] = True
     return out
 
-# %% ../../nbs/06_scoring/15_stream.ipynb #d40f5744
+# %% ../../nbs/06_scoring/15_stream.ipynb #61c43e27
 @dataclass
 class Scored:
     "What is left of an image once it is scored."
@@ -162,7 +162,8 @@ def scored_images(
     object_threshold: float | None = None,  # of `foreground`
 ) -> Iterator[Scored]:
     "Scores of images, each when its last part is done."
-    values = vectors = best = np.empty(0, np.float32)
+    values = best = np.empty(0, np.float32)
+    vectors: Any = 0.0
     hot = -1
     for batch in batches:
         own = cells(batch.image)
