@@ -26,7 +26,7 @@ def fit(
     out: Annotated[Path, typer.Option(help="Folder of the detector, made here.")],
     dataset: Annotated[str, typer.Option(help=LAYOUT)] = "folder",
     category: Annotated[str, typer.Option(help="One category, where the layout has several.")] = "",
-    recipe: Annotated[str, typer.Option(help="auto compares recipes on synthetic anomalies, which takes minutes; or one of `anomaly-nb report image_anomaly --list`.")] = "auto",
+    recipe: Annotated[str, typer.Option(help="auto chooses on synthetic anomalies, which can take a minute; or one of `anomaly-nb report image_anomaly --list`.")] = "auto",
     backbone: Annotated[str, typer.Option(help="auto takes the strongest whose weights are at hand; filters, timm:<model>, open_clip:<model>; empty: the recipe's own.")] = "auto",
     weights: Annotated[str, typer.Option(help="Checkpoint file of the backbone; with auto also a folder of checkpoints, or nothing for the local caches.")] = "",
     image_size: Annotated[int, typer.Option(min=0, help="Pixels per side of the backbone's input; 0 for its own.")] = 0,

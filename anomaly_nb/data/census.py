@@ -22,8 +22,8 @@ from ..core.errors import DataError, check_folder
 from ..core.files import list_files, printable, sha256_file
 from ..core.order import path_key
 from ..core.runtime import progress
-from .folder import MASK_STEM, index_folder, place_of
-from .images import ImageInfo, fit_intensity, image_info, is_image, list_images, mask_rule, read_mask, read_values
+from .folder import MASK_STEM, place_of
+from .images import ImageInfo, fit_intensity, image_info, is_image, list_images, mask_rule, read_mask, read_values, why_skipped
 
 # %% ../../nbs/02_data/06_census.ipynb #c58b4574
 def _masks_of(index: pd.DataFrame) -> set[str]:
@@ -32,15 +32,6 @@ def _masks_of(index: pd.DataFrame) -> set[str]:
     for path in filter(None, index["mask_path"]):
         found |= {p.as_posix() for p in list_images(path)} if Path(path).is_dir() else {path}
     return found
-
-
-def _reason(path: Path) -> str:
-    "Why a file that no index names was not read."
-    if path.name.startswith("."):
-        return "hidden"
-    if is_image(path):
-        return "image that the layout does not name"
-    return f"no image ({path.suffix.lower() or 'no suffix'})"
 
 
 def equal_files(
@@ -106,7 +97,7 @@ def files_left(
     left: dict[str, list[str]] = defaultdict(list)
     for path in files:
         if (name := path.as_posix()) not in known:
-            left[reasons.get(name) or _reason(path)].append(path.relative_to(root).as_posix())
+            left[reasons.get(name) or why_skipped(path)].append(path.relative_to(root).as_posix())
     for path, why in odd.items():
         left[why].append(printable(path.relative_to(root)))
     return {why: {"files": len(names), "first": names[0]} for why, names in sorted(left.items())}
@@ -412,7 +403,7 @@ def inspect_folder(
     skipped: dict[str, list[str]] = defaultdict(list)
     for path in files:
         if not is_image(path):
-            skipped[_reason(path)].append(path.relative_to(root).as_posix())
+            skipped[why_skipped(path)].append(path.relative_to(root).as_posix())
     for path, why in odd.items():
         skipped[why].append(printable(path.relative_to(root)))
     suspicious, more, values = _suspicious(infos, root, pixels, recognised[0])
