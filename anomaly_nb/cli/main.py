@@ -121,7 +121,10 @@ def extract(
         save_features(out / files.bank_folder, str(one), normal, name or backbone, bank=True)
         typer.echo(f"{one}: {features} -> {path}")
 
-# %% ../../nbs/11_cli/01_main.ipynb #367e2d14
+# %% ../../nbs/11_cli/01_main.ipynb #4b89725b
+ADVISED = ("normal", "dataset", "root", "category", "on_missing", "intensity", "coreset", "seed", "image_size", "weights", "backbone", "recipe", "region", "tile")
+
+
 def in_command(command: str, message: str) -> str:
     "A message's advice, `name=value` as in Python, as the running command takes it: `--name value`, or `-p name=value` of a report."
     known = {p.name: p for p in typer.main.get_command(app).commands[command].params} if command in typer.main.get_command(app).commands else {}  # type: ignore[attr-defined]
@@ -136,10 +139,7 @@ def in_command(command: str, message: str) -> str:
 
     return re.sub(r"(?P<lead>-p |(?<![\w.-]))(?P<name>[a-z_]+)=(?P<value>\S)", typed, message)
 
-
-ADVISED = ("normal", "dataset", "root", "category", "on_missing", "intensity", "coreset", "seed", "image_size", "weights", "backbone", "recipe", "region", "tile")
-
-
+# %% ../../nbs/11_cli/01_main.ipynb #367e2d14
 @app.command()
 def inspect(
     root: Annotated[Path, typer.Argument(help="Folder of images, frames or masks; or a CSV of images.")],

@@ -77,7 +77,7 @@ def find_images(
             raise MissingFileError(f"{path}: no such file or folder")
     return list(dict.fromkeys(found)), passed
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #48972c7a
+# %% ../../nbs/06_scoring/12_predict.ipynb #e509c3dd
 def count_learned(
     detector: Detector,  # fitted
     paths: Iterable[str],  # images
@@ -93,7 +93,7 @@ def count_learned(
         count += os.path.realpath(path) in learned or os.path.abspath(path) in learned or any(sha256_file(p) == sha256_file(path) for p in twins)
     return count
 
-
+# %% ../../nbs/06_scoring/12_predict.ipynb #57aece40
 def check_single(
     detector: Detector,  # fitted
 ) -> None:
