@@ -12,7 +12,7 @@ from pathlib import Path
 from anomaly_nb.core.files import atomic_write, read_json, write_json
 from anomaly_nb.core.runtime import versions
 
-MODULES = ("metrics", "banks", "leave_one_out", "street")  # in the order they are shown
+MODULES = ("metrics", "banks", "leave_one_out", "street", "video", "detector")  # in the order they are shown
 FIGURES = Path(__file__).parent.parent / "figures"
 
 

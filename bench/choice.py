@@ -30,7 +30,7 @@ from anomaly_nb.scoring import image_scores, synthetic_auroc
 from anomaly_nb.scoring.recipes import recipe_parts
 from anomaly_nb.scoring.validation import STRENGTHS
 
-RECIPES = ("knn", "knn-euclidean", "mahalanobis", "placed", "subspace", "positional", "patchcore", "padim", "whitened", "gauss_knn")
+RECIPES = ("knn", "knn-euclidean", "mahalanobis", "placed", "subspace", "positional", "patchcore", "padim", "whitened-euclidean", "gauss_knn")
 DATA = Path(os.environ.get("ANOMALY_NB_DATA") or "nowhere")
 MOBILENET = "timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5"
 BACKBONES = {"filters": ("filters", None), "filters-1": ("filters-1", None), "mobilenetv2": (MOBILENET, str(DATA / "weights/mobilenetv2_100_imagenet.safetensors"))}

@@ -3,6 +3,10 @@
     python -m tests.golden_recipes [recipes] [--write]      # prints what differs from golden_recipes.json, and renews it
 
 Real data are read from the folder named by ANOMALY_NB_DATA; without it only the samples are made.
+
+Against the code from before the second version of the filters, on leather and the samples: `filters-1` gives what `filters` gave to 1e-6 in all nine recipes
+there were, but for one change that was meant. Held-out scores of a coreset have its holes filled since, which moves the thresholds of `patchcore`, so that it
+calls other images. `filters` is the second version, and differs everywhere.
 """
 import os
 import sys

@@ -117,7 +117,7 @@ def verdict_table(runs, sizes=SIZES):
 
 
 def test_verdicts_over_sizes():
-    found = verdict_table(400 if SLOW else 20, SIZES if SLOW else (60, 1000, 10_000))
+    found = verdict_table(200 if SLOW else 20, SIZES if SLOW else (60, 1000, 10_000))
     for (n, times), row in found.items():
         print(f"n {n:6}, drift of {times} margins: " + ", ".join(f"{v} {f:.3f}" for v, f in row.items() if f))
         if times == 0:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import closing, suppress
+from itertools import count
 
 import numpy as np
 import pytest
@@ -409,8 +410,10 @@ def test_many_clients_lose_nothing(server):
 
     def client(k):
         rng = np.random.default_rng(k)
-        with httpx.Client(base_url=url, headers=AUTH, timeout=60) as http:
-            while time.time() < stop:
+        with httpx.Client(base_url=url, headers=AUTH, timeout=60, verify=False) as http:
+            for asked in count():
+                if asked >= 10 and time.time() > stop:
+                    return
                 what = str(rng.choice(["history", "trend", "run", "promote", "retag", "jobs", "health"], p=[0.35, 0.15, 0.1, 0.1, 0.05, 0.15, 0.1]))
                 began = time.perf_counter()
                 try:
@@ -452,12 +455,14 @@ def test_many_clients_lose_nothing(server):
     for t in threads:
         t.join()
     with closing(sqlite3.connect(store.root / "calibration.sqlite")) as db:
-        count = lambda query: db.execute(query).fetchone()[0]
+        number = lambda query: db.execute(query).fetchone()[0]
         versions = {v for (v,) in db.execute("SELECT version FROM runs")}
-        moves, jobs, files = count("SELECT count(*) FROM reference_moves WHERE by = 'service: default'"), count("SELECT count(*) FROM jobs"), count("SELECT count(*) FROM files")
+        moves = number("SELECT count(*) FROM reference_moves WHERE by = 'service: default'")
+        jobs, files = number("SELECT count(*) FROM jobs"), number("SELECT count(*) FROM files")
     slowest = {w: f"{np.percentile([s for v, s in times if v == w], 95) * 1000:.0f} ms" for w in sorted({v for v, _ in times})}
     print(f"{clients} clients, {seconds} s: {sum(codes.values())} answers {dict(Counter(c for _, c in codes.elements()))}, {len(versions)} versions, {moves} moves, {jobs} jobs; 95th percentiles {slowest}")
     assert not errors and not [c for _, c in codes if c >= 500], (errors[:3], codes)
+    assert sum(codes.values()) >= 10 * clients
     assert {c for _, c in codes} <= {200, 404, 409}
     assert {k[1] for k in acknowledged if k[0] == "version"} <= versions == set(range(1, len(versions) + 1))
     assert (moves, jobs, files) == (acknowledged["moves"], acknowledged["jobs"], acknowledged["files"])

@@ -241,3 +241,24 @@ def test_pulled_heads_of_several_labels_in_a_store(tmp_path, monkeypatch):
     assert set(told) == {"effnet/mood:happy", "effnet/mood:sad"} and all("200 -> 400" in v for v in told.values())
     assert load_calibration(line.root, "effnet", "mood")["version"] == 3 and line.repair()["written"] == []
     assert [{"threshold": None} | json.loads(p.read_text()) for p in line.root.rglob("*.kept-*")] == [pulled]
+
+
+def test_drift_run_offers_to_write_its_setting(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    dances(0, 100).to_csv("a.csv", index=False)
+    run = ["drift", "run", "--scores", "a.csv", "--head", "h"]
+    with pytest.raises(SystemExit) as e:
+        main(run)
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and err.count("\n") == 1 and "let anomaly-nb drift run --develop write it" in err and not Path("data").exists()
+    Path("config.yml").write_text("# ours\ncalibration_alpha: 0.1\n")
+    call(*run, "--develop")
+    assert "calibrate_heads: true is written into config.yml" in capsys.readouterr().out
+    assert Path("config.yml").read_text() == "# ours\ncalibration_alpha: 0.1\ncalibrate_heads: true\n"
+    call(*run, "--develop")
+    assert "is written" not in capsys.readouterr().out
+    Path("config.yml").unlink()
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.confirm", lambda question: "Write  calibrate_heads: true  into config.yml?" in question)
+    call(*run)
+    assert Path("config.yml").read_text() == "calibrate_heads: true\n"

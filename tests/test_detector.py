@@ -185,6 +185,25 @@ def test_a_false_alarm_rate_that_holds():
     assert 0.07 < np.mean(rates) < 0.12, np.mean(rates)
 
 
+def test_what_was_chosen_is_kept(line, tmp_path, monkeypatch):
+    folder, index, _ = line
+    for name in ("HF_HOME", "TORCH_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "no weights"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    done = CliRunner().invoke(app, ["fit", str(folder / "nut/train/good"), "--out", str(tmp_path / "det"), "--image-size", "32"])
+    assert done.exit_code == 0 and "filters need none" in done.output, done.output
+    detector = Detector.load(tmp_path / "det")
+    compared = pd.DataFrame(detector.choice_["recipes"])
+    assert detector.recipe == compared["recipe"][0] and compared["auroc"].is_monotonic_decreasing and detector.backbone == "filters"
+    assert "kept back" in (tmp_path / "det/detector.html").read_text() and "no weights in" in detector.choice_["backbone"]
+    again = Detector.load(detector.update([index["image_path"].iloc[-1]]).save(tmp_path / "det"))
+    assert again.choice_ == detector.choice_ and again.version_ == 2
+    written = Detector(backbone="auto", image_size=32).fit(index[index["split"] == "train"].head(3)).save(tmp_path / "auto")
+    assert read_json(written / "detector.json")["params"]["backbone"] == "filters"  # another machine may have weights
+    with pytest.raises(MissingFileError, match="no such file or folder of weights"):
+        Detector(backbone="auto", weights=str(tmp_path / "lost.pth")).parts()
+
+
 def test_fit_here_predict_there(line, tmp_path):
     folder, _index, _ = line
     assert CliRunner().invoke(app, ["fit", str(folder / "nut/train/good"), "--out", str(tmp_path / "det"), "--recipe", "placed", "--image-size", "64"]).exit_code == 0

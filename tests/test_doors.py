@@ -1,4 +1,6 @@
 """A file of every form people have, made here, and the value that must come out of it."""
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from anomaly_nb.core.errors import DataError, MissingFileError
 from anomaly_nb.data import IMAGE_SUFFIXES, Intensity, fit_intensity, image_info, index_folder, inspect_folder, read_ids, read_image, read_index, read_mask
+from anomaly_nb.data.census import inspection_lines
 from anomaly_nb.data.folder import pair_by_name, place_of
 from anomaly_nb.data.images import parse_intensity, read_counted, read_mask_and_rule
 from anomaly_nb.features import create_backbone, extract_features, load_features, save_features
@@ -148,6 +151,12 @@ def test_values_that_mean_nothing_are_refused(tmp_path):
         fit_intensity([low])
     with pytest.raises(DataError, match="no customary range"):
         fit_intensity([big])
+    plain, deep = save(tmp_path / "8.png", GREY), save(tmp_path / "16.png", GREY.astype(np.uint16) * 9)
+    with pytest.raises(DataError, match=r"16\.png: holds uint16, but the training images hold 1 uint16, 2 uint8; convert them to one depth"):
+        fit_intensity([plain, deep, save(tmp_path / "p.png", GREY)])
+    for rule in ("window:0,99", "percentile:1,99"):
+        with pytest.raises(DataError, match="all training images are 8-bit, which are never changed"):
+            fit_intensity([plain], rule)
     assert read_counted(low, fit_intensity([low], "window:0,1"))[1] == 0.5  # -3 is clipped and counted
     assert fit_intensity([big], "percentile:0,100").high == 1e9
 
@@ -217,6 +226,36 @@ def test_masks_of_every_form(tmp_path, form):
     assert said == rule and mask.sum() == 100 and (mask == SHAPE).all()
 
 
+def test_deep_values_without_a_rule_are_refused(tmp_path):
+    for name, array in {"f.tif": GREY.astype(np.float32), "i.tif": GREY.astype(np.int32) * 300}.items():
+        with pytest.raises(DataError, match=f"{name}: holds .*32 values and nothing says what is white"):
+            read_image(save(tmp_path / name, array))
+
+
+@pytest.mark.parametrize(("name", "array"), [("a.jpg", GREY), ("a.png", RGB)])
+def test_ids_are_read_from_one_channel_without_loss(tmp_path, name, array):
+    with pytest.raises(DataError, match="lossy and blurs ids" if name == "a.jpg" else "one channel of ids"):
+        read_ids(save(tmp_path / name, array))
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path):
+    mask = save(tmp_path / "m.png", SHAPE)
+    with pytest.raises(DataError, match=r"m\.png: mask is 40 x 40 but its image 40 x 41"):
+        read_mask(mask, size=(40, 41))
+    with pytest.raises(DataError, match="mask is 40 x 40 but its image 20 x 80"):
+        read_mask(mask, size=(20, 80))
+
+
+def test_inspect_says_what_masks_hold(tmp_path):
+    for name, values in {"labels/a.png": [0, 3, 11], "maskannot/b.png": [0, 255], "labels/c.png": [5, 6, 7]}.items():
+        save(tmp_path / name, np.array([values, values], np.uint8))
+        save(tmp_path / "images" / name.rsplit("/", 1)[1], GREY)
+    seen = inspect_folder(tmp_path)
+    assert seen["mask_values"] == {"labels": "6 values from 0 to 11", "maskannot": "0, 255"}
+    assert {f["folder"]: f["role"] for f in seen["folders"]} == {"images": "images", "labels": "masks", "maskannot": "masks"}
+    assert "masks in maskannot hold 0, 255" in inspection_lines(seen)
+
+
 def test_an_empty_lossy_mask_is_empty(tmp_path):
     assert not read_mask(save(tmp_path / "m.jpg", np.zeros((40, 40), np.uint8))).any()
 
@@ -271,6 +310,27 @@ def test_the_same_image_in_training_and_test_is_said(tmp_path):
     (tmp_path / "test/good/copy.png").write_bytes((tmp_path / "train/good/a.png").read_bytes())
     census = read_index("folder", tmp_path).attrs["census"]
     assert census["n_in_train_and_test"] == 1 and census["in_train_and_test"][0][1].endswith("copy.png")
+
+
+def test_masks_that_may_belong_to_two_images_and_strays_are_named(tmp_path):
+    parts(tmp_path, *GOOD, "crack/0.png", "cut/0.png", "masks/0.png")
+    with pytest.raises(DataError, match=r"masks.0\.png: may belong to .*crack.0\.png and .*cut.0\.png, which have the same stem"):
+        index_folder(tmp_path)
+    (tmp_path / "cut/0.png").unlink()
+    parts(tmp_path, "loose.png", "ground_truth/0_mask.png")
+    with pytest.raises(DataError, match=r"crack.0\.png: has two masks, .*; keep one, or join them"):
+        index_folder(tmp_path)
+    (tmp_path / "masks/0.png").unlink()
+    parts(tmp_path, "masks/lost.png")
+    with pytest.raises(DataError, match=r"masks.lost\.png: a mask without an image \(1 such\)"):
+        index_folder(tmp_path)
+    (tmp_path / "masks/lost.png").unlink()
+    parts(tmp_path / "two", "good/0.png", "ok/1.png")
+    with pytest.raises(DataError, match="holds good and ok; keep one folder of normal images, or say normal=good,ok"):
+        index_folder(tmp_path / "two")
+    shutil.rmtree(tmp_path / "two")
+    index = read_index("folder", tmp_path)
+    assert len(index) == 11 and {why: s["files"] for why, s in index.attrs["census"]["skipped"].items()} == {"beside the folders of types; move it into one": 1}
 
 
 @given(st.lists(st.text("ab01_ü ", min_size=1, max_size=4).map(str.strip).filter(bool), unique=True, max_size=8), st.randoms())

@@ -99,14 +99,23 @@ def spade():
     return np.sqrt(squared(CY, CX)).mean(1)  # all twenty pictures: there are fewer than 50
 
 
-def whitened():
+def white_patches():
     flat = X.reshape(-1, D)
     mean, spread = flat.mean(0), flat.std(0)
     z = (flat - mean) / spread
     c = np.cov(z.T)
     values, vectors = np.linalg.eigh(0.9 * c + 0.1 * np.trace(c) / D * np.eye(D))
-    white = vectors / np.sqrt(values)  # any root of the inverse gives the same distances
-    return top(np.sqrt(squared(((Y.reshape(-1, D) - mean) / spread) @ white, z @ white).min(1)).reshape(M, P), 0.05)
+    white = vectors / np.sqrt(values)  # any root of the inverse gives the same cosines and distances
+    return ((Y.reshape(-1, D) - mean) / spread) @ white, z @ white
+
+
+def whitened():
+    a, b = map(unit, white_patches())
+    return top((1 - a @ b.T).min(1).reshape(M, P), 0.05)
+
+
+def whitened_euclidean():
+    return top(np.sqrt(squared(*white_patches()).min(1)).reshape(M, P), 0.05)
 
 
 def gauss_knn():
@@ -155,7 +164,7 @@ def placed():
 
 # with all of the few images similar, plain retrieval is plain nearest neighbours
 FORMULAS = {"knn": anomalydino, "knn-euclidean": euclidean, "subspace": subspacead, "positional": rad, "retrieval": euclidean}
-FORMULAS |= {f.__name__: f for f in (mahalanobis, placed, patchcore, padim, anomalydino, subspacead, rad, musc, spade, whitened, gauss_knn)}
+FORMULAS |= {f.__name__: f for f in (mahalanobis, placed, patchcore, padim, anomalydino, subspacead, rad, musc, spade, whitened, gauss_knn)} | {"whitened-euclidean": whitened_euclidean}
 
 
 def test_every_recipe_has_a_formula():

@@ -33,12 +33,24 @@ SMALL = {
 }
 
 
+SMALL |= {
+    "benchmark_run": [{"category": "nut", "image_size": 48, "shots": 2}],
+    "benchmark": [{"results": "results.csv"}, {"results": "results.csv", "metric": "aupro", "references": "published.csv"}],
+}
+DRAWN = {"benchmark_run": 0}  # images on the page; 2 of all others
+RESULTS = """data,method,shots,seed,status,error,image_auroc,aupro
+""" + "".join(f"{d},{m},{s},0,ok,,{0.8 + 0.02 * i + 0.01 * j},{0.5 + 0.03 * i}\n" for j, d in enumerate("abcdef") for i, m in enumerate(("knn", "padim", "spade")) for s in (2, -1))
+PUBLISHED = "method,data,metric,value,source\nknn,a,image_auroc,0.9,a paper\n"
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     "A folder to run in, so that relative data and cache folders are its own."
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("reports")
         patch.chdir(folder)
+        (folder / "results.csv").write_text(RESULTS)
+        (folder / "published.csv").write_text(PUBLISHED)
         yield folder
 
 
@@ -60,7 +72,7 @@ def test_template_runs(place, name, parameters):
     assert read_json(run.folder / "run.json")["provenance"]["versions"]["numpy"]
     page = run.page.read_text()
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//|@import|url\(""", page)
-    assert page.count("data:image/png") >= 2
+    assert page.count("data:image/png") >= DRAWN.get(name, 2)
     assert run.folder.name in (place / "figures" / "index.html").read_text()
 
 

@@ -81,7 +81,7 @@ def test_readme_commands(tmp_path, monkeypatch):
     text = "\n".join(line for _, line in log)
     assert "epoch 1/2: loss" in text and "epoch 2/2: loss" in text and "min left" in text and "statistics" in text, text
     gaps = np.diff([t for t, _ in log])
-    assert gaps.max() < 20, (gaps.max(), text)
+    assert gaps.max() < 60, (gaps.max(), text)  # a line a minute; lines come every half second here, so this is a busy machine
     page = (tmp_path / "runs/hazards/report.html").read_text()
     assert "finished" in page and (tmp_path / "runs/hazards/training.png").stat().st_size > 1000
     (record,) = Ledger(tmp_path).records()

@@ -6,9 +6,9 @@
 __all__ = ['ConceptBottleneck', 'MILProbe', 'RoleModel', 'boundary_probability', 'divergence', 'evidence', 'explain',
            'extract_frames', 'fit_roles', 'list_frames', 'load_clip', 'load_fit', 'load_manifest', 'load_ontology',
            'load_run', 'planted_clips', 'planted_presences', 'presence_scores', 'read_labels', 'run_pipeline',
-           'save_fit', 'segment_presence', 'train_from_manifest']
+           'save_fit', 'score_run', 'segment_presence', 'train_from_manifest']
 
-# %% ../../nbs/09_atoms/00_atoms.ipynb #0dfea0eb
+# %% ../../nbs/09_atoms/00_atoms.ipynb #b3e9a176
 from .baselines import ConceptBottleneck, MILProbe
 from .evidence import evidence
 from .frames import extract_frames, list_frames, read_labels
@@ -17,11 +17,12 @@ from .pipeline import load_manifest, load_run, run_pipeline, train_from_manifest
 from .presence import load_clip, presence_scores
 from .roles import RoleModel, explain, fit_roles, load_fit, save_fit
 from .samples import planted_clips, planted_presences
+from .scoring import score_run
 from .segments import boundary_probability, divergence, segment_presence
 
-# %% ../../nbs/09_atoms/00_atoms.ipynb #2a025621
+# %% ../../nbs/09_atoms/00_atoms.ipynb #be4375ad
 _all_ = [
     "ConceptBottleneck", "MILProbe", "RoleModel", "boundary_probability", "divergence", "evidence", "explain", "extract_frames", "fit_roles", "list_frames",
     "load_clip", "load_fit", "load_manifest", "load_ontology", "load_run", "planted_clips", "planted_presences", "presence_scores", "read_labels",
-    "run_pipeline", "save_fit", "segment_presence", "train_from_manifest",
+    "run_pipeline", "save_fit", "score_run", "segment_presence", "train_from_manifest",
 ]

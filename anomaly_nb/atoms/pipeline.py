@@ -112,10 +112,10 @@ def _note_run(manifest: Path, run_dir: str, labels_csv: str) -> None:
         writer.writerows([["run_dir", "labels_csv"], *rows.items()])
         write_text(manifest, out.getvalue())
 
-# %% ../../nbs/09_atoms/11_pipeline.ipynb #6876653d
+# %% ../../nbs/09_atoms/11_pipeline.ipynb #b7edfe00
 def run_pipeline(
     frames_root: str | Path,  # folder of one folder of frames per video
-    labels_csv: str | Path,  # frame, 0/1 (and event columns)
+    labels_csv: str | Path | None,  # frame, 0/1 (and event columns); None = frames that nobody has labelled, to be scored
     out_dir: str | Path,  # written
     window: int = 20,  # frames a segment may reach back
     delta: float = 0.6,  # divergence at which a boundary is as likely as not
@@ -130,9 +130,11 @@ def run_pipeline(
 ) -> dict[str, Any]:  # what `run.json` holds
     "Frames to segment presences. Raises `DataError` and `MissingFileError` naming the file; writes nothing before all input is read."
     onto, frames = load_ontology(ontology), list_frames(frames_root)
-    labels = read_labels(labels_csv)
-    y, out = labels.of(frames), Path(out_dir)
-    events = _event_table(labels, frames, onto) if events_csv is None else None
+    labels, out = read_labels(labels_csv) if labels_csv is not None else None, Path(out_dir)
+    if labels is None and isinstance(measuring.get("calibrate"), str):
+        raise DataError(f"calibrate={measuring['calibrate']!r} needs frames labelled 0, and these have no labels; use the calibration.pt of the training run")
+    y = labels.of(frames) if labels is not None else np.zeros(len(frames), np.int64)
+    events = _event_table(labels, frames, onto) if labels is not None and events_csv is None else None
     if dry_caption:
         captions: dict[str, Caption] | None = MockCaptions(onto).caption(frames)
         measuring |= {"lambda_atoms": 1.0, "lambda_resemble": 0.0}
@@ -162,10 +164,12 @@ def run_pipeline(
     about = {
         "frames": len(frames), "videos": len(set(frames.video)), "atoms": list(onto.atoms), "events": list(onto.events), "mask": onto.mask().tolist(),
         "ontology": {"name": onto.name, "sha256": sha256_json(onto.model_dump())}, "window": window, "delta": delta, "kappa": kappa,
-        "labels_sha256": None if Path(labels_csv).is_dir() else sha256_file(labels_csv), "boundaries": float((b > 0.5).float().mean()), **seen.notes, "provenance": provenance(),
+        "labelled": labels is not None, "boundaries": float((b > 0.5).float().mean()),
+        "labels_sha256": None if labels_csv is None or Path(labels_csv).is_dir() else sha256_file(labels_csv), **seen.notes, "provenance": provenance(),
     }
     write_json(out / "run.json", about)
-    _note_run(out.parent / "manifest.csv", out.name, listed)
+    if labels is not None or listed:
+        _note_run(out.parent / "manifest.csv", out.name, listed)
     return about
 
 

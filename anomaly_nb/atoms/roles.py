@@ -111,7 +111,7 @@ def union_loss(
     "Binary cross-entropy of the union, from `log(1 - S)`."
     return -torch.where(labels > 0, log1mexp(log_none), log_none).mean()
 
-# %% ../../nbs/09_atoms/08_roles.ipynb #02b21158
+# %% ../../nbs/09_atoms/08_roles.ipynb #2fd49256
 def check_labels(
     labels: Any,  # (N, E) in {0, 1}
     n_videos: int,  # N
@@ -126,7 +126,7 @@ def check_labels(
     for name, positive in zip(events, y.sum(0).tolist()):
         if positive in (0, n_videos):
             what = "no" if positive == 0 else "every"
-            raise DataError(f"event {name!r}: {what} video has it; its roles cannot be learned, leave the event out or add videos")
+            raise DataError(f"event {name!r}: {what} video has it, so its roles cannot be learned; leave it out, add videos, or cut them into clips (--clip_frames)")
     return y
 
 # %% ../../nbs/09_atoms/08_roles.ipynb #66c16d09

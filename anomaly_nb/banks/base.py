@@ -35,7 +35,7 @@ def check_patches(
     check_finite("patches", patches)
     return np.ascontiguousarray(patches, dtype=np.float32) if convert else patches
 
-# %% ../../nbs/04_banks/01_base.ipynb #347fd8bd
+# %% ../../nbs/04_banks/01_base.ipynb #b602203f
 BANKS: dict[str, type["Bank"]] = {}  # class name -> class, for `load_bank`
 
 
@@ -44,6 +44,7 @@ class Bank(BaseEstimator):
 
     leaves_one_out = False  # whether `leave_one_image_out` scores each training image by the others without refitting
     whole_batch = False  # whether a score depends on the images scored with it
+    uses_vectors = False  # whether a score depends on the image's vector, `cls`
     scores_images = False  # whether `image_score` gives a score of its own to an image, from its vector
 
     @property

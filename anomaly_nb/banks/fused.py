@@ -15,7 +15,7 @@ from sklearn.base import clone
 from .base import Bank, load_bank
 from ..core.errors import DataError
 
-# %% ../../nbs/04_banks/11_fused.ipynb #5f423418
+# %% ../../nbs/04_banks/11_fused.ipynb #18cb5612
 class FusedBank(Bank):
     "Mean over banks of their patch scores, each in units of its mean held-out normal score."
 
@@ -26,6 +26,11 @@ class FusedBank(Bank):
         banks: tuple[Any, ...] = (),  # unfitted, each with `leave_one_image_out`
     ):
         self.banks = banks
+
+    @property
+    def uses_vectors(self) -> bool:  # type: ignore[override]
+        "Whether one of the banks does."
+        return any(b.uses_vectors for b in self.banks)
 
     @property
     def whole_images(self) -> bool:

@@ -26,7 +26,7 @@ def check_cls(
         raise DataError(f"cls: similar pictures are found by one vector for each picture, {wanted}; got {got}")
     return np.asarray(check_finite("cls", cls), np.float32)
 
-# %% ../../nbs/04_banks/10_pictures.ipynb #5ae297b3
+# %% ../../nbs/04_banks/10_pictures.ipynb #bdc12a88
 class PictureBank(Bank):
     "A bank whose scores come from the most similar training pictures. Subclasses define `_kept`, `_vectors` and `_score`."
 
@@ -34,6 +34,11 @@ class PictureBank(Bank):
     leaves_one_out = True
     aligned = False  # whether test pictures must have the bank's grid
     axis = 0  # of `bank_`, that counts pictures
+
+    @property
+    def uses_vectors(self) -> bool:  # type: ignore[override]
+        "Whether similar pictures are sought."
+        return self.similar is not None
 
     @property
     def whole_images(self) -> bool:

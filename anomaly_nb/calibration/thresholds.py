@@ -104,10 +104,15 @@ class Threshold:
     @classmethod
     def load(cls, path: str | Path) -> "Threshold":
         "Read what `save` wrote. Raises `MissingFileError`, `DataError`."
+        about = read_json(path)
+        number = isinstance(about, dict) and isinstance(about.get("value"), int | float) and not isinstance(about["value"], bool)
+        fits = number and isinstance(about.get("parameters", {}), dict) and isinstance(about.get("n"), int) and isinstance(about.get("oracle", False), bool)
         try:
-            return cls(**read_json(path))
+            if fits:
+                return cls(**about)
         except TypeError:
-            raise DataError(f"{path}: not a saved threshold") from None
+            pass
+        raise DataError(f"{path}: not a saved threshold (value a number, n a count, method and calibrated_on text); fit it again")
 
     def _repr_html_(self) -> str:
         facts = {

@@ -10,6 +10,8 @@ import csv
 import math
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,22 +26,22 @@ def fit(
     out: Annotated[Path, typer.Option(help="Folder of the detector, made here.")],
     dataset: Annotated[str, typer.Option(help=LAYOUT)] = "folder",
     category: Annotated[str, typer.Option(help="One category, where the layout has several.")] = "",
-    recipe: Annotated[str, typer.Option(help="auto chooses on synthetic anomalies in images kept back; or one of `anomaly-nb report image_anomaly --list`.")] = "auto",
-    backbone: Annotated[str, typer.Option(help="auto takes the strongest whose weights are at hand; filters (no weights), timm:<model> or open_clip:<model>, with ?option=value&...; empty for the recipe's own.")] = "auto",
+    recipe: Annotated[str, typer.Option(help="auto chooses on synthetic anomalies, which can take a minute; or one of `anomaly-nb report image_anomaly --list`.")] = "auto",
+    backbone: Annotated[str, typer.Option(help="auto takes the strongest whose weights are at hand; filters, timm:<model>, open_clip:<model>; empty: the recipe's own.")] = "auto",
     weights: Annotated[str, typer.Option(help="Checkpoint file of the backbone; with auto also a folder of checkpoints, or nothing for the local caches.")] = "",
-    image_size: Annotated[int, typer.Option(help="Pixels per side of the backbone's input; 0 for its own.")] = 0,
+    image_size: Annotated[int, typer.Option(min=0, help="Pixels per side of the backbone's input; 0 for its own.")] = 0,
     false_alarms: Annotated[float, typer.Option(help="Fraction of new normal images that may be called anomalous.")] = 0.05,
     coreset: Annotated[float, typer.Option(help="What a nearest-neighbour bank keeps: a fraction in (0, 1], or a count above 1; -1 for the recipe's own.")] = 0.25,
     groups: Annotated[str, typer.Option(help="Images of one part are left out together: parent (their folder), or a regular expression on names such as '^(part[0-9]+)_'.")] = "",
-    normal: Annotated[str, typer.Option(help="Folder of normal images where its name does not say so.")] = "",
+    normal: Annotated[str, typer.Option(help="Folder of normal images where its name does not say so (good, ok, normal, pass, io, gut ... do).")] = "",
     intensity: Annotated[str, typer.Option(help="Values deeper than 8 bits: auto, full, window:<low>,<high> or percentile:<low>,<high>.")] = "auto",
     resize: Annotated[str, typer.Option(help="How an image becomes the input: square (squeezed), or its aspect kept: short (shorter side of --image-size) or pad.")] = "square",
-    tile: Annotated[int, typer.Option(help="Cut images into tiles of so many pixels, at their own resolution: for small defects in large images. 0 for whole images.")] = 0,
-    overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share, at least.")] = 64,
-    budget_ms: Annotated[float, typer.Option(help="Milliseconds an image may take here: the bank is made to fit, at most --coreset. 0 for any.")] = 0.0,
-    budget_mb: Annotated[float, typer.Option(help="Megabytes the bank may take: it is made to fit, at most --coreset. 0 for any.")] = 0.0,
+    tile: Annotated[int, typer.Option(min=0, help="Cut images into tiles of so many pixels, at their own resolution: for small defects in large images. 0 for none.")] = 0,
+    overlap: Annotated[int, typer.Option(min=0, help="Pixels that neighbouring tiles share, at least.")] = 64,
+    budget_ms: Annotated[float, typer.Option(min=0, help="Milliseconds an image may take here: the bank is made to fit, at most --coreset. 0 for any.")] = 0.0,
+    budget_mb: Annotated[float, typer.Option(min=0, help="Megabytes the bank may take: it is made to fit, at most --coreset. 0 for any.")] = 0.0,
     region: Annotated[str, typer.Option(help="The part of images that counts: a box (top,left,bottom,right, pixels or fractions) or a mask file; empty for all.")] = "",
-    seed: Annotated[int, typer.Option(help="Of coreset, folds and synthetic anomalies.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of coreset, folds and synthetic anomalies.")] = 0,
 ) -> None:
     """Learn from good images, and keep what decides on the next ones.
 
@@ -69,6 +71,8 @@ def fit(
         backbone, weights, choice["backbone"] = found.name, found.weights, f"{found.name}: {found.why}"
         typer.echo(f"backbone {choice['backbone']}")
     given: dict[str, Any] = {"backbone": backbone, "weights": weights, "image_size": image_size, "groups": groups, "intensity": intensity, "random_state": seed}
+    if coreset == 0 or (coreset < 0 and coreset != -1):
+        raise DataError(f"--coreset {coreset:g}: give a fraction in (0, 1], of which 1.0 keeps all, a count above 1, or -1 for the recipe's own")
     given |= {"coreset": None if coreset == -1 else coreset_of_report(coreset), "threshold": f"quantile:{1 - false_alarms:.10g}"}
     given |= {"resize": resize, "tile": tile, "overlap": overlap, "region": region, "budget_ms": budget_ms, "budget_mb": budget_mb}
     whole = resize == "square" and not tile and not region
@@ -80,7 +84,8 @@ def fit(
     index = read_index(dataset, root.absolute(), category, "keep", seed, normal=normal, n_train=n_train, intensity=intensity)
     typer.echo("\n".join(census_lines(index.attrs["census"], index.attrs["intensity"])))
     if recipe == "auto":
-        recipe, chosen = choose_recipe(index, **{k: given[k] for k in ("backbone", "weights", "image_size", "coreset", "random_state", "groups")})
+        with _all_damaged(index):
+            recipe, chosen = choose_recipe(index, **{k: given[k] for k in ("backbone", "weights", "image_size", "coreset", "random_state", "groups")})
         if chosen is None:
             typer.echo(f"chose {recipe}: there are too few images to compare recipes on")
         else:
@@ -88,7 +93,8 @@ def fit(
             compared = ", ".join(f"{r.recipe} {r.auroc:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in chosen.itertuples())
             typer.echo(f"chose {recipe} by image AUROC on synthetic anomalies, in {chosen.attrs['seconds']:.0f} s: {compared}")
             typer.echo(f"compared on {chosen.attrs['compared_on']}")
-    detector = Detector(recipe, **given).fit(index)
+    with _all_damaged(index):
+        detector = Detector(recipe, **given).fit(index)
     if detector.threshold_ is None:
         raise DataError(f"{root}: one normal image gives no threshold; add at least one more, better 20 or more")
     detector.choice_ = choice
@@ -111,6 +117,19 @@ def fit(
     typer.echo(f"{out}\n{page.as_posix()}\nnext: anomaly-nb predict {out} new_images/ --out predictions.csv")
 
 # %% ../../nbs/11_cli/03_detect.ipynb #a251371b
+@contextmanager
+def _all_damaged(index: Any) -> Iterator[None]:
+    "Where learning fails over a damaged image, name all that are damaged, not the first alone. Raises `DataError`."
+    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.data.images import image_infos, read_values
+
+    try:
+        yield
+    except DataError:
+        image_infos(index["image_path"][(index["split"] == "train") & (index["label"] == 0)], read_values)
+        raise
+
+
 def predict(
     detector: Annotated[Path, typer.Argument(help="Folder of a detector, of `anomaly-nb fit`.")],
     paths: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
@@ -122,7 +141,11 @@ def predict(
     every: Annotated[float, typer.Option(help="With --watch: seconds between two looks.")] = 1.0,
     idle: Annotated[float, typer.Option(help="With --watch: end after so many seconds without a new image; 0 for never.")] = 0.0,
 ) -> None:
-    """Decide on images: a row for each, exit code 3 if any was called anomalous.
+    """Decide on images: a row for each. The exit code says what was found, for scripts.
+
+    \b
+    Exit codes: 0 all read and none called anomalous; 3 some called anomalous; 4 none, but some images could not be read;
+    1 no image could be read; 2 a wrong option, file or detector.
 
     \b
     anomaly-nb predict detectors/my_part new_images/ --out predictions.csv --maps maps/
@@ -134,7 +157,7 @@ def predict(
     from anomaly_nb.core.runtime import progress
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.detector_files import check_backbone
-    from anomaly_nb.scoring.predict import Prediction, find_images, map_names, predict_files, write_maps
+    from anomaly_nb.scoring.predict import Prediction, count_learned, find_images, map_names, predict_files, write_maps
     from anomaly_nb.scoring.submission import submission_name, write_submission
 
     if layout not in ("", "mvtec-ad-2") or (layout and maps is None):
@@ -144,6 +167,7 @@ def predict(
     model.decision_threshold()
     counts: Counter[str] = Counter()
     columns = list(Prediction("").row())
+    window = model.intensity_.text
 
     def write(file: Any, images: list[str]) -> None:
         names, writer = {i: submission_name(i) for i in images} if layout else map_names(images), csv.DictWriter(file, columns, lineterminator="\n")
@@ -155,6 +179,9 @@ def predict(
             writer.writerow(done.row())
             file.flush()
             counts["error" if done.error else "anomalous" if done.anomalous else "normal"] += 1
+            counts["clipped"] += done.clipped > 0.01
+            counts["paged"] += done.frames > 1
+            counts["pages"] += done.frames - 1
             if watch:
                 said = done.error or f"score {done.score:.4g}, p {done.p_value:.3g}"
                 typer.echo(f"{'error' if done.error else 'ANOMALOUS' if done.anomalous else 'normal':9} {done.image_path}  {said}")
@@ -165,14 +192,24 @@ def predict(
     else:
         if not images:
             raise DataError(f"{', '.join(map(str, paths))}: no image is there ({len(passed)} other files); see `anomaly-nb inspect`")
+        if n := count_learned(model, images):
+            typer.echo(f"note: {n} of {len(images)} images are among those that the detector learned from; their scores are too low to judge it by", err=True)
         with atomic_write(out, "w") as file:
             csv.DictWriter(file, columns, lineterminator="\n").writeheader()
             write(file, images)
-    total = sum(counts.values())
+    total = counts["anomalous"] + counts["normal"] + counts["error"]
     typer.echo(f"{total} images: {counts['anomalous']} anomalous, {counts['normal']} normal, {counts['error']} could not be read -> {out}")
-    if passed:
-        typer.echo(f"passed over: {len(passed)} files that are no images, the first {passed[0]}", err=True)
-    raise typer.Exit(3 if counts["anomalous"] else 1 if total and counts["error"] == total else 0)
+    if counts["clipped"]:
+        typer.echo(f"note: {counts['clipped']} images clipped by more than 1 %: their values lie outside {window}, which the detector was fitted with", err=True)
+    if counts["paged"]:
+        typer.echo(f"note: {counts['paged']} images hold several pages or frames: the first of each was looked at, {counts['pages']} others were not", err=True)
+    for why, n in Counter(passed.values()).items():
+        typer.echo(f"passed over: {n}, {why}, the first {next(p for p, w in passed.items() if w == why)}", err=True)
+    none = total and counts["error"] == total
+    if counts["error"]:
+        unread = "no image could be read" if none else f"{counts['error']} of {total} images could not be read"
+        typer.echo(f"{unread}; the column error of {out} says why", err=True)
+    raise typer.Exit(3 if counts["anomalous"] else 1 if none else 4 if counts["error"] else 0)
 
 
 def _read_paths(out: Path) -> list[str]:
@@ -185,6 +222,7 @@ def _read_paths(out: Path) -> list[str]:
 
 def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: float, idle: float) -> None:
     "Predict what arrives, each file once it has stopped growing; rows that an earlier watch wrote are not made again."
+    from anomaly_nb.core.files import printable
     from anomaly_nb.scoring.predict import find_images
 
     seen = set(_read_paths(out))
@@ -197,12 +235,12 @@ def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: 
             file.flush()
         try:
             while True:
-                now = {p: Path(p).stat().st_size for p in find_images(paths)[0] if p not in seen and Path(p).exists()}
+                now = {p: Path(p).stat().st_size for p in find_images(paths)[0] if printable(p) not in seen and Path(p).exists()}
                 ready = [p for p, size in now.items() if sizes.get(p) == size]
                 sizes = now
                 if ready:
                     write(file, ready)
-                    seen |= set(ready)
+                    seen |= set(map(printable, ready))
                     last = time.monotonic()
                 if idle and time.monotonic() - last > idle:
                     return
@@ -221,6 +259,8 @@ def update(
     \b
     anomaly-nb update detectors/my_part more_good/
     """
+    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.files import NOT_UTF8, printable
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.detector_files import check_backbone
@@ -229,7 +269,12 @@ def update(
     model = Detector.load(detector, weights)
     check_backbone(model)
     before = model.threshold_
-    model.update([Path(p).resolve().as_posix() for p in find_images(paths)[0]])
+    images, passed = find_images(paths)
+    if odd := [printable(p) for p in images if printable(p) != p]:
+        raise DataError(f"{odd[0]}: {NOT_UTF8} ({len(odd)} such)")
+    for why, n in Counter(passed.values()).items():
+        typer.echo(f"passed over: {n}, {why}", err=True)
+    model.update([Path(p).resolve().as_posix() for p in images])
     write_card(model, model.save(detector))
     was = f"{before.value:.4g}" if before else "none"
     typer.echo(f"version {model.version_}: {len(model.paths_)} normal images; threshold {was} -> {model.decision_threshold()}")

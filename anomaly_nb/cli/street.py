@@ -76,7 +76,7 @@ def _normalisation(mean: float, std: float) -> dict[str, Any]:
     "Input mean and deviation of a network, where they are not ImageNet's."
     return {k: (v,) * 3 for k, v in (("mean", mean), ("std", std)) if v >= 0}
 
-# %% ../../nbs/11_cli/07_street.ipynb #2c82fae8
+# %% ../../nbs/11_cli/07_street.ipynb #e979a9b1
 @contextmanager
 def _recorded(
     run: Any,  # StreetRun
@@ -91,7 +91,8 @@ def _recorded(
     from anomaly_nb.core.files import sha256_json
     from anomaly_nb.reports.record import making
 
-    started, start, metrics = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter(), {}
+    started, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
+    metrics: dict[str, Any] = {}
 
     def write(status: str, error: str | None = None) -> None:
         record = {"run_id": sha256_json(given)[:12], "report": "street_train", "parameters": given, "metrics": metrics, "status": status, "error": error}
@@ -186,12 +187,12 @@ def train(
         result = train_network(network, train_set, val_set, out, config, device, workers, after_epoch=record)
         typer.echo(f"best validation mIoU {result.best_miou:.4f} in epoch {result.best_epoch + 1} of {len(result.history)}")
         record(result.history)
-        options = {"adapt": adapt or None, "fit_images": fit_images or None, "cells_per_image": fit_cells, "temperature": temperature}
+        options: dict[str, Any] = {"adapt": adapt or None, "fit_images": fit_images or None, "cells_per_image": fit_cells, "temperature": temperature}
         run.fit(result.model, names, size, **options)
     run.page(result.history, finished=True)
     typer.echo(f"{out}: best.pt, scorer.pt, validation/, training.png; statistics and thresholds at {size_text(size)}")
 
-# %% ../../nbs/11_cli/07_street.ipynb #5e2b3f0e
+# %% ../../nbs/11_cli/07_street.ipynb #cc34bc5f
 def _target_size(run: Any, height: int, width: int, as_stored: bool) -> tuple[int, int] | None:
     "The size that a command works at: given, as stored, or the run's own. Raises `DataError` where both are given."
     from anomaly_nb.core.errors import DataError
@@ -281,6 +282,7 @@ def evaluate(
     fit_data: Annotated[str, typer.Option(help="training data of --model or --logits, for scores that are fitted: a data set as in --data")] = "",
     fit_root: Annotated[str, typer.Option(help="its folder")] = "",
     fit_split: Annotated[str, typer.Option(help="its split")] = "train",
+    fit_held_out: Annotated[list[str], typer.Option(help="classes held out of it; none = those of --held-out")] = [],  # noqa: B006 - typer copies it
     fit_logits: Annotated[str, typer.Option(help="folder of logits of these scenes, with --logits")] = "",
     fit_images: FitImages = 0,
     image_input: Annotated[str, typer.Option("--input", help="what a file of --model takes: normalised or uint8")] = "normalised",
@@ -334,7 +336,7 @@ def evaluate(
         scorer, validation = place.fitted(size, [first.labels.shape], other_size)
         result = evaluate_all(network, scorer, dataset, protocol=protocol, run=run.resolve().name, thresholds_at=validation.about.get("sizes", []))
     else:
-        training = _open(fit_data, fit_root, fit_split, held_out, size) if fit_data else None
+        training = _open(fit_data, fit_root, fit_split, fit_held_out or held_out, size) if fit_data else None
         options = {"input": image_input, "mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
         classes = dataset.table.names if same_classes else ()
         given = {"temperature": temperature, "fit_images": fit_images or (None if training is not None else 32)}
@@ -652,7 +654,7 @@ def compare(
         typer.echo(f"{about}\n{apart}" + to_markdown(table))
     typer.echo(str(out))
 
-# %% ../../nbs/11_cli/07_street.ipynb #bf5f3ab5
+# %% ../../nbs/11_cli/07_street.ipynb #100d75c0
 @app.command()
 def classes(
     data: Data = "samples",
@@ -670,7 +672,7 @@ def classes(
     """
     from anomaly_nb.segmentation.datasets import class_distribution
 
-    table = class_distribution(_open(data, root, split, held_out, **_ids(anomaly_ids, ignore_ids)))
+    table = class_distribution(_open(data, root, split, held_out, None, **_ids(anomaly_ids, ignore_ids)))
     typer.echo(table.assign(share=table["share"].map("{:.3%}".format), raw_ids=table["raw_ids"].str.slice(0, 24)).to_string(index=False))
 
 # %% ../../nbs/11_cli/07_street.ipynb #99fc5fc5

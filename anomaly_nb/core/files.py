@@ -440,6 +440,10 @@ def verify_manifest(folder: str | Path) -> dict:
     "The manifest of `folder`, if every file is as it says. Raises `MissingFileError` for an absent file, `DataError` for a changed one."
     folder = Path(folder)
     manifest = read_json(folder / MANIFEST)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    whole = isinstance(files, dict) and files and all(isinstance(e, dict) and {"sha256", "size"} <= e.keys() for e in files.values())
+    if not whole:
+        raise DataError(f"{folder / MANIFEST}: names no files with sha256 and size; restore it or write the manifest again")
     for name, entry in manifest["files"].items():
         path = folder / name
         if not path.is_file():

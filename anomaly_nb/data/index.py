@@ -87,14 +87,16 @@ def pair_masks(
 
 # %% ../../nbs/02_data/01_index.ipynb #79242820
 NORMAL_FOLDERS = (
-    "good", "ok", "okay", "normal", "normals", "nominal", "healthy", "no_defect", "no_defects", "nodefect", "defect_free", "defectfree", "non_defective", "nondefective",
-    "pass", "passed", "io", "i_o", "gut", "fehlerfrei", "undamaged", "intact", "flawless", "faultless", "accepted", "no_anomaly", "anomaly_free", "non_anomalous", "not_defective",
+    "good", "ok", "okay", "normal", "normals", "nominal", "healthy", "no_defect", "no_defects", "nodefect", "defect_free", "defectfree",
+    "non_defective", "nondefective", "pass", "passed", "io", "i_o", "gut", "fehlerfrei", "undamaged", "intact", "flawless", "faultless", "accepted",
+    "no_anomaly", "anomaly_free", "non_anomalous", "not_defective",
 )  # fmt: skip
 DEFECT_FOLDERS = (
-    "bad", "nok", "n_ok", "not_ok", "ng", "n_g", "nogood", "no_good", "not_good", "abnormal", "abnormals", "anomaly", "anomalies", "anomalous", "defect", "defects", "defective", "defekt",
-    "damage", "damaged", "broken", "fail", "failed", "failure", "fault", "faults", "faulty", "ko", "nio", "n_i_o", "n_io", "not_normal", "reject", "rejected", "rejects", "scrap",
-    "schlecht", "kaputt", "fehler", "error", "errors", "outlier", "outliers", "crack", "cracks", "scratch", "scratches", "hole", "holes", "dent", "dents", "stain", "stains", "spot", "spots",
-    "bent", "contamination", "burn", "burnt", "rust", "chipped", "torn",
+    "bad", "nok", "n_ok", "not_ok", "ng", "n_g", "nogood", "no_good", "not_good", "abnormal", "abnormals", "anomaly", "anomalies", "anomalous", "defect", "defects",
+    "defective", "defekt", "damage", "damaged", "broken", "fail", "failed", "failure", "fault", "faults", "faulty", "ko", "nio", "n_i_o", "n_io", "not_normal",
+    "reject", "rejected", "rejects", "scrap", "schlecht",
+    "kaputt", "fehler", "error", "errors", "outlier", "outliers", "crack", "cracks", "scratch", "scratches", "hole", "holes", "dent", "dents", "stain",
+    "stains", "spot", "spots", "bent", "contamination", "burn", "burnt", "rust", "chipped", "torn",
 )  # fmt: skip
 _FILLERS = frozenset({"image", "images", "img", "imgs", "part", "parts", "sample", "samples", "picture", "pictures", "photo", "photos", "the", "only"})
 

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'TAKES', 'index_mvtec_ad2', 'index_mvtec_loco', 'loco_regions', 'index_visa', 'index_btad', 'index_realiad',
-           'index_kolektor_sdd2', 'index_samples', 'index_csv', 'read_index']
+           'index_kolektor_sdd2', 'index_samples', 'index_csv', 'one_category', 'read_index']
 
 # %% ../../nbs/02_data/03_layouts.ipynb #d6e6587a
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError, MissingFileError, check_file, check_folder, check_random_state
+from ..core.errors import DataError, MissingFileError, Notice, check_file, check_folder, check_random_state
 from ..core.files import read_json
 from ..core.order import natural_key, path_key
 from ..core.runtime import progress
@@ -297,6 +298,23 @@ TAKES = {name: ("category", "on_missing") for name in LAYOUTS} | {  # which of `
 }
 
 
+def one_category(
+    dataset: str,  # name of the layout
+    category: str,  # as given, "" = none named
+) -> str:
+    "The category a report is about: the samples' nut where none is named, and none, with a notice, where the layout has none."
+    if category and "category" not in TAKES.get(dataset, ("category",)):
+        warnings.warn(Notice(f"category={category!r} is left out: the layout {dataset} has no categories"), stacklevel=2)
+        return ""
+    return category or ("nut" if dataset == "samples" else "")
+
+
+def _like(root: str | Path, dataset: str) -> str:
+    "For a folder that was given as one of one's own: which layout it has the marks of, as the end of a message."
+    fits = [n.partition(" in ") for n in recognise(root) if n != "folder" and n.partition(" in ")[0] in LAYOUTS] if dataset == "folder" and Path(root).is_dir() else []
+    return f"; it looks like dataset={fits[0][0]}" + (f" with root={Path(root) / fits[0][2]}" if fits[0][2] else "") if fits else ""
+
+
 def read_index(
     dataset: str,  # name of the layout, a key of `LAYOUTS`
     root: str | Path,  # its folder
@@ -318,15 +336,12 @@ def read_index(
     if normal and "normal" not in TAKES[dataset]:
         raise DataError(f"normal={normal!r}: only dataset=folder asks for it; the layout {dataset} says what is normal")
     if category and "category" not in TAKES[dataset]:
-        raise DataError(f"category={category!r}: the layout {dataset} has no categories; leave it out")
+        raise DataError(f"category={category!r}: the layout {dataset} has no categories; leave it out{_like(root, dataset)}")
     check_random_state(random_state)
     try:
         index = LAYOUTS[dataset](root, **{k: v for k, v in given.items() if k in TAKES[dataset]})
     except DataError as e:
-        fits = [n.partition(" in ") for n in recognise(root) if n != "folder" and n.partition(" in ")[0] in LAYOUTS] if dataset == "folder" else []
-        if not fits:
-            raise
-        raise DataError(f"{e}; it looks like dataset={fits[0][0]}" + (f" with root={Path(root) / fits[0][2]}" if fits[0][2] else "")) from None
+        raise DataError(f"{e}{_like(root, dataset)}") from None
     if (n := index["category"].nunique()) > 1:
         index.attrs["notes"] = [*index.attrs.get("notes", []), f"{n} categories are taken as one: {', '.join(index['category'].unique()[:4])} ...; category=<name> takes one"]
     top = Path(root or "data/samples")

@@ -6,11 +6,12 @@
 __all__ = ['OWN_OPTIONS', 'BackboneSpec', 'parse_name', 'Backbone', 'FilterBackbone', 'recorded_name', 'TimmBackbone',
            'fuse_maps', 'fuse', 'positions_at', 'ClipBackbone', 'create_backbone']
 
-# %% ../../nbs/03_features/02_backbones.ipynb #c609b2ba
+# %% ../../nbs/03_features/02_backbones.ipynb #177190cb
 import ast
 import logging
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def parse_name(
             options[key] = value
     return match[1], match[2] or "", options
 
-# %% ../../nbs/03_features/02_backbones.ipynb #796b9dee
+# %% ../../nbs/03_features/02_backbones.ipynb #1ba349cd
 class Backbone:
     "A frozen network: `transform` an image, call it on a batch. Subclasses do the work in `__call__`."
 
@@ -124,6 +125,14 @@ class Backbone:
         "Features of a batch."
         raise TypeError(f"{type(self).__name__} does not compute features; use `create_backbone`")
 
+    def patches(
+        self,
+        batch: np.ndarray,  # (B, 3, H, W) float32, of `transform`
+    ) -> tuple[np.ndarray, tuple[int, int]]:  # patches (B, P, D) float32, (h, w)
+        "The patches alone: the same bits, for some networks with less work."
+        found, grid, _ = self(batch)
+        return found, grid
+
     def __repr__(self) -> str:
         s = self.spec
         cut = f", tiles of {s.tile} px" * bool(s.tile) + f", region {s.region}" * bool(s.region)
@@ -146,7 +155,7 @@ def recorded_name(
     "The name that makes a recorded backbone again: what was recorded as filters, before there were versions, is filters-1."
     return "filters-1" if name == "filters" else name
 
-# %% ../../nbs/03_features/02_backbones.ipynb #75790a51
+# %% ../../nbs/03_features/02_backbones.ipynb #8577709e
 class TimmBackbone(Backbone):
     "A timm network, chosen layers fused to the coarsest of their grids."
 
@@ -166,18 +175,32 @@ class TimmBackbone(Backbone):
         import torch
 
         info = self.model.feature_info
-        layers, last = list(self.spec.layers), len(getattr(info, "info", info)) - 1
+        layers, last, parts = list(self.spec.layers), len(getattr(info, "info", info)) - 1, []
         indices = layers if last in layers else [*layers, last]  # some families stop after the last one asked for
-        step, parts = len(batch) if self.device.type != "cpu" else self.cpu_batch, []
         with torch.inference_mode():
-            for start in range(0, len(batch), step):
-                x = torch.as_tensor(batch[start : start + step], device=self.device)
-                if not hasattr(self.model, "patch_embed"):
-                    x = x.contiguous(memory_format=torch.channels_last)
+            for x in self._pieces(batch):
                 final, maps = self.model.forward_intermediates(x, indices=indices, norm=self.spec.norm)
                 cls = final[:, 0] if self.has_class_token else self.model.forward_head(final, pre_logits=True)
                 parts.append(fuse(maps[: len(layers)], self.spec.pool, cls))
         return np.concatenate([p for p, _, _ in parts]), parts[0][1], np.concatenate([c for _, _, c in parts])
+
+    def _pieces(self, batch: np.ndarray) -> Iterator[Any]:
+        "A batch in parts that pass together, as tensors."
+        import torch
+
+        step = len(batch) if self.device.type != "cpu" else self.cpu_batch
+        for start in range(0, len(batch), step):
+            x = torch.as_tensor(batch[start : start + step], device=self.device)
+            yield x if hasattr(self.model, "patch_embed") else x.contiguous(memory_format=torch.channels_last)
+
+    def patches(self, batch: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+        "The patches alone: what lies above the last layer asked for is not computed."
+        import torch
+
+        wanted: dict[str, Any] = {"indices": list(self.spec.layers), "norm": self.spec.norm, "stop_early": True, "intermediates_only": True}
+        with torch.inference_mode():
+            parts = [fuse_maps(self.model.forward_intermediates(x, **wanted), self.spec.pool) for x in self._pieces(batch)]
+            return np.concatenate([p.float().cpu().numpy() for p, _ in parts]), parts[0][1]
 
 
 def fuse_maps(

@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from ..core.display import summary_html
-from ..core.errors import DataError, MissingFileError
+from ..core.errors import DataError, MissingFileError, check_random_state
 from ..core.files import locked, read_json, sha256_file, sha256_json, to_json, write_json, write_text
 from .gallery import write_gallery
 from .kernel import Execution, Limits, end_tree, execute
@@ -74,7 +74,7 @@ def copy_template(
             raise FileExistsError(f"{path}: is there already; choose another name or remove it")
         return write_json(path, source)
 
-# %% ../../nbs/10_reports/04_run.ipynb #b8108028
+# %% ../../nbs/10_reports/04_run.ipynb #39f1215c
 TYPES: dict[str, Any] = {
     "str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "tuple": tuple, "None": None, "Literal": Literal, "Path": str, "Any": Any,
 }  # fmt: skip
@@ -122,7 +122,7 @@ def template_parameters(
             annotation = one.annotation if isinstance(line, ast.AnnAssign) else said
             result[name] = {"default": default, "type": annotated_type(annotation) if annotation else type(default), "help": remark}
     except (SyntaxError, ValueError, AttributeError, IndexError) as e:
-        raise DataError(f"{path.name}: the cell tagged 'parameters' must hold lines of the form  name: type = literal  # help, or  name = literal  # type: type help ({e})") from None
+        raise DataError(f"{path.name}: the cell tagged 'parameters' must hold lines  name: type = literal  # help  or  name = literal  # type: type help ({e})") from None
     return result
 
 
@@ -144,6 +144,8 @@ def check_parameters(
             near = difflib.get_close_matches(name, known, 1)
             raise DataError(f"{Path(template).stem}: no parameter {name!r}{f'; did you mean {near[0]!r}?' if near else ''} It takes {', '.join(known)}")
         values[name] = _kept(name, _typed(name, value, known[name]["type"]))
+        if name == "seed":
+            check_random_state(values[name], name)
     return values
 
 

@@ -21,8 +21,8 @@ from .detector import Detector
 from .preparation import image_groups
 from .validation import artificial_validation, synthetic_auroc
 
-# %% ../../nbs/06_scoring/14_choice.ipynb #299ce5bf
-CANDIDATES = ("knn", "knn-euclidean", "mahalanobis", "placed", "positional", "subspace", "whitened", "gauss_knn")
+# %% ../../nbs/06_scoring/14_choice.ipynb #eae11695
+CANDIDATES = ("knn", "knn-euclidean", "mahalanobis", "placed", "positional", "subspace", "whitened-euclidean", "gauss_knn")
 FEWEST, LEARNED = 6, 48  # normal images to choose by; images that candidates learn from at most
 
 

@@ -88,7 +88,7 @@ def blurred(
         x = nnf.conv2d(x, weights[None, None, :, None] if axis == 0 else weights[None, None, None])
     return x[:, 0]
 
-# %% ../../nbs/06_scoring/18_export.ipynb #1a8c72a1
+# %% ../../nbs/06_scoring/18_export.ipynb #1b9f1c8b
 def filter_vectors(
     batch: Any,  # torch (N, 3, H, W) float32 in [-1, 1]
 ) -> Any:  # torch (N, P, 49) float32
@@ -133,10 +133,9 @@ def network_of(
     if isinstance(backbone, FilterBackbone) and spec.name == "filters-2":
         return filter_vectors
     if isinstance(backbone, TimmBackbone):
-        model, info = copy.deepcopy(backbone.model).cpu().float(), backbone.model.feature_info
-        layers, last = list(spec.layers), len(getattr(info, "info", info)) - 1
-        indices = layers if last in layers else [*layers, last]
-        return lambda x: fuse_maps(model.forward_intermediates(x, indices=indices, norm=spec.norm)[1][: len(layers)], spec.pool)[0]
+        model = copy.deepcopy(backbone.model).cpu().float()
+        asked: dict[str, Any] = {"indices": list(spec.layers), "norm": spec.norm, "stop_early": True, "intermediates_only": True}
+        return lambda x: fuse_maps(model.forward_intermediates(x, **asked), spec.pool)[0]
     if isinstance(backbone, ClipBackbone):
         tower = copy.deepcopy(backbone.model).cpu().float()
         wanted: dict[str, Any] = {"indices": list(spec.layers), "normalize_intermediates": spec.norm, "intermediates_only": True}
@@ -275,18 +274,18 @@ def build_graph(
 
     return Graph().eval()
 
-# %% ../../nbs/06_scoring/18_export.ipynb #665d334d
+# %% ../../nbs/06_scoring/18_export.ipynb #834223d6
 FORMATS = {"onnx": "detector.onnx", "torchscript": "detector.pt"}
 SCRIPT = '''"Decide on an image: python predict.py part.png. Needs onnxruntime and numpy; and Pillow, unless the image is an array in a .npy file."
-import json, sys
+import json, sys, numpy as np, onnxruntime
 from pathlib import Path
-import numpy as np, onnxruntime
 here, path = Path(__file__).parent, sys.argv[1]
 about, session = json.loads((here / "export.json").read_text()), onnxruntime.InferenceSession(here / "detector.onnx")
 image = np.load(path) if path.endswith(".npy") else np.asarray(__import__("PIL.Image").Image.open(path).convert("RGB"))
 score, heat = (found[0] for found in session.run(["score", "map"], {"image": image[None].astype(about["input"])}))
 p_value = (1 + sum(s >= score for s in about["held_out"])) / (1 + len(about["held_out"]))
-print(json.dumps({"score": float(score), "anomalous": bool(score >= about["threshold"]), "p_value": p_value, "hottest": [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]}))
+hottest = [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]  # row, column
+print(json.dumps({"score": float(score), "anomalous": bool(score >= about["threshold"]), "p_value": p_value, "hottest": hottest}))
 '''
 
 

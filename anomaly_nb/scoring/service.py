@@ -6,12 +6,13 @@
 __all__ = ['LARGEST_PIXELS', 'Box', 'Answer', 'Card', 'Cards', 'Alive', 'BadImage', 'Served', 'image_of', 'read_detectors',
            'create_detector_app']
 
-# %% ../../nbs/06_scoring/19_service.ipynb #a9179f2b
+# %% ../../nbs/06_scoring/19_service.ipynb #12f0368e
 import asyncio
 import hashlib
 import logging
 import os
 import re
+import secrets
 import sqlite3
 import tempfile
 from collections.abc import Mapping
@@ -97,7 +98,7 @@ class Alive(BaseModel):
     status: Literal["ok"] = "ok"
     detectors: int
 
-# %% ../../nbs/06_scoring/19_service.ipynb #152a26ba
+# %% ../../nbs/06_scoring/19_service.ipynb #58c90591
 LARGEST_PIXELS = 50_000_000  # of an image
 
 
@@ -124,12 +125,13 @@ class Served:
         check_backbone(detector)
         check_single(detector)
         self.threshold, self.limit = detector.decision_threshold(), patch_limit(detector.held_out_patches_)
-        top = os.path.commonpath([os.path.dirname(p) for p in detector.paths_]) if all(detector.paths_) else ""
-        self.names = {p: Path(os.path.relpath(p, top)).as_posix() if top else p for p in detector.paths_}
+        whole = {p: os.path.abspath(p) for p in detector.paths_ if p}
+        top = os.path.commonpath([os.path.dirname(p) for p in whole.values()]) if whole else ""
+        self.names = {p: Path(os.path.relpath(at, top)).as_posix() for p, at in whole.items()}
         self.thread = ThreadPoolExecutor(1, f"detector-{name}")
         self.head, self.count, self.missed = f"v{detector.version_}", 0, 0
         if store is not None and len(detector.held_out_):
-            held_out = [f"held-out/{self.names[p] or i}" for i, p in enumerate(detector.paths_)]
+            held_out = [f"held-out/{self.names.get(p, i)}" for i, p in enumerate(detector.paths_)]
             store.tag(name, self.head, held_out, detector.held_out_, roles="normal")
 
     def card(self) -> Card:
@@ -158,10 +160,12 @@ class Served:
         "The decision on one image. Raises `BadImage`."
         image, named = image_of(body, kind)
         file = file or named or hashlib.sha256(image).hexdigest()
-        with tempfile.NamedTemporaryFile(dir=folder) as f:
-            f.write(image)
-            f.flush()
-            found, (height, width) = self._decided(f.name)
+        path = folder / secrets.token_hex(16)
+        try:
+            path.write_bytes(image)
+            found, (height, width) = self._decided(str(path))
+        finally:
+            path.unlink(missing_ok=True)
         self.count += 1
         box = dict(zip(("left", "top", "right", "bottom"), found.box))
         near, drift = self.names.get(found.normal_path, found.normal_path), self._kept(file, found.score)

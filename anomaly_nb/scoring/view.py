@@ -21,7 +21,7 @@ from ..core.errors import DataError
 from ..core.files import sha256_file
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
 from ..core.views import Check, Choice, Control, Slider, View
-from ..data import image_info, read_image, read_index
+from ..data import image_info, one_category, read_image, read_index
 from ..features import FeatureSet, cached_features
 from ..metrics import average_precision, roc_auc
 from .detector import Detector
@@ -171,14 +171,15 @@ class ImageView(View):
     ) -> "ImageView":
         "The view of a run, from its parameters; features come from the run's cache. Raises as the report does."
         p = dict(parameters)
-        index = read_index(p["dataset"], p["root"], p["category"], p["on_missing"], p["seed"])
+        category = one_category(p["dataset"], p["category"])
+        index = read_index(p["dataset"], p["root"], category, p["on_missing"], p["seed"])
         if p.get("tile") or p.get("region") or p.get("resize", "square") != "square":
             raise DataError("this run has tiles, a region or images of their own aspect, which the explorer does not show; see its report, or `anomaly-nb predict --maps`")
         detector = report_detector(p)
-        features = cached_features(index, detector.network(), p["cache"], p["category"] or p["dataset"])
+        features = cached_features(index, detector.network(), p["cache"], category or p["dataset"])
         train = features.where((features.meta["split"] == "train") & (features.meta["label"] == 0))
         view = cls(detector, train, features.where(features.meta["split"] == "test"), p["threshold"])
-        view.title = f"{p['category'] or p['dataset']}, {detector.parts().backbone.split('?')[0]}"
+        view.title = f"{category or p['dataset']}, {detector.parts().backbone.split('?')[0]}"
         return view
 
     @classmethod

@@ -10,7 +10,7 @@ __all__ = ['Augmentation', 'HybridEnergyThresholding', 'LabelTable', 'PixelKNN',
            'heat_study', 'load_checkpoint', 'load_evaluation', 'load_scorer', 'max_logit', 'msp', 'open_streets',
            'operating_points', 'predict', 'quantile_sensitivity', 'results_table', 'run_ablation', 'save_checkpoint',
            'save_evaluation', 'save_scorer', 'scene_panels', 'speed_table', 'OwnNetwork', 'StoredLogits', 'StreetRun',
-           'evaluate_scores', 'load_network', 'write_submission', 'street_samples', 'study_configs',
+           'evaluate_scores', 'load_network', 'write_submission', 'street_samples', 'streets_table', 'study_configs',
            'subsampling_study', 'threshold_sensitivity', 'to_markdown', 'train', 'training_curves', 'write_comparison',
            'write_street_samples', 'NetworkEnsemble', 'ReAct', 'WithPatches', 'eam', 'mask2anomaly',
            'mask_class_logits', 'rba']
@@ -19,7 +19,7 @@ __all__ = ['Augmentation', 'HybridEnergyThresholding', 'LabelTable', 'PixelKNN',
 from .ablation import ablation_summary, heat_study, quantile_sensitivity, run_ablation, study_configs, subsampling_study, threshold_sensitivity
 from .augment import Augmentation
 from .compare import comparison_plot, comparison_table, to_markdown, write_comparison
-from .datasets import LabelTable, StreetDataset, class_distribution, open_streets
+from .datasets import LabelTable, StreetDataset, class_distribution, open_streets, streets_table
 from anomaly_nb.segmentation.evaluation import (
     StreetEvaluation,
     class_table,
@@ -53,6 +53,6 @@ _all_ = ["Augmentation", "HybridEnergyThresholding", "LabelTable", "PixelKNN", "
          "heat_study", "load_checkpoint", "load_evaluation", "load_scorer", "max_logit", "msp", "open_streets",
          "operating_points", "predict", "quantile_sensitivity", "results_table", "run_ablation", "save_checkpoint",
          "save_evaluation", "save_scorer", "scene_panels", "speed_table", "OwnNetwork", "StoredLogits", "StreetRun",
-         "evaluate_scores", "load_network", "write_submission", "street_samples", "study_configs", "subsampling_study",
+         "evaluate_scores", "load_network", "write_submission", "street_samples", "streets_table", "study_configs", "subsampling_study",
          "threshold_sensitivity", "to_markdown", "train", "training_curves", "write_comparison", "write_street_samples",
          "NetworkEnsemble", "ReAct", "WithPatches", "eam", "mask2anomaly", "mask_class_logits", "rba"]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['incomparable', 'comparable_groups', 'comparison_table', 'to_markdown', 'write_comparison', 'comparison_plot']
 
-# %% ../../nbs/07_segmentation/11_compare.ipynb #ceb7637c
+# %% ../../nbs/07_segmentation/11_compare.ipynb #dd582a37
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from ..core.errors import DataError
 from ..core.files import write_json, write_text
 from ..core.style import PALETTE, figure_style
+from ..metrics.uncertainty import coverage_note
 from .evaluation import COMPARED, StreetEvaluation, identity_differences, results_table
 
-# %% ../../nbs/07_segmentation/11_compare.ipynb #0d38f137
+# %% ../../nbs/07_segmentation/11_compare.ipynb #8924e4b8
 def incomparable(
     a: StreetEvaluation,
     b: StreetEvaluation,
@@ -78,7 +79,9 @@ def to_markdown(
             text = str(value) if not isinstance(value, float) else "-" if np.isnan(value) else f"{100 * value:.2f}"
             cells.append(text + ("" if np.isnan(low) else f" [{100 * low:.1f}, {100 * row[f'{c}_high']:.1f}]"))
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    pooled = table[table["protocol"] == "pooled"]["images"].tolist() if "auroc_low" in table else []
+    note = coverage_note(int(min(pooled))) if pooled else ""
+    return "\n".join(lines) + "\n" + (f"\n{note}\n" if note else "")
 
 
 def write_comparison(

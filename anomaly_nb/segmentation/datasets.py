@@ -6,10 +6,10 @@
 __all__ = ['VOID', 'CAMVID', 'STREET_HAZARDS', 'STREET_HAZARDS_VOID', 'BDD', 'BINARY', 'CITYSCAPES', 'LabelTable', 'Scene',
            'ScenePaths', 'resized_image', 'resized_labels', 'StreetDataset', 'pair_by_key', 'camvid', 'read_odgt',
            'street_hazards', 'bdd_anomaly', 'binary_table', 'smiyc', 'road_anomaly', 'cityscapes', 'lost_and_found',
-           'fishyscapes', 'folder', 'open_streets', 'class_distribution']
+           'fishyscapes', 'folder', 'open_streets', 'streets_table', 'class_distribution']
 
-# %% ../../nbs/07_segmentation/04_datasets.ipynb #db65df6f
-from collections.abc import Callable, Iterable, Sequence
+# %% ../../nbs/07_segmentation/04_datasets.ipynb #5ca73ce0
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,8 @@ from PIL import Image
 from ..core.errors import DataError, MissingFileError, check_file, check_folder
 from ..core.files import load_arrays, parse_json, read_json, read_text, sha256_json
 from ..core.order import natural_key
-from ..data.images import IMAGE_SUFFIXES, read_ids, read_image
+from ..data.census import files_left, table_of_read
+from ..data.images import is_image, read_ids, read_image
 from ..core.runtime import progress
 
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #d3f97a39
@@ -187,7 +188,7 @@ class StreetDataset:
         kept = [i for i in range(len(self)) if not np.isin(self.raw_labels(i), list(self.table.anomaly)).any()]
         return self.keep(kept, f"{len(self) - len(kept)} of {len(self)} {self.split} scenes left out because they hold the anomaly")
 
-# %% ../../nbs/07_segmentation/04_datasets.ipynb #f01fe5ba
+# %% ../../nbs/07_segmentation/04_datasets.ipynb #c16532d2
 def pair_by_key(
     images: dict[str, Path],  # key -> image
     labels: dict[str, Path],  # key -> label image
@@ -206,7 +207,7 @@ def _pictures(folder: Path, ending: str = "") -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in check_folder(folder).rglob("*"):
         stem = path.relative_to(folder).with_suffix("").as_posix()
-        if path.suffix.lower() in IMAGE_SUFFIXES and stem.endswith(ending):
+        if is_image(path) and stem.endswith(ending):
             if stem.removesuffix(ending) in found:
                 raise DataError(f"{path}: has the key of {found[stem.removesuffix(ending)].name}; keep the one that is meant")
             found[stem.removesuffix(ending)] = path
@@ -289,7 +290,7 @@ def bdd_anomaly(
     table = LabelTable(BDD, {i + 2: i for i in range(16)}, anomaly=frozenset({18, 19, 20}), void=frozenset({0, 1}))
     return StreetDataset("bdd_anomaly", split, table, read_odgt(_odgt_of(Path(root), lists[split]), root))
 
-# %% ../../nbs/07_segmentation/04_datasets.ipynb #8bf6a4e6
+# %% ../../nbs/07_segmentation/04_datasets.ipynb #caf8596f
 BINARY = LabelTable((), {}, anomaly=frozenset({1}), normal=frozenset({0}), void=frozenset({255}))
 
 
@@ -324,7 +325,7 @@ def road_anomaly(
     if not frames.is_dir() and (Path(root) / "labels_masks").is_dir():
         return replace(smiyc(root), name="road_anomaly", split="test", table=binary_table((2,), ()))
     listed = frames / "frame_list.json"
-    there = [p for p in check_folder(frames).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
+    there = [p for p in check_folder(frames).iterdir() if is_image(p)]
     names = read_json(listed) if listed.is_file() else [p.name for p in sorted(there, key=lambda p: natural_key(p.stem))]
     scenes = [ScenePaths(Path(n).stem, check_file(frames / n), check_file(frames / f"{Path(n).stem}.labels" / "labels_semantic.png")) for n in names]
     return StreetDataset("road_anomaly", "test", LabelTable((), {}, anomaly=frozenset({2}), normal=frozenset({0})), scenes)
@@ -450,6 +451,20 @@ def open_streets(
         dataset = replace(dataset, table=_with_ids(dataset.table, anomaly_ids, ignore_ids))
     dataset = dataset.hold_out(*held_out) if held_out else dataset
     return dataset if name == "samples" else replace(dataset, size=size)
+
+# %% ../../nbs/07_segmentation/04_datasets.ipynb #caa03ce7
+def streets_table(
+    splits: Mapping[str, StreetDataset],  # name of the split -> its scenes
+) -> pd.DataFrame:  # what, type, files
+    "What was read of each split, what was left out and why."
+    rows: list[tuple[str, str, int]] = []
+    left: dict[str, dict[str, Any]] = {}
+    for name, scenes in splits.items():
+        rows += [("image with its labels", name, len(scenes)), *(("note", f"{name}: {note}", 0) for note in scenes.notes)]
+        used = {p for s in scenes.scenes for p in (s.image, s.labels) if p.name}  # drawn scenes have no files
+        for folder in sorted({p.parent for p in used}):
+            left |= {f"{folder.name}: {why}": held for why, held in files_left(folder, used).items()}
+    return table_of_read(rows, left)
 
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #12c19039
 def class_distribution(

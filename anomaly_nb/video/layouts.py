@@ -130,7 +130,7 @@ def _boxes(path: Path) -> dict[str, bytes]:
             f.seek(start + size - (16 if long else 8))
     return found
 
-# %% ../../nbs/08_video/02_layouts.ipynb #36fed754
+# %% ../../nbs/08_video/02_layouts.ipynb #8f3294b9
 @dataclass(frozen=True)
 class Video:
     "One video: a folder of frames or a video file."
@@ -185,9 +185,7 @@ def film_frame(
                 return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         finally:
             opened.release()
-    for image in _read_film(path, number + 1):
-        pass
-    return image
+    return next(image for i, image in enumerate(_read_film(path, number + 1)) if i == number)
 
 
 def _read_film(path: Path, n: int) -> Iterator[np.ndarray]:

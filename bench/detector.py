@@ -1,0 +1,211 @@
+"""From files to decisions: `predict` and the exported graph beside anomalib's PatchCore, with the same network, weights and memory bank.
+
+anomalib gets an environment of its own, `.venv-anomalib`, made once (or the Python that ANOMALY_NB_ANOMALIB names); where it does not install, our figures stand alone.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from anomaly_nb.features import create_backbone
+from bench.metrics import row
+
+OURS = '''
+import json, sys, time
+import numpy as np
+import onnxruntime
+from PIL import Image
+from anomaly_nb.scoring import Detector, predict_files
+folder, backbone, size, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+import torch
+torch.set_num_threads(threads)
+paths = json.load(open(f"{folder}/paths.json"))
+model = Detector("patchcore", backbone, f"{folder}/weights.pth", size, reduce="max", threshold="quantile:0.9").fit(paths["train"])
+np.save(f"{folder}/bank.npy", model.bank_.bank_)
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = threads
+session = onnxruntime.InferenceSession(model.export(f"{folder}/exported"), options)
+
+def predict(files):
+    return [p.score for p in predict_files(model, files)]
+
+def graph(files):
+    return [float(session.run(["score", "map"], {"image": np.asarray(Image.open(f).convert("RGB"))[None]})[0][0]) for f in files]
+
+ways = {"predict": predict, "graph": graph}
+print("ready", flush=True)
+'''
+
+ANOMALIB = '''
+import json, logging, sys, time, warnings
+warnings.simplefilter("ignore"); logging.disable(logging.WARNING)
+import numpy as np
+import torch
+for name in ("nms", "qnms"):  # a CPU build of torch beside a torchvision for CUDA lacks them
+    try:
+        torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    except Exception:
+        pass
+from anomalib.data.utils import read_image
+from anomalib.engine import Engine
+from anomalib.models import Patchcore
+folder, backbone, size, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+torch.set_num_threads(threads)
+name, _, query = backbone.removeprefix("timm:").partition("?")
+layers = [f"layer{i}" for i in eval(query.split("layers=")[1].split("&")[0])]
+ready = Patchcore.configure_pre_processor(image_size=(size, size))
+model = Patchcore(backbone=name, layers=layers, pre_trained=False, num_neighbors=1, pre_processor=ready, post_processor=False, evaluator=False, visualizer=False)
+state = torch.load(f"{folder}/weights.pth", weights_only=True)
+lacking = model.model.feature_extractor.feature_extractor.load_state_dict(state, strict=False).missing_keys
+assert not lacking, lacking
+model.model.feature_pooler = torch.nn.AvgPool2d(3, 1, 1, count_include_pad=False)  # theirs counts zeros beyond the border
+model.model.memory_bank = torch.from_numpy(np.load(f"{folder}/bank.npy"))
+model.eval()
+engine = Engine(accelerator="cpu", devices=1, logger=False, barebones=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=f"{folder}/anomalib")
+
+def plain(files):
+    "Read, transform and score in a loop, without the engine."
+    found = []
+    with torch.inference_mode():
+        for i in range(0, len(files), 8):
+            batch = torch.stack([model.pre_processor.transform(read_image(f, as_tensor=True)) for f in files[i : i + 8]])
+            found += model.model(batch).pred_score.reshape(-1).tolist()
+    return found
+
+def by_engine(files):
+    "As its users do: Engine.predict on a folder."
+    found = engine.predict(model=model, data_path=files[0].rsplit("/", 1)[0], return_predictions=True)
+    scores = {p: float(s) for b in found for p, s in zip(b.image_path, b.pred_score.reshape(-1))}
+    return [scores[f] for f in files]
+
+ways = {"plain loop": plain, "Engine.predict": by_engine}
+print("ready", flush=True)
+'''
+
+LOOP = '''
+for line in sys.stdin:
+    way, files = json.loads(line)
+    start = time.perf_counter()
+    scores = ways[way](files)
+    print(json.dumps([time.perf_counter() - start, scores]), flush=True)
+'''
+
+
+class Child:
+    "A process that is asked to score files, and says how long it took."
+
+    def __init__(self, python: str, code: str, *words: str):
+        self.process = subprocess.Popen([python, "-W", "ignore", "-c", code + LOOP, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.line("ready")
+
+    def line(self, wanted: str = "") -> str:
+        "The next line that is ours; libraries print too."
+        while line := self.process.stdout.readline():
+            if line.startswith(wanted or "["):
+                return line
+        raise RuntimeError("it ended")
+
+    def ask(self, way: str, files: list[str]) -> tuple[float, list[float]]:
+        "Seconds and scores."
+        self.process.stdin.write(json.dumps([way, files]) + "\n")
+        self.process.stdin.flush()
+        return tuple(json.loads(self.line()))
+
+    def close(self) -> None:
+        "End it."
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def anomalib_python() -> str:
+    "A Python that has anomalib 2.7, made where there is none; empty where it does not install."
+    given = os.environ.get("ANOMALY_NB_ANOMALIB")
+    folder = Path(__file__).parent.parent / ".venv-anomalib"
+    python = given or str(folder / "bin/python")
+    pins = [f"{p}=={version(p).split('+')[0]}" for p in ("torch", "torchvision")]
+    try:
+        if not given and not Path(python).exists():
+            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+            subprocess.run([python, "-m", "pip", "install", "--quiet", *pins, "anomalib==2.7.*"], check=True)
+        subprocess.run([python, "-c", "import importlib.metadata as m; assert m.version('anomalib').startswith('2.7')"], check=True, capture_output=True)
+    except (subprocess.CalledProcessError, OSError) as e:
+        print(f"anomalib is skipped, it does not install here: {e}")
+        return ""
+    return python
+
+
+def write_images(folder: Path, count: int, side: int, seed: int) -> list[str]:
+    "Cloudy images with a spot in every third."
+    from scipy.ndimage import gaussian_filter
+
+    rng, paths = np.random.default_rng(seed), []
+    folder.mkdir(parents=True)
+    clouds = [gaussian_filter(rng.normal(size=(side, side, 3)), (s, s, 0)) for s in (2, 6, 20)]
+    base = sum(c / c.std() for c in clouds)
+    for i in range(count):
+        image = np.roll(base, (37 * i, 91 * i), (0, 1)) * 20 + 128 + rng.normal(0, 4, (side, side, 1))
+        if i % 3 == 2:
+            image[side // 3 : side // 3 + side // 12, side // 2 : side // 2 + side // 12] -= 60
+        paths.append(str(folder / f"{i:03}.png"))
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(paths[-1])
+    return paths
+
+
+def compare(folder: Path, name: str, backbone: str, size: int, side: int, counts: tuple[int, int, int], python: str) -> list[dict]:
+    "Rows of `predict` and of the graph."
+    import torch
+
+    torch.manual_seed(0)
+    torch.save(create_backbone(backbone, "random", size).model.state_dict(), folder / "weights.pth")
+    train, same, files = (write_images(folder / what, n, s, k) for k, (what, n, s) in enumerate((("train", counts[0], side), ("same", 6, size), ("test", counts[1], side))))
+    (folder / "paths.json").write_text(json.dumps({"train": train}))
+    words = (str(folder), backbone, str(size), str(os.cpu_count()))
+    ours = Child(sys.executable, OURS, *words)
+    try:
+        other = Child(python, ANOMALIB, *words) if python else None
+    except RuntimeError:
+        print("anomalib is skipped, it does not start here")
+        other = None
+    ways = [(ours, "predict"), (ours, "graph")] + ([(other, "plain loop"), (other, "Engine.predict")] if other else [])
+    checked = {way: np.array(child.ask(way, same)[1]) for child, way in ways}  # at the input's own size nobody resizes
+    squared = {way: s if child is ours else s**2 for (child, way), s in zip(ways, checked.values(), strict=True)}
+    for way, scores in squared.items():
+        assert np.allclose(scores, squared["predict"], rtol=2e-3), (way, scores, squared["predict"])
+    seconds = {way: [] for _, way in ways}
+    for child, way in ways:
+        child.ask(way, files[:8])
+    for _ in range(counts[2]):
+        for child, way in ways:
+            seconds[way].append(child.ask(way, files)[0] / len(files))
+    for child in {id(c): c for c, _ in ways}.values():
+        child.close()
+    median = {way: float(np.median(s)) for way, s in seconds.items()}
+    rows = np.load(folder / "bank.npy").shape
+    theirs = min((median[w] for w in ("plain loop", "Engine.predict") if w in median), default=None)
+    rates = ", ".join(f"{way} {1 / s:.1f}" for way, s in median.items())
+    work = f"{len(files)} PNG of {side} x {side} at {size}, the same weights and bank of {rows[0]} x {rows[1]}, scores of both equal"
+    note = f"images per second: {rates}" + ("; the faster way of anomalib" if other else "; anomalib did not install")
+    return [row(f"{what}, {name}", median[way], theirs, work, note) for what, way in (("predict", "predict"), ("ONNX graph", "graph"))]
+
+
+CASES = {"ResNet-18, layer 2": ("timm:resnet18?layers=(2,)&pool=3", 256), "ResNet-18, layers 2 and 3": ("timm:resnet18?layers=(2,3)&pool=3", 256)}
+
+
+def run(small: bool = False) -> list[dict]:
+    "All rows."
+    python, rows = anomalib_python(), []
+    side, counts = (300, (6, 8, 1)) if small else (700, (16, 24, 5))
+    for name, (backbone, size) in list(CASES.items())[: 1 if small else None]:
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            rows += compare(Path(folder), name, backbone, size, side, counts, python)
+            print(f"{name}: {time.perf_counter() - start:.0f} s")
+    return rows

@@ -1,0 +1,41 @@
+"""How often intervals hold the value they are about: the simulation behind `SIMULATED`."""
+import os
+
+import numpy as np
+import pytest
+
+from anomaly_nb.metrics import ScoreHistogram, histogram_intervals
+from anomaly_nb.metrics.uncertainty import SIMULATED
+
+SIDE = 24
+METRICS = ("roc_auc", "average_precision", "fpr_at_tpr")
+
+
+def counted(rng, images, named=True):
+    "Images whose brightness, contrast, anomaly size and separation vary; 15 % hold no anomaly."
+    histogram = ScoreHistogram("float16")
+    for i in range(images):
+        level, scale = rng.normal(0, 0.5), np.exp(rng.normal(0, 0.2))
+        scores, labels = scale * rng.normal(size=SIDE**2) + level, np.zeros(SIDE**2, bool)
+        if rng.random() > 0.15:
+            size = int(np.clip(np.exp(rng.normal(np.log(20), 1)), 1, SIDE**2 // 2))
+            labels[:size] = True
+            scores[:size] += scale * rng.normal(1.8, 0.6)
+        histogram.update(labels, scores, image=f"{i:04}" if named else None)
+    return histogram
+
+
+@pytest.mark.skipif(not os.environ.get("ANOMALY_NB_SLOW"), reason="minutes; set ANOMALY_NB_SLOW=1")
+@pytest.mark.parametrize(("images", "sets"), [(10, 300), (30, 300), (100, 100)])
+def test_coverage(images, sets):
+    whole = counted(np.random.default_rng(999), 8000, named=False)
+    value = {"roc_auc": whole.roc_auc(), "average_precision": whole.average_precision(), "fpr_at_tpr": whole.fpr_at_tpr()}
+    hits = dict.fromkeys(METRICS, 0)
+    for i in range(sets):
+        found = histogram_intervals(counted(np.random.default_rng([images, i]), images), 200, random_state=i)
+        for name in METRICS:
+            hits[name] += found[name].low <= value[name] <= found[name].high
+    print(f"\n{images} images:", {name: round(100 * n / sets, 1) for name, n in hits.items()})
+    for name in METRICS:
+        assert hits[name] / sets > 0.92 - 2 * np.sqrt(0.92 * 0.08 / sets), name
+        assert abs(100 * hits[name] / sets - SIMULATED[images][name]) < 4, name
