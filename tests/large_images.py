@@ -22,14 +22,14 @@ print(json.dumps({"peak_mib": peak, "folder": str(run.page.parent), "metrics": d
 
 
 def weave(shape, seed, spot=None):
-    """A grey woven sheet (H, W) uint8, with a bright square at (top, left); made by rows and columns, since large ones are many."""
+    """A grey woven sheet (H, W) uint8, with a dark square at (top, left); made by rows and columns, since large ones are many."""
     rng, (height, width) = np.random.default_rng(seed), shape
     rows, columns = (np.sin(np.arange(n) / period) * 25 + rng.normal(0, 3, n) for n, period in ((height, 7), (width, 6)))
     grey = (110 + rows[:, None] + columns[None]).astype(np.int16)
     block = rng.integers(-6, 7, (256, 256), np.int16)
     grey += np.tile(block, (height // 256 + 1, width // 256 + 1))[:height, :width]
     if spot:
-        grey[spot[0] : spot[0] + SPOT, spot[1] : spot[1] + SPOT] = 250
+        grey[spot[0] : spot[0] + SPOT, spot[1] : spot[1] + SPOT] = 30
     return np.clip(grey, 0, 255).astype(np.uint8)
 
 
