@@ -152,7 +152,7 @@ class _Running:
             self.pro = pro[:, -1]
         self.tp, self.fp = tp[:, -1], fp[:, -1]
 
-# %% ../../nbs/01_metrics/06_uncertainty.ipynb #17711b2d
+# %% ../../nbs/01_metrics/06_uncertainty.ipynb #b31db310
 STRETCH = {"fpr_at_tpr": 1.1}  # of intervals that resampling makes too short
 SIMULATED = {  # images -> percent of 95 % intervals that hold the metric's value
     10: {"roc_auc": 97.3, "average_precision": 98.3, "fpr_at_tpr": 97.7},
