@@ -53,7 +53,7 @@ def _choice(choice: dict[str, Any]) -> list[str]:
     body += [f"<p>Backbone: {html.escape(choice['backbone'])}.</p>"] if choice.get("backbone") else []
     if choice.get("recipes"):
         table = pd.DataFrame(choice["recipes"])
-        shown = {"recipe": table["recipe"]}
+        shown: dict[str, Any] = {"recipe": table["recipe"]}
         for name, columns in (("image AUROC on synthetic anomalies", ("auroc", "low", "high")), ("behind the first", ("behind", "behind_low", "behind_high"))):
             shown[name] = ["{:.3f} [{:.3f}, {:.3f}]".format(*row) for row in table[list(columns)].to_numpy()]
         body.append(f"<p>Recipe: detection of synthetic anomalies in normal images that were kept back; no label took part. {html.escape(choice['compared_on'])}.</p>")
