@@ -133,7 +133,8 @@ def wilcoxon_pairs(
             difference = values[:, i] - values[:, j]
             p = float(wilcoxon(difference, zero_method="zsplit").pvalue) if difference.any() else 1.0
             better = np.sign(ranks[:, j] - ranks[:, i])
-            found.append(Pair(methods[i], methods[j], float(np.median(difference)), *(int((better == s).sum()) for s in (1, 0, -1)), p, p))
+            wins, ties, losses = (int((better == s).sum()) for s in (1, 0, -1))
+            found.append(Pair(methods[i], methods[j], float(np.median(difference)), wins, ties, losses, p, p))
     return [pair._replace(p_holm=float(p)) for pair, p in zip(found, holm([pair.p for pair in found]))]
 
 # %% ../../nbs/01_metrics/09_ranks.ipynb #a9d92cd3

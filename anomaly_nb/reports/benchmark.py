@@ -134,7 +134,7 @@ def score_matrix(
 ) -> tuple[pd.DataFrame, list[str]]:  # (data sets, methods), means over seeds; the methods that lack a data set, with how many they have
     "What methods are ranked by. Raises `DataError` for an unknown metric or where no method has every data set."
     if metric not in table:
-        raise DataError(f"metric={metric!r}; the table has {', '.join(c for c in table if c.startswith(('image_', 'pixel_', 'aupro', 'f1')))}")
+        raise DataError(f"metric={metric!r}; the table has {', '.join(c for c in map(str, table) if c.startswith(('image_', 'pixel_', 'aupro', 'f1')))}")
     rows = table[table["shots"] == shots]
     whole = rows.pivot_table(index="data", columns="method", values=metric, aggfunc="mean", dropna=False)
     lacking = [f"{m} ({int(whole[m].notna().sum())} of {len(whole)})" for m in whole if whole[m].isna().any()]
@@ -182,7 +182,7 @@ def standing(
     difference = nemenyi_difference(k, n)
     first = next((g for g in tied_groups(mean, difference) if 0 in g), [0])
     p = friedman(ordered).p if k > 2 and n > 1 else float("nan")
-    return Standing(ordered, mean, difference, p, [ordered.columns[i] for i in first if i])
+    return Standing(ordered, mean, difference, p, [str(ordered.columns[i]) for i in first if i])
 
 
 def _cells(found: Standing, decimals: int, bold: str) -> list[list[str]]:
@@ -193,7 +193,7 @@ def _cells(found: Standing, decimals: int, bold: str) -> list[list[str]]:
     for i, method in enumerate(values):
         own = [f"{v:.{decimals}f}" for v in values[method]]
         marked = [bold.format(text) if v == b else text for v, b, text in zip(values[method], best, own)]
-        name = f"{method}*" if i == 0 or method in found.tied else method
+        name = f"{method}*" if i == 0 or method in found.tied else str(method)
         rows.append([name, *marked, f"{found.matrix[method].mean():.{decimals}f}", f"{found.mean_ranks[i]:.2f}"])
     return rows
 

@@ -73,7 +73,8 @@ def tracks_of_masks(
     "Regions of pixel masks, linked from frame to frame. Raises as `mask_files` does."
     rows: list[tuple] = []
     for name, files in mask_files(Path(place), videos).items():
-        frames, count, before, ids = next(v.frames for v in videos if v.name == name), 0, np.zeros((0, 4)), []
+        frames, count, before = next(v.frames for v in videos if v.name == name), 0, np.zeros((0, 4))
+        ids: list[Any] = []
         for frame, path in zip(frames, files):
             boxes, now = _mask_boxes(read_mask(path)), []
             follows = _links(before, boxes)

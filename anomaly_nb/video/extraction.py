@@ -11,7 +11,7 @@ import shutil
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -145,7 +145,7 @@ def stream_objects(
     frames: Iterable[tuple[str, np.ndarray]],  # name and (H, W, 3) uint8 RGB, in time order
     background: np.ndarray | None,  # (H, W, 3) uint8; None: the frame before
     batch: int = BATCH,  # crops per call of the network; fewer wait for more; 0 = none waits
-) -> Iterator[tuple[str, dict[str, tuple[np.ndarray, np.ndarray]]]]:  # frame, and modality -> values (N, D) and boxes (N, 4)
+) -> Generator[tuple[str, dict[str, tuple[np.ndarray, np.ndarray]]], None, None]:  # frame, and modality -> values (N, D) and boxes (N, 4)
     "The objects of every frame, in order. Raises `DataError` for a frame of another size."
     waiting: list[tuple[str, dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray]] = []  # frames whose crops are not all done, in order
     crops: list[np.ndarray] = []
@@ -211,7 +211,7 @@ AHEAD = 8  # frames that are decoded before they are asked for
 def read_ahead(
     frames: Iterable[Any],  # read in a thread of its own
     count: int = AHEAD,  # items that wait at most
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     "The same items in the same order. Raises what the iteration raises."
     waiting: Queue = Queue(count)
     stopped = Event()

@@ -271,8 +271,8 @@ def load_object_features(
     width = widths.pop() if widths else 0
     values = np.concatenate([v for v, _ in full] or [np.zeros((0, width))]).astype(np.float32, copy=False)
     boxes = np.concatenate([b for _, b in full] or [np.zeros((0, 4))]).astype(np.float32, copy=False)
-    video, frame = np.array(keys, str).reshape(-1, 2).T if keys else np.zeros((2, 0), "U1")
-    return ObjectFeatures(modality, check_finite(f"{folder} {modality}", values), boxes, video, frame, frames, index["extractor"])
+    names_of, frames_of = np.array(keys, str).reshape(-1, 2).T if keys else np.zeros((2, 0), "U1")
+    return ObjectFeatures(modality, check_finite(f"{folder} {modality}", values), boxes, names_of, frames_of, frames, index["extractor"])
 
 
 def _read_video(folder: Path, index: Mapping[str, Any], modality: str, video: str, names: Collection[str]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
