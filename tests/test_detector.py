@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from anomaly_nb.banks import KNNBank
 from anomaly_nb.cli.main import app, main
 from anomaly_nb.core.errors import DataError, MissingFileError
-from anomaly_nb.core.files import read_json, save_arrays, write_json
+from anomaly_nb.core.files import read_json, save_arrays, write_json, write_manifest
 from anomaly_nb.data import read_index, write_samples
 from anomaly_nb.features import FeatureSet, create_backbone, extract_features
 from anomaly_nb.scoring import RECIPES, Detector, predict_files
@@ -121,7 +121,7 @@ def test_another_backbone_is_refused(line, tmp_path):
     about = read_json(folder / "detector.json")
     about["spec"]["patch"] = 16
     write_json(folder / "detector.json", about)
-    (folder / "manifest.json").unlink()
+    write_manifest(folder, kind="detector")
     with pytest.raises(DataError, match=r"fitted with another backbone .patch 16 became 8"):
         check_backbone(Detector.load(folder))
 
