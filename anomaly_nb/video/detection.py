@@ -10,6 +10,7 @@ __all__ = ['COLUMNS', 'PLACES', 'SIDES', 'read_tracks', 'tracks_of_masks', 'box_
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
