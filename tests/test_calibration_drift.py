@@ -219,9 +219,10 @@ def test_planned_sample_size_decides(shape):
     rng, draw = np.random.default_rng(5), SHAPES[shape]
     runs = 200 if SLOW else 25
     wide = Thresholds(0.05, 0.1, 0.15, 0.1, 0.15)
-    plans = [drift_metrics(draw(rng, 400), draw(rng, 400), wide, random_state=i).n_needed for i in range(25)]
+    of = {"widest": "excellent"}  # by the thresholds themselves, whatever n can decide
+    plans = [drift_metrics(draw(rng, 400), draw(rng, 400), wide, random_state=i, **of).n_needed for i in range(25)]
     n = int(np.median([p for p in plans if p]))
-    stable = sum(drift_metrics(draw(rng, n), draw(rng, n), wide, random_state=i).verdict == "stable" for i in range(runs))
+    stable = sum(drift_metrics(draw(rng, n), draw(rng, n), wide, random_state=i, **of).verdict == "stable" for i in range(runs))
     print(f"{shape}: planned {n} on each side, stable in {stable / runs:.1%}")
     assert stable >= 0.7 * runs
 

