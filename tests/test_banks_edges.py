@@ -7,6 +7,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 
 from anomaly_nb.banks import FusedBank, KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank, greedy_coreset, load_bank
+from anomaly_nb.banks.coreset import coreset_count
 from anomaly_nb.banks.neighbours import nearest
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.features import FeatureSet
@@ -208,3 +209,10 @@ def test_detectors_come_back_from_disk(name, tmp_path):
     assert again.get_params().keys() == detector.get_params().keys() and str(clone(again)) == str(clone(detector))
     assert again.explain(test).equals(detector.explain(test))
     assert not list(tmp_path.rglob("*.pkl")) and not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("wrong", [1.5, 0.0, -0.1, 0, -1, True, "all"])
+def test_a_coreset_is_a_fraction_or_a_count(wrong):
+    with pytest.raises(DataError, match=r"a fraction as a float in \(0, 1\], a count as an int from 1, or None for all"):
+        coreset_count(wrong, 10)
+    assert [coreset_count(c, 10) for c in (1.0, 1, 0.25, 3, 99, None)] == [10, 1, 2, 3, 10, 10]

@@ -108,3 +108,11 @@ def test_the_last_number_joins_only_where_the_others_say_nothing():
         pair_names(["Test_02_1", "Test_02_2"], ["01", "02", "03"], "here")
     assert pair_names(["Test_02_1", "Test_02_2"], ["1", "2"], "here") == {"Test_02_1": "1", "Test_02_2": "2"}  # the whole set
     assert pair_names(["ped9_test_01"], ["01", "02"], "here") == {"ped9_test_01": "01"}  # 9 is nobody
+
+
+def test_what_says_two_things_is_joined_by_neither():
+    assert name_number("cam1_2") is None and name_number("Test003") == 3
+    with pytest.raises(ValueError, match="beyond doubt"):  # 1 and 01 are one number and two videos
+        pair_names(["1", "01"], ["1", "2"], "here")
+    with pytest.raises(ValueError, match="beyond doubt"):  # another camera
+        pair_names(["cam1_2"], ["cam9_2"], "here")

@@ -168,3 +168,10 @@ def test_converted_features_are_told_by_content(tmp_path):
     assert train.spec == test.spec and len(train.spec["weights"]) == 64
     assert convert_features(tmp_path / "test.pkl", trust=True).spec == {"name": "net"} and convert_features(tmp_path / "train.pkl", trust=True).spec == {}
     assert json.dumps(train.spec)
+
+
+def test_settings_changed_by_hand_are_noticed(split):
+    index = read_json(split / INDEX)
+    write_json(split / INDEX, index | {"extractor": {"flow": "another"}})
+    with pytest.raises(DataError, match=r"its settings were changed after the extraction"):
+        load_object_features(split, "keypoints")

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from anomaly_nb.core.errors import DataError
-from anomaly_nb.data import index_folder
+from anomaly_nb.data import fit_intensity, index_folder
 from anomaly_nb.features import create_backbone, extract_features, extract_shards, load_shards
 from anomaly_nb.features.backbones import Backbone, BackboneSpec
+from anomaly_nb.features.shards import features_key
 
 SLOW = """
 import sys, time
@@ -153,3 +154,16 @@ def test_values_beyond_float16_are_refused(tmp_path, index):
 def test_categories_that_look_like_numbers_stay_text(tmp_path, index):
     found = extract_shards(index.assign(category="01"), create_backbone("filters", image_size=32), tmp_path / "s")
     assert set(found.meta.category) == {"01"} and isinstance(found.meta, pd.DataFrame)
+
+
+def test_features_are_known_by_images_backbone_type_and_rule(tmp_path, index):
+    few = index[:3]
+    small, large = (create_backbone("filters", image_size=s) for s in (32, 48))
+    keys = {features_key(few, small), features_key(few, large), features_key(few, small, "float16"), features_key(few[:2], small)}
+    for i in range(3):
+        Image.fromarray(np.full((20, 20), 1000 * (i + 1), np.uint16)).save(tmp_path / f"deep{i}.png")
+    deep = few.assign(image_path=[str(tmp_path / f"deep{i}.png") for i in range(3)])
+    for low, high in ((0, 4095), (0, 5000)):
+        deep.attrs["intensity"] = fit_intensity(deep["image_path"], f"window:{low},{high}").to_dict()
+        keys.add(features_key(deep, small))
+    assert len(keys) == 6

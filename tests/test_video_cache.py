@@ -118,6 +118,7 @@ def test_content_of_equal_length_is_other_content(tmp_path):
     other.write_bytes(bytes(99) + b"1")
     assert content_of({"a": one}).sha256 != content_of({"a": other}).sha256
     assert content_of({"a": one, "b": other}).sha256 != content_of({"a": other, "b": one}).sha256
+    assert content_of({"a": one}).sha256 != content_of({"c": one}).sha256
 
 
 def test_a_film_file_replaced_by_one_of_equal_name_length_and_size(tmp_path):

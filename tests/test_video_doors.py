@@ -427,3 +427,19 @@ def test_labels_and_events_can_be_chosen_in_the_config(tmp_path):
     config(ground_truth="mask")
     with pytest.raises(DataError, match=r"datasets.mine: ground_truth='mask'; use one of masks, gt_frame"):
         plan()
+
+
+def test_two_events_are_read_as_they_are_said_to_be(tmp_path):
+    testing = videos(tmp_path, ["1"])
+    savemat(tmp_path / "gt.mat", {"gt": cells([np.array([[1, 2], [8, 9]])])})
+    assert [frame_labels(tmp_path, testing, events=e)["1"].sum() for e in ("rows", "columns")] == [4, 9]
+
+
+def test_a_script_with_a_gap_is_no_ground_truth(tmp_path):
+    root = ped2(tmp_path, count=2)
+    for gone in (root / "Test").glob("*_gt"):
+        shutil.rmtree(gone)
+    script = root / "Test" / "UCSDped2.m"
+    write_text(script, script.read_text().replace("TestVideoFile{end+1}", "TestVideoFile{3}", 1).replace("TestVideoFile{end+1}", "TestVideoFile{1}"))
+    with pytest.raises(DataError, match=r"UCSDped2.m: gives frames for videos .*; the numbers must run from 1 without a gap"):
+        frame_labels(root, list_videos(root, "testing"))
