@@ -79,7 +79,7 @@ def read_history(
     the version a reference."""
     models, values = ("model_name = ?", [model]) if model is not None else ("1", [])
     if head is None:
-        heads = [None]
+        heads: list[str | None] = [None]
     else:  # under its own name, and under those of its labels
         between = "SELECT head_name FROM heads WHERE head_name > ? AND head_name < ?"
         heads = [head, *(r[0] for r in db.execute(between, (f"{head}:", f"{head};")))]
