@@ -181,7 +181,7 @@ def _say_events(plan, frames, objects, videos, config: Path, false_alarms_per_ho
         soon = f", half of them within {delays['delay'].median():.1f} s of their start" if delays["delay"].notna().any() else ""
         typer.echo(f"  {delays['delay'].notna().sum()} of {len(delays)} anomalous stretches were called{soon}; {false} false events in {hours * 60:.1f} minutes of normal film")
 
-# %% ../../nbs/11_cli/08_video.ipynb #1cc44dba
+# %% ../../nbs/11_cli/08_video.ipynb #a64dbd82
 def render_videos(
     dataset_name: Dataset = "shanghaitech",
     config: Config = Path("config.yml"),
@@ -215,7 +215,7 @@ def render_videos(
         raise DataError(f"--video {unknown[0]}: is not among the scored videos ({', '.join(list(videos)[:5])}{', ...' if len(videos) > 5 else ''})")
     for name in video or videos:
         own = frames[frames["video"] == name]
-        path = render_video(videos[name], out, own, objects, events, decision.event(false_alarms_per_hour).value, plan.fps or videos[name].fps or decision.fps)
+        path = render_video(videos[name], out, own, objects, events, decision.event(false_alarms_per_hour).value, decision.alarm(own), plan.fps or videos[name].fps or decision.fps)
         typer.echo(f"{path}: {len(own)} frames, {int((events['video'] == name).sum())} events")
     sheet = contact_sheet(events, videos, objects, out / "contact_sheet.png")
     typer.echo(f"{sheet}: the highest events" if sheet else "no events, no contact sheet")

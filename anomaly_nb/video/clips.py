@@ -112,11 +112,11 @@ def _path(rng: np.random.Generator, size: tuple[int, int], start: int) -> tuple:
     lane = size[0] * rng.uniform(0.55, 0.95)
     return start, lane, rng.choice([-1, 1]), rng.normal(1, 0.08), int(rng.integers(20, 70)), rng.uniform(0, 6)
 
-# %% ../../nbs/08_video/01_clips.ipynb #46e7d59a
+# %% ../../nbs/08_video/01_clips.ipynb #d10f61bd
 def make_video_dataset(
     root: str | Path,  # folder to write
     n_train: int = 6,  # normal clips
-    intruders: tuple[str, ...] = ("cyclist", "runner", "cart"),  # one test clip each
+    intruders: tuple[str | None, ...] = ("cyclist", "runner", "cart"),  # one test clip each; None = nobody who does not walk
     frames: int = 40,  # per clip
     size: tuple[int, int] = (96, 160),  # height and width, pixels
     random_state: int = 0,  # equal seeds give equal files

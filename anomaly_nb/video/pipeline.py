@@ -110,7 +110,7 @@ def features_of(plan: VideoPlan) -> Path:
         raise DataError(f"dataset {plan.name!r} has neither a root nor a folder of features; give --root or --features")
     return plan.features
 
-# %% ../../nbs/08_video/11_pipeline.ipynb #e5d19498
+# %% ../../nbs/08_video/11_pipeline.ipynb #f9457066
 def extract_dataset(
     plan: VideoPlan,
     splits: tuple[str, ...] = ("training", "testing"),
@@ -213,7 +213,7 @@ def dataset_events(
     "The events of a split. Raises as `load_decision` does."
     _, decision = load_decision(plan, config)
     rates = {} if plan.fps or plan.root is None else {v.name: v.fps for v in read_split(plan.root, "testing")[0] if v.fps}
-    return find_events(frames, responsible_objects(objects, plan.weights), decision, false_alarms_per_hour, rates), decision
+    return find_events(frames, responsible_objects(objects, plan.weights, decision.scales), decision, false_alarms_per_hour, rates), decision
 
 
 def dataset_videos(

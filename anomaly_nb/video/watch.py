@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUEUE', 'POLL', 'Source', 'open_source', 'Smoothing', 'EventFinder', 'Clips', 'Summary', 'watch', 'frame_score']
 
-# %% ../../nbs/08_video/16_watch.ipynb #59e60026
+# %% ../../nbs/08_video/16_watch.ipynb #3d3719f2
 import os
 import time
 from collections import deque
@@ -25,7 +25,7 @@ from ..core.errors import DataError, MissingFileError
 from ..core.files import sha256_json
 from ..core.order import natural_key
 from ..data.images import is_image, read_image
-from .events import Decision, reason_of
+from .events import Decision, reason_of, rise
 from .extraction import background_of, frame_tools, stream_objects
 from .feature_files import ObjectFeatures, read_index
 from .layouts import FILMS, Video, list_videos, open_film, probe_film, quiet_opencv, read_video
@@ -150,7 +150,7 @@ def open_source(
         raise DataError(f"{text}: is no film of a known kind ({', '.join(sorted(FILMS))})")
     return Source(text, probe_film(path).fps)
 
-# %% ../../nbs/08_video/16_watch.ipynb #569eebf5
+# %% ../../nbs/08_video/16_watch.ipynb #5df43048
 class Smoothing:
     "Gaussian smoothing of rows that come one by one; a row goes out when its last neighbour has come."
 
@@ -159,35 +159,34 @@ class Smoothing:
         sigma: float,  # frames; 0 = none
     ):
         self.sigma, self.radius = sigma, int(4.0 * sigma + 0.5)
-        self.rows: deque[tuple[Any, float]] = deque(maxlen=2 * self.radius + 1)
+        self.rows: deque[tuple[Any, Any]] = deque(maxlen=2 * self.radius + 1)
         self.come = self.gone = 0
 
     def push(
         self,
         row: Any,  # whatever belongs to the score
-        score: float,
-    ) -> Iterator[tuple[Any, float]]:  # the rows that are ready, with their smoothed scores
+        score: Any,  # float, or (M,) of several modalities
+    ) -> Iterator[tuple[Any, Any]]:  # the rows that are ready, with their smoothed scores
         "The next row."
         self.rows.append((row, score))
         self.come += 1
         if self.come > self.gone + self.radius:
             yield self._out()
 
-    def finish(self) -> Iterator[tuple[Any, float]]:
+    def finish(self) -> Iterator[tuple[Any, Any]]:
         "The film has ended: what is left."
         while self.gone < self.come:
             yield self._out()
 
-    def _out(self) -> tuple[Any, float]:
+    def _out(self) -> tuple[Any, Any]:
         "The oldest row that has not gone out."
         first = self.come - len(self.rows)  # number of the first row in the window
         self.gone += 1
         scores = np.array([s for _, s in self.rows])
         at = self.gone - 1 - first
-        value = gaussian_filter1d(scores, self.sigma)[at] if self.sigma else scores[at]
-        return self.rows[at][0], float(value)
+        return self.rows[at][0], gaussian_filter1d(scores, self.sigma, axis=0)[at] if self.sigma else scores[at]
 
-# %% ../../nbs/08_video/16_watch.ipynb #c315eb7a
+# %% ../../nbs/08_video/16_watch.ipynb #038aa983
 class EventFinder:
     "Finds the events of one film, frame by frame."
 
@@ -202,19 +201,21 @@ class EventFinder:
         self.low = min(self.enter, decision.frame.value)
         self.fps, self.video = fps or decision.fps, video
         self.gap = round(decision.gap * self.fps)
+        self.recent: deque[tuple[str, float]] = deque(maxlen=round(decision.onset * self.fps))  # frames since the last run
         self.run: dict[str, Any] | None = None
         self.t = -1
 
     def push(
         self,
         name: str,  # of the frame
-        score: float,  # smoothed
+        score: float,  # alarm, smoothed
         reason: Mapping[str, Any] | None,  # responsible object of the frame: modality, score, y1, x1, y2, x2; None = nobody there
     ) -> Iterator[dict[str, Any]]:
         "The next frame."
         self.t += 1
         run = self.run
         if score < self.low:
+            self.recent.append((name, score))
             if run is not None:
                 if self.t > run["b"] + self.gap:
                     yield from self.finish()
@@ -222,11 +223,14 @@ class EventFinder:
                     run["later"].append((self.t, reason))  # counts if the run goes on
             return
         if run is None:
-            self.run = run = {"a": self.t, "first": name, "at": self.t, "peak": -np.inf, "open": False}
+            early = rise(np.array([s for _, s in self.recent]), self.low / 2)
+            first = self.recent[-early][0] if early else name
+            self.run = run = {"a": self.t - early, "first": first, "at": self.t, "peak": -np.inf, "open": False}
             run |= {"before": None, "after": None, "newest": None, "later": []}
         for t, earlier in [*run["later"], *([(self.t, reason)] if reason is not None else [])]:
             self._reason(run, t, earlier)
         run["later"], run["b"], run["last"] = [], self.t, name
+        self.recent.clear()
         if score > run["peak"]:
             run |= {"peak": score, "at": self.t, "peak_frame": name, "after": None}
             run["before"] = run["newest"]
@@ -308,7 +312,7 @@ class Clips:
         os.replace(self.partial, self.final)
         return self.final
 
-# %% ../../nbs/08_video/16_watch.ipynb #00e8723a
+# %% ../../nbs/08_video/16_watch.ipynb #4b5845d0
 @dataclass
 class Summary:
     "What a watch has done so far."
@@ -349,8 +353,8 @@ def watch(
     smoothing = Smoothing(scorer.sigma)
     keep = Clips(clips, fps, delay=smoothing.radius + finder.gap)
 
-    def tell(ready: Iterable[tuple[Any, float]], last: bool = False) -> Iterator[dict[str, Any]]:
-        found = [e for (name, reason), score in ready for e in finder.push(name, score, reason)]
+    def tell(ready: Iterable[tuple[Any, np.ndarray]], last: bool = False) -> Iterator[dict[str, Any]]:
+        found = [e for (name, reason), scores in ready for e in finder.push(name, _alarm(scorer, decision, scores), reason)]
         for event in [*found, *(finder.finish() if last else ())]:
             if event["state"] == "open":
                 summary.events += 1
@@ -376,10 +380,10 @@ def watch(
         background = background_of(plan.extraction, list_videos(plan.root, "training") if plan.root else [], first[1].shape, _whole(source))
         with closing(stream_objects(frame_tools(plan.extraction), seen(chain([first], frames)), background, batch=0)) as objects:
             for name, parts in objects:
-                score, reason = frame_score(scorer, name, parts)
+                scores, reason = frame_score(scorer, name, parts, decision.scales)
                 summary.count(time.perf_counter() - arrived.popleft())
                 summary.dropped = source.dropped
-                yield from tell(smoothing.push((name, reason), score))
+                yield from tell(smoothing.push((name, reason), scores))
         yield from tell(smoothing.finish(), last=True)
     finally:
         keep.close()
@@ -395,20 +399,34 @@ def frame_score(
     scorer: VideoScorer,  # fitted
     frame: str,  # name
     parts: Mapping[str, tuple[np.ndarray, np.ndarray]],  # modality -> values and boxes of the frame
-) -> tuple[float, dict[str, Any] | None]:  # combined score, not smoothed; the responsible object, or None
-    "What `VideoScorer.score_objects` and `scoring.frame_scores` give for one frame."
-    total, weights, best = 0.0, 0.0, None
-    for modality, (low, high) in scorer.ranges_.items():
-        weight = 1.0 if scorer.weights is None else float(scorer.weights.get(modality, 0.0))
+    scales: Mapping[str, tuple[float, float]] | None = None,  # as in `responsible_objects`
+) -> tuple[np.ndarray, dict[str, Any] | None]:  # score of every modality, not smoothed; the responsible object, or None
+    "What `VideoScorer.score_objects`, `scoring.frame_scores` and `scoring.responsible_objects` give for one frame."
+    frame_scores, best = np.zeros(len(scorer.ranges_)), None
+    for i, (modality, (low, high)) in enumerate(scorer.ranges_.items()):
         values, boxes = parts[modality]
-        weights += weight
         if not len(values):
             continue
         one = ObjectFeatures(modality, np.asarray(values, np.float32), boxes, np.full(len(values), ""), np.full(len(values), frame), {"": (frame,)}, {})
         scores = (scorer.raw_scores(one) - low) / (high - low)
-        total += weight * scores.max()
-        at = int((scores * weight).argmax())
-        if best is None or scores[at] * weight > best["contribution"]:
+        frame_scores[i] = scores.max()
+        if scales and modality not in scales:
+            continue
+        typical, end = scales[modality] if scales else (0.0, 1.0 / _weight(scorer, modality) if _weight(scorer, modality) else np.inf)
+        contributions = (scores - typical) / (end - typical)
+        at = int(contributions.argmax())
+        if best is None or contributions[at] > best["contribution"]:
             place = dict(zip(("y1", "x1", "y2", "x2"), map(float, boxes[at])))
-            best = {"modality": modality, "score": float(scores[at]), "contribution": float(scores[at] * weight)} | place
-    return float(total / weights), best
+            best = {"modality": modality, "score": float(scores[at]), "contribution": float(contributions[at])} | place
+    return frame_scores, best
+
+
+def _weight(scorer: VideoScorer, modality: str) -> float:
+    "Of a modality in the combined score."
+    return 1.0 if scorer.weights is None else float(scorer.weights.get(modality, 0.0))
+
+
+def _alarm(scorer: VideoScorer, decision: Decision, scores: np.ndarray) -> float:
+    "What is decided on, of the smoothed scores of one frame."
+    weights = [_weight(scorer, m) for m in scorer.ranges_]
+    return float(decision.alarm(dict(zip(scorer.ranges_, scores)) | {"combined": scores @ weights / sum(weights)}))
