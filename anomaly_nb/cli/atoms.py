@@ -147,7 +147,7 @@ def score_command(
         typer.echo(f"{row['video']}: {row['event']} {row['score']:.2f}, most at {row['frame']}, {row['why']}")
     typer.echo(f"{len(frames)} frames of {videos['video'].nunique()} videos scored; logits in {out / 'frame_scores.csv'} and {out / 'video_scores.csv'}")
 
-# %% ../../nbs/11_cli/09_atoms.ipynb #7146f9f8
+# %% ../../nbs/11_cli/09_atoms.ipynb #63c7dfac
 @app.command("evaluate")
 def evaluate_command(
     manifest_csv: Annotated[Path, typer.Option("--manifest_csv", help="run_dir,labels_csv; `run` writes it beside its folders.")],
@@ -161,7 +161,7 @@ def evaluate_command(
     "AUROC on videos kept out, beside a linear probe and a concept bottleneck: anomaly-nb atoms evaluate --manifest_csv runs/manifest.csv"
     import pandas as pd
 
-    from anomaly_nb.atoms.evaluation import evaluation_table, held_out_scores
+    from anomaly_nb.atoms.evaluation import evaluation_table, held_out_scores, video_of
     from anomaly_nb.atoms.pipeline import load_manifest
     from anomaly_nb.core.files import write_text
 
@@ -176,4 +176,5 @@ def evaluate_command(
         typer.echo(f"{row['event']}, {row['of']}, {row['method']}: AUROC {row['auroc']:.3f} [{row['low']:.3f}, {row['high']:.3f}]{more}")
     for method, why in scores.left_out.items():
         typer.echo(f"{method} left out: {why}")
-    typer.echo(f"{len(set(data.video))} videos, each scored by models that have not seen it; 95 % intervals over videos; tables in {out}")
+    clips = f" in {len(set(data.video))} clips" if clip_frames else ""
+    typer.echo(f"{len(set(video_of(data.video)))} videos{clips}, each scored by models that have not seen it; 95 % intervals over videos; tables in {out}")

@@ -63,7 +63,7 @@ def _draw_figure(
     line(0, 0.42, 0, 0.8, 0.24)
     disc(0, 0.9, 0.1)
 
-# %% ../../nbs/08_video/01_clips.ipynb #a9d012a9
+# %% ../../nbs/08_video/01_clips.ipynb #64d47d25
 def make_clip(
     intruder: str | None = None,  # of KINDS, or None for a normal clip
     frames: int = 40,  # length
@@ -78,8 +78,8 @@ def make_clip(
         raise DataError(f"intruder {intruder!r} is unknown; use one of {', '.join(KINDS)}")
     rng, (height, width), zoom = np.random.default_rng(random_state), size, 6
     ground = Image.fromarray(_ground(size, scene)).resize((width * zoom, height * zoom), Image.Resampling.BILINEAR)
-    earliest = empty or -width
-    cast = [("walker", *_path(rng, size, int(rng.integers(earliest, max(earliest + 1, frames // 2))))) for _ in range(walkers)]
+    earliest, latest = (empty - 6, frames // 2 - 6) if empty else (-width, frames // 2)  # a walker needs 6 frames into view
+    cast = [("walker", *_path(rng, size, int(rng.integers(earliest, max(earliest + 1, latest))))) for _ in range(walkers)]
     if intruder:
         cast.append((intruder, *_path(rng, size, frames // 4)))
     images, masks = np.empty((frames, height, width), np.uint8), np.zeros((frames, height, width), bool)
