@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plan_of_report', 'VideoView']
 
-# %% ../../nbs/08_video/12_view.ipynb #6d9504ea
+# %% ../../nbs/08_video/12_view.ipynb #fc8100ca
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -21,7 +21,8 @@ from ..core.views import Choice, Control, Slider, View
 from .clips import make_video_dataset
 from .evaluation import frame_auc
 from .feature_files import read_index
-from .layouts import frame_labels, ground_truths, list_videos
+from .ground_truth import frame_labels, ground_truths
+from .layouts import list_videos
 from .pipeline import VideoPlan, extract_dataset, located, plan_for
 from .plots import frame_in_time
 from .scoring import VideoScorer, frame_scores, load_modalities, responsible_objects
