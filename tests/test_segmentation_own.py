@@ -78,7 +78,7 @@ def test_a_segformer_of_transformers(scenes, tmp_path):
     own = OwnNetwork("callable", lambda x: model(pixel_values=normalised(x)).logits, module=model)
     networks = {"callable": own, "hf": load_network(f"hf:{tmp_path / 'segformer'}"), "logits": store(own, scenes, tmp_path / "logits")}
     try:
-        torch.onnx.export(LogitsOf(model), (torch.zeros(1, 3, *SIZE),), str(tmp_path / "segformer.onnx"), input_names=["images"], output_names=["logits"], dynamo=False)
+        torch.onnx.export(LogitsOf(model).eval(), (torch.zeros(1, 3, *SIZE),), str(tmp_path / "segformer.onnx"), input_names=["images"], output_names=["logits"], dynamo=False)
         networks["onnx"] = load_network(tmp_path / "segformer.onnx")
     except ImportError:  # the extra export is not installed; the other three are compared
         pass

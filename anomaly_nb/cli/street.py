@@ -272,10 +272,10 @@ def evaluate(
     """
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.segmentation.evaluation import evaluate as evaluate_all
-    from anomaly_nb.segmentation.evaluation import free_folder, save_evaluation
+    from anomaly_nb.segmentation.evaluation_files import free_folder, save_evaluation
     from anomaly_nb.segmentation.run import StreetRun
     from anomaly_nb.segmentation.score_maps import component_protocol, evaluate_scores
-    from anomaly_nb.segmentation.scorer import load_scorer
+    from anomaly_nb.segmentation.scorer_files import load_scorer
 
     if sum(map(bool, (run, scores, logits, model))) != 1:
         raise DataError("give one of: the folder of a run, --scores, --logits, --model")

@@ -9,7 +9,6 @@ __all__ = ['Data', 'Root', 'HeldOut', 'Weights', 'Mean', 'Std', 'EpochImages', '
            'numbers', 'raw_ids']
 
 # %% ../../nbs/11_cli/06_street_options.ipynb #5580018c
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -52,7 +51,7 @@ def size_of(height: int, width: int, what: str = "") -> tuple[int, int] | None:
 
 def open_data(data: str, root: str, split: str, held_out: list[str], size: tuple[int, int] | None = None, **options: Any):
     "The data set of a command line."
-    from anomaly_nb.segmentation.datasets import open_streets
+    from anomaly_nb.segmentation.readers import open_streets
 
     return open_streets(data, root, split, held_out, size, **{k: v for k, v in options.items() if v})
 

@@ -56,7 +56,8 @@ def _study_run(
     from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.ablation import heat_study, promise_study, quantile_sensitivity, sensitivity_plot, subsampling_study, threshold_sensitivity
     from anomaly_nb.segmentation.compare import comparison_plot, to_markdown, write_comparison
-    from anomaly_nb.segmentation.evaluation import difference_table, evaluation_identity, find_evaluation, load_evaluation, results_table, save_evaluation
+    from anomaly_nb.segmentation.evaluation import difference_table, evaluation_identity, results_table
+    from anomaly_nb.segmentation.evaluation_files import find_evaluation, load_evaluation, save_evaluation
     from anomaly_nb.segmentation.run import StreetRun
 
     if not run:
@@ -183,7 +184,7 @@ def compare(
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.compare import comparable_groups, comparison_plot, comparison_table, incomparable, to_markdown, write_comparison
-    from anomaly_nb.segmentation.evaluation import load_evaluation
+    from anomaly_nb.segmentation.evaluation_files import load_evaluation
 
     labels = names.split(",") if names else _names(evaluations)
     if len(labels) != len(evaluations) or len(set(labels)) != len(evaluations):

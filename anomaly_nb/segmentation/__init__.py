@@ -19,18 +19,18 @@ __all__ = ['Augmentation', 'HybridEnergyThresholding', 'LabelTable', 'PixelKNN',
 from .ablation import ablation_summary, heat_study, promise_study, quantile_sensitivity, run_ablation, study_configs, subsampling_study, threshold_sensitivity
 from .augment import Augmentation
 from .compare import comparison_plot, comparison_table, to_markdown, write_comparison
-from .datasets import LabelTable, StreetDataset, class_distribution, open_streets, streets_table
+from .datasets import LabelTable, StreetDataset, class_distribution, streets_table
+from .readers import open_streets
 from anomaly_nb.segmentation.evaluation import (
     StreetEvaluation,
     class_table,
     difference_table,
     evaluate,
-    load_evaluation,
     operating_points,
     results_table,
-    save_evaluation,
     speed_table,
 )
+from .evaluation_files import load_evaluation, save_evaluation
 from .feature_scores import PixelKNN, PixelMahalanobis, ReAct, ViM
 from .heat import HybridEnergyThresholding
 from .mask_scores import eam, mask2anomaly, mask_class_logits, rba
@@ -40,7 +40,8 @@ from .panels import scene_panels
 from .run import StreetRun
 from .samples import street_samples, write_street_samples
 from .score_maps import evaluate_scores, write_submission
-from .scorer import PixelScorer, load_scorer, save_scorer
+from .scorer import PixelScorer
+from .scorer_files import load_scorer, save_scorer
 from .scores import StandardizedMaxLogit, boundary_suppression, dilated_smoothing, energy, max_logit, msp
 from .together import NetworkEnsemble, WithPatches
 from .training import TrainConfig, train, training_curves

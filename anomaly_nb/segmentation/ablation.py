@@ -26,7 +26,8 @@ from ..metrics.histogram import ScoreHistogram
 from ..metrics.ranking import ThresholdTable
 from .augment import Augmentation
 from .datasets import StreetDataset
-from .evaluation import StreetEvaluation, evaluate, load_evaluation, normal_quantile, save_evaluation
+from .evaluation import StreetEvaluation, evaluate, normal_quantile
+from .evaluation_files import load_evaluation, save_evaluation
 from .heat import HybridEnergyThresholding
 from .models import StreetModel, StreetOutput, build_model, predict
 from .scorer import PixelScorer
