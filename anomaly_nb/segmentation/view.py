@@ -21,10 +21,12 @@ from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
 from ..core.views import Choice, Control, Slider, View
 from ..metrics import average_precision, fpr_at_tpr, roc_auc
 from ..scoring.maps import overlay
-from .datasets import VOID, StreetDataset, open_streets
+from .datasets import VOID, StreetDataset
+from .readers import open_streets
 from .models import StreetModel, build_model, load_checkpoint, predict
 from .panels import class_colours
-from .scorer import PixelScorer, load_scorer
+from .scorer import PixelScorer
+from .scorer_files import load_scorer
 from .training import TrainConfig, train
 
 # %% ../../nbs/07_segmentation/14_view.ipynb #163a7182
