@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import clone
 
-from ..banks import Bank, FusedBank, KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank
+from ..banks import Bank, CompositionBank, FusedBank, KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank
 from ..core.errors import DataError
 from .preparation import Preparation
 
@@ -47,6 +47,13 @@ RECIPES = {
     "subspace": Recipe("filters", 0, SubspaceBank(), "plain: squared distance to the subspace of 99 % variance, mean of the top 1 %", reduce="top1%"),
     "positional": Recipe("filters", 0, PositionalBank(), "plain: the nearest normal patch by cosine near the same place, mean of the top 1 %", reduce="top1%"),
     "retrieval": Recipe("filters", 0, RetrievalBank(50), "plain: the nearest patch among the 50 most similar normal images, mean of the top 1 %", reduce="top1%"),
+    "composition": Recipe(
+        "filters", 0, CompositionBank(),
+        "ours, after ComAD (Liu et al. 2023) and CSAD (Hsieh and Lai 2024): numbers of 12 kinds of patches in the image and in 3 x 3 windows, shrunk Mahalanobis distance; "
+        "for parts that are missing, too many or swapped, and no use for scratches",
+        "kinds are clusters of patches, shared softly, where the papers segment parts; no second branch for local defects",
+        preparation=Preparation(True),
+    ),
     "patchcore": Recipe(
         "timm:wide_resnet50_2?layers=(2,3)&pool=3", 224, KNNBank(1, "sqeuclidean", 0.1),
         "Roth et al. 2022; amazon-science/patchcore-inspection: layer2 + layer3, 3 x 3 average, 10 % coreset, squared L2, highest patch, sigma 4",
