@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-# %% ../../nbs/11_cli/03_detect.ipynb #dd90a69d
+# %% ../../nbs/11_cli/03_detect.ipynb #21ad82b5
 LAYOUT = "Layout of the folder: folder, csv, mvtec, mvtec_ad2, mvtec_loco, visa, btad, mpdd, realiad, kolektor_sdd2, magnetic_tile."
 
 
@@ -97,7 +97,9 @@ def fit(
         detector = Detector(recipe, **given).fit(index)
     if detector.threshold_ is None:
         raise DataError(f"{root}: one normal image gives no threshold; add at least one more, better 20 or more")
-    detector.choice_ = choice
+    detector.choice_ |= choice
+    if mixed := detector.choice_.get("fusion"):
+        typer.echo(f"weights {', '.join(f'{m} {w:g}' for m, w in zip(mixed['members'], mixed['weights']))}: {mixed['by']}")
     detector.save(out)
     some, start = detector.paths_[: 2 if tile else 8], time.perf_counter()
     seconds = 0.0

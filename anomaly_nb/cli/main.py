@@ -104,7 +104,7 @@ def samples(
     typer.echo(f"samples in {write_samples(folder, size=size, random_state=seed)}")
 
 
-LAYOUTS = "samples, folder, csv, mvtec, mvtec_ad2, mvtec_loco, visa, btad, mpdd, realiad, kolektor_sdd2, magnetic_tile"
+LAYOUTS = "samples, folder, csv, mvtec, mvtec_ad2, mvtec_loco, visa, btad, mpdd, realiad, kolektor_sdd2, magnetic_tile, logical"
 
 
 @app.command()
