@@ -38,10 +38,13 @@ if sys.argv[5] == "graph":
 def predict(files):
     return [p.score for p in predict_files(model, files)]
 
+def fast(files):
+    return [p.score for p in predict_files(model, files, engine="onnxruntime")]
+
 def graph(files):
     return [float(session.run(["score", "map"], {"image": np.asarray(Image.open(f).convert("RGB"))[None]})[0][0]) for f in files]
 
-ways = {"predict": predict, "graph": graph}
+ways = {"predict": predict, "onnxruntime": fast, "graph": graph}
 print("ready", flush=True)
 '''
 
@@ -162,7 +165,7 @@ def write_images(folder: Path, count: int, side: int, seed: int, suffix: str = "
 
 
 def compare(folder: Path, name: str, backbone: str, size: int, side: int, suffix: str, counts: tuple[int, int, int], python: str) -> list[dict]:
-    "Rows of `predict`, and of the graph on PNGs."
+    "Rows of `predict` with both engines, and of the graph on PNGs."
     import torch
 
     torch.manual_seed(0)
@@ -176,7 +179,7 @@ def compare(folder: Path, name: str, backbone: str, size: int, side: int, suffix
     except RuntimeError:
         print("anomalib is skipped, it does not start here")
         other = None
-    ways = [(ours, "predict"), (ours, "graph")][: 2 if suffix == "png" else 1] + ([(other, "plain loop"), (other, "Engine.predict")] if other else [])
+    ways = [(ours, "predict"), (ours, "onnxruntime"), (ours, "graph")][: 3 if suffix == "png" else 2] + ([(other, "plain loop"), (other, "Engine.predict")] if other else [])
     checked = {way: np.array(child.ask(way, same)[1]) for child, way in ways}  # at the input's own size nobody resizes
     squared = {way: s if child is ours else s**2 for (child, way), s in zip(ways, checked.values(), strict=True)}
     for way, scores in squared.items():
@@ -195,7 +198,7 @@ def compare(folder: Path, name: str, backbone: str, size: int, side: int, suffix
     rates = ", ".join(f"{way} {1 / s:.1f}" for way, s in median.items())
     work = f"{len(files)} {suffix.upper()} of {side} x {side} at {size}, the same weights and bank of {rows[0]} x {rows[1]}, scores of both equal"
     note = f"images per second: {rates}" + ("; the faster way of anomalib" if other else "; anomalib did not install")
-    return [row(f"{what}, {name}", median[way], theirs, work, note) for what, way in (("predict", "predict"), ("ONNX graph", "graph")) if way in median]
+    return [row(f"{what}, {name}", median[way], theirs, work, note) for what, way in (("predict", "predict"), ("predict --engine onnxruntime", "onnxruntime"), ("ONNX graph", "graph")) if way in median]
 
 
 SCALED = "&mean=(0.485,0.456,0.406)&std=(0.229,0.224,0.225)"  # as anomalib does for every network

@@ -6,13 +6,13 @@
 __all__ = ['Found', 'Prediction', 'find_images', 'count_learned', 'check_single', 'predict_files', 'map_names', 'prediction_map',
            'write_maps']
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #deb5a2a5
+# %% ../../nbs/06_scoring/12_predict.ipynb #264ca837
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..data.images import is_image, read_image, read_upright, why_skipped
 from ..core.order import natural_key
 from ..features import FeatureSet
 from ..features.backbones import Backbone
+from ..features.engine import with_engine
 from .detector import Detector
 from .maps import colour_range, overlay
 from .result import patch_limit
@@ -96,7 +97,7 @@ def count_learned(
         count += os.path.realpath(path) in learned or os.path.abspath(path) in learned or any(sha256_file(p) == sha256_file(path) for p in twins)
     return count
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #e88524a6
+# %% ../../nbs/06_scoring/12_predict.ipynb #18bb45ce
 def check_single(
     detector: Detector,  # fitted
 ) -> None:
@@ -142,12 +143,17 @@ def predict_files(
     paths: Iterable[str | Path],  # files, may be endless
     size: int = 4,  # images that pass the network together
     limit: float | None = None,  # of `patch_limit` for the box; None = of the detector's held-out patches
+    engine: str = "torch",  # of `with_engine`: "torch", "onnxruntime" or "auto"
 ) -> Iterator[Prediction]:
     "A prediction for every file, in order. Raises `NotFittedError`, or `DataError` where the detector has no threshold or needs a whole batch."
     threshold, network = detector.decision_threshold(), detector.network()
     check_single(detector)
     highest, rest = patch_limit(detector.held_out_patches_) if limit is None else limit, iter(map(str, paths))
     workers = 1 if detector.by_parts or (network.device is not None and network.device.type != "cpu") else cpu_threads()
+    if workers > 1:
+        first = list(islice(rest, 2))
+        workers, rest = workers if len(first) > 1 else 1, chain(first, rest)  # one image alone is shared by all threads
+    network = with_engine(network, engine, 1 if workers > 1 else cpu_threads())
     read = partial(_read, detector, network)
 
     def scored(files: list[str]) -> tuple[list[_Read], tuple[Found, dict[int, str]]]:
