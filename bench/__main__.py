@@ -94,6 +94,9 @@ def main() -> None:
     name = "bench" if about["bf16"] else "bench_float32"
     path = FIGURES / f"{name}.json"
     results = read_json(path) if path.exists() else {"rows": {}}
+    if results.get("machine", {}).get("cpu", about["cpu"]) != about["cpu"]:
+        print(f"{path.name} holds figures of another machine, {results['machine']['cpu']}; those of this one take their place", flush=True)
+        results = {"rows": {}}
     for module in args.names or MODULES:
         rows = importlib.import_module(f"bench.{module}").run(args.small)
         for row in rows:

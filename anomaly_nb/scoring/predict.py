@@ -6,7 +6,7 @@
 __all__ = ['Found', 'Prediction', 'find_images', 'count_learned', 'check_single', 'predict_files', 'map_names', 'prediction_map',
            'write_maps']
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #264ca837
+# %% ../../nbs/06_scoring/12_predict.ipynb #6f961d7c
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +29,7 @@ from ..core.order import natural_key
 from ..features import FeatureSet
 from ..features.backbones import Backbone
 from ..features.engine import with_engine
+from ..features.extract import backbone_threads
 from .detector import Detector
 from .maps import colour_range, overlay
 from .result import patch_limit
@@ -97,7 +98,7 @@ def count_learned(
         count += os.path.realpath(path) in learned or os.path.abspath(path) in learned or any(sha256_file(p) == sha256_file(path) for p in twins)
     return count
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #18bb45ce
+# %% ../../nbs/06_scoring/12_predict.ipynb #37d3a28d
 def check_single(
     detector: Detector,  # fitted
 ) -> None:
@@ -149,7 +150,7 @@ def predict_files(
     threshold, network = detector.decision_threshold(), detector.network()
     check_single(detector)
     highest, rest = patch_limit(detector.held_out_patches_) if limit is None else limit, iter(map(str, paths))
-    workers = 1 if detector.by_parts or (network.device is not None and network.device.type != "cpu") else cpu_threads()
+    workers = 1 if detector.by_parts else backbone_threads(network)
     if workers > 1:
         first = list(islice(rest, 2))
         workers, rest = workers if len(first) > 1 else 1, chain(first, rest)  # one image alone is shared by all threads
