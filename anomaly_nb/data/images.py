@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['UNREADABLE', 'MAX_PIXELS', 'DAMAGE', 'IMAGE_SUFFIXES', 'DEPTHS', 'FLOATS', 'LOSSY', 'is_image', 'why_skipped',
            'list_images', 'ImageInfo', 'image_info', 'join_errors', 'image_infos', 'read_values', 'Intensity',
-           'parse_intensity', 'fit_intensity', 'read_counted', 'read_image', 'mask_rule', 'read_mask_and_rule',
-           'read_mask', 'read_ids']
+           'parse_intensity', 'fit_intensity', 'read_counted', 'read_upright', 'read_image', 'mask_rule',
+           'read_mask_and_rule', 'read_mask', 'read_ids']
 
-# %% ../../nbs/02_data/04_images.ipynb #4c220c1b
+# %% ../../nbs/02_data/04_images.ipynb #11efa635
 import re
 import struct
 import warnings
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.Image import Transpose as T
 
 from ..core.errors import DataError, check_file, check_folder, require
 from ..core.files import odd_file
@@ -64,7 +65,7 @@ def list_images(folder: str | Path) -> list[Path]:
     "Image files directly in `folder`, in natural order, those with names in UTF-8. Raises `MissingFileError` if it is not there."
     return sorted((p for p in check_folder(folder).iterdir() if is_image(p) and not odd_file(p) and p.is_file()), key=path_key)
 
-# %% ../../nbs/02_data/04_images.ipynb #0c75bc0e
+# %% ../../nbs/02_data/04_images.ipynb #f85fd4ee
 @dataclass(frozen=True)
 class ImageInfo:
     "What an image file holds, from its header."
@@ -192,18 +193,22 @@ def _value_type(file: Image.Image, path: Path) -> str:
 
 def image_info(path: str | Path) -> ImageInfo:
     "Size, mode and depth of an image, without decoding it. Raises `MissingFileError`, `DataError` for a damaged file."
-    path = Path(path)
     with _opened(path) as file:
-        if file.format in UNREADABLE:
-            raise DataError(f"{path}: {file.format} is not read here; convert it to PNG or TIFF")
-        if file.format in ("PNG", "TIFF"):
-            turn = _png_header(path)[1] if file.format == "PNG" else _tiff_orientation(path)[0]
-        else:
-            turn = file.getexif().get(0x0112, 1)
-        turn = turn if turn in range(1, 9) else 1
-        size = (file.width, file.height) if turn >= 5 else (file.height, file.width)
-        colour = len(file.getbands()) > 2 or file.mode in ("P", "PA")
-        return ImageInfo(size, file.mode, _value_type(file, path), colour, getattr(file, "n_frames", 1), turn)
+        return _info(file, Path(path))
+
+
+def _info(file: Image.Image, path: Path) -> ImageInfo:
+    "What an opened image holds."
+    if file.format in UNREADABLE:
+        raise DataError(f"{path}: {file.format} is not read here; convert it to PNG or TIFF")
+    if file.format in ("PNG", "TIFF"):
+        turn = _png_header(path)[1] if file.format == "PNG" else _tiff_orientation(path)[0]
+    else:
+        turn = file.getexif().get(0x0112, 1)
+    turn = turn if turn in range(1, 9) else 1
+    size = (file.width, file.height) if turn >= 5 else (file.height, file.width)
+    colour = len(file.getbands()) > 2 or file.mode in ("P", "PA")
+    return ImageInfo(size, file.mode, _value_type(file, path), colour, getattr(file, "n_frames", 1), turn)
 
 
 def join_errors(
@@ -230,7 +235,7 @@ def image_infos(
         raise join_errors(errors)
     return found
 
-# %% ../../nbs/02_data/04_images.ipynb #a622b73f
+# %% ../../nbs/02_data/04_images.ipynb #e134752c
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
     "An array (H, W, ...) rotated and mirrored as its EXIF orientation says."
     if orientation in (2, 3):
@@ -271,29 +276,39 @@ def _on_black(image: Image.Image) -> Image.Image:
         full = image.convert("RGBA")
         if full.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
             return Image.alpha_composite(Image.new("RGBA", full.size, (0, 0, 0, 255)), full).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def read_values(path: str | Path) -> np.ndarray:
-    "Values of an image as stored, upright: (H, W, 3) uint8, or deeper (H, W) or (H, W, 3). Raises as `read_image` does."
-    path = Path(path)
-    info = image_info(path)
+_TURNS = dict(zip(range(2, 9), (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)))  # by EXIF orientation
+
+
+def _stored(path: Path) -> tuple[Image.Image | np.ndarray, ImageInfo]:
+    "What a file holds, upright, from one look at it: 8 bits as Pillow's RGB, deeper values as an array."
     with _opened(path) as file:
+        info = _info(file, path)
+        if info.frames > 1:  # counting them may have moved on
+            file.seek(0)
         if info.type == "uint16" and not file.mode.startswith("I"):
-            return _deep_colour(path, info)
+            return _deep_colour(path, info), info
         file.load()
         if info.type == "uint8":
-            return _upright(np.asarray(_on_black(file)), info.orientation)
+            image = _on_black(file)
+            return image.transpose(_TURNS[info.orientation]) if info.orientation > 1 else image, info
         values = _upright(np.asarray(file), info.orientation)
     if info.type == "uint32":
-        return values.view(np.uint32)
+        return values.view(np.uint32), info
     if info.type == "uint16":
-        return values.astype(np.uint16)
+        return values.astype(np.uint16), info
     if info.type == "float32" and not np.isfinite(values).all():
         bad = ~np.isfinite(values)
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         raise DataError(f"{path}: {bad.sum()} values are NaN or infinite, the first at {place}; repair or remove the image")
-    return values
+    return values, info
+
+
+def read_values(path: str | Path) -> np.ndarray:
+    "Values of an image as stored, upright: (H, W, 3) uint8, or deeper (H, W) or (H, W, 3). Raises as `read_image` does."
+    return np.asarray(_stored(Path(path))[0])
 
 # %% ../../nbs/02_data/04_images.ipynb #9cbe206a
 DEPTHS = (8, 10, 12, 14, 16, 20, 24, 28, 31, 32)  # bits that cameras and converters fill
@@ -445,19 +460,36 @@ def fit_intensity(
         return Intensity(f"percentile {low:g}..{high:g}: {bottom:g}..{top:g}", bottom, top, type)
     return Intensity(f"window {low:g}..{high:g}", low, high, type)
 
-# %% ../../nbs/02_data/04_images.ipynb #22d4b093
+# %% ../../nbs/02_data/04_images.ipynb #89788060
 def read_counted(
     path: str | Path,
     intensity: Intensity | None = None,  # of the data set; None = 8-bit as it is, 16-bit integers over their full range
 ) -> tuple[np.ndarray, float]:  # (H, W, 3) uint8 RGB, fraction of its values clipped
     "Read an image upright, with the fraction of its values outside the rule's window. Raises `MissingFileError`, `DataError`."
-    values = read_values(path)
+    return _as_bytes(read_values(path), intensity, path)
+
+
+def _as_bytes(values: np.ndarray, intensity: Intensity | None, path: str | Path) -> tuple[np.ndarray, float]:
+    "Stored values as (H, W, 3) uint8, and the fraction of them that was clipped."
     if intensity is None and values.dtype != np.uint8:
         if values.dtype != np.uint16:
             raise DataError(f"{path}: holds {values.dtype} values and nothing says what is white; pass the data set's intensity")
         intensity = Intensity("full range of uint16", 0.0, 65535.0, "uint16")
     image, clipped = (intensity or Intensity()).apply(values, path)
     return (image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)), clipped / values.size
+
+
+def read_upright(
+    path: str | Path,
+    intensity: Intensity | None = None,  # of the data set; None = 8-bit as it is, 16-bit integers over their full range
+) -> tuple[Image.Image, float, ImageInfo]:  # RGB, fraction of its values clipped, what the header says
+    "The same pixels as `read_counted` gives, as Pillow holds them: what is resized next is spared two copies. Raises as `read_counted` does."
+    values, info = _stored(Path(path))
+    if isinstance(values, Image.Image):
+        (intensity or Intensity()).apply(np.zeros(1, np.uint8), path)  # a rule for deeper values is refused
+        return values, 0.0, info
+    image, clipped = _as_bytes(values, intensity, path)
+    return Image.fromarray(image), clipped, info
 
 
 def read_image(
