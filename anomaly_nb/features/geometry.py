@@ -6,17 +6,16 @@
 __all__ = ['RESIZES', 'Placement', 'place', 'place_tile', 'fit_shape', 'fit_image', 'cells_inside', 'cell_centres',
            'cells_to_pixels', 'Region', 'read_region', 'tile_plan', 'part_plan', 'blend_tiles']
 
-# %% ../../nbs/03_features/06_geometry.ipynb #2c21c5d3
+# %% ../../nbs/03_features/06_geometry.ipynb #7c922a54
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..core.errors import DataError
 from ..core.files import sha256_file
-from ..data.images import read_mask
+from ..data.images import read_mask, resized
 
 # %% ../../nbs/03_features/06_geometry.ipynb #50ea9943
 RESIZES = ("square", "short", "pad")
@@ -74,7 +73,7 @@ def fit_shape(
     "Size of the network's input for an image. Raises `DataError` as `place` does."
     return place(height, width, size, resize, multiple).shape
 
-# %% ../../nbs/03_features/06_geometry.ipynb #f9c9e737
+# %% ../../nbs/03_features/06_geometry.ipynb #7c664dc2
 def fit_image(
     image: np.ndarray,  # (H, W, 3) uint8
     placement: Placement,  # of `place`, for its size
@@ -86,7 +85,7 @@ def fit_image(
         raise DataError(f"image of {image.shape[0]} x {image.shape[1]} pixels for a placement of {placement.image[0]} x {placement.image[1]}; call `place` with its size")
     (h, w), (top, left), (height, width) = placement.resized, placement.offset, placement.shape
     if image.shape[:2] != (h, w):
-        image = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC))
+        image = resized(image, (h, w))
     image = image[max(-top, 0) : max(-top, 0) + height, max(-left, 0) : max(-left, 0) + width]
     free = [(max(o, 0), n - max(o, 0) - side) for o, n, side in zip((top, left), (height, width), image.shape)]
     if any(map(any, free)):
