@@ -72,12 +72,12 @@ def test_panels_of_a_large_image_are_made_small(tmp_path):
 PEAK = r"""
 import re, sys
 from pathlib import Path
-from anomaly_nb.data.images import read_image, resized
+from anomaly_nb.data.images import read_image, resize_image
 peak = lambda: int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # a child's ru_maxrss is at least its parent's
 before = peak()
 image = read_image(sys.argv[1])
 read = peak() - before
-resized(image, (160, 160))
+resize_image(image, (160, 160))
 print(read, peak() - before)
 """
 
