@@ -6,7 +6,7 @@
 __all__ = ['OWN_OPTIONS', 'BackboneSpec', 'parse_name', 'Backbone', 'FilterBackbone', 'recorded_name', 'TimmBackbone',
            'fuse_maps', 'fuse', 'positions_at', 'ClipBackbone', 'create_backbone']
 
-# %% ../../nbs/03_features/02_backbones.ipynb #177190cb
+# %% ../../nbs/03_features/02_backbones.ipynb #de967020
 import ast
 import logging
 import re
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..core.errors import DataError
 from ..core.files import sha256_file
 from ..core.runtime import choose_device, import_torchvision
 from .filters import CELL, FILTERS
-from .geometry import RESIZES, Placement, Region, fit_image, part_plan, place, place_tile, read_region
+from .geometry import RESIZES, Placement, Region, fit_bytes, image_size, part_plan, place, place_tile, read_region
 from .weights import LoadedWeights, load_weights, split_weights
 
 # %% ../../nbs/03_features/02_backbones.ipynb #fb5def75
@@ -77,11 +78,12 @@ def parse_name(
             options[key] = value
     return match[1], match[2] or "", options
 
-# %% ../../nbs/03_features/02_backbones.ipynb #1ba349cd
+# %% ../../nbs/03_features/02_backbones.ipynb #95f5f69b
 class Backbone:
     "A frozen network: `transform` an image, call it on a batch. Subclasses do the work in `__call__`."
 
     region: Region | None = None  # the part of every image that counts
+    device: Any = None  # torch device; None = computed without torch, on the CPU
 
     def __init__(
         self,
@@ -111,12 +113,14 @@ class Backbone:
 
     def transform(
         self,
-        image: np.ndarray,  # (H, W, 3) uint8 RGB: an image, or one of its parts
+        image: np.ndarray | Image.Image,  # (H, W, 3) uint8 RGB, or as Pillow holds it: an image, or one of its parts
     ) -> np.ndarray:  # (3, size, size) float32, or (3, h, w) with resize="short"
-        "One image as the network wants it."
-        mean, std = np.array(self.spec.mean, np.float32), np.array(self.spec.std, np.float32)
-        fitted = fit_image(image, self.placement(*image.shape[:2]))
-        return np.ascontiguousarray(((fitted - mean) / std).transpose(2, 0, 1))
+        "One image as the network wants it: (value / 255 - mean) / std, looked up for each of the 256 values."
+        fitted = fit_bytes(image, self.placement(*image_size(image)))
+        values, out = np.arange(256, dtype=np.float32) / 255, np.empty((3, *fitted.shape[:2]), np.float32)
+        for channel, mean, std in zip(range(3), np.array(self.spec.mean, np.float32), np.array(self.spec.std, np.float32)):
+            np.take((values - mean) / std, fitted[..., channel], out=out[channel], mode="clip")
+        return out
 
     def __call__(
         self,

@@ -6,7 +6,7 @@
 __all__ = ['BOX', 'part_index', 'part_cells', 'counted_cells', 'feature_batches', 'store_as', 'index_intensity',
            'extract_features']
 
-# %% ../../nbs/03_features/03_extract.ipynb #536a6f26
+# %% ../../nbs/03_features/03_extract.ipynb #59b465db
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..core.errors import DataError, check_finite
 from ..core.runtime import progress
-from ..data.images import Intensity, fit_intensity, image_info, read_counted
+from ..data.images import Intensity, fit_intensity, image_info, read_counted, read_upright
 from .backbones import Backbone
 from .featureset import FeatureSet
 from .geometry import cell_centres, cells_inside
@@ -86,7 +86,7 @@ def counted_cells(
     rows, columns = (np.clip(c.astype(int), 0, side - 1) for c, side in zip(cell_centres(placement, patch), placement.image))
     return inside & backbone.region.mask[top:bottom, left:right][np.ix_(rows, columns)]
 
-# %% ../../nbs/03_features/03_extract.ipynb #48f34afc
+# %% ../../nbs/03_features/03_extract.ipynb #8185d0ab
 def feature_batches(
     paths: Sequence[str],  # image files
     backbone: Backbone,
@@ -101,6 +101,12 @@ def feature_batches(
     shape = None
     clipped: dict[str, float] = {}
     decoded: tuple[str, Any] = ("", None)
+
+    def whole(path: str) -> np.ndarray:
+        image, beyond, _ = read_upright(path, intensity)
+        if beyond:
+            clipped[path] = beyond
+        return backbone.transform(image)
 
     def decode(path: str) -> np.ndarray:
         image, beyond = read_counted(path, intensity)
@@ -117,7 +123,7 @@ def feature_batches(
         def submit(i: int) -> Future:
             nonlocal decoded
             if boxes is None:
-                return pool.submit(lambda path: backbone.transform(decode(path)), paths[i])
+                return pool.submit(whole, paths[i])
             if decoded[0] != paths[i]:
                 decoded = (paths[i], pool.submit(decode, paths[i]))
             return pool.submit(prepared, decoded[1], boxes[i])

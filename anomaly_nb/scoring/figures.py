@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['shrunk', 'plot_examples', 'spread', 'image_panels', 'case_panels', 'plot_cases']
 
-# %% ../../nbs/06_scoring/11_figures.ipynb #18b6f94a
+# %% ../../nbs/06_scoring/11_figures.ipynb #c2e21f65
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..core.style import figure_style
-from ..data.images import Intensity, read_image, resized
+from ..data.images import Intensity, read_image, resize_image
 from ..features.extract import index_intensity
 from .layout import Layout
 from .maps import colour_range, overlay
 from .preparation import rotated
 from .result import Evaluation
 
-# %% ../../nbs/06_scoring/11_figures.ipynb #6ae3d8cc
+# %% ../../nbs/06_scoring/11_figures.ipynb #25de07ae
 def shrunk(
     image: np.ndarray,  # (H, W, 3) uint8
     most: int = 480,  # pixels of the longer side
@@ -32,7 +32,7 @@ def shrunk(
     if max(height, width) <= most:
         return image
     factor = most / max(height, width)
-    return resized(image, (max(1, round(height * factor)), max(1, round(width * factor))), Image.Resampling.BOX)
+    return resize_image(image, (max(1, round(height * factor)), max(1, round(width * factor))), Image.Resampling.BOX)
 
 
 def plot_examples(
