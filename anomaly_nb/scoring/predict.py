@@ -93,7 +93,7 @@ def count_learned(
         count += os.path.realpath(path) in learned or os.path.abspath(path) in learned or any(sha256_file(p) == sha256_file(path) for p in twins)
     return count
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #57aece40
+# %% ../../nbs/06_scoring/12_predict.ipynb #5b35a571
 def check_single(
     detector: Detector,  # fitted
 ) -> None:
@@ -148,7 +148,7 @@ def _at_once(detector: Detector, files: list[tuple]) -> tuple[Found, dict[int, s
         try:
             f = FeatureSet(patches, patch_hw, pd.DataFrame({"image_path": [files[i][0] for i in some]}), cls, detector.spec_, detector.intensity_)
             patch_scores = detector.score_patches(f)
-            told, scores = detector.nearest_normal(f, patch_scores), detector.reduce_patches(patch_scores, f.cls)
+            told, scores = detector.nearest_normal(f, patch_scores), detector.reduce_patches(patch_scores, f.cls, features=f)
             found |= {i: (patch_scores[j], float(scores[j]), told.iloc[j]) for j, i in enumerate(some)}
         except DataError as e:
             failed |= dict.fromkeys(some, str(e))
@@ -185,8 +185,9 @@ def _decided(detector: Detector, threshold: float, limit: float, files: list[tup
             yield Prediction(path, error=failed[i], size=size)
             continue
         patch_scores, score, near = found[i]
-        p = float(conformal_pvalues(detector.held_out_, np.array([score]))[0])
-        below = 100 * float(np.mean(detector.held_out_ < score))
+        held = detector.held_out_
+        p = float(conformal_pvalues(held, np.array([score]))[0]) if len(held) else float("nan")
+        below = 100 * float(np.mean(held < score)) if len(held) else float("nan")
         box = detector.layout_.of(size).box(patch_scores, limit)
         yield Prediction(path, score, int(score >= threshold), p, below, box, near["normal_path"], float(near["distance"]), clipped, "", size, frames, patch_scores)
 
