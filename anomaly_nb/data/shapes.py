@@ -70,11 +70,11 @@ def draw_shape(
         picture, mask = DEFECTS[defect](rng, picture, inside > 0.99)
     return (np.clip(picture * rng.normal(1, 0.03), 0, 1) * 255 + 0.5).astype(np.uint8), mask
 
-# %% ../../nbs/02_data/08_shapes.ipynb #fc15ab18
+# %% ../../nbs/02_data/08_shapes.ipynb #93494b95
 def write_shapes(
     folder: str | Path,  # where to write; categories become its subfolders, with _ for the space
     names: Sequence[str] = ("red circle", "green square", "blue triangle", "yellow cross"),  # of OBJECTS
-    n_train: int = 16,  # normal images to train on, per category
+    n_train: int = 24,  # normal images to train on, per category
     n_good: int = 12,  # normal images to test on, per category
     n_defect: int = 4,  # images per kind of defect, per category
     size: int = 160,  # pixels per side

@@ -66,7 +66,7 @@ def patch_crop(
     dy, dx = context * height / patch_hw[0], context * width / patch_hw[1]
     return image[max(0, int(y - dy)) : int(y + dy) + 1, max(0, int(x - dx)) : int(x + dx) + 1]
 
-# %% ../../nbs/06_scoring/11_figures.ipynb #ed393afe
+# %% ../../nbs/06_scoring/11_figures.ipynb #e4f19b38
 def case_panels(
     result: Evaluation,
     i: int,  # which image
@@ -82,8 +82,10 @@ def case_panels(
     mask = result.masks[i]
     shown, heat = np.full(small.shape[:2], 0.5) if mask is None else mask[step], result.heatmap(i, small.shape[:2])
     del mask
-    normal = rotated(read_image(told["normal_path"], result.intensity), told["normal_angle"])
-    like = shrunk(normal[result.layout.of(normal.shape[:2]).window(told["normal_patch"])])
+    like = np.full_like(crop, 255)  # nothing, where no normal image was learned from
+    if told["normal_path"]:
+        normal = rotated(read_image(told["normal_path"], result.intensity), told["normal_angle"])
+        like = shrunk(normal[result.layout.of(normal.shape[:2]).window(told["normal_patch"])])
     return [small, shown, heat, overlay(small, heat, value_range), crop, like]
 
 
