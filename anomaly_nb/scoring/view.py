@@ -28,9 +28,8 @@ from ..features import FeatureSet, cached_features
 from ..metrics import average_precision, roc_auc
 from .detector import Detector
 from .evaluation import pixel_metrics, read_masks
-from .figures import image_panels, patch_crop, spread
-from .maps import colour_range, heatmaps, image_scores, overlay
-from .preparation import rotated
+from .figures import image_panels, spread
+from .maps import colour_range, heatmaps, image_scores
 from .recipes import RECIPES
 from .result import patch_limit
 from .thresholds import Threshold, choose_threshold
