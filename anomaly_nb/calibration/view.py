@@ -61,9 +61,9 @@ def plot_comparison(
         fig.suptitle(textwrap.fill(said, 115), fontsize=10, x=0.01, ha="left")
     return fig
 
-# %% ../../nbs/05_calibration/23_view.ipynb #c65e165f
-class _Batches(View):
-    "Scores in batches, and the controls of `DriftView`."
+# %% ../../nbs/05_calibration/23_view.ipynb #f95a0a7a
+class DriftView(View):
+    "Batches of scores compared at any limits. Raises as `drift_metrics` does."
 
     title = "drift"
 
@@ -94,6 +94,22 @@ class _Batches(View):
             "defects": Slider("what if: share of defects", 0.0, 0.0, 0.5, 0.01),
         }
 
+    @classmethod
+    def from_report(
+        cls,
+        parameters: Mapping[str, Any],  # of the report `calibration_drift`
+    ) -> "DriftView":
+        "The view of a run, from its parameters. Raises as the report does."
+        p = dict(parameters)
+        paths = [Path(s.strip()) for s in p["scores"].split(",") if s.strip()]
+        names = [h.strip() for h in p["heads"].split(",") if h.strip()] or [
+            re.sub(r"[^A-Za-z0-9_-]+", "_", f.resolve().parent.name) or "head" for f in paths
+        ]
+        tables = {name: read_scores(path, p["split"] or None) for name, path in zip(names, paths, strict=True)}
+        if p["shuffle"]:
+            tables = {name: table.sample(frac=1, random_state=p["seed"]) for name, table in tables.items()}
+        return cls(tables or example_year(random_state=p["seed"]), p["batches"], p["alpha"], p["min_files"], p["seed"])
+
     def follow(self, state: Mapping[str, Any], changed: str) -> dict[str, Control]:
         "The batch that is judged is never part of the reference."
         last = len(self.scores[state["head"]])
@@ -120,26 +136,6 @@ class _Batches(View):
                 then, now, limits, alpha=state["alpha"], min_files=self.min_files, random_state=self.random_state
             ),
         )
-
-# %% ../../nbs/05_calibration/23_view.ipynb #f95a0a7a
-class DriftView(_Batches):
-    "Batches of scores compared at any limits. Raises as `drift_metrics` does."
-
-    @classmethod
-    def from_report(
-        cls,
-        parameters: Mapping[str, Any],  # of the report `calibration_drift`
-    ) -> "DriftView":
-        "The view of a run, from its parameters. Raises as the report does."
-        p = dict(parameters)
-        paths = [Path(s.strip()) for s in p["scores"].split(",") if s.strip()]
-        names = [h.strip() for h in p["heads"].split(",") if h.strip()] or [
-            re.sub(r"[^A-Za-z0-9_-]+", "_", f.resolve().parent.name) or "head" for f in paths
-        ]
-        tables = {name: read_scores(path, p["split"] or None) for name, path in zip(names, paths, strict=True)}
-        if p["shuffle"]:
-            tables = {name: table.sample(frac=1, random_state=p["seed"]) for name, table in tables.items()}
-        return cls(tables or example_year(random_state=p["seed"]), p["batches"], p["alpha"], p["min_files"], p["seed"])
 
     def describe(self, state: Mapping[str, Any]) -> str:
         "The verdict in words."

@@ -36,7 +36,7 @@ from anomaly_nb.metrics import (
 )
 from ..metrics.overlap import TAUS, component_track
 from ..metrics.uncertainty import clustered_interval
-from ..metrics.histogram import order_value
+from ..metrics.score_keys import order_value
 from .datasets import VOID, StreetDataset
 from .models import weights_digest
 from .scorer import PixelScorer, SceneNetwork
