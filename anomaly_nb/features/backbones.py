@@ -79,7 +79,7 @@ def parse_name(
             options[key] = value
     return match[1], match[2] or "", options
 
-# %% ../../nbs/03_features/02_backbones.ipynb #d7107c4a
+# %% ../../nbs/03_features/02_backbones.ipynb #95f5f69b
 class Backbone:
     "A frozen network: `transform` an image, call it on a batch. Subclasses do the work in `__call__`."
 
