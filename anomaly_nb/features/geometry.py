@@ -6,7 +6,7 @@
 __all__ = ['RESIZES', 'Placement', 'place', 'place_tile', 'fit_shape', 'image_size', 'fit_bytes', 'fit_image', 'cells_inside',
            'cell_centres', 'cells_to_pixels', 'Region', 'read_region', 'tile_plan', 'part_plan', 'blend_tiles']
 
-# %% ../../nbs/03_features/06_geometry.ipynb #2c21c5d3
+# %% ../../nbs/03_features/06_geometry.ipynb #074b8ca2
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..core.errors import DataError
 from ..core.files import sha256_file
-from ..data.images import read_mask
+from ..data.images import read_mask, resize_image
 
 # %% ../../nbs/03_features/06_geometry.ipynb #50ea9943
 RESIZES = ("square", "short", "pad")
@@ -74,7 +74,7 @@ def fit_shape(
     "Size of the network's input for an image. Raises `DataError` as `place` does."
     return place(height, width, size, resize, multiple).shape
 
-# %% ../../nbs/03_features/06_geometry.ipynb #3ebeca37
+# %% ../../nbs/03_features/06_geometry.ipynb #c958bcfe
 def image_size(
     image: np.ndarray | Image.Image,  # (H, W, 3), or Pillow's
 ) -> tuple[int, int]:  # (H, W)
@@ -96,7 +96,7 @@ def fit_bytes(
         raise DataError(f"image of {size[0]} x {size[1]} pixels for a placement of {placement.image[0]} x {placement.image[1]}; call `place` with its size")
     (h, w), (top, left), (height, width) = placement.resized, placement.offset, placement.shape
     if size != (h, w):
-        image = (image if isinstance(image, Image.Image) else Image.fromarray(image)).resize((w, h), Image.Resampling.BICUBIC)
+        image = image.resize((w, h), Image.Resampling.BICUBIC) if isinstance(image, Image.Image) else resize_image(image, (h, w))
     image = np.asarray(image)
     image = image[max(-top, 0) : max(-top, 0) + height, max(-left, 0) : max(-left, 0) + width]
     free = [(max(o, 0), n - max(o, 0) - side) for o, n, side in zip((top, left), (height, width), image.shape)]

@@ -6,7 +6,7 @@
 __all__ = ['Found', 'Prediction', 'find_images', 'count_learned', 'check_single', 'predict_files', 'map_names', 'prediction_map',
            'write_maps']
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #6f961d7c
+# %% ../../nbs/06_scoring/12_predict.ipynb #deb5a2a5
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,7 +98,7 @@ def count_learned(
         count += os.path.realpath(path) in learned or os.path.abspath(path) in learned or any(sha256_file(p) == sha256_file(path) for p in twins)
     return count
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #37d3a28d
+# %% ../../nbs/06_scoring/12_predict.ipynb #e88524a6
 def check_single(
     detector: Detector,  # fitted
 ) -> None:
@@ -191,7 +191,7 @@ def _at_once(detector: Detector, network: Backbone, files: list[_Read]) -> tuple
         try:
             f = FeatureSet(patches, patch_hw, pd.DataFrame({"image_path": [files[i].path for i in some]}), cls, detector.spec_, detector.intensity_)
             patch_scores = detector.score_patches(f)
-            told, scores = detector.nearest_normal(f, patch_scores), detector.reduce_patches(patch_scores, f.cls)
+            told, scores = detector.nearest_normal(f, patch_scores), detector.reduce_patches(patch_scores, f.cls, features=f)
             found |= {i: (patch_scores[j], float(scores[j]), told.iloc[j]) for j, i in enumerate(some)}
         except DataError as e:
             failed |= dict.fromkeys(some, str(e))
@@ -222,8 +222,9 @@ def _decided(detector: Detector, threshold: float, limit: float, files: list[_Re
             yield Prediction(f.path, error=failed[i], size=f.size)
             continue
         patch_scores, score, near = found[i]
-        p = float(conformal_pvalues(detector.held_out_, np.array([score]))[0])
-        below = 100 * float(np.mean(detector.held_out_ < score))
+        held = detector.held_out_
+        p = float(conformal_pvalues(held, np.array([score]))[0]) if len(held) else float("nan")
+        below = 100 * float(np.mean(held < score)) if len(held) else float("nan")
         box = detector.layout_.of(f.size).box(patch_scores, limit)
         yield Prediction(f.path, score, int(score >= threshold), p, below, box, near["normal_path"], float(near["distance"]), f.clipped, "", f.size, f.frames, patch_scores)
 
