@@ -6,26 +6,28 @@
 __all__ = ['OWN_OPTIONS', 'BackboneSpec', 'parse_name', 'Backbone', 'FilterBackbone', 'recorded_name', 'TimmBackbone',
            'fuse_maps', 'fuse', 'positions_at', 'ClipBackbone', 'create_backbone']
 
-# %% ../../nbs/03_features/02_backbones.ipynb #177190cb
+# %% ../../nbs/03_features/02_backbones.ipynb #e299da98
 import ast
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from ..core.errors import DataError
-from ..core.files import sha256_file
-from ..core.runtime import choose_device, import_torchvision
+from ..core.errors import DataError, MissingFileError
+from ..core.files import read_json, sha256_file
+from ..core.runtime import choose_device, choose_precision, import_torchvision
+from .clip import as_open_clip, tiny_clip_folder, value_value_tokens, window_embeddings
 from .filters import CELL, FILTERS
-from .geometry import RESIZES, Placement, Region, fit_image, part_plan, place, place_tile, read_region
+from .geometry import RESIZES, Placement, Region, fit_bytes, image_size, part_plan, place, place_tile, read_region
 from .weights import LoadedWeights, load_weights, split_weights
 
-# %% ../../nbs/03_features/02_backbones.ipynb #fb5def75
+# %% ../../nbs/03_features/02_backbones.ipynb #18765a92
 @dataclass(frozen=True)
 class BackboneSpec:
     "What made a set of features: enough to make them again."
@@ -46,11 +48,12 @@ class BackboneSpec:
     tile: int = 0  # pixels of the image per tile's side, each an input of its own; 0 = not tiled
     overlap: int = 64  # pixels two neighbouring tiles share, at least
     region: str = ""  # the part of every image that counts, as `Region.text`; "" = all of it
+    precision: str = "float32"  # of a timm network's weights and layers, or "bfloat16"
 
     def to_dict(self) -> dict[str, Any]:
-        "As JSON values; tiles and region only where there are some, so that what was recorded without them keeps its checksum."
+        "As JSON values; tiles, region and precision only where they are not the usual, so that what was recorded without them keeps its checksum."
         said = asdict(self) | {"layers": list(self.layers), "mean": list(self.mean), "std": list(self.std)}
-        unused = ("tile", "overlap") * (not self.tile) + ("region",) * (not self.region)
+        unused = ("tile", "overlap") * (not self.tile) + ("region",) * (not self.region) + ("precision",) * (self.precision == "float32")
         return {k: v for k, v in said.items() if k not in unused}
 
     @property
@@ -77,11 +80,12 @@ def parse_name(
             options[key] = value
     return match[1], match[2] or "", options
 
-# %% ../../nbs/03_features/02_backbones.ipynb #1ba349cd
+# %% ../../nbs/03_features/02_backbones.ipynb #95f5f69b
 class Backbone:
     "A frozen network: `transform` an image, call it on a batch. Subclasses do the work in `__call__`."
 
     region: Region | None = None  # the part of every image that counts
+    device: Any = None  # torch device; None = computed without torch, on the CPU
 
     def __init__(
         self,
@@ -89,6 +93,7 @@ class Backbone:
         loaded: LoadedWeights | None = None,  # what came from a checkpoint file
     ):
         self.spec, self.loaded = spec, loaded
+        self.engines: dict[int, Backbone] = {}  # other engines of the same network, of `with_engine`
 
     def parts(
         self,
@@ -111,12 +116,14 @@ class Backbone:
 
     def transform(
         self,
-        image: np.ndarray,  # (H, W, 3) uint8 RGB: an image, or one of its parts
+        image: np.ndarray | Image.Image,  # (H, W, 3) uint8 RGB, or as Pillow holds it: an image, or one of its parts
     ) -> np.ndarray:  # (3, size, size) float32, or (3, h, w) with resize="short"
-        "One image as the network wants it."
-        mean, std = np.array(self.spec.mean, np.float32), np.array(self.spec.std, np.float32)
-        fitted = fit_image(image, self.placement(*image.shape[:2]))
-        return np.ascontiguousarray(((fitted - mean) / std).transpose(2, 0, 1))
+        "One image as the network wants it: (value / 255 - mean) / std, looked up for each of the 256 values."
+        fitted = fit_bytes(image, self.placement(*image_size(image)))
+        values, out = np.arange(256, dtype=np.float32) / 255, np.empty((3, *fitted.shape[:2]), np.float32)
+        for channel, mean, std in zip(range(3), np.array(self.spec.mean, np.float32), np.array(self.spec.std, np.float32)):
+            np.take((values - mean) / std, fitted[..., channel], out=out[channel], mode="clip")
+        return out
 
     def __call__(
         self,
@@ -132,6 +139,16 @@ class Backbone:
         "The patches alone: the same bits, for some networks with less work."
         found, grid, _ = self(batch)
         return found, grid
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:  # (n, D) float32 of length one
+        "Texts in the space of `cls`. Raises `DataError` for a network without a text side."
+        raise DataError(f"backbone {self.spec.name!r} knows no words; a recipe that compares images with words needs backbone='open_clip:<model>', such as open_clip:tiny")
+
+    @property
+    def scale(self) -> float:
+        "By which cosines with texts are multiplied. Raises `DataError` as `encode_texts` does."
+        self.encode_texts([])
+        return 1.0
 
     def __repr__(self) -> str:
         s = self.spec
@@ -155,7 +172,7 @@ def recorded_name(
     "The name that makes a recorded backbone again: what was recorded as filters, before there were versions, is filters-1."
     return "filters-1" if name == "filters" else name
 
-# %% ../../nbs/03_features/02_backbones.ipynb #8577709e
+# %% ../../nbs/03_features/02_backbones.ipynb #682a23a5
 class TimmBackbone(Backbone):
     "A timm network, chosen layers fused to the coarsest of their grids."
 
@@ -166,6 +183,8 @@ class TimmBackbone(Backbone):
 
         super().__init__(spec, loaded)
         self.model, self.device = model.eval().to(device), device
+        if spec.precision == "bfloat16":
+            self.model = self.model.bfloat16()
         if not hasattr(model, "patch_embed"):
             self.model = self.model.to(memory_format=torch.channels_last)
         self.has_class_token = getattr(model, "cls_token", None) is not None and getattr(model, "num_prefix_tokens", 0) > 0
@@ -181,7 +200,7 @@ class TimmBackbone(Backbone):
             for x in self._pieces(batch):
                 final, maps = self.model.forward_intermediates(x, indices=indices, norm=self.spec.norm)
                 cls = final[:, 0] if self.has_class_token else self.model.forward_head(final, pre_logits=True)
-                parts.append(fuse(maps[: len(layers)], self.spec.pool, cls))
+                parts.append(fuse([m.float() for m in maps[: len(layers)]], self.spec.pool, cls))
         return np.concatenate([p for p, _, _ in parts]), parts[0][1], np.concatenate([c for _, _, c in parts])
 
     def _pieces(self, batch: np.ndarray) -> Iterator[Any]:
@@ -191,6 +210,7 @@ class TimmBackbone(Backbone):
         step = len(batch) if self.device.type != "cpu" else self.cpu_batch
         for start in range(0, len(batch), step):
             x = torch.as_tensor(batch[start : start + step], device=self.device)
+            x = x.bfloat16() if self.spec.precision == "bfloat16" else x
             yield x if hasattr(self.model, "patch_embed") else x.contiguous(memory_format=torch.channels_last)
 
     def patches(self, batch: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
@@ -199,7 +219,7 @@ class TimmBackbone(Backbone):
 
         wanted: dict[str, Any] = {"indices": list(self.spec.layers), "norm": self.spec.norm, "stop_early": True, "intermediates_only": True}
         with torch.inference_mode():
-            parts = [fuse_maps(self.model.forward_intermediates(x, **wanted), self.spec.pool) for x in self._pieces(batch)]
+            parts = [fuse_maps([m.float() for m in self.model.forward_intermediates(x, **wanted)], self.spec.pool) for x in self._pieces(batch)]
             return np.concatenate([p.float().cpu().numpy() for p, _ in parts]), parts[0][1]
 
 
@@ -240,8 +260,8 @@ def fuse(
     patches, grid = fuse_maps(maps, pool)
     return patches.float().cpu().numpy(), grid, cls.float().cpu().numpy()
 
-# %% ../../nbs/03_features/02_backbones.ipynb #56804a40
-OWN_OPTIONS = ("layers", "pool", "norm", "mean", "std", "size", "resize", "tile", "overlap", "region", "pretrained")  # in a name's query, these are ours and not the model's
+# %% ../../nbs/03_features/02_backbones.ipynb #81a7e085
+OWN_OPTIONS = ("layers", "pool", "norm", "mean", "std", "size", "resize", "tile", "overlap", "region", "precision", "pretrained")  # in a name's query, these are ours and not the model's
 
 
 def _timm(model_name: str, options: dict[str, Any], weights: str, device: str) -> TimmBackbone:
@@ -255,6 +275,7 @@ def _timm(model_name: str, options: dict[str, Any], weights: str, device: str) -
     config: Any = timm.get_pretrained_cfg(model_name)
     arguments = {k: v for k, v in options.items() if k not in OWN_OPTIONS} | {"num_classes": 0}
     size, resize = int(options.get("size", config.input_size[-1])), _choice(options, "resize", RESIZES)
+    precision = choose_precision(_choice(options, "precision", ("float32", "bfloat16")), device)  # warns where it is emulated
     try:
         model = _create_timm(model_name, size, resize, arguments, pretrained=weights == "hub")
     except Exception as e:
@@ -272,7 +293,7 @@ def _timm(model_name: str, options: dict[str, Any], weights: str, device: str) -
         raise DataError(f"timm:{model_name}: image_size={size} is no multiple of its patch of {patch}; use {size // patch * patch or patch}")
     chosen = _spec(f"timm:{model_name}", options, size, patch, layers, config.mean, config.std, weights)
     spec = replace(chosen, pool=int(options.get("pool", 0 if plain else 3)), norm=bool(options.get("norm", plain)), resize=resize)
-    spec = replace(spec, licence=config.license or "", options=arguments)
+    spec = replace(spec, licence=config.license or "", options=arguments, precision=precision)
     return TimmBackbone(spec, model.requires_grad_(False), choose_device(device), loaded)
 
 
@@ -313,7 +334,7 @@ def _spec(name: str, options: dict[str, Any], size: int, patch: int, layers: tup
     spec = BackboneSpec(name, size, patch=patch, layers=layers, mean=mean, std=std)
     return replace(spec, weights=Path(weights).name if local else weights, sha256=sha256_file(split_weights(weights)[0]) if local else "")
 
-# %% ../../nbs/03_features/02_backbones.ipynb #50cc2290
+# %% ../../nbs/03_features/02_backbones.ipynb #8d86f048
 def positions_at(
     positions: Any,  # torch (1 + h * w, D), the class token's first
     grid: tuple[int, int],  # (h, w) they are for
@@ -331,43 +352,100 @@ def positions_at(
 
 
 class ClipBackbone(Backbone):
-    "The vision transformer of an open_clip model: tokens of chosen blocks, and the image's embedding."
+    "The vision transformer of an open_clip model: tokens of chosen blocks, or what texts are compared with; and the image's embedding."
 
-    def __init__(self, spec: BackboneSpec, model: Any, device: Any, loaded: LoadedWeights | None = None):
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        model: Any,  # the vision tower
+        device: Any,
+        loaded: LoadedWeights | None = None,
+        whole: Any = None,  # the model with its text side; None = only images
+        tokenizer: Any = None,  # of the text side
+    ):
         super().__init__(spec, loaded)
         self.model, self.device = model.eval().to(device), device
         self.positions, self.grid = self.model.positional_embedding, tuple(self.model.grid_size)
+        self.whole, self.tokenizer = None if whole is None else whole.eval().to(device), tokenizer
 
     def __call__(self, batch: np.ndarray) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
-        "Features of a batch (B, 3, h, w): patches (B, P, D), the grid, and the embedding that texts share."
+        "Features of a batch (B, 3, h, w): patches (B, P, D), the grid, and the embedding that texts share. `windows` come before the tokens, `dense` embeddings in their place."
         import torch
 
         grid = (batch.shape[2] // self.spec.patch, batch.shape[3] // self.spec.patch)
         with torch.inference_mode():
             self.model.positional_embedding = torch.nn.Parameter(positions_at(self.positions, self.grid, grid), requires_grad=False)
             layers, norm = list(self.spec.layers), self.spec.norm
-            found = self.model.forward_intermediates(torch.as_tensor(batch, device=self.device), indices=layers, normalize_intermediates=norm)
-            return fuse(found["image_intermediates"], self.spec.pool, found["image_features"])
+            images = torch.as_tensor(batch, device=self.device)
+            found = self.model.forward_intermediates(images, indices=layers, normalize_intermediates=norm)
+            patches, grid, cls = fuse(found["image_intermediates"], self.spec.pool, found["image_features"])
+            if blocks := self.spec.options.get("dense", 0):
+                patches = value_value_tokens(self.model, self.model._embeds(images), blocks).float().cpu().numpy()
+            if sides := self.spec.options.get("windows", ()):
+                tokens = self.model._embeds(images)
+                seen = [window_embeddings(self.model, tokens, grid, side).float().cpu().numpy() for side in sides]
+                patches = np.concatenate([*seen, patches], axis=2)
+            return patches, grid, cls
 
-# %% ../../nbs/03_features/02_backbones.ipynb #fb893e42
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:  # (n, D) float32 of length one
+        "Texts in the space of `cls`. Raises `DataError` where the model was made without its text side."
+        import torch
+
+        if self.whole is None:
+            raise DataError(f"backbone {self.spec.name!r} was made for images alone; add ?windows=(2,3) or ?dense=True to its name")
+        found = [np.empty((0, self.whole.visual.output_dim), np.float32)]
+        with torch.inference_mode():
+            for i in range(0, len(texts), 256):
+                tokens = self.tokenizer(list(texts[i : i + 256])).to(self.device)
+                found.append(self.whole.encode_text(tokens, normalize=True).float().cpu().numpy())
+        return np.concatenate(found)
+
+    @property
+    def scale(self) -> float:
+        "By which the model multiplies cosines of images and texts: one over its temperature."
+        return 1.0 if self.whole is None else float(self.whole.logit_scale.exp())
+
+# %% ../../nbs/03_features/02_backbones.ipynb #4875c193
+def _clip_source(model_name: str, options: dict[str, Any], weights: str) -> tuple[str, str]:  # open_clip's name of the model, weights
+    "Where a model and its weights come from. Raises `DataError` for an unknown model, `MissingFileError` for a folder without weights."
+    import open_clip
+
+    given = str(options.get("pretrained", ""))
+    if weights == "hub" and (given.startswith((".", "/", "~")) or Path(given.partition('::')[0] or '::').exists()):
+        weights = str(Path(given).expanduser())
+    if model_name == "tiny" and weights == "hub":
+        weights = str(tiny_clip_folder())
+    if Path(weights).is_dir():
+        folder, names = Path(weights), ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+        if not (folder / "open_clip_config.json").is_file() or not (held := [folder / n for n in names if (folder / n).is_file()]):
+            raise MissingFileError(f"{folder}: no open_clip_config.json with {' or '.join(names)} beside it; give the folder of an open_clip model, or a checkpoint file")
+        return f"local-dir:{folder}", str(held[0])
+    if model_name == "tiny":
+        return f"local-dir:{tiny_clip_folder()}", weights
+    if model_name not in open_clip.list_models():
+        raise DataError(f"open_clip has no model {model_name!r}; some it has: ViT-B-16, ViT-L-14, ViT-L-14-336; tiny is our own")
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    if weights == "hub" and given not in tags:
+        raise DataError(f"open_clip:{model_name}: the hub needs one of its tags, ?pretrained=...: {', '.join(tags) or 'it has none'}; or pass weights=<file>")
+    return model_name, weights
+
+
 def _clip(model_name: str, options: dict[str, Any], weights: str, device: str) -> ClipBackbone:
-    "Build an open_clip vision tower from a parsed name. Raises `DataError` for unknown models, other towers or weights that do not fit."
+    "Build an open_clip model from a parsed name. Raises `DataError` for unknown models, other towers or weights that do not fit."
     import_torchvision()
     import open_clip
 
     name, tag = f"open_clip:{model_name}", str(options.get("pretrained", ""))
-    if model_name not in open_clip.list_models():
-        raise DataError(f"open_clip has no model {model_name!r}; some it has: ViT-B-16, ViT-L-14, ViT-L-14-336")
-    tags = open_clip.list_pretrained_tags_by_model(model_name)
-    if weights == "hub" and tag not in tags:
-        raise DataError(f"{name}: the hub needs one of its tags, ?pretrained=...: {', '.join(tags) or 'it has none'}; or pass weights=<file>")
-    resize = _choice(options, "resize", RESIZES)
-    known = open_clip.get_pretrained_cfg(model_name, tag) if tag in tags else {}
+    source, weights = _clip_source(model_name, options, weights)
+    resize, local = _choice(options, "resize", RESIZES), source.startswith("local-dir:")
+    known = open_clip.get_pretrained_cfg(model_name, tag) if not local and tag in open_clip.list_pretrained_tags_by_model(model_name) else {}
+    if local:
+        known = read_json(Path(source.removeprefix("local-dir:")) / "open_clip_config.json").get("preprocess_cfg", {})
     gelu = bool(options.get("quick_gelu", known.get("quick_gelu", False)))
     level = logging.root.manager.disable
     try:
         logging.disable(logging.WARNING)  # open_clip warns of random weights, which are replaced below
-        whole = open_clip.create_model(model_name, tag if weights == "hub" else None, force_image_size=options.get("size"), force_quick_gelu=gelu)
+        whole = open_clip.create_model(source, tag if weights == "hub" else None, load_weights=weights == "hub", force_image_size=options.get("size"), force_quick_gelu=gelu)
     except Exception as e:
         raise DataError(f"{name}: not created ({type(e).__name__}: {e}); for weights from a file pass weights=<file>") from None
     finally:
@@ -375,17 +453,31 @@ def _clip(model_name: str, options: dict[str, Any], weights: str, device: str) -
     tower, loaded = whole.visual, None
     if not isinstance(tower, open_clip.transformer.VisionTransformer):
         raise DataError(f"{name}: its vision tower is a {type(tower).__name__}; use a ViT, or the network's own timm: name")
+    blocks = len(tower.transformer.resblocks)
+    wanted = _wanted_by_words(name, options, blocks)
     if weights not in ("hub", "random"):
-        loaded = load_weights(tower, weights, lambda state, _: _resized(state, whole))
+        loaded = load_weights(whole, weights, as_open_clip) if wanted else load_weights(tower, weights, lambda state, _: _resized(state, whole))
     size, patch = int(tower.image_size[0]), int(tower.patch_size[0])
     if size % patch:
         raise DataError(f"{name}: image_size={size} is no multiple of its patch of {patch}; use {size // patch * patch or patch}")
-    blocks = len(tower.transformer.resblocks)
     layers = _layers(name, options.get("layers", blocks - 1), blocks)
     mean, std = known.get("mean", open_clip.OPENAI_DATASET_MEAN), known.get("std", open_clip.OPENAI_DATASET_STD)
     spec = _spec(name, options, size, patch, layers, mean, std, f"hub:{tag}" if weights == "hub" else weights)
-    spec = replace(spec, norm=bool(options.get("norm", False)), pool=int(options.get("pool", 0)), licence="mit" if tag == "openai" else "", resize=resize)
-    return ClipBackbone(replace(spec, options={"quick_gelu": gelu}), tower.requires_grad_(False), choose_device(device), loaded)
+    licence = "mit" if tag == "openai" else "apache-2.0" if model_name == "tiny" else ""
+    spec = replace(spec, norm=bool(options.get("norm", False)), pool=int(options.get("pool", 0)), licence=licence, resize=resize)
+    spec = replace(spec, options={"quick_gelu": gelu} | wanted)
+    tokenizer = open_clip.get_tokenizer(source) if wanted else None
+    return ClipBackbone(spec, tower.requires_grad_(False), choose_device(device), loaded, whole.requires_grad_(False) if wanted else None, tokenizer)
+
+
+def _wanted_by_words(name: str, options: dict[str, Any], blocks: int) -> dict[str, Any]:
+    "What is computed for words, as it is recorded: sides of windows, number of dense blocks. Raises `DataError` for both, or values that are none."
+    sides, dense = options.get("windows", ()), options.get("dense", 0)
+    sides = list(sides) if isinstance(sides, tuple | list) else [sides]
+    dense = min(6, max(blocks // 2, 1)) if dense is True else dense
+    if (sides and dense) or not isinstance(dense, int) or not all(isinstance(s, int) and s > 0 for s in sides):
+        raise DataError(f"{name}: windows={options.get('windows', ())}, dense={options.get('dense', 0)}; use windows=(2,3), sides in patches, or dense=True, or neither")
+    return ({"windows": sides} if sides else {}) | ({"dense": dense} if dense else {})
 
 
 def _resized(state: dict[str, Any], whole: Any) -> dict[str, Any]:
@@ -396,7 +488,7 @@ def _resized(state: dict[str, Any], whole: Any) -> dict[str, Any]:
     open_clip.model.resize_pos_embed(positions, whole)
     return state | {"positional_embedding": positions["visual.positional_embedding"]}
 
-# %% ../../nbs/03_features/02_backbones.ipynb #d637e287
+# %% ../../nbs/03_features/02_backbones.ipynb #5d4afab7
 def create_backbone(
     name: str = "filters",  # "filters", "timm:<model>" or "open_clip:<model>", options as ?key=value
     weights: str | Path | None = None,  # file, file::network, "hub" or "random"; None means "hub" for networks
@@ -409,6 +501,8 @@ def create_backbone(
 ) -> Backbone:
     "A frozen backbone. Raises `DataError` for an unknown name or weights that do not fit, `MissingFileError` for an absent file."
     family, model_name, options = parse_name(name)
+    if "precision" in options and family != "timm":
+        raise DataError(f"backbone={name!r}: precision is an option of timm networks; leave it out")
     options |= {"size": image_size} if image_size else {}
     options |= {"resize": resize} if resize else {}
     tile, overlap, region = int(options.pop("tile", tile)), int(options.pop("overlap", overlap)), options.pop("region", region)
