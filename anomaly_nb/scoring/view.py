@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'REDUCTIONS', 'ORDERS', 'decision_table', 'plot_decisions', 'GridScores', 'PartScores', 'recorded_scores',
-           'ImageView', 'report_detector', 'unseen']
+           'ImageView', 'report_detector', 'kept_features', 'unseen']
 
 # %% ../../nbs/06_scoring/13_view.ipynb #72721038
 from collections.abc import Mapping
@@ -30,6 +30,7 @@ from .detector import Detector
 from .evaluation import pixel_metrics, read_masks
 from .figures import image_panels, spread
 from .maps import colour_range, heatmaps, image_scores
+from .recipes import RECIPES
 from .result import patch_limit
 from .thresholds import Threshold, choose_threshold
 
@@ -137,8 +138,8 @@ class GridScores:
         (test, held_out), usual = self.patches(k), self.detector.reduce
         self.detector.set_params(reduce=reduce)
         try:
-            held = image_scores(held_out, reduce) if self.train is None else self.detector.reduce_patches(held_out, self.train.cls, own=True)
-            return self.detector.reduce_patches(test, self.test.cls), held
+            held = image_scores(held_out, reduce) if self.train is None else self.detector.reduce_patches(held_out, self.train.cls, own=True, features=self.train)
+            return self.detector.reduce_patches(test, self.test.cls, features=self.test), held
         finally:
             self.detector.set_params(reduce=usual)
 
@@ -399,15 +400,31 @@ class ImageView(View):
 def report_detector(
     parameters: Mapping[str, Any],  # of the report `image_anomaly`
 ) -> Detector:
-    "The unfitted detector of a report's parameters; those of runs made when the recipe was called `bank` are read too."
+    """The unfitted detector of a report's parameters; those of runs made when the recipe was called `bank` are read too.
+
+    Where the recipe compares with words, the defaults that are for filters (backbone, size, reduction) give way to its own; drawn samples are seen by the small model.
+    """
     p = dict(parameters)
     recipe = {"padim": "placed"}.get(p["bank"], p["bank"]) if p.get("bank") else p["recipe"]
+    if recipe in RECIPES and RECIPES[recipe].bank.uses_words and p["backbone"] == "filters":
+        p |= {"backbone": "open_clip:tiny" if p.get("dataset") == "samples" else "", "image_size": 0}
+        p["image_reduce"] = "" if p["image_reduce"] == "top1%" else p["image_reduce"]
     coreset = None if p["coreset"] == -1 else coreset_of_report(p["coreset"])
     rule = p["threshold"] if p["threshold"].partition(":")[0] in ("quantile", "conformal") else "quantile:0.95"
     given = {"backbone": p["backbone"], "weights": p["weights"], "image_size": p["image_size"], "reduce": p["image_reduce"], "threshold": rule}
     placed = {k: p[k] for k in ("resize", "tile", "overlap", "region", "intensity") if k in p}
-    settings = placed | {"k": p["k"], "similar": p.get("similar", 0), "coreset": coreset, "groups": p.get("groups", ""), "random_state": p["seed"]}
+    settings = placed | {"prompts": p.get("prompts", ""), "k": p["k"], "similar": p.get("similar", 0), "coreset": coreset, "groups": p.get("groups", ""), "random_state": p["seed"]}
     return Detector(recipe, **given, **settings)
+
+
+def kept_features(
+    features: FeatureSet | pd.DataFrame,  # of an index, or the index
+    kept: pd.DataFrame,  # of `few_shot`
+) -> FeatureSet | pd.DataFrame:
+    "The rows of the images that were kept, in the features' order."
+    meta = features if isinstance(features, pd.DataFrame) else features.meta
+    some = (meta["split"] != "train") | meta["image_path"].isin(kept["image_path"])
+    return features[some] if isinstance(features, pd.DataFrame) else features.where(some)
 
 
 def unseen(
