@@ -6,7 +6,7 @@
 __all__ = ['Found', 'Prediction', 'find_images', 'count_learned', 'check_single', 'predict_files', 'map_names', 'prediction_map',
            'write_maps']
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #6f961d7c
+# %% ../../nbs/06_scoring/12_predict.ipynb #deb5a2a5
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,7 +98,7 @@ def count_learned(
         count += os.path.realpath(path) in learned or os.path.abspath(path) in learned or any(sha256_file(p) == sha256_file(path) for p in twins)
     return count
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #37d3a28d
+# %% ../../nbs/06_scoring/12_predict.ipynb #e88524a6
 def check_single(
     detector: Detector,  # fitted
 ) -> None:
