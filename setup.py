@@ -56,9 +56,9 @@ setup(
     python_requires=">=" + cfg["min_python"],
     # the report templates live with the other notebooks and ship inside the package
     # and so does the small image-text model that tests and demo use
-    packages=[*find_packages(include=["anomaly_nb", "anomaly_nb.*"]), "anomaly_nb.reports.templates", "anomaly_nb.atoms.tiny_clip_model"],
-    package_dir={"anomaly_nb.reports.templates": "nbs/reports", "anomaly_nb.atoms.tiny_clip_model": "data/tiny_clip"},
-    package_data={"anomaly_nb.reports.templates": ["*.ipynb"], "anomaly_nb.atoms.tiny_clip_model": ["*"], "anomaly_nb": ASSETS},
+    packages=[*find_packages(include=["anomaly_nb", "anomaly_nb.*"]), "anomaly_nb.reports.templates", "anomaly_nb.features.tiny_clip_model"],
+    package_dir={"anomaly_nb.reports.templates": "nbs/reports", "anomaly_nb.features.tiny_clip_model": "data/tiny_clip"},
+    package_data={"anomaly_nb.reports.templates": ["*.ipynb"], "anomaly_nb.features.tiny_clip_model": ["*"], "anomaly_nb": ASSETS},
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},

@@ -166,8 +166,8 @@ def test_every_door_takes_wrapped_checkpoints(tmp_path):
 def test_clip_reads_wrapped_checkpoints(tmp_path):
     import json
 
-    from anomaly_nb.atoms.presence import load_clip
-    from anomaly_nb.atoms.tiny_clip import CONFIG, tiny_clip_folder
+    from anomaly_nb.features.clip import load_clip, tiny_clip_folder
+    from anomaly_nb.atoms.tiny_clip import CONFIG
     from anomaly_nb.core.runtime import import_torchvision
 
     import_torchvision()

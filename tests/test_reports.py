@@ -13,6 +13,7 @@ from anomaly_nb.reports import ReportError, run_report, templates
 SMALL = {
     "image_anomaly": [
         {"category": "granite", "image_size": 96},
+        {"category": "nut", "recipe": "winclip", "shots": 0},
         {"category": "weave", "image_size": 96, "bank": "mahalanobis", "image_reduce": "max", "threshold": "youden", "seed": 3},
     ],
     "atoms": [{"videos": 40, "epochs": 10}, {"videos": 100, "epochs": 5, "random_state": 1, "calibrate": "quantile"}],
@@ -26,9 +27,10 @@ SMALL = {
     ],
     "method_comparison": [
         {"categories": "nut", "recipes": "patchcore,padim,subspacead", "image_size": 64, "bootstrap": 50},
-        {"categories": "wood,weave", "recipes": "anomalydino,whitened", "image_size": 64, "seeds": "0,1", "validate": False, "bootstrap": 50},
+        {"categories": "wood,weave", "recipes": "anomalydino,whitened", "image_size": 64, "seeds": "0,1", "validate": False, "bootstrap": 50, "shots": "0,2", "draws": 2},
     ],
     "calibration_drift": [{"batches": 3}, {"batches": 2, "policy": "auto", "min_files": 40, "seed": 5}],
+    "few_shot": [{"categories": "red circle", "recipes": "winclip,knn", "shots": "0,1", "seeds": 2}, {"dataset": "samples", "categories": "nut", "recipes": "knn", "backbones": "filters", "image_size": 48, "shots": "1,4", "seeds": 2, "sample": "order"}],
     "video_calibration": [{"image_size": 32}, {"image_size": 32, "k": 1, "metric": "cosine", "max_image_count": 90, "seed": 2}],
 }
 
@@ -37,7 +39,7 @@ SMALL |= {
     "benchmark_run": [{"category": "nut", "image_size": 48, "shots": [2]}],
     "benchmark": [{"results": "results.csv"}, {"results": "results.csv", "metric": "aupro", "references": "published.csv"}],
 }
-DRAWN = {"benchmark_run": 0}  # images on the page; 2 of all others
+DRAWN = {"benchmark_run": 0, "few_shot": 1}  # images on the page; 2 of all others
 RESULTS = """data,method,shots,seed,status,error,image_auroc,aupro
 """ + "".join(f"{d},{m},{s},0,ok,,{0.8 + 0.02 * i + 0.01 * j},{0.5 + 0.03 * i}\n" for j, d in enumerate("abcdef") for i, m in enumerate(("knn", "padim", "spade")) for s in (2, -1))
 PUBLISHED = "method,data,metric,value,source\nknn,a,image_auroc,0.9,a paper\n"

@@ -15,11 +15,12 @@ from .evidence import evidence
 from .frames import extract_frames, list_frames, read_labels
 from .ontology import load_ontology
 from .pipeline import load_manifest, load_run, run_pipeline, train_from_manifest
-from .presence import load_clip, presence_scores
+from .presence import presence_scores
 from .roles import RoleModel, explain, fit_roles, load_fit, save_fit
 from .samples import planted_clips, planted_presences
 from .scoring import score_run
 from .segments import boundary_probability, divergence, segment_presence
+from ..features.clip import load_clip
 
 # %% ../../nbs/09_atoms/00_atoms.ipynb #e92e4e24
 _all_ = [

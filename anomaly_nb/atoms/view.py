@@ -22,7 +22,7 @@ from .pipeline import load_manifest, load_run, run_pipeline, select_videos
 from .roles import RoleFit, explain, fit_roles
 from .samples import planted_clips
 from .segments import divergence, fit_delta, segment_presence, video_boundaries
-from .tiny_clip import tiny_clip_folder
+from ..features.clip import tiny_clip_folder
 from ..core.files import load_tensors, sha256_json
 from ..core.views import Choice, Control, Slider, View
 from ..data.images import read_image

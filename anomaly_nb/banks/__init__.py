@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Bank', 'load_bank', 'coreset_of_report', 'greedy_coreset', 'held_out_scores', 'CompositionBank', 'FusedBank',
-           'MahalanobisBank', 'KNNBank', 'MutualBank', 'PositionalBank', 'RetrievalBank', 'SubspaceBank',
+           'MahalanobisBank', 'KNNBank', 'MutualBank', 'PositionalBank', 'RetrievalBank', 'SubspaceBank', 'WordBank',
            'mutual_scores', 'rerank_scores']
 
-# %% ../../nbs/04_banks/00_banks.ipynb #d2b36008
+# %% ../../nbs/04_banks/00_banks.ipynb #c93e5349
 from .base import Bank, load_bank
 from .composition import CompositionBank
 from .coreset import coreset_of_report, greedy_coreset
@@ -19,8 +19,9 @@ from .positional import PositionalBank
 from .retrieval import RetrievalBank
 from .subspace import SubspaceBank
 from .held_out import held_out_scores
+from .words import WordBank
 
-# %% ../../nbs/04_banks/00_banks.ipynb #e6ab242d
+# %% ../../nbs/04_banks/00_banks.ipynb #0dbe3196
 _all_ = ["Bank", "load_bank", "coreset_of_report", "greedy_coreset", "held_out_scores", "CompositionBank", "FusedBank", "MahalanobisBank", "KNNBank", "MutualBank",
-         "PositionalBank", "RetrievalBank", "SubspaceBank",
+         "PositionalBank", "RetrievalBank", "SubspaceBank", "WordBank",
          "mutual_scores", "rerank_scores"]

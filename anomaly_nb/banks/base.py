@@ -35,7 +35,7 @@ def check_patches(
     check_finite("patches", patches)
     return np.ascontiguousarray(patches, dtype=np.float32) if convert else patches
 
-# %% ../../nbs/04_banks/01_base.ipynb #b602203f
+# %% ../../nbs/04_banks/01_base.ipynb #b1699f9f
 BANKS: dict[str, type["Bank"]] = {}  # class name -> class, for `load_bank`
 
 
@@ -46,6 +46,7 @@ class Bank(BaseEstimator):
     whole_batch = False  # whether a score depends on the images scored with it
     uses_vectors = False  # whether a score depends on the image's vector, `cls`
     scores_images = False  # whether `image_score` gives a score of its own to an image, from its vector
+    uses_words = False  # whether it compares with `words`, which it must be given, and needs no normal image
 
     @property
     def whole_images(self) -> bool:

@@ -93,7 +93,7 @@ def run_command(
     from anomaly_nb.atoms.pipeline import run_pipeline
 
     if model == "tiny":
-        from anomaly_nb.atoms.tiny_clip import tiny_clip_folder
+        from anomaly_nb.features.clip import tiny_clip_folder
 
         model = f"local-dir:{tiny_clip_folder()}"
     about = run_pipeline(

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-# %% ../../nbs/11_cli/03_detect.ipynb #21ad82b5
+# %% ../../nbs/11_cli/03_detect.ipynb #ce6f5bc4
 LAYOUT = "Layout of the folder: folder, csv, mvtec, mvtec_ad2, mvtec_loco, visa, btad, mpdd, realiad, kolektor_sdd2, magnetic_tile."
 
 
@@ -41,7 +41,9 @@ def fit(
     budget_ms: Annotated[float, typer.Option(min=0, help="Milliseconds an image may take here: the bank is made to fit, at most --coreset. 0 for any.")] = 0.0,
     budget_mb: Annotated[float, typer.Option(min=0, help="Megabytes the bank may take: it is made to fit, at most --coreset. 0 for any.")] = 0.0,
     region: Annotated[str, typer.Option(help="The part of images that counts: a box (top,left,bottom,right, pixels or fractions) or a mask file; empty for all.")] = "",
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of coreset, folds and synthetic anomalies.")] = 0,
+    shots: Annotated[int, typer.Option(min=-1, help="Normal images to learn from, drawn by --seed: -1 for all; 0 for none, with a recipe that compares with words.")] = -1,
+    prompts: Annotated[str, typer.Option(help="Of recipes that compare with words: a YAML file of prompts, trained text vectors, or what the thing is called.")] = "",
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of coreset, folds, shots and synthetic anomalies.")] = 0,
 ) -> None:
     """Learn from good images, and keep what decides on the next ones.
 
@@ -50,6 +52,7 @@ def fit(
     anomaly-nb fit my_parts --out detectors/my_part --false-alarms 0.01 --groups '^(part[0-9]+)_'
     anomaly-nb fit my_sheets --out detectors/my_sheet --tile 512 --overlap 64 --coreset 5000
     anomaly-nb fit my_parts --out detectors/my_part --resize pad --region 0.1,0.0,0.9,1.0
+    anomaly-nb fit my_parts --out detectors/my_part --recipe winclip --prompts "hex nut" --shots 4
     anomaly-nb fit my_parts --out detectors/my_part --backbone timm:vit_small_patch14_dinov2 --weights dinov2_s14.pth --image-size 448
     """
     from anomaly_nb.banks import coreset_of_report
@@ -57,7 +60,7 @@ def fit(
     from anomaly_nb.data import census_lines, read_index
     from anomaly_nb.features import auto_backbone
     from anomaly_nb.reports.card import write_card
-    from anomaly_nb.scoring import Detector
+    from anomaly_nb.scoring import RECIPES, Detector, few_shot
     from anomaly_nb.scoring.choice import choose_recipe
     from anomaly_nb.scoring.predict import predict_files
 
@@ -66,6 +69,12 @@ def fit(
     if out.is_dir() and any(out.iterdir()) and not (out / "detector.json").is_file():
         raise DataError(f"--out {out}: holds other files; give the detector a folder of its own")
     choice: dict[str, Any] = {}
+    words = recipe in RECIPES and RECIPES[recipe].bank.uses_words
+    if shots == 0 and not words:
+        raise DataError(f"--shots 0: {recipe} learns from normal images; use --recipe winclip or clip_text, which compare with words, or more shots")
+    if words and backbone == "auto":
+        backbone = ""
+        typer.echo(f"backbone {RECIPES[recipe].backbone}: the recipe's own; any other image-text model as --backbone open_clip:<model>")
     if backbone == "auto":
         found = auto_backbone("" if weights == "hub" else weights, hub=weights == "hub")
         backbone, weights, choice["backbone"] = found.name, found.weights, f"{found.name}: {found.why}"
@@ -73,7 +82,7 @@ def fit(
     given: dict[str, Any] = {"backbone": backbone, "weights": weights, "image_size": image_size, "groups": groups, "intensity": intensity, "random_state": seed}
     if coreset == 0 or (coreset < 0 and coreset != -1):
         raise DataError(f"--coreset {coreset:g}: give a fraction in (0, 1], of which 1.0 keeps all, a count above 1, or -1 for the recipe's own")
-    given |= {"coreset": None if coreset == -1 else coreset_of_report(coreset), "threshold": f"quantile:{1 - false_alarms:.10g}"}
+    given |= {"coreset": None if coreset == -1 else coreset_of_report(coreset), "threshold": f"quantile:{1 - false_alarms:.10g}", "prompts": prompts}
     given |= {"resize": resize, "tile": tile, "overlap": overlap, "region": region, "budget_ms": budget_ms, "budget_mb": budget_mb}
     whole = resize == "square" and not tile and not region
     if recipe == "auto" and not whole:
@@ -83,6 +92,8 @@ def fit(
     n_train = 1.0 if dataset == "folder" else None
     index = read_index(dataset, root.absolute(), category, "keep", seed, normal=normal, n_train=n_train, intensity=intensity)
     typer.echo("\n".join(census_lines(index.attrs["census"], index.attrs["intensity"])))
+    if shots >= 0:
+        index = few_shot(index, shots, seed, "random")
     if recipe == "auto":
         with _all_damaged(index):
             recipe, chosen = choose_recipe(index, **{k: given[k] for k in ("backbone", "weights", "image_size", "coreset", "random_state", "groups")})
@@ -103,17 +114,19 @@ def fit(
     detector.save(out)
     some, start = detector.paths_[: 2 if tile else 8], time.perf_counter()
     seconds = 0.0
-    if not detector.bank_.whole_batch:
+    if some and not detector.bank_.whole_batch:
         list(predict_files(detector, some))
         seconds = (time.perf_counter() - start) / len(some)
     if kept := detector.budget_:
         typer.echo(f"budget: {kept['coreset']} of {kept['of']} patches are kept; features take {kept['features_ms']:.1f} ms, the search {kept['bank_ms']:.1f} ms")
     page = write_card(detector, out, root.resolve().name, seconds)
-    promised = detector.threshold_.parameters["promised"]
+    promised = detector.threshold_.parameters.get("promised", 0.0)
     typer.echo(f"learned from {len(detector.paths_)} normal images; threshold {detector.threshold_}")
+    if not detector.paths_:
+        typer.echo("note: without normal images nothing can be said of false alarms: the threshold promises none; look at the scores of some good parts before you rely on it", err=True)
     if 0 < detector.learned_.get("cells", 0) < detector.learned_["of"]:
         typer.echo(f"the bank learned from {detector.learned_['cells']} of {detector.learned_['of']} cells, the same number of each image; held-out scores are those of all")
-    if 1 - promised > false_alarms + 1e-9:
+    elif 1 - promised > false_alarms + 1e-9:
         can = f"{len(detector.paths_)} images can promise {1 - promised:.1%} false alarms at best, not {false_alarms:.1%}"
         typer.echo(f"note: {can}; {math.ceil(1 / false_alarms - 1e-9) - 1} could", err=True)
     typer.echo(f"{out}\n{page.as_posix()}\nnext: anomaly-nb predict {out} new_images/ --out predictions.csv")

@@ -6,12 +6,12 @@
 __all__ = ['OWN_OPTIONS', 'BackboneSpec', 'parse_name', 'Backbone', 'FilterBackbone', 'recorded_name', 'TimmBackbone',
            'fuse_maps', 'fuse', 'positions_at', 'ClipBackbone', 'create_backbone']
 
-# %% ../../nbs/03_features/02_backbones.ipynb #86dc38bc
+# %% ../../nbs/03_features/02_backbones.ipynb #e299da98
 import ast
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..core.errors import DataError
-from ..core.files import sha256_file
+from ..core.errors import DataError, MissingFileError
+from ..core.files import read_json, sha256_file
 from ..core.runtime import choose_device, choose_precision, import_torchvision
+from .clip import as_open_clip, tiny_clip_folder, value_value_tokens, window_embeddings
 from .filters import CELL, FILTERS
 from .geometry import RESIZES, Placement, Region, fit_bytes, image_size, part_plan, place, place_tile, read_region
 from .weights import LoadedWeights, load_weights, split_weights
@@ -79,7 +80,7 @@ def parse_name(
             options[key] = value
     return match[1], match[2] or "", options
 
-# %% ../../nbs/03_features/02_backbones.ipynb #d7107c4a
+# %% ../../nbs/03_features/02_backbones.ipynb #95f5f69b
 class Backbone:
     "A frozen network: `transform` an image, call it on a batch. Subclasses do the work in `__call__`."
 
@@ -138,6 +139,16 @@ class Backbone:
         "The patches alone: the same bits, for some networks with less work."
         found, grid, _ = self(batch)
         return found, grid
+
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:  # (n, D) float32 of length one
+        "Texts in the space of `cls`. Raises `DataError` for a network without a text side."
+        raise DataError(f"backbone {self.spec.name!r} knows no words; a recipe that compares images with words needs backbone='open_clip:<model>', such as open_clip:tiny")
+
+    @property
+    def scale(self) -> float:
+        "By which cosines with texts are multiplied. Raises `DataError` as `encode_texts` does."
+        self.encode_texts([])
+        return 1.0
 
     def __repr__(self) -> str:
         s = self.spec
@@ -323,7 +334,7 @@ def _spec(name: str, options: dict[str, Any], size: int, patch: int, layers: tup
     spec = BackboneSpec(name, size, patch=patch, layers=layers, mean=mean, std=std)
     return replace(spec, weights=Path(weights).name if local else weights, sha256=sha256_file(split_weights(weights)[0]) if local else "")
 
-# %% ../../nbs/03_features/02_backbones.ipynb #50cc2290
+# %% ../../nbs/03_features/02_backbones.ipynb #8d86f048
 def positions_at(
     positions: Any,  # torch (1 + h * w, D), the class token's first
     grid: tuple[int, int],  # (h, w) they are for
@@ -341,43 +352,100 @@ def positions_at(
 
 
 class ClipBackbone(Backbone):
-    "The vision transformer of an open_clip model: tokens of chosen blocks, and the image's embedding."
+    "The vision transformer of an open_clip model: tokens of chosen blocks, or what texts are compared with; and the image's embedding."
 
-    def __init__(self, spec: BackboneSpec, model: Any, device: Any, loaded: LoadedWeights | None = None):
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        model: Any,  # the vision tower
+        device: Any,
+        loaded: LoadedWeights | None = None,
+        whole: Any = None,  # the model with its text side; None = only images
+        tokenizer: Any = None,  # of the text side
+    ):
         super().__init__(spec, loaded)
         self.model, self.device = model.eval().to(device), device
         self.positions, self.grid = self.model.positional_embedding, tuple(self.model.grid_size)
+        self.whole, self.tokenizer = None if whole is None else whole.eval().to(device), tokenizer
 
     def __call__(self, batch: np.ndarray) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
-        "Features of a batch (B, 3, h, w): patches (B, P, D), the grid, and the embedding that texts share."
+        "Features of a batch (B, 3, h, w): patches (B, P, D), the grid, and the embedding that texts share. `windows` come before the tokens, `dense` embeddings in their place."
         import torch
 
         grid = (batch.shape[2] // self.spec.patch, batch.shape[3] // self.spec.patch)
         with torch.inference_mode():
             self.model.positional_embedding = torch.nn.Parameter(positions_at(self.positions, self.grid, grid), requires_grad=False)
             layers, norm = list(self.spec.layers), self.spec.norm
-            found = self.model.forward_intermediates(torch.as_tensor(batch, device=self.device), indices=layers, normalize_intermediates=norm)
-            return fuse(found["image_intermediates"], self.spec.pool, found["image_features"])
+            images = torch.as_tensor(batch, device=self.device)
+            found = self.model.forward_intermediates(images, indices=layers, normalize_intermediates=norm)
+            patches, grid, cls = fuse(found["image_intermediates"], self.spec.pool, found["image_features"])
+            if blocks := self.spec.options.get("dense", 0):
+                patches = value_value_tokens(self.model, self.model._embeds(images), blocks).float().cpu().numpy()
+            if sides := self.spec.options.get("windows", ()):
+                tokens = self.model._embeds(images)
+                seen = [window_embeddings(self.model, tokens, grid, side).float().cpu().numpy() for side in sides]
+                patches = np.concatenate([*seen, patches], axis=2)
+            return patches, grid, cls
 
-# %% ../../nbs/03_features/02_backbones.ipynb #fb893e42
+    def encode_texts(self, texts: Sequence[str]) -> np.ndarray:  # (n, D) float32 of length one
+        "Texts in the space of `cls`. Raises `DataError` where the model was made without its text side."
+        import torch
+
+        if self.whole is None:
+            raise DataError(f"backbone {self.spec.name!r} was made for images alone; add ?windows=(2,3) or ?dense=True to its name")
+        found = [np.empty((0, self.whole.visual.output_dim), np.float32)]
+        with torch.inference_mode():
+            for i in range(0, len(texts), 256):
+                tokens = self.tokenizer(list(texts[i : i + 256])).to(self.device)
+                found.append(self.whole.encode_text(tokens, normalize=True).float().cpu().numpy())
+        return np.concatenate(found)
+
+    @property
+    def scale(self) -> float:
+        "By which the model multiplies cosines of images and texts: one over its temperature."
+        return 1.0 if self.whole is None else float(self.whole.logit_scale.exp())
+
+# %% ../../nbs/03_features/02_backbones.ipynb #4875c193
+def _clip_source(model_name: str, options: dict[str, Any], weights: str) -> tuple[str, str]:  # open_clip's name of the model, weights
+    "Where a model and its weights come from. Raises `DataError` for an unknown model, `MissingFileError` for a folder without weights."
+    import open_clip
+
+    given = str(options.get("pretrained", ""))
+    if weights == "hub" and (given.startswith((".", "/", "~")) or Path(given.partition('::')[0] or '::').exists()):
+        weights = str(Path(given).expanduser())
+    if model_name == "tiny" and weights == "hub":
+        weights = str(tiny_clip_folder())
+    if Path(weights).is_dir():
+        folder, names = Path(weights), ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+        if not (folder / "open_clip_config.json").is_file() or not (held := [folder / n for n in names if (folder / n).is_file()]):
+            raise MissingFileError(f"{folder}: no open_clip_config.json with {' or '.join(names)} beside it; give the folder of an open_clip model, or a checkpoint file")
+        return f"local-dir:{folder}", str(held[0])
+    if model_name == "tiny":
+        return f"local-dir:{tiny_clip_folder()}", weights
+    if model_name not in open_clip.list_models():
+        raise DataError(f"open_clip has no model {model_name!r}; some it has: ViT-B-16, ViT-L-14, ViT-L-14-336; tiny is our own")
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    if weights == "hub" and given not in tags:
+        raise DataError(f"open_clip:{model_name}: the hub needs one of its tags, ?pretrained=...: {', '.join(tags) or 'it has none'}; or pass weights=<file>")
+    return model_name, weights
+
+
 def _clip(model_name: str, options: dict[str, Any], weights: str, device: str) -> ClipBackbone:
-    "Build an open_clip vision tower from a parsed name. Raises `DataError` for unknown models, other towers or weights that do not fit."
+    "Build an open_clip model from a parsed name. Raises `DataError` for unknown models, other towers or weights that do not fit."
     import_torchvision()
     import open_clip
 
     name, tag = f"open_clip:{model_name}", str(options.get("pretrained", ""))
-    if model_name not in open_clip.list_models():
-        raise DataError(f"open_clip has no model {model_name!r}; some it has: ViT-B-16, ViT-L-14, ViT-L-14-336")
-    tags = open_clip.list_pretrained_tags_by_model(model_name)
-    if weights == "hub" and tag not in tags:
-        raise DataError(f"{name}: the hub needs one of its tags, ?pretrained=...: {', '.join(tags) or 'it has none'}; or pass weights=<file>")
-    resize = _choice(options, "resize", RESIZES)
-    known = open_clip.get_pretrained_cfg(model_name, tag) if tag in tags else {}
+    source, weights = _clip_source(model_name, options, weights)
+    resize, local = _choice(options, "resize", RESIZES), source.startswith("local-dir:")
+    known = open_clip.get_pretrained_cfg(model_name, tag) if not local and tag in open_clip.list_pretrained_tags_by_model(model_name) else {}
+    if local:
+        known = read_json(Path(source.removeprefix("local-dir:")) / "open_clip_config.json").get("preprocess_cfg", {})
     gelu = bool(options.get("quick_gelu", known.get("quick_gelu", False)))
     level = logging.root.manager.disable
     try:
         logging.disable(logging.WARNING)  # open_clip warns of random weights, which are replaced below
-        whole = open_clip.create_model(model_name, tag if weights == "hub" else None, force_image_size=options.get("size"), force_quick_gelu=gelu)
+        whole = open_clip.create_model(source, tag if weights == "hub" else None, load_weights=weights == "hub", force_image_size=options.get("size"), force_quick_gelu=gelu)
     except Exception as e:
         raise DataError(f"{name}: not created ({type(e).__name__}: {e}); for weights from a file pass weights=<file>") from None
     finally:
@@ -385,17 +453,31 @@ def _clip(model_name: str, options: dict[str, Any], weights: str, device: str) -
     tower, loaded = whole.visual, None
     if not isinstance(tower, open_clip.transformer.VisionTransformer):
         raise DataError(f"{name}: its vision tower is a {type(tower).__name__}; use a ViT, or the network's own timm: name")
+    blocks = len(tower.transformer.resblocks)
+    wanted = _wanted_by_words(name, options, blocks)
     if weights not in ("hub", "random"):
-        loaded = load_weights(tower, weights, lambda state, _: _resized(state, whole))
+        loaded = load_weights(whole, weights, as_open_clip) if wanted else load_weights(tower, weights, lambda state, _: _resized(state, whole))
     size, patch = int(tower.image_size[0]), int(tower.patch_size[0])
     if size % patch:
         raise DataError(f"{name}: image_size={size} is no multiple of its patch of {patch}; use {size // patch * patch or patch}")
-    blocks = len(tower.transformer.resblocks)
     layers = _layers(name, options.get("layers", blocks - 1), blocks)
     mean, std = known.get("mean", open_clip.OPENAI_DATASET_MEAN), known.get("std", open_clip.OPENAI_DATASET_STD)
     spec = _spec(name, options, size, patch, layers, mean, std, f"hub:{tag}" if weights == "hub" else weights)
-    spec = replace(spec, norm=bool(options.get("norm", False)), pool=int(options.get("pool", 0)), licence="mit" if tag == "openai" else "", resize=resize)
-    return ClipBackbone(replace(spec, options={"quick_gelu": gelu}), tower.requires_grad_(False), choose_device(device), loaded)
+    licence = "mit" if tag == "openai" else "apache-2.0" if model_name == "tiny" else ""
+    spec = replace(spec, norm=bool(options.get("norm", False)), pool=int(options.get("pool", 0)), licence=licence, resize=resize)
+    spec = replace(spec, options={"quick_gelu": gelu} | wanted)
+    tokenizer = open_clip.get_tokenizer(source) if wanted else None
+    return ClipBackbone(spec, tower.requires_grad_(False), choose_device(device), loaded, whole.requires_grad_(False) if wanted else None, tokenizer)
+
+
+def _wanted_by_words(name: str, options: dict[str, Any], blocks: int) -> dict[str, Any]:
+    "What is computed for words, as it is recorded: sides of windows, number of dense blocks. Raises `DataError` for both, or values that are none."
+    sides, dense = options.get("windows", ()), options.get("dense", 0)
+    sides = list(sides) if isinstance(sides, tuple | list) else [sides]
+    dense = min(6, max(blocks // 2, 1)) if dense is True else dense
+    if (sides and dense) or not isinstance(dense, int) or not all(isinstance(s, int) and s > 0 for s in sides):
+        raise DataError(f"{name}: windows={options.get('windows', ())}, dense={options.get('dense', 0)}; use windows=(2,3), sides in patches, or dense=True, or neither")
+    return ({"windows": sides} if sides else {}) | ({"dense": dense} if dense else {})
 
 
 def _resized(state: dict[str, Any], whole: Any) -> dict[str, Any]:

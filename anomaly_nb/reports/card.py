@@ -15,7 +15,7 @@ from ..core.files import write_text
 from .folder import figure_png
 from .page import document
 
-# %% ../../nbs/10_reports/14_card.ipynb #0297ab96
+# %% ../../nbs/10_reports/14_card.ipynb #7b35a33c
 def _image(fig: Any, text: str) -> str:
     "A figure inside the page."
     import matplotlib.pyplot as plt
@@ -86,11 +86,12 @@ def write_card(
 
     folder, threshold, parts = Path(folder), detector.decision_threshold(), detector.parts()
     name = name or folder.name
-    promise = threshold.parameters["false_alarms"] if threshold.method == "conformal" else 1 - threshold.parameters["promised"]
+    promise = threshold.parameters["false_alarms"] if threshold.method == "conformal" else 1 - threshold.parameters.get("promised", 0.0)
+    said = f"of new normal images like these, at most {promise:.1%} are expected to reach it" if detector.paths_ else "no normal image stands behind it, so it promises no false-alarm rate"
     body = [f"<h1>{html.escape(name)}</h1>"]
     body.append(
-        f"<p>Learned from {len(detector.paths_)} normal images. An image is called anomalous from a score of {threshold.value:.4g} on; of new normal images "
-        f"like these, at most {promise:.1%} are expected to reach it. Recipe <b>{html.escape(detector.recipe)}</b> on {html.escape(parts.backbone)}, "
+        f"<p>Learned from {len(detector.paths_)} normal images. An image is called anomalous from a score of {threshold.value:.4g} on; "
+        f"{said}. Recipe <b>{html.escape(detector.recipe)}</b> on {html.escape(parts.backbone)}, "
         f"version {detector.version_}.</p>"
     )
     facts = {"recipe": detector.recipe, "source": parts.source, "differs": parts.differs or "-", "backbone": parts.backbone, "bank": parts.bank, "threshold": threshold}
@@ -100,7 +101,13 @@ def write_card(
     facts |= {"cells learned from": f"{detector.learned_['cells']} of {detector.learned_['of']}, the same number of each image"} if detector.learned_ else {}
     facts |= {"budget": _budget(detector.budget_)} if detector.budget_ else {}
     facts |= {"time per image, file to decision": f"{1000 * seconds:.0f} ms on this machine"} if seconds else {}
-    body += [_image(_held_out_figure(detector), "Scores of normal training images, each scored without itself, and the threshold."), "<h2>What it is</h2>", _rows(facts)]
+    if detector.bank_.uses_words:
+        words = detector.bank_.names_
+        sides = {side: "; ".join(w for w, bad in zip(words, detector.bank_.defect_) if bad == (side == "defect")) for side in ("normal", "defect")}
+        facts |= {"words for normal": sides["normal"], "words for a defect": sides["defect"]}
+    if detector.paths_:
+        body.append(_image(_held_out_figure(detector), "Scores of normal training images, each scored without itself, and the threshold."))
+    body += ["<h2>What it is</h2>", _rows(facts)]
     body += _choice(detector.choice_)
     listed = "".join(f"<li>{html.escape(Path(p).name)}</li>" for p in detector.paths_[:200])
     more = f"<li>and {len(detector.paths_) - 200} more, in training.csv</li>" if len(detector.paths_) > 200 else ""

@@ -19,7 +19,7 @@ from ..features import cached_features
 from .detector import Detector, make_detector
 from .evaluation import image_metrics, pixel_metrics, read_masks, saturated_metrics
 from .maps import heatmaps
-from .recipes import few_shot
+from .recipes import few_shot, recipe_parts
 from .result import Lazy
 
 # %% ../../nbs/06_scoring/16_benchmark.ipynb #71e47ad7
@@ -51,14 +51,16 @@ def measure(
     category: str = "",  # decides on masks of the object, see `make_detector`
     pixels: bool = True,  # also pixel metrics, where there are masks
     cache: str | Path = "data/features",  # folder where features are kept
+    sample: str = "order",  # how shots are chosen, of `few_shot`
+    prompts: str = "",  # of recipes that compare with words, see `Detector`
 ) -> Measured:
     "Fit a recipe and score the test images. Raises `DataError` for shots of 0 or more than there are, and as `Detector.fit` does."
-    if shots == 0 or shots < -1:
+    if shots < -1 or (shots == 0 and not recipe_parts(recipe).bank.uses_words):
         raise DataError(f"shots={shots}: {recipe} learns from normal images; give a number of them, or -1 for all")
     name = category or "data"
-    detector = make_detector(recipe, backbone, weights, image_size, category, max(shots, 0), coreset, seed)
+    detector = make_detector(recipe, backbone, weights, image_size, category, max(shots, 0), coreset, seed).set_params(prompts=prompts)
     features = cached_features(index, detector.network(), cache, name)
-    kept = index if shots == -1 else few_shot(index, shots, seed)
+    kept = index if shots == -1 else few_shot(index, shots, seed, sample)
     kept.attrs = index.attrs  # its intensity rule
     learned = (index["split"] == "train").to_numpy() & index["image_path"].isin(kept["image_path"]).to_numpy()
     start = time.perf_counter()
@@ -69,7 +71,7 @@ def measure(
     if not len(meta):
         raise DataError("the index has no labelled test image; there is nothing to measure")
     patch_scores = detector.score_patches(test)
-    scores = detector.reduce_patches(patch_scores, test.cls)
+    scores = detector.reduce_patches(patch_scores, test.cls, features=test)
     cost = {"fit_s": fitted - start, "score_ms": 1000 * (time.perf_counter() - fitted) / len(meta), "bank_mib": bank_size(detector)}
     metrics = image_metrics(meta["label"].to_numpy(), scores, detector.threshold_)
     if pixels and metrics:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Detector', 'make_detector']
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #118a9069
+# %% ../../nbs/06_scoring/08_detector.ipynb #44d24040
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,14 @@ from .detector_files import check_backbone, read_detector, write_detector
 from .inputs import image_table, portions, tested, to_learn_from, training_rule, with_added
 from .layout import Cells, Layout
 from .learning import learn
-from .maps import image_scores
+from .maps import OWN_SCORES, bank_image_scores
 from .preparation import Preparation, as_features, foreground
 from .recipes import OBJECTS, Recipe, recipe_parts
 from .result import Evaluation
 from .stream import PartBatch, Scored, part_batches, pass_features, pass_parts, scored_images
 from .thresholds import Threshold, labelled_threshold
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #7002560c
+# %% ../../nbs/06_scoring/08_detector.ipynb #c265433a
 class Detector(BaseEstimator):
     "From images to scores, decisions and explanations."
 
@@ -49,7 +49,7 @@ class Detector(BaseEstimator):
         k: int = 0,  # neighbours; 0 = the recipe's
         coreset: float | int | None = None,  # what a nearest-neighbour bank keeps: a fraction (float) or a count (int); None = the recipe's
         similar: int = 0,  # images a positional or retrieval bank compares with; 0 = the recipe's
-        reduce: str = "",  # patches to image, of `image_scores`; "retrieval" = a RetrievalBank's own image score; "" = the recipe's
+        reduce: str = "",  # patches to image, of `image_scores`; "retrieval" and "words" = the bank's own image score; "" = the recipe's
         rerank: tuple[int, ...] | None = None,  # of `rerank_scores`; () = none, None = the recipe's
         sigma: float | None = None,  # pixels of smoothing of heatmaps; None = the recipe's
         angles: tuple[float, ...] = (0.0,),  # degrees by which reference images are rotated; the first must be 0
@@ -64,6 +64,7 @@ class Detector(BaseEstimator):
         budget_mb: float = 0.0,  # megabytes the bank may take; 0 = any
         region: str = "",  # the part of every image that counts: "top,left,bottom,right" or a mask file, of `read_region`; "" = all of it
         random_state: int = 0,  # of coreset, drawn channels and folds
+        prompts: str = "",  # of recipes that compare with words: a YAML file, trained vectors, or what the thing is called; see `words_of`
     ):
         self.recipe, self.backbone, self.weights, self.image_size = recipe, backbone, weights, image_size
         self.bank, self.preparation, self.k, self.coreset, self.similar = bank, preparation, k, coreset, similar
@@ -71,7 +72,7 @@ class Detector(BaseEstimator):
         self.angles, self.object_threshold = angles, object_threshold
         self.threshold, self.groups, self.intensity, self.random_state = threshold, groups, intensity, random_state
         self.resize, self.tile, self.overlap, self.region = resize, tile, overlap, region
-        self.budget_ms, self.budget_mb = budget_ms, budget_mb
+        self.budget_ms, self.budget_mb, self.prompts = budget_ms, budget_mb, prompts
 
     def given_backbone(self) -> tuple[str, str]:  # name, weights
         "What was given; for `auto` the strongest at hand, looked for once. Raises as `auto_backbone` does."
@@ -143,20 +144,30 @@ class Detector(BaseEstimator):
         "The cells of images."
         return [self.layout_.of(image_info(p).size) for p in meta["image_path"]]
 
-    def reduced(self, patch_scores: np.ndarray, meta: pd.DataFrame, cls: Any, own: bool = False) -> np.ndarray:
-        "Image scores; of cells that count, where some do not."
-        if self.layout_.plain or self.reduction == "retrieval":
-            return self.reduce_patches(patch_scores, cls, own)
-        return self._reranked(np.array([c.reduce(s, self.reduction) for c, s in zip(self._cells(meta), patch_scores)], np.float32), cls)
+    def alone(self, f: FeatureSet, patch_scores: np.ndarray, own: bool = False) -> np.ndarray:
+        "Scores of images, each without a look at the others; of cells that count, where some do not."
+        if self.layout_.plain or self.reduction in OWN_SCORES:
+            return self._by_bank(patch_scores, f.cls, own, f)
+        return np.array([c.reduce(s, self.reduction) for c, s in zip(self._cells(f.meta), patch_scores)], np.float32)
+
+    def _by_bank(self, patch_scores: np.ndarray, cls: Any, own: bool, f: FeatureSet | None) -> np.ndarray:
+        "Image scores where all cells count; those of words also look at the features, as the bank gets them."
+        x = self.preparation_.transform(f.patches) if f is not None and self.reduction == "words" else None
+        return bank_image_scores(self.bank_, self.reduction, patch_scores, cls, own, x)
+
+    def reduced(self, f: FeatureSet, patch_scores: np.ndarray, own: bool = False) -> np.ndarray:
+        "Image scores, averaged over similar images where the recipe does."
+        return self._reranked(self.alone(f, patch_scores, own), f.cls)
 
     def reduce_patches(
         self,
         patch_scores: np.ndarray,  # (n, P) of `score_patches`
         cls: Any = None,  # (n, Dc) the images' vectors, where they are used
         own: bool = False,  # these are the training images
+        features: FeatureSet | None = None,  # what was scored; needed by recipes that compare with words
     ) -> np.ndarray:  # (n,)
-        "Image scores from patch scores, without scoring the patches again."
-        return self._reranked(self.bank_.image_score(cls, own) if self.reduction == "retrieval" else image_scores(patch_scores, self.reduction), cls)
+        "Image scores from patch scores, without scoring the patches again. Raises `DataError` without what the recipe needs."
+        return self._reranked(self._by_bank(patch_scores, cls, own, features), cls)
 
     def _reranked(self, scores: np.ndarray, cls: Any) -> np.ndarray:
         "Image scores averaged over similar images, where the recipe does."
@@ -174,7 +185,7 @@ class Detector(BaseEstimator):
 
     def scored_parts(self, batches: Iterable[PartBatch], cells: Sequence[Cells], bank: Bank) -> Iterator[Scored]:
         "Scores of images from the features of their parts."
-        reduce = "max" if self.reduction == "retrieval" else self.reduction
+        reduce = "max" if self.reduction in OWN_SCORES else self.reduction
         return scored_images(batches, cells.__getitem__, self.preparation_.transform, bank.score, reduce, self.object_threshold)
 
     def scored(
@@ -220,7 +231,7 @@ class Detector(BaseEstimator):
             found = [(s.score, s.cls) for s in self.scored(paths)]
             return self._reranked(np.array([score for score, _ in found], np.float32), [cls for _, cls in found])
         f = self.features(X)
-        return self.reduced(self.score_patches(f), f.meta, f.cls)
+        return self.reduced(f, self.score_patches(f))
 
     def decision_threshold(self) -> Threshold:
         "The threshold. Raises `NotFittedError`, or `DataError` where one training image gave none."
@@ -254,7 +265,9 @@ class Detector(BaseEstimator):
         hot: np.ndarray,  # (n,) the hottest cells
         vectors: np.ndarray,  # (n, D) their features, as the bank gets them
     ) -> pd.DataFrame:  # n rows: patch, normal_path, normal_patch, normal_angle, distance
-        "The normal patch most like each of these."
+        "The normal patch most like each of these; nothing, where no normal image was learned from."
+        if not self.paths_:
+            return pd.DataFrame({"patch": hot, "normal_path": "", "normal_patch": 0, "normal_angle": 0.0, "distance": np.nan})
         distance, rows = (found[:, 0, 0] for found in self.reference_.search(vectors[:, None]))
         if len(self.cells_):
             (image, place), angle = self.cells_[rows].T, np.zeros(len(hot))
@@ -270,8 +283,8 @@ class Detector(BaseEstimator):
         if paths := self._paths_of_parts(X):
             cells, scores, vectors, told, clock = pass_parts(self.scored(paths), self.nearest_places)
             return pd.DataFrame(image_table(X)), cells, self._reranked(scores, vectors), told, clock
-        meta, cells, cls, told, clock = pass_features(chunks, self.score_patches, self.nearest_normal)
-        return meta, cells, self.reduced(cells, meta, cls), told, clock
+        meta, cells, scores, cls, told, clock = pass_features(chunks, self.score_patches, self.alone, self.nearest_normal)
+        return meta, cells, self._reranked(scores, cls), told, clock
 
     def explain(self, X: Any) -> pd.DataFrame:
         "For each image: score, hottest patch, and the most similar normal patch with its image and distance. Raises `NotFittedError`, `DataError`."

@@ -37,7 +37,7 @@ def training_table(detector: Any) -> pd.DataFrame:  # image_path, sha256, group,
     table["score"] = detector.held_out_ if len(detector.held_out_) else float("nan")
     return table.assign(label=0, role="normal")
 
-# %% ../../nbs/06_scoring/09_detector_files.ipynb #46e500ca
+# %% ../../nbs/06_scoring/09_detector_files.ipynb #64cf249d
 ARRAYS = ("channel_", "mean_", "scale_", "white_")  # of a fitted preparation
 FORMAT = 1  # of the folder; a higher one is from a later version of the library
 SPEC = ("name", "image_size", "resize", "patch", "layers", "norm", "pool", "mean", "std", "sha256", "options", "tile", "overlap", "region", "precision")  # what decides a backbone's features
@@ -71,6 +71,9 @@ def _write_files(detector: Any, folder: Path) -> None:
         detector.threshold_.save(folder / "threshold.json")
     if detector.region and "region" in detector.spec_ and "sha256:" in detector.spec_["region"]:
         _copy_region(detector, folder / "region")
+    if Path(detector.prompts).is_file():
+        with atomic_write(folder / "prompts" / Path(detector.prompts).name) as f:
+            f.write(Path(detector.prompts).read_bytes())
     given["backbone"], weights = detector.given_backbone()
     given["weights"] = Path(weights).resolve().as_posix() if weights and Path(weights).is_file() else weights
     prepared = detector.preparation_
@@ -118,7 +121,7 @@ def _copy_region(detector: Any, folder: Path) -> None:
     with atomic_write(folder / mask.name) as f:
         f.write(mask.read_bytes())
 
-# %% ../../nbs/06_scoring/09_detector_files.ipynb #b63f5620
+# %% ../../nbs/06_scoring/09_detector_files.ipynb #4f49d882
 def read_detector(
     folder: str | Path,  # that `write_detector` filled
     kind: type,  # `Detector`, or a class derived from it
@@ -148,7 +151,7 @@ def _check_manifest(folder: Path, about: dict[str, Any]) -> None:
         warnings.warn(Notice(f"{folder}: has no {MANIFEST}, as the first detectors; its files cannot be checked"), stacklevel=3)
         return
     listed = verify_manifest(folder)["files"]
-    parts = [p for name in ("bank", "reference", "region") for p in (folder / name).rglob("*") if p.is_file()]
+    parts = [p for name in ("bank", "reference", "region", "prompts") for p in (folder / name).rglob("*") if p.is_file()]
     for path in [*(folder / n for n in ("detector.json", "preparation.npz", "threshold.json")), *parts]:
         if path.is_file() and path.relative_to(folder).as_posix() not in listed:
             raise DataError(f"{path}: is not named in {MANIFEST}; copy the whole folder again, or fit again")
@@ -179,6 +182,8 @@ def _rebuilt(folder: Path, about: dict[str, Any], kind: type, weights: str) -> A
     detector.budget_, detector.alike_ = about.get("budget", {}), []
     if masks := sorted((folder / "region").glob("*")):
         detector.region = masks[0].as_posix()
+    if prompts := sorted((folder / "prompts").glob("*")):
+        detector.prompts = prompts[0].as_posix()
     plain = about.get("layout", Layout().said()) == Layout().said()  # older ones saw all images so
     detector.layout_ = Layout(detector.patch_hw_) if plain else Layout.of_spec(detector.spec_, detector.patch_hw_, read_region(detector.region))
     return detector

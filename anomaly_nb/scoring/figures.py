@@ -77,8 +77,10 @@ def image_panels(
     small, crop = shrunk(image), shrunk(image[cells.window(told["patch"])]).copy()
     del image  # one large image at a time
     heat = cells.heatmap(scores, sigma, small.shape[:2])
-    normal = rotated(read_image(told["normal_path"], intensity), told["normal_angle"])
-    like = shrunk(normal[layout.of(normal.shape[:2]).window(told["normal_patch"])]).copy()
+    like = np.full_like(crop, 255)  # nothing, where no normal image was learned from
+    if told["normal_path"]:
+        normal = rotated(read_image(told["normal_path"], intensity), told["normal_angle"])
+        like = shrunk(normal[layout.of(normal.shape[:2]).window(told["normal_patch"])]).copy()
     return [small, heat, overlay(small, heat, value_range, strength), crop, like]
 
 # %% ../../nbs/06_scoring/11_figures.ipynb #e93ffecf

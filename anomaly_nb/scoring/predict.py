@@ -191,7 +191,7 @@ def _at_once(detector: Detector, network: Backbone, files: list[_Read]) -> tuple
         try:
             f = FeatureSet(patches, patch_hw, pd.DataFrame({"image_path": [files[i].path for i in some]}), cls, detector.spec_, detector.intensity_)
             patch_scores = detector.score_patches(f)
-            told, scores = detector.nearest_normal(f, patch_scores), detector.reduce_patches(patch_scores, f.cls)
+            told, scores = detector.nearest_normal(f, patch_scores), detector.reduce_patches(patch_scores, f.cls, features=f)
             found |= {i: (patch_scores[j], float(scores[j]), told.iloc[j]) for j, i in enumerate(some)}
         except DataError as e:
             failed |= dict.fromkeys(some, str(e))
@@ -222,8 +222,9 @@ def _decided(detector: Detector, threshold: float, limit: float, files: list[_Re
             yield Prediction(f.path, error=failed[i], size=f.size)
             continue
         patch_scores, score, near = found[i]
-        p = float(conformal_pvalues(detector.held_out_, np.array([score]))[0])
-        below = 100 * float(np.mean(detector.held_out_ < score))
+        held = detector.held_out_
+        p = float(conformal_pvalues(held, np.array([score]))[0]) if len(held) else float("nan")
+        below = 100 * float(np.mean(held < score)) if len(held) else float("nan")
         box = detector.layout_.of(f.size).box(patch_scores, limit)
         yield Prediction(f.path, score, int(score >= threshold), p, below, box, near["normal_path"], float(near["distance"]), f.clipped, "", f.size, f.frames, patch_scores)
 

@@ -210,14 +210,15 @@ class DiskRows(Sequence):
         self.file.seek(4 * self.starts[i])
         return np.frombuffer(self.file.read(4 * (self.starts[i + 1] - self.starts[i])), np.float32)
 
-# %% ../../nbs/06_scoring/15_stream.ipynb #a8e70a7e
+# %% ../../nbs/06_scoring/15_stream.ipynb #65c28efd
 def pass_features(
     portions: Iterable[FeatureSet],  # of images
     score: Callable[[FeatureSet], np.ndarray],  # -> (n, P), of a detector
+    alone: Callable[[FeatureSet, np.ndarray], np.ndarray],  # features, scores -> (n,) of the images
     nearest: Callable[[FeatureSet, np.ndarray], pd.DataFrame],  # features, scores -> the normal patches most like the hottest
-) -> tuple[pd.DataFrame, np.ndarray, np.ndarray | None, pd.DataFrame, dict[str, float]]:  # rows, (N, P) scores, vectors, nearest, seconds
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray | None, pd.DataFrame, dict[str, float]]:  # rows, (N, P) and (N,) scores, vectors, nearest, seconds
     "Scores and explanations of images on one grid. Raises `DataError` where there are none."
-    metas, patches, vectors, told, clock = [], [], [], [], {"features": 0.0, "bank": 0.0, "explanation": 0.0}
+    metas, patches, scores, vectors, told, clock = [], [], [], [], [], {"features": 0.0, "bank": 0.0, "explanation": 0.0}
     start = time.perf_counter()
     for f in portions:
         at = time.perf_counter()
@@ -226,13 +227,14 @@ def pass_features(
         told.append(nearest(f, patches[-1]))
         metas.append(f.meta)
         vectors.append(f.cls)
+        scores.append(alone(f, patches[-1]))
         end = time.perf_counter()
         clock = {"features": clock["features"] + at - start, "bank": clock["bank"] + scored - at, "explanation": clock["explanation"] + end - scored}
         start = end
     if not metas:
         raise DataError("X: no images to evaluate; an index needs rows with split 'test'")
     cls = None if any(v is None for v in vectors) else np.concatenate([v for v in vectors if v is not None])
-    return pd.concat(metas, ignore_index=True), np.concatenate(patches), cls, pd.concat(told, ignore_index=True), clock
+    return pd.concat(metas, ignore_index=True), np.concatenate(patches), np.concatenate(scores), cls, pd.concat(told, ignore_index=True), clock
 
 
 def pass_parts(
