@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METHODS', 'HeldOut', 'video_of', 'held_out_scores', 'evaluation_table']
 
-# %% ../../nbs/09_atoms/15_evaluation.ipynb #a6234fc4
-from collections.abc import Sequence
+# %% ../../nbs/09_atoms/15_evaluation.ipynb #1a14af5f
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..core.errors import DataError
 from ..core.runtime import progress
 from ..metrics import bootstrap_interval, roc_auc
 
-# %% ../../nbs/09_atoms/15_evaluation.ipynb #993fb5ee
+# %% ../../nbs/09_atoms/15_evaluation.ipynb #3a205e14
 METHODS = ("roles", "linear probe", "concept bottleneck")
 
 
@@ -34,7 +34,7 @@ class HeldOut:
 
 
 def video_of(
-    clips: Sequence[Any],  # names of videos, or of their clips
+    clips: Iterable[Any],  # names of videos, or of their clips
 ) -> np.ndarray:  # names of videos
     "The video of each clip."
     return np.array([str(c).split("#")[0] for c in clips])
@@ -82,7 +82,7 @@ def _fitted(method: str, data: TrainingSet, random_state: int, fitting: dict[str
     model = MILProbe(random_state=random_state) if method == "linear probe" else ConceptBottleneck(random_state=random_state)
     return model.fit(data.pbar, data.video, data.labels)
 
-# %% ../../nbs/09_atoms/15_evaluation.ipynb #a5733433
+# %% ../../nbs/09_atoms/15_evaluation.ipynb #a35c5b6e
 def evaluation_table(
     data: TrainingSet,
     scores: HeldOut,
@@ -90,25 +90,34 @@ def evaluation_table(
     random_state: int = 0,
 ) -> pd.DataFrame:  # event, of, method, auroc, low, high, difference, difference_low, difference_high, videos, positive
     "AUROC on kept-out videos with 95 % intervals over videos, and the difference to the linear probe. A level on which all labels are equal has no rows."
-    levels: list[tuple[str, int, np.ndarray, dict[str, np.ndarray], np.ndarray]] = []
-    clips = video_ranges(data.video)[0]
-    for e, event in enumerate(data.events):
-        if len(data.events) == 1:
-            levels.append(("frames", e, data.frame_labels, {m: s[:, e] for m, s in scores.frames.items()}, video_of(data.video)))
-        levels.append(("clips" if any("#" in str(c) for c in clips) else "videos", e, np.asarray(data.labels)[:, e], {m: s[:, e] for m, s in scores.videos.items()}, video_of(clips)))
-    rows = []
+    clips, rows = video_ranges(data.video)[0], []
+    whole = "clips" if any("#" in str(c) for c in clips) else "videos"
+    levels = [(whole, e, np.asarray(data.labels)[:, e], scores.videos, video_of(clips)) for e in range(len(data.events))]
+    if len(data.events) == 1:
+        levels.insert(0, ("frames", 0, data.frame_labels, scores.frames, video_of(data.video)))
     for level, e, y, by_method, groups in levels:
         if len(np.unique(y)) < 2:
             continue
         parts = [np.flatnonzero(groups == name) for name in dict.fromkeys(groups.tolist())]
-        at = lambda chosen: np.concatenate(list(chosen))
+        probe = by_method["linear probe"][:, e] if "linear probe" in by_method else None
         for method, s in by_method.items():
-            around = bootstrap_interval(lambda g, s=s: roc_auc(y[at(g)], s[at(g)]), parts, n=n, random_state=random_state)
-            row = {"event": data.events[e], "of": level, "method": method, "auroc": around.value, "low": around.low, "high": around.high}
-            other = by_method.get("linear probe")
-            if other is not None and method != "linear probe":
-                more = bootstrap_interval(lambda g, s=s: roc_auc(y[at(g)], s[at(g)]) - roc_auc(y[at(g)], other[at(g)]), parts, n=n, random_state=random_state)
-                row |= {"difference": more.value, "difference_low": more.low, "difference_high": more.high}
+            row = {"event": data.events[e], "of": level, "method": method}
+            row |= _intervals(y, s[:, e], None if method == "linear probe" else probe, parts, n, random_state)
             rows.append(row | {"videos": len(parts), "positive": int(y.sum())})
     columns = ["event", "of", "method", "auroc", "low", "high", "difference", "difference_low", "difference_high", "videos", "positive"]
     return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def _intervals(y: np.ndarray, s: np.ndarray, other: np.ndarray | None, parts: list[np.ndarray], n: int, random_state: int) -> dict[str, float]:
+    "AUROC of scores, and its difference to that of others, with intervals over parts."
+
+    def auroc(chosen: Sequence[np.ndarray], scores: np.ndarray) -> float:
+        at = np.concatenate(list(chosen))
+        return roc_auc(y[at], scores[at])
+
+    around = bootstrap_interval(lambda g: auroc(g, s), parts, n=n, random_state=random_state)
+    found = {"auroc": around.value, "low": around.low, "high": around.high}
+    if other is not None:
+        more = bootstrap_interval(lambda g: auroc(g, s) - auroc(g, other), parts, n=n, random_state=random_state)
+        found |= {"difference": more.value, "difference_low": more.low, "difference_high": more.high}
+    return found

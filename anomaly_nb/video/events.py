@@ -66,7 +66,7 @@ def held_out_frames(
     found = pd.concat(parts, ignore_index=True)
     return pd.concat([found[found["video"] == v] for v in names], ignore_index=True)
 
-# %% ../../nbs/08_video/13_events.ipynb #ba3faa31
+# %% ../../nbs/08_video/13_events.ipynb #a13a9ea6
 @dataclass(frozen=True)
 class Decision:
     "How normal videos score when they are kept out, from which thresholds for any promised rate follow."
@@ -82,7 +82,7 @@ class Decision:
 
     def alarm(
         self,
-        frames: Mapping[str, Any],  # scores (T,) of every modality, and `combined`
+        frames: pd.DataFrame | Mapping[str, Any],  # scores (T,) of every modality, and `combined`
     ) -> np.ndarray:  # (T,)
         "What is compared with the thresholds. Raises `DataError` for a missing modality."
         if not self.scales:
