@@ -1,4 +1,5 @@
 """Packaging reads settings.ini, the one place that names version, dependencies and entry points."""
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -14,16 +15,43 @@ extras = {
     for key in cfg if key.endswith("_requirements")
 }
 
+
+def description() -> str:
+    """The README for a package index, which shows images and follows links by whole addresses only."""
+    text = (here / "README.md").read_text(encoding="utf-8")
+    raw = cfg["git_url"].replace("github.com", "raw.githubusercontent.com") + f"/{cfg['branch']}/"
+    text = re.sub(r"(!\[[^\]]*\]\()(?!https?:)", rf"\1{raw}", text)
+    return re.sub(r"(?<!!)(\[[^\]]*\]\()(?!https?:|#)", rf"\1{cfg['git_url']}/blob/{cfg['branch']}/", text)
+
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description=description(),
     long_description_content_type="text/markdown",
     author=cfg["author"],
     author_email=cfg["author_email"],
     url=cfg["git_url"],
+    project_urls={
+        "Documentation": f"{cfg['doc_host']}{cfg['doc_baseurl']}",
+        "Changes": f"{cfg['git_url']}/blob/main/CHANGELOG.md",
+        "Issues": f"{cfg['git_url']}/issues",
+    },
     license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Framework :: Jupyter",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Manufacturing",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     keywords=cfg["keywords"],
     python_requires=">=" + cfg["min_python"],
     # the report templates live with the other notebooks and ship inside the package

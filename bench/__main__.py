@@ -1,40 +1,62 @@
-"""Run benchmarks by name: `python -m bench [names] [--small]`. A full run writes figures/bench.json and figures/bench.png.
+"""Run benchmarks by name: `python -m bench [names] [--small]`. A full run writes figures/bench.json and figures/bench.png, figures/bench_float32.json and .png on a machine without fast bfloat16.
 
-A row is a dict: name, ours_s, reference_s (None without one), ratio (reference / ours), work (what was done), note.
+A row is a dict: name, ours_s, reference_s (None without one), ratio (reference / ours), work (what was done), note; where it says something, flop or bytes of the work as well.
 """
 
 import argparse
 import importlib
 import os
 import platform
+import time
 from pathlib import Path
 
+import numpy as np
+
 from anomaly_nb.core.files import atomic_write, read_json, write_json
-from anomaly_nb.core.runtime import versions
+from anomaly_nb.core.runtime import capability, versions
 
 MODULES = ("metrics", "banks", "leave_one_out", "street", "video", "detector")  # in the order they are shown
 FIGURES = Path(__file__).parent.parent / "figures"
 
 
+def copied() -> float:
+    "Bytes a second that a copy of 256 MB reads and writes, the best of three."
+    given, best = np.ones(2**25), np.inf
+    target = np.empty_like(given)
+    for _ in range(4):
+        start = time.perf_counter()
+        np.copyto(target, given)
+        best = min(best, time.perf_counter() - start)
+    return 2 * given.nbytes / best
+
+
 def machine() -> dict:
-    "What the figures were measured on."
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n")
-        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() or platform.machine()
-    packages = versions()
-    return {"cpu": cpu, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(), "versions": packages}
+    "What the figures were measured on, and what it can do."
+    can = capability()
+    about = {"cpu": can.name, "cores": os.cpu_count(), "threads": can.threads, "instructions": list(can.instructions), "device": can.device}
+    about |= {"float32_gflops": round(can.float32 / 1e9), "bfloat16_gflops": round(can.bfloat16 / 1e9), "bf16": can.bf16, "copy_gbs": round(copied() / 1e9, 1)}
+    return about | {"system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(), "versions": versions()}
 
 
-def show(row: dict) -> None:
+def reached(row: dict, about: dict) -> str:
+    "How much of what the machine can do the work asked of it, where a row says how much work it was: above all of it, work was avoided."
+    if row.get("flop"):
+        rate = row["flop"] / row["ours_s"] / 1e9
+        return f"; {rate:.0f} GFLOP/s of plain work, the machine's float32 does {about['float32_gflops']}"
+    if row.get("bytes"):
+        rate = row["bytes"] / row["ours_s"] / 1e9
+        return f"; {rate:.1f} GB/s, a copy does {about['copy_gbs']}"
+    return ""
+
+
+def show(row: dict, about: dict) -> None:
     "Print a row, ours and the reference side by side."
     reference = f"{row['reference_s']:8.2f} s" if row["reference_s"] is not None else " " * 10
     ratio = f"{row['ratio']:6.1f} x" if row["ratio"] is not None else " " * 8
-    print(f"{row['name']:34s} ours {row['ours_s']:8.3f} s   reference {reference} {ratio}   {row['work']}; {row['note']}", flush=True)
+    print(f"{row['name']:34s} ours {row['ours_s']:8.3f} s   reference {reference} {ratio}   {row['work']}; {row['note']}{reached(row, about)}", flush=True)
 
 
-def draw(results: dict) -> None:
+def draw(results: dict, name: str) -> None:
     "Bars of the seconds taken, ours and the reference's, on a logarithmic axis."
     import matplotlib.pyplot as plt
 
@@ -54,7 +76,7 @@ def draw(results: dict) -> None:
         ax.margins(x=0.2)
         ax.grid(axis="y", visible=False)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
-        with atomic_write(FIGURES / "bench.png") as f:
+        with atomic_write(FIGURES / f"{name}.png") as f:
             figure.savefig(f, metadata={"Software": None})
         plt.close(figure)
 
@@ -67,18 +89,24 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.names) - set(MODULES):
         parser.error(f"no benchmark named {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
-    path = FIGURES / "bench.json"
+    about = machine()
+    print(f"{capability()}; a copy moves {about['copy_gbs']} GB/s", flush=True)
+    name = "bench" if about["bf16"] else "bench_float32"
+    path = FIGURES / f"{name}.json"
     results = read_json(path) if path.exists() else {"rows": {}}
-    for name in args.names or MODULES:
-        rows = importlib.import_module(f"bench.{name}").run(args.small)
+    if results.get("machine", {}).get("cpu", about["cpu"]) != about["cpu"]:
+        print(f"{path.name} holds figures of another machine, {results['machine']['cpu']}; those of this one take their place", flush=True)
+        results = {"rows": {}}
+    for module in args.names or MODULES:
+        rows = importlib.import_module(f"bench.{module}").run(args.small)
         for row in rows:
-            show(row)
-        results["rows"][name] = rows
+            show(row, about)
+        results["rows"][module] = rows
     if not args.small:
-        results["rows"] = {name: results["rows"][name] for name in MODULES if name in results["rows"]}
-        results["machine"] = machine()
+        results["rows"] = {module: results["rows"][module] for module in MODULES if module in results["rows"]}
+        results["machine"] = about
         write_json(path, results)
-        draw(results)
+        draw(results, name)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ def neighbours(name: str, queries: np.ndarray, bank: np.ndarray, repeat: int = 3
     ours, theirs, (distance, _), (_, found) = by_turns(lambda: nearest(queries, bank), flat, repeat)
     expected = exact_distances(queries, bank, found)
     assert np.allclose(distance, expected, rtol=1e-5, atol=1e-7) and (distance <= expected * (1 + 1e-6)).all(), "the same distances, or nearer"
-    return row(f"nearest / IndexFlat, {name}", ours, theirs, f"{len(queries)} queries, {len(bank)} x {bank.shape[1]}", f"equal distances; medians of {repeat} turns, {torch.get_num_threads()} threads each")
+    note = f"equal distances; medians of {repeat} turns, {torch.get_num_threads()} threads each"
+    return row(f"nearest / IndexFlat, {name}", ours, theirs, f"{len(queries)} queries, {len(bank)} x {bank.shape[1]}", note) | {"flop": 2 * len(queries) * bank.size}
 
 
 def leave_one_out(n: int, p: int, d: int) -> list[dict]:

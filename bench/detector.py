@@ -30,17 +30,21 @@ torch.set_num_threads(threads)
 paths = json.load(open(f"{folder}/paths.json"))
 model = Detector("patchcore", backbone, f"{folder}/weights.pth", size, reduce="max", threshold="quantile:0.9").fit(paths["train"])
 np.save(f"{folder}/bank.npy", model.bank_.bank_)
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = threads
-session = onnxruntime.InferenceSession(model.export(f"{folder}/exported"), options)
+if sys.argv[5] == "graph":
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model.export(f"{folder}/exported"), options)
 
 def predict(files):
     return [p.score for p in predict_files(model, files)]
 
+def fast(files):
+    return [p.score for p in predict_files(model, files, engine="onnxruntime")]
+
 def graph(files):
     return [float(session.run(["score", "map"], {"image": np.asarray(Image.open(f).convert("RGB"))[None]})[0][0]) for f in files]
 
-ways = {"predict": predict, "graph": graph}
+ways = {"predict": predict, "onnxruntime": fast, "graph": graph}
 print("ready", flush=True)
 '''
 
@@ -60,11 +64,12 @@ from anomalib.models import Patchcore
 folder, backbone, size, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 torch.set_num_threads(threads)
 name, _, query = backbone.removeprefix("timm:").partition("?")
-layers = [f"layer{i}" for i in eval(query.split("layers=")[1].split("&")[0])]
+stages = __import__("timm").create_model(name, pretrained=False).feature_info
+layers = [list(stages)[i]["module"] for i in eval(query.split("layers=")[1].split("&")[0])]
 ready = Patchcore.configure_pre_processor(image_size=(size, size))
 model = Patchcore(backbone=name, layers=layers, pre_trained=False, num_neighbors=1, pre_processor=ready, post_processor=False, evaluator=False, visualizer=False)
 state = torch.load(f"{folder}/weights.pth", weights_only=True)
-lacking = model.model.feature_extractor.feature_extractor.load_state_dict(state, strict=False).missing_keys
+lacking = [k for k in model.model.feature_extractor.feature_extractor.load_state_dict(state, strict=False).missing_keys if not k.startswith("head.")]
 assert not lacking, lacking
 model.model.feature_pooler = torch.nn.AvgPool2d(3, 1, 1, count_include_pad=False)  # theirs counts zeros beyond the border
 model.model.memory_bank = torch.from_numpy(np.load(f"{folder}/bank.npy"))
@@ -142,7 +147,7 @@ def anomalib_python() -> str:
     return python
 
 
-def write_images(folder: Path, count: int, side: int, seed: int) -> list[str]:
+def write_images(folder: Path, count: int, side: int, seed: int, suffix: str = "png") -> list[str]:
     "Cloudy images with a spot in every third."
     from scipy.ndimage import gaussian_filter
 
@@ -154,27 +159,27 @@ def write_images(folder: Path, count: int, side: int, seed: int) -> list[str]:
         image = np.roll(base, (37 * i, 91 * i), (0, 1)) * 20 + 128 + rng.normal(0, 4, (side, side, 1))
         if i % 3 == 2:
             image[side // 3 : side // 3 + side // 12, side // 2 : side // 2 + side // 12] -= 60
-        paths.append(str(folder / f"{i:03}.png"))
-        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(paths[-1])
+        paths.append(str(folder / f"{i:03}.{suffix}"))
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(paths[-1], **({"quality": 90} if suffix == "jpg" else {}))
     return paths
 
 
-def compare(folder: Path, name: str, backbone: str, size: int, side: int, counts: tuple[int, int, int], python: str) -> list[dict]:
-    "Rows of `predict` and of the graph."
+def compare(folder: Path, name: str, backbone: str, size: int, side: int, suffix: str, counts: tuple[int, int, int], python: str) -> list[dict]:
+    "Rows of `predict` with both engines, and of the graph on PNGs."
     import torch
 
     torch.manual_seed(0)
     torch.save(create_backbone(backbone, "random", size).model.state_dict(), folder / "weights.pth")
-    train, same, files = (write_images(folder / what, n, s, k) for k, (what, n, s) in enumerate((("train", counts[0], side), ("same", 6, size), ("test", counts[1], side))))
+    train, same, files = (write_images(folder / what, n, s, k, suffix) for k, (what, n, s) in enumerate((("train", counts[0], side), ("same", 6, size), ("test", counts[1], side))))
     (folder / "paths.json").write_text(json.dumps({"train": train}))
-    words = (str(folder), backbone, str(size), str(os.cpu_count()))
+    words = (str(folder), backbone, str(size), str(os.cpu_count()), "graph" if suffix == "png" else "")
     ours = Child(sys.executable, OURS, *words)
     try:
         other = Child(python, ANOMALIB, *words) if python else None
     except RuntimeError:
         print("anomalib is skipped, it does not start here")
         other = None
-    ways = [(ours, "predict"), (ours, "graph")] + ([(other, "plain loop"), (other, "Engine.predict")] if other else [])
+    ways = [(ours, "predict"), (ours, "onnxruntime"), (ours, "graph")][: 3 if suffix == "png" else 2] + ([(other, "plain loop"), (other, "Engine.predict")] if other else [])
     checked = {way: np.array(child.ask(way, same)[1]) for child, way in ways}  # at the input's own size nobody resizes
     squared = {way: s if child is ours else s**2 for (child, way), s in zip(ways, checked.values(), strict=True)}
     for way, scores in squared.items():
@@ -191,21 +196,27 @@ def compare(folder: Path, name: str, backbone: str, size: int, side: int, counts
     rows = np.load(folder / "bank.npy").shape
     theirs = min((median[w] for w in ("plain loop", "Engine.predict") if w in median), default=None)
     rates = ", ".join(f"{way} {1 / s:.1f}" for way, s in median.items())
-    work = f"{len(files)} PNG of {side} x {side} at {size}, the same weights and bank of {rows[0]} x {rows[1]}, scores of both equal"
+    work = f"{len(files)} {suffix.upper()} of {side} x {side} at {size}, the same weights and bank of {rows[0]} x {rows[1]}, scores of both equal"
     note = f"images per second: {rates}" + ("; the faster way of anomalib" if other else "; anomalib did not install")
-    return [row(f"{what}, {name}", median[way], theirs, work, note) for what, way in (("predict", "predict"), ("ONNX graph", "graph"))]
+    return [row(f"{what}, {name}", median[way], theirs, work, note) for what, way in (("predict", "predict"), ("predict --engine onnxruntime", "onnxruntime"), ("ONNX graph", "graph")) if way in median]
 
 
-CASES = {"ResNet-18, layer 2": ("timm:resnet18?layers=(2,)&pool=3", 256), "ResNet-18, layers 2 and 3": ("timm:resnet18?layers=(2,3)&pool=3", 256)}
+SCALED = "&mean=(0.485,0.456,0.406)&std=(0.229,0.224,0.225)"  # as anomalib does for every network
+CASES = {  # name -> backbone, input size, the images' side and format
+    "ResNet-18, layer 2": ("timm:resnet18?layers=(2,)&pool=3", 256, 700, "png"),
+    "ResNet-18, layers 2 and 3": ("timm:resnet18?layers=(2,3)&pool=3", 256, 700, "png"),
+    "MobileNetV2, JPEG": (f"timm:mobilenetv2_100?layers=(2,3)&pool=3{SCALED}", 256, 1024, "jpg"),
+    "ViT-S, JPEG": (f"timm:vit_small_patch16_224?layers=(8,)&pool=3{SCALED}", 224, 1024, "jpg"),
+}
 
 
 def run(small: bool = False) -> list[dict]:
     "All rows."
     python, rows = anomalib_python(), []
-    side, counts = (300, (6, 8, 1)) if small else (700, (16, 24, 5))
-    for name, (backbone, size) in list(CASES.items())[: 1 if small else None]:
+    counts = (6, 8, 1) if small else (16, 24, 5)
+    for name, (backbone, size, side, suffix) in list(CASES.items())[: 1 if small else None]:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            rows += compare(Path(folder), name, backbone, size, side, counts, python)
+            rows += compare(Path(folder), name, backbone, size, 300 if small else side, suffix, counts, python)
             print(f"{name}: {time.perf_counter() - start:.0f} s")
     return rows

@@ -12,7 +12,8 @@ from bench.metrics import peak_memory, pictures, row
 
 def _evaluate(n: int, draws: int) -> tuple[float, float, float, float]:
     "Seconds to count n maps, seconds of the tables, pooled AUROC, and peak memory in MB; run in a process of its own."
-    from anomaly_nb.segmentation.evaluation import StreetEvaluation, results_table, save_evaluation
+    from anomaly_nb.segmentation.evaluation import StreetEvaluation, results_table
+    from anomaly_nb.segmentation.evaluation_files import save_evaluation
     from anomaly_nb.segmentation.scorer import PixelScorer
 
     scorer, rng = PixelScorer(("max_logit",)), np.random.default_rng(0)

@@ -92,6 +92,6 @@ if __name__ == "__main__":
     named = [a for a in sys.argv[1:] if not a.startswith("-")]
     now, kept = table(named or PLAIN), read_json(GOLDEN) if GOLDEN.is_file() else {}
     for name, rows in now.items():
-        print(*(f"{name}: {line}" for line in differences(rows, kept.get(name, rows))), sep="\n")
+        print(*(f"{name}: {line}" for line in differences(rows, rows | kept.get(name, {}))), sep="\n")
     if "--write" in sys.argv:
         write_json(GOLDEN, kept | {name: kept.get(name, {}) | rows for name, rows in now.items()})

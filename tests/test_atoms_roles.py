@@ -124,3 +124,18 @@ def test_cost_of_a_long_video_set():
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"\nsegments {segments:.3f} s, epoch {epoch:.2f} s, peak memory of the process {memory:.2f} GB")
     assert segments < 1 and epoch < 2 and memory < 1
+
+
+@pytest.mark.skipif(not SLOW, reason="set ANOMALY_NB_SLOW=1 for timings")
+def test_training_of_fifteen_thousand_frames():
+    "The command's own settings: 60 epochs at most, five fits."
+    rng, video = np.random.default_rng(0), np.repeat(np.arange(150), 100)
+    p, labels = rng.beta(0.5, 1.5, (15_000, 60)).astype(np.float32), (rng.random((150, 6)) < 0.4).astype(int)
+    for v, e in np.ndindex(labels.shape):
+        p[v * 100 : (v + 1) * 100, e] *= 0.3
+        p[v * 100 + 20 : v * 100 + 40, e] = np.where(labels[v, e], 0.95, p[v * 100 + 20 : v * 100 + 40, e])
+    start = time.perf_counter()
+    fit = fit_roles(torch.tensor(p), video, labels, seeds=5)
+    took = time.perf_counter() - start
+    print(f"\n15 000 frames, 60 atoms, 6 events, five fits of {len(fit.history) / 5:.0f} epochs: {took:.0f} s")
+    assert took < 180 and (fit.roles()[:, 0].argmax(1) == np.arange(6)).all()

@@ -7,7 +7,8 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import beta, binom
 
-from anomaly_nb.calibration.drift import METRICS, VERDICTS, Thresholds, adjust_p_values, drift_metrics, judge_heads
+from anomaly_nb.calibration.drift import VERDICTS, adjust_p_values, drift_metrics, judge_heads
+from anomaly_nb.calibration.shifts import METRICS, Thresholds
 from anomaly_nb.calibration.sample import Sample, ScoreSketch, bootstrap_quantiles, quantiles, sketch_edges, weighted_quantiles
 
 SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))

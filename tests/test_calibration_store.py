@@ -16,10 +16,10 @@ import pytest
 from scipy.stats import binom
 
 from anomaly_nb.calibration.database import MIGRATIONS
-from anomaly_nb.calibration.drift import METRICS
 from anomaly_nb.calibration.jobs import ATTEMPTS
 from anomaly_nb.calibration.runs import RunInProgress, run_calibration
 from anomaly_nb.calibration.sequential import SequentialAlarm
+from anomaly_nb.calibration.shifts import METRICS
 from anomaly_nb.calibration.store import CalibrationStore, load_calibration
 from anomaly_nb.core.files import locked
 from anomaly_nb.core.settings import Settings

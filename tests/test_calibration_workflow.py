@@ -16,7 +16,8 @@ from scipy.stats import binom
 pytest.importorskip("fastapi")
 uvicorn = pytest.importorskip("uvicorn")
 
-from anomaly_nb.calibration.service import create_app, new_key
+from anomaly_nb.calibration.keys import new_key
+from anomaly_nb.calibration.service import create_app
 from anomaly_nb.calibration.store import CalibrationStore
 from anomaly_nb.cli.main import main
 from anomaly_nb.core.settings import load_settings
@@ -185,21 +186,20 @@ def test_stores_of_the_demo_reports_decide_as_they_do(tmp_path, monkeypatch):
         shutil.rmtree("models")
 
 
-def tile_batches(folder):
-    "Scores of a report on magnetic tiles in batches of 100 by time: held-out training tiles, good ones of the test set, and with them known defects."
-    held, test = pd.read_csv(folder / "calibration_scores.csv"), pd.read_csv(folder / "scores.csv")
-    normal = np.random.default_rng(0).permutation(np.r_[held.score, test.score[test.label == 0]])
-    bad = np.random.default_rng(1).permutation(test.score[test.label == 1])
+def batches(normal, bad, n):
+    "Scores in batches of n normal ones by time, and with each half as many known defects."
+    normal, bad = np.random.default_rng(0).permutation(normal), np.random.default_rng(1).permutation(bad)
     many = lambda k, role, scores: pd.DataFrame({"file": [f"{role}_{k}_{i}.png" for i in range(len(scores))], "score": scores, "role": role})
-    return lambda k: pd.concat([many(k, "normal", normal[k * 100 : (k + 1) * 100]), many(k, "defect", bad[k * 50 : (k + 1) * 50])])
+    return lambda k: pd.concat([many(k, "normal", normal[k * n : (k + 1) * n]), many(k, "defect", bad[k * n // 2 : (k + 1) * n // 2])])
 
 
-def tiles_converge(folder):
-    reports, retag = development({("net", "tile"): tile_batches(folder)})
+def images_converge(batch, n):
+    "The workflow on the scores of images, in batches of n normal ones and n / 2 defects: converged, decided again, defects told from normal."
+    reports, retag = development({("net", "tile"): batch})
     head = reports[-1]["heads"]["net/tile"]
     tags = CalibrationStore("models").table("SELECT role, avg(anomalous) AS flagged, count(*) AS n FROM tags t JOIN scores s USING (head_id, file_id) GROUP BY role").set_index("role")
     print([r["heads"]["net/tile"]["verdict"] for r in reports], head["known_defects"], retag, tags.to_dict())
-    assert reports[-1]["summary"]["converged"] and retag["enqueued"] == 150 * len(reports) == reports[-1]["library_size"]
+    assert reports[-1]["summary"]["converged"] and retag["enqueued"] == 3 * n // 2 * len(reports) == reports[-1]["library_size"]
     assert reports[-1]["heads"]["net/tile"]["known_defects"] and tags.flagged["normal"] < 0.12 and tags.flagged["defect"] > 3 * tags.flagged["normal"]
 
 
@@ -209,7 +209,22 @@ def test_development_on_magnetic_tiles(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     given = {"dataset": "magnetic_tile", "root": ROOT / "images/magnetic_tile", "category": "", "image_size": 96}
-    tiles_converge(run_report("image_anomaly", given, tmp_path / "figures").folder)
+    folder = run_report("image_anomaly", given, tmp_path / "figures").folder
+    held, test = pd.read_csv(folder / "calibration_scores.csv"), pd.read_csv(folder / "scores.csv")
+    images_converge(batches(np.r_[held.score, test.score[test.label == 0]], test.score[test.label == 1], 100), 100)
+
+
+def test_development_on_sample_images(tmp_path, monkeypatch):
+    from anomaly_nb.data import read_index
+    from anomaly_nb.data.samples import write_samples
+    from anomaly_nb.scoring import Detector
+
+    monkeypatch.chdir(tmp_path)
+    write_samples("samples", n_train=260, n_good=1, n_defect=24, size=64)
+    index = read_index("mvtec", "samples", "nut")
+    normal, bad = (index.image_path[(index.split == s) & (index.label == y)].tolist() for s, y in (("train", 0), ("test", 1)))
+    model = Detector(image_size=64, coreset=0.5).fit(normal[:20])
+    images_converge(batches(model.score(normal[20:]), model.score(bad), 60), 60)
 
 
 def test_pulled_heads_of_several_labels_in_a_store(tmp_path, monkeypatch):

@@ -9,7 +9,6 @@ import threading
 import time
 import zlib
 from collections import Counter
-from contextlib import closing
 
 import numpy as np
 import psutil
@@ -18,21 +17,21 @@ import pytest
 pytest.importorskip("fastapi")
 schemathesis = pytest.importorskip("schemathesis")
 import httpx
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, example, given, strategies
 from hypothesis import settings as hypothesis_settings
-from hypothesis.errors import Unsatisfiable
 from PIL import Image
-from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from anomaly_nb.calibration.service import new_key, run_app
+from anomaly_nb.calibration.keys import new_key
+from anomaly_nb.calibration.service import run_app
 from anomaly_nb.calibration.store import CalibrationStore
 from anomaly_nb.core.settings import Settings
 from anomaly_nb.data import read_index
 from anomaly_nb.data.samples import write_samples
 from anomaly_nb.scoring import Detector, predict_files
 from anomaly_nb.scoring.service import create_detector_app, read_detectors
+from tests.services import conforms, free_port, mounted, no_answer, places
 
 SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
 KEY, HASH = new_key()
@@ -164,12 +163,6 @@ def test_broken_images_never_fail_on_the_servers_side(client):
     assert codes[200] and codes[422]
 
 
-def mounted(app, prefix="/api/v2"):
-    outer = FastAPI(openapi_url=None)
-    outer.mount(prefix, app)
-    return outer
-
-
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
 def test_own_openapi(app, mode):
     "Requests made from the service's own document, valid and invalid, where it is mounted: nothing fails on its side, and answers are as documented."
@@ -178,61 +171,14 @@ def test_own_openapi(app, mode):
     content = document["paths"]["/v1/detectors/{name}/predict"]["post"]["requestBody"]["content"]
     assert set(content) == {"application/octet-stream", "image/*", "multipart/form-data"}
     del content["image/*"]  # schemathesis has no way to write one
-    schema, tried = schemathesis.openapi.from_dict(document), 0
-    schema.app = outer
-
-    def check(case):
-        nonlocal tried
-        tried += 1
-        response = case.call(headers=AUTH)
-        assert response.status_code < 500, (case, response.text)
-        case.validate_response(response, headers=AUTH, excluded_checks=[negative_data_rejection, *NOT_IN_A_SCHEMA])
-
-    for operation in (o.ok() for o in schema.get_all_operations()):
-        wanted = hypothesis_settings(max_examples=500 if SLOW else 10, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-        try:
-            wanted(given(operation.as_strategy(generation_mode=mode))(check))()
-        except Unsatisfiable:
-            assert mode == schemathesis.GenerationMode.NEGATIVE and not operation.body and not operation.query
-    print(f"schemathesis, {mode.value}: {tried} requests, no 5xx")
-
-
-MANGLED = ["{}", "/{}", "//{}", "{}/", "{}//", "/./{}", "/x/../{}", "/%2e%2e{}"]
-
-
-def places(app):
-    "The application wherever somebody may put it: (name, client without a key, prefix)."
-    twice = FastAPI(openapi_url=None)
-    twice.mount("/b", mounted(app, "/a"))
-
-    async def rewriting(scope, receive, send):
-        await app(scope | {"path": scope["path"].removeprefix("/cut"), "root_path": "/cut"}, receive, send)
-
-    return [
-        ("plain", TestClient(app), ""),
-        ("mounted", TestClient(mounted(app)), "/api/v2"),
-        ("mounted twice", TestClient(twice), "/b/a"),
-        ("root path", TestClient(app, root_path="/api"), ""),
-        ("root path in the path", TestClient(app, root_path="/api"), "/api"),
-        ("rewriting proxy", TestClient(rewriting), "/cut"),
-        ("mounted as health", TestClient(mounted(app, "/health")), "/health"),
-        ("mounted as a detector", TestClient(mounted(app, "/v1/detectors")), "/v1/detectors"),
-    ]
+    conforms(outer, document, mode, AUTH, 500 if SLOW else 10, NOT_IN_A_SCHEMA)
 
 
 def test_no_key_no_answer_wherever_it_is_mounted(app, files):
-    image, asked = files[0].read_bytes(), 0
-    for name, client, prefix in places(app):
-        for method, straight in (("POST", PREDICT), ("GET", "/v1/detectors"), ("GET", "/openapi.json"), ("GET", "/nowhere")):
-            for route in [straight, straight.upper(), straight.replace("/", "%2f"), straight.replace("/", "//"), *(m.format(straight) for m in MANGLED)]:
-                r = client.request(method, prefix + route, content=image if method == "POST" else None, follow_redirects=False)
-                asked += 1
-                own = r.headers.get("content-type") == "application/problem+json"
-                assert (r.status_code == 401 if own else r.status_code in (404, 307)), (name, method, prefix + route, r.status_code)
-            assert client.request(method, prefix + straight).status_code == 401, (name, straight)
-        assert client.get(f"{prefix}/health").status_code == 200
+    image = files[0].read_bytes()
+    no_answer(app, [("POST", PREDICT), ("GET", "/v1/detectors"), ("GET", "/openapi.json"), ("GET", "/nowhere")], "/v1/detectors", content=image)
+    for name, client, prefix in places(app, "/v1/detectors"):
         assert client.post(prefix + PREDICT, content=image, headers=AUTH).status_code == 200, name
-    print(f"{asked} requests without a key in {len(places(app))} places: none answered")
 
 
 def test_every_route_has_its_guard(app):
@@ -305,12 +251,6 @@ def test_what_cannot_be_served_stops_the_start_by_name(folder, tmp_path):
         read_detectors(folder / "samples")
     with pytest.raises(ValueError, match="needs a key"):
         create_detector_app({})
-
-
-def free_port():
-    with closing(socket.socket()) as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def start(folder, port, hashed):

@@ -36,7 +36,7 @@ SMALL = {
 
 
 SMALL |= {
-    "benchmark_run": [{"category": "nut", "image_size": 48, "shots": 2}],
+    "benchmark_run": [{"category": "nut", "image_size": 48, "shots": [2]}],
     "benchmark": [{"results": "results.csv"}, {"results": "results.csv", "metric": "aupro", "references": "published.csv"}],
 }
 DRAWN = {"benchmark_run": 0, "few_shot": 1}  # images on the page; 2 of all others

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from anomaly_nb.segmentation import HybridEnergyThresholding, PixelMahalanobis, PixelScorer, StandardizedMaxLogit, ViM, street_samples
-from anomaly_nb.segmentation.feature_scores import CellReservoir, ClassMoments, VimSubspace
+from anomaly_nb.segmentation.cells import CellReservoir, ClassMoments
+from anomaly_nb.segmentation.feature_scores import VimSubspace
 from anomaly_nb.segmentation.heat import TermMoments
 from anomaly_nb.segmentation.models import StreetOutput, predict
 from anomaly_nb.segmentation.scorer import MASKED, METHODS, TrainingPasses

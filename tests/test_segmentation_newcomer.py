@@ -80,12 +80,15 @@ def test_readme_commands(tmp_path, monkeypatch):
     log = stamped(first, tmp_path)
     text = "\n".join(line for _, line in log)
     assert "epoch 1/2: loss" in text and "epoch 2/2: loss" in text and "min left" in text and "statistics" in text, text
+    chosen = re.search(r"windows; (float32|bfloat16) on \w+", text)
+    assert chosen, text  # what --precision auto chose
     gaps = np.diff([t for t, _ in log])
     assert gaps.max() < 60, (gaps.max(), text)  # a line a minute; lines come every half second here, so this is a busy machine
     page = (tmp_path / "runs/hazards/report.html").read_text()
     assert "finished" in page and (tmp_path / "runs/hazards/training.png").stat().st_size > 1000
     (record,) = Ledger(tmp_path).records()
     assert record["report"] == "street_train" and record["status"] == "ok" and 0 <= record["metrics"]["miou"] <= 1
+    assert record["parameters"]["precision"] == chosen[1]
     for line in asked[1:]:
         arguments = [p for a in shlex.split(line)[1:] for p in (sorted(glob.glob(a)) if "*" in a else [a])]
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
+from anomaly_nb.cli.main import app
+from anomaly_nb.core.runtime import import_torchvision
 from anomaly_nb.segmentation import OwnNetwork, PixelScorer, StoredLogits, evaluate, load_network, results_table, street_samples
 from anomaly_nb.segmentation.network import IMAGENET
 
@@ -47,16 +50,55 @@ def all_equal(networks, scenes):
         assert np.abs(values - first).max() < 1e-5, name
 
 
-def test_a_segformer_of_transformers(scenes, tmp_path):
+class LogitsOf(nn.Module):
+    "A network of transformers as one from a normalised image to logits."
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixel_values):
+        return self.network(pixel_values=pixel_values).logits
+
+
+def segformer():
+    "A SegFormer of transformers with random weights."
+    import_torchvision()
     transformers = pytest.importorskip("transformers", reason="needs the extra hf (transformers)")
     torch.manual_seed(0)
     sizes = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16}
     model = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(num_labels=5, **sizes)).eval()
+    model.decode_head.classifier.weight.data *= 5000  # logits as large as trained ones; fresh ones differ by less than the rounding of an entropy
+    return model
+
+
+def test_a_segformer_of_transformers(scenes, tmp_path):
+    model = segformer()
     model.save_pretrained(tmp_path / "segformer")
     own = OwnNetwork("callable", lambda x: model(pixel_values=normalised(x)).logits, module=model)
     networks = {"callable": own, "hf": load_network(f"hf:{tmp_path / 'segformer'}"), "logits": store(own, scenes, tmp_path / "logits")}
+    try:
+        torch.onnx.export(LogitsOf(model).eval(), (torch.zeros(1, 3, *SIZE),), str(tmp_path / "segformer.onnx"), input_names=["images"], output_names=["logits"], dynamo=False)
+        networks["onnx"] = load_network(tmp_path / "segformer.onnx")
+    except ImportError:  # the extra export is not installed; the other three are compared
+        pass
     all_equal(networks, scenes)
-    assert networks["hf"].see(scenes[0]).features.shape[1] == 32
+    assert networks["hf"].see(scenes[0]).features.shape[1] == 32 and networks["hf"].classes == ()
+    model.config.id2label = dict(enumerate(("road", "sky", "car", "person", "wall")))
+    model.save_pretrained(tmp_path / "named")
+    assert load_network(f"hf:{tmp_path / 'named'}").classes == ("road", "sky", "car", "person", "wall")
+
+
+def test_classes_of_another_data_set(tmp_path):
+    "The command scores a network that knows other classes, and says that there is no mIoU; names of the data give one."
+    model, known = segformer(), street_samples("test", 1, size=SIZE).table.names
+    for name, classes in (("other", ("road", "sky", "lake", "sea", "sand")), ("same", known)):
+        model.config.id2label, head = dict(enumerate(classes)), model.decode_head.classifier
+        model.decode_head.classifier = nn.Conv2d(head.in_channels, len(classes), 1)
+        model.save_pretrained(tmp_path / name)
+        line = f"street evaluate --model hf:{tmp_path / name} --data samples --height 32 --width 48 --panels 0 --resamples 0 --methods energy --out {tmp_path / 'found'} --name {name}"
+        result = CliRunner().invoke(app, line.split(), catch_exceptions=False)
+        assert result.exit_code == 0 and ("no mIoU" in result.output) == (name == "other"), result.output
 
 
 def test_an_onnx_file(scenes, tmp_path):

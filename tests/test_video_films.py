@@ -14,10 +14,11 @@ from anomaly_nb.cli.main import app
 from anomaly_nb.core.errors import DataError, Notice
 from anomaly_nb.core.files import write_text
 from anomaly_nb.video.clips import make_clip
-from anomaly_nb.video.extraction import Extraction, check_extracted, extract_videos
+from anomaly_nb.video.extraction import check_extracted, extract_videos
 from anomaly_nb.video.feature_files import load_object_features
 from anomaly_nb.video.layouts import FILMS, list_videos, probe_film, read_split
 from anomaly_nb.video.pipeline import dataset_videos, mark_incomplete, plan_for
+from anomaly_nb.video.streams import Extraction
 
 cv2 = pytest.importorskip("cv2")
 N = 30  # frames of a whole film

@@ -15,11 +15,13 @@ import pytest
 from anomaly_nb.calibration.video_config import read_calibration
 from anomaly_nb.core.errors import DataError, MissingFileError
 from anomaly_nb.video.clips import make_video_dataset
-from anomaly_nb.video.extraction import Extraction, extract_videos
+from anomaly_nb.video.extraction import extract_videos
 from anomaly_nb.video.feature_files import export_frames, load_object_features, read_index
-from anomaly_nb.video.layouts import Video, frame_labels, list_videos
+from anomaly_nb.video.ground_truth import frame_labels
+from anomaly_nb.video.layouts import Video, list_videos
 from anomaly_nb.video.objects import PoseModel
 from anomaly_nb.video.pipeline import calibrate_dataset, evaluate_dataset, extract_dataset, plan_for, score_dataset
+from anomaly_nb.video.streams import Extraction
 from anomaly_nb.video.velocity import VelocityModel
 
 DATA = os.environ.get("ANOMALY_NB_DATA", "")

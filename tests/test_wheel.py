@@ -4,6 +4,7 @@ The packages it requires are linked from this environment; ANOMALY_NB_SLOW=1 has
 """
 import importlib.metadata as metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -129,3 +130,12 @@ def test_help_is_fast_and_teaches(fresh):
     out = run(*command, cwd=folder, env=clean_environment())
     assert "First steps" in out and "anomaly-nb demo" in out
     assert time.perf_counter() - start < 3  # half a second on a quiet machine
+
+
+def test_the_page_on_a_package_index_needs_nothing_beside_it():
+    about = run(sys.executable, "setup.py", "--long-description", "--classifiers", "--version", cwd=ROOT)
+    places = re.findall(r"\]\(([^)\s]+)\)", about)
+    assert len(places) > 10 and not [p for p in places if not p.startswith(("https://", "#"))], places
+    assert "Framework :: Jupyter" in about and metadata.version("anomaly_nb") in about
+    changes, citation = (ROOT / "CHANGELOG.md").read_text(), (ROOT / "CITATION.cff").read_text()
+    assert f"## {metadata.version('anomaly_nb')}" in changes and f"version: {metadata.version('anomaly_nb')}" in citation

@@ -30,14 +30,30 @@ def logit_of_complement(
     "The logit of q, given `log(1 - q)`."
     return log1mexp(x) - x
 
-# %% ../../nbs/09_atoms/06_evidence.ipynb #6f02a0a6
+# %% ../../nbs/09_atoms/06_evidence.ipynb #e1c93c19
+_FACTORS = 16  # of a product before its logarithm is taken: 1e-16 ** 16 is a double
+
+
+def _log_product(p: Tensor, rho: Tensor) -> Tensor:  # (T, E)
+    "Sum over atoms of log(1 - rho p), a logarithm every few factors: of the product, or where that is near 1 of what lacks to 1."
+    total = p.new_zeros(rho.shape[1], len(p))
+    for columns, strengths in zip(p.T.contiguous().split(_FACTORS), rho.split(_FACTORS)):
+        present, absent = torch.zeros_like(total), torch.ones_like(total)
+        for column, strength in zip(columns, strengths):
+            a = strength[:, None] * column
+            present += a * (1.0 - present)
+            absent *= 1.0 - a
+        total += torch.where(present < 0.5, torch.log1p(-present), absent.log())
+    return total.T.contiguous()
+
+
 class _LogAbsence(torch.autograd.Function):
     "Sum over atoms of log(1 - rho p), event by event."
 
     @staticmethod
     def forward(ctx: Any, p: Tensor, rho: Tensor) -> Tensor:
         ctx.save_for_backward(p, rho)
-        return torch.stack([torch.log1p(-p * r).sum(1) for r in rho.T], 1)
+        return _log_product(p, rho)
 
     @staticmethod
     @once_differentiable
@@ -60,7 +76,7 @@ def log_absence(
     "Noisy-OR in log space: `sum_c log(1 - rho_ce p_tc)`."
     return _LogAbsence.apply(p.double(), rho.double())
 
-# %% ../../nbs/09_atoms/06_evidence.ipynb #df531f63
+# %% ../../nbs/09_atoms/06_evidence.ipynb #19810a84
 PAIR_TERMS = 24  # at most; the first term left out is then below 0.25 ** 25 / 25
 _BLOCK = 4096  # frames at a time, so that memory does not grow with the video
 
@@ -83,13 +99,17 @@ def _terms(p: Tensor, rho: Tensor) -> int:
 
 def _series_forward(p: Tensor, rho: Tensor, terms: int) -> Tensor:
     "Power-sum series of all pairs."
-    sums, pm, rm = [], p, rho
-    for _ in range(2 * terms):
-        sums.append(pm @ rm)
+    sums, pm, rm, p2, r2 = {1: p @ rho}, p, rho, p * p, rho * rho
+    for m in range(2, terms + 1):
         pm, rm = pm * p, rm * rho
-    total = torch.zeros_like(sums[0])
+        sums[m] = pm @ rm
+    for m in range(terms + 1, 2 * terms + 1):  # beyond, only even ones are needed
+        if m % 2 == 0:
+            pm, rm = (pm * p2, rm * r2) if m - 2 >= terms else (pm * p, rm * rho)
+            sums[m] = pm @ rm
+    total = torch.zeros_like(sums[1])
     for m in range(1, terms + 1):
-        total -= (sums[m - 1].square() - sums[2 * m - 1]) / (2 * m)
+        total -= (sums[m].square() - sums[2 * m]) / (2 * m)
     return total.clamp(max=0.0)  # the difference of two equal sums may round above 0
 
 

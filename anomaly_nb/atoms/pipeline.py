@@ -26,7 +26,8 @@ from ..core.tables import read_table
 from .captions import Caption, JsonCaptions, MockCaptions, caption_membership
 from .frames import FrameLabels, Frames, cut_clips, list_frames, read_labels, video_labels
 from .ontology import Ontology, load_ontology
-from .presence import PresenceCalibration, caption_resemblance, image_embeddings, load_clip, mix_captions, presence_scores, text_embeddings
+from ..features.clip import load_clip
+from .presence import PresenceCalibration, caption_resemblance, image_embeddings, mix_captions, presence_scores, text_embeddings
 from .roles import RoleFit, fit_roles, save_fit
 from .segments import divergence, fit_delta, segment_presence, video_boundaries
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..core.errors import DataError
 from ..core.files import load_array, save_array, sha256_file, sha256_json
-from ..features.clip import Clip, load_clip
+from ..features.clip import Clip
 from .captions import Caption
 from .ontology import Ontology
 

@@ -129,7 +129,7 @@ def check_labels(
             raise DataError(f"event {name!r}: {what} video has it, so its roles cannot be learned; leave it out, add videos, or cut them into clips (--clip_frames)")
     return y
 
-# %% ../../nbs/09_atoms/08_roles.ipynb #66c16d09
+# %% ../../nbs/09_atoms/08_roles.ipynb #1b89cfa1
 def train_on_videos(
     model: Any,  # nn.Module: (T, C) -> (T, E) logits, with `.bias` (E,), `.penalty()`
     p: Tensor,  # (T, C) presences, videos end to end
@@ -153,9 +153,18 @@ def train_on_videos(
     held, kept = order.split([round(validation * len(frames)), len(frames) - round(validation * len(frames))])
     first = next(model.parameters())
 
-    def video_loss(index: Tensor) -> Tensor:
+    def video_loss(index: Tensor, learn: bool = False) -> float:
         part = [frames[i] for i in index.tolist()]
-        return union_loss(pool(model(torch.cat(part)), [len(f) for f in part]), labels[index])
+        whole = torch.cat(part)
+        with torch.no_grad():
+            z = model(whole)
+        loss = union_loss(pool(z.requires_grad_(learn), [len(f) for f in part]), labels[index])
+        if learn:  # only the frames that count have a slope, and only they are followed back
+            (slope,) = torch.autograd.grad(loss, z)
+            counts = (slope != 0).any(1)
+            optimiser.zero_grad()
+            ((model(whole[counts]) * slope[counts]).sum() + sparsity * model.penalty()).backward()
+        return float(loss.detach())
 
     _start_at_base_rate(model, p, lengths, labels, pool)
     optimiser = torch.optim.Adam(model.parameters(), lr=learning_rate)
@@ -165,14 +174,10 @@ def train_on_videos(
             q.requires_grad_(epoch >= warm_epochs)
         losses, slopes = [], []
         for index in kept[torch.randperm(len(kept), generator=generator)].split(batch):
-            loss = video_loss(index)
-            optimiser.zero_grad()
-            (loss + sparsity * model.penalty()).backward()
+            losses.append(video_loss(index, learn=True))
             slopes.append(float(first.grad.abs().mean()))
             optimiser.step()
-            losses.append(float(loss.detach()))
-        with torch.no_grad():
-            checked = float(video_loss(held)) if len(held) else float(np.mean(losses))
+        checked = video_loss(held) if len(held) else float(np.mean(losses))
         history.append({"epoch": epoch, "loss": float(np.mean(losses)), "validation_loss": checked, "gradient": float(np.mean(slopes))})
         since += 1
         if checked < best and epoch >= min(warm_epochs, epochs - 1):

@@ -50,9 +50,11 @@ def presences_of_report(
         )  # fmt: skip
     return folder / "runs", Path(p["frames_root"]), p["labels_csv"]
 
-# %% ../../nbs/09_atoms/13_view.ipynb #c22f35a4
-class _Frames:
-    "Presences, held-out videos, and frame scores at any segment setting."
+# %% ../../nbs/09_atoms/13_view.ipynb #5f329c2a
+class AtomsView(View):
+    "Held-out videos with presences, scores and evidence."
+
+    title = "atoms"
 
     def __init__(
         self,
@@ -61,6 +63,8 @@ class _Frames:
         labels_csv: str,
         fit: RoleFit,
         held: np.ndarray,  # (T,) bool, frames of videos the fit never saw
+        window: int = 20,  # frames that a segment reaches back
+        quantile: float = 0.95,  # of the divergence, from which a frame starts a segment
     ):
         run = load_run(runs / "all")
         used = runs / "all" / "presence_used.pt"
@@ -70,31 +74,6 @@ class _Frames:
         known = read_labels(labels_csv)
         self.truth = np.array([[known.events[e][k] for e in run.events] for k in run.keys]) if known.events else run.labels[:, None]
         self.segments = lru_cache(maxsize=32)(self._segments)
-
-    def _segments(self, window: int, quantile: float) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
-        "Segment presences, boundaries and frame scores."
-        delta = fit_delta(divergence(self.presence, self.run.video), quantile, self.run.video)
-        boundary = video_boundaries(self.presence, self.run.video, delta=delta)
-        pbar = segment_presence(self.presence, boundary, window)
-        return pbar, boundary, 1 / (1 + np.exp(-self.fit.score_frames(pbar)))
-
-    def table(self, event: int, window: int, quantile: float, threshold: float) -> pd.DataFrame:  # figure, value
-        "Decisions and ranking over all held-out frames of one event."
-        scores, truth = self.segments(window, quantile)[2][self.held, event], self.truth[self.held, event] == 1
-        called = scores >= threshold
-        rows = [("event frames caught", f"{(called & truth).sum()} of {truth.sum()}"), ("other frames called", f"{(called & ~truth).sum()} of {(~truth).sum()}")]
-        if truth.any() and not truth.all():
-            rows.append(("frame AUROC, held-out videos", f"{roc_auc(truth, scores):.4f}"))
-        return pd.DataFrame(rows, columns=["figure", "value"])
-
-# %% ../../nbs/09_atoms/13_view.ipynb #308909ec
-class _Controls(_Frames, View):
-    "The controls of `AtomsView`, and how they depend on each other."
-
-    title = "atoms"
-
-    def __init__(self, runs: Path, frames_root: Path, labels_csv: str, fit: RoleFit, held: np.ndarray, window: int = 20, quantile: float = 0.95):
-        super().__init__(runs, frames_root, labels_csv, fit, held)
         start = {"event": 0, "window": window, "quantile": quantile}
         listed = tuple((v, v) for v in dict.fromkeys(self.run.video[held].tolist()))
         first = self._highest(start)
@@ -106,33 +85,6 @@ class _Controls(_Frames, View):
             "window": Slider("segment reaches back, frames", window, 0, max(40, window), 1, 0),
             "quantile": Slider("frames that start no segment", quantile, 0.5, 0.995, 0.005, 3),
         }
-
-    def _scores(self, state: Mapping[str, Any]) -> np.ndarray:
-        "(T,) probabilities of the event."
-        return self.segments(int(state["window"]), state["quantile"])[2][:, state["event"]]
-
-    def _highest(self, state: Mapping[str, Any]) -> str:
-        "The held-out video with the highest frame."
-        return str(self.run.video[int(np.argmax(np.where(self.held, self._scores(state), -1)))])
-
-    def _frames_of(self, state: Mapping[str, Any]) -> Slider:
-        "A slider over a video, standing at its highest frame."
-        scores = self._scores(state)[self.run.video == state["video"]]
-        return Slider("frame", int(scores.argmax()), 0, max(len(scores) - 1, 1), 1, 0)
-
-    def follow(self, state: Mapping[str, Any], changed: str) -> dict[str, Control]:
-        "Another event opens its highest video, another video its highest frame."
-        new: dict[str, Control] = {}
-        if changed == "event":
-            listed = self.controls["video"]
-            assert isinstance(listed, Choice)
-            new["video"] = Choice(listed.label, self._highest(state), listed.options, long=True)
-            state = {**state, "video": new["video"].value}
-        return new | ({"frame": self._frames_of(state)} if changed in ("event", "video") else {})
-
-# %% ../../nbs/09_atoms/13_view.ipynb #5f329c2a
-class AtomsView(_Controls):
-    "Held-out videos with presences, scores and evidence."
 
     @classmethod
     def from_report(cls, parameters: Mapping[str, Any], cache: str | Path = "data/features") -> "AtomsView":
@@ -146,10 +98,24 @@ class AtomsView(_Controls):
         fit = fit_roles(part.pbar, part.video, part.labels, part.atoms, part.events, part.mask, **settings)
         return cls(runs, frames_root, labels_csv, fit, np.isin(video, names[:: p["folds"]]), p["window"], p["delta_quantile"])
 
-    def _row(self, state: Mapping[str, Any]) -> int:
-        "The chosen frame among all."
-        own = np.flatnonzero(self.run.video == state["video"])
-        return int(own[min(int(state["frame"]), len(own) - 1)])
+    def table(self, event: int, window: int, quantile: float, threshold: float) -> pd.DataFrame:  # figure, value
+        "Decisions and ranking over all held-out frames of one event."
+        scores, truth = self.segments(window, quantile)[2][self.held, event], self.truth[self.held, event] == 1
+        called = scores >= threshold
+        rows = [("event frames caught", f"{(called & truth).sum()} of {truth.sum()}"), ("other frames called", f"{(called & ~truth).sum()} of {(~truth).sum()}")]
+        if truth.any() and not truth.all():
+            rows.append(("frame AUROC, held-out videos", f"{roc_auc(truth, scores):.4f}"))
+        return pd.DataFrame(rows, columns=["figure", "value"])
+
+    def follow(self, state: Mapping[str, Any], changed: str) -> dict[str, Control]:
+        "Another event opens its highest video, another video its highest frame."
+        new: dict[str, Control] = {}
+        if changed == "event":
+            listed = self.controls["video"]
+            assert isinstance(listed, Choice)
+            new["video"] = Choice(listed.label, self._highest(state), listed.options, long=True)
+            state = {**state, "video": new["video"].value}
+        return new | ({"frame": self._frames_of(state)} if changed in ("event", "video") else {})
 
     def describe(self, state: Mapping[str, Any]) -> str:
         "The frame in words."
@@ -168,3 +134,28 @@ class AtomsView(_Controls):
         start = self.state(event=event)
         report = self.table(event, int(start["window"]), start["quantile"], start["threshold"])
         return fig, now.rename(columns={"value": "now"}).assign(report=report["value"])
+
+    def _segments(self, window: int, quantile: float) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+        "Segment presences, boundaries and frame scores."
+        delta = fit_delta(divergence(self.presence, self.run.video), quantile, self.run.video)
+        boundary = video_boundaries(self.presence, self.run.video, delta=delta)
+        pbar = segment_presence(self.presence, boundary, window)
+        return pbar, boundary, 1 / (1 + np.exp(-self.fit.score_frames(pbar)))
+
+    def _scores(self, state: Mapping[str, Any]) -> np.ndarray:
+        "(T,) probabilities of the event."
+        return self.segments(int(state["window"]), state["quantile"])[2][:, state["event"]]
+
+    def _highest(self, state: Mapping[str, Any]) -> str:
+        "The held-out video with the highest frame."
+        return str(self.run.video[int(np.argmax(np.where(self.held, self._scores(state), -1)))])
+
+    def _frames_of(self, state: Mapping[str, Any]) -> Slider:
+        "A slider over a video, standing at its highest frame."
+        scores = self._scores(state)[self.run.video == state["video"]]
+        return Slider("frame", int(scores.argmax()), 0, max(len(scores) - 1, 1), 1, 0)
+
+    def _row(self, state: Mapping[str, Any]) -> int:
+        "The chosen frame among all."
+        own = np.flatnonzero(self.run.video == state["video"])
+        return int(own[min(int(state["frame"]), len(own) - 1)])

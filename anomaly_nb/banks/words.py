@@ -6,7 +6,6 @@
 __all__ = ['defect_probability', 'covering_sum', 'harmonic_windows', 'association', 'WordBank']
 
 # %% ../../nbs/04_banks/14_words.ipynb #4986e4a9
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 

@@ -12,21 +12,23 @@ __all__ = ['CONFIDENCE', 'CalibrationRanges', 'CalibrationStore', 'DriftResult',
            'replay', 'score_range', 'serve', 'sketch_edges', 'suggest_files', 'suggest_from_store', 'tag_by_reference',
            'verdict_table', 'write_calibration']
 
-# %% ../../nbs/05_calibration/00_calibration.ipynb #fc012c1c
-from .drift import DriftResult, Thresholds, drift_metrics, judge_heads
+# %% ../../nbs/05_calibration/00_calibration.ipynb #724f14d0
+from .drift import DriftResult, drift_metrics, judge_heads
 from .exports import load_calibration
 from anomaly_nb.calibration.insight import (
     example_year, grade, log_to_mlflow, next_steps, plot_then_and_now, plot_trend, quality_report, replay,
     suggest_files,
     suggest_from_store, verdict_table,
 )  # fmt: skip
+from .keys import new_key
 from .leave_one_out import kth_neighbour_distances, leave_one_group_out_distances
 from .pull import pack_calibrations, pull_calibrations
 from .ranges import CalibrationRanges, IsotonicCalibration, conformal_pvalues, score_range
 from .runs import RunInProgress
 from .sample import Sample, ScoreSketch, sketch_edges
 from .sequential import SequentialAlarm
-from .service import create_app, new_key, serve
+from .service import create_app, serve
+from .shifts import Thresholds
 from .store import CalibrationStore, tag_by_reference
 from .tables import find_scores, read_scores
 from .tagging import decide

@@ -11,15 +11,15 @@ from typing import Annotated
 
 import typer
 
-# %% ../../nbs/11_cli/11_benchmark.ipynb #b31a2cba
+# %% ../../nbs/11_cli/11_benchmark.ipynb #4e2775a4
 def benchmark(
     plan: Annotated[Path, typer.Argument(help="YAML: data, recipes, and if you like backbones, sizes, shots, seeds, coreset, pixels, cache, limits, retries.")],
     figures: Annotated[str, typer.Option(help="Folder that holds runs/.")] = "figures",
-    references: Annotated[Path | None, typer.Option(help="CSV of published numbers to show beside ours: method, data, metric, value, source.")] = None,
+    references: Annotated[Path | None, typer.Option(help="CSV of published numbers to show beside ours: method, backbone, data, metric, value, source.")] = None,
     metric: Annotated[str, typer.Option(help="What methods are ranked by, higher is better: image_auroc, image_ap, f1, pixel_auroc, aupro.")] = "image_auroc",
     workers: Annotated[int, typer.Option(help="Runs at once on this machine; 0 for half the cores.")] = 0,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also run again what failed by its own fault.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Check the plan, say how many runs it wants, and stop.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also make runs again that failed by their own fault; single rows that failed are tried again whenever their run is made.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check the plan, say how many rows and runs it wants and how long they may take, and stop.")] = False,
 ) -> None:
     """Measure methods on data sets, and write the tables one can publish: ranks, tests, diagram, LaTeX, Markdown.
 
@@ -42,23 +42,32 @@ def benchmark(
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.core.files import write_text
     from anomaly_nb.reports.benchmark import benchmark_table, expected_seconds, read_benchmark, score_matrix
+    from anomaly_nb.reports.ledger import Ledger
     from anomaly_nb.reports.run import run_report
     from anomaly_nb.reports.sweep import read_plan
     from anomaly_nb.reports.sweep import sweep as run_sweep
 
     wanted = read_benchmark(plan)
     checked = read_plan(wanted)
-    at_once = workers or max(1, (os.cpu_count() or 2) // 2)
-    seconds = expected_seconds(checked.given, figures, at_once)
-    usual = "; how long is said by the bar after the first" if seconds is None else f"; about {seconds / 60:.1f} minutes if none was made before, by earlier runs"
-    typer.echo(f"{plan}: {len(checked.wanted)} runs, {at_once} at once{usual}")
+    at_once, each = workers or max(1, (os.cpu_count() or 2) // 2), len(wanted["parameters"]["shots"]) * len(wanted["parameters"]["seeds"])
+    there = {r["run_id"] for r in Ledger(figures).records() if r["status"] == "ok"} if Path(figures).is_dir() else set()
+    given = [wanted["parameters"] | g for w, g in zip(checked.wanted, checked.given) if w.run_id not in there]
+    seconds = expected_seconds(given, figures, at_once)
+    usual = "how long is said by the bar after the first run" if seconds is None else f"about {seconds / 60:.1f} minutes by earlier runs, less what is kept of them"
+    found = f", {len(checked.wanted) - len(given)} of the runs found" if len(given) < len(checked.wanted) else ""
+    typer.echo(f"{plan}: {len(checked.wanted) * each} rows in {len(checked.wanted)} runs{found}, {at_once} at once" + (f"; {usual}" if given else ""))
     if check:
         return
     done = run_sweep(wanted, figures, at_once, retry_failed=retry_failed)
     typer.echo(str(done))
     table = benchmark_table(done.records)
+    bad = table[table["status"] != "ok"]
+    for row in bad.head(20).itertuples():
+        typer.echo(f"  no number for {row.method} on {row.data}, {'all' if row.shots == -1 else row.shots} images, seed {row.seed}: {row.error}")
+    if len(bad) > 20:
+        typer.echo(f"  and {len(bad) - 20} more")
     if not (table["status"] == "ok").any():
-        raise DataError(f"{plan}: no run has a result; the first says: {table['error'].iloc[0]}")
+        raise DataError(f"{plan}: no row has a result; the first says: {table['error'].iloc[0]}")
     csv = write_text(Path(figures) / "benchmarks" / f"{plan.stem}.csv", table.to_csv(index=False, lineterminator="\n"))
     score_matrix(table, metric, sorted(table["shots"], key=lambda s: (s == -1, s))[-1])  # before a kernel starts
     run = run_report("benchmark", {"results": str(csv), "metric": metric, "references": str(references or ""), "title": plan.stem}, figures)

@@ -108,7 +108,9 @@ def fit(
         detector = Detector(recipe, **given).fit(index)
     if detector.threshold_ is None:
         raise DataError(f"{root}: one normal image gives no threshold; add at least one more, better 20 or more")
-    detector.choice_ = choice
+    detector.choice_ |= choice
+    if mixed := detector.choice_.get("fusion"):
+        typer.echo(f"weights {', '.join(f'{m} {w:g}' for m, w in zip(mixed['members'], mixed['weights']))}: {mixed['by']}")
     detector.save(out)
     some, start = detector.paths_[: 2 if tile else 8], time.perf_counter()
     seconds = 0.0
@@ -129,7 +131,7 @@ def fit(
         typer.echo(f"note: {can}; {math.ceil(1 / false_alarms - 1e-9) - 1} could", err=True)
     typer.echo(f"{out}\n{page.as_posix()}\nnext: anomaly-nb predict {out} new_images/ --out predictions.csv")
 
-# %% ../../nbs/11_cli/03_detect.ipynb #a251371b
+# %% ../../nbs/11_cli/03_detect.ipynb #18cb3f07
 @contextmanager
 def _all_damaged(index: Any) -> Iterator[None]:
     "Where learning fails over a damaged image, name all that are damaged, not the first alone. Raises `DataError`."
@@ -150,6 +152,7 @@ def predict(
     maps: Annotated[Path | None, typer.Option(help="Folder for heatmaps (32-bit float TIFF at the image's size) and overlays (PNG).")] = None,
     layout: Annotated[str, typer.Option(help="With --maps: mvtec-ad-2 writes the folders that MVTec AD 2's server takes, float16 TIFFs and thresholded PNGs, instead.")] = "",
     weights: Annotated[str, typer.Option(help="Where the backbone's checkpoint is now, if it was moved.")] = "",
+    engine: Annotated[str, typer.Option(help="What computes the network: torch; onnxruntime, faster on a CPU and equal to the sixth digit; auto: onnxruntime where it is installed and can.")] = "torch",
     watch: Annotated[bool, typer.Option("--watch", help="Go on with images that arrive in the folders; end with Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(help="With --watch: seconds between two looks.")] = 1.0,
     idle: Annotated[float, typer.Option(help="With --watch: end after so many seconds without a new image; 0 for never.")] = 0.0,
@@ -162,12 +165,13 @@ def predict(
 
     \b
     anomaly-nb predict detectors/my_part new_images/ --out predictions.csv --maps maps/
-    anomaly-nb predict detectors/my_part incoming/ --out today.csv --watch
+    anomaly-nb predict detectors/my_part incoming/ --out today.csv --watch --engine auto
     anomaly-nb predict detectors/can mvtec_ad_2/can/test_private mvtec_ad_2/can/test_private_mixed --maps submission --layout mvtec-ad-2
     """
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.core.files import atomic_write
     from anomaly_nb.core.runtime import progress
+    from anomaly_nb.features.engine import with_engine
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.detector_files import check_backbone
     from anomaly_nb.scoring.predict import Prediction, count_learned, find_images, map_names, predict_files, write_maps
@@ -178,13 +182,14 @@ def predict(
     model = Detector.load(detector, weights)
     check_backbone(model)
     model.decision_threshold()
+    with_engine(model.network(), engine)  # what is not installed is said now
     counts: Counter[str] = Counter()
     columns = list(Prediction("").row())
     window = model.intensity_.text
 
     def write(file: Any, images: list[str]) -> None:
         names, writer = {i: submission_name(i) for i in images} if layout else map_names(images), csv.DictWriter(file, columns, lineterminator="\n")
-        for done in progress(predict_files(model, images), "predict", len(images), "image"):
+        for done in progress(predict_files(model, images, engine=engine), "predict", len(images), "image"):
             if maps and layout and not done.error:
                 write_submission(model, done, maps)
             elif maps and not done.error:

@@ -151,7 +151,7 @@ def score_video(
     if not videos["complete"].all():
         raise typer.Exit(4)
 
-# %% ../../nbs/11_cli/08_video.ipynb #c08f0834
+# %% ../../nbs/11_cli/08_video.ipynb #7fdee50d
 def _say_events(plan, frames, objects, videos, config: Path, false_alarms_per_hour: float, out: Path, labels=None) -> None:
     "Write events.csv and say the events and the promise; with labels delays.csv, and how soon the events came."
     from anomaly_nb.core.errors import MissingFileError
@@ -170,7 +170,8 @@ def _say_events(plan, frames, objects, videos, config: Path, false_alarms_per_ho
     promised = threshold.parameters["promised"]
     more = "" if promised <= false_alarms_per_hour else f"; {1 / false_alarms_per_hour:.2g} hours of normal film are needed to promise {false_alarms_per_hour:g}"
     film = f"from {decision.hours * 60:.1f} minutes of held-out normal film"
-    typer.echo(f"  threshold {threshold.value:.3f}: at most {promised:.3g} false events a normal hour on average, {film}{more}")
+    unit = " (alarm; 1 is what one in a hundred normal frames reaches)" if decision.scales else ""
+    typer.echo(f"  threshold {threshold.value:.3f}{unit}: at most {promised:.3g} false events a normal hour on average, {film}{more}")
     typer.echo(f"  frames from {decision.frame.value:.3f} on are called; a normal one is with probability {1 - decision.frame.parameters['promised']:.3g}")
     typer.echo(f"  {len(events)} events")
     for line in say_events(events):
@@ -181,7 +182,7 @@ def _say_events(plan, frames, objects, videos, config: Path, false_alarms_per_ho
         soon = f", half of them within {delays['delay'].median():.1f} s of their start" if delays["delay"].notna().any() else ""
         typer.echo(f"  {delays['delay'].notna().sum()} of {len(delays)} anomalous stretches were called{soon}; {false} false events in {hours * 60:.1f} minutes of normal film")
 
-# %% ../../nbs/11_cli/08_video.ipynb #1cc44dba
+# %% ../../nbs/11_cli/08_video.ipynb #a64dbd82
 def render_videos(
     dataset_name: Dataset = "shanghaitech",
     config: Config = Path("config.yml"),
@@ -215,12 +216,12 @@ def render_videos(
         raise DataError(f"--video {unknown[0]}: is not among the scored videos ({', '.join(list(videos)[:5])}{', ...' if len(videos) > 5 else ''})")
     for name in video or videos:
         own = frames[frames["video"] == name]
-        path = render_video(videos[name], out, own, objects, events, decision.event(false_alarms_per_hour).value, plan.fps or videos[name].fps or decision.fps)
+        path = render_video(videos[name], out, own, objects, events, decision.event(false_alarms_per_hour).value, decision.alarm(own), plan.fps or videos[name].fps or decision.fps)
         typer.echo(f"{path}: {len(own)} frames, {int((events['video'] == name).sum())} events")
     sheet = contact_sheet(events, videos, objects, out / "contact_sheet.png")
     typer.echo(f"{sheet}: the highest events" if sheet else "no events, no contact sheet")
 
-# %% ../../nbs/11_cli/08_video.ipynb #69012ea7
+# %% ../../nbs/11_cli/08_video.ipynb #c7819344
 def watch_camera(
     source: Annotated[str, typer.Argument(help="Number of a camera, address of a stream, film, or folder that images are written into.")],
     dataset_name: Dataset = "shanghaitech",
@@ -244,7 +245,8 @@ def watch_camera(
     import json
     import signal
 
-    from anomaly_nb.video.watch import Summary, open_source, watch
+    from anomaly_nb.video.sources import open_source
+    from anomaly_nb.video.watch import Summary, watch
 
     plan, camera, summary = _plan(dataset_name, config, root, features, backbone, weights, image_size, fps), open_source(source, until_idle), Summary()
     before = signal.signal(signal.SIGINT, lambda *_: camera.stopped.set())

@@ -7,7 +7,8 @@ __all__ = ['census_lines', 'census_table', 'files_left', 'inspect_folder', 'tabl
            'ImageInfo', 'Intensity', 'fit_intensity', 'image_info', 'list_images', 'read_ids', 'read_image',
            'read_mask', 'index_folder', 'index_magnetic_tile', 'index_mvtec', 'LAYOUTS', 'index_csv', 'index_btad',
            'index_kolektor_sdd2', 'index_mvtec_ad2', 'index_mvtec_loco', 'index_realiad', 'index_visa', 'loco_regions',
-           'one_category', 'read_index', 'draw_sample', 'write_samples', 'synthetic_anomaly']
+           'one_category', 'read_index', 'draw_sample', 'write_samples', 'draw_logical', 'write_logical_samples',
+           'synthetic_anomaly']
 
 # %% ../../nbs/02_data/00_data.ipynb #3265e68e
 from .census import census_lines, census_table, files_left, inspect_folder, table_of_read, take_census
@@ -15,6 +16,7 @@ from .folder import index_folder
 from .images import IMAGE_SUFFIXES, ImageInfo, Intensity, fit_intensity, image_info, list_images, read_ids, read_image, read_mask
 from .index import index_magnetic_tile, index_mvtec
 from .layouts import LAYOUTS, index_btad, index_csv, index_kolektor_sdd2, index_mvtec_ad2, index_mvtec_loco, index_realiad, index_visa, loco_regions, one_category, read_index
+from .logical import draw_logical, write_logical_samples
 from .samples import draw_sample, write_samples
 from .synthetic import synthetic_anomaly
 
@@ -22,4 +24,4 @@ from .synthetic import synthetic_anomaly
 _all_ = ["census_lines", "census_table", "files_left", "inspect_folder", "table_of_read", "take_census", "IMAGE_SUFFIXES", "ImageInfo", "Intensity", "fit_intensity", "image_info",
          "list_images", "read_ids", "read_image", "read_mask", "index_folder", "index_magnetic_tile", "index_mvtec", "LAYOUTS", "index_csv", "index_btad", "index_kolektor_sdd2",
          "index_mvtec_ad2", "index_mvtec_loco", "index_realiad", "index_visa", "loco_regions", "one_category", "read_index", "draw_sample",
-         "write_samples", "synthetic_anomaly"]
+         "write_samples", "draw_logical", "write_logical_samples", "synthetic_anomaly"]

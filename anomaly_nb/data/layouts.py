@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYOUTS', 'TAKES', 'index_mvtec_ad2', 'index_mvtec_loco', 'loco_regions', 'index_visa', 'index_btad', 'index_realiad',
-           'index_kolektor_sdd2', 'index_samples', 'index_csv', 'one_category', 'read_index']
+           'index_kolektor_sdd2', 'index_samples', 'index_logical_samples', 'index_csv', 'one_category', 'read_index']
 
 # %% ../../nbs/02_data/03_layouts.ipynb #d6e6587a
 import warnings
@@ -23,6 +23,7 @@ from .census import recognise, take_census
 from .folder import index_folder
 from .images import fit_intensity, list_images, read_ids, read_mask
 from .index import by_stem, index_magnetic_tile, index_mvtec, index_row, make_index, pair_masks
+from .logical import write_logical_samples
 from .samples import write_samples
 
 # %% ../../nbs/02_data/03_layouts.ipynb #8f979754
@@ -243,6 +244,14 @@ def index_samples(
     return index_mvtec(write_samples(root or "data/samples"), category)
 
 
+def index_logical_samples(
+    root: str | Path = "",  # where they are or shall be written, "" = data/logical
+    category: str = "",  # one of them, or "" for all
+) -> pd.DataFrame:
+    "Index the logical samples, drawing them first if they are not there."
+    return index_mvtec_loco(write_logical_samples(root or "data/logical"), category)
+
+
 def index_csv(
     path: str | Path,  # table with columns image_path and split, and category, label, defect, mask_path where you have them
     category: str = "",  # rows of one of them, or "" for all
@@ -288,9 +297,11 @@ LAYOUTS: dict[str, Callable[..., pd.DataFrame]] = {
     "realiad": index_realiad,
     "kolektor_sdd2": index_kolektor_sdd2,
     "magnetic_tile": index_magnetic_tile,
+    "logical": index_logical_samples,
 }
 TAKES = {name: ("category", "on_missing") for name in LAYOUTS} | {  # which of `read_index`'s options a layout has a use for
     "samples": ("category",),
+    "logical": ("category",),
     "folder": ("on_missing", "random_state", "normal", "n_train"),
     "csv": ("category",),
     "kolektor_sdd2": ("on_missing",),
@@ -302,11 +313,11 @@ def one_category(
     dataset: str,  # name of the layout
     category: str,  # as given, "" = none named
 ) -> str:
-    "The category a report is about: the samples' nut where none is named, and none, with a notice, where the layout has none."
+    "The category a report is about: the samples' nut, or the kit of the logical ones, where none is named, and none, with a notice, where the layout has none."
     if category and "category" not in TAKES.get(dataset, ("category",)):
         warnings.warn(Notice(f"category={category!r} is left out: the layout {dataset} has no categories"), stacklevel=2)
         return ""
-    return category or ("nut" if dataset == "samples" else "")
+    return category or {"samples": "nut", "logical": "kit"}.get(dataset, "")
 
 
 def _like(root: str | Path, dataset: str) -> str:
@@ -344,7 +355,7 @@ def read_index(
         raise DataError(f"{e}{_like(root, dataset)}") from None
     if (n := index["category"].nunique()) > 1:
         index.attrs["notes"] = [*index.attrs.get("notes", []), f"{n} categories are taken as one: {', '.join(index['category'].unique()[:4])} ...; category=<name> takes one"]
-    top = Path(root or "data/samples")
+    top = Path(root or ("data/logical" if dataset == "logical" else "data/samples"))
     census = take_census(index, top / category if category and (top / category).is_dir() else top, dataset)
     normal_train = index["image_path"][(index["split"] == "train") & (index["label"] == 0)]
     rule = fit_intensity(normal_train if len(normal_train) else index["image_path"], intensity)

@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..core.errors import DataError, MissingFileError
 from ..core.files import read_json, sha256_file
-from ..core.runtime import choose_device, import_torchvision
+from ..core.runtime import choose_device, choose_precision, import_torchvision
 from .clip import as_open_clip, tiny_clip_folder, value_value_tokens, window_embeddings
 from .filters import CELL, FILTERS
-from .geometry import RESIZES, Placement, Region, fit_image, part_plan, place, place_tile, read_region
+from .geometry import RESIZES, Placement, Region, fit_bytes, image_size, part_plan, place, place_tile, read_region
 from .weights import LoadedWeights, load_weights, split_weights
 
-# %% ../../nbs/03_features/02_backbones.ipynb #fb5def75
+# %% ../../nbs/03_features/02_backbones.ipynb #18765a92
 @dataclass(frozen=True)
 class BackboneSpec:
     "What made a set of features: enough to make them again."
@@ -47,11 +48,12 @@ class BackboneSpec:
     tile: int = 0  # pixels of the image per tile's side, each an input of its own; 0 = not tiled
     overlap: int = 64  # pixels two neighbouring tiles share, at least
     region: str = ""  # the part of every image that counts, as `Region.text`; "" = all of it
+    precision: str = "float32"  # of a timm network's weights and layers, or "bfloat16"
 
     def to_dict(self) -> dict[str, Any]:
-        "As JSON values; tiles and region only where there are some, so that what was recorded without them keeps its checksum."
+        "As JSON values; tiles, region and precision only where they are not the usual, so that what was recorded without them keeps its checksum."
         said = asdict(self) | {"layers": list(self.layers), "mean": list(self.mean), "std": list(self.std)}
-        unused = ("tile", "overlap") * (not self.tile) + ("region",) * (not self.region)
+        unused = ("tile", "overlap") * (not self.tile) + ("region",) * (not self.region) + ("precision",) * (self.precision == "float32")
         return {k: v for k, v in said.items() if k not in unused}
 
     @property
@@ -78,11 +80,12 @@ def parse_name(
             options[key] = value
     return match[1], match[2] or "", options
 
-# %% ../../nbs/03_features/02_backbones.ipynb #55bd737e
+# %% ../../nbs/03_features/02_backbones.ipynb #95f5f69b
 class Backbone:
     "A frozen network: `transform` an image, call it on a batch. Subclasses do the work in `__call__`."
 
     region: Region | None = None  # the part of every image that counts
+    device: Any = None  # torch device; None = computed without torch, on the CPU
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class Backbone:
         loaded: LoadedWeights | None = None,  # what came from a checkpoint file
     ):
         self.spec, self.loaded = spec, loaded
+        self.engines: dict[int, Backbone] = {}  # other engines of the same network, of `with_engine`
 
     def parts(
         self,
@@ -112,12 +116,14 @@ class Backbone:
 
     def transform(
         self,
-        image: np.ndarray,  # (H, W, 3) uint8 RGB: an image, or one of its parts
+        image: np.ndarray | Image.Image,  # (H, W, 3) uint8 RGB, or as Pillow holds it: an image, or one of its parts
     ) -> np.ndarray:  # (3, size, size) float32, or (3, h, w) with resize="short"
-        "One image as the network wants it."
-        mean, std = np.array(self.spec.mean, np.float32), np.array(self.spec.std, np.float32)
-        fitted = fit_image(image, self.placement(*image.shape[:2]))
-        return np.ascontiguousarray(((fitted - mean) / std).transpose(2, 0, 1))
+        "One image as the network wants it: (value / 255 - mean) / std, looked up for each of the 256 values."
+        fitted = fit_bytes(image, self.placement(*image_size(image)))
+        values, out = np.arange(256, dtype=np.float32) / 255, np.empty((3, *fitted.shape[:2]), np.float32)
+        for channel, mean, std in zip(range(3), np.array(self.spec.mean, np.float32), np.array(self.spec.std, np.float32)):
+            np.take((values - mean) / std, fitted[..., channel], out=out[channel], mode="clip")
+        return out
 
     def __call__(
         self,
@@ -166,7 +172,7 @@ def recorded_name(
     "The name that makes a recorded backbone again: what was recorded as filters, before there were versions, is filters-1."
     return "filters-1" if name == "filters" else name
 
-# %% ../../nbs/03_features/02_backbones.ipynb #8577709e
+# %% ../../nbs/03_features/02_backbones.ipynb #682a23a5
 class TimmBackbone(Backbone):
     "A timm network, chosen layers fused to the coarsest of their grids."
 
@@ -177,6 +183,8 @@ class TimmBackbone(Backbone):
 
         super().__init__(spec, loaded)
         self.model, self.device = model.eval().to(device), device
+        if spec.precision == "bfloat16":
+            self.model = self.model.bfloat16()
         if not hasattr(model, "patch_embed"):
             self.model = self.model.to(memory_format=torch.channels_last)
         self.has_class_token = getattr(model, "cls_token", None) is not None and getattr(model, "num_prefix_tokens", 0) > 0
@@ -192,7 +200,7 @@ class TimmBackbone(Backbone):
             for x in self._pieces(batch):
                 final, maps = self.model.forward_intermediates(x, indices=indices, norm=self.spec.norm)
                 cls = final[:, 0] if self.has_class_token else self.model.forward_head(final, pre_logits=True)
-                parts.append(fuse(maps[: len(layers)], self.spec.pool, cls))
+                parts.append(fuse([m.float() for m in maps[: len(layers)]], self.spec.pool, cls))
         return np.concatenate([p for p, _, _ in parts]), parts[0][1], np.concatenate([c for _, _, c in parts])
 
     def _pieces(self, batch: np.ndarray) -> Iterator[Any]:
@@ -202,6 +210,7 @@ class TimmBackbone(Backbone):
         step = len(batch) if self.device.type != "cpu" else self.cpu_batch
         for start in range(0, len(batch), step):
             x = torch.as_tensor(batch[start : start + step], device=self.device)
+            x = x.bfloat16() if self.spec.precision == "bfloat16" else x
             yield x if hasattr(self.model, "patch_embed") else x.contiguous(memory_format=torch.channels_last)
 
     def patches(self, batch: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
@@ -210,7 +219,7 @@ class TimmBackbone(Backbone):
 
         wanted: dict[str, Any] = {"indices": list(self.spec.layers), "norm": self.spec.norm, "stop_early": True, "intermediates_only": True}
         with torch.inference_mode():
-            parts = [fuse_maps(self.model.forward_intermediates(x, **wanted), self.spec.pool) for x in self._pieces(batch)]
+            parts = [fuse_maps([m.float() for m in self.model.forward_intermediates(x, **wanted)], self.spec.pool) for x in self._pieces(batch)]
             return np.concatenate([p.float().cpu().numpy() for p, _ in parts]), parts[0][1]
 
 
@@ -251,8 +260,8 @@ def fuse(
     patches, grid = fuse_maps(maps, pool)
     return patches.float().cpu().numpy(), grid, cls.float().cpu().numpy()
 
-# %% ../../nbs/03_features/02_backbones.ipynb #56804a40
-OWN_OPTIONS = ("layers", "pool", "norm", "mean", "std", "size", "resize", "tile", "overlap", "region", "pretrained")  # in a name's query, these are ours and not the model's
+# %% ../../nbs/03_features/02_backbones.ipynb #81a7e085
+OWN_OPTIONS = ("layers", "pool", "norm", "mean", "std", "size", "resize", "tile", "overlap", "region", "precision", "pretrained")  # in a name's query, these are ours and not the model's
 
 
 def _timm(model_name: str, options: dict[str, Any], weights: str, device: str) -> TimmBackbone:
@@ -266,6 +275,7 @@ def _timm(model_name: str, options: dict[str, Any], weights: str, device: str) -
     config: Any = timm.get_pretrained_cfg(model_name)
     arguments = {k: v for k, v in options.items() if k not in OWN_OPTIONS} | {"num_classes": 0}
     size, resize = int(options.get("size", config.input_size[-1])), _choice(options, "resize", RESIZES)
+    precision = choose_precision(_choice(options, "precision", ("float32", "bfloat16")), device)  # warns where it is emulated
     try:
         model = _create_timm(model_name, size, resize, arguments, pretrained=weights == "hub")
     except Exception as e:
@@ -283,7 +293,7 @@ def _timm(model_name: str, options: dict[str, Any], weights: str, device: str) -
         raise DataError(f"timm:{model_name}: image_size={size} is no multiple of its patch of {patch}; use {size // patch * patch or patch}")
     chosen = _spec(f"timm:{model_name}", options, size, patch, layers, config.mean, config.std, weights)
     spec = replace(chosen, pool=int(options.get("pool", 0 if plain else 3)), norm=bool(options.get("norm", plain)), resize=resize)
-    spec = replace(spec, licence=config.license or "", options=arguments)
+    spec = replace(spec, licence=config.license or "", options=arguments, precision=precision)
     return TimmBackbone(spec, model.requires_grad_(False), choose_device(device), loaded)
 
 
@@ -478,7 +488,7 @@ def _resized(state: dict[str, Any], whole: Any) -> dict[str, Any]:
     open_clip.model.resize_pos_embed(positions, whole)
     return state | {"positional_embedding": positions["visual.positional_embedding"]}
 
-# %% ../../nbs/03_features/02_backbones.ipynb #d637e287
+# %% ../../nbs/03_features/02_backbones.ipynb #5d4afab7
 def create_backbone(
     name: str = "filters",  # "filters", "timm:<model>" or "open_clip:<model>", options as ?key=value
     weights: str | Path | None = None,  # file, file::network, "hub" or "random"; None means "hub" for networks
@@ -491,6 +501,8 @@ def create_backbone(
 ) -> Backbone:
     "A frozen backbone. Raises `DataError` for an unknown name or weights that do not fit, `MissingFileError` for an absent file."
     family, model_name, options = parse_name(name)
+    if "precision" in options and family != "timm":
+        raise DataError(f"backbone={name!r}: precision is an option of timm networks; leave it out")
     options |= {"size": image_size} if image_size else {}
     options |= {"resize": resize} if resize else {}
     tile, overlap, region = int(options.pop("tile", tile)), int(options.pop("overlap", overlap)), options.pop("region", region)

@@ -11,7 +11,6 @@ import base64
 import html
 import os
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -129,12 +128,12 @@ def set_widget(widget: Any, control: Control) -> None:
         part.max, part.min, part.step = control.high, control.low, control.step
     part.value = control.value
 
-# %% ../../nbs/10_reports/13_explore.ipynb #eedda459
+# %% ../../nbs/10_reports/13_explore.ipynb #9e3d1fb5
 UNSEEN = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"  # for screen readers only
 
 
-class _Open(ABC):
-    "A view among several, its state, and what it shows."
+class Explorer:
+    "A view with widgets for its controls; a menu where there are several to open."
 
     def __init__(
         self,
@@ -155,10 +154,6 @@ class _Open(ABC):
         plt.close(fig)
         return png, table
 
-    @abstractmethod
-    def build(self) -> Any:
-        "The widgets."
-
     def _ipython_display_(self) -> None:
         "Widgets, or the picture and numbers where there can be none."
         from IPython.display import HTML, Image, display
@@ -167,10 +162,6 @@ class _Open(ABC):
             return display(self.build())
         png, table = self.picture()
         display(Image(png, alt=self.view.describe(self.state)), HTML(numbers_html(table)))
-
-# %% ../../nbs/10_reports/13_explore.ipynb #9e3d1fb5
-class Explorer(_Open):
-    "A view with widgets for its controls; a menu where there are several to open."
 
     def build(self) -> Any:  # an ipywidgets box
         "The widgets. Raises `MissingExtraError` without the extra `lab`."
@@ -185,21 +176,6 @@ class Explorer(_Open):
         self._fill()
         body = w.HBox([self.panel, right], layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))
         return w.VBox([self.menu, body]) if len(self.sources) > 1 else body
-
-    def _fill(self) -> None:
-        "Widgets for the controls of the open view."
-        self.widgets = {name: make_widget(control) for name, control in self.view.controls.items()}
-        for name, widget in self.widgets.items():
-            part_with_value(widget).observe(lambda change, name=name: self.change(name, change["new"]), "value")
-        self.panel.children = tuple(self.widgets.values())
-        self.redraw()
-
-    def _reopen(self, change: Any) -> None:
-        "Another run was chosen."
-        with self.one_at_a_time:
-            self.words.value = "opening ..."
-            self.open(change["new"])
-            self._fill()
 
     def change(self, name: str, value: Any) -> None:
         "A control was moved: let the others follow, and draw."
@@ -223,6 +199,21 @@ class Explorer(_Open):
         text = self.view.describe(self.state)
         self.shown.value, self.numbers.value = picture_html(png, text), numbers_html(table)
         self.words.value = f'<span aria-live="polite" style="{UNSEEN}">{html.escape(text)}</span>'  # the figure's title says it to those who see
+
+    def _fill(self) -> None:
+        "Widgets for the controls of the open view."
+        self.widgets = {name: make_widget(control) for name, control in self.view.controls.items()}
+        for name, widget in self.widgets.items():
+            part_with_value(widget).observe(lambda change, name=name: self.change(name, change["new"]), "value")
+        self.panel.children = tuple(self.widgets.values())
+        self.redraw()
+
+    def _reopen(self, change: Any) -> None:
+        "Another run was chosen."
+        with self.one_at_a_time:
+            self.words.value = "opening ..."
+            self.open(change["new"])
+            self._fill()
 
 # %% ../../nbs/10_reports/13_explore.ipynb #eae83bd6
 def explore(

@@ -18,38 +18,8 @@ if TYPE_CHECKING:  # they take a second to import, and whoever lists runs needs 
     import pandas as pd
     from matplotlib.figure import Figure
 
-# %% ../../nbs/10_reports/01_folder.ipynb #b63739b3
-class _Shown:
-    "What was shown under which name, and what of it was measured."
-
-    folder: Path | None
-    shown: list[str]
-
-    def _show(self, thing: Any, caption: str, measured: str, columns: Sequence[str] = ()) -> None:
-        "Display `thing` and its caption, marked where the file of that name is measured."
-        from IPython.display import Markdown, display
-
-        display(thing, *([Markdown(f"*{caption}*")] if caption else []), metadata={"measured": True} if measured else None)
-        if measured and self.folder:
-            self._note(measured, columns)
-
-    def _note(self, file: str, names: Sequence[str]) -> None:
-        "Add to `measured.json`: a file of the run, and what of it is not compared (all of it where nothing is named)."
-        assert self.folder
-        path = self.folder / "measured.json"
-        known = read_json(path) if path.exists() else {}
-        write_json(path, known | {file: sorted({*known.get(file, ()), *names})})
-
-    def _claim(self, name: str) -> None:
-        "Refuse a name that is no plain file name or was used before in this report."
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-            raise DataError(f"{name!r} cannot be a file name; use letters, digits, '-', '_' and '.'")
-        if name in self.shown:
-            raise DataError(f"{name!r} is used twice in this report; the second would overwrite the first")
-        self.shown.append(name)
-
 # %% ../../nbs/10_reports/01_folder.ipynb #0e2fee95
-class ReportFolder(_Shown):
+class ReportFolder:
     "Shows and keeps what a report produces: `figures/*.png`, `*.csv`, `metrics.json`. An empty `out` keeps nothing."
 
     def __init__(
@@ -109,6 +79,29 @@ class ReportFolder(_Shown):
             write_json(path, known | {k: None if isinstance(v, float) and v != v else v for k, v in values.items()})
             if measured:
                 self._note("metrics.json", measured)
+
+    def _show(self, thing: Any, caption: str, measured: str, columns: Sequence[str] = ()) -> None:
+        "Display `thing` and its caption, marked where the file of that name is measured."
+        from IPython.display import Markdown, display
+
+        display(thing, *([Markdown(f"*{caption}*")] if caption else []), metadata={"measured": True} if measured else None)
+        if measured and self.folder:
+            self._note(measured, columns)
+
+    def _note(self, file: str, names: Sequence[str]) -> None:
+        "Add to `measured.json`: a file of the run, and what of it is not compared (all of it where nothing is named)."
+        assert self.folder
+        path = self.folder / "measured.json"
+        known = read_json(path) if path.exists() else {}
+        write_json(path, known | {file: sorted({*known.get(file, ()), *names})})
+
+    def _claim(self, name: str) -> None:
+        "Refuse a name that is no plain file name or was used before in this report."
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+            raise DataError(f"{name!r} cannot be a file name; use letters, digits, '-', '_' and '.'")
+        if name in self.shown:
+            raise DataError(f"{name!r} is used twice in this report; the second would overwrite the first")
+        self.shown.append(name)
 
 # %% ../../nbs/10_reports/01_folder.ipynb #e0bcbd0d
 def figure_png(

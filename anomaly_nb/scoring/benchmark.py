@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Measured', 'bank_size', 'measure']
 
-# %% ../../nbs/06_scoring/16_benchmark.ipynb #8eed7a06
+# %% ../../nbs/06_scoring/16_benchmark.ipynb #882d591b
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +17,12 @@ from ..core.errors import DataError
 from ..data.images import image_info
 from ..features import cached_features
 from .detector import Detector, make_detector
-from .evaluation import image_metrics, pixel_metrics, read_masks
+from .evaluation import image_metrics, pixel_metrics, read_masks, saturated_metrics
 from .maps import heatmaps
 from .recipes import few_shot, recipe_parts
 from .result import Lazy
 
-# %% ../../nbs/06_scoring/16_benchmark.ipynb #c01954d0
+# %% ../../nbs/06_scoring/16_benchmark.ipynb #71e47ad7
 class Measured(NamedTuple):
     "One method on one data set."
 
@@ -78,4 +78,5 @@ def measure(
         sizes = [image_info(p).size for p in meta["image_path"]]
         maps = Lazy(len(meta), lambda i: heatmaps(patch_scores[i : i + 1], detector.patch_hw_, sizes[i], detector.smoothing)[0])
         metrics |= {k: v for k, v in pixel_metrics(read_masks(meta, sizes), maps).items() if k in ("pixel_auroc", "pixel_ap", "aupro")}
+        metrics |= saturated_metrics(meta, maps)
     return Measured(metrics, cost, meta[["image_path", "label", "defect"]].assign(score=scores))

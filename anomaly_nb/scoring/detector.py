@@ -34,8 +34,9 @@ from ..features.extract import index_intensity
 from ..features.shards import ShardedFeatures
 from ..features.words import words_of
 from .budget import bank_within, median_seconds
-from .detector_files import check_backbone, read_detector, write_detector
+from .detector_files import SPEC, check_backbone, read_detector, write_detector
 from .figures import shrunk
+from .fusion import FEWEST, FusionBank, choose_weights
 from .layout import Cells, Layout
 from .maps import image_scores
 from .preparation import (Preparation, as_features, foreground, image_groups, image_vectors, near_duplicates, rotated,
@@ -55,7 +56,7 @@ class Detector(BaseEstimator):
 
     def __init__(
         self,
-        recipe: str = "knn",  # a key of `RECIPES`; what is given below takes its parts' place
+        recipe: str = "knn",  # a key of `RECIPES`, or "fusion:knn+placed"; what is given below takes its parts' place
         backbone: str = "",  # of `create_backbone`; "auto" = the strongest whose weights are at hand, of `auto_backbone`; "" = the recipe's
         weights: str = "",  # checkpoint file, "hub" or "random"; "" = none, or the hub; with "auto" also a folder of checkpoints
         image_size: int = 0,  # pixels per side of the input; 0 = the recipe's, or the backbone family's choice
@@ -204,6 +205,7 @@ class Detector(BaseEstimator):
         self._start(f.spec, f.intensity, f.meta, f.patch_hw if not f.spec else (f.patch_hw[0] // len(self.angles), f.patch_hw[1]))
         self.preparation_ = clone(parts.preparation).fit(f.patches)
         x = self.preparation_.transform(f.patches)
+        self._weigh(parts.bank, f.meta)
         self.bank_ = self._sized(self._worded(parts.bank), x, x[:1, : self.patch_hw_[0] * self.patch_hw_[1]]).fit(x, f.patch_hw, f.cls)
         self.reference_ = self.bank_ if isinstance(self.bank_, KNNBank) else KNNBank().fit(x, f.patch_hw)
         groups = self._grouped(f.meta)
@@ -215,6 +217,20 @@ class Detector(BaseEstimator):
             self.held_out_ = self._reduced(self.held_out_patches_, f.meta, f.cls, own=True, patches=x)
             self._decide()
         return self
+
+    def _weigh(self, bank: Bank, meta: pd.DataFrame) -> None:
+        "Weights of a fusion's members, where none were given: by synthetic anomalies, or equal where there are no files or too few images."
+        if not isinstance(bank, FusionBank) or bank.weights is not None:
+            return
+        self.choice_["fusion"] = {"members": list(bank.members), "weights": [1 / len(bank.members)] * len(bank.members)}
+        files = len(self.paths_) >= FEWEST and all(Path(p).is_file() for p in self.paths_)
+        made = self.network().spec.to_dict() if files else {}
+        if not files or any(self.spec_[k] != made.get(k) for k in SPEC if k in self.spec_):
+            self.choice_["fusion"]["by"] = f"equal weights: to choose others needs {FEWEST} normal images, their files and the network of their features"
+            return
+        weights, table = choose_weights(bank, self.paths_, self.network(), self.intensity_, image_groups(meta, self.groups), self.random_state)
+        bank.set_params(weights=weights)
+        self.choice_["fusion"] |= {"weights": list(weights), "by": "synthetic anomalies in normal images that were kept back", "compared": table.round(6).to_dict("records")}
 
     def _start(self, spec: dict[str, Any], intensity: Intensity | None, meta: pd.DataFrame, patch_hw: tuple[int, int]) -> None:
         "What every fit begins with."
@@ -591,7 +607,7 @@ class Detector(BaseEstimator):
         table.attrs["intensity"] = self.intensity_.to_dict()  # decided once
         version, choice, self.keep_budget = self.version_, self.choice_, True
         self.fit(table)
-        self.version_, self.choice_ = version + 1, choice
+        self.version_, self.choice_ = version + 1, choice | self.choice_  # a fusion's weights are those of now
         return self
 
     def save(

@@ -40,7 +40,7 @@ def training_table(detector: Any) -> pd.DataFrame:  # image_path, sha256, group,
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #64cf249d
 ARRAYS = ("channel_", "mean_", "scale_", "white_")  # of a fitted preparation
 FORMAT = 1  # of the folder; a higher one is from a later version of the library
-SPEC = ("name", "image_size", "resize", "patch", "layers", "norm", "pool", "mean", "std", "sha256", "options", "tile", "overlap", "region")  # what decides a backbone's features
+SPEC = ("name", "image_size", "resize", "patch", "layers", "norm", "pool", "mean", "std", "sha256", "options", "tile", "overlap", "region", "precision")  # what decides a backbone's features
 
 
 def write_detector(

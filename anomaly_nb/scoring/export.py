@@ -205,7 +205,7 @@ def _nearest(bank: KNNBank) -> Callable[[Any], Any]:
 
     return score
 
-# %% ../../nbs/06_scoring/18_export.ipynb #16ca1c17
+# %% ../../nbs/06_scoring/18_export.ipynb #09a95224
 def check_export(
     detector: Any,  # fitted
 ) -> None:
@@ -217,6 +217,7 @@ def check_export(
         "reduce='retrieval'": detector.reduction == "retrieval",
         f"resize={spec.resize!r}": spec.resize != "square",
         "tiles and a region": not spec.whole,
+        f"precision={spec.precision}": spec.precision != "float32",
     }
     if found := [what for what, is_there in reasons.items() if is_there]:
         raise DataError(f"recipe={detector.recipe!r}: {found[0]} is not exported; exported are {EXPORTED}, with resize='square' and whole images")

@@ -21,7 +21,7 @@ from ..features.extract import counted_cells
 from ..features.geometry import Placement, Region, blend_tiles, cells_to_pixels
 from .maps import heatmaps, image_scores
 
-# %% ../../nbs/06_scoring/04_layout.ipynb #38d6c8aa
+# %% ../../nbs/06_scoring/04_layout.ipynb #0136debb
 @dataclass(frozen=True, eq=False)
 class Cells:
     "Where the cells of one image's scores lie in it, part after part."
@@ -76,12 +76,12 @@ class Cells:
         (height, width), (h, w) = self.size, shape or self.size
         rows, columns = np.arange(h) * height // h, np.arange(w) * width // w
         if self.plain:
-            return heatmaps(scores[None], self.grids[0], (h, w), sigma * h / height)[0]
+            return heatmaps(scores[None], self.grids[0], [(h, w)], sigma * h / height)[0]
         low = float(scores.min())
         made = (self._part_map(scores, k, rows, columns) for k in range(len(self.boxes)))
         found = blend_tiles(made, self.boxes, height, width, low, rows, columns)
         if sigma:
-            found = ndimage.gaussian_filter(found, (sigma * h / height, sigma * w / width), mode="nearest")
+            ndimage.gaussian_filter(found, (sigma * h / height, sigma * w / width), output=found, mode="nearest")
         if self.region:
             found[~self.region.inside(height, width)[np.ix_(rows, columns)]] = low
         return found

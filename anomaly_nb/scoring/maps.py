@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['image_scores', 'bilinear_matrix', 'heatmaps', 'colour_range', 'overlay']
 
-# %% ../../nbs/06_scoring/01_maps.ipynb #358efba4
+# %% ../../nbs/06_scoring/01_maps.ipynb #efcbc731
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from ..core.errors import DataError, check_finite, real_array
 from ..core.style import HEATMAP
+from ..data.images import bands
 
 # %% ../../nbs/06_scoring/01_maps.ipynb #7e8ab318
 def image_scores(
@@ -37,7 +38,7 @@ def image_scores(
     count = max(1, int(share * scores.shape[1] + 1e-9))
     return np.partition(scores, -count, axis=1)[:, -count:].mean(axis=1)
 
-# %% ../../nbs/06_scoring/01_maps.ipynb #c9b19bde
+# %% ../../nbs/06_scoring/01_maps.ipynb #db7c371f
 def bilinear_matrix(
     size: int,  # pixels wanted
     cells: int,  # cells given
@@ -75,9 +76,9 @@ def heatmaps(
 def _heatmap(grid: np.ndarray, size: tuple[int, int], sigma: float) -> np.ndarray:
     "One heatmap."
     big = bilinear_matrix(size[0], grid.shape[0]) @ grid @ bilinear_matrix(size[1], grid.shape[1]).T
-    return ndimage.gaussian_filter(big, sigma, mode="nearest") if sigma else big
+    return ndimage.gaussian_filter(big, sigma, output=big, mode="nearest") if sigma else big  # in its own place: a map of a large image is large
 
-# %% ../../nbs/06_scoring/01_maps.ipynb #1f9a1c0f
+# %% ../../nbs/06_scoring/01_maps.ipynb #7d80886a
 def colour_range(
     maps: Sequence[np.ndarray] | np.ndarray,  # all heatmaps that will be shown
     threshold: float | None = None,  # pixel score that should lie in the middle of the scale
@@ -101,8 +102,10 @@ def overlay(
 
     if image.shape[:2] != heatmap.shape:
         raise DataError(f"heatmap {heatmap.shape} and image {image.shape[:2]} differ in size; make the map with sizes=image.shape[:2]")
-    level = np.clip((heatmap - value_range[0]) / (value_range[1] - value_range[0]), 0, 1)[..., None]
-    colour = mpl.colormaps[HEATMAP](level[..., 0])[..., :3] * 255
-    grey = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
-    mixed = grey + np.minimum(2 * level, 1) * strength * (colour - grey)
-    return (mixed + 0.5).astype(np.uint8)
+    mixed = np.empty(image.shape, np.uint8)
+    for rows in bands(*heatmap.shape, 1 << 18):
+        level = np.clip((heatmap[rows] - value_range[0]) / (value_range[1] - value_range[0]), 0, 1)[..., None]
+        colour = mpl.colormaps[HEATMAP](level[..., 0])[..., :3] * 255
+        grey = np.repeat(image[rows].mean(axis=2, keepdims=True), 3, axis=2)
+        mixed[rows] = grey + np.minimum(2 * level, 1) * strength * (colour - grey) + 0.5
+    return mixed

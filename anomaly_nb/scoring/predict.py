@@ -6,12 +6,13 @@
 __all__ = ['Found', 'Prediction', 'find_images', 'count_learned', 'check_single', 'predict_files', 'map_names', 'prediction_map',
            'write_maps']
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #543ef3b3
+# %% ../../nbs/06_scoring/12_predict.ipynb #deb5a2a5
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,13 @@ from PIL import Image
 from ..calibration.ranges import conformal_pvalues
 from ..core.errors import DataError, MissingFileError
 from ..core.files import NOT_UTF8, atomic_write, list_files, printable, sha256_file
-from ..data.images import image_info, is_image, read_counted, read_image, why_skipped
+from ..core.runtime import cpu_threads, in_order, side_by_side
+from ..data.images import is_image, read_image, read_upright, why_skipped
 from ..core.order import natural_key
 from ..features import FeatureSet
+from ..features.backbones import Backbone
+from ..features.engine import with_engine
+from ..features.extract import backbone_threads
 from .detector import Detector
 from .maps import colour_range, overlay
 from .result import patch_limit
@@ -93,7 +98,7 @@ def count_learned(
         count += os.path.realpath(path) in learned or os.path.abspath(path) in learned or any(sha256_file(p) == sha256_file(path) for p in twins)
     return count
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #5b35a571
+# %% ../../nbs/06_scoring/12_predict.ipynb #e88524a6
 def check_single(
     detector: Detector,  # fitted
 ) -> None:
@@ -102,51 +107,89 @@ def check_single(
         raise DataError(f"recipe={detector.recipe!r} compares a batch of images with itself; use Detector.evaluate on all of them")
 
 
+@dataclass
+class _Read:
+    "A file that was read, or why it was not."
+
+    path: str
+    image: Any = None  # (3, h, w) float32, the network's input, or (H, W, 3) uint8 where the detector sees parts
+    size: tuple[int, int] = (0, 0)  # (H, W)
+    clipped: float = 0.0
+    error: str = ""
+    frames: int = 1
+
+
+def _read(detector: Detector, network: Backbone, path: str) -> _Read:
+    "Read one file."
+    if (name := printable(path)) != path:
+        return _Read(name, error=f"{name}: {NOT_UTF8}")
+    try:
+        image, clipped, info = read_upright(path, detector.intensity_)
+        return _Read(path, np.asarray(image) if detector.by_parts else network.transform(image), info.size, clipped, "", info.frames)
+    except (DataError, MissingFileError, OSError, MemoryError) as e:
+        return _Read(path, error=str(e) or type(e).__name__)
+
+
+def _pieces(paths: Iterator[str], size: int, workers: int) -> Iterator[list[str]]:
+    "Files in lists of `size`; a few files are divided evenly."
+    first = list(islice(paths, size * workers))
+    step = max(1, -(-len(first) // workers))
+    yield from (first[i : i + step] for i in range(0, len(first), step))
+    while some := list(islice(paths, size)):
+        yield some
+
+
 def predict_files(
     detector: Detector,  # fitted
     paths: Iterable[str | Path],  # files, may be endless
-    size: int = 8,  # images at once
+    size: int = 4,  # images that pass the network together
     limit: float | None = None,  # of `patch_limit` for the box; None = of the detector's held-out patches
+    engine: str = "torch",  # of `with_engine`: "torch", "onnxruntime" or "auto"
 ) -> Iterator[Prediction]:
     "A prediction for every file, in order. Raises `NotFittedError`, or `DataError` where the detector has no threshold or needs a whole batch."
     threshold, network = detector.decision_threshold(), detector.network()
     check_single(detector)
-    highest, by_parts = patch_limit(detector.held_out_patches_) if limit is None else limit, detector.by_parts
-    size, threads = (1, 1) if by_parts else (size, 2)  # a large image at a time, and the next one read meanwhile
+    highest, rest = patch_limit(detector.held_out_patches_) if limit is None else limit, iter(map(str, paths))
+    workers = 1 if detector.by_parts else backbone_threads(network)
+    if workers > 1:
+        first = list(islice(rest, 2))
+        workers, rest = workers if len(first) > 1 else 1, chain(first, rest)  # one image alone is shared by all threads
+    network = with_engine(network, engine, 1 if workers > 1 else cpu_threads())
+    read = partial(_read, detector, network)
 
-    def read(path: str) -> tuple[str, Any, tuple[int, int], float, str, int]:
-        if (name := printable(path)) != path:
-            return name, None, (0, 0), 0.0, f"{name}: {NOT_UTF8}", 1
-        try:
-            image, clipped = read_counted(path, detector.intensity_)
-            return path, image if by_parts else network.transform(image), image.shape[:2], clipped, "", image_info(path).frames
-        except (DataError, MissingFileError, OSError, MemoryError) as e:
-            return path, None, (0, 0), 0.0, str(e) or type(e).__name__, 1
+    def scored(files: list[str]) -> tuple[list[_Read], tuple[Found, dict[int, str]]]:
+        known = [read(path) for path in files]
+        return known, _at_once(detector, network, known)
 
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: list[Future] = []
-        rest = iter(map(str, paths))
-        while True:
-            ready, waiting = waiting, [pool.submit(read, p) for p in islice(rest, size)]
-            if not ready and not waiting:
-                return
-            files = [f.result() for f in ready]
-            yield from _decided(detector, threshold.value, highest, files, _by_parts(detector, files) if by_parts else _at_once(detector, files))
+    if workers > 1:
+        with side_by_side(workers) as pool:
+            for files, found in in_order(pool, scored, _pieces(rest, size, workers), workers):
+                yield from _decided(detector, threshold.value, highest, files, found)
+        return
+    size = 1 if detector.by_parts else size
+    with ThreadPoolExecutor(1 if detector.by_parts else 2) as pool:
+        known = in_order(pool, read, rest, size)
+        while files := list(islice(known, size)):
+            yield from _decided(detector, threshold.value, highest, files, (_by_parts if detector.by_parts else _at_once)(detector, network, files))
 
 
 Found = dict[int, tuple[np.ndarray, float, pd.Series]]  # of the files that were scored: patch scores, score, nearest normal place
 
 
-def _at_once(detector: Detector, files: list[tuple]) -> tuple[Found, dict[int, str]]:  # the second: what is wrong with files
+def _at_once(detector: Detector, network: Backbone, files: list[_Read]) -> tuple[Found, dict[int, str]]:  # the second: what is wrong with files
     "Scores of inputs that pass the network together."
     found: Found = {}
     failed: dict[int, str] = {}
-    grid = [i for i, (_, x, *_) in enumerate(files) if x is not None]
-    for shape in {files[i][1].shape for i in grid}:
-        some = [i for i in grid if files[i][1].shape == shape]
-        patches, patch_hw, cls = _features(detector, np.stack([files[i][1] for i in some]))
+    grid = [i for i, file in enumerate(files) if not file.error]
+    for shape in dict.fromkeys(files[i].image.shape for i in grid):
+        some = [i for i in grid if files[i].image.shape == shape]
+        batch, cls = np.stack([files[i].image for i in some]), None
+        if detector.bank_.uses_vectors:
+            patches, patch_hw, cls = network(batch)
+        else:
+            patches, patch_hw = network.patches(batch)
         try:
-            f = FeatureSet(patches, patch_hw, pd.DataFrame({"image_path": [files[i][0] for i in some]}), cls, detector.spec_, detector.intensity_)
+            f = FeatureSet(patches, patch_hw, pd.DataFrame({"image_path": [files[i].path for i in some]}), cls, detector.spec_, detector.intensity_)
             patch_scores = detector.score_patches(f)
             told, scores = detector.nearest_normal(f, patch_scores), detector.reduce_patches(patch_scores, f.cls, features=f)
             found |= {i: (patch_scores[j], float(scores[j]), told.iloc[j]) for j, i in enumerate(some)}
@@ -155,41 +198,35 @@ def _at_once(detector: Detector, files: list[tuple]) -> tuple[Found, dict[int, s
     return found, failed
 
 
-def _features(detector: Detector, batch: np.ndarray) -> tuple[np.ndarray, tuple[int, int], np.ndarray | None]:
-    "Patches, grid, and the images' vectors where the bank asks for them."
-    network = detector.network()
-    return network(batch) if detector.bank_.uses_vectors else (*network.patches(batch), None)
-
-
-def _by_parts(detector: Detector, files: list[tuple]) -> tuple[Found, dict[int, str]]:
+def _by_parts(detector: Detector, network: Backbone, files: list[_Read]) -> tuple[Found, dict[int, str]]:
     "Scores of images, part by part."
     found: Found = {}
     failed: dict[int, str] = {}
-    for i, (path, image, size, _, error, _) in enumerate(files):
-        if error:
+    for i, file in enumerate(files):
+        if file.error:
             continue
         try:
-            (done,) = detector.scored([path], image_batches(image, detector.network(), detector.layout_, name=path), [size])
+            (done,) = detector.scored([file.path], image_batches(file.image, network, detector.layout_, name=file.path), [file.size])
             found[i] = (done.cells, done.score, detector.nearest_places(np.array([done.hot]), done.vector[None]).iloc[0])
         except DataError as e:
             failed[i] = str(e)
     return found, failed
 
 
-def _decided(detector: Detector, threshold: float, limit: float, files: list[tuple], scored: tuple[Found, dict[int, str]]) -> Iterator[Prediction]:
+def _decided(detector: Detector, threshold: float, limit: float, files: list[_Read], scored: tuple[Found, dict[int, str]]) -> Iterator[Prediction]:
     "Predictions of files that were read."
     found, failed = scored
-    failed = failed | {i: f[4] for i, f in enumerate(files) if f[4]}
-    for i, (path, _, size, clipped, _, frames) in enumerate(files):
+    failed = failed | {i: f.error for i, f in enumerate(files) if f.error}
+    for i, f in enumerate(files):
         if i in failed:
-            yield Prediction(path, error=failed[i], size=size)
+            yield Prediction(f.path, error=failed[i], size=f.size)
             continue
         patch_scores, score, near = found[i]
         held = detector.held_out_
         p = float(conformal_pvalues(held, np.array([score]))[0]) if len(held) else float("nan")
         below = 100 * float(np.mean(held < score)) if len(held) else float("nan")
-        box = detector.layout_.of(size).box(patch_scores, limit)
-        yield Prediction(path, score, int(score >= threshold), p, below, box, near["normal_path"], float(near["distance"]), clipped, "", size, frames, patch_scores)
+        box = detector.layout_.of(f.size).box(patch_scores, limit)
+        yield Prediction(f.path, score, int(score >= threshold), p, below, box, near["normal_path"], float(near["distance"]), f.clipped, "", f.size, f.frames, patch_scores)
 
 # %% ../../nbs/06_scoring/12_predict.ipynb #c2c3e10b
 def map_names(

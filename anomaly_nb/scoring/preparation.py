@@ -6,7 +6,7 @@
 __all__ = ['foreground', 'Preparation', 'rotated', 'image_features', 'as_features', 'image_groups', 'image_vectors',
            'near_duplicates', 'said_of_duplicates']
 
-# %% ../../nbs/06_scoring/05_preparation.ipynb #e004de91
+# %% ../../nbs/06_scoring/05_preparation.ipynb #d4f92ba3
 import re
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from ..banks import MahalanobisBank
 from ..core.errors import DataError
-from ..data.images import Intensity, read_image
+from ..core.runtime import in_order, side_by_side
+from ..data.images import Intensity, read_image, read_upright
 from ..features import FeatureSet
+from ..features.extract import backbone_threads
 
 # %% ../../nbs/06_scoring/05_preparation.ipynb #78feee8d
 def foreground(
@@ -84,7 +86,7 @@ class Preparation(TransformerMixin, BaseEstimator):
         x = (x - self.mean_) / self.scale_ if self.mean_.size > 1 else x
         return x @ self.white_ if self.white_.size else x
 
-# %% ../../nbs/06_scoring/05_preparation.ipynb #00acd5b1
+# %% ../../nbs/06_scoring/05_preparation.ipynb #98a880b8
 def rotated(
     image: np.ndarray,  # (H, W, 3) uint8
     angle: float,  # degrees
@@ -103,10 +105,16 @@ def image_features(
     "Features of images and their rotated copies. Raises `DataError` as `read_image` does."
     views = [(path, angle) for path in index["image_path"] for angle in angles]
     patches, vectors, grid = [], [], (0, 0)
-    for i in range(0, len(views), batch_size):
-        found, grid, cls = backbone(np.stack([backbone.transform(rotated(read_image(p, intensity), a)) for p, a in views[i : i + batch_size]]))
-        patches.append(found)
-        vectors.append(cls)
+    workers = backbone_threads(backbone)
+    step = max(1, min(batch_size, -(-len(views) // workers)))
+
+    def seen(some: list[tuple[str, float]]) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
+        return backbone(np.stack([backbone.transform(rotated(read_image(p, intensity), a) if a else read_upright(p, intensity)[0]) for p, a in some]))
+
+    with side_by_side(workers) as pool:
+        for found, grid, cls in in_order(pool, seen, (views[i : i + step] for i in range(0, len(views), step)), workers):
+            patches.append(found)
+            vectors.append(cls)
     n, tall = len(index), (grid[0] * len(angles), grid[1])
     x = np.concatenate(patches)
     return FeatureSet(x.reshape(n, -1, x.shape[2]), tall, index, np.concatenate(vectors)[:: len(angles)], backbone.spec.to_dict(), intensity)

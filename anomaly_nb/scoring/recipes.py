@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 from sklearn.base import clone
 
-from ..banks import Bank, FusedBank, KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank, WordBank
+from ..banks import Bank, CompositionBank, FusedBank, KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank, WordBank
 from ..core.errors import DataError
 from ..features.backbones import parse_name
+from .fusion import FusionBank
 from .preparation import Preparation
 
 # %% ../../nbs/06_scoring/06_recipes.ipynb #416fb60c
@@ -50,6 +51,13 @@ RECIPES = {
     "subspace": Recipe("filters", 0, SubspaceBank(), "plain: squared distance to the subspace of 99 % variance, mean of the top 1 %", reduce="top1%"),
     "positional": Recipe("filters", 0, PositionalBank(), "plain: the nearest normal patch by cosine near the same place, mean of the top 1 %", reduce="top1%"),
     "retrieval": Recipe("filters", 0, RetrievalBank(50), "plain: the nearest patch among the 50 most similar normal images, mean of the top 1 %", reduce="top1%"),
+    "composition": Recipe(
+        "filters", 0, CompositionBank(),
+        "ours, after ComAD (Liu et al. 2023) and CSAD (Hsieh and Lai 2024): numbers of 12 kinds of patches in the image and in 3 x 3 windows, shrunk Mahalanobis distance; "
+        "for parts that are missing, too many or swapped, and no use for scratches",
+        "kinds are clusters of patches, shared softly, where the papers segment parts; no second branch for local defects",
+        preparation=Preparation(True),
+    ),
     "patchcore": Recipe(
         "timm:wide_resnet50_2?layers=(2,3)&pool=3", 224, KNNBank(1, "sqeuclidean", 0.1),
         "Roth et al. 2022; amazon-science/patchcore-inspection: layer2 + layer3, 3 x 3 average, 10 % coreset, squared L2, highest patch, sigma 4",
@@ -107,6 +115,12 @@ RECIPES = {
         "each in units of its mean held-out score, highest patch",
         preparation=Preparation(True, 0.1),
     ),
+    "fusion": Recipe(
+        "filters", 0, FusionBank(("knn", "placed", "spade", "composition")),
+        "ours: patches, places, the whole image's vector and composition, each in units of its held-out normal scores, weighted by synthetic anomalies; "
+        "other members as recipe='fusion:knn+gauss_knn'",
+        "all members see the features of one backbone",
+    ),
     "winclip": Recipe(
         "open_clip:ViT-B-16-plus-240?pretrained=laion400m_e31", 0, WordBank((2, 3)),
         "Jeong et al. 2023 (WinCLIP, WinCLIP+): CLIP ViT-B/16+ at 240, windows of 2 x 2 and 3 x 3 patches and the whole image against prompts, "
@@ -144,7 +158,7 @@ def with_options(
 
 
 def recipe_parts(
-    name: str,  # a key of `RECIPES`
+    name: str,  # a key of `RECIPES`, or "fusion:" and some of them joined by "+"
     backbone: str = "",  # another backbone; "" = the recipe's
     image_size: int = 0,  # another input size; 0 = the recipe's
     bank: Bank | None = None,  # another bank, taken as it is
@@ -155,10 +169,14 @@ def recipe_parts(
     random_state: int = 0,  # of a coreset's start and of drawn channels
 ) -> Recipe:
     "A recipe with what was given in its parts' place. Raises `DataError` for an unknown name."
-    if name not in RECIPES:
+    head, _, named = name.partition(":")
+    if head == "fusion" and named:
+        recipe = replace(RECIPES["fusion"], bank=FusionBank(tuple(part.strip() for part in named.split("+"))))
+    elif name in RECIPES:
+        recipe = RECIPES[name]
+    else:
         hint = f"; a backbone is given as backbone={name!r}" if ":" in name or name == "filters" else ""
         raise DataError(f"recipe={name!r}; known are {', '.join(RECIPES)}{hint}")
-    recipe = RECIPES[name]
     if recipe.needs:
         backbone = with_options(name, backbone or recipe.backbone, recipe.needs)
     chosen, prepared = clone(recipe.bank), clone(recipe.preparation or Preparation()).set_params(random_state=random_state)
@@ -167,6 +185,11 @@ def recipe_parts(
         chosen.set_params(**({"parts": 1} if "parts" in chosen.get_params() else {}))
     given = {"k": k or None, "coreset": coreset, "similar": similar or None, "random_state": random_state}
     chosen.set_params(**{p: v for p, v in given.items() if v is not None and p in chosen.get_params(deep=False)})
+    if isinstance(chosen, FusionBank) and bank is None:
+        if nested := [m for m in chosen.members if m.startswith("fusion")]:
+            raise DataError(f"recipe={name!r}: {nested[0]} is a fusion itself; name its members")
+        made = [recipe_parts(m, backbone or recipe.backbone, image_size, k=k, coreset=coreset, similar=similar, random_state=random_state) for m in chosen.members]
+        chosen.set_params(parts=tuple((m.preparation, m.bank, m.reduce) for m in made))
     return replace(
         recipe,
         backbone=backbone or recipe.backbone,

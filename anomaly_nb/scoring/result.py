@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Lazy', 'patch_limit', 'hottest_box', 'Evaluation']
 
-# %% ../../nbs/06_scoring/07_result.ipynb #1e6aad33
+# %% ../../nbs/06_scoring/07_result.ipynb #88bdd46f
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +17,7 @@ import pandas as pd
 from ..calibration.ranges import conformal_pvalues
 from ..data.images import Intensity, image_info
 from ..metrics.regions import ProCurve
-from .evaluation import image_metrics, pixel_curve, pixel_metrics, read_masks
+from .evaluation import image_metrics, pixel_curve, pixel_metrics, read_masks, saturated_metrics
 from .layout import Cells, Layout
 from .thresholds import Threshold, quantile_threshold
 
@@ -63,7 +63,7 @@ def hottest_box(
     "The box of the hottest place."
     return Layout(patch_hw).of(size).box(patch_scores, limit)
 
-# %% ../../nbs/06_scoring/07_result.ipynb #39fc6d6e
+# %% ../../nbs/06_scoring/07_result.ipynb #5a612b7d
 @dataclass
 class Evaluation:
     "What a detector found in images; arrays share the order of `meta`."
@@ -146,8 +146,8 @@ class Evaluation:
         return pixel_curve(self.masks, self.maps) if "mask_path" in self.meta else None
 
     def pixel_metrics(self) -> dict[str, float]:
-        "Pixel metrics in passes over the maps; empty without a mask that shows an anomaly."
-        return pixel_metrics(self.masks, self.maps, self.pixel_curve) if self.pixel_curve is not None else {}
+        "Pixel metrics in passes over the maps, with saturated PRO where regions have saturations; empty without a mask that shows an anomaly."
+        return pixel_metrics(self.masks, self.maps, self.pixel_curve) | saturated_metrics(self.meta, self.maps) if self.pixel_curve is not None else {}
 
     def box(self, i: int) -> tuple[int, int, int, int]:
         "The hottest place of image i, see `hottest_box`."

@@ -6,7 +6,7 @@
 __all__ = ['LARGEST_PIXELS', 'Box', 'Answer', 'Card', 'Cards', 'Alive', 'BadImage', 'Served', 'image_of', 'read_detectors',
            'create_detector_app']
 
-# %% ../../nbs/06_scoring/19_service.ipynb #12f0368e
+# %% ../../nbs/06_scoring/19_service.ipynb #1a34858a
 import asyncio
 import hashlib
 import logging
@@ -23,7 +23,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
-from ..calibration.service import LARGEST_FILE, NAME, PATIENCE, TITLES, Doorkeeper, Guard, Keys, Problem, add_errors, as_problems, guarded_app
+from ..calibration.bodies import NAME
+from ..calibration.guard import LARGEST_FILE, PATIENCE, Guard, add_errors, as_problems, described, guarded_app, needed_keys
+from ..calibration.keys import Doorkeeper
 from ..calibration.store import CalibrationStore
 from ..calibration.tagging import check_name
 from ..core.errors import DataError, MissingFileError, check_folder, require
@@ -244,7 +246,7 @@ def read_detectors(
             raise DataError(str(e) if str(folder) in str(e) else f"{folder}: {e}") from None
     return found
 
-# %% ../../nbs/06_scoring/19_service.ipynb #fd1b78a6
+# %% ../../nbs/06_scoring/19_service.ipynb #e5597e89
 def create_detector_app(
     detectors: Mapping[str, Served],  # of `read_detectors`
     api_key_sha256: str | None = None,  # of a key named `default`
@@ -258,16 +260,12 @@ def create_detector_app(
 ):  # fastapi.FastAPI
     "The service of some detectors, to be served or mounted anywhere. Raises `MissingExtraError` without the extra `serve`, `DataError` without a key."
     fastapi = require("fastapi", "serve")
-    security = require("fastapi.security", "serve")
-    keys = Keys({"default": api_key_sha256} if api_key_sha256 else {}, config)
-    if not keys.now() or any(len(k) != 64 for k in keys.now().values()):
-        raise DataError("the service needs a key: make one with  anomaly-nb serve --new-key  or set ANOMALY_NB_API_KEY")
+    keys = needed_keys({"default": api_key_sha256} if api_key_sha256 else {}, config, "anomaly-nb serve")
     guard = Guard(Doorkeeper(keys, failures), seconds=seconds, places=places, per_minute=per_minute)
     app, kinds = guarded_app(guard, "anomaly_nb detectors", public_schema=public_schema, largest_file=largest)
     add_errors(app)
     app.state.folder = tempfile.TemporaryDirectory(prefix="anomaly-nb-")
-    shared: Any = {s: {"model": Problem, "description": TITLES[s]} for s in (400, 401, 404, 405, 408, 413, 422, 429, 503)}
-    about = {"dependencies": [fastapi.Depends(security.HTTPBearer(auto_error=False))], "responses": shared}
+    about = described(400, 401, 404, 405, 408, 413, 422, 429, 503)
     bytes_of: Any = {"type": "string", "format": "binary"}
     form = {"type": "object", "properties": {"image": bytes_of}, "required": ["image"]}
     content = {"application/octet-stream": {"schema": bytes_of}, "image/*": {"schema": bytes_of}, "multipart/form-data": {"schema": form}}
@@ -290,7 +288,7 @@ def create_detector_app(
     def known() -> Cards:
         return Cards(count=len(detectors), detectors=[d.card() for d in detectors.values()])
 
-    @kinds["open"]("GET", "/health", responses={s: shared[s] for s in (400, 405, 408, 413, 422)})
+    @kinds["open"]("GET", "/health", **described(400, 405, 408, 413, 422, keyed=False))
     def health() -> Alive:
         return Alive(detectors=len(detectors))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STRENGTHS', 'APART', 'MOST', 'kept_back', 'artificial_validation', 'added_wins', 'synthetic_auroc']
 
-# %% ../../nbs/06_scoring/10_validation.ipynb #bf5cd228
+# %% ../../nbs/06_scoring/10_validation.ipynb #ae88f43c
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,12 @@ from PIL import Image
 
 from ..core.errors import DataError
 from ..core.files import atomic_write
-from ..data.images import read_image
+from ..data.images import read_image, resize_image
 from ..data.synthetic import KINDS, synthetic_anomaly
 from ..features.extract import index_intensity
 from ..metrics.uncertainty import interval_of
 
-# %% ../../nbs/06_scoring/10_validation.ipynb #68e411d5
+# %% ../../nbs/06_scoring/10_validation.ipynb #43813deb
 STRENGTHS = (2, 3, 5)  # of `synthetic_anomaly`; at strength 1 hardly any method sees anything
 APART, MOST = 20, 240  # images kept back at most, and copies of them with an anomaly
 
@@ -97,8 +97,8 @@ def artificial_validation(
 def _shrunk(image: np.ndarray, side: int) -> np.ndarray:
     "An image whose longer side has at most so many pixels; 0 = any."
     scale = side / max(image.shape[:2]) if side else 1
-    size = max(round(image.shape[1] * scale), 16), max(round(image.shape[0] * scale), 16)
-    return image if scale >= 1 else np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    size = max(round(image.shape[0] * scale), 16), max(round(image.shape[1] * scale), 16)
+    return image if scale >= 1 else resize_image(image, size)
 
 
 def _written(image: np.ndarray, folder: str | Path, stem: str) -> str:

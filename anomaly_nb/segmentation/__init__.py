@@ -8,29 +8,29 @@ __all__ = ['Augmentation', 'HybridEnergyThresholding', 'LabelTable', 'PixelKNN',
            'ablation_summary', 'boundary_suppression', 'build_model', 'class_distribution', 'class_table',
            'comparison_plot', 'comparison_table', 'difference_table', 'dilated_smoothing', 'energy', 'evaluate',
            'heat_study', 'load_checkpoint', 'load_evaluation', 'load_scorer', 'max_logit', 'msp', 'open_streets',
-           'operating_points', 'predict', 'quantile_sensitivity', 'results_table', 'run_ablation', 'save_checkpoint',
-           'save_evaluation', 'save_scorer', 'scene_panels', 'speed_table', 'OwnNetwork', 'StoredLogits', 'StreetRun',
-           'evaluate_scores', 'load_network', 'write_submission', 'street_samples', 'streets_table', 'study_configs',
-           'subsampling_study', 'threshold_sensitivity', 'to_markdown', 'train', 'training_curves', 'write_comparison',
-           'write_street_samples', 'NetworkEnsemble', 'ReAct', 'WithPatches', 'eam', 'mask2anomaly',
-           'mask_class_logits', 'rba']
+           'operating_points', 'predict', 'promise_study', 'quantile_sensitivity', 'results_table', 'run_ablation',
+           'save_checkpoint', 'save_evaluation', 'save_scorer', 'scene_panels', 'speed_table', 'OwnNetwork',
+           'StoredLogits', 'StreetRun', 'evaluate_scores', 'load_network', 'write_submission', 'street_samples',
+           'streets_table', 'study_configs', 'subsampling_study', 'threshold_sensitivity', 'to_markdown', 'train',
+           'training_curves', 'write_comparison', 'write_street_samples', 'NetworkEnsemble', 'ReAct', 'WithPatches',
+           'eam', 'mask2anomaly', 'mask_class_logits', 'rba']
 
-# %% ../../nbs/07_segmentation/00_segmentation.ipynb #0ec61919
-from .ablation import ablation_summary, heat_study, quantile_sensitivity, run_ablation, study_configs, subsampling_study, threshold_sensitivity
+# %% ../../nbs/07_segmentation/00_segmentation.ipynb #5e63c48d
+from .ablation import ablation_summary, heat_study, promise_study, quantile_sensitivity, run_ablation, study_configs, subsampling_study, threshold_sensitivity
 from .augment import Augmentation
 from .compare import comparison_plot, comparison_table, to_markdown, write_comparison
-from .datasets import LabelTable, StreetDataset, class_distribution, open_streets, streets_table
+from .datasets import LabelTable, StreetDataset, class_distribution, streets_table
+from .readers import open_streets
 from anomaly_nb.segmentation.evaluation import (
     StreetEvaluation,
     class_table,
     difference_table,
     evaluate,
-    load_evaluation,
     operating_points,
     results_table,
-    save_evaluation,
     speed_table,
 )
+from .evaluation_files import load_evaluation, save_evaluation
 from .feature_scores import PixelKNN, PixelMahalanobis, ReAct, ViM
 from .heat import HybridEnergyThresholding
 from .mask_scores import eam, mask2anomaly, mask_class_logits, rba
@@ -40,18 +40,19 @@ from .panels import scene_panels
 from .run import StreetRun
 from .samples import street_samples, write_street_samples
 from .score_maps import evaluate_scores, write_submission
-from .scorer import PixelScorer, load_scorer, save_scorer
+from .scorer import PixelScorer
+from .scorer_files import load_scorer, save_scorer
 from .scores import StandardizedMaxLogit, boundary_suppression, dilated_smoothing, energy, max_logit, msp
 from .together import NetworkEnsemble, WithPatches
 from .training import TrainConfig, train, training_curves
 
-# %% ../../nbs/07_segmentation/00_segmentation.ipynb #81a7b0b9
+# %% ../../nbs/07_segmentation/00_segmentation.ipynb #9cde3d77
 _all_ = ["Augmentation", "HybridEnergyThresholding", "LabelTable", "PixelKNN", "PixelMahalanobis", "PixelScorer",
          "StandardizedMaxLogit", "StreetDataset", "StreetEvaluation", "StreetModel", "TrainConfig", "ViM",
          "ablation_summary", "boundary_suppression", "build_model", "class_distribution", "class_table",
          "comparison_plot", "comparison_table", "difference_table", "dilated_smoothing", "energy", "evaluate",
          "heat_study", "load_checkpoint", "load_evaluation", "load_scorer", "max_logit", "msp", "open_streets",
-         "operating_points", "predict", "quantile_sensitivity", "results_table", "run_ablation", "save_checkpoint",
+         "operating_points", "predict", "promise_study", "quantile_sensitivity", "results_table", "run_ablation", "save_checkpoint",
          "save_evaluation", "save_scorer", "scene_panels", "speed_table", "OwnNetwork", "StoredLogits", "StreetRun",
          "evaluate_scores", "load_network", "write_submission", "street_samples", "streets_table", "study_configs", "subsampling_study",
          "threshold_sensitivity", "to_markdown", "train", "training_curves", "write_comparison", "write_street_samples",

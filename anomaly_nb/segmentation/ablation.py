@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['AUGMENTATIONS', 'SCALE_RANGES', 'OFFSETS', 'RATIOS', 'HEAT_VARIANTS', 'study_configs', 'run_ablation',
-           'ablation_summary', 'threshold_sensitivity', 'quantile_sensitivity', 'subsampling_study', 'heat_study',
-           'ablation_plot', 'sensitivity_plot']
+           'ablation_summary', 'threshold_sensitivity', 'quantile_sensitivity', 'promise_study', 'subsampling_study',
+           'heat_study', 'ablation_plot', 'sensitivity_plot']
 
-# %% ../../nbs/07_segmentation/13_ablation.ipynb #3943167e
+# %% ../../nbs/07_segmentation/13_ablation.ipynb #4da930c7
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from ..calibration.thresholds import counted_threshold
 from ..core.errors import DataError
 from ..core.runtime import progress
 from ..core.style import ANOMALOUS, figure_style
@@ -25,7 +26,8 @@ from ..metrics.histogram import ScoreHistogram
 from ..metrics.ranking import ThresholdTable
 from .augment import Augmentation
 from .datasets import StreetDataset
-from .evaluation import StreetEvaluation, evaluate, load_evaluation, normal_quantile, save_evaluation
+from .evaluation import StreetEvaluation, evaluate, normal_quantile
+from .evaluation_files import load_evaluation, save_evaluation
 from .heat import HybridEnergyThresholding
 from .models import StreetModel, StreetOutput, build_model, predict
 from .scorer import PixelScorer
@@ -163,6 +165,35 @@ def quantile_sensitivity(
         )
     frame = pd.DataFrame(rows)
     return frame.assign(change=frame["f1"] - frame["f1"][OFFSETS.index(0.0)])
+
+# %% ../../nbs/07_segmentation/13_ablation.ipynb #c2cd17e8
+def promise_study(
+    validation: StreetEvaluation,  # of `StreetRun.fitted`, with counts per image
+    false_positives: float = 0.1,  # promised, in (0, 1)
+    folds: int = 5,
+    random_state: int = 0,
+) -> pd.DataFrame:  # method, folds, images, promised, and what was kept: together, lowest, highest
+    "False positives on validation scenes that the threshold was not made on. Raises `DataError` with fewer images than folds."
+    names = validation.images
+    if not 2 <= folds <= len(names):
+        raise DataError(f"folds is {folds} and there are {len(names)} validation images; give at least 2 folds and an image for each")
+    orders = {"at random": np.random.default_rng(random_state).permutation(len(names)), "in order": np.arange(len(names))}
+    rows = []
+    for method, histogram in validation.histograms.items():
+        normal = [(code.astype(np.int64), counts[0].astype(np.int64)) for code, counts in (histogram.images[n] for n in names)]
+        for name, order in orders.items():
+            called, seen = np.zeros(folds), np.zeros(folds)
+            for k, part in enumerate(np.array_split(order, folds)):
+                others = histogram.counts[0].copy()
+                for i in part:
+                    others[normal[i][0]] -= normal[i][1]
+                limit = counted_threshold(others, false_positives)
+                called[k] = sum(int(counts[code >= limit].sum()) for code, counts in (normal[i] for i in part))
+                seen[k] = sum(int(counts.sum()) for _, counts in (normal[i] for i in part))
+            each = called / np.maximum(seen, 1)
+            kept = {"together": called.sum() / max(seen.sum(), 1), "lowest": each.min(), "highest": each.max()}
+            rows.append({"method": validation.labels[method], "folds": name, "images": len(names), "promised": false_positives} | kept)
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/07_segmentation/13_ablation.ipynb #2ed76bc9
 RATIOS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)

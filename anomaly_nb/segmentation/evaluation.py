@@ -6,24 +6,22 @@
 __all__ = ['PROTOCOLS', 'IDENTITY', 'COMPARED', 'FIGURES', 'COMPONENT_FIGURES', 'StreetEvaluation', 'component_protocol',
            'evaluation_identity', 'identity_differences', 'evaluation_name', 'check_sizes', 'evaluate',
            'per_image_figures', 'results_table', 'difference_table', 'class_table', 'speed_table', 'count_components',
-           'component_table', 'normal_quantile', 'operating_points', 'save_evaluation', 'free_folder',
-           'find_evaluation', 'load_evaluation']
+           'component_table', 'normal_quantile', 'operating_points']
 
-# %% ../../nbs/07_segmentation/10_evaluation.ipynb #9cf68f3d
+# %% ../../nbs/07_segmentation/10_evaluation.ipynb #1fc995bc
 import re
 import resource
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..calibration.thresholds import counted_threshold
-from ..core.errors import DataError, MissingFileError, naming
-from ..core.files import load_arrays, read_json, save_arrays, sha256_json, write_json
+from ..core.errors import DataError, naming
+from ..core.files import sha256_json
 from ..core.runtime import progress
 from anomaly_nb.metrics import (
     ComponentScores,
@@ -38,10 +36,11 @@ from anomaly_nb.metrics import (
 )
 from ..metrics.overlap import TAUS, component_track
 from ..metrics.uncertainty import clustered_interval
-from ..metrics.histogram import order_value
+from ..metrics.score_keys import order_value
 from .datasets import VOID, StreetDataset
 from .models import weights_digest
-from .scorer import PixelScorer, SceneNetwork, scorer_digest
+from .scorer import PixelScorer, SceneNetwork
+from .scorer_files import scorer_digest
 from .training import check_classes
 
 # %% ../../nbs/07_segmentation/10_evaluation.ipynb #8d518835
@@ -371,90 +370,3 @@ def operating_points(
                 | {k: at[k] for k in ("fpr", "tpr", "precision", "f1")}
             )
     return pd.DataFrame(rows)
-
-# %% ../../nbs/07_segmentation/10_evaluation.ipynb #9573f126
-def _packed_components(components: Mapping[str, Mapping[str, ComponentScores]]) -> dict[str, np.ndarray]:
-    "Components as flat arrays: values of all pictures and how many belong to each."
-    packed: dict[str, np.ndarray] = {}
-    for method, parts in components.items():
-        packed[f"{method}/keys"] = np.array(list(parts), dtype=str)
-        for i, name in enumerate(("siou", "ppv")):
-            packed[f"{method}/{name}"] = np.concatenate([np.zeros(0), *(p[i] for p in parts.values())])
-            packed[f"{method}/{name}_count"] = np.array([p[i].size for p in parts.values()], np.int64)
-    return packed
-
-
-def _unpacked_components(arrays: Mapping[str, np.ndarray], methods: Iterable[str]) -> dict[str, dict[str, ComponentScores]]:
-    "The reverse of `_packed_components`."
-    found: dict[str, dict[str, ComponentScores]] = {}
-    for method in methods:
-        values = [np.split(arrays[f"{method}/{n}"], np.cumsum(arrays[f"{method}/{n}_count"])[:-1]) for n in ("siou", "ppv")]
-        found[method] = {str(k): ComponentScores(s, p) for k, s, p in zip(arrays[f"{method}/keys"], *values)}
-    return found
-
-
-def save_evaluation(
-    folder: str | Path,
-    evaluation: StreetEvaluation,
-    replace: bool = False,  # True: whatever is there goes; a run replaces its own validation when it is fitted again
-) -> Path:
-    "Write histograms (`<method>.npz`), confusions and what it is about, atomically file by file. Raises `DataError` where another evaluation lies."
-    folder = Path(folder)
-    if not replace and (folder / "evaluation.json").is_file():
-        other = identity_differences(evaluation.about, read_json(folder / "evaluation.json")["about"])
-        if other:
-            raise DataError(f"{folder}: holds another evaluation; it differs in {', '.join(other)}; write this one to another folder")
-    for method, histogram in evaluation.histograms.items():
-        histogram.save(folder / f"{method}.npz")
-    keys = sorted(evaluation.confusions)
-    stacked = np.stack([evaluation.confusions[k] for k in keys]) if keys else np.zeros((0, 0, 0), np.int64)
-    if evaluation.components:
-        save_arrays(folder / "components.npz", _packed_components(evaluation.components))
-    save_arrays(folder / "confusions.npz", {"keys": np.array(keys, dtype=str), "confusions": stacked})
-    # pairs, not mappings: JSON sorts names, and the order of the methods is the order of every table
-    about = {"labels": list(evaluation.labels.items()), "classes": evaluation.classes, "about": evaluation.about, "seconds": list(evaluation.seconds.items())}
-    write_json(folder / "evaluation.json", about)
-    return folder
-
-
-def free_folder(
-    parent: str | Path,  # of all evaluations of a run
-    evaluation: StreetEvaluation,
-) -> Path:  # below `parent`: `evaluation_name`, with a word more where that name is another one's
-    "Where an evaluation goes, beside those that differ from it and in the place of the one that is the same."
-    folder = Path(parent) / evaluation_name(evaluation)
-    if (folder / "evaluation.json").is_file() and identity_differences(evaluation.about, read_json(folder / "evaluation.json")["about"]):
-        return folder.with_name(f"{folder.name}-{sha256_json(evaluation.about.get('identity', {}))[:8]}")
-    return folder
-
-
-def find_evaluation(
-    parent: str | Path,  # of all evaluations of a run
-    identity: Mapping[str, str],  # of `evaluation_identity`
-) -> Path:
-    "The folder of the evaluation with an identity, its ground truth apart. Raises `MissingFileError` naming what the nearest one differs in."
-    names, nearest = [n for n in IDENTITY if n in identity], None
-    for path in sorted(Path(parent).glob("*/evaluation.json")):
-        other = identity_differences({"identity": identity}, read_json(path)["about"], names)
-        if not other:
-            return path.parent
-        if nearest is None or len(other) < len(nearest[1]):
-            nearest = path.parent, other
-    what = f"; {nearest[0].name} differs in {', '.join(nearest[1])}" if nearest else ""
-    raise MissingFileError(f"{parent}: no evaluation of {identity['data']}/{identity['split']} at {identity['size']} with this network{what}; run `street evaluate` first")
-
-
-def load_evaluation(
-    folder: str | Path,  # written by `save_evaluation`
-) -> StreetEvaluation:
-    "Read an evaluation. Raises `MissingFileError`, `DataError`."
-    folder = Path(folder)
-    held = read_json(folder / "evaluation.json")
-    evaluation = StreetEvaluation(dict(held["labels"]), held["classes"], held["about"])
-    evaluation.histograms = {m: ScoreHistogram.load(folder / f"{m}.npz") for m in evaluation.labels}
-    arrays = load_arrays(folder / "confusions.npz", ["keys", "confusions"])
-    evaluation.confusions = {str(k): c for k, c in zip(arrays["keys"], arrays["confusions"])}
-    if (folder / "components.npz").is_file():
-        evaluation.components = _unpacked_components(load_arrays(folder / "components.npz"), evaluation.labels)
-    evaluation.seconds = dict(held["seconds"])
-    return evaluation

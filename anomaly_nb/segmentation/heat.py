@@ -15,7 +15,8 @@ from sklearn.exceptions import NotFittedError
 from torch.nn import functional as F
 
 from ..core.errors import DataError
-from .feature_scores import ClassMoments, PixelMahalanobis, sample_cells
+from .cells import ClassMoments, sample_cells
+from .feature_scores import PixelMahalanobis
 from .scores import GroupMoments, _check_logits, energy
 
 # %% ../../nbs/07_segmentation/03_heat.ipynb #6ec15398

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MASK_NAMES', 'IMAGENET', 'OwnNetwork', 'load_network', 'stored_files', 'partners', 'StoredLogits']
 
-# %% ../../nbs/07_segmentation/16_network.ipynb #f542efee
+# %% ../../nbs/07_segmentation/16_network.ipynb #88285ff0
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..core.errors import DataError, MissingFileError, check_file, check_folder, require
 from ..core.files import load_array, load_arrays, read_json, sha256_file
+from ..core.runtime import import_torchvision
 from .datasets import Scene
 from .mask_scores import mask_class_logits
 from .models import StreetOutput, predict
@@ -91,7 +92,7 @@ class OwnNetwork(nn.Module):
         whole = logits if tuple(logits.shape[-2:]) == size else F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
         return StreetOutput(whole, features, logits if features is None else features, extent=size, masks=masks)
 
-# %% ../../nbs/07_segmentation/16_network.ipynb #91210b60
+# %% ../../nbs/07_segmentation/16_network.ipynb #5a11357b
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -140,6 +141,7 @@ def _from_onnx(path: Path) -> Callable[[torch.Tensor], Any]:
 
 def _from_transformers(folder: Path) -> OwnNetwork:
     "A local transformers checkpoint; mask classification (MaskFormer, Mask2Former) becomes scores per class."
+    import_torchvision()  # transformers imports it by itself, and fails where its build is not that of torch
     transformers = require("transformers", "hf")
     about = read_json(check_folder(folder) / "config.json")
     universal = any("ForUniversalSegmentation" in a or a.startswith(("Mask2Former", "MaskFormer", "OneFormer")) for a in about.get("architectures") or [])
@@ -151,11 +153,13 @@ def _from_transformers(folder: Path) -> OwnNetwork:
     mean, std = (prepared.get(k, v) for k, v in zip(("image_mean", "image_std"), IMAGENET))
     mean, std = (mean, std) if prepared.get("do_normalize", True) else ((0.0,) * 3, (1.0,) * 3)
     names = {int(k): str(v) for k, v in (about.get("id2label") or {}).items()}
+    names = {} if all(v == f"LABEL_{k}" for k, v in names.items()) else names  # what transformers writes where nobody gave names
 
     def call(images: torch.Tensor) -> Any:
         if not universal:
             out = network(pixel_values=images, output_hidden_states=True)
-            return out.logits, (out.hidden_states or [None])[-1]
+            last = (out.hidden_states or [None])[-1]
+            return out.logits, last if last is not None and last.ndim == 4 else None  # tokens of a plain transformer are no map
         out = network(pixel_values=images)
         return {n: getattr(out, n) for n in MASK_NAMES[0]}
 
@@ -163,24 +167,30 @@ def _from_transformers(folder: Path) -> OwnNetwork:
     return OwnNetwork(f"hf:{folder.name}", _normalised(call, mean, std), classes if len(set(classes)) == len(classes) else (), module=network)
 
 
+def _named(network: OwnNetwork, classes: Sequence[str]) -> OwnNetwork:
+    "The network with other names of its classes, where any are given."
+    network.classes = tuple(classes) or network.classes
+    return network
+
+
 def load_network(
     what: str | Path,  # "module:name", "hf:folder", or a file .pt, .pth, .ts, .pt2, .onnx
     input: str = "normalised",  # what a file takes: "normalised" or "uint8"
     mean: Sequence[float] = IMAGENET[0],  # of a file's training, for values in [0, 1]
     std: Sequence[float] = IMAGENET[1],
-    classes: Sequence[str] = (),  # trained classes in the order of its logits
+    classes: Sequence[str] = (),  # trained classes in the order of its logits; () = those it names itself
 ) -> OwnNetwork:  # in evaluation mode
     "A network of one's own by name or file. Raises `MissingFileError`, `DataError`, `MissingExtraError`."
     name = str(what)
     if input not in ("normalised", "uint8"):
         raise DataError(f"input is {input!r}; choose normalised or uint8")
     if name.startswith("hf:"):
-        return _from_transformers(Path(name[3:])).eval()
+        return _named(_from_transformers(Path(name[3:])), classes).eval()
     suffix = Path(name).suffix.lower()
     if suffix not in (".pt", ".pth", ".ts", ".pt2", ".onnx"):
         if ":" not in name:
             raise DataError(f"{name}: not a network; give module:function, hf:folder, or a file .pt, .pth, .ts, .pt2 or .onnx")
-        return _from_module(name).eval()
+        return _named(_from_module(name), classes).eval()
     path = check_file(name)
     module: nn.Module | None = None
     if suffix == ".onnx":

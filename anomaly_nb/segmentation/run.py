@@ -17,10 +17,13 @@ from ..core.errors import DataError
 from ..core.files import read_json, write_json, write_text
 from ..core.runtime import choose_device, provenance
 from ..core.style import save_figure
-from .datasets import StreetDataset, open_streets
-from .evaluation import StreetEvaluation, check_sizes, evaluate, load_evaluation, save_evaluation
+from .datasets import StreetDataset
+from .readers import open_streets
+from .evaluation import StreetEvaluation, check_sizes, evaluate
+from .evaluation_files import load_evaluation, save_evaluation
 from .models import StreetModel, load_checkpoint
-from .scorer import FIVE, PixelScorer, load_scorer, save_scorer
+from .scorer import FIVE, PixelScorer
+from .scorer_files import load_scorer, save_scorer
 from .training import training_curves
 
 # %% ../../nbs/07_segmentation/15_run.ipynb #6063c56b

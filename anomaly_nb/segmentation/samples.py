@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['STREET_CLASSES', 'UNKNOWN', 'STREET_TABLE', 'draw_street', 'street_samples', 'write_street_samples']
 
-# %% ../../nbs/07_segmentation/05_samples.ipynb #f35f8bd7
+# %% ../../nbs/07_segmentation/05_samples.ipynb #fc3b86be
 import io
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def draw_street(
     image = np.asarray(c.image, np.float32) * rng.uniform(0.75, 1.15) + rng.normal(0, 6, (*size, 1)) + rng.normal(0, 3, (*size, 3))
     return np.clip(image, 0, 255).astype(np.uint8), np.asarray(c.labels)
 
-# %% ../../nbs/07_segmentation/05_samples.ipynb #62c36733
+# %% ../../nbs/07_segmentation/05_samples.ipynb #80255ccb
 def street_samples(
     split: str = "train",
     count: int = 32,  # scenes
@@ -146,6 +147,12 @@ def street_samples(
     return _Drawn("street_samples", split, STREET_TABLE, scenes, (size[0], size[1]), drawn=(size, seed))
 
 
+@lru_cache(maxsize=256)  # a training asks for every scene in every epoch: 25 MB at most at the usual size
+def _drawn(index: int, split: str, size: tuple[int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    "A scene as `draw_street` draws it, once."
+    return draw_street(index, split, size, seed)
+
+
 @dataclass
 class _Drawn(StreetDataset):
     "Scenes that are drawn instead of read."
@@ -154,14 +161,19 @@ class _Drawn(StreetDataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.read_image = lambda paths: draw_street(int(paths.key[-4:]), self.split, *self.drawn)[0]
+        self.read_image = lambda paths: self._draw(paths.key)[0].copy()
 
     @property
     def identity(self) -> dict[str, Any]:
         return super().identity | {"scenes": f"{super().identity['scenes']} of seed {self.drawn[1]}"}
 
     def raw_labels(self, i: int) -> np.ndarray:
-        return draw_street(int(self.scenes[i].key[-4:]), self.split, *self.drawn)[1]
+        return self._draw(self.scenes[i].key)[1].copy()
+
+    def _draw(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        "A scene by its key."
+        size, seed = self.drawn
+        return _drawn(int(key[-4:]), self.split, (int(size[0]), int(size[1])), seed)
 
 
 def write_street_samples(

@@ -6,7 +6,7 @@
 __all__ = ['TrainConfig', 'segmentation_loss', 'TrainStream', 'train_batches', 'Classifier', 'segmentation_confusion',
            'check_classes', 'TrainResult', 'epoch_line', 'train', 'training_curves']
 
-# %% ../../nbs/07_segmentation/08_training.ipynb #f687c567
+# %% ../../nbs/07_segmentation/08_training.ipynb #173d542b
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ..core.errors import DataError, naming
 from ..core.files import load_tensors, save_tensors, sha256_json, write_text
-from ..core.runtime import choose_device, deterministic, notice, progress
+from ..core.runtime import choose_device, choose_precision, deterministic, notice, progress
 from ..core.style import figure_style
 from ..metrics import confusion_matrix, mean_iou
 from .augment import Augmentation
@@ -186,7 +186,7 @@ class _Run:
         save_tensors(self.folder / "last.pt", state)  # last: whatever it says is done, is done
         write_text(self.folder / "history.csv", pd.DataFrame(self.history).to_csv(index=False, lineterminator="\n"))
 
-# %% ../../nbs/07_segmentation/08_training.ipynb #84313302
+# %% ../../nbs/07_segmentation/08_training.ipynb #d5eb5a65
 def _train_epoch(run: _Run, dataset: StreetDataset, epoch: int, device: torch.device, workers: int) -> float:
     "One epoch; the mean loss of its batches."
     config, losses = run.config, []
@@ -237,6 +237,7 @@ def train(
         raise DataError("batch_size is 1; batch normalisation needs at least 2 pictures")
     identity: dict[str, Any] = {"config": asdict(config), "model": model.name, "classes": list(model.classes), "start": weights_digest(model)}
     identity["data"] = {s.split: [s.name, s.keys, list(s.size or ())] for s in (train_set, val_set)}
+    choose_precision(config.precision, device)  # warns where it is emulated
     run = _Run(model, config, sha256_json(identity), Path(folder), choose_device(device))
     run.folder.mkdir(parents=True, exist_ok=True)
     deterministic(config.seed)

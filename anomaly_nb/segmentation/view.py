@@ -21,10 +21,12 @@ from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
 from ..core.views import Choice, Control, Slider, View
 from ..metrics import average_precision, fpr_at_tpr, roc_auc
 from ..scoring.maps import overlay
-from .datasets import VOID, StreetDataset, open_streets
+from .datasets import VOID, StreetDataset
+from .readers import open_streets
 from .models import StreetModel, build_model, load_checkpoint, predict
 from .panels import class_colours
-from .scorer import PixelScorer, load_scorer
+from .scorer import PixelScorer
+from .scorer_files import load_scorer
 from .training import TrainConfig, train
 
 # %% ../../nbs/07_segmentation/14_view.ipynb #163a7182
@@ -74,9 +76,9 @@ def fate_picture(
         shown[where] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return shown.astype(np.uint8)
 
-# %% ../../nbs/07_segmentation/14_view.ipynb #badb10c4
-class _Pixels:
-    "Scores of every pixel of the test and validation scenes, method by method."
+# %% ../../nbs/07_segmentation/14_view.ipynb #d457f081
+class StreetView(View):
+    "Test scenes with score, threshold and the fate of every pixel."
 
     def __init__(
         self,
@@ -96,43 +98,6 @@ class _Pixels:
         self.outputs = {s: [predict(network, scene.image) for scene in part] for s, part in self.scenes.items()}
         self.maps = lru_cache(maxsize=None)(self._maps)
         self.ranking = lru_cache(maxsize=None)(self._ranking)
-
-    def _maps(self, method: str) -> dict[str, list[np.ndarray]]:
-        "Score maps of each split."
-        return {s: [self.scorer.score_one(method, out)[0] for out in part] for s, part in self.outputs.items()}
-
-    def pixels(self, method: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-        "Truth and score of every pixel that counts."
-        anomaly = np.concatenate([s.anomaly.ravel() for s in self.scenes[split]])
-        scores = np.concatenate([m.ravel() for m in self.maps(method)[split]])
-        return anomaly[anomaly != VOID] == 1, scores[anomaly != VOID]
-
-    def threshold(self, method: str, share: float) -> float:
-        "The score that a share of normal validation pixels reaches."
-        truth, scores = self.pixels(method, "val")
-        return float(np.quantile(scores[~truth], 1 - share))
-
-    def _ranking(self, method: str) -> dict[str, str]:
-        "Threshold-free figures over all test pixels."
-        truth, scores = self.pixels(method, "test")
-        if truth.all() or not truth.any():
-            return {}
-        found = (("pixel AUROC", roc_auc(truth, scores)), ("pixel AP", average_precision(truth, scores)), ("FPR at 95 % caught", fpr_at_tpr(truth, scores, 0.95)))
-        return {name: f"{v:.4f}" for name, v in found}
-
-    def table(self, method: str, share: float) -> pd.DataFrame:  # figure, value
-        "What the threshold does to all test pixels, and the ranking."
-        (truth, scores), limit = self.pixels(method, "test"), self.threshold(method, share)
-        rows = {"promised: normal pixels called": f"{share:.1%}", "kept: normal pixels called": f"{(scores[~truth] >= limit).mean():.1%}"}
-        rows |= {"anomalous pixels caught": f"{(scores[truth] >= limit).mean():.1%}" if truth.any() else "there are none"} | self.ranking(method)
-        return pd.DataFrame(rows.items(), columns=["figure", "value"])
-
-# %% ../../nbs/07_segmentation/14_view.ipynb #d457f081
-class StreetView(_Pixels, View):
-    "Test scenes with score, threshold and the fate of every pixel."
-
-    def __init__(self, network: StreetModel, scorer: PixelScorer, scenes: Mapping[str, StreetDataset], limit: int = 60, memory: int = 1 << 30):
-        super().__init__(network, scorer, scenes, limit, memory)
         holds = [int((s.anomaly == 1).sum()) for s in self.scenes["test"]]
         listed = tuple((f"{self.scenes['test'][i].key}, {holds[i]} anomalous pixels", int(i)) for i in np.argsort(-np.array(holds), kind="stable"))
         self.controls: dict[str, Control] = {
@@ -150,6 +115,24 @@ class StreetView(_Pixels, View):
         kept = Path(parameters["run"]) / "scorer.pt" if parameters["run"] else None
         scorer = load_scorer(kept) if kept else PixelScorer(parameters["methods"].split(","), random_state=parameters["seed"]).fit(network, scenes["train"])
         return cls(network, scorer, scenes)
+
+    def pixels(self, method: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+        "Truth and score of every pixel that counts."
+        anomaly = np.concatenate([s.anomaly.ravel() for s in self.scenes[split]])
+        scores = np.concatenate([m.ravel() for m in self.maps(method)[split]])
+        return anomaly[anomaly != VOID] == 1, scores[anomaly != VOID]
+
+    def threshold(self, method: str, share: float) -> float:
+        "The score that a share of normal validation pixels reaches."
+        truth, scores = self.pixels(method, "val")
+        return float(np.quantile(scores[~truth], 1 - share))
+
+    def table(self, method: str, share: float) -> pd.DataFrame:  # figure, value
+        "What the threshold does to all test pixels, and the ranking."
+        (truth, scores), limit = self.pixels(method, "test"), self.threshold(method, share)
+        rows = {"promised: normal pixels called": f"{share:.1%}", "kept: normal pixels called": f"{(scores[~truth] >= limit).mean():.1%}"}
+        rows |= {"anomalous pixels caught": f"{(scores[truth] >= limit).mean():.1%}" if truth.any() else "there are none"} | self.ranking(method)
+        return pd.DataFrame(rows.items(), columns=["figure", "value"])
 
     def describe(self, state: Mapping[str, Any]) -> str:
         "The scene in words."
@@ -180,6 +163,18 @@ class StreetView(_Pixels, View):
             parts[0].suptitle(self.describe(state), fontsize=10, x=0.01, ha="left")
         start = self.state()
         return fig, self.table(method, state["share"]).rename(columns={"value": "now"}).assign(report=self.table(start["method"], start["share"])["value"])
+
+    def _maps(self, method: str) -> dict[str, list[np.ndarray]]:
+        "Score maps of each split."
+        return {s: [self.scorer.score_one(method, out)[0] for out in part] for s, part in self.outputs.items()}
+
+    def _ranking(self, method: str) -> dict[str, str]:
+        "Threshold-free figures over all test pixels."
+        truth, scores = self.pixels(method, "test")
+        if truth.all() or not truth.any():
+            return {}
+        found = (("pixel AUROC", roc_auc(truth, scores)), ("pixel AP", average_precision(truth, scores)), ("FPR at 95 % caught", fpr_at_tpr(truth, scores, 0.95)))
+        return {name: f"{v:.4f}" for name, v in found}
 
     def _draw_histogram(self, ax: Any, method: str, limit: float) -> None:
         "Scores of all test pixels, with the threshold."

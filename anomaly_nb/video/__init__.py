@@ -10,19 +10,22 @@ __all__ = ['make_clip', 'make_video_dataset', 'detected_regions', 'detection_cur
            'plan_for', 'score_dataset', 'VideoScorer', 'frame_scores', 'load_scorer', 'responsible_objects',
            'save_scorer', 'VelocityModel', 'open_source', 'watch', 'export_frames']
 
-# %% ../../nbs/08_video/00_video.ipynb #7432a5c0
+# %% ../../nbs/08_video/00_video.ipynb #ec836009
 from .clips import make_clip, make_video_dataset
 from .detection import detected_regions, detection_curve, detection_delays, read_tracks
 from .evaluation import auc_table, frame_auc
 from .events import Decision, find_events
-from .extraction import Extraction, extract_videos
+from .extraction import extract_videos
 from .feature_files import ObjectFeatures, convert_pickled, export_frames, load_object_features
-from .layouts import frame_labels, list_videos
+from .ground_truth import frame_labels
+from .layouts import list_videos
 from .pipeline import calibrate_dataset, dataset_events, evaluate_dataset, extract_dataset, located, plan_for, score_dataset
 from .render import contact_sheet, render_video
 from .scoring import VideoScorer, frame_scores, load_scorer, responsible_objects, save_scorer
+from .sources import open_source
+from .streams import Extraction
 from .velocity import VelocityModel
-from .watch import open_source, watch
+from .watch import watch
 
 # %% ../../nbs/08_video/00_video.ipynb #7acbcea3
 _all_ = ["make_clip", "make_video_dataset", "detected_regions", "detection_curve", "detection_delays", "read_tracks",

@@ -63,7 +63,7 @@ def _draw_figure(
     line(0, 0.42, 0, 0.8, 0.24)
     disc(0, 0.9, 0.1)
 
-# %% ../../nbs/08_video/01_clips.ipynb #6f22baba
+# %% ../../nbs/08_video/01_clips.ipynb #64d47d25
 def make_clip(
     intruder: str | None = None,  # of KINDS, or None for a normal clip
     frames: int = 40,  # length
@@ -71,13 +71,15 @@ def make_clip(
     walkers: int = 4,  # how many cross the scene
     random_state: int = 0,  # seed of everything in it
     scene: int = 0,  # seed of the background, shared by the clips of one camera
+    empty: int = 0,  # frames at the beginning in which nobody is there yet
 ) -> tuple[np.ndarray, np.ndarray]:  # (T, H, W) uint8 frames, (T, H, W) bool masks of the intruder
     "Draw one clip. Raises `DataError` for an unknown intruder."
     if intruder is not None and intruder not in KINDS:
         raise DataError(f"intruder {intruder!r} is unknown; use one of {', '.join(KINDS)}")
     rng, (height, width), zoom = np.random.default_rng(random_state), size, 6
     ground = Image.fromarray(_ground(size, scene)).resize((width * zoom, height * zoom), Image.Resampling.BILINEAR)
-    cast = [("walker", *_path(rng, size, int(rng.integers(-width, frames // 2)))) for _ in range(walkers)]
+    earliest, latest = (empty - 6, frames // 2 - 6) if empty else (-width, frames // 2)  # a walker needs 6 frames into view
+    cast = [("walker", *_path(rng, size, int(rng.integers(earliest, max(earliest + 1, latest))))) for _ in range(walkers)]
     if intruder:
         cast.append((intruder, *_path(rng, size, frames // 4)))
     images, masks = np.empty((frames, height, width), np.uint8), np.zeros((frames, height, width), bool)
@@ -110,11 +112,11 @@ def _path(rng: np.random.Generator, size: tuple[int, int], start: int) -> tuple:
     lane = size[0] * rng.uniform(0.55, 0.95)
     return start, lane, rng.choice([-1, 1]), rng.normal(1, 0.08), int(rng.integers(20, 70)), rng.uniform(0, 6)
 
-# %% ../../nbs/08_video/01_clips.ipynb #509031a3
+# %% ../../nbs/08_video/01_clips.ipynb #d10f61bd
 def make_video_dataset(
     root: str | Path,  # folder to write
     n_train: int = 6,  # normal clips
-    intruders: tuple[str, ...] = ("cyclist", "runner", "cart"),  # one test clip each
+    intruders: tuple[str | None, ...] = ("cyclist", "runner", "cart"),  # one test clip each; None = nobody who does not walk
     frames: int = 40,  # per clip
     size: tuple[int, int] = (96, 160),  # height and width, pixels
     random_state: int = 0,  # equal seeds give equal files
@@ -122,10 +124,7 @@ def make_video_dataset(
     "Write walkers for training and one intruder per test clip, with masks."
     root = Path(root)
     for i in range(n_train):
-        empty = i == n_train - 1
-        images, _ = make_clip(None, frames, size, 0 if empty else 4, random_state * 1000 + i, random_state)
-        if empty:
-            images[frames // 2 :] = make_clip(None, frames - frames // 2, size, 4, random_state * 1000 + 500, random_state)[0]
+        images, _ = make_clip(None, frames, size, 4, random_state * 1000 + i, random_state, frames // 4 if i == n_train - 1 else 0)
         _write(root / "training" / "frames" / f"{i + 1:02d}", images)
     for i, kind in enumerate(intruders):
         images, masks = make_clip(kind, frames, size, 4, random_state * 1000 + 900 + i, random_state)

@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'PLACES', 'SIDES', 'read_tracks', 'tracks_of_masks', 'box_iou', 'DetectionCurve', 'detection_curve',
            'detected_regions', 'data_set_tracks', 'detection_table', 'detection_delays', 'false_events']
 
-# %% ../../nbs/08_video/15_detection.ipynb #a53ee589
+# %% ../../nbs/08_video/15_detection.ipynb #7c5cd3b7
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ from ..core.tables import read_rows, to_numbers
 from ..data.images import read_mask
 from ..metrics.regions import label_regions
 from .events import runs
-from .layouts import Video, ground_truths, mask_files
+from .ground_truth import ground_truths, mask_files
+from .layouts import Video
 
 # %% ../../nbs/08_video/15_detection.ipynb #b7c9fb45
 COLUMNS = ("track", "frame", "x_min", "y_min", "x_max", "y_max")

@@ -7,7 +7,7 @@ __all__ = ['DATASETS', 'CACHE', 'DECISION', 'VideoPlan', 'plan_for', 'located', 
            'calibrate_dataset', 'frames_per_second', 'score_dataset', 'load_decision', 'dataset_events',
            'dataset_videos', 'mark_incomplete', 'evaluate_dataset', 'dataset_delays']
 
-# %% ../../nbs/08_video/11_pipeline.ipynb #71a241c4
+# %% ../../nbs/08_video/11_pipeline.ipynb #f5ae76c3
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,14 +24,16 @@ from ..core.settings import load_settings
 from .detection import data_set_tracks, detection_delays, detection_table, false_events
 from .evaluation import auc_table
 from .events import Decision, decide, find_events, held_out_frames, made_with
-from .extraction import Extraction, check_extracted, extract_videos
+from .extraction import check_extracted, extract_videos
 from .feature_files import read_index
-from .layouts import EVENTS, GROUND_TRUTHS, frame_labels, ground_truths, list_videos, read_split
+from .ground_truth import EVENTS, GROUND_TRUTHS, frame_labels, ground_truths
+from .layouts import list_videos, read_split
 from .scoring import VideoScorer, frame_scores, load_modalities, load_scorer, of_videos, responsible_objects, save_scorer
+from .streams import Extraction
 
-# %% ../../nbs/08_video/11_pipeline.ipynb #83492bf2
+# %% ../../nbs/08_video/11_pipeline.ipynb #4633d126
 DATASETS: dict[str, dict[str, Any]] = {
-    "ped2": {"extraction": {"min_area": 200, "piece": (40, 24), "bins": 1, "speed": "median"}, "n_components": 2, "sigma": 3.0, "fps": 10},
+    "ped2": {"extraction": {"min_area": 200, "piece": (40, 24), "bins": 1, "speed": "median", "flow_scale": 1}, "n_components": 2, "sigma": 3.0, "fps": 10},
     "avenue": {"extraction": {"min_area": 400, "background": "video"}, "n_components": 5, "sigma": 3.0, "fps": 25},
     "shanghaitech": {"extraction": {"min_area": 64, "background": "video", "box_height_scaling": True}, "n_components": 5, "sigma": 7.0, "fps": 24},
     "clips": {"extraction": {"min_area": 60, "piece": (26, 16), "bins": 1, "speed": "median"}, "n_components": 2, "sigma": 2.0, "fps": 10},
@@ -110,7 +112,7 @@ def features_of(plan: VideoPlan) -> Path:
         raise DataError(f"dataset {plan.name!r} has neither a root nor a folder of features; give --root or --features")
     return plan.features
 
-# %% ../../nbs/08_video/11_pipeline.ipynb #e5d19498
+# %% ../../nbs/08_video/11_pipeline.ipynb #f9457066
 def extract_dataset(
     plan: VideoPlan,
     splits: tuple[str, ...] = ("training", "testing"),
@@ -213,7 +215,7 @@ def dataset_events(
     "The events of a split. Raises as `load_decision` does."
     _, decision = load_decision(plan, config)
     rates = {} if plan.fps or plan.root is None else {v.name: v.fps for v in read_split(plan.root, "testing")[0] if v.fps}
-    return find_events(frames, responsible_objects(objects, plan.weights), decision, false_alarms_per_hour, rates), decision
+    return find_events(frames, responsible_objects(objects, plan.weights, decision.scales), decision, false_alarms_per_hour, rates), decision
 
 
 def dataset_videos(

@@ -65,17 +65,18 @@ def curve_strip(
     cv2.polylines(strip, [np.array([(x(t), y(float(s))) for t, s in enumerate(scores)], np.int32)], False, CURVE, 1, cv2.LINE_AA)
     return strip
 
-# %% ../../nbs/08_video/14_render.ipynb #39740c9e
+# %% ../../nbs/08_video/14_render.ipynb #a24349b5
 CODECS = (("mp4", "avc1"), ("webm", "VP80"), ("avi", "MJPG"))
 
 
 def render_video(
     video: Video,
     folder: str | Path,  # receives <name>.mp4, .webm or .avi
-    frames: pd.DataFrame,  # frame, combined of this video, in order
+    frames: pd.DataFrame,  # frame and the scores of this video, in order
     objects: pd.DataFrame,  # of `VideoScorer.score_objects`; other videos are passed over
     events: pd.DataFrame,  # of `find_events`; other videos are passed over
     threshold: float,  # of events
+    curve: np.ndarray | None = None,  # (T,) that is compared with it; None = the combined score
     fps: float = 10.0,  # frames per second
 ) -> Path:  # the file
     "The annotated film. Raises `DataError` where frames and scores do not belong together, or no codec works."
@@ -89,7 +90,8 @@ def render_video(
     for a, b in spans:
         inside[a : b + 1] = True
     by_frame = dict(tuple(objects[objects["video"].astype(str) == video.name].groupby("frame")))
-    scores, shape = frames["combined"].to_numpy(), annotate(next(iter(video))[1], objects.iloc[:0]).shape
+    scores = frames["combined"].to_numpy() if curve is None else curve
+    shape = annotate(next(iter(video))[1], objects.iloc[:0]).shape
     strip, size = curve_strip(scores, threshold, spans, shape[1]), (shape[1] // 2 * 2, (shape[0] + STRIP) // 2 * 2)
     writer, path, partial = film_writer(Path(folder), video.name, fps, size)
     try:

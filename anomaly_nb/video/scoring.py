@@ -198,13 +198,19 @@ def load_scorer(
     scorer.ranges_ = {m: ranges[m] for m in modalities}
     return scorer
 
-# %% ../../nbs/08_video/08_scoring.ipynb #05eb8aa5
+# %% ../../nbs/08_video/08_scoring.ipynb #6b0323f3
 def responsible_objects(
     objects: pd.DataFrame,  # of `VideoScorer.score_objects`
     weights: Mapping[str, float] | None = None,  # as in `frame_scores`
+    scales: Mapping[str, tuple[float, float]] | None = None,  # of `events.Decision`, instead of weights: who raised the alarm
 ) -> pd.DataFrame:  # video, frame, modality, score, y1, x1, y2, x2; one row per frame with objects
-    "The object that raised each frame's score the most."
-    part = objects.assign(contribution=objects["score"] * objects["modality"].map(lambda m: 1.0 if weights is None else weights.get(m, 0.0)))
+    "The object that raised each frame's score, or its alarm, the most."
+    if scales:
+        objects = objects[objects["modality"].isin(scales)]
+        low, high = (objects["modality"].map(lambda m, side=side: scales[m][side]).astype(float) for side in (0, 1))
+        part = objects.assign(contribution=(objects["score"] - low) / (high - low))
+    else:
+        part = objects.assign(contribution=objects["score"] * objects["modality"].map(lambda m: 1.0 if weights is None else weights.get(m, 0.0)))
     best = part.loc[part.groupby(["video", "frame"])["contribution"].idxmax()]
     return best[["video", "frame", "modality", "score", "y1", "x1", "y2", "x2"]].reset_index(drop=True)
 

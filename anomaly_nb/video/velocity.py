@@ -16,7 +16,7 @@ from sklearn.exceptions import NotFittedError
 from ..core.errors import DataError, check_finite
 from ..core.files import load_arrays, save_arrays, sha256_json
 
-# %% ../../nbs/08_video/07_velocity.ipynb #be8794f0
+# %% ../../nbs/08_video/07_velocity.ipynb #d1196844
 class VelocityModel:
     "Gaussian mixture over velocity histograms: `fit(velocities).score(velocities)`, higher = less usual."
 
@@ -25,8 +25,9 @@ class VelocityModel:
         n_components: int | str = 5,  # number of Gaussians, or "bic": the best of 1..8 by the Bayesian information criterion
         random_state: int = 0,  # seed of the initial components
         reg_covar: float = 1e-6,  # added to the variances, (pixels per frame)²
+        starts: int = 5,  # fits from other initial components; the likeliest is kept
     ):
-        self.n_components, self.random_state, self.reg_covar = n_components, random_state, reg_covar
+        self.n_components, self.random_state, self.reg_covar, self.starts = n_components, random_state, reg_covar, starts
 
     def fit(
         self,
@@ -46,11 +47,11 @@ class VelocityModel:
         return self
 
     def _best(self, x: np.ndarray) -> Any:
-        "The mixture of the asked size, or of the size with the lowest BIC."
+        "The likeliest mixture of the asked size, or of the size with the lowest BIC."
         from sklearn.mixture import GaussianMixture
 
         sizes = range(1, 9) if self.n_components == "bic" else [self.n_components]
-        fits = [GaussianMixture(n, reg_covar=self.reg_covar, random_state=self.random_state, max_iter=300).fit(x) for n in sizes]
+        fits = [GaussianMixture(n, reg_covar=self.reg_covar, random_state=self.random_state, max_iter=300, n_init=self.starts).fit(x) for n in sizes]
         return fits[0] if len(fits) == 1 else min(fits, key=lambda m: m.bic(x))
 
     def score(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plan_of_report', 'VideoView']
 
-# %% ../../nbs/08_video/12_view.ipynb #6d9504ea
+# %% ../../nbs/08_video/12_view.ipynb #fc8100ca
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -21,7 +21,8 @@ from ..core.views import Choice, Control, Slider, View
 from .clips import make_video_dataset
 from .evaluation import frame_auc
 from .feature_files import read_index
-from .layouts import frame_labels, ground_truths, list_videos
+from .ground_truth import frame_labels, ground_truths
+from .layouts import list_videos
 from .pipeline import VideoPlan, extract_dataset, located, plan_for
 from .plots import frame_in_time
 from .scoring import VideoScorer, frame_scores, load_modalities, responsible_objects
@@ -36,9 +37,9 @@ def plan_of_report(
     plan = plan_for(p["dataset"], None, root, None, {n: p[n] for n in ("backbone", "weights", "image_size")}, p["cache"])
     return located(replace(plan, k=p["k"], metric=p["metric"], random_state=p["seed"], ground_truth=p["ground_truth"] or None, events=p.get("events") or None))
 
-# %% ../../nbs/08_video/12_view.ipynb #350a563b
-class _Objects:
-    "Features of a data set, and object scores at any k."
+# %% ../../nbs/08_video/12_view.ipynb #c49e17d1
+class VideoView(View):
+    "Frames of test videos with their objects, timeline, and figures over all videos. Raises as `VideoScorer` does."
 
     def __init__(
         self,
@@ -55,11 +56,24 @@ class _Objects:
         self.videos = {v.name: v for v in list_videos(plan.root, "testing")}
         self.labels = frame_labels(plan.root, list(self.videos.values()), plan.ground_truth, plan.events) if ground_truths(plan.root) else None
         self.objects = lru_cache(maxsize=8)(self._objects)
+        self.title = plan.name
+        weights = plan.weights or dict.fromkeys(self.test, 1.0)
+        first = next(iter(self.videos))
+        columns = (("combined", "combined"), *((m, m) for m in self.test))
+        self.controls = {
+            "video": Choice("video", first, tuple((f"{n}, {len(v.frames)} frames", n) for n, v in self.videos.items())),
+            "frame": self._frames_of(first, plan.k, weights, plan.sigma),
+            "threshold": Slider("threshold, 1 = end of normal", 1.0, 0.0, 3.0, 0.02),
+            "column": Choice("score", "combined", columns),
+            **({"k": Slider("k-th nearest object", plan.k, 1, 9, 1, 0)} if set(self.test) - {"velocity"} else {}),
+            **{f"weight_{m}": Slider(f"weight of {m}", float(weights.get(m, 0)), 0.0, 2.0, 0.1, 1) for m in self.test},
+            "sigma": Slider("smoothing over frames", plan.sigma, 0.0, 8.0, 0.5, 1),
+        }
 
-    def _objects(self, k: int) -> pd.DataFrame:
-        "Calibrated scores of every test object."
-        scorer = VideoScorer(k, self.plan.metric, self.plan.n_components, random_state=self.plan.random_state)
-        return scorer.fit(self.train).score_objects(self.test)
+    @classmethod
+    def from_report(cls, parameters: Mapping[str, Any]) -> "VideoView":
+        "The view of a run of `video_calibration`, from its parameters. Raises as the report does."
+        return cls(plan_of_report(parameters), parameters["max_image_count"])
 
     def frames(self, k: int, weights: Mapping[str, float], sigma: float) -> pd.DataFrame:
         "Scores of every test frame. Raises `DataError` where all weights are 0."
@@ -77,49 +91,11 @@ class _Objects:
         rows += [("frame AUROC, micro", f"{auc['micro']:.4f}"), ("frame AUROC, macro", f"{auc['macro']:.4f}")]
         return pd.DataFrame(rows, columns=["figure", "value"])
 
-# %% ../../nbs/08_video/12_view.ipynb #d7bc96b4
-class _Controls(_Objects, View):
-    "The controls of `VideoView`, and how they depend on each other."
-
-    def __init__(self, plan: VideoPlan, max_image_count: int = 4000):
-        super().__init__(plan, max_image_count)
-        self.title = plan.name
-        weights = plan.weights or dict.fromkeys(self.test, 1.0)
-        first = next(iter(self.videos))
-        columns = (("combined", "combined"), *((m, m) for m in self.test))
-        self.controls = {
-            "video": Choice("video", first, tuple((f"{n}, {len(v.frames)} frames", n) for n, v in self.videos.items())),
-            "frame": self._frames_of(first, plan.k, weights, plan.sigma),
-            "threshold": Slider("threshold, 1 = end of normal", 1.0, 0.0, 3.0, 0.02),
-            "column": Choice("score", "combined", columns),
-            **({"k": Slider("k-th nearest object", plan.k, 1, 9, 1, 0)} if set(self.test) - {"velocity"} else {}),
-            **{f"weight_{m}": Slider(f"weight of {m}", float(weights.get(m, 0)), 0.0, 2.0, 0.1, 1) for m in self.test},
-            "sigma": Slider("smoothing over frames", plan.sigma, 0.0, 8.0, 0.5, 1),
-        }
-
-    def _frames_of(self, video: str, k: int, weights: Mapping[str, float], sigma: float) -> Slider:
-        "A slider over a video, standing at its highest frame."
-        scores = self.frames(k, weights, sigma).query("video == @video")["combined"].to_numpy()
-        return Slider("frame", int(scores.argmax()), 0, len(scores) - 1, 1, 0)
-
-    def _scored(self, state: Mapping[str, Any]) -> pd.DataFrame:
-        "Frame scores of a state."
-        return self.frames(int(state.get("k", 2)), {m: state[f"weight_{m}"] for m in self.test}, state["sigma"])
-
     def follow(self, state: Mapping[str, Any], changed: str) -> dict[str, Control]:
         "Another video is opened at its highest frame."
         if changed != "video":
             return {}
         return {"frame": self._frames_of(state["video"], int(state.get("k", 2)), {m: state[f"weight_{m}"] for m in self.test}, state["sigma"])}
-
-# %% ../../nbs/08_video/12_view.ipynb #c49e17d1
-class VideoView(_Controls):
-    "Frames of test videos with their objects, timeline, and figures over all videos. Raises as `VideoScorer` does."
-
-    @classmethod
-    def from_report(cls, parameters: Mapping[str, Any]) -> "VideoView":
-        "The view of a run of `video_calibration`, from its parameters. Raises as the report does."
-        return cls(plan_of_report(parameters), parameters["max_image_count"])
 
     def describe(self, state: Mapping[str, Any]) -> str:
         "The frame's score in words."
@@ -138,3 +114,17 @@ class VideoView(_Controls):
         fig = frame_in_time(video, int(state["frame"]), scores, here, responsible_objects(here, counted), truth, state["threshold"], state["column"], self.describe(state))
         now = self.table(frames, state["column"], state["threshold"])
         return fig, now.rename(columns={"value": "now"}).assign(report=self.table(self._scored(default), default["column"], default["threshold"])["value"])
+
+    def _objects(self, k: int) -> pd.DataFrame:
+        "Calibrated scores of every test object."
+        scorer = VideoScorer(k, self.plan.metric, self.plan.n_components, random_state=self.plan.random_state)
+        return scorer.fit(self.train).score_objects(self.test)
+
+    def _frames_of(self, video: str, k: int, weights: Mapping[str, float], sigma: float) -> Slider:
+        "A slider over a video, standing at its highest frame."
+        scores = self.frames(k, weights, sigma).query("video == @video")["combined"].to_numpy()
+        return Slider("frame", int(scores.argmax()), 0, len(scores) - 1, 1, 0)
+
+    def _scored(self, state: Mapping[str, Any]) -> pd.DataFrame:
+        "Frame scores of a state."
+        return self.frames(int(state.get("k", 2)), {m: state[f"weight_{m}"] for m in self.test}, state["sigma"])

@@ -1,0 +1,92 @@
+"What the tests of both services share: where somebody may put an application, odd paths, and a client of its own OpenAPI."
+
+import socket
+from contextlib import closing
+
+import schemathesis
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis.specs.openapi.checks import negative_data_rejection
+
+
+def mounted(app, prefix="/api/v2"):
+    "The service under a path of somebody else's application."
+    outer = FastAPI(openapi_url=None)
+    outer.mount(prefix, app)
+    return outer
+
+
+def places(app, own_path):
+    "The application wherever somebody may put it, one path of its own included: (name, client without a key, prefix)."
+    twice = FastAPI(openapi_url=None)
+    twice.mount("/b", mounted(app, "/a"))
+
+    async def rewriting(scope, receive, send):
+        await app(scope | {"path": scope["path"].removeprefix("/cut"), "root_path": "/cut"}, receive, send)
+
+    on_host = FastAPI(openapi_url=None)
+    on_host.host("testserver", app)
+    return [
+        ("plain", TestClient(app), ""),
+        ("mounted", TestClient(mounted(app)), "/api/v2"),
+        ("mounted twice", TestClient(twice), "/b/a"),
+        ("root path", TestClient(app, root_path="/api"), ""),
+        ("root path in the path", TestClient(app, root_path="/api"), "/api"),
+        ("rewriting proxy", TestClient(rewriting), "/cut"),
+        ("host", TestClient(on_host), ""),
+        ("mounted as health", TestClient(mounted(app, "/health")), "/health"),
+        ("mounted under a path of its own", TestClient(mounted(app, own_path)), own_path),
+    ]
+
+
+def mangled(path):
+    "A path in every way that proxies and attackers know."
+    odd = ("{}", "/{}", "//{}", "{}/", "{}//", "/./{}", "/x/../{}", "/%2e%2e{}", "{}%2f", "{}%00", "{};a=b", "{}/.")
+    return [path.upper(), path.replace("/", "%2f"), path.replace("/", "%2F"), path.replace("/", "//"), *(o.format(path) for o in odd)]
+
+
+def no_answer(app, routes, own_path, verbs=(), **given):
+    "Ask every (method, path) without a key, in every place and every way, and by other verbs: how often; never an answer."
+    asked = 0
+    for name, client, prefix in places(app, own_path):
+        for method, straight in routes:
+            for path in mangled(straight):
+                for verb in {method, *verbs}:
+                    r = client.request(verb, prefix + path, follow_redirects=False, **given if verb == "POST" else {})
+                    asked += 1
+                    own = r.headers.get("content-type") == "application/problem+json"
+                    assert (r.status_code == 401 if own or verb == "HEAD" else r.status_code in (404, 307)), (name, verb, prefix + path, r.status_code)
+            assert client.request(method, prefix + straight).status_code == 401, (name, straight)
+        assert client.get(f"{prefix}/health").status_code == 200, name
+    print(f"{asked} requests without a key in {len(places(app, own_path))} places: none answered")
+
+
+def conforms(app, document, mode, headers, examples, excluded=()):
+    "Requests made from the service's own document, valid or invalid: nothing fails on its side, and answers are as documented."
+    schema, tried = schemathesis.openapi.from_dict(document), 0
+    schema.app = app
+
+    def check(case):
+        nonlocal tried
+        tried += 1
+        response = case.call(headers=headers)
+        assert response.status_code < 500, (case, response.text)
+        case.validate_response(response, headers=headers, excluded_checks=[negative_data_rejection, *excluded])  # it counts the key that is sent here as missing
+
+    for operation in (o.ok() for o in schema.get_all_operations()):
+        wanted = hypothesis_settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        try:
+            wanted(given(operation.as_strategy(generation_mode=mode))(check))()
+        except Unsatisfiable:  # an operation without parameters has no invalid form
+            assert mode == schemathesis.GenerationMode.NEGATIVE and not operation.body and not operation.query
+    print(f"schemathesis, {mode.value}: {tried} requests, no 5xx")
+
+
+def free_port():
+    "A port that nobody listens on."
+    with closing(socket.socket()) as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
