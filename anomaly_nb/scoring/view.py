@@ -287,12 +287,12 @@ def report_detector(
 ) -> Detector:
     """The unfitted detector of a report's parameters; those of runs made when the recipe was called `bank` are read too.
 
-    Where the recipe compares with words, the defaults that are for filters (backbone, size, reduction) give way to its own; drawn samples are seen by the small model.
+    Where the recipe compares with words, the defaults that are for filters (backbone, size, reduction) give way to its own.
     """
     p = dict(parameters)
     recipe = {"padim": "placed"}.get(p["bank"], p["bank"]) if p.get("bank") else p["recipe"]
     if recipe in RECIPES and RECIPES[recipe].bank.uses_words and p["backbone"] == "filters":
-        p |= {"backbone": "open_clip:tiny" if p.get("dataset") == "samples" else "", "image_size": 0}
+        p |= {"backbone": "", "image_size": 0}
         p["image_reduce"] = "" if p["image_reduce"] == "top1%" else p["image_reduce"]
     coreset = None if p["coreset"] == -1 else coreset_of_report(p["coreset"])
     rule = p["threshold"] if p["threshold"].partition(":")[0] in ("quantile", "conformal") else "quantile:0.95"
