@@ -220,7 +220,7 @@ def test_recipe_is_its_formula(name):
     detector = make_detector(name, "filters")
     scores = detector.fit(TRAIN).score(TEST)
     np.testing.assert_allclose(scores, FORMULAS[name](), rtol=1e-5, atol=1e-5)
-    assert name == "fusion" or (detector.score_patches(TEST) >= 0).all() and (detector.score_patches(TRAIN) >= 0).all()
+    assert name == "fusion" or ((detector.score_patches(TEST) >= 0).all() and (detector.score_patches(TRAIN) >= 0).all())
 
 
 def test_the_coreset_of_patchcore_is_the_plain_greedy_one():

@@ -63,7 +63,7 @@ def soft_windows(
     whole = np.ones((1, h * w))
     return whole if grid == 1 else np.concatenate([whole, np.einsum("ah,bw->abhw", tents(h), tents(w)).reshape(grid * grid, h * w)])
 
-# %% ../../nbs/04_banks/13_composition.ipynb #ef496071
+# %% ../../nbs/04_banks/13_composition.ipynb #bdba7e4c
 class CompositionBank(Bank):
     "How unusual the numbers of each kind of patch are, over the image and over coarse windows of it."
 
@@ -88,16 +88,16 @@ class CompositionBank(Bank):
 
     def fit(
         self,
-        patches: np.ndarray,  # (N, P, D) of normal images, N >= 3
+        patches: np.ndarray,  # (N, P, D) of normal images, N >= 2
         patch_hw: tuple[int, int],  # (h, w)
         cls: np.ndarray | None = None,  # not used
     ) -> "CompositionBank":
-        "Learn kinds and their numbers. Raises `DataError` on bad input or parameters, or fewer than three images."
+        "Learn kinds and their numbers. Raises `DataError` on bad input or parameters, or fewer than two images."
         x = check_patches(patches, patch_hw)
         if self.kinds < 2 or self.grid < 1 or self.softness <= 0 or not 0 < self.shrinkage <= 1:
             raise DataError(f"kinds={self.kinds}, grid={self.grid}, softness={self.softness}, shrinkage={self.shrinkage}; use at least 2 kinds, 1 window, and shrinkage in (0, 1]")
-        if len(x) < 3:
-            raise DataError(f"a composition is learned from at least 3 normal images, not {len(x)}: numbers have to be seen to vary; add some, or use another recipe")
+        if len(x) < 2:
+            raise DataError(f"a composition is learned from at least 2 normal images, not {len(x)}: numbers have to be seen to vary; add some, or use another recipe")
         flat, rng = x.reshape(-1, x.shape[2]), np.random.default_rng(self.random_state)
         some = flat[np.sort(rng.permutation(len(flat))[:20000])]
         self.patch_hw_ = (int(patch_hw[0]), int(patch_hw[1]))

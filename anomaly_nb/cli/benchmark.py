@@ -11,14 +11,14 @@ from typing import Annotated
 
 import typer
 
-# %% ../../nbs/11_cli/11_benchmark.ipynb #4e2775a4
+# %% ../../nbs/11_cli/11_benchmark.ipynb #09bfd425
 def benchmark(
     plan: Annotated[Path, typer.Argument(help="YAML: data, recipes, and if you like backbones, sizes, shots, seeds, coreset, pixels, cache, limits, retries.")],
     figures: Annotated[str, typer.Option(help="Folder that holds runs/.")] = "figures",
     references: Annotated[Path | None, typer.Option(help="CSV of published numbers to show beside ours: method, backbone, data, metric, value, source.")] = None,
     metric: Annotated[str, typer.Option(help="What methods are ranked by, higher is better: image_auroc, image_ap, f1, pixel_auroc, aupro.")] = "image_auroc",
     workers: Annotated[int, typer.Option(help="Runs at once on this machine; 0 for half the cores.")] = 0,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also make runs again that failed by their own fault; single rows that failed are tried again whenever their run is made.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also make runs again that failed by their own fault.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Check the plan, say how many rows and runs it wants and how long they may take, and stop.")] = False,
 ) -> None:
     """Measure methods on data sets, and write the tables one can publish: ranks, tests, diagram, LaTeX, Markdown.

@@ -272,13 +272,13 @@ def latex_table(
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{plain(caption)}}}", rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule", *body]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
-# %% ../../nbs/10_reports/15_benchmark.ipynb #aee20b21
+# %% ../../nbs/10_reports/15_benchmark.ipynb #0a9f974b
 def beside_published(
     table: pd.DataFrame,  # of `benchmark_table`
     references: str | Path,  # CSV: method, backbone, data, metric, value, source
     shots: int = -1,
 ) -> pd.DataFrame:  # method, data, metric, published, their_backbone, here, our_backbone, source
-    "Published numbers beside means over seeds measured here with the same recipe; a row for each of our backbones, NaN where there is none. Raises `DataError` on missing columns or values that are no numbers."
+    "Published numbers beside means measured here with the same recipe, a row for each of our backbones. Raises `DataError` on missing columns or values that are no numbers."
     known = read_table(references, ("method", "backbone", "data", "metric", "value", "source"), {"value": float}).reset_index(drop=True)
     rows, found = table[(table["shots"] == shots) & (table["status"] == "ok")], []
     for row in known.itertuples():
