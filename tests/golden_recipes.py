@@ -28,7 +28,7 @@ DATA = Path(os.environ.get("ANOMALY_NB_DATA") or "nowhere")
 MOBILENET = "timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5"
 SAMPLES, SIZE = ("weave", "wood", "granite", "nut", "capsule"), 64
 BACKBONES = {"filters": "", "filters-1": ""}
-NAMES = tuple(name for name, recipe in RECIPES.items() if not recipe.needs)  # words need a model of images and words
+NAMES = tuple(name for name in RECIPES if name not in WORD_RECIPES)  # words need a model of images and words
 
 
 def sample_index(name: str, folder: str | Path) -> pd.DataFrame:
@@ -46,8 +46,6 @@ def real_index(name: str) -> pd.DataFrame:
     some = {"train": 40, "good": 30}
     parts = [g.iloc[np.linspace(0, len(g) - 1, some.get(s if s == "train" else d, 10)).astype(int)] for (s, d), g in index.groupby(["split", "defect"])]
     return pd.concat(parts, ignore_index=True)
-PLAIN = tuple(name for name in RECIPES if name not in WORD_RECIPES)  # those that take any features
-
 
 
 def features_of(index: pd.DataFrame, backbone: str, weights: str = "") -> FeatureSet:
