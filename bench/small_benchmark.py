@@ -1,8 +1,7 @@
-"""Leather and three kinds of damaged magnetic tile through `anomaly-nb benchmark`: `python -m bench.small_benchmark FOLDER` writes figures/small_benchmark.csv.
+"""Leather and magnetic tile through `anomaly-nb benchmark`: `python -m bench.small_benchmark FOLDER` writes figures/small_benchmark.csv.
 
 FOLDER takes the plan, the list of tiles, features and runs; started again, it goes on where it was. Real data are read from the folder named by
-ANOMALY_NB_DATA: of the tiles every third normal one, 100 to learn from and the rest to test on, and every third damaged one, each kind a data set of its
-own beside the same normal tiles. Of leather there are 4 normal images to learn from, so that it has no rows of 8 and 16, and few seeds of 2 and 4.
+ANOMALY_NB_DATA: of the tiles every third normal one, 100 to learn from and the rest to test on, and every sixth damaged one. Of leather there are 4 normal images to learn from, so that it has no rows of 8 and 16, and few seeds of 2 and 4.
 """
 import os
 import sys
@@ -16,10 +15,10 @@ from anomaly_nb.data.images import list_images
 
 DATA = Path(os.environ.get("ANOMALY_NB_DATA") or "nowhere")
 FIGURE = Path(__file__).parent.parent / "figures/small_benchmark.csv"
-KINDS = ("Blowhole", "Break", "Crack")
+KINDS = ("Blowhole", "Break", "Crack", "Fray", "Uneven")
 PLAN = """data:
   - {{dataset: mvtec, root: {data}/images/mvtec, category: leather}}
-  - {{dataset: csv, root: {tiles}, categories: [{kinds}]}}
+  - {{dataset: csv, root: {tiles}, category: magnetic_tile}}
 backbones:
   - filters
   - {{backbone: "timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5", weights: {data}/weights/mobilenetv2_100_imagenet.safetensors}}
@@ -35,19 +34,18 @@ cache: {cache}
 
 def tiles(path: Path) -> Path:
     "The list of tiles."
-    def some(kind: str) -> list[str]:
-        return [p.as_posix() for p in list_images(DATA / f"images/magnetic_tile/MT_{kind}/Imgs") if p.suffix == ".jpg"][::3]
+    def some(kind: str, step: int) -> list[str]:
+        return [p.as_posix() for p in list_images(DATA / f"images/magnetic_tile/MT_{kind}/Imgs") if p.suffix == ".jpg"][::step]
 
-    normal, rows = some("Free"), []
-    for kind in KINDS:
-        rows += [(f, "train" if i < 100 else "test", 0, kind.lower()) for i, f in enumerate(normal)] + [(f, "test", 1, kind.lower()) for f in some(kind)]
-    return write_text(path, pd.DataFrame(rows, columns=["image_path", "split", "label", "category"]).to_csv(index=False, lineterminator="\n"))
+    rows = [(f, "train" if i < 100 else "test", 0, "good") for i, f in enumerate(some("Free", 3))]
+    rows += [(f, "test", 1, kind.lower()) for kind in KINDS for f in some(kind, 6)]
+    table = pd.DataFrame(rows, columns=["image_path", "split", "label", "defect"]).assign(category="magnetic_tile")
+    return write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    kinds = ", ".join(kind.lower() for kind in KINDS)
-    text = PLAN.format(data=DATA.as_posix(), tiles=tiles(folder / "tiles.csv").as_posix(), kinds=kinds, cache=(folder / "cache").as_posix())
+    text = PLAN.format(data=DATA.as_posix(), tiles=tiles(folder / "tiles.csv").as_posix(), cache=(folder / "cache").as_posix())
     try:
         main(["benchmark", str(write_text(folder / "small_benchmark.yml", text)), "--figures", str(folder / "figures"), *sys.argv[2:]])
     finally:

@@ -84,3 +84,41 @@ def test_queries_and_groups_agree():
     whole = leave_one_group_out_distances(x, groups)
     for g in range(7):
         np.testing.assert_array_equal(whole[groups == g], kth_neighbour_distances(x[groups == g], x[groups != g]))
+
+
+def scene(kind, n=1500, dimensions=96, videos=13):
+    "Objects sorted by video, that are easy or hard to tell apart."
+    rng, groups = np.random.default_rng(3), np.sort(np.arange(n) % videos)
+    x = rng.normal(size=(n, dimensions)) + 0.5 * rng.normal(size=(videos, dimensions))[groups]
+    if kind == "walk":
+        x = np.cumsum(rng.normal(size=(n, dimensions)), 0) * 0.1 + x * 0.3
+    elif kind == "copies":
+        x[n // 2 :] = x[: n - n // 2]
+    elif kind == "nudged":
+        x = np.tile(x[: n // videos], (videos + 1, 1))[:n] * 30 + 1e-3 * rng.normal(size=x.shape)
+    elif kind != "plain":
+        x[:: 50 if kind == "few far" else n] *= {"few far": 100, "odd": 1e6, "overflow": 1e25}[kind]
+    return x.astype(np.float32), groups
+
+
+@pytest.mark.parametrize("kind", ["plain", "walk", "copies", "nudged", "few far", "odd", "overflow"])
+@pytest.mark.parametrize("half", [False, True])
+def test_no_object_spoils_the_bound_of_others(kind, half, monkeypatch):
+    "Exact whatever the data, in half precision as well; odd ones are looked at again alone."
+    from anomaly_nb.calibration import leave_one_out as module
+
+    monkeypatch.setattr(module, "HALF_FROM", 0 if half else np.inf)
+    monkeypatch.setattr(module, "fast_bf16", lambda device: True)
+    monkeypatch.setattr(module, "_half_pays", lambda x: True)
+    x, groups = scene(kind)
+    again, taken, search, search_half = [], [], module._search, module._search_half
+    monkeypatch.setattr(module, "_search", lambda q, b, *rest: (again.append(len(q[0])) if q[0].dtype.itemsize == 8 else None, search(q, b, *rest))[1])
+    monkeypatch.setattr(module, "_search_half", lambda *given: taken.append(search_half(*given)) or taken[-1])
+    for k in (1, 2, 5):
+        with np.errstate(over="ignore"):
+            found = leave_one_group_out_distances(x, groups, k)
+        wanted = brute_force(x, groups, k)
+        fits = wanted < 3e38
+        np.testing.assert_allclose(found[fits], wanted[fits], rtol=1e-6 if kind != "nudged" else 1e-5)
+    assert len(taken) == (3 if half else 0) and (kind == "nudged" or all(t is not None for t in taken))
+    assert sum(again) <= {"odd": 3, "overflow": 3, "few far": 90, "nudged": 4500}.get(kind, 0)

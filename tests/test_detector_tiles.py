@@ -133,7 +133,7 @@ def test_update_equals_a_fit_on_all(tiled, good, tmp_path):
 
 
 def test_a_bank_of_many_tiles_learns_from_a_part_and_is_judged_on_all(good, tmp_path, monkeypatch):
-    monkeypatch.setattr("anomaly_nb.scoring.detector.TILED_CELLS", 900)
+    monkeypatch.setattr("anomaly_nb.scoring.learning.TILED_CELLS", 900)
     part = Detector(**TILES).fit(good)
     assert part.learned_["cells"] == 900 < part.learned_["of"] and len(part.bank_.bank_) == 400
     assert part.held_out_patches_.size == part.learned_["of"]  # held-out scores are those of all cells, as a new image's are

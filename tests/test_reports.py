@@ -13,7 +13,7 @@ from anomaly_nb.reports import ReportError, run_report, templates
 SMALL = {
     "image_anomaly": [
         {"category": "granite", "image_size": 96},
-        {"category": "nut", "recipe": "winclip", "shots": 0},
+        {"category": "nut", "recipe": "winclip", "backbone": "open_clip:tiny", "image_size": 0, "image_reduce": "", "shots": 0},
         {"category": "weave", "image_size": 96, "bank": "mahalanobis", "image_reduce": "max", "threshold": "youden", "seed": 3},
     ],
     "atoms": [{"videos": 40, "epochs": 10}, {"videos": 100, "epochs": 5, "random_state": 1, "calibrate": "quantile"}],

@@ -1,5 +1,6 @@
 "Words as detectors: WinCLIP's formulas against loops in float64, detectors of words through files and commands, and what wrong words do."
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,14 +12,12 @@ from anomaly_nb.cli.main import app
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.core.files import read_json, save_arrays, save_tensors, write_text
 from anomaly_nb.data import read_index
-from anomaly_nb.data.shapes import write_shapes
+from anomaly_nb.data.shapes import write_trays
 from anomaly_nb.features import create_backbone
 from anomaly_nb.features.words import Words, read_prompts, side_parts
+from anomaly_nb.metrics import roc_auc
 from anomaly_nb.scoring import Detector, few_shot
 from anomaly_nb.scoring.benchmark import measure
-
-WRONG = "object: circle\nnormal: ['red {}']\ndefect: ['blue {}']\ntemplates: ['a photo of a {}.']\n"
-
 
 def cosine(a, b):
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
@@ -94,8 +93,36 @@ def test_windows_are_the_towers_own():
 
 @pytest.fixture(scope="module")
 def circles(tmp_path_factory):
-    folder = write_shapes(tmp_path_factory.mktemp("shapes"), ["red circle"], n_train=6, n_good=10, n_defect=4, size=96)
+    folder = write_trays(tmp_path_factory.mktemp("trays"), n_train=6)
     return read_index("mvtec", folder, "red_circle")
+
+
+def words_of_trays(index):
+    "The prompts that were written beside the images."
+    return index["image_path"].iloc[0].split("/red_circle/")[0] + "/prompts_red_circle.yml"
+
+
+def auroc(detector, index):
+    test = index[index["split"] == "test"]
+    return roc_auc(test["label"].to_numpy(), detector.score(test))
+
+
+@pytest.mark.parametrize("recipe", ["winclip", "clip_text"])
+def test_words_find_foreign_bodies_and_normal_images_help(circles, recipe, tmp_path):
+    prompts = words_of_trays(circles)
+    made = {k: Detector(recipe, "open_clip:tiny", prompts=prompts).fit(few_shot(circles, k, 0, "random")) for k in (0, 4)}
+    none, four = (auroc(d, circles) for d in made.values())
+    print(f"{recipe}: image AUROC {none:.3f} without normal images, {four:.3f} with four")
+    assert none > 0.75 and four > none
+    text = Path(prompts).read_text()
+    wrong = {"another": text.replace("green square", "yellow cross"), "swapped": text.replace("a {}", "x").replace("a green square", "a {}").replace("\"x\"", '"a green square"', 1)}
+    for name, said in wrong.items():
+        path = write_text(tmp_path / f"{name}.yml", said)
+        worse = auroc(Detector(recipe, "open_clip:tiny", prompts=str(path)).fit([]), circles)
+        print(f"{recipe}, {name}: {worse:.3f}")
+        assert worse < none - 0.1, name
+    assert made[0].threshold_.value == 0.5 and "promise" in made[0].threshold_.parameters
+    assert made[4].threshold_.parameters["promised"] == 0.8  # four images can promise no more
 
 
 def test_files_hold_the_words(circles, tmp_path):
@@ -110,7 +137,7 @@ def test_files_hold_the_words(circles, tmp_path):
     own.unlink()
     again.update(circles[circles.split == "train"])  # by the prompts of its folder
     assert len(again.paths_) == 6 and again.version_ == 2
-    (tmp_path / "made0" / "prompts" / "mine.yml").write_text(WRONG)
+    (tmp_path / "made0" / "prompts" / "mine.yml").write_text("object: x")
     with pytest.raises(DataError, match="mine.yml"):
         Detector.load(tmp_path / "made0")
 
@@ -145,8 +172,8 @@ def test_what_cannot_be_is_said(circles, given, said):
 def test_shots_are_measured(circles, tmp_path):
     with pytest.raises(DataError, match="shots=0: knn learns from normal images"):
         measure(circles, "knn", shots=0, cache=tmp_path)
-    done = measure(circles, "winclip", "open_clip:tiny", shots=0, cache=tmp_path, prompts="red circle", pixels=False)
-    assert len(done.scores) == (circles.split == "test").sum()
+    done = measure(circles, "winclip", "open_clip:tiny", shots=0, cache=tmp_path, prompts=words_of_trays(circles), pixels=False)
+    assert done.metrics["image_auroc"] > 0.7 and len(done.scores) == (circles.split == "test").sum()
     one = measure(circles, "winclip", "open_clip:tiny", shots=1, seed=2, cache=tmp_path, prompts="red circle", pixels=False, sample="random")
     assert "f1" not in one.metrics  # one image gives no threshold
 
@@ -155,7 +182,7 @@ def test_commands_without_normal_images(circles, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = circles["image_path"].iloc[0].split("/red_circle/")[0] + "/red_circle"
     run = lambda *a: CliRunner().invoke(app, list(map(str, a)))
-    words = ("--backbone", "open_clip:tiny", "--recipe", "winclip", "--prompts", "red circle")
+    words = ("--backbone", "open_clip:tiny", "--recipe", "winclip", "--prompts", words_of_trays(circles))
     none = run("fit", f"{root}/train", "--out", "zero", "--shots", "0", *words)
     assert none.exit_code == 0 and "promises none" in none.output and "0.5 by even odds (promise none)" in none.output
     assert "promises no false-alarm rate" in (tmp_path / "zero" / "detector.html").read_text()

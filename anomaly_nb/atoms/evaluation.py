@@ -82,7 +82,7 @@ def _fitted(method: str, data: TrainingSet, random_state: int, fitting: dict[str
     model = MILProbe(random_state=random_state) if method == "linear probe" else ConceptBottleneck(random_state=random_state)
     return model.fit(data.pbar, data.video, data.labels)
 
-# %% ../../nbs/09_atoms/15_evaluation.ipynb #a35c5b6e
+# %% ../../nbs/09_atoms/15_evaluation.ipynb #8ebfe095
 def evaluation_table(
     data: TrainingSet,
     scores: HeldOut,
@@ -101,7 +101,7 @@ def evaluation_table(
         parts = [np.flatnonzero(groups == name) for name in dict.fromkeys(groups.tolist())]
         probe = by_method["linear probe"][:, e] if "linear probe" in by_method else None
         for method, s in by_method.items():
-            row = {"event": data.events[e], "of": level, "method": method}
+            row: dict[str, Any] = {"event": data.events[e], "of": level, "method": method}
             row |= _intervals(y, s[:, e], None if method == "linear probe" else probe, parts, n, random_state)
             rows.append(row | {"videos": len(parts), "positive": int(y.sum())})
     columns = ["event", "of", "method", "auroc", "low", "high", "difference", "difference_low", "difference_high", "videos", "positive"]

@@ -14,7 +14,7 @@ import numpy as np
 from ..core.files import atomic_write, write_json, write_manifest
 from ..core.runtime import deterministic, import_torchvision, progress
 from .ontology import load_ontology
-from .samples import OBJECTS, draw_objects, random_background, random_places
+from ..data.shapes import OBJECTS, draw_objects, random_background, random_places
 
 # %% ../../nbs/09_atoms/10_tiny_clip.ipynb #b9513848
 CONFIG: dict[str, Any] = {

@@ -80,11 +80,11 @@ def principal_axes(
     total = max(float(np.square(x, dtype=np.float64).sum()), 1e-300)
     return (basis @ turn[:, ::-1]).astype(np.float32), 1 - np.cumsum(variance[::-1]) / total
 
-# %% ../../nbs/04_banks/05_neighbours.ipynb #c2a00410
+# %% ../../nbs/04_banks/05_neighbours.ipynb #bd947c03
 GROUP = 16  # rows that share a maximum
 TILE = 2048  # bank rows in one matrix product; its scores stay in a CPU's cache
 FAR = -3e38  # finite in bf16, below any score
-MANY = 32  # neighbours up to which bounds pay
+MANY = 32  # neighbours up to which a cheap form pays
 
 
 def bf16_pieces(
@@ -239,6 +239,18 @@ class Shortlist:
             away |= (rows >= hide[who, :1]) & (rows < hide[who, 1:])
         return found.masked_fill_(away, torch.inf)
 
+    def _reach(self, queries: Any, asked: Any, top: Any, k: int, hide: Any) -> Any:
+        "A squared distance within which each query has k rows, (n,)."
+        import torch
+
+        best, group = top.max(dim=1, keepdim=True) if k == 1 else top.topk(min(k, self.count), dim=1)
+        worst = best[:, -1]
+        if not self.cheap and k <= self.count and worst.min() > FAR / 2:
+            squared = asked[:, -2] / (2 * self.slack - 0.5)
+            return ((24 * self.slack * squared - 2 * worst) * (1 + 32 * self.slack)).clamp_(min=0)
+        far = self._distances(queries, torch.arange(len(queries), device=queries.device), self._members(group).view(len(queries), -1), hide)
+        return self._raised(far.amin(dim=1) if k == 1 else far.kthvalue(k, dim=1).values)
+
     def _raised(self, squared: Any) -> Any:
         "Computed squared distances, raised by what they can err."
         d = self.bank.shape[1]
@@ -287,15 +299,13 @@ class Shortlist:
 
         device, n, found = self.bank.device, len(queries), []
         x, hide = torch.from_numpy(queries).to(device), None if skip is None else torch.from_numpy(np.asarray(skip, np.int64)).to(device)
-        if k > MANY:
+        if k > self.count:
             found += self._all(x, 0, k, hide)
         else:
             asked = torch.zeros(n, self.width, dtype=self.dtype, device=device)
             self._shape(x, asked, 1)
             top = self._tops(asked, skip)
-            best = top.argmax(dim=1, keepdim=True) if k == 1 else top.topk(min(k, self.count), dim=1).indices
-            far = self._distances(x, torch.arange(n, device=device), self._members(best).view(n, -1), hide)
-            reach = self._raised(far.amin(dim=1) if k == 1 else far.kthvalue(k, dim=1).values)
+            reach = self._reach(x, asked, top, k, hide)
             cut = reach * (-0.5 if self.dtype == torch.float32 else -0.5 * (1 + 2.0**-6))
             for i in range(0, n, 256):
                 query, group = torch.nonzero(top[i : i + 256] >= cut[i : i + 256, None].to(self.dtype), as_tuple=True)
@@ -323,11 +333,11 @@ def ranked(
     take = order[np.searchsorted(who[order], np.arange(len(queries)))[:, None] + np.arange(k)]
     return far[take], row[take]
 
-# %% ../../nbs/04_banks/05_neighbours.ipynb #4d82e5ed
+# %% ../../nbs/04_banks/05_neighbours.ipynb #8a8f0dcd
 LARGE = 2e10  # queries x rows x dimensions from which it pays to make a cheap form of the bank
 TRIAL = 128  # queries that are timed
 AXES = (32, 64)  # to try
-METHODS = ("auto", "float32", "bf16", "axes", "bf16 axes")
+METHODS = ("auto", "float32", "bf16", "axes")
 
 
 def nearest(
@@ -336,7 +346,7 @@ def nearest(
     k: int = 1,
     skip: np.ndarray | None = None,  # (n, 2) first and end of the bank rows each query must not see
     device: str = "auto",  # torch device of large searches: a GPU when there is one
-    method: str = "auto",  # "auto", "float32", "bf16", "axes" or "bf16 axes"; the results are equal to the bit
+    method: str = "auto",  # "auto", "float32", "bf16" or "axes"; the results are equal to the bit
     prepare: Callable[[np.ndarray], np.ndarray] | None = None,  # of a block of queries, (b, D) to (b, D) float32
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, k) float32 squared L2 distances, ascending; (n, k) int64 bank rows, of equals the lower first
     "The k nearest bank rows of every query, exactly. Raises `DataError` if the bank holds fewer than k for one of them."
@@ -360,12 +370,12 @@ def nearest(
         return found is not None
 
     with full_products():
-        bf16 = "bf16" in method or (method == "auto" and large and fast_bf16(where))
+        bf16 = method == "bf16" or (method == "auto" and large and k <= MANY and fast_bf16(where))
         short, done = None, 0
-        if "axes" in method:
-            short = Shortlist(bank, where, bf16, principal_axes(typical_rows(bank), min(AXES[0], bank.shape[1]))[0])
-        elif method == "auto" and large and n >= 2048 and k <= MANY:
-            short, done = _by_the_clock(bank, where, bf16, answer)
+        if method == "axes":
+            short = Shortlist(bank, where, axes=principal_axes(typical_rows(bank), min(AXES[0], bank.shape[1]))[0])
+        elif method == "auto" and large and n >= 2048 and k <= MANY and not bf16:
+            short, done = _by_the_clock(bank, where, answer)
         short, bar = short or Shortlist(bank, where, bf16), progress(desc="nearest neighbours", total=n, unit="query")
         while done < n:
             if not answer(short, done, short.block):
@@ -377,7 +387,7 @@ def nearest(
     return distance, rows
 
 
-def _by_the_clock(bank: np.ndarray, device: Any, bf16: bool, answer: Callable[[Shortlist, int, int], bool]) -> tuple[Shortlist | None, int]:
+def _by_the_clock(bank: np.ndarray, device: Any, answer: Callable[[Shortlist, int, int], bool]) -> tuple[Shortlist | None, int]:
     "The fastest form along axes, None where all dimensions are faster; and how many queries have been answered."
     import torch
 
@@ -386,18 +396,18 @@ def _by_the_clock(bank: np.ndarray, device: Any, bf16: bool, answer: Callable[[S
     if not counts:
         return None, 0
     axes, left = principal_axes(typical_rows(bank), counts[-1])
-    a, b = (torch.zeros(size, d, dtype=torch.bfloat16 if bf16 else torch.float32, device=device) for size in (TRIAL, TILE))
+    a, b = (torch.zeros(size, d, device=device) for size in (TRIAL, TILE))
     seconds = min(_seconds(lambda: torch.mm(a, b.T).sum().item())[0] for _ in range(3)) * m / TILE  # the bare product of as many queries
     for count in counts:
         if left[count - 1] > 0.4:
             continue
-        short = Shortlist(bank, device, bf16, np.ascontiguousarray(axes[:, :count]))
-        for last in (False, True):  # the first time loads kernels
+        short = Shortlist(bank, device, axes=np.ascontiguousarray(axes[:, :count]))
+        for _ in range(2):  # the first time loads kernels
             took, answered = _seconds(partial(answer, short, done, TRIAL))
             if not answered:
                 break
             done += TRIAL
-            if last and took < seconds:
+            if took < seconds:
                 best, seconds = short, took
     return best, done
 

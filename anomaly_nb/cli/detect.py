@@ -131,7 +131,7 @@ def fit(
         typer.echo(f"note: {can}; {math.ceil(1 / false_alarms - 1e-9) - 1} could", err=True)
     typer.echo(f"{out}\n{page.as_posix()}\nnext: anomaly-nb predict {out} new_images/ --out predictions.csv")
 
-# %% ../../nbs/11_cli/03_detect.ipynb #18cb3f07
+# %% ../../nbs/11_cli/03_detect.ipynb #d88b7627
 @contextmanager
 def _all_damaged(index: Any) -> Iterator[None]:
     "Where learning fails over a damaged image, name all that are damaged, not the first alone. Raises `DataError`."
@@ -152,7 +152,7 @@ def predict(
     maps: Annotated[Path | None, typer.Option(help="Folder for heatmaps (32-bit float TIFF at the image's size) and overlays (PNG).")] = None,
     layout: Annotated[str, typer.Option(help="With --maps: mvtec-ad-2 writes the folders that MVTec AD 2's server takes, float16 TIFFs and thresholded PNGs, instead.")] = "",
     weights: Annotated[str, typer.Option(help="Where the backbone's checkpoint is now, if it was moved.")] = "",
-    engine: Annotated[str, typer.Option(help="What computes the network: torch; onnxruntime, faster on a CPU and equal to the sixth digit; auto: onnxruntime where it is installed and can.")] = "torch",
+    engine: Annotated[str, typer.Option(help="What computes the network: torch; onnxruntime, faster on a CPU, equal to six digits; auto: onnxruntime where it can.")] = "torch",
     watch: Annotated[bool, typer.Option("--watch", help="Go on with images that arrive in the folders; end with Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(help="With --watch: seconds between two looks.")] = 1.0,
     idle: Annotated[float, typer.Option(help="With --watch: end after so many seconds without a new image; 0 for never.")] = 0.0,

@@ -260,8 +260,8 @@ def fuse(
     patches, grid = fuse_maps(maps, pool)
     return patches.float().cpu().numpy(), grid, cls.float().cpu().numpy()
 
-# %% ../../nbs/03_features/02_backbones.ipynb #81a7e085
-OWN_OPTIONS = ("layers", "pool", "norm", "mean", "std", "size", "resize", "tile", "overlap", "region", "precision", "pretrained")  # in a name's query, these are ours and not the model's
+# %% ../../nbs/03_features/02_backbones.ipynb #e25fea62
+OWN_OPTIONS = ("layers", "pool", "norm", "mean", "std", "size", "resize", "tile", "overlap", "region", "precision", "pretrained")  # ours in a name's query, not the model's
 
 
 def _timm(model_name: str, options: dict[str, Any], weights: str, device: str) -> TimmBackbone:

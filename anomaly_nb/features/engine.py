@@ -17,7 +17,7 @@ import numpy as np
 from ..core.errors import DataError, require
 from .backbones import Backbone, TimmBackbone, fuse_maps
 
-# %% ../../nbs/03_features/10_engine.ipynb #c900c21f
+# %% ../../nbs/03_features/10_engine.ipynb #a36a89db
 ENGINES = ("torch", "onnxruntime", "auto")
 
 
@@ -41,10 +41,10 @@ def patches_as_onnx(
     stream: Any = io.BytesIO()
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # of constants, which they are, and of the exporter's age: the newer one needs a package more
-        example = torch.zeros(2, 3, height, width)
+        example, any_number = torch.zeros(2, 3, height, width), {"images": {0: "n"}, "patches": {0: "n"}}
         torch.onnx.export(
-            Patches().eval(), (example,), stream, dynamo=False, opset_version=18, input_names=["images"], output_names=["patches"], dynamic_axes={"images": {0: "n"}, "patches": {0: "n"}}
-        )
+            Patches().eval(), (example,), stream, dynamo=False, opset_version=18, input_names=["images"], output_names=["patches"], dynamic_axes=any_number
+        )  # fmt: skip
     return stream.getvalue(), (int(grid[0][0]), int(grid[0][1]))
 
 # %% ../../nbs/03_features/10_engine.ipynb #1a7a8b69

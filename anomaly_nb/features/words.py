@@ -19,7 +19,7 @@ from ..core.errors import DataError, check_file, check_finite
 from ..core.files import load_arrays, parse_yaml, read_text
 from .weights import read_checkpoint
 
-# %% ../../nbs/03_features/11_words.ipynb #cd9d406f
+# %% ../../nbs/03_features/11_words.ipynb #a6dcb973
 SIDES = ("normal", "defect")
 
 
@@ -57,8 +57,9 @@ def read_prompts(
         raise DataError(f"{where}: {'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}; it needs object, normal, defect and templates") from None
     for entry in ("normal", "defect", "templates"):
         for text in getattr(prompts, entry):
-            if text.count("{}") != 1:
-                raise DataError(f"{where}: {entry}: {text!r} must hold one {{}}, the place of the {'state' if entry == 'templates' else 'object'}")
+            if text.count("{}") > 1 or (entry == "templates" and "{}" not in text):
+                many = "one {}, the place of the state" if entry == "templates" else "at most one {}, the place of the object"
+                raise DataError(f"{where}: {entry}: {text!r} must hold {many}")
         if len(set(getattr(prompts, entry))) < len(getattr(prompts, entry)):
             raise DataError(f"{where}: {entry}: names one twice; take the second out")
     if both := [s for s in prompts.normal if s in prompts.defect]:

@@ -9,11 +9,11 @@ __all__ = ['defect_table', 'image_metrics', 'pixel_metrics', 'read_masks', 'plot
            'Preparation', 'plot_explained', 'RECIPES', 'few_shot', 'fused_scores', 'make_detector', 'recipe_table',
            'artificial_validation', 'synthetic_auroc']
 
-# %% ../../nbs/06_scoring/00_scoring.ipynb #c4c70f89
+# %% ../../nbs/06_scoring/00_scoring.ipynb #e6bd54af
 from ..banks import held_out_scores
-from .detector import Detector, make_detector, plot_explained
+from .detector import Detector, make_detector
 from .evaluation import defect_table, image_metrics, pixel_metrics, read_masks
-from .figures import plot_cases, plot_examples
+from .figures import plot_cases, plot_examples, plot_explained
 from .maps import colour_range, heatmaps, image_scores, overlay
 from .predict import predict_files
 from .preparation import Preparation

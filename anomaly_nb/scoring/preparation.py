@@ -86,7 +86,7 @@ class Preparation(TransformerMixin, BaseEstimator):
         x = (x - self.mean_) / self.scale_ if self.mean_.size > 1 else x
         return x @ self.white_ if self.white_.size else x
 
-# %% ../../nbs/06_scoring/05_preparation.ipynb #98a880b8
+# %% ../../nbs/06_scoring/05_preparation.ipynb #a3fe5573
 def rotated(
     image: np.ndarray,  # (H, W, 3) uint8
     angle: float,  # degrees
@@ -112,9 +112,10 @@ def image_features(
         return backbone(np.stack([backbone.transform(rotated(read_image(p, intensity), a) if a else read_upright(p, intensity)[0]) for p, a in some]))
 
     with side_by_side(workers) as pool:
-        for found, grid, cls in in_order(pool, seen, (views[i : i + step] for i in range(0, len(views), step)), workers):
+        for found, hw, cls in in_order(pool, seen, (views[i : i + step] for i in range(0, len(views), step)), workers):
             patches.append(found)
             vectors.append(cls)
+            grid = hw
     n, tall = len(index), (grid[0] * len(angles), grid[1])
     x = np.concatenate(patches)
     return FeatureSet(x.reshape(n, -1, x.shape[2]), tall, index, np.concatenate(vectors)[:: len(angles)], backbone.spec.to_dict(), intensity)

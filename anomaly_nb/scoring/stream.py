@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['PartBatch', 'part_batches', 'image_batches', 'check_grid', 'TrainingCells', 'training_cells', 'Scored',
-           'scored_images', 'DiskRows']
+           'scored_images', 'DiskRows', 'pass_features', 'pass_parts']
 
-# %% ../../nbs/06_scoring/15_stream.ipynb #aa4699a5
+# %% ../../nbs/06_scoring/15_stream.ipynb #14d173db
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ..core.errors import DataError
 from ..core.runtime import progress
 from ..data.images import Intensity, image_info
+from ..features import FeatureSet
 from ..features.backbones import Backbone
 from ..features.extract import feature_batches
 from .layout import Cells, Layout
@@ -206,3 +209,45 @@ class DiskRows(Sequence):
         i = int(i) % len(self)
         self.file.seek(4 * self.starts[i])
         return np.frombuffer(self.file.read(4 * (self.starts[i + 1] - self.starts[i])), np.float32)
+
+# %% ../../nbs/06_scoring/15_stream.ipynb #65c28efd
+def pass_features(
+    portions: Iterable[FeatureSet],  # of images
+    score: Callable[[FeatureSet], np.ndarray],  # -> (n, P), of a detector
+    alone: Callable[[FeatureSet, np.ndarray], np.ndarray],  # features, scores -> (n,) of the images
+    nearest: Callable[[FeatureSet, np.ndarray], pd.DataFrame],  # features, scores -> the normal patches most like the hottest
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray | None, pd.DataFrame, dict[str, float]]:  # rows, (N, P) and (N,) scores, vectors, nearest, seconds
+    "Scores and explanations of images on one grid. Raises `DataError` where there are none."
+    metas, patches, scores, vectors, told, clock = [], [], [], [], [], {"features": 0.0, "bank": 0.0, "explanation": 0.0}
+    start = time.perf_counter()
+    for f in portions:
+        at = time.perf_counter()
+        patches.append(score(f))
+        scored = time.perf_counter()
+        told.append(nearest(f, patches[-1]))
+        metas.append(f.meta)
+        vectors.append(f.cls)
+        scores.append(alone(f, patches[-1]))
+        end = time.perf_counter()
+        clock = {"features": clock["features"] + at - start, "bank": clock["bank"] + scored - at, "explanation": clock["explanation"] + end - scored}
+        start = end
+    if not metas:
+        raise DataError("X: no images to evaluate; an index needs rows with split 'test'")
+    cls = None if any(v is None for v in vectors) else np.concatenate([v for v in vectors if v is not None])
+    return pd.concat(metas, ignore_index=True), np.concatenate(patches), np.concatenate(scores), cls, pd.concat(told, ignore_index=True), clock
+
+
+def pass_parts(
+    scored: Iterable[Scored],  # images
+    nearest: Callable[[np.ndarray, np.ndarray], pd.DataFrame],  # hottest cells, their features -> the normal places most like them
+) -> tuple[DiskRows, np.ndarray, list[np.ndarray], pd.DataFrame, dict[str, float]]:  # cells, (N,) scores, vectors, nearest, seconds
+    "Scores and explanations of images that are seen part by part: of an image, the scores of its cells go to a temporary file, and nothing else stays."
+    rows, scores, told, vectors, start = DiskRows(), [], [], [], time.perf_counter()
+    for done in scored:
+        rows.append(done.cells)
+        scores.append(done.score)
+        vectors.append(done.cls)
+        told.append(nearest(np.array([done.hot]), done.vector[None]))
+    if not told:
+        raise DataError("X: no images to evaluate; an index needs rows with split 'test'")
+    return rows, np.array(scores, np.float32), vectors, pd.concat(told, ignore_index=True), {"features and bank": time.perf_counter() - start}
