@@ -76,7 +76,7 @@ def stages(folder: Path, small: bool) -> dict:
     data = Path(os.environ.get("ANOMALY_NB_DATA", ""))
     ped2 = not small and (data / "video" / "ped2").is_dir()
     root = data / "video" / "ped2" if ped2 else make_video_dataset(folder / "clips", frames=20 if small else 60)
-    deep = {"backbone": NETWORK, "weights": str(data / "weights" / "mobilenetv2_100_imagenet.safetensors"), "image_size": 64}
+    deep = {"backbone": NETWORK, "weights": str(data / "weights" / "mobilenetv2_100_imagenet.safetensors"), "image_size": 224}
     plan = plan_for("ped2" if ped2 else "clips", None, root, folder / "features", deep if ped2 else {"image_size": 16})
     start = time.perf_counter()
     parts = extract_dataset(plan).groupby("stage", sort=False)["seconds"].sum().to_dict()
