@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-# %% ../../nbs/11_cli/11_benchmark.ipynb #09bfd425
+# %% ../../nbs/11_cli/11_benchmark.ipynb #4e2775a4
 def benchmark(
     plan: Annotated[Path, typer.Argument(help="YAML: data, recipes, and if you like backbones, sizes, shots, seeds, coreset, pixels, cache, limits, retries.")],
     figures: Annotated[str, typer.Option(help="Folder that holds runs/.")] = "figures",

@@ -272,7 +272,7 @@ def latex_table(
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{plain(caption)}}}", rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule", *body]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
-# %% ../../nbs/10_reports/15_benchmark.ipynb #0a9f974b
+# %% ../../nbs/10_reports/15_benchmark.ipynb #aee20b21
 def beside_published(
     table: pd.DataFrame,  # of `benchmark_table`
     references: str | Path,  # CSV: method, backbone, data, metric, value, source

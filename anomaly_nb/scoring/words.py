@@ -20,11 +20,11 @@ from ..data.images import read_image
 from .detector import Detector
 from .figures import shrunk
 
-# %% ../../nbs/06_scoring/20_words.ipynb #62b3934f
+# %% ../../nbs/06_scoring/20_words.ipynb #4047f454
 def word_contributions(
     detector: Detector,  # fitted, of a recipe that compares with words
     path: str | Path,  # an image
-    place: int = -1,  # a patch; -1 = the one that words find most like a defect
+    place: int = -1,  # a patch; -1 = the one where all words together speak most for a defect
 ) -> tuple[pd.DataFrame, np.ndarray]:  # S rows: words, side, log_odds, beyond_image, highest first; (S, P) beyond_image of every place, in the order of the prompts
     "What each state adds to the log-odds of a defect at a place, and how much more than on the average of the image. Raises `NotFittedError`, `DataError`."
     if not detector.parts().bank.uses_words:
@@ -32,7 +32,7 @@ def word_contributions(
     f, bank = detector.features([str(path)]), detector.bank_
     x = detector.preparation_.transform(f.patches)
     terms = bank.contributions(x[0], f.cls[0])
-    at = place if place >= 0 else int(bank.text_maps(x, f.cls)[0].argmax())
+    at = place if place >= 0 else int(terms.sum(axis=0).argmax())
     beyond = terms - terms.mean(axis=1, keepdims=True)
     sides = np.where(bank.defect_, "defect", "normal")
     table = pd.DataFrame({"words": list(bank.names_), "side": sides, "log_odds": terms[:, at], "beyond_image": beyond[:, at]})
@@ -57,6 +57,7 @@ def plot_words(
     "Each image, what words say of its places, and the maps of the states that add most, on one scale. Raises as `word_contributions` does."
     found = [word_contributions(detector, p) for p in paths]
     names = list(detector.bank_.names_)
+    n = min(n, len(names))
     highest = max(float(np.abs(maps).max()) for _, maps in found)
     with figure_style():
         fig, axes = plt.subplots(len(paths), n + 2, figsize=(1.6 * (n + 2), 1.9 * len(paths)), squeeze=False)
