@@ -141,7 +141,7 @@ def test_files_hold_the_words(circles, tmp_path):
     again.update(circles[circles.split == "train"])  # by the prompts of its folder
     assert len(again.paths_) == 6 and again.version_ == 2
     (tmp_path / "made0" / "prompts" / "mine.yml").write_text("object: x")
-    with pytest.raises(DataError, match="mine.yml"):
+    with pytest.raises(DataError, match=r"mine\.yml"):
         Detector.load(tmp_path / "made0")
 
 
