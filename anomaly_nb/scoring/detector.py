@@ -31,10 +31,10 @@ from .maps import OWN_SCORES, bank_image_scores
 from .preparation import Preparation, as_features, foreground
 from .recipes import OBJECTS, Recipe, recipe_parts
 from .result import Evaluation
-from .stream import PartBatch, Scored, part_batches, pass_features, pass_parts, scored_images
-from .thresholds import Threshold, labelled_threshold
+from .stream import DiskRows, PartBatch, Scored, TrainingCells, image_batches, part_batches, pass_features, pass_parts, scored_images, training_cells
+from .thresholds import Threshold, choose_threshold, labelled_threshold
 
-# %% ../../nbs/06_scoring/08_detector.ipynb #c265433a
+# %% ../../nbs/06_scoring/08_detector.ipynb #2b1fae9f
 class Detector(BaseEstimator):
     "From images to scores, decisions and explanations."
 
@@ -283,8 +283,8 @@ class Detector(BaseEstimator):
         if paths := self._paths_of_parts(X):
             cells, scores, vectors, told, clock = pass_parts(self.scored(paths), self.nearest_places)
             return pd.DataFrame(image_table(X)), cells, self._reranked(scores, vectors), told, clock
-        meta, cells, scores, cls, told, clock = pass_features(chunks, self.score_patches, self.alone, self.nearest_normal)
-        return meta, cells, self._reranked(scores, cls), told, clock
+        meta, patches, scores, cls, told, clock = pass_features(chunks, self.score_patches, self.alone, self.nearest_normal)
+        return meta, patches, self._reranked(scores, cls), told, clock
 
     def explain(self, X: Any) -> pd.DataFrame:
         "For each image: score, hottest patch, and the most similar normal patch with its image and distance. Raises `NotFittedError`, `DataError`."

@@ -88,7 +88,7 @@ def plot_decisions(
     ax.invert_yaxis()
     ax.set_xlabel("image score; to the right of the line: called anomalous", fontsize=9)
 
-# %% ../../nbs/06_scoring/13_view.ipynb #cdb7cce8
+# %% ../../nbs/06_scoring/13_view.ipynb #01052442
 RULES = (
     ("95 % of held-out normal pictures", "quantile:0.95"),
     ("90 % of held-out normal pictures", "quantile:0.9"),
@@ -115,8 +115,8 @@ class ImageView(View):
     ):
         self.detector = detector if "bank_" in vars(detector) else detector.fit(train)
         self.train, self.test = train, test
-        source = GridScores(self.detector, train, test) if isinstance(test, FeatureSet) else PartScores(self.detector, test, recorded)
-        self.source: GridScores | PartScores = source
+        source: GridScores | PartScores = GridScores(self.detector, train, test) if isinstance(test, FeatureSet) else PartScores(self.detector, test, recorded)
+        self.source = source
         self.meta, self.scores = source.meta, source.scores
         self.labels = self.meta["label"].to_numpy()
         self.kinds = self.meta["defect"].to_numpy().astype(str)
