@@ -31,9 +31,9 @@ from .layouts import list_videos, read_split
 from .scoring import VideoScorer, frame_scores, load_modalities, load_scorer, of_videos, responsible_objects, save_scorer
 from .streams import Extraction
 
-# %% ../../nbs/08_video/11_pipeline.ipynb #4633d126
+# %% ../../nbs/08_video/11_pipeline.ipynb #83492bf2
 DATASETS: dict[str, dict[str, Any]] = {
-    "ped2": {"extraction": {"min_area": 200, "piece": (40, 24), "bins": 1, "speed": "median", "flow_scale": 1}, "n_components": 2, "sigma": 3.0, "fps": 10},
+    "ped2": {"extraction": {"min_area": 200, "piece": (40, 24), "bins": 1, "speed": "median"}, "n_components": 2, "sigma": 3.0, "fps": 10},
     "avenue": {"extraction": {"min_area": 400, "background": "video"}, "n_components": 5, "sigma": 3.0, "fps": 25},
     "shanghaitech": {"extraction": {"min_area": 64, "background": "video", "box_height_scaling": True}, "n_components": 5, "sigma": 7.0, "fps": 24},
     "clips": {"extraction": {"min_area": 60, "piece": (26, 16), "bins": 1, "speed": "median"}, "n_components": 2, "sigma": 2.0, "fps": 10},
