@@ -220,11 +220,11 @@ def test_development_on_sample_images(tmp_path, monkeypatch):
     from anomaly_nb.scoring import Detector
 
     monkeypatch.chdir(tmp_path)
-    write_samples("samples", n_train=170, n_good=1, n_defect=20, size=64)
+    write_samples("samples", n_train=260, n_good=1, n_defect=24, size=64)
     index = read_index("mvtec", "samples", "nut")
     normal, bad = (index.image_path[(index.split == s) & (index.label == y)].tolist() for s, y in (("train", 0), ("test", 1)))
     model = Detector(image_size=64, coreset=0.5).fit(normal[:20])
-    images_converge(batches(model.score(normal[20:]), model.score(bad), 50), 50)
+    images_converge(batches(model.score(normal[20:]), model.score(bad), 60), 60)
 
 
 def test_pulled_heads_of_several_labels_in_a_store(tmp_path, monkeypatch):

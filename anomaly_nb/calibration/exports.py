@@ -25,7 +25,7 @@ def calibration_path(root: Path, model: str, head: str, version: int | None = No
     "The file of a calibration: versioned, or the reference where `version` is None."
     return root / model / "heads" / f"{head}-calibration{'' if version is None else f'-v{version}'}.json"
 
-# %% ../../nbs/05_calibration/14_exports.ipynb #9698ddb6
+# %% ../../nbs/05_calibration/14_exports.ipynb #cc54ee0d
 def check_calibration(calibration: Any, path: str | Path) -> dict[str, Any]:
     "`calibration` if it can be used. Raises `DataError`."
     try:
@@ -50,7 +50,7 @@ def check_calibration(calibration: Any, path: str | Path) -> dict[str, Any]:
             raise DataError(f"{path}: p5 {low} and p95 {high} are no range; make or pull this calibration again")
     return {"threshold": None, **calibration}
 
-# %% ../../nbs/05_calibration/14_exports.ipynb #8aa054f5
+
 MAKE_ONE = "pull calibrations, or make a calibration run"
 
 
@@ -62,7 +62,7 @@ def known_references(root: str | Path) -> str:
     more = f" and {len(known) - 5} more" if len(known) > 5 else ""
     return f"there are references of {', '.join(known[:5])}{more}" if known else "there are no references in this folder"
 
-# %% ../../nbs/05_calibration/14_exports.ipynb #12328c3b
+
 def load_calibration(
     root: str | Path,  # folder of the store, or of calibrations that were pulled
     model: str,
@@ -75,7 +75,7 @@ def load_calibration(
     path = plain if version is None and not path.exists() and plain.exists() else path
     return check_calibration(read_json(check_file(path, f"{known_references(root)}; {MAKE_ONE}")), path)
 
-# %% ../../nbs/05_calibration/14_exports.ipynb #cb5f27af
+# %% ../../nbs/05_calibration/14_exports.ipynb #13a5b8d4
 VERSIONED = re.compile(r"-calibration-v(\d{1,9})\.json$")
 OF_A_LABEL = ("threshold", "version", "file_count", "quartiles", "promised_false_alarms", "false_alarm_bound", "exact")
 
@@ -92,7 +92,7 @@ def _put_aside(path: Path) -> Path:
     path.replace(kept)
     return kept
 
-# %% ../../nbs/05_calibration/14_exports.ipynb #2488bd99
+
 def join_labels(
     payloads: Sequence[str],  # the calibration of each label, as text
 ) -> str:  # of one label: its own text
@@ -108,7 +108,7 @@ def join_labels(
     newest = {k: max(p.get(k, 0) for p in parts) for k in ("version", "file_count", "timestamp")}
     return to_json(whole | newest | {"labels": labels}) + "\n"
 
-# %% ../../nbs/05_calibration/14_exports.ipynb #2f2dd940
+
 def _payload(db: sqlite3.Connection, model: str, head: str, version: int | None) -> str | None:
     "The calibration of one version of a head, or of a label of it, as text."
     query = "SELECT payload FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?"
@@ -129,7 +129,7 @@ def _ours(db: sqlite3.Connection, model: str, head: str, content: bytes) -> bool
     texts = [_payload(db, model, with_label(head, name), version) for name, version in versions.items()]
     return all(texts) and join_labels([t for t in texts if t]).encode() == content
 
-# %% ../../nbs/05_calibration/14_exports.ipynb #30c1691a
+
 def _foreign(db: sqlite3.Connection, model: str, head: str, path: Path) -> bool:
     "Whether a file holds a calibration, and none that this store has written."
     if not path.is_file() or _ours(db, model, head, path.read_bytes()):
@@ -140,7 +140,7 @@ def _foreign(db: sqlite3.Connection, model: str, head: str, path: Path) -> bool:
         return False
     return True
 
-# %% ../../nbs/05_calibration/14_exports.ipynb #2e004324
+
 def reference_text(db: sqlite3.Connection, labels: Sequence[sqlite3.Row]) -> str | None:
     "The calibration that decides about a head with these rows of `heads`, as text; None if there is none."
     pulled = {}
@@ -161,7 +161,7 @@ def reference_text(db: sqlite3.Connection, labels: Sequence[sqlite3.Row]) -> str
             narrowed.append(to_json(only) + "\n" if head["id"] in pulled else str(text))
     return join_labels(narrowed) if narrowed else None
 
-# %% ../../nbs/05_calibration/14_exports.ipynb #a7650b33
+
 def _write_reference(db: sqlite3.Connection, root: Path, labels: Sequence[sqlite3.Row]) -> Path | None:
     "Write the file of the calibration that decides about a head; where it stands, None if there is none."
     text = reference_text(db, labels)
@@ -175,7 +175,7 @@ def _write_reference(db: sqlite3.Connection, root: Path, labels: Sequence[sqlite
         _put_aside(path)
     return write_text(path, text)
 
-# %% ../../nbs/05_calibration/14_exports.ipynb #cb4db395
+
 def _by_file(rows: Iterable[sqlite3.Row], *more: str) -> list[list[sqlite3.Row]]:
     "Rows of the same model and head, whatever the label, and the same values of `more`, in their order."
     out: dict[tuple, list[sqlite3.Row]] = {}
@@ -183,7 +183,7 @@ def _by_file(rows: Iterable[sqlite3.Row], *more: str) -> list[list[sqlite3.Row]]
         out.setdefault((r["model_name"], split_label(r["head_name"])[0], *(r[m] for m in more)), []).append(r)
     return list(out.values())
 
-# %% ../../nbs/05_calibration/14_exports.ipynb #fe7c50d3
+
 def export_files(db: sqlite3.Connection, root: Path) -> int:
     """Write the calibration files that are owing; how many.
 

@@ -53,7 +53,7 @@ def build_calibration(
         "exact": isinstance(sample, Sample),
     }
 
-# %% ../../nbs/05_calibration/13_measuring.ipynb #945e351f
+# %% ../../nbs/05_calibration/13_measuring.ipynb #8a6e5910
 def head_limits(settings: Settings, model: str, head: str) -> tuple[Thresholds, str]:
     "Thresholds and scale of one head: the general ones, with its own from `calibration_drift_heads` over them."
     names = f"{model}/{head}", f"{model}/{split_label(head)[0]}"  # of one label, or of the head
@@ -63,7 +63,7 @@ def head_limits(settings: Settings, model: str, head: str) -> tuple[Thresholds, 
     scale = special.pop("scale", settings.calibration_drift_scale)
     return Thresholds(**(general | special)), scale
 
-# %% ../../nbs/05_calibration/13_measuring.ipynb #9a5c3da1
+
 def window_wish(
     settings: Settings,
 ) -> str | int:  # "new", "all", or the latest so many
@@ -95,94 +95,7 @@ class HeadRun:
         ends = quantiles(self.window.sample) if self.window.sample.n >= max(min_files, 2) else np.zeros(5)
         return bool(ends[4] > ends[0])
 
-# %% ../../nbs/05_calibration/13_measuring.ipynb #0e4f2cd7
-def _bounds(db: sqlite3.Connection, head: sqlite3.Row, version: int | None) -> tuple[int, int] | None:
-    "Between which row ids the scores behind a version lie."
-    query = (
-        "SELECT first_score, last_score FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?"
-    )
-    row = db.execute(query, (head["model_name"], head["head_name"], version)).fetchone()
-    return None if row is None else (row["first_score"], row["last_score"])
-
-# %% ../../nbs/05_calibration/13_measuring.ipynb #9acc060c
-def _first_run(window: Window, options: dict[str, Any], thresholds: Thresholds) -> DriftResult:
-    "The result of a head without a reference: unstable, as nothing else can be said, or insufficient."
-    broken = collapse(window.sample, options["min_files"])
-    if broken is not None:
-        return DriftResult(
-            verdict="unstable",
-            reason=broken,
-            n_current=window.sample.n,
-            thresholds=thresholds,
-            lost_current=window.sample.lost,
-        )
-    alone = drift_metrics(window.sample, window.sample, **options | {"resamples": 20})
-    if alone.verdict == "insufficient":
-        return DriftResult(
-            reason=alone.reason.replace("reference ", ""), n_current=window.sample.n, thresholds=thresholds
-        )
-    return DriftResult(
-        verdict="unstable",
-        reason="first run of this head",
-        n_current=window.sample.n,
-        scale=alone.scale,
-        thresholds=thresholds,
-    )
-
-# %% ../../nbs/05_calibration/13_measuring.ipynb #291b9c7a
-def _comparable(a: Sample | ScoreSketch, b: Sample | ScoreSketch) -> tuple[Sample | ScoreSketch, Sample | ScoreSketch]:
-    "Both with groups or both without: groups known for one side only say nothing about the other."
-    if isinstance(a, Sample) and isinstance(b, Sample) and (a.groups is None) != (b.groups is None):
-        return Sample(a.values), Sample(b.values)
-    return a, b
-
-# %% ../../nbs/05_calibration/13_measuring.ipynb #9d22d628
-def _alarm(
-    db: sqlite3.Connection, head: sqlite3.Row, before: Window, since: Window, window: Window, last: int, alpha: float
-) -> dict[str, Any] | None:
-    "The sequential alarm of a head over its stream since the anchor."
-    version = head["anchor_version"] or head["reference_version"]
-    anchor = _bounds(db, head, version)
-    if anchor is not None and version != head["reference_version"]:
-        before, since = read_window(db, head["id"], *anchor), read_window(db, head["id"], anchor[1], last)
-        alpha /= 2  # one half for the stream, one for the comparison with the anchor
-    if not before.stream.size:
-        return None
-    alarm = SequentialAlarm(alpha).fit(before.stream[:WATCHED]).update(since.stream[:WATCHED])
-    capital = round(float(np.log10(max(alarm.capital_, 1e-300))), 3)
-    told = {
-        "rung": alarm.alarm_,
-        "at": alarm.alarm_at_,
-        "log10_capital": capital,
-        "alpha": alpha,
-        "watched": len(alarm.history_),
-        "since_version": version,
-    }
-    if version == head["reference_version"]:
-        return told
-    p, level = _since_anchor(db, head, before, window, version, alpha)
-    return told | {"rung": alarm.alarm_ or p <= level, "p_since_anchor": p, "level": level}
-
-# %% ../../nbs/05_calibration/13_measuring.ipynb #7d399e19
-def _since_anchor(
-    db: sqlite3.Connection, head: sqlite3.Row, anchor: Window, window: Window, version: int, alpha: float
-) -> tuple[float, float]:
-    """The p-value of no move between the anchor and this window, and the level it is held against: those of all runs
-    since the anchor add up to `alpha`."""
-    query = "SELECT count(*) FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version > ?"
-    runs = db.execute(query, (head["model_name"], head["head_name"], version)).fetchone()[0] + 1
-    samples = anchor.sample, window.sample
-    if any(isinstance(s, ScoreSketch) or s.n < 20 for s in samples):
-        return 1.0, alpha / (runs * (runs + 1))
-    compared = drift_metrics(
-        *_comparable(*samples),
-        scale="reference",
-        min_files=20,
-        resamples=max(1000, int(20 * runs * (runs + 1) / alpha) if runs < 8 else 20_000),
-    )
-    return compared.p_no_drift, alpha / (runs * (runs + 1))
-
-# %% ../../nbs/05_calibration/13_measuring.ipynb #545c3f6f
+# %% ../../nbs/05_calibration/13_measuring.ipynb #fb096479
 def measure_head(
     db: sqlite3.Connection,
     head: sqlite3.Row,
@@ -236,3 +149,90 @@ def measure_head(
         else None
     )
     return HeadRun(head, window, drift, alarm, suspicion)
+
+
+def _bounds(db: sqlite3.Connection, head: sqlite3.Row, version: int | None) -> tuple[int, int] | None:
+    "Between which row ids the scores behind a version lie."
+    query = (
+        "SELECT first_score, last_score FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?"
+    )
+    row = db.execute(query, (head["model_name"], head["head_name"], version)).fetchone()
+    return None if row is None else (row["first_score"], row["last_score"])
+
+
+def _first_run(window: Window, options: dict[str, Any], thresholds: Thresholds) -> DriftResult:
+    "The result of a head without a reference: unstable, as nothing else can be said, or insufficient."
+    broken = collapse(window.sample, options["min_files"])
+    if broken is not None:
+        return DriftResult(
+            verdict="unstable",
+            reason=broken,
+            n_current=window.sample.n,
+            thresholds=thresholds,
+            lost_current=window.sample.lost,
+        )
+    alone = drift_metrics(window.sample, window.sample, **options | {"resamples": 20})
+    if alone.verdict == "insufficient":
+        return DriftResult(
+            reason=alone.reason.replace("reference ", ""), n_current=window.sample.n, thresholds=thresholds
+        )
+    return DriftResult(
+        verdict="unstable",
+        reason="first run of this head",
+        n_current=window.sample.n,
+        scale=alone.scale,
+        thresholds=thresholds,
+    )
+
+
+def _comparable(a: Sample | ScoreSketch, b: Sample | ScoreSketch) -> tuple[Sample | ScoreSketch, Sample | ScoreSketch]:
+    "Both with groups or both without: groups known for one side only say nothing about the other."
+    if isinstance(a, Sample) and isinstance(b, Sample) and (a.groups is None) != (b.groups is None):
+        return Sample(a.values), Sample(b.values)
+    return a, b
+
+
+def _alarm(
+    db: sqlite3.Connection, head: sqlite3.Row, before: Window, since: Window, window: Window, last: int, alpha: float
+) -> dict[str, Any] | None:
+    "The sequential alarm of a head over its stream since the anchor."
+    version = head["anchor_version"] or head["reference_version"]
+    anchor = _bounds(db, head, version)
+    if anchor is not None and version != head["reference_version"]:
+        before, since = read_window(db, head["id"], *anchor), read_window(db, head["id"], anchor[1], last)
+        alpha /= 2  # one half for the stream, one for the comparison with the anchor
+    if not before.stream.size:
+        return None
+    alarm = SequentialAlarm(alpha).fit(before.stream[:WATCHED]).update(since.stream[:WATCHED])
+    capital = round(float(np.log10(max(alarm.capital_, 1e-300))), 3)
+    told = {
+        "rung": alarm.alarm_,
+        "at": alarm.alarm_at_,
+        "log10_capital": capital,
+        "alpha": alpha,
+        "watched": len(alarm.history_),
+        "since_version": version,
+    }
+    if version == head["reference_version"]:
+        return told
+    p, level = _since_anchor(db, head, before, window, version, alpha)
+    return told | {"rung": alarm.alarm_ or p <= level, "p_since_anchor": p, "level": level}
+
+
+def _since_anchor(
+    db: sqlite3.Connection, head: sqlite3.Row, anchor: Window, window: Window, version: int, alpha: float
+) -> tuple[float, float]:
+    """The p-value of no move between the anchor and this window, and the level it is held against: those of all runs
+    since the anchor add up to `alpha`."""
+    query = "SELECT count(*) FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version > ?"
+    runs = db.execute(query, (head["model_name"], head["head_name"], version)).fetchone()[0] + 1
+    samples = anchor.sample, window.sample
+    if any(isinstance(s, ScoreSketch) or s.n < 20 for s in samples):
+        return 1.0, alpha / (runs * (runs + 1))
+    compared = drift_metrics(
+        *_comparable(*samples),
+        scale="reference",
+        min_files=20,
+        resamples=max(1000, int(20 * runs * (runs + 1) / alpha) if runs < 8 else 20_000),
+    )
+    return compared.p_no_drift, alpha / (runs * (runs + 1))

@@ -16,7 +16,7 @@ from .tagging import ROLES
 from ..core.errors import DataError, MissingFileError, Notice, check_file
 from ..core.tables import read_table
 
-# %% ../../nbs/05_calibration/16_tables.ipynb #b1b956e0
+# %% ../../nbs/05_calibration/16_tables.ipynb #9490955d
 NORMAL, DEFECT = ("0", "0.0", "false", "good", "ok"), ("1", "1.0", "true", "bad", "anomaly", "anomalous", "defective")
 WORDS = {
     **dict.fromkeys(NORMAL, "normal"),
@@ -55,28 +55,7 @@ def roles_of(
         roles = np.where(said["role"] == "unlabelled", said["label"], said["role"])
     return roles.tolist()
 
-# %% ../../nbs/05_calibration/16_tables.ipynb #39d00b33
-def _numbers(table: pd.DataFrame, column: str, path: str | Path) -> np.ndarray:
-    "A column of text as float64; gaps and NaN become NaN, and are told."
-    scores = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64, copy=True)
-    words = table[column].str.strip().str.lower()
-    wrong = np.isnan(scores) & ~words.isin(["", "nan", "none", "null", "na", "n/a"]).to_numpy()
-    if wrong.any():
-        line = int(np.flatnonzero(wrong)[0])
-        raise DataError(
-            f"{path}, line {table.index[line]}: {column} {table[column].iloc[line][:60]!r} is not a number; write it "
-            "with digits and a point"
-        )
-    scores[~np.isfinite(scores)] = np.nan
-    if lost := int(np.isnan(scores).sum()):
-        warnings.warn(
-            f"{path}: {lost} of {scores.size} scores are missing, NaN or infinite; they are counted, not compared",
-            Notice,
-            stacklevel=3,
-        )
-    return scores
 
-# %% ../../nbs/05_calibration/16_tables.ipynb #c2ff0009
 def read_scores(
     path: str
     # CSV with a column `score` and one of image_path, file, key; optional role, label, group, head, model, split
@@ -110,7 +89,28 @@ def read_scores(
             out[column] = table[column].to_numpy()
     return out
 
-# %% ../../nbs/05_calibration/16_tables.ipynb #7de09d06
+
+def _numbers(table: pd.DataFrame, column: str, path: str | Path) -> np.ndarray:
+    "A column of text as float64; gaps and NaN become NaN, and are told."
+    scores = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64, copy=True)
+    words = table[column].str.strip().str.lower()
+    wrong = np.isnan(scores) & ~words.isin(["", "nan", "none", "null", "na", "n/a"]).to_numpy()
+    if wrong.any():
+        line = int(np.flatnonzero(wrong)[0])
+        raise DataError(
+            f"{path}, line {table.index[line]}: {column} {table[column].iloc[line][:60]!r} is not a number; write it "
+            "with digits and a point"
+        )
+    scores[~np.isfinite(scores)] = np.nan
+    if lost := int(np.isnan(scores).sum()):
+        warnings.warn(
+            f"{path}: {lost} of {scores.size} scores are missing, NaN or infinite; they are counted, not compared",
+            Notice,
+            stacklevel=3,
+        )
+    return scores
+
+
 def find_scores(
     source: str | Path,  # a CSV, or the folder of an image report
 ) -> Path:  # a CSV

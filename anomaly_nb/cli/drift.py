@@ -102,7 +102,7 @@ def run(
         f"{summary['total_heads']} heads: {counts}; {'converged' if summary.get('converged') else 'not converged'}"
     )
 
-# %% ../../nbs/11_cli/06_drift.ipynb #94cd40b1
+# %% ../../nbs/11_cli/06_drift.ipynb #f2929e77
 @app.command()
 def tag(
     scores: Annotated[
@@ -140,23 +140,21 @@ def tag(
     from anomaly_nb.core.files import write_text
     from anomaly_nb.core.settings import load_settings
 
-    settings = load_settings(config)
-    calibration: dict | None = None
-    names: list[str] = label or []
+    settings, calibration = load_settings(config), None
     try:
         calibration = load_calibration(store, model, head)
-        names = names or list(calibration["labels"])
-        for name in names:  # all are known before any is decided
-            label_of(calibration, name)
     except MissingFileError:
         if not settings.calibrate_heads:
             raise
+    names = label or (list(calibration["labels"]) if calibration else [None])
+    for name in names if calibration else []:  # all are known before any is decided
+        label_of(calibration, name)
     parts, kept = [], ""
-    for each in each_label(names):
-        table, known = scores_of(scores, each)
+    for name in names:
+        table, known = scores_of(scores, name)
         given = table["file"].tolist(), table["score"].to_numpy()
-        decided, kept = tag_or_keep(store, settings, model, head, *given, label=each, **known)
-        parts.append(decided.assign(label=each))
+        decided, kept = tag_or_keep(store, settings, model, head, *given, label=name, **known)
+        parts.append(decided.assign(label=name))
         if kept:
             typer.echo(f"{out}: {kept}")
     table = pd.concat(parts)
