@@ -12,7 +12,7 @@ import pytest
 from anomaly_nb.data.samples import write_samples
 from anomaly_nb.reports import Ledger
 
-KILLS = 6
+KILLS = 4
 MEASURED = ["fit_s", "score_ms", "row_s"]  # seconds, other at every run
 PLAN = """data:
   - {dataset: mvtec, root: ../samples, categories: [nut, weave]}

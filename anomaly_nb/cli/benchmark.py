@@ -63,7 +63,7 @@ def benchmark(
     table = benchmark_table(done.records)
     bad = table[table["status"] != "ok"]
     for row in bad.head(20).itertuples():
-        typer.echo(f"  no number for {row.method} on {row.data}, {'all' if row.shots == -1 else row.shots} images, seed {row.seed}: {row.error}")
+        typer.echo(f"  no number for {row.method} on {row.data}, {'all' if row.shots == -1 else row.shots} images, seed {row.seed}: {row.error!s}")
     if len(bad) > 20:
         typer.echo(f"  and {len(bad) - 20} more")
     if not (table["status"] == "ok").any():

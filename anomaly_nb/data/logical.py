@@ -141,7 +141,7 @@ def region_kinds(
     size: int,  # pixels per side of the image
 ) -> list[dict[str, object]]:  # of `defects_config.json`, in the order of their pixel values
     "The kinds of regions with their saturations, as MVTec LOCO writes them."
-    kinds = [(f"{what} {part}", part_area(part, size), False) for what in ("missing", "extra") for part in PARTS]
+    kinds: list[tuple[str, float, bool]] = [(f"{what} {part}", part_area(part, size), False) for what in ("missing", "extra") for part in PARTS]
     kinds += [(name, 1.0, True) for name in ("swapped", "cracked")]
     return [
         {"defect_name": name, "pixel_value": 200 + i, "saturation_threshold": full, "relative_saturation": relative}
@@ -185,7 +185,7 @@ def write_logical_samples(
     except (FileNotFoundError, ValueError):
         pass
     plan = [("train", "good", n_train), ("validation", "good", -(-n_good // 2)), ("test", "good", n_good), *(("test", d, n_defect) for d in LOGICAL_DEFECTS)]
-    value = {kind["defect_name"]: kind["pixel_value"] for kind in region_kinds(size)}
+    value = {str(kind["defect_name"]): 200 + i for i, kind in enumerate(region_kinds(size))}
     for category in progress(LOGICAL, "drawing logical samples", unit="category"):
         write_json(folder / category / "defects_config.json", region_kinds(size))
         for split, defect, count in plan:
@@ -193,7 +193,7 @@ def write_logical_samples(
                 image, regions = draw_logical(category, defect, number, split, size, random_state)
                 _write(folder / category / split / defect / f"{number:03d}.png", image)
                 for i, (region, kind) in enumerate(regions):
-                    _write(folder / category / "ground_truth" / defect / f"{number:03d}" / f"{i:03d}.png", region * np.uint8(value[kind]))
+                    _write(folder / category / "ground_truth" / defect / f"{number:03d}" / f"{i:03d}.png", region.astype(np.uint8) * np.uint8(value[kind]))
     write_manifest(folder, logical=about, licence="Apache-2.0", source="drawn by anomaly_nb.data.logical")
     return folder
 

@@ -125,7 +125,7 @@ def run_rows(
     if record["status"] != "ok":
         return [{"shots": k, "seed": s, "status": record["status"], "error": record.get("error") or ""} for k in given["shots"] for s in given["seeds"]]
     table = read_benchmark_table(Path(given["out"]) / "rows.csv", ("shots", "seed", "status"))
-    rows = [{k: v for k, v in row.items() if v == v} for row in table.to_dict("records")]
+    rows = [{str(k): v for k, v in row.items() if v == v} for row in table.to_dict("records")]
     return [row | {"shots": int(row["shots"]), "seed": int(row["seed"])} for row in rows]
 
 
@@ -284,7 +284,7 @@ def beside_published(
     for row in known.itertuples():
         head = {"method": row.method, "data": row.data, "metric": row.metric, "published": row.value, "their_backbone": row.backbone}
         own = rows[(rows["recipe"] == row.method) & (rows["data"] == row.data)]
-        means = own.groupby("backbone")[row.metric].mean() if row.metric in own and len(own) else pd.Series({"-": float("nan")})
+        means = own.groupby("backbone")[str(row.metric)].mean() if row.metric in own and len(own) else pd.Series({"-": float("nan")})
         found += [head | {"here": float(value), "our_backbone": backbone, "source": row.source} for backbone, value in means.items()]
     return pd.DataFrame(found)
 

@@ -55,9 +55,9 @@ def _choice(choice: dict[str, Any]) -> list[str]:
         weights = ", ".join(f"{html.escape(m)} {w:.3g}" for m, w in zip(mixed["members"], mixed["weights"]))
         body.append(f"<p>Weights of the members: {weights}, by {html.escape(mixed['by'])}.</p>")
         if mixed.get("compared"):
-            shown = pd.DataFrame(mixed["compared"])
-            auroc = ["{:.3f} [{:.3f}, {:.3f}]".format(*row) for row in shown[["auroc", "low", "high"]].to_numpy()]
-            body.append(shown[["mixture", "weights"]].assign(**{"image AUROC on synthetic anomalies": auroc}).to_html(index=False, border=0))
+            mixtures = pd.DataFrame(mixed["compared"])
+            auroc = ["{:.3f} [{:.3f}, {:.3f}]".format(*row) for row in mixtures[["auroc", "low", "high"]].to_numpy()]
+            body.append(mixtures[["mixture", "weights"]].assign(**{"image AUROC on synthetic anomalies": auroc}).to_html(index=False, border=0))
     if choice.get("recipes"):
         table = pd.DataFrame(choice["recipes"])
         shown: dict[str, Any] = {"recipe": table["recipe"]}
