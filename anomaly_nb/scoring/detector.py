@@ -31,8 +31,8 @@ from .maps import OWN_SCORES, bank_image_scores
 from .preparation import Preparation, as_features, foreground
 from .recipes import OBJECTS, Recipe, recipe_parts
 from .result import Evaluation
-from .stream import DiskRows, PartBatch, Scored, TrainingCells, image_batches, part_batches, pass_features, pass_parts, scored_images, training_cells
-from .thresholds import Threshold, choose_threshold, labelled_threshold
+from .stream import PartBatch, Scored, part_batches, pass_features, pass_parts, scored_images
+from .thresholds import Threshold, labelled_threshold
 
 # %% ../../nbs/06_scoring/08_detector.ipynb #2b1fae9f
 class Detector(BaseEstimator):
