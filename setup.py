@@ -10,6 +10,7 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 ASSETS = ["py.typed", *(f"**/*.{kind}" for kind in ("mplstyle", "html", "css", "js", "yml"))]
+BESIDE = {"anomaly_nb.reports.templates": "nbs/reports", "anomaly_nb.features.tiny_clip_model": "data/tiny_clip"}
 extras = {
     key.removesuffix("_requirements"): cfg[key].split()
     for key in cfg if key.endswith("_requirements")
@@ -56,9 +57,9 @@ setup(
     python_requires=">=" + cfg["min_python"],
     # the report templates live with the other notebooks and ship inside the package
     # and so does the small image-text model that tests and demo use
-    packages=[*find_packages(include=["anomaly_nb", "anomaly_nb.*"]), "anomaly_nb.reports.templates", "anomaly_nb.features.tiny_clip_model"],
-    package_dir={"anomaly_nb.reports.templates": "nbs/reports", "anomaly_nb.features.tiny_clip_model": "data/tiny_clip"},
-    package_data={"anomaly_nb.reports.templates": ["*.ipynb"], "anomaly_nb.features.tiny_clip_model": ["*"], "anomaly_nb": ASSETS},
+    packages=[*find_packages(include=["anomaly_nb", "anomaly_nb.*"]), *BESIDE],
+    package_dir=BESIDE,
+    package_data={"anomaly_nb": ASSETS} | {name: ["*.ipynb", "*.json", "*.safetensors"] for name in BESIDE},
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},

@@ -104,7 +104,7 @@ def tile_patches(normal: int, asked: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def leave_one_out(n: int, p: int, d: int) -> list[dict]:
-    "Scores of all training pictures by the others, against one search, and against refitting for each."
+    "Scores of all training images by the others, against one search, and against refitting for each."
     x, rows = patchlike(n * p, d).reshape(n, p, d), []
     side = int(p**0.5)
 
@@ -117,9 +117,9 @@ def leave_one_out(n: int, p: int, d: int) -> list[dict]:
         ours, scores = timed(partial(bank.leave_one_image_out, x))
         once, _ = timed(partial(bank.score, x))
         theirs, refitted = timed(partial(lambda kind: np.concatenate([refit(kind, i) for i in range(few)]), type(bank)))
-        assert np.allclose(scores[:few], refitted, rtol=1e-3, atol=1e-5), "the scores of a bank refitted without the picture"
+        assert np.allclose(scores[:few], refitted, rtol=1e-3, atol=1e-5), "the scores of a bank refitted without the image"
         note = f"one plain scoring takes {once:.2f} s; the reference is {few} refits times {n / few:.0f}; equal scores"
-        rows.append(row(f"leave one image out, {type(bank).__name__}", ours, theirs * n / few, f"{n} pictures of {p} patches, {d} dimensions", note))
+        rows.append(row(f"leave one image out, {type(bank).__name__}", ours, theirs * n / few, f"{n} images of {p} patches, {d} dimensions", note))
     return rows
 
 

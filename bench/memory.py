@@ -12,7 +12,7 @@ from anomaly_nb.banks import *
 from anomaly_nb.banks.neighbours import nearest
 
 def features(n):
-    "Made picture by picture, so that they are all that is new."
+    "Made image by image, so that they are all that is new."
     x = np.empty((n, 256, d), np.float32)
     for i in range(n):
         x[i] = np.random.default_rng(i).normal(size=(256, d)) + np.random.default_rng(d).normal(size=d)

@@ -24,8 +24,8 @@ def row(name: str, ours: float, reference: float | None, work: str, note: str) -
     return {"name": name, "ours_s": ours, "reference_s": reference, "ratio": None if reference is None else reference / ours, "work": work, "note": note}
 
 
-def pictures(n: int, shape: tuple[int, int], seed: int = 0):
-    "Yield n masks and smooth noisy maps, made from eight by shifting: about 1 % anomalous pixels, a quarter of the pictures normal."
+def images(n: int, shape: tuple[int, int], seed: int = 0):
+    "Yield n masks and smooth noisy maps, made from eight by shifting: about 1 % anomalous pixels, a quarter of the images normal."
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(seed)
@@ -64,9 +64,9 @@ def full_sort_aupro(masks, maps, limit: float = 0.3) -> float:
 
 
 def _stream(n: int, shape: tuple[int, int]) -> tuple[float, float, float]:
-    "Seconds to count n pictures and read every metric, AUROC's bracket, and peak memory in MB; run in a process of its own."
+    "Seconds to count n images and read every metric, AUROC's bracket, and peak memory in MB; run in a process of its own."
     histogram, seconds = RegionHistogram(), 0.0
-    for mask, score in pictures(n, shape):
+    for mask, score in images(n, shape):
         start = time.perf_counter()
         histogram.update(mask, score)
         seconds += time.perf_counter() - start
@@ -121,7 +121,7 @@ def pixels(n: int) -> list[dict]:
 
 def regions(n: int, side: int) -> list[dict]:
     "AUPRO of n square maps: in two readings, and by the full sort."
-    masks, maps = (list(part) for part in zip(*pictures(n, (side, side))))
+    masks, maps = (list(part) for part in zip(*images(n, (side, side))))
     ours, value = timed(lambda: aupro(masks, maps), 2)
     theirs, expected = timed(lambda: full_sort_aupro(masks, maps))
     assert abs(value - expected) < 1e-9, "both must be the same number"
@@ -140,7 +140,7 @@ def stream(n: int, shape: tuple[int, int]) -> list[dict]:
 def bootstrap(n: int, replicates: int) -> list[dict]:
     "Intervals of all pooled metrics from per-image counts."
     histogram = RegionHistogram()
-    for i, (mask, score) in enumerate(pictures(n, (256, 256))):
+    for i, (mask, score) in enumerate(images(n, (256, 256))):
         histogram.update(mask, score, image=f"{i:04d}")
     ours, _ = timed(lambda: histogram_intervals(histogram, n=replicates))
     return [row("histogram_intervals", ours, None, f"{replicates} bootstrap replicates of 6 metrics, {n} images", "every replicate exact")]

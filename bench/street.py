@@ -7,7 +7,7 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from bench.metrics import peak_memory, pictures, row
+from bench.metrics import peak_memory, images, row
 
 
 def _evaluate(n: int, draws: int) -> tuple[float, float, float, float]:
@@ -17,11 +17,11 @@ def _evaluate(n: int, draws: int) -> tuple[float, float, float, float]:
     from anomaly_nb.segmentation.scorer import PixelScorer
 
     scorer, rng = PixelScorer(("max_logit",)), np.random.default_rng(0)
-    scorer.scale_ = {"max_logit": (-8.0, 4.0)}  # as fitted on the training pictures of a logit
+    scorer.scale_ = {"max_logit": (-8.0, 4.0)}  # as fitted on the training images of a logit
     evaluation = StreetEvaluation({"max_logit": "Max logit"}, [f"class {i}" for i in range(13)])
     labels, prediction = rng.integers(0, 13, (2, 512, 512))
     counting = 0.0
-    for i, (mask, score) in enumerate(pictures(n, (512, 512))):
+    for i, (mask, score) in enumerate(images(n, (512, 512))):
         anomaly, score = mask.astype(np.uint8), 4 * score - 8
         anomaly[:20] = 255  # some void
         start = time.perf_counter()
@@ -44,7 +44,7 @@ def _components(n: int) -> tuple[float, float, float]:
     evaluation, spent = StreetEvaluation({"max_logit": "Max logit"}), 0.0
 
     def scenes():
-        for i, (mask, score) in enumerate(pictures(n, (512, 512))):
+        for i, (mask, score) in enumerate(images(n, (512, 512))):
             yield f"{i:04}", mask.astype(np.uint8), 4 * score - 8
 
     for key, anomaly, score in scenes():

@@ -236,7 +236,7 @@ def readme(write=False):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.source = re.sub(r"^#\s*\|.*\n?", "", cell.source, flags=re.M)
-            for output in cell.outputs:  # tables and figures as text; the README has pictures of its own
+            for output in cell.outputs:  # tables and figures as text; the README has images of its own
                 if "data" in output:
                     output.data = {k: v for k, v in output.data.items() if k in ("text/plain", "text/markdown")}
     text, _ = MarkdownExporter().from_notebook_node(notebook)

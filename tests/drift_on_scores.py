@@ -1,4 +1,4 @@
-"""Drift verdicts on somebody's own scores: random halves of the normal files, the second half with a share of real defects.
+"""Drift verdicts on somebody's own scores: random halves of the normal files, the second half with a fraction of real defects.
 
     python -m tests.drift_on_scores figures/runs/image_anomaly-XXXX/scores.csv
 
@@ -16,7 +16,7 @@ SPLITS = 200
 
 
 def table(scores: pd.DataFrame, shares=(0.0, 0.05, 0.1, 0.2, 0.3)) -> pd.DataFrame:
-    "One row per share of defects: how many of the splits the plain rule fails, the verdict is unstable, the sequential alarm rings."
+    "One row per fraction of defects: how many of the splits the plain rule fails, the verdict is unstable, the sequential alarm rings."
     if not {"score", "label"} <= set(scores):
         raise DataError("the table needs columns score and label; use the scores.csv of an image report")
     good, bad = (scores.loc[scores.label == k, "score"].to_numpy() for k in (0, 1))

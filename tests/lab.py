@@ -1,4 +1,4 @@
-"""JupyterLab for the tests: a server of its own, a browser that leaves the machine for nothing, and pictures of both: `python -m tests.lab`."""
+"""JupyterLab for the tests: a server of its own, a browser that leaves the machine for nothing, and images of both: `python -m tests.lab`."""
 import contextlib
 import json
 import os
@@ -111,10 +111,10 @@ def screenshots(figures=ROOT / "figures"):
     with tempfile.TemporaryDirectory() as folder, server(Path(folder) / "project") as (url, token), browser(1440, 900) as (page, _, _):
         for name, notebook in (("lab_start", "nbs/start.ipynb"), ("lab_images", "nbs/explore/images.ipynb")):
             run_all(page, url, token, notebook)
-            page.wait_for_selector("img.anomaly-nb-picture" if name == "lab_images" else ".jp-OutputArea-output img", timeout=120_000)
+            page.wait_for_selector("img.anomaly-nb-image" if name == "lab_images" else ".jp-OutputArea-output img", timeout=120_000)
             page.wait_for_timeout(1500)
             if name == "lab_images":
-                page.locator("img.anomaly-nb-picture").scroll_into_view_if_needed()
+                page.locator("img.anomaly-nb-image").scroll_into_view_if_needed()
             else:
                 page.mouse.move(800, 500)
                 page.mouse.wheel(0, -1750)  # from the end, where running leaves it, to the explanations

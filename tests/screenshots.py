@@ -1,4 +1,4 @@
-"""The README's pictures of the gallery, made anew: `python -m tests.screenshots [folder]` (ten minutes the first time, then seconds).
+"""The README's images of the gallery, made anew: `python -m tests.screenshots [folder]` (ten minutes the first time, then seconds).
 
 Runs `anomaly-nb demo` and a few runs more into the folder, all on generated samples, and photographs the gallery over them."""
 import shutil
@@ -14,7 +14,7 @@ TARGET = Path(__file__).resolve().parent.parent / "figures"
 
 
 def more_runs(folder):
-    "Runs to compare, and one that fails: a picture cut off in the middle."
+    "Runs to compare, and one that fails: an image cut off in the middle."
     for parameters in ({"bank": "mahalanobis"}, {"bank": "padim"}, {"k": 3}, {"image_size": 96}):
         run_report("image_anomaly", {"category": "nut", **parameters}, figures=folder)
     broken = folder / "broken"
@@ -29,7 +29,7 @@ def more_runs(folder):
 
 
 def photograph(browser, page, name, hash="", width=1280, height=860, scheme="light"):
-    "One picture, small enough for a README."
+    "One image, small enough for a README."
     from PIL import Image
 
     context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce")

@@ -1,4 +1,4 @@
-"""Banks and detectors at the edges: few pictures, one patch, constant features, other grids, ties, and one search by every way."""
+"""Banks and detectors at the edges: few images, one patch, constant features, other grids, ties, and one search by every way."""
 from functools import partial
 
 import numpy as np
@@ -52,7 +52,7 @@ def test_other_dimensions_are_refused(bank):
 
 
 @pytest.mark.parametrize("bank", [KNNBank(), MahalanobisBank(True, 0.1), SubspaceBank(0.9), PositionalBank(), RetrievalBank(3)], ids=str)
-def test_pictures_of_one_patch(bank):
+def test_images_of_one_patch(bank):
     train = random(8, 1, 5)
     given = {"cls": random(8, 3)} if isinstance(bank, RetrievalBank) else {}
     bank.fit(train, (1, 1), **given)
@@ -201,7 +201,7 @@ def test_conformal_needs_enough_scores():
             assert n >= 45 and t.parameters["bound95"] < 0.12 and not t.predict(np.arange(t.parameters["rank"])).any()
 
 
-def test_detector_of_one_picture_scores_but_does_not_decide(tmp_path):
+def test_detector_of_one_image_scores_but_does_not_decide(tmp_path):
     from anomaly_nb.data import read_index
     from anomaly_nb.data.samples import write_samples
     from anomaly_nb.scoring import few_shot
@@ -241,15 +241,15 @@ def test_another_grid_is_refused_by_a_detector():
 
 
 @pytest.mark.parametrize("name", ["retrieval", "positional"])
-def test_similar_pictures_need_vectors(name):
+def test_similar_images_need_vectors(name):
     train, vectors = random(6, 9, 5), random(6, 3)
     bank = {"retrieval": RetrievalBank(4), "positional": PositionalBank(similar=4)}[name]
     for missing in (None, vectors[:5], vectors[:, 0]):
-        with pytest.raises(DataError, match="one vector for each picture"):
+        with pytest.raises(DataError, match="one vector for each image"):
             bank.fit(train, (3, 3), cls=missing)
     bank.fit(train, (3, 3), cls=vectors)
     for missing in (None, vectors, random(2, 4)):
-        with pytest.raises(DataError, match="one vector for each picture"):
+        with pytest.raises(DataError, match="one vector for each image"):
             bank.score(train[:2], missing)
     assert bank.score(train[:2], vectors[:2]).max() < 1e-6
 

@@ -21,23 +21,23 @@ TREES = {  # layout -> normal folders (with their split), anomalous folder, mask
 }
 
 
-def picture(path, value=0):
+def draw_image(path, value=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (5, 4), value).save(path)
     return path
 
 
 def write_tree(root, layout, rng, count=6):
-    "A random data set; returns the mask of each anomalous picture."
+    "A random data set; returns the mask of each anomalous image."
     normal, anomalous, truth, suffix = TREES[layout]
     below = lambda folder: root / folder.replace("1cls/", "1cls/part/") if layout == "visa" else root / "01" / folder
     for folder in normal:
         for i in range(3):
-            picture(below(folder) / f"{i:03d}{rng.choice(ENDINGS)}")
+            draw_image(below(folder) / f"{i:03d}{rng.choice(ENDINGS)}")
     stems = [f"{i:03d}" for i in rng.choice(900, count, replace=False)]
     for stem in stems:
-        picture(below(anomalous) / f"{stem}{rng.choice(ENDINGS)}")
-    return {stem: picture(below(truth) / f"{stem}{suffix}{rng.choice(['.png', '.bmp'])}", int(rng.integers(1, 256))) for stem in rng.permutation(stems)}
+        draw_image(below(anomalous) / f"{stem}{rng.choice(ENDINGS)}")
+    return {stem: draw_image(below(truth) / f"{stem}{suffix}{rng.choice(['.png', '.bmp'])}", int(rng.integers(1, 256))) for stem in rng.permutation(stems)}
 
 
 @pytest.mark.parametrize("layout", TREES)
@@ -57,7 +57,7 @@ def test_trees_are_paired_by_stem_whatever_the_ending(tmp_path, layout, seed):
 def test_trees_name_every_lone_partner(tmp_path, layout):
     masks = list(write_tree(tmp_path, layout, np.random.default_rng(9)).values())
     masks[0].unlink()
-    picture(masks[1].with_name(f"zzz{masks[1].suffix}"))
+    draw_image(masks[1].with_name(f"zzz{masks[1].suffix}"))
     with pytest.raises(DataError, match=r"1 image\(s\) without a mask.*; 1 mask\(s\) without an image, first .*zzz"):
         read_index(layout, tmp_path)
     assert (read_index(layout, tmp_path, on_missing="keep").query("label == 1").mask_path == "").sum() == 1
@@ -67,26 +67,26 @@ def test_trees_name_every_lone_partner(tmp_path, layout):
 @pytest.mark.parametrize("layout", TREES)
 def test_two_files_of_one_stem_are_refused(tmp_path, layout):
     mask = next(iter(write_tree(tmp_path, layout, np.random.default_rng(4)).values()))
-    picture(mask.with_suffix(".webp"))
+    draw_image(mask.with_suffix(".webp"))
     with pytest.raises(DataError, match="has the same stem as"):
         read_index(layout, tmp_path)
 
 
-def test_private_pictures_of_ad2_are_unknown(tmp_path):
+def test_private_images_of_ad2_are_unknown(tmp_path):
     write_tree(tmp_path, "mvtec_ad2", np.random.default_rng(0))
     for name in ("test_private", "test_private_mixed"):
-        picture(tmp_path / "01" / name / "000_regular.png")
+        draw_image(tmp_path / "01" / name / "000_regular.png")
     unknown = read_index("mvtec_ad2", tmp_path).query("label == -1")
     assert unknown.defect.tolist() == ["test_private", "test_private_mixed"] and (unknown.mask_path == "").all() and (unknown.split == "test").all()
 
 
-def test_visa_splits_with_anomalous_training_pictures(tmp_path):
+def test_visa_splits_with_anomalous_training_images(tmp_path):
     lines = ["object,split,label,image,mask"]
     for i, (split, label) in enumerate([("train", "normal"), ("train", "anomaly"), ("test", "normal"), ("test", "anomaly")]):
         image, mask = f"pcb1/Data/Images/{i}.JPG", f"pcb1/Data/Masks/Anomaly/{i}.png" if label == "anomaly" else ""
-        picture(tmp_path / image)
+        draw_image(tmp_path / image)
         if mask:
-            picture(tmp_path / mask, 3)
+            draw_image(tmp_path / mask, 3)
         lines.append(f"pcb1,{split},{label},{image},{mask}")
     (tmp_path / "split_csv").mkdir()
     (tmp_path / "split_csv/2cls_fewshot.csv").write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
@@ -106,9 +106,9 @@ def test_realiad_lists(tmp_path):
             image = f"{kind}/S{i:04d}/usb_{split}_{i}_{kind}.jpg"
             mask = None if kind == "OK" else image.replace(".jpg", ".png")
             table[split].append({"image_path": image, "mask_path": mask, "anomaly_class": kind})
-            picture(tmp_path / "realiad_512/usb" / image)
+            draw_image(tmp_path / "realiad_512/usb" / image)
             if mask:
-                picture(tmp_path / "realiad_512/usb" / mask, 1)
+                draw_image(tmp_path / "realiad_512/usb" / mask, 1)
     folder = tmp_path / "realiad_jsons/realiad_jsons_sv"
     folder.mkdir(parents=True)
     (folder / "usb.json").write_text(json.dumps(table))
@@ -121,9 +121,9 @@ def test_realiad_lists(tmp_path):
 
 def test_kolektor_reads_no_pickle(tmp_path):
     for i, value in enumerate((0, 255, 0, 1)):
-        picture(tmp_path / "train" / f"{i}.png")
-        picture(tmp_path / "train" / f"{i}_GT.png", value)
-    picture(tmp_path / "test/9.png"), picture(tmp_path / "test/9_GT.png")
+        draw_image(tmp_path / "train" / f"{i}.png")
+        draw_image(tmp_path / "train" / f"{i}_GT.png", value)
+    draw_image(tmp_path / "test/9.png"), draw_image(tmp_path / "test/9_GT.png")
     (tmp_path / "split_weakly_0.pyb").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     index = read_index("kolektor_sdd2", tmp_path)
     assert index.label.tolist() == [1, 1, 0, 0, 0] and set(index.category) == {"kolektor_sdd2"}
@@ -132,9 +132,9 @@ def test_kolektor_reads_no_pickle(tmp_path):
 def test_loco_regions_saturate(tmp_path):
     part = tmp_path / "box"
     for name in ("train/good/000", "validation/good/000", "test/good/000", "test/logical_anomalies/007"):
-        picture(part / f"{name}.png")
+        draw_image(part / f"{name}.png")
     truth = part / "ground_truth/logical_anomalies/007"
-    picture(truth / "000.png", 9)
+    draw_image(truth / "000.png", 9)
     config = [{"defect_name": "a", "pixel_value": 9, "saturation_threshold": 4, "relative_saturation": False}]
     (part / "defects_config.json").write_text(json.dumps(config))
     row = read_index("mvtec_loco", tmp_path).query("label == 1").iloc[0]

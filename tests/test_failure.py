@@ -27,9 +27,9 @@ def command(*arguments, cwd):
 @pytest.mark.parametrize(("spoil", "words"), [
     (lambda s: (s / "nut/test/spot/000.png").unlink(), "1 mask(s) without an image"),
     (lambda s: (s / "nut/ground_truth/spot/000_mask.png").unlink(), "1 image(s) without a mask"),
-    (lambda s: [p.unlink() for p in (s / "nut/train/good").iterdir()], "holds no pictures"),
+    (lambda s: [p.unlink() for p in (s / "nut/train/good").iterdir()], "holds no images"),
     (lambda s: (s / "nut/test/good/000.png").write_bytes((s / "nut/test/good/000.png").read_bytes()[:500]), "000.png: damaged"),
-    (lambda s: (s / "nut/test/good/000.png").write_text("not a picture"), "000.png: damaged"),
+    (lambda s: (s / "nut/test/good/000.png").write_text("not an image"), "000.png: damaged"),
 ])  # fmt: skip
 def test_one_line_from_the_command_line(samples, tmp_path, spoil, words):
     spoil(samples)
@@ -40,9 +40,9 @@ def test_one_line_from_the_command_line(samples, tmp_path, spoil, words):
 
 def test_going_on_without_partners(samples, tmp_path):
     (samples / "nut/ground_truth/spot/000_mask.png").unlink()
-    for switch, pictures in (("keep", 8), ("drop", 7)):
+    for switch, images in (("keep", 8), ("drop", 7)):
         done = command("extract", samples, "--category", "nut", "--image-size", 64, "--on-missing", switch, "--out", tmp_path / switch, cwd=tmp_path)
-        assert done.returncode == 0 and f"FeatureSet({pictures} pictures" in done.stdout, done.stderr
+        assert done.returncode == 0 and f"FeatureSet({images} images" in done.stdout, done.stderr
 
 
 def test_extract_writes_the_specified_files(samples, tmp_path):
@@ -62,7 +62,7 @@ def feature_files(folder):
 @pytest.mark.parametrize(("change", "words"), [
     (lambda a: a.pop("patch_hw"), "no key 'patch_hw'"),
     (lambda a: a.update(patches=a["patches"][:, :5]), "does not make 5 patches"),
-    (lambda a: a.update(patches=a["patches"][:3]), "rows for 3 pictures"),
+    (lambda a: a.update(patches=a["patches"][:3]), "rows for 3 images"),
     (lambda a: a.update(patches=a["patches"].reshape(-1)), "shape (N, P, D)"),
     (lambda a: a.update(patches=np.where(a["patches"] == a["patches"][0, 0, 0], np.nan, a["patches"])), "NaN"),
     (lambda a: a.update(patch_hw=np.array([64])), "patch_hw has shape"),

@@ -11,7 +11,7 @@ from anomaly_nb.core.files import save_tensors
 from anomaly_nb.data import draw_sample
 from anomaly_nb.features import create_backbone
 
-PICTURE = draw_sample("weave", "spot", 0)[0]
+IMAGE = draw_sample("weave", "spot", 0)[0]
 DATA = os.environ.get("ANOMALY_NB_DATA", "")
 FAMILIES = {  # name -> size, patch, has a class token
     "timm:vit_small_patch14_dinov2?depth=2": (112, 14, True),
@@ -34,7 +34,7 @@ def test_grid_and_vector(name):
     torch.manual_seed(0)
     size, patch, token = FAMILIES[name]
     net = create_backbone(name, "random", size)
-    patches, hw, cls = net(np.stack([net.transform(PICTURE)] * 2))
+    patches, hw, cls = net(np.stack([net.transform(IMAGE)] * 2))
     assert hw == (size // patch,) * 2 and net.spec.patch == patch and patches.shape[:2] == (2, hw[0] * hw[1])
     assert cls.shape[0] == 2 and np.isfinite(cls).all()
     np.testing.assert_allclose(patches[0], patches[1], atol=1e-4)  # a matrix product may round two rows of one batch differently
@@ -47,7 +47,7 @@ def test_the_changed_patch_is_where_the_token_changes(name):
     torch.manual_seed(1)
     size, p, _ = FAMILIES[name]
     net = create_backbone(f"{name}&layers=0&norm=False", "random", size)
-    x = net.transform(PICTURE)[None]
+    x = net.transform(IMAGE)[None]
     before, (h, w), _ = net(x)
     for row, column in ((0, 0), (h - 1, 0), (2, w - 1), (h // 2, 1)):
         y = x.copy()
@@ -71,11 +71,11 @@ def test_positions_are_interpolated_from_the_checkpoint(name, tmp_path):
     moved = create_backbone(name, tmp_path / "w.pt", size)
     found = moved.model.state_dict()[key].reshape(-1, state[key].shape[-1])[extra:].reshape(5, 5, -1)
     assert np.allclose(found.numpy(), found[:1, :, :1].numpy(), atol=1e-4) and (np.diff(found[0, :, 0].numpy()) > 0.2).all()
-    assert moved(moved.transform(PICTURE)[None])[1] == (5, 5)
+    assert moved(moved.transform(IMAGE)[None])[1] == (5, 5)
 
 
 def test_proportions_are_kept_on_request():
-    wide = np.concatenate([PICTURE, PICTURE], axis=1)
+    wide = np.concatenate([IMAGE, IMAGE], axis=1)
     for name, size, hw in (("timm:vit_small_patch14_dinov2?depth=2&resize=short", 70, (5, 10)), ("timm:vit_small_patch16_dinov3?depth=2&resize=short", 64, (4, 8)),
                            ("timm:resnet18?resize=short", 64, (4, 8)), ("filters?resize=short", 64, (8, 16))):  # fmt: skip
         net = create_backbone(name, None if name.startswith("f") else "random", size)
@@ -107,7 +107,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, damage):
 def test_mobilenet_with_its_own_weights():
     weights = Path(DATA) / "weights/mobilenetv2_100_imagenet.safetensors"
     net = create_backbone("timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5", weights, 320)
-    patches, hw, cls = net(net.transform(PICTURE)[None])
+    patches, hw, cls = net(net.transform(IMAGE)[None])
     assert hw == (20, 20) and patches.shape == (1, 400, 128) and cls.shape == (1, 1280) and len(net.spec.sha256) == 64
     assert net.spec.weights == weights.name and net.spec.licence == "apache-2.0"
     with pytest.raises(DataError, match="weights do not fit"):

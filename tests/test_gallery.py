@@ -27,7 +27,7 @@ def make_run(figures, number, status="ok", figure_names=(), report="image_anomal
     folder = figures / "runs" / f"{report}-{number:04d}"
     auroc = 0.6 + 0.39 * ((number * 37) % 101) / 101
     parameters = {"dataset": "samples", "category": "nut", "bank": "knn", "backbone": "filters", "k": 1, "out": folder.as_posix()} | parameters
-    metrics = {"image_auroc": auroc, "image_auroc_low": auroc - 0.05, "image_auroc_high": min(1, auroc + 0.03), "test_pictures": 37, "recall": 1 - auroc / 2}
+    metrics = {"image_auroc": auroc, "image_auroc_low": auroc - 0.05, "image_auroc_high": min(1, auroc + 0.03), "test_images": 37, "recall": 1 - auroc / 2}
     write_json(folder / "run.json", {
         "run_id": f"{number:012x}", "report": report, "parameters": parameters, "status": status, "error": None if status == "ok" else "DataError: 004.png: damaged",
         "started": f"2026-03-{1 + number // 1440 % 28:02d}T{number // 60 % 24:02d}:{number % 60:02d}:00+00:00", "seconds": 10.0 + number,
@@ -120,7 +120,7 @@ def test_failures_first_and_damaged_records_are_shown(figures, tmp_path):
     write_text(tmp_path / "runs" / "cut" / "run.json", '{"run_id": "1')
     write_text(tmp_path / "runs" / "odd" / "run.json", '{"run_id": "3", "report": "mine", "status": "ok", "parameters": {}, "metrics": [1]}')
     write_text(tmp_path / "runs" / "nan" / "run.json", '{"run_id": "2", "report": "mine", "status": "ok", "parameters": {}, "metrics": {"x": NaN, "y": Infinity, "z": 1}}')
-    (tmp_path / "runs" / "image_anomaly-0000" / "figures" / "hits.png").write_bytes(b"no picture")
+    (tmp_path / "runs" / "image_anomaly-0000" / "figures" / "hits.png").write_bytes(b"no image")
     statuses = {r["folder"]: r["status"] for r in read_runs(tmp_path)}
     assert statuses["cut"] == statuses["odd"] == statuses["nan"] == "damaged"
     assert list(statuses.values()).index("ok") == sum(s != "ok" for s in statuses.values())
@@ -133,9 +133,9 @@ def test_gallery_is_written_to_the_same_bits_and_follows_its_runs(figures, tmp_p
     shutil.copytree(figures / "runs", tmp_path / "runs")
     first = write_gallery(tmp_path).read_bytes()
     thumb = tmp_path / "thumbs" / "image_anomaly-0001.jpg"
-    picture = thumb.read_bytes()
+    image = thumb.read_bytes()
     thumb.unlink()
-    assert write_gallery(tmp_path).read_bytes() == first and thumb.read_bytes() == picture and len(picture) < 15_000
+    assert write_gallery(tmp_path).read_bytes() == first and thumb.read_bytes() == image and len(image) < 15_000
     assert not list(tmp_path.glob("runs/**/*.jpg")), "a run's folder holds only what the run made"
     shutil.rmtree(tmp_path / "runs" / "image_anomaly-0001")
     assert b"image_anomaly-0001" not in write_gallery(tmp_path).read_bytes()
@@ -473,9 +473,9 @@ def test_a_thousand_runs(tmp_path, visit):
     order = tab.evaluate(timed.format("document.querySelector('[data-sort=metric]').click()"))
     until(tab, "document.querySelectorAll('.runs tbody tr').length === 1000")
     assert shown(tab)[:3] == [999, 998, 997] and set(shown(tab)) == set(range(1000))
-    pictures = tab.evaluate("[...document.images].filter((i) => i.naturalWidth).length")
-    print(f"1000 runs: {page.stat().st_size / 1e6:.2f} MB written in {written:.2f} s, shown in {loaded / 1000:.2f} s, search {search:.0f} ms, clear {clear:.0f} ms, sort {order:.0f} ms, {pictures} pictures loaded")
-    assert written < 15 and loaded < 5000 and max(search, clear, order) < 1500 and 5 < pictures < 300 and page.stat().st_size < 4e6
+    images = tab.evaluate("[...document.images].filter((i) => i.naturalWidth).length")
+    print(f"1000 runs: {page.stat().st_size / 1e6:.2f} MB written in {written:.2f} s, shown in {loaded / 1000:.2f} s, search {search:.0f} ms, clear {clear:.0f} ms, sort {order:.0f} ms, {images} images loaded")
+    assert written < 15 and loaded < 5000 and max(search, clear, order) < 1500 and 5 < images < 300 and page.stat().st_size < 4e6
 
 
 def test_report_page_on_paper_and_phone(tmp_path, visit):

@@ -1,4 +1,4 @@
-"""JupyterLab in a real browser: the exploration notebook runs, the slider moves picture and numbers, and nothing leaves the machine."""
+"""JupyterLab in a real browser: the exploration notebook runs, the slider moves image and numbers, and nothing leaves the machine."""
 import shutil
 
 import pytest
@@ -16,33 +16,33 @@ def slider(page, label):
     return page.locator(f'.widget-vbox:has(> .widget-label:text-is("{label}")) .noUi-handle')
 
 
-def test_the_slider_moves_picture_and_numbers(tmp_path):
+def test_the_slider_moves_image_and_numbers(tmp_path):
     with server(tmp_path / "project") as (url, token), browser() as (page, errors, beyond):
         run_all(page, url, token, "nbs/explore/images.ipynb")
-        picture, numbers = page.locator("img.anomaly-nb-picture"), page.locator("table.anomaly-nb-numbers").first
-        picture.wait_for(timeout=120_000)
-        before, said, alt = picture.get_attribute("src"), numbers.inner_text(), picture.get_attribute("alt")
+        image, numbers = page.locator("img.anomaly-nb-image"), page.locator("table.anomaly-nb-numbers").first
+        image.wait_for(timeout=120_000)
+        before, said, alt = image.get_attribute("src"), numbers.inner_text(), image.get_attribute("alt")
         assert before.startswith("data:image/png;base64,") and len(before) > 20_000 and "threshold" in alt
 
         handle = slider(page, "threshold")
         handle.focus()
         for _ in range(3):
             handle.press("ArrowRight")
-        page.wait_for_function("before => document.querySelector('img.anomaly-nb-picture').src !== before", arg=before, timeout=30_000)
+        page.wait_for_function("before => document.querySelector('img.anomaly-nb-image').src !== before", arg=before, timeout=30_000)
         page.wait_for_function("said => document.querySelector('table.anomaly-nb-numbers').innerText !== said", arg=said, timeout=30_000)
-        assert "threshold" in picture.get_attribute("alt") and picture.get_attribute("alt") != alt
+        assert "threshold" in image.get_attribute("alt") and image.get_attribute("alt") != alt
         assert numbers.locator("td[style*='700']").count() >= 1  # what differs from the report is bold
 
-        moved = picture.get_attribute("src")
+        moved = image.get_attribute("src")
         page.locator('.widget-checkbox:has-text("errors only") input').click()
         listed = page.locator(".widget-select select").first.locator("option")
         page.wait_for_function("() => [...document.querySelectorAll('.widget-select select option')].every(o => /MISSED|FALSE.ALARM|no.errors/.test(o.text))", timeout=30_000)
         assert listed.count() >= 1
-        moved = picture.get_attribute("src")
+        moved = image.get_attribute("src")
         heat = slider(page, "heat")
         heat.focus()
         heat.press("Home")
-        page.wait_for_function("before => document.querySelector('img.anomaly-nb-picture').src !== before", arg=moved, timeout=30_000)
+        page.wait_for_function("before => document.querySelector('img.anomaly-nb-image').src !== before", arg=moved, timeout=30_000)
 
         assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr'], .jp-OutputArea-output .jp-mod-error").count() == 0
         assert not beyond, beyond

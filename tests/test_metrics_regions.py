@@ -26,7 +26,7 @@ from anomaly_nb.metrics import (
     spro,
     street_metrics,
 )
-from bench.metrics import full_sort_aupro, pictures
+from bench.metrics import full_sort_aupro, images
 
 
 def small_set(seed, decimals=None, n=4, dtype=np.float32):
@@ -50,7 +50,7 @@ def test_aupro_equals_the_full_sort(decimals, limit):
 
 
 def test_aupro_in_small_portions_and_on_constant_maps(monkeypatch):
-    masks, maps = (list(p) for p in zip(*pictures(6, (200, 200))))
+    masks, maps = (list(p) for p in zip(*images(6, (200, 200))))
     whole = aupro(masks, maps)
     assert whole == pytest.approx(full_sort_aupro(masks, maps), abs=1e-9)
     monkeypatch.setattr("anomaly_nb.metrics.regions.PORTION", 1000)
@@ -61,7 +61,7 @@ def test_aupro_in_small_portions_and_on_constant_maps(monkeypatch):
 
 
 def test_metamorphic():
-    masks, maps = (list(p) for p in zip(*pictures(8, (360, 360))))
+    masks, maps = (list(p) for p in zip(*images(8, (360, 360))))
     value = aupro(masks, maps)
     h = RegionHistogram()
     for m, s in zip(masks, maps):
@@ -71,7 +71,7 @@ def test_metamorphic():
     assert aupro(masks * 2, maps * 2) == pytest.approx(value, abs=1e-12)  # duplication
     low = np.full((360, 360), min(s.min() for s in maps) - 1, np.float32)
     more = aupro([*masks, np.zeros((360, 360), bool)], [*maps, low])
-    assert more >= value  # a low-scoring normal picture never lowers it
+    assert more >= value  # a low-scoring normal image never lowers it
     assert RegionHistogram().merge(h).update(np.zeros((360, 360), bool), low).aupro() >= h.aupro()
     for place in ((0, 0), (200, 100)):  # one extreme pixel on more than a megapixel
         spiked = [s.copy() for s in maps]
@@ -93,7 +93,7 @@ def test_linspace200_equals_its_definition():
 
 @pytest.mark.parametrize("key", [("float16", None), ("linear16", (-9.0, 9.0))], ids=lambda k: k[0])
 def test_region_histogram(key, tmp_path):
-    masks, maps = (list(p) for p in zip(*pictures(8, (120, 160))))
+    masks, maps = (list(p) for p in zip(*images(8, (120, 160))))
     histograms, files = [], set()
     for order in itertools.islice(itertools.permutations(range(8)), 0, 40_000, 5000):
         parts = []
@@ -140,7 +140,7 @@ def test_region_errors():
 
 
 def test_aupimo_equals_dense_thresholds():
-    masks, maps = (np.stack(p) for p in zip(*pictures(8, (300, 300))))
+    masks, maps = (np.stack(p) for p in zip(*images(8, (300, 300))))
     bounds, result = (1e-4, 1e-2), aupimo(masks, maps, (1e-4, 1e-2))
     normal = ~masks.any((1, 2))
     cuts = np.unique(maps[normal])[::-1]
@@ -155,7 +155,7 @@ def test_aupimo_equals_dense_thresholds():
         x = np.log(fpr[kept])
         assert result[i] == pytest.approx(np.trapezoid(tpr, x) / (x[-1] - x[0]), abs=1e-9)
     lifted = maps.copy()
-    lifted[np.argmax(~normal), 0, 0] = 1e6  # a normal pixel of an anomalous picture takes no part
+    lifted[np.argmax(~normal), 0, 0] = 1e6  # a normal pixel of an anomalous image takes no part
     assert np.allclose(aupimo(masks, lifted, bounds), result, equal_nan=True)
 
 
@@ -220,7 +220,7 @@ def test_bootstrap_covers_and_is_wider_than_pixels_suggest():
         hits += low <= 0 <= high
     assert 0.86 <= hits / 120 <= 1
     h = RegionHistogram()
-    for i, (m, s) in enumerate(pictures(24, (80, 80))):
+    for i, (m, s) in enumerate(images(24, (80, 80))):
         h.update(m, s + rng.normal(), image=f"{i}")
     value, low, high = histogram_intervals(h, n=200)["roc_auc"]
     assert value == pytest.approx(h.roc_auc(), abs=1e-12)
@@ -230,7 +230,7 @@ def test_bootstrap_covers_and_is_wider_than_pixels_suggest():
 
 def test_differences_are_paired_by_name():
     rng = np.random.default_rng(0)
-    data = [(m, s + np.float32(3 * rng.normal())) for m, s in pictures(20, (64, 64))]
+    data = [(m, s + np.float32(3 * rng.normal())) for m, s in images(20, (64, 64))]
     a, b = ScoreHistogram(), ScoreHistogram()
     for i in range(20):
         a.update(*data[i], image=f"{i}")

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not (os.environ.get("ANOMALY_NB_DATA") and ROOT.
 MOBILENET = "timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5"
 
 
-def test_leather_has_lone_masks_and_pictures():
+def test_leather_has_lone_masks_and_images():
     with pytest.raises(DataError, match=r"image\(s\) without a mask.*mask\(s\) without an image"):
         index_mvtec(ROOT / "images/mvtec", "leather")
     kept = index_mvtec(ROOT / "images/mvtec", "leather", "keep")
@@ -34,4 +34,4 @@ def test_leather_report(tmp_path, monkeypatch):
     given = {"dataset": "mvtec", "root": ROOT / "images/mvtec", "category": "leather", "on_missing": "keep",
              "backbone": MOBILENET, "weights": weights, "image_size": 256, "coreset": 1.0}  # fmt: skip
     run = run_report("image_anomaly", given)
-    assert run.metrics["image_auroc"] == 1.0 and run.metrics["aupro"] > 0.95 and run.metrics["pictures_without_mask"] == 9
+    assert run.metrics["image_auroc"] == 1.0 and run.metrics["aupro"] > 0.95 and run.metrics["images_without_mask"] == 9

@@ -76,7 +76,7 @@ def rad():
     out = np.empty((M, P))
     for n, p in np.ndindex(M, P):
         near = [q for q in range(P) if abs(q // W - p // W) <= 1 and abs(q % W - p % W) <= 1]
-        out[n, p] = (1 - unit(X[:, near].reshape(-1, D)) @ unit(Y[n, p])).min()  # all twenty pictures: there are fewer than 150
+        out[n, p] = (1 - unit(X[:, near].reshape(-1, D)) @ unit(Y[n, p])).min()  # all twenty images: there are fewer than 150
     return top(out, 0.01)
 
 
@@ -97,7 +97,7 @@ def musc():
 
 
 def spade():
-    return np.sqrt(squared(CY, CX)).mean(1)  # all twenty pictures: there are fewer than 50
+    return np.sqrt(squared(CY, CX)).mean(1)  # all twenty images: there are fewer than 50
 
 
 def white_patches():

@@ -91,11 +91,11 @@ def test_scenes_come_in_natural_order_and_no_key_has_two_files(root):
         smiyc(root)
 
 
-def test_fishyscapes_with_two_pictures_of_one_name(root):
+def test_fishyscapes_with_two_images_of_one_name(root):
     for split in ("train", "test"):
         write(root / "laf" / split / "04_x_leftImg8bit.png", np.full((2, 2, 3), 7))
     write(root / "fs" / "0000_04_x_labels.png", [[0, 1], [255, 0]])
-    with pytest.raises(ValueError, match=r"0000_04_x_labels\.png: .* may both be its picture"):
+    with pytest.raises(ValueError, match=r"0000_04_x_labels\.png: .* may both be its image"):
         fishyscapes(root / "fs", root / "laf")
     assert fishyscapes(root / "fs", root / "laf" / "test")[0].anomaly.tolist() == [[0, 1], [VOID, 0]]
 

@@ -1,4 +1,4 @@
-"""Fits that stream: two readings, the batch formula to 1e-9, and the same memory for any number of pictures."""
+"""Fits that stream: two readings, the batch formula to 1e-9, and the same memory for any number of images."""
 import subprocess
 import sys
 from pathlib import Path
@@ -40,12 +40,12 @@ class Tiny(nn.Module):
     def see(self, scene, precision="float32"):
         return predict(self, scene.image, precision)
 
-    def forward(self, pictures):
-        self.calls += len(pictures)
-        features = nn.functional.relu(nn.functional.conv2d(pictures.float() / 64 - 2, self.wide, stride=8))
+    def forward(self, images):
+        self.calls += len(images)
+        features = nn.functional.relu(nn.functional.conv2d(images.float() / 64 - 2, self.wide, stride=8))
         logits = nn.functional.conv2d(features, self.head[:, :, None, None], self.bias)
-        whole = nn.functional.interpolate(logits, pictures.shape[-2:], mode="bilinear")
-        return StreetOutput(whole, features, features, extent=tuple(pictures.shape[-2:]))
+        whole = nn.functional.interpolate(logits, images.shape[-2:], mode="bilinear")
+        return StreetOutput(whole, features, features, extent=tuple(images.shape[-2:]))
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_every_sum_merges(scenes):
     close(StandardizedMaxLogit().fit_moments(maxima[0].merge(maxima[1])).var_, StandardizedMaxLogit().fit_moments(maxima[2]).var_)
 
 
-def test_a_reservoir_is_a_uniform_sample_of_all_pictures():
+def test_a_reservoir_is_a_uniform_sample_of_all_images():
     rng = np.random.default_rng(0)
     reservoir = CellReservoir(2000)
     for i in range(400):
@@ -169,7 +169,7 @@ def test_vim_in_two_batches_and_in_one():
 
 
 def fit_many(count):
-    "Peak memory in MB of fitting everything on `count` pictures with 1024 features a cell."
+    "Peak memory in MB of fitting everything on `count` images with 1024 features a cell."
     import resource
 
     torch.set_num_threads(1)
@@ -180,8 +180,8 @@ def fit_many(count):
 
 
 @pytest.mark.parametrize("many", [pytest.param(1600, marks=pytest.mark.skipif("not __import__('os').environ.get('ANOMALY_NB_SLOW')", reason="minutes; set ANOMALY_NB_SLOW=1"))])
-def test_memory_does_not_grow_with_the_pictures(many):
+def test_memory_does_not_grow_with_the_images(many):
     code = "import sys, tests.test_segmentation_fits as t; print(t.fit_many(int(sys.argv[1])))"
     few, more = (float(subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(n)], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True).stdout) for n in (160, many))
-    print(f"\n160 pictures {few:.0f} MB, {many} pictures {more:.0f} MB")
+    print(f"\n160 images {few:.0f} MB, {many} images {more:.0f} MB")
     assert more < 1.1 * few and more < 2000

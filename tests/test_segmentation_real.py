@@ -37,7 +37,7 @@ def test_given_weights_match_the_encoder():
 
 
 @here
-def test_heat_of_a_real_picture():
+def test_heat_of_a_real_image():
     "360 rows are padded to 368: the formula in float64, statistics included, from the network's own output."
     train = open_streets("camvid", DATA / "street/camvid", "train", ["Bicyclist"]).keep([0, 200, 300])
     torch.manual_seed(0)
@@ -72,11 +72,11 @@ def test_smiyc_sets_are_scored_whole():
 @pytest.mark.skipif(not os.environ.get("ANOMALY_NB_SLOW"), reason="large networks; set ANOMALY_NB_SLOW=1")
 @pytest.mark.parametrize("name", ["deeplabv3plus_resnet50", "deeplabv3plus_resnet101", "segformer_b5", "upernet_hiera"])
 def test_named_architectures(name):
-    "Built, one training step, one picture of 512x512, HEAT on its feature layer; printed: parameters, seconds of the picture, memory."
+    "Built, one training step, one image of 512x512, HEAT on its feature layer; printed: parameters, seconds of the image, memory."
     torch.manual_seed(0)
     model = build_model(name, ("a", "b", "c"))
-    pictures, labels = torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8), torch.randint(0, 3, (2, 96, 128))
-    out = model(pictures)
+    images, labels = torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8), torch.randint(0, 3, (2, 96, 128))
+    out = model(images)
     assert out.logits.shape == (2, 3, 96, 128) and out.auxiliary.shape == out.logits.shape and architecture(name).feature_stage is not None
     loss = segmentation_loss(out, labels)
     loss.backward()

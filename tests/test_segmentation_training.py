@@ -65,7 +65,7 @@ def test_stops_three_epochs_after_the_best_and_keeps_it(tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path / "best.pt")[1]["epoch"] == 1
 
 
-def test_the_order_of_the_pictures_changes_no_score(witness):
+def test_the_order_of_the_images_changes_no_score(witness):
     scorer = PixelScorer(("max_logit", "sml", "heat", "mahalanobis", "vim", "knn")).fit(witness.model, data("train", 4))
     test = data("test", 6)
     forwards, backwards = (evaluate(witness.model, scorer, test.keep(order)) for order in (range(6), range(5, -1, -1)))

@@ -85,7 +85,7 @@ def test_eight_films_go_through_score_with_one_line_for_each_that_was_not_whole(
     write_text(tmp_path / "config.yml", 'datasets: {clips: {extraction: {backbone: ""}}}\n')  # velocities alone: quick
     result = CliRunner().invoke(app, ["score-video", "--dataset-name", "clips", "--root", str(root), "--all", "--out", "out"])
     assert result.exit_code == 4, result.output
-    for line in ("5_damaged: is incomplete: ", "8_one: has one frame", "2_cut.mp4: was cut off before its index", "3_text.mp4: is text and no film", "4_sound.mp4: holds sound and no picture"):
+    for line in ("5_damaged: is incomplete: ", "8_one: has one frame", "2_cut.mp4: was cut off before its index", "3_text.mp4: is text and no film", "4_sound.mp4: holds sound and no image"):
         assert result.output.count(line) == 1, (line, result.output)
     told = [line for line in result.output.splitlines() if " peak " not in line]  # events apart
     assert not any(f"{name}:" in line for line in told for name in ("1_good", "6_phone", "7_web.webm"))

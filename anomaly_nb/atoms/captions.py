@@ -60,7 +60,10 @@ def read_captions(path: str | Path) -> dict[str, Caption]:
     for frame, entry in value.items():
         atoms = entry.get("atoms") if isinstance(entry, dict) else None
         if not isinstance(atoms, list) or not all(isinstance(a, str) for a in atoms):
-            raise DataError(f'{path}: frame {frame!r} must be {{"atoms": [texts], "raw": "ATOMS: ..."}}, not {json.dumps(entry)[:80]}')
+            raise DataError(
+                f'{path}: frame {frame!r} must be {{"atoms": [texts], "raw": "ATOMS: '
+                f'..."}}, not {json.dumps(entry)[:80]}'
+            )
         key = frame_key(frame)
         if key in captions:
             raise DataError(f"{path}: frame {key!r} occurs twice, as different paths")
@@ -82,7 +85,10 @@ class JsonCaptions:
         known = read_captions(self.path)
         without = [k for k in frames.keys if k not in known]
         if without:
-            raise DataError(f"{self.path}: {len(without)} of {len(frames)} frames have no caption, the first is {without[0]!r}; caption them or use --lambda_atoms 0")
+            raise DataError(
+                f"{self.path}: {len(without)} of {len(frames)} frames have no caption, the first is {without[0]!r}; "
+                "caption them or use --lambda_atoms 0"
+            )
         return {k: known[k] for k in frames.keys}
 
 # %% ../../nbs/09_atoms/03_captions.ipynb #ffdfed5d
@@ -108,7 +114,7 @@ class MockCaptions:
 
 # %% ../../nbs/09_atoms/03_captions.ipynb #7c416f5a
 PROMPT = (
-    "List what can be seen in this picture that bears on whether something unusual or dangerous is happening: "
+    "List what can be seen in this image that bears on whether something unusual or dangerous is happening: "
     "objects, people, actions, places. Short phrases. Answer with a JSON list of strings and nothing else."
 )
 
@@ -116,7 +122,10 @@ PROMPT = (
 def parse_atoms(
     answer: str,  # what the model wrote
 ) -> tuple[str, ...]:
-    "Atoms in a model's answer: a JSON list anywhere in it, else one per line or semicolon. Commas inside an atom survive."
+    """Atoms in a model's answer: a JSON list anywhere in it, else one per line or semicolon.
+
+    Commas inside an atom survive.
+    """
     for match in re.finditer(r"\[.*?\]", answer, re.S):
         try:
             value = parse_json(match.group(), "answer")
@@ -149,7 +158,11 @@ class QwenCaptions:
 
         device = choose_device(self.device)
         kind = torch.bfloat16 if device.type == "cuda" else torch.float32
-        model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(self.model, torch_dtype=kind).to(device).eval()
+        model = (
+            transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(self.model, torch_dtype=kind)
+            .to(device)
+            .eval()
+        )
         processor = transformers.AutoProcessor.from_pretrained(self.model)
         talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self.prompt}]}]
         text, out = processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True), {}
@@ -167,12 +180,18 @@ def captions_from_text(
     frames: Frames,  # the frames described
     ontology: Ontology,  # whose words are looked for
 ) -> dict[str, Caption]:
-    "Turn descriptions into captions. Files belong to videos by name (`pair_names`). Raises `DataError` when files and videos, or lines and frames, do not match."
+    """Turn descriptions into captions. Files belong to videos by name (`pair_names`).
+
+    Raises `DataError` when files and videos, or lines and frames, do not match.
+    """
     files = {p.stem: p for p in check_folder(text_dir).glob("*.txt")}
     videos = list(dict.fromkeys(frames.video.tolist()))
     partner = pair_names(videos, files, text_dir)
     if extra := sorted(files.keys() - set(partner.values())):
-        raise DataError(f"{files[extra[0]]}: describes none of the {len(videos)} videos ({len(extra)} such files); add the frames or remove the file")
+        raise DataError(
+            f"{files[extra[0]]}: describes none of the {len(videos)} videos ({len(extra)} such files); "
+            "add the frames or remove the file"
+        )
     out: dict[str, Caption] = {}
     for video in videos:
         path = files[partner[video]]
@@ -203,5 +222,8 @@ def caption_membership(
                 member[t, i] = 1.0
     if unknown and not member.any():
         example = next(iter(unknown))
-        raise DataError(f"no caption names an atom of ontology {ontology.name!r}; they say, for instance, {example!r}; use the ontology they were made for, or add words to it")
+        raise DataError(
+            f"no caption names an atom of ontology {ontology.name!r}; they say, for instance, {example!r}; use the "
+            "ontology they were made for, or add words to it"
+        )
     return member, list(unknown)

@@ -25,7 +25,10 @@ def extract_frames(
     fps: float = 1.0,  # frames per second of video, > 0
     quality: int = 95,  # JPEG quality
 ) -> list[Path]:  # the frames written
-    "Write frames of a video at a steady rate. Raises `MissingFileError`, `MissingExtraError` without OpenCV, `DataError` for an unreadable or empty video."
+    """Write frames of a video at a steady rate.
+
+    Raises `MissingFileError`, `MissingExtraError` without OpenCV, `DataError` for an unreadable or empty video.
+    """
     cv2 = require("cv2", "video")
     if not fps > 0:
         raise DataError(f"fps is {fps}; it must be positive")
@@ -38,7 +41,7 @@ def extract_frames(
         rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
         number = 0
         while True:
-            ok, picture = capture.read()
+            ok, image = capture.read()
             if not ok:
                 break
             time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
@@ -46,7 +49,7 @@ def extract_frames(
             number += 1
             if time + 0.5 / rate < len(written) / fps:
                 continue
-            ok, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+            ok, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
             if not ok:
                 raise DataError(f"{path}: frame {number - 1} cannot be written as JPEG")
             with atomic_write(Path(out_dir) / path.stem / f"{len(written):06d}.jpg") as f:
@@ -60,7 +63,10 @@ def extract_frames(
 
 # %% ../../nbs/09_atoms/02_frames.ipynb #ed2596e8
 def frame_key(path: str | Path) -> str:
-    "`video/frame` of a path in any form: its last folder and its name without ending. Raises `DataError` for a path without a folder."
+    """`video/frame` of a path in any form: its last folder and its name without ending.
+
+    Raises `DataError` for a path without a folder.
+    """
     parts = PurePosixPath(str(path).strip().replace("\\", "/")).parts
     if len(parts) < 2:
         raise DataError(f"frame {str(path)!r} names no video; write it as video/frame")
@@ -86,18 +92,28 @@ class Frames:
 def list_frames(
     frames_root: str | Path,  # folder of one folder per video
 ) -> Frames:
-    "All frames below `frames_root`, videos and frames in natural order. Raises `MissingFileError`, `DataError` for a root without frames or two frames of one name."
+    """All frames below `frames_root`, videos and frames in natural order.
+
+    Raises `MissingFileError`, `DataError` for a root without frames or two frames of one name.
+    """
     root = check_folder(frames_root)
     paths: list[Path] = []
-    for folder in sorted((d for d in root.iterdir() if d.is_dir() and not d.name.startswith(".")), key=lambda d: natural_key(d.name)):
+    for folder in sorted(
+        (d for d in root.iterdir() if d.is_dir() and not d.name.startswith(".")), key=lambda d: natural_key(d.name)
+    ):
         paths += sorted((f for f in folder.iterdir() if is_image(f)), key=lambda f: natural_key(f.stem))
     if not paths:
         loose = any(map(is_image, root.iterdir()))
-        raise DataError(f"{root}: no frames in its subfolders; " + ("put the frames into one folder per video" if loose else "each subfolder must hold a video's frames"))
+        raise DataError(
+            f"{root}: no frames in its subfolders; "
+            + ("put the frames into one folder per video" if loose else "each subfolder must hold a video's frames")
+        )
     keys = [frame_key(p) for p in paths]
     if len(set(keys)) != len(keys):
         twice = next(k for k in keys if keys.count(k) > 1)
-        raise DataError(f"{root}: two frames are called {twice!r}; a name must be unique in its video, whatever the ending")
+        raise DataError(
+            f"{root}: two frames are called {twice!r}; a name must be unique in its video, whatever the ending"
+        )
     return Frames(tuple(paths), tuple(keys))
 
 # %% ../../nbs/09_atoms/02_frames.ipynb #ea040ad1
@@ -117,9 +133,14 @@ class FrameLabels:
         known = set(frames.keys)
         extra = [k for k in self.label if k not in known]
         if without:
-            raise DataError(f"{len(without)} of {len(frames)} frames have no label, the first is {without[0]!r}; add rows for them or remove the frames")
+            raise DataError(
+                f"{len(without)} of {len(frames)} frames have no label, the first is {without[0]!r}; add "
+                "rows for them or remove the frames"
+            )
         if extra:
-            raise DataError(f"{len(extra)} labels have no frame, the first is {extra[0]!r}; add the frames or remove the rows")
+            raise DataError(
+                f"{len(extra)} labels have no frame, the first is {extra[0]!r}; add the frames or remove the rows"
+            )
         return np.array([self.label[k] for k in frames.keys], dtype=np.int64)
 
 
@@ -139,7 +160,11 @@ def read_labels(
         if rows and len(rows[0][1]) > 1 and rows[0][1][1].strip() not in ("0", "1"):
             header = [cell.strip() for cell in rows.pop(0)[1]]
         for n, row in rows:
-            if len(row) < 2 or (header and len(row) != len(header)) or any(cell.strip() not in ("0", "1") for cell in row[1:]):
+            if (
+                len(row) < 2
+                or (header and len(row) != len(header))
+                or any(cell.strip() not in ("0", "1") for cell in row[1:])
+            ):
                 columns = f" in each of {len(header) - 1} columns" if len(header) > 2 else ""
                 raise DataError(f"{path}, line {n}: must be a frame and 0 or 1{columns}, not {','.join(row)!r}")
             key = frame_key(row[0])

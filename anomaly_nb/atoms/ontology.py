@@ -70,7 +70,10 @@ def load_ontology(
     for name, event in ontology.events.items():
         unknown = [a for a in event.atoms if a not in ontology.atoms]
         if unknown:
-            raise DataError(f"{where}: event {name!r} uses {unknown[0]!r}, which is not among the atoms; add it there or correct the name")
+            raise DataError(
+                f"{where}: event {name!r} uses {unknown[0]!r}, which is not among the atoms; "
+                "add it there or correct the name"
+            )
         used |= set(event.atoms)
     idle = [a for a in ontology.atoms if a not in used]
     if idle:
@@ -85,6 +88,7 @@ def atoms_in_text(
     "Atoms whose words occur in `text` as whole words."
     low = " ".join(text.lower().split())
     return [
-        name for name, atom in ontology.atoms.items()
+        name
+        for name, atom in ontology.atoms.items()
         if any(re.search(rf"(?<!\w){re.escape(w.lower())}(?!\w)", low) for w in atom.words or [name])
     ]

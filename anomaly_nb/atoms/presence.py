@@ -26,13 +26,21 @@ def presence_scores(
     image_emb: Tensor,  # (T, D) image embeddings, any length
     text_emb: Tensor,  # (C, D) text embeddings, any length
 ) -> Tensor:  # (T, C) in [0, 1]
-    "`(cos + 1) / 2` of every frame and atom. Raises `DataError` for widths that differ, or a zero or non-finite embedding."
+    """`(cos + 1) / 2` of every frame and atom.
+
+    Raises `DataError` for widths that differ, or a zero or non-finite embedding.
+    """
     if image_emb.ndim != 2 or text_emb.ndim != 2 or image_emb.shape[1] != text_emb.shape[1]:
-        raise DataError(f"embeddings have shapes {tuple(image_emb.shape)} and {tuple(text_emb.shape)}; they must be (T, D) and (C, D) of one model")
+        raise DataError(
+            f"embeddings have shapes {tuple(image_emb.shape)} and {tuple(text_emb.shape)}; they must be "
+            "(T, D) and (C, D) of one model"
+        )
     for name, emb in (("image_emb", image_emb), ("text_emb", text_emb)):
         norm = emb.norm(dim=1)
         if not (torch.isfinite(norm) & (norm > 0)).all():
-            raise DataError(f"{name}: {int((~(torch.isfinite(norm) & (norm > 0))).sum())} embeddings are zero or not finite")
+            raise DataError(
+                f"{name}: {int((~(torch.isfinite(norm) & (norm > 0))).sum())} embeddings are zero or not finite"
+            )
     cosine = F.normalize(image_emb, dim=1) @ F.normalize(text_emb, dim=1).T
     return ((cosine + 1) / 2).clamp(0, 1)  # rounding only
 
@@ -52,7 +60,7 @@ def image_embeddings(
     paths: Sequence[Path],  # (T,) frames
     video: Any,  # (T,) video of each frame
     cache: str | Path | None = None,  # folder to keep embeddings in
-    batch: int = 64,  # pictures at a time
+    batch: int = 64,  # images at a time
 ) -> Tensor:  # (T, D) unit vectors
     "Embeddings of all frames, video by video, read from the cache where they are there already."
     ids, out = np.asarray(video), []
@@ -131,7 +139,13 @@ def mix_captions(
     lambda_atoms: float = 0.25,  # weight of `member`
     lambda_resemble: float = 0.1,  # weight of `resemblance`
 ) -> Tensor:  # (T, C) in [0, 1]
-    "`(1 - la - lr) p + la member + lr resemblance`. Raises `DataError` for weights that are negative or exceed 1 together."
+    """`(1 - la - lr) p + la member + lr resemblance`.
+
+    Raises `DataError` for weights that are negative or exceed 1 together.
+    """
     if lambda_atoms < 0 or lambda_resemble < 0 or lambda_atoms + lambda_resemble > 1:
-        raise DataError(f"lambda_atoms {lambda_atoms} and lambda_resemble {lambda_resemble} must be at least 0 and at most 1 together")
+        raise DataError(
+            f"lambda_atoms {lambda_atoms} and lambda_resemble {lambda_resemble} must be at "
+            "least 0 and at most 1 together"
+        )
     return (1 - lambda_atoms - lambda_resemble) * p + lambda_atoms * member + lambda_resemble * resemblance

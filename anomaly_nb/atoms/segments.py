@@ -39,7 +39,10 @@ def divergence(
     p: Tensor,  # (T, C) presences, float
     video: Any = None,  # (T,) video of each frame when several are laid end to end
 ) -> Tensor:  # (T,) >= 0, 0 at the first frame of each video
-    "Squared distance between the presences of neighbouring frames. Raises `DataError` for anything but a (T, C) tensor."
+    """Squared distance between the presences of neighbouring frames.
+
+    Raises `DataError` for anything but a (T, C) tensor.
+    """
     if p.ndim != 2 or not p.is_floating_point():
         raise DataError(f"presences must be a (T, C) float tensor, not {tuple(p.shape)} {p.dtype}")
     d = torch.zeros(len(p), dtype=p.dtype, device=p.device)
@@ -61,7 +64,7 @@ def boundary_probability(
 
 def fit_delta(
     d: Tensor,  # (T,) divergences of training frames
-    quantile: float = 0.95,  # share of frames that are no boundary
+    quantile: float = 0.95,  # fraction of frames that are no boundary
     video: Any = None,  # (T,) video of each frame; first frames are left out
 ) -> float:  # delta
     "The `quantile` of training divergences, as `delta`. Raises `DataError` where no video has two frames."
@@ -87,9 +90,14 @@ def segment_presence(
     b: Tensor,  # (T,) boundary probabilities in [0, 1]
     window: int = 20,  # how many frames back a segment may reach
 ) -> Tensor:  # (T, C), within the range of the frames it averages
-    "Presences averaged over the segment that ends at each frame, weights `prod(1 - b)`. Raises `DataError` for shapes that do not fit or a negative window."
+    """Presences averaged over the segment that ends at each frame, weights `prod(1 - b)`.
+
+    Raises `DataError` for shapes that do not fit or a negative window.
+    """
     if p.ndim != 2 or b.shape != p.shape[:1]:
-        raise DataError(f"presences {tuple(p.shape)} and boundaries {tuple(b.shape)} do not fit; they must be (T, C) and (T,)")
+        raise DataError(
+            f"presences {tuple(p.shape)} and boundaries {tuple(b.shape)} do not fit; they must be (T, C) and (T,)"
+        )
     if window < 0:
         raise DataError(f"window is {window}; it must be 0 (frames alone) or more")
     n, keep = len(p), 1.0 - b

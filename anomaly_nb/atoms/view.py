@@ -35,7 +35,19 @@ def presences_of_report(
 ) -> tuple[Path, Path, str]:  # folder of the presences, of the frames, the labels
     "Presences as a run of the report measured them. Raises as `run_pipeline` does."
     p = dict(parameters)
-    names = ("frames_root", "labels_csv", "ontology", "model", "pretrained", "captions_json", "lambda_atoms", "lambda_resemble", "calibrate", "delta_quantile", "window")
+    names = (
+        "frames_root",
+        "labels_csv",
+        "ontology",
+        "model",
+        "pretrained",
+        "captions_json",
+        "lambda_atoms",
+        "lambda_resemble",
+        "calibrate",
+        "delta_quantile",
+        "window",
+    )
     made = sha256_json({k: p[k] for k in (*names, "videos", "random_state")})[:12]
     folder = Path(cache) / f"atoms-{made}"
     if not p["frames_root"]:
@@ -43,11 +55,27 @@ def presences_of_report(
         if not (folder / "runs" / "manifest.csv").is_file():
             planted_clips(folder / "clips", videos=p["videos"], frames=12, random_state=p["random_state"])
     if not (folder / "runs" / "manifest.csv").is_file():
-        captioned = {"qwen_json": p["captions_json"], "lambda_atoms": p["lambda_atoms"], "lambda_resemble": p["lambda_resemble"]} if p["captions_json"] else {}
+        captioned = (
+            {
+                "qwen_json": p["captions_json"],
+                "lambda_atoms": p["lambda_atoms"],
+                "lambda_resemble": p["lambda_resemble"],
+            }
+            if p["captions_json"]
+            else {}
+        )
         run_pipeline(
-            p["frames_root"], p["labels_csv"], folder / "runs" / "all", window=p["window"], delta_quantile=p["delta_quantile"], ontology=p["ontology"],
-            model=f"local-dir:{tiny_clip_folder()}" if p["model"] == "tiny" else p["model"], pretrained=p["pretrained"], calibrate=p["calibrate"] or None, **captioned,
-        )  # fmt: skip
+            p["frames_root"],
+            p["labels_csv"],
+            folder / "runs" / "all",
+            window=p["window"],
+            delta_quantile=p["delta_quantile"],
+            ontology=p["ontology"],
+            model=f"local-dir:{tiny_clip_folder()}" if p["model"] == "tiny" else p["model"],
+            pretrained=p["pretrained"],
+            calibrate=p["calibrate"] or None,
+            **captioned,
+        )
     return folder / "runs", Path(p["frames_root"]), p["labels_csv"]
 
 # %% ../../nbs/09_atoms/13_view.ipynb #5f329c2a
@@ -72,7 +100,11 @@ class AtomsView(View):
         self.run, self.fit, self.held = run, fit, held
         self.paths = dict(zip((f := list_frames(frames_root)).keys, f.paths))
         known = read_labels(labels_csv)
-        self.truth = np.array([[known.events[e][k] for e in run.events] for k in run.keys]) if known.events else run.labels[:, None]
+        self.truth = (
+            np.array([[known.events[e][k] for e in run.events] for k in run.keys])
+            if known.events
+            else run.labels[:, None]
+        )
         self.segments = lru_cache(maxsize=32)(self._segments)
         start = {"event": 0, "window": window, "quantile": quantile}
         listed = tuple((v, v) for v in dict.fromkeys(self.run.video[held].tolist()))
@@ -93,16 +125,24 @@ class AtomsView(View):
         runs, frames_root, labels_csv = presences_of_report(p, cache)
         video = load_run(runs / "all").video
         names = list(dict.fromkeys(video.tolist()))
-        part = select_videos(load_manifest(runs / "manifest.csv", p["clip_frames"] or None), [n for i, n in enumerate(names) if i % p["folds"]])
+        part = select_videos(
+            load_manifest(runs / "manifest.csv", p["clip_frames"] or None),
+            [n for i, n in enumerate(names) if i % p["folds"]],
+        )
         settings = {n: p[n] for n in ("epochs", "topk", "seeds", "random_state")}
         fit = fit_roles(part.pbar, part.video, part.labels, part.atoms, part.events, part.mask, **settings)
-        return cls(runs, frames_root, labels_csv, fit, np.isin(video, names[:: p["folds"]]), p["window"], p["delta_quantile"])
+        return cls(
+            runs, frames_root, labels_csv, fit, np.isin(video, names[:: p["folds"]]), p["window"], p["delta_quantile"]
+        )
 
     def table(self, event: int, window: int, quantile: float, threshold: float) -> pd.DataFrame:  # figure, value
         "Decisions and ranking over all held-out frames of one event."
         scores, truth = self.segments(window, quantile)[2][self.held, event], self.truth[self.held, event] == 1
         called = scores >= threshold
-        rows = [("event frames caught", f"{(called & truth).sum()} of {truth.sum()}"), ("other frames called", f"{(called & ~truth).sum()} of {(~truth).sum()}")]
+        rows = [
+            ("true positives, frames", f"{(called & truth).sum()} of {truth.sum()}"),
+            ("false positives, frames", f"{(called & ~truth).sum()} of {(~truth).sum()}"),
+        ]
         if truth.any() and not truth.all():
             rows.append(("frame AUROC, held-out videos", f"{roc_auc(truth, scores):.4f}"))
         return pd.DataFrame(rows, columns=["figure", "value"])
@@ -121,14 +161,26 @@ class AtomsView(View):
         "The frame in words."
         row, event = self._row(state), state["event"]
         score, truth = self._scores(state)[row], "happening" if self.truth[row, event] else "not happening"
-        return f"{self.run.keys[row]}, {self.run.events[event]}: probability {score:.2f}, {'called' if score >= state['threshold'] else 'passed'}; truly {truth}."
+        return (
+            f"{self.run.keys[row]}, {self.run.events[event]}: probability {score:.2f}, "
+            f"{'called' if score >= state['threshold'] else 'passed'}; truly {truth}."
+        )
 
     def draw(self, state: Mapping[str, Any]) -> tuple[Figure, pd.DataFrame]:  # figure, now, report
         "Frame, presences, score over time and evidence."
         pbar, boundary, _ = self.segments(int(state["window"]), state["quantile"])
         own, row, event = self.run.video == state["video"], self._row(state), state["event"]
-        image, evidence = read_image(str(self.paths[self.run.keys[row]])), explain(self.fit.models[0], pbar[row], event, self.run.atoms, top=3)
-        video = (pbar[torch.from_numpy(own)], boundary.numpy()[own], self.run.atoms, self._scores(state)[own], self.truth[own, event])
+        image, evidence = (
+            read_image(str(self.paths[self.run.keys[row]])),
+            explain(self.fit.models[0], pbar[row], event, self.run.atoms, top=3),
+        )
+        video = (
+            pbar[torch.from_numpy(own)],
+            boundary.numpy()[own],
+            self.run.atoms,
+            self._scores(state)[own],
+            self.truth[own, event],
+        )
         fig = frame_in_time(image, int(state["frame"]), *video, evidence, state["threshold"], self.describe(state))
         now = self.table(event, int(state["window"]), state["quantile"], state["threshold"])
         start = self.state(event=event)

@@ -29,7 +29,9 @@ def squared_distances(
 
 
 class _Greedy:
-    "The state of a greedy selection: centres so far, and for each point an upper bound of its squared distance to them."
+    """The state of a greedy selection: centres so far, and for each point an upper bound of its squared distance to
+    them.
+    """
 
     def __init__(self, x: np.ndarray, n: int, first: int):
         x -= x.mean(axis=0, dtype=np.float64).astype(np.float32)  # small vectors lose few digits
@@ -91,7 +93,9 @@ def coreset_count(
         return max(1, round(float(coreset) * n))
     if whole and coreset >= 1:
         return min(int(coreset), n)
-    raise DataError(f"coreset={coreset!r}; give a fraction as a float in (0, 1], a count as an int from 1, or None for all")
+    raise DataError(
+        f"coreset={coreset!r}; give a fraction as a float in (0, 1], a count as an int from 1, or None for all"
+    )
 
 
 def coreset_of_report(
@@ -115,7 +119,11 @@ def greedy_coreset(
     width: int = 1024,  # B, how many far points are kept up to date at a time
     overwrite: bool = False,  # centre float32 features in place, which saves the copy
 ) -> np.ndarray:  # (n,) int64 indices in the order picked
-    "Greedy k-center selection by Euclidean distance; ties go to the lower index. Memory: one float32 copy, and the picks. Raises `DataError` on a bad count or values."
+    """Greedy k-center selection by Euclidean distance; ties go to the lower index. Memory: one float32 copy, and the
+    picks.
+
+    Raises `DataError` on a bad count or values.
+    """
     x = np.array(check_finite("features", features), np.float32, order="C", copy=None if overwrite else True)
     if x.ndim != 2 or not 1 <= n <= len(x):
         raise DataError(f"n={n} of features {x.shape}; pick between 1 and N rows of (N, D)")

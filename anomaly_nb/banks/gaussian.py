@@ -18,16 +18,24 @@ def whitening(
     shrinkage: float,  # in [0, 1], towards the mean variance
     ridge: float = 0.0,  # added to every variance
 ) -> np.ndarray:  # (..., D, D) float64 W with W' (C + ...) W = I
-    "A matrix that turns vectors of this covariance into uncorrelated ones of unit spread. Raises `DataError` if it cannot be inverted."
+    """A matrix that turns vectors of this covariance into uncorrelated ones of unit spread.
+
+    Raises `DataError` if it cannot be inverted.
+    """
     d = covariance.shape[-1]
     scale = np.trace(covariance, axis1=-2, axis2=-1) / d
     if not (scale > 0).all():
-        raise DataError("the features are constant, so they have no spread to measure distances in; check the pictures and the backbone")
+        raise DataError(
+            "the features are constant, so they have no spread to measure distances in; "
+            "check the images and the backbone"
+        )
     shrunk = (1 - shrinkage) * covariance + (shrinkage * scale[..., None, None] + ridge) * np.eye(d)
     try:
         factor = np.linalg.cholesky(shrunk)
     except np.linalg.LinAlgError:
-        raise DataError("the covariance has no inverse (too few normal patches for its dimensions); raise shrinkage") from None
+        raise DataError(
+            "the covariance has no inverse (too few normal patches for its dimensions); raise shrinkage"
+        ) from None
     return np.linalg.inv(factor).swapaxes(-1, -2)
 
 # %% ../../nbs/04_banks/03_gaussian.ipynb #b5187052
@@ -49,11 +57,11 @@ def shared_without_own(
     shrinkage: float,
     ridge: float = 0.0,
 ) -> np.ndarray:  # (N, P) float32
-    "Mahalanobis distance of each picture's patches to the Gaussian of all other pictures' patches."
+    "Mahalanobis distance of each image's patches to the Gaussian of all other images' patches."
     n, p, _ = x.shape
     mean = x.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
     total, rest, out = scatter_matrix(x.reshape(n * p, -1), mean), (n - 1) * p, np.empty((n, p), np.float32)
-    for i in progress(range(n), "leave one out", unit="picture"):
+    for i in progress(range(n), "leave one out", unit="image"):
         centred = x[i] - mean
         own = (centred.T @ centred).astype(np.float64)
         others = -centred.mean(axis=0, dtype=np.float64) * p / rest  # the others' mean, from the mean of all
@@ -67,17 +75,21 @@ def placed_without_own(
     shrinkage: float,
     ridge: float = 0.0,
 ) -> np.ndarray:  # (N, P) float32
-    "Mahalanobis distance of each patch to the Gaussian of the other pictures' patches at its place."
+    "Mahalanobis distance of each patch to the Gaussian of the other images' patches at its place."
     n, p, d = x.shape
     a, out = n / (n - 1), np.empty((n, p), np.float32)
     for place in progress(range(p), "leave one out", unit="place"):
         away = x[:, place] - x[:, place].mean(axis=0, dtype=np.float64)
         values, vectors = np.linalg.eigh(away.T @ away)
         square = (away @ vectors) ** 2
-        added = shrinkage * (values.sum() - a * square.sum(axis=1)) / d + ridge * (n - 2)  # (N,) to each sum of squares without the picture
+        # (N,) to each sum of squares without the image
+        added = shrinkage * (values.sum() - a * square.sum(axis=1)) / d + ridge * (n - 2)
         diagonal = (1 - shrinkage) * np.maximum(values, 0) + added[:, None]
         if not (diagonal > 0).all():
-            raise DataError("the covariance without one picture has no inverse (constant features, or too few pictures); raise shrinkage")
+            raise DataError(
+                "the covariance without one image has no inverse (constant features, or "
+                "too few images); raise shrinkage"
+            )
         q = (square / diagonal).sum(axis=1)
         out[:, place] = np.sqrt(a * a * (n - 2) * q / np.maximum(1 - (1 - shrinkage) * a * q, np.finfo(float).tiny))
     return out
@@ -90,7 +102,7 @@ class MahalanobisBank(Bank):
 
     def __init__(
         self,
-        per_position: bool = False,  # one Gaussian for each place of the grid (pictures must be aligned)
+        per_position: bool = False,  # one Gaussian for each place of the grid (images must be aligned)
         shrinkage: float = 0.01,  # in [0, 1], towards the mean variance
         ridge: float = 0.0,  # added to every variance, in the features' own unit (PaDiM: 0.01, with shrinkage 0)
     ):
@@ -105,7 +117,7 @@ class MahalanobisBank(Bank):
 
     def fit(
         self,
-        patches: np.ndarray,  # (N, P, D) of normal pictures
+        patches: np.ndarray,  # (N, P, D) of normal images
         patch_hw: tuple[int, int],  # (h, w)
         cls: np.ndarray | None = None,  # not used: this bank compares patches only
     ) -> "MahalanobisBank":
@@ -114,7 +126,9 @@ class MahalanobisBank(Bank):
         n, p, d = x.shape
         groups = x.transpose(1, 0, 2) if self.per_position else x.reshape(1, n * p, d)  # (G, M, D)
         if groups.shape[1] < 2:
-            raise DataError(f"one normal patch{' at each place' if self.per_position else ''} has no covariance; add normal pictures")
+            raise DataError(
+                f"one normal patch{' at each place' if self.per_position else ''} has no covariance; add normal images"
+            )
         mean = groups.mean(axis=1, dtype=np.float64).astype(np.float32)
         white = np.empty((len(groups), d, d), np.float32)
         for g, group in enumerate(groups):
@@ -142,12 +156,16 @@ class MahalanobisBank(Bank):
         self,
         patches: np.ndarray,  # (N, P, D), those the bank was fitted on
     ) -> np.ndarray:  # (N, P) float32, in standard deviations
-        "Score each training picture by the Gaussian of the others, without refitting. Raises `NotFittedError`, `DataError`."
+        """Score each training image by the Gaussian of the others, without refitting.
+
+        Raises `NotFittedError`, `DataError`.
+        """
         self._fitted()
         x = check_patches(patches, self.patch_hw_, self.mean_.shape[1])
         if len(x) < 3:
-            raise DataError(f"{len(x)} training pictures; leaving one out needs at least 3")
+            raise DataError(f"{len(x)} training images; leaving one out needs at least 3")
         mean = x.mean(axis=0) if self.per_position else x.mean(axis=(0, 1))[None]
-        if not np.allclose(mean, self.mean_, rtol=1e-3, atol=1e-3 * np.abs(self.mean_).max() + 1e-4 * float(x.std())):  # the mean of standardised patches is rounding alone
-            raise DataError("patches: the bank was fitted on others; pass its training pictures")
+        # the mean of standardised patches is rounding alone
+        if not np.allclose(mean, self.mean_, rtol=1e-3, atol=1e-3 * np.abs(self.mean_).max() + 1e-4 * float(x.std())):
+            raise DataError("patches: the bank was fitted on others; pass its training images")
         return (placed_without_own if self.per_position else shared_without_own)(x, self.shrinkage, self.ridge)

@@ -25,21 +25,35 @@ def held_out_folds(
     if len(group) != n:
         raise DataError(f"groups: {len(group)} for {n} images")
     if len(names) < 2:
-        what = "images" if groups is None else f"groups, and all {n} images are of group {str(names[0])!r}" if n else "groups"
+        what = (
+            "images"
+            if groups is None
+            else f"groups, and all {n} images are of group {str(names[0])!r}"
+            if n
+            else "groups"
+        )
         raise DataError(f"held-out scores need at least 2 normal {what}; add some")
-    return (np.random.default_rng(random_state).permutation(len(names)) % min(folds or (5 if len(names) == n else 10), len(names)))[group]
+    return (
+        np.random.default_rng(random_state).permutation(len(names))
+        % min(folds or (5 if len(names) == n else 10), len(names))
+    )[group]
 
 
 def held_out_scores(
     bank: Bank,  # fitted on these very patches, or unfitted
     patches: np.ndarray,  # (N, P, D) of normal training images
     patch_hw: tuple[int, int],  # (h, w)
-    folds: int | None = None,  # None: leave one image out in one go where the bank can, else 5 folds (10 with groups); N or more: one bank an image
+    # None: leave one image out in one go where the bank can, else 5 folds (10 with groups); N or more: one bank an
+    # image
+    folds: int | None = None,
     random_state: int = 0,  # which images, or groups, share a fold
     cls: np.ndarray | None = None,  # (N, Dc), for banks that use it
     groups: np.ndarray | None = None,  # (N,) images of one group are left out together; None = each on its own
 ) -> np.ndarray:  # (N, P) float32
-    "Patch scores of every training image from a bank that did not see it, nor its group. Raises `DataError` with fewer than two images or groups."
+    """Patch scores of every training image from a bank that did not see it, nor its group.
+
+    Raises `DataError` with fewer than two images or groups.
+    """
     fold = held_out_folds(len(patches), folds, random_state, groups)
     alone = groups is None or len(set(np.asarray(groups).tolist())) == len(groups)
     if folds is None and alone and len(patches) > 2 and bank.leaves_one_out:

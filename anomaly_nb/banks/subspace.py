@@ -14,11 +14,13 @@ from ..core.errors import DataError
 
 # %% ../../nbs/04_banks/06_subspace.ipynb #098ae3d3
 class SubspaceBank(Bank):
-    "Squared distance to the principal subspace of normal patches (Lendering et al. 2026, SubspaceAD; Hotelling's residual)."
+    """Squared distance to the principal subspace of normal patches (Lendering et al. 2026, SubspaceAD; Hotelling's
+    residual).
+    """
 
     def __init__(
         self,
-        variance: float = 0.99,  # share of variance the components explain, in (0, 1); ignored with `components`
+        variance: float = 0.99,  # fraction of variance the components explain, in (0, 1); ignored with `components`
         components: int | None = None,  # or how many to keep
     ):
         self.variance = variance
@@ -26,7 +28,7 @@ class SubspaceBank(Bank):
 
     def fit(
         self,
-        patches: np.ndarray,  # (N, P, D) of normal pictures
+        patches: np.ndarray,  # (N, P, D) of normal images
         patch_hw: tuple[int, int],  # (h, w)
         cls: np.ndarray | None = None,  # not used: this bank compares patches only
     ) -> "SubspaceBank":
@@ -34,14 +36,18 @@ class SubspaceBank(Bank):
         flat = check_patches(patches, patch_hw).reshape(-1, patches.shape[2])
         d = flat.shape[1]
         if self.components is not None and not 0 < self.components < d:
-            raise DataError(f"components={self.components} of {d} dimensions; use 1 to {d - 1}, or a residual is always zero")
+            raise DataError(
+                f"components={self.components} of {d} dimensions; use 1 to {d - 1}, or a residual is always zero"
+            )
         if self.components is None and not 0 < self.variance < 1:
-            raise DataError(f"variance={self.variance}; use a share between 0 and 1, such as 0.99")
+            raise DataError(f"variance={self.variance}; use a fraction between 0 and 1, such as 0.99")
         mean = flat.mean(axis=0, dtype=np.float64).astype(np.float32)
         values, vectors = np.linalg.eigh(scatter_matrix(flat, mean))
         values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-        if values[0] <= 1e-10 * len(flat) * np.maximum(np.square(mean, dtype=np.float64).sum(), np.finfo(np.float32).tiny):
-            raise DataError("the features are constant, so they span no subspace; check the pictures and the backbone")
+        if values[0] <= 1e-10 * len(flat) * np.maximum(
+            np.square(mean, dtype=np.float64).sum(), np.finfo(np.float32).tiny
+        ):
+            raise DataError("the features are constant, so they span no subspace; check the images and the backbone")
         share = np.cumsum(values) / values.sum()
         count = self.components or int(np.searchsorted(share, self.variance) + 1)
         self.mean_, self.components_ = mean, np.ascontiguousarray(vectors[:, :count], dtype=np.float32)
@@ -57,8 +63,8 @@ class SubspaceBank(Bank):
         self._fitted()
         x = check_patches(patches, dimensions=self.mean_.size)
         scores = np.empty(x.shape[:2], np.float32)
-        for i, picture in enumerate(x):
-            centred = picture - self.mean_
+        for i, image in enumerate(x):
+            centred = image - self.mean_
             centred -= (centred @ self.components_) @ self.components_.T
             scores[i] = np.einsum("pd,pd->p", centred, centred)
         return scores

@@ -198,13 +198,16 @@ def _quality(sample: Any, alpha: float) -> dict[str, Any]:
     top = float((quantiles(sample, (0.99,))[0] - p50) / (p75 - p50)) if p75 > p50 else np.inf
     bound = conformal_bound(sample.n, alpha)
     advice = (
-        f"tag more files: with {sample.n} the flagged share can reach {bound:.1%} for a nominal {alpha:.0%}"
+        f"tag more files: with {sample.n} the flagged fraction can reach {bound:.1%} for a nominal {alpha:.0%}"
         if bound > 1.5 * alpha
-        else "scores pile up on one value: look at the model's output" if ties > 0.02
-        else f"only {groups} groups: add other lots or videos" if groups is not None and groups < 20
-        else "long upper tail: look for defects among the calibration files" if top > 8
+        else "scores pile up on one value: look at the model's output"
+        if ties > 0.02
+        else f"only {groups} groups: add other lots or videos"
+        if groups is not None and groups < 20
+        else "long upper tail: look for defects among the calibration files"
+        if top > 8
         else "none needed"
-    )  # fmt: skip
+    )
     return {
         "files": sample.n,
         "groups": groups,

@@ -39,7 +39,12 @@ def add_key(
     "Make a key and write its hash into the settings. Raises `DataError`."
     key, hashed = new_key()
     named = name not in (None, "default")
-    update_settings(config, {"calibration_api_keys": {check_name("key", str(name)): hashed}} if named else {"calibration_api_key_sha256": hashed})
+    update_settings(
+        config,
+        {"calibration_api_keys": {check_name("key", str(name)): hashed}}
+        if named
+        else {"calibration_api_key_sha256": hashed},
+    )
     return key
 
 
@@ -51,7 +56,9 @@ def drop_key(
     known = keys_of(load_settings(config))
     if name not in known:
         raise DataError(f"{config}: holds no key {name!r}; it holds {', '.join(known) or 'none'}")
-    update_settings(config, {"calibration_api_key_sha256": None} if name == "default" else {"calibration_api_keys": {name: None}})
+    update_settings(
+        config, {"calibration_api_key_sha256": None} if name == "default" else {"calibration_api_keys": {name: None}}
+    )
 
 # %% ../../nbs/05_calibration/20_keys.ipynb #e20724de
 class Keys:

@@ -163,14 +163,26 @@ def _publish_head(
     values = drift.as_dict()
     metrics = {m: values[m] for m in METRICS}
     row = {
-        "model_name": model, "head_name": head, "version": version, "file_count": run.window.sample.n, "timestamp": now,
-        "p5": label["p5"], "p95": label["p95"], "range": label["p95"] - label["p5"] if calibration else None,
-        "reference_version": run.head["reference_version"], **metrics,
-        "is_stable": int(drift.is_stable), "verdict": drift.verdict, "reason": drift.reason, "proposed": int(proposed),
-        "first_score": run.window.first, "last_score": run.window.last, "payload": text,
+        "model_name": model,
+        "head_name": head,
+        "version": version,
+        "file_count": run.window.sample.n,
+        "timestamp": now,
+        "p5": label["p5"],
+        "p95": label["p95"],
+        "range": label["p95"] - label["p5"] if calibration else None,
+        "reference_version": run.head["reference_version"],
+        **metrics,
+        "is_stable": int(drift.is_stable),
+        "verdict": drift.verdict,
+        "reason": drift.reason,
+        "proposed": int(proposed),
+        "first_score": run.window.first,
+        "last_score": run.window.last,
+        "payload": text,
         "detail": to_json({"drift": values, "alarm": run.alarm, "contamination": run.contamination}, None),
         "sha256": sha256(text.encode()).hexdigest() if text else None,
-    }  # fmt: skip
+    }
     db.execute(
         f"INSERT INTO calibration_runs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", tuple(row.values())
     )
@@ -210,16 +222,20 @@ def join_reports(
     name = min(reports, key=lambda k: (URGENT.index(reports[k].verdict), reports[k].is_stable))
     worst, stable = reports[name], all(r.is_stable for r in reports.values())
     told = ("verdict", "reason", "is_stable", "reference_version", "file_count", "drift_metrics")
-    return worst.model_copy(update={
-        "labels": {k: v for r in reports.values() for k, v in r.labels.items()},
-        "drift_metrics": worst.drift_metrics.model_copy(update={"is_stable": stable}),
-        "is_stable": stable,
-        "reason": f"label {name}: {worst.reason}",
-        "alarm": next((r.alarm for r in reports.values() if r.alarm and r.alarm["rung"]), worst.alarm),
-        "contamination": next((f"label {k}: {r.contamination}" for k, r in reports.items() if r.contamination), None),
-        "known_defects": max(r.known_defects for r in reports.values()),
-        "by_label": {k: r.model_dump(include=set(told)) | {"reference": labels[k][1]} for k, r in reports.items()},
-    }), next(o for o in OUTCOMES if any(o == moved for _, moved in labels.values()))  # fmt: skip
+    return worst.model_copy(
+        update={
+            "labels": {k: v for r in reports.values() for k, v in r.labels.items()},
+            "drift_metrics": worst.drift_metrics.model_copy(update={"is_stable": stable}),
+            "is_stable": stable,
+            "reason": f"label {name}: {worst.reason}",
+            "alarm": next((r.alarm for r in reports.values() if r.alarm and r.alarm["rung"]), worst.alarm),
+            "contamination": next(
+                (f"label {k}: {r.contamination}" for k, r in reports.items() if r.contamination), None
+            ),
+            "known_defects": max(r.known_defects for r in reports.values()),
+            "by_label": {k: r.model_dump(include=set(told)) | {"reference": labels[k][1]} for k, r in reports.items()},
+        }
+    ), next(o for o in OUTCOMES if any(o == moved for _, moved in labels.values()))
 
 
 def summarise(
@@ -331,11 +347,19 @@ def _pool(
     (label,) = calibration["labels"].values()
     reason = f"pooled with the files of version {run['version']}: {before['file_count']} -> {window.sample.n}"
     row = {k: run[k] for k in COLUMNS if k != "id"} | {
-        "version": version, "file_count": window.sample.n, "timestamp": now,
-        "p5": label["p5"], "p95": label["p95"], "range": label["p95"] - label["p5"], "reason": reason, "proposed": 0,
-        "first_score": before["first_score"], "payload": text, "sha256": sha256(text.encode()).hexdigest(),
+        "version": version,
+        "file_count": window.sample.n,
+        "timestamp": now,
+        "p5": label["p5"],
+        "p95": label["p95"],
+        "range": label["p95"] - label["p5"],
+        "reason": reason,
+        "proposed": 0,
+        "first_score": before["first_score"],
+        "payload": text,
+        "sha256": sha256(text.encode()).hexdigest(),
         "exported": 0,
-    }  # fmt: skip
+    }
     db.execute(
         f"INSERT INTO calibration_runs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", tuple(row.values())
     )

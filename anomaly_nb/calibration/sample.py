@@ -61,7 +61,7 @@ PERCENTILES = (0.05, 0.25, 0.50, 0.75, 0.95)
 
 
 def _ranks(n: int | np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "0-based lower and upper rank and the share of the upper one, for linear percentiles of `n` scores."
+    "0-based lower and upper rank and the fraction of the upper one, for linear percentiles of `n` scores."
     place = (np.asarray(n)[..., None] - 1) * probabilities
     low = np.floor(place).astype(np.int64)
     return low, np.minimum(low + 1, np.asarray(n)[..., None] - 1), place - low

@@ -28,7 +28,7 @@ class SequentialAlarm:
     def __init__(
         self,
         alpha: float = 0.01,  # probability of ever ringing without a change
-        jump: float = 0.01,  # share of the capital that moves to another bet at each step
+        jump: float = 0.01,  # fraction of the capital that moves to another bet at each step
         random_state: int = 0,  # breaks ties between equal scores
     ):
         self.alpha, self.jump, self.random_state = alpha, jump, random_state

@@ -42,13 +42,18 @@ from ..core.settings import load_settings
 # %% ../../nbs/05_calibration/23_service.ipynb #1d52d27a
 def create_app(
     store: CalibrationStore | None = None,  # None: from the environment, see `service_settings`
-    api_key_sha256: str | None = None,  # of a key named `default`; None: `calibration_api_key_sha256` of the store's settings
+    # of a key named `default`; None: `calibration_api_key_sha256` of the store's settings
+    api_key_sha256: str | None = None,
     failures: int = 10,  # wrong keys per minute and address before 429
-    config: str | Path | None = None,  # settings file whose keys are read again when it changes; None: the store's settings alone
+    # settings file whose keys are read again when it changes; None: the store's settings alone
+    config: str | Path | None = None,
     seconds: float = PATIENCE,  # for a request to arrive
     public_schema: bool = False,  # True: /openapi.json without a key
 ):  # fastapi.FastAPI
-    "The service of one store, to be served or mounted anywhere. Raises `MissingExtraError` without the extra `serve`, `DataError` without a key."
+    """The service of one store, to be served or mounted anywhere.
+
+    Raises `MissingExtraError` without the extra `serve`, `DataError` without a key.
+    """
     fastapi = require("fastapi", "serve")
     if store is None:
         found = service_settings()
@@ -111,7 +116,10 @@ def _add_routes(route: Callable, store: CalibrationStore) -> None:
         return PromoteAnswer(**store.promote(wish.model, wish.head, wish.version, by=by, reason=wish.reason))
 
     @route("POST", "/extend")
-    def extend(request: fastapi.Request, wish: ExtendRequest | None = None) -> ExtendAnswer:  # type: ignore[name-defined]
+    def extend(
+        request: fastapi.Request,  # type: ignore[name-defined]
+        wish: ExtendRequest | None = None,
+    ) -> ExtendAnswer:
         wish = wish or ExtendRequest()
         return ExtendAnswer(heads=store.extend(wish.model, wish.head, by=f"service: {request.scope['key_name']}"))
 
@@ -127,7 +135,10 @@ def _add_routes(route: Callable, store: CalibrationStore) -> None:
 
 # %% ../../nbs/05_calibration/23_service.ipynb #a2f0d7fb
 def service_settings(**given: Any):  # pydantic_settings.BaseSettings
-    "Settings of the service from `ANOMALY_NB_*` variables, `given` ones first. Raises `MissingExtraError` without the extra `serve`."
+    """Settings of the service from `ANOMALY_NB_*` variables, `given` ones first.
+
+    Raises `MissingExtraError` without the extra `serve`.
+    """
     base = require("pydantic_settings", "serve")
 
     class ServiceSettings(base.BaseSettings):  # type: ignore[name-defined]
@@ -208,7 +219,16 @@ def run_app(
 
 # %% ../../nbs/05_calibration/23_service.ipynb #c37ed132
 def serve(**given: Any) -> None:  # host, port, store, config, api_key, api_key_sha256, public_schema, request_seconds
-    "Run the service until interrupted. Raises `MissingExtraError` without the extra `serve`, `DataError` without a key."
+    """Run the service until interrupted.
+
+    Raises `MissingExtraError` without the extra `serve`, `DataError` without a key.
+    """
     found = service_settings(**given)
-    app = create_app(found.open_store(), found.key_sha256(), config=found.config, seconds=found.request_seconds, public_schema=found.public_schema)
+    app = create_app(
+        found.open_store(),
+        found.key_sha256(),
+        config=found.config,
+        seconds=found.request_seconds,
+        public_schema=found.public_schema,
+    )
     run_app(app, found.host, found.port, found.request_seconds)

@@ -75,7 +75,7 @@ def jsd_edges(
     n: int,  # the smaller of the two samples
     bins: int | None = None,  # None: 20, fewer where 10 scores would not fall into each
 ) -> np.ndarray:  # (<= bins - 1,) inner edges
-    "Edges of bins holding equal shares of the reference; tied edges are merged."
+    "Edges of bins holding equal fractions of the reference; tied edges are merged."
     bins = bins or int(np.clip(n // 10, 2, 20))
     edges = np.unique(quantiles(reference, np.arange(1, bins) / bins))
     if isinstance(reference, ScoreSketch):
@@ -159,7 +159,8 @@ def no_shift_p_value(
 # %% ../../nbs/05_calibration/04_shifts.ipynb #c446d510
 def divergence_chance(
     jsd: float,  # the distance as seen
-    n: int, m: int,
+    n: int,
+    m: int,
     df: float,
     inflation: float = 1.0,
 ) -> float:
@@ -169,7 +170,8 @@ def divergence_chance(
 # %% ../../nbs/05_calibration/04_shifts.ipynb #3a72a05c
 def divergence_evidence(
     jsd: float,  # the distance as seen
-    n: int, m: int,  # sizes of the two samples
+    n: int,
+    m: int,  # sizes of the two samples
     df: float,  # degrees of freedom: bins - 1, fewer with groups
     threshold: float,
     alpha: float,  # the interval covers 1 - alpha
@@ -197,7 +199,8 @@ def noncentrality(seen: float, df: float, q: float) -> float:
 
 # %% ../../nbs/05_calibration/04_shifts.ipynb #b956d542
 def design_effect(
-    reference: Sample, current: Sample,  # both with groups
+    reference: Sample,
+    current: Sample,  # both with groups
     edges: np.ndarray,
     rng: np.random.Generator,
     resamples: int,

@@ -86,7 +86,10 @@ def tag_or_keep(
     groups: Sequence[str] | None = None,  # (n,)
     roles: Sequence[str | None] | str | None = None,  # (n,) or one for all
 ) -> tuple[pd.DataFrame, str]:  # as `tag_by_reference`; why nothing was decided, empty where something was
-    "Decide about scores, or keep those of a head without a reference. Raises `UnknownHead` in production, or `DataError`."
+    """Decide about scores, or keep those of a head without a reference.
+
+    Raises `UnknownHead` in production, or `DataError`.
+    """
     try:
         load_calibration(root, model, head)
     except MissingFileError:
@@ -96,7 +99,13 @@ def tag_or_keep(
         values = real_array(f"scores of {model}/{head}", scores, np.float64).reshape(-1)
         undecided = {"anomalous": pd.array([None] * len(files), dtype="Int64"), "value": np.nan}
         table = pd.DataFrame({"file": [str(f) for f in files], "score": values, **undecided})
-        return table, f"{added} new scores kept, none decided: {model}/{with_label(head, label)} has no reference yet; make a calibration run"
+        return (
+            table,
+            (
+                f"{added} new scores kept, none decided: {model}/{with_label(head, label)} has no "
+                "reference yet; make a calibration run"
+            ),
+        )
     return tag_by_reference(root, model, head, files, scores, label, groups, roles), ""
 
 # %% ../../nbs/05_calibration/19_store.ipynb #3a8a90b3

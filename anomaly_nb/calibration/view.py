@@ -92,7 +92,7 @@ class DriftView(View):
             "strict": Slider("limits, times the usual", 1.0, 0.25, 10.0, 0.25),
             "alpha": Slider("rate of false verdicts", alpha, min(alpha, 0.01), max(alpha, 0.2), 0.01),
             "shift": Slider("what if: shifted by, std", 0.0, 0.0, 2.0, 0.05),
-            "defects": Slider("what if: share of defects", 0.0, 0.0, 0.5, 0.01),
+            "defects": Slider("what if: fraction of defects", 0.0, 0.0, 0.5, 0.01),
         }
 
     @classmethod

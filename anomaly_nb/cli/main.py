@@ -49,7 +49,7 @@ First steps:
   anomaly-nb sweep plan.yml                          many runs from one YAML, here or on a cluster
   anomaly-nb benchmark plan.yml                      methods on data sets: ranks, tests, LaTeX and Markdown tables
   anomaly-nb runs --help                             all runs: list, compare, repeat, verify to the bit
-  anomaly-nb samples my_samples                      write the sample pictures
+  anomaly-nb samples my_samples                      write the sample images
   anomaly-nb drift --help                            calibrations that remember, and notice drift
   anomaly-nb score-video --help                      objects and frames of surveillance video
   anomaly-nb street --help                           segmentation networks and pixel scores
@@ -96,15 +96,18 @@ for command in (extract_video, calibrate_video, score_video):
 def samples(
     folder: Annotated[Path, typer.Argument(help="Where to write; one subfolder per category.")] = Path("data/samples"),
     size: Annotated[int, typer.Option(help="Pixels per side.")] = 160,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Other seeds draw other pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Other seeds draw other images.")] = 0,
 ) -> None:
-    "Write the sample pictures: five product lines, five kinds of defect with masks, MVTec AD layout."
+    "Write the sample images: five product lines, five kinds of defect with masks, MVTec AD layout."
     from anomaly_nb.data import write_samples
 
     typer.echo(f"samples in {write_samples(folder, size=size, random_state=seed)}")
 
 
-LAYOUTS = "samples, folder, csv, mvtec, mvtec_ad2, mvtec_loco, visa, btad, mpdd, realiad, kolektor_sdd2, magnetic_tile, logical"
+LAYOUTS = (
+    "samples, folder, csv, mvtec, mvtec_ad2, mvtec_loco, visa, btad, mpdd, realiad, "
+    "kolektor_sdd2, magnetic_tile, logical"
+)
 
 
 @app.command()
@@ -112,15 +115,22 @@ def extract(
     root: Annotated[Path, typer.Argument(help="Folder of the data.")],
     dataset: Annotated[str, typer.Option(help="Layout: " + LAYOUTS + ".")] = "mvtec",
     category: Annotated[str, typer.Option(help="One category; all if left out.")] = "",
-    backbone: Annotated[str, typer.Option(help="filters, timm:<model> or open_clip:<model>, with ?option=value&...")] = "filters",
+    backbone: Annotated[
+        str, typer.Option(help="filters, timm:<model> or open_clip:<model>, with ?option=value&...")
+    ] = "filters",
     weights: Annotated[str, typer.Option(help="Checkpoint file of the backbone.")] = "",
     image_size: Annotated[int, typer.Option(help="Pixels per side of the backbone's input; 0 for its own.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for features_*/ and featurebanks/.")] = Path("data"),
     on_missing: Annotated[str, typer.Option(help="Images and masks without a partner: raise, keep or drop.")] = "raise",
     name: Annotated[str, typer.Option(help="Name in the files: dino, mae, or any; the backbone's if left out.")] = "",
-    shards: Annotated[bool, typer.Option("--shards", help="For data larger than memory: float16 shards in a folder, continued after a kill.")] = False,
+    shards: Annotated[
+        bool,
+        typer.Option(
+            "--shards", help="For data larger than memory: float16 shards in a folder, continued after a kill."
+        ),
+    ] = False,
 ) -> None:
-    """Extract features and banks of normal pictures into the .npz and .csv files that the scoring notebooks read.
+    """Extract features and banks of normal images into the .npz and .csv files that the scoring notebooks read.
 
     \b
     anomaly-nb extract data/mvtec --backbone timm:vit_base_patch14_dinov2 --weights dinov2_b14.pth --name dino
@@ -135,7 +145,10 @@ def extract(
     index = read_index(dataset, root, category, on_missing)
     for one, rows in index.groupby("category"):
         if shards:
-            typer.echo(f"{one}: {extract_shards(rows, network, out / files.folder / str(one))} -> {out / files.folder / str(one)}")
+            typer.echo(
+                f"{one}: {extract_shards(rows, network, out / files.folder / str(one))} -> "
+                f"{out / files.folder / str(one)}"
+            )
             continue
         features = extract_features(rows, network)
         path = save_features(out / files.folder, str(one), features, name or backbone)
@@ -144,12 +157,33 @@ def extract(
         typer.echo(f"{one}: {features} -> {path}")
 
 # %% ../../nbs/11_cli/01_main.ipynb #4b89725b
-ADVISED = ("normal", "dataset", "root", "category", "on_missing", "intensity", "coreset", "seed", "image_size", "weights", "backbone", "recipe", "region", "tile")
+ADVISED = (
+    "normal",
+    "dataset",
+    "root",
+    "category",
+    "on_missing",
+    "intensity",
+    "coreset",
+    "seed",
+    "image_size",
+    "weights",
+    "backbone",
+    "recipe",
+    "region",
+    "tile",
+)
 
 
 def in_command(command: str, message: str) -> str:
-    "A message's advice, `name=value` as in Python, as the running command takes it: `--name value`, or `-p name=value` of a report."
-    known = {p.name: p for p in typer.main.get_command(app).commands[command].params} if command in typer.main.get_command(app).commands else {}  # type: ignore[attr-defined]
+    """A message's advice, `name=value` as in Python, as the running command takes it: `--name value`, or `-p
+    name=value` of a report.
+    """
+    known = (
+        {p.name: p for p in typer.main.get_command(app).commands[command].params}
+        if command in typer.main.get_command(app).commands
+        else {}
+    )  # type: ignore[attr-defined]
 
     def typed(found: re.Match) -> str:
         name, value = found["name"], found["value"]
@@ -157,7 +191,11 @@ def in_command(command: str, message: str) -> str:
             return f"-p {name}={value}" if name in ADVISED and found["lead"] != "-p " else found[0]
         if name not in known:
             return found[0]
-        return f"{found['lead']}{known[name].opts[0]} {value}" if known[name].param_type_name == "option" else f"{found['lead']}{value}"
+        return (
+            f"{found['lead']}{known[name].opts[0]} {value}"
+            if known[name].param_type_name == "option"
+            else f"{found['lead']}{value}"
+        )
 
     return re.sub(r"(?P<lead>-p |(?<![\w.-]))(?P<name>[a-z_]+)=(?P<value>\S)", typed, message)
 
@@ -166,14 +204,19 @@ def in_command(command: str, message: str) -> str:
 def inspect(
     root: Annotated[Path, typer.Argument(help="Folder of images, frames or masks; or a CSV of images.")],
     normal: Annotated[str, typer.Option(help="Folder of normal images where its name does not say so.")] = "",
-    intensity: Annotated[str, typer.Option(help="Values deeper than 8 bits: auto, full, window:<low>,<high> or percentile:<low>,<high>.")] = "auto",
+    intensity: Annotated[
+        str, typer.Option(help="Values deeper than 8 bits: auto, full, window:<low>,<high> or percentile:<low>,<high>.")
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON, for scripts.")] = False,
-    headers: Annotated[bool, typer.Option("--headers", help="Read headers only: quick, but damage and empty masks stay unseen.")] = False,
+    headers: Annotated[
+        bool, typer.Option("--headers", help="Read headers only: quick, but damage and empty masks stay unseen.")
+    ] = False,
 ) -> None:
     """What the library sees in a folder: layout, sizes, depths, pairs, skipped files, and what looks suspicious.
 
     \b
-    Folders of normal images: good, ok, normal, nominal, healthy, pass, io, gut, undamaged, intact, no_defect, defect_free, ...
+    Folders of normal images: good, ok, normal, nominal, healthy, pass, io, gut, undamaged, intact, no_defect,
+    defect_free, ...
     Exit codes: 0, or 1 where it is no image data set as it stands; 2 where nothing is there.
 
     \b
@@ -188,16 +231,23 @@ def inspect(
     if not seen["usable"]:
         raise typer.Exit(1)
 
-
 # %% ../../nbs/11_cli/01_main.ipynb #5aa38efe
 @app.command()
 def report(
-    template: Annotated[str, typer.Argument(help="Name of a report, or path of a notebook with a cell tagged 'parameters'.")] = "",
-    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="name=value; repeat for more.")] = None,
+    template: Annotated[
+        str, typer.Argument(help="Name of a report, or path of a notebook with a cell tagged 'parameters'.")
+    ] = "",
+    parameter: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", help="name=value; repeat for more.")
+    ] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="YAML file of parameters; -p wins over it.")] = None,
-    figures: Annotated[Path, typer.Option(help="Runs go to its runs/, the list of them to its index.html.")] = Path("figures"),
+    figures: Annotated[Path, typer.Option(help="Runs go to its runs/, the list of them to its index.html.")] = Path(
+        "figures"
+    ),
     force: Annotated[bool, typer.Option("--force", help="Run again even if this very run is there.")] = False,
-    list_: Annotated[bool, typer.Option("--list", help="Show the reports, or a report's parameters, and stop.")] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Show the reports, or a report's parameters, and stop.")
+    ] = False,
 ) -> None:
     """Run a report end to end and keep it: notebook, page, figures, tables, metrics, provenance.
 
@@ -220,7 +270,10 @@ def report(
     for pair in parameter or []:
         name, eq, value = pair.partition("=")
         if not eq or not name.strip():
-            raise typer.BadParameter(f"{pair!r}: write name=value, with the name of a parameter (--list shows them)", param_hint="--parameter")
+            raise typer.BadParameter(
+                f"{pair!r}: write name=value, with the name of a parameter (--list shows them)",
+                param_hint="--parameter",
+            )
         given[name] = value
     run = run_report(template, given, figures, force)
     for name, value in run.metrics.items():
@@ -237,10 +290,33 @@ def _demo_detector(figures: Path) -> None:
     if not (lines / MANIFEST).is_file():
         write_samples(lines)
     typer.echo(f"fit and predict: nut -> {folder}")
-    fit(lines / "nut" / "train" / "good", folder, dataset="folder", category="", recipe="auto", backbone="filters", weights="", image_size=160, false_alarms=0.05,
-        coreset=0.25, groups="", normal="", intensity="auto", seed=0)  # fmt: skip
+    fit(
+        lines / "nut" / "train" / "good",
+        folder,
+        dataset="folder",
+        category="",
+        recipe="auto",
+        backbone="filters",
+        weights="",
+        image_size=160,
+        false_alarms=0.05,
+        coreset=0.25,
+        groups="",
+        normal="",
+        intensity="auto",
+        seed=0,
+    )
     with suppress(typer.Exit):
-        predict(folder, [lines / "nut" / "test"], folder.parent / "nut.csv", maps=None, weights="", watch=False, every=1.0, idle=0.0)
+        predict(
+            folder,
+            [lines / "nut" / "test"],
+            folder.parent / "nut.csv",
+            maps=None,
+            weights="",
+            watch=False,
+            every=1.0,
+            idle=0.0,
+        )
 
 
 CATEGORIES = ("weave", "wood", "granite", "nut", "capsule")

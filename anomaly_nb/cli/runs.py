@@ -46,10 +46,17 @@ def _columns(rows: list[list[str]], widest: int = 40) -> str:
 
 @app.command("list")
 def list_(
-    words: Annotated[list[str] | None, typer.Argument(help="Show only runs that hold all of these words: report, status, name=value of a parameter ...")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Show only runs that hold all of these words: report, status, name=value of a parameter ..."
+        ),
+    ] = None,
     figures: Figures = "figures",
     status: Annotated[str, typer.Option(help="ok, failed, running, crashed or damaged.")] = "",
-    sort: Annotated[str, typer.Option(help="Column, parameter or figure of merit; largest first, with a minus in front smallest first.")] = "started",
+    sort: Annotated[
+        str, typer.Option(help="Column, parameter or metric; largest first, with a minus in front smallest first.")
+    ] = "started",
     limit: Annotated[int, typer.Option("--limit", "-n", help="At most so many lines; 0 for all.")] = 50,
 ) -> None:
     "List runs, newest first."
@@ -59,7 +66,11 @@ def list_(
     if status:
         found = [r for r in found if r["status"] == status]
     for word in words or []:
-        found = [r for r in found if word in (r["report"], r["status"], *_words(r["parameters"])) or r["run_id"].startswith(word)]
+        found = [
+            r
+            for r in found
+            if word in (r["report"], r["status"], *_words(r["parameters"])) or r["run_id"].startswith(word)
+        ]
 
     def key(record: dict[str, Any]) -> tuple[bool, float, str]:
         name = sort.removeprefix("-")
@@ -75,8 +86,20 @@ def list_(
     metrics = sorted(names, key=lambda m: m != sort.removeprefix("-"))[:4]  # the one sorted by is shown
     rows = [["run", "report", "status", "started", "s", *told, *metrics, ""]]
     for r in shown:
-        values = [_text(r["parameters"].get(k)) for k in told] + [_text((r.get("metrics") or {}).get(m)) for m in metrics]
-        rows.append([r["run_id"][:8], r["report"], r["status"], str(r["started"])[:16], f"{r['seconds']:.1f}", *values, str(r.get("error") or "")])
+        values = [_text(r["parameters"].get(k)) for k in told] + [
+            _text((r.get("metrics") or {}).get(m)) for m in metrics
+        ]
+        rows.append(
+            [
+                r["run_id"][:8],
+                r["report"],
+                r["status"],
+                str(r["started"])[:16],
+                f"{r['seconds']:.1f}",
+                *values,
+                str(r.get("error") or ""),
+            ]
+        )
     if shown:
         typer.echo(_columns(rows))
     typer.echo(f"{counted(found)} in {figures}" + (f", {len(shown)} shown" if len(shown) < len(found) else ""))
@@ -101,7 +124,7 @@ def diff(
     b: RunId,
     figures: Figures = "figures",
 ) -> None:
-    "Show what differs between two runs: parameters, inputs, circumstances, figures of merit, outputs."
+    "Show what differs between two runs: parameters, inputs, environment, metrics, outputs."
     from anomaly_nb.reports.ledger import QUIET, Ledger
 
     ledger = Ledger(figures)
@@ -137,7 +160,9 @@ def rerun(run: RunId, figures: Figures = "figures") -> None:
     found = Ledger(figures)[run]
     with tempfile.TemporaryDirectory() as scratch:
         given = {k: v for k, v in found.record["parameters"].items() if k != "out"}
-        done = run_report(source_of(found, Path(scratch)), given, figures, force=True, name=str(found.record.get("template") or ""))
+        done = run_report(
+            source_of(found, Path(scratch)), given, figures, force=True, name=str(found.record.get("template") or "")
+        )
     typer.echo(f"{done.record['run_id']} {done.status}, {done.record['seconds']:.1f} s: {done.page.as_posix()}")
 
 
@@ -188,12 +213,20 @@ def _local(figures: str) -> None:
 
 # %% ../../nbs/11_cli/10_runs.ipynb #a1ea134a
 def sweep(
-    plan: Annotated[Path, typer.Argument(help="YAML: template, parameters, grid, list, seeds, priorities, limits, retries.")],
+    plan: Annotated[
+        Path, typer.Argument(help="YAML: template, parameters, grid, list, seeds, priorities, limits, retries.")
+    ],
     figures: Figures = "figures",
     workers: Annotated[int, typer.Option(help="Runs at once on this machine; 0 for half the cores.")] = 0,
-    scheduler: Annotated[str, typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786, instead of this machine.")] = "",
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also run again what failed by its own fault.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Check the plan, say how many runs it wants, and stop.")] = False,
+    scheduler: Annotated[
+        str, typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786, instead of this machine.")
+    ] = "",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Also run again what failed by its own fault.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check the plan, say how many runs it wants, and stop.")
+    ] = False,
 ) -> None:
     """Make all runs of a plan that are not there yet; stop it and say it again, and it goes on.
 
@@ -221,7 +254,9 @@ def sweep(
 
 def new(
     name: Annotated[str, typer.Argument(help="Name of your report; the notebook is <name>.ipynb.")],
-    from_: Annotated[str, typer.Option("--from", help="The report to begin with; `anomaly-nb report` lists them.")] = "image_anomaly",
+    from_: Annotated[
+        str, typer.Option("--from", help="The report to begin with; `anomaly-nb report` lists them.")
+    ] = "image_anomaly",
     to: Annotated[Path, typer.Option(help="Folder to write it into.")] = Path("."),
 ) -> None:
     """Begin a report of your own as a copy of one of ours.

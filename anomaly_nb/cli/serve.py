@@ -18,15 +18,29 @@ def serve(
     detectors: Annotated[Path, typer.Argument(help="Folder with detectors of `anomaly-nb fit`, or one of them.")],
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None,
     port: Annotated[int, typer.Option(help="Port.")] = 8357,
-    drift: Annotated[Path | None, typer.Option(help="Folder of a calibration store: every score is given to it, see `anomaly-nb drift`.")] = None,
-    config: Annotated[Path, typer.Option(help="Settings with the keys' hashes, the same as of `anomaly-nb drift serve`; read again when it changes.")] = Path("config.yml"),
+    drift: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a calibration store: every score is given to it, see `anomaly-nb drift`."),
+    ] = None,
+    config: Annotated[
+        Path,
+        typer.Option(
+            help="Settings with the keys' hashes, the same as of `anomaly-nb drift serve`; read again when it changes."
+        ),
+    ] = Path("config.yml"),
     new_key: NewKey = False,
     name: KeyName = None,
     drop_key: DropKey = None,
     max_mb: Annotated[float, typer.Option("--max-mb", min=0.01, help="Largest body in MB.")] = 32.0,
-    max_megapixels: Annotated[float, typer.Option("--max-megapixels", min=0.01, help="Largest image, from its header.")] = 50.0,
-    per_minute: Annotated[int, typer.Option("--per-minute", min=0, help="Images that a key may send in a minute; 0 for no limit.")] = 0,
-    places: Annotated[int, typer.Option(min=1, help="Images in memory at once, waiting or worked on; the next is answered 503.")] = 16,
+    max_megapixels: Annotated[
+        float, typer.Option("--max-megapixels", min=0.01, help="Largest image, from its header.")
+    ] = 50.0,
+    per_minute: Annotated[
+        int, typer.Option("--per-minute", min=0, help="Images that a key may send in a minute; 0 for no limit.")
+    ] = 0,
+    places: Annotated[
+        int, typer.Option(min=1, help="Images in memory at once, waiting or worked on; the next is answered 503.")
+    ] = 16,
     weights: Annotated[str, typer.Option(help="Where the backbone's checkpoint is now, if it was moved.")] = "",
 ) -> None:
     """Answer images with decisions over HTTP (extra `serve`). Refuses to start without a key.
@@ -48,10 +62,19 @@ def serve(
     store = None if drift is None else CalibrationStore(drift, load_settings(config))
     served = read_detectors(detectors, store, int(max_megapixels * 1e6), weights)
     app = create_detector_app(
-        served, found.key_sha256(), found.config, seconds=found.request_seconds, public_schema=found.public_schema,
-        largest=int(max_mb * 1e6), places=places, per_minute=per_minute,
-    )  # fmt: skip
+        served,
+        found.key_sha256(),
+        found.config,
+        seconds=found.request_seconds,
+        public_schema=found.public_schema,
+        largest=int(max_mb * 1e6),
+        places=places,
+        per_minute=per_minute,
+    )
     for each in served.values():
-        typer.echo(f"{each.name}: version {each.detector.version_}, {len(each.detector.paths_)} normal images, threshold {each.threshold.value:.4g}")
+        typer.echo(
+            f"{each.name}: version {each.detector.version_}, {len(each.detector.paths_)} normal images, threshold "
+            f"{each.threshold.value:.4g}"
+        )
     typer.echo(f"http://{found.host}:{found.port}/health")
     guarded.run_app(app, found.host, found.port, found.request_seconds)

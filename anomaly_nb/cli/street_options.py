@@ -14,29 +14,59 @@ from typing import Annotated, Any
 import typer
 
 # %% ../../nbs/11_cli/06_street_options.ipynb #6c3d9b1d
-Data = Annotated[str, typer.Option(help="samples, camvid, streethazards, bdd_anomaly, cityscapes, smiyc, road_anomaly, fishyscapes, lost_and_found or folder")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="samples, camvid, streethazards, bdd_anomaly, cityscapes, smiyc, road_anomaly, "
+        "fishyscapes, lost_and_found or folder"
+    ),
+]
 Root = Annotated[str, typer.Option(help="data set folder; the samples need none")]
 HeldOut = Annotated[list[str], typer.Option(help="class to hold out as the anomaly; may be given several times")]
 Weights = Annotated[str, typer.Option(help="encoder: imagenet (download), a local file, or '' for random")]
 Mean = Annotated[float, typer.Option(help="input mean of the encoder's training, all channels; -1 = ImageNet's own")]
-Std = Annotated[float, typer.Option(help="input deviation of the encoder's training, all channels; -1 = ImageNet's own")]
-EpochImages = Annotated[int, typer.Option(help="pictures between two validations, 0 = all once")]
-FitHeight = Annotated[int, typer.Option(help="resize all pictures to this height, for training, fits, thresholds and evaluation; 0 = as stored")]
+Std = Annotated[
+    float, typer.Option(help="input deviation of the encoder's training, all channels; -1 = ImageNet's own")
+]
+EpochImages = Annotated[int, typer.Option(help="images between two validations, 0 = all once")]
+FitHeight = Annotated[
+    int,
+    typer.Option(help="resize all images to this height, for training, fits, thresholds and evaluation; 0 = as stored"),
+]
 FitWidth = Annotated[int, typer.Option(help="and to this width")]
-CropHeight = Annotated[int, typer.Option(help="height of the window the network sees while training; 0 = the size, or 512")]
+CropHeight = Annotated[
+    int, typer.Option(help="height of the window the network sees while training; 0 = the size, or 512")
+]
 CropWidth = Annotated[int, typer.Option(help="and its width")]
-Height = Annotated[int, typer.Option(help="resize pictures to this height; 0 = the run's own size")]
+Height = Annotated[int, typer.Option(help="resize images to this height; 0 = the run's own size")]
 Width = Annotated[int, typer.Option(help="and to this width")]
-AsStored = Annotated[bool, typer.Option("--as-stored", help="do not resize pictures, whatever the run's size is")]
-OtherSize = Annotated[bool, typer.Option("--other-size", help="use statistics and thresholds at a size they were not made at; their promise does not hold there")]
+AsStored = Annotated[bool, typer.Option("--as-stored", help="do not resize images, whatever the run's size is")]
+OtherSize = Annotated[
+    bool,
+    typer.Option(
+        "--other-size",
+        help="use statistics and thresholds at a size they were not made at; their promise does not hold there",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
-Precision = Annotated[str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the device has instructions for it")]
-Methods = Annotated[str, typer.Option(help="comma-separated: max_logit, msp, energy, entropy, sml, heat, mahalanobis, vim, react, knn")]
-OwnModels = Annotated[list[str], typer.Option(help="your own network: module:function, file .pt .pt2 .onnx, hf:folder, or a run; several = their ensemble")]
+Precision = Annotated[
+    str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the device has instructions for it")
+]
+Methods = Annotated[
+    str, typer.Option(help="comma-separated: max_logit, msp, energy, entropy, sml, heat, mahalanobis, vim, react, knn")
+]
+OwnModels = Annotated[
+    list[str],
+    typer.Option(
+        help="your own network: module:function, file .pt .pt2 .onnx, hf:folder, or a run; several = their ensemble"
+    ),
+]
 Temperature = Annotated[float, typer.Option(help="divides the logits of msp, energy, entropy, react and heat")]
-FitImages = Annotated[int, typer.Option(help="training pictures that statistics are taken from, 0 = all")]
+FitImages = Annotated[int, typer.Option(help="training images that statistics are taken from, 0 = all")]
 FitCells = Annotated[int, typer.Option(help="feature cells taken from each of them")]
-Resamples = Annotated[int, typer.Option("--resamples", "--draws", help="bootstrap resamples of the pictures, 0 = no intervals")]
+Resamples = Annotated[
+    int, typer.Option("--resamples", "--draws", help="bootstrap resamples of the images, 0 = no intervals")
+]
 FIVE = "max_logit,msp,energy,sml,heat"
 
 # %% ../../nbs/11_cli/06_street_options.ipynb #b10c058b
@@ -49,7 +79,9 @@ def size_of(height: int, width: int, what: str = "") -> tuple[int, int] | None:
     return (height, width) if height else None
 
 
-def open_data(data: str, root: str, split: str, held_out: list[str], size: tuple[int, int] | None = None, **options: Any):
+def open_data(
+    data: str, root: str, split: str, held_out: list[str], size: tuple[int, int] | None = None, **options: Any
+):
     "The data set of a command line."
     from anomaly_nb.segmentation.readers import open_streets
 
@@ -86,4 +118,7 @@ def numbers(text: str, option: str, count: int = 0) -> list[float]:
 
 def raw_ids(anomaly_ids: str, ignore_ids: str) -> dict[str, list[int]]:
     "Raw ids of the command line, for `open_streets`."
-    return {"anomaly_ids": [int(v) for v in numbers(anomaly_ids, "--anomaly-ids")], "ignore_ids": [int(v) for v in numbers(ignore_ids, "--ignore-ids")]}
+    return {
+        "anomaly_ids": [int(v) for v in numbers(anomaly_ids, "--anomaly-ids")],
+        "ignore_ids": [int(v) for v in numbers(ignore_ids, "--ignore-ids")],
+    }

@@ -14,10 +14,18 @@ from typing import Annotated
 import typer
 
 # %% ../../nbs/11_cli/08_video.ipynb #65d67fa6
-Dataset = Annotated[str, typer.Option(help="Data set: ped2, avenue, shanghaitech, clips, or an entry under datasets: in the config.")]
+Dataset = Annotated[
+    str, typer.Option(help="Data set: ped2, avenue, shanghaitech, clips, or an entry under datasets: in the config.")
+]
 Config = Annotated[Path, typer.Option(help="Settings file; calibrations are written into it and read from it.")]
 Root = Annotated[Path | None, typer.Option(help="Folder with training/ and testing/; the config's root if left out.")]
-Features = Annotated[Path | None, typer.Option(help="Folder of the feature files; if left out, a place in data/features/video that follows from the training videos.")]
+Features = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the feature files; if left out, a place in data/features/video that "
+        "follows from the training videos."
+    ),
+]
 BackboneName = Annotated[str, typer.Option(help="Deep features: filters, or timm:<model>?option=value.")]
 Weights = Annotated[str, typer.Option(help="Checkpoint file of the backbone.")]
 Rate = Annotated[float, typer.Option(help="False events a normal hour may raise, on average.")]
@@ -25,7 +33,16 @@ Fps = Annotated[float, typer.Option(help="Frames per second; 0 for what the film
 ImageSize = Annotated[int, typer.Option(help="Pixels per side of an object for the backbone; 0 for the config's.")]
 
 
-def _plan(dataset_name: str, config: Path, root: Path | None, features: Path | None, backbone: str = "", weights: str = "", image_size: int = 0, fps: float = 0.0):
+def _plan(
+    dataset_name: str,
+    config: Path,
+    root: Path | None,
+    features: Path | None,
+    backbone: str = "",
+    weights: str = "",
+    image_size: int = 0,
+    fps: float = 0.0,
+):
     "The plan of a data set with what was said on the command line."
     from anomaly_nb.video.pipeline import located, plan_for
 
@@ -42,7 +59,10 @@ def _extract(plan, splits: tuple[str, ...]) -> None:
     for split in splits:
         own = done[done["split"] == split]
         stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in zip(own["stage"], own["seconds"]))
-        typer.echo(f"{plan.features / split}: " + (f"extracted in {own['seconds'].sum():.0f} s ({stages})" if len(own) else "complete, nothing to do"))
+        typer.echo(
+            f"{plan.features / split}: "
+            + (f"extracted in {own['seconds'].sum():.0f} s ({stages})" if len(own) else "complete, nothing to do")
+        )
 
 
 def extract_video(
@@ -55,12 +75,17 @@ def extract_video(
     weights: Weights = "",
     image_size: ImageSize = 0,
 ) -> None:
-    """Find the objects of every frame and write their velocities and deep features, one file per frame. An interrupted run goes on.
+    """Find the objects of every frame and write their velocities and deep features, one file per frame. An interrupted
+    run goes on.
 
     \b
-    anomaly-nb extract-video --dataset-name ped2 --root data/ped2 --backbone timm:mobilenetv2_100 --weights mobilenet.safetensors
+    anomaly-nb extract-video --dataset-name ped2 --root data/ped2 --backbone timm:mobilenetv2_100 \\
+        --weights mobilenet.safetensors
     """
-    _extract(_plan(dataset_name, config, root, features, backbone, weights, image_size), ("training", "testing") if split == "both" else (split,))
+    _extract(
+        _plan(dataset_name, config, root, features, backbone, weights, image_size),
+        ("training", "testing") if split == "both" else (split,),
+    )
 
 # %% ../../nbs/11_cli/08_video.ipynb #c8a7a59e
 def _calibrate(plan, config: Path, max_image_count: int) -> None:
@@ -75,7 +100,9 @@ def _calibrate(plan, config: Path, max_image_count: int) -> None:
 
 def calibrate_video(
     dataset_name: Dataset = "shanghaitech",
-    max_image_count: Annotated[int, typer.Option(help="Frames to use at most, sampled over all training videos.")] = 4000,
+    max_image_count: Annotated[
+        int, typer.Option(help="Frames to use at most, sampled over all training videos.")
+    ] = 4000,
     config: Config = Path("config.yml"),
     root: Root = None,
     features: Features = None,
@@ -84,7 +111,8 @@ def calibrate_video(
     image_size: ImageSize = 0,
     fps: Fps = 0.0,
 ) -> None:
-    """Learn how large scores of normal objects are, leaving each object's own video out, and write the ranges into the config.
+    """Learn how large scores of normal objects are, leaving each object's own video out, and write the ranges into the
+    config.
 
     \b
     anomaly-nb calibrate-video --dataset-name shanghaitech --max-image-count 4000 --config config.yml
@@ -97,7 +125,13 @@ def score_video(
     config: Config = Path("config.yml"),
     root: Root = None,
     features: Features = None,
-    out: Annotated[Path, typer.Option(help="Folder for the tables: frame_scores, objects, events, videos and, with ground truth, auroc and delays.")] = Path("data/scores"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for the tables: frame_scores, objects, events, videos and, with "
+            "ground truth, auroc and delays."
+        ),
+    ] = Path("data/scores"),
     everything: Annotated[bool, typer.Option("--all", help="Extract and calibrate first.")] = False,
     false_alarms_per_hour: Rate = 1.0,
     fps: Fps = 0.0,
@@ -106,7 +140,8 @@ def score_video(
     weights: Weights = "",
     image_size: ImageSize = 0,
 ) -> None:
-    """Score every test frame with the stored calibration, name the responsible object, and compare with the ground truth if there is one.
+    """Score every test frame with the stored calibration, name the responsible object, and compare with the ground
+    truth if there is one.
 
     Exit code 4: everything was scored that could be, and some videos were not whole.
 
@@ -133,7 +168,9 @@ def score_video(
         frames, objects = score_dataset(plan, config)
     videos = dataset_videos(plan)
     write_text(out / "frame_scores.csv", mark_incomplete(frames, videos).to_csv(index=False))
-    write_text(out / "objects.csv", mark_incomplete(responsible_objects(objects, plan.weights), videos).to_csv(index=False))
+    write_text(
+        out / "objects.csv", mark_incomplete(responsible_objects(objects, plan.weights), videos).to_csv(index=False)
+    )
     write_text(out / "videos.csv", videos.to_csv(index=False))
     typer.echo(f"scored {len(frames)} frames in {time.perf_counter() - middle:.0f} s")
     found = evaluate_dataset(plan, frames, objects)
@@ -141,9 +178,15 @@ def score_video(
         write_text(out / "auroc.csv", found[0].to_csv(index=False))
         for row in found[0].to_dict("records"):
             interval = f"{row['micro']:.4f} [{row['micro_low']:.4f}, {row['micro_high']:.4f}]"
-            typer.echo(f"  {row['scores']:10s} micro {interval}  macro {row['macro']:.4f}  macro padded {row['macro_padded']:.4f}  AP {row['average_precision']:.4f}")
+            typer.echo(
+                f"  {row['scores']:10s} micro {interval}  macro {row['macro']:.4f}  macro padded "
+                f"{row['macro_padded']:.4f}  AP {row['average_precision']:.4f}"
+            )
             if "rbdc" in row:
-                typer.echo(f"  {'':10s} RBDC {row['rbdc']:.4f}  TBDC {row['tbdc']:.4f} ({row['tracks']} tracks, {row['tracks_from']})")
+                typer.echo(
+                    f"  {'':10s} RBDC {row['rbdc']:.4f}  TBDC {row['tbdc']:.4f} "
+                    f"({row['tracks']} tracks, {row['tracks_from']})"
+                )
     _say_events(plan, frames, objects, videos, config, false_alarms_per_hour, out, found[1] if found else None)
     for row in videos[videos["note"] != ""].to_dict("records"):
         typer.echo(f"  {row['video']}: {row['note']}" + ("" if row["scored"] else " (not scored)"))
@@ -152,7 +195,9 @@ def score_video(
         raise typer.Exit(4)
 
 # %% ../../nbs/11_cli/08_video.ipynb #7fdee50d
-def _say_events(plan, frames, objects, videos, config: Path, false_alarms_per_hour: float, out: Path, labels=None) -> None:
+def _say_events(
+    plan, frames, objects, videos, config: Path, false_alarms_per_hour: float, out: Path, labels=None
+) -> None:
     "Write events.csv and say the events and the promise; with labels delays.csv, and how soon the events came."
     from anomaly_nb.core.errors import MissingFileError
     from anomaly_nb.core.files import write_text
@@ -168,19 +213,36 @@ def _say_events(plan, frames, objects, videos, config: Path, false_alarms_per_ho
     threshold = decision.event(false_alarms_per_hour)
     decision.save(out / "decision.json")
     promised = threshold.parameters["promised"]
-    more = "" if promised <= false_alarms_per_hour else f"; {1 / false_alarms_per_hour:.2g} hours of normal film are needed to promise {false_alarms_per_hour:g}"
+    more = (
+        ""
+        if promised <= false_alarms_per_hour
+        else f"; {1 / false_alarms_per_hour:.2g} hours of normal film are needed to promise {false_alarms_per_hour:g}"
+    )
     film = f"from {decision.hours * 60:.1f} minutes of held-out normal film"
     unit = " (alarm; 1 is what one in a hundred normal frames reaches)" if decision.scales else ""
-    typer.echo(f"  threshold {threshold.value:.3f}{unit}: at most {promised:.3g} false events a normal hour on average, {film}{more}")
-    typer.echo(f"  frames from {decision.frame.value:.3f} on are called; a normal one is with probability {1 - decision.frame.parameters['promised']:.3g}")
+    typer.echo(
+        f"  threshold {threshold.value:.3f}{unit}: at most {promised:.3g} false events a "
+        f"normal hour on average, {film}{more}"
+    )
+    typer.echo(
+        f"  frames from {decision.frame.value:.3f} on are called; a normal one is with probability "
+        f"{1 - decision.frame.parameters['promised']:.3g}"
+    )
     typer.echo(f"  {len(events)} events")
     for line in say_events(events):
         typer.echo(f"  {line}")
     if labels:
         delays, false, hours = dataset_delays(plan, labels, events, decision)
         write_text(out / "delays.csv", delays.to_csv(index=False))
-        soon = f", half of them within {delays['delay'].median():.1f} s of their start" if delays["delay"].notna().any() else ""
-        typer.echo(f"  {delays['delay'].notna().sum()} of {len(delays)} anomalous stretches were called{soon}; {false} false events in {hours * 60:.1f} minutes of normal film")
+        soon = (
+            f", half of them within {delays['delay'].median():.1f} s of their start"
+            if delays["delay"].notna().any()
+            else ""
+        )
+        typer.echo(
+            f"  {delays['delay'].notna().sum()} of {len(delays)} anomalous stretches were called{soon}; {false} false "
+            f"events in {hours * 60:.1f} minutes of normal film"
+        )
 
 # %% ../../nbs/11_cli/08_video.ipynb #a64dbd82
 def render_videos(
@@ -189,14 +251,15 @@ def render_videos(
     root: Root = None,
     features: Features = None,
     out: Annotated[Path, typer.Option(help="Folder for the films and contact_sheet.png.")] = Path("data/films"),
-    video: Annotated[list[str], typer.Option(help="Render this video only; may be repeated.")] = [],  # noqa: B006 - typer reads it
+    video: Annotated[list[str], typer.Option(help="Render this video only; may be repeated.")] = [],  # noqa: B006 - typer copies it
     false_alarms_per_hour: Rate = 1.0,
     backbone: BackboneName = "",
     weights: Weights = "",
     image_size: ImageSize = 0,
     fps: Fps = 0.0,
 ) -> None:
-    """Write every test film with boxes, running score and events, and a sheet of the highest events. Needs what `video score --all` leaves.
+    """Write every test film with boxes, running score and events, and a sheet of the highest events. Needs what `video
+    score --all` leaves.
 
     \b
     anomaly-nb video render --dataset-name ped2 --root data/ped2 --video 01 --out films
@@ -213,24 +276,41 @@ def render_videos(
     events, decision = dataset_events(plan, frames, objects, config, false_alarms_per_hour)
     videos = {v.name: v for v in list_videos(plan.root, "testing") if v.name in set(frames["video"])}
     if unknown := [v for v in video if v not in videos]:
-        raise DataError(f"--video {unknown[0]}: is not among the scored videos ({', '.join(list(videos)[:5])}{', ...' if len(videos) > 5 else ''})")
+        raise DataError(
+            f"--video {unknown[0]}: is not among the scored videos "
+            f"({', '.join(list(videos)[:5])}{', ...' if len(videos) > 5 else ''})"
+        )
     for name in video or videos:
         own = frames[frames["video"] == name]
-        path = render_video(videos[name], out, own, objects, events, decision.event(false_alarms_per_hour).value, decision.alarm(own), plan.fps or videos[name].fps or decision.fps)
+        path = render_video(
+            videos[name],
+            out,
+            own,
+            objects,
+            events,
+            decision.event(false_alarms_per_hour).value,
+            decision.alarm(own),
+            plan.fps or videos[name].fps or decision.fps,
+        )
         typer.echo(f"{path}: {len(own)} frames, {int((events['video'] == name).sum())} events")
     sheet = contact_sheet(events, videos, objects, out / "contact_sheet.png")
     typer.echo(f"{sheet}: the highest events" if sheet else "no events, no contact sheet")
 
 # %% ../../nbs/11_cli/08_video.ipynb #c7819344
 def watch_camera(
-    source: Annotated[str, typer.Argument(help="Number of a camera, address of a stream, film, or folder that images are written into.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="Number of a camera, address of a stream, film, or folder that images are written into."),
+    ],
     dataset_name: Dataset = "shanghaitech",
     config: Config = Path("config.yml"),
     root: Root = None,
     features: Features = None,
     out: Annotated[Path, typer.Option(help="Folder for the clips of events.")] = Path("data/events"),
     clips: Annotated[bool, typer.Option(help="Keep a clip of every event.")] = True,
-    until_idle: Annotated[float, typer.Option(help="Seconds without a new image after which a folder has ended; 0 = never.")] = 0.0,
+    until_idle: Annotated[
+        float, typer.Option(help="Seconds without a new image after which a folder has ended; 0 = never.")
+    ] = 0.0,
     false_alarms_per_hour: Rate = 1.0,
     backbone: BackboneName = "",
     weights: Weights = "",
@@ -248,7 +328,11 @@ def watch_camera(
     from anomaly_nb.video.sources import open_source
     from anomaly_nb.video.watch import Summary, watch
 
-    plan, camera, summary = _plan(dataset_name, config, root, features, backbone, weights, image_size, fps), open_source(source, until_idle), Summary()
+    plan, camera, summary = (
+        _plan(dataset_name, config, root, features, backbone, weights, image_size, fps),
+        open_source(source, until_idle),
+        Summary(),
+    )
     before = signal.signal(signal.SIGINT, lambda *_: camera.stopped.set())
     typer.echo(f"watching {source}; Ctrl-C ends it", err=True)
     try:
@@ -260,5 +344,11 @@ def watch_camera(
 
 # %% ../../nbs/11_cli/08_video.ipynb #8bedfc09
 video = typer.Typer(help="Objects, calibration, events and films of surveillance video.", no_args_is_help=True)
-for _name, _command in (("extract", extract_video), ("calibrate", calibrate_video), ("score", score_video), ("render", render_videos), ("watch", watch_camera)):
+for _name, _command in (
+    ("extract", extract_video),
+    ("calibrate", calibrate_video),
+    ("score", score_video),
+    ("render", render_videos),
+    ("watch", watch_camera),
+):
     video.command(_name)(_command)

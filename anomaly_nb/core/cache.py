@@ -38,7 +38,10 @@ def content_of(
     files: Mapping[str, str | Path],  # name -> file; names count, places do not
     large: int = LARGE,  # bytes; sets above it are known by samples
 ) -> Content:
-    "The content of files, whatever folder they lie in. Raises `MissingFileError` for one that is gone, `DataError` for none at all."
+    """The content of files, whatever folder they lie in.
+
+    Raises `MissingFileError` for one that is gone, `DataError` for none at all.
+    """
     if not files:
         raise DataError("files: at least one is needed to have a content")
     paths = {name: check_file(files[name]) for name in sorted(files)}

@@ -23,6 +23,13 @@ def summary_html(
             continue
         text = f"{value:.4g}" if isinstance(value, float) else str(value)
         text = text if len(text) <= width else text[: width - 3] + "..."
-        rows += f'<tr><th scope="row" style="text-align:left;font-weight:normal;opacity:.7">{html.escape(name)}</th><td style="text-align:left">{html.escape(text)}</td></tr>'
-    caption = f'<caption style="caption-side:top;text-align:left;font-weight:600;color:inherit">{html.escape(title)}</caption>'
+        rows += (
+            '<tr><th scope="row" '
+            f'style="text-align:left;font-weight:normal;opacity:.7">{html.escape(name)}</th><td '
+            f'style="text-align:left">{html.escape(text)}</td></tr>'
+        )
+    caption = (
+        "<caption "
+        f'style="caption-side:top;text-align:left;font-weight:600;color:inherit">{html.escape(title)}</caption>'
+    )
     return f'<table class="anomaly-nb-summary">{caption}{rows}</table>'

@@ -58,17 +58,24 @@ class Settings(BaseModel):
     calibration_drift_iqr: float = Field(0.1, gt=0)  # relative
     calibration_drift_heads: dict[str, DriftLimits] = {}  # "model/head" -> its own limits
     calibration_drift_scale: Literal["auto", "unit", "reference"] = "auto"  # of the absolute shifts
-    calibration_drift_alpha: float = Field(0.05, gt=0, lt=1)  # rate of false `unstable` verdicts of one run over all heads
+    # rate of false `unstable` verdicts of one run over all heads
+    calibration_drift_alpha: float = Field(0.05, gt=0, lt=1)
     calibration_drift_correction: Literal["bh", "bonferroni", "none"] = "bh"  # over heads
     calibration_drift_min_files: int = Field(50, ge=10)  # fewer: insufficient
-    calibration_drift_margin: Literal["excellent", "good", "acceptable"] = "acceptable"  # widest that may be called stable
-    calibration_policy: Literal["auto", "review", "spec"] = "review"  # who moves a reference: the run itself on evidence, a person, or the specification's plain rule
-    calibration_convergence: Literal["no evidence", "stable"] = "no evidence"  # what all heads must reach, at least, for a run to have converged
-    calibration_window: Literal["new", "all"] | PositiveInt = "new"  # what a run calibrates on: files since the reference, all, or the last so many
+    # widest that may be called stable
+    calibration_drift_margin: Literal["excellent", "good", "acceptable"] = "acceptable"
+    # who moves a reference: the run itself on evidence, a person, or the specification's plain rule
+    calibration_policy: Literal["auto", "review", "spec"] = "review"
+    # what all heads must reach, at least, for a run to have converged
+    calibration_convergence: Literal["no evidence", "stable"] = "no evidence"
+    # what a run calibrates on: files since the reference, all, or the last so many
+    calibration_window: Literal["new", "all"] | PositiveInt = "new"
     calibration_alpha: float = Field(0.05, gt=0, lt=1)  # rate of normal files flagged as anomalous
     calibration_auto_run_after: PositiveInt | None = None  # new files after which a run is queued by itself
-    calibration_api_key_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")  # of a bearer key of the service, named "default"
-    calibration_api_keys: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None] = {}  # name -> SHA-256 of its key; None: revoked
+    # of a bearer key of the service, named "default"
+    calibration_api_key_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    # name -> SHA-256 of its key; None: revoked
+    calibration_api_keys: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None] = {}
     calibration: Calibration = Calibration()
     datasets: dict[str, dict[str, Any]] = {}  # name -> root and whatever else its reader takes
 
@@ -91,7 +98,9 @@ def _parse(path: Path, text: str) -> Any:
     except YAMLError as e:
         where = getattr(e, "problem_mark", None)
         said = " ".join(str(getattr(e, "problem", None) or e).split())
-        raise DataError(f"{path}: not valid YAML" + (f" at line {where.line + 1}" if where else "") + f" ({said})") from None
+        raise DataError(
+            f"{path}: not valid YAML" + (f" at line {where.line + 1}" if where else "") + f" ({said})"
+        ) from None
     except DataError:
         raise
     except RecursionError:
@@ -121,7 +130,9 @@ def _validated(path: Path, tree: Mapping) -> Settings:
         return Settings.model_validate(_plain(tree))
     except ValidationError as e:
         first = e.errors()[0]
-        raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']} (got {repr(first['input'])[:80]})") from None
+        raise DataError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']} (got {repr(first['input'])[:80]})"
+        ) from None
 
 
 def _say_misspelt(path: Path, model: BaseModel, prefix: str = "") -> None:
@@ -130,13 +141,21 @@ def _say_misspelt(path: Path, model: BaseModel, prefix: str = "") -> None:
     for key in model.model_extra or {}:
         near = difflib.get_close_matches(key, known, 1, 0.8 if not prefix else 0.6)
         if near or key.startswith(("calibration_", "calibrate_")):
-            warnings.warn(f"{path}: nobody reads {prefix + key!r}" + (f"; did you mean {prefix + near[0]!r}?" if near else ""), Notice, stacklevel=4)
+            warnings.warn(
+                f"{path}: nobody reads {prefix + key!r}" + (f"; did you mean {prefix + near[0]!r}?" if near else ""),
+                Notice,
+                stacklevel=4,
+            )
 
 
 def load_settings(
     path: str | Path | None = "config.yml",  # None or an absent default: the defaults
 ) -> Settings:
-    "Read `config.yml`. Raises `MissingFileError` for a named file that is not there, `DataError` naming file, key and value; a misspelt key is a `Notice`."
+    """Read `config.yml`.
+
+    Raises `MissingFileError` for a named file that is not there, `DataError` naming file, key and value; a misspelt key
+    is a `Notice`.
+    """
     if path is None or (str(path) == "config.yml" and not Path(path).exists()):
         return Settings()
     settings = _validated(Path(path), _parse(Path(path), read_text(path)))
@@ -155,7 +174,10 @@ def stray_limits(
     for name in settings.calibration_drift_heads:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            out.append(f"calibration_drift_heads: there is no head {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known[:5]) or 'none'}"))
+            out.append(
+                f"calibration_drift_heads: there is no head {name!r}"
+                + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known[:5]) or 'none'}")
+            )
     return out
 
 # %% ../../nbs/00_core/03_settings.ipynb #583b87ad
@@ -163,7 +185,10 @@ def update_settings(
     path: str | Path,  # YAML file, created if absent
     changes: Mapping[str, Any],  # nested mappings are merged, everything else replaces
 ) -> Settings:  # the file as it is now
-    "Merge `changes` into a YAML file, atomically and under a lock, keeping comments and unknown keys. Raises `DataError` and changes nothing if the result would be invalid."
+    """Merge `changes` into a YAML file, atomically and under a lock, keeping comments and unknown keys.
+
+    Raises `DataError` and changes nothing if the result would be invalid.
+    """
     path = Path(path)
     with locked(path):
         text = decode_text(path.read_bytes(), path) if path.exists() else ""

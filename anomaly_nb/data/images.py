@@ -30,10 +30,24 @@ from ..core.files import odd_file
 from ..core.order import path_key
 
 # %% ../../nbs/02_data/04_images.ipynb #155e8f7b
-UNREADABLE = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})  # Pillow's formats without a decoder of its own
+# Pillow's formats without a decoder of its own
+UNREADABLE = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 MAX_PIXELS = 178_956_970  # 0.5 GB of RGB; Pillow's own limit for a decompression bomb, of which it warns at half
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, MemoryError, LookupError, TypeError, ArithmeticError, AttributeError, AssertionError, RuntimeError,
-          struct.error, zlib.error)  # what decoders raise over damaged files
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    MemoryError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)  # what decoders raise over damaged files
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module="PIL.Image")
 
 
@@ -62,8 +76,13 @@ def why_skipped(path: Path) -> str:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    "Image files directly in `folder`, in natural order, those with names in UTF-8. Raises `MissingFileError` if it is not there."
-    return sorted((p for p in check_folder(folder).iterdir() if is_image(p) and not odd_file(p) and p.is_file()), key=path_key)
+    """Image files directly in `folder`, in natural order, those with names in UTF-8.
+
+    Raises `MissingFileError` if it is not there.
+    """
+    return sorted(
+        (p for p in check_folder(folder).iterdir() if is_image(p) and not odd_file(p) and p.is_file()), key=path_key
+    )
 
 # %% ../../nbs/02_data/04_images.ipynb #f85fd4ee
 @dataclass(frozen=True)
@@ -84,7 +103,9 @@ class ImageInfo:
 
 
 def _tiff_shorts(path: Path) -> dict[int, tuple[int, int]]:
-    "Tags of a TIFF's first page that hold short numbers: the first number, and where in the file it is written. {} for other files."
+    """Tags of a TIFF's first page that hold short numbers: the first number, and where in the file it is written. {}
+    for other files.
+    """
     found: dict[int, tuple[int, int]] = {}
     with open(path, "rb") as f:
         order = {b"II*\0": "little", b"MM\0*": "big"}.get(f.read(4))
@@ -109,10 +130,18 @@ def _tiff_orientation(path: Path) -> tuple[int, int]:
 
 
 def _check_tiff(path: Path) -> None:
-    "Raise `DataError` for a TIFF of values that Pillow does not read, or reads as others: 8-bit signed, 64-bit, half floats, complex, deep colour."
+    """Raise `DataError` for a TIFF of values that Pillow does not read, or reads as others: 8-bit signed, 64-bit, half
+    floats, complex, deep colour.
+    """
     tags = _tiff_shorts(path)
     bits, form, samples = (tags.get(tag, (default, 0))[0] for tag, default in ((258, 1), (339, 1), (277, 1)))
-    name = {1: f"uint{bits}", 2: f"int{bits}", 3: f"float{bits}", 5: f"complex integers of {bits} bits", 6: f"complex{bits}"}.get(form, "")
+    name = {
+        1: f"uint{bits}",
+        2: f"int{bits}",
+        3: f"float{bits}",
+        5: f"complex integers of {bits} bits",
+        6: f"complex{bits}",
+    }.get(form, "")
     if form == 3 and (bits != 32 or samples > 1):
         mend = "one channel of 32-bit float, or 16-bit colour" if samples > 1 else "32-bit float"
     elif form == 2 and (bits not in (16, 32) or samples > 1):
@@ -123,11 +152,17 @@ def _check_tiff(path: Path) -> None:
         mend = "32-bit float, its magnitude"
     else:
         return
-    raise DataError(f"{path}: holds {name}{f' in {samples} channels' if samples > 1 else ''}, which is not read; convert it to {mend}")
+    raise DataError(
+        f"{path}: holds {name}{f' in {samples} channels' if samples > 1 else ''}, which is "
+        f"not read; convert it to {mend}"
+    )
 
 
 def _flat_tiff(path: Path) -> BytesIO | None:
-    "A rotated TIFF as it is stored: Pillow scrambles uncompressed ones when it rotates them itself. None for all other files."
+    """A rotated TIFF as it is stored: Pillow scrambles uncompressed ones when it rotates them itself.
+
+    None for all other files.
+    """
     turn, at = _tiff_orientation(path)
     if turn == 1 or not at:
         return None
@@ -138,7 +173,10 @@ def _flat_tiff(path: Path) -> BytesIO | None:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    "An image file, its header read. Raises `MissingFileError`, or `DataError` for what is no image, damaged or too large."
+    """An image file, its header read.
+
+    Raises `MissingFileError`, or `DataError` for what is no image, damaged or too large.
+    """
     path = check_file(path)
     try:
         _check_tiff(path)
@@ -217,7 +255,9 @@ def join_errors(
     "One error for several files: how many, and what is wrong with the first five."
     if len(errors) == 1:
         return DataError(errors[0])
-    return DataError(f"{len(errors)} images cannot be read: {' | '.join(errors[:5])}{' | ...' if len(errors) > 5 else ''}")
+    return DataError(
+        f"{len(errors)} images cannot be read: {' | '.join(errors[:5])}{' | ...' if len(errors) > 5 else ''}"
+    )
 
 
 def image_infos(
@@ -236,7 +276,8 @@ def image_infos(
     return found
 
 # %% ../../nbs/02_data/04_images.ipynb #12f2d8bc
-AT_ONCE, LARGE = 1 << 20, 1 << 25  # pixels of an image that are worked on at a time; beyond which one is never held twice
+# pixels of an image that are worked on at a time; beyond which one is never held twice
+AT_ONCE, LARGE = 1 << 20, 1 << 25
 
 
 def bands(
@@ -257,7 +298,11 @@ def _pixels(
     "The values of an image; a large one is converted band by band, for Pillow would hold it four times."
     made = np.empty(0)
     for rows in bands(image.height, image.width):
-        band = np.asarray(convert(image if rows.stop - rows.start == image.height else image.crop((0, rows.start, image.width, rows.stop))))
+        band = np.asarray(
+            convert(
+                image if rows.stop - rows.start == image.height else image.crop((0, rows.start, image.width, rows.stop))
+            )
+        )
         if len(band) == image.height:
             return band
         made = made if len(made) else np.empty((image.height, *band.shape[1:]), band.dtype)
@@ -309,11 +354,19 @@ def _on_black(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-_TURNS = dict(zip(range(2, 9), (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)))  # by EXIF orientation
+# by EXIF orientation
+_TURNS = dict(
+    zip(
+        range(2, 9),
+        (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90),
+    )
+)
 
 
 def _stored(path: Path, in_array: bool = False) -> tuple[Image.Image | np.ndarray, ImageInfo]:
-    "What a file holds, upright, from one look at it: 8 bits as Pillow's RGB unless it is large, deeper values as an array."
+    """What a file holds, upright, from one look at it: 8 bits as Pillow's RGB unless it is large, deeper values as an
+    array.
+    """
     with _opened(path) as file:
         info = _info(file, path)
         if info.frames > 1:  # counting them may have moved on
@@ -333,12 +386,17 @@ def _stored(path: Path, in_array: bool = False) -> tuple[Image.Image | np.ndarra
     if info.type == "float32" and not np.isfinite(values).all():
         bad = ~np.isfinite(values)
         place = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise DataError(f"{path}: {bad.sum()} values are NaN or infinite, the first at {place}; repair or remove the image")
+        raise DataError(
+            f"{path}: {bad.sum()} values are NaN or infinite, the first at {place}; repair or remove the image"
+        )
     return values, info
 
 
 def read_values(path: str | Path) -> np.ndarray:
-    "Values of an image as stored, upright: (H, W, 3) uint8, or deeper (H, W) or (H, W, 3). Raises as `read_image` does."
+    """Values of an image as stored, upright: (H, W, 3) uint8, or deeper (H, W) or (H, W, 3).
+
+    Raises as `read_image` does.
+    """
     return np.asarray(_stored(Path(path), in_array=True)[0])
 
 # %% ../../nbs/02_data/04_images.ipynb #c4c58b3b
@@ -375,18 +433,24 @@ class Intensity:
         "Values as 8 bits. Raises `DataError` for values of another type than the rule's."
         if values.dtype.kind != np.dtype(self.type).kind or (self.eight_bit != (values.dtype == np.uint8)):
             raise DataError(
-                f"{path}: holds {values.dtype} values, but the data set's intensity rule is {self.text!r} for {self.type}; "
+                f"{path}: holds {values.dtype} values, but the data set's intensity rule is "
+                f"{self.text!r} for {self.type}; "
                 "convert the file, or fit again with it among the training images"
             )
         if self.eight_bit:
             return values, 0
         if self.automatic and values.dtype.kind != "u" and (low := values.min()) < 0:
-            raise DataError(f"{path}: holds negative values ({low:g}), the images that {self.text!r} was decided on held none; fit again with intensity=window:<low>,<high>")
+            raise DataError(
+                f"{path}: holds negative values ({low:g}), the images that {self.text!r} was decided on held none; fit "
+                "again with intensity=window:<low>,<high>"
+            )
         made, clipped = np.empty(values.shape, np.uint8), 0
         for rows in bands(len(values), values[:1].size):
             some = values[rows]
             clipped += int(np.count_nonzero((some < self.low) | (some > self.high)))
-            made[rows] = np.rint(np.clip((some.astype(np.float64) - self.low) * (255.0 / (self.high - self.low)), 0, 255))
+            made[rows] = np.rint(
+                np.clip((some.astype(np.float64) - self.low) * (255.0 / (self.high - self.low)), 0, 255)
+            )
         return made, clipped
 
     def to_dict(self) -> dict[str, Any]:
@@ -397,10 +461,18 @@ class Intensity:
     def from_dict(cls, values: dict[str, Any]) -> "Intensity":
         "The rule of `to_dict`. Raises `DataError` for another form."
         try:
-            rule = cls(str(values["text"]), float(values["low"]), float(values["high"]), str(values["type"]), str(values.get("note", "")))
+            rule = cls(
+                str(values["text"]),
+                float(values["low"]),
+                float(values["high"]),
+                str(values["type"]),
+                str(values.get("note", "")),
+            )
             np.dtype(rule.type)
         except (KeyError, TypeError, ValueError) as e:
-            raise DataError(f"intensity: expected text, low, high and type ({e}); fit the detector or features again") from None
+            raise DataError(
+                f"intensity: expected text, low, high and type ({e}); fit the detector or features again"
+            ) from None
         if not (np.isfinite([rule.low, rule.high]).all() and rule.low < rule.high):
             raise DataError(f"intensity: low {rule.low} must be below high {rule.high}")
         return rule
@@ -427,30 +499,52 @@ def _extremes(paths: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray]:  # 
     return np.array([low for low, _ in found]), np.array([high for _, high in found])
 
 
-def _odd_ones(highest: np.ndarray, ends: np.ndarray, names: Sequence[str], slack: float = 1.0) -> str:  # "" where all are alike
+# "" where all are alike
+def _odd_ones(highest: np.ndarray, ends: np.ndarray, names: Sequence[str], slack: float = 1.0) -> str:
     "Whether a few images alone set the window: those that reach its range while all others end in a smaller one."
     level = np.searchsorted(ends * slack, highest)
     few = level == level.max()
     if len(highest) < 3 or few.all() or few.sum() > max(1, len(highest) // 10):
         return ""
-    reach = f"{few.sum()} of {len(few)} images reach{'es' if few.sum() == 1 else ''} {highest.max():g}, the others at most {highest[~few].max():g}"
-    return f"{reach}; all are scaled by it: remove {names[int(highest.argmax())]} if it is damaged, or give intensity=window:0,{ends[level[~few].max()]:g}"
+    reach = (
+        f"{few.sum()} of {len(few)} images reach{'es' if few.sum() == 1 else ''} {highest.max():g}, the others at "
+        f"most {highest[~few].max():g}"
+    )
+    return (
+        f"{reach}; all are scaled by it: remove {names[int(highest.argmax())]} if it is damaged, or give "
+        f"intensity=window:0,{ends[level[~few].max()]:g}"
+    )
 
 
 def _automatic(paths: Sequence[str | Path], type: str) -> Intensity:
-    "The rule for images deeper than 8 bits whose values nobody has explained. Raises `DataError` where it cannot be told."
+    """The rule for images deeper than 8 bits whose values nobody has explained.
+
+    Raises `DataError` where it cannot be told.
+    """
     lows, highs = _extremes(paths)
     low, high = lows.min(), highs.max()
     if low < 0:
-        raise DataError(f"{paths[int(lows.argmin())]}: holds negative values ({low:g}); say what they mean by intensity=window:<low>,<high>")
+        raise DataError(
+            f"{paths[int(lows.argmin())]}: holds negative values ({low:g}); say what they mean by "
+            "intensity=window:<low>,<high>"
+        )
     names = [Path(p).name for p in paths]
     if type != "float32":
         used, bits = next(b for b in DEPTHS if high < 2**b), int(type.removeprefix("u").removeprefix("int"))
-        return Intensity(f"{used} of {bits} bits", 0.0, float(2**used - 1), type, _odd_ones(highs, np.array([2.0**b - 1 for b in DEPTHS]), names))
+        return Intensity(
+            f"{used} of {bits} bits",
+            0.0,
+            float(2**used - 1),
+            type,
+            _odd_ones(highs, np.array([2.0**b - 1 for b in DEPTHS]), names),
+        )
     for top in FLOATS:
         if high <= 1.5 * top:  # some files overshoot by interpolation: clipped and counted
             return Intensity(f"float 0..{top:g}", 0.0, top, type, _odd_ones(highs, np.array(FLOATS), names, 1.5))
-    raise DataError(f"{paths[int(highs.argmax())]}: holds floats up to {high:g}, no customary range; give intensity=window:<low>,<high>")
+    raise DataError(
+        f"{paths[int(highs.argmax())]}: holds floats up to {high:g}, no customary range; give "
+        "intensity=window:<low>,<high>"
+    )
 
 
 def _percentiles(paths: Sequence[str | Path], low: float, high: float) -> tuple[float, float]:
@@ -459,7 +553,9 @@ def _percentiles(paths: Sequence[str | Path], low: float, high: float) -> tuple[
     found = np.concatenate([(v := read_values(p).reshape(-1))[:: max(1, -(-v.size // share))] for p in paths])
     bottom, top = np.percentile(found, [low, high])
     if bottom == top:
-        raise DataError(f"intensity=percentile:{low:g},{high:g}: both are {top:g} in the training images; give a window")
+        raise DataError(
+            f"intensity=percentile:{low:g},{high:g}: both are {top:g} in the training images; give a window"
+        )
     return float(bottom), float(top)
 
 
@@ -467,7 +563,10 @@ def fit_intensity(
     paths: Iterable[str | Path],  # training images, all normal
     rule: str = "auto",  # of `parse_intensity`
 ) -> Intensity:
-    "The one intensity rule of a data set, decided on its training images. Raises `DataError` for mixed depths or a rule that does not fit."
+    """The one intensity rule of a data set, decided on its training images.
+
+    Raises `DataError` for mixed depths or a rule that does not fit.
+    """
     kind, low, high = parse_intensity(rule)
     paths = list(paths)
     if not paths:
@@ -482,7 +581,9 @@ def fit_intensity(
     type = next(iter(counts))
     if type == "uint8":
         if kind in ("window", "percentile"):
-            raise DataError(f"intensity={rule!r}: all training images are 8-bit, which are never changed; leave it at auto")
+            raise DataError(
+                f"intensity={rule!r}: all training images are 8-bit, which are never changed; leave it at auto"
+            )
         return Intensity()
     if kind == "auto":
         return _automatic(paths, type)
@@ -499,7 +600,10 @@ def read_counted(
     path: str | Path,
     intensity: Intensity | None = None,  # of the data set; None = 8-bit as it is, 16-bit integers over their full range
 ) -> tuple[np.ndarray, float]:  # (H, W, 3) uint8 RGB, fraction of its values clipped
-    "Read an image upright, with the fraction of its values outside the rule's window. Raises `MissingFileError`, `DataError`."
+    """Read an image upright, with the fraction of its values outside the rule's window.
+
+    Raises `MissingFileError`, `DataError`.
+    """
     return _as_bytes(read_values(path), intensity, path)
 
 
@@ -507,7 +611,9 @@ def _as_bytes(values: np.ndarray, intensity: Intensity | None, path: str | Path)
     "Stored values as (H, W, 3) uint8, and the fraction of them that was clipped."
     if intensity is None and values.dtype != np.uint8:
         if values.dtype != np.uint16:
-            raise DataError(f"{path}: holds {values.dtype} values and nothing says what is white; pass the data set's intensity")
+            raise DataError(
+                f"{path}: holds {values.dtype} values and nothing says what is white; pass the data set's intensity"
+            )
         intensity = Intensity("full range of uint16", 0.0, 65535.0, "uint16")
     image, clipped = (intensity or Intensity()).apply(values, path)
     return (image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)), clipped / values.size
@@ -517,7 +623,11 @@ def read_upright(
     path: str | Path,
     intensity: Intensity | None = None,  # of the data set; None = 8-bit as it is, 16-bit integers over their full range
 ) -> tuple[Image.Image | np.ndarray, float, ImageInfo]:  # RGB, fraction of its values clipped, what the header says
-    "The same pixels as `read_counted` gives, as Pillow holds them unless they are many: what is resized next is spared two copies. Raises as `read_counted` does."
+    """The same pixels as `read_counted` gives, as Pillow holds them unless they are many: what is resized next is
+    spared two copies.
+
+    Raises as `read_counted` does.
+    """
     values, info = _stored(Path(path))
     if isinstance(values, Image.Image):
         (intensity or Intensity()).apply(np.zeros(1, np.uint8), path)  # a rule for deeper values is refused
@@ -585,7 +695,9 @@ def _one_mask(path: Path, threshold: int) -> tuple[np.ndarray, str]:
         with _opened(path) as file:
             file.load()
             if rule == "alpha":
-                return _upright(_pixels(file, lambda band: band.convert("RGBA").getchannel("A")) > 0, info.orientation), rule
+                return _upright(
+                    _pixels(file, lambda band: band.convert("RGBA").getchannel("A")) > 0, info.orientation
+                ), rule
             mode = "L" if file.mode in ("1", "L", "LA") else "RGB"
             values = _pixels(file, lambda band: band.convert(mode))
         values = _upright(values, info.orientation)
@@ -602,7 +714,10 @@ def read_mask_and_rule(
     threshold: int = 0,  # a pixel is anomalous from this value on; 0 or 1 = by the rule of the format
     size: tuple[int, int] | None = None,  # expected (H, W), that of its image
 ) -> tuple[np.ndarray, str]:  # (H, W) bool, name of the rule
-    "Read a mask and say by which rule. Raises `MissingFileError`, `DataError` for a damaged file or another size than its image's."
+    """Read a mask and say by which rule.
+
+    Raises `MissingFileError`, `DataError` for a damaged file or another size than its image's.
+    """
     path = Path(path)
     if path.is_dir():
         parts = list_images(path)
@@ -632,7 +747,9 @@ def read_ids(path: str | Path) -> np.ndarray:  # (H, W) integer ids as stored
     path = Path(path)
     with _opened(path) as file:
         if file.mode not in ("L", "P", "I", "I;16", "I;16B", "1"):
-            raise DataError(f"{path}: a label image holds one channel of ids, this one is {file.mode}; convert its colours to ids")
+            raise DataError(
+                f"{path}: a label image holds one channel of ids, this one is {file.mode}; convert its colours to ids"
+            )
         if _lossy(file, path):
             raise DataError(f"{path}: {file.format} is lossy and blurs ids; write label images as PNG")
         file.load()

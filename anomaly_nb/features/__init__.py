@@ -14,13 +14,43 @@ from .backbones import Backbone, BackboneSpec, create_backbone
 from .convert import convert_pickled
 from .engine import with_engine
 from .extract import extract_features, part_cells, part_index
-from .featureset import FeatureSet, categories_from_feat_dir, load_backbone, load_bank_features, load_features, save_features
+from anomaly_nb.features.featureset import (
+    FeatureSet,
+    categories_from_feat_dir,
+    load_backbone,
+    load_bank_features,
+    load_features,
+    save_features,
+)
 from .geometry import blend_tiles, cells_to_pixels, fit_shape, read_region, tile_plan
 from .shards import ShardedFeatures, cached_features, extract_shards, load_shards
 from .weights import load_weights
 
 # %% ../../nbs/03_features/00_features.ipynb #a55173bf
-_all_ = ["auto_backbone", "Backbone", "BackboneSpec", "create_backbone", "convert_pickled", "extract_features", "part_cells",
-         "part_index", "FeatureSet", "categories_from_feat_dir", "load_backbone", "blend_tiles", "cells_to_pixels",
-         "fit_shape", "read_region", "tile_plan", "load_weights", "load_bank_features", "load_features", "save_features",
-         "ShardedFeatures", "cached_features", "extract_shards", "load_shards", "with_engine"]
+_all_ = [
+    "auto_backbone",
+    "Backbone",
+    "BackboneSpec",
+    "create_backbone",
+    "convert_pickled",
+    "extract_features",
+    "part_cells",
+    "part_index",
+    "FeatureSet",
+    "categories_from_feat_dir",
+    "load_backbone",
+    "blend_tiles",
+    "cells_to_pixels",
+    "fit_shape",
+    "read_region",
+    "tile_plan",
+    "load_weights",
+    "load_bank_features",
+    "load_features",
+    "save_features",
+    "ShardedFeatures",
+    "cached_features",
+    "extract_shards",
+    "load_shards",
+    "with_engine",
+]

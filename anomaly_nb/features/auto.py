@@ -50,29 +50,51 @@ def auto_backbone(
     caches: Sequence[str | Path] | None = None,  # folders; None = `weight_caches()`
     hub: bool = False,  # whether a download may be chosen where nothing is at hand
 ) -> BackboneChoice:
-    "The strongest backbone whose weights are at hand. Raises `MissingFileError` for a named path that is absent or holds none of the ladder."
+    """The strongest backbone whose weights are at hand.
+
+    Raises `MissingFileError` for a named path that is absent or holds none of the ladder.
+    """
     if weights:
         path = Path(weights)
         if not path.exists():
-            raise MissingFileError(f"{path}: no such file or folder of weights; leave weights out to look in the caches")
+            raise MissingFileError(
+                f"{path}: no such file or folder of weights; leave weights out to look in the caches"
+            )
         found = _strongest(path)
         if found is None:
-            raise MissingFileError(f"{path}: holds no weights by the name of {', '.join(LADDER)}; name the backbone and its weights yourself")
+            raise MissingFileError(
+                f"{path}: holds no weights by the name of {', '.join(LADDER)}; name the "
+                "backbone and its weights yourself"
+            )
         return BackboneChoice(f"timm:{found[0]}", str(found[1]), f"the strongest of the ladder in {path}")
     places = [Path(p) for p in (weight_caches() if caches is None else caches)]
     candidates = [f for f in map(_strongest, places) if f is not None]
     if candidates:
         name, file = min(candidates, key=lambda c: LADDER.index(c[0]))
-        return BackboneChoice(f"timm:{name}", str(file), f"the strongest of the ladder in the caches ({len(candidates)} of {len(places)} hold some)")
+        return BackboneChoice(
+            f"timm:{name}",
+            str(file),
+            f"the strongest of the ladder in the caches ({len(candidates)} of {len(places)} hold some)",
+        )
     looked = " and ".join(str(p).replace(str(Path.home()), "~") for p in places) or "no cache"
     if hub:
-        return BackboneChoice(f"timm:{LADDER[0]}", "hub", f"no weights in {looked}; the hub is allowed, and this is the strongest")
+        return BackboneChoice(
+            f"timm:{LADDER[0]}", "hub", f"no weights in {looked}; the hub is allowed, and this is the strongest"
+        )
     return BackboneChoice("filters", "", f"no weights in {looked}, and no download allowed; filters need none")
 
 
 def _strongest(place: Path) -> tuple[str, Path] | None:
-    "The first of the ladder among a file or the files below a folder; the cache of Hugging Face names the model in a folder."
-    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in WEIGHT_SUFFIXES and p.is_file()) if place.is_dir() else []
+    """The first of the ladder among a file or the files below a folder; the cache of Hugging Face names the model in a
+    folder.
+    """
+    files = (
+        [place]
+        if place.is_file()
+        else sorted(p for p in place.rglob("*") if p.suffix in WEIGHT_SUFFIXES and p.is_file())
+        if place.is_dir()
+        else []
+    )
     base = place.parent if place.is_file() else place
     for name in LADDER:
         for file in files:

@@ -31,7 +31,9 @@ BOX = ["top", "left", "bottom", "right"]  # columns of a part's box, pixels of t
 def part_index(
     index: pd.DataFrame,  # of `read_index`, or a table with image_path
     backbone: Backbone,
-) -> pd.DataFrame:  # one row a part; with `BOX`, height, width (pixels of the image) where the backbone tiles, pads or has a region
+) -> (
+    pd.DataFrame
+):  # one row a part; with `BOX`, height, width (pixels of the image) where the backbone tiles, pads or has a region
     "The rows of the parts that become inputs. Raises `DataError` where a region does not fit an image."
     spec = backbone.spec
     if (spec.whole and spec.resize != "pad") or set(BOX) <= set(index.columns):
@@ -50,7 +52,10 @@ def part_cells(
     meta: pd.DataFrame,  # of `part_index`, or of a feature set
     backbone: Backbone,
 ) -> np.ndarray:  # (N, P) bool
-    "Which cells count: they show the image, not its reflection, and lie in the region. Raises `DataError` for mixed grids, or without the boxes."
+    """Which cells count: they show the image, not its reflection, and lie in the region.
+
+    Raises `DataError` for mixed grids, or without the boxes.
+    """
     spec = backbone.spec
     if not set(BOX) <= set(meta.columns):
         if not spec.whole or spec.resize == "pad":
@@ -83,14 +88,18 @@ def counted_cells(
     if backbone.region is None or backbone.region.mask is None:
         return inside
     backbone.region.within(int(size[0]), int(size[1]))
-    rows, columns = (np.clip(c.astype(int), 0, side - 1) for c, side in zip(cell_centres(placement, patch), placement.image))
+    rows, columns = (
+        np.clip(c.astype(int), 0, side - 1) for c, side in zip(cell_centres(placement, patch), placement.image)
+    )
     return inside & backbone.region.mask[top:bottom, left:right][np.ix_(rows, columns)]
 
 # %% ../../nbs/03_features/03_extract.ipynb #65a70778
 def backbone_threads(
     backbone: Backbone,
 ) -> int:
-    "Threads that can each take images through the network: all that compute on a CPU; one for a GPU, or where positions follow the image's shape."
+    """Threads that can each take images through the network: all that compute on a CPU; one for a GPU, or where
+    positions follow the image's shape.
+    """
     on_cpu = backbone.device is None or backbone.device.type == "cpu"
     return cpu_threads() if on_cpu and backbone.spec.resize != "short" else 1
 
@@ -100,10 +109,14 @@ def feature_batches(
     backbone: Backbone,
     batch_size: int = 16,  # inputs at once
     intensity: Intensity | None = None,  # of the data set, see `read_image`
-    boxes: np.ndarray | None = None,  # (N, 4) int parts of the images, of `part_index`; those of one image follow each other; None = whole images
+    # (N, 4) int parts of the images, of `part_index`; those of one image follow each other; None = whole images
+    boxes: np.ndarray | None = None,
     mixed: bool = False,  # batches may have different grids, each one within
 ) -> Iterator[tuple[np.ndarray, tuple[int, int], np.ndarray]]:  # patches (B, P, D) float32, (h, w), cls (B, Dc) float32
-    "Features of the images or their parts, batch by batch, in order. Raises `DataError` for a damaged image, or one with another grid than the first."
+    """Features of the images or their parts, batch by batch, in order.
+
+    Raises `DataError` for a damaged image, or one with another grid than the first.
+    """
     workers, clipped = backbone_threads(backbone), dict[str, float]()
     batch_size = max(1, min(batch_size, -(-len(paths) // workers)))
     inputs = _inputs(paths, backbone, batch_size, intensity, boxes, mixed, clipped)
@@ -114,12 +127,21 @@ def feature_batches(
             yield from in_order(pool, backbone, inputs, workers)
     if clipped:
         worst = max(clipped, key=lambda p: clipped[p])
-        said = f"{len(clipped)} of {len(set(paths))} images hold values outside {intensity.text if intensity else 'their range'}, clipped"
+        said = (
+            f"{len(clipped)} of {len(set(paths))} images hold values outside "
+            f"{intensity.text if intensity else 'their range'}, clipped"
+        )
         warnings.warn(f"{said}; most in {worst}, {clipped[worst]:.2%} of its values", stacklevel=2)
 
 
 def _inputs(
-    paths: Sequence[str], backbone: Backbone, batch_size: int, intensity: Intensity | None, boxes: np.ndarray | None, mixed: bool, clipped: dict[str, float]
+    paths: Sequence[str],
+    backbone: Backbone,
+    batch_size: int,
+    intensity: Intensity | None,
+    boxes: np.ndarray | None,
+    mixed: bool,
+    clipped: dict[str, float],
 ) -> Iterator[np.ndarray]:  # (B, 3, h, w) float32
     "Inputs of the network, read ahead; what was clipped is added to `clipped`."
     starts = deque(range(0, len(paths), batch_size))
@@ -165,8 +187,10 @@ def _inputs(
                     shape = shape or x.shape
                     if x.shape != shape and not mixed:
                         raise DataError(
-                            f"{paths[start + i]}: becomes {x.shape[1]} x {x.shape[2]} pixels, the images before it {shape[1]} x {shape[2]}; "
-                            "with resize=short all must have one aspect: use resize=pad or square, or extract them apart"
+                            f"{paths[start + i]}: becomes {x.shape[1]} x {x.shape[2]} pixels, the images before it "
+                            f"{shape[1]} x {shape[2]}; "
+                            "with resize=short all must have one aspect: use resize=pad "
+                            "or square, or extract them apart"
                         )
                 cuts = [0, *(i for i in range(1, len(inputs)) if inputs[i].shape != inputs[i - 1].shape), len(inputs)]
                 for first, end in pairwise(cuts):
@@ -191,7 +215,9 @@ def store_as(
 def index_intensity(
     index: pd.DataFrame,  # of `read_index`, or a table with image_path
 ) -> Intensity:
-    "The intensity rule of an index: the one it carries, else decided on its normal training images, or on all where it names none."
+    """The intensity rule of an index: the one it carries, else decided on its normal training images, or on all where
+    it names none.
+    """
     if "intensity" in index.attrs:
         return Intensity.from_dict(index.attrs["intensity"])
     normal = index
@@ -203,18 +229,21 @@ def index_intensity(
 def extract_features(
     index: pd.DataFrame,  # of `read_index`
     backbone: Backbone,
-    batch_size: int = 16,  # pictures at once
+    batch_size: int = 16,  # images at once
     dtype: str = "float32",  # of the patches kept: "float32" or "float16"
     intensity: Intensity | None = None,  # None = that of the index, or decided on its normal training images
 ) -> FeatureSet:
-    "Features of every image in `index` or its parts, of `part_index`, in order. Raises `DataError` for a damaged image, mixed grids or an empty index."
+    """Features of every image in `index` or its parts, of `part_index`, in order.
+
+    Raises `DataError` for a damaged image, mixed grids or an empty index.
+    """
     if len(index) == 0:
         raise DataError("the index is empty; there is nothing to extract")
     patches, vectors, patch_hw, done = np.empty(0), [], (0, 0), 0
     intensity = intensity or index_intensity(index)
     index = part_index(index, backbone)
     boxes = index[BOX].to_numpy() if set(BOX) <= set(index.columns) else None
-    with progress(desc=f"features, {backbone.spec.name}", total=len(index), unit="picture") as bar:
+    with progress(desc=f"features, {backbone.spec.name}", total=len(index), unit="image") as bar:
         for found, grid, cls in feature_batches(index["image_path"].tolist(), backbone, batch_size, intensity, boxes):
             if done == 0:
                 patches, patch_hw = np.empty((len(index), *found.shape[1:]), dtype), grid

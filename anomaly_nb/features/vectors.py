@@ -22,7 +22,11 @@ def vector_network(
     backbone: Backbone,  # of `create_backbone`
 ) -> Callable[[np.ndarray], np.ndarray]:  # (B, 3, H, W) float32 -> (B, D) float32
     "The third part of what `backbone(batch)` gives, alone."
-    if not isinstance(backbone, TimmBackbone) or backbone.device.type != "cpu" or hasattr(backbone.model, "patch_embed"):
+    if (
+        not isinstance(backbone, TimmBackbone)
+        or backbone.device.type != "cpu"
+        or hasattr(backbone.model, "patch_embed")
+    ):
         return lambda batch: backbone(batch)[2]
     import torch
 
@@ -57,7 +61,8 @@ def _folded(model: Any, shape: tuple[int, ...]) -> Any:
             return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
 
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # it warns of what depends on the shape, which is fixed here
+        # it warns of what depends on the shape, which is fixed here
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         example = torch.zeros(shape).contiguous(memory_format=torch.channels_last)
         return torch.jit.freeze(torch.jit.trace(Pooled().eval(), example, check_trace=False))

@@ -26,7 +26,10 @@ def _table(y_true: Any, y_score: Any) -> ThresholdTable:
         return y_true
     if hasattr(y_true, "table"):
         return y_true.table()
-    raise DataError(f"y_score is missing; without it y_true must be a ScoreHistogram or a ThresholdTable, not a {type(y_true).__name__}")
+    raise DataError(
+        "y_score is missing; without it y_true must be a ScoreHistogram or a "
+        f"ThresholdTable, not a {type(y_true).__name__}"
+    )
 
 
 def _axes(ax: Axes | None) -> Axes:
@@ -46,7 +49,9 @@ def _figure(ax: Axes) -> Figure:
 
 
 def _thin(x: np.ndarray, y: np.ndarray, cells: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-    "Points of a curve without those that fall on the same spot of a `cells` x `cells` screen as their neighbours on both sides."
+    """Points of a curve without those that fall on the same spot of a `cells` x `cells` screen as their neighbours on
+    both sides.
+    """
     spot = [np.floor(cells * (v - v.min()) / ((v.max() - v.min()) or 1)) for v in (x, y)]
     moves = (np.diff(spot[0]) != 0) | (np.diff(spot[1]) != 0)
     keep = np.append(True, moves) | np.append(moves, True)
@@ -67,10 +72,22 @@ def plot_roc(
     (line,) = ax.plot(x, y, label=f"{label} AUROC {table.roc_auc():.4f}".strip())
     if not ax.get_xlabel():
         ax.plot([0, 1], [0, 1], color=THRESHOLD, linewidth=0.8, linestyle=":")
-        ax.set(xlabel="false-positive rate", ylabel="true-positive rate", title="ROC", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        ax.set(
+            xlabel="false-positive rate",
+            ylabel="true-positive rate",
+            title="ROC",
+            xlim=(-0.01, 1.01),
+            ylim=(-0.01, 1.01),
+        )
     if mark_tpr is not None:
         row = row_at_tpr(table.tpr(), mark_tpr)
-        ax.plot(table.fpr()[row], table.tpr()[row], "o", color=line.get_color(), label=f"FPR at {mark_tpr:.0%} TPR: {table.fpr()[row]:.4f}")
+        ax.plot(
+            table.fpr()[row],
+            table.tpr()[row],
+            "o",
+            color=line.get_color(),
+            label=f"FPR at {mark_tpr:.0%} TPR: {table.fpr()[row]:.4f}",
+        )
     ax.legend(loc="lower right")
     return _figure(ax)
 
@@ -90,7 +107,9 @@ def plot_precision_recall(
     ax.step(x, y, where="pre", label=f"{label} AP {table.average_precision():.4f}".strip())
     if not ax.get_xlabel():
         ax.axhline(table.positives / (table.positives + table.negatives), color=THRESHOLD, linewidth=0.8, linestyle=":")
-        ax.set(xlabel="recall", ylabel="precision", title="Precision and recall", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+        ax.set(
+            xlabel="recall", ylabel="precision", title="Precision and recall", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01)
+        )
     ax.legend(loc="upper right")
     return _figure(ax)
 
@@ -103,12 +122,21 @@ def plot_pro(
     label: str = "",  # name in the legend
     ax: Axes | None = None,  # where to draw; None = a new figure
 ) -> Figure:
-    "Per-region overlap over false-positive rate up to the limit, with its normalised area. Raises `DataError` as `aupro` does."
+    """Per-region overlap over false-positive rate up to the limit, with its normalised area.
+
+    Raises `DataError` as `aupro` does.
+    """
     curve, ax = masks if isinstance(masks, ProCurve) else pro_curve(masks, maps, fpr_limit), _axes(ax)
     x, y = _thin(np.append(0, curve.fpr), np.append(0, curve.pro))
     ax.plot(x, y, label=f"{label} AUPRO {curve.area(fpr_limit):.4f} up to {fpr_limit:g}".strip())
     if not ax.get_xlabel():
-        ax.set(xlabel="false-positive rate of normal pixels", ylabel="mean share of a region found", title="PRO", xlim=(0, fpr_limit), ylim=(-0.01, 1.01))
+        ax.set(
+            xlabel="false-positive rate of normal pixels",
+            ylabel="mean fraction of a region found",
+            title="PRO",
+            xlim=(0, fpr_limit),
+            ylim=(-0.01, 1.01),
+        )
     ax.legend(loc="lower right")
     return _figure(ax)
 
@@ -129,9 +157,17 @@ def plot_threshold_sweep(
     thresholds: dict[str, float] | None = None,  # name -> threshold in use
     ax: Axes | None = None,  # where to draw; None = a new figure
 ) -> Figure:
-    "Precision, recall, F1 and false-positive rate over the threshold. Raises `DataError` on one class or non-finite scores."
+    """Precision, recall, F1 and false-positive rate over the threshold.
+
+    Raises `DataError` on one class or non-finite scores.
+    """
     table, ax = _table(y_true, None) if y_score is None else _sweep(y_true, y_score), _axes(ax)
-    for name, value in (("precision", table.precision()), ("recall", table.tpr()), ("F1", table.f1()), ("FPR", table.fpr())):
+    for name, value in (
+        ("precision", table.precision()),
+        ("recall", table.tpr()),
+        ("F1", table.f1()),
+        ("FPR", table.fpr()),
+    ):
         ax.plot(*_thin(table.threshold, value), label=name)
     f1, at = table.best_f1()
     ax.plot(at, f1, "o", color=THRESHOLD, markerfacecolor="white", label=f"oracle F1 {f1:.3f} at {at:.4g}")
@@ -162,7 +198,9 @@ def plot_score_densities(
     ax, edges = _axes(ax), np.histogram_bin_edges(value, bins or int(np.clip(2 * np.sqrt(count), 10, 80)))
     for name, weight, color in zip(("normal", "anomalous"), groups, (NORMAL, ANOMALOUS)):
         density, _ = np.histogram(value, edges, weights=weight, density=True)
-        ax.stairs(density, edges, fill=not log, alpha=1 if log else 0.55, color=color, label=f"{name} ({int(weight.sum()):,})")
+        ax.stairs(
+            density, edges, fill=not log, alpha=1 if log else 0.55, color=color, label=f"{name} ({int(weight.sum()):,})"
+        )
     if threshold is not None:
         ax.axvline(threshold, color=THRESHOLD, linewidth=1.2, linestyle="--", label=f"threshold {threshold:.4g}")
     ax.set(xlabel="score", ylabel="density", title="Scores of both classes", yscale="log" if log else "linear")

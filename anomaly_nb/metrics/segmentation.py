@@ -22,7 +22,10 @@ def confusion_matrix(
     n_classes: int,  # number of classes C
     ignore: int | Sequence[int] = (),  # labels of `y_true` that count nowhere
 ) -> np.ndarray:  # (C, C) int64, rows true, columns predicted; matrices of parts add up
-    "Counts of (true, predicted) classes. Raises `DataError` on unequal shapes, or labels outside [0, C) that are not ignored."
+    """Counts of (true, predicted) classes.
+
+    Raises `DataError` on unequal shapes, or labels outside [0, C) that are not ignored.
+    """
     truth, pred = real_array("y_true", y_true), real_array("y_pred", y_pred)
     if truth.shape != pred.shape:
         raise DataError(f"y_true has shape {truth.shape} and y_pred {pred.shape}; they must be equal")
@@ -61,9 +64,9 @@ class StreetProtocol(NamedTuple):
 
     anomalous: tuple[int, ...]  # label ids that are anomalies
     void: tuple[int, ...]  # label ids left out; every other id is normal
-    pooled: bool  # one ranking of all pixels, or the mean over pictures
+    pooled: bool  # one ranking of all pixels, or the mean over images
     rule: str  # which threshold reaches 95 %, see `fpr_at_tpr`
-    one_sided: str = "skip"  # pictures without normal or without anomalous pixels: "keep" (pooled), "skip" or "raise"
+    one_sided: str = "skip"  # images without normal or without anomalous pixels: "keep" (pooled), "skip" or "raise"
     aupr: str = "step"  # area under precision and recall that it prints: "step" (average precision) or "trapezoid"
 
 
@@ -91,22 +94,29 @@ def street_metrics(
     protocol: str = "pooled",  # a name in STREET_PROTOCOLS
     key: str = "float16",  # of the `ScoreHistogram`, for pooled protocols
     value_range: tuple[float, float] | None = None,  # for key "linear16"
-) -> dict[str, float]:  # roc_auc, average_precision, fpr_at_tpr (at 95 %), aupr (as the protocol prints it), images (how many counted)
-    "Pixel metrics under a named protocol, read one picture at a time. Raises `DataError` on an unknown protocol, parts that do not fit, or no usable picture."
+) -> dict[
+    str, float
+]:  # roc_auc, average_precision, fpr_at_tpr (at 95 %), aupr (as the protocol prints it), images (how many counted)
+    """Pixel metrics under a named protocol, read one image at a time.
+
+    Raises `DataError` on an unknown protocol, parts that do not fit, or no usable image.
+    """
     rule = street_protocol(protocol)
     if len(labels) != len(maps):
-        raise DataError(f"labels has {len(labels)} pictures and maps {len(maps)}; they must be partners")
+        raise DataError(f"labels has {len(labels)} images and maps {len(maps)}; they must be partners")
     histogram = ScoreHistogram(key, value_range)
     rows: list[tuple[float, ...]] = []
     for i in range(len(labels)):
         label, score = real_array(f"labels[{i}]", labels[i]), real_array(f"maps[{i}]", maps[i])
         if label.shape != score.shape:
-            raise DataError(f"labels[{i}] has shape {label.shape} and maps[{i}] {score.shape}; resize the map to the labels")
+            raise DataError(
+                f"labels[{i}] has shape {label.shape} and maps[{i}] {score.shape}; resize the map to the labels"
+            )
         kept = ~np.isin(label, rule.void)
         truth, score = np.isin(label[kept], rule.anomalous), score[kept]
         both = bool(truth.any() and not truth.all())
         if not both and rule.one_sided == "raise":
-            raise DataError(f"labels[{i}] has one class only, which protocol {protocol!r} refuses; leave the picture out")
+            raise DataError(f"labels[{i}] has one class only, which protocol {protocol!r} refuses; leave the image out")
         if both and not rule.pooled:
             table = threshold_table(truth, score)
             printed = table.trapezoid_precision() if rule.aupr == "trapezoid" else table.average_precision()
@@ -115,7 +125,14 @@ def street_metrics(
             histogram.update(truth, score)
             rows.append(())
     if not rows:
-        raise DataError("no picture has both normal and anomalous pixels; there is nothing to rank")
+        raise DataError("no image has both normal and anomalous pixels; there is nothing to rank")
     average = histogram.average_precision() if rule.pooled else 0.0
-    values = (histogram.roc_auc(), average, histogram.fpr_at_tpr(0.95, rule.rule), average) if rule.pooled else np.mean(rows, axis=0)
-    return {**{name: float(v) for name, v in zip(("roc_auc", "average_precision", "fpr_at_tpr", "aupr"), values)}, "images": len(rows)}
+    values = (
+        (histogram.roc_auc(), average, histogram.fpr_at_tpr(0.95, rule.rule), average)
+        if rule.pooled
+        else np.mean(rows, axis=0)
+    )
+    return {
+        **{name: float(v) for name, v in zip(("roc_auc", "average_precision", "fpr_at_tpr", "aupr"), values)},
+        "images": len(rows),
+    }

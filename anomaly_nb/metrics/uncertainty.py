@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 def interval_of(
     value: float,  # the metric on all images
     replicates: np.ndarray,  # (B,) the metric on resampled images
-    level: float = 0.95,  # share of replicates inside
+    level: float = 0.95,  # fraction of replicates inside
 ) -> Interval:
     "Percentile interval (Efron and Tibshirani 1993, ch. 13). Raises `DataError` on a level outside (0, 1)."
     if not 0 < level < 1:
@@ -49,10 +49,13 @@ def bootstrap_interval(
     metric: Callable[..., float],  # called as metric(*data), and on resampled images
     *data: Any,  # arrays or sequences, all of n images along the first axis
     n: int = 1000,  # number of replicates
-    level: float = 0.95,  # share of replicates inside
+    level: float = 0.95,  # fraction of replicates inside
     random_state: int = 0,  # seed
 ) -> Interval:
-    "Percentile interval of any metric, images resampled with replacement. Raises `DataError` on unequal lengths, or if most replicates have no value."
+    """Percentile interval of any metric, images resampled with replacement.
+
+    Raises `DataError` on unequal lengths, or if most replicates have no value.
+    """
     sizes = {len(d) for d in data}
     if len(sizes) != 1:
         raise DataError(f"the data have lengths {[len(d) for d in data]}; each must have one item per image")
@@ -67,7 +70,10 @@ def bootstrap_interval(
         except DataError as e:  # a class is missing from this draw
             failed += 1
             if failed > 10 * n:
-                raise DataError(f"{failed} of {failed + len(replicates)} replicates have no value ({e}); there are too few images for a bootstrap") from None
+                raise DataError(
+                    f"{failed} of {failed + len(replicates)} replicates have no value ({e}); there are "
+                    "too few images for a bootstrap"
+                ) from None
     return interval_of(value, np.array(replicates, np.float64), level)
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #068c4573
@@ -77,11 +83,19 @@ def paired_difference(
     score_a: Any,  # n scores or maps of method A
     score_b: Any,  # n scores or maps of method B, of the same images in the same order
     n: int = 1000,  # number of replicates
-    level: float = 0.95,  # share of replicates inside
+    level: float = 0.95,  # fraction of replicates inside
     random_state: int = 0,  # seed
 ) -> Interval:
     "Interval of metric(B) - metric(A) over the same resampled images. Raises `DataError` as `bootstrap_interval` does."
-    return bootstrap_interval(lambda y, a, b: metric(y, b) - metric(y, a), y_true, score_a, score_b, n=n, level=level, random_state=random_state)
+    return bootstrap_interval(
+        lambda y, a, b: metric(y, b) - metric(y, a),
+        y_true,
+        score_a,
+        score_b,
+        n=n,
+        level=level,
+        random_state=random_state,
+    )
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #d1ceacc7
 PORTION = 2048  # bins multiplied at a time
@@ -93,7 +107,10 @@ def draw_weights(
     n: int,  # number of replicates B
     random_state: int,  # seed
 ) -> np.ndarray:  # (B + 1, n) float64; row 0 counts every image once, the others how often each was drawn
-    "How often each image is drawn in each replicate; draws that are not valid are repeated. Raises `DataError` if hardly any is."
+    """How often each image is drawn in each replicate; draws that are not valid are repeated.
+
+    Raises `DataError` if hardly any is.
+    """
     rng, kept = np.random.default_rng(random_state), [np.ones((1, count))]
     for _ in range(100):
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=n).astype(np.float64)
@@ -124,15 +141,19 @@ def _portions(histogram: ScoreHistogram, names: list[str], rows: int) -> Iterato
 class _Running:
     "Ranking metrics of B weighted histograms, fed from the highest bin downwards."
 
-    def __init__(self, positives: np.ndarray, negatives: np.ndarray, regions: np.ndarray | None, tpr: float, fpr_limit: float):
+    def __init__(
+        self, positives: np.ndarray, negatives: np.ndarray, regions: np.ndarray | None, tpr: float, fpr_limit: float
+    ):
         self.P, self.N, self.R, self.tpr, self.limit = positives, negatives, regions, tpr, fpr_limit
         self.tp, self.fp, self.pro = (np.zeros(positives.size) for _ in range(3))
-        names = ["roc_auc", "average_precision", "fpr_at_tpr", "best_f1", "youden"] + (["aupro"] if regions is not None else [])
+        names = ["roc_auc", "average_precision", "fpr_at_tpr", "best_f1", "youden"] + (
+            ["aupro"] if regions is not None else []
+        )
         self.value = {name: np.zeros(positives.size) for name in names}
         self.value["fpr_at_tpr"][:] = np.nan
 
     def add(self, dn: np.ndarray, dp: np.ndarray, ds: np.ndarray | None) -> None:
-        "Take the next bins: normal counts, anomalous counts and region shares, each (B, bins)."
+        "Take the next bins: normal counts, anomalous counts and region fractions, each (B, bins)."
         P, N, value = self.P[:, None], self.N[:, None], self.value
         tp, fp = self.tp[:, None] + np.cumsum(dp, 1), self.fp[:, None] + np.cumsum(dn, 1)
         value["roc_auc"] += np.einsum("bk,bk->b", dn, tp - dp / 2) / (self.P * self.N)
@@ -186,7 +207,11 @@ def clustered_interval(
     unit: bool = True,  # the metric lies in [0, 1]: take it on the scale log(x / (1 - x))
     stretch: float = 1.0,  # of the interval, for metrics whose deviation resampling underestimates
 ) -> Interval:
-    "Student interval from bootstrap and jackknife over images (Efron and Tibshirani 1993, ch. 11; Satterthwaite 1946). Raises `DataError` on a level outside (0, 1)."
+    """Student interval from bootstrap and jackknife over images (Efron and Tibshirani 1993, ch. 11; Satterthwaite
+    1946).
+
+    Raises `DataError` on a level outside (0, 1).
+    """
     from scipy.special import expit, logit
     from scipy.stats import t as student
 
@@ -196,7 +221,9 @@ def clustered_interval(
     replicates = replicates[np.isfinite(replicates)]
     if len(kept) < 2 or len(replicates) < 2:
         return interval_of(value, replicates, level)
-    centre, drawn, left = (logit(np.clip(v, 1e-6, 1 - 1e-6)) if unit else np.asarray(v, np.float64) for v in (value, replicates, kept))
+    centre, drawn, left = (
+        logit(np.clip(v, 1e-6, 1 - 1e-6)) if unit else np.asarray(v, np.float64) for v in (value, replicates, kept)
+    )
     m, off = len(left), left - left.mean()
     squares = float((off**2).sum())
     deviation = max(float(drawn.std(ddof=1)) * np.sqrt(images / (images - 1)), np.sqrt((m - 1) / m * squares))
@@ -221,7 +248,9 @@ def _effective(histogram: ScoreHistogram, names: list[str]) -> float:
     return float(area.sum() ** 2 / (area**2).sum())
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #ca89e973
-def _replicates(histogram: ScoreHistogram, names: list[str], weights: np.ndarray, tpr: float, fpr_limit: float) -> dict[str, np.ndarray]:
+def _replicates(
+    histogram: ScoreHistogram, names: list[str], weights: np.ndarray, tpr: float, fpr_limit: float
+) -> dict[str, np.ndarray]:
     "Every metric for every row of weights (B, images)."
     rows = 3 if isinstance(histogram, RegionHistogram) else 2
     totals = np.array([histogram.images[n][1][:2].sum(1) for n in names], np.float64)
@@ -242,7 +271,10 @@ def _image_names(*histograms: ScoreHistogram) -> list[str]:
     for h in histograms:
         kept = sum(int(h.images[n][1][:2].sum()) for n in h.images)
         if len(h.images) < 2 or kept != h.negatives + h.positives:
-            raise DataError(f"{h!r} does not hold all its counts per image; give every update(..., image=name) a name, two images at least")
+            raise DataError(
+                f"{h!r} does not hold all its counts per image; give every update(..., "
+                "image=name) a name, two images at least"
+            )
         if odd := sorted(set(names) ^ set(h.images)):
             raise DataError(f"image {odd[0]!r} is in one histogram only; both must hold the same images")
     return names
@@ -259,25 +291,31 @@ def _both_classes(histogram: ScoreHistogram, names: list[str]) -> Callable[[np.n
 def histogram_intervals(
     histogram: ScoreHistogram,  # whose updates were all given an image name
     n: int = 1000,  # number of replicates
-    level: float = 0.95,  # share of replicates inside
+    level: float = 0.95,  # fraction of replicates inside
     random_state: int = 0,  # seed
     tpr: float = 0.95,  # for the false-positive rate
     fpr_limit: float = 0.3,  # for AUPRO, where the histogram is a `RegionHistogram`
 ) -> dict[str, Interval]:  # roc_auc, average_precision, fpr_at_tpr, best_f1, youden (and aupro) -> interval
-    "Intervals of all pooled metrics over resampled images, from per-image counts. Raises `DataError` if not every count has an image, or on one class."
+    """Intervals of all pooled metrics over resampled images, from per-image counts.
+
+    Raises `DataError` if not every count has an image, or on one class.
+    """
     names = _image_names(histogram)
     valid = _both_classes(histogram, names)
     weights = draw_weights(valid, len(names), n, random_state)
     values = _replicates(histogram, names, np.concatenate([weights, _left_out(valid, len(names))]), tpr, fpr_limit)
     size, carried = len(weights), _effective(histogram, names)
-    return {k: clustered_interval(v[0], v[1:size], v[size:], len(names), carried, level, stretch=STRETCH.get(k, 1.0)) for k, v in values.items()}
+    return {
+        k: clustered_interval(v[0], v[1:size], v[size:], len(names), carried, level, stretch=STRETCH.get(k, 1.0))
+        for k, v in values.items()
+    }
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #fc225382
 def histogram_differences(
     a: ScoreHistogram,  # counts of method A, per image
     b: ScoreHistogram,  # counts of method B, of the same images by name
     n: int = 1000,  # number of replicates
-    level: float = 0.95,  # share of replicates inside
+    level: float = 0.95,  # fraction of replicates inside
     random_state: int = 0,  # seed
     tpr: float = 0.95,  # for the false-positive rate
     fpr_limit: float = 0.3,  # for AUPRO, where both are `RegionHistogram`s
@@ -287,6 +325,13 @@ def histogram_differences(
     valid = _both_classes(a, names)
     weights = draw_weights(valid, len(names), n, random_state)
     size, carried = len(weights), _effective(a, names)
-    one, two = (_replicates(h, names, np.concatenate([weights, _left_out(valid, len(names))]), tpr, fpr_limit) for h in (a, b))
+    one, two = (
+        _replicates(h, names, np.concatenate([weights, _left_out(valid, len(names))]), tpr, fpr_limit) for h in (a, b)
+    )
     gap = {k: two[k] - one[k] for k in one if k in two}
-    return {k: clustered_interval(v[0], v[1:size], v[size:], len(names), carried, level, unit=False, stretch=STRETCH.get(k, 1.0)) for k, v in gap.items()}
+    return {
+        k: clustered_interval(
+            v[0], v[1:size], v[size:], len(names), carried, level, unit=False, stretch=STRETCH.get(k, 1.0)
+        )
+        for k, v in gap.items()
+    }

@@ -17,6 +17,18 @@ from .verify import Verification, verify
 
 # %% ../../nbs/10_reports/00_reports.ipynb #ab55c891
 _all_ = [
-    "Ledger", "Limits", "ReportError", "ReportFolder", "Run", "Store", "Sweep", "Verification",
-    "copy_template", "run_report", "sweep", "template_parameters", "templates", "verify",
-]  # fmt: skip
+    "Ledger",
+    "Limits",
+    "ReportError",
+    "ReportFolder",
+    "Run",
+    "Store",
+    "Sweep",
+    "Verification",
+    "copy_template",
+    "run_report",
+    "sweep",
+    "template_parameters",
+    "templates",
+    "verify",
+]

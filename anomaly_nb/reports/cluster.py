@@ -71,7 +71,10 @@ def run_on_cluster(
     with connected(scheduler) as client:
         name = uuid.uuid4().hex
         stop = distributed.Event(f"stop-{name}", client=client)
-        futures = {client.submit(run_task, t, f"stop-{name}", key=f"{t['name']}-{name}", priority=-n, pure=False): i for n, (i, t) in enumerate(tasks.items())}
+        futures = {
+            client.submit(run_task, t, f"stop-{name}", key=f"{t['name']}-{name}", priority=-n, pure=False): i
+            for n, (i, t) in enumerate(tasks.items())
+        }
         left = set(futures)
         try:
             for future in distributed.as_completed(futures):
@@ -89,10 +92,26 @@ def _result(future: Any, task: Mapping[str, Any]) -> dict[str, Any]:
     "The record of a task that ended, however it ended."
     if future.status == "finished":
         return future.result()
-    error = f"{type(future.exception()).__name__}: {future.exception()}".split("\n")[0] if future.status == "error" else "cancelled"
+    error = (
+        f"{type(future.exception()).__name__}: {future.exception()}".split("\n")[0]
+        if future.status == "error"
+        else "cancelled"
+    )
     reason = "cancelled" if future.status != "error" else "lost"
-    closed = None if is_store(task["figures"]) else close_crashed(Path(task["figures"]) / "runs" / task["name"], error, reason)
-    return closed or {"run_id": task["run_id"], "parameters": task["parameters"], "status": "failed", "error": error, "reason": reason, "metrics": {}, "seconds": 0.0}
+    closed = (
+        None
+        if is_store(task["figures"])
+        else close_crashed(Path(task["figures"]) / "runs" / task["name"], error, reason)
+    )
+    return closed or {
+        "run_id": task["run_id"],
+        "parameters": task["parameters"],
+        "status": "failed",
+        "error": error,
+        "reason": reason,
+        "metrics": {},
+        "seconds": 0.0,
+    }
 
 # %% ../../nbs/10_reports/12_cluster.ipynb #7b98488d
 def extract_shards_on(
@@ -100,11 +119,14 @@ def extract_shards_on(
     index: Any,  # of `read_index`
     backbone: Any,  # sent to every worker once
     folder: str | Path,  # reachable by all workers
-    batch_size: int = 16,  # pictures at once
+    batch_size: int = 16,  # images at once
     dtype: str = "float16",
-    shard_size: int = 128,  # pictures a shard
+    shard_size: int = 128,  # images a shard
 ) -> Any:  # ShardedFeatures
-    "`extract_shards` over a cluster: the same files, bit for bit where threads and processors are the same. Raises as it does."
+    """`extract_shards` over a cluster: the same files, bit for bit where threads and processors are the same.
+
+    Raises as it does.
+    """
     from anomaly_nb.features.shards import _prepare, load_shards, shard_plan
 
     if len(index) == 0:
@@ -113,19 +135,32 @@ def extract_shards_on(
     with locked(folder / "features.json", timeout=5):
         done = _prepare(folder, plan, index.assign(sha256=checksums))
         paths = [str(Path(p).absolute()) for p in index["image_path"]]
-        parts = {i: paths[i * shard_size : (i + 1) * shard_size] for i in range(-(-len(paths) // shard_size)) if i not in done}
+        parts = {
+            i: paths[i * shard_size : (i + 1) * shard_size]
+            for i in range(-(-len(paths) // shard_size))
+            if i not in done
+        }
         network = client.scatter(backbone, broadcast=True, hash=False)
-        gathered(client, [client.submit(_extract_one, str(folder), i, part, network, batch_size, dtype, pure=False) for i, part in parts.items()], "shards")
+        gathered(
+            client,
+            [
+                client.submit(_extract_one, str(folder), i, part, network, batch_size, dtype, pure=False)
+                for i, part in parts.items()
+            ],
+            "shards",
+        )
         plan = read_json(folder / "features.json")
         grids = {np.load(p, mmap_mode="r", allow_pickle=False).shape[1:] for p in folder.glob("patches-*.npy")}
         if len(grids) > 1:
-            raise DataError(f"{folder}: pictures have several grids, {sorted(grids)}; use resize=square, or extract apart")
+            raise DataError(
+                f"{folder}: images have several grids, {sorted(grids)}; use resize=square, or extract apart"
+            )
         write_manifest(folder, **{k: plan[k] for k in ("key", "spec", "dtype", "pictures", "patch_hw")})
     return load_shards(folder)
 
 
 def _extract_one(folder: str, number: int, paths: list[str], backbone: Any, batch_size: int, dtype: str) -> int:
-    "Extract one shard on the worker this is called on; how many pictures."
+    "Extract one shard on the worker this is called on; how many images."
     from anomaly_nb.features.shards import _write_shard
 
     _write_shard(Path(folder), number, paths, backbone, batch_size, dtype, progress(total=len(paths)))
@@ -143,7 +178,9 @@ def gathered(
     "Wait for tasks with a progress bar. Raises what the first of them raised, and then cancels the others."
     distributed = require("distributed", "cluster")
     try:
-        for future in progress(distributed.as_completed(futures), f"{what} on the cluster", total=len(futures), unit=what):
+        for future in progress(
+            distributed.as_completed(futures), f"{what} on the cluster", total=len(futures), unit=what
+        ):
             future.result()
         return client.gather(futures)
     except BaseException:
@@ -155,7 +192,7 @@ def search_on(
     client: Any,  # `dask.distributed.Client`
     bank: Any,  # fitted `KNNBank`
     patches: np.ndarray,  # (N, P, D)
-    split: str = "queries",  # what is divided: "queries" (by picture) or "bank"
+    split: str = "queries",  # what is divided: "queries" (by image) or "bank"
     parts: int | None = None,  # how many pieces; None for one a worker thread
 ) -> tuple[np.ndarray, np.ndarray]:  # (N, P, k) float32 distances, (N, P, k) rows of `bank.bank_`
     "`KNNBank.search` over a cluster. Raises as it does, `DataError` for another `split`."
@@ -166,11 +203,17 @@ def search_on(
     if split == "queries":
         whole = client.scatter(bank, broadcast=True, hash=False)
         pieces = [p for p in np.array_split(np.asarray(patches), min(parts, max(1, len(patches)))) if len(p)]
-        found = gathered(client, [client.submit(_search, whole, client.scatter(p, hash=False), pure=False) for p in pieces], "parts")
+        found = gathered(
+            client, [client.submit(_search, whole, client.scatter(p, hash=False), pure=False) for p in pieces], "parts"
+        )
         return np.concatenate([d for d, _ in found]), np.concatenate([r for _, r in found])
     rows = np.array_split(np.arange(len(bank.bank_)), max(1, min(parts, len(bank.bank_) // bank.k)))
     queries = client.scatter(np.asarray(patches), broadcast=True, hash=False)
-    found = gathered(client, [client.submit(_search, client.scatter(_rows_of(bank, r), hash=False), queries, pure=False) for r in rows], "parts")
+    found = gathered(
+        client,
+        [client.submit(_search, client.scatter(_rows_of(bank, r), hash=False), queries, pure=False) for r in rows],
+        "parts",
+    )
     distance = np.concatenate([d for d, _ in found], axis=2)
     row = np.concatenate([own + r[0] for (_, own), r in zip(found, rows)], axis=2)
     order = np.lexsort((row, distance), axis=2)[..., : bank.k]
@@ -194,11 +237,14 @@ def _rows_of(bank: Any, rows: np.ndarray) -> Any:
 def histogram_on(
     client: Any,  # `dask.distributed.Client`
     empty: Any,  # a fresh `ScoreHistogram` or `RegionHistogram`
-    items: Iterable[Any],  # what `read` takes: picture names, shard numbers, paths
+    items: Iterable[Any],  # what `read` takes: image names, shard numbers, paths
     read: Callable[[Any], tuple],  # item -> (y_true, y_score) or (y_true, y_score, image); runs on the workers
     parts: int | None = None,  # how many pieces; None for four a worker thread
 ) -> Any:  # histogram of the same kind
-    "Count on a cluster: the histogram that `update` over all items would have given. Raises what `read`, `update` and `merge` raise."
+    """Count on a cluster: the histogram that `update` over all items would have given.
+
+    Raises what `read`, `update` and `merge` raise.
+    """
     known = list(items)
     parts = max(1, min(parts or 4 * sum(client.nthreads().values()), len(known)))
     size = -(-len(known) // parts) if known else 1

@@ -23,14 +23,24 @@ def read_runs(
     "All run records: what went wrong, then what is running, then the newest."
     records = [load_record(path.parent) for path in sorted(Path(figures).glob("runs/*/run.json"))]
     newest = sorted(records, key=lambda r: r["started"], reverse=True)
-    return sorted(newest, key=lambda r: ("running", "ok").index(r["status"]) if r["status"] in ("running", "ok") else -1)
+    return sorted(
+        newest, key=lambda r: ("running", "ok").index(r["status"]) if r["status"] in ("running", "ok") else -1
+    )
 
 # %% ../../nbs/10_reports/06_gallery.ipynb #24715f20
-DATA = {"category": ("category", "categories", "heads", "held_out"), "dataset": ("dataset", "data", "ontology"), "root": ("root",)}
+DATA = {
+    "category": ("category", "categories", "heads", "held_out"),
+    "dataset": ("dataset", "data", "ontology"),
+    "root": ("root",),
+}
 METHOD = {
-    "bank": ("bank",), "recipe": ("recipe", "recipes"), "method": ("method", "methods"), "study": ("study",),
-    "model": ("model",), "backbone": ("backbone", "backbones", "encoder"),
-}  # fmt: skip
+    "bank": ("bank",),
+    "recipe": ("recipe", "recipes"),
+    "method": ("method", "methods"),
+    "study": ("study",),
+    "model": ("model",),
+    "backbone": ("backbone", "backbones", "encoder"),
+}
 
 
 def facets(
@@ -40,8 +50,14 @@ def facets(
     "What the parameters say of a run's data or method."
     found = []
     for kind, names in kinds.items():
-        texts = [str(parameters[n]) for n in names if isinstance(parameters.get(n), str | int) and str(parameters[n]).strip()]
-        parts = [Path(t).name if kind == "root" else t for text in texts for t in (text.split() if kind == "backbone" else text.split(","))]
+        texts = [
+            str(parameters[n]) for n in names if isinstance(parameters.get(n), str | int) and str(parameters[n]).strip()
+        ]
+        parts = [
+            Path(t).name if kind == "root" else t
+            for text in texts
+            for t in (text.split() if kind == "backbone" else text.split(","))
+        ]
         if parts := [p.strip() for p in parts if p.strip()]:
             found.append((kind, list(dict.fromkeys(parts))))
     return found
@@ -54,10 +70,14 @@ def main_metric(
     metrics: Mapping[str, Any],  # flat; the ends of an interval as `<name>_low` and `<name>_high`
     report: str = "",  # some of our own have theirs
 ) -> str | None:
-    "The figure of merit to show first: one with an interval, before an AUROC, before other shares, before counts."
+    "The metric to show first: one with an interval, before an AUROC, before other fractions, before counts."
     if MAIN.get(report) in metrics:
         return MAIN[report]
-    numbers = [n for n, v in metrics.items() if isinstance(v, float | int) and n.removesuffix("_low").removesuffix("_high") not in set(metrics) - {n}]
+    numbers = [
+        n
+        for n, v in metrics.items()
+        if isinstance(v, float | int) and n.removesuffix("_low").removesuffix("_high") not in set(metrics) - {n}
+    ]
     words = ("auroc", "micro", "miou", "ap", "f1")
 
     def rank(name: str) -> tuple:
@@ -67,7 +87,19 @@ def main_metric(
     return min(numbers, key=rank, default=None)
 
 # %% ../../nbs/10_reports/06_gallery.ipynb #1430a740
-TELLING = ("cover", "same_pictures", "hits", "top_frames", "worst", "best", "frame", "differences", "auroc", "comparison", "examples")
+TELLING = (
+    "cover",
+    "same_images",
+    "hits",
+    "top_frames",
+    "worst",
+    "best",
+    "frame",
+    "differences",
+    "auroc",
+    "comparison",
+    "examples",
+)
 THUMB = (240, 150)  # pixels, twice what is shown
 
 
@@ -81,7 +113,14 @@ def figure_facts(
     for path in sorted(folder.glob("figures/*.png")):
         try:
             with Image.open(path) as image:
-                found.append({"name": path.stem, "caption": str(image.info.get("Description", "")), "width": image.width, "height": image.height})
+                found.append(
+                    {
+                        "name": path.stem,
+                        "caption": str(image.info.get("Description", "")),
+                        "width": image.width,
+                        "height": image.height,
+                    }
+                )
         except (UnidentifiedImageError, OSError):
             continue
     return found
@@ -89,7 +128,11 @@ def figure_facts(
 
 def telling_figure(names: list[str]) -> str | None:
     "The figure by which a run is recognised."
-    ranked = [n for word in TELLING for n in names if n == word] + [n for word in TELLING for n in names if word in n] + names
+    ranked = (
+        [n for word in TELLING for n in names if n == word]
+        + [n for word in TELLING for n in names if word in n]
+        + names
+    )
     return ranked[0] if ranked else None
 
 
@@ -97,7 +140,7 @@ def make_thumb(
     figure: Path,  # PNG
     target: Path,  # JPEG to write; kept if it is newer than the figure
 ) -> None:
-    "A small picture of a figure, the same bytes for the same figure."
+    "A small image of a figure, the same bytes for the same figure."
     import numpy as np
     from PIL import Image
 
@@ -108,7 +151,9 @@ def make_thumb(
         image.paste(opened, mask=opened.getchannel("A") if "A" in opened.getbands() else None)
     plot = float((np.asarray(image.convert("L")) > 250).mean()) > 0.5
     shape = THUMB[0] / THUMB[1]
-    width = max(image.width, round(image.height * shape)) if plot else min(image.width, 640, round(image.height * shape))
+    width = (
+        max(image.width, round(image.height * shape)) if plot else min(image.width, 640, round(image.height * shape))
+    )
     height = round(width / shape)
     canvas = Image.new("RGB", (width, height), "white")
     canvas.paste(image, ((width - image.width) // 2 if plot else 0, (height - image.height) // 2 if plot else 0))
@@ -116,7 +161,21 @@ def make_thumb(
         canvas.resize(THUMB, Image.Resampling.LANCZOS).save(f, "JPEG", quality=82)
 
 # %% ../../nbs/10_reports/06_gallery.ipynb #bffdb153
-TAKEN = {"run_id", "report", "status", "error", "started", "seconds", "parameters", "metrics", "inputs", "provenance", "outputs", "folder", "kernel"}
+TAKEN = {
+    "run_id",
+    "report",
+    "status",
+    "error",
+    "started",
+    "seconds",
+    "parameters",
+    "metrics",
+    "inputs",
+    "provenance",
+    "outputs",
+    "folder",
+    "kernel",
+}
 
 
 def _entry(figures: Path, record: dict[str, Any], origins: dict[str, int]) -> dict[str, Any]:
@@ -129,19 +188,32 @@ def _entry(figures: Path, record: dict[str, Any], origins: dict[str, int]) -> di
         make_thumb(folder / "figures" / f"{cover}.png", figures / "thumbs" / f"{folder.name}.jpg")
     origin = to_json(flat(record.get("provenance") or {}), indent=None)
     return {
-        "folder": record["folder"], "id": record["run_id"], "report": record["report"], "status": record["status"], "error": record["error"],
-        "started": record["started"], "seconds": record["seconds"], "parameters": parameters, "metrics": record["metrics"],
-        "inputs": record.get("inputs") or {}, "about": flat({k: v for k, v in record.items() if k not in TAKEN}), "origin": origins.setdefault(origin, len(origins)),
-        "data": facets(parameters, DATA), "method": facets(parameters, METHOD), "main": main_metric(record["metrics"], record["report"]),
-        "figures": found, "cover": next((f["caption"] or f["name"] for f in found if f["name"] == cover), None),
-        "tables": sorted(p.stem for p in folder.glob("*.csv")), "files": [n for n in ("report.html", "notebook.ipynb") if (folder / n).exists()],
-    }  # fmt: skip
+        "folder": record["folder"],
+        "id": record["run_id"],
+        "report": record["report"],
+        "status": record["status"],
+        "error": record["error"],
+        "started": record["started"],
+        "seconds": record["seconds"],
+        "parameters": parameters,
+        "metrics": record["metrics"],
+        "inputs": record.get("inputs") or {},
+        "about": flat({k: v for k, v in record.items() if k not in TAKEN}),
+        "origin": origins.setdefault(origin, len(origins)),
+        "data": facets(parameters, DATA),
+        "method": facets(parameters, METHOD),
+        "main": main_metric(record["metrics"], record["report"]),
+        "figures": found,
+        "cover": next((f["caption"] or f["name"] for f in found if f["name"] == cover), None),
+        "tables": sorted(p.stem for p in folder.glob("*.csv")),
+        "files": [n for n in ("report.html", "notebook.ipynb") if (folder / n).exists()],
+    }
 
 
 def write_gallery(
     figures: str | Path,  # folder that holds `runs/`
 ) -> Path:  # of the page
-    "Write `index.html` over all runs in `figures`, and a small picture of each into `thumbs/`."
+    "Write `index.html` over all runs in `figures`, and a small image of each into `thumbs/`."
     from html import escape
     from urllib.parse import quote
 
@@ -150,8 +222,13 @@ def write_gallery(
         origins: dict[str, int] = {}
         runs = [_entry(figures, r, origins) for r in read_runs(figures)]
         pages = [(r, "report.html" if "report.html" in r["files"] else "run.json") for r in runs]
-        links = "".join(f'<li><a href="runs/{quote(r["folder"])}/{page}">{escape(r["folder"])}</a> {escape(r["status"])}</li>' for r, page in pages)
+        links = "".join(
+            f'<li><a href="runs/{quote(r["folder"])}/{page}">{escape(r["folder"])}</a> {escape(r["status"])}</li>'
+            for r, page in pages
+        )
         body = asset("gallery.html") + f"<noscript><ul>{links}</ul></noscript>"
         told = [n for kinds in (DATA, METHOD) for names in kinds.values() for n in names]
         data = to_json({"runs": runs, "origins": [json.loads(o) for o in origins], "told": told}, indent=None)
-        return write_text(figures / "index.html", document("anomaly_nb: runs", body, ("page.css", "gallery.css"), "gallery.js", data))
+        return write_text(
+            figures / "index.html", document("anomaly_nb: runs", body, ("page.css", "gallery.css"), "gallery.js", data)
+        )

@@ -35,7 +35,10 @@ def document(
     "A whole HTML document that loads nothing from the network."
     code = asset(script) if script else ""
     scripts = f"'sha256-{_digest(code)}'" if script else "'none'"
-    policy = f"default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; script-src {scripts}; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; script-src {scripts}; "
+        "base-uri 'none'; form-action 'none'"
+    )
     inert = data.replace("<", "\\u003c")  # no text of a record can end the element
     tail = f'<script type="application/json" id="records">{inert}</script>\n<script>{code}</script>\n' if script else ""
     return f"""<!doctype html>
@@ -65,7 +68,7 @@ def _digest(text: str) -> str:
 def _take_figures(
     cells: list[Any],  # of a notebook; changed in place
 ) -> list[str]:  # HTML of each figure
-    "Take pictures and tables, each with the caption that follows it, out of the outputs, leaving numbered places."
+    "Take images and tables, each with the caption that follows it, out of the outputs, leaving numbered places."
     from nbformat.v4 import new_output
 
     taken: list[str] = []
@@ -90,7 +93,7 @@ def _take_figures(
 
 
 def _figure(data: Mapping[str, Any], caption: str) -> str:
-    "A picture or table as an HTML figure; a caption is text and Markdown, never HTML."
+    "An image or table as an HTML figure; a caption is text and Markdown, never HTML."
     from nbconvert.filters import markdown2html
 
     words = html.escape(caption)
@@ -100,16 +103,25 @@ def _figure(data: Mapping[str, Any], caption: str) -> str:
         png = "".join(data["image/png"]).replace("\n", "")
         width, height = struct.unpack(">II", base64.b64decode(png[:44])[16:24])
         size = f'width="{width}" height="{height}" loading="lazy" decoding="async"'
-        return f'<figure><img src="data:image/png;base64,{png}" alt="{words or "Figure without a caption"}" {size}>{below}</figure>'
+        return (
+            f'<figure><img src="data:image/png;base64,{png}" '
+            f'alt="{words or "Figure without a caption"}" {size}>{below}</figure>'
+        )
     frame = f'<div class="scroll" tabindex="0" role="region" aria-label="{words or "Table"}">'
-    return f'<figure>{frame}{"".join(data["text/html"])}</div>{below}</figure>'
+    return f"<figure>{frame}{''.join(data['text/html'])}</div>{below}</figure>"
 
 # %% ../../nbs/10_reports/05_page.ipynb #20074cc4
 def _bar(record: Mapping[str, Any]) -> str:
     "The line above a report: back, status, time, files."
     status = html.escape(record["status"])
-    facts = ['<nav aria-label="Up"><a href="../../index.html">← All runs</a></nav>', f'<span class="status {status}">{status}</span>']
-    facts += [f"<span>{html.escape(str(record['started']))[:16].replace('T', ' ')} UTC</span>", f"<span>{record['seconds']:.1f} s</span>"]
+    facts = [
+        '<nav aria-label="Up"><a href="../../index.html">← All runs</a></nav>',
+        f'<span class="status {status}">{status}</span>',
+    ]
+    facts += [
+        f"<span>{html.escape(str(record['started']))[:16].replace('T', ' ')} UTC</span>",
+        f"<span>{record['seconds']:.1f} s</span>",
+    ]
     facts += ['<a href="notebook.ipynb">Notebook</a>', '<a href="run.json">Record</a>']
     return f'<header class="bar">{"".join(facts)}</header>'
 
@@ -137,11 +149,19 @@ def _contents(body: str) -> str:
 def _origin(record: Mapping[str, Any]) -> str:
     "The section that says how a run was made; the list of all installed packages is left to the record."
     about = {k: record[k] for k in ("run_id", "attempts", "peak_memory_mb") if record.get(k) is not None}
-    about |= flat(record.get("inputs") or {}, "input ") | flat({k: v for k, v in (record.get("provenance") or {}).items() if k != "packages"})
+    about |= flat(record.get("inputs") or {}, "input ") | flat(
+        {k: v for k, v in (record.get("provenance") or {}).items() if k != "packages"}
+    )
     parts = []
     for title, values in (("Parameters", record["parameters"]), ("Provenance", about)):
-        rows = "".join(f'<tr><th scope="row">{html.escape(str(k))}</th><td>{html.escape(plain(v)) or "–"}</td></tr>' for k, v in values.items())
-        parts.append(f'<h3>{title}</h3><div class="scroll" tabindex="0" role="region" aria-label="{title}"><table class="facts">{rows}</table></div>')
+        rows = "".join(
+            f'<tr><th scope="row">{html.escape(str(k))}</th><td>{html.escape(plain(v)) or "–"}</td></tr>'
+            for k, v in values.items()
+        )
+        parts.append(
+            f'<h3>{title}</h3><div class="scroll" tabindex="0" role="region" aria-label="{title}"><table '
+            f'class="facts">{rows}</table></div>'
+        )
     return '<h2 id="How-it-was-made">How it was made</h2>' + "".join(parts)
 
 
@@ -183,15 +203,26 @@ def notebook_page(
 
     try:
         content = nbformat.read(notebook, as_version=4)
-        content.cells = [c for c in content.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]  # told above the title
+        # told above the title
+        content.cells = [c for c in content.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]
         content.cells = verdict_first(content.cells)
         figures = _take_figures(content.cells)
-        body, _ = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(content)
+        body, _ = HTMLExporter(
+            template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
+        ).from_notebook_node(content)
         body = _unlike_anchors(re.sub(r'<a class="anchor-link".*?</a>', "", body))
         body = re.sub(r'<i data-figure="(\d+)"></i>', lambda place: figures[int(place[1])], body)
     except (OSError, ValueError, struct.error, nbformat.reader.NotJSONError) as e:
-        body = f'<h1>{html.escape(record["report"])}</h1><p class="error">The notebook was not written: {html.escape(str(e))}</p>'
+        body = (
+            f'<h1>{html.escape(record["report"])}</h1><p class="error">The notebook was not written: '
+            f"{html.escape(str(e))}</p>"
+        )
     error = f'<p class="error">{html.escape(record["error"])}</p>' if record.get("error") else ""
     body = error + body + _origin(record)
-    inner = f'<div class="report">\n{_bar(record)}\n{_contents(body)}\n<main id="report" tabindex="-1">\n{body}\n</main>\n</div>'
-    return document(f"{record['report']} {record['run_id']}", f'<a class="skip" href="#report">Skip to the report</a>\n{inner}')
+    inner = (
+        f'<div class="report">\n{_bar(record)}\n{_contents(body)}\n<main id="report" '
+        f'tabindex="-1">\n{body}\n</main>\n</div>'
+    )
+    return document(
+        f"{record['report']} {record['run_id']}", f'<a class="skip" href="#report">Skip to the report</a>\n{inner}'
+    )

@@ -56,9 +56,15 @@ class Store:
     ) -> None:
         "Copy a run's folder there, the record last."
         last = f"{self.root}/runs/{folder.name}/run.json"
-        files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and p != folder / "run.json")
+        files = sorted(
+            p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".") and p != folder / "run.json"
+        )
         for path in [*files, folder / "run.json"]:
-            target = last if path == folder / "run.json" else f"{self.root}/runs/{folder.name}/{path.relative_to(folder).as_posix()}"
+            target = (
+                last
+                if path == folder / "run.json"
+                else f"{self.root}/runs/{folder.name}/{path.relative_to(folder).as_posix()}"
+            )
             self.files.makedirs(target.rpartition("/")[0], exist_ok=True)
             self.files.pipe_file(target, path.read_bytes())
 

@@ -19,11 +19,43 @@ from .predict import predict_files
 from .preparation import Preparation
 from .recipes import RECIPES, few_shot, fused_scores, recipe_table
 from .result import Evaluation
-from .thresholds import Threshold, choose_threshold, conformal_threshold, labelled_threshold, quantile_threshold
+from anomaly_nb.scoring.thresholds import (
+    Threshold,
+    choose_threshold,
+    conformal_threshold,
+    labelled_threshold,
+    quantile_threshold,
+)
 from .validation import artificial_validation, synthetic_auroc
 
 # %% ../../nbs/06_scoring/00_scoring.ipynb #90508105
-_all_ = ["defect_table", "image_metrics", "pixel_metrics", "read_masks", "plot_cases", "plot_examples", "Evaluation", "predict_files", "colour_range", "heatmaps",
-         "image_scores", "overlay", "Threshold", "choose_threshold", "held_out_scores", "labelled_threshold", "quantile_threshold",
-         "conformal_threshold", "Detector", "Preparation", "plot_explained", "RECIPES", "few_shot",
-         "fused_scores", "make_detector", "recipe_table", "artificial_validation", "synthetic_auroc"]
+_all_ = [
+    "defect_table",
+    "image_metrics",
+    "pixel_metrics",
+    "read_masks",
+    "plot_cases",
+    "plot_examples",
+    "Evaluation",
+    "predict_files",
+    "colour_range",
+    "heatmaps",
+    "image_scores",
+    "overlay",
+    "Threshold",
+    "choose_threshold",
+    "held_out_scores",
+    "labelled_threshold",
+    "quantile_threshold",
+    "conformal_threshold",
+    "Detector",
+    "Preparation",
+    "plot_explained",
+    "RECIPES",
+    "few_shot",
+    "fused_scores",
+    "make_detector",
+    "recipe_table",
+    "artificial_validation",
+    "synthetic_auroc",
+]

@@ -26,7 +26,9 @@ def image_metrics(
     y_score: np.ndarray,  # (n,)
     threshold: Threshold | None,  # None = ranking metrics only
 ) -> dict[str, float]:  # empty where there is one class only
-    "Ranking metrics of the scores (AUROC with its 95 % bootstrap interval over pictures) and decision metrics of the threshold."
+    """Ranking metrics of the scores (AUROC with its 95 % bootstrap interval over images) and decision metrics of the
+    threshold.
+    """
     truth = np.asarray(y_true).astype(bool)
     if truth.all() or not truth.any():
         return {}
@@ -52,9 +54,9 @@ def image_metrics(
 # %% ../../nbs/06_scoring/03_evaluation.ipynb #4f0e3bdb
 def read_masks(
     index: pd.DataFrame,  # rows of an index
-    sizes: Sequence[tuple[int, int]],  # (H, W) of each picture
-) -> list[np.ndarray | None]:  # (H, W) bool; None for an anomalous picture without a mask
-    "Masks of the pictures; a normal one's is empty. Raises `DataError` for a damaged mask or one of another size."
+    sizes: Sequence[tuple[int, int]],  # (H, W) of each image
+) -> list[np.ndarray | None]:  # (H, W) bool; None for an anomalous image without a mask
+    "Masks of the images; a normal one's is empty. Raises `DataError` for a damaged mask or one of another size."
     masks: list[np.ndarray | None] = []
     for path, threshold, label, size in zip(index["mask_path"], index["mask_threshold"], index["label"], sizes):
         if path:
@@ -79,7 +81,10 @@ class _Known(Sequence):
 
 
 def _with_masks(masks: Sequence[np.ndarray | None], maps: Sequence[np.ndarray]) -> tuple[Sequence, Sequence, bool, int]:
-    "Masks and maps of known mask, large ones without an anomaly in bands; whether any shows one; how many are known. Raises `DataError` on unequal numbers."
+    """Masks and maps of known mask, large ones without an anomaly in bands; whether any shows one; how many are known.
+
+    Raises `DataError` on unequal numbers.
+    """
     if len(masks) != len(maps):
         raise DataError(f"{len(masks)} masks for {len(maps)} maps")
     parts: list[tuple[int, slice]] = []
@@ -88,7 +93,8 @@ def _with_masks(masks: Sequence[np.ndarray | None], maps: Sequence[np.ndarray]) 
         if mask is not None:
             height, width = mask.shape
             anomalous = bool(mask.any())
-            parts += [(i, slice(0, height))] if anomalous else [(i, rows) for rows in bands(height, width)]  # regions are counted whole
+            # regions are counted whole
+            parts += [(i, slice(0, height))] if anomalous else [(i, rows) for rows in bands(height, width)]
             shows, known = shows or anomalous, known + 1
     return _Known(masks, parts), _Known(maps, parts), shows, known
 
@@ -97,7 +103,9 @@ def pixel_curve(
     masks: Sequence[np.ndarray | None],  # (H, W) bool, of `read_masks`, or read lazily
     maps: Sequence[np.ndarray],  # (H, W), same sizes
 ) -> ProCurve | None:
-    "The PRO curve (MVTec protocol, limit 0.3) over all images with known masks; None where no mask has an anomalous pixel."
+    """The PRO curve (MVTec protocol, limit 0.3) over all images with known masks; None where no mask has an anomalous
+    pixel.
+    """
     some, partners, shows, _ = _with_masks(masks, maps)
     return pro_curve(some, partners) if shows else None
 
@@ -107,7 +115,9 @@ def pixel_metrics(
     maps: Sequence[np.ndarray],  # (H, W), same sizes; made in passes, so that a lazy sequence holds one at a time
     curve: ProCurve | None = None,  # of `pixel_curve`, where it is known
 ) -> dict[str, float]:  # empty where no mask has an anomalous pixel
-    "Pixel AUROC, AP and FPR95, exact for float32 scores, and AUPRO (MVTec protocol, limit 0.3), over all images with known masks."
+    """Pixel AUROC, AP and FPR95, exact for float32 scores, and AUPRO (MVTec protocol, limit 0.3), over all images with
+    known masks.
+    """
     some, partners, shows, known = _with_masks(masks, maps)
     if not shows:
         return {}
@@ -122,7 +132,7 @@ def pixel_metrics(
         "pixel_ap": histogram.average_precision(),
         "pixel_fpr95": histogram.fpr_at_tpr(0.95),
         "aupro": (curve or pro_curve(some, partners)).area(0.3),
-        "pictures_without_mask": len(maps) - known,
+        "images_without_mask": len(maps) - known,
     }
 
 # %% ../../nbs/06_scoring/03_evaluation.ipynb #1b807c2f
@@ -143,14 +153,27 @@ def defect_table(
     index: pd.DataFrame,  # test rows
     scores: np.ndarray,  # (n,) image scores, in the index's order
     threshold: Threshold,
-) -> pd.DataFrame:  # one row per kind: defect, pictures, auroc, caught, lowest, median, highest
-    "Ranking and detection of each kind of defect; for normal pictures, `caught` counts false alarms."
+) -> pd.DataFrame:  # one row per kind: defect, images, auroc, caught, lowest, median, highest
+    "Ranking and detection of each kind of defect; for normal images, `caught` counts false alarms."
     scores = np.asarray(scores)
     normal = scores[(index["label"] == 0).to_numpy()]
     rows = []
     for kind, at in index.reset_index(drop=True).groupby("defect").groups.items():
         own = scores[np.asarray(at)]
-        auroc = roc_auc(np.repeat([0, 1], [normal.size, own.size]), np.concatenate([normal, own])) if kind != "good" and normal.size else np.nan
-        rows.append({"defect": kind, "pictures": own.size, "auroc": auroc, "caught": float(threshold.predict(own).mean()),
-                     "lowest": own.min(), "median": np.median(own), "highest": own.max()})  # fmt: skip
+        auroc = (
+            roc_auc(np.repeat([0, 1], [normal.size, own.size]), np.concatenate([normal, own]))
+            if kind != "good" and normal.size
+            else np.nan
+        )
+        rows.append(
+            {
+                "defect": kind,
+                "images": own.size,
+                "auroc": auroc,
+                "caught": float(threshold.predict(own).mean()),
+                "lowest": own.min(),
+                "median": np.median(own),
+                "highest": own.max(),
+            }
+        )
     return pd.DataFrame(rows).sort_values("auroc", na_position="first", ignore_index=True)

@@ -14,7 +14,18 @@ import numpy as np
 import pandas as pd
 from sklearn.base import clone
 
-from ..banks import Bank, CompositionBank, FusedBank, KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank, WordBank
+from anomaly_nb.banks import (
+    Bank,
+    CompositionBank,
+    FusedBank,
+    KNNBank,
+    MahalanobisBank,
+    MutualBank,
+    PositionalBank,
+    RetrievalBank,
+    SubspaceBank,
+    WordBank,
+)
 from ..core.errors import DataError
 from ..features.backbones import parse_name
 from .fusion import FusionBank
@@ -31,7 +42,7 @@ class Recipe:
     source: str
     differs: str = ""  # from the source, said plainly
     preparation: Preparation | None = None
-    angles: tuple[float, ...] = (0.0,)  # of reference pictures, few-shot only
+    angles: tuple[float, ...] = (0.0,)  # of reference images, few-shot only
     object_threshold: float | None = None  # for `OBJECTS` only
     reduce: str = "max"
     rerank: tuple[int, ...] = ()
@@ -44,104 +55,204 @@ OBJECTS = ("capsule", "hazelnut", "pill", "screw", "toothbrush")  # MVTec AD cat
 
 # %% ../../nbs/06_scoring/06_recipes.ipynb #c9b9e047
 RECIPES = {
-    "knn": Recipe("filters", 0, KNNBank(1, "cosine"), "plain: the nearest normal patch by cosine, mean of the top 1 %", reduce="top1%"),
-    "knn-euclidean": Recipe("filters", 0, KNNBank(1, "euclidean"), "plain: the nearest normal patch by distance, mean of the top 1 %", reduce="top1%"),
-    "mahalanobis": Recipe("filters", 0, MahalanobisBank(), "plain: one Gaussian of all places (shrinkage 0.01), mean of the top 1 %", reduce="top1%"),
-    "placed": Recipe("filters", 0, MahalanobisBank(per_position=True), "plain: a Gaussian at each place, all channels (shrinkage 0.01), mean of the top 1 %", reduce="top1%"),
-    "subspace": Recipe("filters", 0, SubspaceBank(), "plain: squared distance to the subspace of 99 % variance, mean of the top 1 %", reduce="top1%"),
-    "positional": Recipe("filters", 0, PositionalBank(), "plain: the nearest normal patch by cosine near the same place, mean of the top 1 %", reduce="top1%"),
-    "retrieval": Recipe("filters", 0, RetrievalBank(50), "plain: the nearest patch among the 50 most similar normal images, mean of the top 1 %", reduce="top1%"),
+    "knn": Recipe(
+        "filters",
+        0,
+        KNNBank(1, "cosine"),
+        "plain: the nearest normal patch by cosine, mean of the top 1 %",
+        reduce="top1%",
+    ),
+    "knn-euclidean": Recipe(
+        "filters",
+        0,
+        KNNBank(1, "euclidean"),
+        "plain: the nearest normal patch by distance, mean of the top 1 %",
+        reduce="top1%",
+    ),
+    "mahalanobis": Recipe(
+        "filters",
+        0,
+        MahalanobisBank(),
+        "plain: one Gaussian of all places (shrinkage 0.01), mean of the top 1 %",
+        reduce="top1%",
+    ),
+    "placed": Recipe(
+        "filters",
+        0,
+        MahalanobisBank(per_position=True),
+        "plain: a Gaussian at each place, all channels (shrinkage 0.01), mean of the top 1 %",
+        reduce="top1%",
+    ),
+    "subspace": Recipe(
+        "filters",
+        0,
+        SubspaceBank(),
+        "plain: squared distance to the subspace of 99 % variance, mean of the top 1 %",
+        reduce="top1%",
+    ),
+    "positional": Recipe(
+        "filters",
+        0,
+        PositionalBank(),
+        "plain: the nearest normal patch by cosine near the same place, mean of the top 1 %",
+        reduce="top1%",
+    ),
+    "retrieval": Recipe(
+        "filters",
+        0,
+        RetrievalBank(50),
+        "plain: the nearest patch among the 50 most similar normal images, mean of the top 1 %",
+        reduce="top1%",
+    ),
     "composition": Recipe(
-        "filters", 0, CompositionBank(),
-        "ours, after ComAD (Liu et al. 2023) and CSAD (Hsieh and Lai 2024): numbers of 12 kinds of patches in the image and in 3 x 3 windows, shrunk Mahalanobis distance; "
+        "filters",
+        0,
+        CompositionBank(),
+        "ours, after ComAD (Liu et al. 2023) and CSAD (Hsieh and Lai 2024): numbers of 12 kinds of patches in the "
+        "image and in 3 x 3 windows, shrunk Mahalanobis distance; "
         "for parts that are missing, too many or swapped, and no use for scratches",
-        "kinds are clusters of patches, shared softly, where the papers segment parts; no second branch for local defects",
+        "kinds are clusters of patches, shared softly, where the papers segment parts; no "
+        "second branch for local defects",
         preparation=Preparation(True),
     ),
     "patchcore": Recipe(
-        "timm:wide_resnet50_2?layers=(2,3)&pool=3", 224, KNNBank(1, "sqeuclidean", 0.1),
-        "Roth et al. 2022; amazon-science/patchcore-inspection: layer2 + layer3, 3 x 3 average, 10 % coreset, squared L2, highest patch, sigma 4",
-        "the coreset is exact in all dimensions, where the code searches a random 128-d projection; pictures are squeezed to 224, "
+        "timm:wide_resnet50_2?layers=(2,3)&pool=3",
+        224,
+        KNNBank(1, "sqeuclidean", 0.1),
+        "Roth et al. 2022; amazon-science/patchcore-inspection: layer2 + layer3, 3 x 3 average, 10 % coreset, squared "
+        "L2, highest patch, sigma 4",
+        "the coreset is exact in all dimensions, where the code searches a random 128-d "
+        "projection; images are squeezed to 224, "
         "not resized to 256 and cropped; layers meet on the coarser grid",
     ),
     "padim": Recipe(
-        "timm:resnet18?layers=(1,2,3)&pool=0", 224, MahalanobisBank(True, 0.0, 0.01),
-        "Defard et al. 2021: layer1 to layer3 of ResNet-18, 100 random channels, covariance + 0.01 I at each place, highest pixel, sigma 4",
+        "timm:resnet18?layers=(1,2,3)&pool=0",
+        224,
+        MahalanobisBank(True, 0.0, 0.01),
+        "Defard et al. 2021: layer1 to layer3 of ResNet-18, 100 random channels, covariance + 0.01 I at "
+        "each place, highest pixel, sigma 4",
         "layers meet on the coarsest grid, not the finest; highest patch instead of highest smoothed pixel",
         preparation=Preparation(channels=100),
     ),
     "anomalydino": Recipe(
-        "timm:vit_small_patch14_dinov2.lvd142m?layers=(11,)", 448, KNNBank(1, "cosine"),
-        "Damm et al. 2024: DINOv2 ViT-S/14 at 448, 1 - cos, mean of the top 1 % of patches, masks by the first component > 10, 8 angles in few-shot",
-        "pictures are squeezed to a square, where the code keeps their aspect",
-        angles=ANGLES, object_threshold=10.0, reduce="top1%",
+        "timm:vit_small_patch14_dinov2.lvd142m?layers=(11,)",
+        448,
+        KNNBank(1, "cosine"),
+        "Damm et al. 2024: DINOv2 ViT-S/14 at 448, 1 - cos, mean of the top 1 % of patches, masks by the first "
+        "component > 10, 8 angles in few-shot",
+        "images are squeezed to a square, where the code keeps their aspect",
+        angles=ANGLES,
+        object_threshold=10.0,
+        reduce="top1%",
     ),
     "subspacead": Recipe(
-        "timm:vit_giant_patch14_reg4_dinov2.lvd142m?layers=(22,23,24,25,26,27,28)", 672, SubspaceBank(0.99),
-        "SubspaceAD (CVPR 2026): DINOv2-G with registers at 672, mean of hidden states -12 to -18, PCA of 99 % variance, squared residual, top 1 %",
+        "timm:vit_giant_patch14_reg4_dinov2.lvd142m?layers=(22,23,24,25,26,27,28)",
+        672,
+        SubspaceBank(0.99),
+        "SubspaceAD (CVPR 2026): DINOv2-G with registers at 672, mean of hidden states -12 to -18, PCA of 99 % "
+        "variance, squared residual, top 1 %",
         "8 angles instead of 30 random turns; top 1 % of patches instead of pixels",
-        preparation=Preparation(average=7), angles=ANGLES, reduce="top1%",
+        preparation=Preparation(average=7),
+        angles=ANGLES,
+        reduce="top1%",
     ),
     "rad": Recipe(
-        "timm:vit_base_patch16_dinov3.lvd1689m?layers=(3,6,9,11)", 448, PositionalBank(1, 150, 4),
-        "RAD (ICML 2026): DINOv3 ViT-B/16 at 448, blocks 3, 6, 9, 11, 150 pictures most similar by CLS, places within radius 1, mean of 1 - cos, sigma 1, top 1 %",
-        "pictures are not cropped from 512; top 1 % of patches instead of pixels",
-        reduce="top1%", sigma=1.0,
+        "timm:vit_base_patch16_dinov3.lvd1689m?layers=(3,6,9,11)",
+        448,
+        PositionalBank(1, 150, 4),
+        "RAD (ICML 2026): DINOv3 ViT-B/16 at 448, blocks 3, 6, 9, 11, 150 images most similar by CLS, places within "
+        "radius 1, mean of 1 - cos, sigma 1, top 1 %",
+        "images are not cropped from 512; top 1 % of patches instead of pixels",
+        reduce="top1%",
+        sigma=1.0,
     ),
     "musc": Recipe(
-        "timm:vit_large_patch14_clip_336.openai?layers=(5,11,17,23)", 518, MutualBank((1, 3, 5), 0.3, 4),
-        "Li et al. 2024 (MuSc): CLIP ViT-L/14 at 518, 4 blocks, neighbourhoods 1, 3, 5, lowest 30 %, highest patch, re-ranking over 1, 2, 3 pictures",
+        "timm:vit_large_patch14_clip_336.openai?layers=(5,11,17,23)",
+        518,
+        MutualBank((1, 3, 5), 0.3, 4),
+        "Li et al. 2024 (MuSc): CLIP ViT-L/14 at 518, 4 blocks, neighbourhoods 1, 3, 5, lowest 30 %, highest patch, "
+        "re-ranking over 1, 2, 3 images",
         rerank=(1, 2, 3),
     ),
     "spade": Recipe(
-        "timm:wide_resnet50_2?layers=(1,2,3)&pool=0", 224, RetrievalBank(50, 1, "euclidean"),
-        "Cohen and Hoshen 2020: WideResNet-50-2, 50 nearest pictures by pooled features, nearest patch among theirs, sigma 4",
+        "timm:wide_resnet50_2?layers=(1,2,3)&pool=0",
+        224,
+        RetrievalBank(50, 1, "euclidean"),
+        "Cohen and Hoshen 2020: WideResNet-50-2, 50 nearest images by pooled features, "
+        "nearest patch among theirs, sigma 4",
         "layers meet on the coarsest grid, not the finest",
         reduce="retrieval",
     ),
     "whitened": Recipe(
-        "timm:wide_resnet50_2?layers=(2,3)&pool=3", 256, KNNBank(1, "cosine"),
-        "ours: channels standardised and decorrelated (shrinkage 0.1), then the nearest patch by cosine, mean of the top 5 %; may fall below chance on plain surfaces",
-        preparation=Preparation(True, 0.1), reduce="top5%",
+        "timm:wide_resnet50_2?layers=(2,3)&pool=3",
+        256,
+        KNNBank(1, "cosine"),
+        "ours: channels standardised and decorrelated (shrinkage 0.1), then the nearest patch by cosine, mean of the "
+        "top 5 %; may fall below chance on plain surfaces",
+        preparation=Preparation(True, 0.1),
+        reduce="top5%",
     ),
     "whitened-euclidean": Recipe(
-        "timm:wide_resnet50_2?layers=(2,3)&pool=3", 256, KNNBank(1, "euclidean"),
+        "timm:wide_resnet50_2?layers=(2,3)&pool=3",
+        256,
+        KNNBank(1, "euclidean"),
         "ours: as whitened, but the nearest patch by distance",
-        preparation=Preparation(True, 0.1), reduce="top5%",
+        preparation=Preparation(True, 0.1),
+        reduce="top5%",
     ),
     "gauss_knn": Recipe(
-        "timm:wide_resnet50_2?layers=(2,3)&pool=3", 256, FusedBank((MahalanobisBank(True, 0.1), KNNBank(1, "cosine"))),
+        "timm:wide_resnet50_2?layers=(2,3)&pool=3",
+        256,
+        FusedBank((MahalanobisBank(True, 0.1), KNNBank(1, "cosine"))),
         "ours: channels as in whitened, then the mean of a Gaussian at each place and of the nearest patch by cosine, "
         "each in units of its mean held-out score, highest patch",
         preparation=Preparation(True, 0.1),
     ),
     "fusion": Recipe(
-        "filters", 0, FusionBank(("knn", "placed", "spade", "composition")),
-        "ours: patches, places, the whole image's vector and composition, each in units of its held-out normal scores, weighted by synthetic anomalies; "
+        "filters",
+        0,
+        FusionBank(("knn", "placed", "spade", "composition")),
+        "ours: patches, places, the whole image's vector and composition, each in units of its held-out normal scores, "
+        "weighted by synthetic anomalies; "
         "other members as recipe='fusion:knn+gauss_knn'",
         "all members see the features of one backbone",
     ),
     "winclip": Recipe(
-        "open_clip:ViT-B-16-plus-240?pretrained=laion400m_e31", 0, WordBank((2, 3)),
-        "Jeong et al. 2023 (WinCLIP, WinCLIP+): CLIP ViT-B/16+ at 240, windows of 2 x 2 and 3 x 3 patches and the whole image against prompts, "
+        "open_clip:ViT-B-16-plus-240?pretrained=laion400m_e31",
+        0,
+        WordBank((2, 3)),
+        "Jeong et al. 2023 (WinCLIP, WinCLIP+): CLIP ViT-B/16+ at 240, windows of 2 x 2 and 3 x 3 patches and the "
+        "whole image against prompts, "
         "harmonic means, association with the normal images there are",
         "the temperature is the model's own; prompts are those of a file that can be edited; maps are smoothed",
-        reduce="words", needs="windows=(2,3)&norm=True",
+        reduce="words",
+        needs="windows=(2,3)&norm=True",
     ),
     "clip_text": Recipe(
-        "open_clip:ViT-L-14-336?pretrained=openai&size=518", 0, WordBank(()),
-        "Li et al. 2023 (CLIP Surgery): single patches by value-value attention of the last 6 blocks, at most half of them, against prompts",
-        "two sides of prompts instead of many classes, so nothing is taken off as common to all classes; with normal images, the mean with association as in WinCLIP+",
-        reduce="words", needs="dense=True",
+        "open_clip:ViT-L-14-336?pretrained=openai&size=518",
+        0,
+        WordBank(()),
+        "Li et al. 2023 (CLIP Surgery): single patches by value-value attention of the last 6 blocks, at "
+        "most half of them, against prompts",
+        "two sides of prompts instead of many classes, so nothing is taken off as common to all classes; with normal "
+        "images, the mean with association as in WinCLIP+",
+        reduce="words",
+        needs="dense=True",
     ),
-}  # fmt: skip
-WORD_RECIPES = tuple(name for name, recipe in RECIPES.items() if recipe.needs)  # those that compare with words, and need no normal image
+}
+# those that compare with words, and need no normal image
+WORD_RECIPES = tuple(name for name, recipe in RECIPES.items() if recipe.needs)
 
 
 def recipe_table() -> pd.DataFrame:
     "All recipes: backbone, input size, bank, source, and where ours differs."
     columns = ["backbone", "image_size", "bank", "source", "differs"]
-    return pd.DataFrame([{"recipe": name} | {c: getattr(r, c) if c != "bank" else str(r.bank) for c in columns} for name, r in RECIPES.items()])
+    return pd.DataFrame(
+        [
+            {"recipe": name} | {c: getattr(r, c) if c != "bank" else str(r.bank) for c in columns}
+            for name, r in RECIPES.items()
+        ]
+    )
 
 # %% ../../nbs/06_scoring/06_recipes.ipynb #d24079ee
 def with_options(
@@ -149,10 +260,16 @@ def with_options(
     backbone: str,  # "open_clip:<model>?key=value"
     needs: str,  # "key=value&key=value"
 ) -> str:
-    "A backbone's name with the options that a recipe needs, where it does not have them. Raises `DataError` for a backbone without words."
+    """A backbone's name with the options that a recipe needs, where it does not have them.
+
+    Raises `DataError` for a backbone without words.
+    """
     family, _, options = parse_name(backbone)
     if family != "open_clip":
-        raise DataError(f"recipe={recipe!r} compares images with words, which backbone={backbone!r} does not know; give backbone='open_clip:<model>', or open_clip:tiny for drawn shapes")
+        raise DataError(
+            f"recipe={recipe!r} compares images with words, which backbone={backbone!r} does not know; give "
+            "backbone='open_clip:<model>', or open_clip:tiny for drawn shapes"
+        )
     missing = [pair for pair in needs.split("&") if pair.partition("=")[0] not in options]
     return backbone + "".join(("&" if "?" in backbone or i else "?") + pair for i, pair in enumerate(missing))
 
@@ -179,7 +296,10 @@ def recipe_parts(
         raise DataError(f"recipe={name!r}; known are {', '.join(RECIPES)}{hint}")
     if recipe.needs:
         backbone = with_options(name, backbone or recipe.backbone, recipe.needs)
-    chosen, prepared = clone(recipe.bank), clone(recipe.preparation or Preparation()).set_params(random_state=random_state)
+    chosen, prepared = (
+        clone(recipe.bank),
+        clone(recipe.preparation or Preparation()).set_params(random_state=random_state),
+    )
     if backbone and backbone != recipe.backbone:
         prepared.set_params(average=1)
         chosen.set_params(**({"parts": 1} if "parts" in chosen.get_params() else {}))
@@ -188,7 +308,18 @@ def recipe_parts(
     if isinstance(chosen, FusionBank) and bank is None:
         if nested := [m for m in chosen.members if m.startswith("fusion")]:
             raise DataError(f"recipe={name!r}: {nested[0]} is a fusion itself; name its members")
-        made = [recipe_parts(m, backbone or recipe.backbone, image_size, k=k, coreset=coreset, similar=similar, random_state=random_state) for m in chosen.members]
+        made = [
+            recipe_parts(
+                m,
+                backbone or recipe.backbone,
+                image_size,
+                k=k,
+                coreset=coreset,
+                similar=similar,
+                random_state=random_state,
+            )
+            for m in chosen.members
+        ]
         chosen.set_params(parts=tuple((m.preparation, m.bank, m.reduce) for m in made))
     return replace(
         recipe,
@@ -203,7 +334,9 @@ def few_shot(
     index: pd.DataFrame,  # of one category
     shots: int,  # training images to keep
     seed: int = 0,  # which
-    sample: str = "order",  # "order": the seed-th group of so many, by their names (as AnomalyDINO); "random": drawn by the seed (as PatchCore, WinCLIP), more shots hold the fewer
+    # "order": the seed-th group of so many, by their names (as AnomalyDINO); "random": drawn by the seed (as PatchCore,
+    # WinCLIP), more shots hold the fewer
+    sample: str = "order",
 ) -> pd.DataFrame:
     "The index with only `shots` training images. Raises `DataError` if there are too few."
     train = index[index["split"] == "train"].sort_values("image_path")
@@ -222,10 +355,13 @@ def few_shot(
 
 # %% ../../nbs/06_scoring/06_recipes.ipynb #8a8d31b2
 def fused_scores(
-    scores: Sequence[np.ndarray],  # (n,) image scores of each method, the same pictures
+    scores: Sequence[np.ndarray],  # (n,) image scores of each method, the same images
     held_out: Sequence[np.ndarray],  # (m,) held-out normal scores of each method
 ) -> np.ndarray:  # (n,)
     "Mean over methods of scores in units of their held-out normal mean. Raises `DataError` where there are none."
     if len(scores) != len(held_out) or not scores or any(np.size(h) == 0 or np.mean(h) <= 0 for h in held_out):
-        raise DataError(f"{len(scores)} methods, {len(held_out)} sets of held-out scores; fusing needs both of each, and normal scores above zero")
+        raise DataError(
+            f"{len(scores)} methods, {len(held_out)} sets of held-out scores; fusing needs both of "
+            "each, and normal scores above zero"
+        )
     return np.mean([np.asarray(s) / np.mean(h) for s, h in zip(scores, held_out)], axis=0)

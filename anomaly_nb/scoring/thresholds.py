@@ -25,28 +25,43 @@ def labelled_threshold(
     y_score: np.ndarray,  # (n,)
     method: str = "youden",  # "youden" or "best_f1"
     oracle: bool = True,  # False only if these are not the labels the result is reported on
-    calibrated_on: str = "labelled test pictures",
+    calibrated_on: str = "labelled test images",
 ) -> Threshold:
     "Threshold with the largest TPR - FPR, or the largest F1. Raises `DataError` on one class or an unknown method."
     methods: dict[str, Callable] = {"youden": youden, "best_f1": best_f1}
     if method not in methods:
         raise DataError(f"method={method!r}; use 'youden' or 'best_f1'")
     best, value = methods[method](y_true, y_score)
-    return Threshold(float(value), method, calibrated_on, int(np.size(y_score)), oracle, {"reached": round(float(best), 6)}, sha256_array(real_array("y_score", y_score)))
+    return Threshold(
+        float(value),
+        method,
+        calibrated_on,
+        int(np.size(y_score)),
+        oracle,
+        {"reached": round(float(best), 6)},
+        sha256_array(real_array("y_score", y_score)),
+    )
 
 
 def unpromised_threshold() -> Threshold:
-    "Where a model of images and words finds a defect as likely as none. No normal image stands behind it, so it promises no false-alarm rate."
+    """Where a model of images and words finds a defect as likely as none.
+
+    No normal image stands behind it, so it promises no false-alarm rate.
+    """
     return Threshold(0.5, "even odds", "normal images", 0, parameters={"promise": "none"})
 
 
 def choose_threshold(
     method: str,  # "quantile" or "quantile:0.99", "conformal" or "conformal:0.01", "youden", "best_f1"
-    normal_scores: np.ndarray,  # (n,) of held-out normal pictures
+    normal_scores: np.ndarray,  # (n,) of held-out normal images
     y_true: np.ndarray,  # (m,) test labels, used by the oracles only
     y_score: np.ndarray,  # (m,)
 ) -> Threshold:
-    "The threshold a report asks for by name, the best promise where images are too few; only oracles look at the labels. Raises `DataError`."
+    """The threshold a report asks for by name, the best promise where images are too few; only oracles look at the
+    labels.
+
+    Raises `DataError`.
+    """
     name, _, argument = method.partition(":")
     if name not in ("quantile", "conformal"):
         return labelled_threshold(y_true, y_score, name)

@@ -34,22 +34,35 @@ from .view_scores import GridScores, PartScores, recorded_scores
 # %% ../../nbs/06_scoring/13_view.ipynb #d8e5db79
 def decision_table(
     labels: np.ndarray,  # (n,) 0 normal, 1 anomalous, -1 unknown
-    scores: np.ndarray,  # (n,) of the pictures
+    scores: np.ndarray,  # (n,) of the images
     threshold: float,
 ) -> pd.DataFrame:  # figure, value
-    "Confusion counts, rates and ranking of labelled pictures; what needs both classes is left out where there is one."
+    "Confusion counts, rates and ranking of labelled images; what needs both classes is left out where there is one."
     known = labels >= 0
     truth, s = labels[known] == 1, scores[known]
     called = s >= threshold
-    hits, alarms, bad, good = int((called & truth).sum()), int((called & ~truth).sum()), int(truth.sum()), int((~truth).sum())
+    hits, alarms, bad, good = (
+        int((called & truth).sum()),
+        int((called & ~truth).sum()),
+        int(truth.sum()),
+        int((~truth).sum()),
+    )
     rows: list[tuple[str, str]] = [("threshold", f"{threshold:.4g}")]
     if bad:
         rows.append(("caught", f"{hits} of {bad} ({hits / bad:.1%})"))
     if good:
         rows.append(("false alarms", f"{alarms} of {good} ({alarms / good:.1%})"))
     if bad and good:
-        precision, f1 = (f"{hits / (hits + alarms):.3f}" if hits + alarms else "-"), f"{2 * hits / (hits + alarms + bad):.3f}"
-        rows += [("precision", precision), ("F1", f1), ("image AUROC", f"{roc_auc(truth, s):.4f}"), ("image AP", f"{average_precision(truth, s):.4f}")]
+        precision, f1 = (
+            (f"{hits / (hits + alarms):.3f}" if hits + alarms else "-"),
+            f"{2 * hits / (hits + alarms + bad):.3f}",
+        )
+        rows += [
+            ("precision", precision),
+            ("F1", f1),
+            ("image AUROC", f"{roc_auc(truth, s):.4f}"),
+            ("image AP", f"{average_precision(truth, s):.4f}"),
+        ]
     if not known.all():
         rows.append(("unlabelled, called", f"{int((scores[~known] >= threshold).sum())} of {int((~known).sum())}"))
     return pd.DataFrame(rows, columns=["figure", "value"])
@@ -60,24 +73,38 @@ def plot_decisions(
     kinds: np.ndarray,  # (n,) text, "good" first
     labels: np.ndarray,  # (n,) 0, 1 or -1
     scores: np.ndarray,  # (n,)
-    held_out: np.ndarray,  # (m,) of normal training pictures; may be empty
+    held_out: np.ndarray,  # (m,) of normal training images; may be empty
     threshold: float,
-    chosen: int | None = None,  # the picture to mark
+    chosen: int | None = None,  # the image to mark
 ) -> None:
-    "Scores of every picture by kind, with the threshold."
+    "Scores of every image by kind, with the threshold."
     names = sorted(set(kinds.tolist()), key=lambda kind: (kind != "good", kind))
-    rows = [("held-out normal", held_out, np.zeros(len(held_out)), None)] + [(n, scores[kinds == n], labels[kinds == n], np.flatnonzero(kinds == n)) for n in names]
+    rows = [("held-out normal", held_out, np.zeros(len(held_out)), None)] + [
+        (n, scores[kinds == n], labels[kinds == n], np.flatnonzero(kinds == n)) for n in names
+    ]
     for y, (_, values, truth, where) in enumerate(rows):
         colours = np.where(truth == 1, ANOMALOUS, NORMAL) if where is not None else np.full(len(values), PALETTE[6])
         wrong = ((truth == 1) & (values < threshold)) | ((truth == 0) & (values >= threshold))
         spread = y + 0.26 * ((np.arange(len(values)) * 7) % 5 - 2) / 2  # so that equal scores do not hide each other
-        ax.scatter(values, spread, s=20, c=colours, alpha=0.75, linewidths=np.where(wrong, 1.4, 0).tolist(), edgecolors=THRESHOLD)
+        ax.scatter(
+            values,
+            spread,
+            s=20,
+            c=colours,
+            alpha=0.75,
+            linewidths=np.where(wrong, 1.4, 0).tolist(),
+            edgecolors=THRESHOLD,
+        )
         if where is not None and chosen in where:
             i = int(np.flatnonzero(where == chosen)[0])
             ax.scatter(values[i], spread[i], s=110, facecolors="none", edgecolors=PALETTE[5], linewidths=2)
-    if 0 < min(scores.min(), held_out.min(initial=np.inf)) * 4 < scores.max():  # what is near the threshold is what matters
+    # what is near the threshold is what matters
+    if 0 < min(scores.min(), held_out.min(initial=np.inf)) * 4 < scores.max():
         ax.set_xscale("log")
-        ax.set_xticks([m * 10.0**e for e in range(-6, 7) for m in (1, 2, 5)], [f"{m * 10.0**e:g}" for e in range(-6, 7) for m in (1, 2, 5)])
+        ax.set_xticks(
+            [m * 10.0**e for e in range(-6, 7) for m in (1, 2, 5)],
+            [f"{m * 10.0**e:g}" for e in range(-6, 7) for m in (1, 2, 5)],
+        )
         ax.minorticks_off()
         ax.set_xlim(min(scores.min(), held_out.min(initial=np.inf)) / 1.05, scores.max() * 1.05)
     ax.axvline(threshold, color=THRESHOLD, lw=1.2, ls="--")
@@ -90,14 +117,19 @@ def plot_decisions(
 
 # %% ../../nbs/06_scoring/13_view.ipynb #01052442
 RULES = (
-    ("95 % of held-out normal pictures", "quantile:0.95"),
-    ("90 % of held-out normal pictures", "quantile:0.9"),
-    ("80 % of held-out normal pictures", "quantile:0.8"),
+    ("95 % of held-out normal images", "quantile:0.95"),
+    ("90 % of held-out normal images", "quantile:0.9"),
+    ("80 % of held-out normal images", "quantile:0.8"),
     ("oracle: Youden on the test labels", "youden"),
     ("oracle: best F1 on the test labels", "best_f1"),
 )
 REDUCTIONS = (("highest patch", "max"), ("top 1 %", "top1%"), ("top 5 %", "top5%"), ("mean", "mean"))
-ORDERS = (("highest score first", "high"), ("lowest score first", "low"), ("hardest first: misses, then false alarms", "hard"), ("by name", "name"))
+ORDERS = (
+    ("highest score first", "high"),
+    ("lowest score first", "low"),
+    ("hardest first: misses, then false alarms", "hard"),
+    ("by name", "name"),
+)
 
 
 class ImageView(View):
@@ -115,7 +147,11 @@ class ImageView(View):
     ):
         self.detector = detector if "bank_" in vars(detector) else detector.fit(train)
         self.train, self.test = train, test
-        source: GridScores | PartScores = GridScores(self.detector, train, test) if isinstance(test, FeatureSet) else PartScores(self.detector, test, recorded)
+        source: GridScores | PartScores = (
+            GridScores(self.detector, train, test)
+            if isinstance(test, FeatureSet)
+            else PartScores(self.detector, test, recorded)
+        )
         self.source = source
         self.meta, self.scores = source.meta, source.scores
         self.labels = self.meta["label"].to_numpy()
@@ -126,39 +162,48 @@ class ImageView(View):
         rules += [] if rule in [v for _, v in rules] else [(rule, rule)]
         reductions = REDUCTIONS if reduce in [v for _, v in REDUCTIONS] else (*REDUCTIONS, (reduce, reduce))
         self.controls = {
-            "picture": Choice("picture", 0, (("", 0),), long=True),
+            "image": Choice("image", 0, (("", 0),), long=True),
             "errors": Check("errors only", False),
             "order": Choice("order", "hard", ORDERS),
             "threshold": self._threshold_slider(self.defaults),
             "rule": Choice("threshold from", rule, tuple(rules)),
-            **({"reduce": Choice("patches to picture", reduce, reductions)} if source.reduces else {}),
+            **({"reduce": Choice("patches to image", reduce, reductions)} if source.reduces else {}),
             **({"k": Slider("neighbours k", source.k, 1, source.most, 1, 0)} if source.most else {}),
             "sigma": Slider("smoothing, pixels", 4.0, 0.0, 12.0, 0.5, 1),
             "strength": Slider("heat", 0.65, 0.0, 1.0, 0.05),
         }
         start = {name: control.value for name, control in self.controls.items()}
-        self.controls["picture"] = self._pictures(start | {"picture": None})
+        self.controls["image"] = self._images(start | {"image": None})
 
-    def _pictures(self, state: Mapping[str, Any]) -> Choice:
-        "The list of pictures in the order asked for, the chosen one kept if it is still in it."
+    def _images(self, state: Mapping[str, Any]) -> Choice:
+        "The list of images in the order asked for, the chosen one kept if it is still in it."
         scores, wrong = self.scores(*self._setting(state))[0], self._wrong(state)
         name = self.meta["image_path"].map(lambda p: p.rpartition("/")[2].rpartition(".")[0]).to_numpy()
         far = np.abs(scores - state["threshold"])
-        key = {"high": -scores, "low": scores, "name": np.argsort(np.argsort(self.kinds + name)), "hard": np.where(wrong, -far - 1e6 * (self.labels == 1) - 1e6, far)}
+        key = {
+            "high": -scores,
+            "low": scores,
+            "name": np.argsort(np.argsort(self.kinds + name)),
+            "hard": np.where(wrong, -far - 1e6 * (self.labels == 1) - 1e6, far),
+        }
         order = [int(i) for i in np.argsort(key[state["order"]], kind="stable") if wrong[i] or not state["errors"]]
         mark = np.where(wrong, np.where(self.labels == 1, "  MISSED", "  FALSE ALARM"), "")
-        options = tuple((f"{scores[i]:.3g}  {self.kinds[i]} {name[i]}{mark[i]}", i) for i in order) or (("no errors at this threshold", -1),)
-        kept = state["picture"] if state["picture"] in order else options[0][1]
-        return Choice("picture", kept, options, long=True)
+        options = tuple((f"{scores[i]:.3g}  {self.kinds[i]} {name[i]}{mark[i]}", i) for i in order) or (
+            ("no errors at this threshold", -1),
+        )
+        kept = state["image"] if state["image"] in order else options[0][1]
+        return Choice("image", kept, options, long=True)
 
     def follow(self, state: Mapping[str, Any], changed: str) -> dict[str, Control]:
-        "Another way to score moves the threshold to where its rule puts it; another threshold makes another list of errors."
+        """Another way to score moves the threshold to where its rule puts it; another threshold makes another list of
+        errors.
+        """
         new: dict[str, Control] = {}
         if changed in ("k", "reduce", "rule"):
             new["threshold"] = self._threshold_slider(state)
             state = {**state, "threshold": new["threshold"].value}
         if changed in ("k", "reduce", "rule", "threshold", "order", "errors"):
-            new["picture"] = self._pictures(state)
+            new["image"] = self._images(state)
         return new
 
     @classmethod
@@ -168,8 +213,13 @@ class ImageView(View):
     ) -> "ImageView":
         "The view of a run, from its parameters; features come from the run's cache. Raises as the report does."
         p = dict(parameters)
-        category, split = one_category(p["dataset"], p["category"]), {"normal": p.get("normal", ""), "n_train": p.get("train_fraction") or None}
-        index = read_index(p["dataset"], p["root"], category, p["on_missing"], p["seed"], intensity=p.get("intensity", "auto"), **split)
+        category, split = (
+            one_category(p["dataset"], p["category"]),
+            {"normal": p.get("normal", ""), "n_train": p.get("train_fraction") or None},
+        )
+        index = read_index(
+            p["dataset"], p["root"], category, p["on_missing"], p["seed"], intensity=p.get("intensity", "auto"), **split
+        )
         detector, out = report_detector(p), p.get("out") or ""
         if p.get("detector"):
             detector = Detector.load(p["detector"], p["weights"])
@@ -177,7 +227,9 @@ class ImageView(View):
             view = cls.from_fitted(detector, index, p["threshold"], out)
         elif p.get("tile") or p.get("region") or p.get("resize", "square") != "square":
             kept = Path(out) / "detector"
-            fitted = Detector.load(kept, p["weights"]) if out and (kept / "detector.json").is_file() else detector.fit(index)
+            fitted = (
+                Detector.load(kept, p["weights"]) if out and (kept / "detector.json").is_file() else detector.fit(index)
+            )
             view = cls.from_fitted(fitted, index, p["threshold"], out)
         else:
             features = cached_features(index, detector.network(), p["cache"], category or p["dataset"])
@@ -225,7 +277,8 @@ class ImageView(View):
         low, high = float(min(scores.min(), held_out.min())), float(max(scores.max(), value))
         digits = max(0, 3 - int(np.floor(np.log10(max(high - low, 1e-9)))))
         step = 10.0 ** (1 - digits)
-        return Slider("threshold", value, value - np.ceil((value - low) / step) * step, high, step, digits)  # the rule's value is one of the steps
+        # the rule's value is one of the steps
+        return Slider("threshold", value, value - np.ceil((value - low) / step) * step, high, step, digits)
 
     def _wrong(self, state: Mapping[str, Any]) -> np.ndarray:
         "Misses and false alarms of a state."
@@ -236,44 +289,60 @@ class ImageView(View):
         "Decisions and ranking of a state."
         table = decision_table(self.labels, self.scores(*self._setting(state))[0], state["threshold"])
         pixels = self.source.pixels(int(state.get("k", 1)), state["sigma"])
-        rows = [(f"pixel {n.removeprefix('pixel_').upper()}" if n != "aupro" else "AUPRO", f"{pixels[n]:.4f}") for n in ("pixel_auroc", "pixel_ap", "aupro") if n in pixels]
+        rows = [
+            (f"pixel {n.removeprefix('pixel_').upper()}" if n != "aupro" else "AUPRO", f"{pixels[n]:.4f}")
+            for n in ("pixel_auroc", "pixel_ap", "aupro")
+            if n in pixels
+        ]
         oracle = state["rule"] in ("youden", "best_f1")
         table.loc[0, "figure"] = "threshold (oracle)" if oracle else "threshold"
         return pd.concat([table, pd.DataFrame(rows, columns=["figure", "value"])], ignore_index=True)
 
     def describe(self, state: Mapping[str, Any]) -> str:
         "What the figure shows, in words."
-        i = state["picture"]
+        i = state["image"]
         if i < 0:
             return "No errors at this threshold."
         score = self.scores(*self._setting(state))[0][i]
         verdict = "called anomalous" if score >= state["threshold"] else "passed"
-        return f"{self.kinds[i]} picture {self.meta['image_path'].iloc[i].rpartition('/')[2]}: score {score:.3g}, threshold {state['threshold']:.3g}, {verdict}."
+        return (
+            f"{self.kinds[i]} image {self.meta['image_path'].iloc[i].rpartition('/')[2]}: score {score:.3g}, "
+            f"threshold {state['threshold']:.3g}, {verdict}."
+        )
 
     def draw(self, state: Mapping[str, Any]) -> tuple[Figure, pd.DataFrame]:  # figure, now, report
-        "The picture with its truth, heat, hottest place and nearest normal place, over the scores of all pictures."
+        "The image with its truth, heat, hottest place and nearest normal place, over the scores of all images."
         k, reduce = self._setting(state)
         scores, held_out = self.scores(k, reduce)
-        i = state["picture"]
+        i = state["image"]
         with figure_style():
             fig = Figure(figsize=(8.4, 5.2))  # not pyplot's: it belongs to whoever asked for it
             parts: Any = fig.subfigures(2, 1, height_ratios=[1.15, 1])
             top, bottom = parts
             if i >= 0:
-                self._draw_picture(top, i, k, state)
+                self._draw_image(top, i, k, state)
                 top.suptitle(self.describe(state), fontsize=10, x=0.01, ha="left")
             plot_decisions(bottom.subplots(), self.kinds, self.labels, scores, held_out, state["threshold"], i)
         table, report = self.table(state), self.table(self.state()).set_index("figure")["value"]
-        return fig, table.rename(columns={"value": "now"}).assign(report=[report.get(f.removesuffix(" (oracle)"), "") for f in table["figure"]])
+        return fig, table.rename(columns={"value": "now"}).assign(
+            report=[report.get(f.removesuffix(" (oracle)"), "") for f in table["figure"]]
+        )
 
-    def _draw_picture(self, fig: Any, i: int, k: int, state: Mapping[str, Any]) -> None:
-        "Four panels about one picture."
+    def _draw_image(self, fig: Any, i: int, k: int, state: Mapping[str, Any]) -> None:
+        "Four panels about one image."
         path, (scores, told) = self.meta["image_path"].iloc[i], self.source.image(i, k)
         layout, rule = self.detector.layout_, self.detector.intensity_
-        small, _, *others = image_panels(path, scores, told, layout, rule, self.source.colours(i, k), state["sigma"], state["strength"])
+        small, _, *others = image_panels(
+            path, scores, told, layout, rule, self.source.colours(i, k), state["sigma"], state["strength"]
+        )
         mask = read_masks(self.meta.iloc[[i]], [image_info(path).size])[0]
         outlined = mask is not None and mask.any()
-        titles = ("picture" + (", truth outlined" if outlined else ""), "heat", "hottest place", "most similar normal place")
+        titles = (
+            "image" + (", truth outlined" if outlined else ""),
+            "heat",
+            "hottest place",
+            "most similar normal place",
+        )
         for ax, panel, title in zip(fig.subplots(1, 4), (small, *others), titles):
             ax.imshow(panel)
             if panel is small and outlined:
@@ -285,9 +354,11 @@ class ImageView(View):
 def report_detector(
     parameters: Mapping[str, Any],  # of the report `image_anomaly`
 ) -> Detector:
-    """The unfitted detector of a report's parameters; those of runs made when the recipe was called `bank` are read too.
+    """The unfitted detector of a report's parameters; those of runs made when the recipe was called `bank` are read
+    too.
 
-    Where the recipe compares with words, the defaults that are for filters (backbone, size, reduction) give way to its own.
+    Where the recipe compares with words, the defaults that are for filters (backbone, size, reduction) give way to its
+    own.
     """
     p = dict(parameters)
     recipe = {"padim": "placed"}.get(p["bank"], p["bank"]) if p.get("bank") else p["recipe"]
@@ -296,9 +367,22 @@ def report_detector(
         p["image_reduce"] = "" if p["image_reduce"] == "top1%" else p["image_reduce"]
     coreset = None if p["coreset"] == -1 else coreset_of_report(p["coreset"])
     rule = p["threshold"] if p["threshold"].partition(":")[0] in ("quantile", "conformal") else "quantile:0.95"
-    given = {"backbone": p["backbone"], "weights": p["weights"], "image_size": p["image_size"], "reduce": p["image_reduce"], "threshold": rule}
+    given = {
+        "backbone": p["backbone"],
+        "weights": p["weights"],
+        "image_size": p["image_size"],
+        "reduce": p["image_reduce"],
+        "threshold": rule,
+    }
     placed = {k: p[k] for k in ("resize", "tile", "overlap", "region", "intensity") if k in p}
-    settings = placed | {"prompts": p.get("prompts", ""), "k": p["k"], "similar": p.get("similar", 0), "coreset": coreset, "groups": p.get("groups", ""), "random_state": p["seed"]}
+    settings = placed | {
+        "prompts": p.get("prompts", ""),
+        "k": p["k"],
+        "similar": p.get("similar", 0),
+        "coreset": coreset,
+        "groups": p.get("groups", ""),
+        "random_state": p["seed"],
+    }
     return Detector(recipe, **given, **settings)
 
 
@@ -316,7 +400,10 @@ def unseen(
     index: pd.DataFrame,  # of `read_index`
     detector: Detector,  # fitted
 ) -> tuple[pd.DataFrame, int]:  # the images the detector did not learn from, all of split test; how many it did
-    "An index to test a fitted detector on, whatever its splits. An image is known by its bytes. Raises `DataError` where nothing is left."
+    """An index to test a fitted detector on, whatever its splits. An image is known by its bytes.
+
+    Raises `DataError` where nothing is left.
+    """
     learned = {sha256_file(p) for p in detector.paths_ if Path(p).is_file()}
     known = np.array([str(p) in detector.paths_ or sha256_file(p) in learned for p in index["image_path"]])
     if known.all():

@@ -62,7 +62,13 @@ def study_configs(
         return {name: replace(base, augmentation=a) for name, a in AUGMENTATIONS.items()}
     if study == "scale_range":
         order = ["baseline", *(n for n in SCALE_RANGES if n != "baseline")]
-        return {n: replace(base, augmentation=replace(AUGMENTATIONS["+scale"], scale=(1 / SCALE_RANGES[n][1], 1 / SCALE_RANGES[n][0]))) for n in order}
+        return {
+            n: replace(
+                base,
+                augmentation=replace(AUGMENTATIONS["+scale"], scale=(1 / SCALE_RANGES[n][1], 1 / SCALE_RANGES[n][0])),
+            )
+            for n in order
+        }
     raise DataError(f"study={study!r}; choose 'augmentation' or 'scale_range'")
 
 # %% ../../nbs/07_segmentation/13_ablation.ipynb #24bb5388
@@ -77,7 +83,10 @@ def run_ablation(
     device: str = "auto",
     **normalisation: Any,  # mean, std of the encoder
 ) -> pd.DataFrame:  # one row per configuration, seed and method
-    "Train, score and evaluate every configuration with every seed, resuming what is there. Raises what `train` and `evaluate` raise."
+    """Train, score and evaluate every configuration with every seed, resuming what is there.
+
+    Raises what `train` and `evaluate` raise.
+    """
     rows = []
     for name, config in configs.items():
         for seed in seeds:
@@ -95,11 +104,27 @@ def run_ablation(
     return pd.DataFrame(rows)
 
 
-def _ablation_rows(name: str, seed: int, miou: float, best: int, epochs: int, evaluation: StreetEvaluation) -> list[dict[str, Any]]:
+def _ablation_rows(
+    name: str, seed: int, miou: float, best: int, epochs: int, evaluation: StreetEvaluation
+) -> list[dict[str, Any]]:
     "Rows of one run, one per method."
-    start = {"config": name, "seed": seed, "val_miou": miou, "test_miou": evaluation.miou(), "best_epoch": best + 1, "epochs": epochs}
+    start = {
+        "config": name,
+        "seed": seed,
+        "val_miou": miou,
+        "test_miou": evaluation.miou(),
+        "best_epoch": best + 1,
+        "epochs": epochs,
+    }
     return [
-        {**start, "method": evaluation.labels[m], "auroc": h.roc_auc(), "ap": h.average_precision(), "fpr95": h.fpr_at_tpr(0.95)} for m, h in evaluation.histograms.items()
+        {
+            **start,
+            "method": evaluation.labels[m],
+            "auroc": h.roc_auc(),
+            "ap": h.average_precision(),
+            "fpr95": h.fpr_at_tpr(0.95),
+        }
+        for m, h in evaluation.histograms.items()
     ]
 
 
@@ -107,7 +132,10 @@ def ablation_summary(
     runs: pd.DataFrame,  # of `run_ablation`
     metric: str = "ap",  # or "val_miou", "test_miou", "auroc", "fpr95"
 ) -> pd.DataFrame:  # config, method, runs, mean, sd, difference, noise, beyond_noise
-    "Mean over seeds, difference to the first configuration, and the noise of such a difference beside it. Raises `DataError` for an unknown metric."
+    """Mean over seeds, difference to the first configuration, and the noise of such a difference beside it.
+
+    Raises `DataError` for an unknown metric.
+    """
     if metric not in runs:
         raise DataError(f"metric={metric!r}; choose val_miou, test_miou, auroc, ap or fpr95")
     grouped = runs.groupby(["config", "method"], sort=False)[metric].agg(["size", "mean", "std"]).reset_index()
@@ -135,15 +163,28 @@ def threshold_sensitivity(
     method: str,
     threshold: float | None = None,  # raw score; None = best F1 on these labels, an oracle
 ) -> pd.DataFrame:  # offset, threshold, precision, recall, f1, change
-    "F1 at a threshold moved by percentages of its size, the log's table; depends on where the score's zero lies. Raises `DataError` on one class."
+    """F1 at a threshold moved by percentages of its size, the log's table; depends on where the score's zero lies.
+
+    Raises `DataError` on one class.
+    """
     value = histogram.best_f1()[1] if threshold is None else float(scorer.ranked(method, np.array(threshold)))
     start, rows = scorer.unranked(method, value), []
     for offset in OFFSETS:
         moved = start + offset * abs(start)
         at = histogram.at(float(scorer.ranked(method, np.array(moved))) if offset else value)
-        rows.append({"offset": f"{offset:+.0%}", "threshold": moved, "precision": at["precision"], "recall": at["tpr"], "f1": at["f1"]})
+        rows.append(
+            {
+                "offset": f"{offset:+.0%}",
+                "threshold": moved,
+                "precision": at["precision"],
+                "recall": at["tpr"],
+                "f1": at["f1"],
+            }
+        )
     frame = pd.DataFrame(rows)
-    return frame.assign(change=frame["f1"] - frame["f1"][OFFSETS.index(0.0)], start="oracle" if threshold is None else "given")
+    return frame.assign(
+        change=frame["f1"] - frame["f1"][OFFSETS.index(0.0)], start="oracle" if threshold is None else "given"
+    )
 
 
 def quantile_sensitivity(
@@ -153,7 +194,11 @@ def quantile_sensitivity(
     method: str,
     quantile: float = 0.95,  # of the normal validation pixels
 ) -> pd.DataFrame:  # offset, quantile, threshold, fpr, precision, recall, f1, change
-    "F1 at thresholds whose promised false-positive rate is halved or doubled step by step; the same for any origin of the score. Raises `DataError`."
+    """F1 at thresholds whose promised false-positive rate is halved or doubled step by step; the same for any origin of
+    the score.
+
+    Raises `DataError`.
+    """
     rows = []
     for offset in OFFSETS:
         rate = (1 - quantile) * 2.0 ** (-offset * 3)  # from eight times as many flagged pixels to an eighth
@@ -173,14 +218,25 @@ def promise_study(
     folds: int = 5,
     random_state: int = 0,
 ) -> pd.DataFrame:  # method, folds, images, promised, and what was kept: together, lowest, highest
-    "False positives on validation scenes that the threshold was not made on. Raises `DataError` with fewer images than folds."
+    """False positives on validation scenes that the threshold was not made on.
+
+    Raises `DataError` with fewer images than folds.
+    """
     names = validation.images
     if not 2 <= folds <= len(names):
-        raise DataError(f"folds is {folds} and there are {len(names)} validation images; give at least 2 folds and an image for each")
-    orders = {"at random": np.random.default_rng(random_state).permutation(len(names)), "in order": np.arange(len(names))}
+        raise DataError(
+            f"folds is {folds} and there are {len(names)} validation images; give at "
+            "least 2 folds and an image for each"
+        )
+    orders = {
+        "at random": np.random.default_rng(random_state).permutation(len(names)),
+        "in order": np.arange(len(names)),
+    }
     rows = []
     for method, histogram in validation.histograms.items():
-        normal = [(code.astype(np.int64), counts[0].astype(np.int64)) for code, counts in (histogram.images[n] for n in names)]
+        normal = [
+            (code.astype(np.int64), counts[0].astype(np.int64)) for code, counts in (histogram.images[n] for n in names)
+        ]
         for name, order in orders.items():
             called, seen = np.zeros(folds), np.zeros(folds)
             for k, part in enumerate(np.array_split(order, folds)):
@@ -192,7 +248,10 @@ def promise_study(
                 seen[k] = sum(int(counts.sum()) for _, counts in (normal[i] for i in part))
             each = called / np.maximum(seen, 1)
             kept = {"together": called.sum() / max(seen.sum(), 1), "lowest": each.min(), "highest": each.max()}
-            rows.append({"method": validation.labels[method], "folds": name, "images": len(names), "promised": false_positives} | kept)
+            rows.append(
+                {"method": validation.labels[method], "folds": name, "images": len(names), "promised": false_positives}
+                | kept
+            )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/07_segmentation/13_ablation.ipynb #2ed76bc9
@@ -205,7 +264,10 @@ def subsampling_study(
     trials: int = 5,
     random_state: int = 0,
 ) -> pd.DataFrame:  # ratio, pixels, and mean and sd of auroc, ap, f1 over the trials
-    "Metrics of random subsamples of the pixels against those of all. Raises `DataError` on a ratio outside (0, 1] or one class."
+    """Metrics of random subsamples of the pixels against those of all.
+
+    Raises `DataError` on a ratio outside (0, 1] or one class.
+    """
     counts, rng, rows = histogram.counts, np.random.default_rng(random_state), []
     bins = np.flatnonzero(counts.any(0))
     total = int(counts.sum())
@@ -214,14 +276,18 @@ def subsampling_study(
             raise DataError(f"ratio is {ratio}; it must lie in (0, 1]")
         found = []
         for _ in range(trials):
-            drawn = rng.multivariate_hypergeometric(counts[:, bins].reshape(-1), round(ratio * total), method="marginals").reshape(2, -1)
+            drawn = rng.multivariate_hypergeometric(
+                counts[:, bins].reshape(-1), round(ratio * total), method="marginals"
+            ).reshape(2, -1)
             if drawn.sum(1).all():
                 table = ThresholdTable(bins[::-1].astype(float), np.cumsum(drawn[1][::-1]), np.cumsum(drawn[0][::-1]))
                 kept = np.flatnonzero(np.diff(table.tp + table.fp, prepend=0))
                 table = ThresholdTable(*(column[kept] for column in table))
                 found.append([table.roc_auc(), table.average_precision(), table.best_f1()[0]])
         mean, sd = (np.mean(found, 0), np.std(found, 0, ddof=1)) if len(found) > 1 else (np.full(3, np.nan),) * 2
-        figures = {f"{n}_{k}": v[i] for i, n in enumerate(("auroc", "ap", "f1")) for k, v in (("mean", mean), ("sd", sd))}
+        figures = {
+            f"{n}_{k}": v[i] for i, n in enumerate(("auroc", "ap", "f1")) for k, v in (("mean", mean), ("sd", sd))
+        }
         rows.append({"ratio": ratio, "pixels": round(ratio * total), "trials": len(found)} | figures)
     return pd.DataFrame(rows)
 
@@ -241,7 +307,7 @@ HEAT_VARIANTS = {
 
 
 def _heat_variants(heat: HybridEnergyThresholding, out: StreetOutput) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    "Every variant of one picture, (H, W) on an asinh scale, and the share of each term."
+    "Every variant of one image, (H, W) on an asinh scale, and the fraction of each term."
     parts = heat.terms(out.logits, out.features, out.extent)
     whole, weighted = parts.total(), {n: parts.weights[n] * parts.terms[n] for n in parts.terms}
     maps = {"heat": whole, **parts.terms, "weighted_energy": weighted["energy"]}
@@ -255,13 +321,24 @@ def heat_study(
     model: StreetModel,
     scorer: PixelScorer,  # fitted, with "heat" among its methods
     dataset: StreetDataset,  # with an anomaly in it
-) -> StreetEvaluation:  # methods = HEAT_VARIANTS; `about["shares"]`: mean share of each term
-    "Score every pixel by the terms of HEAT and by HEAT without its parts. Raises `DataError` where the run has no HEAT of its own."
+) -> StreetEvaluation:  # methods = HEAT_VARIANTS; `about["shares"]`: mean fraction of each term
+    """Score every pixel by the terms of HEAT and by HEAT without its parts.
+
+    Raises `DataError` where the run has no HEAT of its own.
+    """
     heat = scorer.fitted_.get("heat")
     if heat is None or heat.fallback_ or heat.adapt is not None:
-        raise DataError("this run has no frozen HEAT with a feature layer; fit one with the method heat on a network whose feature layer is known")
+        raise DataError(
+            "this run has no frozen HEAT with a feature layer; fit one with the method heat on a "
+            "network whose feature layer is known"
+        )
     model.eval()
-    result, shares = StreetEvaluation(HEAT_VARIANTS, about={"dataset": dataset.name, "split": dataset.split, "images": len(dataset)}), []
+    result, shares = (
+        StreetEvaluation(
+            HEAT_VARIANTS, about={"dataset": dataset.name, "split": dataset.split, "images": len(dataset)}
+        ),
+        [],
+    )
     for i in progress(range(len(dataset)), f"{dataset.name}/{dataset.split}", unit="image"):
         scene = dataset[i]
         maps, share = _heat_variants(heat, predict(model, scene.image))
@@ -283,7 +360,12 @@ def ablation_plot(
         first, spread = rows.iloc[0], rows["sd"].fillna(0)
         ax.axvspan(100 * (first["mean"] - spread.iloc[0]), 100 * (first["mean"] + spread.iloc[0]), color="#dddddd")
         ax.errorbar(100 * rows["mean"], range(len(rows)), xerr=100 * spread, fmt="o", capsize=3)
-        ax.set(yticks=range(len(rows)), yticklabels=rows["config"], xlabel=f"{rows['metric'].iloc[0]}, %", title=f"{int(first['runs'])} seeds each, mean and sd")
+        ax.set(
+            yticks=range(len(rows)),
+            yticklabels=rows["config"],
+            xlabel=f"{rows['metric'].iloc[0]}, %",
+            title=f"{int(first['runs'])} seeds each, mean and sd",
+        )
         ax.invert_yaxis()
     return fig
 
@@ -293,16 +375,19 @@ def sensitivity_plot(
     quantiles: pd.DataFrame,  # of `quantile_sensitivity`
     subsamples: pd.DataFrame,  # of `subsampling_study`
 ) -> Figure:
-    "F1 over the threshold's offsets in both versions, and AP over the share of pixels."
+    "F1 over the threshold's offsets in both versions, and AP over the fraction of pixels."
     import matplotlib.pyplot as plt
 
     with figure_style():
         fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.8))
-        for ax, frame, title in ((axes[0], percentages, "threshold moved by a percentage"), (axes[1], quantiles, "promised FPR x 8 ... / 8")):
+        for ax, frame, title in (
+            (axes[0], percentages, "threshold moved by a percentage"),
+            (axes[1], quantiles, "promised FPR x 8 ... / 8"),
+        ):
             ax.plot(OFFSETS, frame["f1"], marker="o", label="F1")
             ax.plot(OFFSETS, frame["recall"], color=ANOMALOUS, label="recall")
             ax.set(title=title, xlabel="offset", ylim=(0, 1))
         axes[0].legend()
         axes[2].errorbar(subsamples["ratio"], subsamples["ap_mean"], yerr=subsamples["ap_sd"], marker="o", capsize=3)
-        axes[2].set(title="AP of a subsample, sd of 5 trials", xlabel="share of pixels", xscale="log")
+        axes[2].set(title="AP of a subsample, sd of 5 trials", xlabel="fraction of pixels", xscale="log")
     return fig

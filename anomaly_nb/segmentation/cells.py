@@ -93,7 +93,9 @@ class ClassMoments:
             self.count, self.mean, self.scatter = other.count.copy(), other.mean.copy(), other.scatter.copy()
             return self
         if self.mean.shape[1] != other.mean.shape[1]:
-            raise DataError(f"features are {other.mean.shape[1]} wide, those before {self.mean.shape[1]}; use one layer")
+            raise DataError(
+                f"features are {other.mean.shape[1]} wide, those before {self.mean.shape[1]}; use one layer"
+            )
         size = max(len(self.count), len(other.count))
         one, two = (np.pad(m.count, (0, size - len(m.count))) for m in (self, other))
         before, after = (np.pad(m.mean, ((0, size - len(m.mean)), (0, 0))) for m in (self, other))
@@ -148,6 +150,6 @@ class CellReservoir:
     def rows(self) -> np.ndarray:  # (m, D), m <= capacity, in the order of their keys
         "The sample. Raises `DataError` where nothing was offered."
         if not self.seen:
-            raise DataError("no training cell was seen; give training pictures with labels")
+            raise DataError("no training cell was seen; give training images with labels")
         self._settle()
         return self._rows[0]

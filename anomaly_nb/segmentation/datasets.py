@@ -43,7 +43,9 @@ class LabelTable:
         if sum(map(len, roles)) != len(set().union(*roles)):
             raise DataError("a raw id has two roles in the label table; give each id one")
         if set(self.ids.values()) != set(range(len(self.names))):
-            raise DataError(f"the {len(self.names)} class names need the indices 0..{len(self.names) - 1}, each reached by a raw id")
+            raise DataError(
+                f"the {len(self.names)} class names need the indices 0..{len(self.names) - 1}, each reached by a raw id"
+            )
 
     @property
     def num_trained_classes(self) -> int:
@@ -67,20 +69,32 @@ class LabelTable:
         raw = raw.astype(np.uint8)
         present = np.bincount(raw.reshape(-1), minlength=256) > 0
         if (present & ~known).any():
-            raise DataError(f"{source}: label ids {np.flatnonzero(present & ~known).tolist()} are not in the label table; check that the table belongs to this data set")
+            raise DataError(
+                f"{source}: label ids {np.flatnonzero(present & ~known).tolist()} are not in the label table; check "
+                "that the table belongs to this data set"
+            )
         return classes[raw], anomaly[raw]
 
     def hold_out(
         self,
         *names: str,  # classes to make the anomaly
     ) -> "LabelTable":
-        "The table with some classes turned into the anomaly and the outputs renumbered. Raises `DataError` for an unknown name."
+        """The table with some classes turned into the anomaly and the outputs renumbered.
+
+        Raises `DataError` for an unknown name.
+        """
         unknown = sorted(set(names) - set(self.names))
         if unknown:
             raise DataError(f"no class {', '.join(map(repr, unknown))}; the classes are {', '.join(self.names)}")
         kept = tuple(n for n in self.names if n not in names)
         ids = {raw: kept.index(self.names[i]) for raw, i in self.ids.items() if self.names[i] in kept}
-        return replace(self, names=kept, ids=ids, anomaly=self.anomaly | (set(self.ids) - set(ids)), uncounted=self.uncounted & set(ids))
+        return replace(
+            self,
+            names=kept,
+            ids=ids,
+            anomaly=self.anomaly | (set(self.ids) - set(ids)),
+            uncounted=self.uncounted & set(ids),
+        )
 
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #b7d4509e
 class Scene(NamedTuple):
@@ -105,7 +119,11 @@ def resized_image(
     size: tuple[int, int],  # (height, width)
 ) -> np.ndarray:  # (height, width, 3) uint8
     "An image at another size, bilinear with antialiasing."
-    return image if image.shape[:2] == tuple(size) else np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    return (
+        image
+        if image.shape[:2] == tuple(size)
+        else np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    )
 
 
 def resized_labels(
@@ -113,12 +131,19 @@ def resized_labels(
     size: tuple[int, int],  # (height, width)
 ) -> np.ndarray:  # (height, width) uint8
     "A label map at another size, nearest pixel."
-    return labels if labels.shape == tuple(size) else np.asarray(Image.fromarray(labels).resize((size[1], size[0]), Image.Resampling.NEAREST))
+    return (
+        labels
+        if labels.shape == tuple(size)
+        else np.asarray(Image.fromarray(labels).resize((size[1], size[0]), Image.Resampling.NEAREST))
+    )
 
 
 @dataclass
 class StreetDataset:
-    "Scenes of one split with their label table; `dataset[i]` reads a `Scene`. Raises `DataError` where a key comes twice or there is none."
+    """Scenes of one split with their label table; `dataset[i]` reads a `Scene`.
+
+    Raises `DataError` where a key comes twice or there is none.
+    """
 
     name: str
     split: str
@@ -134,7 +159,9 @@ class StreetDataset:
         if not keys:
             raise DataError(f"{self.name}/{self.split}: no scenes; check the root and the split")
         if len(set(keys)) != len(keys):
-            raise DataError(f"{self.name}/{self.split}: the key {max(keys, key=keys.count)!r} comes twice; keys must be unique")
+            raise DataError(
+                f"{self.name}/{self.split}: the key {max(keys, key=keys.count)!r} comes twice; keys must be unique"
+            )
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -148,13 +175,21 @@ class StreetDataset:
     def identity(self) -> dict[str, Any]:
         "What two evaluations must have in common to stand in one table: scenes, labels, void policy and size."
         table = self.table
-        roles = {"classes": list(table.names), "ids": sorted(table.ids.items()), "anomaly": sorted(table.anomaly), "normal": sorted(table.normal), "void": sorted(table.void)}
+        roles = {
+            "classes": list(table.names),
+            "ids": sorted(table.ids.items()),
+            "anomaly": sorted(table.anomaly),
+            "normal": sorted(table.normal),
+            "void": sorted(table.void),
+        }
         return {
             "data": self.name,
             "split": self.split,
             "scenes": f"{len(self)} ({sha256_json(self.keys)[:12]})",
             "labels": sha256_json(roles)[:12],
-            "void policy": self.policy if not table.uncounted else f"{self.policy} (raw ids {', '.join(map(str, sorted(table.uncounted)))})",
+            "void policy": self.policy
+            if not table.uncounted
+            else f"{self.policy} (raw ids {', '.join(map(str, sorted(table.uncounted)))})",
             "size": f"{self.size[0]}x{self.size[1]}" if self.size else "as stored",
         }
 
@@ -166,7 +201,10 @@ class StreetDataset:
         paths = self.scenes[i]
         image, raw = self.read_image(paths), self.raw_labels(i)
         if image.shape[:2] != raw.shape:
-            raise DataError(f"{paths.labels}: is {raw.shape[1]}x{raw.shape[0]} but its image is {image.shape[1]}x{image.shape[0]}; they must be equal")
+            raise DataError(
+                f"{paths.labels}: is {raw.shape[1]}x{raw.shape[0]} but its image is "
+                f"{image.shape[1]}x{image.shape[0]}; they must be equal"
+            )
         labels, anomaly = self.table.encode(raw, paths.labels)
         if self.size:
             image = resized_image(image, self.size)
@@ -182,9 +220,13 @@ class StreetDataset:
         return replace(self, table=self.table.hold_out(*names), notes=[*self.notes, f"held out: {', '.join(names)}"])
 
     def without_anomalies(self) -> "StreetDataset":
-        "Only the scenes without a single anomalous pixel: what a network that must not know the anomaly may be trained on."
+        """Only the scenes without a single anomalous pixel: what a network that must not know the anomaly may be
+        trained on.
+        """
         kept = [i for i in range(len(self)) if not np.isin(self.raw_labels(i), list(self.table.anomaly)).any()]
-        return self.keep(kept, f"{len(self) - len(kept)} of {len(self)} {self.split} scenes left out because they hold the anomaly")
+        return self.keep(
+            kept, f"{len(self) - len(kept)} of {len(self)} {self.split} scenes left out because they hold the anomaly"
+        )
 
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #1e907a12
 def pair_by_key(
@@ -196,7 +238,10 @@ def pair_by_key(
     for have, lack, kind in ((images, labels, "label image"), (labels, images, "image")):
         alone = sorted(set(have) - set(lack))
         if alone:
-            raise MissingFileError(f"{have[alone[0]]}: no {kind} of that name in {where} ({len(alone)} such files); add it or move the file away")
+            raise MissingFileError(
+                f"{have[alone[0]]}: no {kind} of that name in {where} ({len(alone)} such "
+                "files); add it or move the file away"
+            )
     return [ScenePaths(k, images[k], labels[k]) for k in sorted(images, key=natural_key)]
 
 
@@ -204,13 +249,18 @@ def images_by_key(
     folder: Path,
     ending: str = "",  # of the names without their suffix, such as "_leftImg8bit"; others are left out
 ) -> dict[str, Path]:  # in natural order of the keys
-    "Images below a folder by their relative name without ending and suffix. Raises `MissingFileError`, `DataError` where a key comes twice."
+    """Images below a folder by their relative name without ending and suffix.
+
+    Raises `MissingFileError`, `DataError` where a key comes twice.
+    """
     found: dict[str, Path] = {}
     for path in check_folder(folder).rglob("*"):
         stem = path.relative_to(folder).with_suffix("").as_posix()
         if is_image(path) and stem.endswith(ending):
             if stem.removesuffix(ending) in found:
-                raise DataError(f"{path}: has the key of {found[stem.removesuffix(ending)].name}; keep the one that is meant")
+                raise DataError(
+                    f"{path}: has the key of {found[stem.removesuffix(ending)].name}; keep the one that is meant"
+                )
             found[stem.removesuffix(ending)] = path
     return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
 
@@ -222,7 +272,10 @@ def streets_table(
     rows: list[tuple[str, str, int]] = []
     left: dict[str, dict[str, Any]] = {}
     for name, scenes in splits.items():
-        rows += [("image with its labels", name, len(scenes)), *(("note", f"{name}: {note}", 0) for note in scenes.notes)]
+        rows += [
+            ("image with its labels", name, len(scenes)),
+            *(("note", f"{name}: {note}", 0) for note in scenes.notes),
+        ]
         used = {p for s in scenes.scenes for p in (s.image, s.labels) if p.name}  # drawn scenes have no files
         for folder in sorted({p.parent for p in used}):
             left |= {f"{folder.name}: {why}": held for why, held in files_left(folder, used).items()}
@@ -232,10 +285,17 @@ def streets_table(
 def class_distribution(
     dataset: StreetDataset,  # any split
 ) -> pd.DataFrame:  # class, role, raw_ids, pixels, share, images
-    "Pixels and images per class, void and anomaly, over every pixel of the split. Raises `DataError` on ids outside the table."
+    """Pixels and images per class, void and anomaly, over every pixel of the split.
+
+    Raises `DataError` on ids outside the table.
+    """
     table = dataset.table
     groups = [(n, "trained", [r for r, c in table.ids.items() if c == i]) for i, n in enumerate(table.names)]
-    groups += [("anomaly", "anomaly", sorted(table.anomaly)), ("normal", "normal", sorted(table.normal)), ("void", "void", sorted(table.void))]
+    groups += [
+        ("anomaly", "anomaly", sorted(table.anomaly)),
+        ("normal", "normal", sorted(table.normal)),
+        ("void", "void", sorted(table.void)),
+    ]
     groups = [g for g in groups if g[2]]
     pixels, images = np.zeros(len(groups), np.int64), np.zeros(len(groups), np.int64)
     for i in progress(range(len(dataset)), "labels", unit="image"):
@@ -244,7 +304,10 @@ def class_distribution(
         count = np.bincount(raw.reshape(-1), minlength=256)
         here = np.array([count[ids].sum() for _, _, ids in groups])
         pixels, images = pixels + here, images + (here > 0)
-    rows = [{"class": n, "role": role, "raw_ids": " ".join(map(str, ids)), "pixels": p, "images": k} for (n, role, ids), p, k in zip(groups, pixels, images)]
+    rows = [
+        {"class": n, "role": role, "raw_ids": " ".join(map(str, ids)), "pixels": p, "images": k}
+        for (n, role, ids), p, k in zip(groups, pixels, images)
+    ]
     frame = pd.DataFrame(rows)
     frame.insert(4, "share", frame["pixels"] / frame["pixels"].sum())
     return frame

@@ -18,7 +18,7 @@ from .evaluation import IDENTITY, StreetEvaluation, evaluation_name, identity_di
 
 # %% ../../nbs/07_segmentation/10_evaluation_files.ipynb #9573f126
 def _packed_components(components: Mapping[str, Mapping[str, ComponentScores]]) -> dict[str, np.ndarray]:
-    "Components as flat arrays: values of all pictures and how many belong to each."
+    "Components as flat arrays: values of all images and how many belong to each."
     packed: dict[str, np.ndarray] = {}
     for method, parts in components.items():
         packed[f"{method}/keys"] = np.array(list(parts), dtype=str)
@@ -28,11 +28,15 @@ def _packed_components(components: Mapping[str, Mapping[str, ComponentScores]]) 
     return packed
 
 
-def _unpacked_components(arrays: Mapping[str, np.ndarray], methods: Iterable[str]) -> dict[str, dict[str, ComponentScores]]:
+def _unpacked_components(
+    arrays: Mapping[str, np.ndarray], methods: Iterable[str]
+) -> dict[str, dict[str, ComponentScores]]:
     "The reverse of `_packed_components`."
     found: dict[str, dict[str, ComponentScores]] = {}
     for method in methods:
-        values = [np.split(arrays[f"{method}/{n}"], np.cumsum(arrays[f"{method}/{n}_count"])[:-1]) for n in ("siou", "ppv")]
+        values = [
+            np.split(arrays[f"{method}/{n}"], np.cumsum(arrays[f"{method}/{n}_count"])[:-1]) for n in ("siou", "ppv")
+        ]
         found[method] = {str(k): ComponentScores(s, p) for k, s, p in zip(arrays[f"{method}/keys"], *values)}
     return found
 
@@ -42,12 +46,18 @@ def save_evaluation(
     evaluation: StreetEvaluation,
     replace: bool = False,  # True: whatever is there goes; a run replaces its own validation when it is fitted again
 ) -> Path:
-    "Write histograms (`<method>.npz`), confusions and what it is about, atomically file by file. Raises `DataError` where another evaluation lies."
+    """Write histograms (`<method>.npz`), confusions and what it is about, atomically file by file.
+
+    Raises `DataError` where another evaluation lies.
+    """
     folder = Path(folder)
     if not replace and (folder / "evaluation.json").is_file():
         other = identity_differences(evaluation.about, read_json(folder / "evaluation.json")["about"])
         if other:
-            raise DataError(f"{folder}: holds another evaluation; it differs in {', '.join(other)}; write this one to another folder")
+            raise DataError(
+                f"{folder}: holds another evaluation; it differs in {', '.join(other)}; "
+                "write this one to another folder"
+            )
     for method, histogram in evaluation.histograms.items():
         histogram.save(folder / f"{method}.npz")
     keys = sorted(evaluation.confusions)
@@ -56,7 +66,12 @@ def save_evaluation(
         save_arrays(folder / "components.npz", _packed_components(evaluation.components))
     save_arrays(folder / "confusions.npz", {"keys": np.array(keys, dtype=str), "confusions": stacked})
     # pairs, not mappings: JSON sorts names, and the order of the methods is the order of every table
-    about = {"labels": list(evaluation.labels.items()), "classes": evaluation.classes, "about": evaluation.about, "seconds": list(evaluation.seconds.items())}
+    about = {
+        "labels": list(evaluation.labels.items()),
+        "classes": evaluation.classes,
+        "about": evaluation.about,
+        "seconds": list(evaluation.seconds.items()),
+    }
     write_json(folder / "evaluation.json", about)
     return folder
 
@@ -67,7 +82,9 @@ def free_folder(
 ) -> Path:  # below `parent`: `evaluation_name`, with a word more where that name is another one's
     "Where an evaluation goes, beside those that differ from it and in the place of the one that is the same."
     folder = Path(parent) / evaluation_name(evaluation)
-    if (folder / "evaluation.json").is_file() and identity_differences(evaluation.about, read_json(folder / "evaluation.json")["about"]):
+    if (folder / "evaluation.json").is_file() and identity_differences(
+        evaluation.about, read_json(folder / "evaluation.json")["about"]
+    ):
         return folder.with_name(f"{folder.name}-{sha256_json(evaluation.about.get('identity', {}))[:8]}")
     return folder
 
@@ -76,7 +93,10 @@ def find_evaluation(
     parent: str | Path,  # of all evaluations of a run
     identity: Mapping[str, str],  # of `evaluation_identity`
 ) -> Path:
-    "The folder of the evaluation with an identity, its ground truth apart. Raises `MissingFileError` naming what the nearest one differs in."
+    """The folder of the evaluation with an identity, its ground truth apart.
+
+    Raises `MissingFileError` naming what the nearest one differs in.
+    """
     names, nearest = [n for n in IDENTITY if n in identity], None
     for path in sorted(Path(parent).glob("*/evaluation.json")):
         other = identity_differences({"identity": identity}, read_json(path)["about"], names)
@@ -85,7 +105,10 @@ def find_evaluation(
         if nearest is None or len(other) < len(nearest[1]):
             nearest = path.parent, other
     what = f"; {nearest[0].name} differs in {', '.join(nearest[1])}" if nearest else ""
-    raise MissingFileError(f"{parent}: no evaluation of {identity['data']}/{identity['split']} at {identity['size']} with this network{what}; run `street evaluate` first")
+    raise MissingFileError(
+        f"{parent}: no evaluation of {identity['data']}/{identity['split']} at {identity['size']} with this "
+        f"network{what}; run `street evaluate` first"
+    )
 
 
 def load_evaluation(

@@ -24,7 +24,10 @@ def spatial_divergence(
     logits: torch.Tensor,  # (B, C, H, W)
     temperature: float = 1.0,
 ) -> torch.Tensor:  # (B, H, W) >= 0, nats
-    "KL divergence of each pixel's softmax from the mean softmax of its 3x3 neighbourhood, reflect padding. Raises `DataError`."
+    """KL divergence of each pixel's softmax from the mean softmax of its 3x3 neighbourhood, reflect padding.
+
+    Raises `DataError`.
+    """
     log_p = torch.log_softmax(_check_logits(logits, temperature) / temperature, 1)
     p = log_p.exp()
     around = F.avg_pool2d(F.pad(p, (1, 1, 1, 1), mode="reflect"), 3, 1)
@@ -91,30 +94,46 @@ class TermMoments:
 
 # %% ../../nbs/07_segmentation/03_heat.ipynb #96718807
 class HybridEnergyThresholding:
-    "Energy, Mahalanobis and spatial KL divergence on one scale, weighted by reliability (the work log's HEAT, its defects removed)."
+    """Energy, Mahalanobis and spatial KL divergence on one scale, weighted by reliability (the work log's HEAT, its
+    defects removed).
+    """
 
     gaussian_: PixelMahalanobis | None  # class means and tied covariance; None where there is no feature layer
 
     def __init__(
         self,
         temperature: float = 1.0,  # of the energy and the softmax of the spatial term
-        adapt: float | None = None,  # share of the old scale kept per picture (the log: 0.9); None = frozen
+        adapt: float | None = None,  # fraction of the old scale kept per image (the log: 0.9); None = frozen
         cells_per_batch: int = 4096,  # feature cells per batch that the covariance is fitted on
         random_state: int = 0,  # which ones
     ):
-        self.temperature, self.adapt, self.cells_per_batch, self.random_state = temperature, adapt, cells_per_batch, random_state
+        self.temperature, self.adapt, self.cells_per_batch, self.random_state = (
+            temperature,
+            adapt,
+            cells_per_batch,
+            random_state,
+        )
 
     def fit(
         self,
-        batches: Iterable,  # re-iterable; logits (B, C, H, W), features (B, D, h, w) or None, labels (B, H, W) with 255 = void, and their extent if padded
+        # re-iterable; logits (B, C, H, W), features (B, D, h, w) or None, labels (B, H, W) with 255 = void, and their
+        # extent if padded
+        batches: Iterable,
     ) -> Self:
-        "Class statistics, then the scale of each term, in two readings of training batches. Raises `DataError` on a generator or without a labelled pixel."
+        """Class statistics, then the scale of each term, in two readings of training batches.
+
+        Raises `DataError` on a generator or without a labelled pixel.
+        """
         if iter(batches) is batches:
             raise DataError("batches can be read only once; give a list or a loader, `fit` reads it twice")
         cells, terms = ClassMoments(), TermMoments()
         for i, (_, features, labels, *extent) in enumerate(batches):
             if features is not None:
-                cells.add(*sample_cells(features, labels, self.cells_per_batch, np.random.default_rng([self.random_state, i]), *extent))
+                cells.add(
+                    *sample_cells(
+                        features, labels, self.cells_per_batch, np.random.default_rng([self.random_state, i]), *extent
+                    )
+                )
         self.set_gaussian(PixelMahalanobis().fit_moments(cells) if cells.count.size else None)
         for logits, features, labels, *extent in batches:
             terms.add(self.raw(logits, features, *extent), labels != 255)
@@ -127,14 +146,18 @@ class HybridEnergyThresholding:
 
     def set_scale(
         self,
-        moments: TermMoments,  # of `raw` over the training pictures
+        moments: TermMoments,  # of `raw` over the training images
     ) -> Self:
         "Take the scale of each term. Raises `DataError` where no pixel is labelled."
         held = {n: m for n, m in moments.of.items() if m.count[0]}
         if not held:
-            raise DataError("no labelled pixel to fit HEAT on; give training pictures with labels")
+            raise DataError("no labelled pixel to fit HEAT on; give training images with labels")
         mean = {n: float(m.mean[0]) for n, m in held.items()}
-        self.scale_ = {n: (mean[n], float(np.sqrt(max(m.squares[0] / m.count[0], 1e-12)))) for n, m in held.items() if n not in ("entropy", "variance")}
+        self.scale_ = {
+            n: (mean[n], float(np.sqrt(max(m.squares[0] / m.count[0], 1e-12))))
+            for n, m in held.items()
+            if n not in ("entropy", "variance")
+        }
         self.reference_ = {n: max(mean[n], 1e-12) for n in ("entropy", "variance")}
         return self.reset()
 
@@ -143,15 +166,27 @@ class HybridEnergyThresholding:
         self.moving_ = dict(self.scale_)
         return self
 
-    def raw(self, logits: torch.Tensor, features: torch.Tensor | None, extent: tuple[int, int] | None = None) -> dict[str, torch.Tensor]:
-        "Terms as they are, plus entropy and local variance, (B, H, W) each. Raises `DataError` where the features are missing."
+    def raw(
+        self, logits: torch.Tensor, features: torch.Tensor | None, extent: tuple[int, int] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Terms as they are, plus entropy and local variance, (B, H, W) each.
+
+        Raises `DataError` where the features are missing.
+        """
         free = energy(logits, self.temperature)
-        raw = {"energy": free, "spatial": spatial_divergence(logits, self.temperature), "entropy": entropy(logits), "variance": local_variance(free)}
+        raw = {
+            "energy": free,
+            "spatial": spatial_divergence(logits, self.temperature),
+            "entropy": entropy(logits),
+            "variance": local_variance(free),
+        }
         if self.gaussian_ is not None:
             if features is None:
                 raise DataError("HEAT was fitted with features; give them to `score` as well")
             height, width = logits.shape[-2:]
-            raw["mahalanobis"] = self.gaussian_.score(features, extent or (height, width))[:, :height, :width].sqrt().to(free.dtype)
+            raw["mahalanobis"] = (
+                self.gaussian_.score(features, extent or (height, width))[:, :height, :width].sqrt().to(free.dtype)
+            )
         return raw
 
     def weighted(
@@ -160,7 +195,7 @@ class HybridEnergyThresholding:
     ) -> HeatTerms:
         "Standardized terms and weights of raw ones, pixel by pixel. Raises `NotFittedError`."
         if not hasattr(self, "scale_"):
-            raise NotFittedError("fit HybridEnergyThresholding on training pictures first")
+            raise NotFittedError("fit HybridEnergyThresholding on training images first")
         standard = {n: (raw[n] - mean) / deviation for n, (mean, deviation) in self.moving_.items()}
         trust = {
             "energy": 1 / (1 + raw["entropy"] / self.reference_["entropy"]),
@@ -185,7 +220,7 @@ class HybridEnergyThresholding:
     ) -> HeatTerms:
         "Standardized terms and weights: what the score is made of. Raises `NotFittedError`, `DataError`."
         if not hasattr(self, "scale_"):
-            raise NotFittedError("fit HybridEnergyThresholding on training pictures first")
+            raise NotFittedError("fit HybridEnergyThresholding on training images first")
         return self.weighted(self.raw(logits, features, extent))
 
     def score(
@@ -194,17 +229,30 @@ class HybridEnergyThresholding:
         features: torch.Tensor | None = None,  # (B, D, h, w) of the feature layer
         extent: tuple[int, int] | None = None,  # pixels the features span; None = (H, W)
     ) -> torch.Tensor:  # (B, H, W), higher = anomalous
-        "Weighted sum of the terms; the energy itself where there is no feature layer. Raises `NotFittedError`, `DataError`."
+        """Weighted sum of the terms; the energy itself where there is no feature layer.
+
+        Raises `NotFittedError`, `DataError`.
+        """
         if getattr(self, "fallback_", False):
             return energy(logits, self.temperature)
         if self.adapt is not None:
-            return torch.cat([self._adapted(logits[i : i + 1], None if features is None else features[i : i + 1], extent) for i in range(len(logits))])
+            return torch.cat(
+                [
+                    self._adapted(logits[i : i + 1], None if features is None else features[i : i + 1], extent)
+                    for i in range(len(logits))
+                ]
+            )
         return self.terms(logits, features, extent).total()
 
-    def _adapted(self, logits: torch.Tensor, features: torch.Tensor | None, extent: tuple[int, int] | None) -> torch.Tensor:
-        "One picture, after its own statistics have moved the scales."
+    def _adapted(
+        self, logits: torch.Tensor, features: torch.Tensor | None, extent: tuple[int, int] | None
+    ) -> torch.Tensor:
+        "One image, after its own statistics have moved the scales."
         if not hasattr(self, "scale_"):
-            raise NotFittedError("fit HybridEnergyThresholding on training pictures first")
+            raise NotFittedError("fit HybridEnergyThresholding on training images first")
         raw, keep = self.raw(logits, features, extent), float(self.adapt or 0)
-        self.moving_ = {n: (keep * m + (1 - keep) * float(raw[n].mean()), keep * s + (1 - keep) * max(float(raw[n].std()), 1e-6)) for n, (m, s) in self.moving_.items()}
+        self.moving_ = {
+            n: (keep * m + (1 - keep) * float(raw[n].mean()), keep * s + (1 - keep) * max(float(raw[n].std()), 1e-6))
+            for n, (m, s) in self.moving_.items()
+        }
         return self.weighted(raw).total()

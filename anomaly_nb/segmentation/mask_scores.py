@@ -21,13 +21,24 @@ def _pixel_masks(
     step: int = 16,  # masks at a time
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # class probabilities (B, q, C) and mask probabilities (B, q, H, W)
     "Some masks at a time. Raises `DataError` where masks and classes do not fit."
-    if class_logits.ndim != 3 or mask_logits.ndim != 4 or class_logits.shape[:2] != mask_logits.shape[:2] or class_logits.shape[2] < 3:
+    if (
+        class_logits.ndim != 3
+        or mask_logits.ndim != 4
+        or class_logits.shape[:2] != mask_logits.shape[:2]
+        or class_logits.shape[2] < 3
+    ):
         found = f"{tuple(class_logits.shape)} and {tuple(mask_logits.shape)}"
-        raise DataError(f"class and mask logits are {found}; they must be (B, Q, C + 1) with at least 2 classes and (B, Q, h, w)")
+        raise DataError(
+            f"class and mask logits are {found}; they must be (B, Q, C + 1) with at least 2 classes and (B, Q, h, w)"
+        )
     known = class_logits.softmax(-1)[..., :-1]
     for i in range(0, mask_logits.shape[1], step):
         some = mask_logits[:, i : i + step]
-        whole = some if size is None or tuple(some.shape[-2:]) == size else F.interpolate(some, size, mode="bilinear", align_corners=False)
+        whole = (
+            some
+            if size is None or tuple(some.shape[-2:]) == size
+            else F.interpolate(some, size, mode="bilinear", align_corners=False)
+        )
         yield known[:, i : i + step], whole.sigmoid()
 
 
@@ -37,7 +48,9 @@ def mask_class_logits(
     size: tuple[int, int] | None = None,  # (H, W) of the image; None = (h, w)
 ) -> torch.Tensor:  # (B, C, H, W) in [0, Q]
     "Class maps: sum over masks of class probability times mask probability (Cheng et al. 2022). Raises `DataError`."
-    parts = (torch.einsum("bqc,bqhw->bchw", known, masks) for known, masks in _pixel_masks(class_logits, mask_logits, size))
+    parts = (
+        torch.einsum("bqc,bqhw->bchw", known, masks) for known, masks in _pixel_masks(class_logits, mask_logits, size)
+    )
     total = next(parts)
     for part in parts:
         total += part
@@ -50,7 +63,10 @@ def eam(
     size: tuple[int, int] | None = None,  # (H, W) of the image; None = (h, w)
 ) -> torch.Tensor:  # (B, H, W), higher = anomalous
     "Ensemble over anomaly scores of masks (Grcic et al., CVPR Workshops 2023). Raises `DataError`."
-    parts = (torch.einsum("bq,bqhw->bhw", known.amax(-1), masks) for known, masks in _pixel_masks(class_logits, mask_logits, size))
+    parts = (
+        torch.einsum("bq,bqhw->bhw", known.amax(-1), masks)
+        for known, masks in _pixel_masks(class_logits, mask_logits, size)
+    )
     total = next(parts)
     for part in parts:
         total += part

@@ -21,34 +21,85 @@ from ..data.images import is_image, read_image
 from .datasets import LabelTable, ScenePaths, StreetDataset, images_by_key, pair_by_key
 
 # %% ../../nbs/07_segmentation/04_readers.ipynb #98317a08
-CAMVID = ("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist")
+CAMVID = (
+    "Sky",
+    "Building",
+    "Pole",
+    "Road",
+    "Pavement",
+    "Tree",
+    "SignSymbol",
+    "Fence",
+    "Car",
+    "Pedestrian",
+    "Bicyclist",
+)
 
 
 def camvid(
     root: str | Path,  # holds train/, trainannot/, val/, ...
     split: str = "train",  # "train", "val", "test"
 ) -> StreetDataset:
-    "CamVid in its SegNet form: 11 classes, raw id 11 = void. Hold a class out to have an anomaly. Raises `MissingFileError`, `DataError`."
+    """CamVid in its SegNet form: 11 classes, raw id 11 = void. Hold a class out to have an anomaly.
+
+    Raises `MissingFileError`, `DataError`.
+    """
     root = Path(root)
     table = LabelTable(CAMVID, {i: i for i in range(11)}, void=frozenset({11}))
     scenes = pair_by_key(images_by_key(root / split), images_by_key(root / f"{split}annot"), root / f"{split}annot")
     return StreetDataset("camvid", split, table, scenes)
 
 # %% ../../nbs/07_segmentation/04_readers.ipynb #cdf09460
-STREET_HAZARDS = ("unlabeled", "building", "fence", "other", "pedestrian", "pole", "road line", "road", "sidewalk", "vegetation", "car", "wall", "traffic sign")
+STREET_HAZARDS = (
+    "unlabeled",
+    "building",
+    "fence",
+    "other",
+    "pedestrian",
+    "pole",
+    "road line",
+    "road",
+    "sidewalk",
+    "vegetation",
+    "car",
+    "wall",
+    "traffic sign",
+)
 STREET_HAZARDS_VOID = {"none": frozenset(), "other": frozenset({4}), "unlabeled_other": frozenset({1, 4})}
-BDD = ("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus")
+BDD = (
+    "road",
+    "sidewalk",
+    "building",
+    "wall",
+    "fence",
+    "pole",
+    "traffic light",
+    "traffic sign",
+    "vegetation",
+    "terrain",
+    "sky",
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+)
 
 
 def read_odgt(
     path: str | Path,  # `.odgt` list
     root: str | Path,  # data set folder; paths in the list are tried below it and below the list's own folder
 ) -> list[ScenePaths]:
-    "Pairs of an `.odgt` list. Raises `MissingFileError` naming the first path that is not there, `DataError` for another format."
+    """Pairs of an `.odgt` list.
+
+    Raises `MissingFileError` naming the first path that is not there, `DataError` for another format.
+    """
     path = check_file(path)
     text = read_text(path).strip()
     try:
-        entries = parse_json(text, path) if text.startswith("[") else [parse_json(line, path) for line in text.splitlines()]
+        entries = (
+            parse_json(text, path) if text.startswith("[") else [parse_json(line, path) for line in text.splitlines()]
+        )
         names = [(e["fpath_img"], e["fpath_segm"]) for e in entries]
     except (ValueError, KeyError, TypeError) as e:
         raise DataError(f"{path}: not an .odgt list of fpath_img and fpath_segm ({e})") from None
@@ -79,19 +130,39 @@ def street_hazards(
     "StreetHazards: 13 trained classes, raw id 14 = anomaly (test only). Raises `MissingFileError`, `DataError`."
     if void not in STREET_HAZARDS_VOID:
         raise DataError(f"void={void!r}; choose one of {', '.join(STREET_HAZARDS_VOID)}")
-    lists = {"train": ["train/train.odgt", "train.odgt"], "val": ["train/validation.odgt", "validation.odgt"], "test": ["test/test.odgt", "test.odgt"]}
+    lists = {
+        "train": ["train/train.odgt", "train.odgt"],
+        "val": ["train/validation.odgt", "validation.odgt"],
+        "test": ["test/test.odgt", "test.odgt"],
+    }
     if split not in lists:
         raise DataError(f"split={split!r}; StreetHazards has train, val and test")
-    table = LabelTable(STREET_HAZARDS, {i + 1: i for i in range(13)}, anomaly=frozenset({14}), uncounted=STREET_HAZARDS_VOID[void])
-    return StreetDataset("streethazards", split, table, read_odgt(_odgt_of(Path(root), lists[split]), root), notes=[f"void policy: {void}"], policy=void)
+    table = LabelTable(
+        STREET_HAZARDS, {i + 1: i for i in range(13)}, anomaly=frozenset({14}), uncounted=STREET_HAZARDS_VOID[void]
+    )
+    return StreetDataset(
+        "streethazards",
+        split,
+        table,
+        read_odgt(_odgt_of(Path(root), lists[split]), root),
+        notes=[f"void policy: {void}"],
+        policy=void,
+    )
 
 
 def bdd_anomaly(
     root: str | Path,  # holds the .odgt lists
     split: str = "train",  # "train", "val", "test"
 ) -> StreetDataset:
-    "BDD-Anomaly: stored id = Cityscapes train id + 2, 1 = void; train, motorcycle and bicycle are the anomaly. Raises `MissingFileError`, `DataError`."
-    lists = {"train": ["train.odgt", "train_all.odgt"], "val": ["validation.odgt", "val.odgt"], "test": ["anom.odgt", "test.odgt"]}
+    """BDD-Anomaly: stored id = Cityscapes train id + 2, 1 = void; train, motorcycle and bicycle are the anomaly.
+
+    Raises `MissingFileError`, `DataError`.
+    """
+    lists = {
+        "train": ["train.odgt", "train_all.odgt"],
+        "val": ["validation.odgt", "val.odgt"],
+        "test": ["anom.odgt", "test.odgt"],
+    }
     if split not in lists:
         raise DataError(f"split={split!r}; BDD-Anomaly has train, val and test")
     table = LabelTable(BDD, {i + 2: i for i in range(16)}, anomaly=frozenset({18, 19, 20}), void=frozenset({0, 1}))
@@ -105,43 +176,87 @@ def binary_table(
     anomaly_ids: Iterable[int] = (1,),  # raw ids of what is anomalous
     ignore_ids: Iterable[int] = (255,),  # raw ids that do not count
 ) -> LabelTable:  # every other id of 0 to 255 is normal
-    "A table of masks that know anomalous, void and normal only. Raises `DataError` where an id has two roles or lies outside 0 to 255."
+    """A table of masks that know anomalous, void and normal only.
+
+    Raises `DataError` where an id has two roles or lies outside 0 to 255.
+    """
     odd, void = frozenset(map(int, anomaly_ids)), frozenset(map(int, ignore_ids))
     if not odd or not all(0 <= i <= 255 for i in odd | void):
-        raise DataError(f"anomaly ids {sorted(odd)} and ignored ids {sorted(void)}: give at least one anomalous id, all of 0 to 255")
+        raise DataError(
+            f"anomaly ids {sorted(odd)} and ignored ids {sorted(void)}: give at least one anomalous id, all of 0 to 255"
+        )
     return LabelTable((), {}, anomaly=odd, void=void, normal=frozenset(range(256)) - odd - void)
 
 
 def smiyc(
     root: str | Path,  # holds images/ and labels_masks/
 ) -> StreetDataset:
-    "SegmentMeIfYouCan (RoadAnomaly21, RoadObstacle21) and sets stored like it; images whose labels are hidden are left out and noted. Raises `MissingFileError`."
+    """SegmentMeIfYouCan (RoadAnomaly21, RoadObstacle21) and sets stored like it; images whose labels are hidden are
+    left out and noted.
+
+    Raises `MissingFileError`.
+    """
     root = Path(root)
     images, labels = images_by_key(root / "images"), images_by_key(root / "labels_masks", "_labels_semantic")
     labels = labels or images_by_key(root / "labels_masks")  # copies that dropped the ending
     hidden = sorted(set(images) - set(labels))
     scenes = pair_by_key({k: v for k, v in images.items() if k in labels}, labels, root / "labels_masks")
-    return StreetDataset(root.name, "val", BINARY, scenes, notes=[f"{len(hidden)} images without public labels left out"] if hidden else [])
+    return StreetDataset(
+        root.name,
+        "val",
+        BINARY,
+        scenes,
+        notes=[f"{len(hidden)} images without public labels left out"] if hidden else [],
+    )
 
 
 def road_anomaly(
     root: str | Path,  # holds frames/ with <name>.jpg and <name>.labels/labels_semantic.png
 ) -> StreetDataset:
-    "RoadAnomaly (2019): raw id 2 = anomaly; as published, or in the usual bundle of images/ and labels_masks/. Raises `MissingFileError`, `DataError`."
+    """RoadAnomaly (2019): raw id 2 = anomaly; as published, or in the usual bundle of images/ and labels_masks/.
+
+    Raises `MissingFileError`, `DataError`.
+    """
     frames = Path(root) / "frames"
     if not frames.is_dir() and (Path(root) / "labels_masks").is_dir():
         return replace(smiyc(root), name="road_anomaly", split="test", table=binary_table((2,), ()))
     listed = frames / "frame_list.json"
     there = [p for p in check_folder(frames).iterdir() if is_image(p)]
-    names = read_json(listed) if listed.is_file() else [p.name for p in sorted(there, key=lambda p: natural_key(p.stem))]
-    scenes = [ScenePaths(Path(n).stem, check_file(frames / n), check_file(frames / f"{Path(n).stem}.labels" / "labels_semantic.png")) for n in names]
-    return StreetDataset("road_anomaly", "test", LabelTable((), {}, anomaly=frozenset({2}), normal=frozenset({0})), scenes)
+    names = (
+        read_json(listed) if listed.is_file() else [p.name for p in sorted(there, key=lambda p: natural_key(p.stem))]
+    )
+    scenes = [
+        ScenePaths(
+            Path(n).stem, check_file(frames / n), check_file(frames / f"{Path(n).stem}.labels" / "labels_semantic.png")
+        )
+        for n in names
+    ]
+    return StreetDataset(
+        "road_anomaly", "test", LabelTable((), {}, anomaly=frozenset({2}), normal=frozenset({0})), scenes
+    )
 
 
 CITYSCAPES = {
-    "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic light": 19, "traffic sign": 20, "vegetation": 21, "terrain": 22,
-    "sky": 23, "person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33,
-}  # fmt: skip
+    "road": 7,
+    "sidewalk": 8,
+    "building": 11,
+    "wall": 12,
+    "fence": 13,
+    "pole": 17,
+    "traffic light": 19,
+    "traffic sign": 20,
+    "vegetation": 21,
+    "terrain": 22,
+    "sky": 23,
+    "person": 24,
+    "rider": 25,
+    "car": 26,
+    "truck": 27,
+    "bus": 28,
+    "train": 31,
+    "motorcycle": 32,
+    "bicycle": 33,
+}
 
 
 def _published_pairs(root: Path, split: str, kinds: Sequence[str]) -> list[ScenePaths]:
@@ -150,7 +265,9 @@ def _published_pairs(root: Path, split: str, kinds: Sequence[str]) -> list[Scene
     for kind in kinds:
         if (root / kind / split).is_dir():
             return pair_by_key(images, images_by_key(root / kind / split, f"_{kind}_labelIds"), root / kind / split)
-    raise MissingFileError(f"{root}: none of {', '.join(f'{k}/{split}' for k in kinds)} is there; unpack the labels beside leftImg8bit")
+    raise MissingFileError(
+        f"{root}: none of {', '.join(f'{k}/{split}' for k in kinds)} is there; unpack the labels beside leftImg8bit"
+    )
 
 
 def cityscapes(
@@ -167,35 +284,48 @@ def lost_and_found(
     root: str | Path,  # holds leftImg8bit/ and gtCoarse/ as published
     split: str = "test",  # "train", "test"
 ) -> StreetDataset:
-    "Lost and Found: raw id 1 = free space, 2 and above = obstacles, everything else void. Raises `MissingFileError`, `DataError`."
+    """Lost and Found: raw id 1 = free space, 2 and above = obstacles, everything else void.
+
+    Raises `MissingFileError`, `DataError`.
+    """
     table = LabelTable((), {}, anomaly=frozenset(range(2, 255)), normal=frozenset({1}), void=frozenset({0, 255}))
     return StreetDataset("lost_and_found", split, table, _published_pairs(Path(root), split, ("gtCoarse", "gtFine")))
 
 
 def fishyscapes(
     root: str | Path,  # holds NNNN_<frame>_labels.png, and NNNN_<frame>_rgb.npz for Static
-    pictures: str | Path,  # Cityscapes val images (Static) or Lost&Found images of any split (L&F)
+    images: str | Path,  # Cityscapes val images (Static) or Lost&Found images of any split (L&F)
 ) -> StreetDataset:
-    "Fishyscapes Static (its overlays are added to Cityscapes images) and Lost&Found. Raises `MissingFileError` naming the frame without a picture."
+    """Fishyscapes Static (its overlays are added to Cityscapes images) and Lost&Found.
+
+    Raises `MissingFileError` naming the frame without an image.
+    """
     root = Path(root)
     originals: dict[str, list[Path]] = {}
-    for path in images_by_key(Path(pictures)).values():
+    for path in images_by_key(Path(images)).values():
         originals.setdefault(path.stem.removesuffix("_leftImg8bit"), []).append(path)
     scenes = []
     for key, labels in images_by_key(root, "_labels").items():
         frame = key.rsplit("/", 1)[-1].split("_", 1)[-1].removesuffix("_leftImg8bit")
         if frame not in originals:
-            raise MissingFileError(f"{labels}: its picture {frame}_leftImg8bit.png is not below {pictures}")
+            raise MissingFileError(f"{labels}: its image {frame}_leftImg8bit.png is not below {images}")
         if len(originals[frame]) > 1:
             first, other = originals[frame][:2]
-            raise DataError(f"{labels}: {first} and {other} may both be its picture; point to the folder of the one that is meant")
+            raise DataError(
+                f"{labels}: {first} and {other} may both be its image; point to the folder of the one that is meant"
+            )
         scenes.append(ScenePaths(key, originals[frame][0], labels))
 
     def read(paths: ScenePaths) -> np.ndarray:
-        picture, overlay = read_image(paths.image), paths.labels.with_name(paths.labels.name.replace("_labels.png", "_rgb.npz"))
+        image, overlay = (
+            read_image(paths.image),
+            paths.labels.with_name(paths.labels.name.replace("_labels.png", "_rgb.npz")),
+        )
         if not overlay.is_file():
-            return picture
-        return np.clip(picture.astype(np.int32) + load_arrays(overlay, ["rgb"])["rgb"].astype(np.int32), 0, 255).astype(np.uint8)
+            return image
+        return np.clip(image.astype(np.int32) + load_arrays(overlay, ["rgb"])["rgb"].astype(np.int32), 0, 255).astype(
+            np.uint8
+        )
 
     kind = "static" if list(root.glob("*_rgb.npz")) else "lost_and_found"
     return StreetDataset(f"fishyscapes_{kind}", "val", BINARY, scenes, read_image=read)
@@ -205,17 +335,24 @@ def folder(
     root: str | Path,  # holds classes.json and <split>/images, <split>/labels
     split: str = "train",  # name of the split's folder
 ) -> StreetDataset:
-    "One's own scenes; `classes.json` is `{\"classes\": {name: raw id or [ids]}, \"anomaly\": [ids], \"normal\": [ids], \"void\": [ids]}`. Raises `MissingFileError`, `DataError`."
+    """One's own scenes, with `classes.json`: `{"classes": {name: raw id or [ids]}, "anomaly": [ids], "normal": [ids],
+    "void": [ids]}`. Raises `MissingFileError`, `DataError`."""
     root = Path(root)
     about = read_json(root / "classes.json")
     try:
         names = tuple(about["classes"])
-        ids = {int(raw): i for i, raws in enumerate(about["classes"].values()) for raw in (raws if isinstance(raws, list) else [raws])}
+        ids = {
+            int(raw): i
+            for i, raws in enumerate(about["classes"].values())
+            for raw in (raws if isinstance(raws, list) else [raws])
+        }
         roles = {k: frozenset(map(int, about.get(k, []))) for k in ("anomaly", "normal", "void")}
         table = LabelTable(names, ids, **roles)
     except (KeyError, TypeError, AttributeError) as e:
         raise DataError(f"{root / 'classes.json'}: needs a mapping 'classes' of names to raw ids ({e!r})") from None
-    scenes = pair_by_key(images_by_key(root / split / "images"), images_by_key(root / split / "labels"), root / split / "labels")
+    scenes = pair_by_key(
+        images_by_key(root / split / "images"), images_by_key(root / split / "labels"), root / split / "labels"
+    )
     return StreetDataset(root.name, split, table, scenes)
 
 
@@ -231,19 +368,31 @@ def _with_ids(table: LabelTable, anomaly_ids: Sequence[int], ignore_ids: Sequenc
 
 
 def open_streets(
-    name: str,  # "samples", "camvid", "streethazards", "bdd_anomaly", "smiyc", "road_anomaly", "fishyscapes", "cityscapes", "lost_and_found", "folder"
+    # "samples", "camvid", "streethazards", "bdd_anomaly", "smiyc", "road_anomaly", "fishyscapes", "cityscapes",
+    # "lost_and_found", "folder"
+    name: str,
     root: str | Path = "",  # data set folder; the samples need none
     split: str = "test",  # ignored by the evaluation-only sets
     held_out: Sequence[str] = (),  # classes that become the anomaly
     size: tuple[int, int] | None = None,  # (height, width) to resize to; None = as stored
-    anomaly_ids: Sequence[int] = (),  # raw ids of the anomaly in the place of the reader's own, such as 2 in RoadAnomaly bundles
+    # raw ids of the anomaly in the place of the reader's own, such as 2 in RoadAnomaly bundles
+    anomaly_ids: Sequence[int] = (),
     ignore_ids: Sequence[int] = (),  # raw ids that do not count, in the place of the reader's own
-    **options,  # of the reader: void (streethazards), pictures (fishyscapes), count and seed (samples)
+    **options,  # of the reader: void (streethazards), images (fishyscapes), count and seed (samples)
 ) -> StreetDataset:
     "Open a street data set by name. Raises `DataError` for a name that is not known, else what the reader raises."
-    with_split: dict[str, Callable[..., StreetDataset]] = {"camvid": camvid, "streethazards": street_hazards, "bdd_anomaly": bdd_anomaly, "folder": folder}
+    with_split: dict[str, Callable[..., StreetDataset]] = {
+        "camvid": camvid,
+        "streethazards": street_hazards,
+        "bdd_anomaly": bdd_anomaly,
+        "folder": folder,
+    }
     with_split |= {"cityscapes": cityscapes, "lost_and_found": lost_and_found}
-    without: dict[str, Callable[..., StreetDataset]] = {"smiyc": smiyc, "road_anomaly": road_anomaly, "fishyscapes": fishyscapes}
+    without: dict[str, Callable[..., StreetDataset]] = {
+        "smiyc": smiyc,
+        "road_anomaly": road_anomaly,
+        "fishyscapes": fishyscapes,
+    }
     if name == "samples":
         from anomaly_nb.segmentation.samples import street_samples
 

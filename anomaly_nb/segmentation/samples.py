@@ -22,12 +22,17 @@ from .datasets import LabelTable, ScenePaths, StreetDataset
 # %% ../../nbs/07_segmentation/05_samples.ipynb #92ca3d4e
 STREET_CLASSES = {"sky": 1, "building": 2, "vegetation": 3, "pavement": 4, "road": 5, "car": 6, "person": 7}
 UNKNOWN = 8  # raw id of the unknown objects; 0 is void
-STREET_TABLE = LabelTable(tuple(STREET_CLASSES), {raw: i for i, raw in enumerate(STREET_CLASSES.values())}, anomaly=frozenset({UNKNOWN}), void=frozenset({0}))
+STREET_TABLE = LabelTable(
+    tuple(STREET_CLASSES),
+    {raw: i for i, raw in enumerate(STREET_CLASSES.values())},
+    anomaly=frozenset({UNKNOWN}),
+    void=frozenset({0}),
+)
 _SPLITS = {"train": 1, "val": 2, "test": 3}
 
 
 class _Canvas:
-    "A picture and its label map, drawn together."
+    "An image and its label map, drawn together."
 
     def __init__(self, size: tuple[int, int], rng: np.random.Generator):
         self.height, self.width, self.rng = size[0], size[1], rng
@@ -40,7 +45,7 @@ class _Canvas:
         return tuple(int(v) for v in np.clip(np.array(base) + shift, 0, 255))
 
     def shape(self, kind: str, box: list[float], colour: tuple[int, ...], raw_id: int | None = None) -> None:
-        "An ellipse, rectangle or polygon; without an id only the picture is painted."
+        "An ellipse, rectangle or polygon; without an id only the image is painted."
         getattr(self._image, kind)(box, fill=colour)
         if raw_id is not None:
             getattr(self._labels, kind)(box, fill=raw_id)
@@ -55,12 +60,19 @@ def _background(c: _Canvas) -> tuple[float, float]:
     while x < w:
         wide, top = w * rng.uniform(0.1, 0.22), horizon * rng.uniform(0.15, 0.75)
         if rng.random() < 0.7:
-            c.shape("rectangle", [x, top, x + wide, horizon + 2], c.colour((150, 115, 95), 30), STREET_CLASSES["building"])
+            c.shape(
+                "rectangle", [x, top, x + wide, horizon + 2], c.colour((150, 115, 95), 30), STREET_CLASSES["building"]
+            )
             for wx in np.arange(x + 3, x + wide - 4, max(5, w / 24)):
                 for wy in np.arange(top + 3, horizon - 3, max(5, h / 16)):
                     c.shape("rectangle", [wx, wy, wx + w / 60, wy + h / 40], c.colour((70, 75, 90)))
         else:
-            c.shape("ellipse", [x, top, x + wide * 1.1, horizon + h * 0.03], c.colour((60, 110, 55)), STREET_CLASSES["vegetation"])
+            c.shape(
+                "ellipse",
+                [x, top, x + wide * 1.1, horizon + h * 0.03],
+                c.colour((60, 110, 55)),
+                STREET_CLASSES["vegetation"],
+            )
         x += wide
     c.shape("rectangle", [0, horizon, w, h], c.colour((165, 160, 155)), STREET_CLASSES["pavement"])
     near = w * rng.uniform(0.35, 0.48)
@@ -76,14 +88,26 @@ def _stand(c: _Canvas, horizon: float, centre: float, spread: float) -> tuple[fl
     "A place on the ground: column, row of the foot, size in pixels of a metre there."
     depth = c.rng.uniform(0.12, 0.95)
     y = horizon + (c.height - horizon) * depth
-    return centre + c.rng.uniform(-spread, spread) * c.width * (0.08 + 0.42 * depth), y, c.height * (0.02 + 0.11 * depth)
+    return (
+        centre + c.rng.uniform(-spread, spread) * c.width * (0.08 + 0.42 * depth),
+        y,
+        c.height * (0.02 + 0.11 * depth),
+    )
 
 
 def _car(c: _Canvas, x: float, y: float, m: float) -> None:
     "A car seen from behind."
-    paint, raw = c.colour((int(c.rng.integers(30, 220)), int(c.rng.integers(30, 120)), int(c.rng.integers(30, 220)))), STREET_CLASSES["car"]
+    paint, raw = (
+        c.colour((int(c.rng.integers(30, 220)), int(c.rng.integers(30, 120)), int(c.rng.integers(30, 220)))),
+        STREET_CLASSES["car"],
+    )
     c.shape("rectangle", [x - 0.9 * m, y - 1.0 * m, x + 0.9 * m, y - 0.15 * m], paint, raw)
-    c.shape("polygon", [x - 0.7 * m, y - m, x - 0.5 * m, y - 1.5 * m, x + 0.5 * m, y - 1.5 * m, x + 0.7 * m, y - m], (60, 70, 85), raw)
+    c.shape(
+        "polygon",
+        [x - 0.7 * m, y - m, x - 0.5 * m, y - 1.5 * m, x + 0.5 * m, y - 1.5 * m, x + 0.7 * m, y - m],
+        (60, 70, 85),
+        raw,
+    )
     for side in (-0.65, 0.65):
         c.shape("rectangle", [x + (side - 0.17) * m, y - 0.3 * m, x + (side + 0.17) * m, y], (25, 25, 25), raw)
 
@@ -132,7 +156,11 @@ def draw_street(
     placed = [(draw, _stand(c, horizon, centre, spread)) for draw, spread in things]
     for draw, (x, y, m) in sorted(placed, key=lambda p: p[1][1]):  # far things first
         draw(c, x, y, m)
-    image = np.asarray(c.image, np.float32) * rng.uniform(0.75, 1.15) + rng.normal(0, 6, (*size, 1)) + rng.normal(0, 3, (*size, 3))
+    image = (
+        np.asarray(c.image, np.float32) * rng.uniform(0.75, 1.15)
+        + rng.normal(0, 6, (*size, 1))
+        + rng.normal(0, 3, (*size, 3))
+    )
     return np.clip(image, 0, 255).astype(np.uint8), np.asarray(c.labels)
 
 # %% ../../nbs/07_segmentation/05_samples.ipynb #80255ccb

@@ -21,7 +21,10 @@ from .scorer import PixelScorer
 from .scores import StandardizedMaxLogit
 
 # %% ../../nbs/07_segmentation/09_scorer_files.ipynb #8bf9f757
-_DETECTORS = {c.__name__: c for c in (StandardizedMaxLogit, HybridEnergyThresholding, PixelMahalanobis, PixelKNN, ViM, ReAct, PixelScorer)}
+_DETECTORS = {
+    c.__name__: c
+    for c in (StandardizedMaxLogit, HybridEnergyThresholding, PixelMahalanobis, PixelKNN, ViM, ReAct, PixelScorer)
+}
 
 
 def _pack(value: Any) -> Any:

@@ -41,13 +41,22 @@ class NetworkEnsemble:
         raise DataError("an ensemble has no last layer; ViM and ReAct need a single network")
 
     def see(self, scene: Scene, precision: str = "float32") -> StreetOutput:
-        "The mean over the networks, one in memory at a time. Raises `DataError` naming the scene where they give another number of classes."
+        """The mean over the networks, one in memory at a time.
+
+        Raises `DataError` naming the scene where they give another number of classes.
+        """
         total, extent = None, None
         for network in self.networks:
             out = network.see(scene, precision)
-            part, extent = out.logits if self.average == "logits" else out.logits.softmax(1), extent or tuple(out.logits.shape[-2:])
+            part, extent = (
+                out.logits if self.average == "logits" else out.logits.softmax(1),
+                extent or tuple(out.logits.shape[-2:]),
+            )
             if total is not None and total.shape != part.shape:
-                raise DataError(f"{scene.key}: {network.name} gives {tuple(part.shape)}, those before {tuple(total.shape)}; an ensemble is of networks of the same classes")
+                raise DataError(
+                    f"{scene.key}: {network.name} gives {tuple(part.shape)}, those before {tuple(total.shape)}; an "
+                    "ensemble is of networks of the same classes"
+                )
             total = part if total is None else total + part.to(total.device)
         assert total is not None
         mean = total / len(self.networks)
@@ -75,7 +84,9 @@ class WithPatches:
         backbone: Backbone,  # of `create_backbone`, one square input per image
     ):
         if not backbone.spec.whole or backbone.spec.resize != "square":
-            raise DataError(f"backbone {backbone.spec.name}: cuts or pads the image; use resize=square without tiles or a region")
+            raise DataError(
+                f"backbone {backbone.spec.name}: cuts or pads the image; use resize=square without tiles or a region"
+            )
         self.network, self.backbone, self.classes = network, backbone, tuple(network.classes)
         self.name = f"{network.name} with patches of {backbone.spec.name}"
 

@@ -26,7 +26,14 @@ from ..core.style import figure_style
 from ..metrics import confusion_matrix, mean_iou
 from .augment import Augmentation
 from .datasets import VOID, StreetDataset
-from .models import StreetModel, StreetOutput, load_checkpoint, predict, save_checkpoint, weights_digest
+from anomaly_nb.segmentation.models import (
+    StreetModel,
+    StreetOutput,
+    load_checkpoint,
+    predict,
+    save_checkpoint,
+    weights_digest,
+)
 
 # %% ../../nbs/07_segmentation/08_training.ipynb #a2e8acc7
 @dataclass(frozen=True)
@@ -41,7 +48,7 @@ class TrainConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
     auxiliary_weight: float = 0.4  # of the auxiliary head's loss, where the model has one
     patience: int = 3  # epochs without a better validation mIoU before it stops
-    epoch_images: int | None = None  # pictures per epoch; None = the training set once
+    epoch_images: int | None = None  # images per epoch; None = the training set once
     precision: str = "float32"  # "float32" or "bfloat16" (mixed)
     seed: int = 0
 
@@ -52,7 +59,9 @@ class TrainConfig:
             if value is not None and value < low:
                 raise DataError(f"{name} is {value}; it must be at least {low}")
         if not self.lr > 0 or self.weight_decay < 0:
-            raise DataError(f"lr is {self.lr} and weight_decay {self.weight_decay}; they must be above 0 and at least 0")
+            raise DataError(
+                f"lr is {self.lr} and weight_decay {self.weight_decay}; they must be above 0 and at least 0"
+            )
         if len(self.output) != 2 or min(self.output) < 1:
             raise DataError(f"output is {self.output}; give (height, width) in pixels")
         if self.precision not in ("float32", "bfloat16"):
@@ -64,7 +73,9 @@ def segmentation_loss(
     labels: torch.Tensor,  # (B, H, W) integer class index, 255 = void
     auxiliary_weight: float = 0.4,
 ) -> torch.Tensor:  # scalar
-    "Mean cross-entropy over the pixels that are not void, plus the weighted auxiliary one; 0 where all pixels are void."
+    """Mean cross-entropy over the pixels that are not void, plus the weighted auxiliary one; 0 where all pixels are
+    void.
+    """
     labels = labels.long()
     counted = (labels != VOID).sum().clamp(min=1)
 
@@ -99,12 +110,16 @@ def train_batches(
     epoch: int,  # 0-based
     workers: int = 0,  # processes that read ahead; 0 = this one
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # (B, 3, h, w) uint8, (B, h, w) uint8
-    "The batches of one epoch; an incomplete last one is left to the next epoch where there are enough pictures."
+    "The batches of one epoch; an incomplete last one is left to the next epoch where there are enough images."
     images = config.epoch_images or len(dataset)
     steps = max(1, images // config.batch_size)
     start = epoch * steps * config.batch_size
     positions = range(start, start + steps * config.batch_size)
-    return iter(torch.utils.data.DataLoader(TrainStream(dataset, config), config.batch_size, sampler=positions, num_workers=workers))  # type: ignore[arg-type]
+    return iter(
+        torch.utils.data.DataLoader(
+            TrainStream(dataset, config), config.batch_size, sampler=positions, num_workers=workers
+        )
+    )  # type: ignore[arg-type]
 
 # %% ../../nbs/07_segmentation/08_training.ipynb #515f30ad
 class Classifier(Protocol):
@@ -131,11 +146,15 @@ def segmentation_confusion(
 
 
 def check_classes(model: Classifier, dataset: StreetDataset) -> None:
-    "Raise `DataError` where the data set's trained classes are not the network's outputs; what has no names is not compared."
+    """Raise `DataError` where the data set's trained classes are not the network's outputs; what has no names is not
+    compared.
+    """
     if dataset.table.names and model.classes and dataset.table.names != model.classes:
         raise DataError(
-            f"{dataset.name}/{dataset.split} has {len(dataset.table.names)} classes ({', '.join(dataset.table.names)}), "
-            f"the network {len(model.classes)} ({', '.join(model.classes)}); open the data set with the same held-out classes"
+            f"{dataset.name}/{dataset.split} has {len(dataset.table.names)} classes "
+            f"({', '.join(dataset.table.names)}), "
+            f"the network {len(model.classes)} ({', '.join(model.classes)}); open the data set "
+            "with the same held-out classes"
         )
 
 # %% ../../nbs/07_segmentation/08_training.ipynb #281dc502
@@ -173,16 +192,31 @@ class _Run:
             return
         held = load_tensors(path)
         if held["fingerprint"] != self.fingerprint:
-            raise DataError(f"{path}: belongs to a run with another configuration, model or data; use another folder or remove this one")
+            raise DataError(
+                f"{path}: belongs to a run with another configuration, model or data; use "
+                "another folder or remove this one"
+            )
         self.model.load_state_dict(held["model"])
         self.optimiser.load_state_dict(held["optimiser"])
         self.history = held["history"]
 
     def save(self) -> None:
-        state = {"fingerprint": self.fingerprint, "model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "history": self.history}
+        state = {
+            "fingerprint": self.fingerprint,
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "history": self.history,
+        }
         if self.best == len(self.history) - 1:
             now = self.history[-1]
-            save_checkpoint(self.folder / "best.pt", self.model, miou=now["val_miou"], epoch=int(now["epoch"]), seed=self.config.seed, fingerprint=self.fingerprint)
+            save_checkpoint(
+                self.folder / "best.pt",
+                self.model,
+                miou=now["val_miou"],
+                epoch=int(now["epoch"]),
+                seed=self.config.seed,
+                fingerprint=self.fingerprint,
+            )
         save_tensors(self.folder / "last.pt", state)  # last: whatever it says is done, is done
         write_text(self.folder / "history.csv", pd.DataFrame(self.history).to_csv(index=False, lineterminator="\n"))
 
@@ -193,7 +227,9 @@ def _train_epoch(run: _Run, dataset: StreetDataset, epoch: int, device: torch.de
     torch.manual_seed(int(np.random.SeedSequence([config.seed, 3, epoch]).generate_state(1)[0]))  # dropout
     steps = max(1, (config.epoch_images or len(dataset)) // config.batch_size)
     run.model.train()
-    batches = progress(train_batches(dataset, config, epoch, workers), f"epoch {epoch + 1}/{config.epochs}", steps, "batch")
+    batches = progress(
+        train_batches(dataset, config, epoch, workers), f"epoch {epoch + 1}/{config.epochs}", steps, "batch"
+    )
     for i, (images, labels) in enumerate(batches):
         done = (epoch * steps + i) / (config.epochs * steps)
         for group in run.optimiser.param_groups:
@@ -216,7 +252,10 @@ def epoch_line(
     "What an epoch gave, which one was best, and how long the rest will take at most."
     now, best = history[-1], int(np.argmax([h["val_miou"] for h in history]))
     left = (epochs - len(history)) * float(np.median([h["seconds"] for h in history]))
-    text = f"epoch {len(history)}/{epochs}: loss {now['loss']:.4f}, validation mIoU {now['val_miou']:.4f} (best {history[best]['val_miou']:.4f} in epoch {best + 1})"
+    text = (
+        f"epoch {len(history)}/{epochs}: loss {now['loss']:.4f}, validation mIoU {now['val_miou']:.4f} (best "
+        f"{history[best]['val_miou']:.4f} in epoch {best + 1})"
+    )
     return f"{text}, {now['seconds']:.0f} s, at most {left / 60:.0f} min left"
 
 
@@ -230,12 +269,20 @@ def train(
     workers: int = 0,  # processes that read ahead
     after_epoch: Callable[[pd.DataFrame], Any] = lambda history: None,  # called with the history when an epoch is saved
 ) -> TrainResult:
-    "Train until the validation mIoU stops rising, resuming a killed run. Raises `DataError` on other classes or a folder of another run."
+    """Train until the validation mIoU stops rising, resuming a killed run.
+
+    Raises `DataError` on other classes or a folder of another run.
+    """
     check_classes(model, train_set)
     check_classes(model, val_set)
     if config.batch_size < 2:
-        raise DataError("batch_size is 1; batch normalisation needs at least 2 pictures")
-    identity: dict[str, Any] = {"config": asdict(config), "model": model.name, "classes": list(model.classes), "start": weights_digest(model)}
+        raise DataError("batch_size is 1; batch normalisation needs at least 2 images")
+    identity: dict[str, Any] = {
+        "config": asdict(config),
+        "model": model.name,
+        "classes": list(model.classes),
+        "start": weights_digest(model),
+    }
     identity["data"] = {s.split: [s.name, s.keys, list(s.size or ())] for s in (train_set, val_set)}
     choose_precision(config.precision, device)  # warns where it is emulated
     run = _Run(model, config, sha256_json(identity), Path(folder), choose_device(device))
@@ -249,7 +296,9 @@ def train(
             raise DataError(f"the loss of epoch {epoch + 1} is {loss}; lower the learning rate {config.lr}")
         miou = mean_iou(segmentation_confusion(model, val_set, config.precision))
         lr = run.optimiser.param_groups[0]["lr"]
-        run.history.append({"epoch": epoch, "loss": loss, "val_miou": miou, "lr": lr, "seconds": time.perf_counter() - start})
+        run.history.append(
+            {"epoch": epoch, "loss": loss, "val_miou": miou, "lr": lr, "seconds": time.perf_counter() - start}
+        )
         run.save()
         notice(epoch_line(run.history, config.epochs))
         after_epoch(pd.DataFrame(run.history))

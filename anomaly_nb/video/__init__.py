@@ -19,7 +19,15 @@ from .extraction import extract_videos
 from .feature_files import ObjectFeatures, convert_pickled, export_frames, load_object_features
 from .ground_truth import frame_labels
 from .layouts import list_videos
-from .pipeline import calibrate_dataset, dataset_events, evaluate_dataset, extract_dataset, located, plan_for, score_dataset
+from anomaly_nb.video.pipeline import (
+    calibrate_dataset,
+    dataset_events,
+    evaluate_dataset,
+    extract_dataset,
+    located,
+    plan_for,
+    score_dataset,
+)
 from .render import contact_sheet, render_video
 from .scoring import VideoScorer, frame_scores, load_scorer, responsible_objects, save_scorer
 from .sources import open_source
@@ -28,9 +36,40 @@ from .velocity import VelocityModel
 from .watch import watch
 
 # %% ../../nbs/08_video/00_video.ipynb #7acbcea3
-_all_ = ["make_clip", "make_video_dataset", "detected_regions", "detection_curve", "detection_delays", "read_tracks",
-         "auc_table", "frame_auc", "Extraction", "extract_videos", "ObjectFeatures", "convert_pickled",
-         "load_object_features", "frame_labels", "list_videos", "Decision", "find_events", "dataset_events", "located", "contact_sheet", "render_video",
-         "calibrate_dataset", "evaluate_dataset", "extract_dataset", "plan_for", "score_dataset",
-         "VideoScorer", "frame_scores", "load_scorer", "responsible_objects", "save_scorer", "VelocityModel",
-         "open_source", "watch", "export_frames"]
+_all_ = [
+    "make_clip",
+    "make_video_dataset",
+    "detected_regions",
+    "detection_curve",
+    "detection_delays",
+    "read_tracks",
+    "auc_table",
+    "frame_auc",
+    "Extraction",
+    "extract_videos",
+    "ObjectFeatures",
+    "convert_pickled",
+    "load_object_features",
+    "frame_labels",
+    "list_videos",
+    "Decision",
+    "find_events",
+    "dataset_events",
+    "located",
+    "contact_sheet",
+    "render_video",
+    "calibrate_dataset",
+    "evaluate_dataset",
+    "extract_dataset",
+    "plan_for",
+    "score_dataset",
+    "VideoScorer",
+    "frame_scores",
+    "load_scorer",
+    "responsible_objects",
+    "save_scorer",
+    "VelocityModel",
+    "open_source",
+    "watch",
+    "export_frames",
+]

@@ -60,7 +60,11 @@ CONTENT = "content.json"
 
 
 def _read_contents(folder: Path) -> dict[str, Any]:
-    "What the features of a folder were made of: `videos`, and the `background`. Empty for a folder from before this was kept. Raises `DataError`."
+    """What the features of a folder were made of: `videos`, and the `background`. Empty for a folder from before this
+    was kept.
+
+    Raises `DataError`.
+    """
     if not (folder / CONTENT).exists():
         return {"videos": {}, "background": None, "failed": {}}
     known = read_json(folder / CONTENT)
@@ -73,7 +77,9 @@ def check_extracted(
     folder: str | Path,  # features of a split
     videos: list[Video],  # as they are now
 ) -> dict[str, str]:  # videos that could not be read to their end, and why
-    "Raises `MissingFileError` for a video without features, `DataError` for one that was another when its features were made."
+    """Raises `MissingFileError` for a video without features, `DataError` for one that was another when its features
+    were made.
+    """
     folder, failed = Path(folder), {}
     index, contents = read_index(folder), _read_contents(folder)
     known = contents["videos"]
@@ -83,7 +89,9 @@ def check_extracted(
             continue
         if video.name not in index["videos"]:
             raise MissingFileError(f"{folder}: has no features of {video.path}; extract it first")
-        if tuple(index["videos"][video.name]) != video.frames or (known and known.get(video.name, {}).get("sha256") != video.content().sha256):
+        if tuple(index["videos"][video.name]) != video.frames or (
+            known and known.get(video.name, {}).get("sha256") != video.content().sha256
+        ):
             raise DataError(f"{video.path}: is not the video whose features are in {folder}; extract it again")
     return failed
 
@@ -92,9 +100,13 @@ def extract_videos(
     videos: list[Video],  # of one split
     folder: str | Path,  # where its features go
     settings: Extraction | None = None,  # None: the defaults
-    background_from: list[Video] | None = None,  # videos the scene is taken from with background="split": the training videos; None = `videos`
+    # videos the scene is taken from with background="split": the training videos; None = `videos`
+    background_from: list[Video] | None = None,
 ) -> dict[str, Any]:  # videos, frames, objects done now, the seconds per stage, and what failed and why
-    "Extract the object features of videos into files, going on where an earlier run stopped. Raises `DataError` for a folder of other settings, or if no video can be read."
+    """Extract the object features of videos into files, going on where an earlier run stopped.
+
+    Raises `DataError` for a folder of other settings, or if no video can be read.
+    """
     settings, folder = settings or Extraction(), Path(folder)
     if settings.background not in ("split", "video", "none"):
         raise DataError(f"background={settings.background!r} is unknown; use 'split', 'video' or 'none'")
@@ -103,7 +115,9 @@ def extract_videos(
     about, scene = settings.describe(), background_from or videos
     made_of: dict[str, Any] = {"videos": {v.name: v.content().record() for v in videos}, "background": None}
     if settings.background == "split":
-        made_of["background"] = sha256_json([made_of["videos"][v.name]["sha256"] if v in videos else v.content().sha256 for v in scene])
+        made_of["background"] = sha256_json(
+            [made_of["videos"][v.name]["sha256"] if v in videos else v.content().sha256 for v in scene]
+        )
     with locked(folder / INDEX, timeout=1):
         done, known = _still_true(folder, about, made_of)
         todo = [v for v in videos if v.name not in done or done[v.name] != v.frames]
@@ -130,16 +144,27 @@ def extract_videos(
             write_json(folder / CONTENT, known)
             write_index(folder, done, about, settings.modalities)
         if not done:
-            raise DataError(f"{todo[0].path}: {failed[todo[0].name]}" + (f"; and {len(failed) - 1} more videos failed" if len(failed) > 1 else ""))
+            raise DataError(
+                f"{todo[0].path}: {failed[todo[0].name]}"
+                + (f"; and {len(failed) - 1} more videos failed" if len(failed) > 1 else "")
+            )
     read = [v for v in todo if v.name not in failed]
-    return {"videos": len(read), "frames": sum(len(v.frames) for v in read), "objects": objects, "seconds": dict(tools.seconds), "failed": failed}
+    return {
+        "videos": len(read),
+        "frames": sum(len(v.frames) for v in read),
+        "objects": objects,
+        "seconds": dict(tools.seconds),
+        "failed": failed,
+    }
 
 
 def _still_true(
     folder: Path,
     about: dict[str, Any],  # settings
     made_of: dict[str, Any],  # contents of the videos and the background, as they are now
-) -> tuple[dict[str, tuple[str, ...]], dict[str, Any]]:  # frames of the videos that are done, contents they were made of
+) -> tuple[
+    dict[str, tuple[str, ...]], dict[str, Any]
+]:  # frames of the videos that are done, contents they were made of
     "What of a folder of features can be kept. Raises `DataError` for other settings."
     if not (folder / INDEX).exists():
         return {}, {"videos": {}, "background": made_of["background"], "failed": {}}
@@ -147,16 +172,29 @@ def _still_true(
     if index["sha256"] != sha256_json(about):
         was = index["extractor"]
         changed = sorted(k for k in about.keys() | was.keys() if about.get(k) != was.get(k))
-        raise DataError(f"{folder}: holds features made with other settings ({', '.join(f'{k}: {was.get(k)}' for k in changed)}); use another folder or remove it")
+        raise DataError(
+            f"{folder}: holds features made with other settings ({', '.join(f'{k}: {was.get(k)}' for k in changed)}); "
+            "use another folder or remove it"
+        )
     if known["background"] != made_of["background"]:
         return {}, {"videos": {}, "background": made_of["background"], "failed": {}}
-    same = {v: c for v, c in known["videos"].items() if v in index["videos"] and made_of["videos"].get(v, c)["sha256"] == c["sha256"]}
+    same = {
+        v: c
+        for v, c in known["videos"].items()
+        if v in index["videos"] and made_of["videos"].get(v, c)["sha256"] == c["sha256"]
+    }
     failed = {v: c for v, c in known["failed"].items() if v not in made_of["videos"]}
-    return {v: tuple(index["videos"][v]) for v in same}, {"videos": same, "background": known["background"], "failed": failed}
+    return {v: tuple(index["videos"][v]) for v in same}, {
+        "videos": same,
+        "background": known["background"],
+        "failed": failed,
+    }
 
 
 def _spread(videos: list[Video], count: int) -> Iterator[np.ndarray]:
-    "About `count` frames, evenly spread over all videos; a damaged video ends early, and is named when it is extracted."
+    """About `count` frames, evenly spread over all videos; a damaged video ends early, and is named when it is
+    extracted.
+    """
     step = max(1, sum(len(v.frames) for v in videos) // count)
     for video in videos:
         wanted = video.frames[step // 2 :: step] or video.frames[:1]
@@ -181,7 +219,10 @@ def background_of(
     shape: tuple[int, ...],  # of the frames to come: (H, W, 3)
     video: Video | None = None,  # the whole film, where there is one
 ) -> np.ndarray | None:  # None: the frame before
-    "The background that a video's features were extracted with, as far as it can be known before its end. Raises `DataError` where it cannot."
+    """The background that a video's features were extracted with, as far as it can be known before its end.
+
+    Raises `DataError` where it cannot.
+    """
     if settings.background == "none":
         return None
     scenes = _backgrounds(_spread(training, 100)) if settings.background == "split" else {}
@@ -191,11 +232,19 @@ def background_of(
         return _own_background(settings, video, scenes)
     if settings.background == "split":
         sizes = ", ".join(f"{s[1]} x {s[0]}" for s in scenes) or "no size at all"
-        raise DataError(f"frames of {shape[1]} x {shape[0]} pixels: the training videos have {sizes}; train on videos of this camera")
-    raise DataError(f"background={settings.background!r} needs the whole film, and a camera has no end; calibrate with background='split' or 'none'")
+        raise DataError(
+            f"frames of {shape[1]} x {shape[0]} pixels: the training videos have {sizes}; "
+            "train on videos of this camera"
+        )
+    raise DataError(
+        f"background={settings.background!r} needs the whole film, and a camera has no end; calibrate with "
+        "background='split' or 'none'"
+    )
 
 
-def _own_background(settings: Extraction, video: Video, scenes: Mapping[tuple[int, ...], np.ndarray]) -> np.ndarray | None:
+def _own_background(
+    settings: Extraction, video: Video, scenes: Mapping[tuple[int, ...], np.ndarray]
+) -> np.ndarray | None:
     "The background of one video; None for the frame before. Raises `DataError` where the video cannot be read."
     if settings.background == "none":
         return None

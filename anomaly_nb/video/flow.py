@@ -35,7 +35,12 @@ class DISFlow:
         if previous.shape != current.shape:
             raise DataError(f"frames of shapes {previous.shape} and {current.shape} have no motion between them")
         h, w = current.shape[:2]
-        grey = [cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), (w * self.scale, h * self.scale), interpolation=cv2.INTER_CUBIC) for f in (current, previous)]
+        grey = [
+            cv2.resize(
+                cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), (w * self.scale, h * self.scale), interpolation=cv2.INTER_CUBIC
+            )
+            for f in (current, previous)
+        ]
         back = self.search.calc(grey[0], grey[1], None)
         return -cv2.resize(back, (w, h), interpolation=cv2.INTER_AREA) / self.scale
 
@@ -61,7 +66,9 @@ class RAFTFlow:
 
         h, w = current.shape[:2]
         pad = (0, max(128, -(-w // 8) * 8) - w, 0, max(128, -(-h // 8) * 8) - h)
-        as_input = lambda f: torch.nn.functional.pad(torch.from_numpy(f).permute(2, 0, 1)[None].float().div(127.5).sub(1), pad, mode="replicate").to(self.device)
+        as_input = lambda f: torch.nn.functional.pad(
+            torch.from_numpy(f).permute(2, 0, 1)[None].float().div(127.5).sub(1), pad, mode="replicate"
+        ).to(self.device)
         with torch.inference_mode():
             back = self.network(as_input(current), as_input(previous))[-1]
         return -back[0, :, :h, :w].permute(1, 2, 0).cpu().numpy()
@@ -73,10 +80,18 @@ def velocity_histogram(
     bins: int = 8,  # directions; 1 keeps speed only
     norm: str = "l1",  # speed as "l1" |u| + |v| or "l2"
     speed: str = "mean",  # the histogram sums to the "mean" or the "median" speed
-) -> np.ndarray:  # (bins,) float32, pixels per frame; bin 0 is centred on motion to the right, then clockwise on the screen
-    "Direction histogram weighted by speed (Reiss and Hoshen 2022, section 3.2). Raises `DataError` on unknown choices or an object without pixels."
+) -> (
+    np.ndarray
+):  # (bins,) float32, pixels per frame; bin 0 is centred on motion to the right, then clockwise on the screen
+    """Direction histogram weighted by speed (Reiss and Hoshen 2022, section 3.2).
+
+    Raises `DataError` on unknown choices or an object without pixels.
+    """
     if norm not in ("l1", "l2") or speed not in ("mean", "median") or bins < 1:
-        raise DataError(f"norm={norm!r}, speed={speed!r}, bins={bins}: norm is 'l1' or 'l2', speed 'mean' or 'median', bins at least 1")
+        raise DataError(
+            f"norm={norm!r}, speed={speed!r}, bins={bins}: norm is 'l1' or 'l2', speed "
+            "'mean' or 'median', bins at least 1"
+        )
     flow = motion.reshape(-1, 2) if pixels is None else motion[pixels]
     if not len(flow):
         raise DataError("pixels: the object has none")

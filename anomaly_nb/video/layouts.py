@@ -26,7 +26,25 @@ from ..core.order import natural_key
 from ..data.images import is_image, read_image
 
 # %% ../../nbs/08_video/02_layouts.ipynb #0cc932af
-FILMS = {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp", ".ogv", ".mjpg", ".mjpeg"}
+FILMS = {
+    ".avi",
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".mpg",
+    ".mpeg",
+    ".wmv",
+    ".flv",
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".3gp",
+    ".ogv",
+    ".mjpg",
+    ".mjpeg",
+}
 TOLERANCE = 0.02  # fraction of the declared frames that may be missing, at least 2 frames
 
 
@@ -45,7 +63,10 @@ class Film:
 
 
 def probe_film(path: str | Path) -> Film:
-    "Open and count a video file, once while it stays the same. Raises `MissingFileError`, `DataError` with the reason where no frame can be decoded."
+    """Open and count a video file, once while it stays the same.
+
+    Raises `MissingFileError`, `DataError` with the reason where no frame can be decoded.
+    """
     about = check_file(path).stat()
     return _probe(Path(path), about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
 
@@ -71,7 +92,16 @@ def _probe(path: Path, *_: int) -> Film:
         note = note or f"does not say how many frames it has; {frames} were read"
     if not complete:
         note = f"is incomplete: {frames} frames could be read, its header says {declared}"
-    return Film(frames, declared, float(fps) if 0 < fps < 1000 else None, (first.shape[0], first.shape[1]), rotation, complete, note, np.array(times, np.float32))
+    return Film(
+        frames,
+        declared,
+        float(fps) if 0 < fps < 1000 else None,
+        (first.shape[0], first.shape[1]),
+        rotation,
+        complete,
+        note,
+        np.array(times, np.float32),
+    )
 
 
 def quiet_opencv() -> Any:  # the module cv2
@@ -90,7 +120,7 @@ def open_film(
     cv2 = quiet_opencv()
     if isinstance(path, int):
         return cv2.VideoCapture(path)
-    known = cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends()  # others may take a film's name for a series of pictures
+    known = cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends()  # others may take a film's name for a series of images
     return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG) if known else cv2.VideoCapture(str(path))
 
 
@@ -101,20 +131,20 @@ def _why_no_film(path: Path) -> str:
     if not head:
         return "is empty; copy it again"
     if (head[:4] == b"RIFF" and head[8:12] == b"WAVE") or head[:3] == b"ID3" or head[:4] == b"fLaC":
-        return "holds sound and no picture"
+        return "holds sound and no image"
     if head[4:8] == b"ftyp":
         boxes = _boxes(path)
         if "moov" not in boxes:
             return "was cut off before its index; copy or record it again"
         if b"vide" not in boxes["moov"]:
-            return "holds sound and no picture"
+            return "holds sound and no image"
     if not set(head) & set(range(9)):
         return "is text and no film"
     return "holds no frame that OpenCV can decode; convert it, to H.264 in .mp4 for instance"
 
 
 def _boxes(path: Path) -> dict[str, bytes]:
-    "The outer boxes of an MP4 by name, at most 16 MiB of each but the pictures."
+    "The outer boxes of an MP4 by name, at most 16 MiB of each but the images."
     found: dict[str, bytes] = {}
     with open(path, "rb") as f:
         while len(head := f.read(8)) == 8:
@@ -141,7 +171,10 @@ class Video:
     note: str = ""  # what is to be said about it
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        "Frames in order as `(name, (H, W, 3) uint8 RGB)`, one in memory at a time. Raises `DataError` on a damaged frame."
+        """Frames in order as `(name, (H, W, 3) uint8 RGB)`, one in memory at a time.
+
+        Raises `DataError` on a damaged frame.
+        """
         if self.path.is_dir():
             files = {p.stem: p for p in self.path.iterdir() if is_image(p)}
             for name in self.frames:
@@ -169,7 +202,11 @@ def film_frame(
     path: str | Path,  # film
     number: int,  # of the frame, from 0
 ) -> np.ndarray:  # (H, W, 3) uint8 RGB
-    "One frame, decoded from the key frame before it; from the start where the film's times do not tell that it is the right one. Raises `DataError`."
+    """One frame, decoded from the key frame before it; from the start where the film's times do not tell that it is the
+    right one.
+
+    Raises `DataError`.
+    """
     cv2, film, path = require("cv2", "video"), probe_film(path), Path(path)
     if not 0 <= number < film.frames:
         raise DataError(f"{path}: has no frame {number}; it has {film.frames}")
@@ -209,7 +246,10 @@ def read_split(
     root: str | Path,  # folder of a data set, or of frame folders and video files
     split: str | None = None,  # "training", "testing" or None: `root` itself holds the videos
 ) -> tuple[list[Video], dict[Path, str]]:  # videos in natural order of their names; what was skipped, and why
-    "The videos of one split, and what else lies there. Raises `MissingFileError` where no known form is found, `DataError` for an empty or ambiguous folder."
+    """The videos of one split, and what else lies there.
+
+    Raises `MissingFileError` where no known form is found, `DataError` for an empty or ambiguous folder.
+    """
     root, videos, skipped = _split_folder(check_folder(root), split), [], {}
     for path in sorted(root.iterdir(), key=lambda p: natural_key(p.name)):
         if is_hidden(path) or video_of_masks(path) or path.suffix.lower() in BESIDE:
@@ -234,16 +274,24 @@ def list_videos(
 ) -> list[Video]:  # in natural order of their names
     "The videos of one split; a `Notice` for each that is skipped or not whole. Raises as `read_split` does."
     videos, skipped = read_split(root, split)
-    for path, note in [*((p, f"skipped, it {why}") for p, why in skipped.items()), *((v.path, v.note) for v in videos if v.note)]:
-        warnings.warn(f"{path}: {note}", Notice, stacklevel=1)  # from one place: said once, however often the split is listed
+    for path, note in [
+        *((p, f"skipped, it {why}") for p, why in skipped.items()),
+        *((v.path, v.note) for v in videos if v.note),
+    ]:
+        # from one place: said once, however often the split is listed
+        warnings.warn(f"{path}: {note}", Notice, stacklevel=1)
     return videos
 
 
-BESIDE = {".m", ".mat", ".npy", ".txt", ".csv", ".json", ".md", ".xml", ".yml", ".yaml", ".pdf", ".html"}  # what lies beside videos and is none
+# what lies beside videos and is none
+BESIDE = {".m", ".mat", ".npy", ".txt", ".csv", ".json", ".md", ".xml", ".yml", ".yaml", ".pdf", ".html"}
 
 
 def _split_folder(root: Path, split: str | None) -> Path:
-    "The folder with the videos of a split. Raises `MissingFileError`, or `DataError` where two forms hold different videos."
+    """The folder with the videos of a split.
+
+    Raises `MissingFileError`, or `DataError` where two forms hold different videos.
+    """
     if split is None:
         return root
     if split not in FORMS:
@@ -251,11 +299,20 @@ def _split_folder(root: Path, split: str | None) -> Path:
     found = [root / form for form in FORMS[split] if (root / form).is_dir()]
     if not found:
         raise MissingFileError(f"{root}: has none of {', '.join(FORMS[split])}; point to the data set's own folder")
-    names = [{p.stem if p.is_file() else p.name for p in folder.iterdir() if not is_hidden(p) and not video_of_masks(p) and p.suffix.lower() not in BESIDE} for folder in found]
+    names = [
+        {
+            p.stem if p.is_file() else p.name
+            for p in folder.iterdir()
+            if not is_hidden(p) and not video_of_masks(p) and p.suffix.lower() not in BESIDE
+        }
+        for folder in found
+    ]
     for folder, own in zip(found[1:], names[1:]):
         if own != names[0]:
             odd = min(own ^ names[0], key=natural_key)
-            raise DataError(f"{found[0]} and {folder} do not hold the same videos ({odd} is in one alone); keep one of them")
+            raise DataError(
+                f"{found[0]} and {folder} do not hold the same videos ({odd} is in one alone); keep one of them"
+            )
     return found[0]
 
 
@@ -267,11 +324,19 @@ def read_video(path: Path) -> Video:
             twice = next(n for n in names if names.count(n) > 1)
             raise DataError(f"{path}: holds two files called {twice} with different endings; remove one")
         if not names:
-            raise DataError(f"{path}: holds {'folders, give one of them as the data set' if any(p.is_dir() for p in path.iterdir()) else 'no frames'}")
+            raise DataError(
+                f"{path}: holds folders, give one of them as the data set"
+                if any(p.is_dir() for p in path.iterdir())
+                else f"{path}: holds no frames"
+            )
         note = "has one frame, which shows no motion" if len(names) == 1 else ""
         return Video(path.name, path, tuple(sorted(names, key=natural_key)), note=note)
     if path.suffix.lower() not in FILMS:
-        what = "is an image in no video's folder" if is_image(path) else f"is no film of a known kind ({', '.join(sorted(FILMS))})"
+        what = (
+            "is an image in no video's folder"
+            if is_image(path)
+            else f"is no film of a known kind ({', '.join(sorted(FILMS))})"
+        )
         raise DataError(f"{path}: {what}")
     film = probe_film(path)
     return Video(path.stem, path, tuple(f"{i:06d}" for i in range(film.frames)), film.fps, film.complete, film.note)
@@ -286,7 +351,10 @@ def is_hidden(path: Path) -> bool:
 
 
 def video_of_masks(path: Path) -> str | None:
-    "The video whose masks a folder holds in UCSD's form: `Test001` for `Test001_gt` or `Test001_GT` beside `Test001`. None for others."
+    """The video whose masks a folder holds in UCSD's form: `Test001` for `Test001_gt` or `Test001_GT` beside `Test001`.
+
+    None for others.
+    """
     name = re.sub(r"[_\- ](gt|masks?|ground[_\- ]?truth)$", "", path.name, flags=re.IGNORECASE)
     if name == path.name or is_hidden(path) or not path.is_dir():
         return None

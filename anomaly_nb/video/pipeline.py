@@ -28,15 +28,38 @@ from .extraction import check_extracted, extract_videos
 from .feature_files import read_index
 from .ground_truth import EVENTS, GROUND_TRUTHS, frame_labels, ground_truths
 from .layouts import list_videos, read_split
-from .scoring import VideoScorer, frame_scores, load_modalities, load_scorer, of_videos, responsible_objects, save_scorer
+from anomaly_nb.video.scoring import (
+    VideoScorer,
+    frame_scores,
+    load_modalities,
+    load_scorer,
+    of_videos,
+    responsible_objects,
+    save_scorer,
+)
 from .streams import Extraction
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #83492bf2
 DATASETS: dict[str, dict[str, Any]] = {
-    "ped2": {"extraction": {"min_area": 200, "piece": (40, 24), "bins": 1, "speed": "median"}, "n_components": 2, "sigma": 3.0, "fps": 10},
+    "ped2": {
+        "extraction": {"min_area": 200, "piece": (40, 24), "bins": 1, "speed": "median"},
+        "n_components": 2,
+        "sigma": 3.0,
+        "fps": 10,
+    },
     "avenue": {"extraction": {"min_area": 400, "background": "video"}, "n_components": 5, "sigma": 3.0, "fps": 25},
-    "shanghaitech": {"extraction": {"min_area": 64, "background": "video", "box_height_scaling": True}, "n_components": 5, "sigma": 7.0, "fps": 24},
-    "clips": {"extraction": {"min_area": 60, "piece": (26, 16), "bins": 1, "speed": "median"}, "n_components": 2, "sigma": 2.0, "fps": 10},
+    "shanghaitech": {
+        "extraction": {"min_area": 64, "background": "video", "box_height_scaling": True},
+        "n_components": 5,
+        "sigma": 7.0,
+        "fps": 24,
+    },
+    "clips": {
+        "extraction": {"min_area": 60, "piece": (26, 16), "bins": 1, "speed": "median"},
+        "n_components": 2,
+        "sigma": 2.0,
+        "fps": 10,
+    },
 }
 
 
@@ -76,20 +99,35 @@ def plan_for(
     extraction: Mapping[str, Any] | None = None,  # single settings that override the config
     cache: str | Path | None = None,  # overrides the config; folder of the features of all data sets
 ) -> VideoPlan:
-    "The plan of a data set: defaults, then `config.yml`, then arguments. Raises `DataError` for an unknown name or setting."
+    """The plan of a data set: defaults, then `config.yml`, then arguments.
+
+    Raises `DataError` for an unknown name or setting.
+    """
     path = Path(config) if config is not None and Path(config).exists() else None
     entries = load_settings(path).datasets if path else {}
     if name not in DATASETS and name not in entries and root is None and features is None:
-        raise DataError(f"dataset {name!r} is unknown; known are {', '.join(sorted({*DATASETS, *entries}))}; others need an entry under datasets: in config.yml, or a root")
+        raise DataError(
+            f"dataset {name!r} is unknown; known are {', '.join(sorted({*DATASETS, *entries}))}; others need an entry "
+            "under datasets: in config.yml, or a root"
+        )
     own = dict(entries.get(name) or {})
     merged = {**DATASETS.get(name, {}), **{k: v for k, v in own.items() if k != "extraction"}}
-    merged["extraction"] = Extraction.from_settings({**DATASETS.get(name, {}).get("extraction", {}), **(own.get("extraction") or {}), **(extraction or {})})
+    merged["extraction"] = Extraction.from_settings(
+        {**DATASETS.get(name, {}).get("extraction", {}), **(own.get("extraction") or {}), **(extraction or {})}
+    )
     merged["cache"] = Path(cache or own.get("cache") or CACHE)
     merged["root"] = Path(root or own["root"]) if root or own.get("root") else None
-    merged["features"] = Path(features or own.get("features") or merged["cache"] / name) if features or own.get("features") or not merged["root"] else None
+    merged["features"] = (
+        Path(features or own.get("features") or merged["cache"] / name)
+        if features or own.get("features") or not merged["root"]
+        else None
+    )
     unknown = sorted(set(merged) - set(VideoPlan.__dataclass_fields__))
     if unknown:
-        raise DataError(f"datasets.{name}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(VideoPlan.__dataclass_fields__))}")
+        raise DataError(
+            f"datasets.{name}: unknown setting {unknown[0]!r}; known are "
+            f"{', '.join(sorted(VideoPlan.__dataclass_fields__))}"
+        )
     for setting, known in (("events", EVENTS), ("ground_truth", GROUND_TRUTHS)):
         if merged.get(setting) and merged[setting] not in known:
             raise DataError(f"datasets.{name}: {setting}={merged[setting]!r}; use one of {', '.join(known)}")
@@ -103,7 +141,9 @@ def located(
     if plan.features is not None or plan.root is None:
         return plan
     training = {v.name: v.content().sha256 for v in list_videos(plan.root, "training")}
-    return replace(plan, features=keyed_folder(plan.cache, plan.name, training=training, extraction=plan.extraction.describe()))
+    return replace(
+        plan, features=keyed_folder(plan.cache, plan.name, training=training, extraction=plan.extraction.describe())
+    )
 
 
 def features_of(plan: VideoPlan) -> Path:
@@ -134,7 +174,10 @@ def calibrate_dataset(
     config: str | Path = "config.yml",  # receives the calibration
     max_image_count: int = 4000,  # frames at most
 ) -> VideoScorer:
-    "Fit banks and ranges on the training features and write both. Raises `MissingFileError` for missing features, `DataError` for too few."
+    """Fit banks and ranges on the training features and write both.
+
+    Raises `MissingFileError` for missing features, `DataError` for too few.
+    """
     plan = located(plan)
     folder = features_of(plan) / "training"
     index = read_index(folder)
@@ -142,12 +185,24 @@ def calibrate_dataset(
         videos = list_videos(plan.root, "training")
         check_extracted(folder, videos)  # those that could not be read are left out of the calibration
         if strange := [v for v in index["videos"] if v not in {w.name for w in videos}]:
-            raise DataError(f"{folder}: holds features of video {strange[0]}, which is not among the training videos of {plan.root}; use another folder or remove it")
+            raise DataError(
+                f"{folder}: holds features of video {strange[0]}, which is not among the training videos of "
+                f"{plan.root}; use another folder or remove it"
+            )
     features = load_modalities(folder, tuple(index["modalities"]), max_image_count, plan.random_state)
     scorer = plan.scorer().fit(features)
     frames = next(iter(features.values())).frames
-    about = {"dataset": plan.name, "extractor": index["sha256"], "frames": sum(map(len, frames.values())), "videos": len(frames)}
-    about |= {"sample": sha256_json({v: list(f) for v, f in frames.items()}), "random_state": plan.random_state, "library": versions(("anomaly_nb",)).get("anomaly_nb", "source")}
+    about = {
+        "dataset": plan.name,
+        "extractor": index["sha256"],
+        "frames": sum(map(len, frames.values())),
+        "videos": len(frames),
+    }
+    about |= {
+        "sample": sha256_json({v: list(f) for v, f in frames.items()}),
+        "random_state": plan.random_state,
+        "library": versions(("anomaly_nb",)).get("anomaly_nb", "source"),
+    }
     bank = plan.bank or folder.parent / "bank"
     save_scorer(scorer, bank, config, **about)
     (bank / DECISION).unlink(missing_ok=True)
@@ -174,18 +229,33 @@ def score_dataset(
     config: str | Path = "config.yml",  # holds the calibration
     split: str = "testing",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # frame scores, object scores
-    "Score a split with the stored calibration. Raises `DataError` where the calibration belongs to other banks, settings or features, or the features to other videos."
+    """Score a split with the stored calibration.
+
+    Raises `DataError` where the calibration belongs to other banks, settings or features, or the features to other
+    videos.
+    """
     plan = located(plan)
     folder = features_of(plan)
-    scorer = load_scorer(plan.bank or folder / "bank", config, k=plan.k, metric=plan.metric, n_components=plan.n_components, weights=plan.weights, sigma=plan.sigma)
+    scorer = load_scorer(
+        plan.bank or folder / "bank",
+        config,
+        k=plan.k,
+        metric=plan.metric,
+        n_components=plan.n_components,
+        weights=plan.weights,
+        sigma=plan.sigma,
+    )
     index, training = read_index(folder / split), read_index(folder / "training")
     if index["sha256"] != training["sha256"]:
-        raise DataError(f"{folder}: training and {split} features were extracted with different settings; extract both again")
+        raise DataError(
+            f"{folder}: training and {split} features were extracted with different settings; extract both again"
+        )
     features = load_modalities(folder / split, tuple(scorer.ranges_))
     if plan.root is not None:
         videos = list_videos(plan.root, split)
         check_extracted(folder / split, videos)  # those that could not be read have no scores
-        features = {m: of_videos(part, {v.name for v in videos}) for m, part in features.items()}  # others may be left of an earlier day
+        # others may be left of an earlier day
+        features = {m: of_videos(part, {v.name for v in videos}) for m, part in features.items()}
     objects = scorer.score_objects(features)
     return frame_scores(objects, next(iter(features.values())).frames, plan.weights, plan.sigma), objects
 
@@ -194,12 +264,27 @@ def load_decision(
     plan: VideoPlan,
     config: str | Path = "config.yml",  # holds the calibration
 ) -> tuple[VideoScorer, Decision]:
-    "The scorer and its decision. Raises `MissingFileError` where the calibration has no decision, `DataError` where it belongs to other banks or settings."
+    """The scorer and its decision.
+
+    Raises `MissingFileError` where the calibration has no decision, `DataError` where it belongs to other banks or
+    settings.
+    """
     plan = located(plan)
     bank = plan.bank or features_of(plan) / "bank"
-    mend = f"calibrate again, with datasets.{plan.name}.fps in config.yml (or --fps) where frames lie in folders and no file says their rate, and at least two training videos"
+    mend = (
+        f"calibrate again, with datasets.{plan.name}.fps in config.yml (or --fps) where frames lie in folders and "
+        "no file says their rate, and at least two training videos"
+    )
     decision = Decision.load(check_file(bank / DECISION, mend))
-    scorer = load_scorer(bank, config, k=plan.k, metric=plan.metric, n_components=plan.n_components, weights=plan.weights, sigma=plan.sigma)
+    scorer = load_scorer(
+        bank,
+        config,
+        k=plan.k,
+        metric=plan.metric,
+        n_components=plan.n_components,
+        weights=plan.weights,
+        sigma=plan.sigma,
+    )
     if decision.made_with != made_with(scorer):
         raise DataError(f"{bank / DECISION}: was made with other banks, weights or smoothing; calibrate again")
     return scorer, decision
@@ -214,20 +299,36 @@ def dataset_events(
 ) -> tuple[pd.DataFrame, Decision]:  # events, and what decided on them
     "The events of a split. Raises as `load_decision` does."
     _, decision = load_decision(plan, config)
-    rates = {} if plan.fps or plan.root is None else {v.name: v.fps for v in read_split(plan.root, "testing")[0] if v.fps}
-    return find_events(frames, responsible_objects(objects, plan.weights, decision.scales), decision, false_alarms_per_hour, rates), decision
+    rates = (
+        {} if plan.fps or plan.root is None else {v.name: v.fps for v in read_split(plan.root, "testing")[0] if v.fps}
+    )
+    return find_events(
+        frames, responsible_objects(objects, plan.weights, decision.scales), decision, false_alarms_per_hour, rates
+    ), decision
 
 
 def dataset_videos(
     plan: VideoPlan,
     split: str = "testing",
-) -> pd.DataFrame:  # video, frames, fps, scored, complete, note; a row for every video, and for every file that was taken for one
+) -> (
+    pd.DataFrame
+):  # video, frames, fps, scored, complete, note; a row for every video, and for every file that was taken for one
     "What was read of a split, and what is to be said about it. Raises as `list_videos` does."
     if plan.root is None:
         return pd.DataFrame(columns=["video", "frames", "fps", "scored", "complete", "note"])
     (videos, skipped), plan = read_split(plan.root, split), located(plan)
     failed = check_extracted(features_of(plan) / split, videos)
-    rows = [(v.name, len(v.frames), v.fps, v.name not in failed, v.complete and v.name not in failed, failed.get(v.name, v.note)) for v in videos]
+    rows = [
+        (
+            v.name,
+            len(v.frames),
+            v.fps,
+            v.name not in failed,
+            v.complete and v.name not in failed,
+            failed.get(v.name, v.note),
+        )
+        for v in videos
+    ]
     rows += [(path.name, 0, None, False, False, why) for path, why in skipped.items()]
     return pd.DataFrame(rows, columns=["video", "frames", "fps", "scored", "complete", "note"])
 
@@ -237,31 +338,45 @@ def mark_incomplete(
     videos: pd.DataFrame,  # of `dataset_videos`
 ) -> pd.DataFrame:  # with one more column, `incomplete`: what a video lacks, or ""
     "A table that says of every row whether its video was whole."
-    notes = {str(v): note for v, note, complete in zip(videos["video"], videos["note"], videos["complete"]) if not complete}
+    notes = {
+        str(v): note for v, note, complete in zip(videos["video"], videos["note"], videos["complete"]) if not complete
+    }
     return table.assign(incomplete=[notes.get(str(v), "") for v in table["video"]])
 
 
 def evaluate_dataset(
     plan: VideoPlan,
     frames: pd.DataFrame,  # of `score_dataset`
-    objects: pd.DataFrame | None = None,  # of `score_dataset`, for RBDC and TBDC where the ground truth has tracks or masks
-) -> tuple[pd.DataFrame, dict] | None:  # a row of metrics for every column of scores, and labels; or None where there is no ground truth
-    "Metrics of every column of scores on the videos that were whole. Raises `DataError` where scores and videos have different frames."
+    # of `score_dataset`, for RBDC and TBDC where the ground truth has tracks or masks
+    objects: pd.DataFrame | None = None,
+) -> (
+    tuple[pd.DataFrame, dict] | None
+):  # a row of metrics for every column of scores, and labels; or None where there is no ground truth
+    """Metrics of every column of scores on the videos that were whole.
+
+    Raises `DataError` where scores and videos have different frames.
+    """
     if plan.root is None or not ground_truths(plan.root):
         return None
     found, _ = read_split(plan.root, "testing")
     videos = [v for v in found if v.complete and v.name in set(frames["video"])]
     if not videos:
-        raise DataError(f"{plan.root}: no test video was read whole and scored; nothing can be compared with its ground truth")
+        raise DataError(
+            f"{plan.root}: no test video was read whole and scored; nothing can be compared with its ground truth"
+        )
     scored = {str(v): tuple(part["frame"]) for v, part in frames.groupby("video")}
     for video in videos:
         if scored[video.name] != video.frames:
-            raise DataError(f"{video.path}: its frames are not those that were scored; extract and score this version of the video")
+            raise DataError(
+                f"{video.path}: its frames are not those that were scored; extract and score this version of the video"
+            )
     labels = frame_labels(plan.root, videos, plan.ground_truth, plan.events)
     table = auc_table(frames[frames["video"].isin(list(labels))].reset_index(drop=True), labels)
     tracked = data_set_tracks(plan.root, videos) if objects is not None else None
     if objects is not None and tracked is not None and len(tracked[0]):
-        table = table.merge(detection_table(tracked[0], objects, videos, plan.weights), on="scores", how="left").assign(tracks_from=tracked[1])
+        table = table.merge(detection_table(tracked[0], objects, videos, plan.weights), on="scores", how="left").assign(
+            tracks_from=tracked[1]
+        )
     return table.assign(left_out=", ".join(v.name for v in found if v not in videos)), labels
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #6cdb2f5d
@@ -270,7 +385,9 @@ def dataset_delays(
     labels: Mapping[str, Any],  # of `evaluate_dataset`
     events: pd.DataFrame,  # of `dataset_events`
     decision: Decision,  # of `dataset_events`
-) -> tuple[pd.DataFrame, int, float]:  # video, start, end, delay of every anomalous stretch; false events; hours of normal film
+) -> tuple[
+    pd.DataFrame, int, float
+]:  # video, start, end, delay of every anomalous stretch; false events; hours of normal film
     "How soon the events of a split were called, and how many were false."
     found = read_split(plan.root, "testing")[0] if plan.root is not None else []
     videos = [replace(v, fps=plan.fps or v.fps) for v in found if v.name in labels]

@@ -22,24 +22,40 @@ class VelocityModel:
 
     def __init__(
         self,
-        n_components: int | str = 5,  # number of Gaussians, or "bic": the best of 1..8 by the Bayesian information criterion
+        # number of Gaussians, or "bic": the best of 1..8 by the Bayesian information criterion
+        n_components: int | str = 5,
         random_state: int = 0,  # seed of the initial components
         reg_covar: float = 1e-6,  # added to the variances, (pixels per frame)²
         starts: int = 5,  # fits from other initial components; the likeliest is kept
     ):
-        self.n_components, self.random_state, self.reg_covar, self.starts = n_components, random_state, reg_covar, starts
+        self.n_components, self.random_state, self.reg_covar, self.starts = (
+            n_components,
+            random_state,
+            reg_covar,
+            starts,
+        )
 
     def fit(
         self,
         velocities: np.ndarray,  # (N, bins) of all training objects
     ) -> "VelocityModel":
-        "Fit the mixture and the bounds of the training scores. Raises `DataError` on bad values or fewer objects than components."
+        """Fit the mixture and the bounds of the training scores.
+
+        Raises `DataError` on bad values or fewer objects than components.
+        """
         x = check_finite("velocities", np.asarray(velocities, np.float64))
-        if x.ndim != 2 or (self.n_components != "bic" and (not isinstance(self.n_components, int) or self.n_components < 1)):
-            raise DataError(f"velocities has shape {x.shape} and n_components={self.n_components!r}; expected (objects, bins) and a count or 'bic'")
+        if x.ndim != 2 or (
+            self.n_components != "bic" and (not isinstance(self.n_components, int) or self.n_components < 1)
+        ):
+            raise DataError(
+                f"velocities has shape {x.shape} and n_components={self.n_components!r}; expected "
+                "(objects, bins) and a count or 'bic'"
+            )
         wanted = 8 if self.n_components == "bic" else int(self.n_components)
         if len(x) < max(2, wanted):
-            raise DataError(f"velocities: {len(x)} objects cannot carry {wanted} components; extract more videos or ask for fewer")
+            raise DataError(
+                f"velocities: {len(x)} objects cannot carry {wanted} components; extract more videos or ask for fewer"
+            )
         x = x[np.lexsort(x.T[::-1])]
         self.mixture_ = self._best(x)
         scores = self.score(x)
@@ -51,7 +67,12 @@ class VelocityModel:
         from sklearn.mixture import GaussianMixture
 
         sizes = range(1, 9) if self.n_components == "bic" else [self.n_components]
-        fits = [GaussianMixture(n, reg_covar=self.reg_covar, random_state=self.random_state, max_iter=300, n_init=self.starts).fit(x) for n in sizes]
+        fits = [
+            GaussianMixture(
+                n, reg_covar=self.reg_covar, random_state=self.random_state, max_iter=300, n_init=self.starts
+            ).fit(x)
+            for n in sizes
+        ]
         return fits[0] if len(fits) == 1 else min(fits, key=lambda m: m.bic(x))
 
     def score(
@@ -97,9 +118,16 @@ def load_velocity_model(path: str | Path) -> VelocityModel:
     mixture.weights_, mixture.means_, mixture.covariances_ = a["weights"], a["means"], a["covariances"]
     try:  # scikit-learn keeps the inverse of each covariance's factor, P with P P' = C^-1
         identity = np.eye(a["means"].shape[1])
-        mixture.precisions_cholesky_ = np.stack([solve_triangular(np.linalg.cholesky(c), identity, lower=True).T for c in a["covariances"]])
+        mixture.precisions_cholesky_ = np.stack(
+            [solve_triangular(np.linalg.cholesky(c), identity, lower=True).T for c in a["covariances"]]
+        )
     except (np.linalg.LinAlgError, ValueError) as e:
         raise DataError(f"{path}: holds no Gaussian mixture ({e}); calibrate again") from None
     model = VelocityModel(n_components=len(a["weights"]))
-    model.mixture_, model.min_vel_, model.max_vel_, model.n_objects_ = mixture, float(a["bounds"][0]), float(a["bounds"][1]), int(a["bounds"][2])
+    model.mixture_, model.min_vel_, model.max_vel_, model.n_objects_ = (
+        mixture,
+        float(a["bounds"][0]),
+        float(a["bounds"][1]),
+        int(a["bounds"][2]),
+    )
     return model

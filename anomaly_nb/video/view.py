@@ -33,9 +33,22 @@ def plan_of_report(
 ) -> VideoPlan:
     "The plan a run of the report followed; drawn clips are drawn if they are not there. Raises as `plan_for` does."
     p = dict(parameters)
-    root = p["root"] or str(make_video_dataset(Path(p["cache"]) / f"clips-{p['seed']}" / "videos", random_state=p["seed"]))
-    plan = plan_for(p["dataset"], None, root, None, {n: p[n] for n in ("backbone", "weights", "image_size")}, p["cache"])
-    return located(replace(plan, k=p["k"], metric=p["metric"], random_state=p["seed"], ground_truth=p["ground_truth"] or None, events=p.get("events") or None))
+    root = p["root"] or str(
+        make_video_dataset(Path(p["cache"]) / f"clips-{p['seed']}" / "videos", random_state=p["seed"])
+    )
+    plan = plan_for(
+        p["dataset"], None, root, None, {n: p[n] for n in ("backbone", "weights", "image_size")}, p["cache"]
+    )
+    return located(
+        replace(
+            plan,
+            k=p["k"],
+            metric=p["metric"],
+            random_state=p["seed"],
+            ground_truth=p["ground_truth"] or None,
+            events=p.get("events") or None,
+        )
+    )
 
 # %% ../../nbs/08_video/12_view.ipynb #c49e17d1
 class VideoView(View):
@@ -47,14 +60,20 @@ class VideoView(View):
         max_image_count: int = 4000,  # training frames at most
     ):
         if plan.root is None:
-            raise DataError(f"dataset {plan.name!r} has no root; the view shows frames, so give the folder of the videos")
+            raise DataError(
+                f"dataset {plan.name!r} has no root; the view shows frames, so give the folder of the videos"
+            )
         extract_dataset(plan)
         self.plan, folder = plan, located(plan).features or plan.cache
         names = tuple(read_index(folder / "training")["modalities"])
         self.train = load_modalities(folder / "training", names, max_image_count, plan.random_state)
         self.test = load_modalities(folder / "testing", names)
         self.videos = {v.name: v for v in list_videos(plan.root, "testing")}
-        self.labels = frame_labels(plan.root, list(self.videos.values()), plan.ground_truth, plan.events) if ground_truths(plan.root) else None
+        self.labels = (
+            frame_labels(plan.root, list(self.videos.values()), plan.ground_truth, plan.events)
+            if ground_truths(plan.root)
+            else None
+        )
         self.objects = lru_cache(maxsize=8)(self._objects)
         self.title = plan.name
         weights = plan.weights or dict.fromkeys(self.test, 1.0)
@@ -84,9 +103,14 @@ class VideoView(View):
         called = frames[column].to_numpy() >= threshold
         rows = [("threshold, 1 = end of the normal range", f"{threshold:.2f}")]
         if self.labels is None:
-            return pd.DataFrame([*rows, ("frames called", f"{called.sum()} of {called.size}")], columns=["figure", "value"])
+            return pd.DataFrame(
+                [*rows, ("frames called", f"{called.sum()} of {called.size}")], columns=["figure", "value"]
+            )
         truth = np.concatenate([self.labels[str(v)] for v in frames["video"].unique()])
-        rows += [("anomalous frames caught", f"{(called & truth).sum()} of {truth.sum()}"), ("normal frames called", f"{(called & ~truth).sum()} of {(~truth).sum()}")]
+        rows += [
+            ("true positives, frames", f"{(called & truth).sum()} of {truth.sum()}"),
+            ("false positives, frames", f"{(called & ~truth).sum()} of {(~truth).sum()}"),
+        ]
         auc = frame_auc(self.labels, {str(v): part[column].to_numpy() for v, part in frames.groupby("video")})
         rows += [("frame AUROC, micro", f"{auc['micro']:.4f}"), ("frame AUROC, macro", f"{auc['macro']:.4f}")]
         return pd.DataFrame(rows, columns=["figure", "value"])
@@ -95,25 +119,53 @@ class VideoView(View):
         "Another video is opened at its highest frame."
         if changed != "video":
             return {}
-        return {"frame": self._frames_of(state["video"], int(state.get("k", 2)), {m: state[f"weight_{m}"] for m in self.test}, state["sigma"])}
+        return {
+            "frame": self._frames_of(
+                state["video"], int(state.get("k", 2)), {m: state[f"weight_{m}"] for m in self.test}, state["sigma"]
+            )
+        }
 
     def describe(self, state: Mapping[str, Any]) -> str:
         "The frame's score in words."
         row = self._scored(state).query("video == @state['video']").iloc[int(state["frame"])]
         called = "called anomalous" if row[state["column"]] >= state["threshold"] else "passed"
-        truth = "" if self.labels is None else ", truly anomalous" if self.labels[state["video"]][int(state["frame"])] else ", truly normal"
-        return f"video {state['video']}, frame {row['frame']}: {state['column']} score {row[state['column']]:.2f}, {called}{truth}."
+        truth = (
+            ""
+            if self.labels is None
+            else ", truly anomalous"
+            if self.labels[state["video"]][int(state["frame"])]
+            else ", truly normal"
+        )
+        return (
+            f"video {state['video']}, frame {row['frame']}: {state['column']} score "
+            f"{row[state['column']]:.2f}, {called}{truth}."
+        )
 
     def draw(self, state: Mapping[str, Any]) -> tuple[Figure, pd.DataFrame]:  # figure, now, report
         "The frame, the object behind its score, and the timeline."
         frames, default, video = self._scored(state), self.state(), self.videos[state["video"]]
-        scores, objects = frames.loc[frames["video"] == video.name, state["column"]].to_numpy(), self.objects(int(state.get("k", 2)))
+        scores, objects = (
+            frames.loc[frames["video"] == video.name, state["column"]].to_numpy(),
+            self.objects(int(state.get("k", 2))),
+        )
         counted = {m: state[f"weight_{m}"] if state["column"] in ("combined", m) else 0.0 for m in self.test}
         here = objects[(objects["video"] == video.name) & (objects["frame"] == video.frames[int(state["frame"])])]
         truth = None if self.labels is None else self.labels[video.name]
-        fig = frame_in_time(video, int(state["frame"]), scores, here, responsible_objects(here, counted), truth, state["threshold"], state["column"], self.describe(state))
+        fig = frame_in_time(
+            video,
+            int(state["frame"]),
+            scores,
+            here,
+            responsible_objects(here, counted),
+            truth,
+            state["threshold"],
+            state["column"],
+            self.describe(state),
+        )
         now = self.table(frames, state["column"], state["threshold"])
-        return fig, now.rename(columns={"value": "now"}).assign(report=self.table(self._scored(default), default["column"], default["threshold"])["value"])
+        return fig, now.rename(columns={"value": "now"}).assign(
+            report=self.table(self._scored(default), default["column"], default["threshold"])["value"]
+        )
 
     def _objects(self, k: int) -> pd.DataFrame:
         "Calibrated scores of every test object."

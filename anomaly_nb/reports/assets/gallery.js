@@ -212,7 +212,7 @@ function head() {
       about && about.fractional && el("span", { class: "scale", "aria-hidden": "true" }, el("span", {}, number(about.from, true, 2)), el("span", {}, number(about.to, true, 2))));
   });
   const hidden = (text, kind) => el("th", { scope: "col", role: "columnheader", class: kind }, el("span", { class: "aside" }, text));
-  return el("tr", { role: "row" }, hidden("Compare", "pick"), hidden("Picture", "shot"), ...cells);
+  return el("tr", { role: "row" }, hidden("Compare", "pick"), hidden("Image", "shot"), ...cells);
 }
 
 const body = el("tbody", { role: "rowgroup" });
@@ -388,7 +388,7 @@ function measures(chosen) {
     return el("tr", { class: `metric ${chosen.length > 1 && new Set(found.map((f) => f.value)).size === 1 ? "same" : "differ"}` },
       el("th", { scope: "row" }, n), ...cells, ...found.slice(1).map((f) => el("td", { class: "number gap" }, gap(found[0], f, fractional))));
   });
-  const note = chosen.length > 1 && el("p", { class: "soft" }, "Intervals are each run's own, 95 % in the library's reports. “Apart” means they do not overlap; runs on the same pictures can differ surely even where they do. Marks lie on the range of all runs.");
+  const note = chosen.length > 1 && el("p", { class: "soft" }, "Intervals are each run's own, 95 % in the library's reports. “Apart” means they do not overlap; runs on the same images can differ surely even where they do. Marks lie on the range of all runs.");
   return el("div", {}, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Metrics" }, el("table", { class: "facing gapped" }, headRow(chosen, ...gaps), el("tbody", {}, ...lines))), note);
 }
 
@@ -402,7 +402,7 @@ function gap(a, b, fractional) {
 function figures(chosen, labels) {
   const names = [...new Set(chosen.flatMap((run) => run.figures.map((f) => f.name)))];
   const holders = (n) => chosen.filter((run) => run.figures.some((f) => f.name === n)).length;
-  const alike = (n) => n.startsWith("same"); // the same pictures in every run
+  const alike = (n) => n.startsWith("same"); // the same images in every run
   names.sort((a, b) => holders(b) - holders(a) || alike(b) - alike(a));
   if (!names.length) return [el("p", { class: "soft" }, "No figures.")];
   return names.map((n) => el("section", { class: "figures", "aria-label": `Figure ${n}` }, el("h3", {}, spaced(n)), el("div", { class: "sides" }, ...chosen.map((run, i) => {
