@@ -324,7 +324,8 @@ class Shortlist:
         "The k nearest rows of each query, ordered by distance, then row."
         import torch
 
-        device, n, found = self.bank.device, len(queries), []
+        device, n = self.bank.device, len(queries)
+        found: list[Any] = []  # query and row numbers
         x, hide = (
             torch.from_numpy(queries).to(device),
             None if skip is None else torch.from_numpy(np.asarray(skip, np.int64)).to(device),
@@ -347,7 +348,8 @@ class Shortlist:
                     if many
                     else self._near(x, asked, query + i, group, reach, cut, hide)
                 )
-        return ranked(queries, self.rows, *(torch.cat(part).cpu().numpy() for part in zip(*found)), k)
+        who, row = (torch.cat(part).cpu().numpy() for part in zip(*found))
+        return ranked(queries, self.rows, who, row, k)
 
 # %% ../../nbs/04_banks/05_neighbours.ipynb #0c368ff2
 def ranked(

@@ -153,7 +153,7 @@ class WordBank(Bank):
             for side, b in self._blocks(x)[:-1]
         ]
         with np.errstate(divide="ignore"):
-            return (len(maps) + 1) / sum(1 / m for m in (whole, *maps))
+            return np.asarray((len(maps) + 1) / sum(1 / m for m in (whole, *maps)))
 
     def association_maps(
         self,

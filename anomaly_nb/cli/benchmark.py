@@ -7,7 +7,7 @@ __all__ = ['benchmark']
 
 # %% ../../nbs/11_cli/11_benchmark.ipynb #edb9dd0f
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -95,6 +95,7 @@ def benchmark(
     typer.echo(str(done))
     table = benchmark_table(done.records)
     bad = table[table["status"] != "ok"]
+    row: Any
     for row in bad.head(20).itertuples():
         typer.echo(
             f"  no number for {row.method} on {row.data}, {'all' if row.shots == -1 else row.shots} images, seed "

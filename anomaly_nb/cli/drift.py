@@ -7,7 +7,7 @@ __all__ = ['app', 'run', 'tag', 'history', 'trend', 'promote', 'extend', 'worker
 
 # %% ../../nbs/11_cli/06_drift.ipynb #aef25046
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -146,9 +146,10 @@ def tag(
     except MissingFileError:
         if not settings.calibrate_heads:
             raise
-    names = label or (list(calibration["labels"]) if calibration else [None])
-    for name in names if calibration else []:  # all are known before any is decided
-        label_of(calibration, name)
+    names: list[Any] = label or (list(calibration["labels"]) if calibration else [None])
+    if calibration:  # all are known before any is decided
+        for name in names:
+            label_of(calibration, name)
     parts, kept = [], ""
     for name in names:
         table, known = scores_of(scores, name)

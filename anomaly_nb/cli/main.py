@@ -13,7 +13,7 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -179,9 +179,10 @@ def in_command(command: str, message: str) -> str:
     """A message's advice, `name=value` as in Python, as the running command takes it: `--name value`, or `-p
     name=value` of a report.
     """
+    group: Any = typer.main.get_command(app)
     known = (
-        {p.name: p for p in typer.main.get_command(app).commands[command].params}
-        if command in typer.main.get_command(app).commands
+        {p.name: p for p in group.commands[command].params}
+        if command in group.commands
         else {}
     )  # type: ignore[attr-defined]
 

@@ -654,7 +654,7 @@ def resize_image(
     if height * width > AT_ONCE:
         made = np.empty((height, size[1], 3), np.uint8)
         for rows in bands(height, width):
-            made[rows] = Image.fromarray(image[rows]).resize((size[1], rows.stop - rows.start), how)
+            made[rows] = np.asarray(Image.fromarray(image[rows]).resize((size[1], rows.stop - rows.start), how))
         image = made
     return np.asarray(Image.fromarray(image).resize(size[::-1], how))
 

@@ -124,6 +124,8 @@ def as_open_clip(
         for k in ("logit_scale", "logit_bias")
         if k in state and getattr(net, k, None) is not None
     }
+    # half floats cannot be interpolated on a CPU
+    state |= {k: v.float() for k, v in state.items() if k.endswith("positional_embedding")}
     factory.resize_pos_embed(state, net)
     factory.resize_text_pos_embed(state, net)
     return state

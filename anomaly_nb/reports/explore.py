@@ -255,6 +255,6 @@ def explore(
             }
             told = ", ".join(f"{k}={v}" for k, v in changed.items()) or "default parameters"
             sources[f"{run.record['started'].replace('T', ' ')[:16]}  {told[:90]}  [{run.folder.name[-6:]}]"] = (
-                lambda run=run: open_view(run)
-            )  # type: ignore[misc]
+                lambda run=run: open_view(run)  # type: ignore[misc]
+            )
     return Explorer(sources or {f"{what}, not run yet": lambda: open_view(what, **parameters)})

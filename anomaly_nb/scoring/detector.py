@@ -38,6 +38,9 @@ from .thresholds import Threshold, labelled_threshold
 class Detector(BaseEstimator):
     "From images to scores, decisions and explanations."
 
+    version_: int  # of the fit; `update` counts on
+    choice_: dict[str, Any]  # how the recipe was chosen
+
     def __init__(
         self,
         recipe: str = "knn",  # a key of `RECIPES`, or "fusion:knn+placed"; what is given below takes its parts' place

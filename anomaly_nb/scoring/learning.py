@@ -129,7 +129,7 @@ def held_out_cells(
         keep, out = fold[learned.image] != f, np.flatnonzero(fold == f)
         others = clone(bank).fit(x[:, keep], (1, int(keep.sum())))
         if len(learned.x) == learned.total:
-            yield from ((int(i), own_scores(others, x, learned, int(i), cells[i])) for i in out)
+            yield from ((int(i), own_scores(others, x, learned, int(i), cells[int(i)])) for i in out)
         else:
             yield from zip(map(int, out), read_again(out, others))
 

@@ -128,7 +128,7 @@ def overlay(
             "map with sizes=image.shape[:2]"
         )
     mixed = np.empty(image.shape, np.uint8)
-    for rows in bands(*heatmap.shape, 1 << 18):
+    for rows in bands(heatmap.shape[0], heatmap.shape[1], 1 << 18):
         level = np.clip((heatmap[rows] - value_range[0]) / (value_range[1] - value_range[0]), 0, 1)[..., None]
         colour = mpl.colormaps[HEATMAP](level[..., 0])[..., :3] * 255
         grey = np.repeat(image[rows].mean(axis=2, keepdims=True), 3, axis=2)

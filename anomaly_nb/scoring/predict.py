@@ -176,7 +176,8 @@ def predict_files(
     """
     threshold, network = detector.decision_threshold(), detector.network()
     check_single(detector)
-    highest, rest = patch_limit(detector.held_out_patches_) if limit is None else limit, iter(map(str, paths))
+    highest = patch_limit(detector.held_out_patches_) if limit is None else limit
+    rest: Iterator[str] = iter(map(str, paths))
     workers = 1 if detector.by_parts else backbone_threads(network)
     if workers > 1:
         first = list(islice(rest, 2))

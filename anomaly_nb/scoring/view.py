@@ -345,7 +345,7 @@ class ImageView(View):
         )
         for ax, panel, title in zip(fig.subplots(1, 4), (small, *others), titles):
             ax.imshow(panel)
-            if panel is small and outlined:
+            if panel is small and outlined and mask is not None:
                 ax.contour(spread(mask, small.shape[:2]), levels=[0.5], colors=[ANOMALOUS], linewidths=0.8)
             ax.set_title(title, fontsize=9)
             ax.axis("off")

@@ -92,7 +92,7 @@ class GridScores:
             return {}
         sizes = [image_info(p).size for p in self.meta["image_path"]]
         return pixel_metrics(
-            read_masks(self.meta, sizes), heatmaps(self.patches(k)[0], self.test.patch_hw, sizes, sigma)
+            read_masks(self.meta, sizes), list(heatmaps(self.patches(k)[0], self.test.patch_hw, sizes, sigma))
         )
 
 # %% ../../nbs/06_scoring/24_view_scores.ipynb #63c54fbf

@@ -36,6 +36,7 @@ def word_contributions(
         raise DataError(f"recipe={detector.recipe!r} compares with no words; use winclip or clip_text")
     f, bank = detector.features([str(path)]), detector.bank_
     x = detector.preparation_.transform(f.patches)
+    assert f.cls is not None
     terms = bank.contributions(x[0], f.cls[0])
     at = place if place >= 0 else int(terms.sum(axis=0).argmax())
     beyond = terms - terms.mean(axis=1, keepdims=True)

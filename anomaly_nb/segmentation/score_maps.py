@@ -100,11 +100,11 @@ def _readers(maps: Any, keys: Sequence[str], scale: tuple[float, float] | None) 
             "keys); join maps and masks by key"
         )
     return [
-        lambda k=k: check_finite(
+        lambda k=k: check_finite(  # type: ignore[misc]
             f"maps[{k!r}]", np.asarray(named[k], np.float64 if np.asarray(named[k]).dtype.kind != "f" else None)
         )
         for k in keys
-    ]  # type: ignore[misc]
+    ]
 
 
 def _scale(readers: Sequence[Callable[[], np.ndarray]]) -> tuple[float, float]:
