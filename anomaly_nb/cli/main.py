@@ -62,10 +62,10 @@ def show_version(
 ) -> None:
     "Print version, Python and place, and end."
     if wanted:
-        from anomaly_nb import __version__
+        import anomaly_nb
 
-        place = Path(__file__).resolve().parents[1]
-        typer.echo(f"anomaly-nb {__version__}, Python {platform.python_version()}, {place}")
+        place = Path(anomaly_nb.__path__[0]).resolve()
+        typer.echo(f"anomaly-nb {anomaly_nb.__version__}, Python {platform.python_version()}, {place}")
         raise typer.Exit()
 
 

@@ -83,14 +83,15 @@ def cpu_threads() -> int:
 
 def _alone() -> None:
     "One thread of torch and FAISS for the thread that calls it."
+    one = 1
     if "torch" in sys.modules:
         import torch
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(one)
     if _installed("faiss"):
         import faiss
 
-        faiss.omp_set_num_threads(1)
+        faiss.omp_set_num_threads(one)
 
 
 @contextmanager
