@@ -1,19 +1,12 @@
 """Banks against their plain forms: greedy selection by the loop, neighbours by a flat FAISS index, leave-one-out by refitting."""
 
-import os
 from functools import partial
-from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 
 from anomaly_nb.banks import KNNBank, MahalanobisBank, greedy_coreset
-from anomaly_nb.banks import neighbours as near
 from anomaly_nb.banks.neighbours import exact_distances, nearest, unit_rows
 from bench.metrics import row, timed
-
-DATA = Path(os.environ.get("ANOMALY_NB_DATA") or "nowhere")
-TILES = DATA / "images/magnetic_tile"
 
 
 def patchlike(n: int, d: int, inner: int = 20, seed: int = 0) -> np.ndarray:
@@ -48,59 +41,34 @@ def coreset(name: str, x: np.ndarray, n: int) -> dict:
     return row(f"greedy_coreset, {name}", ours, theirs, f"{n} of {len(x)} x {x.shape[1]}", f"{common:.2%} of the picks in common, cover radius {cover[0]:.5f} and {cover[1]:.5f}")
 
 
-def by_turns(ways: list, repeat: int):
-    "Median seconds of each way, called in turn so that all meet the same load, and the last result of each."
-    seconds, results = [[] for _ in ways], [None] * len(ways)
+def by_turns(ours, theirs, repeat: int):
+    "Median seconds of two ways, called in turn so that both meet the same load, and the last result of each."
+    seconds, results = ([], []), [None, None]
     for _ in range(repeat):
-        for i, function in enumerate(ways):
+        for i, function in enumerate((ours, theirs)):
             once, results[i] = timed(function)
             seconds[i].append(once)
-    return [float(np.median(s)) for s in seconds], results
+    return *map(np.median, seconds), *results
 
 
-def without_bf16(function):
-    "A call as on a processor that has no bf16 instructions (its other instructions stay)."
-    with patch.object(near, "fast_bf16", lambda device: False):
-        return function()
-
-
-def neighbours(name: str, queries: np.ndarray, bank: np.ndarray, repeat: int = 3) -> list[dict]:
-    "The nearest row of every query, exactly: as this machine does it, and with bf16 switched off."
+def neighbours(name: str, queries: np.ndarray, bank: np.ndarray, repeat: int = 3) -> dict:
+    "The nearest row of every query, exactly."
     import faiss
     import torch
 
-    threads = torch.get_num_threads()
-    faiss.omp_set_num_threads(threads)
+    faiss.omp_set_num_threads(torch.get_num_threads())
 
     def flat():
         index = faiss.IndexFlatL2(bank.shape[1])
         index.add(bank)
         return index.search(queries, 1)
 
-    ours = partial(nearest, queries, bank)
-    fast = near.fast_bf16(torch.device("cpu"))
-    nearest(queries[:256], bank, method="bf16" if fast else "float32")  # loads kernels
-    ways = [flat, partial(without_bf16, ours)] + [ours] * fast
-    (theirs, *seconds), ((_, found), *results) = by_turns(ways, repeat)
+    nearest(queries[:2048], bank, method="shortlist")  # loads kernels
+    ours, theirs, (distance, _), (_, found) = by_turns(lambda: nearest(queries, bank), flat, repeat)
     expected = exact_distances(queries, bank, found)
-    for distance, rows in results:
-        assert np.allclose(distance, expected, rtol=1e-5, atol=1e-7) and (distance <= expected * (1 + 1e-6)).all(), "the same distances, or nearer"
-        assert np.array_equal(distance, results[0][0]) and np.array_equal(rows, results[0][1]), "the same bits, with and without bf16"
-    work, note = f"{len(queries)} queries, {len(bank)} x {bank.shape[1]}", f"equal distances; medians of {repeat} turns, {threads} threads each"
-    return [row(f"nearest / IndexFlat, {name}, {kind} bf16", s, theirs, work, note) | {"flop": 2 * len(queries) * bank.size} for kind, s in zip(("without", "with"), seconds)]
-
-
-def tile_patches(normal: int, asked: int) -> tuple[np.ndarray, np.ndarray]:
-    "Unit vectors of images to look up, every other one with a defect, and of normal images: real patches in 128 dimensions."
-    from anomaly_nb.data import index_magnetic_tile, read_image
-    from anomaly_nb.features import create_backbone
-
-    index = index_magnetic_tile(TILES)
-    test = index[index.split == "test"]
-    files = [*test[test.label == 1].image_path[:: 392 // asked][: asked // 2], *test[test.label == 0].image_path[: asked // 2], *index[index.split == "train"].image_path[:normal]]
-    net = create_backbone("timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5", DATA / "weights/mobilenetv2_100_imagenet.safetensors", 256)
-    x = np.concatenate([net.patches(net.transform(read_image(f))[None])[0] for f in files])
-    return tuple(unit_rows(part.reshape(-1, x.shape[2])) for part in (x[: asked // 2 * 2], x[asked // 2 * 2 :]))
+    assert np.allclose(distance, expected, rtol=1e-5, atol=1e-7) and (distance <= expected * (1 + 1e-6)).all(), "the same distances, or nearer"
+    note = f"equal distances; medians of {repeat} turns, {torch.get_num_threads()} threads each"
+    return row(f"nearest / IndexFlat, {name}", ours, theirs, f"{len(queries)} queries, {len(bank)} x {bank.shape[1]}", note) | {"flop": 2 * len(queries) * bank.size}
 
 
 def leave_one_out(n: int, p: int, d: int) -> list[dict]:
@@ -128,11 +96,9 @@ def run(small: bool) -> list[dict]:
     rng = np.random.default_rng(0)
     n, d = (6000, 128) if small else (40_000, 384)
     rows = [coreset("patch-like", patchlike(n, d), n // 10), coreset("isotropic", rng.normal(size=(n, d)).astype(np.float32), n // 10)]
-    n, m = (2000, 10_000) if small else (6000, 40_000)
-    rows += neighbours("patch-like", patchlike(n, 768, seed=1), patchlike(m, 768))
-    rows += neighbours("uniform noise", *(rng.random((k, 768), dtype=np.float32) for k in (n, m)))
-    rows += neighbours("uniform noise, small", *(rng.random((k, 64), dtype=np.float32) for k in (2000, 8000)), repeat=15)
-    if TILES.is_dir():
-        patches = tile_patches(40 if small else 300, 8 if small else 60)
-        rows += neighbours("MobileNetV2 patches of magnetic tile", *patches)
+    n, m = (2000, 20_000) if small else (20_000, 80_000)
+    rows.append(neighbours("patch-like", patchlike(n, 384, seed=1), patchlike(m, 384)))
+    rows.append(neighbours("isotropic", *(rng.normal(size=(k, 384)).astype(np.float32) for k in (n, m))))
+    rows.append(neighbours("medium", patchlike(n // 5, 384, seed=1), patchlike(m // 4, 384), 5))
+    rows.append(neighbours("small", patchlike(n // 10, 64, seed=1), patchlike(m // 10, 64), 15))
     return rows + (leave_one_out(20, 64, 128) if small else leave_one_out(150, 256, 384))

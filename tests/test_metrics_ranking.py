@@ -220,7 +220,7 @@ def test_refused_uses(tmp_path):
         h.merge(ScoreHistogram().update([0, 1], [0.0, 1.0], image="a"))
     with pytest.raises(DataError, match="must be equal"):
         h.merge(ScoreHistogram("linear16", (0, 1)))
-    with pytest.raises(DataError, match="no further reading"):
+    with pytest.raises(DataError, match="no further pass"):
         h.refine()
     with pytest.raises(DataError, match="keeps no counts per image"):
         ScoreHistogram("float32").update([0, 1], [0.0, 1.0], image="a")

@@ -40,9 +40,9 @@ SMALL |= {
     "benchmark": [{"results": "results.csv"}, {"results": "results.csv", "metric": "aupro", "references": "published.csv"}],
 }
 DRAWN = {"benchmark_run": 0, "few_shot": 1}  # images on the page; 2 of all others
-RESULTS = """data,method,shots,seed,status,error,image_auroc,aupro
-""" + "".join(f"{d},{m},{s},0,ok,,{0.8 + 0.02 * i + 0.01 * j},{0.5 + 0.03 * i}\n" for j, d in enumerate("abcdef") for i, m in enumerate(("knn", "padim", "spade")) for s in (2, -1))
-PUBLISHED = "method,data,metric,value,source\nknn,a,image_auroc,0.9,a paper\n"
+RESULTS = """data,method,recipe,backbone,shots,seed,status,error,image_auroc,aupro
+""" + "".join(f"{d},{m},{m},filters,{s},0,ok,,{0.8 + 0.02 * i + 0.01 * j},{0.5 + 0.03 * i}\n" for j, d in enumerate("abcdef") for i, m in enumerate(("knn", "padim", "spade")) for s in (2, -1))
+PUBLISHED = "method,backbone,data,metric,value,source\nknn,resnet,a,aupro,0.9,a paper\n"
 
 
 @pytest.fixture(scope="module")

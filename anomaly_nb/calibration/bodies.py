@@ -114,7 +114,9 @@ class TagRequest(BaseModel):
 
     model: str = NAME
     head: str = NAME
-    label: str | None = Field(None, max_length=200, description="of a head with several labels; None: its only one")
+    label: str | None = Field(
+        None, pattern=f"^{WORD}$", max_length=100, description="of a head with several labels; None: its only one"
+    )
     items: list[Scored] = Field(min_length=1, max_length=10_000)
 
 
