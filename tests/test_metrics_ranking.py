@@ -143,7 +143,7 @@ def test_bounds_hold_for_crowded_bins(pairs, step):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.floats(-(2.0**100), 2.0**100, width=32)), min_size=2, max_size=60))
-def test_two_readings_are_exact(pairs):
+def test_two_passes_are_exact(pairs):
     truth, score = np.array([t for t, _ in pairs]), np.array([s for _, s in pairs], np.float32)
     if truth.all() or not truth.any():
         return
@@ -225,7 +225,7 @@ def test_refused_uses(tmp_path):
     with pytest.raises(DataError, match="keeps no counts per image"):
         ScoreHistogram("float32").update([0, 1], [0.0, 1.0], image="a")
     one, two = (ScoreHistogram("float32").update([0, 1], [0.0, v]).refine() for v in (1.0, 2.0))
-    with pytest.raises(DataError, match="same first reading"):
+    with pytest.raises(DataError, match="same first pass"):
         one.merge(two)
     path = h.save(tmp_path / "h.npz")
     arrays = dict(np.load(path))
