@@ -74,6 +74,8 @@ def conforms(app, document, mode, headers, examples, excluded=()):
         tried += 1
         response = case.call(headers=headers)
         assert response.status_code < 500, (case, response.text)
+        if response.status_code == 404 and response.text == '{"detail":"Not Found"}':
+            return  # a name with a slash in it makes another path, which no route has
         case.validate_response(response, headers=headers, excluded_checks=[negative_data_rejection, *excluded])  # it counts the key that is sent here as missing
 
     for operation in (o.ok() for o in schema.get_all_operations()):
