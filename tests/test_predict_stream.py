@@ -48,10 +48,9 @@ def test_side_by_side_gives_the_bits_of_one_thread(line, two_threads, backbone, 
     many = rows(predict_files(detector, files, size=3))
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
-    assert many == rows(predict_files(detector, files, size=3)) and [r[0] for r in many] == [repr(f) for f in files]
+    assert many == rows(predict_files(detector, files)) and [r[0] for r in many] == [repr(f) for f in files]
     torch.set_num_threads(2)
-    if backbone == "filters":  # a network's products may round otherwise in a batch of another size, as on AVX2 they do
-        assert rows(predict_files(detector, files)) == many and rows(predict_files(detector, files[:1])) == many[:1]
+    assert rows(predict_files(detector, files[:1])) == many[:1]
 
 
 def test_an_endless_stream_is_read_a_few_images_ahead(line, two_threads):

@@ -204,7 +204,7 @@ def recorded_name(
 class TimmBackbone(Backbone):
     "A timm network, chosen layers fused to the coarsest of their grids."
 
-    cpu_batch = 4  # images that pass a CPU's caches together; larger batches were slower
+    cpu_batch = 1  # images that pass a CPU together: with more, some CPUs round an image's features by its neighbours
 
     def __init__(self, spec: BackboneSpec, model: Any, device: Any, loaded: LoadedWeights | None = None):
         import torch

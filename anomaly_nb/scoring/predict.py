@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +179,7 @@ def predict_files(
     highest = patch_limit(detector.held_out_patches_) if limit is None else limit
     rest: Iterator[str] = iter(map(str, paths))
     workers = 1 if detector.by_parts else backbone_threads(network)
-    if workers > 1:
-        first = list(islice(rest, 2))
-        workers, rest = workers if len(first) > 1 else 1, chain(first, rest)  # one image alone is shared by all threads
+    # an image alone takes one thread as well: shared by several, its last bits would be others
     network = with_engine(network, engine, 1 if workers > 1 else cpu_threads())
     read = partial(_read, detector, network)
 
