@@ -82,14 +82,14 @@ class JsonCaptions:
 
     def caption(self, frames: Frames) -> dict[str, Caption]:
         "The captions of `frames`. Raises `DataError` for frames the file does not know."
-        known = read_captions(self.path)
-        without = [k for k in frames.keys if k not in known]
+        captions = read_captions(self.path)
+        without = [k for k in frames.keys if k not in captions]
         if without:
             raise DataError(
                 f"{self.path}: {len(without)} of {len(frames)} frames have no caption, the first is {without[0]!r}; "
                 "caption them or use --lambda_atoms 0"
             )
-        return {k: known[k] for k in frames.keys}
+        return {k: captions[k] for k in frames.keys}
 
 # %% ../../nbs/09_atoms/03_captions.ipynb #ffdfed5d
 class MockCaptions:
@@ -210,12 +210,12 @@ def caption_membership(
 ) -> tuple[np.ndarray, list[str]]:  # (T, C) float32 of 0 and 1; atoms the ontology does not know
     "Which atoms each caption names, by name or by their words. Raises `DataError` when no caption names any."
     names = list(ontology.atoms)
-    known = {" ".join(w.lower().split()): i for i, n in enumerate(names) for w in [*ontology.atoms[n].words, n]}
+    atom_index = {" ".join(w.lower().split()): i for i, n in enumerate(names) for w in [*ontology.atoms[n].words, n]}
     member = np.zeros((len(keys), len(names)), dtype=np.float32)
     unknown: dict[str, None] = {}
     for t, key in enumerate(keys):
         for atom in captions[key].atoms:
-            i = known.get(" ".join(atom.lower().split()))
+            i = atom_index.get(" ".join(atom.lower().split()))
             if i is None:
                 unknown.setdefault(atom, None)
             else:

@@ -61,12 +61,12 @@ def held_out_scores(
         raise DataError(f"methods: {unknown[0]!r} is unknown; use some of {', '.join(METHODS)}")
     clips = video_ranges(data.video)[0]
     shapes = (len(data.video), len(data.events)), (len(clips), len(data.events))
-    found = {m: (np.full(shapes[0], np.nan), np.full(shapes[1], np.nan)) for m in methods}
+    scores = {m: (np.full(shapes[0], np.nan), np.full(shapes[1], np.nan)) for m in methods}
     left_out: dict[str, str] = {}
     for turn in progress(range(turns), "kept out", unit="part"):
         out = names[turn::turns]
-        rest, held = select_videos(data, [n for n in names if n not in out]), select_videos(data, out)
-        rows, own = np.isin(video_of(data.video), out), np.isin(video_of(clips), out)
+        rest, held_out = select_videos(data, [n for n in names if n not in out]), select_videos(data, out)
+        rows, clip_rows = np.isin(video_of(data.video), out), np.isin(video_of(clips), out)
         for method in (m for m in methods if m not in left_out):
             try:
                 model = _fitted(method, rest, random_state, fitting)
@@ -75,12 +75,12 @@ def held_out_scores(
                     left_out[method] = f"without {', '.join(out)}: {e}"
                     continue
                 raise DataError(f"without {', '.join(out)}: {e}") from None
-            found[method][0][rows], found[method][1][own] = (
-                model.score_frames(held.pbar),
-                model.score_videos(held.pbar, held.video),
+            scores[method][0][rows], scores[method][1][clip_rows] = (
+                model.score_frames(held_out.pbar),
+                model.score_videos(held_out.pbar, held_out.video),
             )
-    kept = [m for m in methods if m not in left_out]
-    return HeldOut({m: found[m][0] for m in kept}, {m: found[m][1] for m in kept}, left_out)
+    valid_methods = [m for m in methods if m not in left_out]
+    return HeldOut({m: scores[m][0] for m in valid_methods}, {m: scores[m][1] for m in valid_methods}, left_out)
 
 
 def _fitted(method: str, data: TrainingSet, random_state: int, fitting: dict[str, Any]) -> Any:
@@ -149,8 +149,8 @@ def _intervals(
         return roc_auc(y[at], scores[at])
 
     around = bootstrap_interval(lambda g: auroc(g, s), parts, n=n, random_state=random_state)
-    found = {"auroc": around.value, "low": around.low, "high": around.high}
+    metrics = {"auroc": around.value, "low": around.low, "high": around.high}
     if other is not None:
         more = bootstrap_interval(lambda g: auroc(g, s) - auroc(g, other), parts, n=n, random_state=random_state)
-        found |= {"difference": more.value, "difference_low": more.low, "difference_high": more.high}
-    return found
+        metrics |= {"difference": more.value, "difference_low": more.low, "difference_high": more.high}
+    return metrics

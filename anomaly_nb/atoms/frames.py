@@ -130,8 +130,8 @@ class FrameLabels:
     ) -> np.ndarray:  # (T,) int
         "Labels in the order of `frames`. Raises `DataError` for frames without labels or labels without frames."
         without = [k for k in frames.keys if k not in self.label]
-        known = set(frames.keys)
-        extra = [k for k in self.label if k not in known]
+        keys = set(frames.keys)
+        extra = [k for k in self.label if k not in keys]
         if without:
             raise DataError(
                 f"{len(without)} of {len(frames)} frames have no label, the first is {without[0]!r}; add "
@@ -186,10 +186,10 @@ def cut_clips(
     if length < 1:
         raise DataError(f"clip length is {length}; it must be at least 1 frame")
     ids, out = np.asarray(video), []
-    seen: dict[str, int] = {}
+    positions: dict[str, int] = {}
     total = dict(zip(*np.unique(ids, return_counts=True)))
     for v in ids:
-        i = seen[v] = seen.get(v, -1) + 1
+        i = positions[v] = positions.get(v, -1) + 1
         out.append(f"{v}#{min(i // length, max(total[v] // length, 1) - 1)}")
     return np.array(out)
 

@@ -85,26 +85,26 @@ def measure_presence(
         named, unknown = caption_membership(captions, frames.keys, ontology)
         member = torch.from_numpy(named)
         notes["captions_unknown_atoms"] = unknown[:20]
-    seen = torch.zeros(shape)
+    presences = torch.zeros(shape)
     if seen_weight > 1e-12 or lambda_resemble > 0:
         clip = load_clip(model, pretrained, device)
         notes["clip"] = {"model": model if ":" not in model else model.split(":")[0], "sha256": clip.sha256}
         text = text_embeddings(clip, ontology)
         if seen_weight > 1e-12:
-            seen = presence_scores(image_embeddings(clip, frames.paths, frames.video, cache), text)
+            presences = presence_scores(image_embeddings(clip, frames.paths, frames.video, cache), text)
         if lambda_resemble > 0 and captions is not None:
             alike = caption_resemblance(captions, frames.keys, clip, text)
-    calibration, scaled = None, seen
+    calibration, scaled = None, presences
     if calibrate is not None and seen_weight > 1e-12:
         calibration = (
             calibrate
             if isinstance(calibrate, PresenceCalibration)
-            else PresenceCalibration(calibrate).fit(seen[torch.from_numpy(normal)])
+            else PresenceCalibration(calibrate).fit(presences[torch.from_numpy(normal)])
         )
-        scaled = calibration.apply(seen)
+        scaled = calibration.apply(presences)
         notes["calibration"] = calibration.method
     used = mix_captions(scaled, member, alike, lambda_atoms, lambda_resemble) if captions is not None else scaled
-    return Measured(seen if seen_weight > 1e-12 else used, used, calibration, notes)
+    return Measured(presences if seen_weight > 1e-12 else used, used, calibration, notes)
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #8d95b87f
 def _event_table(labels: FrameLabels, frames: Frames, ontology: Ontology) -> pd.DataFrame | None:
@@ -132,8 +132,8 @@ def _note_run(manifest: Path, run_dir: str, labels_csv: str) -> None:
     with locked(manifest):
         rows = {run_dir: labels_csv}
         if manifest.exists():
-            known = read_table(manifest, ["run_dir", "labels_csv"])
-            rows = dict(zip(known["run_dir"], known["labels_csv"])) | rows
+            table = read_table(manifest, ["run_dir", "labels_csv"])
+            rows = dict(zip(table["run_dir"], table["labels_csv"])) | rows
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerows([["run_dir", "labels_csv"], *rows.items()])
@@ -177,24 +177,24 @@ def run_pipeline(
         captions = JsonCaptions(qwen_json).caption(frames) if qwen_json is not None else None
     if calibration_from is not None:
         measuring["calibrate"] = load_calibration(calibration_from)
-    seen = measure_presence(frames, onto, y == 0, captions, **measuring)
-    d = divergence(seen.used, frames.video)
+    result = measure_presence(frames, onto, y == 0, captions, **measuring)
+    d = divergence(result.used, frames.video)
     if delta_quantile is not None:
         delta = fit_delta(d, delta_quantile, frames.video)
-    b = video_boundaries(seen.used, frames.video, kappa, delta)
-    pbar, target = segment_presence(seen.used, b, window), torch.from_numpy(y)
+    b = video_boundaries(result.used, frames.video, kappa, delta)
+    pbar, target = segment_presence(result.used, b, window), torch.from_numpy(y)
     for name, value in {
-        "presence": seen.raw,
+        "presence": result.raw,
         "boundary": b,
         "seg_presence": pbar,
         "labels": target,
         "trainpack": {"pbar": pbar, "labels": target},
     }.items():
         save_tensors(out / f"{name}.pt", value)
-    if seen.used is not seen.raw:
-        save_tensors(out / "presence_used.pt", seen.used)
-    if seen.calibration is not None:
-        save_tensors(out / "calibration.pt", {"method": seen.calibration.method, "table": seen.calibration.table_})
+    if result.used is not result.raw:
+        save_tensors(out / "presence_used.pt", result.used)
+    if result.calibration is not None:
+        save_tensors(out / "calibration.pt", {"method": result.calibration.method, "table": result.calibration.table_})
     write_text(
         out / "frames.csv",
         "\n".join(["frame,video,label", *(f"{k},{v},{n}" for k, v, n in zip(frames.keys, frames.video, y))]) + "\n",
@@ -205,7 +205,7 @@ def run_pipeline(
         listed = f"{out.name}/events.csv"
     elif events_csv is not None:
         listed = str(Path(events_csv).resolve())
-    about = {
+    record = {
         "frames": len(frames),
         "videos": len(set(frames.video)),
         "atoms": list(onto.atoms),
@@ -218,13 +218,13 @@ def run_pipeline(
         "labelled": labels is not None,
         "boundaries": float((b > 0.5).float().mean()),
         "labels_sha256": None if labels_csv is None or Path(labels_csv).is_dir() else sha256_file(labels_csv),
-        **seen.notes,
+        **result.notes,
         "provenance": provenance(),
     }
-    write_json(out / "run.json", about)
+    write_json(out / "run.json", record)
     if labels is not None or listed:
         _note_run(out.parent / "manifest.csv", out.name, listed)
-    return about
+    return record
 
 
 def load_calibration(path: str | Path) -> PresenceCalibration:
@@ -259,17 +259,17 @@ def load_run(run_dir: str | Path) -> Run:
     Raises `MissingFileError`, `UnsafeFileError`, or `DataError` when its files do not belong together.
     """
     folder = check_folder(run_dir, "run `anomaly-nb atoms run` first")
-    about, table = (
+    record, table = (
         read_json(folder / "run.json"),
         read_table(folder / "frames.csv", ["frame", "video", "label"], {"label": int}),
     )
     pack = load_tensors(folder / "trainpack.pt")
     if not isinstance(pack, dict) or not {"pbar", "labels"} <= set(pack):
         raise DataError(f"{folder / 'trainpack.pt'}: must hold pbar and labels; run `anomaly-nb atoms run` again")
-    if pack["pbar"].shape != (len(table), len(about["atoms"])) or len(pack["labels"]) != len(table):
+    if pack["pbar"].shape != (len(table), len(record["atoms"])) or len(pack["labels"]) != len(table):
         raise DataError(
             f"{folder}: trainpack.pt has {tuple(pack['pbar'].shape)} presences for {len(table)} frames and "
-            f"{len(about['atoms'])} atoms; run it again"
+            f"{len(record['atoms'])} atoms; run it again"
         )
     return Run(
         folder,
@@ -279,9 +279,9 @@ def load_run(run_dir: str | Path) -> Run:
         pack["labels"].numpy(),
         table.frame.tolist(),
         table.video.to_numpy(dtype=str),
-        about["atoms"],
-        about["events"],
-        np.array(about["mask"], dtype=bool),
+        record["atoms"],
+        record["events"],
+        np.array(record["mask"], dtype=bool),
     )
 
 

@@ -65,13 +65,13 @@ def image_embeddings(
     "Embeddings of all frames, video by video, read from the cache where they are there already."
     ids, out = np.asarray(video), []
     for v in dict.fromkeys(ids.tolist()):
-        own = [paths[i] for i in np.flatnonzero(ids == v).tolist()]
+        frame_paths = [paths[i] for i in np.flatnonzero(ids == v).tolist()]
         if cache is None:
-            out.append(clip.encode_images(own, batch))
+            out.append(clip.encode_images(frame_paths, batch))
             continue
-        file = Path(cache) / f"{sha256_json([clip.sha256, [sha256_file(p) for p in own]])}.npy"
+        file = Path(cache) / f"{sha256_json([clip.sha256, [sha256_file(p) for p in frame_paths]])}.npy"
         if not file.exists():
-            save_array(file, clip.encode_images(own, batch).numpy())
+            save_array(file, clip.encode_images(frame_paths, batch).numpy())
         out.append(torch.from_numpy(load_array(file)))
     return torch.cat(out)
 
@@ -121,11 +121,11 @@ def caption_resemblance(
     text_emb: Tensor,  # (C, D) of the atoms
 ) -> Tensor:  # (T, C) in [0, 1]; 0 where nothing was said
     "How much the most similar thing said about a frame resembles each atom."
-    said = list(dict.fromkeys(a for k in keys for a in captions[k].atoms))
+    phrases = list(dict.fromkeys(a for k in keys for a in captions[k].atoms))
     out = torch.zeros(len(keys), len(text_emb))
-    if not said:
+    if not phrases:
         return out
-    alike, place = presence_scores(clip.encode_texts(said), text_emb), {a: i for i, a in enumerate(said)}
+    alike, place = presence_scores(clip.encode_texts(phrases), text_emb), {a: i for i, a in enumerate(phrases)}
     for t, k in enumerate(keys):
         if captions[k].atoms:
             out[t] = alike[[place[a] for a in captions[k].atoms]].amax(0)

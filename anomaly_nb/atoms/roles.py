@@ -162,7 +162,7 @@ def train_on_videos(
     generator = torch.Generator().manual_seed(random_state)
     frames, history = list(p.split(list(lengths))), []
     order = torch.randperm(len(frames), generator=generator)
-    held, kept = order.split([round(validation * len(frames)), len(frames) - round(validation * len(frames))])
+    held_out, training = order.split([round(validation * len(frames)), len(frames) - round(validation * len(frames))])
     first = next(model.parameters())
 
     def video_loss(index: Tensor, learn: bool = False) -> float:
@@ -185,11 +185,11 @@ def train_on_videos(
         for q in warm:
             q.requires_grad_(epoch >= warm_epochs)
         losses, slopes = [], []
-        for index in kept[torch.randperm(len(kept), generator=generator)].split(batch):
+        for index in training[torch.randperm(len(training), generator=generator)].split(batch):
             losses.append(video_loss(index, learn=True))
             slopes.append(float(first.grad.abs().mean()))
             optimiser.step()
-        checked = video_loss(held) if len(held) else float(np.mean(losses))
+        checked = video_loss(held_out) if len(held_out) else float(np.mean(losses))
         history.append(
             {
                 "epoch": epoch,

@@ -45,9 +45,9 @@ def appearances(
 ) -> np.ndarray:  # (T, C) bool
     "When each atom is there: one stretch of a fifth of the video up to all of it."
     scene = rng.integers(scenes)
-    own = np.arange(atoms) % scenes == scene
-    share = 3 * scenes / (scenes + 2) if scenes > 1 else 1.0  # keeps the mean rate over scenes
-    there = rng.random(atoms) < np.where(own, rate * share, rate * share / 3 if scenes > 1 else rate)
+    in_scene = np.arange(atoms) % scenes == scene
+    factor = 3 * scenes / (scenes + 2) if scenes > 1 else 1.0  # keeps the mean rate over scenes
+    there = rng.random(atoms) < np.where(in_scene, rate * factor, rate * factor / 3 if scenes > 1 else rate)
     on = np.zeros((frames, atoms), dtype=bool)
     for c in np.flatnonzero(there):
         length = max(1, round(frames * rng.uniform(0.2, 1.0)))
@@ -93,18 +93,18 @@ def planted_presences(
     rng = np.random.default_rng(random_state)
     roles = plant_roles(atoms, events, counts, rng)
     high, low = rng.uniform(0.5, 0.9, atoms), rng.uniform(0.05, 0.3, atoms)
-    presences, truth, labels, lengths = [], [], [], []
+    presences, ground_truth, labels, lengths = [], [], [], []
     for _ in range(videos):
         n = int(rng.integers(frames // 2, frames + frames // 2 + 1))
         on = appearances(n, atoms, rate, 4, rng)
-        seen = (on & (rng.random(atoms) >= missed)) | (rng.random(atoms) < false)
-        presences.append(np.where(seen, high, low) + noise * rng.standard_normal(seen.shape))
-        truth.append(events_of(on, roles))
-        labels.append(truth[-1].any(0) ^ (rng.random(events) < label_noise))
+        visible = (on & (rng.random(atoms) >= missed)) | (rng.random(atoms) < false)
+        presences.append(np.where(visible, high, low) + noise * rng.standard_normal(visible.shape))
+        ground_truth.append(events_of(on, roles))
+        labels.append(ground_truth[-1].any(0) ^ (rng.random(events) < label_noise))
         lengths.append(n)
     p = np.clip(np.concatenate(presences), 0, 1).astype(np.float32)
     return PlantedVideos(
-        p, np.repeat(np.arange(videos), lengths), np.array(labels).astype(np.int64), np.concatenate(truth), roles
+        p, np.repeat(np.arange(videos), lengths), np.array(labels).astype(np.int64), np.concatenate(ground_truth), roles
     )
 
 # %% ../../nbs/09_atoms/07_samples.ipynb #f9034051
@@ -130,7 +130,7 @@ def planted_clips(
             rng.uniform(-0.08, 0.08, (len(cast), 2)),
             random_background(rng),
         )
-        truth = events_of(on, roles)
+        labels = events_of(on, roles)
         for t in range(n):
             here = on[t, cast]
             image = draw_objects([OBJECTS[c] for c in cast[here]], places[here], background)
@@ -138,7 +138,7 @@ def planted_clips(
                 image.save(f, format="PNG")
             places[:, :2] = places[:, :2] + drift
             rows.append(
-                ",".join([f"clip_{v:03d}/{t:03d}.png", str(int(truth[t].any())), *map(str, truth[t].astype(int))])
+                ",".join([f"clip_{v:03d}/{t:03d}.png", str(int(labels[t].any())), *map(str, labels[t].astype(int))])
             )
     write_text(folder / "labels.csv", "\n".join(rows) + "\n")
     table = ["object," + ",".join(events)] + [

@@ -39,9 +39,9 @@ def score_run(
     )
     whole, rows = roles.score_videos(run.pbar, run.video), []
     for v, video in enumerate(dict.fromkeys(run.video.tolist())):
-        own = np.flatnonzero(run.video == video)
+        indices = np.flatnonzero(run.video == video)
         for e, event in enumerate(roles.events):
-            top = int(own[logits[own, e].argmax()])
+            top = int(indices[logits[indices, e].argmax()])
             rows.append((video, event, float(whole[v, e]), run.keys[top], _why(roles, run.pbar[top], e)))
     return frames, pd.DataFrame(rows, columns=["video", "event", "score", "frame", "why"])
 

@@ -48,8 +48,8 @@ def presences_of_report(
         "delta_quantile",
         "window",
     )
-    made = sha256_json({k: p[k] for k in (*names, "videos", "random_state")})[:12]
-    folder = Path(cache) / f"atoms-{made}"
+    digest = sha256_json({k: p[k] for k in (*names, "videos", "random_state")})[:12]
+    folder = Path(cache) / f"atoms-{digest}"
     if not p["frames_root"]:
         p["frames_root"], p["labels_csv"] = str(folder / "clips" / "frames"), str(folder / "clips" / "labels.csv")
         if not (folder / "runs" / "manifest.csv").is_file():
@@ -99,10 +99,10 @@ class AtomsView(View):
         self.presence = load_tensors(used) if used.is_file() else run.presence
         self.run, self.fit, self.held = run, fit, held
         self.paths = dict(zip((f := list_frames(frames_root)).keys, f.paths))
-        known = read_labels(labels_csv)
+        labels = read_labels(labels_csv)
         self.truth = (
-            np.array([[known.events[e][k] for e in run.events] for k in run.keys])
-            if known.events
+            np.array([[labels.events[e][k] for e in run.events] for k in run.keys])
+            if labels.events
             else run.labels[:, None]
         )
         self.segments = lru_cache(maxsize=32)(self._segments)
@@ -137,14 +137,14 @@ class AtomsView(View):
 
     def table(self, event: int, window: int, quantile: float, threshold: float) -> pd.DataFrame:  # figure, value
         "Decisions and ranking over all held-out frames of one event."
-        scores, truth = self.segments(window, quantile)[2][self.held, event], self.truth[self.held, event] == 1
+        scores, ground_truth = self.segments(window, quantile)[2][self.held, event], self.truth[self.held, event] == 1
         called = scores >= threshold
         rows = [
-            ("true positives, frames", f"{(called & truth).sum()} of {truth.sum()}"),
-            ("false positives, frames", f"{(called & ~truth).sum()} of {(~truth).sum()}"),
+            ("true positives, frames", f"{(called & ground_truth).sum()} of {ground_truth.sum()}"),
+            ("false positives, frames", f"{(called & ~ground_truth).sum()} of {(~ground_truth).sum()}"),
         ]
-        if truth.any() and not truth.all():
-            rows.append(("frame AUROC, held-out videos", f"{roc_auc(truth, scores):.4f}"))
+        if ground_truth.any() and not ground_truth.all():
+            rows.append(("frame AUROC, held-out videos", f"{roc_auc(ground_truth, scores):.4f}"))
         return pd.DataFrame(rows, columns=["figure", "value"])
 
     def follow(self, state: Mapping[str, Any], changed: str) -> dict[str, Control]:
@@ -160,26 +160,26 @@ class AtomsView(View):
     def describe(self, state: Mapping[str, Any]) -> str:
         "The frame in words."
         row, event = self._row(state), state["event"]
-        score, truth = self._scores(state)[row], "happening" if self.truth[row, event] else "not happening"
+        score, label = self._scores(state)[row], "happening" if self.truth[row, event] else "not happening"
         return (
             f"{self.run.keys[row]}, {self.run.events[event]}: probability {score:.2f}, "
-            f"{'called' if score >= state['threshold'] else 'passed'}; truly {truth}."
+            f"{'called' if score >= state['threshold'] else 'passed'}; truly {label}."
         )
 
     def draw(self, state: Mapping[str, Any]) -> tuple[Figure, pd.DataFrame]:  # figure, now, report
         "Frame, presences, score over time and evidence."
         pbar, boundary, _ = self.segments(int(state["window"]), state["quantile"])
-        own, row, event = self.run.video == state["video"], self._row(state), state["event"]
+        mask, row, event = self.run.video == state["video"], self._row(state), state["event"]
         image, evidence = (
             read_image(str(self.paths[self.run.keys[row]])),
             explain(self.fit.models[0], pbar[row], event, self.run.atoms, top=3),
         )
         video = (
-            pbar[torch.from_numpy(own)],
-            boundary.numpy()[own],
+            pbar[torch.from_numpy(mask)],
+            boundary.numpy()[mask],
             self.run.atoms,
-            self._scores(state)[own],
-            self.truth[own, event],
+            self._scores(state)[mask],
+            self.truth[mask, event],
         )
         fig = frame_in_time(image, int(state["frame"]), *video, evidence, state["threshold"], self.describe(state))
         now = self.table(event, int(state["window"]), state["quantile"], state["threshold"])
@@ -209,5 +209,5 @@ class AtomsView(View):
 
     def _row(self, state: Mapping[str, Any]) -> int:
         "The chosen frame among all."
-        own = np.flatnonzero(self.run.video == state["video"])
-        return int(own[min(int(state["frame"]), len(own) - 1)])
+        indices = np.flatnonzero(self.run.video == state["video"])
+        return int(indices[min(int(state["frame"]), len(indices) - 1)])

@@ -130,16 +130,16 @@ def load_bank(
     Raises `MissingFileError`, or `DataError` for an unknown kind or files that do not belong together.
     """
     folder = Path(folder)
-    about = read_json(folder / "bank.json")
-    if about.get("bank") not in BANKS:
+    metadata = read_json(folder / "bank.json")
+    if metadata.get("bank") not in BANKS:
         raise DataError(
-            f"{folder / 'bank.json'}: unknown bank {about.get('bank')!r}; known are {', '.join(sorted(BANKS))}"
+            f"{folder / 'bank.json'}: unknown bank {metadata.get('bank')!r}; known are {', '.join(sorted(BANKS))}"
         )
-    if sha256_file(folder / "bank.npz") != about["sha256"]:
+    if sha256_file(folder / "bank.npz") != metadata["sha256"]:
         raise DataError(f"{folder / 'bank.npz'}: not the arrays that bank.json describes; save the bank again")
     # JSON knows only lists
     tuples = lambda values: {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    bank = BANKS[about["bank"]]._made(folder, tuples(about["params"]))
-    for name, value in (load_arrays(folder / "bank.npz") | tuples(about["state"])).items():
+    bank = BANKS[metadata["bank"]]._made(folder, tuples(metadata["params"]))
+    for name, value in (load_arrays(folder / "bank.npz") | tuples(metadata["state"])).items():
         setattr(bank, name, value)
     return bank

@@ -32,15 +32,15 @@ def patch_kinds(
             x[min(int(np.searchsorted(np.cumsum(near), rng.random() * near.sum(), side="right")), len(x) - 1)]
         )
         near = np.minimum(near, ((x - centres[-1]) ** 2).sum(axis=1))
-    found, own = np.stack(centres), np.full(len(x), -1)
+    means, labels = np.stack(centres), np.full(len(x), -1)
     for _ in range(rounds):
-        before, own = own, ((found**2).sum(axis=1) - 2 * x @ found.T).argmin(axis=1)
-        if np.array_equal(before, own):
+        before, labels = labels, ((means**2).sum(axis=1) - 2 * x @ means.T).argmin(axis=1)
+        if np.array_equal(before, labels):
             break
-        held = np.eye(len(found))[own]
-        counts = held.sum(axis=0)[:, None]
-        found = np.where(counts > 0, held.T @ x / np.maximum(counts, 1), found)
-    return found
+        one_hot = np.eye(len(means))[labels]
+        counts = one_hot.sum(axis=0)[:, None]
+        means = np.where(counts > 0, one_hot.T @ x / np.maximum(counts, 1), means)
+    return means
 
 
 def kind_shares(
@@ -51,8 +51,8 @@ def kind_shares(
     "How much of each kind a patch is: the softmax of minus its squared distances."
     x = patches.astype(np.float64)
     far = (x**2).sum(axis=1)[:, None] + (centres**2).sum(axis=1) - 2 * x @ centres.T
-    shares = np.exp(-(far - far.min(axis=1, keepdims=True)) / width)
-    return shares / shares.sum(axis=1, keepdims=True)
+    fractions = np.exp(-(far - far.min(axis=1, keepdims=True)) / width)
+    return fractions / fractions.sum(axis=1, keepdims=True)
 
 # %% ../../nbs/04_banks/13_composition.ipynb #c79a9a5c
 def soft_windows(
@@ -132,8 +132,8 @@ class CompositionBank(Bank):
 
     def _counts(self, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Numbers of each kind in each window (W, K), and the fractions (P, K), of one image."
-        shares = kind_shares(patches, self.centres_, self.width_)
-        return soft_windows(self.patch_hw_, self.grid) @ shares, shares
+        fractions = kind_shares(patches, self.centres_, self.width_)
+        return soft_windows(self.patch_hw_, self.grid) @ fractions, fractions
 
     def _gaussian(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         "Mean (W, K) and inverse covariance (W, K, K) of images' counts (N, W, K)."
@@ -168,16 +168,16 @@ class CompositionBank(Bank):
 
     def _one(self, patches: np.ndarray) -> np.ndarray:
         "The map of one image."
-        counts, shares = self._counts(patches)
+        counts, fractions = self._counts(patches)
         parts = self._parts(counts, self.mean_, self.precision_)
         distances = np.sqrt(np.maximum(parts.sum(axis=1), 0)) / self.units_
         score = float((self._levels(distances) / self.level_units_).max())
         blame = np.maximum(parts, 0)
         # (W, K): mostly of the strangest windows
         blame *= (distances**4 / np.maximum(blame.sum(axis=1), 1e-12))[:, None]
-        windows, lack = soft_windows(self.patch_hw_, self.grid), np.maximum(self.usual_ - shares, 0)
+        windows, lack = soft_windows(self.patch_hw_, self.grid), np.maximum(self.usual_ - fractions, 0)
         where = np.zeros(len(patches))
-        for there, asked in ((shares, counts > self.mean_), (lack, counts <= self.mean_)):
+        for there, mask in ((fractions, counts > self.mean_), (lack, counts <= self.mean_)):
             spread = windows @ there  # (W, K)
-            where += ((windows.T @ np.where(asked, blame / np.maximum(spread, 1e-9), 0)) * there).sum(axis=1)
+            where += ((windows.T @ np.where(mask, blame / np.maximum(spread, 1e-9), 0)) * there).sum(axis=1)
         return np.asarray(score * where / where.max() if where.max() > 0 else np.full(len(where), score), np.float32)

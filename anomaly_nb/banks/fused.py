@@ -98,6 +98,6 @@ class FusedBank(Bank):
     def _made(cls, folder: Path, params: dict[str, Any]) -> "FusedBank":
         "The bank of saved parameters, with its fitted banks read from their folders."
         banks = [load_bank(folder / f"bank-{i}") for i in range(params["banks"])]
-        made = cls(tuple(clone(b) for b in banks))
-        made.fitted_banks_ = banks
-        return made
+        bank = cls(tuple(clone(b) for b in banks))
+        bank.fitted_banks_ = banks
+        return bank

@@ -63,9 +63,9 @@ def shared_without_own(
     total, rest, out = scatter_matrix(x.reshape(n * p, -1), mean), (n - 1) * p, np.empty((n, p), np.float32)
     for i in progress(range(n), "leave one out", unit="image"):
         centred = x[i] - mean
-        own = (centred.T @ centred).astype(np.float64)
+        image_scatter = (centred.T @ centred).astype(np.float64)
         others = -centred.mean(axis=0, dtype=np.float64) * p / rest  # the others' mean, from the mean of all
-        scatter = total - own - rest * np.outer(others, others)
+        scatter = total - image_scatter - rest * np.outer(others, others)
         out[i] = np.linalg.norm((centred - others) @ whitening(scatter / (rest - 1), shrinkage, ridge), axis=1)
     return out
 

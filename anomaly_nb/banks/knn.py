@@ -120,16 +120,16 @@ class KNNBank(Bank):
         if not self._holds(x.reshape(-1, x.shape[2])):
             raise DataError("patches: the bank was fitted on others; pass all of its training images, in their order")
         n, p, d = x.shape
-        own = np.searchsorted(self.rows_, np.arange(n + 1) * p)  # rows are ascending, so an image's own are a range
-        distance = self.search(x, np.repeat(np.stack([own[:-1], own[1:]], axis=1), p, axis=0))[0]
+        cuts = np.searchsorted(self.rows_, np.arange(n + 1) * p)  # rows are ascending, so an image's own are a range
+        distance = self.search(x, np.repeat(np.stack([cuts[:-1], cuts[1:]], axis=1), p, axis=0))[0]
         if len(self.rows_) < n * p:
             flat, prepare = x.reshape(n * p, d), partial(searched, metric=self.metric)
             # the image whose patch stands for each patch
             stand_in = self.rows_[nearest(flat, self.bank_, 1, prepare=prepare)[1][:, 0]] // p
-            for i in np.flatnonzero(np.diff(own)):
+            for i in np.flatnonzero(np.diff(cuts)):
                 orphans = np.flatnonzero((stand_in == i) & (np.arange(n * p) // p != i))
                 if orphans.size:
-                    fill = orphans[kept_rows(flat[orphans], self.metric, int(own[i + 1] - own[i]), self.random_state)]
+                    fill = orphans[kept_rows(flat[orphans], self.metric, int(cuts[i + 1] - cuts[i]), self.random_state)]
                     squared, _ = nearest(
                         x[i], searched(flat[fill], self.metric), min(self.k, len(fill)), prepare=prepare
                     )

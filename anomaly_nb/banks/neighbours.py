@@ -21,11 +21,11 @@ def unit_rows(
 ) -> np.ndarray:  # (..., D) float32, a copy; zero vectors stay zero
     "Vectors scaled to length one. Memory: the copy and one block."
     out = np.empty(x.shape, np.float32)
-    given, rows = x.reshape(-1, x.shape[-1]), out.reshape(-1, x.shape[-1])
+    source, rows = x.reshape(-1, x.shape[-1]), out.reshape(-1, x.shape[-1])
     step = max(1, 2**21 // x.shape[-1])
     for i in range(0, len(rows), step):
         some = rows[i : i + step]
-        some[:] = given[i : i + step]
+        some[:] = source[i : i + step]
         length = np.linalg.norm(some, axis=1, keepdims=True)
         np.divide(some, length, out=some, where=length > 0)
     return out
@@ -46,11 +46,11 @@ def exact_distances(
     rows: np.ndarray,  # (n, k) rows of `bank`
 ) -> np.ndarray:  # (n, k) float32
     "Squared distances to given rows, from the differences."
-    found = np.empty(rows.shape, np.float32)
+    distances = np.empty(rows.shape, np.float32)
     for j in range(rows.shape[1]):
         difference = queries - bank[rows[:, j]]
-        found[:, j] = np.einsum("nd,nd->n", difference, difference)
-    return found
+        distances[:, j] = np.einsum("nd,nd->n", difference, difference)
+    return distances
 
 # %% ../../nbs/04_banks/05_neighbours.ipynb #68dd4a6a
 GROUP = 16  # rows that share a maximum
@@ -213,17 +213,17 @@ def nearest(
     hidden = 0 if skip is None else int((skip[:, 1] - skip[:, 0]).max(initial=0))
     if not 1 <= k <= len(bank) - hidden:
         raise DataError(f"k={k}, but the bank holds {len(bank) - hidden} patches; add normal images or lower k")
-    n, prepare, done = len(queries), prepare or np.ascontiguousarray, 0
+    n, prepare, start = len(queries), prepare or np.ascontiguousarray, 0
     rows, distance = np.empty((n, k), np.int64), np.empty((n, k), np.float32)
     large = n * len(bank) * bank.shape[1] >= SHORTLIST_FROM and bank.shape[1] >= 64 and k <= 32
     if method == "shortlist" or (method == "auto" and large):
-        done = _by_shortlist(queries, bank, k, skip, device, block, rows, prepare, forced=method == "shortlist")
+        start = _by_shortlist(queries, bank, k, skip, device, block, rows, prepare, forced=method == "shortlist")
     step = max(1, 2**21 // bank.shape[1]) if skip is None else block
     for i in range(0, n, step):
         part = slice(i, min(i + step, n))
         x = prepare(queries[part])
-        if part.stop > done:
-            late = slice(max(i, done), part.stop)
+        if part.stop > start:
+            late = slice(max(i, start), part.stop)
             rows[late] = _flat(x[late.start - i :], bank, k, None if skip is None else skip[late])
         distance[part] = exact_distances(x, bank, rows[part])
         if k > 1:
@@ -300,7 +300,7 @@ def _flat(
 def _unhidden(x: np.ndarray, y: np.ndarray, k: int, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Squared distances to the k nearest rows that are not hidden (infinite beyond them), and the rows."
     far = np.einsum("nd,nd->n", y, y) - 2 * (x @ y.T)
-    for own, (first, end) in zip(far, hidden):
-        own[first:end] = np.inf
+    for distances, (first, end) in zip(far, hidden):
+        distances[first:end] = np.inf
     row = far.argmin(axis=1)[:, None] if k == 1 else np.argpartition(far, k - 1, axis=1)[:, :k]
     return np.take_along_axis(far, row, 1) + np.einsum("nd,nd->n", x, x)[:, None], row

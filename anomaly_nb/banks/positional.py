@@ -64,10 +64,10 @@ class PositionalBank(SimilarImagesBank):
                 f"radius={self.radius}, parts={self.parts}; radius must not be negative and "
                 f"parts must divide {d} dimensions"
             )
-        kept = np.empty((p, self.parts, n, d // self.parts), np.float32)
+        patches = np.empty((p, self.parts, n, d // self.parts), np.float32)
         for i, image in enumerate(x):
-            kept[:, :, i] = unit_rows(image.reshape(p, self.parts, -1))
-        return kept
+            patches[:, :, i] = unit_rows(image.reshape(p, self.parts, -1))
+        return patches
 
     def _score(self, x: np.ndarray, partners: np.ndarray | None) -> np.ndarray:
         "Mean over the parts of 1 - cosine to the most similar patch in reach."
@@ -80,9 +80,9 @@ class PositionalBank(SimilarImagesBank):
         for place, window in enumerate(
             progress(cells_within(self.patch_hw_, self.radius), "positional bank", unit="cell")
         ):
-            asked = unit_rows(x[:, place].reshape(n, parts, part))
+            queries = unit_rows(x[:, place].reshape(n, parts, part))
             for layer in range(parts):
-                alike = most_alike(asked[:, layer], self.bank_[window, layer])
+                alike = most_alike(queries[:, layer], self.bank_[window, layer])
                 alike[barred] = -np.inf
                 scores[:, place] += np.maximum(1 - alike.max(axis=1), 0) / parts
         return scores

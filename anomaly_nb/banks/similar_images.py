@@ -22,8 +22,8 @@ def check_cls(
 ) -> np.ndarray:  # (n, Dc) float32
     "Vectors of images as float32. Raises `DataError` where they are missing, of another shape, or not finite."
     if cls is None or np.ndim(cls) != 2 or len(cls) != n or dimensions not in (None, np.shape(cls)[1]):
-        wanted, got = f"({n}, {dimensions or 'Dc'})", "none" if cls is None else np.shape(cls)
-        raise DataError(f"cls: similar images are found by one vector for each image, {wanted}; got {got}")
+        expected, got = f"({n}, {dimensions or 'Dc'})", "none" if cls is None else np.shape(cls)
+        raise DataError(f"cls: similar images are found by one vector for each image, {expected}; got {got}")
     return np.asarray(check_finite("cls", cls), np.float32)
 
 # %% ../../nbs/04_banks/10_similar_images.ipynb #bdc12a88
@@ -72,9 +72,9 @@ class SimilarImagesBank(Bank):
     ) -> tuple[np.ndarray, np.ndarray]:  # (n, K) float32 distances, (n, K) training images, nearest first
         "The most similar training images. Raises `NotFittedError`, `DataError`."
         self._fitted()
-        asked = self._vectors(check_cls(cls, n, self.cls_.shape[1]))
+        queries = self._vectors(check_cls(cls, n, self.cls_.shape[1]))
         skip = np.arange(n)[:, None] + [0, 1] if own else None
-        squared, rows = nearest(asked, self.cls_, min(self.similar or n, len(self.cls_) - own), skip)
+        squared, rows = nearest(queries, self.cls_, min(self.similar or n, len(self.cls_) - own), skip)
         return np.sqrt(squared), rows
 
     def score(

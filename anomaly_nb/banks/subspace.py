@@ -48,10 +48,10 @@ class SubspaceBank(Bank):
             np.square(mean, dtype=np.float64).sum(), np.finfo(np.float32).tiny
         ):
             raise DataError("the features are constant, so they span no subspace; check the images and the backbone")
-        share = np.cumsum(values) / values.sum()
-        count = self.components or int(np.searchsorted(share, self.variance) + 1)
+        fractions = np.cumsum(values) / values.sum()
+        count = self.components or int(np.searchsorted(fractions, self.variance) + 1)
         self.mean_, self.components_ = mean, np.ascontiguousarray(vectors[:, :count], dtype=np.float32)
-        self.explained_, self.patch_hw_ = float(share[count - 1]), (int(patch_hw[0]), int(patch_hw[1]))
+        self.explained_, self.patch_hw_ = float(fractions[count - 1]), (int(patch_hw[0]), int(patch_hw[1]))
         return self
 
     def score(

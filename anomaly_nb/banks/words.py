@@ -38,11 +38,11 @@ def covering_sum(
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, P, ...) sum over the windows that cover each patch; (P,) how many there are
     "Sum of what all windows say of each patch."
     (h, w), rest = grid, values.shape[2:]
-    own = values.reshape(len(values), h, w, *rest)[:, : h - side + 1, : w - side + 1]
+    windows = values.reshape(len(values), h, w, *rest)[:, : h - side + 1, : w - side + 1]
     total, count = np.zeros((len(values), h, w, *rest)), np.zeros((h, w))
     for i in range(side):
         for j in range(side):
-            total[:, i : i + h - side + 1, j : j + w - side + 1] += own
+            total[:, i : i + h - side + 1, j : j + w - side + 1] += windows
             count[i : i + h - side + 1, j : j + w - side + 1] += 1
     return total.reshape(values.shape), count.reshape(-1)
 
@@ -65,8 +65,8 @@ def association(
     references: np.ndarray,  # (R, D) of those of normal images, of length one
 ) -> np.ndarray:  # (n, M) float64 in [0, 1]
     "Half the cosine distance to the nearest reference (WinCLIP, equation 4)."
-    found = [np.max(one @ references.T, axis=1) for one in embeddings]
-    return np.maximum(0.5 * (1 - np.asarray(found, np.float64).reshape(embeddings.shape[:2])), 0)
+    similarities = [np.max(one @ references.T, axis=1) for one in embeddings]
+    return np.maximum(0.5 * (1 - np.asarray(similarities, np.float64).reshape(embeddings.shape[:2])), 0)
 
 # %% ../../nbs/04_banks/14_words.ipynb #4f5c20c0
 class WordBank(Bank):
@@ -100,10 +100,10 @@ class WordBank(Bank):
             raise DataError("words: none; a detector makes them of its prompts, or pass features.words.Words")
         wide, tokens = self.words.parts.shape[1], patches.shape[2] - len(self.sides) * self.words.parts.shape[1]
         if (tokens < 1) if self.sides else tokens != wide:
-            asked = f"windows=({','.join(map(str, self.sides))})" if self.sides else "dense=True"
+            option = f"windows=({','.join(map(str, self.sides))})" if self.sides else "dense=True"
             raise DataError(
                 f"patches: {patches.shape[2]} dimensions are not what words of {wide} are compared with; use an "
-                f"open_clip: backbone with ?{asked}"
+                f"open_clip: backbone with ?{option}"
             )
         self.parts_, self.defect_, self.directions_ = self.words.parts, self.words.defect, self.words.directions
         self.names_, self.scale_, self.patch_hw_ = (
@@ -166,12 +166,12 @@ class WordBank(Bank):
             raise DataError("patches: the bank holds one image, and leaves it out for itself; add normal images")
         every = []
         for i, image in enumerate(x):
-            known = np.delete(self.bank_, i, axis=0) if own else self.bank_
+            references = np.delete(self.bank_, i, axis=0) if own else self.bank_
             maps = []
-            for (side, block), (_, seen) in zip(self._blocks(image[None]), self._blocks(known)):
+            for (side, block), (_, reference_block) in zip(self._blocks(image[None]), self._blocks(references)):
                 begins = self._begins(side)
-                found = association(block, seen[:, begins].reshape(-1, block.shape[2]))
-                maps.append(harmonic_windows(found, self.patch_hw_, side) if side > 1 else found)
+                scores = association(block, reference_block[:, begins].reshape(-1, block.shape[2]))
+                maps.append(harmonic_windows(scores, self.patch_hw_, side) if side > 1 else scores)
             every.append(np.mean(maps, axis=0)[0])
         return np.stack(every)
 

@@ -81,8 +81,8 @@ def contamination(
     above = sample.n - _below(sample, threshold)
     if not excess_above(above, sample.n, promised):
         return None
-    found = f"{above} of {sample.n} scores ({above / sample.n:.1%}) are at or above the reference's threshold"
-    return f"{found}, which promises at most {promised:.1%}: drift, or defects among them"
+    message = f"{above} of {sample.n} scores ({above / sample.n:.1%}) are at or above the reference's threshold"
+    return f"{message}, which promises at most {promised:.1%}: drift, or defects among them"
 
 
 def _below(sample: Sample | ScoreSketch, threshold: float) -> int:

@@ -120,10 +120,10 @@ def _said(e: sqlite3.Error, path: Path) -> Exception:
 def _damage(db: sqlite3.Connection) -> str | None:
     "What is wrong with the database, None if nothing is."
     try:
-        found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        message = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
     except sqlite3.Error as e:
         return str(e)
-    return None if found == "ok" else str(found).replace("\n", " ")
+    return None if message == "ok" else str(message).replace("\n", " ")
 
 
 @contextmanager
@@ -165,13 +165,13 @@ def connect(
         db.row_factory = sqlite3.Row
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("PRAGMA synchronous = FULL")
-        found = db.execute("PRAGMA user_version").fetchone()[0]
-        if found > len(migrations):
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(migrations):
             raise DataError(
-                f"{path}: written by a newer anomaly_nb (schema {found}, this one knows {len(migrations)}); update "
+                f"{path}: written by a newer anomaly_nb (schema {version}, this one knows {len(migrations)}); update "
                 "anomaly_nb"
             )
-        if found < len(migrations):
+        if version < len(migrations):
             _migrate(db, path, migrations)
         return db
     except sqlite3.Error as e:
@@ -185,17 +185,17 @@ def connect(
 def _migrate(db: sqlite3.Connection, path: Path, migrations: Sequence[Sequence[str]]) -> None:
     "Bring the schema up to date, one process at a time, in one transaction, after a backup."
     with locked(path):
-        found = db.execute("PRAGMA user_version").fetchone()[0]
-        if found == 0 and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise DataError(f"{path}: an SQLite file of something else; choose another path")
-        if found == len(migrations):
+        if version == len(migrations):
             return
-        if found:
-            with closing(sqlite3.connect(path.with_name(f"{path.name}.v{found}.bak"))) as backup:
+        if version:
+            with closing(sqlite3.connect(path.with_name(f"{path.name}.v{version}.bak"))) as backup:
                 db.backup(backup)
         db.execute(f"PRAGMA journal_mode = {journal_mode()}")
         with transaction(db):
-            for statements in migrations[found:]:
+            for statements in migrations[version:]:
                 for statement in statements:
                     db.execute(statement)
             db.execute(f"PRAGMA user_version = {len(migrations)}")
@@ -203,13 +203,13 @@ def _migrate(db: sqlite3.Connection, path: Path, migrations: Sequence[Sequence[s
 # %% ../../nbs/05_calibration/10_database.ipynb #9567c2b8
 def check_case(db: sqlite3.Connection, model: str, head: str) -> None:
     "Refuse a head whose name, or whose model's, differs from a known one only by case. Raises `DataError`."
-    head, own = split_label(head)[0], "substr(head_name, 1, instr(head_name || ':', ':') - 1)"  # without its label
+    head, column = split_label(head)[0], "substr(head_name, 1, instr(head_name || ':', ':') - 1)"  # without its label
     models = "SELECT model_name FROM heads WHERE lower(model_name) = lower(?) LIMIT 1"
-    heads = f"SELECT {own} FROM heads WHERE lower(model_name) = lower(?) AND lower({own}) = lower(?) LIMIT 1"
-    for query, given, kind in ((models, (model,), "model"), (heads, (model, head), "head")):
-        known = db.execute(query, given).fetchone()
-        if known and known[0] != given[-1]:
+    heads = f"SELECT {column} FROM heads WHERE lower(model_name) = lower(?) AND lower({column}) = lower(?) LIMIT 1"
+    for query, parameters, kind in ((models, (model,), "model"), (heads, (model, head), "head")):
+        row = db.execute(query, parameters).fetchone()
+        if row and row[0] != parameters[-1]:
             raise DataError(
-                f"{kind} {given[-1]!r} differs from {known[0]!r} only by case, and both would share a file on many "
-                f"disks; use {known[0]!r} or another name"
+                f"{kind} {parameters[-1]!r} differs from {row[0]!r} only by case, and both would share a file on many "
+                f"disks; use {row[0]!r} or another name"
             )

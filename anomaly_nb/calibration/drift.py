@@ -179,7 +179,7 @@ def drift_metrics(
     if scale == "auto":
         low, high = quantiles(r, (0, 1)) if r.n else (0, 1)
         scale = "unit" if low >= 0 and high <= 1 else "reference"
-    known = DriftResult(
+    base = DriftResult(
         n_reference=r.n,
         n_current=c.n,
         scale=scale,
@@ -191,9 +191,9 @@ def drift_metrics(
     )
     broken = None if wrong_r else collapse(c, min_files, r.lost / max(1, r.n + r.lost))
     if broken is not None:
-        return replace(known, verdict="unstable", reason=broken, p_value=0.0)
+        return replace(base, verdict="unstable", reason=broken, p_value=0.0)
     if wrong_r or wrong_c:
-        return replace(known, reason=wrong_r or wrong_c)
+        return replace(base, reason=wrong_r or wrong_c)
     rng = np.random.default_rng(random_state)
     edges = jsd_edges(r, min(r.n, c.n), bins)
     shifts = percentile_shifts(quantiles(r), quantiles(c), scale)
@@ -208,20 +208,20 @@ def drift_metrics(
     pairs = shift_intervals(r, c, scale, rng, resamples, alpha)
     ps = dict(zip(SHIFTS, shift_p_values(shifts, null, limit))) | {"jsd": p_jsd}
     spans = dict(zip(SHIFTS, pairs)) | {"jsd": jsd_interval}
-    seen = dict(zip(SHIFTS, np.abs(shifts))) | {"jsd": jsd}
+    values = dict(zip(SHIFTS, np.abs(shifts))) | {"jsd": jsd}
     with np.errstate(invalid="ignore"):
         spread = np.diff(np.nanpercentile(null, (15.87, 84.13), axis=0), axis=0)[0] / 2
-    failed = [m for m in METRICS if not seen[m] < limits.of(m)]
+    failed = [m for m in METRICS if not values[m] < limits.of(m)]
     far = {m: grade_limit(limits, m, widest) for m in METRICS}
     n_needed = files_needed(spread, np.array([far[m] for m in SHIFTS]), r.n, c.n, df, far["jsd"], alpha, inflation)
     n_new, short = new_files_needed(n_needed, r.n)
     widths = decidable_widths(spread, r.n, c.n, df, alpha, inflation)
     chance = divergence_chance(jsd, r.n, c.n, df, inflation)
     result = replace(
-        known,
-        **{m: float(seen[m]) for m in METRICS},  # type: ignore[arg-type]
+        base,
+        **{m: float(values[m]) for m in METRICS},  # type: ignore[arg-type]
         failed_metrics=failed,
-        is_stable=not failed and not known.tied,
+        is_stable=not failed and not base.tied,
         intervals={m: (float(spans[m][0]), float(spans[m][1])) for m in METRICS},
         p_values={m: min(1.0, 2 * float(ps[m])) for m in METRICS},
         p_value=min(1.0, 2 * float(min(ps.values()))),
@@ -261,8 +261,8 @@ def _judged(result: DriftResult, drifted: bool) -> DriftResult:
         return replace(result, verdict="stable", reason=reason, **undecided)  # type: ignore[arg-type]
     plan = _plan(result)
     if result.p_no_drift > result.alpha:
-        told = ", ".join(f"{m} {result.widths[m]:.2g} (margin {margins[m]:.2g})" for m in open_)
-        reason = f"nothing has moved beyond chance; these files would show {told}{plan}{lost}"
+        widths = ", ".join(f"{m} {result.widths[m]:.2g} (margin {margins[m]:.2g})" for m in open_)
+        reason = f"nothing has moved beyond chance; these files would show {widths}{plan}{lost}"
         return replace(result, verdict="no evidence of drift", reason=reason)
     if result.short_side == "reference":
         mend = "who finds the new ones normal can promote a larger one"

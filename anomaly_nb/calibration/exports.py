@@ -58,10 +58,10 @@ def known_references(root: str | Path) -> str:
     "Which heads have a reference file in a folder, in a few words."
     endings = ("-calibration.json", ".cal.json")
     files = ((path, end) for end in endings for path in Path(root).glob(f"*/heads/*{end}"))
-    known = sorted({f"{path.parent.parent.name}/{path.name.removesuffix(end)}" for path, end in files})
-    more = f" and {len(known) - 5} more" if len(known) > 5 else ""
+    names = sorted({f"{path.parent.parent.name}/{path.name.removesuffix(end)}" for path, end in files})
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return (
-        f"there are references of {', '.join(known[:5])}{more}" if known else "there are no references in this folder"
+        f"there are references of {', '.join(names[:5])}{more}" if names else "there are no references in this folder"
     )
 
 
@@ -84,15 +84,15 @@ OF_A_LABEL = ("threshold", "version", "file_count", "quartiles", "promised_false
 
 def highest_version(root: Path) -> int:
     "The highest version that any calibration file has, 0 if there is none."
-    found = (VERSIONED.search(p.name) for p in root.glob("*/heads/*-calibration-v*.json"))
-    return max((int(m[1]) for m in found if m), default=0)
+    matches = (VERSIONED.search(p.name) for p in root.glob("*/heads/*-calibration-v*.json"))
+    return max((int(m[1]) for m in matches if m), default=0)
 
 
 def _put_aside(path: Path) -> Path:
     "Give a file a name of its own, with the first digits of its SHA-256; the content stays."
-    kept = path.with_name(f"{path.name.removesuffix('.json')}.kept-{sha256(path.read_bytes()).hexdigest()[:12]}.json")
-    path.replace(kept)
-    return kept
+    target = path.with_name(f"{path.name.removesuffix('.json')}.kept-{sha256(path.read_bytes()).hexdigest()[:12]}.json")
+    path.replace(target)
+    return target
 
 
 def join_labels(
@@ -104,8 +104,8 @@ def join_labels(
     parts = [parse_json(text.encode(), "calibration") for text in payloads]
     labels = {}
     for part in parts:
-        (name, known), *_ = part["labels"].items()
-        labels[name] = {**known, **{k: part[k] for k in OF_A_LABEL if k in part}}
+        (name, entry), *_ = part["labels"].items()
+        labels[name] = {**entry, **{k: part[k] for k in OF_A_LABEL if k in part}}
     whole = {k: v for k, v in parts[0].items() if k not in OF_A_LABEL}
     newest = {k: max(p.get(k, 0) for p in parts) for k in ("version", "file_count", "timestamp")}
     return to_json(whole | newest | {"labels": labels}) + "\n"
@@ -124,7 +124,7 @@ def _ours(db: sqlite3.Connection, model: str, head: str, content: bytes) -> bool
         calibration = check_calibration(parse_json(content, "calibration"), "calibration")
     except DataError:
         return False
-    versions = {name: known.get("version", calibration.get("version")) for name, known in calibration["labels"].items()}
+    versions = {name: entry.get("version", calibration.get("version")) for name, entry in calibration["labels"].items()}
     alone = _payload(db, model, head, calibration.get("version"))
     if alone is not None:
         return alone.encode() == content
@@ -254,5 +254,5 @@ def repair_files(
             db.execute("UPDATE calibration_runs SET exported = 1 WHERE payload IS NOT NULL")
             db.execute("UPDATE heads SET exported_reference = reference_version")
     unknown = [p for p in sorted(root.glob("*/heads/*-calibration*.json")) if p not in expected]
-    told = {"written": written, "unknown": unknown, "removed": removed}
-    return {"checked": len(expected)} | {k: [p.relative_to(root).as_posix() for p in v] for k, v in told.items()}
+    paths = {"written": written, "unknown": unknown, "removed": removed}
+    return {"checked": len(expected)} | {k: [p.relative_to(root).as_posix() for p in v] for k, v in paths.items()}

@@ -290,12 +290,12 @@ def guarded_app(
         title=title, version=version, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.router.route_class, app.router.routes = Keyed, GuardedRoutes(Keyed, app.router.routes)
-    missing = app.router.default
+    not_found = app.router.default
 
     async def unknown(scope, receive, send) -> None:
         if scope["type"] == "http":
             receive = await guard.admit(scope, receive, True, False)
-        await missing(scope, receive, send)
+        await not_found(scope, receive, send)
 
     app.router.default = unknown
 

@@ -300,11 +300,11 @@ def next_steps(report: dict[str, Any]) -> pd.DataFrame:  # head, verdict, do; th
         elif head["verdict"] == "insufficient":
             order, do = 2, f"tag more files: {head['reason']}"
         elif head["reference_version"] is None:
-            seen = head.get("contamination")
+            warning = head.get("contamination")
             order, do = (
                 3,
-                f"look at the highest scores before trusting this reference: {seen}"
-                if seen
+                f"look at the highest scores before trusting this reference: {warning}"
+                if warning
                 else "nothing yet: this run made its reference",
             )
         elif moved == "updated":
@@ -363,8 +363,8 @@ def replay(
     for k in range(batches):
         for head, table in tables.items():
             rows = table.iloc[len(table) * k // batches : len(table) * (k + 1) // batches]
-            known = {c: rows[c].tolist() if c in rows else None for c in ("group", "role")}
-            store.tag(model, head, rows["file"].tolist(), rows["score"].to_numpy(), known["group"], known["role"])
+            columns = {c: rows[c].tolist() if c in rows else None for c in ("group", "role")}
+            store.tag(model, head, rows["file"].tolist(), rows["score"].to_numpy(), columns["group"], columns["role"])
         reports.append(store.run())
     return reports
 

@@ -87,8 +87,8 @@ def retag_files(
     "Decide again about the files of `jobs`, for all heads, from their latest scores and today's references."
     now = int(time.time() * 1000)
     with transaction(db):
-        held = {r[0] for r in db.execute("SELECT id FROM jobs WHERE owner = ? AND state = 'leased'", (owner,))}
-        mine = {j["file_id"]: j["id"] for j in jobs if j["id"] in held}
+        job_ids = {r[0] for r in db.execute("SELECT id FROM jobs WHERE owner = ? AND state = 'leased'", (owner,))}
+        mine = {j["file_id"]: j["id"] for j in jobs if j["id"] in job_ids}
         db.execute("CREATE TEMP TABLE IF NOT EXISTS wanted (file_id INTEGER PRIMARY KEY)")
         db.execute("DELETE FROM wanted")
         db.executemany("INSERT INTO wanted VALUES (?)", [(f,) for f in mine])
@@ -133,11 +133,11 @@ def drain_jobs(
     limit: int | None = None,  # stop after so many jobs; None: when nothing waits
 ) -> dict[str, int]:  # {"done", "failed", "waiting"}
     "Do open jobs until none is left to take, with a progress bar."
-    owner, done = worker_name(), 0
+    owner, n_done = worker_name(), 0
     total = db.execute("SELECT count(*) FROM jobs WHERE state IN ('queued', 'leased')").fetchone()[0]
     with progress(desc="jobs", total=min(total, limit or total), unit="job") as bar:
-        while limit is None or done < limit:
-            jobs = lease_jobs(db, owner, batch if limit is None else min(batch, limit - done), lease)
+        while limit is None or n_done < limit:
+            jobs = lease_jobs(db, owner, batch if limit is None else min(batch, limit - n_done), lease)
             if not jobs:
                 break
             for kind in sorted({j["kind"] for j in jobs}, reverse=True):
@@ -147,9 +147,9 @@ def drain_jobs(
                         run()
                         with transaction(db):
                             finish_jobs(db, owner, [j["id"] for j in some], int(time.time() * 1000))
-                        done += len(some)
+                        n_done += len(some)
                     else:
-                        done += retag_files(db, owner, some)
+                        n_done += retag_files(db, owner, some)
                 except Exception as e:
                     with transaction(db):
                         finish_jobs(
@@ -161,4 +161,4 @@ def drain_jobs(
                         )
             bar.update(len(jobs))
     states = count_jobs(db)
-    return {"done": done, "failed": states["failed"], "waiting": states["queued"] + states["leased"]}
+    return {"done": n_done, "failed": states["failed"], "waiting": states["queued"] + states["leased"]}

@@ -53,9 +53,9 @@ def drop_key(
     name: str,
 ) -> None:
     "Revoke a key; a running service knows at once. Raises `DataError` for one that is not there."
-    known = keys_of(load_settings(config))
-    if name not in known:
-        raise DataError(f"{config}: holds no key {name!r}; it holds {', '.join(known) or 'none'}")
+    keys = keys_of(load_settings(config))
+    if name not in keys:
+        raise DataError(f"{config}: holds no key {name!r}; it holds {', '.join(keys) or 'none'}")
     update_settings(
         config, {"calibration_api_key_sha256": None} if name == "default" else {"calibration_api_keys": {name: None}}
     )
@@ -91,11 +91,11 @@ class Keys:
     ) -> str | None:  # None: no key of ours
         "Whose key an Authorization header holds, compared in constant time. Raises `DataError`."
         scheme, _, key = header.partition(" ")
-        given, found = sha256(key.strip().encode("utf-8", "surrogateescape")).digest(), None
+        digest, owner = sha256(key.strip().encode("utf-8", "surrogateescape")).digest(), None
         for name, expected in self.now().items():
-            if hmac.compare_digest(given, bytes.fromhex(expected)) and scheme.lower() == "bearer":
-                found = name
-        return found
+            if hmac.compare_digest(digest, bytes.fromhex(expected)) and scheme.lower() == "bearer":
+                owner = name
+        return owner
 
 # %% ../../nbs/05_calibration/20_keys.ipynb #5882218c
 class Recent:

@@ -281,9 +281,9 @@ def leave_one_group_out_distances(
     x = x[order]
     centre, m, where = _centre(x), min(k + SPARE, len(x)), choose_device(device)
     bank = _centred(x, centre, torch.float32, where)
-    kept, index = (t.cpu().numpy() for t in _search_symmetric(bank, m, bounds))
+    distances, index = (t.cpu().numpy() for t in _search_symmetric(bank, m, bounds))
     first, last = np.repeat(bounds[:-1], np.diff(bounds)), np.repeat(bounds[1:], np.diff(bounds))
-    exact = _finish(x, x, kept, index, bank[1].cpu().numpy(), bank[1].max().item(), k, centre, (first, last))
+    exact = _finish(x, x, distances, index, bank[1].cpu().numpy(), bank[1].max().item(), k, centre, (first, last))
     out = np.empty(len(x), np.float32)
     out[order] = _in_metric(exact, metric)
     return out
@@ -313,5 +313,5 @@ def kth_neighbour_distances(
         )
     centre, m, where = _centre(y), min(k + SPARE, len(y)), choose_device(device)
     q, b = _centred(x, centre, torch.float32, where), _centred(y, centre, torch.float32, where)
-    kept, index = (t.cpu().numpy() for t in _search(q, b, m))
-    return _in_metric(_finish(x, y, kept, index, q[1].cpu().numpy(), b[1].max().item(), k, centre), metric)
+    distances, index = (t.cpu().numpy() for t in _search(q, b, m))
+    return _in_metric(_finish(x, y, distances, index, q[1].cpu().numpy(), b[1].max().item(), k, centre), metric)

@@ -45,10 +45,10 @@ def new_files_needed(
     than ten times as many as on equal sides."""
     if n_needed is None:
         return None, None
-    left = 2 / n_needed - 1 / n
-    if left <= 0 or 1 / left > 10 * n_needed:
+    inverse_size = 2 / n_needed - 1 / n
+    if inverse_size <= 0 or 1 / inverse_size > 10 * n_needed:
         return None, "reference"
-    return int(np.ceil(1 / left)), "new files"
+    return int(np.ceil(1 / inverse_size)), "new files"
 
 # %% ../../nbs/05_calibration/05_margins.ipynb #b64e4a9f
 def decidable_widths(

@@ -57,9 +57,9 @@ def build_calibration(
 def head_limits(settings: Settings, model: str, head: str) -> tuple[Thresholds, str]:
     "Thresholds and scale of one head: the general ones, with its own from `calibration_drift_heads` over them."
     names = f"{model}/{head}", f"{model}/{split_label(head)[0]}"  # of one label, or of the head
-    own = next((settings.calibration_drift_heads[n] for n in names if n in settings.calibration_drift_heads), None)
+    override = next((settings.calibration_drift_heads[n] for n in names if n in settings.calibration_drift_heads), None)
     general = {name: getattr(settings, f"calibration_drift_{name}") for name in ("apd", "srd", "jsd", "median", "iqr")}
-    special = {k: v for k, v in own.model_dump().items() if v is not None} if own else {}
+    special = {k: v for k, v in override.model_dump().items() if v is not None} if override else {}
     scale = special.pop("scale", settings.calibration_drift_scale)
     return Thresholds(**(general | special)), scale
 
@@ -205,7 +205,7 @@ def _alarm(
         return None
     alarm = SequentialAlarm(alpha).fit(before.stream[:WATCHED]).update(since.stream[:WATCHED])
     capital = round(float(np.log10(max(alarm.capital_, 1e-300))), 3)
-    told = {
+    report = {
         "rung": alarm.alarm_,
         "at": alarm.alarm_at_,
         "log10_capital": capital,
@@ -214,9 +214,9 @@ def _alarm(
         "since_version": version,
     }
     if version == head["reference_version"]:
-        return told
+        return report
     p, level = _since_anchor(db, head, before, window, version, alpha)
-    return told | {"rung": alarm.alarm_ or p <= level, "p_since_anchor": p, "level": level}
+    return report | {"rung": alarm.alarm_ or p <= level, "p_since_anchor": p, "level": level}
 
 
 def _since_anchor(

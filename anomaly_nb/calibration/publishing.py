@@ -63,10 +63,10 @@ def move_reference(
     anchor: bool = True,  # whether the alarm starts anew from here
 ) -> None:
     "Make `version` the reference of `head` and write down who did it."
-    held = version if anchor else head["anchor_version"] or head["reference_version"]
+    anchor_version = version if anchor else head["anchor_version"] or head["reference_version"]
     db.execute(
         "UPDATE heads SET reference_version = ?, anchor_version = ?, exported_reference = NULL WHERE id = ?",
-        (version, held, head["id"]),
+        (version, anchor_version, head["id"]),
     )
     db.execute("DELETE FROM pulled WHERE head_id = ?", (head["id"],))
     db.execute(
@@ -88,9 +88,9 @@ def publish_run(
     "Write a measured run as the next version, all of it or nothing. Raises `StaleRun` if a reference has moved since."
     now = int(time.time() * 1000)
     with transaction(db):
-        known = db.execute("SELECT report FROM runs WHERE content_key = ?", (key,)).fetchone()
-        if known:
-            return json.loads(known["report"])
+        row = db.execute("SELECT report FROM runs WHERE content_key = ?", (key,)).fetchone()
+        if row:
+            return json.loads(row["report"])
         for run in measured:
             if (
                 db.execute("SELECT reference_version FROM heads WHERE id = ?", (run.head["id"],)).fetchone()[0]
@@ -108,8 +108,8 @@ def publish_run(
         )
         for run in measured:
             key, label = split_label(run.key)
-            found, outcome, path = _publish_head(db, root, run, version, now, settings)
-            parts.setdefault(key, {})[label or ""] = found, outcome
+            head_report, outcome, path = _publish_head(db, root, run, version, now, settings)
+            parts.setdefault(key, {})[label or ""] = head_report, outcome
             if path is not None:
                 saved[key] = path.as_posix()
         whole = {key: join_reports(labels) for key, labels in parts.items()}
@@ -133,15 +133,15 @@ def publish_run(
 
 def _next_version(db: sqlite3.Connection, root: Path) -> int:
     "The number of the next run, behind all that the database and the files know."
-    known, found = db.execute("SELECT COALESCE(MAX(version), 0) FROM runs").fetchone()[0], highest_version(root)
-    if found > known:
+    db_max, file_max = db.execute("SELECT COALESCE(MAX(version), 0) FROM runs").fetchone()[0], highest_version(root)
+    if file_max > db_max:
         warnings.warn(
-            f"{root}: holds calibrations up to version {found} and the database knows {known}; they are kept, and "
-            f"this run is version {found + 1}",
+            f"{root}: holds calibrations up to version {file_max} and the database knows {db_max}; they are kept, and "
+            f"this run is version {file_max + 1}",
             Notice,
             stacklevel=2,
         )
-    return max(known, found) + 1
+    return max(db_max, file_max) + 1
 
 # %% ../../nbs/05_calibration/15_publishing.ipynb #76ef860f
 def _publish_head(
@@ -156,10 +156,10 @@ def _publish_head(
     )
     text = to_json(calibration) + "\n" if calibration else None
     label: dict[str, Any] = next(iter(calibration["labels"].values())) if calibration else {"p5": None, "p95": None}
-    rung, first = bool(run.alarm and run.alarm["rung"]), run.head["reference_version"] is None
+    alarm, first = bool(run.alarm and run.alarm["rung"]), run.head["reference_version"] is None
     evidence = {"auto": drift.verdict == "unstable", "spec": not drift.is_stable}.get(policy, False)
     moves = calibration is not None and (first or evidence)
-    proposed = calibration is not None and not moves and (drift.verdict == "unstable" or rung)
+    proposed = calibration is not None and not moves and (drift.verdict == "unstable" or alarm)
     values = drift.as_dict()
     metrics = {m: values[m] for m in METRICS}
     row = {
@@ -221,7 +221,7 @@ def join_reports(
     reports = {name: report for name, (report, _) in labels.items()}
     name = min(reports, key=lambda k: (URGENT.index(reports[k].verdict), reports[k].is_stable))
     worst, stable = reports[name], all(r.is_stable for r in reports.values())
-    told = ("verdict", "reason", "is_stable", "reference_version", "file_count", "drift_metrics")
+    keys = ("verdict", "reason", "is_stable", "reference_version", "file_count", "drift_metrics")
     return worst.model_copy(
         update={
             "labels": {k: v for r in reports.values() for k, v in r.labels.items()},
@@ -233,7 +233,7 @@ def join_reports(
                 (f"label {k}: {r.contamination}" for k, r in reports.items() if r.contamination), None
             ),
             "known_defects": max(r.known_defects for r in reports.values()),
-            "by_label": {k: r.model_dump(include=set(told)) | {"reference": labels[k][1]} for k, r in reports.items()},
+            "by_label": {k: r.model_dump(include=set(keys)) | {"reference": labels[k][1]} for k, r in reports.items()},
         }
     ), next(o for o in OUTCOMES if any(o == moved for _, moved in labels.values()))
 
@@ -251,7 +251,7 @@ def summarise(
     """
     plain = settings.calibration_policy == "spec"
     verdicts = Counter(("stable" if h.is_stable else "unstable") if plain else h.verdict for h in heads.values())
-    wanted = {"stable"} if plain or settings.calibration_convergence == "stable" else {"stable", "no evidence of drift"}
+    target = {"stable"} if plain or settings.calibration_convergence == "stable" else {"stable", "no evidence of drift"}
     quiet = not any(h.alarm and h.alarm["rung"] for h in heads.values())
     return {
         "total_heads": len(heads),
@@ -259,7 +259,7 @@ def summarise(
         "unstable_heads": verdicts["unstable"],
         "verdicts": {v: verdicts[v] for v in VERDICTS},
         "references": {m: list(moves.values()).count(m) for m in ("updated", "proposed", "kept", "none")},
-        "converged": set(verdicts) <= wanted and (plain or quiet),
+        "converged": set(verdicts) <= target and (plain or quiet),
         "convergence": "spec" if plain else settings.calibration_convergence,
     }
 
@@ -276,7 +276,7 @@ def extend_references(
 
     Raises `UnknownHead`, or `NotNow` without a run.
     """
-    now, told = int(time.time() * 1000), {}
+    now, outcomes = int(time.time() * 1000), {}
     with transaction(db):
         every = "SELECT * FROM heads ORDER BY model_name, head_name"
         heads = find_labels(db, model, head) if model is not None and head is not None else db.execute(every).fetchall()
@@ -288,10 +288,10 @@ def extend_references(
                 split_label(row["head_name"])[0],
             ):
                 why, run = _poolable(db, row)
-                told[f"{row['model_name']}/{row['head_name']}"] = why
+                outcomes[f"{row['model_name']}/{row['head_name']}"] = why
                 pooled += [(row, run)] if run is not None else []
         if not pooled:
-            return told
+            return outcomes
         version = _next_version(db, root)
         last = max(run["last_score"] for _, run in pooled)
         size = db.execute("SELECT count(DISTINCT file_id) FROM scores WHERE id <= ?", (last,)).fetchone()[0]
@@ -306,8 +306,8 @@ def extend_references(
         db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, '{}', '{}')", (version, key, now, size, last))
         for row, run in pooled:
             name = f"{row['model_name']}/{row['head_name']}"
-            told[name] = _pool(db, row, run, version, now, settings, by)
-    return told
+            outcomes[name] = _pool(db, row, run, version, now, settings, by)
+    return outcomes
 
 
 def _poolable(db: sqlite3.Connection, head: sqlite3.Row) -> tuple[str, sqlite3.Row | None]:

@@ -163,16 +163,16 @@ def _members(path: Path, source: str) -> dict[str, bytes]:
     if not path.is_dir() and path.stat().st_size > LARGEST_SET:
         raise DataError(f"{source}: larger than {LARGEST_SET >> 20} MiB, so no set of calibrations")
     kind = _of_folder if path.is_dir() else _of_zip if zipfile.is_zipfile(path) else _of_tar
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     total = 0
     try:
         for name, content in kind(path):
             total += len(content)
             if total > LARGEST_SUM or len(content) > LARGEST_MANIFEST:
                 raise DataError(f"its calibrations are more than {LARGEST_SUM >> 20} MiB")
-            if name in found:
+            if name in contents:
                 raise DataError(f"{name} is in it twice")
-            found[name] = content
+            contents[name] = content
     except DataError as e:
         raise DataError(f"{source}: {e}, so no set of calibrations; get the set again") from None
     except tarfile.ReadError as e:
@@ -181,7 +181,7 @@ def _members(path: Path, source: str) -> dict[str, bytes]:
         if isinstance(e, PermissionError):
             raise
         raise DataError(f"{source}: damaged ({type(e).__name__}: {str(e)[:100]}); get the set again") from None
-    return found
+    return contents
 
 
 def _head_of(name: str) -> tuple[str, str] | None:
@@ -225,10 +225,10 @@ def pull_calibrations(
         if sha256_of_archive is not None:
             if path.is_dir():
                 raise DataError(f"{source}: a folder has no SHA-256; put a {MANIFEST} into it with pack_calibrations")
-            found = sha256_file(path)
-            if found != sha256_of_archive.lower():
+            digest = sha256_file(path)
+            if digest != sha256_of_archive.lower():
                 raise DataError(
-                    f"{source}: its SHA-256 is {found[:12]}..., not {sha256_of_archive[:12]}...; get it again, or ask "
+                    f"{source}: its SHA-256 is {digest[:12]}..., not {sha256_of_archive[:12]}...; get it again, or ask "
                     "its publisher"
                 )
         contents = _checked(str(source), _members(path, str(source)), verified=sha256_of_archive is not None)

@@ -73,7 +73,7 @@ class CalibrationRanges:
         return f"CalibrationRanges({self.method!r}, {self.low:g}, {self.high:g}{marks})"
 
     def _repr_html_(self) -> str:
-        known = (
+        rows = (
             {"0 stands for": self.low_, "1 stands for": self.high_, "scores": self.n_}
             if hasattr(self, "low_")
             else {"fitted": "not yet"}
@@ -84,7 +84,7 @@ class CalibrationRanges:
                 "method": self.method,
                 "percentiles": f"{self.low:g} to {self.high:g}" if self.method == "percentile" else "",
             }
-            | known,
+            | rows,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -114,13 +114,13 @@ def conformal_pvalues(
 
     Raises `DataError` on empty or non-finite input.
     """
-    known = np.sort(
+    sorted_scores = np.sort(
         check_finite("calibration_scores", real_array("calibration_scores", calibration_scores, np.float64).reshape(-1))
     )
-    if not known.size:
+    if not sorted_scores.size:
         raise DataError("calibration_scores is empty; p-values need scores of normal parts")
     scores = check_finite("scores", real_array("scores", scores, np.float64))
-    return (1 + known.size - np.searchsorted(known, scores, side="left")) / (known.size + 1)
+    return (1 + sorted_scores.size - np.searchsorted(sorted_scores, scores, side="left")) / (sorted_scores.size + 1)
 
 # %% ../../nbs/05_calibration/01_ranges.ipynb #2638a9ae
 class IsotonicCalibration:
@@ -134,8 +134,8 @@ class IsotonicCalibration:
         "Fit by pooling adjacent violators. Raises `DataError` on one class only or non-finite scores."
         from sklearn.isotonic import IsotonicRegression
 
-        truth, score = check_labels_and_scores(y_true, y_score)
-        model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(score, truth.astype(float))
+        ground_truth, score = check_labels_and_scores(y_true, y_score)
+        model = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(score, ground_truth.astype(float))
         self.scores_, self.probabilities_ = (
             np.asarray(v, dtype=np.float64) for v in (model.X_thresholds_, model.y_thresholds_)
         )

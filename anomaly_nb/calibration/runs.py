@@ -50,9 +50,9 @@ def run_calibration(
                         f"{root}: nothing is tagged yet, so there is nothing to calibrate; tag some files first"
                     )
                 key, config = content_key(heads, settings)
-                known = db.execute("SELECT report FROM runs WHERE content_key = ?", (key,)).fetchone()
-                if known:
-                    return json.loads(known["report"])
+                row = db.execute("SELECT report FROM runs WHERE content_key = ?", (key,)).fetchone()
+                if row:
+                    return json.loads(row["report"])
                 measured = [measure_head(db, h, last, settings, len(heads), exact_limit) for h in heads]
                 verdicts = judge_heads({m.key: m.drift for m in measured}, settings.calibration_drift_correction)
                 for m in measured:

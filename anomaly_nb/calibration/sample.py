@@ -74,9 +74,9 @@ def quantiles(
     "Percentiles by linear interpolation between order statistics. Raises `DataError` on an empty sample."
     if not sample.n:
         raise DataError("an empty sample has no percentiles; score some files first")
-    low, high, share = _ranks(sample.n, np.asarray(list(probabilities)))
+    low, high, fraction = _ranks(sample.n, np.asarray(list(probabilities)))
     a, b = sample.at(low), sample.at(high)
-    return a + (b - a) * share
+    return a + (b - a) * fraction
 
 # %% ../../nbs/05_calibration/02_sample.ipynb #97184465
 def bootstrap_quantiles(
@@ -88,14 +88,14 @@ def bootstrap_quantiles(
 ) -> np.ndarray:  # (resamples, len(probabilities))
     "Percentiles of bootstrap resamples, drawn through their order statistics (Devroye 1986)."
     n = n or sample.n
-    low, high, share = _ranks(n, np.asarray(list(probabilities)))
+    low, high, fraction = _ranks(n, np.asarray(list(probabilities)))
     ranks, where = np.unique(np.concatenate([low, high]), return_inverse=True)
     steps = np.diff(np.concatenate([[0], ranks + 1, [n + 1]]))
     sums = np.cumsum(rng.standard_gamma(steps, size=(resamples, steps.size)), axis=1)
     drawn = np.minimum((sums[:, :-1] / sums[:, -1:] * sample.n).astype(np.int64), sample.n - 1)
     values = sample.at(drawn)[:, where]
     a, b = values[:, : low.size], values[:, low.size :]
-    return a + (b - a) * share
+    return a + (b - a) * fraction
 
 # %% ../../nbs/05_calibration/02_sample.ipynb #deb2c1ba
 def weighted_quantiles(
@@ -109,9 +109,9 @@ def weighted_quantiles(
     for row, weight in enumerate(weights):
         ends = np.cumsum(weight)
         if ends[-1]:
-            low, high, share = _ranks(int(ends[-1]), probabilities)
+            low, high, fraction = _ranks(int(ends[-1]), probabilities)
             a, b = values[np.searchsorted(ends, low, side="right")], values[np.searchsorted(ends, high, side="right")]
-            out[row] = a + (b - a) * share
+            out[row] = a + (b - a) * fraction
     return out
 
 

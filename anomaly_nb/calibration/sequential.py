@@ -73,8 +73,8 @@ class SequentialAlarm:
         for p in self.p_values(check_finite("scores", real_array("scores", scores, np.float64).reshape(-1))).tolist():
             enters = (len(self.history_) + 1) ** -1.1 / self.ZETA
             self.reserve_ = max(0.0, self.reserve_ - enters)
-            share = (self.jump * sum(stakes) + enters) / 5
-            stakes = [min(ceiling, ((1 - self.jump) * s + share) * bet) for s, bet in zip(stakes, _bets(p))]
+            increment = (self.jump * sum(stakes) + enters) / 5
+            stakes = [min(ceiling, ((1 - self.jump) * s + increment) * bet) for s, bet in zip(stakes, _bets(p))]
             self.history_.append(self.reserve_ + sum(stakes))
             if self.alarm_at_ is None and self.history_[-1] >= 1 / self.alpha:
                 self.alarm_at_ = len(self.history_) - 1

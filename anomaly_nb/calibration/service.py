@@ -65,21 +65,21 @@ def create_app(
     guard = Guard(Doorkeeper(keys, failures), lambda: settings.calibrate_heads, seconds)
     app, kinds = guarded_app(guard, "anomaly_nb calibration", public_schema=public_schema)
     add_errors(app)
-    about = described(400, 401, 403, 404, 405, 408, 409, 413, 422, 429, 503)
-    _add_routes(lambda method, path: kinds["development"](method, f"/admin/calibration{path}", **about), store)
+    options = described(400, 401, 403, 404, 405, 408, 409, 413, 422, 429, 503)
+    _add_routes(lambda method, path: kinds["development"](method, f"/admin/calibration{path}", **options), store)
 
-    @kinds["scores"]("POST", "/tag", **about)
+    @kinds["scores"]("POST", "/tag", **options)
     def tag(wish: TagRequest) -> TagAnswer:
         files, scores = [i.file for i in wish.items], np.array([i.score for i in wish.items], dtype=np.float64)
         try:
-            found, kept = tag_or_keep(store.root, store.settings, wish.model, wish.head, files, scores, wish.label)
+            found, message = tag_or_keep(store.root, store.settings, wish.model, wish.head, files, scores, wish.label)
         except UnknownHead as e:
             raise fastapi.HTTPException(404, str(e).encode("ascii", "replace").decode()) from None
         except DataError as e:
             raise fastapi.HTTPException(422, str(e).encode("ascii", "replace").decode()) from None
         rows = found.astype(object).where(found.notna(), None)
         decisions = [Decision.model_validate(dict(zip(rows, r))) for r in rows.to_numpy().tolist()]
-        return TagAnswer(count=len(rows), decisions=decisions, message=kept)
+        return TagAnswer(count=len(rows), decisions=decisions, message=message)
 
     @kinds["open"]("GET", "/health", **described(400, 405, 408, 413, 422, 503, keyed=False))
     def health() -> Health:
@@ -223,12 +223,12 @@ def serve(**given: Any) -> None:  # host, port, store, config, api_key, api_key_
 
     Raises `MissingExtraError` without the extra `serve`, `DataError` without a key.
     """
-    found = service_settings(**given)
+    settings = service_settings(**given)
     app = create_app(
-        found.open_store(),
-        found.key_sha256(),
-        config=found.config,
-        seconds=found.request_seconds,
-        public_schema=found.public_schema,
+        settings.open_store(),
+        settings.key_sha256(),
+        config=settings.config,
+        seconds=settings.request_seconds,
+        public_schema=settings.public_schema,
     )
-    run_app(app, found.host, found.port, found.request_seconds)
+    run_app(app, settings.host, settings.port, settings.request_seconds)

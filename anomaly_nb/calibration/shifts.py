@@ -118,9 +118,9 @@ def null_shifts(
         )
         out = np.empty((resamples, len(SHIFTS)))
         for rows in np.array_split(np.arange(resamples), max(1, resamples * values.size // 4_000_000)):
-            left = dealt[rows][:, member]
+            mask = dealt[rows][:, member]
             out[rows] = percentile_shifts(
-                weighted_quantiles(values[order], left), weighted_quantiles(values[order], ~left), scale
+                weighted_quantiles(values[order], mask), weighted_quantiles(values[order], ~mask), scale
             )
         return out
     if isinstance(reference, Sample) and isinstance(current, Sample):
@@ -153,8 +153,8 @@ def no_shift_p_value(
     "The max-T p-value of 'nothing has moved', over the five shifts."
     noise = np.nanpercentile(np.where(np.isfinite(null), np.abs(null), np.nan), 68.3, axis=0)
     noise = np.where(noise > 0, noise, 1.0)
-    seen = np.max(np.abs(shifts) / noise)
-    return float((1 + np.sum(np.max(np.abs(null) / noise, axis=1) >= seen)) / (1 + len(null)))
+    statistic = np.max(np.abs(shifts) / noise)
+    return float((1 + np.sum(np.max(np.abs(null) / noise, axis=1) >= statistic)) / (1 + len(null)))
 
 # %% ../../nbs/05_calibration/04_shifts.ipynb #c446d510
 def divergence_chance(
@@ -179,9 +179,9 @@ def divergence_evidence(
 ) -> tuple[float, float, float]:  # p-value of "beyond the threshold", interval (low, high)
     "Evidence about the Jensen-Shannon distance from its noncentral chi-square asymptotics."
     size = 8 * n * m / (n + m) * np.log(2) / inflation
-    seen = jsd**2 * size
-    p = float(1 - special.chndtr(seen, df, threshold**2 * size))
-    low, high = (noncentrality(seen, df, q) for q in (1 - alpha / 2, alpha / 2))
+    statistic = jsd**2 * size
+    p = float(1 - special.chndtr(statistic, df, threshold**2 * size))
+    low, high = (noncentrality(statistic, df, q) for q in (1 - alpha / 2, alpha / 2))
     return max(p, 0.0), float(np.sqrt(low / size)), float(min(1.0, np.sqrt(high / size)))
 
 
@@ -213,8 +213,8 @@ def design_effect(
     dealt = rng.permuted(np.tile(np.arange(len(table)) < reference.n_groups, (resamples, 1)), axis=1)
     left, right = dealt @ table, (~dealt) @ table
     n, m = left.sum(1), right.sum(1)
-    seen = 8 * np.log(2) * jensen_shannon(left, right) ** 2 * n * m / (n + m)
-    mean, variance = float(seen.mean()), float(seen.var())
+    statistics = 8 * np.log(2) * jensen_shannon(left, right) ** 2 * n * m / (n + m)
+    mean, variance = float(statistics.mean()), float(statistics.var())
     return max(1.0, variance / (2 * mean)), min(float(edges.size), 2 * mean**2 / max(variance, 1e-12))
 
 # %% ../../nbs/05_calibration/04_shifts.ipynb #01f4a60c

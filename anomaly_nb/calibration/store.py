@@ -125,9 +125,9 @@ def read_history(
         heads = [head, *(r[0] for r in db.execute(between, (f"{head}:", f"{head};")))]
     rows: list[sqlite3.Row] = []
     for name in dict.fromkeys(heads):
-        where, given = (models, values) if name is None else (f"{models} AND head_name = ?", [*values, name])
+        where, parameters = (models, values) if name is None else (f"{models} AND head_name = ?", [*values, name])
         query = f"SELECT {', '.join(HISTORY)} FROM calibration_runs WHERE {where} ORDER BY id DESC LIMIT ?"
-        rows += db.execute(query, (*given, limit)).fetchall()
+        rows += db.execute(query, (*parameters, limit)).fetchall()
     rows = sorted(rows, key=lambda r: -r["id"])[:limit]
     moves = read_moves(db, [r["version"] for r in rows])
     return [run_values(r) | {"moves": moves.get((r["model_name"], r["head_name"], r["version"]), [])} for r in rows]
@@ -191,14 +191,14 @@ def promote_version(
             if version is None:
                 raise NotNow(f"{model}/{head}: nothing is proposed; name the version to promote")
         query = "SELECT payload FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?"
-        found = {row["id"]: db.execute(query, (model, row["head_name"], version)).fetchone() for row in labels}
-        if not any(found.values()):
+        runs = {row["id"]: db.execute(query, (model, row["head_name"], version)).fetchone() for row in labels}
+        if not any(runs.values()):
             raise UnknownHead(f"{model}/{head}: version {version} does not exist; see its history")
-        if not any(f and f["payload"] for f in found.values()):
+        if not any(f and f["payload"] for f in runs.values()):
             raise NotNow(f"{model}/{head}: version {version} holds no calibration (too few files); see its history")
         for row in labels:
             pulled = db.execute("SELECT 1 FROM pulled WHERE head_id = ?", (row["id"],)).fetchone()  # decides instead
-            if found[row["id"]] and found[row["id"]]["payload"] and (pulled or version != row["reference_version"]):
+            if runs[row["id"]] and runs[row["id"]]["payload"] and (pulled or version != row["reference_version"]):
                 move_reference(db, row, version, int(time.time() * 1000), by, reason)
     export_files(db, root)
     before = labels[0]["reference_version"]
@@ -207,12 +207,12 @@ def promote_version(
 
 def _proposal(db: sqlite3.Connection, head: sqlite3.Row) -> int | None:
     "The newest version that waits to be promoted."
-    found = db.execute(
+    cursor = db.execute(
         "SELECT MAX(version) FROM calibration_runs WHERE model_name = ? AND head_name = ? AND proposed = 1 AND "
         "version > ?",
         (head["model_name"], head["head_name"], head["reference_version"] or 0),
     )
-    return found.fetchone()[0]
+    return cursor.fetchone()[0]
 
 # %% ../../nbs/05_calibration/19_store.ipynb #9cfd2e5a
 def is_due(db: sqlite3.Connection, after: int | None) -> bool:
@@ -294,8 +294,8 @@ class CalibrationStore:
         if not self.settings.calibrate_heads:
             raise DataError("calibration runs are for development: set calibrate_heads: true in config.yml")
         report = self.ask(run_calibration, self.root, self.settings, wait)
-        for told in stray_limits(self.settings, report["heads"]):
-            warnings.warn(told, Notice, stacklevel=2)
+        for message in stray_limits(self.settings, report["heads"]):
+            warnings.warn(message, Notice, stacklevel=2)
         return report
 
     def promote(
@@ -311,9 +311,9 @@ class CalibrationStore:
         """
         if not self.settings.calibrate_heads:
             raise DataError("references are pooled in development: set calibrate_heads: true in config.yml")
-        told = self.ask(extend_references, self.root, self.settings, model, head, by)
+        outcomes = self.ask(extend_references, self.root, self.settings, model, head, by)
         self.ask(export_files, self.root)
-        return told
+        return outcomes
 
     def history(self, model: str | None = None, head: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
         "Runs of heads, newest first."

@@ -31,7 +31,7 @@ def roles_of(
     path: str | Path,  # for messages
 ) -> list[str] | None:  # a role for each row; None where the table has neither `role` nor `label`
     "What a table says about its files. Raises `DataError` for an unknown word, or where `role` and `label` differ."
-    said = {}
+    columns = {}
     for column in ("role", "label"):
         if column in table:
             words = table[column].astype(str).str.strip().str.lower()
@@ -41,18 +41,18 @@ def roles_of(
                     f"{path}, line {table.index[line]}: {column} {table[column].iloc[line]!r} is unknown; use "
                     f"{', '.join(ROLES)}, or 0 and 1"
                 )
-            said[column] = words.map(WORDS).to_numpy()
-    if not said:
+            columns[column] = words.map(WORDS).to_numpy()
+    if not columns:
         return None
-    roles = said.get("role", next(iter(said.values())))
-    if len(said) == 2:
-        known = (said["role"] != "unlabelled") & (said["label"] != "unlabelled")
-        if (odd := np.flatnonzero(known & (said["role"] != said["label"]))).size:
+    roles = columns.get("role", next(iter(columns.values())))
+    if len(columns) == 2:
+        mask = (columns["role"] != "unlabelled") & (columns["label"] != "unlabelled")
+        if (odd := np.flatnonzero(mask & (columns["role"] != columns["label"]))).size:
             raise DataError(
-                f"{path}, line {table.index[odd[0]]}: role says {said['role'][odd[0]]} and label "
-                f"{said['label'][odd[0]]}; correct one of them"
+                f"{path}, line {table.index[odd[0]]}: role says {columns['role'][odd[0]]} and label "
+                f"{columns['label'][odd[0]]}; correct one of them"
             )
-        roles = np.where(said["role"] == "unlabelled", said["label"], said["role"])
+        roles = np.where(columns["role"] == "unlabelled", columns["label"], columns["role"])
     return roles.tolist()
 
 
@@ -121,10 +121,10 @@ def find_scores(
     source = Path(source)
     if not source.is_dir():
         return check_file(source)
-    found = next((source / n for n in ("calibration_scores.csv", "scores.csv") if (source / n).is_file()), None)
-    if found is None:
+    path = next((source / n for n in ("calibration_scores.csv", "scores.csv") if (source / n).is_file()), None)
+    if path is None:
         raise MissingFileError(
             f"{source}: holds neither calibration_scores.csv nor scores.csv; name a CSV, or the folder of an image "
             "report"
         )
-    return found
+    return path

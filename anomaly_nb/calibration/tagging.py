@@ -48,21 +48,21 @@ class NotNow(DataError):
 
 def find_labels(db: sqlite3.Connection, model: str, head: str) -> list[sqlite3.Row]:  # one or more
     "The rows of a head: its own, or one for each of its labels. Raises `UnknownHead` naming the known ones."
-    own = "model_name = ? AND (head_name = ? OR (head_name > ? AND head_name < ?))"
+    condition = "model_name = ? AND (head_name = ? OR (head_name > ? AND head_name < ?))"
     values = model, head, f"{head}:", f"{head};"  # ";" follows ":"
-    rows = db.execute(f"SELECT * FROM heads WHERE {own} ORDER BY head_name", values).fetchall()
+    rows = db.execute(f"SELECT * FROM heads WHERE {condition} ORDER BY head_name", values).fetchall()
     rows = [r for r in rows if r["digest"]] or rows
     if not rows:
         listed = db.execute("SELECT * FROM heads ORDER BY 2, 3 LIMIT 20")
-        known = ", ".join(f"{r['model_name']}/{r['head_name']}" for r in listed)
-        raise UnknownHead(f"no head {model}/{head} in this store; it holds {known or 'none yet'}")
+        names = ", ".join(f"{r['model_name']}/{r['head_name']}" for r in listed)
+        raise UnknownHead(f"no head {model}/{head} in this store; it holds {names or 'none yet'}")
     return rows
 
 
 def has_labels(db: sqlite3.Connection, model: str, head: str) -> bool:
     "Whether the store keeps the scores of a head by label."
-    wanted = "SELECT 1 FROM heads WHERE model_name = ? AND head_name > ? AND head_name < ? LIMIT 1"
-    return db.execute(wanted, (model, f"{head}:", f"{head};")).fetchone() is not None
+    query = "SELECT 1 FROM heads WHERE model_name = ? AND head_name > ? AND head_name < ? LIMIT 1"
+    return db.execute(query, (model, f"{head}:", f"{head};")).fetchone() is not None
 
 
 def find_head(db: sqlite3.Connection, model: str, head: str) -> sqlite3.Row:
@@ -100,12 +100,12 @@ def decide(
 
     Raises `DataError` on an unknown label.
     """
-    _, known = label_of(calibration, label)
+    _, entry = label_of(calibration, label)
     scores = np.asarray(scores, dtype=np.float64).reshape(-1)
-    values = (scores - known["p5"]) / (known["p95"] - known["p5"])
-    if known["threshold"] is None:
+    values = (scores - entry["p5"]) / (entry["p95"] - entry["p5"])
+    if entry["threshold"] is None:
         return values, np.full(scores.size, None)
-    flags = scores >= known["threshold"]
+    flags = scores >= entry["threshold"]
     known_scores = np.isfinite(scores)
     return values, flags if known_scores.all() else np.where(known_scores, flags, None)  # type: ignore[call-overload]
 
@@ -118,12 +118,12 @@ def check_roles(
     n: int,
 ) -> list[str | None]:  # (n,) None where nothing was said
     "A role for each file. Raises `DataError`."
-    given: list[str | None] = [roles] * n if roles is None or isinstance(roles, str) else list(roles)
-    if len(given) != n:
-        raise DataError(f"{len(given)} roles for {n} files; give one for each, or one for all")
-    if odd := [r for r in given if r is not None and r not in ROLES]:
+    file_roles: list[str | None] = [roles] * n if roles is None or isinstance(roles, str) else list(roles)
+    if len(file_roles) != n:
+        raise DataError(f"{len(file_roles)} roles for {n} files; give one for each, or one for all")
+    if odd := [r for r in file_roles if r is not None and r not in ROLES]:
         raise DataError(f"role {odd[0]!r} is unknown; use {', '.join(ROLES)}")
-    return given
+    return file_roles
 
 # %% ../../nbs/05_calibration/11_tagging.ipynb #7d83114f
 BATCH = 100_000
@@ -157,7 +157,7 @@ def tag_scores(
         seen: set[str] = set()
         twice = next(n for n in names if n == "" or n in seen or seen.add(n))  # type: ignore[func-returns-value]
         raise DataError(f"file {twice!r} is empty or comes twice in one batch; one score per file and head")
-    given, now, added = check_roles(roles, len(names)), int(time.time() * 1000), 0
+    file_roles, now, added = check_roles(roles, len(names)), int(time.time() * 1000), 0
     with transaction(db):
         check_case(db, model, head)
         _check_labels(db, model, head)
@@ -170,10 +170,10 @@ def tag_scores(
             lots = (
                 [None] * len(names[part]) if groups is None else [None if g is None else str(g) for g in groups[part]]
             )
-            fresh = _fresh(db, row["id"], names[part], values[part], lots, given[part])
+            fresh = _fresh(db, row["id"], names[part], values[part], lots, file_roles[part])
             for _, name, value, group, role in fresh:
-                known = "" if role == "unlabelled" else f"\n{role}"
-                digest = sha256(f"{digest}\n{name}\n{value!r}\n{group}{known}".encode()).hexdigest()
+                suffix = "" if role == "unlabelled" else f"\n{role}"
+                digest = sha256(f"{digest}\n{name}\n{value!r}\n{group}{suffix}".encode()).hexdigest()
             db.executemany(
                 "INSERT INTO scores (head_id, file_id, score, role, grp, tagged_at) VALUES (?, ?, ?, ?, ?, ?)",
                 [(row["id"], file, value, role, group, now) for file, _, value, group, role in fresh],
@@ -195,8 +195,8 @@ def tag_scores(
 def _check_labels(db: sqlite3.Connection, model: str, head: str) -> None:
     "Refuse scores with a label for a head that has some without one, and the other way round. Raises `DataError`."
     name, label = split_label(head)
-    own = "model_name = ? AND digest != '' AND (head_name = ? OR (head_name > ? AND head_name < ?))"
-    rows = db.execute(f"SELECT head_name FROM heads WHERE {own}", (model, name, f"{name}:", f"{name};"))
+    condition = "model_name = ? AND digest != '' AND (head_name = ? OR (head_name > ? AND head_name < ?))"
+    rows = db.execute(f"SELECT head_name FROM heads WHERE {condition}", (model, name, f"{name}:", f"{name};"))
     other = ", ".join(r[0] for r in rows if (split_label(r[0])[1] is None) != (label is None))
     if other:
         rule = "a head has labels for all its scores or for none"
@@ -223,14 +223,14 @@ def _fresh(
         (head_id,),
     )
     fresh = []
-    for (file, last, before, known), name, value, group, given in zip(
+    for (file, last, before, stored_role), name, value, group, new_role in zip(
         rows, names, values.tolist(), groups, roles, strict=True
     ):
         score, role = (
             value if np.isfinite(value) else None,
-            given if given not in (None, "unlabelled") else known or "unlabelled",
+            new_role if new_role not in (None, "unlabelled") else stored_role or "unlabelled",
         )
-        if last is None or before != score or known != role:
+        if last is None or before != score or stored_role != role:
             fresh.append((file, name, score, group, role))
     return fresh
 
@@ -261,9 +261,9 @@ def only_label(
         return calibration
     if label not in calibration["labels"]:
         return None
-    known = label_of(calibration, label)[1]
-    special = {k: known[k] for k in ("version", "file_count", "false_alarm_bound") if k in known}
-    return calibration | special | {"labels": {label: known}, "threshold": known["threshold"]}
+    entry = label_of(calibration, label)[1]
+    special = {k: entry[k] for k in ("version", "file_count", "false_alarm_bound") if k in entry}
+    return calibration | special | {"labels": {label: entry}, "threshold": entry["threshold"]}
 
 
 def write_tags(
@@ -287,16 +287,16 @@ def write_tags(
     no_job: list[None] = [None] * len(files)
     db.executemany(
         "DELETE FROM tags WHERE head_id = ? AND file_id = ?",
-        [(head_id, f) for f, known in zip(files, finite) if not known],
+        [(head_id, f) for f, is_finite in zip(files, finite) if not is_finite],
     )
     db.executemany(
         "INSERT OR REPLACE INTO tags (head_id, file_id, score, value, anomalous, reference_version, job_id, "
         "tagged_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (head_id, file, score, value, None if flag is None else int(flag), version, job, now)
-            for file, score, value, flag, job, known in zip(
+            for file, score, value, flag, job, is_finite in zip(
                 files, scores.tolist(), values.tolist(), flags.tolist(), no_job if jobs is None else jobs, finite
             )
-            if known
+            if is_finite
         ],
     )

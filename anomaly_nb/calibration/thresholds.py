@@ -51,8 +51,8 @@ def conformal_rank(
         or not (confidence is None or 0 < confidence < 1)
         or too_few not in ("error", "largest")
     ):
-        given = f"false_alarms={false_alarms}, confidence={confidence}, too_few={too_few!r} of {n} scores"
-        raise DataError(f"{given}; use rates in (0, 1), at least one score, and 'error' or 'largest'")
+        arguments = f"false_alarms={false_alarms}, confidence={confidence}, too_few={too_few!r} of {n} scores"
+        raise DataError(f"{arguments}; use rates in (0, 1), at least one score, and 'error' or 'largest'")
     if confidence is None:
         rank, needed = int(np.ceil((n + 1) * (1 - false_alarms) - 1e-9)), int(np.ceil(1 / false_alarms - 1e-9)) - 1
     else:
@@ -104,21 +104,21 @@ class Threshold:
     @classmethod
     def load(cls, path: str | Path) -> "Threshold":
         "Read what `save` wrote. Raises `MissingFileError`, `DataError`."
-        about = read_json(path)
+        record = read_json(path)
         number = (
-            isinstance(about, dict)
-            and isinstance(about.get("value"), int | float)
-            and not isinstance(about["value"], bool)
+            isinstance(record, dict)
+            and isinstance(record.get("value"), int | float)
+            and not isinstance(record["value"], bool)
         )
         fits = (
             number
-            and isinstance(about.get("parameters", {}), dict)
-            and isinstance(about.get("n"), int)
-            and isinstance(about.get("oracle", False), bool)
+            and isinstance(record.get("parameters", {}), dict)
+            and isinstance(record.get("n"), int)
+            and isinstance(record.get("oracle", False), bool)
         )
         try:
             if fits:
-                return cls(**about)
+                return cls(**record)
         except TypeError:
             pass
         raise DataError(
@@ -138,10 +138,10 @@ class Threshold:
         )
 
     def __str__(self) -> str:
-        given = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.parameters.items())
+        items = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.parameters.items())
         label = " (oracle: saw test labels)" if self.oracle else ""
         return (
-            f"{self.value:.4g} by {self.method}{f' ({given})' if given else ''} of {self.n} {self.calibrated_on}{label}"
+            f"{self.value:.4g} by {self.method}{f' ({items})' if items else ''} of {self.n} {self.calibrated_on}{label}"
         )
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #e03e2574
@@ -160,13 +160,13 @@ def sample_threshold(
     Raises `DataError` as `conformal_rank` does.
     """
     rank, promised = conformal_rank(sample.n, false_alarms, confidence, too_few)
-    about: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "false_alarms": false_alarms,
         "rank": rank,
         "bound95": round(false_alarm_bound(sample.n, rank), 6),
     }
-    about |= {} if confidence is None else {"confidence": confidence}
-    about |= {} if promised == false_alarms else {"promised": round(promised, 6)}
+    parameters |= {} if confidence is None else {"confidence": confidence}
+    parameters |= {} if promised == false_alarms else {"promised": round(promised, 6)}
     digest = sha256_array(sample.values) if isinstance(sample, Sample) else ""
     return Threshold(
         float(np.nextafter(sample.at(np.array(rank - 1)), np.inf)),
@@ -174,7 +174,7 @@ def sample_threshold(
         calibrated_on,
         sample.n,
         False,
-        about,
+        parameters,
         digest,
     )
 
@@ -212,13 +212,13 @@ def quantile_threshold(
     sample = _normal(normal_scores)
     if not 0 < q < 1 or not sample.n:
         raise DataError(f"q={q} of {sample.n} scores; use 0 < q < 1 and at least one score")
-    made = sample_threshold(sample, 1 - q, None, calibrated_on, too_few)
-    about = {
+    threshold = sample_threshold(sample, 1 - q, None, calibrated_on, too_few)
+    parameters = {
         "q": q,
-        "promised": round(made.parameters["rank"] / (sample.n + 1), 6),
-        "bound95": made.parameters["bound95"],
+        "promised": round(threshold.parameters["rank"] / (sample.n + 1), 6),
+        "bound95": threshold.parameters["bound95"],
     }
-    return Threshold(made.value, "quantile", calibrated_on, sample.n, False, about, made.scores_sha256)
+    return Threshold(threshold.value, "quantile", calibrated_on, sample.n, False, parameters, threshold.scores_sha256)
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #2294152e
 def counted_threshold(

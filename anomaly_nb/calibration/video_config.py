@@ -42,11 +42,11 @@ def write_calibration(
                 "finite"
             )
         block |= dict(zip(BOUNDS[modality], (float(low), float(high))))
-    known = load_settings(path).calibration.model_dump() if Path(path).exists() else {}
+    settings = load_settings(path).calibration.model_dump() if Path(path).exists() else {}
     stale = {
-        name: None for pair in BOUNDS.values() for name in pair if name not in block and known.get(name) is not None
+        name: None for pair in BOUNDS.values() for name in pair if name not in block and settings.get(name) is not None
     }
-    gone = {name: None for name in known.get("provenance") or {} if name not in provenance}
+    gone = {name: None for name in settings.get("provenance") or {} if name not in provenance}
     return update_settings(path, {"calibration": {**stale, **block, "provenance": {**gone, **provenance}}})
 
 # %% ../../nbs/05_calibration/27_video_config.ipynb #e0ee91dc

@@ -58,8 +58,8 @@ def plot_comparison(
         right.set(xlabel="in units of the limit", xlim=(0, None))
         right.set_yticks(range(len(shown)), shown)
         right.invert_yaxis()
-        said = f"{title}{result.verdict.upper()}" + (f": {result.reason}" if result.reason else "")
-        fig.suptitle(textwrap.fill(said, 115), fontsize=10, x=0.01, ha="left")
+        heading = f"{title}{result.verdict.upper()}" + (f": {result.reason}" if result.reason else "")
+        fig.suptitle(textwrap.fill(heading, 115), fontsize=10, x=0.01, ha="left")
     return fig
 
 # %% ../../nbs/05_calibration/28_view.ipynb #f95a0a7a
@@ -78,11 +78,11 @@ class DriftView(View):
         min_files: int = 50,
         random_state: int = 0,
     ):
-        kept = {
+        selection = {
             head: table[table["score"].notna() & (table["role"] != "defect" if "role" in table else True)]
             for head, table in tables.items()
         }
-        self.scores = {head: np.array_split(table["score"].to_numpy(), batches) for head, table in kept.items()}
+        self.scores = {head: np.array_split(table["score"].to_numpy(), batches) for head, table in selection.items()}
         self.min_files, self.random_state = min_files, random_state
         heads = tuple((h, h) for h in self.scores)
         self.controls: dict[str, Control] = {

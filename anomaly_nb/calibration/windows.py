@@ -41,28 +41,28 @@ def read_window(
 ) -> Window:
     "Read the scores of a head, exactly or as a sketch."
     defects = db.execute(f"SELECT count(*) FROM ({LATEST}) WHERE role = 'defect'", (head_id, first, last)).fetchone()[0]
-    wanted = f"SELECT id, score, grp, file_id FROM ({LATEST}) WHERE role != 'defect'"
+    query = f"SELECT id, score, grp, file_id FROM ({LATEST}) WHERE role != 'defect'"
     if latest is not None:
-        found = db.execute(
-            f"SELECT MIN(id) FROM (SELECT id FROM ({wanted}) ORDER BY id DESC LIMIT ?)", (head_id, first, last, latest)
+        first_id = db.execute(
+            f"SELECT MIN(id) FROM (SELECT id FROM ({query}) ORDER BY id DESC LIMIT ?)", (head_id, first, last, latest)
         ).fetchone()[0]
-        first = first if found is None else found - 1
+        first = first if first_id is None else first_id - 1
     sketch = None if edges is None else ScoreSketch(edges)
     scores: list[np.ndarray] = [np.empty(0)]
     groups: list[str | None] = []
     files: list[int] = []
     lost = 0
-    rows = db.execute(f"{wanted} ORDER BY id", (head_id, first, last))
+    rows = db.execute(f"{query} ORDER BY id", (head_id, first, last))
     while chunk := rows.fetchmany(CHUNK):
         values = np.array([r[1] for r in chunk], dtype=np.float64)  # None becomes NaN
-        known = np.isfinite(values)
-        lost += int((~known).sum())
+        finite = np.isfinite(values)
+        lost += int((~finite).sum())
         if sketch is not None:
-            sketch.update(values[known])
+            sketch.update(values[finite])
             continue
-        scores.append(values[known])
-        groups += [r[2] for r, k in zip(chunk, known) if k]
-        files += [r[3] for r, k in zip(chunk, known) if k]
+        scores.append(values[finite])
+        groups += [r[2] for r, k in zip(chunk, finite) if k]
+        files += [r[3] for r, k in zip(chunk, finite) if k]
         if len(files) > exact_limit:
             sketch = ScoreSketch(sketch_edges(np.concatenate(scores))).update(np.concatenate(scores))
             scores, groups, files = [np.empty(0)], [], []

@@ -134,7 +134,7 @@ def run_command(
         from anomaly_nb.features.clip import tiny_clip_folder
 
         model = f"local-dir:{tiny_clip_folder()}"
-    about = run_pipeline(
+    record = run_pipeline(
         frames_root,
         labels_csv,
         out_dir,
@@ -155,9 +155,9 @@ def run_command(
         cache=cache_dir,
         device=device,
     )
-    typer.echo(f"{about['frames']} frames of {about['videos']} videos, {len(about['atoms'])} atoms")
-    typer.echo(f"delta {about['delta']:.3g}: {about['boundaries']:.1%} of frames start a segment")
-    unknown = about.get("captions_unknown_atoms", [])
+    typer.echo(f"{record['frames']} frames of {record['videos']} videos, {len(record['atoms'])} atoms")
+    typer.echo(f"delta {record['delta']:.3g}: {record['boundaries']:.1%} of frames start a segment")
+    unknown = record.get("captions_unknown_atoms", [])
     if unknown:
         typer.echo(f"captions name atoms the ontology does not know, for instance {', '.join(unknown[:3])}")
     following = f"train with: anomaly-nb atoms train --manifest_csv {out_dir.parent / 'manifest.csv'}"
@@ -165,7 +165,7 @@ def run_command(
         f"tensors in {out_dir}; "
         + (
             following
-            if about["labelled"]
+            if record["labelled"]
             else f"score with: anomaly-nb atoms score --run_dir {out_dir} --roles roles.pt"
         )
     )

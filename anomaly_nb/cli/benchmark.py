@@ -70,30 +70,30 @@ def benchmark(
     from anomaly_nb.reports.sweep import read_plan
     from anomaly_nb.reports.sweep import sweep as run_sweep
 
-    wanted = read_benchmark(plan)
-    checked = read_plan(wanted)
+    config = read_benchmark(plan)
+    checked = read_plan(config)
     at_once, each = (
         workers or max(1, (os.cpu_count() or 2) // 2),
-        len(wanted["parameters"]["shots"]) * len(wanted["parameters"]["seeds"]),
+        len(config["parameters"]["shots"]) * len(config["parameters"]["seeds"]),
     )
     there = {r["run_id"] for r in Ledger(figures).records() if r["status"] == "ok"} if Path(figures).is_dir() else set()
-    given = [wanted["parameters"] | g for w, g in zip(checked.wanted, checked.given) if w.run_id not in there]
-    seconds = expected_seconds(given, figures, at_once)
+    todo = [config["parameters"] | g for w, g in zip(checked.wanted, checked.given) if w.run_id not in there]
+    seconds = expected_seconds(todo, figures, at_once)
     usual = (
         "how long is said by the bar after the first run"
         if seconds is None
         else f"about {seconds / 60:.1f} minutes by earlier runs, less what is kept of them"
     )
-    found = f", {len(checked.wanted) - len(given)} of the runs found" if len(given) < len(checked.wanted) else ""
+    note = f", {len(checked.wanted) - len(todo)} of the runs found" if len(todo) < len(checked.wanted) else ""
     typer.echo(
-        f"{plan}: {len(checked.wanted) * each} rows in {len(checked.wanted)} runs{found}, {at_once} at once"
-        + (f"; {usual}" if given else "")
+        f"{plan}: {len(checked.wanted) * each} rows in {len(checked.wanted)} runs{note}, {at_once} at once"
+        + (f"; {usual}" if todo else "")
     )
     if check:
         return
-    done = run_sweep(wanted, figures, at_once, retry_failed=retry_failed)
-    typer.echo(str(done))
-    table = benchmark_table(done.records)
+    result = run_sweep(config, figures, at_once, retry_failed=retry_failed)
+    typer.echo(str(result))
+    table = benchmark_table(result.records)
     bad = table[table["status"] != "ok"]
     row: Any
     for row in bad.head(20).itertuples():
@@ -113,4 +113,4 @@ def benchmark(
         figures,
     )
     typer.echo(f"{csv}\n{run.page.as_posix()}")
-    raise typer.Exit(1 if done.failed else 0)
+    raise typer.Exit(1 if result.failed else 0)

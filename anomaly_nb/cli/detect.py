@@ -171,10 +171,10 @@ def fit(
             "as --backbone open_clip:<model>"
         )
     if backbone == "auto":
-        found = auto_backbone("" if weights == "hub" else weights, hub=weights == "hub")
-        backbone, weights, choice["backbone"] = found.name, found.weights, f"{found.name}: {found.why}"
+        best = auto_backbone("" if weights == "hub" else weights, hub=weights == "hub")
+        backbone, weights, choice["backbone"] = best.name, best.weights, f"{best.name}: {best.why}"
         typer.echo(f"backbone {choice['backbone']}")
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "backbone": backbone,
         "weights": weights,
         "image_size": image_size,
@@ -187,12 +187,12 @@ def fit(
             f"--coreset {coreset:g}: give a fraction in (0, 1], of which 1.0 keeps all, a count "
             "above 1, or -1 for the recipe's own"
         )
-    given |= {
+    settings |= {
         "coreset": None if coreset == -1 else coreset_of_report(coreset),
         "threshold": f"quantile:{1 - false_alarms:.10g}",
         "prompts": prompts,
     }
-    given |= {
+    settings |= {
         "resize": resize,
         "tile": tile,
         "overlap": overlap,
@@ -204,7 +204,7 @@ def fit(
     if recipe == "auto" and not whole:
         recipe = "knn"
         typer.echo("took knn: recipes are compared on whole images, squeezed to a square; name another with --recipe")
-    Detector("knn" if recipe == "auto" else recipe, **given).network()  # what can be wrong with it is wrong now
+    Detector("knn" if recipe == "auto" else recipe, **settings).network()  # what can be wrong with it is wrong now
     n_train = 1.0 if dataset == "folder" else None
     index = read_index(
         dataset, root.absolute(), category, "keep", seed, normal=normal, n_train=n_train, intensity=intensity
@@ -216,7 +216,7 @@ def fit(
         with _all_damaged(index):
             recipe, chosen = choose_recipe(
                 index,
-                **{k: given[k] for k in ("backbone", "weights", "image_size", "coreset", "random_state", "groups")},
+                **{k: settings[k] for k in ("backbone", "weights", "image_size", "coreset", "random_state", "groups")},
             )
         if chosen is None:
             typer.echo(f"chose {recipe}: there are too few images to compare recipes on")
@@ -228,7 +228,7 @@ def fit(
             )
             typer.echo(f"compared on {chosen.attrs['compared_on']}")
     with _all_damaged(index):
-        detector = Detector(recipe, **given).fit(index)
+        detector = Detector(recipe, **settings).fit(index)
     if detector.threshold_ is None:
         raise DataError(f"{root}: one normal image gives no threshold; add at least one more, better 20 or more")
     detector.choice_ |= choice
@@ -242,10 +242,10 @@ def fit(
     if some and not detector.bank_.whole_batch:
         list(predict_files(detector, some))
         seconds = (time.perf_counter() - start) / len(some)
-    if kept := detector.budget_:
+    if plan := detector.budget_:
         typer.echo(
-            f"budget: {kept['coreset']} of {kept['of']} patches are kept; features take {kept['features_ms']:.1f} ms, "
-            f"the search {kept['bank_ms']:.1f} ms"
+            f"budget: {plan['coreset']} of {plan['of']} patches are kept; features take {plan['features_ms']:.1f} ms, "
+            f"the search {plan['bank_ms']:.1f} ms"
         )
     page = write_card(detector, out, root.resolve().name, seconds)
     promised = detector.threshold_.parameters.get("promised", 0.0)
@@ -355,22 +355,22 @@ def predict(
             {i: submission_name(i) for i in images} if layout else map_names(images),
             csv.DictWriter(file, columns, lineterminator="\n"),
         )
-        for done in progress(predict_files(model, images, engine=engine), "predict", len(images), "image"):
-            if maps and layout and not done.error:
-                write_submission(model, done, maps)
-            elif maps and not done.error:
-                write_maps(model, done, maps, names[done.image_path])
-            writer.writerow(done.row())
+        for pred in progress(predict_files(model, images, engine=engine), "predict", len(images), "image"):
+            if maps and layout and not pred.error:
+                write_submission(model, pred, maps)
+            elif maps and not pred.error:
+                write_maps(model, pred, maps, names[pred.image_path])
+            writer.writerow(pred.row())
             file.flush()
-            counts["error" if done.error else "anomalous" if done.anomalous else "normal"] += 1
-            counts["clipped"] += done.clipped > 0.01
-            counts["paged"] += done.frames > 1
-            counts["pages"] += done.frames - 1
+            counts["error" if pred.error else "anomalous" if pred.anomalous else "normal"] += 1
+            counts["clipped"] += pred.clipped > 0.01
+            counts["paged"] += pred.frames > 1
+            counts["pages"] += pred.frames - 1
             if watch:
-                said = done.error or f"score {done.score:.4g}, p {done.p_value:.3g}"
+                message = pred.error or f"score {pred.score:.4g}, p {pred.p_value:.3g}"
                 typer.echo(
-                    f"{'error' if done.error else 'ANOMALOUS' if done.anomalous else 'normal':9} {done.image_path}  "
-                    f"{said}"
+                    f"{'error' if pred.error else 'ANOMALOUS' if pred.anomalous else 'normal':9} {pred.image_path}  "
+                    f"{message}"
                 )
 
     images, passed = find_images(paths)
@@ -515,7 +515,7 @@ def evaluate(
     """
     from anomaly_nb.reports.run import run_report
 
-    given = {
+    parameters = {
         "detector": str(detector.resolve()),
         "dataset": dataset,
         "root": str(root),
@@ -523,7 +523,7 @@ def evaluate(
         "weights": weights,
         "on_missing": on_missing,
     }
-    run = run_report("image_anomaly", given, figures)
+    run = run_report("image_anomaly", parameters, figures)
     for name, value in run.metrics.items():
         typer.echo(f"  {name}: {value:.4f}" if isinstance(value, float) else f"  {name}: {value}")
     typer.echo(run.page.as_posix())

@@ -150,19 +150,19 @@ def tag(
     if calibration:  # all are known before any is decided
         for name in names:
             label_of(calibration, name)
-    parts, kept = [], ""
+    parts, message = [], ""
     for name in names:
-        table, known = scores_of(scores, name)
-        given = table["file"].tolist(), table["score"].to_numpy()
-        decided, kept = tag_or_keep(store, settings, model, head, *given, label=name, **known)
+        table, metadata = scores_of(scores, name)
+        inputs = table["file"].tolist(), table["score"].to_numpy()
+        decided, message = tag_or_keep(store, settings, model, head, *inputs, label=name, **metadata)
         parts.append(decided.assign(label=name))
-        if kept:
-            typer.echo(f"{out}: {kept}")
+        if message:
+            typer.echo(f"{out}: {message}")
     table = pd.concat(parts)
     open_ = int(table["anomalous"].isna().sum())
-    more = ["label"] if len(names) > 1 else [], ["value"] if open_ and not kept else []
+    more = ["label"] if len(names) > 1 else [], ["value"] if open_ and not message else []
     write_text(out, table[["file", *more[0], "score", "anomalous", *more[1]]].to_csv(index=False, lineterminator="\n"))
-    if kept or calibration is None:
+    if message or calibration is None:
         return
     undecided = "" if not open_ else f", {open_} undecided: without a score, or the calibration names no threshold"
     typer.echo(
@@ -274,8 +274,8 @@ def extend(
     \b
     Example:  anomaly-nb drift extend mobilenet leather
     """
-    for name, told in open_store(store, config, development=True).extend(model, head).items():
-        typer.echo(f"{name}: {told}")
+    for name, message in open_store(store, config, development=True).extend(model, head).items():
+        typer.echo(f"{name}: {message}")
 
 # %% ../../nbs/11_cli/06_drift.ipynb #6498b5c1
 @app.command()
@@ -343,14 +343,14 @@ def repair(store: Store = STORE, config: Config = CONFIG):
     \b
     Example:  anomaly-nb drift repair
     """
-    found = open_store(store, config).repair()
-    for name in found["written"]:
+    summary = open_store(store, config).repair()
+    for name in summary["written"]:
         typer.echo(f"written: {name}")
-    for name in found["removed"]:
+    for name in summary["removed"]:
         typer.echo(f"left by a killed writer, removed: {name}")
-    for name in found["unknown"]:
+    for name in summary["unknown"]:
         typer.echo(f"not of this store, left alone: {name}")
-    typer.echo(f"{found['checked']} files checked, {len(found['written'])} written")
+    typer.echo(f"{summary['checked']} files checked, {len(summary['written'])} written")
 
 # %% ../../nbs/11_cli/06_drift.ipynb #5962b453
 @app.command()
@@ -374,6 +374,6 @@ def serve(
         return
     from anomaly_nb.calibration import service
 
-    found = service.service_settings(host=host, port=port, store=store, config=config)
-    typer.echo(f"http://{found.host}:{found.port}/health")
+    settings = service.service_settings(host=host, port=port, store=store, config=config)
+    typer.echo(f"http://{settings.host}:{settings.port}/health")
     service.serve(host=host, port=port, store=store, config=config)

@@ -180,7 +180,7 @@ def in_command(command: str, message: str) -> str:
     name=value` of a report.
     """
     group: Any = typer.main.get_command(app)
-    known = (
+    params = (
         {p.name: p for p in group.commands[command].params}
         if command in group.commands
         else {}
@@ -190,11 +190,11 @@ def in_command(command: str, message: str) -> str:
         name, value = found["name"], found["value"]
         if command in ("report", "sweep"):
             return f"-p {name}={value}" if name in ADVISED and found["lead"] != "-p " else found[0]
-        if name not in known:
+        if name not in params:
             return found[0]
         return (
-            f"{found['lead']}{known[name].opts[0]} {value}"
-            if known[name].param_type_name == "option"
+            f"{found['lead']}{params[name].opts[0]} {value}"
+            if params[name].param_type_name == "option"
             else f"{found['lead']}{value}"
         )
 
@@ -226,10 +226,10 @@ def inspect(
     """
     from anomaly_nb.data.census import inspect_folder, inspection_lines
 
-    seen = inspect_folder(root, not headers, normal, intensity)
-    seen["reading"] = [in_command("inspect", line) for line in seen["reading"]]
-    typer.echo(json.dumps(seen, indent=1) if as_json else "\n".join(inspection_lines(seen)))
-    if not seen["usable"]:
+    census = inspect_folder(root, not headers, normal, intensity)
+    census["reading"] = [in_command("inspect", line) for line in census["reading"]]
+    typer.echo(json.dumps(census, indent=1) if as_json else "\n".join(inspection_lines(census)))
+    if not census["usable"]:
         raise typer.Exit(1)
 
 # %% ../../nbs/11_cli/01_main.ipynb #5aa38efe
@@ -262,11 +262,11 @@ def report(
         typer.echo("reports: " + ", ".join(templates()) + "\nsee: anomaly-nb report <name> --list")
         return
     if list_:
-        for name, about in template_parameters(template).items():
-            typer.echo(f"  {name}: {type_words(about['type'])} = {about['default']!r:<20} {about['help']}")
+        for name, spec in template_parameters(template).items():
+            typer.echo(f"  {name}: {type_words(spec['type'])} = {spec['default']!r:<20} {spec['help']}")
         return
-    given = read_yaml(file) if file else {}
-    if not isinstance(given, dict):
+    parameters = read_yaml(file) if file else {}
+    if not isinstance(parameters, dict):
         raise typer.BadParameter(f"{file}: write lines of the form  name: value", param_hint="--file")
     for pair in parameter or []:
         name, eq, value = pair.partition("=")
@@ -275,8 +275,8 @@ def report(
                 f"{pair!r}: write name=value, with the name of a parameter (--list shows them)",
                 param_hint="--parameter",
             )
-        given[name] = value
-    run = run_report(template, given, figures, force)
+        parameters[name] = value
+    run = run_report(template, parameters, figures, force)
     for name, value in run.metrics.items():
         typer.echo(f"  {name}: {value:.4f}" if isinstance(value, float) else f"  {name}: {value}")
     typer.echo(run.page.as_posix())
@@ -333,9 +333,9 @@ def demo(
 
     def run(name: str, **parameters) -> Run:
         typer.echo(f"{name} {', '.join(str(v) for v in parameters.values())[:60]} ... ", nl=False)
-        done = run_report(name, parameters, figures, force)
-        typer.echo(f"{done.status}, {done.record['seconds']:.0f} s")
-        return done
+        result = run_report(name, parameters, figures, force)
+        typer.echo(f"{result.status}, {result.record['seconds']:.0f} s")
+        return result
 
     images = [run("image_anomaly", category=c) for c in CATEGORIES]
     _demo_detector(figures)

@@ -62,13 +62,13 @@ def list_(
     "List runs, newest first."
     from anomaly_nb.reports.ledger import Ledger, changing, counted
 
-    found = Ledger(figures).records()
+    records = Ledger(figures).records()
     if status:
-        found = [r for r in found if r["status"] == status]
+        records = [r for r in records if r["status"] == status]
     for word in words or []:
-        found = [
+        records = [
             r
-            for r in found
+            for r in records
             if word in (r["report"], r["status"], *_words(r["parameters"])) or r["run_id"].startswith(word)
         ]
 
@@ -78,15 +78,15 @@ def list_(
         number = float(value) if isinstance(value, int | float) else 0.0
         return value is not None, number, str(value)
 
-    have = [r for r in found if key(r)[0]]
-    found = sorted(have, key=key, reverse=not sort.startswith("-")) + [r for r in found if not key(r)[0]]
-    shown = found[:limit] if limit else found
-    told = changing(shown)[:6]
+    have = [r for r in records if key(r)[0]]
+    records = sorted(have, key=key, reverse=not sort.startswith("-")) + [r for r in records if not key(r)[0]]
+    shown = records[:limit] if limit else records
+    columns = changing(shown)[:6]
     names = dict.fromkeys(m for r in shown for m in (r.get("metrics") or {}))
     metrics = sorted(names, key=lambda m: m != sort.removeprefix("-"))[:4]  # the one sorted by is shown
-    rows = [["run", "report", "status", "started", "s", *told, *metrics, ""]]
+    rows = [["run", "report", "status", "started", "s", *columns, *metrics, ""]]
     for r in shown:
-        values = [_text(r["parameters"].get(k)) for k in told] + [
+        values = [_text(r["parameters"].get(k)) for k in columns] + [
             _text((r.get("metrics") or {}).get(m)) for m in metrics
         ]
         rows.append(
@@ -102,7 +102,7 @@ def list_(
         )
     if shown:
         typer.echo(_columns(rows))
-    typer.echo(f"{counted(found)} in {figures}" + (f", {len(shown)} shown" if len(shown) < len(found) else ""))
+    typer.echo(f"{counted(records)} in {figures}" + (f", {len(shown)} shown" if len(shown) < len(records) else ""))
 
 # %% ../../nbs/11_cli/10_runs.ipynb #49900055
 @app.command()
@@ -111,11 +111,11 @@ def show(run: RunId, figures: Figures = "figures") -> None:
     from anomaly_nb.core.files import to_json
     from anomaly_nb.reports.ledger import Ledger
 
-    found = Ledger(figures)[run]
-    record = dict(found.record)
+    entry = Ledger(figures)[run]
+    record = dict(entry.record)
     record["provenance"] = {k: v for k, v in (record.get("provenance") or {}).items() if k != "packages"}
     typer.echo(to_json(record))
-    typer.echo(f"{found.page.as_posix()}")
+    typer.echo(f"{entry.page.as_posix()}")
 
 
 @app.command()
@@ -157,13 +157,13 @@ def rerun(run: RunId, figures: Figures = "figures") -> None:
     from anomaly_nb.reports.verify import source_of
 
     _local(figures)
-    found = Ledger(figures)[run]
+    entry = Ledger(figures)[run]
     with tempfile.TemporaryDirectory() as scratch:
-        given = {k: v for k, v in found.record["parameters"].items() if k != "out"}
-        done = run_report(
-            source_of(found, Path(scratch)), given, figures, force=True, name=str(found.record.get("template") or "")
+        settings = {k: v for k, v in entry.record["parameters"].items() if k != "out"}
+        result = run_report(
+            source_of(entry, Path(scratch)), settings, figures, force=True, name=str(entry.record.get("template") or "")
         )
-    typer.echo(f"{done.record['run_id']} {done.status}, {done.record['seconds']:.1f} s: {done.page.as_posix()}")
+    typer.echo(f"{result.record['run_id']} {result.status}, {result.record['seconds']:.1f} s: {result.page.as_posix()}")
 
 
 @app.command()
@@ -181,9 +181,9 @@ def verify(
     names = [r["run_id"] for r in reversed(ledger.records()) if r["status"] == "ok"] if all_ else runs or []
     if not names:
         raise typer.BadParameter("name the runs to verify, or say --all")
-    found = [ledger[n] for n in names]
+    entries = [ledger[n] for n in names]
     results = []
-    for run in found:
+    for run in entries:
         results.append(again(run))
         typer.echo(str(results[-1]))
     same = sum(r.same for r in results)
@@ -243,12 +243,12 @@ def sweep(
         typer.echo(f"{plan}: {len(read_plan(plan).wanted)} runs")
         return
     try:
-        done = run_sweep(plan, figures, workers or None, scheduler or None, retry_failed)
+        result = run_sweep(plan, figures, workers or None, scheduler or None, retry_failed)
     except KeyboardInterrupt:
         typer.echo("cancelled; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
-    typer.echo(str(done))
-    if done.failed:
+    typer.echo(str(result))
+    if result.failed:
         raise typer.Exit(1)
 
 

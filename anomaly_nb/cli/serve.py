@@ -58,15 +58,15 @@ def serve(
     from anomaly_nb.core.settings import load_settings
     from anomaly_nb.scoring.service import create_detector_app, read_detectors
 
-    found = guarded.service_settings(host=host, port=port, config=config)
+    settings = guarded.service_settings(host=host, port=port, config=config)
     store = None if drift is None else CalibrationStore(drift, load_settings(config))
     served = read_detectors(detectors, store, int(max_megapixels * 1e6), weights)
     app = create_detector_app(
         served,
-        found.key_sha256(),
-        found.config,
-        seconds=found.request_seconds,
-        public_schema=found.public_schema,
+        settings.key_sha256(),
+        settings.config,
+        seconds=settings.request_seconds,
+        public_schema=settings.public_schema,
         largest=int(max_mb * 1e6),
         places=places,
         per_minute=per_minute,
@@ -76,5 +76,5 @@ def serve(
             f"{each.name}: version {each.detector.version_}, {len(each.detector.paths_)} normal images, threshold "
             f"{each.threshold.value:.4g}"
         )
-    typer.echo(f"http://{found.host}:{found.port}/health")
-    guarded.run_app(app, found.host, found.port, found.request_seconds)
+    typer.echo(f"http://{settings.host}:{settings.port}/health")
+    guarded.run_app(app, settings.host, settings.port, settings.request_seconds)

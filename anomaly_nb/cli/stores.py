@@ -81,8 +81,8 @@ def scores_of(path: Path, label: str | None) -> tuple["pd.DataFrame", dict]:
     from anomaly_nb.calibration.tables import read_scores
     from anomaly_nb.core.tables import read_table
 
-    own = label is not None and label in read_table(path)
-    table = read_scores(path, calibrate=False, column=str(label) if own else "score")
+    has_label = label is not None and label in read_table(path)
+    table = read_scores(path, calibrate=False, column=str(label) if has_label else "score")
     return table, {c + "s": table[c].tolist() if c in table else None for c in ("group", "role")}
 
 # %% ../../nbs/11_cli/04_stores.ipynb #fab68100
@@ -101,9 +101,9 @@ def tag_table(
 
     path = find_scores(path)
     table = read_scores(path, split, column=label or "score")
-    for column, given in (("model", model), ("head", head)):
-        if given is not None or column not in table:
-            table[column] = given
+    for column, value in (("model", model), ("head", head)):
+        if value is not None or column not in table:
+            table[column] = value
     if table["head"].isna().any():
         raise DataError(f"{path}: no column `head`; say which head the scores are of with --head NAME")
     for (of, name), rows in table.fillna({"model": "model"}).groupby(["model", "head"], sort=False):
@@ -111,8 +111,8 @@ def tag_table(
         scores = rows["score"].to_numpy()
         added = store.tag(str(of), str(name), rows["file"].tolist(), scores, columns["group"], columns["role"], label)
         defects = (columns["role"] or []).count("defect")
-        told = f"; {defects} known defects, tagged and not calibrated on" if defects else ""
-        typer.echo(f"{path}: {added} new scores of {of}/{with_label(str(name), label)}{told}")
+        note = f"; {defects} known defects, tagged and not calibrated on" if defects else ""
+        typer.echo(f"{path}: {added} new scores of {of}/{with_label(str(name), label)}{note}")
 
 # %% ../../nbs/11_cli/04_stores.ipynb #cf30c601
 def keys_changed(

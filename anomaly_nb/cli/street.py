@@ -198,7 +198,7 @@ def train(
     torch.manual_seed(seed)
     network = build_model(model, train_set.table.names, weights or None, **normalisation(mean, std))
     run, source = StreetRun(out), network.weights_report
-    about = {
+    metadata = {
         "data": data,
         "root": root,
         "held_out": held_out,
@@ -207,7 +207,7 @@ def train(
         "notes": train_set.notes,
         "weights": source,
     }
-    given = {
+    parameters = {
         "data": data,
         "held_out": ",".join(held_out),
         "model": model,
@@ -216,7 +216,7 @@ def train(
         "epochs": epochs,
         "batch_size": batch_size,
     }
-    given |= {
+    parameters |= {
         "weights": Path(weights).name,
         "lr": lr,
         "precision": precision,
@@ -229,7 +229,7 @@ def train(
         f"{len(train_set)} scenes to train on, {len(val_set)} to validate; {len(train_set.table.names)} classes; "
         f"{size_text(crop)} windows; {precision} on {place}"
     )
-    with _recorded(run, size, about | {"crop": list(crop)}, given) as record:
+    with _recorded(run, size, metadata | {"crop": list(crop)}, parameters) as record:
         result = train_network(network, train_set, val_set, out, config, device, workers, after_epoch=record)
         typer.echo(
             f"best validation mIoU {result.best_miou:.4f} in epoch {result.best_epoch + 1} of {len(result.history)}"
@@ -403,9 +403,9 @@ def evaluate(
     elif place and run:
         network, first = place.network(device), dataset[0]
         if refit:
-            own = load_scorer(place.folder / "scorer.pt")
+            old = load_scorer(place.folder / "scorer.pt")
             place.fit(
-                network, own.methods, size, **{k: getattr(own, k) for k in ("adapt", "cells_per_image", "random_state")}
+                network, old.methods, size, **{k: getattr(old, k) for k in ("adapt", "cells_per_image", "random_state")}
             )
         scorer, validation = place.fitted(size, [first.labels.shape], other_size)
         result = evaluate_all(
@@ -420,7 +420,7 @@ def evaluate(
         training = open_data(fit_data, fit_root, fit_split, fit_held_out or held_out, size) if fit_data else None
         options = {"input": image_input, "mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
         classes = dataset.table.names if same_classes else ()
-        given = {"temperature": temperature, "fit_images": fit_images or (None if training is not None else 32)}
+        settings = {"temperature": temperature, "fit_images": fit_images or (None if training is not None else 32)}
         around = {
             "average": average,
             "patches": patches,
@@ -429,7 +429,7 @@ def evaluate(
             "device": device,
         }
         network, scorer = own_network(
-            dataset, training, classes, logits, model, methods, fit_logits, resize_logits, options, given, around
+            dataset, training, classes, logits, model, methods, fit_logits, resize_logits, options, settings, around
         )
         network.name, dataset = name or network.name, other_classes(dataset, network, model)
         result = evaluate_all(network, scorer, dataset, protocol=protocol, run=network.name)
@@ -505,14 +505,14 @@ def score(
     rows = []
     for path in paths:
         image = read_image(path)
-        seen = image if size is None else resized_image(image, size)
+        inputs = image if size is None else resized_image(image, size)
         if not other_size:
             check_sizes(
                 validation.about.get("sizes", []),
-                [seen.shape[:2]],
+                [inputs.shape[:2]],
                 f"{path}: give --height and --width, or --other-size to use the thresholds nonetheless",
             )
-        maps = scorer.score_one(method, predict(network, seen))[0]
+        maps = scorer.score_one(method, predict(network, inputs))[0]
         flagged = maps >= threshold
         shown = resized_labels(flagged.astype(np.uint8), (image.shape[0], image.shape[1])).astype(bool)
         painted = np.where(shown[..., None], (0.4 * image + 0.6 * np.array([230, 159, 0])).astype(np.uint8), image)

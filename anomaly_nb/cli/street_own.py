@@ -57,14 +57,14 @@ def _networks(model: list[str], classes: tuple[str, ...], options: dict[str, Any
     from anomaly_nb.segmentation.run import StreetRun
     from anomaly_nb.segmentation.together import NetworkEnsemble
 
-    given = {k: tuple(v * 3 if len(v) == 1 else v) for k, v in options.items() if k != "input" and v}
-    found: list[Any] = []
+    kwargs = {k: tuple(v * 3 if len(v) == 1 else v) for k, v in options.items() if k != "input" and v}
+    networks: list[Any] = []
     for name in model:
         if (Path(name) / "best.pt").is_file():
-            found.append(StreetRun(name).network(device))
+            networks.append(StreetRun(name).network(device))
         else:
-            found.append(load_network(name, options["input"], classes=classes, **given).to(choose_device(device)))
-    return found[0] if len(found) == 1 else NetworkEnsemble(found, average)
+            networks.append(load_network(name, options["input"], classes=classes, **kwargs).to(choose_device(device)))
+    return networks[0] if len(networks) == 1 else NetworkEnsemble(networks, average)
 
 
 def _with_patches(network: Any, around: dict[str, Any]) -> Any:
@@ -88,12 +88,12 @@ def other_classes(
     "Take the names off a network whose classes are not those of the data: its scores count, its classes do not."
     from dataclasses import replace
 
-    names, known = dataset.table.names, tuple(network.classes)
-    if not names or not known or known == names or any((Path(m) / "best.pt").is_file() for m in model):
+    names, classes = dataset.table.names, tuple(network.classes)
+    if not names or not classes or classes == names or any((Path(m) / "best.pt").is_file() for m in model):
         return dataset
     network.classes = ()
-    said = (
-        f"{network.name} has {len(known)} classes ({', '.join(known[:3])}, ...), the data {len(names)} "
+    message = (
+        f"{network.name} has {len(classes)} classes ({', '.join(classes[:3])}, ...), the data {len(names)} "
         f"({', '.join(names[:3])}, ...)"
     )
-    return replace(dataset, notes=[*dataset.notes, f"no mIoU: {said}"])
+    return replace(dataset, notes=[*dataset.notes, f"no mIoU: {message}"])

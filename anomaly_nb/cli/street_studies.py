@@ -74,9 +74,9 @@ def _study_run(
     place = StreetRun(run)
     size = target_size(place, *(size or (0, 0)), as_stored)
     if study == "promise":
-        kept = promise_study(place.fitted(size, other_size=other_size)[1])
-        write_text(out / "promise.csv", kept.to_csv(index=False, lineterminator="\n"))
-        typer.echo(kept.round(4).to_string(index=False) + f"\n{out}")
+        rates = promise_study(place.fitted(size, other_size=other_size)[1])
+        write_text(out / "promise.csv", rates.to_csv(index=False, lineterminator="\n"))
+        typer.echo(rates.round(4).to_string(index=False) + f"\n{out}")
         return
     dataset = open_data(*sets, size=size)
     scorer, validation = place.fitted(size, [dataset[0].labels.shape], other_size)
@@ -88,8 +88,8 @@ def _study_run(
         write_comparison(save_evaluation(out, result), table, "results")
         save_figure(out / "results.png", comparison_plot(table))
         write_text(out / "differences.csv", difference_table(result, "heat").to_csv(index=False, lineterminator="\n"))
-        shares = ", ".join(f"{n} {v:.2f}" for n, v in result.about["shares"].items())
-        typer.echo(to_markdown(table[table["protocol"] == "pooled"]) + f"\nshares of the terms: {shares}\n{out}")
+        fractions = ", ".join(f"{n} {v:.2f}" for n, v in result.about["shares"].items())
+        typer.echo(to_markdown(table[table["protocol"] == "pooled"]) + f"\nshares of the terms: {fractions}\n{out}")
         return
     counts = load_evaluation(
         find_evaluation(place.folder / "evaluations", evaluation_identity(network, scorer, dataset))
@@ -255,19 +255,19 @@ def compare(
             f"{len(evaluations)} evaluations and the names {', '.join(labels)}; give one "
             "different name each with --names"
         )
-    held = dict(zip(labels, map(load_evaluation, evaluations)))
-    groups = comparable_groups(held)
+    by_label = dict(zip(labels, map(load_evaluation, evaluations)))
+    groups = comparable_groups(by_label)
     if len(groups) > 1 and not separate:
         one, two = (next(iter(g)) for g in groups[:2])
         raise DataError(
             f"{one} and {two} do not belong in one table; they differ in "
-            f"{', '.join(incomparable(held[one], held[two]))}; --separate makes a table of each"
+            f"{', '.join(incomparable(by_label[one], by_label[two]))}; --separate makes a table of each"
         )
     for i, group in enumerate(groups):
         table, name = comparison_table(group, resamples), "comparison" if len(groups) == 1 else f"comparison_{i + 1}"
         write_comparison(out, table, name)
         save_figure(out / f"{name}.png", comparison_plot(table))
-        about = ", ".join(
+        heading = ", ".join(
             f"{k} {v}"
             for k, v in next(iter(group.values())).about.get("identity", {}).items()
             if k in ("data", "split", "size", "void policy")
@@ -275,12 +275,12 @@ def compare(
         apart = (
             (
                 "not comparable with the first table: it differs in "
-                f"{', '.join(incomparable(held[next(iter(groups[0]))], next(iter(group.values()))))}\n"
+                f"{', '.join(incomparable(by_label[next(iter(groups[0]))], next(iter(group.values()))))}\n"
             )
             if i
             else ""
         )
-        typer.echo(f"{about}\n{apart}" + to_markdown(table))
+        typer.echo(f"{heading}\n{apart}" + to_markdown(table))
     typer.echo(str(out))
 
 # %% ../../nbs/11_cli/12_street_studies.ipynb #1e525a23

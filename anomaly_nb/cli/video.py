@@ -46,8 +46,8 @@ def _plan(
     "The plan of a data set with what was said on the command line."
     from anomaly_nb.video.pipeline import located, plan_for
 
-    said = {"backbone": backbone, "weights": weights, "image_size": image_size}
-    plan = plan_for(dataset_name, config, root, features, {k: v for k, v in said.items() if v})
+    options = {"backbone": backbone, "weights": weights, "image_size": image_size}
+    plan = plan_for(dataset_name, config, root, features, {k: v for k, v in options.items() if v})
     return located(replace(plan, fps=fps) if fps else plan)
 
 
@@ -55,13 +55,13 @@ def _extract(plan, splits: tuple[str, ...]) -> None:
     "Extract and print the seconds of every stage."
     from anomaly_nb.video.pipeline import extract_dataset
 
-    done = extract_dataset(plan, splits)
+    timings = extract_dataset(plan, splits)
     for split in splits:
-        own = done[done["split"] == split]
-        stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in zip(own["stage"], own["seconds"]))
+        rows = timings[timings["split"] == split]
+        stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in zip(rows["stage"], rows["seconds"]))
         typer.echo(
             f"{plan.features / split}: "
-            + (f"extracted in {own['seconds'].sum():.0f} s ({stages})" if len(own) else "complete, nothing to do")
+            + (f"extracted in {rows['seconds'].sum():.0f} s ({stages})" if len(rows) else "complete, nothing to do")
         )
 
 
@@ -173,10 +173,10 @@ def score_video(
     )
     write_text(out / "videos.csv", videos.to_csv(index=False))
     typer.echo(f"scored {len(frames)} frames in {time.perf_counter() - middle:.0f} s")
-    found = evaluate_dataset(plan, frames, objects)
-    if found:
-        write_text(out / "auroc.csv", found[0].to_csv(index=False))
-        for row in found[0].to_dict("records"):
+    results = evaluate_dataset(plan, frames, objects)
+    if results:
+        write_text(out / "auroc.csv", results[0].to_csv(index=False))
+        for row in results[0].to_dict("records"):
             interval = f"{row['micro']:.4f} [{row['micro_low']:.4f}, {row['micro_high']:.4f}]"
             typer.echo(
                 f"  {row['scores']:10s} micro {interval}  macro {row['macro']:.4f}  macro padded "
@@ -187,7 +187,7 @@ def score_video(
                     f"  {'':10s} RBDC {row['rbdc']:.4f}  TBDC {row['tbdc']:.4f} "
                     f"({row['tracks']} tracks, {row['tracks_from']})"
                 )
-    _say_events(plan, frames, objects, videos, config, false_alarms_per_hour, out, found[1] if found else None)
+    _say_events(plan, frames, objects, videos, config, false_alarms_per_hour, out, results[1] if results else None)
     for row in videos[videos["note"] != ""].to_dict("records"):
         typer.echo(f"  {row['video']}: {row['note']}" + ("" if row["scored"] else " (not scored)"))
     typer.echo(f"scores in {out}; {time.perf_counter() - start:.0f} s in all")
@@ -281,18 +281,18 @@ def render_videos(
             f"({', '.join(list(videos)[:5])}{', ...' if len(videos) > 5 else ''})"
         )
     for name in video or videos:
-        own = frames[frames["video"] == name]
+        rows = frames[frames["video"] == name]
         path = render_video(
             videos[name],
             out,
-            own,
+            rows,
             objects,
             events,
             decision.event(false_alarms_per_hour).value,
-            decision.alarm(own),
+            decision.alarm(rows),
             plan.fps or videos[name].fps or decision.fps,
         )
-        typer.echo(f"{path}: {len(own)} frames, {int((events['video'] == name).sum())} events")
+        typer.echo(f"{path}: {len(rows)} frames, {int((events['video'] == name).sum())} events")
     sheet = contact_sheet(events, videos, objects, out / "contact_sheet.png")
     typer.echo(f"{sheet}: the highest events" if sheet else "no events, no contact sheet")
 

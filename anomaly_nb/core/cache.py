@@ -47,18 +47,18 @@ def content_of(
     paths = {name: check_file(files[name]) for name in sorted(files)}
     size = sum(path.stat().st_size for path in paths.values())
     by = "sha256" if size <= large else "samples"
-    known = [[name, sha256_file(path) if by == "sha256" else _sampled(path)] for name, path in paths.items()]
-    return Content(sha256_json([by, known]), by, len(paths), size)
+    digests = [[name, sha256_file(path) if by == "sha256" else _sampled(path)] for name, path in paths.items()]
+    return Content(sha256_json([by, digests]), by, len(paths), size)
 
 
 def _sampled(path: Path) -> list[Any]:
     "Size, time of last change, checksum of beginning, middle and end."
-    about, digest = path.stat(), hashlib.sha256()
+    stat, digest = path.stat(), hashlib.sha256()
     with open(path, "rb") as f:
-        for start in (0, max(0, about.st_size // 2 - SAMPLE // 2), max(0, about.st_size - SAMPLE)):
+        for start in (0, max(0, stat.st_size // 2 - SAMPLE // 2), max(0, stat.st_size - SAMPLE)):
             f.seek(start)
             digest.update(f.read(SAMPLE))
-    return [about.st_size, about.st_mtime_ns, digest.hexdigest()]
+    return [stat.st_size, stat.st_mtime_ns, digest.hexdigest()]
 
 # %% ../../nbs/00_core/10_cache.ipynb #bc11e62b
 def keyed_folder(

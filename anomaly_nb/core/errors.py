@@ -158,23 +158,23 @@ def check_labels_and_scores(
 
     Raises `DataError` on wrong shapes, labels, values or one class only.
     """
-    truth, score = real_array("y_true", y_true), real_array("y_score", y_score)
-    if truth.shape != score.shape:
-        raise DataError(f"y_true has shape {truth.shape} and y_score {score.shape}; they must be equal")
-    truth, score = truth.reshape(-1), score.reshape(-1)
-    if truth.size == 0:
+    labels, score = real_array("y_true", y_true), real_array("y_score", y_score)
+    if labels.shape != score.shape:
+        raise DataError(f"y_true has shape {labels.shape} and y_score {score.shape}; they must be equal")
+    labels, score = labels.reshape(-1), score.reshape(-1)
+    if labels.size == 0:
         raise DataError("y_true is empty; there is nothing to rank")
-    if truth.dtype != bool:
-        positive = truth == 1
-        if not (positive | (truth == 0)).all():
-            other = truth[~(positive | (truth == 0))][0]
+    if labels.dtype != bool:
+        positive = labels == 1
+        if not (positive | (labels == 0)).all():
+            other = labels[~(positive | (labels == 0))][0]
             raise DataError(f"y_true holds {other!r}; labels must be 0 (normal) or 1 (anomalous)")
-        truth = positive
+        labels = positive
     if score.dtype.kind != "f":
         score = score.astype(np.float64)
     check_finite("y_score", score)
-    if both_classes and (truth.all() or not truth.any()):
+    if both_classes and (labels.all() or not labels.any()):
         raise DataError(
-            f"y_true has one class only ({'anomalous' if truth.all() else 'normal'}); a ranking metric needs both"
+            f"y_true has one class only ({'anomalous' if labels.all() else 'normal'}); a ranking metric needs both"
         )
-    return truth, score
+    return labels, score

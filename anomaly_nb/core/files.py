@@ -78,17 +78,17 @@ def remove_leftovers(
     "Remove temporary files that killed writers of `atomic_write` left; only while nobody else writes there."
     import shutil
 
-    found = sorted(
+    paths = sorted(
         p
         for p in Path(folder).rglob(".*.tmp")
         if not p.is_symlink() and not any(q.suffix == ".tmp" for q in p.relative_to(folder).parents)
     )
-    for path in found:
+    for path in paths:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    return found
+    return paths
 
 # %% ../../nbs/00_core/02_files.ipynb #4f009aba
 def write_files(
@@ -237,8 +237,8 @@ def check_brackets(
 ) -> None:
     "Refuse brackets ten times too deep before a parser spends seconds on them. Raises `DataError`."
     depth = 0
-    for found in re.finditer(r"[\[\]{}]", text):
-        depth = depth + 1 if found.group() in "[{" else max(depth - 1, 0)
+    for match in re.finditer(r"[\[\]{}]", text):
+        depth = depth + 1 if match.group() in "[{" else max(depth - 1, 0)
         if depth > 10 * DEEPEST:
             raise DataError(f"{name}: nested more than {DEEPEST} levels deep; flatten it")
 
@@ -384,8 +384,8 @@ def load_arrays(
                 raise DataError(
                     f"{path}: no key {', '.join(map(repr, missing))}; it holds {', '.join(archive.files) or 'nothing'}"
                 )
-            wanted = archive.files if optional is None else [*required, *(k for k in optional if k in archive.files)]
-            return {k: archive[k] for k in wanted}
+            keys = archive.files if optional is None else [*required, *(k for k in optional if k in archive.files)]
+            return {k: archive[k] for k in keys}
     except DataError:
         raise
     except Exception as e:

@@ -47,11 +47,11 @@ def name_part(
     name: str,  # a file's stem, a folder's name
 ) -> str | None:  # None for a whole
     "What makes a name that of a piece of something numbered: `part2` of `01_part2`, `b` of `01b`."
-    found = re.search(
+    match = re.search(
         r"\d.*?(?<![^\W\d_])((?:part|pt|vol|volume|seg|segment|chunk|piece|half)[\W_]*\d+)", name, re.IGNORECASE
     )
-    found = found or re.search(r"\d([a-z])(?![^\W_])", name, re.IGNORECASE)
-    return found[1] if found else None
+    match = match or re.search(r"\d([a-z])(?![^\W_])", name, re.IGNORECASE)
+    return match[1] if match else None
 
 
 def name_number(

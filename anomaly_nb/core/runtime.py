@@ -71,10 +71,10 @@ def cpu_threads() -> int:
         import torch
 
         return torch.get_num_threads()
-    asked = os.environ.get("OMP_NUM_THREADS", "")
+    value = os.environ.get("OMP_NUM_THREADS", "")
     return (
-        int(asked)
-        if asked.isdecimal() and int(asked)
+        int(value)
+        if value.isdecimal() and int(value)
         else len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count() or 1
@@ -233,9 +233,9 @@ class Capability:
         return self.bf16_ratio >= WORTH
 
     def __str__(self) -> str:
-        said = f"{self.name}, {self.threads} threads, {' '.join(self.instructions) or self.device}"
+        hardware = f"{self.name}, {self.threads} threads, {' '.join(self.instructions) or self.device}"
         return (
-            f"{said}: float32 {self.float32 / 1e9:.0f} GFLOP/s, bfloat16 {self.bfloat16 / 1e9:.0f} GFLOP/s, "
+            f"{hardware}: float32 {self.float32 / 1e9:.0f} GFLOP/s, bfloat16 {self.bfloat16 / 1e9:.0f} GFLOP/s, "
             f"{self.bf16_ratio:.2g} times as fast"
         )
 
@@ -253,12 +253,12 @@ def _measured(device: str) -> Capability:
     import torch
 
     kind = torch.device(device).type
-    said = tuple(
+    instructions = tuple(
         name for name, question in INSTRUCTIONS.items() if kind == "cpu" and getattr(torch.cpu, question, bool)()
     )
     name = torch.cuda.get_device_name(device) if kind == "cuda" else processor()
     rates = [_rate(device, dtype, 256 if kind == "cpu" else 4096) for dtype in (torch.float32, torch.bfloat16)]
-    return Capability(device, name, said, torch.get_num_threads(), *rates)
+    return Capability(device, name, instructions, torch.get_num_threads(), *rates)
 
 
 def _rate(device: str, dtype: Any, n: int) -> float:
@@ -340,13 +340,13 @@ PACKAGES = (
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     "Installed versions of `packages`; those not installed are left out."
-    found = {}
+    result = {}
     for name in packages:
         try:
-            found[name] = metadata.version(name)
+            result[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def git_state(folder: str | Path = ".") -> dict[str, Any] | None:
@@ -365,7 +365,7 @@ def git_state(folder: str | Path = ".") -> dict[str, Any] | None:
 
 def provenance() -> dict[str, Any]:
     "Versions, code state, platform, threads and device of this process, as JSON values."
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
@@ -375,9 +375,9 @@ def provenance() -> dict[str, Any]:
     if "torch" in sys.modules:
         import torch
 
-        found["threads"] = torch.get_num_threads()
-        found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return found
+        facts["threads"] = torch.get_num_threads()
+        facts["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return facts
 
 # %% ../../nbs/00_core/04_runtime.ipynb #d07dedc4
 def import_torchvision():

@@ -97,9 +97,9 @@ def _parse(path: Path, text: str) -> Any:
         check_plain(tree, path, LARGEST_TREE, foreign=True)
     except YAMLError as e:
         where = getattr(e, "problem_mark", None)
-        said = " ".join(str(getattr(e, "problem", None) or e).split())
+        problem = " ".join(str(getattr(e, "problem", None) or e).split())
         raise DataError(
-            f"{path}: not valid YAML" + (f" at line {where.line + 1}" if where else "") + f" ({said})"
+            f"{path}: not valid YAML" + (f" at line {where.line + 1}" if where else "") + f" ({problem})"
         ) from None
     except DataError:
         raise
@@ -137,9 +137,9 @@ def _validated(path: Path, tree: Mapping) -> Settings:
 
 def _say_misspelt(path: Path, model: BaseModel, prefix: str = "") -> None:
     "A notice for every key that nobody reads and that looks like one of ours."
-    known = list(type(model).model_fields)
+    fields = list(type(model).model_fields)
     for key in model.model_extra or {}:
-        near = difflib.get_close_matches(key, known, 1, 0.8 if not prefix else 0.6)
+        near = difflib.get_close_matches(key, fields, 1, 0.8 if not prefix else 0.6)
         if near or key.startswith(("calibration_", "calibrate_")):
             warnings.warn(
                 f"{path}: nobody reads {prefix + key!r}" + (f"; did you mean {prefix + near[0]!r}?" if near else ""),
@@ -169,14 +169,14 @@ def stray_limits(
     heads: Iterable[str],  # "model/head" of all that there are
 ) -> list[str]:  # a sentence each
     "Entries of `calibration_drift_heads` for heads that do not exist, with the nearest that does."
-    known = list(heads)
+    head_names = list(heads)
     out = []
     for name in settings.calibration_drift_heads:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+        if name not in head_names:
+            near = difflib.get_close_matches(name, head_names, 1)
             out.append(
                 f"calibration_drift_heads: there is no head {name!r}"
-                + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known[:5]) or 'none'}")
+                + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(head_names[:5]) or 'none'}")
             )
     return out
 

@@ -135,9 +135,9 @@ def to_numbers(
         if NUMBERS[kind].fullmatch(text):
             value = int(text.partition(".")[0]) if kind is int else float(text)
         if (value is None and not (gaps and not text)) or value in (float("inf"), float("-inf")):
-            wanted = "a whole number" if kind is int else "a finite number"
+            expected = "a whole number" if kind is int else "a finite number"
             raise DataError(
-                f"{path}, line {line}: {cells.name} {cell[:60]!r} is not {wanted}; write it with digits and a point"
+                f"{path}, line {line}: {cells.name} {cell[:60]!r} is not {expected}; write it with digits and a point"
             )
         values.append(value)
     return pd.Series(values, index=cells.index, dtype=("Int64" if gaps else "int64") if kind is int else "float64")

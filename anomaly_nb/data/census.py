@@ -38,10 +38,10 @@ from anomaly_nb.data.images import (
 # %% ../../nbs/02_data/06_census.ipynb #c58b4574
 def _masks_of(index: pd.DataFrame) -> set[str]:
     "All mask files of an index, those of mask folders too."
-    found = set()
+    files = set()
     for path in filter(None, index["mask_path"]):
-        found |= {p.as_posix() for p in list_images(path)} if Path(path).is_dir() else {path}
-    return found
+        files |= {p.as_posix() for p in list_images(path)} if Path(path).is_dir() else {path}
+    return files
 
 
 def equal_files(
@@ -95,9 +95,9 @@ def _other_sizes(bad: pd.DataFrame) -> list[str]:  # one sentence, or none
     other = []
     for image, mask in zip(bad["image_path"], bad["mask_path"]):
         try:
-            if Path(mask).is_file() and (found := image_info(mask).size) != (wanted := image_info(image).size):
+            if Path(mask).is_file() and (size := image_info(mask).size) != (expected := image_info(image).size):
                 other.append(
-                    f"{Path(mask).name} {found[1]} x {found[0]} for {Path(image).name} {wanted[1]} x {wanted[0]}"
+                    f"{Path(mask).name} {size[1]} x {size[0]} for {Path(image).name} {expected[1]} x {expected[0]}"
                 )
         except (DataError, OSError):
             continue
@@ -110,15 +110,15 @@ def files_left(
     given: Mapping[str, str] | None = None,  # file -> reason, where it is known
 ) -> dict[str, dict[str, Any]]:  # reason -> how many files, and the first below `root`
     "The files below a folder that were not read, and why."
-    root, known, reasons = Path(root), {Path(p).as_posix() for p in read}, given or {}
+    root, read_files, reasons = Path(root), {Path(p).as_posix() for p in read}, given or {}
     files, odd = list_files(root) if root.is_dir() else ([], {})
-    left: dict[str, list[str]] = defaultdict(list)
+    paths: dict[str, list[str]] = defaultdict(list)
     for path in files:
-        if (name := path.as_posix()) not in known:
-            left[reasons.get(name) or why_skipped(path)].append(path.relative_to(root).as_posix())
+        if (name := path.as_posix()) not in read_files:
+            paths[reasons.get(name) or why_skipped(path)].append(path.relative_to(root).as_posix())
     for path, why in odd.items():
-        left[why].append(printable(path.relative_to(root)))
-    return {why: {"files": len(names), "first": names[0]} for why, names in sorted(left.items())}
+        paths[why].append(printable(path.relative_to(root)))
+    return {why: {"files": len(names), "first": names[0]} for why, names in sorted(paths.items())}
 
 
 def table_of_read(
@@ -223,14 +223,14 @@ def recognise(root: str | Path) -> list[str]:
     Raises `MissingFileError`.
     """
     root = check_folder(root)
-    found = [name for name, marks in MARKS.items() if all(next(root.glob(m), None) for m in marks)]
+    layouts = [name for name, marks in MARKS.items() if all(next(root.glob(m), None) for m in marks)]
     if (root / "train" / "good").is_dir() and (root / "test").is_dir():
-        found.append("mvtec")
-    for child in [] if found else sorted((p for p in root.iterdir() if p.is_dir()), key=path_key):
-        found += [
+        layouts.append("mvtec")
+    for child in [] if layouts else sorted((p for p in root.iterdir() if p.is_dir()), key=path_key):
+        layouts += [
             f"{name} in {child.name}" for name, marks in MARKS.items() if all(next(child.glob(m), None) for m in marks)
         ]
-    return list(dict.fromkeys(found)) or ["folder"]
+    return list(dict.fromkeys(layouts)) or ["folder"]
 
 
 def _span(values: list[str]) -> str:
@@ -252,16 +252,16 @@ def folder_table(
         groups[path.parent].append(path)
     rows = []
     for folder, paths in sorted(groups.items(), key=lambda group: path_key(group[0])):
-        held = [infos[p] for p in paths]
+        headers = [infos[p] for p in paths]
         masks = len(of_masks & set(paths))
         rows.append(
             {
                 "folder": folder.relative_to(root).as_posix(),
                 "images": len(paths),
                 "role": "masks" if masks == len(paths) else f"{masks} masks among images" if masks else "images",
-                "size": _span([f"{i.size[1]} x {i.size[0]}" for i in held]),
-                "type": _span([i.type for i in held]),
-                "mode": _span([i.mode for i in held]),
+                "size": _span([f"{i.size[1]} x {i.size[0]}" for i in headers]),
+                "type": _span([i.type for i in headers]),
+                "mode": _span([i.mode for i in headers]),
             }
         )
     return pd.DataFrame(rows, columns=["folder", "images", "role", "size", "type", "mode"])
@@ -346,7 +346,7 @@ def _suspicious(
     decoding shows; and the values that the masks of each folder hold.
     """
     odd: dict[str, list[str]] = defaultdict(list)
-    held: dict[str, set[float]] = defaultdict(set)
+    mask_values: dict[str, set[float]] = defaultdict(set)
     damaged: dict[str, str] = {}
     below = lambda p: Path(p).relative_to(root).as_posix()
     masks = _masks_among(infos, root, "magnetic_tile" in layout)
@@ -372,14 +372,14 @@ def _suspicious(
             damaged[path.as_posix()] = str(e)
             continue
         if path in masks:
-            held[below(path.parent)] |= set(np.unique(values).tolist())
+            mask_values[below(path.parent)] |= set(np.unique(values).tolist())
         if values.min() == values.max():
             odd["mask of one value (of a normal image, or empty)" if path in masks else "image of one colour"].append(
                 below(path)
             )
         elif covered > 0.8:
             odd["mask that covers more than 80 % of its image (are black and white swapped?)"].append(below(path))
-    return dict(odd), damaged, {folder: _value_words(sorted(values)) for folder, values in held.items()}
+    return dict(odd), damaged, {folder: _value_words(sorted(values)) for folder, values in mask_values.items()}
 
 
 def _value_words(values: list[float]) -> str:
@@ -400,9 +400,9 @@ def _reading(root: Path, layout: str, damaged: dict[str, str], normal: str, inte
     if layout not in LAYOUTS:
         return [], True
     try:
-        given = {"on_missing": "keep", "normal": normal, "n_train": 1.0}
+        settings = {"on_missing": "keep", "normal": normal, "n_train": 1.0}
         index = LAYOUTS[layout](
-            root, **{k: v for k, v in given.items() if k in TAKES[layout] and (k != "n_train" or layout == "folder")}
+            root, **{k: v for k, v in settings.items() if k in TAKES[layout] and (k != "n_train" or layout == "folder")}
         )
         census = take_census(index, root, layout)
         free = layout == "folder" and not any(place_of(Path(p), root).split for p in index["image_path"])
@@ -438,9 +438,9 @@ def inspection_lines(
     if seen["partners"]:
         lines.append(pd.DataFrame(seen["partners"]).to_string(index=False))
     lines += [f"skipped {s['files']}: {why}, first {s['first']}" for why, s in seen["skipped"].items()]
-    told = list(seen["damaged"].values())
-    lines += [f"cannot be read: {why}" for why in told[:20]] + (
-        [f"cannot be read: {len(told) - 20} more"] if len(told) > 20 else []
+    errors = list(seen["damaged"].values())
+    lines += [f"cannot be read: {why}" for why in errors[:20]] + (
+        [f"cannot be read: {len(errors) - 20} more"] if len(errors) > 20 else []
     )
     lines += [f"masks in {folder} hold {values}" for folder, values in seen["mask_values"].items()]
     for what, names in seen["suspicious"].items():
@@ -466,13 +466,13 @@ def inspect_folder(
     str, Any
 ]:  # JSON values: root, layouts, images, folders, partners, types, skipped, damaged, suspicious, mask_values and more
     "What the library sees in a folder, before anything is computed. Raises `MissingFileError`, `DataError`."
-    given = Path(root)
+    source = Path(root)
     odd: dict[Path, str] = {}
-    if given.suffix.lower() == ".csv" and given.is_file():
+    if source.suffix.lower() == ".csv" and source.is_file():
         recognised = ["csv"]
-        root, files = _table_files(given)
+        root, files = _table_files(source)
     else:
-        root = check_folder(given)
+        root = check_folder(source)
         files, odd = list_files(root)
         recognised = recognise(root)
     infos, damaged = _look(progress([p for p in files if is_image(p)], "headers", unit="image"))
@@ -485,9 +485,9 @@ def inspect_folder(
         skipped[why].append(printable(path.relative_to(root)))
     suspicious, more, values = _suspicious(infos, root, pixels, recognised[0])
     damaged |= more
-    reading, usable = _reading(given, recognised[0], damaged, normal, intensity)
+    reading, usable = _reading(source, recognised[0], damaged, normal, intensity)
     return {
-        "root": given.as_posix(),
+        "root": source.as_posix(),
         "layouts": recognised,
         "images": sum(is_image(p) for p in files),
         "folders": folder_table(infos, root, "magnetic_tile" in recognised[0]).to_dict("records"),

@@ -83,10 +83,10 @@ def _is_normal(place: Place, normal: tuple[str, ...]) -> bool:
 
 def _below(places: Iterable[Place], meaning: str) -> list[str]:
     "Folders below the first level whose own name has this meaning, without those in one of them."
-    found = {
+    folders = {
         "/".join(p.type[: i + 1]) for p in places for i in range(1, len(p.type)) if folder_meaning(p.type[i]) == meaning
     }
-    return sorted((f for f in found if not any(f.startswith(f"{g}/") for g in found)), key=natural_key)
+    return sorted((f for f in folders if not any(f.startswith(f"{g}/") for g in folders)), key=natural_key)
 
 
 def _mend(root: Path, images: list[Place], masks: list[Place]) -> str:
@@ -129,9 +129,9 @@ def _check_normal(root: Path, images: list[Place], masks: list[Place], normal: t
     if not normal and not folders and not any(p.split for p in images):
         return (".",)  # only images: all normal
     if not any(_is_normal(p, normal) for p in images):
-        said = f"normal={','.join(normal)} is not among" if normal else "no folder is clearly normal among"
+        problem = f"normal={','.join(normal)} is not among" if normal else "no folder is clearly normal among"
         there = [*folders, *(["."] if any(not p.type for p in images) else [])]
-        raise DataError(f"{root}: {said} {', '.join(there)}; {_mend(root, images, masks)}")
+        raise DataError(f"{root}: {problem} {', '.join(there)}; {_mend(root, images, masks)}")
     _check_pure(root, images, normal)
     words = sorted({p.type[0] for p in images if p.type and _is_normal(p, ())}, key=natural_key)
     if not normal and len(words) > 1:
@@ -145,20 +145,20 @@ def _mask_partner(mask: Place, by_key: dict[tuple, list[Place]], by_stem: dict[s
     "The image a mask belongs to, None if there is none. Raises `DataError` where there are two."
     stems = [mask.stem, MASK_STEM.sub("", mask.stem)]
     # then its folder says which images it is about
-    known = any(key[0][: len(mask.type)] == mask.type for key in by_key)
+    has_folder = any(key[0][: len(mask.type)] == mask.type for key in by_key)
     for stem in dict.fromkeys(stems):
         near = [p for p in by_stem.get(stem, []) if p.type[: len(mask.type)] == mask.type]
-        for found in (by_key.get((mask.type, stem), []), near, [] if known else by_stem.get(stem, [])):
+        for candidates in (by_key.get((mask.type, stem), []), near, [] if has_folder else by_stem.get(stem, [])):
             if mask.split:
-                found = [p for p in found if p.split == mask.split]
-            if len(found) > 1:
-                places = " and ".join(str(p.path) for p in found[:2])
+                candidates = [p for p in candidates if p.split == mask.split]
+            if len(candidates) > 1:
+                places = " and ".join(str(p.path) for p in candidates[:2])
                 raise DataError(
                     f"{mask.path}: may belong to {places}, which have the same stem; sort the "
                     "masks into folders like the images'"
                 )
-            if found:
-                return found[0]
+            if candidates:
+                return candidates[0]
     return None
 
 
@@ -176,9 +176,9 @@ def pair_by_name(
         by_stem[p.stem].append(p)
     pairs: dict[Path, Path] = {}
     lone = []
-    found = [(mask, _mask_partner(mask, by_key, by_stem)) for mask in masks]
+    matches = [(mask, _mask_partner(mask, by_key, by_stem)) for mask in masks]
     # those of the same type first
-    for mask, partner in sorted(found, key=lambda one: one[1] is not None and one[0].type != one[1].type):
+    for mask, partner in sorted(matches, key=lambda one: one[1] is not None and one[0].type != one[1].type):
         other = (
             partner is not None and partner.path in pairs and mask.type and mask.type != partner.type[: len(mask.type)]
         )

@@ -54,8 +54,8 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, modul
 def _suffixes() -> frozenset[str]:
     "Suffixes of the formats Pillow decodes by itself."
     Image.init()
-    known = Image.registered_extensions()
-    return frozenset(suffix for suffix, form in known.items() if form in Image.OPEN and form not in UNREADABLE)
+    extensions = Image.registered_extensions()
+    return frozenset(suffix for suffix, form in extensions.items() if form in Image.OPEN and form not in UNREADABLE)
 
 
 IMAGE_SUFFIXES = _suffixes()
@@ -106,11 +106,11 @@ def _tiff_shorts(path: Path) -> dict[int, tuple[int, int]]:
     """Tags of a TIFF's first page that hold short numbers: the first number, and where in the file it is written. {}
     for other files.
     """
-    found: dict[int, tuple[int, int]] = {}
+    tags: dict[int, tuple[int, int]] = {}
     with open(path, "rb") as f:
         order = {b"II*\0": "little", b"MM\0*": "big"}.get(f.read(4))
         if order is None:
-            return found
+            return tags
         number = lambda n: int.from_bytes(f.read(n), order)  # type: ignore[arg-type]
         f.seek(number(4))
         for _ in range(number(2)):
@@ -118,9 +118,9 @@ def _tiff_shorts(path: Path) -> dict[int, tuple[int, int]]:
             if kind == 3:  # short; more than two of them stand elsewhere
                 place = at if count <= 2 else number(4)
                 f.seek(place)
-                found[tag] = number(2), place
+                tags[tag] = number(2), place
             f.seek(at + 4)
-    return found
+    return tags
 
 
 def _tiff_orientation(path: Path) -> tuple[int, int]:
@@ -189,8 +189,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as e:
         raise DataError(f"{path}: too large to be opened safely ({e}); cut it into tiles") from None
     except DAMAGE as e:
-        said = "the file is empty" if path.stat().st_size == 0 else str(e).replace(str(path), path.name)
-        raise DataError(f"{path}: damaged or not an image ({said}); restore or remove it") from None
+        reason = "the file is empty" if path.stat().st_size == 0 else str(e).replace(str(path), path.name)
+        raise DataError(f"{path}: damaged or not an image ({reason}); restore or remove it") from None
 
 
 def _png_header(path: Path) -> tuple[int, int]:
@@ -265,15 +265,15 @@ def image_infos(
     read: Callable[[str | Path], Any] = image_info,  # or another reader, to look deeper
 ) -> dict[str | Path, Any]:  # path -> what was read
     "What several images hold. Raises `DataError` that counts those that cannot be read and names the first five."
-    found, errors = {}, []
+    infos, errors = {}, []
     for path in paths:
         try:
-            found[path] = read(path)
+            infos[path] = read(path)
         except (DataError, OSError) as e:
             errors.append(str(e))
     if errors:
         raise join_errors(errors)
-    return found
+    return infos
 
 # %% ../../nbs/02_data/04_images.ipynb #12f2d8bc
 # pixels of an image that are worked on at a time; beyond which one is never held twice
@@ -296,7 +296,7 @@ def _pixels(
     convert: Callable[[Image.Image], Image.Image] = lambda band: band,  # pixel by pixel
 ) -> np.ndarray:  # (H, W) or (H, W, C)
     "The values of an image; a large one is converted band by band, for Pillow would hold it four times."
-    made = np.empty(0)
+    pixels = np.empty(0)
     for rows in bands(image.height, image.width):
         band = np.asarray(
             convert(
@@ -305,10 +305,10 @@ def _pixels(
         )
         if len(band) == image.height:
             return band
-        made = made if len(made) else np.empty((image.height, *band.shape[1:]), band.dtype)
-        made[rows] = band
+        pixels = pixels if len(pixels) else np.empty((image.height, *band.shape[1:]), band.dtype)
+        pixels[rows] = band
         del band  # before the next is made
-    return made
+    return pixels
 
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
@@ -328,15 +328,15 @@ def _deep_colour(path: Path, info: ImageInfo) -> np.ndarray:
     "Colour of 16 bits, (H, W, 3) uint16; alpha is laid on black."
     cv2 = require("cv2", "video")
     try:
-        found = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
-        found = None
-    if found is None:
+        pixels = None
+    if pixels is None:
         raise DataError(f"{path}: damaged, or 16-bit colour of a kind that OpenCV does not read; write it as PNG")
-    found = np.repeat(found[..., None], 3, 2) if found.ndim == 2 else found
-    colour = found[..., 2::-1]
-    if found.shape[2] == 4:
-        colour = np.rint(colour * (found[..., 3:] / np.iinfo(found.dtype).max)).astype(found.dtype)
+    pixels = np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else pixels
+    colour = pixels[..., 2::-1]
+    if pixels.shape[2] == 4:
+        colour = np.rint(colour * (pixels[..., 3:] / np.iinfo(pixels.dtype).max)).astype(pixels.dtype)
     return _upright(colour, info.orientation)
 
 
@@ -444,14 +444,14 @@ class Intensity:
                 f"{path}: holds negative values ({low:g}), the images that {self.text!r} was decided on held none; fit "
                 "again with intensity=window:<low>,<high>"
             )
-        made, clipped = np.empty(values.shape, np.uint8), 0
+        pixels, clipped = np.empty(values.shape, np.uint8), 0
         for rows in bands(len(values), values[:1].size):
             some = values[rows]
             clipped += int(np.count_nonzero((some < self.low) | (some > self.high)))
-            made[rows] = np.rint(
+            pixels[rows] = np.rint(
                 np.clip((some.astype(np.float64) - self.low) * (255.0 / (self.high - self.low)), 0, 255)
             )
-        return made, clipped
+        return pixels, clipped
 
     def to_dict(self) -> dict[str, Any]:
         "As JSON values."
@@ -495,8 +495,8 @@ def parse_intensity(
 
 def _extremes(paths: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray]:  # (N,) float64 each
     "Lowest and highest stored value of each image."
-    found = [(float((values := read_values(path)).min()), float(values.max())) for path in paths]
-    return np.array([low for low, _ in found]), np.array([high for _, high in found])
+    extremes = [(float((values := read_values(path)).min()), float(values.max())) for path in paths]
+    return np.array([low for low, _ in extremes]), np.array([high for _, high in extremes])
 
 
 # "" where all are alike
@@ -549,9 +549,9 @@ def _automatic(paths: Sequence[str | Path], type: str) -> Intensity:
 
 def _percentiles(paths: Sequence[str | Path], low: float, high: float) -> tuple[float, float]:
     "Percentiles of the stored values, of a regular sample where there are many."
-    share = max(1, _SAMPLE // len(paths))
-    found = np.concatenate([(v := read_values(p).reshape(-1))[:: max(1, -(-v.size // share))] for p in paths])
-    bottom, top = np.percentile(found, [low, high])
+    count = max(1, _SAMPLE // len(paths))
+    sample = np.concatenate([(v := read_values(p).reshape(-1))[:: max(1, -(-v.size // count))] for p in paths])
+    bottom, top = np.percentile(sample, [low, high])
     if bottom == top:
         raise DataError(
             f"intensity=percentile:{low:g},{high:g}: both are {top:g} in the training images; give a window"
@@ -576,8 +576,8 @@ def fit_intensity(
     if len(counts) > 1:
         rare = min(counts, key=lambda t: counts[t])
         first = next(p for p in paths if types[p] == rare)
-        held = ", ".join(f"{n} {t}" for t, n in sorted(counts.items()))
-        raise DataError(f"{first}: holds {rare}, but the training images hold {held}; convert them to one depth")
+        summary = ", ".join(f"{n} {t}" for t, n in sorted(counts.items()))
+        raise DataError(f"{first}: holds {rare}, but the training images hold {summary}; convert them to one depth")
     type = next(iter(counts))
     if type == "uint8":
         if kind in ("window", "percentile"):
@@ -652,10 +652,10 @@ def resize_image(
     "An image at another size, with Pillow's bits; a large one goes through it band by band."
     height, width = image.shape[:2]
     if height * width > AT_ONCE:
-        made = np.empty((height, size[1], 3), np.uint8)
+        buffer = np.empty((height, size[1], 3), np.uint8)
         for rows in bands(height, width):
-            made[rows] = np.asarray(Image.fromarray(image[rows]).resize((size[1], rows.stop - rows.start), how))
-        image = made
+            buffer[rows] = np.asarray(Image.fromarray(image[rows]).resize((size[1], rows.stop - rows.start), how))
+        image = buffer
     return np.asarray(Image.fromarray(image).resize(size[::-1], how))
 
 # %% ../../nbs/02_data/04_images.ipynb #37551fe3
@@ -723,10 +723,10 @@ def read_mask_and_rule(
         parts = list_images(path)
         if not parts:
             raise DataError(f"{path}: holds no masks; restore them or remove the folder")
-        found = [read_mask_and_rule(p, threshold, size) for p in parts]
-        if odd := next((p for p, (m, _) in zip(parts, found) if m.shape != found[0][0].shape), None):
+        pairs = [read_mask_and_rule(p, threshold, size) for p in parts]
+        if odd := next((p for p, (m, _) in zip(parts, pairs) if m.shape != pairs[0][0].shape), None):
             raise DataError(f"{odd}: has another size than {parts[0].name}; the masks of one image must agree")
-        return np.logical_or.reduce([m for m, _ in found]), ", ".join(sorted({r for _, r in found}))
+        return np.logical_or.reduce([m for m, _ in pairs]), ", ".join(sorted({r for _, r in pairs}))
     mask, rule = _one_mask(path, threshold)
     if size is not None and mask.shape != tuple(size):
         raise DataError(f"{path}: mask is {mask.shape[0]} x {mask.shape[1]} but its image {size[0]} x {size[1]}")

@@ -66,13 +66,13 @@ def by_stem(
 
     Raises `DataError` where two files have one stem, for then nobody knows which is meant.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in paths:
         key = path.stem.removesuffix(suffix)
-        if key in found:
-            raise DataError(f"{path}: has the same stem as {found[key].name}; keep one of them")
-        found[key] = path
-    return found
+        if key in files:
+            raise DataError(f"{path}: has the same stem as {files[key].name}; keep one of them")
+        files[key] = path
+    return files
 
 
 def pair_masks(
@@ -87,9 +87,9 @@ def pair_masks(
         sorted(a.keys() - b.keys(), key=natural_key) for a, b in ((images, masks), (masks, images))
     )
     if on_missing == "raise" and (lone_images or lone_masks):
-        found = [f"{len(lone_images)} image(s) without a mask, first {images[lone_images[0]]}"] if lone_images else []
-        found += [f"{len(lone_masks)} mask(s) without an image, first {masks[lone_masks[0]]}"] if lone_masks else []
-        raise DataError("; ".join(found) + "; repair the data, or pass on_missing='keep' or 'drop' to go on")
+        errors = [f"{len(lone_images)} image(s) without a mask, first {images[lone_images[0]]}"] if lone_images else []
+        errors += [f"{len(lone_masks)} mask(s) without an image, first {masks[lone_masks[0]]}"] if lone_masks else []
+        raise DataError("; ".join(errors) + "; repair the data, or pass on_missing='keep' or 'drop' to go on")
     keep = images if on_missing == "keep" else {k: v for k, v in images.items() if k in masks}
     return {k: (v, masks[k].as_posix() if k in masks else "") for k, v in keep.items()}
 
@@ -233,19 +233,19 @@ def index_mvtec(
     root = check_folder(root, "pass the folder that holds the categories")
     if (root / "train").is_dir() and _normal_folder(root / "train").is_dir() and category in ("", root.resolve().name):
         root, category = root.resolve().parent, root.resolve().name
-    known = sorted((p.parent.name for p in root.glob("*/train") if p.is_dir()), key=natural_key)
-    if category and category not in known:
+    categories = sorted((p.parent.name for p in root.glob("*/train") if p.is_dir()), key=natural_key)
+    if category and category not in categories:
         raise MissingFileError(
-            f"{root}: no category {category!r} in the MVTec AD layout; there are {', '.join(known) or 'none'}"
+            f"{root}: no category {category!r} in the MVTec AD layout; there are {', '.join(categories) or 'none'}"
         )
-    if not known:
+    if not categories:
         raise MissingFileError(
             f"{root}: no <category>/train/good below it, as the MVTec AD layout has; for a folder "
             "of your own use dataset=folder"
         )
     rows: list[dict] = []
     notes: list[str] = []
-    for cat in [category] if category else known:
+    for cat in [category] if category else categories:
         source = _normal_folder(root / cat / "train")
         train = list_images(source)
         if not train:
@@ -257,8 +257,8 @@ def index_mvtec(
                     notes.append(f"{cat}/test/{folder.name} is taken as normal, as its name says")
                 rows += [index_row(cat, "test", "good", p) for p in list_images(folder)]
                 continue
-            truth = root / cat / "ground_truth" / folder.name
-            masks = by_stem(list_images(truth), "_mask") if truth.is_dir() else {}
+            mask_folder = root / cat / "ground_truth" / folder.name
+            masks = by_stem(list_images(mask_folder), "_mask") if mask_folder.is_dir() else {}
             pairs = pair_masks(by_stem(list_images(folder)), masks, on_missing)
             rows += [index_row(cat, "test", folder.name, image, mask) for image, mask in pairs.values()]
     index = make_index(rows)
@@ -270,8 +270,8 @@ def _normal_folder(train: Path) -> Path:
     "The folder of normal images in `train`: good, or the only one whose name says so."
     if (train / "good").is_dir():
         return train / "good"
-    said = [p for p in sorted(train.iterdir(), key=path_key) if p.is_dir() and folder_meaning(p.name) == "normal"]
-    return said[0] if len(said) == 1 else train / "good"
+    matches = [p for p in sorted(train.iterdir(), key=path_key) if p.is_dir() and folder_meaning(p.name) == "normal"]
+    return matches[0] if len(matches) == 1 else train / "good"
 
 # %% ../../nbs/02_data/01_index.ipynb #527f052a
 def index_magnetic_tile(

@@ -34,7 +34,7 @@ def _categories(
     layout: str,  # name for the message
 ) -> list[str]:
     "Categories at `root`. Raises `MissingFileError` if the one asked for, or any at all, is not there."
-    known = sorted(
+    names = sorted(
         (
             p.name
             for p in check_folder(root, "pass the folder that holds the categories").iterdir()
@@ -42,12 +42,12 @@ def _categories(
         ),
         key=natural_key,
     )
-    if not known or (category and category not in known):
-        wanted = f"no category {category!r}" if category else "nothing"
+    if not names or (category and category not in names):
+        problem = f"no category {category!r}" if category else "nothing"
         raise MissingFileError(
-            f"{root}: {wanted} in the {layout} layout (<category>/{marker}); there are {', '.join(known) or 'none'}"
+            f"{root}: {problem} in the {layout} layout (<category>/{marker}); there are {', '.join(names) or 'none'}"
         )
-    return [category] if category else known
+    return [category] if category else names
 
 
 def _normal(category: str, split: str, folder: Path) -> list[dict]:
@@ -106,8 +106,8 @@ def index_mvtec_loco(
         for folder in sorted(
             (p for p in (root / cat / "test").iterdir() if p.is_dir() and p.name != "good"), key=path_key
         ):
-            truth = root / cat / "ground_truth" / folder.name
-            masks = {p.name: p for p in truth.iterdir() if p.is_dir() and list_images(p)} if truth.is_dir() else {}
+            parent = root / cat / "ground_truth" / folder.name
+            masks = {p.name: p for p in parent.iterdir() if p.is_dir() and list_images(p)} if parent.is_dir() else {}
             pairs = pair_masks(by_stem(list_images(folder)), masks, on_missing)
             rows += [index_row(cat, "test", folder.name, image, mask) for image, mask in pairs.values()]
     return make_index(rows)
@@ -134,10 +134,10 @@ def loco_regions(
     regions, saturations = [], []
     for path in list_images(folder):
         values = read_ids(path)
-        found = sorted(set(np.unique(values).tolist()) - {0})
-        if len(found) != 1 or found[0] not in kinds:
-            raise DataError(f"{path}: holds the values {found}; expected one that {config_file.name} names")
-        limit, relative = kinds[found[0]]
+        ids = sorted(set(np.unique(values).tolist()) - {0})
+        if len(ids) != 1 or ids[0] not in kinds:
+            raise DataError(f"{path}: holds the values {ids}; expected one that {config_file.name} names")
+        limit, relative = kinds[ids[0]]
         regions.append(values > 0)
         area = int(regions[-1].sum())
         saturations.append(max(1, int(limit * area) if relative else min(int(limit), area)))
@@ -190,9 +190,9 @@ def index_visa(
     table = read_table(
         source, ("object", "split", "label", "image", "mask"), mend="the splits are 1cls, 2cls_fewshot, 2cls_highshot"
     )
-    known = sorted(set(table["object"]), key=natural_key)
-    if category and category not in known:
-        raise MissingFileError(f"{source}: no category {category!r}; there are {', '.join(known)}")
+    categories = sorted(set(table["object"]), key=natural_key)
+    if category and category not in categories:
+        raise MissingFileError(f"{source}: no category {category!r}; there are {', '.join(categories)}")
     rows = []
     for number, line in zip(table.index, table.to_dict("records")):
         if line["object"] == category or not category:
@@ -363,8 +363,8 @@ def index_csv(
             )
         )
     if not rows:
-        known = sorted(set(table["category"].where(table["category"] != "", path.stem)), key=natural_key)
-        raise MissingFileError(f"{path}: no category {category!r}; there are {', '.join(known)}")
+        categories = sorted(set(table["category"].where(table["category"] != "", path.stem)), key=natural_key)
+        raise MissingFileError(f"{path}: no category {category!r}; there are {', '.join(categories)}")
     return make_index(rows)
 
 
@@ -440,7 +440,7 @@ def read_index(
     """
     if dataset not in LAYOUTS:
         raise DataError(f"dataset={dataset!r}; known layouts are {', '.join(LAYOUTS)}")
-    given = {
+    settings = {
         "category": category,
         "on_missing": on_missing,
         "random_state": random_state,
@@ -448,7 +448,7 @@ def read_index(
         "n_train": n_train,
     }
     if n_train is None:
-        del given["n_train"]
+        del settings["n_train"]
     elif "n_train" not in TAKES[dataset]:
         raise DataError(f"n_train={n_train}: the layout {dataset} has a split of its own")
     if normal and "normal" not in TAKES[dataset]:
@@ -459,7 +459,7 @@ def read_index(
         )
     check_random_state(random_state)
     try:
-        index = LAYOUTS[dataset](root, **{k: v for k, v in given.items() if k in TAKES[dataset]})
+        index = LAYOUTS[dataset](root, **{k: v for k, v in settings.items() if k in TAKES[dataset]})
     except DataError as e:
         raise DataError(f"{e}{_like(root, dataset)}") from None
     if (n := index["category"].nunique()) > 1:

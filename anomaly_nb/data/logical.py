@@ -84,35 +84,35 @@ SLOTS = tuple((row, column) for row in (-0.5, 0.5) for column in (-0.64, 0.0, 0.
 def _spots(rng: np.random.Generator, count: int, apart: float = 0.44, reach: float = 0.72) -> list[np.ndarray]:
     "Random places of parts that do not touch."
     while True:
-        found: list[np.ndarray] = []
+        places: list[np.ndarray] = []
         for _ in range(200):
             place = rng.uniform(-reach, reach, 2)
-            if all(np.hypot(*(place - other)) >= apart for other in found):
-                found.append(place)
-            if len(found) == count:
-                return found
+            if all(np.hypot(*(place - other)) >= apart for other in places):
+                places.append(place)
+            if len(places) == count:
+                return places
 
 
 def draw_bag(rng: np.random.Generator, size: int, defect: str) -> tuple[np.ndarray, list[np.ndarray], list[Region]]:
     "Three washers, two nuts and two pins, anywhere: the image, where each part lies, and the defect's regions."
-    parts, told = list(BAG), ""
+    parts, odd_part = list(BAG), ""
     if defect == "missing":
-        told = parts.pop(int(rng.integers(len(parts))))
+        odd_part = parts.pop(int(rng.integers(len(parts))))
     elif defect == "extra":
-        told = str(rng.choice(list(PARTS)))
-        parts.append(told)
+        odd_part = str(rng.choice(list(PARTS)))
+        parts.append(odd_part)
     elif defect == "swapped":
         i = int(rng.integers(len(parts)))
-        told = parts[i] = str(rng.choice([p for p in PARTS if p != parts[i]]))
+        odd_part = parts[i] = str(rng.choice([p for p in PARTS if p != parts[i]]))
     image = np.array([0.86, 0.84, 0.8]) * (1 + 0.03 * smooth_noise(rng, size, size / 6)[..., None])
     laid = []
     for part, place in zip(parts, _spots(rng, len(parts))):
         image, where = lay_part(rng, image, part, (float(place[0]), float(place[1])))
         laid.append(where)
     if defect == "missing":
-        return image, laid, [(~np.any(laid, axis=0), f"missing {told}")]
-    same = [where for where, part in zip(laid, parts) if part == told]
-    return image, laid, [(np.any(same, axis=0), f"extra {told}")] if told else []
+        return image, laid, [(~np.any(laid, axis=0), f"missing {odd_part}")]
+    same = [where for where, part in zip(laid, parts) if part == odd_part]
+    return image, laid, [(np.any(same, axis=0), f"extra {odd_part}")] if odd_part else []
 
 
 def draw_kit(rng: np.random.Generator, size: int, defect: str) -> tuple[np.ndarray, list[np.ndarray], list[Region]]:
@@ -125,24 +125,24 @@ def draw_kit(rng: np.random.Generator, size: int, defect: str) -> tuple[np.ndarr
     wall = np.max([_edge(edge, size) for edge in edges], axis=0)[..., None]
     image = np.array([0.25, 0.32, 0.36]) * (1 + 0.04 * smooth_noise(rng, size, 2)[..., None])
     image = image + wall * (np.array([0.5, 0.56, 0.6]) - image)
-    held, one = [[part] for part in KIT], int(rng.integers(len(KIT)))
+    contents, one = [[part] for part in KIT], int(rng.integers(len(KIT)))
     other = int(rng.choice([i for i, part in enumerate(KIT) if part != KIT[one]]))
     if defect == "missing":
-        held[one] = []
+        contents[one] = []
     elif defect == "extra":
-        held[one] *= 2
+        contents[one] *= 2
     elif defect == "swapped":
-        held[one], held[other] = held[other], held[one]
+        contents[one], contents[other] = contents[other], contents[one]
     laid, inside = [], [np.zeros((size, size), bool) for _ in SLOTS]
-    for i, ((row, column), parts) in enumerate(zip(SLOTS, held)):
+    for i, ((row, column), parts) in enumerate(zip(SLOTS, contents)):
         for aside, part in zip((0.0,) if len(parts) == 1 else (-0.2, 0.2), parts):
             down, across = rng.uniform(-0.045, 0.045, 2)
             image, where = lay_part(rng, image, part, (row + aside + down, column + across))
             inside[i] |= where
             laid.append(where)
     compartment = (np.abs(y - SLOTS[one][0]) < 0.47) & (np.abs(x - SLOTS[one][1]) < 0.29)
-    found = {"missing": [(compartment, f"missing {KIT[one]}")], "extra": [(inside[one], f"extra {KIT[one]}")]}
-    return image, laid, found.get(defect, [(inside[i], "swapped") for i in (one, other)] if defect == "swapped" else [])
+    areas = {"missing": [(compartment, f"missing {KIT[one]}")], "extra": [(inside[one], f"extra {KIT[one]}")]}
+    return image, laid, areas.get(defect, [(inside[i], "swapped") for i in (one, other)] if defect == "swapped" else [])
 
 # %% ../../nbs/02_data/02_logical.ipynb #ab958552
 LOGICAL = {"bag": draw_bag, "kit": draw_kit}
@@ -200,7 +200,7 @@ def write_logical_samples(
 ) -> Path:  # the folder
     "Write the set in the MVTec LOCO layout with `manifest.json`; a complete one with the same arguments is left alone."
     folder = Path(folder)
-    about = {
+    settings = {
         "n_train": n_train,
         "n_good": n_good,
         "n_defect": n_defect,
@@ -209,7 +209,7 @@ def write_logical_samples(
         "generator": 1,
     }
     try:
-        if read_json(folder / "manifest.json").get("logical") == about:
+        if read_json(folder / "manifest.json").get("logical") == settings:
             return folder
     except (FileNotFoundError, ValueError):
         pass
@@ -231,7 +231,7 @@ def write_logical_samples(
                         folder / category / "ground_truth" / defect / f"{number:03d}" / f"{i:03d}.png",
                         region.astype(np.uint8) * np.uint8(value[kind]),
                     )
-    write_manifest(folder, logical=about, licence="Apache-2.0", source="drawn by anomaly_nb.data.logical")
+    write_manifest(folder, logical=settings, licence="Apache-2.0", source="drawn by anomaly_nb.data.logical")
     return folder
 
 

@@ -244,7 +244,7 @@ def write_samples(
     alone.
     """
     folder = Path(folder)
-    about = {
+    settings = {
         "n_train": n_train,
         "n_good": n_good,
         "n_defect": n_defect,
@@ -253,7 +253,7 @@ def write_samples(
         "generator": 1,
     }
     try:
-        if read_json(folder / "manifest.json").get("samples") == about:
+        if read_json(folder / "manifest.json").get("samples") == settings:
             return folder
     except (FileNotFoundError, ValueError):
         pass
@@ -268,7 +268,7 @@ def write_samples(
                         folder / category / "ground_truth" / defect / f"{number:03d}_mask.png",
                         mask.astype(np.uint8) * 255,
                     )
-    write_manifest(folder, samples=about, licence="Apache-2.0", source="drawn by anomaly_nb.data.samples")
+    write_manifest(folder, samples=settings, licence="Apache-2.0", source="drawn by anomaly_nb.data.samples")
     return folder
 
 

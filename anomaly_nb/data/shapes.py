@@ -123,7 +123,7 @@ def write_trays(
     Raises `DataError` as `draw_tray` does.
     """
     folder = Path(folder)
-    about = {
+    settings = {
         "parts": list(parts),
         "foreign": foreign,
         "n_train": n_train,
@@ -133,7 +133,7 @@ def write_trays(
         "generator": 1,
     }
     try:
-        if read_json(folder / "manifest.json").get("trays") == about:
+        if read_json(folder / "manifest.json").get("trays") == settings:
             return folder
     except (FileNotFoundError, ValueError):
         pass
@@ -149,5 +149,5 @@ def write_trays(
                 with atomic_write(path) as f:
                     Image.fromarray(array).save(f, format="png", compress_level=1)
         write_text(folder / f"prompts_{top.name}.yml", PROMPTS.format(part=part, foreign=foreign))
-    write_manifest(folder, trays=about, licence="Apache-2.0", source="drawn by anomaly_nb.data.shapes")
+    write_manifest(folder, trays=settings, licence="Apache-2.0", source="drawn by anomaly_nb.data.shapes")
     return folder

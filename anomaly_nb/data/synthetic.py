@@ -184,10 +184,10 @@ def synthetic_anomaly(
         y, x = np.unravel_index(where[np.random.default_rng(seed).integers(len(where))], places.shape)
         changed = [_made(plain, kind, s, seed, int(y), int(x), places if area is not None else None) for s in (1, 5)]
         if all((np.abs(c - plain).max(axis=2) >= least).sum() >= 3 for c in changed):
-            made = np.clip(
+            output = np.clip(
                 _made(plain, kind, strength, seed, int(y), int(x), places if area is not None else None) + 0.5, 0, 255
             ).astype(np.uint8)
-            return made, np.abs(made.astype(np.float32) - plain).max(axis=2) >= least
+            return output, np.abs(output.astype(np.float32) - plain).max(axis=2) >= least
     raise DataError(
         f"kind={kind!r}, strength={strength}: nothing changed at 50 places; the image or its area is too "
         "uniform for this kind, use another"
@@ -198,5 +198,5 @@ def _made(
     plain: np.ndarray, kind: str, strength: int, seed: list[int], y: int, x: int, area: np.ndarray | None
 ) -> np.ndarray:
     "The image with the defect, float32, changed within the area only."
-    made = KINDS[kind](np.random.default_rng([*seed, 1]), plain, y, x, strength - 1)
-    return made if area is None else np.where(area[..., None], made, plain)
+    output = KINDS[kind](np.random.default_rng([*seed, 1]), plain, y, x, strength - 1)
+    return output if area is None else np.where(area[..., None], output, plain)

@@ -60,13 +60,13 @@ def auto_backbone(
             raise MissingFileError(
                 f"{path}: no such file or folder of weights; leave weights out to look in the caches"
             )
-        found = _strongest(path)
-        if found is None:
+        best = _strongest(path)
+        if best is None:
             raise MissingFileError(
                 f"{path}: holds no weights by the name of {', '.join(LADDER)}; name the "
                 "backbone and its weights yourself"
             )
-        return BackboneChoice(f"timm:{found[0]}", str(found[1]), f"the strongest of the ladder in {path}")
+        return BackboneChoice(f"timm:{best[0]}", str(best[1]), f"the strongest of the ladder in {path}")
     places = [Path(p) for p in (weight_caches() if caches is None else caches)]
     candidates = [f for f in map(_strongest, places) if f is not None]
     if candidates:

@@ -64,13 +64,13 @@ class BackboneSpec:
         """As JSON values; tiles, region and precision only where they are not the usual, so that what was recorded
         without them keeps its checksum.
         """
-        said = asdict(self) | {"layers": list(self.layers), "mean": list(self.mean), "std": list(self.std)}
+        values = asdict(self) | {"layers": list(self.layers), "mean": list(self.mean), "std": list(self.std)}
         unused = (
             ("tile", "overlap") * (not self.tile)
             + ("region",) * (not self.region)
             + ("precision",) * (self.precision == "float32")
         )
-        return {k: v for k, v in said.items() if k not in unused}
+        return {k: v for k, v in values.items() if k not in unused}
 
     @property
     def whole(self) -> bool:
@@ -157,8 +157,8 @@ class Backbone:
         batch: np.ndarray,  # (B, 3, H, W) float32, of `transform`
     ) -> tuple[np.ndarray, tuple[int, int]]:  # patches (B, P, D) float32, (h, w)
         "The patches alone: the same bits, for some networks with less work."
-        found, grid, _ = self(batch)
-        return found, grid
+        patches, grid, _ = self(batch)
+        return patches, grid
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:  # (n, D) float32 of length one
         "Texts in the space of `cls`. Raises `DataError` for a network without a text side."
@@ -187,9 +187,9 @@ class FilterBackbone(Backbone):
 
     def __call__(self, batch: np.ndarray) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
         "Features of a batch (B, 3, H, W): patches (B, P, D), the grid, and their mean per image."
-        found = [FILTERS[recorded_name(self.spec.name)](image) for image in batch]
-        patches = np.stack([p for p, _ in found])
-        return patches, found[0][1], patches.mean(axis=1)
+        outputs = [FILTERS[recorded_name(self.spec.name)](image) for image in batch]
+        patches = np.stack([p for p, _ in outputs])
+        return patches, outputs[0][1], patches.mean(axis=1)
 
 
 def recorded_name(
@@ -249,7 +249,7 @@ class TimmBackbone(Backbone):
         "The patches alone: what lies above the last layer asked for is not computed."
         import torch
 
-        wanted: dict[str, Any] = {
+        options: dict[str, Any] = {
             "indices": list(self.spec.layers),
             "norm": self.spec.norm,
             "stop_early": True,
@@ -257,7 +257,7 @@ class TimmBackbone(Backbone):
         }
         with torch.inference_mode():
             parts = [
-                fuse_maps([m.float() for m in self.model.forward_intermediates(x, **wanted)], self.spec.pool)
+                fuse_maps([m.float() for m in self.model.forward_intermediates(x, **options)], self.spec.pool)
                 for x in self._pieces(batch)
             ]
             return np.concatenate([p.float().cpu().numpy() for p, _ in parts]), parts[0][1]
@@ -468,14 +468,14 @@ class ClipBackbone(Backbone):
             )
             layers, norm = list(self.spec.layers), self.spec.norm
             images = torch.as_tensor(batch, device=self.device)
-            found = self.model.forward_intermediates(images, indices=layers, normalize_intermediates=norm)
-            patches, grid, cls = fuse(found["image_intermediates"], self.spec.pool, found["image_features"])
+            output = self.model.forward_intermediates(images, indices=layers, normalize_intermediates=norm)
+            patches, grid, cls = fuse(output["image_intermediates"], self.spec.pool, output["image_features"])
             if blocks := self.spec.options.get("dense", 0):
                 patches = value_value_tokens(self.model, self.model._embeds(images), blocks).float().cpu().numpy()
             if sides := self.spec.options.get("windows", ()):
                 tokens = self.model._embeds(images)
-                seen = [window_embeddings(self.model, tokens, grid, side).float().cpu().numpy() for side in sides]
-                patches = np.concatenate([*seen, patches], axis=2)
+                windows = [window_embeddings(self.model, tokens, grid, side).float().cpu().numpy() for side in sides]
+                patches = np.concatenate([*windows, patches], axis=2)
             return patches, grid, cls
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:  # (n, D) float32 of length one
@@ -486,12 +486,12 @@ class ClipBackbone(Backbone):
             raise DataError(
                 f"backbone {self.spec.name!r} was made for images alone; add ?windows=(2,3) or ?dense=True to its name"
             )
-        found = [np.empty((0, self.whole.visual.output_dim), np.float32)]
+        embeddings = [np.empty((0, self.whole.visual.output_dim), np.float32)]
         with torch.inference_mode():
             for i in range(0, len(texts), 256):
                 tokens = self.tokenizer(list(texts[i : i + 256])).to(self.device)
-                found.append(self.whole.encode_text(tokens, normalize=True).float().cpu().numpy())
-        return np.concatenate(found)
+                embeddings.append(self.whole.encode_text(tokens, normalize=True).float().cpu().numpy())
+        return np.concatenate(embeddings)
 
     @property
     def scale(self) -> float:
@@ -507,21 +507,21 @@ def _clip_source(model_name: str, options: dict[str, Any], weights: str) -> tupl
     """
     import open_clip
 
-    given = str(options.get("pretrained", ""))
-    if weights == "hub" and (given.startswith((".", "/", "~")) or Path(given.partition("::")[0] or "::").exists()):
-        weights = str(Path(given).expanduser())
+    tag = str(options.get("pretrained", ""))
+    if weights == "hub" and (tag.startswith((".", "/", "~")) or Path(tag.partition("::")[0] or "::").exists()):
+        weights = str(Path(tag).expanduser())
     if model_name == "tiny" and weights == "hub":
         weights = str(tiny_clip_folder())
     if Path(weights).is_dir():
         folder, names = Path(weights), ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
         if not (folder / "open_clip_config.json").is_file() or not (
-            held := [folder / n for n in names if (folder / n).is_file()]
+            paths := [folder / n for n in names if (folder / n).is_file()]
         ):
             raise MissingFileError(
                 f"{folder}: no open_clip_config.json with {' or '.join(names)} beside it; give the folder of an "
                 "open_clip model, or a checkpoint file"
             )
-        return f"local-dir:{folder}", str(held[0])
+        return f"local-dir:{folder}", str(paths[0])
     if model_name == "tiny":
         return f"local-dir:{tiny_clip_folder()}", weights
     if model_name not in open_clip.list_models():
@@ -529,7 +529,7 @@ def _clip_source(model_name: str, options: dict[str, Any], weights: str) -> tupl
             f"open_clip has no model {model_name!r}; some it has: ViT-B-16, ViT-L-14, ViT-L-14-336; tiny is our own"
         )
     tags = open_clip.list_pretrained_tags_by_model(model_name)
-    if weights == "hub" and given not in tags:
+    if weights == "hub" and tag not in tags:
         raise DataError(
             f"open_clip:{model_name}: the hub needs one of its tags, ?pretrained=...: "
             f"{', '.join(tags) or 'it has none'}; or pass weights=<file>"
@@ -548,14 +548,14 @@ def _clip(model_name: str, options: dict[str, Any], weights: str, device: str) -
     name, tag = f"open_clip:{model_name}", str(options.get("pretrained", ""))
     source, weights = _clip_source(model_name, options, weights)
     resize, local = _choice(options, "resize", RESIZES), source.startswith("local-dir:")
-    known = (
+    config = (
         open_clip.get_pretrained_cfg(model_name, tag)
         if not local and tag in open_clip.list_pretrained_tags_by_model(model_name)
         else {}
     )
     if local:
-        known = read_json(Path(source.removeprefix("local-dir:")) / "open_clip_config.json").get("preprocess_cfg", {})
-    gelu = bool(options.get("quick_gelu", known.get("quick_gelu", False)))
+        config = read_json(Path(source.removeprefix("local-dir:")) / "open_clip_config.json").get("preprocess_cfg", {})
+    gelu = bool(options.get("quick_gelu", config.get("quick_gelu", False)))
     level = logging.root.manager.disable
     try:
         logging.disable(logging.WARNING)  # open_clip warns of random weights, which are replaced below
@@ -578,11 +578,11 @@ def _clip(model_name: str, options: dict[str, Any], weights: str, device: str) -
             f"{name}: its vision tower is a {type(tower).__name__}; use a ViT, or the network's own timm: name"
         )
     blocks = len(tower.transformer.resblocks)
-    wanted = _wanted_by_words(name, options, blocks)
+    text_options = _wanted_by_words(name, options, blocks)
     if weights not in ("hub", "random"):
         loaded = (
             load_weights(whole, weights, as_open_clip)
-            if wanted
+            if text_options
             else load_weights(tower, weights, lambda state, _: _resized(state, whole))
         )
     size, patch = int(tower.image_size[0]), int(tower.patch_size[0])
@@ -591,20 +591,20 @@ def _clip(model_name: str, options: dict[str, Any], weights: str, device: str) -
             f"{name}: image_size={size} is no multiple of its patch of {patch}; use {size // patch * patch or patch}"
         )
     layers = _layers(name, options.get("layers", blocks - 1), blocks)
-    mean, std = known.get("mean", open_clip.OPENAI_DATASET_MEAN), known.get("std", open_clip.OPENAI_DATASET_STD)
+    mean, std = config.get("mean", open_clip.OPENAI_DATASET_MEAN), config.get("std", open_clip.OPENAI_DATASET_STD)
     spec = _spec(name, options, size, patch, layers, mean, std, f"hub:{tag}" if weights == "hub" else weights)
     licence = "mit" if tag == "openai" else "apache-2.0" if model_name == "tiny" else ""
     spec = replace(
         spec, norm=bool(options.get("norm", False)), pool=int(options.get("pool", 0)), licence=licence, resize=resize
     )
-    spec = replace(spec, options={"quick_gelu": gelu} | wanted)
-    tokenizer = open_clip.get_tokenizer(source) if wanted else None
+    spec = replace(spec, options={"quick_gelu": gelu} | text_options)
+    tokenizer = open_clip.get_tokenizer(source) if text_options else None
     return ClipBackbone(
         spec,
         tower.requires_grad_(False),
         choose_device(device),
         loaded,
-        whole.requires_grad_(False) if wanted else None,
+        whole.requires_grad_(False) if text_options else None,
         tokenizer,
     )
 
@@ -660,17 +660,17 @@ def create_backbone(
         options.pop("region", region),
     )
     options |= {"size": tile} if tile and "size" not in options else {}
-    made = _created(name, family, model_name, options, weights, device)
-    if tile and (made.spec.resize != "square" or not 0 <= overlap <= tile // 2):
+    network = _created(name, family, model_name, options, weights, device)
+    if tile and (network.spec.resize != "square" or not 0 <= overlap <= tile // 2):
         raise DataError(
-            f"tile={tile}, overlap={overlap}, resize={made.spec.resize}: tiles are square; use resize=square and an "
+            f"tile={tile}, overlap={overlap}, resize={network.spec.resize}: tiles are square; use resize=square and an "
             "overlap of at most half a tile"
         )
-    made.region = read_region(",".join(map(str, region)) if isinstance(region, tuple) else region)
-    made.spec = replace(
-        made.spec, tile=tile, overlap=overlap if tile else 64, region=made.region.text if made.region else ""
+    network.region = read_region(",".join(map(str, region)) if isinstance(region, tuple) else region)
+    network.spec = replace(
+        network.spec, tile=tile, overlap=overlap if tile else 64, region=network.region.text if network.region else ""
     )
-    return made
+    return network
 
 
 def _created(

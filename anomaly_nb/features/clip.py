@@ -83,13 +83,13 @@ def load_clip(
 
     target = choose_device(device)
     prefixed = model.startswith(("hf-hub:", "local-dir:"))
-    given = (
+    checkpoint = (
         "" if prefixed or not pretrained or pretrained in open_clip.list_pretrained_tags_by_model(model) else pretrained
     )
     try:
-        if given:
+        if checkpoint:
             net, _, preprocess = open_clip.create_model_and_transforms(model, device=target)
-            load_weights(net, given, as_open_clip)
+            load_weights(net, checkpoint, as_open_clip)
         else:
             net, preprocess = open_clip.create_model_from_pretrained(
                 model, pretrained=None if prefixed else pretrained, device=target
@@ -153,9 +153,9 @@ def window_embeddings(
         tokens.device
     )
     cut = tokens[:, rows].flatten(0, 1)  # (B * windows, 1 + side * side, W)
-    found = torch.cat([project(tower, tower.transformer(part)) for part in cut.split(chunk)])
-    out = found.new_zeros(b, h * w, found.shape[1])
-    out[:, corner.to(tokens.device)] = found.reshape(b, len(corner), -1)
+    embeddings = torch.cat([project(tower, tower.transformer(part)) for part in cut.split(chunk)])
+    out = embeddings.new_zeros(b, h * w, embeddings.shape[1])
+    out[:, corner.to(tokens.device)] = embeddings.reshape(b, len(corner), -1)
     return out
 
 
@@ -188,17 +188,17 @@ def value_value_tokens(
             f"dense={blocks}: value-value attention needs 1 to {len(every)} blocks of plain attention; this "
             "tower's are other ones, or fewer"
         )
-    own, dense = tokens, tokens
+    hidden, dense = tokens, tokens
     for i, block in enumerate(every):
         if i == len(every) - blocks:
-            dense = own
+            dense = hidden
         if i >= len(every) - blocks:
             attention, width = block.attn, block.attn.embed_dim
             bias = None if attention.in_proj_bias is None else attention.in_proj_bias[2 * width :]
-            value = nnf.linear(block.ln_1(own), attention.in_proj_weight[2 * width :], bias)
+            value = nnf.linear(block.ln_1(hidden), attention.in_proj_weight[2 * width :], bias)
             heads = value.unflatten(2, (attention.num_heads, -1)).transpose(1, 2)  # (B, heads, 1 + P, d)
             mixed = nnf.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).flatten(2)
             dense = dense + block.ls_1(attention.out_proj(mixed))
-        own = block(own)
+        hidden = block(hidden)
     patches = tower.ln_post(dense)[:, 1:]
     return patches if tower.proj is None else patches @ tower.proj

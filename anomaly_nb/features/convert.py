@@ -133,10 +133,10 @@ def content_of(
     extractor: str | Mapping[str, Any],  # a name, or settings and weights
 ) -> dict[str, Any]:
     "What made features, told by content: files by their checksum, whatever they are called. Raises `MissingFileError`."
-    given = {"name": extractor} if isinstance(extractor, str) else dict(extractor)
+    settings = {"name": extractor} if isinstance(extractor, str) else dict(extractor)
     return {
         k: weights_identity(v) if isinstance(v, Path) or (isinstance(v, str) and Path(v).is_file()) else v
-        for k, v in given.items()
+        for k, v in settings.items()
     }
 
 
@@ -156,21 +156,21 @@ def convert_pickled(
         raise UnsafeFileError(
             f"{path}: a pickle may run code when it is read; pass trust=True if you know who wrote it"
         )
-    held = read_pickled(path)
-    table = held.get("meta", meta) if isinstance(held, dict) else None
+    contents = read_pickled(path)
+    table = contents.get("meta", meta) if isinstance(contents, dict) else None
     if (
-        not isinstance(held, dict)
-        or "patches" not in held
-        or "patch_hw" not in held
+        not isinstance(contents, dict)
+        or "patches" not in contents
+        or "patch_hw" not in contents
         or not isinstance(table, pd.DataFrame)
     ):
-        keys = ", ".join(map(str, held)) if isinstance(held, dict) else type(held).__name__
+        keys = ", ".join(map(str, contents)) if isinstance(contents, dict) else type(contents).__name__
         raise DataError(f"{path}: expected patches, patch_hw and a table meta (or pass meta=); it holds {keys}")
     paths = {c: table[c].map(str) for c in table.columns if c.endswith("path")}
-    cls, spec = held.get("cls"), extractor or held.get("spec") or {}
-    h, w = (int(v) for v in held["patch_hw"])
+    cls, spec = contents.get("cls"), extractor or contents.get("spec") or {}
+    h, w = (int(v) for v in contents["patch_hw"])
     try:
-        patches = np.asarray(held["patches"])
+        patches = np.asarray(contents["patches"])
         patches = patches if patches.dtype.kind == "f" and patches.dtype.itemsize <= 4 else patches.astype(np.float32)
         return FeatureSet(
             patches,

@@ -34,14 +34,14 @@ def patches_as_onnx(
 
     class Patches(torch.nn.Module):
         def forward(self, x: Any) -> Any:
-            found, hw = fuse_maps(
+            patches, hw = fuse_maps(
                 model.forward_intermediates(
                     x, indices=list(spec.layers), norm=spec.norm, stop_early=True, intermediates_only=True
                 ),
                 spec.pool,
             )
             grid.append(hw)
-            return found
+            return patches
 
     stream: Any = io.BytesIO()
     with warnings.catch_warnings(), torch.inference_mode():
@@ -94,8 +94,8 @@ class OnnxBackbone(Backbone):
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = self.threads, 3
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        found, expected = session.run(None, {"images": batch[:1]})[0], self.network.patches(batch[:1])[0]
-        apart = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
+        actual, expected = session.run(None, {"images": batch[:1]})[0], self.network.patches(batch[:1])[0]
+        apart = float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-12))
         if not apart <= 1e-3:
             raise DataError(
                 f"{self.spec.name}: onnxruntime's features differ from torch's by {apart:.1g} of "

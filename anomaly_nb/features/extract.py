@@ -41,11 +41,11 @@ def part_index(
     sizes = [image_info(p).size for p in index["image_path"]]
     plans = [backbone.parts(*size) for size in sizes]
     counts = [len(p) for p in plans]
-    made = index.loc[index.index.repeat(counts)].reset_index(drop=True)
-    made[BOX] = np.concatenate(plans) if plans else np.zeros((0, 4), int)
-    made[["height", "width"]] = np.repeat(np.array(sizes).reshape(-1, 2), counts, axis=0)
-    made.attrs = dict(index.attrs)
-    return made
+    parts = index.loc[index.index.repeat(counts)].reset_index(drop=True)
+    parts[BOX] = np.concatenate(plans) if plans else np.zeros((0, 4), int)
+    parts[["height", "width"]] = np.repeat(np.array(sizes).reshape(-1, 2), counts, axis=0)
+    parts.attrs = dict(index.attrs)
+    return parts
 
 
 def part_cells(
@@ -65,15 +65,15 @@ def part_cells(
         boxes = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
     else:
         boxes, sizes = meta[BOX].to_numpy(), meta[["height", "width"]].to_numpy()
-    found, known = [], {}
+    masks, cache = [], {}
     for box, size in zip(boxes, sizes):
         key = (*map(int, box), *map(int, size))
-        if key not in known:
-            known[key] = counted_cells(box, size, backbone)
-        found.append(known[key])
-    if len({f.shape for f in found}) > 1:
+        if key not in cache:
+            cache[key] = counted_cells(box, size, backbone)
+        masks.append(cache[key])
+    if len({f.shape for f in masks}) > 1:
         raise DataError("meta: the images have several grids; pass those of one grid")
-    return np.stack(found).reshape(len(found), -1)
+    return np.stack(masks).reshape(len(masks), -1)
 
 
 def counted_cells(
@@ -127,11 +127,11 @@ def feature_batches(
             yield from in_order(pool, backbone, inputs, workers)
     if clipped:
         worst = max(clipped, key=lambda p: clipped[p])
-        said = (
+        message = (
             f"{len(clipped)} of {len(set(paths))} images hold values outside "
             f"{intensity.text if intensity else 'their range'}, clipped"
         )
-        warnings.warn(f"{said}; most in {worst}, {clipped[worst]:.2%} of its values", stacklevel=2)
+        warnings.warn(f"{message}; most in {worst}, {clipped[worst]:.2%} of its values", stacklevel=2)
 
 
 def _inputs(
@@ -239,16 +239,16 @@ def extract_features(
     """
     if len(index) == 0:
         raise DataError("the index is empty; there is nothing to extract")
-    patches, vectors, patch_hw, done = np.empty(0), [], (0, 0), 0
+    patches, vectors, patch_hw, start = np.empty(0), [], (0, 0), 0
     intensity = intensity or index_intensity(index)
     index = part_index(index, backbone)
     boxes = index[BOX].to_numpy() if set(BOX) <= set(index.columns) else None
     with progress(desc=f"features, {backbone.spec.name}", total=len(index), unit="image") as bar:
-        for found, grid, cls in feature_batches(index["image_path"].tolist(), backbone, batch_size, intensity, boxes):
-            if done == 0:
-                patches, patch_hw = np.empty((len(index), *found.shape[1:]), dtype), grid
-            patches[done : done + len(found)] = store_as(dtype, found)
+        for batch, grid, cls in feature_batches(index["image_path"].tolist(), backbone, batch_size, intensity, boxes):
+            if start == 0:
+                patches, patch_hw = np.empty((len(index), *batch.shape[1:]), dtype), grid
+            patches[start : start + len(batch)] = store_as(dtype, batch)
             vectors.append(cls.astype(np.float32))
-            done += len(found)
-            bar.update(len(found))
+            start += len(batch)
+            bar.update(len(batch))
     return FeatureSet(patches, patch_hw, index, np.concatenate(vectors), backbone.spec.to_dict(), intensity)

@@ -178,7 +178,7 @@ def _load(array_file: Path, meta_file: Path, backbone: str) -> FeatureSet:
     try:
         rule = Intensity.from_dict(json.loads(str(arrays["intensity"]))) if "intensity" in arrays else None
         spec = parse_json(str(arrays["spec"]), array_file) if "spec" in arrays else {"name": backbone}
-        found = FeatureSet(arrays["patches"], (h, w), meta, arrays.get("cls"), spec, rule)
+        features = FeatureSet(arrays["patches"], (h, w), meta, arrays.get("cls"), spec, rule)
     except DataError as e:
         raise DataError(f"{array_file}: {e}") from None
     if "rows" in arrays and str(arrays["rows"]) != _rows_key(meta):
@@ -186,7 +186,7 @@ def _load(array_file: Path, meta_file: Path, backbone: str) -> FeatureSet:
             f"{array_file}: is of other images than {meta_file.name}; was one of the two "
             "exchanged? Put it back or extract again"
         )
-    return found
+    return features
 
 
 def load_features(
@@ -231,8 +231,8 @@ def load_backbone(
     banks = {c: load_bank_features(base / names.bank_folder, c, backbone) for c in categories}
     for c in categories:
         here, there = features_all[c].spec, banks[c].spec
-        told = {"name": backbone} not in (here, there)  # an older file has the name of its backbone only
-        if differs := sorted(k for k in here.keys() | there.keys() if told and here.get(k) != there.get(k)):
+        comparable = {"name": backbone} not in (here, there)  # an older file has the name of its backbone only
+        if differs := sorted(k for k in here.keys() | there.keys() if comparable and here.get(k) != there.get(k)):
             raise DataError(
                 f"{base / names.bank_folder}: the bank of {c} was made with another {', '.join(differs[:3])} than its "
                 "features; extract both again"

@@ -130,14 +130,14 @@ def cells_inside(
     patch: int,  # pixels of the input per cell
 ) -> np.ndarray:  # (h, w) bool
     "Cells whose centre lies in the image; at least one in each direction."
-    found = []
+    masks = []
     for offset, resized, side in zip(placement.offset, placement.resized, placement.shape):
         centre = (np.arange(side // patch) + 0.5) * patch
         inside = (centre >= offset) & (centre < offset + resized)
         if not inside.any() and len(inside):
             inside[np.abs(centre - offset - resized / 2).argmin()] = True
-        found.append(inside)
-    return found[0][:, None] & found[1][None]
+        masks.append(inside)
+    return masks[0][:, None] & masks[1][None]
 
 
 def cell_centres(
@@ -147,7 +147,7 @@ def cell_centres(
     "Where the centres of cells lie in the image; beyond it for cells of the padding."
     sides = zip(placement.image, placement.resized, placement.offset, placement.shape)
     rows, columns = (
-        ((np.arange(side // patch) + 0.5) * patch - offset) * own / resized for own, resized, offset, side in sides
+        ((np.arange(side // patch) + 0.5) * patch - offset) * size / resized for size, resized, offset, side in sides
     )
     return rows, columns
 
@@ -169,17 +169,17 @@ def cells_to_pixels(
             f"cells: a grid of {cells.shape}, but the input of {placement.shape[0]} x {placement.shape[1]} with "
             f"patches of {patch} has {inside.shape}"
         )
-    wanted = [np.arange(side) if some is None else some for some, side in zip((rows, columns), placement.image)]
+    pixels = [np.arange(side) if some is None else some for some, side in zip((rows, columns), placement.image)]
     left, right = (
-        _between(placement, patch, axis, np.flatnonzero(inside.any(axis=1 - axis)), wanted[axis]) for axis in (0, 1)
+        _between(placement, patch, axis, np.flatnonzero(inside.any(axis=1 - axis)), pixels[axis]) for axis in (0, 1)
     )
     return left @ np.asarray(cells, np.float32) @ right.T
 
 
 def _between(placement: Placement, patch: int, axis: int, valid: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     "Weights (pixels, cells) of linear interpolation along one axis; constant beyond the outermost valid cells."
-    own, resized, offset = placement.image[axis], placement.resized[axis], placement.offset[axis]
-    at = np.clip(((pixels + 0.5) * resized / own + offset) / patch - 0.5, valid[0], valid[-1])
+    size, resized, offset = placement.image[axis], placement.resized[axis], placement.offset[axis]
+    at = np.clip(((pixels + 0.5) * resized / size + offset) / patch - 0.5, valid[0], valid[-1])
     low = np.minimum(at.astype(int), max(valid[-1] - 1, valid[0]))
     weights, each = np.zeros((len(pixels), placement.shape[axis] // patch), np.float32), np.arange(len(pixels))
     weights[each, low] = 1 - (at - low)
@@ -222,9 +222,9 @@ class Region:
     ) -> np.ndarray:  # (H, W) bool
         "Which pixels count. Raises `DataError` as `within` does."
         top, left, bottom, right = self.within(height, width)
-        found = np.zeros((height, width), bool)
-        found[top:bottom, left:right] = True if self.mask is None else self.mask[top:bottom, left:right]
-        return found
+        mask = np.zeros((height, width), bool)
+        mask[top:bottom, left:right] = True if self.mask is None else self.mask[top:bottom, left:right]
+        return mask
 
 
 def read_region(
@@ -323,27 +323,27 @@ def blend_tiles(
 
     Raises `DataError` if maps and boxes do not agree, or pixels are left without a score.
     """
-    wanted = [np.arange(side) if some is None else some for some, side in zip((rows, columns), (height, width))]
-    shape = (len(wanted[0]), len(wanted[1]))
+    pixels = [np.arange(side) if some is None else some for some, side in zip((rows, columns), (height, width))]
+    shape = (len(pixels[0]), len(pixels[1]))
     total, weight, count = np.zeros(shape, np.float32), np.zeros(shape, np.float32), 0
-    for found, (top, left, bottom, right) in zip(maps, boxes):
+    for tile, (top, left, bottom, right) in zip(maps, boxes):
         down, across = (
-            slice(*np.searchsorted(some, ends)) for some, ends in zip(wanted, ((top, bottom), (left, right)))
+            slice(*np.searchsorted(some, ends)) for some, ends in zip(pixels, ((top, bottom), (left, right)))
         )
         if (
-            found.shape != (down.stop - down.start, across.stop - across.start)
+            tile.shape != (down.stop - down.start, across.stop - across.start)
             or min(top, left) < 0
             or bottom > height
             or right > width
         ):
             raise DataError(
-                f"tile {count}: a map of {found.shape} for the box {top},{left},{bottom},{right} in "
+                f"tile {count}: a map of {tile.shape} for the box {top},{left},{bottom},{right} in "
                 f"an image of {height} x {width}"
             )
         window = (
-            _taper(bottom - top)[wanted[0][down] - top, None] * _taper(right - left)[None, wanted[1][across] - left]
+            _taper(bottom - top)[pixels[0][down] - top, None] * _taper(right - left)[None, pixels[1][across] - left]
         )
-        total[down, across] += window * found
+        total[down, across] += window * tile
         weight[down, across] += window
         count += 1
     if count != len(boxes):

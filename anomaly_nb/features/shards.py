@@ -54,8 +54,8 @@ def _checksums(index: pd.DataFrame) -> list[str]:
 def _key(index: pd.DataFrame, checksums: list[str], backbone: Backbone, dtype: str, intensity: Intensity) -> str:
     "`features_key`, from known checksums."
     images = [[Path(p).name, c] for p, c in zip(index["image_path"], checksums)]
-    about = {"pictures": images, "spec": backbone.spec.to_dict(), "dtype": dtype}
-    return sha256_json(about if intensity.eight_bit else about | {"intensity": intensity.to_dict()})
+    content = {"pictures": images, "spec": backbone.spec.to_dict(), "dtype": dtype}
+    return sha256_json(content if intensity.eight_bit else content | {"intensity": intensity.to_dict()})
 
 # %% ../../nbs/03_features/04_shards.ipynb #c9ada588
 class ShardedPatches:
@@ -70,8 +70,8 @@ class ShardedPatches:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         "The rows of an integer, slice, mask or list of integers, in its order. Raises `IndexError` beyond the last."
-        wanted = np.arange(len(self))[rows]
-        flat = np.atleast_1d(wanted)
+        indices = np.arange(len(self))[rows]
+        flat = np.atleast_1d(indices)
         if flat.ndim != 1:
             raise IndexError("patches on disk are indexed by image only; take np.asarray first")
         out = np.empty((len(flat), *self.shape[1:]), self.dtype)
@@ -79,7 +79,7 @@ class ShardedPatches:
         for s in np.unique(shard):
             where = np.flatnonzero(shard == s)
             out[where] = np.load(self.files[s], mmap_mode="r", allow_pickle=False)[flat[where] - self.starts[s]]
-        return out[0] if np.ndim(wanted) == 0 else out
+        return out[0] if np.ndim(indices) == 0 else out
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         whole = self[:]
@@ -135,9 +135,9 @@ def load_shards(
     folder = Path(folder)
     plan = read_json(check_file(folder / "features.json", "extract_shards writes it"))
     if not (folder / MANIFEST).is_file():
-        done, total = len(list(folder.glob("patches-*.npy"))), -(-plan["pictures"] // plan["shard_size"])
+        count, total = len(list(folder.glob("patches-*.npy"))), -(-plan["pictures"] // plan["shard_size"])
         raise DataError(
-            f"{folder}: extraction is not finished, {done} of {total} shards are there; run it again and it goes on"
+            f"{folder}: extraction is not finished, {count} of {total} shards are there; run it again and it goes on"
         )
     manifest = verify_manifest(folder) if verify else read_json(folder / MANIFEST)
     for name, entry in manifest["files"].items():
@@ -185,13 +185,13 @@ def extract_shards(
     store_as(dtype, np.zeros(1))
     folder, (plan, checksums) = Path(folder), shard_plan(index, backbone, dtype, shard_size)
     with locked(folder / "features.json", timeout=5):
-        done = _prepare(folder, plan, index.assign(sha256=checksums))
+        on_disk = _prepare(folder, plan, index.assign(sha256=checksums))
         paths, shards = index["image_path"].tolist(), range(-(-len(index) // shard_size))
-        if len(done) < len(shards) or not (folder / MANIFEST).is_file():
+        if len(on_disk) < len(shards) or not (folder / MANIFEST).is_file():
             with progress(desc=f"features, {backbone.spec.name}", total=len(index), unit="image") as bar:
-                bar.initial = bar.n = sum(len(paths[i * shard_size : (i + 1) * shard_size]) for i in done)
+                bar.initial = bar.n = sum(len(paths[i * shard_size : (i + 1) * shard_size]) for i in on_disk)
                 for i in shards:
-                    if i not in done:
+                    if i not in on_disk:
                         _write_shard(
                             folder, i, paths[i * shard_size : (i + 1) * shard_size], backbone, batch_size, dtype, bar
                         )
@@ -212,19 +212,19 @@ def _write_shard(
 
     Raises `DataError` where its grid is not that of the shards before.
     """
-    patches, vectors, done, plan = np.empty(0), [], 0, read_json(folder / "features.json")
-    for found, grid, cls in feature_batches(paths, backbone, batch_size, _intensity(plan)):
+    patches, vectors, start, plan = np.empty(0), [], 0, read_json(folder / "features.json")
+    for batch, grid, cls in feature_batches(paths, backbone, batch_size, _intensity(plan)):
         if plan.setdefault("patch_hw", list(grid)) != list(grid):
             raise DataError(
-                f"{paths[done]}: has a grid of {grid[0]} x {grid[1]}, the images before it {plan['patch_hw']}; use "
+                f"{paths[start]}: has a grid of {grid[0]} x {grid[1]}, the images before it {plan['patch_hw']}; use "
                 "resize=square, or extract apart"
             )
-        if done == 0:
-            patches = np.empty((len(paths), *found.shape[1:]), dtype)
-        patches[done : done + len(found)] = store_as(dtype, found)
+        if start == 0:
+            patches = np.empty((len(paths), *batch.shape[1:]), dtype)
+        patches[start : start + len(batch)] = store_as(dtype, batch)
         vectors.append(cls.astype(np.float32))
-        done += len(found)
-        bar.update(len(found))
+        start += len(batch)
+        bar.update(len(batch))
     write_json(folder / "features.json", plan)
     save_array(folder / f"cls-{number:05d}.npy", np.concatenate(vectors))
     save_array(folder / f"patches-{number:05d}.npy", patches)
@@ -241,23 +241,23 @@ def _prepare(
         shard, row = np.divmod(np.arange(len(index)), plan["shard_size"])
         write_text(folder / "index.csv", index.assign(shard=shard, row=row).to_csv(index=False, lineterminator="\n"))
         write_json(state, plan)
-    held = read_json(state)
-    differs = [k for k in plan if held.get(k) != plan[k]]
+    old_plan = read_json(state)
+    differs = [k for k in plan if old_plan.get(k) != plan[k]]
     if differs:
         raise DataError(
             f"{folder}: holds features of another extraction ({', '.join(differs)} differ); choose "
             "another folder, or delete this one"
         )
-    for left in folder.glob(".*.tmp"):  # of a killed run; nobody else writes here while the lock is held
-        left.unlink(missing_ok=True)
-    known = read_json(folder / MANIFEST)["files"] if (folder / MANIFEST).is_file() else {}
+    for path in folder.glob(".*.tmp"):  # of a killed run; nobody else writes here while the lock is held
+        path.unlink(missing_ok=True)
+    files = read_json(folder / MANIFEST)["files"] if (folder / MANIFEST).is_file() else {}
     shards = -(-plan["pictures"] // plan["shard_size"])
-    done = {
-        i for i in range(shards) if all(_whole(folder / f"{kind}-{i:05d}.npy", known) for kind in ("patches", "cls"))
+    on_disk = {
+        i for i in range(shards) if all(_whole(folder / f"{kind}-{i:05d}.npy", files) for kind in ("patches", "cls"))
     }
-    if known and len(done) < shards:
+    if files and len(on_disk) < shards:
         (folder / MANIFEST).unlink()  # written again when the damaged shards are
-    return done
+    return on_disk
 
 
 def _whole(path: Path, known: dict[str, dict]) -> bool:
@@ -286,5 +286,5 @@ def cached_features(
     Raises as `extract_shards` does.
     """
     folder = Path(cache) / f"{category}-{features_key(index, backbone, dtype)[:16]}"
-    found = extract_shards(index, backbone, folder, batch_size, dtype)
-    return FeatureSet(found.patches[:], found.patch_hw, index, found.cls, found.spec, found.intensity)
+    shards = extract_shards(index, backbone, folder, batch_size, dtype)
+    return FeatureSet(shards.patches[:], shards.patch_hw, index, shards.cls, shards.spec, shards.intensity)

@@ -159,15 +159,15 @@ def find_prefixes(
     own: Mapping[str, Any],  # of the network
 ) -> list[str]:  # "" and what ends in a dot, the shortest first
     "What may stand in front of a network's names: nested wrappers, and whatever stands in front of half of them."
-    found, fresh = {""}, {""}
-    while fresh and len(found) < 100:
-        fresh = {p + w for p in fresh for w in WRAPPERS if any(k.startswith(p + w) for k in state)} - found
-        found |= fresh
+    prefixes, fresh = {""}, {""}
+    while fresh and len(prefixes) < 100:
+        fresh = {p + w for p in fresh for w in WRAPPERS if any(k.startswith(p + w) for k in state)} - prefixes
+        prefixes |= fresh
     counts: Counter[str] = Counter()
     for key in state:
         places = [0] + [i + 1 for i, c in enumerate(key) if c == "."]
         counts.update(key[:i] for i in places if key[i:] in own)
-    return sorted(found | {p for p, n in counts.items() if 2 * n >= len(own)}, key=lambda p: (len(p), p))
+    return sorted(prefixes | {p for p, n in counts.items() if 2 * n >= len(own)}, key=lambda p: (len(p), p))
 
 # %% ../../nbs/03_features/06_weights.ipynb #5eef9f3d
 @dataclass(frozen=True)
@@ -190,17 +190,17 @@ class Fit:
 
     def problem(self) -> str:
         "What does not fit, counted."
-        said = [f"matches {len(self.used)} of {self.total} tensors"]
+        notes = [f"matches {len(self.used)} of {self.total} tensors"]
         if 2 * len(self.used) < self.total:
-            said.append("under half, so it is of another network")
+            notes.append("under half, so it is of another network")
         for what, names in (
             ("the file lacks", self.missing),
             ("the file has another shape in", self.shapes),
             ("the model does not know", self.deeper),
         ):
             if names:
-                said.append(f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
-        return "; ".join(said)
+                notes.append(f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
+        return "; ".join(notes)
 
 
 def compare_state(
@@ -212,18 +212,18 @@ def compare_state(
     shapes = {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape}
     used = sorted((own.keys() & state.keys()) - shapes)
     missing = sorted(k for k in own.keys() - state.keys() if not k.endswith(COUNTERS))
-    left, first = sorted(state.keys() - own.keys()), {k.split(".")[0] for k in own}
-    deeper = [k for k in left if k.split(".")[0] in first and not k.startswith(HEADS) and not k.endswith(COUNTERS)]
-    told = sorted(f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in shapes)
+    extra, first = sorted(state.keys() - own.keys()), {k.split(".")[0] for k in own}
+    deeper = [k for k in extra if k.split(".")[0] in first and not k.startswith(HEADS) and not k.endswith(COUNTERS)]
+    mismatches = sorted(f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in shapes)
     return Fit(
         label,
         state,
         len(own),
         tuple(used),
         tuple(missing),
-        tuple(told),
+        tuple(mismatches),
         tuple(deeper),
-        tuple(k for k in left if k not in set(deeper)),
+        tuple(k for k in extra if k not in set(deeper)),
     )
 
 
@@ -233,17 +233,17 @@ def find_fits(
     convert: Callable[[dict, Any], dict] | None = None,  # (tensors, model) -> tensors under the model's names
 ) -> list[Fit]:
     "Every set of tensors in a checkpoint, with each wrapper taken off, compared with the network."
-    own, found = model.state_dict(), []
+    tensors, fits = model.state_dict(), []
     for label, state in find_states(held):
-        for prefix in find_prefixes(state, own):
+        for prefix in find_prefixes(state, tensors):
             part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             named = ".".join(filter(None, (label, prefix.rstrip("."))))
-            if convert and 2 * len(part) >= len(own):
+            if convert and 2 * len(part) >= len(tensors):
                 # a converter fails in many ways on what is not for it; that is compared as it is
                 with suppress(Exception):
                     part = convert(dict(part), model)
-            found.append(compare_state(own, part, named))
-    return found
+            fits.append(compare_state(tensors, part, named))
+    return fits
 
 # %% ../../nbs/03_features/06_weights.ipynb #ff5048e8
 @dataclass(frozen=True)
@@ -280,15 +280,15 @@ def _short(labels: list[str]) -> list[str]:
     "For each label, the first of its parts that tells it from the others."
     parts = [label.split(".") for label in labels]
     return [
-        next((p for p in own if sum(p in other for other in parts) == 1), label) or "."
-        for own, label in zip(parts, labels)
+        next((p for p in pieces if sum(p in other for other in parts) == 1), label) or "."
+        for pieces, label in zip(parts, labels)
     ]
 
 
 def _chosen(fits: list[Fit], choice: str) -> list[Fit]:
     "The sets under a chosen name."
-    wanted = f".{choice.strip('.')}."
-    return [f for f in fits if wanted in f".{f.label}."] if choice != "." else [f for f in fits if not f.label]
+    pattern = f".{choice.strip('.')}."
+    return [f for f in fits if pattern in f".{f.label}."] if choice != "." else [f for f in fits if not f.label]
 
 
 def choose_fit(
@@ -297,9 +297,9 @@ def choose_fit(
     choice: str = "",  # name in the file
 ) -> Fit:
     "The one set that fits. Raises `DataError` where there is none, or several with different values."
-    wanted = _chosen(fits, choice) if choice else fits
+    candidates = _chosen(fits, choice) if choice else fits
     whole: list[Fit] = []
-    for fit in (f for f in wanted if f.whole):
+    for fit in (f for f in candidates if f.whole):
         if not any(_same(fit, other) for other in whole):
             whole.append(fit)
     if len(whole) > 1:
@@ -310,12 +310,12 @@ def choose_fit(
         )
     if whole:
         return whole[0]
-    if choice and not wanted:
+    if choice and not candidates:
         there = list(dict.fromkeys(_short([f.label for f in fits if 2 * len(f.used) >= f.total])))
         raise DataError(f"{source}: holds no network {choice!r}; it has {', '.join(there) or 'none that fits'}")
-    if not wanted:
+    if not candidates:
         raise DataError(f"{source}: holds no tensors by name; give a checkpoint with a state_dict in it")
-    best = max(wanted, key=lambda f: len(f.used))
+    best = max(candidates, key=lambda f: len(f.used))
     where = f" (best in {best.label!r})" if best.label else ""
     raise DataError(f"{source}: weights do not fit: {best.problem()}{where}; give the checkpoint of this network")
 
@@ -331,10 +331,10 @@ def load_weights(
     """
     path, choice = split_weights(weights)
     fit = choose_fit(find_fits(model, read_checkpoint(path), convert), str(path), choice)
-    own = model.state_dict()
-    model.load_state_dict(own | {k: fit.state[k].to(own[k].dtype) for k in fit.used})
+    tensors = model.state_dict()
+    model.load_state_dict(tensors | {k: fit.state[k].to(tensors[k].dtype) for k in fit.used})
     loaded = LoadedWeights(
-        path.name, sha256_file(path), fit.label, len(fit.used), sorted(own.keys() - set(fit.used)), list(fit.left)
+        path.name, sha256_file(path), fit.label, len(fit.used), sorted(tensors.keys() - set(fit.used)), list(fit.left)
     )
     if loaded.missing or any(not k.startswith(HEADS) and not k.endswith(COUNTERS) for k in loaded.left):
         warnings.warn(str(loaded), Notice, stacklevel=2)

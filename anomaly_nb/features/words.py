@@ -46,14 +46,14 @@ def read_prompts(
     source: str | Path = "",
 ) -> Prompts:
     "Read and check prompts. Raises `MissingFileError`, or `DataError` naming the file and the entry."
-    given = str(source)
-    own = given.lower().endswith((".yml", ".yaml"))
+    source_name = str(source)
+    is_yaml = source_name.lower().endswith((".yml", ".yaml"))
     path = (
         check_file(source, "give a YAML file of prompts, or the object's name")
-        if own
+        if is_yaml
         else Path(str(files("anomaly_nb.features") / "prompts.yml"))
     )
-    where = path if own else path.name
+    where = path if is_yaml else path.name
     read = parse_yaml(read_text(path), where)
     try:
         prompts = Prompts.model_validate(read)
@@ -78,7 +78,7 @@ def read_prompts(
         raise DataError(
             f"{where}: {both[0]!r} is among the normal states and among those with a defect; take it out of one"
         )
-    return prompts.model_copy(update={"object": given}) if given and not own else prompts
+    return prompts.model_copy(update={"object": source_name}) if source_name and not is_yaml else prompts
 
 # %% ../../nbs/03_features/11_words.ipynb #555c425c
 @dataclass(frozen=True)
@@ -137,13 +137,13 @@ def read_vectors(
     Raises `MissingFileError`, `UnsafeFileError`, or `DataError` for a file without them.
     """
     path = check_file(path)
-    held = load_arrays(path) if path.suffix == ".npz" else read_checkpoint(path)
-    held = held if isinstance(held, dict) else {}
-    found = {
-        side: next((np.asarray(held[n], np.float32) for n in names if n in held), None) for side, names in NAMES.items()
+    data = load_arrays(path) if path.suffix == ".npz" else read_checkpoint(path)
+    data = data if isinstance(data, dict) else {}
+    vectors = {
+        side: next((np.asarray(data[n], np.float32) for n in names if n in data), None) for side, names in NAMES.items()
     }
-    if missing := [side for side, v in found.items() if v is None]:
-        context = sorted(str(k) for k in held if "ctx" in str(k))
+    if missing := [side for side, v in vectors.items() if v is None]:
+        context = sorted(str(k) for k in data if "ctx" in str(k))
         more = (
             f"; {context[0]} is a learned context, not a text vector: let the training's code write its text vectors"
             if context
@@ -153,7 +153,7 @@ def read_vectors(
             f"{path}: no array {missing[0]!r} (or {', '.join(NAMES[missing[0]][1:])}); it needs text "
             f"vectors (n, D) of both sides{more}"
         )
-    rows = [np.atleast_2d(v) for v in found.values() if v is not None]
+    rows = [np.atleast_2d(v) for v in vectors.values() if v is not None]
     if any(r.ndim != 2 for r in rows) or rows[0].shape[1] != rows[1].shape[1]:
         raise DataError(f"{path}: normal {rows[0].shape} and defect {rows[1].shape}; each must be (n, D) of one model")
     every = check_finite(str(path), np.concatenate(rows))

@@ -36,15 +36,15 @@ def pack(
 ) -> dict[str, np.ndarray]:  # name -> array, for an `.npz`
     "The content of a histogram as arrays; equal content gives equal arrays."
     names = sorted(histogram.images)
-    kept = [histogram.images[n] for n in names]
+    images = [histogram.images[n] for n in names]
     arrays = {
         "key": np.array(histogram.key),
         "value_range": np.array(histogram.value_range or (), np.float64),
         **{name: getattr(histogram, name) for name in histogram.sums},
         "image": np.array(names, dtype=str) if names else np.zeros(0, "U1"),
-        "image_end": np.cumsum([code.size for code, _ in kept], dtype=np.int64),
-        "image_code": np.concatenate([np.zeros(0, np.uint16), *(code for code, _ in kept)]),
-        "image_counts": np.concatenate([n for _, n in kept], axis=1) if kept else np.zeros((2, 0), np.uint32),
+        "image_end": np.cumsum([code.size for code, _ in images], dtype=np.int64),
+        "image_code": np.concatenate([np.zeros(0, np.uint16), *(code for code, _ in images)]),
+        "image_counts": np.concatenate([n for _, n in images], axis=1) if images else np.zeros((2, 0), np.uint32),
     }
     if histogram._grid is not None:
         histogram._grid.settle()
@@ -131,8 +131,8 @@ class ScoreHistogram:
         return f"{kind}(key={self.key!r}{f', value_range={self.value_range}' if self.value_range else ''}{step})"
 
     def __repr__(self) -> str:
-        about = f", {len(self.images):,} images" if self.images else ""
-        return f"{self._identity()}: {self.negatives:,} normal, {self.positives:,} anomalous{about}"
+        suffix = f", {len(self.images):,} images" if self.images else ""
+        return f"{self._identity()}: {self.negatives:,} normal, {self.positives:,} anomalous{suffix}"
 
     def _check_new(self, images: Iterable[str]) -> None:
         "Refuse images that were counted before."
@@ -150,11 +150,11 @@ class ScoreHistogram:
 
         Raises `DataError` on bad labels or scores, scores outside the key's range, or an image counted before.
         """
-        truth, score = check_labels_and_scores(y_true, y_score, both_classes=False)
+        ground_truth, score = check_labels_and_scores(y_true, y_score, both_classes=False)
         if score.dtype != np.float32:
             with np.errstate(over="ignore"):
                 score = check_finite("y_score as float32", score.astype(np.float32))
-        self._count(truth, score, image)
+        self._count(ground_truth, score, image)
         return self
 
     def merge(self, other: "ScoreHistogram") -> "ScoreHistogram":
@@ -185,9 +185,9 @@ class ScoreHistogram:
                 "key 'float32' needs a second pass: second = histogram.refine(), update it with the "
                 "same samples, and ask that one"
             )
-        if (seen := int(self._grid.cells.sum())) != self.negatives:  # type: ignore[union-attr]
+        if (n_normal := int(self._grid.cells.sum())) != self.negatives:  # type: ignore[union-attr]
             raise DataError(
-                f"the second pass has seen {seen:,} of {self.negatives:,} normal samples; update it "
+                f"the second pass has seen {n_normal:,} of {self.negatives:,} normal samples; update it "
                 "with the same samples as the first"
             )
         return self._grid.table(float(self._key.edges[np.flatnonzero(self.counts.any(0))[0]]))

@@ -77,14 +77,14 @@ def _saturated(regions: Sequence, saturation: Sequence, maps: Sequence | np.ndar
         layers = [check_mask(r, f"regions[{i}]") for r in regions[i]]
         mask = np.any(layers, axis=0) if layers else np.zeros(shape, bool)
         ((mask, score),) = mask_pairs([mask], [maps[i]])
-        values, shares = [score[:0, 0]], [np.zeros(0)]
+        values, fractions = [score[:0, 0]], [np.zeros(0)]
         for layer, full in zip(layers, saturation[i]):
             if not layer.any() or full < 1:
                 raise DataError(f"regions[{i}] holds an empty region or a saturation below one pixel ({full})")
             full = min(int(full), int(layer.sum()))
             values.append(np.sort(score[layer])[::-1][:full])
-            shares.append(np.full(full, 1 / full))
-        yield RegionImage(mask, score, np.concatenate(values), np.concatenate(shares), len(layers))
+            fractions.append(np.full(full, 1 / full))
+        yield RegionImage(mask, score, np.concatenate(values), np.concatenate(fractions), len(layers))
 
 
 def spro(
@@ -108,14 +108,14 @@ class ComponentScores(NamedTuple):
 
     def f1(self, tau: float) -> float:
         "F1 at the overlap `tau`; 1 where there is nothing to find and nothing was found."
-        found, missed, wrong = self.counts(tau)
-        total = 2 * found + missed + wrong
-        return 2 * found / total if total else 1.0
+        hits, missed, wrong = self.counts(tau)
+        total = 2 * hits + missed + wrong
+        return 2 * hits / total if total else 1.0
 
     def counts(self, tau: float) -> tuple[int, int, int]:
         "Found components (sIoU >= tau), missed ones, and false alarms (PPV < tau)."
-        found = int((self.siou >= tau).sum())
-        return found, self.siou.size - found, int((self.ppv < tau).sum())
+        hits = int((self.siou >= tau).sum())
+        return hits, self.siou.size - hits, int((self.ppv < tau).sum())
 
     def f1_star(self) -> float:
         "Mean F1 over tau = 0.25, 0.30, ... 0.75."
@@ -165,15 +165,15 @@ def component_scores(
         raise DataError(
             f"mask, detected and void have shapes {mask.shape}, {detected.shape}, {void.shape}; they must be equal"
         )
-    truth, n_true = _large(mask & ~void, min_true)
-    small = mask & ~void & (truth == 0)
-    found, n_found = _large(detected & ~void, min_pixels)
-    kept = ~(void | small)
+    labels, n_true = _large(mask & ~void, min_true)
+    small = mask & ~void & (labels == 0)
+    detections, n_found = _large(detected & ~void, min_pixels)
+    valid = ~(void | small)
     # the benchmark treats what is not anomalous as one more component
     if mask.size - np.count_nonzero(mask & ~void) < min_true:
-        kept &= truth > 0
+        valid &= labels > 0
     overlap = np.bincount(
-        (truth[kept].astype(np.int64) * (n_found + 1) + found[kept]), minlength=(n_true + 1) * (n_found + 1)
+        (labels[valid].astype(np.int64) * (n_found + 1) + detections[valid]), minlength=(n_true + 1) * (n_found + 1)
     ).reshape(n_true + 1, n_found + 1)
     overlap = overlap[:, np.append(True, overlap[:, 1:].any(0))]  # detections that lay on void alone
     inter = overlap[1:, 1:]  # (true, detected) pixels in common

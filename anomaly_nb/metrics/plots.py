@@ -143,11 +143,11 @@ def plot_pro(
 # %% ../../nbs/01_metrics/07_plots.ipynb #2343d75a
 def _sweep(y_true: np.ndarray, y_score: np.ndarray, steps: int = 600) -> ThresholdTable:
     "Counts at evenly spaced thresholds and at the one with the best F1."
-    truth, score = check_labels_and_scores(y_true, y_score)
-    _, best = threshold_table(truth, score).best_f1()
+    ground_truth, score = check_labels_and_scores(y_true, y_score)
+    _, best = threshold_table(ground_truth, score).best_f1()
     threshold = np.unique(np.append(np.linspace(score.min(), score.max(), steps), best))[::-1]
-    tp, fp = (np.sort(group).searchsorted(threshold) for group in (score[truth], score[~truth]))
-    return ThresholdTable(threshold, truth.sum() - tp, (~truth).sum() - fp)
+    tp, fp = (np.sort(group).searchsorted(threshold) for group in (score[ground_truth], score[~ground_truth]))
+    return ThresholdTable(threshold, ground_truth.sum() - tp, (~ground_truth).sum() - fp)
 
 
 @figure_style()
@@ -192,8 +192,8 @@ def plot_score_densities(
         table = _table(y_true, None)
         value, groups = table.threshold, (np.diff(table.fp, prepend=0), np.diff(table.tp, prepend=0))
     else:
-        truth, value = check_labels_and_scores(y_true, y_score)
-        groups = (~truth).astype(int), truth.astype(int)
+        ground_truth, value = check_labels_and_scores(y_true, y_score)
+        groups = (~ground_truth).astype(int), ground_truth.astype(int)
     count = int(min(groups[0].sum(), groups[1].sum()))
     ax, edges = _axes(ax), np.histogram_bin_edges(value, bins or int(np.clip(2 * np.sqrt(count), 10, 80)))
     for name, weight, color in zip(("normal", "anomalous"), groups, (NORMAL, ANOMALOUS)):

@@ -108,8 +108,8 @@ def threshold_table(
     y_score: np.ndarray,  # (n,) finite, higher = more anomalous
 ) -> ThresholdTable:  # rows where a curve can turn, thresholds falling
     "The table every ranking metric is read from. Raises `DataError` on one class, non-finite scores or unequal shapes."
-    truth, score = check_labels_and_scores(y_true, y_score)
-    positive, normal = np.sort(score[truth]), np.sort(score[~truth])
+    ground_truth, score = check_labels_and_scores(y_true, y_score)
+    positive, normal = np.sort(score[ground_truth]), np.sort(score[~ground_truth])
     value, gained = np.unique(positive, return_counts=True)
     below = np.searchsorted(normal, value, side="left")  # normal samples under each anomalous score
     upto = np.searchsorted(normal, value, side="right")  # ... and those tied with it

@@ -151,15 +151,15 @@ def wilcoxon_pairs(
     ranks, values = rank_rows(values, higher_is_better), np.asarray(values, np.float64)
     if len(methods) != ranks.shape[1]:
         raise DataError(f"{len(methods)} names for {ranks.shape[1]} methods; give one name a column")
-    found = []
+    pairs = []
     for i in range(len(methods)):
         for j in range(i + 1, len(methods)):
             difference = values[:, i] - values[:, j]
             p = float(wilcoxon(difference, zero_method="zsplit").pvalue) if difference.any() else 1.0
             better = np.sign(ranks[:, j] - ranks[:, i])
             wins, ties, losses = (int((better == s).sum()) for s in (1, 0, -1))
-            found.append(Pair(methods[i], methods[j], float(np.median(difference)), wins, ties, losses, p, p))
-    return [pair._replace(p_holm=float(p)) for pair, p in zip(found, holm([pair.p for pair in found]))]
+            pairs.append(Pair(methods[i], methods[j], float(np.median(difference)), wins, ties, losses, p, p))
+    return [pair._replace(p_holm=float(p)) for pair, p in zip(pairs, holm([pair.p for pair in pairs]))]
 
 # %% ../../nbs/01_metrics/09_ranks.ipynb #a9d92cd3
 @figure_style()

@@ -28,14 +28,14 @@ def check_mask(
         raise DataError(f"{name} has shape {mask.shape}; a mask must be (H, W)")
     if mask.dtype == bool:
         return mask
-    found = mask == 1
-    if np.count_nonzero(found) + np.count_nonzero(mask == 0) != mask.size:
-        other = mask[~found & (mask != 0)][0]
+    positive = mask == 1
+    if np.count_nonzero(positive) + np.count_nonzero(mask == 0) != mask.size:
+        other = mask[~positive & (mask != 0)][0]
         raise DataError(
             f"{name} holds {other!r}; masks must be 0 or 1, so say which values are "
             "anomalous first (for example mask > 0)"
         )
-    return found
+    return positive
 
 
 def mask_pairs(
@@ -132,11 +132,11 @@ def region_images(masks: Sequence | np.ndarray, maps: Sequence | np.ndarray) -> 
 
 def _first_reading(images: Iterator[RegionImage], normal_images: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Scores (m,) and shares (m,) of the region pixels, counts (65536,) of the normal ones by coarse code."
-    counts, values, shares, n_regions = np.zeros(1 << 16, np.int64), [], [], 0
-    for mask, score, value, share, n in images:
+    counts, values, fractions, n_regions = np.zeros(1 << 16, np.int64), [], [], 0
+    for mask, score, value, fraction, n in images:
         if n:
             values.append(value)
-            shares.append(share)
+            fractions.append(fraction)
             n_regions += n
         if n or normal_images:
             counts += np.bincount(coarse_code(score[~mask] if n else score.reshape(-1)), minlength=1 << 16)
@@ -144,7 +144,7 @@ def _first_reading(images: Iterator[RegionImage], normal_images: bool) -> tuple[
         raise DataError("no mask has an anomalous pixel; PRO needs at least one region")
     if not counts.any():
         raise DataError("no mask has a normal pixel; PRO needs a false-positive rate")
-    return np.concatenate(values), np.concatenate(shares) / n_regions, counts
+    return np.concatenate(values), np.concatenate(fractions) / n_regions, counts
 
 # %% ../../nbs/01_metrics/03_regions.ipynb #e6bfd75c
 PORTION = 1 << 23  # normal pixels sorted at a time
@@ -187,8 +187,8 @@ def _second_reading(
         normal = score[~mask] if n else score.reshape(-1)
         code = coarse_code(normal)
         counter.add(normal[code > edge])
-        found, count = np.unique(normal[code == edge], return_counts=True)
-        both = np.concatenate((inside, found))
+        unique_scores, count = np.unique(normal[code == edge], return_counts=True)
+        both = np.concatenate((inside, unique_scores))
         inside, place = np.unique(both, return_inverse=True)
         times = np.bincount(place, weights=np.concatenate((times, count)), minlength=inside.size).astype(np.int64)
     counter.flush()
@@ -206,7 +206,7 @@ def exact_curve(
     """
     if not 0 < fpr_limit <= 1:
         raise DataError(f"fpr_limit is {fpr_limit}; it must lie in (0, 1]")
-    score, share, counts = _first_reading(images(), normal_images)
+    score, fraction, counts = _first_reading(images(), normal_images)
     n = int(counts.sum())
     need = int(np.ceil(fpr_limit * n))
     # the product may round either way
@@ -215,11 +215,11 @@ def exact_curve(
     edge = int(np.flatnonzero(above >= need)[-1])
     high = coarse_code(score) >= edge
     order = np.argsort(score[high])
-    value, share = score[high][order], share[high][order]
+    value, fraction = score[high][order], fraction[high][order]
     counter, inside, times = _second_reading(images(), normal_images, np.unique(value), edge)
     reach = int(np.argmax(counter.total + np.cumsum(times) >= need))
     start = inside[reach]
-    return _rows(value, share, counter, inside[: reach + 1], times[: reach + 1], start, n)
+    return _rows(value, fraction, counter, inside[: reach + 1], times[: reach + 1], start, n)
 
 
 def _rows(
@@ -229,14 +229,14 @@ def _rows(
     steps = np.unique(np.append(counter.value[counter.value >= start], start))[::-1]
     at = np.searchsorted(counter.value, steps)
     # `start` may be no anomalous score; it lies below all that was counted
-    known = np.append(counter.value, np.inf)[at] == steps
-    below, upto = (np.where(known, np.append(c, 0)[at], 0) for c in (counter.below, counter.upto))
+    is_anomalous = np.append(counter.value, np.inf)[at] == steps
+    below, upto = (np.where(is_anomalous, np.append(c, 0)[at], 0) for c in (counter.below, counter.upto))
     ladder = np.concatenate(([0], np.cumsum(times)))  # inside falls: ladder[j] = number among the j highest
     over = ladder[np.searchsorted(-inside, -steps, side="left")]
     atleast = ladder[np.searchsorted(-inside, -steps, side="right")]
     fp = np.stack((counter.total - upto + over, counter.total - below + atleast), 1).reshape(-1)
-    found = np.concatenate((np.cumsum(share[::-1]), [0.0]))
-    pro_at = found[value.size - np.searchsorted(value, steps, side="left") - 1]
+    overlaps = np.concatenate((np.cumsum(share[::-1]), [0.0]))
+    pro_at = overlaps[value.size - np.searchsorted(value, steps, side="left") - 1]
     pro = np.stack((np.concatenate(([0.0], pro_at[:-1])), pro_at), 1).reshape(-1)
     threshold = np.stack((np.nextafter(steps, np.inf), steps), 1).reshape(-1)
     moved = np.diff(fp, prepend=0) + np.diff(pro, prepend=0) > 0
@@ -294,10 +294,10 @@ def linspace_area(
         low, high = min(low, float(score.min())), max(high, float(score.max()))
     cut = low + (high - low) / thresholds * np.arange(thresholds)
     fp, pro, n_regions = np.zeros(thresholds + 1), np.zeros(thresholds + 1), 0
-    for mask, score, value, share, n in region_images(masks, maps):
+    for mask, score, value, fraction, n in region_images(masks, maps):
         # thresholds strictly below the score
         fp += np.bincount(np.searchsorted(cut, score[~mask], side="left"), minlength=thresholds + 1)
-        pro += np.bincount(np.searchsorted(cut, value, side="left"), weights=share, minlength=thresholds + 1)
+        pro += np.bincount(np.searchsorted(cut, value, side="left"), weights=fraction, minlength=thresholds + 1)
         n_regions += n
     if not (n_regions and fp.any()):
         raise DataError("PRO needs at least one region and one normal pixel")
@@ -351,19 +351,19 @@ class RegionHistogram(ScoreHistogram):
         mask, before = check_mask(y_true), self.counts[0].copy()
         super().update(mask, y_score, image)
         regions, n = label_regions(mask)
-        shares = np.zeros_like(self.shares)
+        fractions = np.zeros_like(self.shares)
         if n:
             self.beside += self.counts[0] - before
             region = regions[mask]
             code = self._key.code(real_array("y_score", y_score)[mask].astype(np.float32))
-            share = [(1 << 76) // max(1, int(size)) for size in np.bincount(region)]
-            for word, part in zip(shares, ([s >> 32 for s in share], [s & 0xFFFFFFFF for s in share])):
+            fraction = [(1 << 76) // max(1, int(size)) for size in np.bincount(region)]
+            for word, part in zip(fractions, ([s >> 32 for s in fraction], [s & 0xFFFFFFFF for s in fraction])):
                 np.add.at(word, code, np.array(part, np.int64)[region])
-            self.shares += shares
+            self.shares += fractions
             self.regions += n
         if image is not None:  # two more rows beside the image's counts
-            kept, counts = self.images[image]
-            self.images[image] = kept, np.concatenate((counts, shares[:, kept]))
+            bins, counts = self.images[image]
+            self.images[image] = bins, np.concatenate((counts, fractions[:, bins]))
         return self
 
     def pro_curve(self, normal_images: bool = True) -> ProCurve:

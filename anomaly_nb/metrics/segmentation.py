@@ -26,18 +26,18 @@ def confusion_matrix(
 
     Raises `DataError` on unequal shapes, or labels outside [0, C) that are not ignored.
     """
-    truth, pred = real_array("y_true", y_true), real_array("y_pred", y_pred)
-    if truth.shape != pred.shape:
-        raise DataError(f"y_true has shape {truth.shape} and y_pred {pred.shape}; they must be equal")
-    if truth.dtype.kind not in "biu" or pred.dtype.kind not in "biu":
-        raise DataError(f"y_true and y_pred are {truth.dtype} and {pred.dtype}; class labels must be whole numbers")
-    kept = ~np.isin(truth, ignore)
-    truth, pred = truth[kept].astype(np.int64), pred[kept].astype(np.int64)
-    for name, labels in (("y_true", truth), ("y_pred", pred)):
+    target, pred = real_array("y_true", y_true), real_array("y_pred", y_pred)
+    if target.shape != pred.shape:
+        raise DataError(f"y_true has shape {target.shape} and y_pred {pred.shape}; they must be equal")
+    if target.dtype.kind not in "biu" or pred.dtype.kind not in "biu":
+        raise DataError(f"y_true and y_pred are {target.dtype} and {pred.dtype}; class labels must be whole numbers")
+    keep_mask = ~np.isin(target, ignore)
+    target, pred = target[keep_mask].astype(np.int64), pred[keep_mask].astype(np.int64)
+    for name, labels in (("y_true", target), ("y_pred", pred)):
         if labels.size and not (0 <= labels.min() and labels.max() < n_classes):
             odd = labels[(labels < 0) | (labels >= n_classes)][0]
             raise DataError(f"{name} holds label {odd}, outside [0, {n_classes}); map it to a class or ignore it")
-    return np.bincount(truth * n_classes + pred, minlength=n_classes**2).reshape(n_classes, n_classes)
+    return np.bincount(target * n_classes + pred, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 # %% ../../nbs/01_metrics/05_segmentation.ipynb #5f550725
 def class_iou(
@@ -112,17 +112,17 @@ def street_metrics(
             raise DataError(
                 f"labels[{i}] has shape {label.shape} and maps[{i}] {score.shape}; resize the map to the labels"
             )
-        kept = ~np.isin(label, rule.void)
-        truth, score = np.isin(label[kept], rule.anomalous), score[kept]
-        both = bool(truth.any() and not truth.all())
+        keep_mask = ~np.isin(label, rule.void)
+        ground_truth, score = np.isin(label[keep_mask], rule.anomalous), score[keep_mask]
+        both = bool(ground_truth.any() and not ground_truth.all())
         if not both and rule.one_sided == "raise":
             raise DataError(f"labels[{i}] has one class only, which protocol {protocol!r} refuses; leave the image out")
         if both and not rule.pooled:
-            table = threshold_table(truth, score)
+            table = threshold_table(ground_truth, score)
             printed = table.trapezoid_precision() if rule.aupr == "trapezoid" else table.average_precision()
             rows.append((table.roc_auc(), table.average_precision(), table.fpr_at_tpr(0.95, rule.rule), printed))
-        elif rule.pooled and truth.size and (truth.any() or rule.one_sided == "keep"):
-            histogram.update(truth, score)
+        elif rule.pooled and ground_truth.size and (ground_truth.any() or rule.one_sided == "keep"):
+            histogram.update(ground_truth, score)
             rows.append(())
     if not rows:
         raise DataError("no image has both normal and anomalous pixels; there is nothing to rank")

@@ -60,21 +60,21 @@ def bootstrap_interval(
     if len(sizes) != 1:
         raise DataError(f"the data have lengths {[len(d) for d in data]}; each must have one item per image")
     count, rng, failed = sizes.pop(), np.random.default_rng(random_state), 0
-    replicates: list[float] = []
+    resamples: list[float] = []
     data = tuple(np.asarray(d) if isinstance(d, np.ndarray) or np.isscalar(d[0]) else d for d in data)
     value = metric(*data)
-    while len(replicates) < n:
+    while len(resamples) < n:
         index = rng.integers(count, size=count)
         try:
-            replicates.append(metric(*(_take(d, index) for d in data)))
+            resamples.append(metric(*(_take(d, index) for d in data)))
         except DataError as e:  # a class is missing from this draw
             failed += 1
             if failed > 10 * n:
                 raise DataError(
-                    f"{failed} of {failed + len(replicates)} replicates have no value ({e}); there are "
+                    f"{failed} of {failed + len(resamples)} replicates have no value ({e}); there are "
                     "too few images for a bootstrap"
                 ) from None
-    return interval_of(value, np.array(replicates, np.float64), level)
+    return interval_of(value, np.array(resamples, np.float64), level)
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #068c4573
 def paired_difference(
@@ -111,25 +111,25 @@ def draw_weights(
 
     Raises `DataError` if hardly any is.
     """
-    rng, kept = np.random.default_rng(random_state), [np.ones((1, count))]
+    rng, weights = np.random.default_rng(random_state), [np.ones((1, count))]
     for _ in range(100):
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=n).astype(np.float64)
-        kept.append(drawn[valid(drawn)])
-        if sum(map(len, kept)) > n:
-            return np.concatenate(kept)[: n + 1]
+        weights.append(drawn[valid(drawn)])
+        if sum(map(len, weights)) > n:
+            return np.concatenate(weights)[: n + 1]
     raise DataError(f"hardly any draw of {count} images holds both classes; there are too few images for a bootstrap")
 
 
 def _portions(histogram: ScoreHistogram, names: list[str], rows: int) -> Iterator[np.ndarray]:
     "Dense counts (rows, images, bins) of portions of the occupied bins, highest first; memory for one portion only."
-    kept, occupied = [histogram.images[name] for name in names], np.zeros(1 << 16, bool)
-    for code, _ in kept:
+    images, occupied = [histogram.images[name] for name in names], np.zeros(1 << 16, bool)
+    for code, _ in images:
         occupied[code] = True
     bins, rank = np.flatnonzero(occupied), np.cumsum(occupied) - 1
     for end in range(bins.size, 0, -PORTION):
         part = bins[max(end - PORTION, 0) : end]
-        dense = np.zeros((rows, len(kept), part.size))
-        for image, (code, counts) in enumerate(kept):  # codes rise within an image
+        dense = np.zeros((rows, len(images), part.size))
+        for image, (code, counts) in enumerate(images):  # codes rise within an image
             here = slice(np.searchsorted(code, np.uint16(part[0])), np.searchsorted(code, np.uint16(part[-1]), "right"))
             place = end - 1 - rank[code[here]]
             dense[:2, image, place] = counts[:2, here]
@@ -193,8 +193,8 @@ def coverage_note(
         return f"Intervals over {images} images were not simulated; read them as rough."
     near = max(n for n in SIMULATED if n <= images)
     names = {"roc_auc": "AUROC", "average_precision": "AP", "fpr_at_tpr": "FPR95"}
-    said = ", ".join(f"{names[k]} {v:.0f} %" for k, v in SIMULATED[near].items())
-    return f"95 % intervals over {images} images; simulated coverage with {near}: {said}."
+    coverage = ", ".join(f"{names[k]} {v:.0f} %" for k, v in SIMULATED[near].items())
+    return f"95 % intervals over {images} images; simulated coverage with {near}: {coverage}."
 
 
 def clustered_interval(
@@ -217,14 +217,14 @@ def clustered_interval(
 
     if not 0 < level < 1:
         raise DataError(f"level is {level}; it must lie in (0, 1), for example 0.95")
-    kept = jackknife[np.isfinite(jackknife)]
+    finite = jackknife[np.isfinite(jackknife)]
     replicates = replicates[np.isfinite(replicates)]
-    if len(kept) < 2 or len(replicates) < 2:
+    if len(finite) < 2 or len(replicates) < 2:
         return interval_of(value, replicates, level)
-    centre, drawn, left = (
-        logit(np.clip(v, 1e-6, 1 - 1e-6)) if unit else np.asarray(v, np.float64) for v in (value, replicates, kept)
+    centre, drawn, estimates = (
+        logit(np.clip(v, 1e-6, 1 - 1e-6)) if unit else np.asarray(v, np.float64) for v in (value, replicates, finite)
     )
-    m, off = len(left), left - left.mean()
+    m, off = len(estimates), estimates - estimates.mean()
     squares = float((off**2).sum())
     deviation = max(float(drawn.std(ddof=1)) * np.sqrt(images / (images - 1)), np.sqrt((m - 1) / m * squares))
     kurtosis = m * float((off**4).sum()) / squares**2 if squares > 0 else 1.0
@@ -257,8 +257,8 @@ def _replicates(
     negatives, positives = (weights @ totals).T
     regions = None
     if rows == 3:
-        shares = [histogram.images[n][1][2:].astype(np.float64) for n in names]
-        regions = weights @ np.round([np.sum(s[0] * 2.0**-44 + s[1] * 2.0**-76) for s in shares])
+        fractions = [histogram.images[n][1][2:].astype(np.float64) for n in names]
+        regions = weights @ np.round([np.sum(s[0] * 2.0**-44 + s[1] * 2.0**-76) for s in fractions])
     running = _Running(positives, negatives, regions, tpr, fpr_limit)
     for dense in _portions(histogram, names, rows):
         running.add(weights @ dense[0], weights @ dense[1], weights @ dense[2] if rows == 3 else None)
@@ -269,8 +269,8 @@ def _image_names(*histograms: ScoreHistogram) -> list[str]:
     "Names of the images, the same in all histograms."
     names = sorted(histograms[0].images)
     for h in histograms:
-        kept = sum(int(h.images[n][1][:2].sum()) for n in h.images)
-        if len(h.images) < 2 or kept != h.negatives + h.positives:
+        count = sum(int(h.images[n][1][:2].sum()) for n in h.images)
+        if len(h.images) < 2 or count != h.negatives + h.positives:
             raise DataError(
                 f"{h!r} does not hold all its counts per image; give every update(..., "
                 "image=name) a name, two images at least"

@@ -70,15 +70,15 @@ def _known(name: str, tree: Any, keys: Sequence[str], where: str) -> Mapping[str
 def _data_points(name: str, entries: list[Any]) -> Iterator[dict[str, Any]]:
     "dataset, root and category of every data set. Raises `DataError`."
     for entry in entries:
-        given = dict(_known(name, entry, DATA_KEYS, "an entry of data"))
-        if "dataset" not in given:
+        settings = dict(_known(name, entry, DATA_KEYS, "an entry of data"))
+        if "dataset" not in settings:
             raise DataError(
-                f"{name}: {given} names no dataset; write for example {{dataset: mvtec, root: "
+                f"{name}: {settings} names no dataset; write for example {{dataset: mvtec, root: "
                 f"data/mvtec, categories: [bottle]}}"
             )
-        categories = _listed(name, given, "categories", [given.get("category", "")])
+        categories = _listed(name, settings, "categories", [settings.get("category", "")])
         for category in categories:
-            yield {"dataset": given["dataset"], "root": str(given.get("root", "")), "category": str(category)}
+            yield {"dataset": settings["dataset"], "root": str(settings.get("root", "")), "category": str(category)}
 
 
 def read_benchmark(
@@ -133,11 +133,11 @@ def kept_rows(
             continue
         start = time.perf_counter()
         try:
-            found = dict(measure_one(**point)) | {"row_s": time.perf_counter() - start}
+            values = dict(measure_one(**point)) | {"row_s": time.perf_counter() - start}
         except Exception as e:
             rows.append(dict(point) | {"status": "failed", "error": f"{type(e).__name__}: {e}".split("\n")[0]})
             continue
-        write_json(place, found)
+        write_json(place, values)
         rows.append(dict(point) | {"status": "ok", "error": ""} | read_json(place))  # as it will be found
     return rows
 
@@ -152,14 +152,14 @@ def run_rows(
 
     Raises `MissingFileError` where their file is gone.
     """
-    given = record["parameters"]
+    parameters = record["parameters"]
     if record["status"] != "ok":
         return [
             {"shots": k, "seed": s, "status": record["status"], "error": record.get("error") or ""}
-            for k in given["shots"]
-            for s in given["seeds"]
+            for k in parameters["shots"]
+            for s in parameters["seeds"]
         ]
-    table = read_benchmark_table(Path(given["out"]) / "rows.csv", ("shots", "seed", "status"))
+    table = read_benchmark_table(Path(parameters["out"]) / "rows.csv", ("shots", "seed", "status"))
     rows = [{str(k): v for k, v in row.items() if v == v} for row in table.to_dict("records")]
     return [row | {"shots": int(row["shots"]), "seed": int(row["seed"])} for row in rows]
 
@@ -176,8 +176,8 @@ def benchmark_table(
     "The rows of runs as one tidy table. Raises `DataError` where there are none."
     rows = []
     for record in records:
-        given = {k: record["parameters"][k] for k in ASKED}
-        head = {"data": given["category"] or given["dataset"], "method": given["recipe"]} | given
+        parameters = {k: record["parameters"][k] for k in ASKED}
+        head = {"data": parameters["category"] or parameters["dataset"], "method": parameters["recipe"]} | parameters
         for row in run_rows(record):
             point = {k: row.pop(k) for k in ("shots", "seed", "status", "error")}
             rows.append(head | point | {"run_id": record["run_id"]} | row)
@@ -227,12 +227,12 @@ def score_matrix(
     rows = table[table["shots"] == shots]
     whole = rows.pivot_table(index="data", columns="method", values=metric, aggfunc="mean", dropna=False)
     lacking = [f"{m} ({int(whole[m].notna().sum())} of {len(whole)})" for m in whole if whole[m].isna().any()]
-    kept = whole.dropna(axis=1)
-    if kept.shape[1] == 0:
+    matrix = whole.dropna(axis=1)
+    if matrix.shape[1] == 0:
         raise DataError(
             f"no method has {metric} on all {len(whole)} data sets with {'all' if shots == -1 else shots} images"
         )
-    return kept, lacking
+    return matrix, lacking
 
 # %% ../../nbs/10_reports/15_benchmark.ipynb #ef3ba9d1
 @dataclass(frozen=True)
@@ -253,8 +253,8 @@ class Standing:
             return f"{best} alone was measured on {data}."
         head = f"{best} has the best mean rank, {self.mean_ranks[0]:.2f} of {len(self.mean_ranks)} methods on {data}."
         if not self.p < 0.05:
-            known = "" if np.isnan(self.p) else f" (Friedman p {self.p:.2g})"
-            return f"{head} That these methods differ at all is not shown{known}."
+            p_text = "" if np.isnan(self.p) else f" (Friedman p {self.p:.2g})"
+            return f"{head} That these methods differ at all is not shown{p_text}."
         rest = (
             f"not told from it: {', '.join(self.tied)}"
             if self.tied
@@ -289,8 +289,8 @@ def _cells(found: Standing, decimals: int, bold: str) -> list[list[str]]:
     best = values.max(axis=1)
     rows = []
     for i, method in enumerate(values):
-        own = [f"{v:.{decimals}f}" for v in values[method]]
-        marked = [bold.format(text) if v == b else text for v, b, text in zip(values[method], best, own)]
+        texts = [f"{v:.{decimals}f}" for v in values[method]]
+        marked = [bold.format(text) if v == b else text for v, b, text in zip(values[method], best, texts)]
         name = f"{method}*" if i == 0 or method in found.tied else str(method)
         rows.append([name, *marked, f"{found.matrix[method].mean():.{decimals}f}", f"{found.mean_ranks[i]:.2f}"])
     return rows
@@ -339,11 +339,11 @@ def beside_published(
 
     Raises `DataError` on missing columns or values that are no numbers.
     """
-    known = read_table(
+    reference = read_table(
         references, ("method", "backbone", "data", "metric", "value", "source"), {"value": float}
     ).reset_index(drop=True)
-    rows, found = table[(table["shots"] == shots) & (table["status"] == "ok")], []
-    for row in known.itertuples():
+    rows, comparison = table[(table["shots"] == shots) & (table["status"] == "ok")], []
+    for row in reference.itertuples():
         head = {
             "method": row.method,
             "data": row.data,
@@ -351,17 +351,17 @@ def beside_published(
             "published": row.value,
             "their_backbone": row.backbone,
         }
-        own = rows[(rows["recipe"] == row.method) & (rows["data"] == row.data)]
+        matches = rows[(rows["recipe"] == row.method) & (rows["data"] == row.data)]
         means = (
-            own.groupby("backbone")[str(row.metric)].mean()
-            if row.metric in own and len(own)
+            matches.groupby("backbone")[str(row.metric)].mean()
+            if row.metric in matches and len(matches)
             else pd.Series({"-": float("nan")})
         )
-        found += [
+        comparison += [
             head | {"here": float(value), "our_backbone": backbone, "source": row.source}
             for backbone, value in means.items()
         ]
-    return pd.DataFrame(found)
+    return pd.DataFrame(comparison)
 
 # %% ../../nbs/10_reports/15_benchmark.ipynb #c13f0d50
 def expected_seconds(

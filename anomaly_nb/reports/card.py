@@ -92,14 +92,14 @@ def _choice(choice: dict[str, Any]) -> list[str]:
 
 def _budget(chosen: dict[str, Any]) -> str:
     "What the bank was made to fit, in words."
-    asked = [
+    limits = [
         f"{chosen[k]:g} {unit}" for k, unit in (("budget_ms", "ms an image"), ("budget_mb", "MB of bank")) if chosen[k]
     ]
     took = (
         f"features {chosen['features_ms']:.1f} ms, search {chosen['bank_ms']:.1f} ms, bank {chosen['bank_mb']:.2f} MB"
     )
     return (
-        f"{' and '.join(asked)}: {chosen['coreset']} of {chosen['of']} patches are kept, {chosen['k']} "
+        f"{' and '.join(limits)}: {chosen['coreset']} of {chosen['of']} patches are kept, {chosen['k']} "
         f"neighbours; measured here: {took}"
     )
 
@@ -123,7 +123,7 @@ def write_card(
         if threshold.method == "conformal"
         else 1 - threshold.parameters.get("promised", 0.0)
     )
-    said = (
+    sentence = (
         f"of new normal images like these, at most {promise:.1%} are expected to reach it"
         if detector.paths_
         else "no normal image stands behind it, so it promises no false-alarm rate"
@@ -132,7 +132,7 @@ def write_card(
     body.append(
         f"<p>Learned from {len(detector.paths_)} normal images. An image is called anomalous from a score of "
         f"{threshold.value:.4g} on; "
-        f"{said}. Recipe <b>{html.escape(detector.recipe)}</b> on {html.escape(parts.backbone)}, "
+        f"{sentence}. Recipe <b>{html.escape(detector.recipe)}</b> on {html.escape(parts.backbone)}, "
         f"version {detector.version_}.</p>"
     )
     facts = {

@@ -75,17 +75,17 @@ def run_on_cluster(
             client.submit(run_task, t, f"stop-{name}", key=f"{t['name']}-{name}", priority=-n, pure=False): i
             for n, (i, t) in enumerate(tasks.items())
         }
-        left = set(futures)
+        pending = set(futures)
         try:
             for future in distributed.as_completed(futures):
-                left.discard(future)
+                pending.discard(future)
                 yield futures[future], _result(future, tasks[futures[future]])
         finally:
-            if left:
+            if pending:
                 stop.set()
                 with suppress(distributed.TimeoutError):
-                    distributed.wait(left, timeout=60)
-                client.cancel(list(left))
+                    distributed.wait(pending, timeout=60)
+                client.cancel(list(pending))
 
 
 def _result(future: Any, task: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,19 +203,19 @@ def search_on(
     if split == "queries":
         whole = client.scatter(bank, broadcast=True, hash=False)
         pieces = [p for p in np.array_split(np.asarray(patches), min(parts, max(1, len(patches)))) if len(p)]
-        found = gathered(
+        neighbours = gathered(
             client, [client.submit(_search, whole, client.scatter(p, hash=False), pure=False) for p in pieces], "parts"
         )
-        return np.concatenate([d for d, _ in found]), np.concatenate([r for _, r in found])
+        return np.concatenate([d for d, _ in neighbours]), np.concatenate([r for _, r in neighbours])
     rows = np.array_split(np.arange(len(bank.bank_)), max(1, min(parts, len(bank.bank_) // bank.k)))
     queries = client.scatter(np.asarray(patches), broadcast=True, hash=False)
-    found = gathered(
+    neighbours = gathered(
         client,
         [client.submit(_search, client.scatter(_rows_of(bank, r), hash=False), queries, pure=False) for r in rows],
         "parts",
     )
-    distance = np.concatenate([d for d, _ in found], axis=2)
-    row = np.concatenate([own + r[0] for (_, own), r in zip(found, rows)], axis=2)
+    distance = np.concatenate([d for d, _ in neighbours], axis=2)
+    row = np.concatenate([indices + r[0] for (_, indices), r in zip(neighbours, rows)], axis=2)
     order = np.lexsort((row, distance), axis=2)[..., : bank.k]
     return np.take_along_axis(distance, order, 2), np.take_along_axis(row, order, 2)
 
@@ -245,14 +245,14 @@ def histogram_on(
 
     Raises what `read`, `update` and `merge` raise.
     """
-    known = list(items)
-    parts = max(1, min(parts or 4 * sum(client.nthreads().values()), len(known)))
-    size = -(-len(known) // parts) if known else 1
-    pieces = [known[i : i + size] for i in range(0, len(known), size)]
+    item_list = list(items)
+    parts = max(1, min(parts or 4 * sum(client.nthreads().values()), len(item_list)))
+    size = -(-len(item_list) // parts) if item_list else 1
+    pieces = [item_list[i : i + size] for i in range(0, len(item_list), size)]
 
     def over(start: Any) -> Any:
-        found = gathered(client, [client.submit(_counted, start, piece, read, pure=False) for piece in pieces], "parts")
-        for one in found:
+        hists = gathered(client, [client.submit(_counted, start, piece, read, pure=False) for piece in pieces], "parts")
+        for one in hists:
             start.merge(one)
         return start
 

@@ -118,8 +118,8 @@ def make_widget(control: Control) -> Any:
     if isinstance(control, Check):
         return w.Checkbox(value=control.value, description=control.label, indent=False, layout=wide)
     if isinstance(control, Choice):
-        given = {"options": control.options, "value": control.value, "layout": wide}
-        part = w.Select(rows=9, **given) if control.long else w.Dropdown(**given)
+        options = {"options": control.options, "value": control.value, "layout": wide}
+        part = w.Select(rows=9, **options) if control.long else w.Dropdown(**options)
         return w.VBox([w.Label(control.label), part], layout=w.Layout(width="100%"))
     kind = w.IntSlider if control.digits == 0 else w.FloatSlider
     shown = {} if control.digits == 0 else {"readout_format": f".{control.digits}f"}
@@ -253,8 +253,8 @@ def explore(
                 for k, v in run.record["parameters"].items()
                 if k not in ("out", "cache") and v != check_parameters(what, {}).get(k)
             }
-            told = ", ".join(f"{k}={v}" for k, v in changed.items()) or "default parameters"
-            sources[f"{run.record['started'].replace('T', ' ')[:16]}  {told[:90]}  [{run.folder.name[-6:]}]"] = (
+            label = ", ".join(f"{k}={v}" for k, v in changed.items()) or "default parameters"
+            sources[f"{run.record['started'].replace('T', ' ')[:16]}  {label[:90]}  [{run.folder.name[-6:]}]"] = (
                 lambda run=run: open_view(run)  # type: ignore[misc]
             )
     return Explorer(sources or {f"{what}, not run yet": lambda: open_view(what, **parameters)})

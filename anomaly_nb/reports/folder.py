@@ -82,8 +82,8 @@ class ReportFolder:
         "Add `values` to `metrics.json`; a name said twice is replaced."
         if self.folder:
             path = self.folder / "metrics.json"
-            known = read_json(path) if path.exists() else {}
-            write_json(path, known | {k: None if isinstance(v, float) and v != v else v for k, v in values.items()})
+            content = read_json(path) if path.exists() else {}
+            write_json(path, content | {k: None if isinstance(v, float) and v != v else v for k, v in values.items()})
             if measured:
                 self._note("metrics.json", measured)
 
@@ -101,8 +101,8 @@ class ReportFolder:
         "Add to `measured.json`: a file of the run, and what of it is not compared (all of it where nothing is named)."
         assert self.folder
         path = self.folder / "measured.json"
-        known = read_json(path) if path.exists() else {}
-        write_json(path, known | {file: sorted({*known.get(file, ()), *names})})
+        content = read_json(path) if path.exists() else {}
+        write_json(path, content | {file: sorted({*content.get(file, ()), *names})})
 
     def _claim(self, name: str) -> None:
         "Refuse a name that is no plain file name or was used before in this report."

@@ -48,7 +48,7 @@ def facets(
     kinds: Mapping[str, tuple[str, ...]],  # DATA or METHOD: what a filter is called -> parameters that tell it
 ) -> list[tuple[str, list[str]]]:  # filters with their values
     "What the parameters say of a run's data or method."
-    found = []
+    filters = []
     for kind, names in kinds.items():
         texts = [
             str(parameters[n]) for n in names if isinstance(parameters.get(n), str | int) and str(parameters[n]).strip()
@@ -59,8 +59,8 @@ def facets(
             for t in (text.split() if kind == "backbone" else text.split(","))
         ]
         if parts := [p.strip() for p in parts if p.strip()]:
-            found.append((kind, list(dict.fromkeys(parts))))
-    return found
+            filters.append((kind, list(dict.fromkeys(parts))))
+    return filters
 
 
 MAIN = {"street_anomaly": "max_logit_auroc", "atoms": "frame_auroc_roles", "calibration_drift": "heads_unstable"}
@@ -81,8 +81,8 @@ def main_metric(
     words = ("auroc", "micro", "miou", "ap", "f1")
 
     def rank(name: str) -> tuple:
-        known = next((i for i, w in enumerate(words) if w in name.split("_")), len(words))
-        return f"{name}_low" not in metrics, known, isinstance(metrics[name], int), name
+        position = next((i for i, w in enumerate(words) if w in name.split("_")), len(words))
+        return f"{name}_low" not in metrics, position, isinstance(metrics[name], int), name
 
     return min(numbers, key=rank, default=None)
 
@@ -109,11 +109,11 @@ def figure_facts(
     "The figures of a run; one that is no PNG is left out."
     from PIL import Image, UnidentifiedImageError
 
-    found = []
+    facts = []
     for path in sorted(folder.glob("figures/*.png")):
         try:
             with Image.open(path) as image:
-                found.append(
+                facts.append(
                     {
                         "name": path.stem,
                         "caption": str(image.info.get("Description", "")),
@@ -123,7 +123,7 @@ def figure_facts(
                 )
         except (UnidentifiedImageError, OSError):
             continue
-    return found
+    return facts
 
 
 def telling_figure(names: list[str]) -> str | None:
@@ -182,8 +182,8 @@ def _entry(figures: Path, record: dict[str, Any], origins: dict[str, int]) -> di
     "What the gallery shows of one run; its provenance joins `origins`."
     folder = figures / "runs" / record["folder"]
     parameters = {k: v for k, v in record["parameters"].items() if k not in ("out", "cache")}
-    found = figure_facts(folder)
-    cover = telling_figure([f["name"] for f in found])
+    facts = figure_facts(folder)
+    cover = telling_figure([f["name"] for f in facts])
     if cover:
         make_thumb(folder / "figures" / f"{cover}.png", figures / "thumbs" / f"{folder.name}.jpg")
     origin = to_json(flat(record.get("provenance") or {}), indent=None)
@@ -203,8 +203,8 @@ def _entry(figures: Path, record: dict[str, Any], origins: dict[str, int]) -> di
         "data": facets(parameters, DATA),
         "method": facets(parameters, METHOD),
         "main": main_metric(record["metrics"], record["report"]),
-        "figures": found,
-        "cover": next((f["caption"] or f["name"] for f in found if f["name"] == cover), None),
+        "figures": facts,
+        "cover": next((f["caption"] or f["name"] for f in facts if f["name"] == cover), None),
         "tables": sorted(p.stem for p in folder.glob("*.csv")),
         "files": [n for n in ("report.html", "notebook.ipynb") if (folder / n).exists()],
     }
@@ -227,8 +227,8 @@ def write_gallery(
             for r, page in pages
         )
         body = asset("gallery.html") + f"<noscript><ul>{links}</ul></noscript>"
-        told = [n for kinds in (DATA, METHOD) for names in kinds.values() for n in names]
-        data = to_json({"runs": runs, "origins": [json.loads(o) for o in origins], "told": told}, indent=None)
+        parameters = [n for kinds in (DATA, METHOD) for names in kinds.values() for n in names]
+        data = to_json({"runs": runs, "origins": [json.loads(o) for o in origins], "told": parameters}, indent=None)
         return write_text(
             figures / "index.html", document("anomaly_nb: runs", body, ("page.css", "gallery.css"), "gallery.js", data)
         )

@@ -88,16 +88,16 @@ class Watch:
     def _look(self, pid: int) -> None:
         "Until the end, or until a limit is passed."
         while not self._over.is_set():
-            held, taken = tree_memory(pid), time.monotonic() - self.start
-            self.peak_mb = max(self.peak_mb, held)
-            if not held:  # gone by itself
+            memory_mb, seconds = tree_memory(pid), time.monotonic() - self.start
+            self.peak_mb = max(self.peak_mb, memory_mb)
+            if not memory_mb:  # gone by itself
                 return
-            if self.limits.seconds and taken > self.limits.seconds:
+            if self.limits.seconds and seconds > self.limits.seconds:
                 self.reason, self.error = "timeout", f"ended after {self.limits.seconds:g} s, the limit of this run"
-            elif self.limits.memory_mb and held > self.limits.memory_mb:
+            elif self.limits.memory_mb and memory_mb > self.limits.memory_mb:
                 self.reason, self.error = (
                     "memory",
-                    f"ended at {held:.0f} MB, over the limit of {self.limits.memory_mb:g} MB",
+                    f"ended at {memory_mb:.0f} MB, over the limit of {self.limits.memory_mb:g} MB",
                 )
             if self.reason:
                 return end_tree(pid)
@@ -110,19 +110,19 @@ def kernel_facts() -> dict[str, Any]:
     named = {
         k: os.environ[k] for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS") if os.environ.get(k)
     }
-    found: dict[str, Any] = {"threads": {"cpus": cpus, **named}, "device": "cpu", "peak_mb": 0.0}
+    facts: dict[str, Any] = {"threads": {"cpus": cpus, **named}, "device": "cpu", "peak_mb": 0.0}
     if torch := sys.modules.get("torch"):
-        found["threads"]["torch"] = torch.get_num_threads()
+        facts["threads"]["torch"] = torch.get_num_threads()
         if torch.cuda.is_available():
-            found["device"] = torch.cuda.get_device_name()
+            facts["device"] = torch.cuda.get_device_name()
     with suppress(ImportError):
         import resource
 
         unit = 2**20 if sys.platform == "darwin" else 2**10
-        found["peak_mb"] = (
+        facts["peak_mb"] = (
             max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
         )
-    return found
+    return facts
 
 # %% ../../nbs/10_reports/02_kernel.ipynb #9b9c9468
 @dataclass
@@ -150,13 +150,13 @@ def _engine(
             super().papermill_execute_cells()
             if not watch.reason and self.km.has_kernel:
                 with suppress(Exception):  # a dead kernel says nothing
-                    asked = {
+                    expressions = {
                         "facts": (
                             "__import__('anomaly_nb.reports.kernel', fromlist=['kernel']).kernel_facts().__repr__()"
                         )
                     }
                     reply = self.wait_for_reply(
-                        self.kc.execute("", silent=True, store_history=False, user_expressions=asked)
+                        self.kc.execute("", silent=True, store_history=False, user_expressions=expressions)
                     )
                     facts.update(
                         ast.literal_eval(
@@ -203,10 +203,10 @@ def execute(
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     env = os.environ | {"ANOMALY_NB_PROGRESS": "0", "MPLBACKEND": "agg", "PYTHONHASHSEED": "0"}
-    watch, done, name = Watch(limits), Execution(), f"anomaly_nb-{threading.get_ident()}"
+    watch, execution, name = Watch(limits), Execution(), f"anomaly_nb-{threading.get_ident()}"
     # its own, or two runs in one folder talk to each other's kernels
     with tempfile.TemporaryDirectory(prefix="nb-") as sockets:
-        papermill_engines.register(name, _engine(watch, started, done.facts, env, sockets))
+        papermill_engines.register(name, _engine(watch, started, execution.facts, env, sockets))
         try:
             papermill.execute_notebook(
                 str(template),
@@ -221,18 +221,18 @@ def execute(
                 start_timeout=120,
             )
         except papermill.PapermillExecutionError as e:
-            done.error, done.reason = (
+            execution.error, execution.reason = (
                 re.sub(r"\x1b\[[0-9;]*m", "", f"{e.ename}: {e.evalue}").strip().split("\n")[0],
                 "error",
             )
         except (DeadKernelError, RuntimeError) as e:
             if not watch.reason and not isinstance(e, DeadKernelError):
                 raise
-            done.error, done.reason = "the kernel died (out of memory, or a crash in a library)", "died"
+            execution.error, execution.reason = "the kernel died (out of memory, or a crash in a library)", "died"
         finally:
             watch.end()
             del papermill_engines._engines[name]
     if watch.reason:
-        done.error, done.reason = watch.error, watch.reason
-    done.peak_mb = round(max(watch.peak_mb, done.facts.pop("peak_mb", 0.0)), 1)
-    return done
+        execution.error, execution.reason = watch.error, watch.reason
+    execution.peak_mb = round(max(watch.peak_mb, execution.facts.pop("peak_mb", 0.0)), 1)
+    return execution

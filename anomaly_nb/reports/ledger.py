@@ -31,10 +31,10 @@ class Ledger:
     def records(self) -> list[dict[str, Any]]:
         "The records as they are now, newest first, with `folder` added."
         if is_store(self.figures):
-            found = list(Store(self.figures).records())
+            records = list(Store(self.figures).records())
         else:
-            found = [load_record(p.parent) for p in sorted(Path(self.figures).glob("runs/*/run.json"))]
-        return sorted(found, key=lambda r: (str(r["started"]), r["run_id"]), reverse=True)
+            records = [load_record(p.parent) for p in sorted(Path(self.figures).glob("runs/*/run.json"))]
+        return sorted(records, key=lambda r: (str(r["started"]), r["run_id"]), reverse=True)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.records())
@@ -47,15 +47,15 @@ class Ledger:
         run_id: str,  # or its beginning, as long as it is unique; the name of the folder will do too
     ) -> Run:
         "One run. Raises `MissingFileError` for none, `DataError` for several."
-        found = [r for r in self.records() if run_id and (r["run_id"].startswith(run_id) or r["folder"] == run_id)]
-        if not found:
+        matches = [r for r in self.records() if run_id and (r["run_id"].startswith(run_id) or r["folder"] == run_id)]
+        if not matches:
             raise MissingFileError(f"no run {run_id!r} in {self.figures}; `anomaly-nb runs list` shows them")
-        if len(found) > 1:
+        if len(matches) > 1:
             raise DataError(
-                f"{run_id!r} is the beginning of {len(found)} runs: "
-                f"{', '.join(r['run_id'] for r in found[:5])}; write more of it"
+                f"{run_id!r} is the beginning of {len(matches)} runs: "
+                f"{', '.join(r['run_id'] for r in matches[:5])}; write more of it"
             )
-        return Run(Path(self.figures) / "runs" / found[0]["folder"], found[0]["status"], found[0])
+        return Run(Path(self.figures) / "runs" / matches[0]["folder"], matches[0]["status"], matches[0])
 
     def to_frame(self) -> "pd.DataFrame":
         "One row a run; parameters and metrics in columns `parameters.<name>` and `metrics.<name>`."
@@ -95,11 +95,11 @@ def counted(records: Iterable[Mapping[str, Any]]) -> str:
 
 def changing(records: Iterable[Mapping[str, Any]]) -> list[str]:
     "The parameters that are not the same in all runs that have them, in order of appearance."
-    seen: dict[str, set] = {}
+    value_sets: dict[str, set] = {}
     for r in records:
         for k, v in r["parameters"].items():
-            seen.setdefault(k, set()).add(repr(v))
-    return [k for k, values in seen.items() if len(values) > 1 and k not in QUIET]
+            value_sets.setdefault(k, set()).add(repr(v))
+    return [k for k, values in value_sets.items() if len(values) > 1 and k not in QUIET]
 
 # %% ../../nbs/10_reports/07_ledger.ipynb #cd0d0038
 def runs_table(
@@ -110,13 +110,13 @@ def runs_table(
     "Runs as an HTML table: what was run, what differs between them, and what came out."
     import html
 
-    shown, told = records[:rows], changing(records)
+    shown, parameters = records[:rows], changing(records)
     names = list(dict.fromkeys(k for r in shown for k in (r.get("metrics") or {})))[:metrics]
-    head = ["run", "report", "status", "s", *told, *names]
+    head = ["run", "report", "status", "s", *parameters, *names]
     colour = {"ok": "#1a7f37", "running": "#57606a"}
     body = ""
     for r in shown:
-        values = [r["parameters"].get(k, "") for k in told] + [(r.get("metrics") or {}).get(k, "") for k in names]
+        values = [r["parameters"].get(k, "") for k in parameters] + [(r.get("metrics") or {}).get(k, "") for k in names]
         cells = [
             r["run_id"][:8],
             r["report"],

@@ -71,25 +71,25 @@ def _take_figures(
     "Take images and tables, each with the caption that follows it, out of the outputs, leaving numbered places."
     from nbformat.v4 import new_output
 
-    taken: list[str] = []
+    figures: list[str] = []
     for cell in cells:
-        kept: list[Any] = []
+        outputs: list[Any] = []
         last: Mapping[str, Any] = {}  # what the next caption belongs to
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             caption = re.fullmatch(r"\*(.+)\*", "".join(data.get("text/markdown", "")), re.S)
             if caption and last:
-                taken[-1], last = _figure(last, caption[1]), {}
+                figures[-1], last = _figure(last, caption[1]), {}
             elif "image/png" in data or "<table" in "".join(data.get("text/html", "")):
-                kept.append(new_output("display_data", data={"text/html": f'<i data-figure="{len(taken)}"></i>'}))
-                taken.append(_figure(data, ""))
+                outputs.append(new_output("display_data", data={"text/html": f'<i data-figure="{len(figures)}"></i>'}))
+                figures.append(_figure(data, ""))
                 last = data
             else:
-                kept.append(output)
+                outputs.append(output)
                 last = {}
         if cell.cell_type == "code":
-            cell.outputs = kept
-    return taken
+            cell.outputs = outputs
+    return figures
 
 
 def _figure(data: Mapping[str, Any], caption: str) -> str:
@@ -128,32 +128,32 @@ def _bar(record: Mapping[str, Any]) -> str:
 
 def _unlike_anchors(body: str) -> str:
     "Headings of the same words get different anchors."
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
 
     def anchor(found: re.Match) -> str:
-        seen[found[2]] = seen.get(found[2], 0) + 1
-        return found[0] if seen[found[2]] == 1 else f'{found[1]}{found[2]}-{seen[found[2]]}"'
+        counts[found[2]] = counts.get(found[2], 0) + 1
+        return found[0] if counts[found[2]] == 1 else f'{found[1]}{found[2]}-{counts[found[2]]}"'
 
     return re.sub(r'(<h[1-6] id=")([^"]*)"', anchor, body)
 
 
 def _contents(body: str) -> str:
     "Links to the second-level headings, where there are enough of them to be lost in."
-    found = re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', body, re.S)
-    if len(found) < 4:
+    headings = re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', body, re.S)
+    if len(headings) < 4:
         return ""
-    items = "".join(f'<li><a href="#{anchor}">{re.sub("<[^>]+>", "", text)}</a></li>' for anchor, text in found)
+    items = "".join(f'<li><a href="#{anchor}">{re.sub("<[^>]+>", "", text)}</a></li>' for anchor, text in headings)
     return f'<nav class="toc" aria-label="On this page"><p>On this page</p><ul>{items}</ul></nav>'
 
 # %% ../../nbs/10_reports/05_page.ipynb #108e974b
 def _origin(record: Mapping[str, Any]) -> str:
     "The section that says how a run was made; the list of all installed packages is left to the record."
-    about = {k: record[k] for k in ("run_id", "attempts", "peak_memory_mb") if record.get(k) is not None}
-    about |= flat(record.get("inputs") or {}, "input ") | flat(
+    provenance = {k: record[k] for k in ("run_id", "attempts", "peak_memory_mb") if record.get(k) is not None}
+    provenance |= flat(record.get("inputs") or {}, "input ") | flat(
         {k: v for k, v in (record.get("provenance") or {}).items() if k != "packages"}
     )
     parts = []
-    for title, values in (("Parameters", record["parameters"]), ("Provenance", about)):
+    for title, values in (("Parameters", record["parameters"]), ("Provenance", provenance)):
         rows = "".join(
             f'<tr><th scope="row">{html.escape(str(k))}</th><td>{html.escape(plain(v)) or "–"}</td></tr>'
             for k, v in values.items()

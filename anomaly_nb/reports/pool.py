@@ -59,10 +59,10 @@ def _answer(task: dict[str, Any]) -> dict[str, Any]:
     "Make one run; its record, or why there is none."
     try:
         limits = Limits(**task["limits"])
-        given = task["template"], task["parameters"], task["figures"]
+        arguments = task["template"], task["parameters"], task["figures"]
         return {
             "record": run_report(
-                *given, raise_on_failure=False, limits=limits, gallery=False, name=task["source"]
+                *arguments, raise_on_failure=False, limits=limits, gallery=False, name=task["source"]
             ).record
         }
     except Exception as e:  # one bad run must not end the child
@@ -97,11 +97,11 @@ class Worker:
         process: Any = self.process
         limit = task["limits"].get("seconds") or 0
         deadline = time.monotonic() + limit + 120 if limit else float("inf")
-        told = {"source": task["template"]} | {
+        request = {"source": task["template"]} | {
             k: task[k] for k in ("template", "parameters", "figures", "limits", "source") if k in task
         }
         with suppress(BrokenPipeError):
-            process.stdin.write(to_json(told, indent=None) + "\n")
+            process.stdin.write(to_json(request, indent=None) + "\n")
             process.stdin.flush()
         while True:
             with suppress(queue.Empty):

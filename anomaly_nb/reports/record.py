@@ -38,11 +38,11 @@ def shown(
         for out in cell.get("outputs", []):
             kind = out["output_type"]
             if kind == "stream" and out["name"] == "stdout":
-                said = "".join(out["text"])
+                stdout = "".join(out["text"])
                 if outputs and outputs[-1][0] == "stdout":
-                    outputs[-1] = ("stdout", outputs[-1][1] + said)
+                    outputs[-1] = ("stdout", outputs[-1][1] + stdout)
                 else:
-                    outputs.append(("stdout", said))
+                    outputs.append(("stdout", stdout))
             elif kind == "error":
                 outputs.append(("error", out["ename"], out["evalue"]))
             elif kind != "stream" and not out.get("metadata", {}).get("measured"):
@@ -61,15 +61,15 @@ def output_digests(
     "Checksums of all that a run gave, without what it declared as measured. Raises `DataError` for a damaged file."
     folder = Path(folder)
     measured = read_json(folder / "measured.json") if (folder / "measured.json").exists() else {}
-    found = {}
+    digests = {}
     for path in sorted([*folder.glob("*"), *folder.glob("figures/*")]):
         name = path.relative_to(folder).as_posix()
         if not path.is_file() or name in OWN or path.name.startswith(".") or (name in measured and not measured[name]):
             continue
-        found[name] = sha256_json(_without(path, measured[name])) if name in measured else sha256_file(path)
+        digests[name] = sha256_json(_without(path, measured[name])) if name in measured else sha256_file(path)
     if (folder / "notebook.ipynb").exists():
-        found["notebook"] = sha256_json(shown(folder / "notebook.ipynb", folder))
-    return found
+        digests["notebook"] = sha256_json(shown(folder / "notebook.ipynb", folder))
+    return digests
 
 
 def _without(path: Path, measured: list[str]) -> Any:
@@ -85,13 +85,13 @@ def installed_packages() -> dict[str, str]:  # name -> version
     """Every installed distribution, read from the names of its metadata folders on the import path; the first one found
     counts.
     """
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for place in dict.fromkeys(sys.path):
         with suppress(OSError):
             for entry in os.scandir(place or "."):
                 if match := re.fullmatch(r"(.+?)-([^-]+?)(?:-py[\d.]+)?\.(?:dist|egg)-info", entry.name):
-                    found.setdefault(match[1].lower().replace("_", "-"), match[2])
-    return dict(sorted(found.items()))
+                    versions.setdefault(match[1].lower().replace("_", "-"), match[2])
+    return dict(sorted(versions.items()))
 
 
 def lock_hash() -> str | None:
@@ -109,12 +109,12 @@ def machine() -> dict[str, Any]:
             if line.startswith("model name"):
                 model = line.partition(":")[2].strip()
                 break
-    found: dict[str, Any] = {"cpu": model, "cores": os.cpu_count()}
+    facts: dict[str, Any] = {"cpu": model, "cores": os.cpu_count()}
     with suppress(ImportError):
         import psutil
 
-        found["memory_gb"] = round(psutil.virtual_memory().total / 2**30)
-    return found
+        facts["memory_gb"] = round(psutil.virtual_memory().total / 2**30)
+    return facts
 
 
 def run_provenance(

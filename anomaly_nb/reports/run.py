@@ -39,9 +39,9 @@ def templates() -> dict[str, Path]:
     "The library's report templates by name."
     here = Path(__file__).parent if "__file__" in globals() else Path("../../anomaly_nb/reports").resolve()
     for folder in (here / "templates", here.parent.parent / "nbs" / "reports"):
-        found = {p.stem: p for p in sorted(folder.glob("*.ipynb"))}
-        if found:
-            return found
+        paths = {p.stem: p for p in sorted(folder.glob("*.ipynb"))}
+        if paths:
+            return paths
     return {}
 
 
@@ -53,12 +53,12 @@ def find_template(
         if Path(name).is_file():
             return Path(name)
         raise MissingFileError(f"{name}: no such notebook")
-    known = templates()
-    if str(name) not in known:
+    paths = templates()
+    if str(name) not in paths:
         raise MissingFileError(
-            f"no report {str(name)!r}; there are {', '.join(known) or 'none'}, or pass the path of a notebook"
+            f"no report {str(name)!r}; there are {', '.join(paths) or 'none'}, or pass the path of a notebook"
         )
-    return known[str(name)]
+    return paths[str(name)]
 
 # %% ../../nbs/10_reports/04_run.ipynb #caeb2f92
 def copy_template(
@@ -134,8 +134,8 @@ def template_parameters(
             one: Any = line
             name = one.target.id if isinstance(line, ast.AnnAssign) else one.targets[0].id
             default = ast.literal_eval(one.value)
-            said, remark = _type_comment(comments.get(one.end_lineno, ""))
-            annotation = one.annotation if isinstance(line, ast.AnnAssign) else said
+            type_expr, remark = _type_comment(comments.get(one.end_lineno, ""))
+            annotation = one.annotation if isinstance(line, ast.AnnAssign) else type_expr
             result[name] = {
                 "default": default,
                 "type": annotated_type(annotation) if annotation else type(default),
@@ -151,8 +151,8 @@ def template_parameters(
 
 def _type_comment(comment: str) -> tuple[ast.expr | None, str]:
     "The type that a comment `type: <type> <help>` names, None where it names none, and the help. Raises `SyntaxError`."
-    found = re.fullmatch(r"type:\s*(\S+)\s*(.*)", comment)
-    return (ast.parse(found[1], mode="eval").body, found[2]) if found else (None, comment)
+    match = re.fullmatch(r"type:\s*(\S+)\s*(.*)", comment)
+    return (ast.parse(match[1], mode="eval").body, match[2]) if match else (None, comment)
 
 
 def check_parameters(
@@ -160,16 +160,16 @@ def check_parameters(
     given: Mapping[str, Any],  # values, or text as typed on a command line
 ) -> dict[str, Any]:  # every parameter with its value
     "The template's defaults with `given` put in. Raises `DataError` for an unknown name or a value of another type."
-    known = template_parameters(template)
-    values = {name: about["default"] for name, about in known.items()}
+    parameters = template_parameters(template)
+    values = {name: parameter["default"] for name, parameter in parameters.items()}
     for name, value in given.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+        if name not in parameters:
+            near = difflib.get_close_matches(name, parameters, 1)
             raise DataError(
                 f"{Path(template).stem}: no parameter "
-                f"{name!r}{f'; did you mean {near[0]!r}?' if near else ''} It takes {', '.join(known)}"
+                f"{name!r}{f'; did you mean {near[0]!r}?' if near else ''} It takes {', '.join(parameters)}"
             )
-        values[name] = _kept(name, _typed(name, value, known[name]["type"]))
+        values[name] = _kept(name, _typed(name, value, parameters[name]["type"]))
         if name == "seed":
             check_random_state(values[name], name)
     return values
@@ -181,7 +181,7 @@ def _typed(name: str, value: Any, wanted: Any) -> Any:
         value = value.as_posix()
     if wanted is type(None):
         return value
-    said = value
+    original = value
     if isinstance(value, str) and _origin(wanted) in (list, tuple):
         value = _items(value)
     elif isinstance(value, str) and _origin(wanted) is dict:
@@ -195,7 +195,7 @@ def _typed(name: str, value: Any, wanted: Any) -> Any:
     if not numbers and not words and not (wanted is str and not isinstance(value, str)):
         with suppress(ValidationError):
             return TypeAdapter(wanted).validate_python(value)
-    raise DataError(f"{name}={said!r} is not {type_words(wanted)}")
+    raise DataError(f"{name}={original!r} is not {type_words(wanted)}")
 
 
 def _origin(wanted: Any) -> Any:
@@ -238,12 +238,12 @@ _remembered: dict[tuple, str] = {}
 
 def content_digest(path: Path) -> str:
     "SHA-256 of a file's content, remembered while size and times of the file stay the same. Raises `MissingFileError`."
-    about = path.stat()
-    key = (str(path.resolve()), about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     if key in _remembered:
         return _remembered[key]
     digest = sha256_file(path)
-    if time.time() - max(about.st_mtime, about.st_ctime) > 2:
+    if time.time() - max(stat.st_mtime, stat.st_ctime) > 2:
         _remembered[key] = digest
     return digest
 
@@ -282,8 +282,8 @@ def run_inputs(
             else []
         )
         paths = [_without_choice(p.strip()) for p in parts if name not in outputs]
-        if found := [tree_digest(p) for p in paths if p and os.path.exists(p)]:
-            inputs[name] = found[0] if len(found) == 1 else sha256_json(found)
+        if digests := [tree_digest(p) for p in paths if p and os.path.exists(p)]:
+            inputs[name] = digests[0] if len(digests) == 1 else sha256_json(digests)
     return inputs
 
 
@@ -349,7 +349,7 @@ class Run:
         return self.folder / "report.html"
 
     def _repr_html_(self) -> str:
-        given = {
+        parameters = {
             k: v
             for k, v in self.record.get("parameters", {}).items()
             if k not in ("out", "cache") and v not in ("", None)
@@ -362,7 +362,7 @@ class Run:
         }
         return summary_html(
             f"Run of {self.record['report']}",
-            facts | self.metrics | {"parameters": ", ".join(f"{k}={v}" for k, v in given.items())},
+            facts | self.metrics | {"parameters": ", ".join(f"{k}={v}" for k, v in parameters.items())},
         )
 
     def __repr__(self) -> str:
@@ -384,14 +384,14 @@ def run_report(
     name: str = "",  # what the record calls the template, where it is a copy
 ) -> Run:
     "Execute a report and keep all of it. Raises `DataError` before anything runs, `ReportError` if it failed."
-    wanted = prepare(template, parameters or {})
-    folder = Path(wanted.parameters.get("out") or Path(figures) / "runs" / wanted.name)
-    if not force and (done := finished(folder, wanted.run_id)):
-        return done
+    spec = prepare(template, parameters or {})
+    folder = Path(spec.parameters.get("out") or Path(figures) / "runs" / spec.name)
+    if not force and (previous := finished(folder, spec.run_id)):
+        return previous
     with making(folder):
-        if not force and (done := finished(folder, wanted.run_id)):
-            return done  # another process has just made it
-        run = _make(wanted, folder, limits or Limits(), name or str(template))
+        if not force and (previous := finished(folder, spec.run_id)):
+            return previous  # another process has just made it
+        run = _make(spec, folder, limits or Limits(), name or str(template))
     if gallery:
         renew_gallery(figures)
     if run.status == "failed" and raise_on_failure:
@@ -439,19 +439,19 @@ def _make(wanted: Wanted, folder: Path, limits: Limits, template: str) -> Run:
         "metrics": {},
     }
     write_json(folder / "run.json", record)
-    start, done = time.perf_counter(), Execution()
+    start, execution = time.perf_counter(), Execution()
     try:
-        done = execute(
+        execution = execute(
             wanted.template, folder / "notebook.ipynb", values, limits, lambda pid: _note_kernel(folder, record, pid)
         )
     except KeyboardInterrupt:
-        done = Execution("cancelled", "cancelled")
+        execution = Execution("cancelled", "cancelled")
         raise
     except BaseException as e:
-        done = Execution(f"{type(e).__name__}: {e}".split("\n")[0], "error")
+        execution = Execution(f"{type(e).__name__}: {e}".split("\n")[0], "error")
         raise
     finally:
-        _close(folder, record, done, round(time.perf_counter() - start, 2))
+        _close(folder, record, execution, round(time.perf_counter() - start, 2))
     return Run(folder, record["status"], record)
 
 

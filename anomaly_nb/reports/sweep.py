@@ -67,11 +67,11 @@ def read_plan(
     if unknown := set(limits) - set(vars(Limits())):
         raise DataError(f"{name}: limits has no {sorted(unknown)[0]!r}; it takes seconds and memory_mb")
     try:
-        found: dict[str, tuple[Wanted, dict[str, Any]]] = {}
-        for given in _points(name, template, tree):
-            wanted = prepare(template, given)
-            found.setdefault(wanted.run_id, (wanted, given))
-        runs = sorted(found.values(), key=_priority(name, template, tree))  # the sort is stable
+        points: dict[str, tuple[Wanted, dict[str, Any]]] = {}
+        for parameters in _points(name, template, tree):
+            spec = prepare(template, parameters)
+            points.setdefault(spec.run_id, (spec, parameters))
+        runs = sorted(points.values(), key=_priority(name, template, tree))  # the sort is stable
         return Plan(template, [w for w, _ in runs], [g for _, g in runs], Limits(**limits), retries)
     except DataError as e:
         raise DataError(str(e) if str(e).startswith(name) else f"{name}: {e}") from None
@@ -102,16 +102,16 @@ def _points(name: str, template: str, tree: Mapping[str, Any]) -> Iterator[dict[
     )
     for point in itertools.chain(combinations, listed):
         for seed in seeds:
-            given = fixed | dict(point) | seed
-            if "out" in given:
+            parameters = fixed | dict(point) | seed
+            if "out" in parameters:
                 raise DataError(f"{name}: out cannot be set in a sweep; every run has a folder of its own")
-            for key, value in given.items():
+            for key, value in parameters.items():
                 flat_value = not isinstance(value, list | Mapping) or (
                     isinstance(value, list) and not any(isinstance(v, list | Mapping) for v in value)
                 )
                 if not isinstance(key, str) or not flat_value:
                     raise DataError(f"{name}: {key} must be a plain value or a list of plain values")
-            yield given
+            yield parameters
 
 
 def _seeds(name: str, template: str, seeds: Any) -> list[dict[str, int]]:
@@ -120,20 +120,20 @@ def _seeds(name: str, template: str, seeds: Any) -> list[dict[str, int]]:
         return [{}]
     if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
         raise DataError(f"{name}: seeds must be a list of whole numbers, not {seeds!r}")
-    known = [k for k in ("seed", "random_state") if k in template_parameters(template)]
-    if not known:
+    names = [k for k in ("seed", "random_state") if k in template_parameters(template)]
+    if not names:
         raise DataError(f"{name}: {template} has no parameter 'seed' or 'random_state' that seeds could set")
-    return [{known[0]: s} for s in seeds]
+    return [{names[0]: s} for s in seeds]
 
 
 def _priority(name: str, template: str, tree: Mapping[str, Any]) -> Any:
     "A sort key: the number of the first condition a point meets. Raises `DataError`."
-    conditions, known = tree.get("priorities") or [], template_parameters(template)
+    conditions, parameters = tree.get("priorities") or [], template_parameters(template)
     if not isinstance(conditions, list) or not all(isinstance(c, Mapping) and c for c in conditions):
         raise DataError(f"{name}: priorities must be a list of mappings such as  - {{category: nut}}")
     for condition in conditions:
         for key in condition:
-            if key not in known:
+            if key not in parameters:
                 raise DataError(f"{name}: priorities: {template} has no parameter {key!r}")
 
     def rank(run: tuple[Wanted, dict[str, Any]]) -> int:
@@ -163,14 +163,14 @@ class Sweep:
         "One row a point: the parameters that vary, status, made now or found, metrics."
         import pandas as pd
 
-        told = changing(self.records)
+        parameters = changing(self.records)
         rows = []
-        for r, made in zip(self.records, self.made):
+        for r, is_new in zip(self.records, self.made):
             head = {
                 "run_id": r["run_id"],
-                **{k: r["parameters"].get(k) for k in told},
+                **{k: r["parameters"].get(k) for k in parameters},
                 "status": r["status"],
-                "made": made,
+                "made": is_new,
                 "seconds": r["seconds"],
                 "error": r.get("error"),
             }
@@ -184,9 +184,9 @@ class Sweep:
                 f"{len(self.made) - sum(self.made)} found"
             )
         ]
-        told = changing(self.records)
+        parameters = changing(self.records)
         for r in self.failed[:20]:
-            point = ", ".join(f"{k}={r['parameters'][k]}" for k in told if k in r["parameters"])
+            point = ", ".join(f"{k}={r['parameters'][k]}" for k in parameters if k in r["parameters"])
             lines.append(f"  {r['run_id']} {point}: {r.get('error')}")
         return "\n".join(lines + ([f"  and {len(self.failed) - 20} more"] if len(self.failed) > 20 else []))
 
@@ -208,10 +208,10 @@ def sweep(
     checked = read_plan(plan)
     if workers is not None and workers < 1:
         raise DataError(f"workers={workers} must be at least 1")
-    found = [_found(w, figures, retry_failed) for w in checked.wanted]
-    todo = [i for i, r in enumerate(found) if r is None]
+    hits = [_found(w, figures, retry_failed) for w in checked.wanted]
+    todo = [i for i, r in enumerate(hits) if r is None]
     tasks = {i: _task(checked, i, figures) for i in todo}
-    records = {i: r for i, r in enumerate(found) if r is not None}
+    records = {i: r for i, r in enumerate(hits) if r is not None}
     if scheduler is not None:
         from anomaly_nb.reports.cluster import run_on_cluster
 
@@ -231,7 +231,7 @@ def sweep(
         if todo and not is_store(figures):
             renew_gallery(figures)
     return Sweep(
-        checked.template, str(figures), [records[i] for i in range(len(found))], [i in tasks for i in range(len(found))]
+        checked.template, str(figures), [records[i] for i in range(len(hits))], [i in tasks for i in range(len(hits))]
     )
 
 
@@ -250,14 +250,14 @@ def _found(wanted: Wanted, figures: str | Path, retry_failed: bool) -> dict[str,
 
 def _task(plan: Plan, number: int, figures: str | Path) -> dict[str, Any]:
     "What a worker needs to make one run, as JSON values."
-    wanted, own = plan.wanted[number], plan.template not in templates()
+    spec, is_custom = plan.wanted[number], plan.template not in templates()
     return {
-        "name": wanted.name,
-        "run_id": wanted.run_id,
+        "name": spec.name,
+        "run_id": spec.run_id,
         "template": plan.template,
         "parameters": plan.given[number],
         "figures": str(figures),
-        "notebook": find_template(plan.template).read_text(encoding="utf-8") if own else "",
+        "notebook": find_template(plan.template).read_text(encoding="utf-8") if is_custom else "",
         "limits": vars(plan.limits),
         "retries": plan.retries,
         "cwd": os.getcwd(),

@@ -85,18 +85,18 @@ def changed_environment(
     now: Mapping[str, Any],  # record of the same, made again
 ) -> list[str]:
     "What is not as it was: data, template, library, packages, threads, device, processor."
-    found = []
+    changes = []
     for name in dict.fromkeys([*then.get("inputs", {}), *now.get("inputs", {})]):
         was, has = then.get("inputs", {}).get(name), now.get("inputs", {}).get(name)
         if was != has:
             sources = {"template": "the template's source changed", "library": "the library's source changed"}
             how = "is no longer there" if has is None else "was not there then" if was is None else "has other content"
-            found.append(sources.get(name) or f"data: what {name}={then['parameters'].get(name)} names {how}")
+            changes.append(sources.get(name) or f"data: what {name}={then['parameters'].get(name)} names {how}")
     old, new = then.get("provenance", {}), now.get("provenance", {})
     a, b = old.get("packages", {}), new.get("packages", {})
     for name in sorted({*a, *b}):
         if a and a.get(name) != b.get(name):
-            found.append(f"package {name}: {a.get(name, 'not installed')} was, {b.get(name, 'not installed')} is now")
+            changes.append(f"package {name}: {a.get(name, 'not installed')} was, {b.get(name, 'not installed')} is now")
     for key, words in (
         ("python", "Python"),
         ("threads", "threads"),
@@ -105,8 +105,8 @@ def changed_environment(
         ("platform", "platform"),
     ):
         if key in old and old[key] != new.get(key):
-            found.append(f"{words}: {_words(old[key], new.get(key))} was, {_words(new.get(key), old[key])} is now")
-    return found
+            changes.append(f"{words}: {_words(old[key], new.get(key))} was, {_words(new.get(key), old[key])} is now")
+    return changes
 
 
 def _words(value: Any, other: Any) -> str:
@@ -152,9 +152,9 @@ def verify(
             "checksums can be verified; run it again"
         )
     with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
-        given = {k: v for k, v in record["parameters"].items() if k != "out"}
+        parameters = {k: v for k, v in record["parameters"].items() if k != "out"}
         again = run_report(
-            source_of(run, Path(scratch)), given, Path(scratch) / "figures", raise_on_failure=False, gallery=False
+            source_of(run, Path(scratch)), parameters, Path(scratch) / "figures", raise_on_failure=False, gallery=False
         )
         causes = changed_environment(record, again.record)
         if again.status != "ok":
@@ -181,11 +181,11 @@ def source_of(
     name = str(run.record.get("template") or run.record["report"])
     if name in templates() or Path(name).is_file():
         return find_template(name)
-    held = read_json(run.folder / "notebook.ipynb")
-    cells = [c for c in held["cells"] if "injected-parameters" not in c["metadata"].get("tags", [])]
-    kept = [
+    notebook = read_json(run.folder / "notebook.ipynb")
+    cells = [c for c in notebook["cells"] if "injected-parameters" not in c["metadata"].get("tags", [])]
+    clean_cells = [
         {k: v for k, v in c.items() if k not in ("outputs", "execution_count")}
         | ({"outputs": [], "execution_count": None} if c["cell_type"] == "code" else {})
         for c in cells
     ]
-    return write_json(scratch / f"{run.record['report']}.ipynb", held | {"cells": kept})
+    return write_json(scratch / f"{run.record['report']}.ipynb", notebook | {"cells": clean_cells})

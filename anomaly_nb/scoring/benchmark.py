@@ -65,14 +65,14 @@ def measure(
         prompts=prompts
     )
     features = cached_features(index, detector.network(), cache, name)
-    kept = index if shots == -1 else few_shot(index, shots, seed, sample)
-    kept.attrs = index.attrs  # its intensity rule
-    learned = (index["split"] == "train").to_numpy() & index["image_path"].isin(kept["image_path"]).to_numpy()
+    rows = index if shots == -1 else few_shot(index, shots, seed, sample)
+    rows.attrs = index.attrs  # its intensity rule
+    learned = (index["split"] == "train").to_numpy() & index["image_path"].isin(rows["image_path"]).to_numpy()
     start = time.perf_counter()
-    detector.fit(features.where(learned) if len(detector.angles) == 1 else kept)  # rotated images are not in the cache
+    detector.fit(features.where(learned) if len(detector.angles) == 1 else rows)  # rotated images are not in the cache
     fitted = time.perf_counter()
-    known = ((index["split"] == "test") & (index["label"] >= 0)).to_numpy()
-    test, meta = features.where(known), index[known].reset_index(drop=True)
+    test_mask = ((index["split"] == "test") & (index["label"] >= 0)).to_numpy()
+    test, meta = features.where(test_mask), index[test_mask].reset_index(drop=True)
     if not len(meta):
         raise DataError("the index has no labelled test image; there is nothing to measure")
     patch_scores = detector.score_patches(test)

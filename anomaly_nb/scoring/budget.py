@@ -33,9 +33,9 @@ def fitted_rows(
         return 0
     while rows < most:
         larger = min(most, 2 * rows)
-        if (taken := seconds(larger)) > budget:
+        if (duration := seconds(larger)) > budget:
             before = seconds(rows)
-            between = rows + int((larger - rows) * max(0.0, min(1.0, (budget - before) / max(taken - before, 1e-9))))
+            between = rows + int((larger - rows) * max(0.0, min(1.0, (budget - before) / max(duration - before, 1e-9))))
             return between if seconds(between) <= budget else rows
         rows = larger
     return rows
@@ -46,12 +46,12 @@ def median_seconds(
     times: int = 3,
 ) -> float:
     "How long a call takes, the median of some."
-    found = []
+    durations = []
     for _ in range(times):
         start = time.perf_counter()
         call()
-        found.append(time.perf_counter() - start)
-    return float(np.median(found))
+        durations.append(time.perf_counter() - start)
+    return float(np.median(durations))
 
 
 def bank_within(
@@ -64,13 +64,13 @@ def bank_within(
 ) -> dict[str, Any]:  # budget_ms, budget_mb, coreset, k, of, features_ms, bank_ms, bank_mb, machine
     "The size of a nearest-neighbour bank that keeps a budget. Raises `DataError` where none does."
     rows = np.ascontiguousarray(x.reshape(-1, x.shape[2]))
-    said: dict[str, Any] = {
+    record: dict[str, Any] = {
         "budget_ms": budget_ms,
         "budget_mb": budget_mb,
         "of": len(rows),
         "features_ms": round(1000 * features, 3),
     }
-    said |= {"machine": platform.processor() or platform.machine()}
+    record |= {"machine": platform.processor() or platform.machine()}
     if not isinstance(bank, KNNBank):
         raise DataError(
             f"a {type(bank).__name__} has no size to choose; give budget_ms and budget_mb with a "
@@ -87,21 +87,21 @@ def bank_within(
             )
 
     def search(count: int) -> float:
-        kept = rows[np.sort(order[:count])][None]
-        made = KNNBank(min(bank.k, count), bank.metric).fit(kept, (1, count))
-        return median_seconds(lambda: made.score(asked))
+        sample = rows[np.sort(order[:count])][None]
+        candidate = KNNBank(min(bank.k, count), bank.metric).fit(sample, (1, count))
+        return median_seconds(lambda: candidate.score(asked))
 
     if budget_ms:
-        left = MARGIN * budget_ms / 1000 - features
-        found = fitted_rows(search, most, left) if left > 0 else 0
-        if not found:
+        seconds = MARGIN * budget_ms / 1000 - features
+        size = fitted_rows(search, most, seconds) if seconds > 0 else 0
+        if not size:
             least = 1000 * (features + search(min(most, 2 * FEWEST_ROWS))) / MARGIN
             raise DataError(
                 f"budget_ms={budget_ms:g}: an image takes {least:.1f} ms here with the smallest bank; give at least "
                 "that, a smaller image_size or a faster backbone"
             )
-        most = found
-    return said | {
+        most = size
+    return record | {
         "coreset": most,
         "k": min(bank.k, most),
         "bank_ms": round(1000 * search(most), 3),

@@ -77,10 +77,10 @@ def choose_recipe(
     some = train.iloc[np.sort(rng.permutation(len(train))[: max(LEARNED * 3 // 2, FEWEST)])].reset_index(drop=True)
     some.attrs = train.attrs
     with tempfile.TemporaryDirectory() as folder:
-        made = artificial_validation(
+        samples = artificial_validation(
             some, folder, random_state=random_state, side=2 * network.spec.image_size, groups=image_groups(some, groups)
         )
-        features = extract_features(made, network)
+        features = extract_features(samples, network)
     table = rank_recipes(
         features,
         recipes,
@@ -90,13 +90,13 @@ def choose_recipe(
         coreset=coreset,
         random_state=random_state,
     )
-    counts = made.groupby(["split", "label"]).size()
-    left = [f"{len(train) - len(some)} images"] * (len(some) < len(train)) + [made.attrs["left_out"]] * bool(
-        made.attrs["left_out"]
+    counts = samples.groupby(["split", "label"]).size()
+    notes = [f"{len(train) - len(some)} images"] * (len(some) < len(train)) + [samples.attrs["left_out"]] * bool(
+        samples.attrs["left_out"]
     )
     table.attrs["compared_on"] = (
         f"{counts['train', 0]} images to learn from, {counts['validation', 0]} kept back and "
         f"{counts['validation', 1]} copies of these with synthetic anomalies"
-    ) + (f"; left out: {' and '.join(left)}" if left else "")
+    ) + (f"; left out: {' and '.join(notes)}" if notes else "")
     table.attrs["seconds"] = time.perf_counter() - start
     return str(table["recipe"][0]), table

@@ -44,36 +44,36 @@ def shot_curves(
     pd.DataFrame, list[str]
 ]:  # a row a run: category, recipe, backbone, shots, seed, image_auroc, ..; what was left out, with the reason
     "Measure recipes at several numbers of normal images. Raises `DataError` where nothing can be measured."
-    there, rows, left = int((index["split"] == "train").sum()), [], []
+    there, rows, notes = int((index["split"] == "train").sum()), [], []
     plan = []
     for recipe, backbone in ((r, b) for r in recipes for b in backbones):
         words = recipe_parts(recipe).bank.uses_words
         if words and backbone and parse_name(backbone)[0] != "open_clip":
-            left.append(f"{recipe} on {backbone}: compares with words")
+            notes.append(f"{recipe} on {backbone}: compares with words")
             continue
         for k in sorted(set(shots)):
             need = (max(seeds) + 1) * k if sample == "order" else k
             if need > there:
-                left.append(f"{recipe} with {k} images: {need} are needed, {there} are there")
+                notes.append(f"{recipe} with {k} images: {need} are needed, {there} are there")
             elif k == 0 and not words:
-                left.append(f"{recipe} with 0 images: it needs normal images")
+                notes.append(f"{recipe} with 0 images: it needs normal images")
             else:
                 plan += [(recipe, backbone, k, seed) for seed in (seeds if k else seeds[:1])]
     for recipe, backbone, k, seed in progress(plan, f"few-shot, {category}".strip(", "), unit="run"):
-        own = "" if backbone.startswith("filters") else weights
-        done = measure(
-            index, recipe, backbone, own, image_size, k, seed, None, category, pixels, cache, sample, prompts
+        checkpoint = "" if backbone.startswith("filters") else weights
+        run = measure(
+            index, recipe, backbone, checkpoint, image_size, k, seed, None, category, pixels, cache, sample, prompts
         )
         rows.append(
             {"category": category, "recipe": recipe, "backbone": backbone or "its own", "shots": k, "seed": seed}
-            | done.metrics
+            | run.metrics
         )
     if not rows:
         raise DataError(
-            f"shots={list(shots)}: nothing can be measured ({'; '.join(left)}); use other "
+            f"shots={list(shots)}: nothing can be measured ({'; '.join(notes)}); use other "
             "numbers of images, or other recipes"
         )
-    return pd.DataFrame(rows), left
+    return pd.DataFrame(rows), notes
 
 # %% ../../nbs/06_scoring/21_curves.ipynb #0fe444a5
 def curve_table(
@@ -98,17 +98,17 @@ def curve_verdict(
     table: pd.DataFrame,  # of `curve_table`
 ) -> str:
     "Who is first at the fewest and at the most images, in a sentence."
-    said = []
+    clauses = []
     for k in dict.fromkeys((int(table["shots"].min()), int(table["shots"].max()))):
         at = table[table["shots"] == k].sort_values("mean", ascending=False, kind="stable")
         first = at.iloc[0]
         sure = f" [{first['low']:.3f}, {first['high']:.3f}]" if np.isfinite(first["low"]) else ""
         rest = f", before {at.iloc[1]['recipe']} with {at.iloc[1]['mean']:.3f}" if len(at) > 1 else ""
-        said.append(
+        clauses.append(
             f"with {k or 'no'} normal image{'' if k == 1 else 's'} {first['recipe']} leads with "
             f"{first['mean']:.3f}{sure}{rest}"
         )
-    text = "; ".join(said) + "."
+    text = "; ".join(clauses) + "."
     return text[0].upper() + text[1:]
 
 
@@ -121,12 +121,12 @@ def plot_curves(
     several = table["backbone"].nunique() > 1
     with figure_style():
         fig, ax = plt.subplots(figsize=(6.4, 3.4))
-        for i, ((recipe, backbone), own) in enumerate(table.groupby(["recipe", "backbone"], sort=False)):
-            own = own.sort_values("shots")
-            x = [shots.index(k) for k in own["shots"]]
-            ax.plot(x, own["mean"], "o-", ms=4, color=f"C{i}", label=f"{recipe}, {backbone}" if several else recipe)
+        for i, ((recipe, backbone), rows) in enumerate(table.groupby(["recipe", "backbone"], sort=False)):
+            rows = rows.sort_values("shots")
+            x = [shots.index(k) for k in rows["shots"]]
+            ax.plot(x, rows["mean"], "o-", ms=4, color=f"C{i}", label=f"{recipe}, {backbone}" if several else recipe)
             ax.fill_between(
-                x, own["low"].fillna(own["mean"]), own["high"].fillna(own["mean"]), color=f"C{i}", alpha=0.15, lw=0
+                x, rows["low"].fillna(rows["mean"]), rows["high"].fillna(rows["mean"]), color=f"C{i}", alpha=0.15, lw=0
             )
         ax.set(xticks=range(len(shots)), xticklabels=shots, xlabel="normal images to learn from", ylabel=label)
         ax.legend(fontsize=8)

@@ -132,7 +132,7 @@ class Detector(BaseEstimator):
                     f"backbone={parts.backbone!r}: give {' and '.join(sorted(named))} as the detector's own, and leave "
                     "them out of the backbone's name"
                 )
-            made = create_backbone(
+            backbone = create_backbone(
                 parts.backbone,
                 weights or None,
                 size or None,
@@ -141,7 +141,7 @@ class Detector(BaseEstimator):
                 overlap=self.overlap,
                 region=self.region,
             )
-            self._made = (key, made)
+            self._made = (key, backbone)
         return self._made[1]
 
     def features(self, X: Any, fit: bool = False) -> FeatureSet:
@@ -266,10 +266,10 @@ class Detector(BaseEstimator):
                 "recipe needs images of one shape"
             )
         read = batches or part_batches(paths, self.network(), self.layout_, self.intensity_)
-        for done in self.scored_parts(read, cells, self.bank_):
+        for record in self.scored_parts(read, cells, self.bank_):
             if self.reduction == "retrieval":
-                done.score = float(self.bank_.image_score(done.cls[None])[0])
-            yield done
+                record.score = float(self.bank_.image_score(record.cls[None])[0])
+            yield record
 
     def _paths_of_parts(self, X: Any) -> list[str]:
         """The images that are scored part by part; none where they are not, or there are no files.
@@ -286,10 +286,10 @@ class Detector(BaseEstimator):
         Raises `NotFittedError`, `DataError`, which it does for images without a common grid.
         """
         if paths := self._paths_of_parts(X):
-            found = [s.cells for s in self.scored(paths)]
-            if len({len(c) for c in found}) > 1:
+            cells = [s.cells for s in self.scored(paths)]
+            if len({len(c) for c in cells}) > 1:
                 raise DataError("the images have different numbers of cells; use evaluate, which gives those of each")
-            return np.stack(found)
+            return np.stack(cells)
         f = self.features(X)
         if f.patch_hw != self.patch_hw_:
             raise DataError(
@@ -301,8 +301,8 @@ class Detector(BaseEstimator):
     def score(self, X: Any, y: Any = None) -> np.ndarray:
         "Anomaly scores of images, (n,) float32, high = anomalous. Raises `NotFittedError`, `DataError`."
         if paths := self._paths_of_parts(X):
-            found = [(s.score, s.cls) for s in self.scored(paths)]
-            return self._reranked(np.array([score for score, _ in found], np.float32), [cls for _, cls in found])
+            pairs = [(s.score, s.cls) for s in self.scored(paths)]
+            return self._reranked(np.array([score for score, _ in pairs], np.float32), [cls for _, cls in pairs])
         f = self.features(X)
         return self.reduced(f, self.score_patches(f))
 
@@ -346,7 +346,7 @@ class Detector(BaseEstimator):
             return pd.DataFrame(
                 {"patch": hot, "normal_path": "", "normal_patch": 0, "normal_angle": 0.0, "distance": np.nan}
             )
-        distance, rows = (found[:, 0, 0] for found in self.reference_.search(vectors[:, None]))
+        distance, rows = (array[:, 0, 0] for array in self.reference_.search(vectors[:, None]))
         if len(self.cells_):
             (image, place), angle = self.cells_[rows].T, np.zeros(len(hot))
         else:
@@ -365,23 +365,23 @@ class Detector(BaseEstimator):
         part by part.
         """
         if paths := self._paths_of_parts(X):
-            cells, scores, vectors, told, clock = pass_parts(self.scored(paths), self.nearest_places)
-            return pd.DataFrame(image_table(X)), cells, self._reranked(scores, vectors), told, clock
-        meta, patches, scores, cls, told, clock = pass_features(
+            cells, scores, vectors, matches, clock = pass_parts(self.scored(paths), self.nearest_places)
+            return pd.DataFrame(image_table(X)), cells, self._reranked(scores, vectors), matches, clock
+        meta, patches, scores, cls, matches, clock = pass_features(
             chunks, self.score_patches, self.alone, self.nearest_normal
         )
-        return meta, patches, self._reranked(scores, cls), told, clock
+        return meta, patches, self._reranked(scores, cls), matches, clock
 
     def explain(self, X: Any) -> pd.DataFrame:
         """For each image: score, hottest patch, and the most similar normal patch with its image and distance.
 
         Raises `NotFittedError`, `DataError`.
         """
-        meta, _, scores, told, _ = self._passed(X, map(self.features, [X]))
+        meta, _, scores, matches, _ = self._passed(X, map(self.features, [X]))
         first = pd.DataFrame(
             {"image_path": meta["image_path"].tolist() if "image_path" in meta else "", "score": scores}
         )
-        return pd.concat([first, told], axis=1)
+        return pd.concat([first, matches], axis=1)
 
     def evaluate(
         self,
@@ -395,12 +395,12 @@ class Detector(BaseEstimator):
         """
         threshold, table = self.decision_threshold(), image_table(X)
         some = X if table is None else table[tested(table)].reset_index(drop=True)
-        meta, cells, scores, told, clock = self._passed(some, portions(X, size, self.bank_.whole_batch, self.features))
+        meta, cells, scores, pairs, clock = self._passed(some, portions(X, size, self.bank_.whole_batch, self.features))
         if oracle:
-            known = meta["label"].to_numpy() >= 0
-            threshold = labelled_threshold(meta["label"].to_numpy()[known], scores[known], oracle)
+            label_mask = meta["label"].to_numpy() >= 0
+            threshold = labelled_threshold(meta["label"].to_numpy()[label_mask], scores[label_mask], oracle)
         normal = self.held_out_, self.held_out_patches_, threshold, self.smoothing, self.intensity_, clock, self.paths_
-        return Evaluation(meta, cells, self.patch_hw_, scores, told, *normal, layout=self.layout_)
+        return Evaluation(meta, cells, self.patch_hw_, scores, pairs, *normal, layout=self.layout_)
 
     def update(self, X: Any) -> "Detector":
         """Add normal images: the same as a fit on all of them, read again.
@@ -450,15 +450,15 @@ class Detector(BaseEstimator):
         changed = {k: v for k, v in self.get_params(deep=False).items() if not isinstance(v, BaseEstimator)} | {
             "backbone": self.parts().backbone
         }
-        known = {}
+        fields = {}
         if "bank_" in vars(self):
-            known = {
+            fields = {
                 "bank": repr(self.bank_),
                 "learned from": f"{len(self.paths_)} images",
                 "images are seen as": self.layout_.said(),
             }
         return summary_html(
-            type(self).__name__, changed | known | {"threshold": str(self.threshold_) if known else "not fitted yet"}
+            type(self).__name__, changed | fields | {"threshold": str(self.threshold_) if fields else "not fitted yet"}
         )
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
@@ -481,7 +481,7 @@ def make_detector(
     Raises `DataError` for an unknown name.
     """
     recipe = recipe_parts(name)
-    own = not backbone or backbone == recipe.backbone
+    is_default = not backbone or backbone == recipe.backbone
     return Detector(
         name,
         backbone,
@@ -489,6 +489,6 @@ def make_detector(
         image_size,
         coreset=coreset,
         angles=recipe.angles if shots else (0.0,),
-        object_threshold=recipe.object_threshold if own and category in OBJECTS else None,
+        object_threshold=recipe.object_threshold if is_default and category in OBJECTS else None,
         random_state=random_state,
     )

@@ -98,10 +98,10 @@ def write_detector(
 
 def _write_files(detector: Any, folder: Path) -> None:
     "The files of a fitted detector, in a new folder."
-    given = detector.get_params(deep=False)
+    params = detector.get_params(deep=False)
     unfitted = {
-        "bank": given.pop("bank") is not None,
-        "preparation": None if given.pop("preparation") is None else detector.preparation_.get_params(),
+        "bank": params.pop("bank") is not None,
+        "preparation": None if params.pop("preparation") is None else detector.preparation_.get_params(),
     }
     detector.bank_.save(folder / "bank")
     if detector.reference_ is not detector.bank_:
@@ -113,8 +113,8 @@ def _write_files(detector: Any, folder: Path) -> None:
     if Path(detector.prompts).is_file():
         with atomic_write(folder / "prompts" / Path(detector.prompts).name) as f:
             f.write(Path(detector.prompts).read_bytes())
-    given["backbone"], weights = detector.given_backbone()
-    given["weights"] = Path(weights).resolve().as_posix() if weights and Path(weights).is_file() else weights
+    params["backbone"], weights = detector.given_backbone()
+    params["weights"] = Path(weights).resolve().as_posix() if weights and Path(weights).is_file() else weights
     prepared = detector.preparation_
     arrays = {name: getattr(prepared, name) for name in ARRAYS} | {
         "held_out_": detector.held_out_,
@@ -139,7 +139,7 @@ def _write_files(detector: Any, folder: Path) -> None:
             "choice": detector.choice_,
             "packages": versions(),
             "format": FORMAT,
-            "params": given,
+            "params": params,
             **unfitted,
         },
     )
@@ -160,8 +160,8 @@ def _copy_region(detector: Any, folder: Path) -> None:
 
     Raises `DataError` where it is gone or was changed after the fit.
     """
-    mask, known = Path(detector.region), detector.spec_["region"]
-    if not mask.is_file() or f"{mask.name} sha256:{sha256_file(mask)}" != known:
+    mask, record = Path(detector.region), detector.spec_["region"]
+    if not mask.is_file() or f"{mask.name} sha256:{sha256_file(mask)}" != record:
         raise DataError(f"{mask}: the region's mask is gone or was changed since the fit; restore it, or fit again")
     folder.mkdir(parents=True)
     with atomic_write(folder / mask.name) as f:
@@ -178,17 +178,17 @@ def read_detector(
     Raises `MissingFileError`, or `DataError` for a file that is changed, foreign, or made by another backbone.
     """
     folder = Path(folder)
-    about = read_json(check_file(folder / "detector.json", "`anomaly-nb fit` or Detector.save writes it"))
-    if not isinstance(about, dict) or not isinstance(about.get("format", 0), int):
+    metadata = read_json(check_file(folder / "detector.json", "`anomaly-nb fit` or Detector.save writes it"))
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("format", 0), int):
         raise DataError(f"{folder / 'detector.json'}: not a saved detector; fit it again")
-    if about.get("format", 0) > FORMAT:
+    if metadata.get("format", 0) > FORMAT:
         raise DataError(
-            f"{folder}: is of format {about['format']}, this version of the library reads up to "
+            f"{folder}: is of format {metadata['format']}, this version of the library reads up to "
             f"{FORMAT}; update it, or fit again"
         )
-    _check_manifest(folder, about)
+    _check_manifest(folder, metadata)
     try:
-        return _rebuilt(folder, about, kind, weights)
+        return _rebuilt(folder, metadata, kind, weights)
     except DataError:
         raise
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
@@ -223,11 +223,11 @@ def _check_manifest(folder: Path, about: dict[str, Any]) -> None:
 
 def _rebuilt(folder: Path, about: dict[str, Any], kind: type, weights: str) -> Any:
     "A detector from its files. Raises what a field of another form raises."
-    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["params"].items()}
+    params: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["params"].items()}
     arrays = load_arrays(folder / "preparation.npz", [*ARRAYS, "held_out_"], ["held_out_patches_", "cells_"])
     bank, preparation = load_bank(folder / "bank"), Preparation(**(about["preparation"] or {}))
     detector = kind(
-        **given,
+        **params,
         bank=clone(bank) if about["bank"] else None,
         preparation=clone(preparation) if about["preparation"] else None,
     )
@@ -276,10 +276,10 @@ def check_backbone(
     detector: Any,  # loaded
 ) -> None:
     "Raise `DataError` where the backbone made here gives other features than the one the detector was fitted with."
-    made = detector.network().spec.to_dict()
-    differs = [k for k in SPEC if k in detector.spec_ and detector.spec_[k] != made.get(k)]
+    spec = detector.network().spec.to_dict()
+    differs = [k for k in SPEC if k in detector.spec_ and detector.spec_[k] != spec.get(k)]
     if differs:
-        was = ", ".join(f"{k} {detector.spec_[k]!r} became {made.get(k)!r}" for k in differs)
+        was = ", ".join(f"{k} {detector.spec_[k]!r} became {spec.get(k)!r}" for k in differs)
         raise DataError(
             f"the detector was fitted with another backbone ({was}); give that one's file as weights, or fit again"
         )

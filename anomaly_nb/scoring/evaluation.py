@@ -29,26 +29,26 @@ def image_metrics(
     """Ranking metrics of the scores (AUROC with its 95 % bootstrap interval over images) and decision metrics of the
     threshold.
     """
-    truth = np.asarray(y_true).astype(bool)
-    if truth.all() or not truth.any():
+    labels = np.asarray(y_true).astype(bool)
+    if labels.all() or not labels.any():
         return {}
-    auroc = bootstrap_interval(roc_auc, truth, np.asarray(y_score))
+    auroc = bootstrap_interval(roc_auc, labels, np.asarray(y_score))
     ranked = {
         "image_auroc": auroc.value,
         "image_auroc_low": auroc.low,
         "image_auroc_high": auroc.high,
-        "image_ap": average_precision(truth, y_score),
-        "image_fpr95": fpr_at_tpr(truth, y_score, 0.95),
+        "image_ap": average_precision(labels, y_score),
+        "image_fpr95": fpr_at_tpr(labels, y_score, 0.95),
     }
     if threshold is None:
         return ranked
     called = threshold.predict(y_score)
-    tp, fp, fn = int((called & truth).sum()), int((called & ~truth).sum()), int((~called & truth).sum())
+    tp, fp, fn = int((called & labels).sum()), int((called & ~labels).sum()), int((~called & labels).sum())
     return ranked | {
         "f1": 2 * tp / (2 * tp + fp + fn),
         "precision": tp / (tp + fp) if tp + fp else float("nan"),
         "recall": tp / (tp + fn),
-        "false_alarm_rate": fp / int((~truth).sum()),
+        "false_alarm_rate": fp / int((~labels).sum()),
     }
 
 # %% ../../nbs/06_scoring/03_evaluation.ipynb #4f0e3bdb
@@ -88,15 +88,15 @@ def _with_masks(masks: Sequence[np.ndarray | None], maps: Sequence[np.ndarray]) 
     if len(masks) != len(maps):
         raise DataError(f"{len(masks)} masks for {len(maps)} maps")
     parts: list[tuple[int, slice]] = []
-    shows, known = False, 0
+    shows, n_masks = False, 0
     for i, mask in enumerate(masks):
         if mask is not None:
             height, width = mask.shape
             anomalous = bool(mask.any())
             # regions are counted whole
             parts += [(i, slice(0, height))] if anomalous else [(i, rows) for rows in bands(height, width)]
-            shows, known = shows or anomalous, known + 1
-    return _Known(masks, parts), _Known(maps, parts), shows, known
+            shows, n_masks = shows or anomalous, n_masks + 1
+    return _Known(masks, parts), _Known(maps, parts), shows, n_masks
 
 
 def pixel_curve(
@@ -118,7 +118,7 @@ def pixel_metrics(
     """Pixel AUROC, AP and FPR95, exact for float32 scores, and AUPRO (MVTec protocol, limit 0.3), over all images with
     known masks.
     """
-    some, partners, shows, known = _with_masks(masks, maps)
+    some, partners, shows, n_masks = _with_masks(masks, maps)
     if not shows:
         return {}
     histogram = ScoreHistogram("float32")
@@ -132,7 +132,7 @@ def pixel_metrics(
         "pixel_ap": histogram.average_precision(),
         "pixel_fpr95": histogram.fpr_at_tpr(0.95),
         "aupro": (curve or pro_curve(some, partners)).area(0.3),
-        "images_without_mask": len(maps) - known,
+        "images_without_mask": len(maps) - n_masks,
     }
 
 # %% ../../nbs/06_scoring/03_evaluation.ipynb #1b807c2f
@@ -144,9 +144,9 @@ def saturated_metrics(
     places = [Path(m) if m else None for m in index["mask_path"]]
     if not any(p is not None and p.is_dir() and (p.parents[2] / "defects_config.json").is_file() for p in places):
         return {}
-    known = [i for i, (place, label) in enumerate(zip(places, index["label"])) if label == 0 or place is not None]
-    found = [loco_regions(index["mask_path"].iloc[i]) if index["label"].iloc[i] else ([], []) for i in known]
-    return {"spro": spro([r for r, _ in found], [s for _, s in found], _Known(maps, [(i, slice(None)) for i in known]))}
+    rows = [i for i, (place, label) in enumerate(zip(places, index["label"])) if label == 0 or place is not None]
+    pairs = [loco_regions(index["mask_path"].iloc[i]) if index["label"].iloc[i] else ([], []) for i in rows]
+    return {"spro": spro([r for r, _ in pairs], [s for _, s in pairs], _Known(maps, [(i, slice(None)) for i in rows]))}
 
 # %% ../../nbs/06_scoring/03_evaluation.ipynb #989a9637
 def defect_table(
@@ -159,21 +159,21 @@ def defect_table(
     normal = scores[(index["label"] == 0).to_numpy()]
     rows = []
     for kind, at in index.reset_index(drop=True).groupby("defect").groups.items():
-        own = scores[np.asarray(at)]
+        kind_scores = scores[np.asarray(at)]
         auroc = (
-            roc_auc(np.repeat([0, 1], [normal.size, own.size]), np.concatenate([normal, own]))
+            roc_auc(np.repeat([0, 1], [normal.size, kind_scores.size]), np.concatenate([normal, kind_scores]))
             if kind != "good" and normal.size
             else np.nan
         )
         rows.append(
             {
                 "defect": kind,
-                "images": own.size,
+                "images": kind_scores.size,
                 "auroc": auroc,
-                "caught": float(threshold.predict(own).mean()),
-                "lowest": own.min(),
-                "median": np.median(own),
-                "highest": own.max(),
+                "caught": float(threshold.predict(kind_scores).mean()),
+                "lowest": kind_scores.min(),
+                "median": np.median(kind_scores),
+                "highest": kind_scores.max(),
             }
         )
     return pd.DataFrame(rows).sort_values("auroc", na_position="first", ignore_index=True)

@@ -143,21 +143,21 @@ def network_of(
         return filter_vectors
     if isinstance(backbone, TimmBackbone):
         model = copy.deepcopy(backbone.model).cpu().float()
-        asked: dict[str, Any] = {
+        timm_options: dict[str, Any] = {
             "indices": list(spec.layers),
             "norm": spec.norm,
             "stop_early": True,
             "intermediates_only": True,
         }
-        return lambda x: fuse_maps(model.forward_intermediates(x, **asked), spec.pool)[0]
+        return lambda x: fuse_maps(model.forward_intermediates(x, **timm_options), spec.pool)[0]
     if isinstance(backbone, ClipBackbone):
         tower = copy.deepcopy(backbone.model).cpu().float()
-        wanted: dict[str, Any] = {
+        clip_options: dict[str, Any] = {
             "indices": list(spec.layers),
             "normalize_intermediates": spec.norm,
             "intermediates_only": True,
         }
-        return lambda x: fuse_maps(tower.forward_intermediates(x, **wanted)["image_intermediates"], spec.pool)[0]
+        return lambda x: fuse_maps(tower.forward_intermediates(x, **clip_options)["image_intermediates"], spec.pool)[0]
     raise DataError(f"backbone={spec.name!r} is not exported; use filters, timm:<model> or open_clip:<model>")
 
 # %% ../../nbs/06_scoring/18_export.ipynb #31b79a62
@@ -220,8 +220,8 @@ def _nearest(bank: KNNBank) -> Callable[[Any], Any]:
             length = x.square().sum(dim=2, keepdim=True).sqrt()
             x = x / torch.where(length > 0, length, torch.ones_like(length))
         near = (x - centre) @ away.T - half
-        found = near.argmax(dim=2, keepdim=True) if k == 1 else near.topk(k, dim=2).indices
-        squared = (x[:, :, None] - rows[found]).square().sum(dim=3)
+        indices = near.argmax(dim=2, keepdim=True) if k == 1 else near.topk(k, dim=2).indices
+        squared = (x[:, :, None] - rows[indices]).square().sum(dim=3)
         return (squared / 2 if metric == "cosine" else squared.sqrt() if metric == "euclidean" else squared).mean(dim=2)
 
     return score
@@ -240,9 +240,9 @@ def check_export(
         "tiles and a region": not spec.whole,
         f"precision={spec.precision}": spec.precision != "float32",
     }
-    if found := [what for what, is_there in reasons.items() if is_there]:
+    if obstacles := [what for what, is_there in reasons.items() if is_there]:
         raise DataError(
-            f"recipe={detector.recipe!r}: {found[0]} is not exported; exported are {EXPORTED}, with "
+            f"recipe={detector.recipe!r}: {obstacles[0]} is not exported; exported are {EXPORTED}, with "
             "resize='square' and whole images"
         )
     network_of(detector.network())
@@ -285,8 +285,8 @@ def build_graph(
         detector.intensity_,
     )
     mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (spec.mean, spec.std))
-    share = float(reduce.removeprefix("top").removesuffix("%")) / 100 if reduce.startswith("top") else 0.0
-    count = max(1, int(share * h * w + 1e-9))
+    fraction = float(reduce.removeprefix("top").removesuffix("%")) / 100 if reduce.startswith("top") else 0.0
+    count = max(1, int(fraction * h * w + 1e-9))
 
     class Graph(torch.nn.Module):
         "From images to scores."
@@ -339,12 +339,12 @@ def export_detector(
         raise DataError(f"format={format!r}; use {' or '.join(FORMATS)}")
     threshold = detector.decision_threshold()
     graph, deep = build_graph(detector), not detector.intensity_.eight_bit
-    side, given = detector.network().spec.image_size, lambda image: image[None].astype(np.float32 if deep else np.uint8)
+    side, batch = detector.network().spec.image_size, lambda image: image[None].astype(np.float32 if deep else np.uint8)
     images = [_example(size, detector.intensity_) for size in ((side + 3, side + 7), (side // 3 + 1, 2 * side - 1))]
     with _plain_attention():
-        content = (_onnx if format == "onnx" else _torchscript)(graph, given(images[0]))
+        content = (_onnx if format == "onnx" else _torchscript)(graph, batch(images[0]))
     run = _runner(content, format)
-    farthest = max(_distance(detector, run(given(image)), image) for image in images)
+    farthest = max(_distance(detector, run(batch(image)), image) for image in images)
     if not farthest <= 1e-4:
         raise DataError(
             f"the graph's scores differ from the detector's by {farthest:.2g}, more than 1e-4; report "
@@ -355,7 +355,7 @@ def export_detector(
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as f:
         f.write(content)
-    about = {
+    metadata = {
         "input": "float32" if deep else "uint8",
         "threshold": float(threshold.value),
         "held_out": [float(s) for s in detector.held_out_],
@@ -369,7 +369,7 @@ def export_detector(
     }
     write_json(
         folder / "export.json",
-        about | {"graph": path.name, "sha256": sha256_file(path), "differs_by": farthest, "detector": origin},
+        metadata | {"graph": path.name, "sha256": sha256_file(path), "differs_by": farthest, "detector": origin},
     )
     if format == "onnx":
         write_text(folder / "predict.py", SCRIPT)
@@ -391,12 +391,12 @@ def _distance(detector: Any, found: tuple[np.ndarray, ...], image: np.ndarray) -
     scores = detector.score_patches(
         FeatureSet(patches, patch_hw, _no_files(1), cls, detector.spec_, detector.intensity_)
     )
-    wanted = (
+    expected = (
         detector.reduce_patches(scores, cls),
         heatmaps(scores, patch_hw, shown.shape[:2], detector.smoothing),
         scores.reshape(1, *patch_hw),
     )
-    return max(float((np.abs(a - b) / np.maximum(np.abs(b), 1)).max()) for a, b in zip(found, wanted, strict=True))
+    return max(float((np.abs(a - b) / np.maximum(np.abs(b), 1)).max()) for a, b in zip(found, expected, strict=True))
 
 
 def _no_files(n: int) -> Any:

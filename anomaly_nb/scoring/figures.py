@@ -96,12 +96,12 @@ def case_panels(
     """Image, mask (grey where it is not known), heatmap, overlay, hottest place and the normal place most like it, none
     larger than a panel.
     """
-    path, scores, told = (
+    path, scores, match = (
         result.meta["image_path"].iloc[i],
         np.asarray(result.patch_scores[i]),
         result.explanation.iloc[i],
     )
-    small, *others = image_panels(path, scores, told, result.layout, result.intensity, value_range, result.sigma)
+    small, *others = image_panels(path, scores, match, result.layout, result.intensity, value_range, result.sigma)
     mask = result.masks[i]
     return [small, np.full(small.shape[:2], 0.5) if mask is None else spread(mask, small.shape[:2]), *others]
 

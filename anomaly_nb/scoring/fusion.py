@@ -95,14 +95,14 @@ class FusionBank(Bank):
                 continue
             x = preparation.transform(patches)
             banks.append(clone(bank).fit(x, patch_hw, cls))
-            held = held_out_scores(banks[-1], x, patch_hw, random_state=self.random_state, cls=cls)
-            image = banks[-1].image_score(cls, own=True) if reduce == "retrieval" else image_scores(held, reduce)
+            held_out = held_out_scores(banks[-1], x, patch_hw, random_state=self.random_state, cls=cls)
+            image = banks[-1].image_score(cls, own=True) if reduce == "retrieval" else image_scores(held_out, reduce)
             units.append(
                 [
                     image.mean(dtype=np.float64),
                     image.std(dtype=np.float64),
-                    held.mean(dtype=np.float64),
-                    held.std(dtype=np.float64),
+                    held_out.mean(dtype=np.float64),
+                    held_out.std(dtype=np.float64),
                 ]
             )
         self.fitted_banks_, self.prepared_, self.weights_, self.units_ = banks, prepared, weights, np.array(units)
@@ -126,10 +126,10 @@ class FusionBank(Bank):
             self.weights_, self.fitted_banks_, self.prepared_, self.units_, self.parts
         ):
             if weight:
-                found = bank.score(preparation.transform(patches), cls)
-                own = bank.image_score(cls) if reduce == "retrieval" else image_scores(found, reduce)
-                image += weight * (own.astype(np.float64) - mean) / spread
-                cells += weight * (found.astype(np.float64) - cell_mean) / cell_spread
+                patch_scores = bank.score(preparation.transform(patches), cls)
+                image_score = bank.image_score(cls) if reduce == "retrieval" else image_scores(patch_scores, reduce)
+                image += weight * (image_score.astype(np.float64) - mean) / spread
+                cells += weight * (patch_scores.astype(np.float64) - cell_mean) / cell_spread
         return np.asarray(cells - cells.max(axis=1, keepdims=True) + image[:, None], np.float32)
 
     def save(self, folder: str | Path) -> Path:
@@ -149,7 +149,7 @@ class FusionBank(Bank):
 
     def _params(self) -> dict[str, Any]:
         "The parameters as JSON values; members of no weight are named only."
-        kept = [
+        parts = [
             {"preparation": p.get_params(), "reduce": r, "bank": b.is_fitted}
             for p, b, (_, _, r) in zip(self.prepared_, self.fitted_banks_, self.parts)
         ]
@@ -157,21 +157,21 @@ class FusionBank(Bank):
             "members": list(self.members),
             "weights": [float(w) for w in self.weights_],
             "random_state": self.random_state,
-            "kept": kept,
+            "kept": parts,
         }
 
     @classmethod
     def _made(cls, folder: Path, params: dict[str, Any]) -> "FusionBank":
         "The bank of saved parameters, with its fitted members read from their folders."
-        banks = [load_bank(folder / f"bank-{i}") if kept["bank"] else Bank() for i, kept in enumerate(params["kept"])]
-        prepared = [Preparation(**kept["preparation"]) for kept in params["kept"]]
+        banks = [load_bank(folder / f"bank-{i}") if part["bank"] else Bank() for i, part in enumerate(params["kept"])]
+        prepared = [Preparation(**part["preparation"]) for part in params["kept"]]
         for i, preparation in enumerate(prepared):
             for name, value in load_arrays(folder / f"preparation-{i}.npz").items():
                 setattr(preparation, name, int(value) if name == "dimensions_" else value)
-        parts = tuple((clone(p), clone(b), kept["reduce"]) for p, b, kept in zip(prepared, banks, params["kept"]))
-        made = cls(tuple(params["members"]), parts, tuple(params["weights"]), params["random_state"])
-        made.fitted_banks_, made.prepared_ = banks, prepared
-        return made
+        parts = tuple((clone(p), clone(b), part["reduce"]) for p, b, part in zip(prepared, banks, params["kept"]))
+        bank = cls(tuple(params["members"]), parts, tuple(params["weights"]), params["random_state"])
+        bank.fitted_banks_, bank.prepared_ = banks, prepared
+        return bank
 
 
 PREPARED = ("channel_", "mean_", "scale_", "white_", "dimensions_")  # of a fitted preparation
@@ -215,11 +215,11 @@ def choose_weights(
     )
     index.attrs["intensity"] = (intensity or Intensity()).to_dict()
     with tempfile.TemporaryDirectory() as folder:
-        own = None if groups is None else np.asarray(groups)[some]
-        made = artificial_validation(
-            index, folder, random_state=random_state, most=COPIES, side=2 * network.spec.image_size, groups=own
+        group_ids = None if groups is None else np.asarray(groups)[some]
+        samples = artificial_validation(
+            index, folder, random_state=random_state, most=COPIES, side=2 * network.spec.image_size, groups=group_ids
         )
-        features = extract_features(made, network)
+        features = extract_features(samples, network)
     return weigh_members(bank, features)
 
 
@@ -228,14 +228,14 @@ def weigh_members(
     features: FeatureSet,  # of `artificial_validation`: rows of split "train" and "validation"
 ) -> tuple[tuple[float, ...], pd.DataFrame]:
     "The same from features that are there."
-    train, asked = (features.where((features.meta["split"] == s).to_numpy()) for s in ("train", "validation"))
-    z, held = [], []
+    train, validation = (features.where((features.meta["split"] == s).to_numpy()) for s in ("train", "validation"))
+    z, held_out = [], []
     for name, part in progress(list(zip(bank.members, bank.parts)), "weighing members", unit="member"):
         alone = FusionBank((name,), (part,), random_state=bank.random_state).fit(
             train.patches, train.patch_hw, train.cls
         )
-        z.append(alone.score(asked.patches, asked.cls).max(axis=1))
-        held.append(
+        z.append(alone.score(validation.patches, validation.cls).max(axis=1))
+        held_out.append(
             held_out_scores(alone, train.patches, train.patch_hw, random_state=bank.random_state, cls=train.cls).max(
                 axis=1
             )
@@ -243,17 +243,17 @@ def weigh_members(
     rows = mixtures(len(z))
     table = synthetic_auroc(
         {str(i): w @ z for i, w in enumerate(rows)},
-        asked.meta,
-        {str(i): w @ held for i, w in enumerate(rows)},
+        validation.meta,
+        {str(i): w @ held_out for i, w in enumerate(rows)},
         n_resamples=200,
     )
     equal = int(np.flatnonzero(table["behind_low"].to_numpy() <= 0)[0])  # nearest to equal first
     best = int(table["auroc"].to_numpy().argmax())
-    told = {"equal weights": 0, "best": best, "chosen": equal} | {
+    choices = {"equal weights": 0, "best": best, "chosen": equal} | {
         name: int(np.flatnonzero(rows[:, i] == 1)[0]) for i, name in enumerate(bank.members)
     }
-    shown = table.iloc[list(told.values())][["auroc", "low", "high"]].reset_index(drop=True)
-    mixed = [", ".join(f"{n} {w:g}" for n, w in zip(bank.members, rows[i].round(3)) if w) for i in told.values()]
+    shown = table.iloc[list(choices.values())][["auroc", "low", "high"]].reset_index(drop=True)
+    mixed = [", ".join(f"{n} {w:g}" for n, w in zip(bank.members, rows[i].round(3)) if w) for i in choices.values()]
     return tuple(float(w) for w in rows[equal]), pd.concat(
-        [pd.DataFrame({"mixture": list(told), "weights": mixed}), shown], axis=1
+        [pd.DataFrame({"mixture": list(choices), "weights": mixed}), shown], axis=1
     )

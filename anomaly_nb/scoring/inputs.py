@@ -69,9 +69,9 @@ def training_table(X: Any) -> pd.DataFrame:  # image_path and more, rows counted
     table = image_table(X)
     if table is None:
         raise DataError("X: expected an index with image_path, or image files, at least one")
-    found = to_learn_from(table).reset_index(drop=True)
-    found.attrs = dict(table.attrs)
-    return found
+    rows = to_learn_from(table).reset_index(drop=True)
+    rows.attrs = dict(table.attrs)
+    return rows
 
 
 def training_rule(
@@ -98,14 +98,14 @@ def known_groups(
     Raises `DataError` as `image_groups` does, and for a reduction that leaves out one at a time.
     """
     groups = image_groups(meta, rule)
-    kept = [] if groups is None else groups.tolist()
-    if groups is not None and len(set(kept)) == len(groups):
+    labels = [] if groups is None else groups.tolist()
+    if groups is not None and len(set(labels)) == len(groups):
         groups = None
     if groups is not None and reduction in OWN_SCORES:
         raise DataError(
             f"reduce={reduction!r} leaves out one image at a time, not groups; use another reduction, or no groups"
         )
-    return groups, kept
+    return groups, labels
 
 
 def alike_images(
@@ -133,8 +133,8 @@ def with_added(
             "the detector was fitted on arrays; an update needs the training images' files: fit again on all features"
         )
     new = pd.DataFrame({"image_path": [str(p) for p in X]}) if isinstance(X, list | tuple) else X[normal_training(X)]
-    known = set(paths)
-    added = new[[p not in known for p in new["image_path"]]]
+    old_paths = set(paths)
+    added = new[[p not in old_paths for p in new["image_path"]]]
     if not len(added):
         raise DataError(f"all {len(new)} images were learned from before; there is nothing to add")
     old = pd.DataFrame({"image_path": paths})

@@ -82,13 +82,13 @@ class Cells:
         if self.plain:
             return heatmaps(scores[None], self.grids[0], [(h, w)], sigma * h / height)[0]
         low = float(scores.min())
-        made = (self._part_map(scores, k, rows, columns) for k in range(len(self.boxes)))
-        found = blend_tiles(made, self.boxes, height, width, low, rows, columns)
+        parts = (self._part_map(scores, k, rows, columns) for k in range(len(self.boxes)))
+        heat = blend_tiles(parts, self.boxes, height, width, low, rows, columns)
         if sigma:
-            ndimage.gaussian_filter(found, (sigma * h / height, sigma * w / width), output=found, mode="nearest")
+            ndimage.gaussian_filter(heat, (sigma * h / height, sigma * w / width), output=heat, mode="nearest")
         if self.region:
-            found[~self.region.inside(height, width)[np.ix_(rows, columns)]] = low
-        return found
+            heat[~self.region.inside(height, width)[np.ix_(rows, columns)]] = low
+        return heat
 
     def _part_map(self, scores: np.ndarray, k: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         "The pixels of one part that are in these rows and columns."
@@ -111,8 +111,8 @@ class Cells:
         "Pixels of the image between rows and columns of a part's cells."
         box, p = self.boxes[k], self.placements[k]
         y, x = (
-            np.clip((np.array(ends) * self.patch - o) * own / side, 0, own)
-            for ends, o, own, side in zip((rows, columns), p.offset, p.image, p.resized)
+            np.clip((np.array(ends) * self.patch - o) * length / side, 0, length)
+            for ends, o, length, side in zip((rows, columns), p.offset, p.image, p.resized)
         )
         return np.array([box[1] + x[0], box[0] + y[0], box[1] + x[1], box[0] + y[1]])
 
@@ -129,24 +129,24 @@ class Cells:
     ) -> tuple[int, int, int, int]:  # left, top, right, bottom in pixels; right and bottom are not part of it
         "The box around the connected cells above the limit, the hottest among them; where none is, the hottest cell."
         k, row, column = self._place(int(scores.argmax()))
-        found = self._edges(k, (row, row + 1), (column, column + 1))
+        edges = self._edges(k, (row, row + 1), (column, column + 1))
         areas = np.array(
             list(chain.from_iterable(self._areas(scores, k, limit) for k in range(len(self.boxes))))
         ).reshape(-1, 4)
-        middle = (found[:2] + found[2:]) / 2
+        middle = (edges[:2] + edges[2:]) / 2
         # of the hottest cell's part, and of others that see it
-        own = (areas[:, :2] <= middle).all(axis=1) & (areas[:, 2:] >= middle).all(axis=1)
-        while own.any():
-            found = np.concatenate(
-                [np.minimum(found[:2], areas[own, :2].min(axis=0)), np.maximum(found[2:], areas[own, 2:].max(axis=0))]
+        mask = (areas[:, :2] <= middle).all(axis=1) & (areas[:, 2:] >= middle).all(axis=1)
+        while mask.any():
+            edges = np.concatenate(
+                [np.minimum(edges[:2], areas[mask, :2].min(axis=0)), np.maximum(edges[2:], areas[mask, 2:].max(axis=0))]
             )
-            areas = areas[~own]
-            own = (
-                (areas[:, :2] < found[2:]).all(axis=1) & (areas[:, 2:] > found[:2]).all(axis=1)
+            areas = areas[~mask]
+            mask = (
+                (areas[:, :2] < edges[2:]).all(axis=1) & (areas[:, 2:] > edges[:2]).all(axis=1)
                 if len(self.boxes) > 1
                 else np.zeros(len(areas), bool)
             )
-        low, high = np.floor(found[:2].round(6)), np.ceil(found[2:].round(6))
+        low, high = np.floor(edges[:2].round(6)), np.ceil(edges[2:].round(6))
         return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
     def _areas(self, scores: np.ndarray, k: int, limit: float) -> list[np.ndarray]:
@@ -154,8 +154,8 @@ class Cells:
         hot = scores[self.part(k)].reshape(self.grids[k]) >= limit
         if not hot.any():
             return []
-        found = ndimage.find_objects(ndimage.label(hot, np.ones((3, 3)))[0])
-        return [self._edges(k, (rows.start, rows.stop), (columns.start, columns.stop)) for rows, columns in found]
+        slices = ndimage.find_objects(ndimage.label(hot, np.ones((3, 3)))[0])
+        return [self._edges(k, (rows.start, rows.stop), (columns.start, columns.stop)) for rows, columns in slices]
 
     def window(
         self,
@@ -167,7 +167,7 @@ class Cells:
         left, top, right, bottom = self._edges(k, (row, row + 1), (column, column + 1))
         y, x = (top + bottom) / 2, (left + right) / 2
         p = self.placements[k]
-        dy, dx = (context * self.patch * own / side for own, side in zip(p.image, p.resized))
+        dy, dx = (context * self.patch * length / side for length, side in zip(p.image, p.resized))
         return slice(max(0, int(y - dy)), int(y + dy) + 1), slice(max(0, int(x - dx)), int(x + dx) + 1)
 
 # %% ../../nbs/06_scoring/04_layout.ipynb #c8b6debd
@@ -241,8 +241,8 @@ class Layout:
         sizes: Sequence[tuple[int, int]],  # (H, W) of images
     ) -> bool:
         "Whether all images are one input each, all on one grid."
-        found = [self.of(size) for size in dict.fromkeys(sizes)]
-        return all(len(c.boxes) == 1 for c in found) and len({c.grids[0] for c in found}) == 1
+        cells = [self.of(size) for size in dict.fromkeys(sizes)]
+        return all(len(c.boxes) == 1 for c in cells) and len({c.grids[0] for c in cells}) == 1
 
     def said(self) -> str:
         "In words."

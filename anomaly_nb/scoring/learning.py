@@ -94,11 +94,11 @@ def sized_bank(
     known: dict[str, Any] | None = None,  # the budget of an earlier fit, which is kept
 ) -> tuple[Bank, dict[str, Any]]:  # unfitted; its budget, {} for none
     "The bank to fit, of the size that keeps the budget. Raises as `bank_within` does."
-    made = clone(bank)
+    new_bank = clone(bank)
     if not budget_ms and not budget_mb:
-        return made, {}
+        return new_bank, {}
     budget = known or bank_within(bank, x, asked, seconds() if budget_ms else 0.0, budget_ms, budget_mb)
-    return made.set_params(coreset=budget["coreset"], k=budget["k"]), budget
+    return new_bank.set_params(coreset=budget["coreset"], k=budget["k"]), budget
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #d3b16280
 def own_scores(
@@ -109,9 +109,9 @@ def own_scores(
     cells: Cells,  # of it
 ) -> np.ndarray:  # (C,) float32
     "The scores of all cells of a training image whose cells are in memory."
-    own = learned.image == i
+    row_mask = learned.image == i
     scores = np.zeros(cells.starts[-1], np.float32)
-    scores[learned.cell[own]] = bank.score(x[:, own])[0] * learned.shown[own]
+    scores[learned.cell[row_mask]] = bank.score(x[:, row_mask])[0] * learned.shown[row_mask]
     return cells.filled(scores)
 
 
@@ -227,8 +227,8 @@ def _weigh(detector: Any, bank: Bank, meta: pd.DataFrame) -> None:
         return
     detector.choice_["fusion"] = {"members": list(bank.members), "weights": [1 / len(bank.members)] * len(bank.members)}
     files = len(detector.paths_) >= FEWEST and all(Path(p).is_file() for p in detector.paths_)
-    made = detector.network().spec.to_dict() if files else {}
-    if not files or any(detector.spec_[k] != made.get(k) for k in SPEC if k in detector.spec_):
+    spec = detector.network().spec.to_dict() if files else {}
+    if not files or any(detector.spec_[k] != spec.get(k) for k in SPEC if k in detector.spec_):
         detector.choice_["fusion"]["by"] = (
             f"equal weights: to choose others needs {FEWEST} normal images, their files "
             "and the network of their features"
@@ -243,8 +243,8 @@ def _weigh(detector: Any, bank: Bank, meta: pd.DataFrame) -> None:
         detector.random_state,
     )
     bank.set_params(weights=weights)
-    said = "synthetic anomalies in normal images that were kept back"
-    detector.choice_["fusion"] |= {"weights": list(weights), "by": said, "compared": table.round(6).to_dict("records")}
+    basis = "synthetic anomalies in normal images that were kept back"
+    detector.choice_["fusion"] |= {"weights": list(weights), "by": basis, "compared": table.round(6).to_dict("records")}
 
 
 def _fit_bank(
@@ -285,18 +285,18 @@ def _learn_grid(detector: Any, bank: Bank, f: FeatureSet, budget: dict[str, Any]
         f.meta,
         f.patch_hw if not f.spec else (f.patch_hw[0] // len(detector.angles), f.patch_hw[1]),
     )
-    own = detector.patch_hw_[0] * detector.patch_hw_[1]  # cells of an image that is not rotated
+    n_cells = detector.patch_hw_[0] * detector.patch_hw_[1]  # cells of an image that is not rotated
     detector.preparation_ = clone(detector.parts().preparation).fit(f.patches)
     x = detector.preparation_.transform(f.patches)
     _weigh(detector, bank, f.meta)
-    _fit_bank(detector, bank, x, f.patch_hw, f.cls, x[:1, :own], budget)
+    _fit_bank(detector, bank, x, f.patch_hw, f.cls, x[:1, :n_cells], budget)
     groups, detector.groups_ = known_groups(f.meta, detector.groups, detector.reduction)
     detector.alike_ = alike_images(x[:0] if detector.groups_ else x, detector.paths_)
     if len(x) > 1:
         patches = held_out_scores(
             detector.bank_, x, f.patch_hw, random_state=detector.random_state, cls=f.cls, groups=groups
         )
-        detector.held_out_patches_ = detector.masked(patches[:, :own], f)
+        detector.held_out_patches_ = detector.masked(patches[:, :n_cells], f)
         detector.held_out_ = detector.reduced(f, detector.held_out_patches_, own=True)
         detector.threshold_ = choose_threshold(detector.threshold, detector.held_out_, np.empty(0), np.empty(0))
 
@@ -329,10 +329,10 @@ def _learn_parts(
         )
         return (s.cells for s in detector.scored_parts(some, [cells[i] for i in out], bank))
 
-    detector.held_out_, kept = np.empty(len(cells), np.float32), [np.empty(0, np.float32)] * len(cells)
+    detector.held_out_, patch_scores = np.empty(len(cells), np.float32), [np.empty(0, np.float32)] * len(cells)
     for i, scores in held_out_cells(
         detector.bank_, x, learned, cells, held_out_folds(len(cells), 10, detector.random_state, groups), read_again
     ):
-        detector.held_out_[i], kept[i] = cells[i].reduce(scores, detector.reduction), scores[cells[i].count]
-    detector.held_out_patches_ = some_of(np.concatenate(kept), random_state=detector.random_state)
+        detector.held_out_[i], patch_scores[i] = cells[i].reduce(scores, detector.reduction), scores[cells[i].count]
+    detector.held_out_patches_ = some_of(np.concatenate(patch_scores), random_state=detector.random_state)
     detector.threshold_ = choose_threshold(detector.threshold, detector.held_out_, np.empty(0), np.empty(0))

@@ -30,16 +30,16 @@ def image_scores(
     if reduce == "mean":
         return scores.mean(axis=1)
     try:
-        share = (
+        fraction = (
             float(reduce.removeprefix("top").removesuffix("%")) / 100
             if reduce.startswith("top") and reduce.endswith("%")
             else 0
         )
     except ValueError:
-        share = 0
-    if not 0 < share <= 1:
+        fraction = 0
+    if not 0 < fraction <= 1:
         raise DataError(f"reduce={reduce!r}; use 'max', 'mean' or a fraction such as 'top1%'")
-    count = max(1, int(share * scores.shape[1] + 1e-9))
+    count = max(1, int(fraction * scores.shape[1] + 1e-9))
     return np.partition(scores, -count, axis=1)[:, -count:].mean(axis=1)
 
 # %% ../../nbs/06_scoring/01_maps.ipynb #617d2e47
@@ -87,10 +87,10 @@ def heatmaps(
     if scores.ndim != 2 or scores.shape[1] != h * w:
         raise DataError(f"patch_scores {scores.shape} do not fit a grid of {h} x {w}")
     one_size = len(sizes) == 2 and not isinstance(sizes[0], Sequence | np.ndarray)
-    wanted: Any = [sizes] * len(scores) if one_size else sizes
-    if len(wanted) != len(scores):
-        raise DataError(f"{len(wanted)} sizes for {len(scores)} images")
-    maps = [_heatmap(s.reshape(h, w), (int(size[0]), int(size[1])), sigma) for s, size in zip(scores, wanted)]
+    image_sizes: Any = [sizes] * len(scores) if one_size else sizes
+    if len(image_sizes) != len(scores):
+        raise DataError(f"{len(image_sizes)} sizes for {len(scores)} images")
+    maps = [_heatmap(s.reshape(h, w), (int(size[0]), int(size[1])), sigma) for s, size in zip(scores, image_sizes)]
     return np.stack(maps) if one_size else maps
 
 

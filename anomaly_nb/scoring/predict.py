@@ -71,23 +71,23 @@ def find_images(
     paths: Iterable[str | Path],  # files and folders
 ) -> tuple[list[str], dict[str, str]]:  # images to predict; what is passed over in folders, with the reason
     "The images below folders, and files as named. Raises `MissingFileError` for a path that is not there."
-    found: list[str] = []
+    images: list[str] = []
     passed: dict[str, str] = {}
     for path in map(Path, paths):
         if path.is_dir():
             files, odd = list_files(path)
             # each becomes a row with this error
             unnamed = [p for p, why in odd.items() if why == NOT_UTF8 and is_image(p) and p.is_file()]
-            found += [
+            images += [
                 p.as_posix() for p in sorted([*filter(is_image, files), *unnamed], key=lambda p: natural_key(str(p)))
             ]
             passed |= {p.as_posix(): why_skipped(p) for p in files if not is_image(p) and not p.name.startswith(".")}
             passed |= {printable(p): why for p, why in odd.items() if p not in unnamed}
         elif path.exists():
-            found.append(path.as_posix())
+            images.append(path.as_posix())
         else:
             raise MissingFileError(f"{path}: no such file or folder")
-    return list(dict.fromkeys(found)), passed
+    return list(dict.fromkeys(images)), passed
 
 # %% ../../nbs/06_scoring/12_predict.ipynb #e509c3dd
 def count_learned(
@@ -184,18 +184,18 @@ def predict_files(
     read = partial(_read, detector, network)
 
     def scored(files: list[str]) -> tuple[list[_Read], tuple[Found, dict[int, str]]]:
-        known = [read(path) for path in files]
-        return known, _at_once(detector, network, known)
+        inputs = [read(path) for path in files]
+        return inputs, _at_once(detector, network, inputs)
 
     if workers > 1:
         with side_by_side(workers) as pool:
-            for files, found in in_order(pool, scored, _pieces(rest, size, workers), workers):
-                yield from _decided(detector, threshold.value, highest, files, found)
+            for files, scores in in_order(pool, scored, _pieces(rest, size, workers), workers):
+                yield from _decided(detector, threshold.value, highest, files, scores)
         return
     size = 1 if detector.by_parts else size
     with ThreadPoolExecutor(1 if detector.by_parts else 2) as pool:
-        known = in_order(pool, read, rest, size)
-        while files := list(islice(known, size)):
+        inputs = in_order(pool, read, rest, size)
+        while files := list(islice(inputs, size)):
             yield from _decided(
                 detector,
                 threshold.value,
@@ -212,7 +212,7 @@ Found = dict[int, tuple[np.ndarray, float, pd.Series]]
 # the second: what is wrong with files
 def _at_once(detector: Detector, network: Backbone, files: list[_Read]) -> tuple[Found, dict[int, str]]:
     "Scores of inputs that pass the network together."
-    found: Found = {}
+    records: Found = {}
     failed: dict[int, str] = {}
     grid = [i for i, file in enumerate(files) if not file.error]
     for shape in dict.fromkeys(files[i].image.shape for i in grid):
@@ -232,51 +232,51 @@ def _at_once(detector: Detector, network: Backbone, files: list[_Read]) -> tuple
                 detector.intensity_,
             )
             patch_scores = detector.score_patches(f)
-            told, scores = (
+            matches, scores = (
                 detector.nearest_normal(f, patch_scores),
                 detector.reduce_patches(patch_scores, f.cls, features=f),
             )
-            found |= {i: (patch_scores[j], float(scores[j]), told.iloc[j]) for j, i in enumerate(some)}
+            records |= {i: (patch_scores[j], float(scores[j]), matches.iloc[j]) for j, i in enumerate(some)}
         except DataError as e:
             failed |= dict.fromkeys(some, str(e))
-    return found, failed
+    return records, failed
 
 
 def _by_parts(detector: Detector, network: Backbone, files: list[_Read]) -> tuple[Found, dict[int, str]]:
     "Scores of images, part by part."
-    found: Found = {}
+    records: Found = {}
     failed: dict[int, str] = {}
     for i, file in enumerate(files):
         if file.error:
             continue
         try:
-            (done,) = detector.scored(
+            (record,) = detector.scored(
                 [file.path], image_batches(file.image, network, detector.layout_, name=file.path), [file.size]
             )
-            found[i] = (
-                done.cells,
-                done.score,
-                detector.nearest_places(np.array([done.hot]), done.vector[None]).iloc[0],
+            records[i] = (
+                record.cells,
+                record.score,
+                detector.nearest_places(np.array([record.hot]), record.vector[None]).iloc[0],
             )
         except DataError as e:
             failed[i] = str(e)
-    return found, failed
+    return records, failed
 
 
 def _decided(
     detector: Detector, threshold: float, limit: float, files: list[_Read], scored: tuple[Found, dict[int, str]]
 ) -> Iterator[Prediction]:
     "Predictions of files that were read."
-    found, failed = scored
+    records, failed = scored
     failed = failed | {i: f.error for i, f in enumerate(files) if f.error}
     for i, f in enumerate(files):
         if i in failed:
             yield Prediction(f.path, error=failed[i], size=f.size)
             continue
-        patch_scores, score, near = found[i]
-        held = detector.held_out_
-        p = float(conformal_pvalues(held, np.array([score]))[0]) if len(held) else float("nan")
-        below = 100 * float(np.mean(held < score)) if len(held) else float("nan")
+        patch_scores, score, near = records[i]
+        held_out = detector.held_out_
+        p = float(conformal_pvalues(held_out, np.array([score]))[0]) if len(held_out) else float("nan")
+        below = 100 * float(np.mean(held_out < score)) if len(held_out) else float("nan")
         box = detector.layout_.of(f.size).box(patch_scores, limit)
         yield Prediction(
             f.path,
@@ -325,8 +325,8 @@ def write_maps(
 ) -> list[Path]:  # <name>.tiff and <name>.overlay.png
     "The heatmap of a prediction as float TIFF, and the image under it."
     heat = prediction_map(detector, prediction)
-    known = detector.held_out_patches_
-    scale = colour_range(known, patch_limit(known)) if known.size else colour_range([heat])
+    held_out = detector.held_out_patches_
+    scale = colour_range(held_out, patch_limit(held_out)) if held_out.size else colour_range([heat])
     shown = overlay(read_image(prediction.image_path, detector.intensity_), heat, scale)
     files = [Path(folder) / f"{name}.tiff", Path(folder) / f"{name}.overlay.png"]
     for path, array, form in zip(files, (heat, shown), ("TIFF", "PNG")):

@@ -136,8 +136,8 @@ def image_features(
         )
 
     with side_by_side(workers) as pool:
-        for found, hw, cls in in_order(pool, seen, (views[i : i + step] for i in range(0, len(views), step)), workers):
-            patches.append(found)
+        for batch, hw, cls in in_order(pool, seen, (views[i : i + step] for i in range(0, len(views), step)), workers):
+            patches.append(batch)
             vectors.append(cls)
             grid = hw
     n, tall = len(index), (grid[0] * len(angles), grid[1])
@@ -197,10 +197,10 @@ def image_groups(
         raise DataError(
             f"groups={rule!r}: no regular expression ({e}); use 'parent', or for example '^(part[0-9]+)_'"
         ) from None
-    found = [pattern.search(p.name) for p in paths]
-    if None in found:
-        raise DataError(f"groups={rule!r}: {paths[found.index(None)].name} does not match; every image needs a group")
-    return np.array([m[1] if m.groups() else m[0] for m in found if m])
+    matches = [pattern.search(p.name) for p in paths]
+    if None in matches:
+        raise DataError(f"groups={rule!r}: {paths[matches.index(None)].name} does not match; every image needs a group")
+    return np.array([m[1] if m.groups() else m[0] for m in matches if m])
 
 # %% ../../nbs/06_scoring/05_preparation.ipynb #ddfe9f46
 def image_vectors(

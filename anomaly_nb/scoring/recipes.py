@@ -303,12 +303,12 @@ def recipe_parts(
     if backbone and backbone != recipe.backbone:
         prepared.set_params(average=1)
         chosen.set_params(**({"parts": 1} if "parts" in chosen.get_params() else {}))
-    given = {"k": k or None, "coreset": coreset, "similar": similar or None, "random_state": random_state}
-    chosen.set_params(**{p: v for p, v in given.items() if v is not None and p in chosen.get_params(deep=False)})
+    settings = {"k": k or None, "coreset": coreset, "similar": similar or None, "random_state": random_state}
+    chosen.set_params(**{p: v for p, v in settings.items() if v is not None and p in chosen.get_params(deep=False)})
     if isinstance(chosen, FusionBank) and bank is None:
         if nested := [m for m in chosen.members if m.startswith("fusion")]:
             raise DataError(f"recipe={name!r}: {nested[0]} is a fusion itself; name its members")
-        made = [
+        members = [
             recipe_parts(
                 m,
                 backbone or recipe.backbone,
@@ -320,7 +320,7 @@ def recipe_parts(
             )
             for m in chosen.members
         ]
-        chosen.set_params(parts=tuple((m.preparation, m.bank, m.reduce) for m in made))
+        chosen.set_params(parts=tuple((m.preparation, m.bank, m.reduce) for m in members))
     return replace(
         recipe,
         backbone=backbone or recipe.backbone,
@@ -340,18 +340,18 @@ def few_shot(
 ) -> pd.DataFrame:
     "The index with only `shots` training images. Raises `DataError` if there are too few."
     train = index[index["split"] == "train"].sort_values("image_path")
-    known = len(train)
+    n_train = len(train)
     if sample not in ("order", "random"):
         raise DataError(f"sample={sample!r}; use 'order' or 'random'")
     if sample == "random":
-        train = train.iloc[np.random.default_rng(seed).permutation(known)[:shots]].sort_values("image_path")
+        train = train.iloc[np.random.default_rng(seed).permutation(n_train)[:shots]].sort_values("image_path")
     else:
         train = train.iloc[seed * shots : (seed + 1) * shots]
     if shots < 0 or len(train) < shots:
-        raise DataError(f"shots={shots}, seed={seed}: the index has {known} training images")
-    found = pd.concat([train, index[index["split"] != "train"]], ignore_index=True)
-    found.attrs = dict(index.attrs)
-    return found
+        raise DataError(f"shots={shots}, seed={seed}: the index has {n_train} training images")
+    subset = pd.concat([train, index[index["split"] != "train"]], ignore_index=True)
+    subset.attrs = dict(index.attrs)
+    return subset
 
 # %% ../../nbs/06_scoring/06_recipes.ipynb #8a8d31b2
 def fused_scores(

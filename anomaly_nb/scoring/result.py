@@ -143,8 +143,8 @@ class Evaluation:
 
     def image_metrics(self) -> dict[str, float]:
         "Ranking and decision metrics of the images with known labels; empty without both kinds."
-        known = self.labels >= 0
-        return image_metrics(self.labels[known], self.scores[known], self.threshold) if self.both else {}
+        label_mask = self.labels >= 0
+        return image_metrics(self.labels[label_mask], self.scores[label_mask], self.threshold) if self.both else {}
 
     @cached_property
     def pixel_curve(self) -> ProCurve | None:
@@ -199,16 +199,16 @@ class Evaluation:
     def verdict(self) -> str:
         "What was found, in two sentences."
         bad, good = int((self.labels == 1).sum()), int((self.labels == 0).sum())
-        found, alarms = int((self.called & (self.labels == 1)).sum()), int((self.called & (self.labels == 0)).sum())
+        hits, alarms = int((self.called & (self.labels == 1)).sum()), int((self.called & (self.labels == 0)).sum())
         if not self.both:
-            said = f"{int(self.called.sum())} of {len(self)} images are called anomalous"
-            return f"{said} at the threshold {self.threshold}."
+            text = f"{int(self.called.sum())} of {len(self)} images are called anomalous"
+            return f"{text} at the threshold {self.threshold}."
         m = self.image_metrics()
         ranked = (
             f"Image AUROC {m['image_auroc']:.3f} [{m['image_auroc_low']:.3f}, "
             f"{m['image_auroc_high']:.3f}] (higher is better)"
         )
         return (
-            f"{ranked}. At the threshold {found} of {bad} anomalous images are found, and {alarms} of {good} "
+            f"{ranked}. At the threshold {hits} of {bad} anomalous images are found, and {alarms} of {good} "
             f"normal ones are called anomalous; threshold {self.threshold}."
         )

@@ -170,13 +170,13 @@ class Served:
     def identity(self) -> dict[str, Any]:
         "Who answers."
         spec = self.detector.network().spec
-        known = {
+        details = {
             "version": self.detector.version_,
             "manifest": self.manifest,
             "backbone": self.detector.parts().backbone,
             "weights_sha256": spec.sha256,
         }
-        return {"name": self.name, "threshold": float(self.threshold.value)} | known
+        return {"name": self.name, "threshold": float(self.threshold.value)} | details
 
     def predict(
         self,
@@ -191,21 +191,21 @@ class Served:
         path = folder / secrets.token_hex(16)
         try:
             path.write_bytes(image)
-            found, (height, width) = self._decided(str(path))
+            prediction, (height, width) = self._decided(str(path))
         finally:
             path.unlink(missing_ok=True)
         self.count += 1
-        box = dict(zip(("left", "top", "right", "bottom"), found.box))
-        near, drift = self.names.get(found.normal_path, found.normal_path), self._kept(file, found.score)
-        told = {k: getattr(found, k) for k in ("score", "p_value", "percentile", "distance", "clipped")}
+        box = dict(zip(("left", "top", "right", "bottom"), prediction.box))
+        near, drift = self.names.get(prediction.normal_path, prediction.normal_path), self._kept(file, prediction.score)
+        fields = {k: getattr(prediction, k) for k in ("score", "p_value", "percentile", "distance", "clipped")}
         who = {("detector" if k == "name" else k): v for k, v in self.identity().items()}
         return Answer(
             **who,
-            **told,
+            **fields,
             file=file,
             width=width,
             height=height,
-            anomalous=bool(found.anomalous),
+            anomalous=bool(prediction.anomalous),
             box=Box(**box),
             nearest_normal=near,
             drift=drift,
@@ -219,14 +219,14 @@ class Served:
                 raise BadImage(
                     f"the image has {w} x {h} pixels; at most {self.largest} are taken, cut it or make it smaller", 413
                 )
-            found = next(predict_files(self.detector, [path], limit=self.limit))
-            if found.error:
-                raise DataError(found.error)
+            prediction = next(predict_files(self.detector, [path], limit=self.limit))
+            if prediction.error:
+                raise DataError(prediction.error)
         except BadImage:
             raise
         except DataError as e:
             raise BadImage(str(e).replace(path, "the body").replace(Path(path).name, "the body")) from None
-        return found, (h, w)
+        return prediction, (h, w)
 
     def _kept(self, file: str, score: float) -> Literal["off", "kept", "missed"]:
         "Give the score to the calibration store; a store that is busy or full keeps nobody from a decision."
@@ -250,8 +250,8 @@ def image_of(
     Raises `BadImage` for an empty one, or a form without a file.
     """
     if kind.lower().startswith("multipart/"):
-        found = re.search(r'boundary="?([^";,]{1,70})', kind, re.IGNORECASE)
-        parts = (b"\r\n" + body).split(b"\r\n--" + found[1].strip().encode("latin-1"))[1:-1] if found else []
+        boundary = re.search(r'boundary="?([^";,]{1,70})', kind, re.IGNORECASE)
+        parts = (b"\r\n" + body).split(b"\r\n--" + boundary[1].strip().encode("latin-1"))[1:-1] if boundary else []
         for head, _, content in (p.partition(b"\r\n\r\n") for p in parts):
             name = re.search(rb'filename="([^"\r\n]*)"', head)
             if name:
@@ -283,16 +283,16 @@ def read_detectors(
     folders = [root] if (root / "detector.json").is_file() else sorted(p.parent for p in root.glob("*/detector.json"))
     if not folders:
         raise MissingFileError(f"{root}: holds no detector; `anomaly-nb fit my_parts --out {root}/my_part` makes one")
-    found = {}
+    detectors = {}
     for folder in folders:
         try:
             manifest = sha256_file(folder / MANIFEST) if (folder / MANIFEST).is_file() else ""
-            found[folder.resolve().name] = Served(
+            detectors[folder.resolve().name] = Served(
                 folder.resolve().name, Detector.load(folder, weights), manifest, store, largest
             )
         except DataError as e:
             raise DataError(str(e) if str(folder) in str(e) else f"{folder}: {e}") from None
-    return found
+    return detectors
 
 # %% ../../nbs/06_scoring/19_service.ipynb #e5597e89
 def create_detector_app(
@@ -316,7 +316,7 @@ def create_detector_app(
     app, kinds = guarded_app(guard, "anomaly_nb detectors", public_schema=public_schema, largest_file=largest)
     add_errors(app)
     app.state.folder = tempfile.TemporaryDirectory(prefix="anomaly-nb-")
-    about = described(400, 401, 404, 405, 408, 413, 422, 429, 503)
+    route_arguments = described(400, 401, 404, 405, 408, 413, 422, 429, 503)
     bytes_of: Any = {"type": "string", "format": "binary"}
     form = {"type": "object", "properties": {"image": bytes_of}, "required": ["image"]}
     content = {
@@ -329,7 +329,7 @@ def create_detector_app(
         "POST",
         "/v1/detectors/{name}/predict",
         openapi_extra={"requestBody": {"required": True, "content": content}},
-        **about,
+        **route_arguments,
     )
     async def predict(
         name: Annotated[str, NAME],
@@ -345,15 +345,15 @@ def create_detector_app(
     ) -> Answer:
         if name not in detectors:
             raise fastapi.HTTPException(404, "no detector of this name; see the list")
-        given = (await request.body(), request.headers.get("content-type", ""), file, Path(app.state.folder.name))
+        arguments = (await request.body(), request.headers.get("content-type", ""), file, Path(app.state.folder.name))
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                detectors[name].thread, detectors[name].predict, *given
+                detectors[name].thread, detectors[name].predict, *arguments
             )
         except BadImage as e:
             raise fastapi.HTTPException(e.status, " ".join(str(e).split())) from None
 
-    @kinds["keyed"]("GET", "/v1/detectors", **about)
+    @kinds["keyed"]("GET", "/v1/detectors", **route_arguments)
     def known() -> Cards:
         return Cards(count=len(detectors), detectors=[d.card() for d in detectors.values()])
 

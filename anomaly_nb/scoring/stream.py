@@ -54,18 +54,18 @@ def part_batches(
     owner = np.repeat(np.arange(len(paths)), counts)
     starts = np.cumsum([0, *counts])
     boxes = np.concatenate([c.boxes for c in cells]) if cells else np.zeros((0, 4), int)
-    done = 0
+    offset = 0
     with progress(desc=f"{desc}, {network.spec.name}", total=len(owner), unit="input") as bar:
         for patches, grid, cls in feature_batches(
             [paths[int(i)] for i in owner], network, size, intensity, boxes, mixed=True
         ):
-            cuts = [0, *(np.flatnonzero(np.diff(owner[done : done + len(patches)])) + 1), len(patches)]
+            cuts = [0, *(np.flatnonzero(np.diff(owner[offset : offset + len(patches)])) + 1), len(patches)]
             for a, b in pairwise(cuts):
-                i = int(owner[done + a])
-                first = done + a - int(starts[i])
+                i = int(owner[offset + a])
+                first = offset + a - int(starts[i])
                 check_grid(grid, cells[i].grids[first], network, paths[i])
                 yield PartBatch(i, first, patches[a:b], cls[a:b])
-            done += len(patches)
+            offset += len(patches)
             bar.update(len(patches))
 
 
@@ -124,8 +124,8 @@ def training_cells(
         c.filled(np.zeros(c.starts[-1], np.float32))
     total = sum(int(c.count.sum()) for c in cells)
     quota = most // len(cells) if most and total > most else total
-    kept = [_kept(c.count, quota, (random_state, i)) for i, c in enumerate(cells)]
-    starts = np.cumsum([0, *(int(k.sum()) for k in kept)])
+    keep_masks = [_kept(c.count, quota, (random_state, i)) for i, c in enumerate(cells)]
+    starts = np.cumsum([0, *(int(k.sum()) for k in keep_masks)])
     x, shown, vectors, parts = (
         np.empty((0, 0), np.float32),
         np.ones(int(starts[-1]), bool),
@@ -139,7 +139,7 @@ def training_cells(
             x = np.empty((int(starts[-1]), batch.patches.shape[2]), np.float32)
         vectors[i], parts[i] = vectors[i] + batch.cls.sum(axis=0, dtype=np.float64), parts[i] + len(batch.cls)
         for k, patches in enumerate(batch.patches, start=batch.first):
-            take = kept[i][cells[i].part(k)]
+            take = keep_masks[i][cells[i].part(k)]
             rows = slice(int(fill[i]), int(fill[i] + take.sum()))
             x[rows] = patches[take]
             if object_threshold is not None:
@@ -147,7 +147,7 @@ def training_cells(
             fill[i] = rows.stop
     image, cell = (
         np.repeat(np.arange(len(cells), dtype=np.int32), np.diff(starts)),
-        np.concatenate([np.flatnonzero(k) for k in kept]).astype(np.int32),
+        np.concatenate([np.flatnonzero(k) for k in keep_masks]).astype(np.int32),
     )
     return TrainingCells(
         x, image, cell, shown, np.stack([np.asarray(v / n, np.float32) for v, n in zip(vectors, parts)]), total
@@ -187,24 +187,24 @@ def scored_images(
     vectors: Any = 0.0
     hot = -1
     for batch in batches:
-        own = cells(batch.image)
+        grid = cells(batch.image)
         if batch.first == 0:
-            values, vectors, hot = np.empty(own.starts[-1], np.float32), np.zeros(batch.cls.shape[1]), -1
+            values, vectors, hot = np.empty(grid.starts[-1], np.float32), np.zeros(batch.cls.shape[1]), -1
         x = transform(batch.patches)
-        found = score(x, batch.cls)
+        scores = score(x, batch.cls)
         vectors = vectors + batch.cls.sum(axis=0, dtype=np.float64)
-        for j, one in enumerate(found):
+        for j, one in enumerate(scores):
             k = batch.first + j
-            part = own.part(k)
+            part = grid.part(k)
             values[part] = (
-                one if object_threshold is None else one * foreground(batch.patches[j], own.grids[k], object_threshold)
+                one if object_threshold is None else one * foreground(batch.patches[j], grid.grids[k], object_threshold)
             )
-            inside = np.where(own.count[part], values[part], -np.inf)
-            if own.count[part].any() and (hot < 0 or inside.max() > values[hot]):
+            inside = np.where(grid.count[part], values[part], -np.inf)
+            if grid.count[part].any() and (hot < 0 or inside.max() > values[hot]):
                 hot, best = part.start + int(inside.argmax()), x[j, int(inside.argmax())].copy()
-        if batch.first + len(found) == len(own.boxes):
-            values = own.filled(values)
-            yield Scored(values, own.reduce(values, reduce), hot, best, (vectors / len(own.boxes)).astype(np.float32))
+        if batch.first + len(scores) == len(grid.boxes):
+            values = grid.filled(values)
+            yield Scored(values, grid.reduce(values, reduce), hot, best, (vectors / len(grid.boxes)).astype(np.float32))
 
 # %% ../../nbs/06_scoring/15_stream.ipynb #4e8302ce
 class DiskRows(Sequence):
@@ -241,7 +241,7 @@ def pass_features(
     pd.DataFrame, np.ndarray, np.ndarray, np.ndarray | None, pd.DataFrame, dict[str, float]
 ]:  # rows, (N, P) and (N,) scores, vectors, nearest, seconds
     "Scores and explanations of images on one grid. Raises `DataError` where there are none."
-    metas, patches, scores, vectors, told, clock = (
+    metas, patches, scores, vectors, matches, clock = (
         [],
         [],
         [],
@@ -254,7 +254,7 @@ def pass_features(
         at = time.perf_counter()
         patches.append(score(f))
         scored = time.perf_counter()
-        told.append(nearest(f, patches[-1]))
+        matches.append(nearest(f, patches[-1]))
         metas.append(f.meta)
         vectors.append(f.cls)
         scores.append(alone(f, patches[-1]))
@@ -273,7 +273,7 @@ def pass_features(
         np.concatenate(patches),
         np.concatenate(scores),
         cls,
-        pd.concat(told, ignore_index=True),
+        pd.concat(matches, ignore_index=True),
         clock,
     )
 
@@ -288,18 +288,18 @@ def pass_parts(
     """Scores and explanations of images that are seen part by part: of an image, the scores of its cells go to a
     temporary file, and nothing else stays.
     """
-    rows, scores, told, vectors, start = DiskRows(), [], [], [], time.perf_counter()
-    for done in scored:
-        rows.append(done.cells)
-        scores.append(done.score)
-        vectors.append(done.cls)
-        told.append(nearest(np.array([done.hot]), done.vector[None]))
-    if not told:
+    rows, scores, matches, vectors, start = DiskRows(), [], [], [], time.perf_counter()
+    for record in scored:
+        rows.append(record.cells)
+        scores.append(record.score)
+        vectors.append(record.cls)
+        matches.append(nearest(np.array([record.hot]), record.vector[None]))
+    if not matches:
         raise DataError("X: no images to evaluate; an index needs rows with split 'test'")
     return (
         rows,
         np.array(scores, np.float32),
         vectors,
-        pd.concat(told, ignore_index=True),
+        pd.concat(matches, ignore_index=True),
         {"features and bank": time.perf_counter() - start},
     )

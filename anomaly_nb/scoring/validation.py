@@ -33,9 +33,9 @@ def kept_back(
     "A random part to learn from, and at most `APART` images of the rest. Raises `DataError` if either would be empty."
     group = np.unique(np.arange(n) if groups is None else np.asarray(groups), return_inverse=True)[1]
     order, apart = rng.permutation(group.max(initial=-1) + 1), np.zeros(n, bool)
-    wanted = min(round(share * n), APART)
+    count = min(round(share * n), APART)
     for g in order[:-1]:
-        if apart.sum() < wanted:
+        if apart.sum() < count:
             apart |= group == g
     if not apart.any():
         raise DataError(
@@ -43,7 +43,7 @@ def kept_back(
             "more images or another fraction"
         )
     some = np.zeros(n, bool)
-    some[rng.permutation(np.flatnonzero(apart))[:wanted]] = True
+    some[rng.permutation(np.flatnonzero(apart))[:count]] = True
     return ~apart, some
 
 
@@ -88,26 +88,26 @@ def artificial_validation(
             for step in range(each):
                 strength = STRENGTHS[(turn + number + step) % len(STRENGTHS)]
                 try:
-                    made, _ = synthetic_anomaly(image, kind, strength, int(rng.integers(2**31)))
+                    copy, _ = synthetic_anomaly(image, kind, strength, int(rng.integers(2**31)))
                 except DataError:
                     failed.append(kind)
                     continue
-                path = _written(made, folder, f"{i:05d}_{Path(train['image_path'][i]).stem}_{kind}_{strength}")
+                path = _written(copy, folder, f"{i:05d}_{Path(train['image_path'][i]).stem}_{kind}_{strength}")
                 rows.append(
                     plain.loc[[i]].assign(label=1, defect=kind, image_path=path, mask_path="", strength=strength)
                 )
-    found = pd.concat(rows, ignore_index=True)
+    samples = pd.concat(rows, ignore_index=True)
     if len(rows) == 1:
         raise DataError(
             f"no synthetic anomaly can be made in {train['image_path'][next(iter(pixels))]} and {len(pixels) - 1} "
             "more: the images are too small or too uniform"
         )
     dropped = len(train) - len(plain)
-    said = [f"{dropped} images"] * bool(dropped) + [
+    notes = [f"{dropped} images"] * bool(dropped) + [
         f"{len(failed)} anomalies that do not show ({', '.join(sorted(set(failed)))})"
     ] * bool(failed)
-    found.attrs = {"left_out": " and ".join(said)}  # census and intensity were those of the data set
-    return found
+    samples.attrs = {"left_out": " and ".join(notes)}  # census and intensity were those of the data set
+    return samples
 
 
 def _shrunk(image: np.ndarray, side: int) -> np.ndarray:
@@ -150,35 +150,35 @@ def synthetic_auroc(
 ):  # a row for each method, as given: auroc, low, high, behind, behind_low, behind_high (the best minus this one)
     "How well methods find synthetic anomalies, with 95 % intervals over images."
     label, source = meta["label"].to_numpy(), meta["source"].to_numpy()
-    kept = np.flatnonzero(label == 0)
-    order = kept[np.argsort(source[kept])]
-    own = np.searchsorted(source[order], source[label == 1])
+    normal_rows = np.flatnonzero(label == 0)
+    order = normal_rows[np.argsort(source[normal_rows])]
+    originals = np.searchsorted(source[order], source[label == 1])
     test = pd.factorize(meta["defect"].astype(str) + meta["strength"].astype(str))[0][label == 1]
     tests = (test[:, None] == np.unique(test)).astype(np.float32)  # (m, kinds and strengths)
     total = len(next(iter(held_out.values()))) if held_out else 0
     more = np.unique(np.linspace(0, total - 1, min(total, 100)).astype(int))
     rng, n = np.random.default_rng(random_state), len(order) + len(more)
-    draws = np.stack(
+    resamples = np.stack(
         [np.ones(n), *(np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(n_resamples))]
     ).astype(np.float32)
-    pairs = (draws[:, :, None] * draws[:, None]).reshape(len(draws), -1) / n**2
-    weights = draws[:, own]
+    pairs = (resamples[:, :, None] * resamples[:, None]).reshape(len(resamples), -1) / n**2
+    weights = resamples[:, originals]
     count = weights @ tests
-    found = []
+    aurocs = []
     for name, s in scores.items():
         value = np.asarray(s, np.float64)
         normal = np.concatenate([value[order], held_out[name][more]]) if held_out else value[order]
-        won = (pairs @ added_wins(normal, value[label == 1] - value[order][own]) * weights) @ tests
-        found.append(np.where(count > 0, won / np.maximum(count, 1), 0.5))
-    each = np.stack(found)  # (methods, draws, tests)
+        won = (pairs @ added_wins(normal, value[label == 1] - value[order][originals]) * weights) @ tests
+        aurocs.append(np.where(count > 0, won / np.maximum(count, 1), 0.5))
+    each = np.stack(aurocs)  # (methods, draws, tests)
     mean = each[:, 0].mean(axis=0)
     counts = np.clip((mean - 0.5) * (1 - mean), 0, None)
     values = each @ (counts / counts.sum()) if counts.sum() > 1e-9 else each.mean(axis=2)
     best, rows = int(np.argmax(values[:, 0])), []
-    for replicates in values:
+    for estimates in values:
         own_interval, gap = (
-            interval_of(replicates[0], replicates[1:]),
-            interval_of(values[best, 0] - replicates[0], values[best, 1:] - replicates[1:]),
+            interval_of(estimates[0], estimates[1:]),
+            interval_of(values[best, 0] - estimates[0], values[best, 1:] - estimates[1:]),
         )
         rows.append([*own_interval, *gap])
     return pd.DataFrame(

@@ -38,14 +38,14 @@ def decision_table(
     threshold: float,
 ) -> pd.DataFrame:  # figure, value
     "Confusion counts, rates and ranking of labelled images; what needs both classes is left out where there is one."
-    known = labels >= 0
-    truth, s = labels[known] == 1, scores[known]
+    mask = labels >= 0
+    ground_truth, s = labels[mask] == 1, scores[mask]
     called = s >= threshold
     hits, alarms, bad, good = (
-        int((called & truth).sum()),
-        int((called & ~truth).sum()),
-        int(truth.sum()),
-        int((~truth).sum()),
+        int((called & ground_truth).sum()),
+        int((called & ~ground_truth).sum()),
+        int(ground_truth.sum()),
+        int((~ground_truth).sum()),
     )
     rows: list[tuple[str, str]] = [("threshold", f"{threshold:.4g}")]
     if bad:
@@ -60,11 +60,11 @@ def decision_table(
         rows += [
             ("precision", precision),
             ("F1", f1),
-            ("image AUROC", f"{roc_auc(truth, s):.4f}"),
-            ("image AP", f"{average_precision(truth, s):.4f}"),
+            ("image AUROC", f"{roc_auc(ground_truth, s):.4f}"),
+            ("image AP", f"{average_precision(ground_truth, s):.4f}"),
         ]
-    if not known.all():
-        rows.append(("unlabelled, called", f"{int((scores[~known] >= threshold).sum())} of {int((~known).sum())}"))
+    if not mask.all():
+        rows.append(("unlabelled, called", f"{int((scores[~mask] >= threshold).sum())} of {int((~mask).sum())}"))
     return pd.DataFrame(rows, columns=["figure", "value"])
 
 # %% ../../nbs/06_scoring/13_view.ipynb #f09a5b23
@@ -82,9 +82,9 @@ def plot_decisions(
     rows = [("held-out normal", held_out, np.zeros(len(held_out)), None)] + [
         (n, scores[kinds == n], labels[kinds == n], np.flatnonzero(kinds == n)) for n in names
     ]
-    for y, (_, values, truth, where) in enumerate(rows):
-        colours = np.where(truth == 1, ANOMALOUS, NORMAL) if where is not None else np.full(len(values), PALETTE[6])
-        wrong = ((truth == 1) & (values < threshold)) | ((truth == 0) & (values >= threshold))
+    for y, (_, values, classes, where) in enumerate(rows):
+        colours = np.where(classes == 1, ANOMALOUS, NORMAL) if where is not None else np.full(len(values), PALETTE[6])
+        wrong = ((classes == 1) & (values < threshold)) | ((classes == 0) & (values >= threshold))
         spread = y + 0.26 * ((np.arange(len(values)) * 7) % 5 - 2) / 2  # so that equal scores do not hide each other
         ax.scatter(
             values,
@@ -191,8 +191,8 @@ class ImageView(View):
         options = tuple((f"{scores[i]:.3g}  {self.kinds[i]} {name[i]}{mark[i]}", i) for i in order) or (
             ("no errors at this threshold", -1),
         )
-        kept = state["image"] if state["image"] in order else options[0][1]
-        return Choice("image", kept, options, long=True)
+        image = state["image"] if state["image"] in order else options[0][1]
+        return Choice("image", image, options, long=True)
 
     def follow(self, state: Mapping[str, Any], changed: str) -> dict[str, Control]:
         """Another way to score moves the threshold to where its rule puts it; another threshold makes another list of
@@ -226,9 +226,9 @@ class ImageView(View):
             index, _ = unseen(index, detector)
             view = cls.from_fitted(detector, index, p["threshold"], out)
         elif p.get("tile") or p.get("region") or p.get("resize", "square") != "square":
-            kept = Path(out) / "detector"
+            path = Path(out) / "detector"
             fitted = (
-                Detector.load(kept, p["weights"]) if out and (kept / "detector.json").is_file() else detector.fit(index)
+                Detector.load(path, p["weights"]) if out and (path / "detector.json").is_file() else detector.fit(index)
             )
             view = cls.from_fitted(fitted, index, p["threshold"], out)
         else:
@@ -263,8 +263,8 @@ class ImageView(View):
 
     def threshold(self, k: int, reduce: str, rule: str) -> Threshold:
         "The threshold a rule gives. Raises as `choose_threshold` does."
-        (scores, held_out), known = self.scores(k, reduce), self.labels >= 0
-        return choose_threshold(rule, held_out, self.labels[known], scores[known])
+        (scores, held_out), mask = self.scores(k, reduce), self.labels >= 0
+        return choose_threshold(rule, held_out, self.labels[mask], scores[mask])
 
     def _setting(self, state: Mapping[str, Any]) -> tuple[int, str]:
         "k and reduction of a state."
@@ -330,10 +330,10 @@ class ImageView(View):
 
     def _draw_image(self, fig: Any, i: int, k: int, state: Mapping[str, Any]) -> None:
         "Four panels about one image."
-        path, (scores, told) = self.meta["image_path"].iloc[i], self.source.image(i, k)
+        path, (scores, match) = self.meta["image_path"].iloc[i], self.source.image(i, k)
         layout, rule = self.detector.layout_, self.detector.intensity_
         small, _, *others = image_panels(
-            path, scores, told, layout, rule, self.source.colours(i, k), state["sigma"], state["strength"]
+            path, scores, match, layout, rule, self.source.colours(i, k), state["sigma"], state["strength"]
         )
         mask = read_masks(self.meta.iloc[[i]], [image_info(path).size])[0]
         outlined = mask is not None and mask.any()
@@ -367,7 +367,7 @@ def report_detector(
         p["image_reduce"] = "" if p["image_reduce"] == "top1%" else p["image_reduce"]
     coreset = None if p["coreset"] == -1 else coreset_of_report(p["coreset"])
     rule = p["threshold"] if p["threshold"].partition(":")[0] in ("quantile", "conformal") else "quantile:0.95"
-    given = {
+    arguments = {
         "backbone": p["backbone"],
         "weights": p["weights"],
         "image_size": p["image_size"],
@@ -383,7 +383,7 @@ def report_detector(
         "groups": p.get("groups", ""),
         "random_state": p["seed"],
     }
-    return Detector(recipe, **given, **settings)
+    return Detector(recipe, **arguments, **settings)
 
 
 def kept_features(
@@ -405,9 +405,9 @@ def unseen(
     Raises `DataError` where nothing is left.
     """
     learned = {sha256_file(p) for p in detector.paths_ if Path(p).is_file()}
-    known = np.array([str(p) in detector.paths_ or sha256_file(p) in learned for p in index["image_path"]])
-    if known.all():
+    train_mask = np.array([str(p) in detector.paths_ or sha256_file(p) in learned for p in index["image_path"]])
+    if train_mask.all():
         raise DataError(f"the detector learned from all {len(index)} images; test it on others")
-    rest = index[~known].assign(split="test")
+    rest = index[~train_mask].assign(split="test")
     rest.attrs = index.attrs
-    return rest, int(known.sum())
+    return rest, int(train_mask.sum())

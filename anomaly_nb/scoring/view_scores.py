@@ -66,19 +66,19 @@ class GridScores:
         (test, held_out), usual = self.patches(k), self.detector.reduce
         self.detector.set_params(reduce=reduce)
         try:
-            held = (
+            train_scores = (
                 image_scores(held_out, reduce)
                 if self.train is None
                 else self.detector.reduce_patches(held_out, self.train.cls, own=True, features=self.train)
             )
-            return self.detector.reduce_patches(test, self.test.cls, features=self.test), held
+            return self.detector.reduce_patches(test, self.test.cls, features=self.test), train_scores
         finally:
             self.detector.set_params(reduce=usual)
 
     def image(self, i: int, k: int) -> tuple[np.ndarray, pd.Series]:  # (P,), of `Detector.nearest_places`
         "Patch scores of a test image, and the normal patch most like its hottest."
-        found = self.patches(k)[0][i : i + 1]
-        return found[0], self.detector.nearest_normal(self.test.where(np.arange(len(self.test)) == i), found).iloc[0]
+        scores = self.patches(k)[0][i : i + 1]
+        return scores[0], self.detector.nearest_normal(self.test.where(np.arange(len(self.test)) == i), scores).iloc[0]
 
     def colours(self, i: int, k: int) -> tuple[float, float]:
         "One colour scale for all images."
@@ -128,8 +128,8 @@ class PartScores:
         "The cells of one image."
         if self.result is not None:
             return np.asarray(self.result.patch_scores[i]), self.result.explanation.iloc[i]
-        (done,) = self.detector.scored([self.meta["image_path"][i]])
-        return done.cells, self.detector.nearest_places(np.array([done.hot]), done.vector[None]).iloc[0]
+        (record,) = self.detector.scored([self.meta["image_path"][i]])
+        return record.cells, self.detector.nearest_places(np.array([record.hot]), record.vector[None]).iloc[0]
 
     def colours(self, i: int, k: int) -> tuple[float, float]:
         "One colour scale for all images; where the detector has no held-out cells, that of the image."
@@ -149,9 +149,9 @@ def recorded_scores(
     path = Path(folder) / "scores.csv"
     if not folder or not path.is_file():
         return None
-    known = (
+    scores = (
         read_table(path, ("image_path", "score"), {"score": float})
         .set_index("image_path")["score"]
         .reindex(index["image_path"])
     )
-    return None if known.isna().any() else known.to_numpy(np.float32)
+    return None if scores.isna().any() else scores.to_numpy(np.float32)

@@ -73,13 +73,13 @@ def plot_words(
 
     Raises as `word_contributions` does.
     """
-    found = [word_contributions(detector, p) for p in paths]
+    contributions = [word_contributions(detector, p) for p in paths]
     names = list(detector.bank_.names_)
     n = min(n, len(names))
-    highest = max(float(np.abs(maps).max()) for _, maps in found)
+    highest = max(float(np.abs(maps).max()) for _, maps in contributions)
     with figure_style():
         fig, axes = plt.subplots(len(paths), n + 2, figsize=(1.6 * (n + 2), 1.9 * len(paths)), squeeze=False)
-        for axs, path, (table, maps) in zip(axes, paths, found):
+        for axs, path, (table, maps) in zip(axes, paths, contributions):
             grid = detector.patch_hw_
             hot = divmod(int(maps.sum(axis=0).argmax()), grid[1])
             axs[0].imshow(shrunk(read_image(path, detector.intensity_)))

@@ -238,19 +238,19 @@ def promise_study(
             (code.astype(np.int64), counts[0].astype(np.int64)) for code, counts in (histogram.images[n] for n in names)
         ]
         for name, order in orders.items():
-            called, seen = np.zeros(folds), np.zeros(folds)
+            called, totals = np.zeros(folds), np.zeros(folds)
             for k, part in enumerate(np.array_split(order, folds)):
                 others = histogram.counts[0].copy()
                 for i in part:
                     others[normal[i][0]] -= normal[i][1]
                 limit = counted_threshold(others, false_positives)
                 called[k] = sum(int(counts[code >= limit].sum()) for code, counts in (normal[i] for i in part))
-                seen[k] = sum(int(counts.sum()) for _, counts in (normal[i] for i in part))
-            each = called / np.maximum(seen, 1)
-            kept = {"together": called.sum() / max(seen.sum(), 1), "lowest": each.min(), "highest": each.max()}
+                totals[k] = sum(int(counts.sum()) for _, counts in (normal[i] for i in part))
+            each = called / np.maximum(totals, 1)
+            rates = {"together": called.sum() / max(totals.sum(), 1), "lowest": each.min(), "highest": each.max()}
             rows.append(
                 {"method": validation.labels[method], "folds": name, "images": len(names), "promised": false_positives}
-                | kept
+                | rates
             )
     return pd.DataFrame(rows)
 
@@ -274,21 +274,21 @@ def subsampling_study(
     for ratio in ratios:
         if not 0 < ratio <= 1:
             raise DataError(f"ratio is {ratio}; it must lie in (0, 1]")
-        found = []
+        scores = []
         for _ in range(trials):
             drawn = rng.multivariate_hypergeometric(
                 counts[:, bins].reshape(-1), round(ratio * total), method="marginals"
             ).reshape(2, -1)
             if drawn.sum(1).all():
                 table = ThresholdTable(bins[::-1].astype(float), np.cumsum(drawn[1][::-1]), np.cumsum(drawn[0][::-1]))
-                kept = np.flatnonzero(np.diff(table.tp + table.fp, prepend=0))
-                table = ThresholdTable(*(column[kept] for column in table))
-                found.append([table.roc_auc(), table.average_precision(), table.best_f1()[0]])
-        mean, sd = (np.mean(found, 0), np.std(found, 0, ddof=1)) if len(found) > 1 else (np.full(3, np.nan),) * 2
+                indices = np.flatnonzero(np.diff(table.tp + table.fp, prepend=0))
+                table = ThresholdTable(*(column[indices] for column in table))
+                scores.append([table.roc_auc(), table.average_precision(), table.best_f1()[0]])
+        mean, sd = (np.mean(scores, 0), np.std(scores, 0, ddof=1)) if len(scores) > 1 else (np.full(3, np.nan),) * 2
         figures = {
             f"{n}_{k}": v[i] for i, n in enumerate(("auroc", "ap", "f1")) for k, v in (("mean", mean), ("sd", sd))
         }
-        rows.append({"ratio": ratio, "pixels": round(ratio * total), "trials": len(found)} | figures)
+        rows.append({"ratio": ratio, "pixels": round(ratio * total), "trials": len(scores)} | figures)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/07_segmentation/13_ablation.ipynb #b0b08f6e
@@ -333,7 +333,7 @@ def heat_study(
             "network whose feature layer is known"
         )
     model.eval()
-    result, shares = (
+    result, fractions = (
         StreetEvaluation(
             HEAT_VARIANTS, about={"dataset": dataset.name, "split": dataset.split, "images": len(dataset)}
         ),
@@ -341,10 +341,10 @@ def heat_study(
     )
     for i in progress(range(len(dataset)), f"{dataset.name}/{dataset.split}", unit="image"):
         scene = dataset[i]
-        maps, share = _heat_variants(heat, predict(model, scene.image))
+        maps, fraction = _heat_variants(heat, predict(model, scene.image))
         result.update(scene.key, maps, scene.anomaly)
-        shares.append(share)
-    result.about["shares"] = {n: float(np.mean([s[n] for s in shares])) for n in shares[0]}
+        fractions.append(fraction)
+    result.about["shares"] = {n: float(np.mean([s[n] for s in fractions])) for n in fractions[0]}
     return result
 
 # %% ../../nbs/07_segmentation/13_ablation.ipynb #22a51064

@@ -114,8 +114,8 @@ def rotated(
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as tvf
 
-    turned = tvf.rotate(image, angle, InterpolationMode.BILINEAR, fill=[127.0, 127.0, 127.0])
-    return turned, tvf.rotate(labels[None], angle, InterpolationMode.NEAREST, fill=[float(VOID)])[0]
+    rotated_image = tvf.rotate(image, angle, InterpolationMode.BILINEAR, fill=[127.0, 127.0, 127.0])
+    return rotated_image, tvf.rotate(labels[None], angle, InterpolationMode.NEAREST, fill=[float(VOID)])[0]
 
 
 def _recoloured(image: torch.Tensor, colour: float, blur: float, rng: np.random.Generator) -> torch.Tensor:

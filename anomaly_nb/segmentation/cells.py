@@ -43,9 +43,9 @@ def sample_cells(
     height, width = extent or labels.shape[-2:]
     padded = F.pad(labels[:, None].float(), (0, width - labels.shape[-1], 0, height - labels.shape[-2]), value=255.0)
     nearest = F.interpolate(padded, features.shape[-2:], mode="nearest-exact").reshape(-1).cpu().numpy().astype(int)
-    kept = np.flatnonzero(nearest != 255)
-    kept = kept if len(kept) <= count else np.sort(rng.choice(kept, count, replace=False))
-    return cells(features).cpu().numpy()[kept], nearest[kept]
+    indices = np.flatnonzero(nearest != 255)
+    indices = indices if len(indices) <= count else np.sort(rng.choice(indices, count, replace=False))
+    return cells(features).cpu().numpy()[indices], nearest[indices]
 
 
 def training_cells(features: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
@@ -77,11 +77,11 @@ class ClassMoments:
         if not len(features):
             return self
         rows = check_finite("training features", features).astype(np.float64)
-        kept, index = np.unique(labels, return_inverse=True)
+        classes, index = np.unique(labels, return_inverse=True)
         other = ClassMoments()
-        other.count = np.bincount(labels, minlength=int(kept[-1]) + 1).astype(float)
+        other.count = np.bincount(labels, minlength=int(classes[-1]) + 1).astype(float)
         other.mean = np.zeros((len(other.count), rows.shape[1]))
-        for i, c in enumerate(kept):
+        for i, c in enumerate(classes):
             other.mean[c] = rows[index == i].mean(0)
         rows -= other.mean[labels]
         other.scatter = rows.T @ rows
@@ -136,16 +136,16 @@ class CellReservoir:
 
     def merge(self, other: "CellReservoir") -> "CellReservoir":
         "Offer what another one has kept."
-        seen = self.seen + other.seen
+        total = self.seen + other.seen
         if other._keys:
             self.add(np.concatenate(other._rows), np.concatenate(other._keys))
-        self.seen = seen
+        self.seen = total
         return self
 
     def _settle(self) -> None:
         rows, keys = np.concatenate(self._rows), np.concatenate(self._keys)
-        kept = np.argsort(keys, kind="stable")[: self.capacity]
-        self._rows, self._keys = [rows[kept]], [keys[kept]]
+        order = np.argsort(keys, kind="stable")[: self.capacity]
+        self._rows, self._keys = [rows[order]], [keys[order]]
 
     def rows(self) -> np.ndarray:  # (m, D), m <= capacity, in the order of their keys
         "The sample. Raises `DataError` where nothing was offered."

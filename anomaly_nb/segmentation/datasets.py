@@ -61,16 +61,16 @@ class LabelTable:
         if raw.dtype != np.uint8 and raw.size and (raw.min() < 0 or raw.max() > 255):
             raise DataError(f"{source}: label ids from {raw.min()} to {raw.max()}; a label image holds ids of 0 to 255")
         classes, anomaly = np.full(256, VOID, np.uint8), np.full(256, VOID, np.uint8)
-        known = np.zeros(256, bool)
+        in_table = np.zeros(256, bool)
         for raw_id, index in self.ids.items():
-            classes[raw_id], anomaly[raw_id], known[raw_id] = index, VOID if raw_id in self.uncounted else 0, True
+            classes[raw_id], anomaly[raw_id], in_table[raw_id] = index, VOID if raw_id in self.uncounted else 0, True
         for role, value in ((self.anomaly, 1), (self.normal, 0), (self.void, VOID)):
-            anomaly[list(role)], known[list(role)] = value, True
+            anomaly[list(role)], in_table[list(role)] = value, True
         raw = raw.astype(np.uint8)
         present = np.bincount(raw.reshape(-1), minlength=256) > 0
-        if (present & ~known).any():
+        if (present & ~in_table).any():
             raise DataError(
-                f"{source}: label ids {np.flatnonzero(present & ~known).tolist()} are not in the label table; check "
+                f"{source}: label ids {np.flatnonzero(present & ~in_table).tolist()} are not in the label table; check "
                 "that the table belongs to this data set"
             )
         return classes[raw], anomaly[raw]
@@ -86,11 +86,11 @@ class LabelTable:
         unknown = sorted(set(names) - set(self.names))
         if unknown:
             raise DataError(f"no class {', '.join(map(repr, unknown))}; the classes are {', '.join(self.names)}")
-        kept = tuple(n for n in self.names if n not in names)
-        ids = {raw: kept.index(self.names[i]) for raw, i in self.ids.items() if self.names[i] in kept}
+        classes = tuple(n for n in self.names if n not in names)
+        ids = {raw: classes.index(self.names[i]) for raw, i in self.ids.items() if self.names[i] in classes}
         return replace(
             self,
-            names=kept,
+            names=classes,
             ids=ids,
             anomaly=self.anomaly | (set(self.ids) - set(ids)),
             uncounted=self.uncounted & set(ids),
@@ -223,9 +223,9 @@ class StreetDataset:
         """Only the scenes without a single anomalous pixel: what a network that must not know the anomaly may be
         trained on.
         """
-        kept = [i for i in range(len(self)) if not np.isin(self.raw_labels(i), list(self.table.anomaly)).any()]
+        index = [i for i in range(len(self)) if not np.isin(self.raw_labels(i), list(self.table.anomaly)).any()]
         return self.keep(
-            kept, f"{len(self) - len(kept)} of {len(self)} {self.split} scenes left out because they hold the anomaly"
+            index, f"{len(self) - len(index)} of {len(self)} {self.split} scenes left out because they hold the anomaly"
         )
 
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #1e907a12
@@ -253,16 +253,16 @@ def images_by_key(
 
     Raises `MissingFileError`, `DataError` where a key comes twice.
     """
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in check_folder(folder).rglob("*"):
         stem = path.relative_to(folder).with_suffix("").as_posix()
         if is_image(path) and stem.endswith(ending):
-            if stem.removesuffix(ending) in found:
+            if stem.removesuffix(ending) in paths:
                 raise DataError(
-                    f"{path}: has the key of {found[stem.removesuffix(ending)].name}; keep the one that is meant"
+                    f"{path}: has the key of {paths[stem.removesuffix(ending)].name}; keep the one that is meant"
                 )
-            found[stem.removesuffix(ending)] = path
-    return dict(sorted(found.items(), key=lambda item: natural_key(item[0])))
+            paths[stem.removesuffix(ending)] = path
+    return dict(sorted(paths.items(), key=lambda item: natural_key(item[0])))
 
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #caa03ce7
 def streets_table(
@@ -270,7 +270,7 @@ def streets_table(
 ) -> pd.DataFrame:  # what, type, files
     "What was read of each split, what was left out and why."
     rows: list[tuple[str, str, int]] = []
-    left: dict[str, dict[str, Any]] = {}
+    leftovers: dict[str, dict[str, Any]] = {}
     for name, scenes in splits.items():
         rows += [
             ("image with its labels", name, len(scenes)),
@@ -278,8 +278,8 @@ def streets_table(
         ]
         used = {p for s in scenes.scenes for p in (s.image, s.labels) if p.name}  # drawn scenes have no files
         for folder in sorted({p.parent for p in used}):
-            left |= {f"{folder.name}: {why}": held for why, held in files_left(folder, used).items()}
-    return table_of_read(rows, left)
+            leftovers |= {f"{folder.name}: {why}": entry for why, entry in files_left(folder, used).items()}
+    return table_of_read(rows, leftovers)
 
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #12c19039
 def class_distribution(

@@ -82,13 +82,13 @@ class StreetEvaluation:
         counted = anomaly != VOID
         if not counted.any():
             raise DataError(f"{key}: every pixel is void; leave the image out")
-        truth = anomaly[counted] == 1
+        ground_truth = anomaly[counted] == 1
         for method, maps in scores.items():
             if maps.shape != anomaly.shape:
                 raise DataError(
                     f"{key}: the {method} map is {maps.shape}, the mask {anomaly.shape}; they must be equal"
                 )
-            self.histograms[method].update(truth, maps[counted], image=key)
+            self.histograms[method].update(ground_truth, maps[counted], image=key)
         if labels is not None and prediction is not None and self.classes:
             self.confusions[key] = confusion_matrix(labels, prediction, len(self.classes), ignore=VOID)
         self.seconds["counting"] += time.perf_counter() - start
@@ -137,14 +137,14 @@ def evaluation_identity(
     protocol: str = "pixels",  # a name in PROTOCOLS, or what a study evaluates
 ) -> dict[str, str]:  # by the names of IDENTITY
     "What an evaluation is, in words that can be compared."
-    own = {
+    model_identity = {
         "protocol": protocol,
         "network": model.name,
         "weights": weights_digest(model)[:12],
         "scores": scorer_digest(scorer)[:12],
         "precision": precision,
     }
-    return dataset.identity | own
+    return dataset.identity | model_identity
 
 
 def identity_differences(
@@ -153,7 +153,7 @@ def identity_differences(
     names: Sequence[str] = IDENTITY,
 ) -> list[str]:  # such as "size (512x512, 240x320)"; empty where nothing differs
     "What two evaluations differ in. What one of them does not state counts as different."
-    one, two = (about.get("identity", {}) for about in (a, b))
+    one, two = (metadata.get("identity", {}) for metadata in (a, b))
     return [f"{n} ({one.get(n, 'not stated')}, {two.get(n, 'not stated')})" for n in names if one.get(n) != two.get(n)]
 
 
@@ -161,12 +161,12 @@ def evaluation_name(
     evaluation: StreetEvaluation,
 ) -> str:  # such as "camvid-test-240x320"
     "A folder name that says what was evaluated: data, split, size and void policy."
-    held = evaluation.about.get("identity", {})
-    policy = held.get("void policy", "none").partition(" ")[0]
+    identity = evaluation.about.get("identity", {})
+    policy = identity.get("void policy", "none").partition(" ")[0]
     parts = [
-        held.get("data", evaluation.about.get("dataset", "data")),
-        held.get("split", evaluation.about.get("split", "test")),
-        held.get("size", "size unknown"),
+        identity.get("data", evaluation.about.get("dataset", "data")),
+        identity.get("split", evaluation.about.get("split", "test")),
+        identity.get("size", "size unknown"),
     ]
     return re.sub(
         r"[^A-Za-z0-9_.-]+", "_", "-".join(map(str, parts + ([] if policy == "none" else [f"void_{policy}"])))
@@ -183,9 +183,9 @@ def check_sizes(
     """
     other = sorted(set(map(tuple, sizes)) - set(map(tuple, threshold_sizes)))
     if threshold_sizes and other:
-        made = ", ".join(f"{h}x{w}" for h, w in sorted(map(tuple, threshold_sizes))[:3])
+        sizes_text = ", ".join(f"{h}x{w}" for h, w in sorted(map(tuple, threshold_sizes))[:3])
         raise DataError(
-            f"thresholds and statistics were made at {made} and the images are "
+            f"thresholds and statistics were made at {sizes_text} and the images are "
             f"{', '.join(f'{h}x{w}' for h, w in other[:3])} (height x width); {mend}"
         )
 
@@ -204,8 +204,8 @@ def evaluate(
     check_classes(model, dataset)
     scorer.reset()
     model.eval()
-    known: dict[str, Any] = {"identity": evaluation_identity(model, scorer, dataset, precision, protocol)}
-    known |= {
+    metadata: dict[str, Any] = {"identity": evaluation_identity(model, scorer, dataset, precision, protocol)}
+    metadata |= {
         "model": model.name,
         "dataset": dataset.name,
         "split": dataset.split,
@@ -213,7 +213,7 @@ def evaluate(
         "notes": dataset.notes,
     }
     names = dataset.table.names if model.classes else ()  # outputs without names are no classes of the data: no mIoU
-    result, sizes = StreetEvaluation(scorer.labels, names, known | about), set()
+    result, sizes = StreetEvaluation(scorer.labels, names, metadata | about), set()
     for i in progress(range(len(dataset)), f"{dataset.name}/{dataset.split}", unit="image"):
         with naming(dataset.keys[i]):
             scene = dataset[i]
@@ -228,8 +228,8 @@ def evaluate(
             result.seconds[method] += time.perf_counter() - start
         result.update(scene.key, scores, scene.anomaly, scene.labels, out.logits.argmax(1)[0].cpu().numpy())
     first = result.histograms[scorer.methods[0]]
-    truth = {key: counts.sum(1).tolist() for key, (_, counts) in sorted(first.images.items())}
-    result.about["identity"]["ground truth"] = sha256_json(truth)[:12]
+    class_counts = {key: counts.sum(1).tolist() for key, (_, counts) in sorted(first.images.items())}
+    result.about["identity"]["ground truth"] = sha256_json(class_counts)[:12]
     result.about["sizes"] = sorted(map(list, sizes))
     if track:
         scorer.reset()
@@ -312,9 +312,9 @@ def results_table(
             "exact_to": exact,
         }
         if draws and len(histogram.images) > 1:
-            found = histogram_intervals(histogram, draws, random_state=random_state)
+            limits = histogram_intervals(histogram, draws, random_state=random_state)
             pooled |= {
-                f"{name}{end}": v for name, key in FIGURES.items() for end, v in zip(("_low", "_high"), found[key][1:])
+                f"{name}{end}": v for name, key in FIGURES.items() for end, v in zip(("_low", "_high"), limits[key][1:])
             }
         if evaluation.components:
             pooled |= component_table(list(evaluation.components[method].values()), draws, random_state)
@@ -341,9 +341,9 @@ def difference_table(
     rows = []
     for method, histogram in evaluation.histograms.items():
         if method != reference:
-            found = histogram_differences(evaluation.histograms[reference], histogram, draws, random_state=random_state)
+            delta = histogram_differences(evaluation.histograms[reference], histogram, draws, random_state=random_state)
             figures = {
-                f"{name}{end}": v for name, key in FIGURES.items() for end, v in zip(("", "_low", "_high"), found[key])
+                f"{name}{end}": v for name, key in FIGURES.items() for end, v in zip(("", "_low", "_high"), delta[key])
             }
             rows.append({"method": evaluation.labels[method], "minus": evaluation.labels[reference]} | figures)
     return pd.DataFrame(rows)
@@ -392,9 +392,9 @@ def count_components(
     for key, scores, anomaly in scenes:
         for method, maps in scores.items():
             stored = maps.astype(np.float16).astype(np.float32)
-            found = stored >= evaluation.about["component_threshold"][method]
+            pred_mask = stored >= evaluation.about["component_threshold"][method]
             evaluation.components[method][key] = component_scores(
-                anomaly == 1, found, anomaly == VOID, least.min_pixels, least.min_true
+                anomaly == 1, pred_mask, anomaly == VOID, least.min_pixels, least.min_true
             )
         seen.add(key)
     if seen != set(evaluation.images):
@@ -421,7 +421,7 @@ def component_table(
             return np.stack([total[:, 0] / total[:, 1], total[:, 2] / total[:, 3], f1], 1)
 
     whole = figures(np.ones((1, len(parts))))[0]
-    found = {
+    metrics = {
         "components": int(sums[:, 1].sum()),
         "detections": int(sums[:, 3].sum()),
         **dict(zip(COMPONENT_FIGURES, whole.tolist())),
@@ -430,16 +430,16 @@ def component_table(
         drawn = np.random.default_rng(random_state).multinomial(
             len(parts), np.full(len(parts), 1 / len(parts)), size=resamples
         )
-        values, left = figures(drawn.astype(float)), figures(1 - np.eye(len(parts)))
+        values, jackknife = figures(drawn.astype(float)), figures(1 - np.eye(len(parts)))
         sizes = sums[:, [1, 3]]
         for i, (name, carried) in enumerate(zip(COMPONENT_FIGURES, (sizes[:, 0], sizes[:, 1], sizes.sum(1)))):
-            kept = values[:, i][np.isfinite(values[:, i])]
-            if len(kept) > resamples / 2 and np.isfinite(whole[i]):
+            finite_values = values[:, i][np.isfinite(values[:, i])]
+            if len(finite_values) > resamples / 2 and np.isfinite(whole[i]):
                 effective = float(carried.sum() ** 2 / (carried**2).sum())
-                found[f"{name}_low"], found[f"{name}_high"] = clustered_interval(
-                    float(whole[i]), kept, left[:, i], len(parts), effective
+                metrics[f"{name}_low"], metrics[f"{name}_high"] = clustered_interval(
+                    float(whole[i]), finite_values, jackknife[:, i], len(parts), effective
                 )[1:]
-    return found
+    return metrics
 
 
 COMPONENT_FIGURES = ("siou", "ppv", "f1_star")

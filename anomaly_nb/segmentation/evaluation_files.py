@@ -32,13 +32,13 @@ def _unpacked_components(
     arrays: Mapping[str, np.ndarray], methods: Iterable[str]
 ) -> dict[str, dict[str, ComponentScores]]:
     "The reverse of `_packed_components`."
-    found: dict[str, dict[str, ComponentScores]] = {}
+    components: dict[str, dict[str, ComponentScores]] = {}
     for method in methods:
         values = [
             np.split(arrays[f"{method}/{n}"], np.cumsum(arrays[f"{method}/{n}_count"])[:-1]) for n in ("siou", "ppv")
         ]
-        found[method] = {str(k): ComponentScores(s, p) for k, s, p in zip(arrays[f"{method}/keys"], *values)}
-    return found
+        components[method] = {str(k): ComponentScores(s, p) for k, s, p in zip(arrays[f"{method}/keys"], *values)}
+    return components
 
 
 def save_evaluation(
@@ -66,13 +66,13 @@ def save_evaluation(
         save_arrays(folder / "components.npz", _packed_components(evaluation.components))
     save_arrays(folder / "confusions.npz", {"keys": np.array(keys, dtype=str), "confusions": stacked})
     # pairs, not mappings: JSON sorts names, and the order of the methods is the order of every table
-    about = {
+    metadata = {
         "labels": list(evaluation.labels.items()),
         "classes": evaluation.classes,
         "about": evaluation.about,
         "seconds": list(evaluation.seconds.items()),
     }
-    write_json(folder / "evaluation.json", about)
+    write_json(folder / "evaluation.json", metadata)
     return folder
 
 
@@ -116,12 +116,12 @@ def load_evaluation(
 ) -> StreetEvaluation:
     "Read an evaluation. Raises `MissingFileError`, `DataError`."
     folder = Path(folder)
-    held = read_json(folder / "evaluation.json")
-    evaluation = StreetEvaluation(dict(held["labels"]), held["classes"], held["about"])
+    metadata = read_json(folder / "evaluation.json")
+    evaluation = StreetEvaluation(dict(metadata["labels"]), metadata["classes"], metadata["about"])
     evaluation.histograms = {m: ScoreHistogram.load(folder / f"{m}.npz") for m in evaluation.labels}
     arrays = load_arrays(folder / "confusions.npz", ["keys", "confusions"])
     evaluation.confusions = {str(k): c for k, c in zip(arrays["keys"], arrays["confusions"])}
     if (folder / "components.npz").is_file():
         evaluation.components = _unpacked_components(load_arrays(folder / "components.npz"), evaluation.labels)
-    evaluation.seconds = dict(held["seconds"])
+    evaluation.seconds = dict(metadata["seconds"])
     return evaluation

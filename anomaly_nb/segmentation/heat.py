@@ -82,8 +82,8 @@ class TermMoments:
     ) -> "TermMoments":
         "Count a batch."
         for name, values in raw.items():
-            kept = values[valid.to(values.device)].double().cpu().numpy()
-            self.of.setdefault(name, GroupMoments(1)).add(kept, np.zeros(len(kept), np.int64))
+            pixels = values[valid.to(values.device)].double().cpu().numpy()
+            self.of.setdefault(name, GroupMoments(1)).add(pixels, np.zeros(len(pixels), np.int64))
         return self
 
     def merge(self, other: "TermMoments") -> "TermMoments":
@@ -149,13 +149,13 @@ class HybridEnergyThresholding:
         moments: TermMoments,  # of `raw` over the training images
     ) -> Self:
         "Take the scale of each term. Raises `DataError` where no pixel is labelled."
-        held = {n: m for n, m in moments.of.items() if m.count[0]}
-        if not held:
+        terms = {n: m for n, m in moments.of.items() if m.count[0]}
+        if not terms:
             raise DataError("no labelled pixel to fit HEAT on; give training images with labels")
-        mean = {n: float(m.mean[0]) for n, m in held.items()}
+        mean = {n: float(m.mean[0]) for n, m in terms.items()}
         self.scale_ = {
             n: (mean[n], float(np.sqrt(max(m.squares[0] / m.count[0], 1e-12))))
-            for n, m in held.items()
+            for n, m in terms.items()
             if n not in ("entropy", "variance")
         }
         self.reference_ = {n: max(mean[n], 1e-12) for n in ("entropy", "variance")}

@@ -27,11 +27,11 @@ def _pixel_masks(
         or class_logits.shape[:2] != mask_logits.shape[:2]
         or class_logits.shape[2] < 3
     ):
-        found = f"{tuple(class_logits.shape)} and {tuple(mask_logits.shape)}"
+        shapes = f"{tuple(class_logits.shape)} and {tuple(mask_logits.shape)}"
         raise DataError(
-            f"class and mask logits are {found}; they must be (B, Q, C + 1) with at least 2 classes and (B, Q, h, w)"
+            f"class and mask logits are {shapes}; they must be (B, Q, C + 1) with at least 2 classes and (B, Q, h, w)"
         )
-    known = class_logits.softmax(-1)[..., :-1]
+    probs = class_logits.softmax(-1)[..., :-1]
     for i in range(0, mask_logits.shape[1], step):
         some = mask_logits[:, i : i + step]
         whole = (
@@ -39,7 +39,7 @@ def _pixel_masks(
             if size is None or tuple(some.shape[-2:]) == size
             else F.interpolate(some, size, mode="bilinear", align_corners=False)
         )
-        yield known[:, i : i + step], whole.sigmoid()
+        yield probs[:, i : i + step], whole.sigmoid()
 
 
 def mask_class_logits(
@@ -49,7 +49,7 @@ def mask_class_logits(
 ) -> torch.Tensor:  # (B, C, H, W) in [0, Q]
     "Class maps: sum over masks of class probability times mask probability (Cheng et al. 2022). Raises `DataError`."
     parts = (
-        torch.einsum("bqc,bqhw->bchw", known, masks) for known, masks in _pixel_masks(class_logits, mask_logits, size)
+        torch.einsum("bqc,bqhw->bchw", probs, masks) for probs, masks in _pixel_masks(class_logits, mask_logits, size)
     )
     total = next(parts)
     for part in parts:
@@ -64,8 +64,8 @@ def eam(
 ) -> torch.Tensor:  # (B, H, W), higher = anomalous
     "Ensemble over anomaly scores of masks (Grcic et al., CVPR Workshops 2023). Raises `DataError`."
     parts = (
-        torch.einsum("bq,bqhw->bhw", known.amax(-1), masks)
-        for known, masks in _pixel_masks(class_logits, mask_logits, size)
+        torch.einsum("bq,bqhw->bhw", probs.amax(-1), masks)
+        for probs, masks in _pixel_masks(class_logits, mask_logits, size)
     )
     total = next(parts)
     for part in parts:

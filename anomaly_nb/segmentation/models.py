@@ -179,7 +179,7 @@ def build_model(
 
     Raises `DataError` on unknown names or weights that do not match, `MissingExtraError` without the extra `street`.
     """
-    about = architecture(name)
+    spec = architecture(name)
     if len(set(classes)) != len(classes) or len(classes) < 2:
         raise DataError(
             f"classes must be at least two different names, not {tuple(classes)}; take them from the label table"
@@ -188,8 +188,8 @@ def build_model(
     smp = require("segmentation_models_pytorch", "street")
     downloaded = "imagenet" if weights == "imagenet" else None
     try:
-        network = getattr(smp, about.decoder)(
-            about.encoder, encoder_weights=downloaded, classes=len(classes), **about.options
+        network = getattr(smp, spec.decoder)(
+            spec.encoder, encoder_weights=downloaded, classes=len(classes), **spec.options
         )
     except (KeyError, ValueError, RuntimeError) as e:
         raise DataError(f"{name}: segmentation-models-pytorch cannot build it ({e})") from None
@@ -243,14 +243,14 @@ def load_checkpoint(
     classes: Sequence[str] | None = None,  # what the data set's label table says; None = take the checkpoint's
 ) -> tuple[StreetModel, dict[str, Any]]:  # model in evaluation mode on the CPU, its meta
     "Read a checkpoint. Raises `DataError` where it is no checkpoint of ours or was trained on other classes."
-    held = load_tensors(path)
+    checkpoint = load_tensors(path)
     if (
-        not isinstance(held, dict)
-        or not {"meta", "state"} <= set(held)
-        or not {"model", "classes"} <= set(held["meta"])
+        not isinstance(checkpoint, dict)
+        or not {"meta", "state"} <= set(checkpoint)
+        or not {"model", "classes"} <= set(checkpoint["meta"])
     ):
         raise DataError(f"{path}: not a checkpoint of this library; save one with `save_checkpoint`")
-    meta = held["meta"]
+    meta = checkpoint["meta"]
     if classes is not None and list(classes) != list(meta["classes"]):
         raise DataError(
             f"{path}: trained on {len(meta['classes'])} classes ({', '.join(meta['classes'])}), the data has "
@@ -259,7 +259,7 @@ def load_checkpoint(
         )
     model = build_model(meta["model"], meta["classes"], auxiliary=meta.get("auxiliary", True))
     try:
-        model.load_state_dict(held["state"])
+        model.load_state_dict(checkpoint["state"])
     except RuntimeError as e:
         raise DataError(
             f"{path}: its tensors do not fit {meta['model']} with {len(meta['classes'])} classes "

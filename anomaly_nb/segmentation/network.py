@@ -102,9 +102,9 @@ class OwnNetwork(nn.Module):
             or len(logits) != len(images)
             or logits.shape[1] < 2
         ):
-            found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            output = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise DataError(
-                f"{self.name}: gives {found} for images {tuple(images.shape)}; it must give logits (B, "
+                f"{self.name}: gives {output} for images {tuple(images.shape)}; it must give logits (B, "
                 "C, h, w) of at least 2 classes"
             )
         if self.classes and logits.shape[1] != len(self.classes):
@@ -141,14 +141,14 @@ def _from_module(name: str) -> OwnNetwork:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        target = getattr(importlib.import_module(module), attribute)
     except ImportError as e:
         raise MissingFileError(
             f"{name}: no module {module!r} here or installed ({e}); name one as module:function"
         ) from None
     except AttributeError:
         raise DataError(f"{name}: {module} has no {attribute!r}; name a function that returns the network") from None
-    network = found if isinstance(found, nn.Module | OwnNetwork) else found()
+    network = target if isinstance(target, nn.Module | OwnNetwork) else target()
     if isinstance(network, OwnNetwork):
         return network
     if not callable(network):
@@ -166,8 +166,8 @@ def _from_onnx(path: Path) -> Callable[[torch.Tensor], Any]:
     masked = any(set(pair) <= set(names) for pair in MASK_NAMES)
 
     def call(images: torch.Tensor) -> Any:
-        found = [torch.from_numpy(v) for v in session.run(None, {entry: images.cpu().numpy()})]
-        return dict(zip(names, found)) if masked else tuple(found[:2])
+        outputs = [torch.from_numpy(v) for v in session.run(None, {entry: images.cpu().numpy()})]
+        return dict(zip(names, outputs)) if masked else tuple(outputs[:2])
 
     return call
 
@@ -176,12 +176,12 @@ def _from_transformers(folder: Path) -> OwnNetwork:
     "A local transformers checkpoint; mask classification (MaskFormer, Mask2Former) becomes scores per class."
     import_torchvision()  # transformers imports it by itself, and fails where its build is not that of torch
     transformers = require("transformers", "hf")
-    about = read_json(check_folder(folder) / "config.json")
+    config = read_json(check_folder(folder) / "config.json")
     universal = any(
         "ForUniversalSegmentation" in a or a.startswith(("Mask2Former", "MaskFormer", "OneFormer"))
-        for a in about.get("architectures") or []
+        for a in config.get("architectures") or []
     )
-    if any(a.startswith("OneFormer") for a in about.get("architectures") or []):
+    if any(a.startswith("OneFormer") for a in config.get("architectures") or []):
         raise DataError(
             f"{folder}: OneFormer takes a task beside the image; wrap it in a function and give --model module:function"
         )
@@ -192,7 +192,7 @@ def _from_transformers(folder: Path) -> OwnNetwork:
     prepared = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
     mean, std = (prepared.get(k, v) for k, v in zip(("image_mean", "image_std"), IMAGENET))
     mean, std = (mean, std) if prepared.get("do_normalize", True) else ((0.0,) * 3, (1.0,) * 3)
-    names = {int(k): str(v) for k, v in (about.get("id2label") or {}).items()}
+    names = {int(k): str(v) for k, v in (config.get("id2label") or {}).items()}
     # what transformers writes where nobody gave names
     names = {} if all(v == f"LABEL_{k}" for k, v in names.items()) else names
 
@@ -274,7 +274,7 @@ def stored_files(
     suffixes: Sequence[str],  # such as ".npy"
 ) -> dict[str, Path]:  # key -> file; an image suffix before the file's own is dropped
     "Arrays below a folder by the key of their scene. Raises `MissingFileError`, `DataError` where a key comes twice."
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in sorted(check_folder(folder).rglob("*")):
         if path.suffix.lower() in suffixes:
             key = path.relative_to(folder).with_suffix("").as_posix()
@@ -284,10 +284,10 @@ def stored_files(
                 if dot and f".{tail.lower()}" in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
                 else key
             )
-            if key in found:
-                raise DataError(f"{path}: has the key of {found[key].name}; keep the one that is meant")
-            found[key] = path
-    return found
+            if key in paths:
+                raise DataError(f"{path}: has the key of {paths[key].name}; keep the one that is meant")
+            paths[key] = path
+    return paths
 
 
 def partners(
@@ -303,12 +303,12 @@ def partners(
     unique = len(set(short.values())) == len(keys)
     joined = {k: files[k] if k in files else files.get(short[k]) if unique else None for k in keys}
     alone = [k for k, path in joined.items() if path is None]
-    left = sorted(set(files.values()) - {p for p in joined.values() if p is not None})
-    if alone or left:
-        missing = f"{len(alone)} of {len(keys)} scenes have no file, the first is {alone[0]!r}" if alone else ""
-        extra = f"{len(left)} files belong to no scene, the first is {left[0].name}" if left else ""
+    orphans = sorted(set(files.values()) - {p for p in joined.values() if p is not None})
+    if alone or orphans:
+        missing_text = f"{len(alone)} of {len(keys)} scenes have no file, the first is {alone[0]!r}" if alone else ""
+        extra = f"{len(orphans)} files belong to no scene, the first is {orphans[0].name}" if orphans else ""
         raise MissingFileError(
-            f"{where}: {'; '.join(t for t in (missing, extra) if t)}; name each file after its scene"
+            f"{where}: {'; '.join(t for t in (missing_text, extra) if t)}; name each file after its scene"
         )
     return {k: p for k, p in joined.items() if p is not None}
 
@@ -344,18 +344,18 @@ class StoredLogits:
             raise DataError(
                 f"{path}: holds {values.shape} {values.dtype}; logits are (C, H, W) numbers of at least 2 classes"
             )
-        wanted = len(self.classes) or self._count or len(values)
-        if len(values) != wanted:
+        n_classes = len(self.classes) or self._count or len(values)
+        if len(values) != n_classes:
             raise DataError(
                 f"{path}: {len(values)} classes, {'the names are' if self.classes else 'the files before have'} "
-                f"{wanted}; they must be equal"
+                f"{n_classes}; they must be equal"
             )
         if values.shape[1:] != scene.labels.shape and not self.resize:
             sizes = "{}x{}, its scene {}x{}".format(*values.shape[1:], *scene.labels.shape)
             raise DataError(f"{path}: is {sizes}; store them at the scene's size, or have them resized")
         if not np.isfinite(values.sum(dtype=np.float64)):
             raise DataError(f"{path}: holds NaN or infinity; write it again")
-        self._count = wanted
+        self._count = n_classes
         logits = torch.from_numpy(np.ascontiguousarray(values, np.float32))[None]
         whole = (
             logits

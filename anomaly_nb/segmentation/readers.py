@@ -338,15 +338,15 @@ def folder(
     """One's own scenes, with `classes.json`: `{"classes": {name: raw id or [ids]}, "anomaly": [ids], "normal": [ids],
     "void": [ids]}`. Raises `MissingFileError`, `DataError`."""
     root = Path(root)
-    about = read_json(root / "classes.json")
+    metadata = read_json(root / "classes.json")
     try:
-        names = tuple(about["classes"])
+        names = tuple(metadata["classes"])
         ids = {
             int(raw): i
-            for i, raws in enumerate(about["classes"].values())
+            for i, raws in enumerate(metadata["classes"].values())
             for raw in (raws if isinstance(raws, list) else [raws])
         }
-        roles = {k: frozenset(map(int, about.get(k, []))) for k in ("anomaly", "normal", "void")}
+        roles = {k: frozenset(map(int, metadata.get(k, []))) for k in ("anomaly", "normal", "void")}
         table = LabelTable(names, ids, **roles)
     except (KeyError, TypeError, AttributeError) as e:
         raise DataError(f"{root / 'classes.json'}: needs a mapping 'classes' of names to raw ids ({e!r})") from None

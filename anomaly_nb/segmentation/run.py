@@ -63,23 +63,23 @@ class StreetRun:
 
         Raises `DataError` where the run does not say which data that was.
         """
-        about = self.about
-        if "root" not in about:
+        metadata = self.about
+        if "root" not in metadata:
             raise DataError(
                 f"{self.folder / 'run.json'}: does not say where its data lies; train again, or "
                 "fit in Python with `PixelScorer`"
             )
         data = open_streets(
-            about["data"], about["root"], split, about["held_out"], (size[0], size[1]) if size else None
+            metadata["data"], metadata["root"], split, metadata["held_out"], (size[0], size[1]) if size else None
         )
-        return data.without_anomalies() if split == "train" and about.get("exclude_scenes") else data
+        return data.without_anomalies() if split == "train" and metadata.get("exclude_scenes") else data
 
     def place(self, size: Sequence[int] | None) -> Path:
         "Folder of `scorer.pt` and `validation/` at a size."
-        own = self.size
+        run_size = self.size
         return (
             self.folder
-            if (tuple(size) if size else None) == own
+            if (tuple(size) if size else None) == run_size
             else self.folder / "fits" / size_text(size).replace(" ", "_")
         )
 
@@ -143,10 +143,10 @@ class StreetRun:
             index=False, float_format=lambda v: f"{v:.4g}", border=0
         )
         head = f'<!doctype html><meta charset="utf-8">{reload}<title>{title}</title>'
-        said = "finished" if finished else f"after epoch {len(history)}"
+        state = "finished" if finished else f"after epoch {len(history)}"
         return write_text(
             self.folder / "report.html",
-            f'{head}<h1>{title}, {said}</h1><img src="training.png" alt="training loss and validation mIoU">{table}\n',
+            f'{head}<h1>{title}, {state}</h1><img src="training.png" alt="training loss and validation mIoU">{table}\n',
         )
 
     def describe(self, size: Sequence[int] | None, **about: Any) -> Path:

@@ -39,10 +39,10 @@ def read_map(
     if path.suffix.lower() == ".npy":
         values = load_array(path)
     elif path.suffix.lower() == ".npz":
-        held = load_arrays(path)
-        if "scores" not in held and len(held) != 1:
-            raise DataError(f"{path}: holds {', '.join(held) or 'nothing'}; name the score map 'scores'")
-        values = held["scores"] if "scores" in held else next(iter(held.values()))
+        arrays = load_arrays(path)
+        if "scores" not in arrays and len(arrays) != 1:
+            raise DataError(f"{path}: holds {', '.join(arrays) or 'nothing'}; name the score map 'scores'")
+        values = arrays["scores"] if "scores" in arrays else next(iter(arrays.values()))
     else:
         values = read_values(path)
         if values.ndim == 3 and image_info(path).mode in ("L", "1", "P", "LA"):
@@ -109,12 +109,12 @@ def _readers(maps: Any, keys: Sequence[str], scale: tuple[float, float] | None) 
 
 def _scale(readers: Sequence[Callable[[], np.ndarray]]) -> tuple[float, float]:
     "Median and interquartile range over a sample of at most 64 maps, 4096 pixels each."
-    seen = []
+    samples = []
     for i in np.unique(np.linspace(0, len(readers) - 1, min(64, len(readers))).astype(int)):
         flat = readers[i]().reshape(-1)
-        seen.append(flat[np.random.default_rng(int(i)).integers(0, flat.size, 4096)] if flat.size > 4096 else flat)
-    low, median, high = np.quantile(np.concatenate(seen).astype(np.float64), [0.25, 0.5, 0.75])
-    spread = high - low if high > low else float(np.ptp(np.concatenate(seen))) or 1.0
+        samples.append(flat[np.random.default_rng(int(i)).integers(0, flat.size, 4096)] if flat.size > 4096 else flat)
+    low, median, high = np.quantile(np.concatenate(samples).astype(np.float64), [0.25, 0.5, 0.75])
+    spread = high - low if high > low else float(np.ptp(np.concatenate(samples))) or 1.0
     return float(median), float(spread)
 
 
@@ -132,36 +132,36 @@ def evaluate_scores(
 
     Raises `DataError`, `MissingFileError` naming maps and masks that have no partner.
     """
-    track, truth = component_protocol(protocol), _Masks(masks)
-    readers = _readers(maps, truth.keys, scale)
+    track, ground_truth = component_protocol(protocol), _Masks(masks)
+    readers = _readers(maps, ground_truth.keys, scale)
     median, spread = _scale(readers)
     method = "".join(c if c.isalnum() else "_" for c in name.lower()) or "score"
 
     def scenes(what: str) -> Iterator[tuple[str, dict[str, np.ndarray], np.ndarray]]:
         for i in progress(range(len(readers)), what, unit="image"):
-            anomaly, values = truth.read(i), readers[i]()
+            anomaly, values = ground_truth.read(i), readers[i]()
             if values.shape != anomaly.shape:
                 sizes = "{}x{}, its mask {}x{}".format(*values.shape, *anomaly.shape)
-                raise DataError(f"{truth.keys[i]}: the map is {sizes}; store maps at the size of the masks")
-            yield truth.keys[i], {method: np.arcsinh((values - median) / spread).astype(np.float32)}, anomaly
+                raise DataError(f"{ground_truth.keys[i]}: the map is {sizes}; store maps at the size of the masks")
+            yield ground_truth.keys[i], {method: np.arcsinh((values - median) / spread).astype(np.float32)}, anomaly
 
     result, sizes = StreetEvaluation({method: name}, about={"scale": {method: [median, spread]}} | about), set()
     for key, scores, anomaly in scenes("pixels"):
         result.update(key, scores, anomaly)
         sizes.add(anomaly.shape)
-    held = result.histograms[method]
-    counted = {key: counts.sum(1).tolist() for key, (_, counts) in sorted(held.images.items())}
-    own = {
+    histogram = result.histograms[method]
+    counted = {key: counts.sum(1).tolist() for key, (_, counts) in sorted(histogram.images.items())}
+    identity = {
         "protocol": protocol,
         "network": "score maps",
-        "weights": sha256_json([held.counts.tolist(), median, spread])[:12],
+        "weights": sha256_json([histogram.counts.tolist(), median, spread])[:12],
         "scores": name,
         "precision": "as stored",
     }
     result.about |= {
-        "identity": truth.identity | {"ground truth": sha256_json(counted)[:12]} | own,
-        "dataset": truth.identity["data"],
-        "split": truth.identity["split"],
+        "identity": ground_truth.identity | {"ground truth": sha256_json(counted)[:12]} | identity,
+        "dataset": ground_truth.identity["data"],
+        "split": ground_truth.identity["split"],
     }
     result.about |= {"images": len(readers), "sizes": sorted(map(list, sizes))}
     return result if track is None else count_components(result, scenes("components"), track)
@@ -205,8 +205,8 @@ def write_submission(
         h5py = require("h5py", "video")
         with (
             atomic_write(Path(folder) / "anomaly_p" / method / dataset / f"{name}.hdf5") as f,
-            h5py.File(f, "w") as held,
+            h5py.File(f, "w") as h5_file,
         ):
-            held.create_dataset("value", data=values.astype(np.float16), compression=7)
+            h5_file.create_dataset("value", data=values.astype(np.float16), compression=7)
         written.append(Path(folder) / "anomaly_p" / method / dataset / f"{name}.hdf5")
     return written

@@ -144,18 +144,18 @@ class _First:
     "What the first reading collects for some methods."
 
     def __init__(self, scorer: "PixelScorer", model: SceneNetwork):
-        wanted = set(scorer.methods)
+        methods = set(scorer.methods)
         self.scorer, self.knn = scorer, PixelKNN(random_state=scorer.random_state)
         self.maxima: GroupMoments | None = None
         self.moments, self.reservoir = ClassMoments(), CellReservoir(self.knn.cells)
         self.sml, self.gaussian, self.neighbours = (
-            "sml" in wanted,
-            bool({"heat", "mahalanobis"} & wanted),
-            "knn" in wanted,
+            "sml" in methods,
+            bool({"heat", "mahalanobis"} & methods),
+            "knn" in methods,
         )
-        last = _last_layer(model) if {"vim", "react"} & wanted else None
-        self.subspace = VimSubspace(ViM(), *last) if last and "vim" in wanted else None
-        self.react = ReAct(*last, temperature=scorer.temperature) if last and "react" in wanted else None
+        last = _last_layer(model) if {"vim", "react"} & methods else None
+        self.subspace = VimSubspace(ViM(), *last) if last and "vim" in methods else None
+        self.react = ReAct(*last, temperature=scorer.temperature) if last and "react" in methods else None
         self.activations = CellReservoir(self.react.cells if self.react else 1)
 
     @property
@@ -226,8 +226,8 @@ class _Second:
     def add(self, i: int, out: StreetOutput, labels: torch.Tensor) -> None:
         "Count image `i`."
         rng = np.random.default_rng([self.scorer.random_state, 3, i])
-        kept = np.flatnonzero(labels.numpy().reshape(-1) != VOID)
-        kept = rng.choice(kept, min(len(kept), 512), replace=False) if len(kept) else kept
+        indices = np.flatnonzero(labels.numpy().reshape(-1) != VOID)
+        indices = rng.choice(indices, min(len(indices), 512), replace=False) if len(indices) else indices
         if self.vim is not None:
             self.vim.add(self.scorer.cells(i, out.penultimate, labels, out.extent)[0])
         columns = []
@@ -238,8 +238,8 @@ class _Second:
                     self.heat.raw(out.logits, None, out.extent) if self.heat.fallback_ else parts, labels != VOID
                 )
             self.columns[method] = list(parts)
-            columns += [m.cpu().numpy().reshape(-1)[kept] for m in parts.values()]
-        self.reservoir.add(np.stack(columns, 1).astype(np.float32), rng.random(len(kept)))
+            columns += [m.cpu().numpy().reshape(-1)[indices] for m in parts.values()]
+        self.reservoir.add(np.stack(columns, 1).astype(np.float32), rng.random(len(indices)))
 
     def close(self) -> dict[str, tuple[float, float]]:
         "Finish HEAT and ViM; median and interquartile range of every score."

@@ -43,9 +43,9 @@ def _pack(value: Any) -> Any:
 def _unpack(value: Any) -> Any:
     "The reverse of `_pack`."
     if isinstance(value, dict) and "__class__" in value:
-        made = _DETECTORS[value["__class__"]].__new__(_DETECTORS[value["__class__"]])
-        vars(made).update({k: _unpack(v) for k, v in value["state"].items()})
-        return made
+        detector = _DETECTORS[value["__class__"]].__new__(_DETECTORS[value["__class__"]])
+        vars(detector).update({k: _unpack(v) for k, v in value["state"].items()})
+        return detector
     if isinstance(value, torch.Tensor):
         return value.numpy()
     if isinstance(value, dict):
@@ -86,7 +86,7 @@ def load_scorer(
     path: str | Path,  # written by `save_scorer`
 ) -> PixelScorer:
     "Read a fitted scorer. Raises `MissingFileError`, `UnsafeFileError`, `DataError` where it is none."
-    held = load_tensors(path)
-    if not isinstance(held, dict) or held.get("__class__") != "PixelScorer":
+    state = load_tensors(path)
+    if not isinstance(state, dict) or state.get("__class__") != "PixelScorer":
         raise DataError(f"{path}: not a fitted scorer; write one with `save_scorer`")
-    return _unpack(held)
+    return _unpack(state)

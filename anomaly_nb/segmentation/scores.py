@@ -163,9 +163,9 @@ def max_logit_moments(
 ) -> GroupMoments:
     "Count the max logits of a batch by predicted class."
     top, predicted = _check_logits(logits).max(1)
-    kept = torch.ones_like(predicted, dtype=torch.bool) if valid is None else valid.to(predicted.device)
+    mask = torch.ones_like(predicted, dtype=torch.bool) if valid is None else valid.to(predicted.device)
     moments = moments or GroupMoments(logits.shape[1])
-    return moments.add(top[kept].double().cpu().numpy(), predicted[kept].cpu().numpy())
+    return moments.add(top[mask].double().cpu().numpy(), predicted[mask].cpu().numpy())
 
 # %% ../../nbs/07_segmentation/01_scores.ipynb #6b847f0f
 def _extreme(maps: torch.Tensor, cross: bool, largest: bool) -> torch.Tensor:

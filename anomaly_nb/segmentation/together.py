@@ -30,8 +30,8 @@ class NetworkEnsemble:
         if average not in ("logits", "probabilities"):
             raise DataError(f"average is {average!r}; choose logits or probabilities")
         if len(networks) < 2 or len({n.classes for n in networks}) > 1:
-            given = "; ".join(f"{n.name}: {', '.join(n.classes) or 'no names'}" for n in networks)
-            raise DataError(f"an ensemble is of at least two networks of the same classes, not of {given}")
+            members = "; ".join(f"{n.name}: {', '.join(n.classes) or 'no names'}" for n in networks)
+            raise DataError(f"an ensemble is of at least two networks of the same classes, not of {members}")
         self.networks, self.average, self.classes = list(networks), average, tuple(networks[0].classes)
         self.name = f"{len(networks)} networks, mean {average}"
 
@@ -71,8 +71,8 @@ class NetworkEnsemble:
 
     def state_dict(self) -> Mapping[str, torch.Tensor]:
         "The networks' checksums in the place of weights."
-        held = sha256_json([self.average, *(weights_digest(n) for n in self.networks)])
-        return {"networks": torch.tensor(list(held.encode()), dtype=torch.uint8)}
+        digest = sha256_json([self.average, *(weights_digest(n) for n in self.networks)])
+        return {"networks": torch.tensor(list(digest.encode()), dtype=torch.uint8)}
 
 # %% ../../nbs/07_segmentation/19_together.ipynb #f5a91747
 class WithPatches:
@@ -109,5 +109,5 @@ class WithPatches:
 
     def state_dict(self) -> Mapping[str, torch.Tensor]:
         "The checksum of the network and what made the patches, in the place of weights."
-        held = sha256_json([weights_digest(self.network), self.backbone.spec.to_dict()])
-        return {"network": torch.tensor(list(held.encode()), dtype=torch.uint8)}
+        digest = sha256_json([weights_digest(self.network), self.backbone.spec.to_dict()])
+        return {"network": torch.tensor(list(digest.encode()), dtype=torch.uint8)}

@@ -183,22 +183,22 @@ class _Run:
 
     @property
     def finished(self) -> bool:
-        done = len(self.history)
-        return done >= self.config.epochs or (done > 0 and done - 1 - self.best >= self.config.patience)
+        epochs = len(self.history)
+        return epochs >= self.config.epochs or (epochs > 0 and epochs - 1 - self.best >= self.config.patience)
 
     def resume(self) -> None:
         path = self.folder / "last.pt"
         if not path.is_file():
             return
-        held = load_tensors(path)
-        if held["fingerprint"] != self.fingerprint:
+        checkpoint = load_tensors(path)
+        if checkpoint["fingerprint"] != self.fingerprint:
             raise DataError(
                 f"{path}: belongs to a run with another configuration, model or data; use "
                 "another folder or remove this one"
             )
-        self.model.load_state_dict(held["model"])
-        self.optimiser.load_state_dict(held["optimiser"])
-        self.history = held["history"]
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimiser.load_state_dict(checkpoint["optimiser"])
+        self.history = checkpoint["history"]
 
     def save(self) -> None:
         state = {
@@ -231,9 +231,9 @@ def _train_epoch(run: _Run, dataset: StreetDataset, epoch: int, device: torch.de
         train_batches(dataset, config, epoch, workers), f"epoch {epoch + 1}/{config.epochs}", steps, "batch"
     )
     for i, (images, labels) in enumerate(batches):
-        done = (epoch * steps + i) / (config.epochs * steps)
+        fraction = (epoch * steps + i) / (config.epochs * steps)
         for group in run.optimiser.param_groups:
-            group["lr"] = config.lr * (1 - done) ** 0.9
+            group["lr"] = config.lr * (1 - fraction) ** 0.9
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             out = run.model(images.to(device))
         loss = segmentation_loss(out, labels.to(device), config.auxiliary_weight)
@@ -251,12 +251,12 @@ def epoch_line(
 ) -> str:  # one line
     "What an epoch gave, which one was best, and how long the rest will take at most."
     now, best = history[-1], int(np.argmax([h["val_miou"] for h in history]))
-    left = (epochs - len(history)) * float(np.median([h["seconds"] for h in history]))
+    seconds_left = (epochs - len(history)) * float(np.median([h["seconds"] for h in history]))
     text = (
         f"epoch {len(history)}/{epochs}: loss {now['loss']:.4f}, validation mIoU {now['val_miou']:.4f} (best "
         f"{history[best]['val_miou']:.4f} in epoch {best + 1})"
     )
-    return f"{text}, {now['seconds']:.0f} s, at most {left / 60:.0f} min left"
+    return f"{text}, {now['seconds']:.0f} s, at most {seconds_left / 60:.0f} min left"
 
 
 def train(

@@ -67,8 +67,8 @@ def network_of_report(
         precision=p["precision"],
         seed=p["seed"],
     )
-    kept = sha256_json({k: v for k, v in p.items() if k not in ("out", "methods", "panels", "draws")})[:12]
-    return train(network, scenes["train"], scenes["val"], Path(cache) / f"street-{kept}", config, p["device"]).model
+    digest = sha256_json({k: v for k, v in p.items() if k not in ("out", "methods", "panels", "draws")})[:12]
+    return train(network, scenes["train"], scenes["val"], Path(cache) / f"street-{digest}", config, p["device"]).model
 
 # %% ../../nbs/07_segmentation/14_view.ipynb #6711ff4f
 FATES = {"hit": PALETTE[2], "miss": ANOMALOUS, "false alarm": NORMAL}
@@ -128,10 +128,10 @@ class StreetView(View):
         "The view of a run of `street_anomaly`, from its parameters and the network it kept. Raises as the report does."
         scenes = scenes_of_report(parameters)
         network = network_of_report(parameters, scenes)
-        kept = Path(parameters["run"]) / "scorer.pt" if parameters["run"] else None
+        path = Path(parameters["run"]) / "scorer.pt" if parameters["run"] else None
         scorer = (
-            load_scorer(kept)
-            if kept
+            load_scorer(path)
+            if path
             else PixelScorer(parameters["methods"].split(","), random_state=parameters["seed"]).fit(
                 network, scenes["train"]
             )
@@ -146,18 +146,18 @@ class StreetView(View):
 
     def threshold(self, method: str, share: float) -> float:
         "The score that a fraction of normal validation pixels reaches."
-        truth, scores = self.pixels(method, "val")
-        return float(np.quantile(scores[~truth], 1 - share))
+        mask, scores = self.pixels(method, "val")
+        return float(np.quantile(scores[~mask], 1 - share))
 
     def table(self, method: str, share: float) -> pd.DataFrame:  # figure, value
         "What the threshold does to all test pixels, and the ranking."
-        (truth, scores), limit = self.pixels(method, "test"), self.threshold(method, share)
+        (mask, scores), limit = self.pixels(method, "test"), self.threshold(method, share)
         rows = {
             "promised false-positive rate, pixels": f"{share:.1%}",
-            "false-positive rate, pixels": f"{(scores[~truth] >= limit).mean():.1%}",
+            "false-positive rate, pixels": f"{(scores[~mask] >= limit).mean():.1%}",
         }
         rows |= {
-            "true-positive rate, pixels": f"{(scores[truth] >= limit).mean():.1%}" if truth.any() else "there are none"
+            "true-positive rate, pixels": f"{(scores[mask] >= limit).mean():.1%}" if mask.any() else "there are none"
         } | self.ranking(method)
         return pd.DataFrame(rows.items(), columns=["figure", "value"])
 
@@ -212,23 +212,23 @@ class StreetView(View):
 
     def _ranking(self, method: str) -> dict[str, str]:
         "Threshold-free figures over all test pixels."
-        truth, scores = self.pixels(method, "test")
-        if truth.all() or not truth.any():
+        mask, scores = self.pixels(method, "test")
+        if mask.all() or not mask.any():
             return {}
-        found = (
-            ("pixel AUROC", roc_auc(truth, scores)),
-            ("pixel AP", average_precision(truth, scores)),
-            ("FPR at 95 % TPR", fpr_at_tpr(truth, scores, 0.95)),
+        metrics = (
+            ("pixel AUROC", roc_auc(mask, scores)),
+            ("pixel AP", average_precision(mask, scores)),
+            ("FPR at 95 % TPR", fpr_at_tpr(mask, scores, 0.95)),
         )
-        return {name: f"{v:.4f}" for name, v in found}
+        return {name: f"{v:.4f}" for name, v in metrics}
 
     def _draw_histogram(self, ax: Any, method: str, limit: float) -> None:
         "Scores of all test pixels, with the threshold."
-        truth, scores = self.pixels(method, "test")
+        mask, scores = self.pixels(method, "test")
         edges = np.linspace(np.quantile(scores, 0.0005), np.quantile(scores, 0.9995), 80).tolist()
         for values, colour, name in (
-            (scores[~truth], NORMAL, "normal pixels"),
-            (scores[truth], ANOMALOUS, "anomalous pixels"),
+            (scores[~mask], NORMAL, "normal pixels"),
+            (scores[mask], ANOMALOUS, "anomalous pixels"),
         ):
             ax.hist(np.clip(values, edges[0], edges[-1]), edges, density=True, color=colour, alpha=0.55, label=name)
         ax.axvline(limit, color=THRESHOLD, lw=1.2, ls="--")

@@ -40,10 +40,10 @@ def read_tracks(
     """
     folder, parts = Path(folder), []
     for video in videos:
-        found = [p for p in (folder / f"{video.name}{suffix}" for suffix in (".txt", ".csv")) if p.is_file()]
-        if len(found) > 1:
-            raise DataError(f"{found[0]} and {found[1]} are both the tracks of video {video.name}; keep one of them")
-        parts += [_read_track_file(path, video) for path in found]
+        paths = [p for p in (folder / f"{video.name}{suffix}" for suffix in (".txt", ".csv")) if p.is_file()]
+        if len(paths) > 1:
+            raise DataError(f"{paths[0]} and {paths[1]} are both the tracks of video {video.name}; keep one of them")
+        parts += [_read_track_file(path, video) for path in paths]
     if not parts:
         raise MissingFileError(
             f"{folder}: holds no tracks of {', '.join(v.name for v in videos[:3])}; name each file as "
@@ -113,14 +113,14 @@ def _mask_boxes(mask: np.ndarray) -> np.ndarray:  # (N, 4) y1, x1, y2, x2
 def _links(before: np.ndarray, boxes: np.ndarray) -> dict[int, int]:  # index in `boxes` -> index in `before`
     "One-to-one partners of boxes in the frame before, the best pair first."
     overlap = box_iou(boxes[:, None], before[None])
-    found: dict[int, int] = {}
+    matches: dict[int, int] = {}
     for flat in np.argsort(-overlap, axis=None, kind="stable"):
         i, j = divmod(int(flat), max(len(before), 1))
         if overlap[i, j] <= 0:
             break
-        if i not in found and j not in found.values():
-            found[i] = j
-    return found
+        if i not in matches and j not in matches.values():
+            matches[i] = j
+    return matches
 
 
 def box_iou(
@@ -176,21 +176,21 @@ def detection_curve(
         raise DataError(f"alpha={alpha}, beta={beta}: must be above 0 and at most 1")
     if not np.isfinite(detections["score"].to_numpy(float)).all():
         raise DataError("detections: a score is not finite; look for bad features")
-    truth, found = tracks.reset_index(drop=True), detections.reset_index(drop=True)
+    ground_truth, predictions = tracks.reset_index(drop=True), detections.reset_index(drop=True)
     keys = ["video", "frame"]
     pairs = (
-        truth[keys + SIDES]
+        ground_truth[keys + SIDES]
         .reset_index()
-        .merge(found[keys + SIDES + ["score"]].reset_index(), on=keys, suffixes=("", "_found"))
+        .merge(predictions[keys + SIDES + ["score"]].reset_index(), on=keys, suffixes=("", "_found"))
     )
     overlap = box_iou(pairs[SIDES].to_numpy(float), pairs[[f"{s}_found" for s in SIDES]].to_numpy(float))
     pairs = pairs[overlap >= beta]
-    best = np.full(len(truth), -np.inf)
+    best = np.full(len(ground_truth), -np.inf)
     np.maximum.at(best, pairs["index"].to_numpy(), pairs["score"].to_numpy(float))
-    false = np.delete(found["score"].to_numpy(float), pairs["index_found"].unique())
+    false = np.delete(predictions["score"].to_numpy(float), pairs["index_found"].unique())
     nth = [
-        np.sort(own)[-int(np.ceil(alpha * len(own) - 1e-9))]
-        for own in (best[i] for i in truth.groupby("track").indices.values())
+        np.sort(scores)[-int(np.ceil(alpha * len(scores) - 1e-9))]
+        for scores in (best[i] for i in ground_truth.groupby("track").indices.values())
     ]
     levels = np.unique(np.r_[best[best > -np.inf], false])[::-1]
     above = lambda values: np.r_[0, len(values) - np.searchsorted(np.sort(values), levels, side="left")]
@@ -222,9 +222,9 @@ def detected_regions(
     for key, rows in objects.groupby(["video", "frame"], sort=False).indices.items():
         parts.append(_frame_regions(kind[rows], score[rows], boxes[rows], used, cover))
         keys += [key] * len(parts[-1][1])
-    found, scores = (np.concatenate(p) for p in zip(*parts)) if parts else (np.zeros((0, 4)), np.zeros(0))
+    regions, scores = (np.concatenate(p) for p in zip(*parts)) if parts else (np.zeros((0, 4)), np.zeros(0))
     named = pd.DataFrame(keys, columns=["video", "frame"], dtype=str)
-    return named.assign(score=scores, **dict(zip(SIDES, found.T)))
+    return named.assign(score=scores, **dict(zip(SIDES, regions.T)))
 
 
 def _frame_regions(
@@ -234,20 +234,20 @@ def _frame_regions(
     alone = np.unique(boxes, axis=0)
     total = np.zeros(len(alone))
     for modality, weight in weights.items():
-        own = boxes[kind == modality]
-        if weight and len(own):
+        candidates = boxes[kind == modality]
+        if weight and len(candidates):
             values = score[kind == modality]
-            exact = (alone[:, None] == own[None]).all(-1)
-            holds = np.where(exact.any(1)[:, None], exact, _covered(alone[:, None], own[None]) >= 0.95)
+            exact = (alone[:, None] == candidates[None]).all(-1)
+            holds = np.where(exact.any(1)[:, None], exact, _covered(alone[:, None], candidates[None]) >= 0.95)
             total += weight * np.where(holds.any(1), np.where(holds, values, -np.inf).max(1), 0.0)
     total /= sum(weights.values())
-    share = _covered(alone[:, None], alone[None])
-    same, free, kept = np.maximum(share, share.T) >= cover, np.ones(len(alone), bool), []
+    overlap = _covered(alone[:, None], alone[None])
+    same, free, indices = np.maximum(overlap, overlap.T) >= cover, np.ones(len(alone), bool), []
     for i in np.argsort(-total, kind="stable"):
         if free[i]:
-            kept.append(i)
+            indices.append(i)
             free &= ~same[i]
-    return alone[kept], total[kept]
+    return alone[indices], total[indices]
 
 
 def _covered(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -282,11 +282,11 @@ def detection_table(
     beta: float = 0.1,  # IoU from which on a region is detected
 ) -> pd.DataFrame:  # scores, rbdc, tbdc, regions, tracks
     "RBDC and TBDC of every modality and their combination. Raises as `detection_curve` does."
-    own = objects[objects["video"].isin([v.name for v in videos])]
-    own.attrs, rows = dict(objects.attrs), []
+    subset = objects[objects["video"].isin([v.name for v in videos])]
+    subset.attrs, rows = dict(objects.attrs), []
     for column in (*objects.attrs.get("modalities", objects["modality"].unique()), "combined"):
         curve = detection_curve(
-            tracks, detected_regions(own, weights, column), sum(len(v.frames) for v in videos), alpha, beta
+            tracks, detected_regions(subset, weights, column), sum(len(v.frames) for v in videos), alpha, beta
         )
         rows.append((column, curve.rbdc, curve.tbdc, len(tracks), tracks["track"].nunique()))
     return pd.DataFrame(rows, columns=["scores", "rbdc", "tbdc", "regions", "tracks"])
@@ -323,5 +323,5 @@ def false_events(
 
 def _event_spans(events: pd.DataFrame, video: Video) -> list[tuple[int, int]]:
     "First and last frame of the events of one video, by number."
-    at, own = {name: i for i, name in enumerate(video.frames)}, events[events["video"].astype(str) == video.name]
-    return [(at[str(a)], at[str(b)]) for a, b in zip(own["first"], own["last"])]
+    at, rows = {name: i for i, name in enumerate(video.frames)}, events[events["video"].astype(str) == video.name]
+    return [(at[str(a)], at[str(b)]) for a, b in zip(rows["first"], rows["last"])]

@@ -73,12 +73,12 @@ def held_out_frames(
         )
         part.fit({m: of_videos(f, set(names) - out) for m, f in sample.items()})
         part.ranges_ = scorer.ranges_
-        for held in map(load, sorted(out, key=natural_key)):
+        for data in map(load, sorted(out, key=natural_key)):
             parts.append(
-                frame_scores(part.score_objects(held), next(iter(held.values())).frames, scorer.weights, scorer.sigma)
+                frame_scores(part.score_objects(data), next(iter(data.values())).frames, scorer.weights, scorer.sigma)
             )
-    found = pd.concat(parts, ignore_index=True)
-    return pd.concat([found[found["video"] == v] for v in names], ignore_index=True)
+    scores = pd.concat(parts, ignore_index=True)
+    return pd.concat([scores[scores["video"] == v] for v in names], ignore_index=True)
 
 # %% ../../nbs/08_video/13_events.ipynb #a13a9ea6
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ class Decision:
             )
         allowed = max(0, int(np.floor(false_alarms_per_hour * self.hours - 1 + 1e-9)))
         value = float(np.nextafter(self.peaks[allowed], np.inf)) if allowed < len(self.peaks) else self.frame.value
-        seen = sum(p >= value for p in self.peaks)
-        about = {
+        count = sum(p >= value for p in self.peaks)
+        parameters = {
             "false_alarms_per_hour": false_alarms_per_hour,
-            "promised": round((seen + 1) / self.hours, 4),
+            "promised": round((count + 1) / self.hours, 4),
             "hours": round(self.hours, 4),
         }
         return Threshold(
@@ -133,7 +133,7 @@ class Decision:
             "runs of held-out normal videos",
             len(self.peaks),
             False,
-            about,
+            parameters,
             sha256_array(np.array(self.peaks)),
         )
 
@@ -175,8 +175,8 @@ def decide(
     )
     scales = {}
     for modality in (m for m in scorer.ranges_ if scorer.weights is None or scorer.weights.get(m, 0.0)):
-        own = frames[modality].to_numpy()
-        low, high = float(np.median(own)), float(quantile(own).value)
+        scores = frames[modality].to_numpy()
+        low, high = float(np.median(scores)), float(quantile(scores).value)
         scales[modality] = (low, high if high > low else low + 1.0)
     on_alarm = Decision(quantile(frames["combined"].to_numpy()), (), 1.0, float(fps), gap, "", scales)
     frame = quantile(on_alarm.alarm(frames))
@@ -275,12 +275,12 @@ def verdict(
 ) -> pd.DataFrame:  # question, answer
     "The decision in a few lines."
     threshold, count, scored = decision.event(false_alarms_per_hour), len(events), int(videos["scored"].sum())
-    said = (
+    summary = (
         "No event"
         if not count
         else f"{count} event{'s' * (count > 1)} in {events['video'].nunique()} of {scored} videos"
     )
-    rows = [("What happened?", f"{said}.")]
+    rows = [("What happened?", f"{summary}.")]
     if count:
         rows.append(
             (
@@ -289,7 +289,7 @@ def verdict(
             )
         )
     promised = threshold.parameters["promised"]
-    kept = f"At most {promised:.3g} an hour on average, from {decision.hours * 60:.1f} minutes of held-out normal film"
+    text = f"At most {promised:.3g} an hour on average, from {decision.hours * 60:.1f} minutes of held-out normal film"
     more = (
         f"; to promise {false_alarms_per_hour:g}, {1 / false_alarms_per_hour:.2g} hours of normal film are needed"
         if promised > false_alarms_per_hour
@@ -297,7 +297,7 @@ def verdict(
     )
     odd = [str(v) for v, complete in zip(videos["video"], videos["complete"]) if not complete]
     rows += [
-        ("How many calls of a normal hour are false?", f"{kept}{more}."),
+        ("How many calls of a normal hour are false?", f"{text}{more}."),
         ("Was every film whole?", f"No: {', '.join(odd)}." if odd else "Yes."),
     ]
     return pd.DataFrame(rows, columns=["question", "answer"])

@@ -67,10 +67,10 @@ def _read_contents(folder: Path) -> dict[str, Any]:
     """
     if not (folder / CONTENT).exists():
         return {"videos": {}, "background": None, "failed": {}}
-    known = read_json(folder / CONTENT)
-    if not isinstance(known, dict) or not isinstance(known.get("videos"), dict) or "background" not in known:
+    contents = read_json(folder / CONTENT)
+    if not isinstance(contents, dict) or not isinstance(contents.get("videos"), dict) or "background" not in contents:
         raise DataError(f"{folder / CONTENT}: is no record of contents; extract into another folder")
-    return {"failed": {}, **known}
+    return {"failed": {}, **contents}
 
 
 def check_extracted(
@@ -82,7 +82,7 @@ def check_extracted(
     """
     folder, failed = Path(folder), {}
     index, contents = read_index(folder), _read_contents(folder)
-    known = contents["videos"]
+    records = contents["videos"]
     for video in videos:
         if video.name in contents["failed"] and contents["failed"][video.name]["sha256"] == video.content().sha256:
             failed[video.name] = contents["failed"][video.name]["why"]
@@ -90,7 +90,7 @@ def check_extracted(
         if video.name not in index["videos"]:
             raise MissingFileError(f"{folder}: has no features of {video.path}; extract it first")
         if tuple(index["videos"][video.name]) != video.frames or (
-            known and known.get(video.name, {}).get("sha256") != video.content().sha256
+            records and records.get(video.name, {}).get("sha256") != video.content().sha256
         ):
             raise DataError(f"{video.path}: is not the video whose features are in {folder}; extract it again")
     return failed
@@ -112,38 +112,38 @@ def extract_videos(
         raise DataError(f"background={settings.background!r} is unknown; use 'split', 'video' or 'none'")
     if len({v.name for v in videos}) < len(videos):
         raise DataError("videos: two of them have the same name")
-    about, scene = settings.describe(), background_from or videos
+    description, scene = settings.describe(), background_from or videos
     made_of: dict[str, Any] = {"videos": {v.name: v.content().record() for v in videos}, "background": None}
     if settings.background == "split":
         made_of["background"] = sha256_json(
             [made_of["videos"][v.name]["sha256"] if v in videos else v.content().sha256 for v in scene]
         )
     with locked(folder / INDEX, timeout=1):
-        done, known = _still_true(folder, about, made_of)
-        todo = [v for v in videos if v.name not in done or done[v.name] != v.frames]
+        video_frames, contents = _still_true(folder, description, made_of)
+        todo = [v for v in videos if v.name not in video_frames or video_frames[v.name] != v.frames]
         if not todo:
             return {"videos": 0, "frames": 0, "objects": 0, "seconds": {}, "failed": {}}
-        for name in {v.name for v in todo} | (_extracted(folder) - set(done)):
-            done.pop(name, None)
+        for name in {v.name for v in todo} | (_extracted(folder) - set(video_frames)):
+            video_frames.pop(name, None)
             _remove_features(folder, name)
         tools, objects, failed = FrameTools(settings), 0, {}
         with tools.stage("background"):
             scenes = _backgrounds(_spread(scene, 100)) if settings.background == "split" else {}
-        write_index(folder, done, about, settings.modalities)
+        write_index(folder, video_frames, description, settings.modalities)
         for video in progress(todo, desc="extract", unit="video"):
             try:
                 objects += _extract_one(tools, video, _own_background(settings, video, scenes), folder)
             except DataError as e:
                 failed[video.name] = str(e).removeprefix(f"{video.path}: ")
-                known["failed"][video.name] = {**made_of["videos"][video.name], "why": failed[video.name]}
+                contents["failed"][video.name] = {**made_of["videos"][video.name], "why": failed[video.name]}
                 warnings.warn(f"{video.path}: left out, {failed[video.name]}", Notice, stacklevel=2)
                 _remove_features(folder, video.name)
             else:
-                done[video.name] = video.frames
-                known["videos"][video.name] = made_of["videos"][video.name]
-            write_json(folder / CONTENT, known)
-            write_index(folder, done, about, settings.modalities)
-        if not done:
+                video_frames[video.name] = video.frames
+                contents["videos"][video.name] = made_of["videos"][video.name]
+            write_json(folder / CONTENT, contents)
+            write_index(folder, video_frames, description, settings.modalities)
+        if not video_frames:
             raise DataError(
                 f"{todo[0].path}: {failed[todo[0].name]}"
                 + (f"; and {len(failed) - 1} more videos failed" if len(failed) > 1 else "")
@@ -168,7 +168,7 @@ def _still_true(
     "What of a folder of features can be kept. Raises `DataError` for other settings."
     if not (folder / INDEX).exists():
         return {}, {"videos": {}, "background": made_of["background"], "failed": {}}
-    index, known = read_index(folder), _read_contents(folder)
+    index, contents = read_index(folder), _read_contents(folder)
     if index["sha256"] != sha256_json(about):
         was = index["extractor"]
         changed = sorted(k for k in about.keys() | was.keys() if about.get(k) != was.get(k))
@@ -176,17 +176,17 @@ def _still_true(
             f"{folder}: holds features made with other settings ({', '.join(f'{k}: {was.get(k)}' for k in changed)}); "
             "use another folder or remove it"
         )
-    if known["background"] != made_of["background"]:
+    if contents["background"] != made_of["background"]:
         return {}, {"videos": {}, "background": made_of["background"], "failed": {}}
     same = {
         v: c
-        for v, c in known["videos"].items()
+        for v, c in contents["videos"].items()
         if v in index["videos"] and made_of["videos"].get(v, c)["sha256"] == c["sha256"]
     }
-    failed = {v: c for v, c in known["failed"].items() if v not in made_of["videos"]}
+    failed = {v: c for v, c in contents["failed"].items() if v not in made_of["videos"]}
     return {v: tuple(index["videos"][v]) for v in same}, {
         "videos": same,
-        "background": known["background"],
+        "background": contents["background"],
         "failed": failed,
     }
 
@@ -197,12 +197,12 @@ def _spread(videos: list[Video], count: int) -> Iterator[np.ndarray]:
     """
     step = max(1, sum(len(v.frames) for v in videos) // count)
     for video in videos:
-        wanted = video.frames[step // 2 :: step] or video.frames[:1]
+        names = video.frames[step // 2 :: step] or video.frames[:1]
         with suppress(DataError):
             if video.path.is_dir():
-                yield from (video.image(name) for name in wanted)
+                yield from (video.image(name) for name in names)
             else:  # a film is read from its start
-                yield from (image for name, image in video if name in set(wanted))
+                yield from (image for name, image in video if name in set(names))
 
 
 def _backgrounds(images: Iterable[np.ndarray]) -> dict[tuple[int, ...], np.ndarray]:
@@ -210,7 +210,7 @@ def _backgrounds(images: Iterable[np.ndarray]) -> dict[tuple[int, ...], np.ndarr
     by_size: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
     for image in images:
         by_size[image.shape].append(image)
-    return {size: median_background(own) for size, own in by_size.items()}
+    return {size: median_background(frames) for size, frames in by_size.items()}
 
 
 def background_of(

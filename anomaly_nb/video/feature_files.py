@@ -159,7 +159,7 @@ def write_index(
     Raises `MissingFileError` for a frame without a file.
     """
     folder = Path(folder)
-    known = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
+    old_index = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
     index: dict[str, Any] = {
         "videos": {v: list(f) for v, f in videos.items()},
         "modalities": list(modalities),
@@ -168,16 +168,16 @@ def write_index(
     index |= {
         "sha256": sha256_json(index["extractor"]),
         "checksums": {},
-        "sources": dict(sources or known.get("sources", {})),
+        "sources": dict(sources or old_index.get("sources", {})),
     }
     for video, frames in index["videos"].items():
-        same = video in known.get("checksums", {}) and known["videos"].get(video) == frames
-        if same and not renewed and set(modalities) <= set(known["modalities"]):
-            index["checksums"][video] = known["checksums"][video]
+        same = video in old_index.get("checksums", {}) and old_index["videos"].get(video) == frames
+        if same and not renewed and set(modalities) <= set(old_index["modalities"]):
+            index["checksums"][video] = old_index["checksums"][video]
             continue
-        held = _checksums(folder, known, video) if same else {}
+        cache = _checksums(folder, old_index, video) if same else {}
         sums = {
-            m: held[m] if m in held and m not in renewed else _sums_of(folder, m, video, frames) for m in modalities
+            m: cache[m] if m in cache and m not in renewed else _sums_of(folder, m, video, frames) for m in modalities
         }
         write_json(folder / CHECKSUMS / f"{video}.json", sums)
         index["checksums"][video] = sha256_json(sums)
@@ -264,9 +264,9 @@ def sample_frames(
         return {v: tuple(f) for v, f in frames.items()}
     if count < len(frames):
         raise DataError(f"max_image_count={count} is less than the {len(frames)} videos; every video needs a frame")
-    share = {v: len(f) * count / total for v, f in frames.items()}
-    take = {v: max(1, int(s)) for v, s in share.items()}
-    order = sorted(frames, key=lambda v: take[v] - share[v])  # most underserved first
+    quotas = {v: len(f) * count / total for v, f in frames.items()}
+    take = {v: max(1, int(s)) for v, s in quotas.items()}
+    order = sorted(frames, key=lambda v: take[v] - quotas[v])  # most underserved first
     for i in range(count - sum(take.values())):
         take[order[i % len(order)]] += 1
     for v in sorted(frames, key=lambda v: -take[v]):  # at least one each may have cost more than there is
@@ -346,14 +346,14 @@ def _read_video(
         np.concatenate([part[n] for n in sorted(part) if n.startswith(f"{kind}.")] or [np.zeros((0, d))])
         for kind, d in (("values", 0), ("boxes", 4))
     ]
-    ends, wanted = np.cumsum(part["counts"]), set(names)
+    ends, name_set = np.cumsum(part["counts"]), set(names)
     if len(joined[0]) != len(joined[1]) or len(joined[0]) != (ends[-1] if len(ends) else 0):
         raise DataError(
             f"{path}: holds {len(joined[0])} values and {len(joined[1])} boxes for "
             f"{int(part['counts'].sum())} objects; extract again"
         )
     for frame, start, end in zip(part["frames"].tolist(), ends - part["counts"], ends):
-        if frame in wanted:
+        if frame in name_set:
             yield frame, joined[0][start:end], joined[1][start:end]
 
 
@@ -361,13 +361,13 @@ def _changed(folder: Path, index: Mapping[str, Any], modality: str, path: Path) 
     """The error for a file that is not the one the index knows: it names the frame that it belongs to, where there is
     one.
     """
-    found = sha256_file(path)
+    digest = sha256_file(path)
     for video in index["videos"]:
         for kind, sums in _checksums(folder, index, video).items():
             named = {sums: video} if isinstance(sums, str) else {s: f"{video}/{f}" for f, s in sums.items()}
-            if found in named:
+            if digest in named:
                 return DataError(
-                    f"{path}: holds the {kind} features of {named[found]}; were the two files exchanged? "
+                    f"{path}: holds the {kind} features of {named[digest]}; were the two files exchanged? "
                     "Put them back or extract again"
                 )
     return DataError(f"{path}: changed since {INDEX} was written; restore it or extract again")
@@ -386,15 +386,15 @@ def _check_files(folder: Path, modality: str, frames: dict[str, tuple[str, ...]]
         for p in root.rglob("*.npz")
         if not p.name.startswith(".") and p.parent.name in frames
     }
-    wanted = {f"{v}/{f}" for v, names in frames.items() for f in names}
-    if wanted - there:
-        lost = sorted(wanted - there)
+    expected = {f"{v}/{f}" for v, names in frames.items() for f in names}
+    if expected - there:
+        lost = sorted(expected - there)
         raise MissingFileError(
-            f"{root / lost[0]}.npz: no such file ({len(lost)} of {len(wanted)} frames have "
+            f"{root / lost[0]}.npz: no such file ({len(lost)} of {len(expected)} frames have "
             "none); restore it or extract again"
         )
-    if there - wanted:
-        raise DataError(f"{root / sorted(there - wanted)[0]}.npz: the index knows no such frame; remove or rename it")
+    if there - expected:
+        raise DataError(f"{root / sorted(there - expected)[0]}.npz: the index knows no such frame; remove or rename it")
 
 # %% ../../nbs/08_video/03_feature_files.ipynb #19b53ba7
 def export_frames(
@@ -450,8 +450,8 @@ def convert_pickled(
         if len(rows) != len(keys):
             raise DataError(f"{source}: {len(rows)} entries for {len(keys)} frames; they belong to different versions")
         entries = dict(zip(keys, rows))
-    known = read_index(target) if (target / INDEX).exists() else {}
-    if known and known["videos"] != {v: list(f) for v, f in frames.items()}:
+    index = read_index(target) if (target / INDEX).exists() else {}
+    if index and index["videos"] != {v: list(f) for v, f in frames.items()}:
         raise DataError(f"{target}: already holds other frames; convert into an empty folder")
     for (video, frame), entry in entries.items():
         save_frame(target, modality, video, frame, *_entry(f"{source} {video}/{frame}", modality, entry))
@@ -460,27 +460,27 @@ def convert_pickled(
         "name": source.name,
         "sha256": sha256_json({p.relative_to(source).as_posix(): sha256_file(p) for p in read}),
     }
-    made = {**known.get("extractor", {}).get("converted", {}), modality: _made_by(extractor, origin)}
-    modalities = tuple(dict.fromkeys([*known.get("modalities", ()), modality]))
+    specs = {**index.get("extractor", {}).get("converted", {}), modality: _made_by(extractor, origin)}
+    modalities = tuple(dict.fromkeys([*index.get("modalities", ()), modality]))
     # of an older index
-    about = {
-        k: v for k, v in known.get("extractor", {}).items() if k != "converted_from" or set(modalities) - made.keys()
+    settings = {
+        k: v for k, v in index.get("extractor", {}).items() if k != "converted_from" or set(modalities) - specs.keys()
     }
     return write_index(
         target,
         frames,
-        about | {"converted": made},
+        settings | {"converted": specs},
         modalities,
         (modality,),
-        {**known.get("sources", {}), modality: origin},
+        {**index.get("sources", {}), modality: origin},
     )
 
 
 def _made_by(extractor: str | Mapping[str, Any] | None, origin: Mapping[str, str]) -> dict[str, Any]:
     "What made features, files by their content; features of unknown origin are equal to themselves only."
     if not extractor:
-        told = "so they count as made by an extractor of their own and cannot be scored against others; pass extractor="
-        warnings.warn(f"{origin['name']}: nothing says what made these features, {told}", Notice, stacklevel=3)
+        note = "so they count as made by an extractor of their own and cannot be scored against others; pass extractor="
+        warnings.warn(f"{origin['name']}: nothing says what made these features, {note}", Notice, stacklevel=3)
         return {"unknown": origin["sha256"]}
     return content_of(extractor)
 

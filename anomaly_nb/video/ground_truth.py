@@ -39,11 +39,11 @@ def ground_truths(root: str | Path) -> dict[str, Path]:
         "intervals": files("*.mat", "testing/*.mat"),
         "frame_labels": files("frame_labels*.npy", "testing/frame_labels*.npy"),
     }
-    for kind, found in places.items():
-        if len(found) > 1:
-            names = ", ".join(sorted(p.relative_to(root).as_posix() for p in found))
+    for kind, paths in places.items():
+        if len(paths) > 1:
+            names = ", ".join(sorted(p.relative_to(root).as_posix() for p in paths))
             raise DataError(f"{root}: {names} all may be {kind}; keep the one that is meant")
-    return {kind: found[0] for kind, found in places.items() if found}
+    return {kind: paths[0] for kind, paths in places.items() if paths}
 
 
 def frame_labels(
@@ -56,18 +56,18 @@ def frame_labels(
 
     Raises `MissingFileError` for missing labels, `DataError` for what differs or is not clear.
     """
-    found = ground_truths(root)
-    if not found:
+    places = ground_truths(root)
+    if not places:
         raise MissingFileError(f"{root}: has no ground truth of a known form")
-    if kind is not None and kind not in found:
-        raise MissingFileError(f"{root}: has no ground truth of kind {kind!r}; it has {', '.join(found)}")
+    if kind is not None and kind not in places:
+        raise MissingFileError(f"{root}: has no ground truth of kind {kind!r}; it has {', '.join(places)}")
     if events not in (None, *EVENTS):
         raise DataError(f"events={events!r}; use 'columns' (2, n), 'rows' (n, 2) or None")
-    if kind is not None or len(found) == 1:
-        kind = kind or next(iter(found))
-        return _read_labels(kind, found[kind], videos, events)
-    several, labels = f"{root}: has {len(found)} ground truths ({', '.join(found)})", {}
-    for kind, place in found.items():
+    if kind is not None or len(places) == 1:
+        kind = kind or next(iter(places))
+        return _read_labels(kind, places[kind], videos, events)
+    several, labels = f"{root}: has {len(places)} ground truths ({', '.join(places)})", {}
+    for kind, place in places.items():
         try:
             labels[kind] = _read_labels(kind, place, videos, events)
         except (DataError, MissingFileError) as e:
@@ -107,31 +107,31 @@ def _read_labels(kind: str, place: Path, videos: list[Video], events: str | None
 def _by_number(place: Path, videos: Sequence[Video], numbers: Sequence[int]) -> dict[str, int]:
     "The number of every video, of those that have labels. Raises `DataError` for a video where that is not certain."
     names = sorted((v.name for v in videos), key=natural_key)
-    said = _said_numbers(names, numbers)
+    ids = _said_numbers(names, numbers)
     if pieces := [n for n in names if name_part(n)]:
         piece = f"video {pieces[0]} is a piece of a video ({name_part(pieces[0])}), and the labels are for whole videos"
         raise DataError(f"{place}: {piece}; join the pieces, or cut the labels and name them alike")
     # every name says a number, and no two the same
-    if len(said) == len(names) and len(set(said.values())) == len(names):
-        if sorted(said.values()) == list(range(len(numbers))) and sorted(numbers) == list(range(1, len(numbers) + 1)):
-            return {n: m + 1 for n, m in said.items()}  # the whole set, counted from 0
-        for n, m in said.items():
+    if len(ids) == len(names) and len(set(ids.values())) == len(names):
+        if sorted(ids.values()) == list(range(len(numbers))) and sorted(numbers) == list(range(1, len(numbers) + 1)):
+            return {n: m + 1 for n, m in ids.items()}  # the whole set, counted from 0
+        for n, m in ids.items():
             if m not in numbers:
-                known = _ranges(numbers)
+                ranges = _ranges(numbers)
                 raise DataError(
-                    f"{place}: video {n} is number {m}, and there are labels for {known}; "
+                    f"{place}: video {n} is number {m}, and there are labels for {ranges}; "
                     "add its labels or leave it out"
                 )
-        return said
+        return ids
     counted = dict(zip(names, sorted(numbers)))  # the whole set in its published order
-    odd = next((n for n in names if n not in said), names[0])
+    odd = next((n for n in names if n not in ids), names[0])
     if len(names) != len(numbers):
         counts = f"has labels for {len(numbers)} videos, here are {len(names)}"
         raise DataError(
             f"{place}: {counts}, and the name {odd!r} does not say which it is; give all "
             "videos or name each by its number"
         )
-    for n, m in said.items():
+    for n, m in ids.items():
         if counted[n] != m:
             raise DataError(
                 f"{place}: video {n} is number {counted[n]} in order and {m} by its name, and {odd!r} does not say "
@@ -319,13 +319,13 @@ def _event_labels(
         if table[0, 1] == table[1, 0]:  # both readings say the same
             labels[video] = _spans(where, table, n)
         elif len(fits) != 1 or forms - set(fits):
-            said = (
+            message = (
                 f"has two events, [{', '.join(f'[{a:g}, {b:g}]' for a, b in table)}], in order in "
                 f"{fits[0] if fits else 'neither columns nor rows'}"
             )
-            said += f", and other tables of the file have them in {' and '.join(sorted(forms))}" if forms else ""
+            message += f", and other tables of the file have them in {' and '.join(sorted(forms))}" if forms else ""
             raise DataError(
-                f"{where} {said}; pass events='columns' or 'rows', or set it for the data set in config.yml"
+                f"{where} {message}; pass events='columns' or 'rows', or set it for the data set in config.yml"
             )
         else:
             labels[video] = _spans(where, table.T if fits[0] == "columns" else table, n)
@@ -357,7 +357,7 @@ def read_gt_frames(
     path: str | Path,  # UCSDped1.m, UCSDped2.m
 ) -> list[np.ndarray]:  # per video (events, 2) first and last frame, from 1
     "The frame ranges of UCSD's ground truth script. Raises `DataError` naming the line that is not understood."
-    found: dict[int, np.ndarray] = {}
+    events: dict[int, np.ndarray] = {}
     text = Path(path).read_text(encoding="utf-8", errors="replace").replace("...\n", "   ")
     for number, line in enumerate(text.splitlines(), 1):
         line = line.split("%")[0].strip()
@@ -368,16 +368,16 @@ def read_gt_frames(
         if not match or any(r.count(":") > 1 for r in ranges):
             form = "TestVideoFile{end+1}.gt_frame = [first:last, ...]"
             raise DataError(f"{path}, line {number}: expected {form}, not {line[:80]!r}")
-        at = int(match[1]) if match[1].isdigit() else len(found) + 1
-        if at in found:
+        at = int(match[1]) if match[1].isdigit() else len(events) + 1
+        if at in events:
             raise DataError(f"{path}, line {number}: video {at} has its frames twice")
         spans = [[int(n) for n in (*r.split(":"), *r.split(":"))][:: 1 if ":" not in r else 3] for r in ranges]
-        found[at] = np.array(spans, int).reshape(-1, 2)
-    if sorted(found) != list(range(1, len(found) + 1)):
+        events[at] = np.array(spans, int).reshape(-1, 2)
+    if sorted(events) != list(range(1, len(events) + 1)):
         raise DataError(
-            f"{path}: gives frames for videos {_ranges(list(found))}; the numbers must run from 1 without a gap"
+            f"{path}: gives frames for videos {_ranges(list(events))}; the numbers must run from 1 without a gap"
         )
-    return [found[i] for i in sorted(found)]
+    return [events[i] for i in sorted(events)]
 
 
 def _from_script(place: Path, videos: list[Video]) -> dict[str, np.ndarray]:

@@ -67,8 +67,8 @@ def probe_film(path: str | Path) -> Film:
 
     Raises `MissingFileError`, `DataError` with the reason where no frame can be decoded.
     """
-    about = check_file(path).stat()
-    return _probe(Path(path), about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    stat = check_file(path).stat()
+    return _probe(Path(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 @lru_cache(maxsize=4096)
@@ -79,13 +79,13 @@ def _probe(path: Path, *_: int) -> Film:
         ready, first = film.read()
         if not ready:
             raise DataError(f"{path}: {_why_no_film(path)}")
-        said, fps = film.get(cv2.CAP_PROP_FRAME_COUNT), film.get(cv2.CAP_PROP_FPS)
+        frame_count, fps = film.get(cv2.CAP_PROP_FRAME_COUNT), film.get(cv2.CAP_PROP_FPS)
         rotation, times = int(film.get(cv2.CAP_PROP_ORIENTATION_META)), [film.get(cv2.CAP_PROP_POS_MSEC)]
         while film.grab():
             times.append(film.get(cv2.CAP_PROP_POS_MSEC))
     finally:
         film.release()
-    declared, frames = int(said) if 0 < said < 1e9 else None, len(times)
+    declared, frames = int(frame_count) if 0 < frame_count < 1e9 else None, len(times)
     complete = declared is None or abs(declared - frames) <= max(2, TOLERANCE * declared)
     note = "has one frame, which shows no motion" if frames == 1 else ""
     if declared is None:
@@ -120,8 +120,8 @@ def open_film(
     cv2 = quiet_opencv()
     if isinstance(path, int):
         return cv2.VideoCapture(path)
-    known = cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends()  # others may take a film's name for a series of images
-    return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG) if known else cv2.VideoCapture(str(path))
+    ready = cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends()  # others may take a film's name for a series of images
+    return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG) if ready else cv2.VideoCapture(str(path))
 
 
 def _why_no_film(path: Path) -> str:
@@ -145,18 +145,18 @@ def _why_no_film(path: Path) -> str:
 
 def _boxes(path: Path) -> dict[str, bytes]:
     "The outer boxes of an MP4 by name, at most 16 MiB of each but the images."
-    found: dict[str, bytes] = {}
+    boxes: dict[str, bytes] = {}
     with open(path, "rb") as f:
         while len(head := f.read(8)) == 8:
             size, name = int.from_bytes(head[:4], "big"), head[4:8].decode("latin-1")
             long = size == 1
             size = int.from_bytes(f.read(8), "big") if long else size
             start = f.tell()
-            found[name] = b"" if name == "mdat" else f.read(min(max(size - 8, 0), 1 << 24))
+            boxes[name] = b"" if name == "mdat" else f.read(min(max(size - 8, 0), 1 << 24))
             if size < 8:
                 break
             f.seek(start + size - (16 if long else 8))
-    return found
+    return boxes
 
 # %% ../../nbs/08_video/02_layouts.ipynb #8f3294b9
 @dataclass(frozen=True)
@@ -215,8 +215,8 @@ def film_frame(
         opened = open_film(path)
         try:
             opened.set(cv2.CAP_PROP_POS_FRAMES, number)
-            found, image = opened.read()
-            if found and np.float32(opened.get(cv2.CAP_PROP_POS_MSEC)) == film.times[number]:
+            ready, image = opened.read()
+            if ready and np.float32(opened.get(cv2.CAP_PROP_POS_MSEC)) == film.times[number]:
                 return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         finally:
             opened.release()
@@ -228,8 +228,8 @@ def _read_film(path: Path, n: int) -> Iterator[np.ndarray]:
     cv2, film = require("cv2", "video"), open_film(path)
     try:
         for i in range(n):
-            found, image = film.read()
-            if not found:
+            ready, image = film.read()
+            if not ready:
                 raise DataError(f"{path}: ends at frame {i} of {n}; the file is damaged, write it again")
             yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     finally:
@@ -296,8 +296,8 @@ def _split_folder(root: Path, split: str | None) -> Path:
         return root
     if split not in FORMS:
         raise DataError(f"split {split!r} is unknown; use 'training' or 'testing'")
-    found = [root / form for form in FORMS[split] if (root / form).is_dir()]
-    if not found:
+    folders = [root / form for form in FORMS[split] if (root / form).is_dir()]
+    if not folders:
         raise MissingFileError(f"{root}: has none of {', '.join(FORMS[split])}; point to the data set's own folder")
     names = [
         {
@@ -305,15 +305,15 @@ def _split_folder(root: Path, split: str | None) -> Path:
             for p in folder.iterdir()
             if not is_hidden(p) and not video_of_masks(p) and p.suffix.lower() not in BESIDE
         }
-        for folder in found
+        for folder in folders
     ]
-    for folder, own in zip(found[1:], names[1:]):
-        if own != names[0]:
-            odd = min(own ^ names[0], key=natural_key)
+    for folder, videos in zip(folders[1:], names[1:]):
+        if videos != names[0]:
+            odd = min(videos ^ names[0], key=natural_key)
             raise DataError(
-                f"{found[0]} and {folder} do not hold the same videos ({odd} is in one alone); keep one of them"
+                f"{folders[0]} and {folder} do not hold the same videos ({odd} is in one alone); keep one of them"
             )
-    return found[0]
+    return folders[0]
 
 
 def read_video(path: Path) -> Video:

@@ -72,18 +72,18 @@ def pieces(
     min_area: int = 100,  # pixels a piece must hold
 ) -> tuple[np.ndarray, list[np.ndarray]]:  # boxes (M, 4) and pixels of the pieces only
     "Windows of `size`, half overlapping, over every region more than a quarter larger than `size`."
-    found, inside = [], []
-    for (y1, x1, _, _), own in zip(boxes.astype(int), pixels):
-        h, w = own.shape
+    windows, inside = [], []
+    for (y1, x1, _, _), mask in zip(boxes.astype(int), pixels):
+        h, w = mask.shape
         if h <= 1.25 * size[0] and w <= 1.25 * size[1]:
             continue
         for top, bottom in _windows(h, size[0]):
             for left, right in _windows(w, size[1]):
-                part = own[top:bottom, left:right]
+                part = mask[top:bottom, left:right]
                 if part.sum() >= min_area:
-                    found.append((y1 + top, x1 + left, y1 + bottom, x1 + right))
+                    windows.append((y1 + top, x1 + left, y1 + bottom, x1 + right))
                     inside.append(part)
-    return np.array(found, np.float32).reshape(-1, 4), inside
+    return np.array(windows, np.float32).reshape(-1, 4), inside
 
 
 def _windows(length: int, size: int) -> list[tuple[int, int]]:
@@ -123,8 +123,8 @@ class Detector:
         import torch
 
         with torch.inference_mode():
-            found = self.network([torch.from_numpy(image).permute(2, 0, 1).float().div(255).to(self.device)])[0]
-        boxes = found["boxes"].cpu().numpy()[found["scores"].cpu().numpy() >= self.confidence][:, [1, 0, 3, 2]]
+            output = self.network([torch.from_numpy(image).permute(2, 0, 1).float().div(255).to(self.device)])[0]
+        boxes = output["boxes"].cpu().numpy()[output["scores"].cpu().numpy() >= self.confidence][:, [1, 0, 3, 2]]
         return boxes[(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) >= self.min_area]
 
 # %% ../../nbs/08_video/04_objects.ipynb #87b805f7

@@ -110,16 +110,16 @@ def plan_for(
             f"dataset {name!r} is unknown; known are {', '.join(sorted({*DATASETS, *entries}))}; others need an entry "
             "under datasets: in config.yml, or a root"
         )
-    own = dict(entries.get(name) or {})
-    merged = {**DATASETS.get(name, {}), **{k: v for k, v in own.items() if k != "extraction"}}
+    entry = dict(entries.get(name) or {})
+    merged = {**DATASETS.get(name, {}), **{k: v for k, v in entry.items() if k != "extraction"}}
     merged["extraction"] = Extraction.from_settings(
-        {**DATASETS.get(name, {}).get("extraction", {}), **(own.get("extraction") or {}), **(extraction or {})}
+        {**DATASETS.get(name, {}).get("extraction", {}), **(entry.get("extraction") or {}), **(extraction or {})}
     )
-    merged["cache"] = Path(cache or own.get("cache") or CACHE)
-    merged["root"] = Path(root or own["root"]) if root or own.get("root") else None
+    merged["cache"] = Path(cache or entry.get("cache") or CACHE)
+    merged["root"] = Path(root or entry["root"]) if root or entry.get("root") else None
     merged["features"] = (
-        Path(features or own.get("features") or merged["cache"] / name)
-        if features or own.get("features") or not merged["root"]
+        Path(features or entry.get("features") or merged["cache"] / name)
+        if features or entry.get("features") or not merged["root"]
         else None
     )
     unknown = sorted(set(merged) - set(VideoPlan.__dataclass_fields__))
@@ -128,9 +128,9 @@ def plan_for(
             f"datasets.{name}: unknown setting {unknown[0]!r}; known are "
             f"{', '.join(sorted(VideoPlan.__dataclass_fields__))}"
         )
-    for setting, known in (("events", EVENTS), ("ground_truth", GROUND_TRUTHS)):
-        if merged.get(setting) and merged[setting] not in known:
-            raise DataError(f"datasets.{name}: {setting}={merged[setting]!r}; use one of {', '.join(known)}")
+    for setting, choices in (("events", EVENTS), ("ground_truth", GROUND_TRUTHS)):
+        if merged.get(setting) and merged[setting] not in choices:
+            raise DataError(f"datasets.{name}: {setting}={merged[setting]!r}; use one of {', '.join(choices)}")
     return VideoPlan(name=name, **{k: merged[k] for k in merged if k != "name"})
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #20e68648
@@ -192,19 +192,19 @@ def calibrate_dataset(
     features = load_modalities(folder, tuple(index["modalities"]), max_image_count, plan.random_state)
     scorer = plan.scorer().fit(features)
     frames = next(iter(features.values())).frames
-    about = {
+    metadata = {
         "dataset": plan.name,
         "extractor": index["sha256"],
         "frames": sum(map(len, frames.values())),
         "videos": len(frames),
     }
-    about |= {
+    metadata |= {
         "sample": sha256_json({v: list(f) for v, f in frames.items()}),
         "random_state": plan.random_state,
         "library": versions(("anomaly_nb",)).get("anomaly_nb", "source"),
     }
     bank = plan.bank or folder.parent / "bank"
-    save_scorer(scorer, bank, config, **about)
+    save_scorer(scorer, bank, config, **metadata)
     (bank / DECISION).unlink(missing_ok=True)
     rate = frames_per_second(plan, "training")
     if rate is not None and len(frames) > 1:
@@ -220,8 +220,8 @@ def frames_per_second(plan: VideoPlan, split: str = "testing") -> float | None:
     "The rate of a plan, or else of its films; None where nobody says it."
     if plan.fps is not None or plan.root is None:
         return plan.fps
-    said = [v.fps for v in read_split(plan.root, split)[0] if v.fps]
-    return float(median(said)) if said else None
+    rates = [v.fps for v in read_split(plan.root, split)[0] if v.fps]
+    return float(median(rates)) if rates else None
 
 
 def score_dataset(
@@ -358,8 +358,8 @@ def evaluate_dataset(
     """
     if plan.root is None or not ground_truths(plan.root):
         return None
-    found, _ = read_split(plan.root, "testing")
-    videos = [v for v in found if v.complete and v.name in set(frames["video"])]
+    test_videos, _ = read_split(plan.root, "testing")
+    videos = [v for v in test_videos if v.complete and v.name in set(frames["video"])]
     if not videos:
         raise DataError(
             f"{plan.root}: no test video was read whole and scored; nothing can be compared with its ground truth"
@@ -377,7 +377,7 @@ def evaluate_dataset(
         table = table.merge(detection_table(tracked[0], objects, videos, plan.weights), on="scores", how="left").assign(
             tracks_from=tracked[1]
         )
-    return table.assign(left_out=", ".join(v.name for v in found if v not in videos)), labels
+    return table.assign(left_out=", ".join(v.name for v in test_videos if v not in videos)), labels
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #6cdb2f5d
 def dataset_delays(
@@ -389,6 +389,6 @@ def dataset_delays(
     pd.DataFrame, int, float
 ]:  # video, start, end, delay of every anomalous stretch; false events; hours of normal film
     "How soon the events of a split were called, and how many were false."
-    found = read_split(plan.root, "testing")[0] if plan.root is not None else []
-    videos = [replace(v, fps=plan.fps or v.fps) for v in found if v.name in labels]
+    test_videos = read_split(plan.root, "testing")[0] if plan.root is not None else []
+    videos = [replace(v, fps=plan.fps or v.fps) for v in test_videos if v.name in labels]
     return detection_delays(labels, events, videos, decision.fps), *false_events(labels, events, videos, decision.fps)

@@ -134,14 +134,14 @@ def draw_frames(
     for ax, row in zip(axes.flat, top.to_dict("records")):
         video = by_name[row["video"]]
         ax.imshow(video.image(row["frame"]))
-        about = f"{row['video']}/{row['frame']}: {row['combined']:.2f}"
+        title = f"{row['video']}/{row['frame']}: {row['combined']:.2f}"
         hit = responsible[(responsible["video"] == row["video"]) & (responsible["frame"] == row["frame"])]
         for box in hit.to_dict("records"):
             ax.add_patch(_box(box, ANOMALOUS, 2))
-            about += f", {box['modality']}"
+            title += f", {box['modality']}"
         if labels is not None:
-            about += ", anomalous" if labels[row["video"]][video.frames.index(row["frame"])] else ", normal"
-        ax.set_title(about, fontsize=9)
+            title += ", anomalous" if labels[row["video"]][video.frames.index(row["frame"])] else ", normal"
+        ax.set_title(title, fontsize=9)
         ax.set(xticks=[], yticks=[])
         ax.grid(False)
     return fig

@@ -36,13 +36,13 @@ def annotate(
 ) -> np.ndarray:  # (zH, zW, 3) uint8 RGB
     "A frame with the boxes of its unusual objects, and a red border within an event."
     cv2, zoom = require("cv2", "video"), max(1, -(-width // image.shape[1]))
-    found = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
+    canvas = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
     for row in objects[objects["score"] >= above].sort_values("score").to_dict("records"):
         colour = COLOURS[row["modality"]]
         y1, x1, y2, x2 = (round(float(row[side]) * zoom) for side in ("y1", "x1", "y2", "x2"))
-        cv2.rectangle(found, (x1, y1), (x2 - 1, y2 - 1), colour, 2)
+        cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), colour, 2)
         cv2.putText(
-            found,
+            canvas,
             f"{row['modality']} {row['score']:.1f}",
             (x1, max(y1 - 4, 12)),
             cv2.FONT_HERSHEY_SIMPLEX,
@@ -52,8 +52,8 @@ def annotate(
             cv2.LINE_AA,
         )
     if event:
-        cv2.rectangle(found, (0, 0), (found.shape[1] - 1, found.shape[0] - 1), EVENT, 4)
-    return found
+        cv2.rectangle(canvas, (0, 0), (canvas.shape[1] - 1, canvas.shape[0] - 1), EVENT, 4)
+    return canvas
 
 
 def curve_strip(
@@ -95,8 +95,8 @@ def render_video(
     if tuple(frames["frame"]) != video.frames:
         raise DataError(f"{video.path}: its frames are not those that were scored; score this version of the video")
     at = {name: i for i, name in enumerate(video.frames)}
-    own = events[events["video"].astype(str) == video.name]
-    spans = [(at[a], at[b]) for a, b in zip(own["first"], own["last"])]
+    video_events = events[events["video"].astype(str) == video.name]
+    spans = [(at[a], at[b]) for a, b in zip(video_events["first"], video_events["last"])]
     inside = np.zeros(len(at), bool)
     for a, b in spans:
         inside[a : b + 1] = True

@@ -197,14 +197,14 @@ def save_scorer(
     **about: Any,  # further provenance: data set, sample
 ) -> None:
     "Write the banks, then the bounds that belong to them. Raises `NotFittedError`."
-    known, folder = provenance(scorer), Path(folder)
+    metadata, folder = provenance(scorer), Path(folder)
     for modality, bank in scorer.banks_.items():
         save_array(folder / f"{modality}.npy", bank)
     if scorer.velocity_:
         save_velocity_model(folder / "velocity.npz", scorer.velocity_)
     write_json(folder / "scorer.json", {"modalities": list(scorer.ranges_)})
     percentiles = {f"percentiles_{m}": [float(p) for p in _percentiles(scorer)[m]] for m in scorer.ranges_}
-    write_calibration(config, scorer.ranges_, known | percentiles | about)
+    write_calibration(config, scorer.ranges_, metadata | percentiles | about)
 
 
 def load_scorer(
@@ -289,14 +289,14 @@ def of_videos(
     videos: set[str],  # names
 ) -> ObjectFeatures:
     "The part of some videos."
-    own = np.isin(features.video, list(videos))
+    mask = np.isin(features.video, list(videos))
     frames = {v: f for v, f in features.frames.items() if v in videos}
     return ObjectFeatures(
         features.modality,
-        features.values[own],
-        features.boxes[own],
-        features.video[own],
-        features.frame[own],
+        features.values[mask],
+        features.boxes[mask],
+        features.video[mask],
+        features.frame[mask],
         frames,
         features.extractor,
     )

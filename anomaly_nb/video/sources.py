@@ -49,8 +49,8 @@ class Source:
         try:
             number = 0
             while not self.stopped.is_set():
-                found, image = opened.read()
-                if not found:
+                ready, image = opened.read()
+                if not ready:
                     break
                 yield f"{number:06d}", quiet_opencv().cvtColor(image, quiet_opencv().COLOR_BGR2RGB)
                 number += 1
@@ -97,20 +97,20 @@ class Source:
     def _folder(self, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
         "Images in the order of their names, as they appear."
         last: str | None = None
-        known: set[str] = set()
+        old_names: set[str] = set()
         since = time.monotonic()
         while not self.stopped.is_set():
             names = {p.stem: p for p in folder.iterdir() if is_image(p) and not p.name.startswith(".")}
             new = sorted((n for n in names if last is None or natural_key(n) > natural_key(last)), key=natural_key)
-            self.dropped += len({n for n in names if n not in known and n not in new}) if last is not None else 0
-            known = set(names)
+            self.dropped += len({n for n in names if n not in old_names and n not in new}) if last is not None else 0
+            old_names = set(names)
             for name in new:
                 try:
                     image = read_image(names[name])
                 except (DataError, OSError):
                     if time.time() - names[name].stat().st_mtime > 10:
                         raise
-                    known.discard(name)
+                    old_names.discard(name)
                     break  # still being written
                 last, since = name, time.monotonic()
                 yield name, image

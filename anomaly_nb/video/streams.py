@@ -62,10 +62,10 @@ class Extraction:
         settings: Mapping[str, Any],  # as in `config.yml`
     ) -> "Extraction":
         "Settings of a mapping. Raises `DataError` on an unknown name."
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(settings) - known)
+        names = {f.name for f in fields(cls)}
+        unknown = sorted(set(settings) - names)
         if unknown:
-            raise DataError(f"extraction: unknown setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
+            raise DataError(f"extraction: unknown setting {unknown[0]!r}; known are {', '.join(sorted(names))}")
         values: dict[str, Any] = {k: tuple(v) if k == "piece" and v else v for k, v in settings.items()}
         return cls(**values)
 
@@ -98,9 +98,9 @@ class FrameTools:
         "Count the seconds of a block, without those of the stages inside it."
         start, outer, self.inner = time.perf_counter(), self.inner, 0.0
         yield
-        taken = time.perf_counter() - start
-        self.seconds[name] += taken - self.inner
-        self.inner = outer + taken
+        duration = time.perf_counter() - start
+        self.seconds[name] += duration - self.inner
+        self.inner = outer + duration
 
 
 def _frame_objects(
@@ -115,11 +115,11 @@ def _frame_objects(
     boxes, pixels = motion_objects(foreground(image, reference, s.threshold), s.min_area)
     parts, inside = pieces(boxes, pixels, s.piece, s.min_area) if s.piece else (np.zeros((0, 4), np.float32), [])
     if tools.detector:
-        seen = np.round(tools.detector(image))
-        new = outside(boxes, seen)
+        dets = np.round(tools.detector(image))
+        new = outside(boxes, dets)
         boxes, pixels = (
-            np.concatenate([boxes[new], seen]),
-            [p for p, n in zip(pixels, new) if n] + [np.ones((int(b[2] - b[0]), int(b[3] - b[1])), bool) for b in seen],
+            np.concatenate([boxes[new], dets]),
+            [p for p, n in zip(pixels, new) if n] + [np.ones((int(b[2] - b[0]), int(b[3] - b[1])), bool) for b in dets],
         )
     return boxes, np.concatenate([boxes, parts]), pixels + inside
 
@@ -132,11 +132,11 @@ def _velocities(
 ) -> np.ndarray:  # (N, bins) float32
     "Velocity histograms of the objects of a frame."
     rows = []
-    for (y1, x1, y2, x2), own in zip(boxes.astype(int), pixels):
+    for (y1, x1, y2, x2), mask in zip(boxes.astype(int), pixels):
         cut = motion[y1:y2, x1:x2]
         row = velocity_histogram(
             cut,
-            None if settings.whole_box else own[: cut.shape[0], : cut.shape[1]],
+            None if settings.whole_box else mask[: cut.shape[0], : cut.shape[1]],
             settings.bins,
             settings.norm,
             settings.speed,
@@ -160,7 +160,7 @@ def stream_objects(
     # frames whose crops are not all done, in order
     waiting: list[tuple[str, dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray]] = []
     crops: list[np.ndarray] = []
-    done: list[np.ndarray] = []
+    vectors: list[np.ndarray] = []
     for frame, previous, image, following in _in_time(tools, frames):
         with tools.stage("objects"):
             before = previous if previous is not None else following
@@ -185,13 +185,13 @@ def stream_objects(
                 crops.append(tools.backbone.transform(np.ascontiguousarray(image[max(y1, 0) : y2, max(x1, 0) : x2])))
             size = batch or max(len(crops), 1)
             while len(crops) >= size:
-                done.extend(tools.vectors(np.stack(crops[:size])))
+                vectors.extend(tools.vectors(np.stack(crops[:size])))
                 del crops[:size]
-        yield from _complete(waiting, done)
+        yield from _complete(waiting, vectors)
     if waiting:
         with tools.stage("deep"):
-            done.extend(tools.vectors(np.stack(crops)) if crops else [])
-        yield from _complete(waiting, done)
+            vectors.extend(tools.vectors(np.stack(crops)) if crops else [])
+        yield from _complete(waiting, vectors)
 
 
 def _in_time(

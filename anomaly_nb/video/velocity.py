@@ -51,10 +51,10 @@ class VelocityModel:
                 f"velocities has shape {x.shape} and n_components={self.n_components!r}; expected "
                 "(objects, bins) and a count or 'bic'"
             )
-        wanted = 8 if self.n_components == "bic" else int(self.n_components)
-        if len(x) < max(2, wanted):
+        count = 8 if self.n_components == "bic" else int(self.n_components)
+        if len(x) < max(2, count):
             raise DataError(
-                f"velocities: {len(x)} objects cannot carry {wanted} components; extract more videos or ask for fewer"
+                f"velocities: {len(x)} objects cannot carry {count} components; extract more videos or ask for fewer"
             )
         x = x[np.lexsort(x.T[::-1])]
         self.mixture_ = self._best(x)

@@ -106,10 +106,10 @@ class VideoView(View):
             return pd.DataFrame(
                 [*rows, ("frames called", f"{called.sum()} of {called.size}")], columns=["figure", "value"]
             )
-        truth = np.concatenate([self.labels[str(v)] for v in frames["video"].unique()])
+        ground_truth = np.concatenate([self.labels[str(v)] for v in frames["video"].unique()])
         rows += [
-            ("true positives, frames", f"{(called & truth).sum()} of {truth.sum()}"),
-            ("false positives, frames", f"{(called & ~truth).sum()} of {(~truth).sum()}"),
+            ("true positives, frames", f"{(called & ground_truth).sum()} of {ground_truth.sum()}"),
+            ("false positives, frames", f"{(called & ~ground_truth).sum()} of {(~ground_truth).sum()}"),
         ]
         auc = frame_auc(self.labels, {str(v): part[column].to_numpy() for v, part in frames.groupby("video")})
         rows += [("frame AUROC, micro", f"{auc['micro']:.4f}"), ("frame AUROC, macro", f"{auc['macro']:.4f}")]
@@ -129,7 +129,7 @@ class VideoView(View):
         "The frame's score in words."
         row = self._scored(state).query("video == @state['video']").iloc[int(state["frame"])]
         called = "called anomalous" if row[state["column"]] >= state["threshold"] else "passed"
-        truth = (
+        label = (
             ""
             if self.labels is None
             else ", truly anomalous"
@@ -138,7 +138,7 @@ class VideoView(View):
         )
         return (
             f"video {state['video']}, frame {row['frame']}: {state['column']} score "
-            f"{row[state['column']]:.2f}, {called}{truth}."
+            f"{row[state['column']]:.2f}, {called}{label}."
         )
 
     def draw(self, state: Mapping[str, Any]) -> tuple[Figure, pd.DataFrame]:  # figure, now, report
@@ -150,14 +150,14 @@ class VideoView(View):
         )
         counted = {m: state[f"weight_{m}"] if state["column"] in ("combined", m) else 0.0 for m in self.test}
         here = objects[(objects["video"] == video.name) & (objects["frame"] == video.frames[int(state["frame"])])]
-        truth = None if self.labels is None else self.labels[video.name]
+        ground_truth = None if self.labels is None else self.labels[video.name]
         fig = frame_in_time(
             video,
             int(state["frame"]),
             scores,
             here,
             responsible_objects(here, counted),
-            truth,
+            ground_truth,
             state["threshold"],
             state["column"],
             self.describe(state),

@@ -261,10 +261,10 @@ def watch(
     keep = Clips(clips, fps, delay=smoothing.radius + finder.gap)
 
     def tell(ready: Iterable[tuple[Any, np.ndarray]], last: bool = False) -> Iterator[dict[str, Any]]:
-        found = [
+        events = [
             e for (name, reason), scores in ready for e in finder.push(name, _alarm(scorer, decision, scores), reason)
         ]
-        for event in [*found, *(finder.finish() if last else ())]:
+        for event in [*events, *(finder.finish() if last else ())]:
             if event["state"] == "open":
                 summary.events += 1
                 keep.open(event["first"])
