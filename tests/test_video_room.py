@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 
 from anomaly_nb.calibration.video_config import read_calibration
-from anomaly_nb.core.errors import DataError, MissingFileError
+from anomaly_nb.core.errors import DataError, MissingFileError, Notice
 from anomaly_nb.video.clips import make_video_dataset
 from anomaly_nb.video.extraction import extract_videos
 from anomaly_nb.video.feature_files import export_frames, load_object_features, read_index
 from anomaly_nb.video.ground_truth import frame_labels
 from anomaly_nb.video.layouts import Video, list_videos
 from anomaly_nb.video.objects import PoseModel
-from anomaly_nb.video.pipeline import calibrate_dataset, evaluate_dataset, extract_dataset, plan_for, score_dataset
+from anomaly_nb.video.pipeline import calibrate_dataset, evaluate_dataset, extract_dataset, load_decision, plan_for, score_dataset
+from anomaly_nb.video.sources import open_source
 from anomaly_nb.video.streams import Extraction
 from anomaly_nb.video.velocity import VelocityModel
+from anomaly_nb.video.watch import watch
 
 DATA = os.environ.get("ANOMALY_NB_DATA", "")
 PED2 = Path(DATA) / "video" / "ped2"
@@ -255,3 +257,42 @@ def test_ped2_auroc(tmp_path):
     calibrate_dataset(plan, tmp_path / "config.yml")
     table, _ = evaluate_dataset(plan, score_dataset(plan, tmp_path / "config.yml")[0])
     assert table.set_index("scores").loc["combined", "micro"] >= 0.95
+
+
+def test_boxes_of_a_table_complete_the_objects(tmp_path):
+    "Somebody who stands still is an object where a table says so; another table is another extraction."
+    root = make_video_dataset(tmp_path / "clips", n_train=2, intruders=("cyclist",), frames=8)
+    videos = list_videos(root, "training")
+    corners = "video,frame,x_min,y_min,x_max,y_max\n"
+    rows = [f"{v.name},{f},2,3,30,40" for v in videos for f in v.frames]
+    table = tmp_path / "boxes.csv"
+    table.write_text(corners + "\n".join(rows))
+    settings = Extraction(backbone="", detector=str(table))
+    extract_videos(videos, tmp_path / "with", settings)
+    extract_videos(videos, tmp_path / "without", Extraction(backbone=""))
+    more, plain = (load_object_features(tmp_path / name, "velocity") for name in ("with", "without"))
+    standing = (more.boxes == [3, 2, 40, 30]).all(1)
+    assert standing.sum() == sum(len(v.frames) for v in videos) and not (plain.boxes == [3, 2, 40, 30]).all(1).any()
+    assert len(more) >= len(plain)  # what moves and is not covered stays
+    table.write_text(corners + "\n".join(r.replace(",30,40", ",31,40") for r in rows))
+    with pytest.raises(DataError, match="made with other settings \\(detector"):
+        extract_videos(videos, tmp_path / "with", settings)
+    table.write_text(corners + "\n".join([*rows, f"{videos[0].name},000999,2,3,30,40"]))
+    with pytest.warns(Notice, match="has no frame '000999'"):
+        report = extract_videos(videos, tmp_path / "odd", settings)
+    assert list(report["failed"]) == [videos[0].name]
+
+
+def test_scores_along_tracks_have_thresholds_of_their_own(done, tmp_path):
+    home, plan, _ = done
+    along = replace(plan, track_sigma=2.0, bank=tmp_path / "bank")
+    calibrate_dataset(along, tmp_path / "config.yml")
+    _, objects = score_dataset(along, tmp_path / "config.yml")
+    _, plain = score_dataset(plan, home / "config.yml")
+    assert "track" in objects and objects["raw"].equals(plain["raw"]) and not objects["score"].equals(plain["score"])
+    assert objects.groupby(["modality", "video"])["score"].max().le(plain.groupby(["modality", "video"])["score"].max() + 1e-9).all()
+    assert load_decision(along, tmp_path / "config.yml")[1].made_with
+    with pytest.raises(DataError, match="was made with other banks, weights or smoothing"):
+        load_decision(replace(along, track_sigma=0.0), tmp_path / "config.yml")
+    with pytest.raises(DataError, match="track_sigma=2: tracks are smoothed once a film is whole"):
+        next(watch(along, open_source(str(list_videos(plan.root, "testing")[0].path)), tmp_path / "config.yml"))

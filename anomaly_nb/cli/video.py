@@ -13,6 +13,8 @@ from typing import Annotated
 
 import typer
 
+from .released import score_features
+
 # %% ../../nbs/11_cli/08_video.ipynb #65d67fa6
 Dataset = Annotated[
     str, typer.Option(help="Data set: ped2, avenue, shanghaitech, clips, or an entry under datasets: in the config.")
@@ -350,5 +352,6 @@ for _name, _command in (
     ("score", score_video),
     ("render", render_videos),
     ("watch", watch_camera),
+    ("released", score_features),
 ):
     video.command(_name)(_command)

@@ -70,6 +70,7 @@ def held_out_frames(
             scorer.sigma,
             scorer.random_state,
             scorer.device,
+            scorer.track_sigma,
         )
         part.fit({m: of_videos(f, set(names) - out) for m, f in sample.items()})
         part.ranges_ = scorer.ranges_
@@ -199,8 +200,9 @@ def decide(
 
 def made_with(scorer: VideoScorer) -> str:
     "Checksum of everything a frame score depends on beside the frame."
+    tracks = [scorer.track_sigma] if scorer.track_sigma else []  # decisions made before there were tracks still open
     return sha256_json(
-        [provenance(scorer), {m: list(r) for m, r in scorer.ranges_.items()}, scorer.weights, scorer.sigma]
+        [provenance(scorer), {m: list(r) for m, r in scorer.ranges_.items()}, scorer.weights, scorer.sigma, *tracks]
     )
 
 # %% ../../nbs/08_video/13_events.ipynb #340a5b73

@@ -33,6 +33,8 @@ def _extract_one(
 ) -> int:  # number of objects
     "All frames of one video into a file a modality."
     s, count = tools.settings, 0
+    if tools.detector:
+        tools.detector.begin(video.name, video.frames)
     with ExitStack() as stack:
         files: dict[str, VideoFile] = {m: stack.enter_context(video_file(folder, m, video.name)) for m in s.modalities}
         frames = stack.enter_context(closing(read_ahead(video)))

@@ -80,6 +80,7 @@ class VideoPlan:
     metric: str = "sqeuclidean"
     n_components: int | str = 5
     sigma: float = 3.0
+    track_sigma: float = 0.0  # smoothing along the tracks of objects, frames; 0 = none
     fps: float | None = None  # frames per second; None: as the films say
     weights: dict[str, float] | None = None  # of the modalities in the combination
     random_state: int = 0
@@ -88,7 +89,16 @@ class VideoPlan:
 
     def scorer(self) -> VideoScorer:
         "A scorer with this plan's settings."
-        return VideoScorer(self.k, self.metric, self.n_components, None, self.weights, self.sigma, self.random_state)
+        return VideoScorer(
+            self.k,
+            self.metric,
+            self.n_components,
+            None,
+            self.weights,
+            self.sigma,
+            self.random_state,
+            track_sigma=self.track_sigma,
+        )
 
 
 def plan_for(
@@ -244,6 +254,7 @@ def score_dataset(
         n_components=plan.n_components,
         weights=plan.weights,
         sigma=plan.sigma,
+        track_sigma=plan.track_sigma,
     )
     index, training = read_index(folder / split), read_index(folder / "training")
     if index["sha256"] != training["sha256"]:
@@ -284,6 +295,7 @@ def load_decision(
         n_components=plan.n_components,
         weights=plan.weights,
         sigma=plan.sigma,
+        track_sigma=plan.track_sigma,
     )
     if decision.made_with != made_with(scorer):
         raise DataError(f"{bank / DECISION}: was made with other banks, weights or smoothing; calibrate again")

@@ -22,6 +22,7 @@ from ..core.errors import DataError
 from ..core.files import load_array, read_json, save_array, sha256_array, write_json
 from ..core.order import natural_key
 from .feature_files import MODALITIES, ObjectFeatures, load_object_features
+from .tracks import smooth_tracks
 from .velocity import VelocityModel, load_velocity_model, save_velocity_model
 
 # %% ../../nbs/08_video/08_scoring.ipynb #5aa87a60
@@ -109,9 +110,11 @@ class VideoScorer:
         sigma: float = 3.0,  # smoothing over time, frames
         random_state: int = 0,  # seed of the velocity mixture
         device: str = "cpu",  # for distances
+        track_sigma: float = 0.0,  # smoothing along the tracks of objects, frames; 0 = none
     ):
         self.k, self.metric, self.n_components, self.percentiles = k, metric, n_components, percentiles
         self.weights, self.sigma, self.random_state, self.device = weights, sigma, random_state, device
+        self.track_sigma = track_sigma
 
     def fit(
         self,
@@ -152,7 +155,7 @@ class VideoScorer:
         self,
         features: Mapping[str, ObjectFeatures],  # modality -> features of the videos to score
     ) -> pd.DataFrame:  # modality, video, frame, y1, x1, y2, x2, raw, score; one row per object and modality
-        "Scores of every object, mapped into the calibrated range."
+        "Scores of every object, mapped into the calibrated range and, where asked for, smoothed along its track."
         _same_frames(features)
         parts = []
         for modality, part in features.items():
@@ -166,6 +169,8 @@ class VideoScorer:
             }
             parts.append(pd.DataFrame(table | dict(zip(("y1", "x1", "y2", "x2"), part.boxes.T))))
         objects = pd.concat(parts, ignore_index=True)
+        if self.track_sigma:
+            objects = smooth_tracks(objects, next(iter(features.values())).frames, self.track_sigma)
         objects.attrs["modalities"] = tuple(features)
         return objects
 

@@ -21,7 +21,8 @@ from ..core.errors import DataError
 from ..features.vectors import vector_network
 from ..features.weights import weights_identity
 from .flow import DISFlow, RAFTFlow, velocity_histogram
-from .objects import Detector, PoseModel, foreground, motion_objects, outside, pieces
+from .boxes import create_detector
+from .objects import PoseModel, foreground, motion_objects, outside, pieces
 
 # %% ../../nbs/08_video/19_streams.ipynb #2b51affe
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Extraction:
     backbone: str = "filters"  # deep features, see `features.create_backbone`; "" for none
     weights: str = ""  # its weights file
     image_size: int = 64  # pixels a side of an object for the backbone
-    detector: str = ""  # torchvision detector weights, completes the motion objects
+    # completes the motion objects: a CSV of boxes, an ONNX file, or torchvision weights, see `boxes`
+    detector: str = ""
     pose: str = ""  # ONNX pose model
 
     def describe(self) -> dict[str, Any]:
@@ -82,7 +84,7 @@ class FrameTools:
         self.settings, self.inner = settings, 0.0
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.flow = DISFlow(settings.flow_scale) if settings.flow == "dis" else RAFTFlow(settings.flow)
-        self.detector = Detector(settings.detector, min_area=settings.min_area) if settings.detector else None
+        self.detector = create_detector(settings.detector, settings.min_area) if settings.detector else None
         self.pose = PoseModel(settings.pose) if settings.pose else None
         self.backbone: Any = None
         if settings.backbone:
@@ -107,6 +109,7 @@ def _frame_objects(
     tools: FrameTools,
     image: np.ndarray,  # (H, W, 3)
     reference: np.ndarray,  # (H, W, 3) background, or the frame before
+    frame: str,  # its name
 ) -> tuple[
     np.ndarray, np.ndarray, list[np.ndarray]
 ]:  # boxes of objects (N, 4), boxes with pieces (N + M, 4), pixels of the latter
@@ -115,7 +118,7 @@ def _frame_objects(
     boxes, pixels = motion_objects(foreground(image, reference, s.threshold), s.min_area)
     parts, inside = pieces(boxes, pixels, s.piece, s.min_area) if s.piece else (np.zeros((0, 4), np.float32), [])
     if tools.detector:
-        dets = np.round(tools.detector(image))
+        dets = np.round(tools.detector(image, frame))
         new = outside(boxes, dets)
         boxes, pixels = (
             np.concatenate([boxes[new], dets]),
@@ -164,7 +167,7 @@ def stream_objects(
     for frame, previous, image, following in _in_time(tools, frames):
         with tools.stage("objects"):
             before = previous if previous is not None else following
-            boxes, all_boxes, pixels = _frame_objects(tools, image, background if background is not None else before)
+            boxes, all_boxes, pixels = _frame_objects(tools, image, background if background is not None else before, frame)
         with tools.stage("flow"):
             motion = tools.flow(previous, image) if previous is not None else -tools.flow(following, image)
         with tools.stage("velocities"):

@@ -169,7 +169,13 @@ class VideoView(View):
 
     def _objects(self, k: int) -> pd.DataFrame:
         "Calibrated scores of every test object."
-        scorer = VideoScorer(k, self.plan.metric, self.plan.n_components, random_state=self.plan.random_state)
+        scorer = VideoScorer(
+            k,
+            self.plan.metric,
+            self.plan.n_components,
+            random_state=self.plan.random_state,
+            track_sigma=self.plan.track_sigma,
+        )
         return scorer.fit(self.train).score_objects(self.test)
 
     def _frames_of(self, video: str, k: int, weights: Mapping[str, float], sigma: float) -> Slider:

@@ -255,6 +255,11 @@ def watch(
             f"{features_of(plan) / 'training'}: the calibration was made with other settings of extraction "
             "than the plan's; calibrate again"
         )
+    if scorer.track_sigma:
+        raise DataError(
+            f"datasets.{plan.name}.track_sigma={scorer.track_sigma:g}: tracks are smoothed once a film is whole, and a "
+            "camera's never is; set it to 0 and calibrate again"
+        )
     fps = plan.fps or source.fps or decision.fps
     finder = EventFinder(decision, false_alarms_per_hour, fps, Path(str(source.what)).stem)
     smoothing = Smoothing(scorer.sigma)
