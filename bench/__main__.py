@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from anomaly_nb.core.files import atomic_write, read_json, write_json
-from anomaly_nb.core.runtime import capability, versions
+from anomaly_nb.core.device import capability
+from anomaly_nb.core.files import atomic_write, write_json
+from anomaly_nb.core.plain import read_json
+from anomaly_nb.core.runtime import versions
 
 MODULES = ("metrics", "banks", "leave_one_out", "street", "video", "detector")  # in the order they are shown
 FIGURES = Path(__file__).parent.parent / "figures"

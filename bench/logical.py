@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from anomaly_nb.core.files import read_json, write_json
+from anomaly_nb.core.files import write_json
+from anomaly_nb.core.plain import read_json
 from anomaly_nb.data import loco_regions, read_index, write_logical_samples
 from anomaly_nb.data.logical import LOGICAL, LOGICAL_DEFECTS
 from anomaly_nb.features import create_backbone, extract_features

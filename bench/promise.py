@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from anomaly_nb.core.files import read_json, write_json
+from anomaly_nb.core.files import write_json
+from anomaly_nb.core.plain import read_json
 from anomaly_nb.data import read_image, read_index
 from anomaly_nb.data.samples import write_samples
 from anomaly_nb.features import FeatureSet, create_backbone

@@ -11,7 +11,7 @@ import pandas as pd
 
 from anomaly_nb.cli.main import main
 from anomaly_nb.core.files import write_text
-from anomaly_nb.data.images import list_images
+from anomaly_nb.data.headers import list_images
 
 DATA = Path(os.environ.get("ANOMALY_NB_DATA") or "nowhere")
 FIGURE = Path(__file__).parent.parent / "figures/small_benchmark.csv"

@@ -74,7 +74,7 @@ def test_images_come_in_natural_order_through_every_door(tmp_path):
     from anomaly_nb.core.order import path_key
     from anomaly_nb.data import read_index
     from anomaly_nb.data.census import take_census
-    from anomaly_nb.data.images import list_images
+    from anomaly_nb.data.headers import list_images
 
     for folder in ("train/good", "test/kind10", "test/kind9", "test/good"):
         (tmp_path / "part" / folder).mkdir(parents=True)

@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 from anomaly_nb.banks import KNNBank
 from anomaly_nb.cli.main import app, main
 from anomaly_nb.core.errors import DataError, MissingFileError
-from anomaly_nb.core.files import read_json, save_arrays, write_json, write_manifest
+from anomaly_nb.core.arrays import save_arrays
+from anomaly_nb.core.files import write_json, write_manifest
+from anomaly_nb.core.plain import read_json
 from anomaly_nb.data import read_index, write_samples
 from anomaly_nb.features import FeatureSet, create_backbone, extract_features
 from anomaly_nb.scoring import RECIPES, Detector, predict_files

@@ -13,7 +13,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 import torch
 from PIL import Image
 
-from anomaly_nb.core.files import read_json
+from anomaly_nb.core.plain import read_json
 from anomaly_nb.data import read_index
 from anomaly_nb.data.samples import write_samples
 from anomaly_nb.scoring import Detector, predict_files

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from anomaly_nb.core.errors import DataError, Notice
-from anomaly_nb.core.files import read_json
+from anomaly_nb.core.plain import read_json
 from anomaly_nb.features import create_backbone, extract_features
 from anomaly_nb.reports import run_report
 from anomaly_nb.reports.card import write_card

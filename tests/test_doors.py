@@ -10,9 +10,11 @@ from PIL import Image
 
 from anomaly_nb.core.errors import DataError, MissingFileError
 from anomaly_nb.data import IMAGE_SUFFIXES, Intensity, fit_intensity, image_info, index_folder, inspect_folder, read_ids, read_image, read_index, read_mask
-from anomaly_nb.data.census import inspection_lines
 from anomaly_nb.data.folder import pair_by_name, place_of
-from anomaly_nb.data.images import parse_intensity, read_counted, read_mask_and_rule
+from anomaly_nb.data.images import read_counted
+from anomaly_nb.data.inspection import inspection_lines
+from anomaly_nb.data.intensity import parse_intensity
+from anomaly_nb.data.masks import read_mask_and_rule
 from anomaly_nb.features import create_backbone, extract_features, load_features, save_features
 
 rng = np.random.default_rng(0)

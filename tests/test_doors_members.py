@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 
 from anomaly_nb.cli.main import app, in_command, main
 from anomaly_nb.core.errors import DataError, MissingFileError
-from anomaly_nb.core.files import MANIFEST, list_files, printable, read_json, verify_manifest, write_json, write_manifest
+from anomaly_nb.core.files import MANIFEST, list_files, printable, verify_manifest, write_json, write_manifest
+from anomaly_nb.core.plain import read_json
 from anomaly_nb.data import draw_sample, fit_intensity, image_info, index_folder, inspect_folder, one_category, read_image, read_index
-from anomaly_nb.data.images import Intensity, read_counted
+from anomaly_nb.data.images import read_counted
 from anomaly_nb.data.index import folder_meaning
+from anomaly_nb.data.intensity import Intensity
 from anomaly_nb.reports.run import check_parameters
 from anomaly_nb.scoring import Detector
 from anomaly_nb.scoring.predict import count_learned, find_images, predict_files

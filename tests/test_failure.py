@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from anomaly_nb.core.arrays import load_array
 from anomaly_nb.core.errors import DataError, UnsafeFileError
-from anomaly_nb.core.files import atomic_write, load_array, read_json, write_json
+from anomaly_nb.core.files import atomic_write, write_json
+from anomaly_nb.core.plain import read_json
 from anomaly_nb.data import index_mvtec, read_image, write_samples
 from anomaly_nb.features import FeatureSet, create_backbone, extract_features, load_features, save_features
 

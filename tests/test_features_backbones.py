@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from anomaly_nb.core.arrays import save_tensors
 from anomaly_nb.core.errors import DataError
-from anomaly_nb.core.files import save_tensors
 from anomaly_nb.data import draw_sample
 from anomaly_nb.features import create_backbone
 

@@ -8,8 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
+from anomaly_nb.core.arrays import save_tensors
 from anomaly_nb.core.errors import DataError, MissingFileError, Notice
-from anomaly_nb.core.files import read_json, save_tensors, write_json
+from anomaly_nb.core.files import write_json
+from anomaly_nb.core.plain import read_json
 from anomaly_nb.features import FeatureSet, load_backbone, load_features, save_features
 from anomaly_nb.features.convert import convert_pickled as convert_features
 from anomaly_nb.video.feature_files import INDEX, convert_pickled, load_object_features, read_index, save_frame, write_index

@@ -13,7 +13,7 @@ from PIL import Image
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.data import fit_intensity, index_folder
 from anomaly_nb.features import create_backbone, extract_features, extract_shards, load_shards
-from anomaly_nb.features.backbones import Backbone, BackboneSpec
+from anomaly_nb.features.base import Backbone, BackboneSpec
 from anomaly_nb.features.shards import features_key
 
 SLOW = """
@@ -31,7 +31,7 @@ extract_shards(pd.read_csv(sys.argv[1], keep_default_na=False), Slow(backbone.sp
 HUNGRY = """
 import resource, sys
 import numpy as np, pandas as pd
-from anomaly_nb.features.backbones import Backbone, BackboneSpec
+from anomaly_nb.features.base import Backbone, BackboneSpec
 from anomaly_nb.features import extract_shards
 class Wide(Backbone):
     def __call__(self, batch):

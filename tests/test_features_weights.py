@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from anomaly_nb.core.arrays import save_tensors
 from anomaly_nb.core.errors import DataError, Notice, UnsafeFileError
-from anomaly_nb.core.files import save_tensors
 from anomaly_nb.features import create_backbone
 from anomaly_nb.features.weights import load_weights, weights_identity
 

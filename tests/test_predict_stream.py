@@ -6,11 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from anomaly_nb.core.runtime import choose_precision, cpu_threads, side_by_side
+from anomaly_nb.core.device import choose_precision
+from anomaly_nb.core.runtime import cpu_threads, side_by_side
 from anomaly_nb.data import read_index, write_samples
-from anomaly_nb.data.images import Intensity, read_image, read_upright
+from anomaly_nb.data.images import read_image, read_upright
+from anomaly_nb.data.intensity import Intensity
 from anomaly_nb.features import create_backbone
-from anomaly_nb.features.backbones import Backbone, BackboneSpec
+from anomaly_nb.features.base import Backbone, BackboneSpec
 from anomaly_nb.scoring import Detector, predict_files
 
 MOBILE = "timm:mobilenetv2_100?layers=(2,3)&pool=3"
@@ -109,14 +111,14 @@ def test_threads_are_given_back_after_an_error():
 
 
 def test_auto_precision_is_never_the_slower_one(monkeypatch):
-    from anomaly_nb.core import runtime
+    from anomaly_nb.core import device
 
-    here = runtime.capability("cpu")
+    here = device.capability("cpu")
     assert (choose_precision("auto", "cpu") == "bfloat16") == (here.bfloat16 >= 1.2 * here.float32)
-    slow = runtime.Capability("cpu", "a test's", ("avx2", "amx"), 1, 100e9, 9e9)
-    monkeypatch.setattr(runtime, "_measured", lambda device: slow)
-    runtime._say_emulated.cache_clear()
+    slow = device.Capability("cpu", "a test's", ("avx2", "amx"), 1, 100e9, 9e9)
+    monkeypatch.setattr(device, "_measured", lambda name: slow)
+    device._say_emulated.cache_clear()
     assert choose_precision("auto", "cpu") == "float32"
     with pytest.warns(UserWarning, match=r"emulated on this device: a product takes 11\.1 times as long"):
         assert choose_precision("bfloat16", "cpu") == "bfloat16"
-    runtime._say_emulated.cache_clear()
+    device._say_emulated.cache_clear()

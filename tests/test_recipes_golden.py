@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from anomaly_nb.core.files import read_json
+from anomaly_nb.core.plain import read_json
 from tests import golden_recipes
 
 KEPT = read_json(golden_recipes.GOLDEN)

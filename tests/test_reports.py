@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from anomaly_nb.core.errors import DataError
-from anomaly_nb.core.files import read_json
+from anomaly_nb.core.plain import read_json
 from anomaly_nb.reports import ReportError, run_report, templates
 
 # small enough for every check; the second set takes another way through the report

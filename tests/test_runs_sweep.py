@@ -12,7 +12,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from anomaly_nb.core.errors import DataError
-from anomaly_nb.core.files import read_json, write_json
+from anomaly_nb.core.files import write_json
+from anomaly_nb.core.plain import read_json
 from anomaly_nb.reports import Ledger, run_report, sweep
 from anomaly_nb.reports.run import prepare
 
@@ -143,7 +144,7 @@ def cancel_on(client):
 KILL_AFTER = """
 import os, signal, sys, time
 from pathlib import Path
-from anomaly_nb.core.files import read_json
+from anomaly_nb.core.plain import read_json
 victim, figures, count = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 while sum(read_json(p)["status"] == "ok" for p in figures.glob("runs/*/run.json")) < count: time.sleep(0.05)
 time.sleep(1)

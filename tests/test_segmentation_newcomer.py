@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from anomaly_nb.cli.main import app
-from anomaly_nb.core.files import read_json
+from anomaly_nb.core.plain import read_json
 from anomaly_nb.reports import Ledger
 from anomaly_nb.segmentation.samples import UNKNOWN, draw_street
 

@@ -9,8 +9,10 @@ from typer.testing import CliRunner
 
 from anomaly_nb.banks import WordBank
 from anomaly_nb.cli.main import app
+from anomaly_nb.core.arrays import save_arrays, save_tensors
 from anomaly_nb.core.errors import DataError
-from anomaly_nb.core.files import read_json, save_arrays, save_tensors, write_text
+from anomaly_nb.core.files import write_text
+from anomaly_nb.core.plain import read_json
 from anomaly_nb.data import read_index
 from anomaly_nb.data.shapes import write_trays
 from anomaly_nb.features import create_backbone

@@ -18,9 +18,11 @@ from typing import Protocol
 import numpy as np
 
 from ..core.errors import DataError, check_folder, require
-from ..core.files import parse_json, read_json, read_text, write_json
+from ..core.files import write_json
+from ..core.plain import parse_json, read_json, read_text
 from ..core.order import pair_names
-from ..core.runtime import choose_device, progress
+from ..core.device import choose_device
+from ..core.runtime import progress
 from ..data.images import read_image
 from .frames import Frames, frame_key
 from .ontology import Ontology, atoms_in_text
@@ -144,7 +146,7 @@ class QwenCaptions:
     def __init__(
         self,
         model: str = "Qwen/Qwen2.5-VL-3B-Instruct",  # hub name or local folder
-        device: str = "auto",  # see `core.runtime.choose_device`
+        device: str = "auto",  # see `core.device.choose_device`
         max_new_tokens: int = 128,  # length of an answer
         prompt: str = PROMPT,  # the question
     ):

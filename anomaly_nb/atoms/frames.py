@@ -16,7 +16,7 @@ from ..core.errors import DataError, check_file, check_folder, require
 from ..core.files import atomic_write
 from ..core.order import natural_key
 from ..core.tables import read_rows
-from ..data.images import is_image
+from ..data.headers import is_image
 
 # %% ../../nbs/09_atoms/02_frames.ipynb #a792f4ab
 def extract_frames(

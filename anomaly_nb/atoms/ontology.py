@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.errors import DataError, check_file
-from ..core.files import parse_yaml, read_text
+from ..core.plain import parse_yaml, read_text
 
 # %% ../../nbs/09_atoms/01_ontology.ipynb #9a015fc6
 class Atom(BaseModel):

@@ -20,16 +20,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import DataError, check_folder
-from anomaly_nb.core.files import (
-    load_tensors,
-    locked,
-    read_json,
-    save_tensors,
-    sha256_file,
-    sha256_json,
-    write_json,
-    write_text,
-)
+from ..core.arrays import load_tensors, save_tensors
+from ..core.files import locked, sha256_file, sha256_json, write_json, write_text
+from ..core.plain import read_json
 from ..core.runtime import provenance
 from ..core.tables import read_table
 from .captions import Caption, JsonCaptions, MockCaptions, caption_membership
@@ -69,7 +62,7 @@ def measure_presence(
     pretrained: str | None = "openai",  # see `load_clip`
     calibrate: str | PresenceCalibration | None = None,  # "affine", "quantile", or one fitted before
     cache: str | Path | None = None,  # folder of image embeddings
-    device: str = "auto",  # see `core.runtime.choose_device`
+    device: str = "auto",  # see `core.device.choose_device`
 ) -> Measured:
     """Presences of every frame and atom.
 

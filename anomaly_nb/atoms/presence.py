@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.errors import DataError
-from ..core.files import load_array, save_array, sha256_file, sha256_json
+from ..core.arrays import load_array, save_array
+from ..core.files import sha256_file, sha256_json
 from ..features.clip import Clip
 from .captions import Caption
 from .ontology import Ontology

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import DataError
-from ..core.files import load_tensors, save_tensors
+from ..core.arrays import load_tensors, save_tensors
 from ..core.runtime import progress
 from .evidence import Evidence, evidence, log1mexp, logit_of_complement
 

@@ -23,7 +23,8 @@ from .roles import RoleFit, explain, fit_roles
 from .samples import planted_clips
 from .segments import divergence, fit_delta, segment_presence, video_boundaries
 from ..features.clip import tiny_clip_folder
-from ..core.files import load_tensors, sha256_json
+from ..core.arrays import load_tensors
+from ..core.files import sha256_json
 from ..core.views import Choice, Control, Slider, View
 from ..data.images import read_image
 from ..metrics import roc_auc

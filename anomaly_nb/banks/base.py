@@ -13,9 +13,11 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
+from ..core.arrays import load_arrays, save_arrays
 from ..core.display import summary_html
 from ..core.errors import DataError, check_finite
-from ..core.files import load_arrays, read_json, save_arrays, sha256_file, write_json
+from ..core.files import sha256_file, write_json
+from ..core.plain import read_json
 
 # %% ../../nbs/04_banks/01_base.ipynb #e904aaf5
 def check_patches(

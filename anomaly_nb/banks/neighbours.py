@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ..core.device import choose_device, fast_bf16
 from ..core.errors import DataError
-from ..core.runtime import choose_device, fast_bf16, progress
+from ..core.runtime import progress
 
 # %% ../../nbs/04_banks/05_neighbours.ipynb #b045f54e
 def unit_rows(

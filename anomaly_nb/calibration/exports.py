@@ -18,7 +18,8 @@ from .database import transaction
 from .schema import split_label, with_label
 from .tagging import check_name, find_labels, only_label
 from ..core.errors import DataError, check_file
-from ..core.files import locked, parse_json, read_json, remove_leftovers, to_json, write_text
+from ..core.files import locked, remove_leftovers, to_json, write_text
+from ..core.plain import parse_json, read_json
 
 # %% ../../nbs/05_calibration/14_exports.ipynb #9a87fb60
 def calibration_path(root: Path, model: str, head: str, version: int | None = None) -> Path:

@@ -19,7 +19,7 @@ from .keys import Doorkeeper, Keys, Recent
 from .runs import RunInProgress
 from .tagging import NotNow, UnknownHead
 from ..core.errors import DataError, require
-from ..core.files import parse_json
+from ..core.plain import parse_json
 
 # %% ../../nbs/05_calibration/22_guard.ipynb #2bccf4dd
 TITLES = {

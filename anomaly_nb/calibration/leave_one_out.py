@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..core.device import choose_device
 from ..core.errors import DataError, check_finite
-from ..core.runtime import choose_device, progress
+from ..core.runtime import progress
 
 # %% ../../nbs/05_calibration/26_leave_one_out.ipynb #051c97a8
 METRICS = ("sqeuclidean", "euclidean", "cosine")

@@ -21,16 +21,8 @@ from .exports import calibration_path, check_calibration
 from .schema import with_label
 from .tagging import check_name, has_labels
 from ..core.errors import DataError, check_file, check_folder
-from anomaly_nb.core.files import (
-    MANIFEST,
-    atomic_write,
-    locked,
-    parse_json,
-    sha256_file,
-    write_files,
-    write_manifest,
-    write_text,
-)
+from ..core.files import MANIFEST, atomic_write, locked, sha256_file, write_files, write_manifest, write_text
+from ..core.plain import parse_json
 
 # %% ../../nbs/05_calibration/24_pull.ipynb #b1e4ae0b
 def pack_calibrations(

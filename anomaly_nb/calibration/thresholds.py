@@ -17,7 +17,8 @@ from scipy import stats
 from .sample import Sample, ScoreSketch
 from ..core.display import summary_html
 from ..core.errors import DataError, check_finite, real_array
-from ..core.files import read_json, sha256_array, write_json
+from ..core.files import sha256_array, write_json
+from ..core.plain import read_json
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #d05b66a0
 CONFIDENCE = 0.95  # of every bound, unless another is asked for

@@ -273,7 +273,8 @@ def fit(
 def _all_damaged(index: Any) -> Iterator[None]:
     "Where learning fails over a damaged image, name all that are damaged, not the first alone. Raises `DataError`."
     from anomaly_nb.core.errors import DataError
-    from anomaly_nb.data.images import image_infos, read_values
+    from anomaly_nb.data.headers import image_infos
+    from anomaly_nb.data.values import read_values
 
     try:
         yield

@@ -224,7 +224,7 @@ def inspect(
     anomaly-nb inspect my_parts
     anomaly-nb inspect my_parts --json > seen.json
     """
-    from anomaly_nb.data.census import inspect_folder, inspection_lines
+    from anomaly_nb.data.inspection import inspect_folder, inspection_lines
 
     census = inspect_folder(root, not headers, normal, intensity)
     census["reading"] = [in_command("inspect", line) for line in census["reading"]]

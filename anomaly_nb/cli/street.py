@@ -169,7 +169,7 @@ def train(
     """
     import torch
 
-    from anomaly_nb.core.runtime import choose_device, choose_precision
+    from anomaly_nb.core.device import choose_device, choose_precision
     from anomaly_nb.segmentation.models import build_model
     from anomaly_nb.segmentation.run import StreetRun, size_text
     from anomaly_nb.segmentation.scorer import check_methods
@@ -484,9 +484,11 @@ def score(
     from PIL import Image
 
     from anomaly_nb.core.errors import DataError
-    from anomaly_nb.core.files import atomic_write, save_array, write_text
+    from anomaly_nb.core.arrays import save_array
+    from anomaly_nb.core.files import atomic_write, write_text
     from anomaly_nb.core.order import path_key
-    from anomaly_nb.data.images import is_image, read_image
+    from anomaly_nb.data.headers import is_image
+    from anomaly_nb.data.images import read_image
     from anomaly_nb.segmentation.datasets import resized_image, resized_labels
     from anomaly_nb.segmentation.evaluation import check_sizes, normal_quantile
     from anomaly_nb.segmentation.models import predict

@@ -52,7 +52,7 @@ def own_network(
 
 def _networks(model: list[str], classes: tuple[str, ...], options: dict[str, Any], average: str, device: str) -> Any:
     "One network, or the ensemble of several."
-    from anomaly_nb.core.runtime import choose_device
+    from anomaly_nb.core.device import choose_device
     from anomaly_nb.segmentation.network import load_network
     from anomaly_nb.segmentation.run import StreetRun
     from anomaly_nb.segmentation.together import NetworkEnsemble

@@ -176,7 +176,7 @@ def ablate(
             study, out, run, (data, root, split, held_out), size, as_stored, other_size, list(names), device
         )
     from anomaly_nb.core.files import write_text
-    from anomaly_nb.core.runtime import choose_precision
+    from anomaly_nb.core.device import choose_precision
     from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.ablation import ablation_plot, ablation_summary, run_ablation, study_configs
     from anomaly_nb.segmentation.training import TrainConfig
@@ -335,7 +335,7 @@ def submit(
     """
     from anomaly_nb.core.errors import DataError, check_folder
     from anomaly_nb.core.order import path_key
-    from anomaly_nb.data.images import image_info, is_image
+    from anomaly_nb.data.headers import image_info, is_image
     from anomaly_nb.segmentation.score_maps import write_submission
 
     frames = sorted((p for p in check_folder(images).rglob("*") if is_image(p)), key=path_key)

@@ -18,7 +18,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from .errors import DataError, Notice
-from .files import LARGEST_TREE, check_brackets, check_plain, decode_text, locked, read_text, write_text
+from .files import locked, write_text
+from .plain import LARGEST_TREE, check_brackets, check_plain, decode_text, read_text
 
 # %% ../../nbs/00_core/03_settings.ipynb #26f72b69
 class Calibration(BaseModel):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, check_file
-from .files import decode_text
+from .plain import decode_text
 
 if TYPE_CHECKING:  # it takes a second to import, and who reads rows needs it not
     import pandas as pd

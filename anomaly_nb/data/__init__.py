@@ -11,34 +11,25 @@ __all__ = ['census_lines', 'census_table', 'files_left', 'inspect_folder', 'tabl
            'synthetic_anomaly']
 
 # %% ../../nbs/02_data/00_data.ipynb #3265e68e
-from .census import census_lines, census_table, files_left, inspect_folder, table_of_read, take_census
+from .census import census_lines, census_table, files_left, table_of_read, take_census
+from .datasets import LAYOUTS, index_csv, one_category, read_index
 from .folder import index_folder
-from anomaly_nb.data.images import (
-    IMAGE_SUFFIXES,
-    ImageInfo,
-    Intensity,
-    fit_intensity,
-    image_info,
-    list_images,
-    read_ids,
-    read_image,
-    read_mask,
-)
+from .headers import IMAGE_SUFFIXES, ImageInfo, image_info, list_images
+from .images import read_image
 from .index import index_magnetic_tile, index_mvtec
+from .inspection import inspect_folder
+from .intensity import Intensity, fit_intensity
 from anomaly_nb.data.layouts import (
-    LAYOUTS,
     index_btad,
-    index_csv,
     index_kolektor_sdd2,
     index_mvtec_ad2,
     index_mvtec_loco,
     index_realiad,
     index_visa,
     loco_regions,
-    one_category,
-    read_index,
 )
 from .logical import draw_logical, write_logical_samples
+from .masks import read_ids, read_mask
 from .samples import draw_sample, write_samples
 from .synthetic import synthetic_anomaly
 

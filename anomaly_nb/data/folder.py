@@ -17,7 +17,7 @@ import pandas as pd
 from ..core.errors import DataError, check_folder
 from ..core.files import list_files
 from ..core.order import natural_key
-from .images import is_image
+from .headers import is_image
 from .index import folder_meaning, index_row, make_index, split_normals
 
 # %% ../../nbs/02_data/05_folder.ipynb #5df6d520

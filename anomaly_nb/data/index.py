@@ -17,7 +17,7 @@ import pandas as pd
 from ..core.errors import DataError, MissingFileError, check_folder
 from ..core.files import printable
 from ..core.order import natural_key, path_key
-from .images import list_images
+from .headers import list_images
 
 # %% ../../nbs/02_data/01_index.ipynb #ec1a7761
 COLUMNS = ["category", "split", "label", "defect", "image_path", "mask_path", "mask_threshold"]

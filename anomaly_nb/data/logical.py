@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from ..core.files import atomic_write, read_json, write_json, write_manifest
+from ..core.files import atomic_write, write_json, write_manifest
+from ..core.plain import read_json
 from ..core.runtime import progress
 from .samples import _edge, _grid, add_crack, smooth_noise
 

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from ..core.files import atomic_write, read_json, write_manifest
+from ..core.files import atomic_write, write_manifest
+from ..core.plain import read_json
 from ..core.runtime import progress
 
 # %% ../../nbs/02_data/02_samples.ipynb #1685690a

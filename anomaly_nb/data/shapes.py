@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..core.errors import DataError
-from ..core.files import atomic_write, read_json, write_manifest, write_text
+from ..core.files import atomic_write, write_manifest, write_text
+from ..core.plain import read_json
 
 # %% ../../nbs/02_data/08_shapes.ipynb #586d468b
 COLOURS = {"red": (214, 50, 47), "green": (58, 160, 72), "blue": (45, 98, 210), "yellow": (240, 205, 50)}

@@ -10,7 +10,8 @@ __all__ = ['auto_backbone', 'Backbone', 'BackboneSpec', 'create_backbone', 'conv
 
 # %% ../../nbs/03_features/00_features.ipynb #19a1e9b9
 from .auto import auto_backbone
-from .backbones import Backbone, BackboneSpec, create_backbone
+from .backbones import create_backbone
+from .base import Backbone, BackboneSpec
 from .convert import convert_pickled
 from .engine import with_engine
 from .extract import extract_features, part_cells, part_index

@@ -13,9 +13,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ..core.device import choose_device
 from ..core.errors import DataError, UnsafeFileError
 from ..core.files import verify_manifest
-from ..core.runtime import choose_device, import_torchvision, progress
+from ..core.runtime import import_torchvision, progress
 from ..data.images import read_image
 from .weights import load_weights
 
@@ -74,7 +75,7 @@ class Clip:
 def load_clip(
     model: str = "ViT-B-32",  # open_clip name, "hf-hub:owner/model" or "local-dir:folder"
     pretrained: str | None = "openai",  # tag, or checkpoint file (file::network); not used with a prefix
-    device: str = "auto",  # see `core.runtime.choose_device`
+    device: str = "auto",  # see `core.device.choose_device`
 ) -> Clip:
     "Load an image-text model. Raises `DataError` when model or weights cannot be found or fetched."
     import_torchvision()

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError, require
-from .backbones import Backbone, TimmBackbone, fuse_maps
+from .base import Backbone
+from .networks import TimmBackbone, fuse_maps
 
 # %% ../../nbs/03_features/10_engine.ipynb #a36a89db
 ENGINES = ("torch", "onnxruntime", "auto")

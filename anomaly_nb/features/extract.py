@@ -19,8 +19,10 @@ import pandas as pd
 
 from ..core.errors import DataError, check_finite
 from ..core.runtime import cpu_threads, in_order, progress, side_by_side
-from ..data.images import Intensity, fit_intensity, image_info, read_counted, read_upright
-from .backbones import Backbone
+from ..data.headers import image_info
+from ..data.images import read_counted, read_upright
+from ..data.intensity import Intensity, fit_intensity
+from .base import Backbone
 from .featureset import FeatureSet
 from .geometry import cell_centres, cells_inside
 

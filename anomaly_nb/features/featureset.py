@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..core.arrays import load_arrays, save_arrays
 from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError, check_file, check_finite, check_folder
-from ..core.files import load_arrays, parse_json, save_arrays, sha256_json, to_json, write_text
+from ..core.files import sha256_json, to_json, write_text
 from ..core.order import natural_key
+from ..core.plain import parse_json
 from ..core.tables import read_table
-from ..data.images import Intensity
+from ..data.intensity import Intensity
 
 # %% ../../nbs/03_features/01_featureset.ipynb #bc83b70a
 @dataclass

@@ -16,7 +16,8 @@ from PIL import Image
 
 from ..core.errors import DataError
 from ..core.files import sha256_file
-from ..data.images import read_mask, resize_image
+from ..data.images import resize_image
+from ..data.masks import read_mask
 
 # %% ../../nbs/03_features/06_geometry.ipynb #50ea9943
 RESIZES = ("square", "short", "pad")

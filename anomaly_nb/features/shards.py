@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..core.arrays import load_array, save_array
 from ..core.errors import DataError, MissingFileError, check_file
 from anomaly_nb.core.files import (
     MANIFEST,
-    load_array,
     locked,
-    read_json,
-    save_array,
     sha256_file,
     sha256_json,
     verify_manifest,
@@ -27,9 +25,10 @@ from anomaly_nb.core.files import (
     write_manifest,
     write_text,
 )
+from ..core.plain import read_json
 from ..core.runtime import progress
-from ..data.images import Intensity
-from .backbones import Backbone
+from ..data.intensity import Intensity
+from .base import Backbone
 from .extract import feature_batches, index_intensity, store_as
 from .featureset import FeatureSet, read_meta
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .backbones import Backbone, TimmBackbone
+from .base import Backbone
+from .networks import TimmBackbone
 
 # %% ../../nbs/03_features/09_vectors.ipynb #7b95f63b
 BLOCK = 4  # images that pass a CPU's caches together

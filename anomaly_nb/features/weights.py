@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.arrays import load_tensors
 from ..core.errors import DataError, Notice, UnsafeFileError, check_file
-from ..core.files import load_tensors, sha256_file
+from ..core.files import sha256_file
 
 # %% ../../nbs/03_features/06_weights.ipynb #710ed997
 def split_weights(

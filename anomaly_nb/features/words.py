@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..core.arrays import load_arrays
 from ..core.errors import DataError, check_file, check_finite
-from ..core.files import load_arrays, parse_yaml, read_text
+from ..core.plain import parse_yaml, read_text
 from .weights import read_checkpoint
 
 # %% ../../nbs/03_features/11_words.ipynb #a6dcb973

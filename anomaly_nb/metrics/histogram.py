@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError, check_finite, check_labels_and_scores, real_array
-from ..core.files import load_arrays, save_arrays
 from .ranking import ThresholdTable
 from .score_keys import KEYS, Grid, order_code, quantisation_bounds
 

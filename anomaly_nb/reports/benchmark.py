@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError
-from ..core.files import read_json, read_yaml, sha256_json, write_json
+from ..core.files import sha256_json, write_json
+from ..core.plain import read_json, read_yaml
 from ..core.tables import read_table, to_numbers
 from ..metrics.ranks import friedman, nemenyi_difference, rank_rows, tied_groups
 from .ledger import Ledger

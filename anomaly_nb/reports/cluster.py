@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..core.errors import DataError, require
-from ..core.files import locked, read_json, write_manifest
+from ..core.files import locked, write_manifest
+from ..core.plain import read_json
 from ..core.runtime import progress
 from .pool import Worker, attempt
 from .run import close_crashed

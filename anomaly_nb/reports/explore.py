@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from ..core.errors import DataError, require
-from ..core.files import read_json
+from ..core.plain import read_json
 from ..core.views import Check, Choice, Control, Slider, View
 from .folder import figure_png
 from .run import Run, check_parameters

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError
-from ..core.files import atomic_write, read_json, write_json, write_text
+from ..core.files import atomic_write, write_json, write_text
+from ..core.plain import read_json
 
 if TYPE_CHECKING:  # they take a second to import, and whoever lists runs needs neither
     import pandas as pd

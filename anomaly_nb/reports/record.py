@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
-from ..core.files import locked, parse_json, read_json, sha256_file, sha256_json
+from ..core.files import locked, sha256_file, sha256_json
+from ..core.plain import parse_json, read_json
 from ..core.runtime import provenance
 from ..core.tables import read_rows
 

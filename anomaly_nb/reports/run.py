@@ -28,7 +28,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError, check_random_state
-from ..core.files import locked, read_json, sha256_file, sha256_json, to_json, write_json, write_text
+from ..core.files import locked, sha256_file, sha256_json, to_json, write_json, write_text
+from ..core.plain import read_json
 from .gallery import write_gallery
 from .kernel import Execution, Limits, end_tree, execute
 from .page import notebook_page

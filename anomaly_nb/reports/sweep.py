@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import DataError
-from ..core.files import read_yaml
+from ..core.plain import read_yaml
 from ..core.runtime import progress
 from .kernel import Limits
 from .ledger import changing, counted, flat, runs_table

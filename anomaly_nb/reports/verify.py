@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
-from ..core.files import read_json, write_json
+from ..core.files import write_json
+from ..core.plain import read_json
 from ..core.tables import read_rows
 from .record import shown
 from .run import Run, find_template, run_report, templates

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError
-from ..data.images import image_info
+from ..data.headers import image_info
 from ..features import cached_features
 from .detector import Detector, make_detector
 from .evaluation import image_metrics, pixel_metrics, read_masks, saturated_metrics

@@ -18,7 +18,7 @@ from scipy import stats
 from ..core.errors import DataError
 from ..core.runtime import progress
 from ..core.style import figure_style
-from ..features.backbones import parse_name
+from ..features.base import parse_name
 from .benchmark import measure
 from .recipes import recipe_parts
 

@@ -19,9 +19,9 @@ from ..banks import Bank, rerank_scores
 from ..banks.knn import origin
 from ..core.display import summary_html
 from ..core.errors import DataError
-from ..data.images import image_info
+from ..data.headers import image_info
 from ..features import FeatureSet, auto_backbone, create_backbone, extract_features
-from ..features.backbones import parse_name
+from ..features.base import parse_name
 from ..features.shards import ShardedFeatures
 from .detector_files import check_backbone, read_detector, write_detector
 from .inputs import image_table, portions, tested, to_learn_from, training_rule, with_added

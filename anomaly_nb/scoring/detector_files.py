@@ -18,21 +18,20 @@ import pandas as pd
 from sklearn.base import clone
 
 from ..banks import load_bank
+from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError, MissingFileError, Notice, check_file
 from anomaly_nb.core.files import (
     MANIFEST,
     atomic_write,
-    load_arrays,
-    read_json,
-    save_arrays,
     sha256_file,
     verify_manifest,
     write_json,
     write_manifest,
     write_text,
 )
+from ..core.plain import read_json
 from ..core.runtime import versions
-from ..data.images import Intensity
+from ..data.intensity import Intensity
 from ..features.backbones import recorded_name
 from ..features.geometry import read_region
 from .layout import Layout

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError
-from ..data.images import bands, read_mask
 from ..data.layouts import loco_regions
+from ..data.masks import read_mask
+from ..data.values import bands
 from ..metrics import ScoreHistogram, average_precision, bootstrap_interval, fpr_at_tpr, roc_auc, spro
 from ..metrics.regions import ProCurve, pro_curve
 from .thresholds import Threshold

@@ -23,10 +23,13 @@ from ..banks.neighbours import rough_mean
 from ..core.errors import DataError, require
 from ..core.files import atomic_write, sha256_file, write_json, write_text
 from ..core.runtime import versions
-from ..data.images import Intensity
+from ..data.intensity import Intensity
 from ..features import FeatureSet
-from ..features.backbones import Backbone, ClipBackbone, FilterBackbone, TimmBackbone, fuse_maps
+from ..features.backbones import FilterBackbone
+from ..features.base import Backbone
 from ..features.filters import ANGLES, CELL, COLOUR, SIGMAS, TONE
+from ..features.networks import TimmBackbone, fuse_maps
+from ..features.towers import ClipBackbone
 from .maps import heatmaps
 from .preparation import Preparation
 

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..core.style import figure_style
-from ..data.images import Intensity, read_image, resize_image
+from ..data.images import read_image, resize_image
+from ..data.intensity import Intensity
 from ..features.extract import index_intensity
 from .layout import Layout
 from .maps import colour_range, overlay

@@ -17,12 +17,12 @@ import pandas as pd
 from sklearn.base import clone
 
 from ..banks import Bank, held_out_scores, load_bank
+from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError
-from ..core.files import load_arrays, save_arrays
 from ..core.runtime import progress
-from ..data.images import Intensity
+from ..data.intensity import Intensity
 from ..features import FeatureSet
-from ..features.backbones import Backbone
+from ..features.base import Backbone
 from ..features.extract import extract_features
 from .maps import image_scores
 from .preparation import Preparation

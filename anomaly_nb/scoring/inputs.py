@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, Notice
-from ..data.images import Intensity, fit_intensity
+from ..data.intensity import Intensity, fit_intensity
 from ..features import FeatureSet
 from ..features.extract import index_intensity
 from ..features.shards import ShardedFeatures

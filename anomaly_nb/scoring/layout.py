@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..core.errors import DataError
-from ..features.backbones import Backbone, BackboneSpec
+from ..features.base import Backbone, BackboneSpec
 from ..features.extract import counted_cells
 from ..features.geometry import Placement, Region, blend_tiles, cells_to_pixels
 from .maps import heatmaps, image_scores

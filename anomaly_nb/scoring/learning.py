@@ -19,9 +19,11 @@ from ..banks import Bank, KNNBank, held_out_scores
 from ..banks.held_out import held_out_folds
 from ..core.errors import DataError
 from ..core.runtime import progress
-from ..data.images import Intensity, image_info, read_image
+from ..data.headers import image_info
+from ..data.images import read_image
+from ..data.intensity import Intensity
 from ..features import FeatureSet, extract_features
-from ..features.backbones import Backbone
+from ..features.base import Backbone
 from ..features.words import words_of
 from .budget import bank_within, median_seconds
 from .detector_files import SPEC

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from ..core.errors import DataError, check_finite, real_array
 from ..core.style import HEATMAP
-from ..data.images import bands
+from ..data.values import bands
 
 # %% ../../nbs/06_scoring/01_maps.ipynb #7e8ab318
 def image_scores(

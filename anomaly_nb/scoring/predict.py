@@ -24,10 +24,11 @@ from ..calibration.ranges import conformal_pvalues
 from ..core.errors import DataError, MissingFileError
 from ..core.files import NOT_UTF8, atomic_write, list_files, printable, sha256_file
 from ..core.runtime import cpu_threads, in_order, side_by_side
-from ..data.images import is_image, read_image, read_upright, why_skipped
+from ..data.headers import is_image, why_skipped
+from ..data.images import read_image, read_upright
 from ..core.order import natural_key
 from ..features import FeatureSet
-from ..features.backbones import Backbone
+from ..features.base import Backbone
 from ..features.engine import with_engine
 from ..features.extract import backbone_threads
 from .detector import Detector

@@ -19,7 +19,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from ..banks import MahalanobisBank
 from ..core.errors import DataError
 from ..core.runtime import in_order, side_by_side
-from ..data.images import Intensity, read_image, read_upright
+from ..data.images import read_image, read_upright
+from ..data.intensity import Intensity
 from ..features import FeatureSet
 from ..features.extract import backbone_threads
 

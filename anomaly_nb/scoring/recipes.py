@@ -27,7 +27,7 @@ from anomaly_nb.banks import (
     WordBank,
 )
 from ..core.errors import DataError
-from ..features.backbones import parse_name
+from ..features.base import parse_name
 from .fusion import FusionBank
 from .preparation import Preparation
 

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ..calibration.ranges import conformal_pvalues
-from ..data.images import Intensity, image_info
+from ..data.headers import image_info
+from ..data.intensity import Intensity
 from ..metrics.regions import ProCurve
 from .evaluation import image_metrics, pixel_curve, pixel_metrics, read_masks, saturated_metrics
 from .layout import Cells, Layout

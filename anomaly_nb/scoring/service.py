@@ -39,7 +39,7 @@ from ..calibration.store import CalibrationStore
 from ..calibration.tagging import check_name
 from ..core.errors import DataError, MissingFileError, check_folder, require
 from ..core.files import MANIFEST, sha256_file
-from ..data.images import image_info
+from ..data.headers import image_info
 from .detector import Detector
 from .detector_files import check_backbone
 from .predict import check_single, predict_files

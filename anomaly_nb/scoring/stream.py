@@ -19,9 +19,10 @@ import pandas as pd
 
 from ..core.errors import DataError
 from ..core.runtime import progress
-from ..data.images import Intensity, image_info
+from ..data.headers import image_info
+from ..data.intensity import Intensity
 from ..features import FeatureSet
-from ..features.backbones import Backbone
+from ..features.base import Backbone
 from ..features.extract import feature_batches
 from .layout import Cells, Layout
 from .preparation import foreground

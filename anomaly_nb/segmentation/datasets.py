@@ -20,7 +20,9 @@ from ..core.errors import DataError, MissingFileError, check_folder
 from ..core.files import sha256_json
 from ..core.order import natural_key
 from ..data.census import files_left, table_of_read
-from ..data.images import is_image, read_ids, read_image
+from ..data.headers import is_image
+from ..data.images import read_image
+from ..data.masks import read_ids
 from ..core.runtime import progress
 
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #d3f97a39

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError, MissingFileError
-from ..core.files import load_arrays, read_json, save_arrays, sha256_json, write_json
+from ..core.files import sha256_json, write_json
+from ..core.plain import read_json
 from ..metrics import ComponentScores, ScoreHistogram
 from .evaluation import IDENTITY, StreetEvaluation, evaluation_name, identity_differences
 

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..core.arrays import load_tensors, save_tensors
 from ..core.errors import DataError, require
-from ..core.files import load_tensors, save_tensors
 from ..core.runtime import import_torchvision
 from ..features.weights import load_weights
 from .datasets import Scene

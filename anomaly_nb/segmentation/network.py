@@ -17,8 +17,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..core.arrays import load_array, load_arrays
 from ..core.errors import DataError, MissingFileError, check_file, check_folder, require
-from ..core.files import load_array, load_arrays, read_json, sha256_file
+from ..core.files import sha256_file
+from ..core.plain import read_json
 from ..core.runtime import import_torchvision
 from .datasets import Scene
 from .mask_scores import mask_class_logits

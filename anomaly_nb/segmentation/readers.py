@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.arrays import load_arrays
 from ..core.errors import DataError, MissingFileError, check_file, check_folder
-from ..core.files import load_arrays, parse_json, read_json, read_text
 from ..core.order import natural_key
-from ..data.images import is_image, read_image
+from ..core.plain import parse_json, read_json, read_text
+from ..data.headers import is_image
+from ..data.images import read_image
 from .datasets import LabelTable, ScenePaths, StreetDataset, images_by_key, pair_by_key
 
 # %% ../../nbs/07_segmentation/04_readers.ipynb #98317a08

@@ -14,8 +14,10 @@ from typing import Any
 import pandas as pd
 
 from ..core.errors import DataError
-from ..core.files import read_json, write_json, write_text
-from ..core.runtime import choose_device, provenance
+from ..core.files import write_json, write_text
+from ..core.plain import read_json
+from ..core.device import choose_device
+from ..core.runtime import provenance
 from ..core.style import save_figure
 from .datasets import StreetDataset
 from .readers import open_streets

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..core.arrays import load_array, load_arrays, save_array
 from ..core.errors import DataError, MissingFileError, check_finite, require
-from ..core.files import atomic_write, load_array, load_arrays, save_array, sha256_json
+from ..core.files import atomic_write, sha256_json
 from ..core.runtime import progress
-from ..data.images import image_info, read_values
+from ..data.headers import image_info
+from ..data.values import read_values
 from .datasets import VOID, StreetDataset
 from .evaluation import StreetEvaluation, component_protocol, count_components
 from .network import partners, stored_files

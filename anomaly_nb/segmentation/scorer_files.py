@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..core.arrays import load_tensors, save_tensors
 from ..core.errors import DataError
-from ..core.files import load_tensors, save_tensors
 from .feature_scores import PixelKNN, PixelMahalanobis, ReAct, ViM
 from .heat import HybridEnergyThresholding
 from .scorer import PixelScorer

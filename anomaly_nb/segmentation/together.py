@@ -13,7 +13,7 @@ import torch
 
 from ..core.errors import DataError
 from ..core.files import sha256_json
-from ..features.backbones import Backbone
+from ..features.base import Backbone
 from .datasets import Scene
 from .models import StreetOutput, weights_digest
 from .scorer import SceneNetwork

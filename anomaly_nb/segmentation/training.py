@@ -19,9 +19,11 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
+from ..core.arrays import load_tensors, save_tensors
+from ..core.device import choose_device, choose_precision
 from ..core.errors import DataError, naming
-from ..core.files import load_tensors, save_tensors, sha256_json, write_text
-from ..core.runtime import choose_device, choose_precision, deterministic, notice, progress
+from ..core.files import sha256_json, write_text
+from ..core.runtime import deterministic, notice, progress
 from ..core.style import figure_style
 from ..metrics import confusion_matrix, mean_iou
 from .augment import Augmentation

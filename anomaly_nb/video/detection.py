@@ -18,7 +18,7 @@ import pandas as pd
 from ..core.errors import DataError, MissingFileError
 from ..core.order import natural_key
 from ..core.tables import read_rows, to_numbers
-from ..data.images import read_mask
+from ..data.masks import read_mask
 from ..metrics.regions import label_regions
 from .events import runs
 from .ground_truth import ground_truths, mask_files

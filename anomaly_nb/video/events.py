@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError
-from ..core.files import read_json, sha256_array, sha256_json, write_json
+from ..core.files import sha256_array, sha256_json, write_json
 from ..core.order import natural_key
+from ..core.plain import read_json
 from ..scoring.thresholds import Threshold, quantile_threshold
 from .feature_files import ObjectFeatures
 from .scoring import VideoScorer, frame_scores, of_videos, provenance

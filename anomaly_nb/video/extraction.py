@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import DataError, MissingFileError, Notice
-from ..core.files import locked, read_json, sha256_json, write_json
+from ..core.files import locked, sha256_json, write_json
+from ..core.plain import read_json
 from ..core.runtime import progress
 from .feature_files import INDEX, MODALITIES, VideoFile, read_index, video_file, write_index
 from .layouts import Video

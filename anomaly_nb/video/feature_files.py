@@ -17,18 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError, MissingFileError, Notice, UnsafeFileError, check_file, check_finite
-from anomaly_nb.core.files import (
-    atomic_write,
-    load_arrays,
-    read_json,
-    save_arrays,
-    sha256_array,
-    sha256_file,
-    sha256_json,
-    write_json,
-)
+from ..core.files import atomic_write, sha256_array, sha256_file, sha256_json, write_json
 from ..core.order import natural_key
+from ..core.plain import read_json
 from ..features.convert import content_of, read_pickled
 
 # %% ../../nbs/08_video/03_feature_files.ipynb #ea14c6b2

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.device import choose_device
 from ..core.errors import DataError, check_file, require
-from ..core.runtime import choose_device, import_torchvision
+from ..core.runtime import import_torchvision
 from ..features.weights import load_weights
 
 # %% ../../nbs/08_video/05_flow.ipynb #449af09f

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arrays import load_array
 from ..core.errors import DataError, MissingFileError, check_folder, require
-from ..core.files import load_array
 from ..core.order import name_number, name_part, natural_key, pair_names
-from ..data.images import is_image, read_mask
+from ..data.headers import is_image
+from ..data.masks import read_mask
 from .layouts import Video, is_hidden, video_of_masks
 
 # %% ../../nbs/08_video/17_ground_truth.ipynb #86d40759

@@ -23,7 +23,8 @@ import numpy as np
 from ..core.cache import Content, content_of
 from ..core.errors import DataError, MissingFileError, Notice, check_file, check_folder, require
 from ..core.order import natural_key
-from ..data.images import is_image, read_image
+from ..data.headers import is_image
+from ..data.images import read_image
 
 # %% ../../nbs/08_video/02_layouts.ipynb #0cc932af
 FILMS = {

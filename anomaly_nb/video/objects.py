@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.device import choose_device
 from ..core.errors import DataError, check_file, require
-from ..core.runtime import choose_device, import_torchvision, require_box_ops
+from ..core.runtime import import_torchvision, require_box_ops
 from ..features.weights import load_weights
 
 # %% ../../nbs/08_video/04_objects.ipynb #ec29b6e4

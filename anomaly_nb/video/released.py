@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 
 from ..banks.neighbours import nearest, unit_rows
+from ..core.arrays import load_array
 from ..core.errors import DataError, MissingFileError, Notice, check_file, check_finite, check_folder
-from ..core.files import load_array, read_text
+from ..core.plain import read_text
 from ..core.runtime import progress
 from ..core.tables import read_table
 from ..metrics import average_precision, roc_auc

@@ -18,9 +18,11 @@ from sklearn.exceptions import NotFittedError
 from ..calibration.leave_one_out import kth_neighbour_distances, leave_one_group_out_distances
 from ..calibration.ranges import score_range
 from ..calibration.video_config import read_calibration, write_calibration
+from ..core.arrays import load_array, save_array
 from ..core.errors import DataError
-from ..core.files import load_array, read_json, save_array, sha256_array, write_json
+from ..core.files import sha256_array, write_json
 from ..core.order import natural_key
+from ..core.plain import read_json
 from .feature_files import MODALITIES, ObjectFeatures, load_object_features
 from .tracks import smooth_tracks
 from .velocity import VelocityModel, load_velocity_model, save_velocity_model

@@ -18,7 +18,8 @@ import numpy as np
 
 from ..core.errors import DataError, MissingFileError
 from ..core.order import natural_key
-from ..data.images import is_image, read_image
+from ..data.headers import is_image
+from ..data.images import read_image
 from .layouts import FILMS, open_film, probe_film, quiet_opencv
 
 # %% ../../nbs/08_video/18_sources.ipynb #6bbaa0e2

@@ -13,8 +13,9 @@ import numpy as np
 from scipy.linalg import solve_triangular
 from sklearn.exceptions import NotFittedError
 
+from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError, check_finite
-from ..core.files import load_arrays, save_arrays, sha256_json
+from ..core.files import sha256_json
 
 # %% ../../nbs/08_video/07_velocity.ipynb #d1196844
 class VelocityModel:
