@@ -17,7 +17,7 @@ from anomaly_nb.core.files import MANIFEST, list_files, printable, read_json, ve
 from anomaly_nb.data import draw_sample, fit_intensity, image_info, index_folder, inspect_folder, one_category, read_image, read_index
 from anomaly_nb.data.images import Intensity, read_counted
 from anomaly_nb.data.index import folder_meaning
-from anomaly_nb.reports.run import check_parameters
+from anomaly_nb.reports.template import check_parameters
 from anomaly_nb.scoring import Detector
 from anomaly_nb.scoring.predict import count_learned, find_images, predict_files
 
