@@ -12,9 +12,10 @@ from bench.metrics import peak_memory, images, row
 
 def _evaluate(n: int, draws: int) -> tuple[float, float, float, float]:
     "Seconds to count n maps, seconds of the tables, pooled AUROC, and peak memory in MB; run in a process of its own."
-    from anomaly_nb.segmentation.evaluation import StreetEvaluation, results_table
+    from anomaly_nb.segmentation.evaluation import StreetEvaluation
     from anomaly_nb.segmentation.evaluation_files import save_evaluation
     from anomaly_nb.segmentation.scorer import PixelScorer
+    from anomaly_nb.segmentation.tables import results_table
 
     scorer, rng = PixelScorer(("max_logit",)), np.random.default_rng(0)
     scorer.scale_ = {"max_logit": (-8.0, 4.0)}  # as fitted on the training images of a logit
@@ -36,7 +37,8 @@ def _evaluate(n: int, draws: int) -> tuple[float, float, float, float]:
 
 def _components(n: int) -> tuple[float, float, float]:
     "Seconds to count pixels and components of n maps, the table included, its F1*, and peak memory in MB; run in a process of its own."
-    from anomaly_nb.segmentation.evaluation import StreetEvaluation, count_components, results_table
+    from anomaly_nb.segmentation.evaluation import StreetEvaluation, count_components
+    from anomaly_nb.segmentation.tables import results_table
     from anomaly_nb.segmentation.scorer import PixelScorer
 
     scorer = PixelScorer(("max_logit",))

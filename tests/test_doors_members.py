@@ -19,7 +19,7 @@ from anomaly_nb.data import draw_sample, fit_intensity, image_info, index_folder
 from anomaly_nb.data.images import read_counted
 from anomaly_nb.data.index import folder_meaning
 from anomaly_nb.data.intensity import Intensity
-from anomaly_nb.reports.run import check_parameters
+from anomaly_nb.reports.template import check_parameters
 from anomaly_nb.scoring import Detector
 from anomaly_nb.scoring.predict import count_learned, find_images, predict_files
 

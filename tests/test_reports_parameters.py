@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from anomaly_nb.cli.main import app
 from anomaly_nb.core.errors import DataError, MissingFileError
 from anomaly_nb.reports import run_report, template_parameters, templates
-from anomaly_nb.reports.run import annotated_type, check_parameters, type_words
+from anomaly_nb.reports.template import annotated_type, check_parameters, type_words
 
 SOURCE = """from typing import Literal
 from pathlib import Path

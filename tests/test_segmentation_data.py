@@ -9,7 +9,8 @@ from PIL import Image
 from anomaly_nb.segmentation import open_streets, street_samples
 from anomaly_nb.segmentation.augment import Augmentation, zoom_crop, zoom_window
 from anomaly_nb.segmentation.datasets import VOID
-from anomaly_nb.segmentation.readers import bdd_anomaly, fishyscapes, road_anomaly, smiyc, street_hazards
+from anomaly_nb.segmentation.odgt import bdd_anomaly, street_hazards
+from anomaly_nb.segmentation.readers import fishyscapes, road_anomaly, smiyc
 
 
 def write(path, array):

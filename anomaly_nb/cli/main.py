@@ -19,8 +19,9 @@ import typer
 
 from .atoms import app as atoms
 from .benchmark import benchmark
-from .detect import evaluate, fit, predict, update
+from .detect import evaluate, fit, update
 from .drift import app as drift
+from .predict import predict
 from .runs import app as runs
 from .runs import new, sweep
 from .serve import serve
@@ -256,7 +257,8 @@ def report(
     anomaly-nb report image_anomaly -p dataset=mvtec -p root=data/mvtec -p category=leather
     """
     from anomaly_nb.reports.sweep import read_yaml
-    from anomaly_nb.reports.run import run_report, template_parameters, templates, type_words
+    from anomaly_nb.reports.run import run_report
+    from anomaly_nb.reports.template import template_parameters, templates, type_words
 
     if not template:
         typer.echo("reports: " + ", ".join(templates()) + "\nsee: anomaly-nb report <name> --list")

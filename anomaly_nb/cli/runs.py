@@ -266,7 +266,7 @@ def new(
     anomaly-nb report my_report.ipynb -p category=wood
     """
     from anomaly_nb.core.errors import DataError
-    from anomaly_nb.reports.run import copy_template
+    from anomaly_nb.reports.template import copy_template
 
     try:
         path = copy_template(from_, to / f"{name.removesuffix('.ipynb')}.ipynb")

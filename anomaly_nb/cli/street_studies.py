@@ -65,9 +65,10 @@ def _study_run(
         threshold_sensitivity,
     )
     from anomaly_nb.segmentation.compare import comparison_plot, to_markdown, write_comparison
-    from anomaly_nb.segmentation.evaluation import difference_table, evaluation_identity, results_table
+    from anomaly_nb.segmentation.evaluation import evaluation_identity
     from anomaly_nb.segmentation.evaluation_files import find_evaluation, load_evaluation, save_evaluation
     from anomaly_nb.segmentation.run import StreetRun
+    from anomaly_nb.segmentation.tables import difference_table, results_table
 
     if not run:
         raise DataError(f"the study {study} is one of a trained network; name its folder with --run")

@@ -10,9 +10,10 @@ __all__ = ['Ledger', 'Limits', 'ReportError', 'ReportFolder', 'Run', 'Store', 'S
 from .folder import ReportFolder
 from .kernel import Limits
 from .ledger import Ledger
-from .run import ReportError, Run, copy_template, run_report, template_parameters, templates
+from .run import ReportError, Run, run_report
 from .store import Store
 from .sweep import Sweep, sweep
+from .template import copy_template, template_parameters, templates
 from .verify import Verification, verify
 
 # %% ../../nbs/10_reports/00_reports.ipynb #ab55c891

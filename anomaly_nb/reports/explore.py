@@ -23,7 +23,8 @@ from ..core.errors import DataError, require
 from ..core.plain import read_json
 from ..core.views import Check, Choice, Control, Slider, View
 from .folder import figure_png
-from .run import Run, check_parameters
+from .run import Run
+from .template import check_parameters
 
 # %% ../../nbs/10_reports/13_explore.ipynb #fcccfe48
 def project_folder() -> Path:

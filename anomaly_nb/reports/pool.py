@@ -23,7 +23,8 @@ from typing import Any
 from ..core.files import to_json, write_text
 from ..core.runtime import import_jsonschema
 from .kernel import Limits, end_tree
-from .run import close_crashed, run_report, templates
+from .run import close_crashed, run_report
+from .template import templates
 from .store import Store, is_store
 
 # %% ../../nbs/10_reports/10_pool.ipynb #9163e1c5

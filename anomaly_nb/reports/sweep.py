@@ -24,7 +24,8 @@ from .kernel import Limits
 from .ledger import changing, counted, flat, runs_table
 from .pool import THREADS, Worker, attempt
 from .record import load_record
-from .run import Wanted, find_template, prepare, renew_gallery, template_parameters, templates
+from .run import Wanted, prepare, renew_gallery
+from .template import find_template, template_parameters, templates
 from .store import Store, is_store
 
 if TYPE_CHECKING:

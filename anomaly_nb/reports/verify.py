@@ -18,7 +18,8 @@ from ..core.files import write_json
 from ..core.plain import read_json
 from ..core.tables import read_rows
 from .record import shown
-from .run import Run, find_template, run_report, templates
+from .run import Run, run_report
+from .template import find_template, templates
 
 # %% ../../nbs/10_reports/08_verify.ipynb #9466b9e8
 def first_difference(

@@ -30,15 +30,7 @@ from .augment import Augmentation
 from .compare import comparison_plot, comparison_table, to_markdown, write_comparison
 from .datasets import LabelTable, StreetDataset, class_distribution, streets_table
 from .readers import open_streets
-from anomaly_nb.segmentation.evaluation import (
-    StreetEvaluation,
-    class_table,
-    difference_table,
-    evaluate,
-    operating_points,
-    results_table,
-    speed_table,
-)
+from .evaluation import StreetEvaluation, evaluate
 from .evaluation_files import load_evaluation, save_evaluation
 from .feature_scores import PixelKNN, PixelMahalanobis, ReAct, ViM
 from .heat import HybridEnergyThresholding
@@ -58,6 +50,13 @@ from anomaly_nb.segmentation.scores import (
     energy,
     max_logit,
     msp,
+)
+from anomaly_nb.segmentation.tables import (
+    class_table,
+    difference_table,
+    operating_points,
+    results_table,
+    speed_table,
 )
 from .together import NetworkEnsemble, WithPatches
 from .training import TrainConfig, train, training_curves

@@ -26,11 +26,12 @@ from ..metrics.histogram import ScoreHistogram
 from ..metrics.ranking import ThresholdTable
 from .augment import Augmentation
 from .datasets import StreetDataset
-from .evaluation import StreetEvaluation, evaluate, normal_quantile
+from .evaluation import StreetEvaluation, evaluate
 from .evaluation_files import load_evaluation, save_evaluation
 from .heat import HybridEnergyThresholding
 from .models import StreetModel, StreetOutput, build_model, predict
 from .scorer import PixelScorer
+from .tables import normal_quantile
 from .training import TrainConfig, train
 
 # %% ../../nbs/07_segmentation/13_ablation.ipynb #80986a4e

@@ -17,7 +17,8 @@ from ..core.errors import DataError
 from ..core.files import write_json, write_text
 from ..core.style import PALETTE, figure_style
 from ..metrics.uncertainty import coverage_note
-from .evaluation import COMPARED, StreetEvaluation, identity_differences, results_table
+from .evaluation import COMPARED, StreetEvaluation, identity_differences
+from .tables import results_table
 
 # %% ../../nbs/07_segmentation/11_compare.ipynb #8924e4b8
 def incomparable(

@@ -42,7 +42,7 @@ from .streams import Extraction
 # %% ../../nbs/08_video/11_pipeline.ipynb #83492bf2
 DATASETS: dict[str, dict[str, Any]] = {
     "ped2": {
-        "extraction": {"min_area": 200, "piece": (40, 24), "bins": 1, "speed": "median"},
+        "extraction": {"min_area": 200, "piece": (40, 24), "bins": 1, "speed": "median", "flow_scale": 1},
         "n_components": 2,
         "sigma": 3.0,
         "fps": 10,
