@@ -35,7 +35,7 @@ from .guard import PATIENCE, Guard, add_errors, as_problems, described, guarded_
 from .keys import Doorkeeper, keys_of
 from .schema import HistoryRow, RunReport, TrendRow
 from .store import CalibrationStore, tag_or_keep
-from .tagging import UnknownHead
+from .tagging import NotNow, UnknownHead
 from ..core.errors import DataError, require
 from ..core.settings import load_settings
 
@@ -75,6 +75,8 @@ def create_app(
             found, message = tag_or_keep(store.root, store.settings, wish.model, wish.head, files, scores, wish.label)
         except UnknownHead as e:
             raise fastapi.HTTPException(404, str(e).encode("ascii", "replace").decode()) from None
+        except NotNow as e:
+            raise fastapi.HTTPException(409, str(e).encode("ascii", "replace").decode()) from None
         except DataError as e:
             raise fastapi.HTTPException(422, str(e).encode("ascii", "replace").decode()) from None
         rows = found.astype(object).where(found.notna(), None)

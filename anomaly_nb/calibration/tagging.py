@@ -193,14 +193,14 @@ def tag_scores(
 
 
 def _check_labels(db: sqlite3.Connection, model: str, head: str) -> None:
-    "Refuse scores with a label for a head that has some without one, and the other way round. Raises `DataError`."
+    "Refuse scores with a label for a head that has some without one, and the other way round. Raises `NotNow`."
     name, label = split_label(head)
     condition = "model_name = ? AND digest != '' AND (head_name = ? OR (head_name > ? AND head_name < ?))"
     rows = db.execute(f"SELECT head_name FROM heads WHERE {condition}", (model, name, f"{name}:", f"{name};"))
     other = ", ".join(r[0] for r in rows if (split_label(r[0])[1] is None) != (label is None))
     if other:
         rule = "a head has labels for all its scores or for none"
-        raise DataError(f"{model}/{head}: this store holds scores of {other}; {rule}, so use the same or another name")
+        raise NotNow(f"{model}/{head}: this store holds scores of {other}; {rule}, so use the same or another name")
 
 
 def _fresh(

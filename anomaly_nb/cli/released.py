@@ -66,11 +66,14 @@ def score_features(
         f"{len(table)} snippets of {len(tested)} videos by {len(bank)} of "
         f"{learned.loc[learned['normal'], 'video'].nunique()} normal ones; scores in {out / 'snippet_scores.csv'}"
     )
-    if marked is None and ground_truth is None:
+    snippets = {v: len(curve) for v, curve in scores.items()}
+    if ground_truth is not None:
+        labels = split_labels(ground_truth, tested, snippets)
+    elif marked is not None:
+        labels = released_labels(tested, snippets, marked)
+    else:
         typer.echo("  no metrics: give --annotations or --ground-truth")
         return
-    snippets = {v: len(curve) for v, curve in scores.items()}
-    labels = released_labels(tested, snippets, marked) if marked else split_labels(ground_truth, tested, snippets)
     metrics = released_metrics(tested, scores, labels)
     write_text(out / "metrics.csv", metrics.to_csv(index=False, lineterminator="\n"))
     for row in metrics.to_dict("records"):

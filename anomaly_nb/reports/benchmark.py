@@ -138,7 +138,7 @@ def kept_rows(
         except Exception as e:
             rows.append(dict(point) | {"status": "failed", "error": f"{type(e).__name__}: {e}".split("\n")[0]})
             continue
-        write_json(place, values)
+        write_json(place, {k: v for k, v in values.items() if v == v})  # NaN is no value: an empty cell
         rows.append(dict(point) | {"status": "ok", "error": ""} | read_json(place))  # as it will be found
     return rows
 

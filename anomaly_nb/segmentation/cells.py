@@ -113,43 +113,45 @@ class CellReservoir:
 
     def __init__(
         self,
-        capacity: int,  # rows kept at the end; up to twice as many in between
+        capacity: int,  # rows kept
     ):
         self.capacity, self.seen = capacity, 0
-        self._rows: list[np.ndarray] = []
-        self._keys: list[np.ndarray] = []
+        self._rows: np.ndarray | None = None  # (capacity, D), of which the first `_count` are filled
+        self._keys = np.empty(capacity)
+        self._count = 0
 
     def add(
         self,
         rows: np.ndarray,  # (n, D), kept as they are
         keys: np.ndarray,  # (n,) random numbers in [0, 1), the same for the same row in every run
     ) -> "CellReservoir":
-        "Offer rows. Raises `DataError` on unequal lengths."
+        "Offer rows; what is kept is overwritten in place. Raises `DataError` on unequal lengths."
         if len(rows) != len(keys):
             raise DataError(f"{len(rows)} rows and {len(keys)} keys; give one key a row")
         self.seen += len(rows)
-        self._rows.append(np.array(rows))
-        self._keys.append(np.asarray(keys, np.float64))
-        if sum(map(len, self._keys)) > 2 * self.capacity:
-            self._settle()
+        rows, keys = np.asarray(rows), np.asarray(keys, np.float64)
+        if self._rows is None:
+            self._rows = np.empty((self.capacity, *rows.shape[1:]), rows.dtype)
+        start, room = self._count, min(self.capacity - self._count, len(rows))
+        self._rows[start : start + room], self._keys[start : start + room] = rows[:room], keys[:room]
+        self._count += room
+        if room < len(rows):
+            best = np.argsort(np.concatenate([self._keys, keys[room:]]), kind="stable")[: self.capacity]
+            leave = np.setdiff1d(np.arange(self.capacity), best)
+            enter = best[best >= self.capacity] - self.capacity + room
+            self._rows[leave], self._keys[leave] = rows[enter], keys[enter]
         return self
 
     def merge(self, other: "CellReservoir") -> "CellReservoir":
         "Offer what another one has kept."
         total = self.seen + other.seen
-        if other._keys:
-            self.add(np.concatenate(other._rows), np.concatenate(other._keys))
+        if other._rows is not None:
+            self.add(other._rows[: other._count], other._keys[: other._count])
         self.seen = total
         return self
 
-    def _settle(self) -> None:
-        rows, keys = np.concatenate(self._rows), np.concatenate(self._keys)
-        order = np.argsort(keys, kind="stable")[: self.capacity]
-        self._rows, self._keys = [rows[order]], [keys[order]]
-
     def rows(self) -> np.ndarray:  # (m, D), m <= capacity, in the order of their keys
         "The sample. Raises `DataError` where nothing was offered."
-        if not self.seen:
+        if self._rows is None or not self.seen:
             raise DataError("no training cell was seen; give training images with labels")
-        self._settle()
-        return self._rows[0]
+        return self._rows[np.argsort(self._keys[: self._count], kind="stable")]

@@ -220,12 +220,14 @@ class PixelKNN:
 
         Raises `DataError` with fewer than k cells.
         """
-        features = reservoir.rows().astype(np.float64)
-        if len(features) < self.k:
-            raise DataError(f"{len(features)} training cells are fewer than k={self.k}; give more or lower k")
-        self.cells_ = np.ascontiguousarray(
-            features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12), np.float32
-        )
+        rows = reservoir.rows()
+        if len(rows) < self.k:
+            raise DataError(f"{len(rows)} training cells are fewer than k={self.k}; give more or lower k")
+        self.cells_ = np.empty(rows.shape, np.float32)
+        for i in range(0, len(rows), 1024):  # float64 of a few rows at a time
+            features = rows[i : i + 1024].astype(np.float64)
+            norm = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+            self.cells_[i : i + 1024] = features / norm
         return self
 
     def score(

@@ -66,7 +66,8 @@ def track_objects(
 ) -> tuple[np.ndarray, np.ndarray]:  # track and frame number of every row; tracks of a video and modality count from 0
     "The tracks of a table of objects, each modality and video by itself."
     track, time = np.full(len(objects), -1), np.full(len(objects), -1)
-    for (_, video), rows in objects.groupby(["modality", "video"], sort=False).indices.items():
+    for rows in objects.groupby(["modality", "video"], sort=False).indices.values():
+        video = objects["video"].iloc[rows[0]]
         number = {frame: t for t, frame in enumerate(frames[video])}
         time[rows] = [number[f] for f in objects["frame"].to_numpy()[rows]]
         boxes = objects[SIDES].to_numpy()[rows]
