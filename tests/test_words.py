@@ -123,6 +123,19 @@ def test_words_find_foreign_bodies(circles, tmp_path):
     assert made[4].threshold_.parameters["promised"] == 0.8  # four images can promise no more
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_four_normal_images_help_where_words_alone_are_unsure(tmp_path, seed):
+    "Green squares of 0.6 times the parts' size: words alone see them well above chance, with four normal images better, with wrong words worse."
+    folder = write_trays(tmp_path, n_train=12, n_good=40, n_defect=40, random_state=seed, size=0.6)
+    index, prompts = read_index("mvtec", folder, "red_circle"), folder / "prompts_red_circle.yml"
+    make = lambda k, words, s=0: Detector("winclip", "open_clip:tiny", prompts=str(words)).fit(few_shot(index, k, s, "random"))
+    none, four = auroc(make(0, prompts), index), [auroc(make(4, prompts, s), index) for s in range(3)]
+    turned = write_text(tmp_path / "wrong.yml", prompts.read_text().replace("red circle", "@").replace("green square", "red circle").replace("@", "green square"))
+    wrong = auroc(make(0, turned), index)
+    print(f"winclip, small foreign bodies, seed {seed}: image AUROC {none:.3f} by words alone, {np.round(four, 3).tolist()} with four normal images, {wrong:.3f} by wrong words")
+    assert none > 0.7 and min(four) > none + 0.1 and wrong < 0.4
+
+
 def test_dense_words_give_scores(circles):
     for k in (0, 2):
         made = Detector("clip_text", "open_clip:tiny", prompts=words_of_trays(circles)).fit(few_shot(circles, k, 0, "random"))

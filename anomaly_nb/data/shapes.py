@@ -75,6 +75,7 @@ def draw_tray(
     number: int = 0,  # which image
     split: str = "test",  # train and test images differ
     random_state: int = 0,
+    size: float = 1.0,  # of the foreign body, beside the parts
 ) -> tuple[np.ndarray, np.ndarray]:  # (IMAGE, IMAGE, 3) uint8, (IMAGE, IMAGE) bool: where the foreign body is
     """Draw a tray of parts, the same for the same arguments.
 
@@ -90,6 +91,7 @@ def draw_tray(
     )
     count = int(rng.integers(3, 7))
     places, ground = random_places(count, rng), random_background(rng)
+    places[-1, 2] *= size if foreign else 1
     image = np.asarray(draw_objects([part] * (count - bool(foreign)) + [foreign] * bool(foreign), places, ground))
     x, y, r = places[-1]
     rows, columns = np.mgrid[:IMAGE, :IMAGE] + 0.5
@@ -117,6 +119,7 @@ def write_trays(
     n_good: int = 20,  # normal images to test on, per category
     n_defect: int = 20,  # images with the foreign body
     random_state: int = 0,
+    size: float = 1.0,  # of the foreign body, beside the parts
 ) -> Path:  # the folder
     """Write trays in the MVTec AD layout with their prompts and `manifest.json`; a complete set with the same arguments
     is left alone.
@@ -132,7 +135,7 @@ def write_trays(
         "n_defect": n_defect,
         "random_state": random_state,
         "generator": 1,
-    }
+    } | ({"size": size} if size != 1 else {})  # as before there were sizes
     try:
         if read_json(folder / "manifest.json").get("trays") == settings:
             return folder
@@ -142,7 +145,7 @@ def write_trays(
     for part in parts:
         top = folder / part.replace(" ", "_")
         for split, kind, number in ((s, d, i) for s, d, n in plan for i in range(n)):
-            image, mask = draw_tray(part, "" if kind == "good" else foreign, number, split, random_state)
+            image, mask = draw_tray(part, "" if kind == "good" else foreign, number, split, random_state, size)
             files = {top / split / kind / f"{number:03d}.png": image}
             if kind != "good":
                 files[top / "ground_truth" / kind / f"{number:03d}_mask.png"] = mask.astype(np.uint8) * 255
