@@ -77,12 +77,12 @@ def label_of(
     calibration: Mapping[str, Any],  # the contents of a calibration file
     label: str | None = None,  # None: its only one
 ) -> tuple[str, Mapping[str, Any]]:  # name; p5, p95, and threshold (None if there is none)
-    "One label of a calibration. Raises `DataError` naming those it has."
+    "One label of a calibration. Raises `NotNow` naming those it has."
     labels = calibration["labels"]
     if label is None and len(labels) == 1:
         label = str(next(iter(labels)))
     if label is None or label not in labels:
-        raise DataError(
+        raise NotNow(
             f"{'no label' if label is None else f'label {label!r}'}: this calibration has the labels "
             f"{', '.join(labels)}; name one of them"
         )
