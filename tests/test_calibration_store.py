@@ -100,7 +100,7 @@ def test_kills_at_random_moments(tmp_path):
         child.start()
         while i == 0 and not rows(store, "SELECT 1 FROM jobs LIMIT 1") and time.time() < began + 120:
             time.sleep(0.05)  # the first life gets as far as a job, on a busy machine too
-        spent, life = psutil.Process(child.pid).cpu_times, rng.uniform(0.01, 0.15 if i < 12 else 0.5)  # seconds of CPU: a busy machine shortens no life, and a fuller store takes longer
+        spent, life = psutil.Process(child.pid).cpu_times, rng.uniform(0.01, 0.15 if i < 12 else 0.3)  # seconds of CPU: a busy machine shortens no life, and a fuller store takes longer
         while sum(spent()[:2]) < life:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.01))  # while it waits for the disk, too
