@@ -107,7 +107,7 @@ def test_scores_are_tagged_in_both_modes(tmp_path):
             assert {d["anomalous"] for d in r.json()["decisions"]} == {None}
         else:
             assert r.status_code == 404 and r.json()["detail"] == "net/wood has no reference here; there are references of net/grid, net/leather; pull calibrations, or make a calibration run"
-        assert client.post("/tag", json=wish | {"items": wish["items"][:1] * 2}).status_code == 422
+        assert client.post("/tag", json=wish | {"items": wish["items"][:1] * 2}).status_code == 409
         assert client.post("/tag", json=wish | {"label": "happy"}).status_code == 409
     assert answers[0] == answers[1] and answers[0][-1] == {"file": "gap", "score": None, "anomalous": None, "value": None}
     tags = store.table("SELECT file, anomalous FROM tags JOIN files ON files.id = file_id JOIN heads ON heads.id = head_id WHERE file LIKE 'x%' AND head_name = 'leather'").set_index("file").anomalous

@@ -71,6 +71,8 @@ def create_app(
     @kinds["scores"]("POST", "/tag", **options)
     def tag(wish: TagRequest) -> TagAnswer:
         files, scores = [i.file for i in wish.items], np.array([i.score for i in wish.items], dtype=np.float64)
+        if len(set(files)) < len(files):  # no schema can say it
+            raise fastapi.HTTPException(409, "a file comes twice in one batch; one score per file and head")
         try:
             found, message = tag_or_keep(store.root, store.settings, wish.model, wish.head, files, scores, wish.label)
         except UnknownHead as e:
