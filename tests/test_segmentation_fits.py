@@ -173,7 +173,7 @@ def fit_many(count):
     import resource
 
     torch.set_num_threads(1)
-    scenes = street_samples("train", 8, SIZE)
+    scenes = street_samples("train", 8, (128, 192))  # 384 cells an image, more than are kept of one
     scenes = type(scenes)(scenes.name, scenes.split, scenes.table, [s._replace(key=f"{i}/{s.key}") for i in range(count // 8) for s in scenes.scenes], drawn=scenes.drawn)
     PixelScorer(("sml", "heat", "vim", "mahalanobis", "knn"), cells_per_image=200).fit(Tiny(scenes.table.names, 1024), scenes)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

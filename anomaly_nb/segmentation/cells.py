@@ -137,7 +137,8 @@ class CellReservoir:
         self._count += room
         if room < len(rows):
             best = np.argsort(np.concatenate([self._keys, keys[room:]]), kind="stable")[: self.capacity]
-            leave = np.setdiff1d(np.arange(self.capacity), best)
+            leave = np.ones(self.capacity, bool)
+            leave[best[best < self.capacity]] = False
             enter = best[best >= self.capacity] - self.capacity + room
             self._rows[leave], self._keys[leave] = rows[enter], keys[enter]
         return self

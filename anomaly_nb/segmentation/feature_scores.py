@@ -245,10 +245,8 @@ class PixelKNN:
                 f"features are {features.shape[1]} wide, the training cells "
                 f"{self.cells_.shape[1]}; use the layer they came from"
             )
-        index = faiss.IndexFlatL2(self.cells_.shape[1])
-        index.add(self.cells_)
         rows = F.normalize(cells(features).float(), dim=1).cpu().numpy()
-        squared, _ = index.search(np.ascontiguousarray(rows), self.k)
+        squared, _ = faiss.knn(np.ascontiguousarray(rows), self.cells_, self.k)  # no index: it would copy the cells
         return cell_maps(torch.from_numpy(np.sqrt(np.maximum(squared[:, -1], 0))), features, size)
 
 # %% ../../nbs/07_segmentation/02_feature_scores.ipynb #26839cd0
