@@ -119,7 +119,8 @@ def released_labels(
         (beyond, "annotated beyond the frames of their features; those stretches are left out"),
     ):
         if videos:
-            warnings.warn(Notice(f"{len(videos)} videos ({', '.join(videos[:3])}) are {what}"), stacklevel=2)
+            named = ", ".join(videos[:3]) + (f" and {len(videos) - 3} more" if len(videos) > 3 else "")
+            warnings.warn(Notice(f"{named}: {what}"), stacklevel=2)
     return labels
 
 
