@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from .schema import HistoryRow, RunReport, TrendRow
 
 # %% ../../nbs/05_calibration/21_bodies.ipynb #0857cfe5
-WORD = "[A-Za-z0-9_][A-Za-z0-9_.-]*"
+WORD = "(_[_.-]*)?[A-Za-z0-9][A-Za-z0-9_.-]*"  # a letter or digit somewhere, as `tagging.check_name` asks
 NAME = Field(pattern=f"^{WORD}$", max_length=100)
 HEAD = Field(pattern=f"^{WORD}(:{WORD})?$", max_length=201)  # or one label of it: mood:happy
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLES', 'ROLES_AND_PULLS', 'MIGRATIONS', 'BUSY', 'ENVIRONMENT', 'journal_mode', 'transaction', 'opened', 'connect',
-           'check_case']
+           'NotNow', 'check_case']
 
 # %% ../../nbs/05_calibration/10_database.ipynb #2ed9b6bf
 import errno
@@ -201,15 +201,19 @@ def _migrate(db: sqlite3.Connection, path: Path, migrations: Sequence[Sequence[s
             db.execute(f"PRAGMA user_version = {len(migrations)}")
 
 # %% ../../nbs/05_calibration/10_database.ipynb #9567c2b8
+class NotNow(DataError):
+    "Something that the store's present state does not allow: nothing tagged, nothing proposed, nothing calibrated."
+
+
 def check_case(db: sqlite3.Connection, model: str, head: str) -> None:
-    "Refuse a head whose name, or whose model's, differs from a known one only by case. Raises `DataError`."
+    "Refuse a head whose name, or whose model's, differs from a known one only by case. Raises `NotNow`."
     head, column = split_label(head)[0], "substr(head_name, 1, instr(head_name || ':', ':') - 1)"  # without its label
     models = "SELECT model_name FROM heads WHERE lower(model_name) = lower(?) LIMIT 1"
     heads = f"SELECT {column} FROM heads WHERE lower(model_name) = lower(?) AND lower({column}) = lower(?) LIMIT 1"
     for query, parameters, kind in ((models, (model,), "model"), (heads, (model, head), "head")):
         row = db.execute(query, parameters).fetchone()
         if row and row[0] != parameters[-1]:
-            raise DataError(
+            raise NotNow(
                 f"{kind} {parameters[-1]!r} differs from {row[0]!r} only by case, and both would share a file on many "
                 f"disks; use {row[0]!r} or another name"
             )

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from .bodies import Problem
+from .database import NotNow
 from .keys import Doorkeeper, Keys, Recent
 from .runs import RunInProgress
-from .tagging import NotNow, UnknownHead
+from .tagging import UnknownHead
 from ..core.errors import DataError, require
 from ..core.plain import parse_json
 

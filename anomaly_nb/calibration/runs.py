@@ -11,12 +11,11 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from .database import transaction
+from .database import NotNow, transaction
 from .drift import judge_heads
 from .exports import export_files
 from .measuring import measure_head
 from .publishing import StaleRun, content_key, publish_run
-from .tagging import NotNow
 from ..core.files import locked
 from ..core.settings import Settings
 

@@ -31,11 +31,12 @@ from anomaly_nb.calibration.bodies import (
     TagRequest,
     Trend,
 )
+from .database import NotNow
 from .guard import PATIENCE, Guard, add_errors, as_problems, described, guarded_app, needed_keys
 from .keys import Doorkeeper, keys_of
 from .schema import HistoryRow, RunReport, TrendRow
 from .store import CalibrationStore, tag_or_keep
-from .tagging import NotNow, UnknownHead
+from .tagging import UnknownHead
 from ..core.errors import DataError, require
 from ..core.settings import load_settings
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .database import opened, transaction
+from .database import NotNow, opened, transaction
 from anomaly_nb.calibration.exports import (
     MAKE_ONE,
     export_files,
@@ -31,7 +31,6 @@ from .publishing import extend_references, move_reference
 from .runs import run_calibration
 from .schema import HISTORY, run_values, with_label
 from anomaly_nb.calibration.tagging import (
-    NotNow,
     UnknownHead,
     decide,
     find_head,
