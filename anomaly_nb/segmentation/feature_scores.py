@@ -223,7 +223,7 @@ class PixelKNN:
         rows = reservoir.rows()
         if len(rows) < self.k:
             raise DataError(f"{len(rows)} training cells are fewer than k={self.k}; give more or lower k")
-        self.cells_ = np.empty(rows.shape, np.float32)
+        self.cells_: np.ndarray = np.empty(rows.shape, np.float32)
         for i in range(0, len(rows), 1024):  # float64 of a few rows at a time
             features = rows[i : i + 1024].astype(np.float64)
             norm = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
