@@ -24,7 +24,7 @@ def defect_probability(
     directions: np.ndarray,  # (2, D) of length one: normal, defect
     scale: float,  # by which cosines are multiplied
 ) -> np.ndarray:  # (...) float64 in (0, 1)
-    "Softmax of two cosines, the part of the defect (WinCLIP, equation 1)."
+    "Softmax of two cosines, the part of the defect (WinCLIP, Jeong et al., CVPR 2023)."
     x = np.asarray(embeddings, np.float64)
     length = np.linalg.norm(x, axis=-1)
     gap = x @ (np.asarray(directions[1], np.float64) - directions[0]) / np.where(length > 0, length, 1)
@@ -52,7 +52,7 @@ def harmonic_windows(
     grid: tuple[int, int],  # (h, w)
     side: int,  # patches per side of a window
 ) -> np.ndarray:  # (n, P) float64
-    """Harmonic mean of the scores of all windows that cover each patch (WinCLIP, section 4.2); 0 as soon as one of them
+    """Harmonic mean of the scores of all windows that cover each patch (WinCLIP); 0 as soon as one of them
     is 0.
     """
     with np.errstate(divide="ignore"):
@@ -64,7 +64,7 @@ def association(
     embeddings: np.ndarray,  # (n, M, D) of windows or patches, of length one
     references: np.ndarray,  # (R, D) of those of normal images, of length one
 ) -> np.ndarray:  # (n, M) float64 in [0, 1]
-    "Half the cosine distance to the nearest reference (WinCLIP, equation 4)."
+    "Half the cosine distance to the nearest reference (WinCLIP, Jeong et al., CVPR 2023)."
     similarities = [np.max(one @ references.T, axis=1) for one in embeddings]
     return np.maximum(0.5 * (1 - np.asarray(similarities, np.float64).reshape(embeddings.shape[:2])), 0)
 
