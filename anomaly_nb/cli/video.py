@@ -77,7 +77,7 @@ def extract_video(
     weights: Weights = "",
     image_size: ImageSize = 0,
 ) -> None:
-    """Find the objects of every frame and write their velocities and deep features, one file per frame. An interrupted
+    """Find the objects of every frame and write their velocities and deep features, one file per video. An interrupted
     run goes on.
 
     \b

@@ -6,13 +6,14 @@
 __all__ = ['CORNERS', 'BoxTable', 'read_outputs', 'OnnxDetector', 'create_detector']
 
 # %% ../../nbs/08_video/22_boxes.ipynb #1c2295ca
+import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..core.errors import DataError, check_file, require
+from ..core.errors import DataError, Notice, check_file, require
 from ..core.tables import read_table
 from .objects import TorchvisionDetector
 
@@ -32,7 +33,8 @@ class BoxTable:
         types = {c: float for c in (*CORNERS, "score")}
         table = read_table(path, ("video", "frame", *CORNERS), types)
         if (bad := (table["x_max"] <= table["x_min"]) | (table["y_max"] <= table["y_min"])).any():
-            raise DataError(f"{path}, line {table.index[bad][0]}: a box that ends before it starts; x is before y here")
+            raise DataError(f"{path}, line {table.index[bad][0]}: a box that ends before it starts; swap its ends")
+        self.videos = set(table["video"])  # with boxes that are left out below, too
         if "score" in table:
             table = table[table["score"] >= confidence]
         table = table[(table["x_max"] - table["x_min"]) * (table["y_max"] - table["y_min"]) >= min_area]
@@ -55,6 +57,10 @@ class BoxTable:
                 f"{self.path}, line {self.lines[video, odd[0]]}: video {video} has no frame {odd[0]!r}; its frames "
                 f"are {frames[0]!r} to {frames[-1]!r}"
             )
+        if video not in self.videos:
+            others = ", ".join(sorted(self.videos)[:3]) or "none"
+            words = f"has no row of video {video}, only motion finds objects there; it has rows of {others}"
+            warnings.warn(Notice(f"{self.path}: {words}"), stacklevel=2)
         self.video = video
 
     def __call__(
