@@ -1,6 +1,7 @@
 """Large synthetic images, and the peak memory of reports on them."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,6 +11,9 @@ import numpy as np
 from PIL import Image
 
 NETWORK = {"backbone": "timm:mobilenetv3_small_050?layers=(1,2)", "weights": "random", "recipe": "mahalanobis"}
+TRAINED = Path(os.environ.get("ANOMALY_NB_DATA") or "nowhere") / "weights/mobilenetv2_100_imagenet.safetensors"
+# random weights see large defects only; the weak ones need a network that has learned to see
+SHARP = {"backbone": "timm:mobilenetv2_100?layers=(1,2)&pad_type=same&mean=0.5&std=0.5", "weights": str(TRAINED), "recipe": "mahalanobis"}
 SPOT = 12  # pixels of a planted defect's side
 MEASURE = """
 import json, resource, sys

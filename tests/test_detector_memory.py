@@ -16,7 +16,7 @@ from anomaly_nb.data import Intensity, read_image, read_index
 from anomaly_nb.scoring import Detector, overlay, plot_cases
 from anomaly_nb.scoring.figures import case_panels
 
-from .large_images import NETWORK, SPOT, measure, weave, write_sheets
+from .large_images import NETWORK, SHARP, SPOT, TRAINED, measure, weave, write_sheets
 
 slow = pytest.mark.skipif(not os.environ.get("ANOMALY_NB_SLOW"), reason="half an hour; set ANOMALY_NB_SLOW=1")
 
@@ -134,12 +134,14 @@ def test_four_hundred_images_and_one_of_12000_pixels(tmp_path):
 
 
 @slow
+@pytest.mark.skipif(not TRAINED.is_file(), reason="needs trained weights in ANOMALY_NB_DATA")
 def test_fifty_images_of_24_megapixels(tmp_path):
     spots = write_sheets(tmp_path, (4000, 6000), 8, 38, 4, masks=False)
-    squeezed = measure(tmp_path, tmp_path / "figures", image_size=320, **NETWORK)
-    tiled = measure(tmp_path, tmp_path / "figures", image_size=0, tile=512, overlap=64, **NETWORK)
-    assert tiled["peak_mib"] < 2000 and tiled["metrics"]["recall"] > 0 and squeezed["metrics"]["image_auroc"] < tiled["metrics"]["image_auroc"]
-    deterministic(0)  # random weights are made again as the report made them
+    squeezed = measure(tmp_path, tmp_path / "figures", image_size=320, **SHARP)
+    tiled = measure(tmp_path, tmp_path / "figures", image_size=0, tile=512, overlap=64, **SHARP)
+    print(squeezed, tiled)
+    assert tiled["peak_mib"] < 2000 and tiled["metrics"]["recall"] == 1 and squeezed["metrics"]["image_auroc"] < tiled["metrics"]["image_auroc"] == 1
+    deterministic(0)
     detector, paths = Detector.load(f"{tiled['folder']}/detector"), sorted((tmp_path / "sheet/test/spot").iterdir())
     result = detector.evaluate([str(p) for p in paths])
-    assert all(surrounds(result.box(i), spots[i], 96) for i in np.flatnonzero(result.called))
+    assert result.called.all() and all(surrounds(result.box(i), spots[i], 96) for i in range(4))
