@@ -82,7 +82,7 @@ class TimmBackbone(Backbone):
             ]
             return np.concatenate([p.float().cpu().numpy() for p, _ in parts]), parts[0][1]
 
-
+# %% ../../nbs/03_features/13_networks.ipynb #84d979df
 def fuse_maps(
     maps: list[Any],  # torch (B, C, h, w), one a layer
     pool: int,  # side of the local average over each, 0 = none
@@ -110,7 +110,7 @@ def _averaged(layer: Any, grid: tuple[int, int]) -> Any:
         return nnf.avg_pool2d(layer, times, times)
     return nnf.adaptive_avg_pool2d(layer, grid)
 
-
+# %% ../../nbs/03_features/13_networks.ipynb #69b5ec47
 def fuse(
     maps: list[Any],  # torch (B, C, h, w), one a layer
     pool: int,  # side of the local average over each, 0 = none

@@ -271,7 +271,7 @@ class LoadedWeights:
             f"{self.source}{where}: {self.used} tensors used, missing {some(self.missing)}, left over {some(self.left)}"
         )
 
-
+# %% ../../nbs/03_features/06_weights.ipynb #bf09596d
 def _same(a: Fit, b: Fit) -> bool:
     "Whether two sets hold equal values for the network."
     return a.used == b.used and all(a.state[k].equal(b.state[k]) for k in a.used)
@@ -320,7 +320,7 @@ def choose_fit(
     where = f" (best in {best.label!r})" if best.label else ""
     raise DataError(f"{source}: weights do not fit: {best.problem()}{where}; give the checkpoint of this network")
 
-
+# %% ../../nbs/03_features/06_weights.ipynb #71fc9d20
 def load_weights(
     model: Any,  # torch module, filled
     weights: str | Path,  # `.pth`, `.pt`, `.bin`, `.ckpt` or `.safetensors`, with ::network where several are inside

@@ -170,7 +170,7 @@ def _short(names: pd.Series) -> pd.Series:
     short = names.map(lambda name: name.partition("?")[0].rpartition(":")[2])
     return short if short.nunique() == names.nunique() else names
 
-
+# %% ../../nbs/10_reports/15_benchmark.ipynb #5b00b0c6
 def benchmark_table(
     records: Sequence[Mapping[str, Any]],  # of runs of `benchmark_run`
 ) -> pd.DataFrame:  # sorted: data, method, the parameters of `ASKED`, status, error, metrics, fit_s, score_ms, bank_mib
@@ -193,7 +193,7 @@ def benchmark_table(
         table["data"] = (table["dataset"] + " " + table["category"]).str.strip()
     return table.sort_values(["data", "method", "shots", "seed"], ignore_index=True)
 
-
+# %% ../../nbs/10_reports/15_benchmark.ipynb #0f51e1e9
 TEXTS = ("data", "method", "dataset", "category", "backbone", "recipe", "status", "error", "run_id")
 
 
@@ -211,7 +211,7 @@ def read_benchmark_table(
             table[column] = value
     return table.reset_index(drop=True)
 
-
+# %% ../../nbs/10_reports/15_benchmark.ipynb #809d19db
 def score_matrix(
     table: pd.DataFrame,  # of `benchmark_table`, or such a CSV as numbers
     metric: str = "image_auroc",
@@ -296,7 +296,7 @@ def _cells(found: Standing, decimals: int, bold: str) -> list[list[str]]:
         rows.append([name, *marked, f"{found.matrix[method].mean():.{decimals}f}", f"{found.mean_ranks[i]:.2f}"])
     return rows
 
-
+# %% ../../nbs/10_reports/15_benchmark.ipynb #bd3f5d77
 def markdown_table(
     found: Standing,  # of `standing`, higher is better
     decimals: int = 3,

@@ -139,7 +139,7 @@ def resized_labels(
         else np.asarray(Image.fromarray(labels).resize((size[1], size[0]), Image.Resampling.NEAREST))
     )
 
-
+# %% ../../nbs/07_segmentation/04_datasets.ipynb #bce108eb
 @dataclass
 class StreetDataset:
     """Scenes of one split with their label table; `dataset[i]` reads a `Scene`.

@@ -308,7 +308,7 @@ def load_object_features(
         modality, check_finite(f"{folder} {modality}", values), boxes, names_of, frames_of, frames, index["extractor"]
     )
 
-
+# %% ../../nbs/08_video/03_feature_files.ipynb #253e6643
 def _read_video(
     folder: Path, index: Mapping[str, Any], modality: str, video: str, names: Collection[str]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -349,7 +349,7 @@ def _read_video(
         if frame in name_set:
             yield frame, joined[0][start:end], joined[1][start:end]
 
-
+# %% ../../nbs/08_video/03_feature_files.ipynb #449c3d2d
 def _changed(folder: Path, index: Mapping[str, Any], modality: str, path: Path) -> DataError:
     """The error for a file that is not the one the index knows: it names the frame that it belongs to, where there is
     one.

@@ -65,7 +65,7 @@ DATASETS: dict[str, dict[str, Any]] = {
 
 CACHE = Path("data") / "features" / "video"
 
-
+# %% ../../nbs/08_video/11_pipeline.ipynb #0be87078
 @dataclass(frozen=True)
 class VideoPlan:
     "Everything one run over a data set needs to know."
@@ -100,7 +100,7 @@ class VideoPlan:
             track_sigma=self.track_sigma,
         )
 
-
+# %% ../../nbs/08_video/11_pipeline.ipynb #a9d82f5a
 def plan_for(
     name: str,  # data set
     config: str | Path | None = "config.yml",  # its `datasets:` block is used
@@ -178,7 +178,7 @@ def extract_dataset(
         rows += [(split, stage, seconds) for stage, seconds in report["seconds"].items()]
     return pd.DataFrame(rows, columns=["split", "stage", "seconds"])
 
-
+# %% ../../nbs/08_video/11_pipeline.ipynb #5ec9734e
 def calibrate_dataset(
     plan: VideoPlan,
     config: str | Path = "config.yml",  # receives the calibration
@@ -225,7 +225,7 @@ def calibrate_dataset(
 
 DECISION = "decision.json"  # beside the banks
 
-
+# %% ../../nbs/08_video/11_pipeline.ipynb #35ead1a8
 def frames_per_second(plan: VideoPlan, split: str = "testing") -> float | None:
     "The rate of a plan, or else of its films; None where nobody says it."
     if plan.fps is not None or plan.root is None:
@@ -270,7 +270,7 @@ def score_dataset(
     objects = scorer.score_objects(features)
     return frame_scores(objects, next(iter(features.values())).frames, plan.weights, plan.sigma), objects
 
-
+# %% ../../nbs/08_video/11_pipeline.ipynb #252708a3
 def load_decision(
     plan: VideoPlan,
     config: str | Path = "config.yml",  # holds the calibration
@@ -301,7 +301,7 @@ def load_decision(
         raise DataError(f"{bank / DECISION}: was made with other banks, weights or smoothing; calibrate again")
     return scorer, decision
 
-
+# %% ../../nbs/08_video/11_pipeline.ipynb #1182ca06
 def dataset_events(
     plan: VideoPlan,
     frames: pd.DataFrame,  # of `score_dataset`
@@ -318,7 +318,7 @@ def dataset_events(
         frames, responsible_objects(objects, plan.weights, decision.scales), decision, false_alarms_per_hour, rates
     ), decision
 
-
+# %% ../../nbs/08_video/11_pipeline.ipynb #1ee9bcdf
 def dataset_videos(
     plan: VideoPlan,
     split: str = "testing",
@@ -355,7 +355,7 @@ def mark_incomplete(
     }
     return table.assign(incomplete=[notes.get(str(v), "") for v in table["video"]])
 
-
+# %% ../../nbs/08_video/11_pipeline.ipynb #a3b7d493
 def evaluate_dataset(
     plan: VideoPlan,
     frames: pd.DataFrame,  # of `score_dataset`

@@ -235,7 +235,7 @@ class Summary:
         )
         return f"{self.frames} frames, {self.events} events, {self.dropped} frames dropped{each}"
 
-
+# %% ../../nbs/08_video/16_watch.ipynb #607ae7c7
 def watch(
     plan: VideoPlan,  # calibrated
     source: Source,
@@ -306,13 +306,13 @@ def watch(
     finally:
         keep.close()
 
-
+# %% ../../nbs/08_video/16_watch.ipynb #24daa844
 def _whole(source: Source) -> Video | None:
     "The film of a source; None where there is no end to it."
     path = Path(str(source.what))
     return read_video(path) if path.is_file() and not source.live else None
 
-
+# %% ../../nbs/08_video/16_watch.ipynb #a3751eca
 def frame_score(
     scorer: VideoScorer,  # fitted
     frame: str,  # name
