@@ -15,7 +15,8 @@ import pandas as pd
 
 from .baselines import ConceptBottleneck, MILProbe
 from .pipeline import TrainingSet, select_videos
-from .roles import fit_roles, video_ranges
+from .roles import fit_roles
+from .union import video_ranges
 from ..core.errors import DataError
 from ..core.runtime import progress
 from ..metrics import bootstrap_interval, roc_auc

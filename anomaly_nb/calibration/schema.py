@@ -70,9 +70,11 @@ class HistoryRow(RunRow):
     moves: list[Move] = Field([], description="who made this version the reference, each time")
 
 
-class TrendRow(HistoryRow):
+class TrendRow(RunRow):
     "One run of a head with its evidence."
 
+    label: str | None = Field(None, description="of a head whose scores have labels; None: it has one score")
+    moves: list[Move] = Field([], description="who made this version the reference, each time")
     reason: str
     proposed: bool
     intervals: dict[str, list[float | None]]

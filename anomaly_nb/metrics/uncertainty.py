@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from .histogram import ScoreHistogram
-from .regions import RegionHistogram
+from .region_histogram import RegionHistogram
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #85168ae8
 class Interval(NamedTuple):

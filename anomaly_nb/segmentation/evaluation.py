@@ -29,7 +29,8 @@ from anomaly_nb.metrics import (
 from ..metrics.overlap import component_track
 from .datasets import VOID, StreetDataset
 from .models import weights_digest
-from .scorer import PixelScorer, SceneNetwork
+from .passes import SceneNetwork
+from .scorer import PixelScorer
 from .scorer_files import scorer_digest
 from .training import check_classes
 

@@ -7,10 +7,8 @@ __all__ = ['STREET_CLASSES', 'UNKNOWN', 'STREET_TABLE', 'draw_street', 'street_s
 
 # %% ../../nbs/07_segmentation/05_samples.ipynb #fc3b86be
 import io
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -172,36 +170,27 @@ def street_samples(
 ) -> StreetDataset:
     "Procedural street scenes as a data set, drawn when asked for. Raises `DataError`."
     scenes = [ScenePaths(f"{split}/{i:04}", Path(), Path()) for i in range(count)]
-    return _Drawn("street_samples", split, STREET_TABLE, scenes, (size[0], size[1]), drawn=(size, seed))
+    height_width = (int(size[0]), int(size[1]))
+
+    def drawn(paths: ScenePaths) -> tuple[np.ndarray, np.ndarray]:
+        return _drawn(int(paths.key[-4:]), split, height_width, seed)
+
+    return StreetDataset(
+        "street_samples",
+        split,
+        STREET_TABLE,
+        scenes,
+        (size[0], size[1]),
+        read_image=lambda paths: drawn(paths)[0].copy(),
+        read_labels=lambda paths: drawn(paths)[1].copy(),
+        made=f"seed {seed}",
+    )
 
 
 @lru_cache(maxsize=256)  # a training asks for every scene in every epoch: 25 MB at most at the usual size
 def _drawn(index: int, split: str, size: tuple[int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
     "A scene as `draw_street` draws it, once."
     return draw_street(index, split, size, seed)
-
-
-@dataclass
-class _Drawn(StreetDataset):
-    "Scenes that are drawn instead of read."
-
-    drawn: tuple = ((128, 192), 0)  # size and seed
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.read_image = lambda paths: self._draw(paths.key)[0].copy()
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return super().identity | {"scenes": f"{super().identity['scenes']} of seed {self.drawn[1]}"}
-
-    def raw_labels(self, i: int) -> np.ndarray:
-        return self._draw(self.scenes[i].key)[1].copy()
-
-    def _draw(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        "A scene by its key."
-        size, seed = self.drawn
-        return _drawn(int(key[-4:]), self.split, (int(size[0]), int(size[1])), seed)
 
 
 def write_street_samples(

@@ -25,7 +25,8 @@ from .events import Decision, reason_of, rise
 from .extraction import background_of
 from .feature_files import ObjectFeatures, read_index
 from .layouts import Video, list_videos, quiet_opencv, read_video
-from .pipeline import VideoPlan, features_of, load_decision, located
+from .pipeline import load_decision
+from .plan import VideoPlan, features_of, located
 from .render import film_writer
 from .scoring import VideoScorer
 from .sources import Source
