@@ -245,7 +245,7 @@ class Run:
     events: list[str]
     mask: np.ndarray  # (C, E) bool
 
-
+# %% ../../nbs/09_atoms/11_pipeline.ipynb #b108660b
 def load_run(run_dir: str | Path) -> Run:
     """Read a run's folder.
 

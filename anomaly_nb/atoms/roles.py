@@ -146,7 +146,7 @@ def train_on_videos(
         q.requires_grad_(True)
     return history
 
-
+# %% ../../nbs/09_atoms/08_roles.ipynb #3a2cb492
 def _start_at_base_rate(model: Any, p: Tensor, lengths: Sequence[int], labels: Tensor, pool: Callable) -> None:
     "Shift the bias, by bisection, until the mean video probability is the fraction of positive videos."
     with torch.no_grad():

@@ -197,7 +197,7 @@ def _check_cases(source: str, names: list[str]) -> None:
                     "disks; rename one"
                 )
 
-
+# %% ../../nbs/05_calibration/24_pull.ipynb #91497cf5
 def pull_calibrations(
     source: str | Path,  # folder, `.zip` or `.tar*`, http(s) URL of an archive or of a GitHub repository
     root: str | Path,  # where the reference files go
@@ -235,7 +235,7 @@ def pull_calibrations(
             _note(root, contents, str(source))
         return [p.relative_to(root).as_posix() for p in write_files(root, files)]
 
-
+# %% ../../nbs/05_calibration/24_pull.ipynb #148f6dfc
 def _change(path: Path, content: bytes) -> str:
     "What becomes of a reference file, in words."
     new = parse_json(content, str(path)).get("version", "without a number")

@@ -49,7 +49,7 @@ def part_index(
     parts.attrs = dict(index.attrs)
     return parts
 
-
+# %% ../../nbs/03_features/03_extract.ipynb #97957714
 def part_cells(
     meta: pd.DataFrame,  # of `part_index`, or of a feature set
     backbone: Backbone,
@@ -77,7 +77,7 @@ def part_cells(
         raise DataError("meta: the images have several grids; pass those of one grid")
     return np.stack(masks).reshape(len(masks), -1)
 
-
+# %% ../../nbs/03_features/03_extract.ipynb #aa42708f
 def counted_cells(
     box: Sequence[int] | np.ndarray,  # top, left, bottom, right of a part
     size: Sequence[int] | np.ndarray,  # (H, W) pixels of its image

@@ -137,7 +137,7 @@ OWN_OPTIONS = (
     "pretrained",
 )
 
-
+# %% ../../nbs/03_features/13_networks.ipynb #b103b79e
 def _timm(model_name: str, options: dict[str, Any], weights: str, device: str) -> TimmBackbone:
     """Build a timm backbone from a parsed name.
 
@@ -188,7 +188,7 @@ def _timm(model_name: str, options: dict[str, Any], weights: str, device: str) -
     spec = replace(spec, licence=config.license or "", options=arguments, precision=precision)
     return TimmBackbone(spec, model.requires_grad_(False), choose_device(device), loaded)
 
-
+# %% ../../nbs/03_features/13_networks.ipynb #bc372240
 def _create_timm(model_name: str, size: int, resize: str, arguments: dict[str, Any], pretrained: bool) -> Any:
     "A timm model for inputs of `size` pixels, or of any; convolutional networks know neither argument."
     import timm

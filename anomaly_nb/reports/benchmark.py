@@ -42,7 +42,7 @@ KEYS = (
 )
 DATA_KEYS = ("dataset", "root", "category", "categories")
 
-
+# %% ../../nbs/10_reports/15_benchmark.ipynb #ee0e9a25
 def _listed(name: str, tree: Mapping[str, Any], key: str, default: list[Any]) -> list[Any]:
     "A key that holds a list; a single value is a list of one. Raises `DataError` on an empty one."
     value = tree.get(key, default)
@@ -81,7 +81,7 @@ def _data_points(name: str, entries: list[Any]) -> Iterator[dict[str, Any]]:
         for category in categories:
             yield {"dataset": settings["dataset"], "root": str(settings.get("root", "")), "category": str(category)}
 
-
+# %% ../../nbs/10_reports/15_benchmark.ipynb #948c2317
 def read_benchmark(
     source: str | Path | Mapping[str, Any],  # YAML file, or what would be in it
 ) -> dict[str, Any]:  # plan of `sweep`

@@ -238,7 +238,7 @@ def folder(
     )
     return StreetDataset(root.name, split, table, scenes)
 
-
+# %% ../../nbs/07_segmentation/04_readers.ipynb #e545efeb
 def _with_ids(table: LabelTable, anomaly_ids: Sequence[int], ignore_ids: Sequence[int]) -> LabelTable:
     "A table whose anomaly or void ids are others. Raises `DataError` where one of them is a trained class."
     odd, void = frozenset(anomaly_ids or table.anomaly), frozenset(ignore_ids or table.void - set(anomaly_ids))
@@ -249,7 +249,7 @@ def _with_ids(table: LabelTable, anomaly_ids: Sequence[int], ignore_ids: Sequenc
         raise DataError(f"ids {trained} are trained classes; hold the class out to make it the anomaly")
     return replace(table, anomaly=odd, void=(void | table.anomaly) - odd, normal=table.normal - odd - void)
 
-
+# %% ../../nbs/07_segmentation/04_readers.ipynb #91ff9c6b
 def open_streets(
     # "samples", "camvid", "streethazards", "bdd_anomaly", "smiyc", "road_anomaly", "fishyscapes", "cityscapes",
     # "lost_and_found", "folder"

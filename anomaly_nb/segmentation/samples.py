@@ -81,7 +81,7 @@ def _background(c: _Canvas) -> tuple[float, float]:
         c.shape("rectangle", [centre - 1 - 2 * t, y - 4 * t - 1, centre + 1 + 2 * t, y], c.colour((215, 215, 205), 6))
     return horizon, centre
 
-
+# %% ../../nbs/07_segmentation/05_samples.ipynb #6d9bbd83
 def _stand(c: _Canvas, horizon: float, centre: float, spread: float) -> tuple[float, float, float]:
     "A place on the ground: column, row of the foot, size in pixels of a metre there."
     depth = c.rng.uniform(0.12, 0.95)
@@ -117,7 +117,7 @@ def _person(c: _Canvas, x: float, y: float, m: float) -> None:
     c.shape("rectangle", [x - 0.24 * m, y - 1.5 * m, x + 0.24 * m, y - 0.7 * m], coat, raw)
     c.shape("ellipse", [x - 0.15 * m, y - 1.8 * m, x + 0.15 * m, y - 1.45 * m], (205, 170, 145), raw)
 
-
+# %% ../../nbs/07_segmentation/05_samples.ipynb #a9198c58
 def _unknown(c: _Canvas, x: float, y: float, m: float) -> None:
     "A barrel, tyre, box or striped ball."
     kind = int(c.rng.integers(4))
@@ -192,7 +192,7 @@ def _drawn(index: int, split: str, size: tuple[int, int], seed: int) -> tuple[np
     "A scene as `draw_street` draws it, once."
     return draw_street(index, split, size, seed)
 
-
+# %% ../../nbs/07_segmentation/05_samples.ipynb #1cb1dd11
 def write_street_samples(
     root: str | Path,  # folder to create
     counts: tuple[int, int, int] = (48, 12, 24),  # scenes of train, val, test

@@ -98,7 +98,7 @@ def convert_pickled(
         {**index.get("sources", {}), modality: origin},
     )
 
-
+# %% ../../nbs/08_video/24_conversion.ipynb #dbf61218
 def _made_by(extractor: str | Mapping[str, Any] | None, origin: Mapping[str, str]) -> dict[str, Any]:
     "What made features, files by their content; features of unknown origin are equal to themselves only."
     if not extractor:
@@ -107,7 +107,7 @@ def _made_by(extractor: str | Mapping[str, Any] | None, origin: Mapping[str, str
         return {"unknown": origin["sha256"]}
     return content_of(extractor)
 
-
+# %% ../../nbs/08_video/24_conversion.ipynb #e9874f2c
 def _entry(name: str, modality: str, entry: Any) -> tuple[np.ndarray, np.ndarray]:
     "Values and boxes of one pickled entry; boxes are zero where it has none."
     boxes = None

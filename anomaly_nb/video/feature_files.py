@@ -102,7 +102,7 @@ class VideoFile:
         ):
             self._member(name, np.asarray(value))
 
-
+# %% ../../nbs/08_video/03_feature_files.ipynb #28430ef9
 @contextmanager
 def video_file(
     folder: str | Path,  # of one split
@@ -116,7 +116,7 @@ def video_file(
         yield writer
         writer.finish(modality, video)
 
-
+# %% ../../nbs/08_video/03_feature_files.ipynb #24cec072
 def _video_path(folder: str | Path, modality: str, video: str) -> Path:
     "Where a video's objects are kept, if they are in one file."
     return _modality_path(folder, modality) / f"{video}.npz"
@@ -175,7 +175,7 @@ def write_index(
     write_json(folder / INDEX, index)
     return index
 
-
+# %% ../../nbs/08_video/03_feature_files.ipynb #ad97627c
 def _sums_of(folder: Path, modality: str, video: str, frames: Collection[str]) -> str | dict[str, str]:
     "The checksum of a video's file, or of each of its frames' files."
     if in_one_file(folder, modality, video):
@@ -205,7 +205,7 @@ def _checksums(folder: Path, index: Mapping[str, Any], video: str) -> dict[str, 
         raise DataError(f"{path}: changed since {INDEX} was written; restore it or extract again")
     return sums
 
-
+# %% ../../nbs/08_video/03_feature_files.ipynb #603d14a9
 def read_index(folder: str | Path) -> dict:
     "The index of a split's features. Raises `MissingFileError`, or `DataError` where it was edited."
     path = check_file(Path(folder) / INDEX, "extract the features of this split first")

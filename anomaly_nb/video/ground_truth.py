@@ -46,7 +46,7 @@ def ground_truths(root: str | Path) -> dict[str, Path]:
             raise DataError(f"{root}: {names} all may be {kind}; keep the one that is meant")
     return {kind: paths[0] for kind, paths in places.items() if paths}
 
-
+# %% ../../nbs/08_video/17_ground_truth.ipynb #020d54b9
 def frame_labels(
     root: str | Path,  # the data set's folder
     videos: list[Video],  # of the test split
@@ -81,7 +81,7 @@ def frame_labels(
                 raise DataError(f"{several}, and they differ: in video {v}, {counts}; name one")
     return labels[first]
 
-
+# %% ../../nbs/08_video/17_ground_truth.ipynb #c63d8473
 def _read_labels(kind: str, place: Path, videos: list[Video], events: str | None) -> dict[str, np.ndarray]:
     "Labels of one kind, with their lengths checked."
     if len({v.name for v in videos}) < len(videos):

@@ -200,7 +200,7 @@ class Video:
         files = {p.stem: p for p in self.path.iterdir() if is_image(p)}
         return content_of({name: files.get(name, self.path / name) for name in self.frames})
 
-
+# %% ../../nbs/08_video/02_layouts.ipynb #bbf99673
 def film_frame(
     path: str | Path,  # film
     number: int,  # of the frame, from 0
