@@ -8,7 +8,8 @@ import torch
 
 from anomaly_nb.atoms.baselines import ConceptBottleneck, MILProbe
 from anomaly_nb.atoms.evidence import evidence
-from anomaly_nb.atoms.roles import RoleModel, fit_roles, log_no_event, union_loss
+from anomaly_nb.atoms.roles import RoleModel, fit_roles
+from anomaly_nb.atoms.union import log_no_event, union_loss
 from anomaly_nb.atoms.samples import planted_presences
 from anomaly_nb.atoms.segments import divergence, fit_delta, segment_presence, video_boundaries
 from anomaly_nb.metrics import roc_auc

@@ -14,7 +14,8 @@ from anomaly_nb.core.files import write_json
 from anomaly_nb.core.plain import read_json
 from anomaly_nb.features import FeatureSet, load_backbone, load_features, save_features
 from anomaly_nb.features.convert import convert_pickled as convert_features
-from anomaly_nb.video.feature_files import INDEX, convert_pickled, load_object_features, read_index, save_frame, write_index
+from anomaly_nb.video.conversion import convert_pickled
+from anomaly_nb.video.feature_files import INDEX, load_object_features, read_index, save_frame, write_index
 
 FRAMES = {"01": ("000", "001"), "02": ("000", "001")}
 

@@ -1,6 +1,7 @@
 """Fits that stream: two readings, the batch formula to 1e-9, and the same memory for any number of images."""
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from anomaly_nb.segmentation.cells import CellReservoir, ClassMoments
 from anomaly_nb.segmentation.feature_scores import VimSubspace
 from anomaly_nb.segmentation.heat import TermMoments
 from anomaly_nb.segmentation.models import StreetOutput, predict
-from anomaly_nb.segmentation.scorer import MASKED, METHODS, TrainingPasses
+from anomaly_nb.segmentation.passes import TrainingPasses
+from anomaly_nb.segmentation.scorer import MASKED, METHODS
 from anomaly_nb.segmentation.scores import max_logit_moments
 
 SIZE = (32, 48)
@@ -174,7 +176,7 @@ def fit_many(count):
 
     torch.set_num_threads(1)
     scenes = street_samples("train", 8, (128, 192))  # 384 cells an image, more than are kept of one
-    scenes = type(scenes)(scenes.name, scenes.split, scenes.table, [s._replace(key=f"{i}/{s.key}") for i in range(count // 8) for s in scenes.scenes], drawn=scenes.drawn)
+    scenes = replace(scenes, scenes=[s._replace(key=f"{i}/{s.key}") for i in range(count // 8) for s in scenes.scenes])
     PixelScorer(("sml", "heat", "vim", "mahalanobis", "knn"), cells_per_image=200).fit(Tiny(scenes.table.names, 1024), scenes)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

@@ -17,7 +17,8 @@ from anomaly_nb.video.clips import make_video_dataset
 from anomaly_nb.video.extraction import check_extracted, extract_videos
 from anomaly_nb.video.feature_files import load_object_features, read_index
 from anomaly_nb.video.layouts import list_videos
-from anomaly_nb.video.pipeline import calibrate_dataset, extract_dataset, located, plan_for, score_dataset
+from anomaly_nb.video.pipeline import calibrate_dataset, extract_dataset, score_dataset
+from anomaly_nb.video.plan import located, plan_for
 from anomaly_nb.video.streams import Extraction
 from anomaly_nb.video.view import plan_of_report
 

@@ -11,11 +11,12 @@ from scipy.io import savemat
 from anomaly_nb.core.arrays import save_array
 from anomaly_nb.core.errors import DataError, MissingExtraError, MissingFileError
 from anomaly_nb.core.files import write_text
-from anomaly_nb.video.feature_files import convert_pickled, load_object_features
+from anomaly_nb.video.conversion import convert_pickled
+from anomaly_nb.video.feature_files import load_object_features
 from anomaly_nb.video.ground_truth import frame_labels, ground_truths
 from anomaly_nb.video.layouts import list_videos
 from anomaly_nb.video.matlab import load_mat
-from anomaly_nb.video.pipeline import plan_for
+from anomaly_nb.video.plan import plan_for
 
 T = 12  # frames of a video
 

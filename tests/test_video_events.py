@@ -18,7 +18,8 @@ from anomaly_nb.video.events import Decision, decide, find_events, held_out_fram
 from anomaly_nb.video.feature_files import ObjectFeatures
 from anomaly_nb.video.ground_truth import frame_labels
 from anomaly_nb.video.layouts import list_videos, probe_film
-from anomaly_nb.video.pipeline import calibrate_dataset, dataset_delays, dataset_events, evaluate_dataset, extract_dataset, plan_for, score_dataset
+from anomaly_nb.video.pipeline import calibrate_dataset, dataset_delays, dataset_events, evaluate_dataset, extract_dataset, score_dataset
+from anomaly_nb.video.plan import plan_for
 from anomaly_nb.video.scoring import VideoScorer
 
 pytest.importorskip("cv2")

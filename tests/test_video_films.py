@@ -17,7 +17,8 @@ from anomaly_nb.video.clips import make_clip
 from anomaly_nb.video.extraction import check_extracted, extract_videos
 from anomaly_nb.video.feature_files import load_object_features
 from anomaly_nb.video.layouts import FILMS, list_videos, probe_film, read_split
-from anomaly_nb.video.pipeline import dataset_videos, mark_incomplete, plan_for
+from anomaly_nb.video.pipeline import dataset_videos, mark_incomplete
+from anomaly_nb.video.plan import plan_for
 from anomaly_nb.video.streams import Extraction
 
 cv2 = pytest.importorskip("cv2")

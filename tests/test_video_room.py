@@ -16,11 +16,13 @@ from anomaly_nb.calibration.video_config import read_calibration
 from anomaly_nb.core.errors import DataError, MissingFileError, Notice
 from anomaly_nb.video.clips import make_video_dataset
 from anomaly_nb.video.extraction import extract_videos
-from anomaly_nb.video.feature_files import export_frames, load_object_features, read_index
+from anomaly_nb.video.conversion import export_frames
+from anomaly_nb.video.feature_files import load_object_features, read_index
 from anomaly_nb.video.ground_truth import frame_labels
 from anomaly_nb.video.layouts import Video, list_videos
 from anomaly_nb.video.objects import PoseModel
-from anomaly_nb.video.pipeline import calibrate_dataset, evaluate_dataset, extract_dataset, load_decision, plan_for, score_dataset
+from anomaly_nb.video.pipeline import calibrate_dataset, evaluate_dataset, extract_dataset, load_decision, score_dataset
+from anomaly_nb.video.plan import plan_for
 from anomaly_nb.video.sources import open_source
 from anomaly_nb.video.streams import Extraction
 from anomaly_nb.video.velocity import VelocityModel
@@ -46,7 +48,8 @@ def test_a_fresh_process_reproduces_ranges_and_scores(done, tmp_path):
     home, plan, scorer = done
     code = """
 import sys
-from anomaly_nb.video.pipeline import calibrate_dataset, plan_for, score_dataset
+from anomaly_nb.video.pipeline import calibrate_dataset, score_dataset
+from anomaly_nb.video.plan import plan_for
 home, out = sys.argv[1:]
 plan = plan_for("clips", None, home + "/clips", home + "/features", {"image_size": 32})
 score_dataset(plan, home + "/config.yml")[0].to_csv(out + "/scores.csv", index=False)

@@ -16,7 +16,7 @@ from anomaly_nb.cli.main import app
 from anomaly_nb.core.files import write_text
 from anomaly_nb.video.clips import make_clip
 from anomaly_nb.video.layouts import probe_film
-from anomaly_nb.video.pipeline import plan_for
+from anomaly_nb.video.plan import plan_for
 from anomaly_nb.video.sources import open_source
 from anomaly_nb.video.watch import Summary, watch
 

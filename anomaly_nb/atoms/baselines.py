@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import DataError
-from .roles import check_labels, train_on_videos, video_ranges
+from .roles import train_on_videos
+from .union import check_labels, video_ranges
 
 # %% ../../nbs/09_atoms/09_baselines.ipynb #c9ea2ba8
 class MILProbe(nn.Module):

@@ -15,7 +15,8 @@ import pandas as pd
 
 from .baselines import ConceptBottleneck, MILProbe
 from .pipeline import TrainingSet, select_videos
-from .roles import fit_roles, video_ranges
+from .roles import fit_roles
+from .union import video_ranges
 from ..core.errors import DataError
 from ..core.runtime import progress
 from ..metrics import bootstrap_interval, roc_auc
@@ -32,14 +33,14 @@ class HeldOut:
     videos: dict[str, np.ndarray]  # method -> (N, E); of clips where the videos were cut
     left_out: dict[str, str]  # method that could not be fitted -> why
 
-
+# %% ../../nbs/09_atoms/15_evaluation.ipynb #0f9f97bb
 def video_of(
     clips: Iterable[Any],  # names of videos, or of their clips
 ) -> np.ndarray:  # names of videos
     "The video of each clip."
     return np.array([str(c).split("#")[0] for c in clips])
 
-
+# %% ../../nbs/09_atoms/15_evaluation.ipynb #752368a2
 def held_out_scores(
     data: TrainingSet,
     folds: int = 0,  # parts the videos are divided into, in turn kept out; 0 = one video at a time

@@ -219,7 +219,7 @@ def run_pipeline(
         _note_run(out.parent / "manifest.csv", out.name, listed)
     return record
 
-
+# %% ../../nbs/09_atoms/11_pipeline.ipynb #55e40083
 def load_calibration(path: str | Path) -> PresenceCalibration:
     "Read the `calibration.pt` of a run. Raises `MissingFileError`, `DataError`."
     value = load_tensors(path)
@@ -245,7 +245,7 @@ class Run:
     events: list[str]
     mask: np.ndarray  # (C, E) bool
 
-
+# %% ../../nbs/09_atoms/11_pipeline.ipynb #b108660b
 def load_run(run_dir: str | Path) -> Run:
     """Read a run's folder.
 
@@ -310,7 +310,7 @@ class TrainingSet:
     events: list[str]
     mask: np.ndarray  # (C, E) bool
 
-
+# %% ../../nbs/09_atoms/11_pipeline.ipynb #1c3e7f7f
 def load_manifest(
     manifest_csv: str | Path,  # run_dir, labels_csv; paths relative to the manifest
     # cut videos into clips of this many frames, labelled by frame labels (one event only)
@@ -356,7 +356,7 @@ def load_manifest(
     )
     return whole if videos is None else select_videos(whole, videos)
 
-
+# %% ../../nbs/09_atoms/11_pipeline.ipynb #105ad202
 def select_videos(data: TrainingSet, videos: Sequence[str]) -> TrainingSet:
     """The part of a training set that belongs to `videos` (clips count to their video).
 
@@ -378,7 +378,7 @@ def select_videos(data: TrainingSet, videos: Sequence[str]) -> TrainingSet:
         data.mask,
     )
 
-
+# %% ../../nbs/09_atoms/11_pipeline.ipynb #95552ed2
 def train_from_manifest(
     manifest_csv: str | Path,  # see `load_manifest`
     out_dir: str | Path | None = None,  # written; default: `roles` beside the manifest

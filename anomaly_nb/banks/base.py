@@ -123,7 +123,7 @@ class Bank(BaseEstimator):
         )
         return folder
 
-
+# %% ../../nbs/04_banks/01_base.ipynb #17109805
 def load_bank(
     folder: str | Path,  # folder that `save` wrote
 ) -> Bank:

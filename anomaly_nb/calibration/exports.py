@@ -82,20 +82,20 @@ def load_calibration(
 VERSIONED = re.compile(r"-calibration-v(\d{1,9})\.json$")
 OF_A_LABEL = ("threshold", "version", "file_count", "quartiles", "promised_false_alarms", "false_alarm_bound", "exact")
 
-
+# %% ../../nbs/05_calibration/14_exports.ipynb #7566592b
 def highest_version(root: Path) -> int:
     "The highest version that any calibration file has, 0 if there is none."
     matches = (VERSIONED.search(p.name) for p in root.glob("*/heads/*-calibration-v*.json"))
     return max((int(m[1]) for m in matches if m), default=0)
 
-
+# %% ../../nbs/05_calibration/14_exports.ipynb #ec993db0
 def _put_aside(path: Path) -> Path:
     "Give a file a name of its own, with the first digits of its SHA-256; the content stays."
     target = path.with_name(f"{path.name.removesuffix('.json')}.kept-{sha256(path.read_bytes()).hexdigest()[:12]}.json")
     path.replace(target)
     return target
 
-
+# %% ../../nbs/05_calibration/14_exports.ipynb #83a3ad1e
 def join_labels(
     payloads: Sequence[str],  # the calibration of each label, as text
 ) -> str:  # of one label: its own text
@@ -111,7 +111,7 @@ def join_labels(
     newest = {k: max(p.get(k, 0) for p in parts) for k in ("version", "file_count", "timestamp")}
     return to_json(whole | newest | {"labels": labels}) + "\n"
 
-
+# %% ../../nbs/05_calibration/14_exports.ipynb #9ab628d0
 def _payload(db: sqlite3.Connection, model: str, head: str, version: int | None) -> str | None:
     "The calibration of one version of a head, or of a label of it, as text."
     query = "SELECT payload FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?"
@@ -143,7 +143,7 @@ def _foreign(db: sqlite3.Connection, model: str, head: str, path: Path) -> bool:
         return False
     return True
 
-
+# %% ../../nbs/05_calibration/14_exports.ipynb #d9ca631a
 def reference_text(db: sqlite3.Connection, labels: Sequence[sqlite3.Row]) -> str | None:
     "The calibration that decides about a head with these rows of `heads`, as text; None if there is none."
     pulled = {}
@@ -178,7 +178,7 @@ def _write_reference(db: sqlite3.Connection, root: Path, labels: Sequence[sqlite
         _put_aside(path)
     return write_text(path, text)
 
-
+# %% ../../nbs/05_calibration/14_exports.ipynb #cb4db395
 def _by_file(rows: Iterable[sqlite3.Row], *more: str) -> list[list[sqlite3.Row]]:
     "Rows of the same model and head, whatever the label, and the same values of `more`, in their order."
     out: dict[tuple, list[sqlite3.Row]] = {}
@@ -186,7 +186,7 @@ def _by_file(rows: Iterable[sqlite3.Row], *more: str) -> list[list[sqlite3.Row]]
         out.setdefault((r["model_name"], split_label(r["head_name"])[0], *(r[m] for m in more)), []).append(r)
     return list(out.values())
 
-
+# %% ../../nbs/05_calibration/14_exports.ipynb #fe7c50d3
 def export_files(db: sqlite3.Connection, root: Path) -> int:
     """Write the calibration files that are owing; how many.
 

@@ -150,7 +150,7 @@ def measure_head(
     )
     return HeadRun(head, window, drift, alarm, suspicion)
 
-
+# %% ../../nbs/05_calibration/13_measuring.ipynb #0e4f2cd7
 def _bounds(db: sqlite3.Connection, head: sqlite3.Row, version: int | None) -> tuple[int, int] | None:
     "Between which row ids the scores behind a version lie."
     query = (
@@ -159,7 +159,7 @@ def _bounds(db: sqlite3.Connection, head: sqlite3.Row, version: int | None) -> t
     row = db.execute(query, (head["model_name"], head["head_name"], version)).fetchone()
     return None if row is None else (row["first_score"], row["last_score"])
 
-
+# %% ../../nbs/05_calibration/13_measuring.ipynb #9acc060c
 def _first_run(window: Window, options: dict[str, Any], thresholds: Thresholds) -> DriftResult:
     "The result of a head without a reference: unstable, as nothing else can be said, or insufficient."
     broken = collapse(window.sample, options["min_files"])
@@ -184,14 +184,14 @@ def _first_run(window: Window, options: dict[str, Any], thresholds: Thresholds) 
         thresholds=thresholds,
     )
 
-
+# %% ../../nbs/05_calibration/13_measuring.ipynb #291b9c7a
 def _comparable(a: Sample | ScoreSketch, b: Sample | ScoreSketch) -> tuple[Sample | ScoreSketch, Sample | ScoreSketch]:
     "Both with groups or both without: groups known for one side only say nothing about the other."
     if isinstance(a, Sample) and isinstance(b, Sample) and (a.groups is None) != (b.groups is None):
         return Sample(a.values), Sample(b.values)
     return a, b
 
-
+# %% ../../nbs/05_calibration/13_measuring.ipynb #d354bbcc
 def _alarm(
     db: sqlite3.Connection, head: sqlite3.Row, before: Window, since: Window, window: Window, last: int, alpha: float
 ) -> dict[str, Any] | None:
@@ -218,7 +218,7 @@ def _alarm(
     p, level = _since_anchor(db, head, before, window, version, alpha)
     return report | {"rung": alarm.alarm_ or p <= level, "p_since_anchor": p, "level": level}
 
-
+# %% ../../nbs/05_calibration/13_measuring.ipynb #7d399e19
 def _since_anchor(
     db: sqlite3.Connection, head: sqlite3.Row, anchor: Window, window: Window, version: int, alpha: float
 ) -> tuple[float, float]:

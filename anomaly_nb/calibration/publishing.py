@@ -33,7 +33,7 @@ from ..core.settings import Settings
 class StaleRun(Exception):
     "A reference moved while a run was measuring."
 
-
+# %% ../../nbs/05_calibration/15_publishing.ipynb #e27a4366
 def content_key(
     heads: Iterable[sqlite3.Row],
     settings: Settings,
@@ -52,7 +52,7 @@ def content_key(
     scores = {f"{h['model_name']}/{h['head_name']}": h["digest"] for h in heads}
     return sha256_json({"scores": scores, "config": config, "code": __version__}), config
 
-
+# %% ../../nbs/05_calibration/15_publishing.ipynb #1bd1a477
 def move_reference(
     db: sqlite3.Connection,  # inside a transaction
     head: sqlite3.Row,
@@ -75,7 +75,7 @@ def move_reference(
         (head["id"], head["reference_version"], version, now, by, reason),
     )
 
-
+# %% ../../nbs/05_calibration/15_publishing.ipynb #ff388ce2
 def publish_run(
     db: sqlite3.Connection,
     root: Path,  # where calibration files go
@@ -206,7 +206,7 @@ def _publish_head(
     outcome = "updated" if moves else "proposed" if proposed else "kept" if not first else "none"
     return report, outcome, calibration_path(root, model, split_label(head)[0], version) if calibration else None
 
-
+# %% ../../nbs/05_calibration/15_publishing.ipynb #b00aa9cb
 URGENT = ("unstable", "insufficient", "inconclusive", "no evidence of drift", "stable")
 OUTCOMES = ("updated", "proposed", "kept", "none")
 
@@ -309,7 +309,7 @@ def extend_references(
             outcomes[name] = _pool(db, row, run, version, now, settings, by)
     return outcomes
 
-
+# %% ../../nbs/05_calibration/15_publishing.ipynb #fe8b7b5f
 def _poolable(db: sqlite3.Connection, head: sqlite3.Row) -> tuple[str, sqlite3.Row | None]:
     "Whether the last run of a head may join its reference: why not, or the run."
     run = db.execute(
@@ -329,7 +329,7 @@ def _poolable(db: sqlite3.Connection, head: sqlite3.Row) -> tuple[str, sqlite3.R
         return f"not pooled: {detail['contamination']}", None
     return "", run
 
-
+# %% ../../nbs/05_calibration/15_publishing.ipynb #b2784e01
 def _pool(
     db: sqlite3.Connection, head: sqlite3.Row, run: sqlite3.Row, version: int, now: int, settings: Settings, by: str
 ) -> str:

@@ -97,7 +97,7 @@ def _wanted(name: str, size: int) -> bool:
         _head_of(name) is not None and size <= LARGEST_FILE
     )
 
-
+# %% ../../nbs/05_calibration/24_pull.ipynb #728cf366
 def _of_folder(path: Path) -> Iterator[tuple[str, bytes]]:
     "Members of a folder; links do not count."
     for i, p in enumerate(path.rglob("*.json")):
@@ -149,7 +149,7 @@ def _of_tar(path: Path) -> Iterator[tuple[str, bytes]]:
                 yield member.name, b"".join(pieces)
         raise DataError(f"more than {MOST_MEMBERS} members")
 
-
+# %% ../../nbs/05_calibration/24_pull.ipynb #be477616
 def _members(path: Path, source: str) -> dict[str, bytes]:
     "Names and contents of what counts in a folder, zip or tar. Raises `DataError` naming the source."
     if not path.is_dir() and path.stat().st_size > LARGEST_SET:
@@ -175,7 +175,7 @@ def _members(path: Path, source: str) -> dict[str, bytes]:
         raise DataError(f"{source}: damaged ({type(e).__name__}: {str(e)[:100]}); get the set again") from None
     return contents
 
-
+# %% ../../nbs/05_calibration/24_pull.ipynb #c00c6906
 def _head_of(name: str) -> tuple[str, str] | None:
     "Model and head that a member's name stands for, None for other files."
     parts = [p for p in PurePosixPath(name).parts if p not in ("heads", ".")]
@@ -197,7 +197,7 @@ def _check_cases(source: str, names: list[str]) -> None:
                     "disks; rename one"
                 )
 
-
+# %% ../../nbs/05_calibration/24_pull.ipynb #91497cf5
 def pull_calibrations(
     source: str | Path,  # folder, `.zip` or `.tar*`, http(s) URL of an archive or of a GitHub repository
     root: str | Path,  # where the reference files go
@@ -235,7 +235,7 @@ def pull_calibrations(
             _note(root, contents, str(source))
         return [p.relative_to(root).as_posix() for p in write_files(root, files)]
 
-
+# %% ../../nbs/05_calibration/24_pull.ipynb #148f6dfc
 def _change(path: Path, content: bytes) -> str:
     "What becomes of a reference file, in words."
     new = parse_json(content, str(path)).get("version", "without a number")

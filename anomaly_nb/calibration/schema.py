@@ -40,7 +40,7 @@ class RunRow(BaseModel):
     is_stable: bool = Field(description="every metric below its threshold")
     verdict: Verdict = Field(description="what the metrics say when chance is allowed for")
 
-
+# %% ../../nbs/05_calibration/09_schema.ipynb #98187b40
 class CalibrationRun(RunRow):
     "A row of `calibration_runs`."
 
@@ -53,7 +53,7 @@ class CalibrationRun(RunRow):
     sha256: str | None = Field(description="of the payload")
     exported: bool = Field(False, description="its file is written", json_schema_extra={"sql": "NOT NULL DEFAULT 0"})
 
-
+# %% ../../nbs/05_calibration/09_schema.ipynb #4bfa4093
 class Move(BaseModel):
     "A version was made the reference."
 
@@ -70,9 +70,11 @@ class HistoryRow(RunRow):
     moves: list[Move] = Field([], description="who made this version the reference, each time")
 
 
-class TrendRow(HistoryRow):
+class TrendRow(RunRow):
     "One run of a head with its evidence."
 
+    label: str | None = Field(None, description="of a head whose scores have labels; None: it has one score")
+    moves: list[Move] = Field([], description="who made this version the reference, each time")
     reason: str
     proposed: bool
     intervals: dict[str, list[float | None]]

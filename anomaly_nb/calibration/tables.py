@@ -55,7 +55,7 @@ def roles_of(
         roles = np.where(columns["role"] == "unlabelled", columns["label"], columns["role"])
     return roles.tolist()
 
-
+# %% ../../nbs/05_calibration/16_tables.ipynb #c2ff0009
 def read_scores(
     path: str
     # CSV with a column `score` and one of image_path, file, key; optional role, label, group, head, model, split
@@ -89,7 +89,7 @@ def read_scores(
             out[column] = table[column].to_numpy()
     return out
 
-
+# %% ../../nbs/05_calibration/16_tables.ipynb #39d00b33
 def _numbers(table: pd.DataFrame, column: str, path: str | Path) -> np.ndarray:
     "A column of text as float64; gaps and NaN become NaN, and are told."
     scores = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64, copy=True)
@@ -110,7 +110,7 @@ def _numbers(table: pd.DataFrame, column: str, path: str | Path) -> np.ndarray:
         )
     return scores
 
-
+# %% ../../nbs/05_calibration/16_tables.ipynb #a06e65cd
 def find_scores(
     source: str | Path,  # a CSV, or the folder of an image report
 ) -> Path:  # a CSV

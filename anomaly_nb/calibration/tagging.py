@@ -187,7 +187,7 @@ def tag_scores(
         db.execute("UPDATE heads SET digest = ? WHERE id = ?", (digest, row["id"]))
     return added
 
-
+# %% ../../nbs/05_calibration/11_tagging.ipynb #d0197e49
 def _check_labels(db: sqlite3.Connection, model: str, head: str) -> None:
     "Refuse scores with a label for a head that has some without one, and the other way round. Raises `NotNow`."
     name, label = split_label(head)
@@ -198,7 +198,7 @@ def _check_labels(db: sqlite3.Connection, model: str, head: str) -> None:
         rule = "a head has labels for all its scores or for none"
         raise NotNow(f"{model}/{head}: this store holds scores of {other}; {rule}, so use the same or another name")
 
-
+# %% ../../nbs/05_calibration/11_tagging.ipynb #14915d4c
 def _fresh(
     db: sqlite3.Connection,
     head_id: int,

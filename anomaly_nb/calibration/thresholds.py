@@ -184,7 +184,7 @@ def _normal(scores: np.ndarray) -> Sample:
     "Normal scores, sorted. Raises `DataError` on what is no finite number."
     return Sample(check_finite("normal_scores", real_array("normal_scores", scores, np.float64)))
 
-
+# %% ../../nbs/05_calibration/03_thresholds.ipynb #20c48d20
 def conformal_threshold(
     normal_scores: np.ndarray,  # (n,) of normal parts that nothing was fitted on
     false_alarms: float = 0.05,  # rate allowed, in (0, 1)
@@ -199,7 +199,7 @@ def conformal_threshold(
     """
     return sample_threshold(_normal(normal_scores), false_alarms, confidence, calibrated_on, too_few)
 
-
+# %% ../../nbs/05_calibration/03_thresholds.ipynb #27425de5
 def quantile_threshold(
     normal_scores: np.ndarray,  # (n,) of normal parts that nothing was fitted on
     q: float = 0.95,  # fraction of new normal parts to pass, in (0, 1)

@@ -317,7 +317,7 @@ def update(
         f"version {model.version_}: {len(model.paths_)} normal images; threshold {was} -> {model.decision_threshold()}"
     )
 
-
+# %% ../../nbs/11_cli/03_detect.ipynb #962de249
 def evaluate(
     detector: Annotated[Path, typer.Argument(help="Folder of a detector, of `anomaly-nb fit`.")],
     root: Annotated[

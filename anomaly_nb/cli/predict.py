@@ -148,7 +148,7 @@ def predict(
         typer.echo(f"{unread}; the column error of {out} says why", err=True)
     raise typer.Exit(3 if counts["anomalous"] else 1 if none else 4 if counts["error"] else 0)
 
-
+# %% ../../nbs/11_cli/16_predict.ipynb #606dfbc0
 def _read_paths(out: Path) -> list[str]:
     "The images that rows of a CSV name."
     if not out.is_file() or not out.stat().st_size:

@@ -26,7 +26,7 @@ anomaly-nb runs verify --all""",
 Figures = Annotated[str, typer.Option(help="Folder that holds runs/, or a URL of fsspec.")]
 RunId = Annotated[str, typer.Argument(help="The run's id or a unique beginning of it.")]
 
-
+# %% ../../nbs/11_cli/10_runs.ipynb #2010ca35
 def _text(value: Any) -> str:
     "A value as one short word."
     return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
@@ -43,7 +43,7 @@ def _columns(rows: list[list[str]], widest: int = 40) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in rows)
 
-
+# %% ../../nbs/11_cli/10_runs.ipynb #6ba94b86
 @app.command("list")
 def list_(
     words: Annotated[

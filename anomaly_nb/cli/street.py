@@ -103,7 +103,7 @@ def _recorded(
             raise
         write("ok")
 
-
+# %% ../../nbs/11_cli/07_street.ipynb #c7f2f1d2
 @app.command()
 def train(
     out: Annotated[Path, typer.Argument(help="run folder; an unfinished run in it goes on")],

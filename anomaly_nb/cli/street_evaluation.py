@@ -60,7 +60,7 @@ def _write_results(folder: Path, result: Any, scorer: Any, validation: Any, resa
     save_figure(folder / "curves.png", curves)
     return to_markdown(table)
 
-
+# %% ../../nbs/11_cli/15_street_evaluation.ipynb #b473e4bd
 def evaluate(
     run: Annotated[
         Path | None, typer.Argument(help="folder of `street train`; none with --scores, --logits or --model")
@@ -225,7 +225,7 @@ def evaluate(
         _panels(folder, network, scorer, dataset, result, panels)
     typer.echo("".join(f"{n}\n" for n in dataset.notes) + text + f"\n{folder}")
 
-
+# %% ../../nbs/11_cli/15_street_evaluation.ipynb #6c6804de
 def _panels(folder: Path, network: Any, scorer: Any, dataset: Any, result: Any, count: int) -> None:
     "The best and worst scenes by average precision of the first score."
     from anomaly_nb.core.style import save_figure

@@ -49,7 +49,7 @@ def own_network(
     scorer = PixelScorer(names, **given)
     return network, scorer.fit(source, dataset if training is None else training, every_pixel=training is None)
 
-
+# %% ../../nbs/11_cli/13_street_own.ipynb #ac388c19
 def _networks(model: list[str], classes: tuple[str, ...], options: dict[str, Any], average: str, device: str) -> Any:
     "One network, or the ensemble of several."
     from anomaly_nb.core.device import choose_device
@@ -79,7 +79,7 @@ def _with_patches(network: Any, around: dict[str, Any]) -> Any:
         ),
     )
 
-
+# %% ../../nbs/11_cli/13_street_own.ipynb #478d20d6
 def other_classes(
     dataset: Any,
     network: Any,  # of `own_network`

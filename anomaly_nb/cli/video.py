@@ -46,7 +46,7 @@ def _plan(
     fps: float = 0.0,
 ):
     "The plan of a data set with what was said on the command line."
-    from anomaly_nb.video.pipeline import located, plan_for
+    from anomaly_nb.video.plan import located, plan_for
 
     options = {"backbone": backbone, "weights": weights, "image_size": image_size}
     plan = plan_for(dataset_name, config, root, features, {k: v for k, v in options.items() if v})

@@ -71,7 +71,7 @@ class Capability:
             f"{self.bf16_ratio:.2g} times as fast"
         )
 
-
+# %% ../../nbs/00_core/13_device.ipynb #f8587b5d
 def capability(
     device: Any = "auto",  # torch device, or a name of `choose_device`
 ) -> Capability:
@@ -92,7 +92,7 @@ def _measured(device: str) -> Capability:
     rates = [_rate(device, dtype, 256 if kind == "cpu" else 4096) for dtype in (torch.float32, torch.bfloat16)]
     return Capability(device, name, instructions, torch.get_num_threads(), *rates)
 
-
+# %% ../../nbs/00_core/13_device.ipynb #2f9d1352
 def _rate(device: str, dtype: Any, n: int) -> float:
     "FLOP/s of a product of n x n, the best in a twentieth of a second."
     import torch
@@ -107,7 +107,7 @@ def _rate(device: str, dtype: Any, n: int) -> float:
             best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
 
-
+# %% ../../nbs/00_core/13_device.ipynb #973329f0
 def processor() -> str:
     "The processor's name."
     try:
@@ -116,7 +116,7 @@ def processor() -> str:
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
-
+# %% ../../nbs/00_core/13_device.ipynb #6bb64756
 def fast_bf16(
     device: Any,  # torch device
 ) -> bool:

@@ -105,7 +105,7 @@ def read_json(path: str | Path) -> Any:
     "Read a JSON file. Raises `MissingFileError`, or `DataError` with the place where it stops being JSON."
     return parse_json(check_file(path).read_bytes(), path)
 
-
+# %% ../../nbs/00_core/11_plain.ipynb #f80b857b
 def check_brackets(
     text: str,  # YAML
     name: str | Path,  # of the file, for messages
@@ -117,7 +117,7 @@ def check_brackets(
         if depth > 10 * DEEPEST:
             raise DataError(f"{name}: nested more than {DEEPEST} levels deep; flatten it")
 
-
+# %% ../../nbs/00_core/11_plain.ipynb #8057edd4
 def parse_yaml(
     text: str,
     name: str | Path,  # of the file, for messages

@@ -115,7 +115,7 @@ def _parse(path: Path, text: str) -> Any:
         raise DataError(f"{path}: must be a mapping of settings, not a {type(tree).__name__}")
     return tree
 
-
+# %% ../../nbs/00_core/03_settings.ipynb #6316f0bf
 def _plain(value: Any) -> Any:
     "A parsed value as mappings, lists, numbers and text; what is none of them, a date or a tag, as its text."
     if isinstance(value, Mapping):
@@ -135,7 +135,7 @@ def _validated(path: Path, tree: Mapping) -> Settings:
             f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']} (got {repr(first['input'])[:80]})"
         ) from None
 
-
+# %% ../../nbs/00_core/03_settings.ipynb #c489ea84
 def _say_misspelt(path: Path, model: BaseModel, prefix: str = "") -> None:
     "A notice for every key that nobody reads and that looks like one of ours."
     fields = list(type(model).model_fields)
@@ -148,7 +148,7 @@ def _say_misspelt(path: Path, model: BaseModel, prefix: str = "") -> None:
                 stacklevel=4,
             )
 
-
+# %% ../../nbs/00_core/03_settings.ipynb #2719fa55
 def load_settings(
     path: str | Path | None = "config.yml",  # None or an absent default: the defaults
 ) -> Settings:

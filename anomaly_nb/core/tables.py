@@ -99,7 +99,7 @@ def read_table(
             table[name] = to_numbers(path, table[name], kind, name in set(gaps))
     return table
 
-
+# %% ../../nbs/00_core/09_tables.ipynb #1bfc60ee
 def _columns(where: str, names: list[str], required: list[str]) -> list[str]:
     "The names of a header. Raises `DataError` for other separators, a name twice, or one that is not there."
     for sign, word in ((";", "semicolons"), ("\t", "tabs")):
@@ -118,7 +118,7 @@ def _columns(where: str, names: list[str], required: list[str]) -> list[str]:
         )
     return names
 
-
+# %% ../../nbs/00_core/09_tables.ipynb #f1bf27d4
 def to_numbers(
     path: str | Path,  # of the table, for messages
     cells: "pd.Series",  # text, a column of `read_table` or some rows of it

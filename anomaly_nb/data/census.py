@@ -47,7 +47,7 @@ def equal_files(
             pairs.append((twin, path))
     return pairs
 
-
+# %% ../../nbs/02_data/06_census.ipynb #51995e3b
 # may hold several images
 PAGED = frozenset({".gif", ".tif", ".tiff", ".webp", ".png", ".apng", ".mpo", ".jpg", ".jpeg", ".avif"})
 
@@ -86,7 +86,7 @@ def _other_sizes(bad: pd.DataFrame) -> list[str]:  # one sentence, or none
             continue
     return [f"{len(other)} mask(s) have another size than their image, the first {other[0]}"] if other else []
 
-
+# %% ../../nbs/02_data/06_census.ipynb #03fa6a6d
 def files_left(
     root: str | Path,  # folder; one that is not there has none
     read: Iterable[str | Path],  # files that were read
@@ -103,7 +103,7 @@ def files_left(
         paths[why].append(printable(path.relative_to(root)))
     return {why: {"files": len(names), "first": names[0]} for why, names in sorted(paths.items())}
 
-
+# %% ../../nbs/02_data/06_census.ipynb #126548f6
 def table_of_read(
     read: Iterable[tuple[str, str, Any]],  # what, its type, how many
     skipped: Mapping[str, dict[str, Any]],  # of `files_left`
@@ -112,7 +112,7 @@ def table_of_read(
     rows = [*read, *(("skipped", f"{why}, first {s['first']}", s["files"]) for why, s in skipped.items())]
     return pd.DataFrame(rows, columns=["what", "type", "files"])
 
-
+# %% ../../nbs/02_data/06_census.ipynb #69979227
 def take_census(
     index: pd.DataFrame,  # of one of the layouts
     root: str | Path,  # its folder, or a category's
@@ -139,7 +139,7 @@ def take_census(
         "n_in_train_and_test": len(twins),
     }
 
-
+# %% ../../nbs/02_data/06_census.ipynb #fc3b0215
 def census_lines(
     census: dict[str, Any],
     intensity: dict[str, Any] | None = None,  # of `Intensity.to_dict`

@@ -47,7 +47,7 @@ def index_logical_samples(
     "Index the logical samples, drawing them first if they are not there."
     return index_mvtec_loco(write_logical_samples(root or "data/logical"), category)
 
-
+# %% ../../nbs/02_data/13_datasets.ipynb #dc497a7a
 def index_csv(
     # table with columns image_path and split, and category, label, defect, mask_path where you have them
     path: str | Path,
@@ -99,7 +99,7 @@ def index_csv(
         raise MissingFileError(f"{path}: no category {category!r}; there are {', '.join(categories)}")
     return make_index(rows)
 
-
+# %% ../../nbs/02_data/13_datasets.ipynb #6906003b
 LAYOUTS: dict[str, Callable[..., pd.DataFrame]] = {
     "samples": index_samples,
     "folder": index_folder,
@@ -125,7 +125,7 @@ TAKES = {name: ("category", "on_missing") for name in LAYOUTS} | {
     "magnetic_tile": ("on_missing", "random_state", "n_train"),
 }
 
-
+# %% ../../nbs/02_data/13_datasets.ipynb #4addefc3
 def one_category(
     dataset: str,  # name of the layout
     category: str,  # as given, "" = none named
@@ -140,7 +140,7 @@ def one_category(
         return ""
     return category or {"samples": "nut", "logical": "kit"}.get(dataset, "")
 
-
+# %% ../../nbs/02_data/13_datasets.ipynb #5a04a636
 def _like(root: str | Path, dataset: str) -> str:
     "For a folder that was given as one of one's own: which layout it has the marks of, as the end of a message."
     fits = (
@@ -154,7 +154,7 @@ def _like(root: str | Path, dataset: str) -> str:
         else ""
     )
 
-
+# %% ../../nbs/02_data/13_datasets.ipynb #1f9d6eae
 def read_index(
     dataset: str,  # name of the layout, a key of `LAYOUTS`
     root: str | Path,  # its folder

@@ -88,7 +88,7 @@ def _below(places: Iterable[Place], meaning: str) -> list[str]:
     }
     return sorted((f for f in folders if not any(f.startswith(f"{g}/") for g in folders)), key=natural_key)
 
-
+# %% ../../nbs/02_data/05_folder.ipynb #dadb7e24
 def _mend(root: Path, images: list[Place], masks: list[Place]) -> str:
     "What to do where no folder is clearly normal: never a folder whose name, or one below it, speaks of defects."
     if deeper := _below(images, "normal"):
@@ -101,7 +101,7 @@ def _mend(root: Path, images: list[Place], masks: list[Place]) -> str:
         return f"all of them speak of defects, or hold masks; put images of normal parts into {root / 'good'}"
     return f"name the folder of normal images, e.g. normal={max(free, key=lambda f: counts[f])}"
 
-
+# %% ../../nbs/02_data/05_folder.ipynb #cdd737b5
 def _check_pure(root: Path, images: list[Place], normal: tuple[str, ...]) -> None:
     "Raise `DataError` where a folder of normal images holds one whose name says defect, unless that is named too."
     inside = [p for p in images if len(p.type) > 1 and _is_normal(p, normal)]
@@ -113,7 +113,7 @@ def _check_pure(root: Path, images: list[Place], normal: tuple[str, ...]) -> Non
                 f"too: normal={top},{folder}"
             )
 
-
+# %% ../../nbs/02_data/05_folder.ipynb #0e81ac2a
 def _check_normal(root: Path, images: list[Place], masks: list[Place], normal: tuple[str, ...]) -> tuple[str, ...]:
     "The folders that are normal, `()` = by their words. Raises `DataError` where they cannot be told."
     if not images:
@@ -205,7 +205,7 @@ def _split_roles(files: Iterable[Path], root: Path) -> tuple[list[Place], list[P
         (masks if p.mask or beside else images).append(p)
     return images, masks
 
-
+# %% ../../nbs/02_data/05_folder.ipynb #d8e15ceb
 def index_folder(
     root: str | Path,  # folder of images, see above
     # normal images to train on where there is no train/: a count (int), or a fraction (float) in (0, 1]
@@ -246,7 +246,7 @@ def index_folder(
     index.attrs["skipped"] = skipped
     return index
 
-
+# %% ../../nbs/02_data/05_folder.ipynb #241a28ba
 def _splits(images: list[Place], good: set[Path], n_train: int | float, random_state: int) -> dict[Path, str]:
     "The split of every image: the folder's own, or normal images divided at random."
     free = [p for p in images if p.path in good and not p.split]

@@ -95,7 +95,7 @@ class ImageInfo:
         "Bits of a value."
         return int("".join(c for c in self.type if c.isdigit()))
 
-
+# %% ../../nbs/02_data/09_headers.ipynb #32c6a0a6
 def _tiff_shorts(path: Path) -> dict[int, tuple[int, int]]:
     """Tags of a TIFF's first page that hold short numbers: the first number, and where in the file it is written. {}
     for other files.
@@ -122,7 +122,7 @@ def _tiff_orientation(path: Path) -> tuple[int, int]:
     turn, at = _tiff_shorts(path).get(0x0112, (1, 0))
     return turn if turn in range(1, 9) else 1, at
 
-
+# %% ../../nbs/02_data/09_headers.ipynb #db569619
 def _check_tiff(path: Path) -> None:
     """Raise `DataError` for a TIFF of values that Pillow does not read, or reads as others: 8-bit signed, 64-bit, half
     floats, complex, deep colour.
@@ -151,7 +151,7 @@ def _check_tiff(path: Path) -> None:
         f"not read; convert it to {mend}"
     )
 
-
+# %% ../../nbs/02_data/09_headers.ipynb #dfe25ff3
 def _flat_tiff(path: Path) -> BytesIO | None:
     """A rotated TIFF as it is stored: Pillow scrambles uncompressed ones when it rotates them itself.
 
@@ -164,7 +164,7 @@ def _flat_tiff(path: Path) -> BytesIO | None:
     data[at : at + 2] = b"\x01\0" if data[:2] == b"II" else b"\0\x01"
     return BytesIO(data)
 
-
+# %% ../../nbs/02_data/09_headers.ipynb #e8122c90
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """An image file, its header read.
@@ -186,7 +186,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         reason = "the file is empty" if path.stat().st_size == 0 else str(e).replace(str(path), path.name)
         raise DataError(f"{path}: damaged or not an image ({reason}); restore or remove it") from None
 
-
+# %% ../../nbs/02_data/09_headers.ipynb #93980bc9
 def _png_header(path: Path) -> tuple[int, int]:
     "Bit depth and EXIF orientation of a PNG, from its chunks: nothing is decoded."
     with open(path, "rb") as f:
@@ -202,7 +202,7 @@ def _png_header(path: Path) -> tuple[int, int]:
             f.seek(length + 4, 1)
     return depth, orientation
 
-
+# %% ../../nbs/02_data/09_headers.ipynb #c11499ff
 def _value_type(file: Image.Image, path: Path) -> str:
     "Type of the stored values."
     if file.mode == "F":
@@ -222,7 +222,7 @@ def _value_type(file: Image.Image, path: Path) -> str:
     tiles = getattr(file, "tile", [])
     return "uint16" if any(";16" in str(tile[3]) for tile in tiles) else "uint8"
 
-
+# %% ../../nbs/02_data/09_headers.ipynb #125a2776
 def image_info(path: str | Path) -> ImageInfo:
     "Size, mode and depth of an image, without decoding it. Raises `MissingFileError`, `DataError` for a damaged file."
     with _opened(path) as file:
@@ -242,7 +242,7 @@ def _info(file: Image.Image, path: Path) -> ImageInfo:
     colour = len(file.getbands()) > 2 or file.mode in ("P", "PA")
     return ImageInfo(size, file.mode, _value_type(file, path), colour, getattr(file, "n_frames", 1), turn)
 
-
+# %% ../../nbs/02_data/09_headers.ipynb #43a2faed
 def join_errors(
     errors: Sequence[str],  # a sentence each, that begins with the file
 ) -> DataError:

@@ -125,6 +125,8 @@ NORMAL_FOLDERS = (
     "non_anomalous",
     "not_defective",
 )
+
+# %% ../../nbs/02_data/01_index.ipynb #67c2c641
 DEFECT_FOLDERS = (
     "bad",
     "nok",
@@ -189,6 +191,8 @@ DEFECT_FOLDERS = (
     "chipped",
     "torn",
 )
+
+# %% ../../nbs/02_data/01_index.ipynb #c1f4e4d9
 _FILLERS = frozenset(
     {
         "image",

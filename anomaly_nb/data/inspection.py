@@ -64,7 +64,7 @@ def folder_table(
         )
     return pd.DataFrame(rows, columns=["folder", "images", "role", "size", "type", "mode"])
 
-
+# %% ../../nbs/02_data/14_inspection.ipynb #754c719f
 def _is_mask_folder(folder: Path, root: Path) -> bool:
     "Whether a folder's name says that it holds masks or label images."
     return place_of(folder / "x.png", root).mask or any(
@@ -91,7 +91,7 @@ def _beside(path: Path, infos: Iterable[Path], twins: bool) -> bool:
         and any((path.parent / f"{path.stem}{s}") in infos for s in (".jpg", ".jpeg", ".JPG"))
     )
 
-
+# %% ../../nbs/02_data/14_inspection.ipynb #e42ff28e
 def _partners(infos: dict[Path, ImageInfo], root: Path) -> list[dict[str, Any]]:
     "For each folder of masks, the folder of images whose names it shares most, and what has no partner."
     stems: dict[Path, set[str]] = defaultdict(set)
@@ -125,7 +125,7 @@ def _shared(a: Path, b: Path) -> int:
         & {re.sub(r"annot|masks?|labels?|_", "", q) for q in b.parts}
     )
 
-
+# %% ../../nbs/02_data/14_inspection.ipynb #42d2d766
 def _look(paths: Iterable[Path]) -> tuple[dict[Path, ImageInfo], dict[str, str]]:
     "Headers of the images, and what is wrong with those that have none."
     infos, damaged = {}, {}
@@ -136,7 +136,7 @@ def _look(paths: Iterable[Path]) -> tuple[dict[Path, ImageInfo], dict[str, str]]
             damaged[path.as_posix()] = str(e)
     return infos, damaged
 
-
+# %% ../../nbs/02_data/14_inspection.ipynb #a455ab2c
 def _suspicious(
     infos: dict[Path, ImageInfo], root: Path, pixels: bool, layout: str
 ) -> tuple[dict[str, list[str]], dict[str, str], dict[str, str]]:
@@ -190,7 +190,7 @@ def _value_words(values: list[float]) -> str:
         else f"{len(values)} values from {values[0]:g} to {values[-1]:g}"
     )
 
-
+# %% ../../nbs/02_data/14_inspection.ipynb #9e1fce41
 def _reading(root: Path, layout: str, damaged: dict[str, str], normal: str, intensity: str) -> tuple[list[str], bool]:
     "What an index of this folder would hold, or why there is none; and whether there is one."
     if layout not in LAYOUTS:
@@ -220,7 +220,7 @@ def _reading(root: Path, layout: str, damaged: dict[str, str], normal: str, inte
     )
     return lines, True
 
-
+# %% ../../nbs/02_data/14_inspection.ipynb #5e76633c
 def inspection_lines(
     seen: dict[str, Any],  # of `inspect_folder`
 ) -> list[str]:
@@ -243,7 +243,7 @@ def inspection_lines(
         lines.append(f"{what}: {len(names)}, {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
     return lines + seen["reading"]
 
-
+# %% ../../nbs/02_data/14_inspection.ipynb #4e7dcce1
 def _table_files(path: Path) -> tuple[Path, list[Path]]:
     "The files that a CSV names, masks too, and the folder that all are below. Raises `DataError`."
     index = index_csv(path)

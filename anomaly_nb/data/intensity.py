@@ -97,7 +97,7 @@ class Intensity:
             raise DataError(f"intensity: low {rule.low} must be below high {rule.high}")
         return rule
 
-
+# %% ../../nbs/02_data/11_intensity.ipynb #ff52e467
 def parse_intensity(
     rule: str,  # "auto", "full", "window:<low>,<high>" or "percentile:<low>,<high>"
 ) -> tuple[str, float, float]:  # kind, low, high
@@ -112,7 +112,7 @@ def parse_intensity(
         pass
     raise DataError(f"intensity={rule!r}; use auto, full, window:<low>,<high> or percentile:<low>,<high> (0 to 100)")
 
-
+# %% ../../nbs/02_data/11_intensity.ipynb #61c4578b
 def _extremes(paths: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray]:  # (N,) float64 each
     "Lowest and highest stored value of each image."
     extremes = [(float((values := read_values(path)).min()), float(values.max())) for path in paths]
@@ -166,7 +166,7 @@ def _automatic(paths: Sequence[str | Path], type: str) -> Intensity:
         "intensity=window:<low>,<high>"
     )
 
-
+# %% ../../nbs/02_data/11_intensity.ipynb #9108a115
 def _percentiles(paths: Sequence[str | Path], low: float, high: float) -> tuple[float, float]:
     "Percentiles of the stored values, of a regular sample where there are many."
     count = max(1, _SAMPLE // len(paths))
@@ -178,7 +178,7 @@ def _percentiles(paths: Sequence[str | Path], low: float, high: float) -> tuple[
         )
     return float(bottom), float(top)
 
-
+# %% ../../nbs/02_data/11_intensity.ipynb #2b7280d8
 def fit_intensity(
     paths: Iterable[str | Path],  # training images, all normal
     rule: str = "auto",  # of `parse_intensity`

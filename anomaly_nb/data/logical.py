@@ -93,7 +93,7 @@ def _spots(rng: np.random.Generator, count: int, apart: float = 0.44, reach: flo
             if len(places) == count:
                 return places
 
-
+# %% ../../nbs/02_data/02_logical.ipynb #368104a6
 def draw_bag(rng: np.random.Generator, size: int, defect: str) -> tuple[np.ndarray, list[np.ndarray], list[Region]]:
     "Three washers, two nuts and two pins, anywhere: the image, where each part lies, and the defect's regions."
     parts, odd_part = list(BAG), ""

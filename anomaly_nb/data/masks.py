@@ -26,7 +26,7 @@ def _lossy(file: Image.Image, path: Path) -> bool:
     with open(path, "rb") as f:
         return b"VP8L" not in f.read(4096)
 
-
+# %% ../../nbs/02_data/12_masks.ipynb #41301209
 def mask_rule(
     path: str | Path,  # mask file, or a folder of masks
     threshold: int = 0,  # see `read_mask`
@@ -42,7 +42,7 @@ def mask_rule(
                 return "alpha"
         return f"from {threshold}" if threshold > 1 else "half of the maximum" if _lossy(file, path) else "non-zero"
 
-
+# %% ../../nbs/02_data/12_masks.ipynb #d4b5481f
 def _one_mask(path: Path, threshold: int) -> tuple[np.ndarray, str]:
     "One mask file as (H, W) bool, with the name of the rule."
     rule = mask_rule(path, threshold)
@@ -89,7 +89,7 @@ def read_mask_and_rule(
         raise DataError(f"{path}: mask is {mask.shape[0]} x {mask.shape[1]} but its image {size[0]} x {size[1]}")
     return mask, rule
 
-
+# %% ../../nbs/02_data/12_masks.ipynb #24707c59
 def read_mask(
     path: str | Path,  # mask file, or a folder of masks: their union
     threshold: int = 0,  # a pixel is anomalous from this value on; 0 or 1 = by the rule of the format

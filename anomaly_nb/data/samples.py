@@ -211,7 +211,7 @@ DEFECTS: dict[str, Callable] = {
     "chip": add_chip,
 }
 
-
+# %% ../../nbs/02_data/02_samples.ipynb #8572588a
 def draw_sample(
     category: str,  # a key of `SURFACES_AND_PARTS`
     defect: str = "good",  # a key of `DEFECTS`, or "good"
@@ -232,7 +232,7 @@ def draw_sample(
         image, mask = DEFECTS[defect](rng, image, area)
     return (np.clip(image * light, 0, 1) * 255 + 0.5).astype(np.uint8), mask
 
-
+# %% ../../nbs/02_data/02_samples.ipynb #4c994a47
 def write_samples(
     folder: str | Path,  # where to write; categories become its subfolders
     n_train: int = 30,  # normal images to train on, per category

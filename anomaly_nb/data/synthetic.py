@@ -74,7 +74,7 @@ def _scratch(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) ->
         image + CONTRASTS[s] * np.clip(1.5 - _curve(rng, image.shape[0], image.shape[1], y, x, 0.02), 0, 1)[..., None]
     )
 
-
+# %% ../../nbs/02_data/07_synthetic.ipynb #dbe639e4
 def _scar(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> Pixels:
     height, width = image.shape[:2]
     angle, side = rng.uniform(0, np.pi), min(height, width)
@@ -96,7 +96,7 @@ def _patch(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> P
     piece = _blob(rng, image.shape[0], image.shape[1], y, x, EXTENTS[s] * min(image.shape[:2]))[..., None]
     return image * (1 - piece) + piece * _shift(image, *_elsewhere(rng, image.shape[0], image.shape[1]))
 
-
+# %% ../../nbs/02_data/07_synthetic.ipynb #f7f6ed0f
 def _warp(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> Pixels:
     height, width = image.shape[:2]
     angle, side = rng.uniform(0, 2 * np.pi), min(height, width)
@@ -120,7 +120,7 @@ def _double(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> 
     piece = _blob(rng, image.shape[0], image.shape[1], y, x, 0.09 * side)[..., None] * (0.12, 0.22, 0.36, 0.55, 0.8)[s]
     return image * (1 - piece) + piece * _shift(image, 0.07 * side * np.sin(angle), 0.07 * side * np.cos(angle))
 
-
+# %% ../../nbs/02_data/07_synthetic.ipynb #11308afe
 def _blurred(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> Pixels:
     piece = _blob(rng, image.shape[0], image.shape[1], y, x, 0.07 * min(image.shape[:2]))[..., None]
     sigma = (0.7, 1.1, 1.7, 2.6, 4.2)[s] * max(min(image.shape[:2]) / 256, 1.0)
@@ -137,7 +137,7 @@ def _stain(rng: np.random.Generator, image: Pixels, y: int, x: int, s: int) -> P
     )
     return image + 0.8 * CONTRASTS[s] * np.clip(cloud, 0, 1)[..., None] * tint / np.abs(tint).max()
 
-
+# %% ../../nbs/02_data/07_synthetic.ipynb #3feb54fc
 KINDS: dict[str, Callable] = {
     "speck": _speck,
     "crack": _crack,
@@ -151,7 +151,7 @@ KINDS: dict[str, Callable] = {
     "stain": _stain,
 }
 
-
+# %% ../../nbs/02_data/07_synthetic.ipynb #193cdc09
 def synthetic_anomaly(
     image: np.ndarray,  # (H, W, 3) uint8, normal; at least 16 pixels a side
     kind: str,  # a key of `KINDS`

@@ -51,7 +51,7 @@ def _pixels(
         del band  # before the next is made
     return pixels
 
-
+# %% ../../nbs/02_data/10_values.ipynb #207f946b
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
     "An array (H, W, ...) rotated and mirrored as its EXIF orientation says."
     if orientation in (2, 3):
@@ -64,7 +64,7 @@ def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
         values = values[:, ::-1] if orientation in (6, 7) else values
     return np.ascontiguousarray(values)
 
-
+# %% ../../nbs/02_data/10_values.ipynb #dd9670b4
 def _deep_colour(path: Path, info: ImageInfo) -> np.ndarray:
     "Colour of 16 bits, (H, W, 3) uint16; alpha is laid on black."
     cv2 = require("cv2", "video")
@@ -80,7 +80,7 @@ def _deep_colour(path: Path, info: ImageInfo) -> np.ndarray:
         colour = np.rint(colour * (pixels[..., 3:] / np.iinfo(pixels.dtype).max)).astype(pixels.dtype)
     return _upright(colour, info.orientation)
 
-
+# %% ../../nbs/02_data/10_values.ipynb #6ea8d154
 def _has_alpha(file: Image.Image) -> bool:
     "Whether an image may be transparent."
     return file.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in file.info
@@ -94,7 +94,7 @@ def _on_black(image: Image.Image) -> Image.Image:
             return Image.alpha_composite(Image.new("RGBA", full.size, (0, 0, 0, 255)), full).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
-
+# %% ../../nbs/02_data/10_values.ipynb #aed6aa7a
 # by EXIF orientation
 _TURNS = dict(
     zip(
@@ -132,7 +132,7 @@ def _stored(path: Path, in_array: bool = False) -> tuple[Image.Image | np.ndarra
         )
     return values, info
 
-
+# %% ../../nbs/02_data/10_values.ipynb #a3e895ac
 def read_values(path: str | Path) -> np.ndarray:
     """Values of an image as stored, upright: (H, W, 3) uint8, or deeper (H, W) or (H, W, 3).
 

@@ -37,14 +37,14 @@ class BackboneChoice:
     weights: str  # file, "hub", or "" for filters
     why: str
 
-
+# %% ../../nbs/03_features/08_auto.ipynb #24cb7a46
 def weight_caches() -> list[Path]:
     "Where the hubs of Hugging Face and of torch keep weights on this machine."
     home = Path.home() / ".cache"
     hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME") or home / "huggingface") / "hub"
     return [Path(hub), Path(os.environ.get("TORCH_HOME") or home / "torch") / "hub" / "checkpoints"]
 
-
+# %% ../../nbs/03_features/08_auto.ipynb #bdfe7a54
 def auto_backbone(
     weights: str | Path = "",  # a file, or a folder to look in before the caches
     caches: Sequence[str | Path] | None = None,  # folders; None = `weight_caches()`
@@ -83,7 +83,7 @@ def auto_backbone(
         )
     return BackboneChoice("filters", "", f"no weights in {looked}, and no download allowed; filters need none")
 
-
+# %% ../../nbs/03_features/08_auto.ipynb #714e7555
 def _strongest(place: Path) -> tuple[str, Path] | None:
     """The first of the ladder among a file or the files below a folder; the cache of Hugging Face names the model in a
     folder.

@@ -71,7 +71,7 @@ class Clip:
                 out.append(self.model.encode_image(images, normalize=True).float().cpu())
         return torch.cat(out)
 
-
+# %% ../../nbs/03_features/10_clip.ipynb #c1d61fd4
 def load_clip(
     model: str = "ViT-B-32",  # open_clip name, "hf-hub:owner/model" or "local-dir:folder"
     pretrained: str | None = "openai",  # tag, or checkpoint file (file::network); not used with a prefix
@@ -109,7 +109,7 @@ def load_clip(
         digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return Clip(net.eval(), preprocess, tokenizer, model, digest.hexdigest(), target)
 
-
+# %% ../../nbs/03_features/10_clip.ipynb #4deaf3f5
 def as_open_clip(
     state: dict[str, Any],  # tensors by name
     net: Any,  # open_clip model

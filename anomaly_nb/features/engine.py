@@ -105,7 +105,7 @@ class OnnxBackbone(Backbone):
         self.known[batch.shape[2:]] = session, grid
         return session, grid
 
-
+# %% ../../nbs/03_features/10_engine.ipynb #cafc058b
 def with_engine(
     network: Backbone,
     engine: str = "torch",  # of `ENGINES`; auto = onnxruntime for a timm network on a CPU, where it is installed

@@ -49,7 +49,7 @@ def part_index(
     parts.attrs = dict(index.attrs)
     return parts
 
-
+# %% ../../nbs/03_features/03_extract.ipynb #97957714
 def part_cells(
     meta: pd.DataFrame,  # of `part_index`, or of a feature set
     backbone: Backbone,
@@ -77,7 +77,7 @@ def part_cells(
         raise DataError("meta: the images have several grids; pass those of one grid")
     return np.stack(masks).reshape(len(masks), -1)
 
-
+# %% ../../nbs/03_features/03_extract.ipynb #aa42708f
 def counted_cells(
     box: Sequence[int] | np.ndarray,  # top, left, bottom, right of a part
     size: Sequence[int] | np.ndarray,  # (H, W) pixels of its image
@@ -105,7 +105,7 @@ def backbone_threads(
     on_cpu = backbone.device is None or backbone.device.type == "cpu"
     return cpu_threads() if on_cpu and backbone.spec.resize != "short" else 1
 
-
+# %% ../../nbs/03_features/03_extract.ipynb #6ab2d2af
 def feature_batches(
     paths: Sequence[str],  # image files
     backbone: Backbone,
@@ -135,7 +135,7 @@ def feature_batches(
         )
         warnings.warn(f"{message}; most in {worst}, {clipped[worst]:.2%} of its values", stacklevel=2)
 
-
+# %% ../../nbs/03_features/03_extract.ipynb #3b10c2ad
 def _inputs(
     paths: Sequence[str],
     backbone: Backbone,
@@ -202,7 +202,7 @@ def _inputs(
                 for f in futures:
                     f.cancel()
 
-
+# %% ../../nbs/03_features/03_extract.ipynb #a46c9a76
 def store_as(
     dtype: str,  # "float16" or "float32"
     patches: np.ndarray,  # float32

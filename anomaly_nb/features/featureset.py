@@ -151,7 +151,7 @@ def save_features(
     write_text(meta, features.meta.to_csv(index=False, lineterminator="\n"))
     return save_arrays(folder / (names.bank if bank else names.features).format(cat=category), arrays)
 
-
+# %% ../../nbs/03_features/01_featureset.ipynb #6a44f5f7
 def read_meta(path: str | Path) -> pd.DataFrame:
     "A table of images: labels and counts are numbers, all else is text. Raises `MissingFileError`, `DataError`."
     return read_table(path, types=dict.fromkeys(("label", "mask_threshold", "shard", "row"), int)).reset_index(
@@ -168,7 +168,7 @@ def _rows_key(meta: pd.DataFrame) -> str:
     ]
     return sha256_json([[Path(v).name if c.name == "image_path" else v for v in c] for c in columns])
 
-
+# %% ../../nbs/03_features/01_featureset.ipynb #a2bec142
 def _load(array_file: Path, meta_file: Path, backbone: str) -> FeatureSet:
     "A feature set from its two files."
     check_file(array_file, "run `anomaly-nb extract` first")
@@ -190,7 +190,7 @@ def _load(array_file: Path, meta_file: Path, backbone: str) -> FeatureSet:
         )
     return features
 
-
+# %% ../../nbs/03_features/01_featureset.ipynb #56f7d764
 def load_features(
     folder: str | Path,  # where the files are
     category: str,

@@ -227,7 +227,7 @@ class Region:
         mask[top:bottom, left:right] = True if self.mask is None else self.mask[top:bottom, left:right]
         return mask
 
-
+# %% ../../nbs/03_features/06_geometry.ipynb #0c8b1be3
 def read_region(
     region: str | Path,  # "top,left,bottom,right" or a mask file; "" for the whole image
 ) -> Region | None:

@@ -82,7 +82,7 @@ class TimmBackbone(Backbone):
             ]
             return np.concatenate([p.float().cpu().numpy() for p, _ in parts]), parts[0][1]
 
-
+# %% ../../nbs/03_features/13_networks.ipynb #84d979df
 def fuse_maps(
     maps: list[Any],  # torch (B, C, h, w), one a layer
     pool: int,  # side of the local average over each, 0 = none
@@ -110,7 +110,7 @@ def _averaged(layer: Any, grid: tuple[int, int]) -> Any:
         return nnf.avg_pool2d(layer, times, times)
     return nnf.adaptive_avg_pool2d(layer, grid)
 
-
+# %% ../../nbs/03_features/13_networks.ipynb #69b5ec47
 def fuse(
     maps: list[Any],  # torch (B, C, h, w), one a layer
     pool: int,  # side of the local average over each, 0 = none
@@ -137,7 +137,7 @@ OWN_OPTIONS = (
     "pretrained",
 )
 
-
+# %% ../../nbs/03_features/13_networks.ipynb #b103b79e
 def _timm(model_name: str, options: dict[str, Any], weights: str, device: str) -> TimmBackbone:
     """Build a timm backbone from a parsed name.
 
@@ -188,7 +188,7 @@ def _timm(model_name: str, options: dict[str, Any], weights: str, device: str) -
     spec = replace(spec, licence=config.license or "", options=arguments, precision=precision)
     return TimmBackbone(spec, model.requires_grad_(False), choose_device(device), loaded)
 
-
+# %% ../../nbs/03_features/13_networks.ipynb #bc372240
 def _create_timm(model_name: str, size: int, resize: str, arguments: dict[str, Any], pretrained: bool) -> Any:
     "A timm model for inputs of `size` pixels, or of any; convolutional networks know neither argument."
     import timm

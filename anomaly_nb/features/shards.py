@@ -166,7 +166,7 @@ def shard_plan(
     plan |= {"pictures": len(index), "shard_size": int(shard_size)}
     return (plan if intensity.eight_bit else plan | {"intensity": intensity.to_dict()}), checksums
 
-
+# %% ../../nbs/03_features/04_shards.ipynb #eb4549b4
 def extract_shards(
     index: pd.DataFrame,  # of `read_index`
     backbone: Backbone,
@@ -198,7 +198,7 @@ def extract_shards(
             write_manifest(folder, **{k: plan[k] for k in ("key", "spec", "dtype", "pictures", "patch_hw")})
     return load_shards(folder)
 
-
+# %% ../../nbs/03_features/04_shards.ipynb #e5046bb8
 def _intensity(plan: dict[str, Any]) -> Intensity:
     "The intensity rule of a plan; plans without one are of 8-bit images."
     return Intensity.from_dict(plan["intensity"]) if "intensity" in plan else Intensity()

@@ -146,7 +146,7 @@ def _clip_source(model_name: str, options: dict[str, Any], weights: str) -> tupl
         )
     return model_name, weights
 
-
+# %% ../../nbs/03_features/14_towers.ipynb #a2ec2ba5
 def _clip(model_name: str, options: dict[str, Any], weights: str, device: str) -> ClipBackbone:
     """Build an open_clip model from a parsed name.
 
@@ -218,7 +218,7 @@ def _clip(model_name: str, options: dict[str, Any], weights: str, device: str) -
         tokenizer,
     )
 
-
+# %% ../../nbs/03_features/14_towers.ipynb #2104acca
 def _wanted_by_words(name: str, options: dict[str, Any], blocks: int) -> dict[str, Any]:
     """What is computed for words, as it is recorded: sides of windows, number of dense blocks.
 
@@ -234,7 +234,7 @@ def _wanted_by_words(name: str, options: dict[str, Any], blocks: int) -> dict[st
         )
     return ({"windows": sides} if sides else {}) | ({"dense": dense} if dense else {})
 
-
+# %% ../../nbs/03_features/14_towers.ipynb #3f0b76f4
 def _resized(state: dict[str, Any], whole: Any) -> dict[str, Any]:
     "A vision tower's tensors with the positions of its own size."
     import open_clip

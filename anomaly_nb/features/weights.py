@@ -69,7 +69,7 @@ OLD_FORMAT = (
 )
 MAPPINGS = ("defaultdict", "CfgNode", "EasyDict", "ConfigDict", "AttrDict")
 
-
+# %% ../../nbs/03_features/06_weights.ipynb #a1e9d20f
 class StandIn:
     "In the place of an object of settings: takes everything, keeps nothing."
 
@@ -86,7 +86,7 @@ class DictStandIn:
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return OrderedDict()
 
-
+# %% ../../nbs/03_features/06_weights.ipynb #6c241101
 def read_checkpoint(path: str | Path) -> Any:
     """A checkpoint's tensors and plain containers, settings left out; nothing is executed.
 
@@ -203,7 +203,7 @@ class Fit:
                 notes.append(f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
         return "; ".join(notes)
 
-
+# %% ../../nbs/03_features/06_weights.ipynb #c1518089
 def compare_state(
     own: Mapping[str, Any],  # of the network
     state: dict[str, Any],  # tensors by name
@@ -227,7 +227,7 @@ def compare_state(
         tuple(k for k in extra if k not in set(deeper)),
     )
 
-
+# %% ../../nbs/03_features/06_weights.ipynb #29e99d29
 def find_fits(
     model: Any,  # torch module
     held: Any,  # of `read_checkpoint`
@@ -271,7 +271,7 @@ class LoadedWeights:
             f"{self.source}{where}: {self.used} tensors used, missing {some(self.missing)}, left over {some(self.left)}"
         )
 
-
+# %% ../../nbs/03_features/06_weights.ipynb #bf09596d
 def _same(a: Fit, b: Fit) -> bool:
     "Whether two sets hold equal values for the network."
     return a.used == b.used and all(a.state[k].equal(b.state[k]) for k in a.used)
@@ -320,7 +320,7 @@ def choose_fit(
     where = f" (best in {best.label!r})" if best.label else ""
     raise DataError(f"{source}: weights do not fit: {best.problem()}{where}; give the checkpoint of this network")
 
-
+# %% ../../nbs/03_features/06_weights.ipynb #71fc9d20
 def load_weights(
     model: Any,  # torch module, filled
     weights: str | Path,  # `.pth`, `.pt`, `.bin`, `.ckpt` or `.safetensors`, with ::network where several are inside

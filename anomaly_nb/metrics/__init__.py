@@ -28,7 +28,8 @@ from anomaly_nb.metrics.ranking import (
     threshold_table,
     youden,
 )
-from .regions import PRO_PROTOCOLS, ProCurve, RegionHistogram, aupro, aupro_bounds, pro_curve
+from .region_histogram import RegionHistogram, aupro_bounds
+from .regions import PRO_PROTOCOLS, ProCurve, aupro, pro_curve
 from .segmentation import STREET_PROTOCOLS, class_iou, confusion_matrix, mean_iou, street_metrics
 from anomaly_nb.metrics.uncertainty import (
     Interval,

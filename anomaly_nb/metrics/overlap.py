@@ -124,7 +124,7 @@ class ComponentScores(NamedTuple):
 
 TAUS = np.linspace(0.25, 0.75, 11)  # overlaps that F1* is averaged over
 
-
+# %% ../../nbs/01_metrics/04_overlap.ipynb #94205618
 class ComponentTrack(NamedTuple):
     "Smallest components that a track of SegmentMeIfYouCan counts, in pixels."
 
@@ -141,13 +141,13 @@ def component_track(name: str) -> ComponentTrack:
         raise DataError(f"track is {name!r}; known are {', '.join(COMPONENT_TRACKS)}")
     return COMPONENT_TRACKS[name]
 
-
+# %% ../../nbs/01_metrics/04_overlap.ipynb #09c99f8c
 def join_components(parts: Sequence[ComponentScores]) -> ComponentScores:
     "The scores of several images as one set."
     empty = ComponentScores(np.zeros(0), np.zeros(0))
     return ComponentScores(*(np.concatenate(c) for c in zip(empty, *parts)))
 
-
+# %% ../../nbs/01_metrics/04_overlap.ipynb #a89a21fc
 def component_scores(
     mask: np.ndarray,  # (H, W) bool or {0, 1}, truly anomalous
     detected: np.ndarray,  # (H, W) bool or {0, 1}, score above the threshold

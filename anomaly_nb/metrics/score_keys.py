@@ -52,7 +52,7 @@ def lower_edges(
         first, last = np.where(reached, first, np.minimum(middle + 1, last)), np.where(reached, middle, last)
     return order_value(first.astype(np.uint32))
 
-
+# %% ../../nbs/01_metrics/01_score_keys.ipynb #6dcc549f
 class _Float16:
     "Scores rounded to half floats."
 
@@ -71,7 +71,7 @@ class _Float16:
         end = float(np.nextafter(np.float32(65520), np.float32(0)))
         return lower_edges(self.code, -end, end)
 
-
+# %% ../../nbs/01_metrics/01_score_keys.ipynb #3d50d32b
 class _Linear16:
     "Scores in 65 535 equal steps over a fixed range."
 
@@ -97,7 +97,7 @@ class _Linear16:
         "(65536,) float32, the smallest float32 of every code."
         return lower_edges(self.code, float(self.low), float(self.high))
 
-
+# %% ../../nbs/01_metrics/01_score_keys.ipynb #33a770a5
 class _Top16:
     "Top 16 bits of float32: the first of two passes."
 
@@ -110,7 +110,7 @@ class _Top16:
         "(65536,) float32, the smallest float32 of every code."
         return order_value(np.arange(1 << 16, dtype=np.uint32) << 16)
 
-
+# %% ../../nbs/01_metrics/01_score_keys.ipynb #a38715c7
 KEYS: dict[str, Callable[..., Any]] = {
     "float16": cache(_Float16),
     "linear16": cache(_Linear16),

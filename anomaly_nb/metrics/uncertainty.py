@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from .histogram import ScoreHistogram
-from .regions import RegionHistogram
+from .region_histogram import RegionHistogram
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #85168ae8
 class Interval(NamedTuple):
@@ -181,7 +181,7 @@ SIMULATED = {  # images -> percent of 95 % intervals that hold the metric's valu
     100: {"roc_auc": 96.0, "average_precision": 94.0, "fpr_at_tpr": 97.0},
 }
 
-
+# %% ../../nbs/01_metrics/06_uncertainty.ipynb #5dedc1e0
 def coverage_note(
     images: int,  # that a table's intervals are over
     most: int = 100,  # above so many there is nothing to say
@@ -196,7 +196,7 @@ def coverage_note(
     coverage = ", ".join(f"{names[k]} {v:.0f} %" for k, v in SIMULATED[near].items())
     return f"95 % intervals over {images} images; simulated coverage with {near}: {coverage}."
 
-
+# %% ../../nbs/01_metrics/06_uncertainty.ipynb #2bff4b6c
 def clustered_interval(
     value: float,  # the metric on all images
     replicates: np.ndarray,  # (B,) on resampled images
@@ -234,7 +234,7 @@ def clustered_interval(
     low, high = (float(expit(e)) for e in ends) if unit else ends
     return Interval(float(value), min(low, float(value)), max(high, float(value)))
 
-
+# %% ../../nbs/01_metrics/06_uncertainty.ipynb #2173e6f0
 def _left_out(valid: Callable[[np.ndarray], Any], count: int, groups: int = 100) -> np.ndarray:
     "Weights (m, n) with one image, or one group of them, left out; those that lack a class are dropped."
     weights = np.ones((min(count, groups), count))

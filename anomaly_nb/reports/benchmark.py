@@ -42,7 +42,7 @@ KEYS = (
 )
 DATA_KEYS = ("dataset", "root", "category", "categories")
 
-
+# %% ../../nbs/10_reports/15_benchmark.ipynb #ee0e9a25
 def _listed(name: str, tree: Mapping[str, Any], key: str, default: list[Any]) -> list[Any]:
     "A key that holds a list; a single value is a list of one. Raises `DataError` on an empty one."
     value = tree.get(key, default)
@@ -81,7 +81,7 @@ def _data_points(name: str, entries: list[Any]) -> Iterator[dict[str, Any]]:
         for category in categories:
             yield {"dataset": settings["dataset"], "root": str(settings.get("root", "")), "category": str(category)}
 
-
+# %% ../../nbs/10_reports/15_benchmark.ipynb #948c2317
 def read_benchmark(
     source: str | Path | Mapping[str, Any],  # YAML file, or what would be in it
 ) -> dict[str, Any]:  # plan of `sweep`
@@ -170,7 +170,7 @@ def _short(names: pd.Series) -> pd.Series:
     short = names.map(lambda name: name.partition("?")[0].rpartition(":")[2])
     return short if short.nunique() == names.nunique() else names
 
-
+# %% ../../nbs/10_reports/15_benchmark.ipynb #5b00b0c6
 def benchmark_table(
     records: Sequence[Mapping[str, Any]],  # of runs of `benchmark_run`
 ) -> pd.DataFrame:  # sorted: data, method, the parameters of `ASKED`, status, error, metrics, fit_s, score_ms, bank_mib
@@ -193,7 +193,7 @@ def benchmark_table(
         table["data"] = (table["dataset"] + " " + table["category"]).str.strip()
     return table.sort_values(["data", "method", "shots", "seed"], ignore_index=True)
 
-
+# %% ../../nbs/10_reports/15_benchmark.ipynb #0f51e1e9
 TEXTS = ("data", "method", "dataset", "category", "backbone", "recipe", "status", "error", "run_id")
 
 
@@ -211,7 +211,7 @@ def read_benchmark_table(
             table[column] = value
     return table.reset_index(drop=True)
 
-
+# %% ../../nbs/10_reports/15_benchmark.ipynb #809d19db
 def score_matrix(
     table: pd.DataFrame,  # of `benchmark_table`, or such a CSV as numbers
     metric: str = "image_auroc",
@@ -296,7 +296,7 @@ def _cells(found: Standing, decimals: int, bold: str) -> list[list[str]]:
         rows.append([name, *marked, f"{found.matrix[method].mean():.{decimals}f}", f"{found.mean_ranks[i]:.2f}"])
     return rows
 
-
+# %% ../../nbs/10_reports/15_benchmark.ipynb #bd3f5d77
 def markdown_table(
     found: Standing,  # of `standing`, higher is better
     decimals: int = 3,

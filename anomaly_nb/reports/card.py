@@ -39,7 +39,7 @@ def _rows(facts: dict[str, Any]) -> str:
         + "</table>"
     )
 
-
+# %% ../../nbs/10_reports/14_card.ipynb #71c4e09c
 def _held_out_figure(detector: Any) -> Any:
     "Held-out scores of normal training images, with the threshold."
     import matplotlib.pyplot as plt
@@ -56,7 +56,7 @@ def _held_out_figure(detector: Any) -> Any:
         ax.legend()
     return fig
 
-
+# %% ../../nbs/10_reports/14_card.ipynb #02f464b1
 def _choice(choice: dict[str, Any]) -> list[str]:
     "What backbone and recipe were chosen from."
     import pandas as pd
@@ -103,7 +103,7 @@ def _budget(chosen: dict[str, Any]) -> str:
         f"neighbours; measured here: {took}"
     )
 
-
+# %% ../../nbs/10_reports/14_card.ipynb #d225f788
 def write_card(
     detector: Any,  # a fitted `Detector` that was saved in `folder`
     folder: str | Path,

@@ -88,7 +88,7 @@ def run_on_cluster(
                     distributed.wait(pending, timeout=60)
                 client.cancel(list(pending))
 
-
+# %% ../../nbs/10_reports/12_cluster.ipynb #7de01fb9
 def _result(future: Any, task: Mapping[str, Any]) -> dict[str, Any]:
     "The record of a task that ended, however it ended."
     if future.status == "finished":
@@ -159,7 +159,7 @@ def extract_shards_on(
         write_manifest(folder, **{k: plan[k] for k in ("key", "spec", "dtype", "pictures", "patch_hw")})
     return load_shards(folder)
 
-
+# %% ../../nbs/10_reports/12_cluster.ipynb #8347b2d3
 def _extract_one(folder: str, number: int, paths: list[str], backbone: Any, batch_size: int, dtype: str) -> int:
     "Extract one shard on the worker this is called on; how many images."
     from anomaly_nb.features.shards import _write_shard

@@ -102,7 +102,7 @@ TELLING = (
 )
 THUMB = (240, 150)  # pixels, twice what is shown
 
-
+# %% ../../nbs/10_reports/06_gallery.ipynb #0659bbf4
 def figure_facts(
     folder: Path,  # of a run
 ) -> list[dict[str, Any]]:  # name, caption, width, height
@@ -125,7 +125,7 @@ def figure_facts(
             continue
     return facts
 
-
+# %% ../../nbs/10_reports/06_gallery.ipynb #3405ff91
 def telling_figure(names: list[str]) -> str | None:
     "The figure by which a run is recognised."
     ranked = (
@@ -209,7 +209,7 @@ def _entry(figures: Path, record: dict[str, Any], origins: dict[str, int]) -> di
         "files": [n for n in ("report.html", "notebook.ipynb") if (folder / n).exists()],
     }
 
-
+# %% ../../nbs/10_reports/06_gallery.ipynb #62426fb2
 def write_gallery(
     figures: str | Path,  # folder that holds `runs/`
 ) -> Path:  # of the page

@@ -151,7 +151,7 @@ KINDS: dict[str, Any] = {
     "seconds": int | float,
 }
 
-
+# %% ../../nbs/10_reports/03_record.ipynb #0130d87c
 def at_work(folder: Path) -> bool:
     "Whether some process is making the run in `folder`."
     if not (folder / ".run.json.lock").exists():
@@ -173,7 +173,7 @@ def making(
     with locked(folder / "run.json", timeout=-1):
         yield
 
-
+# %% ../../nbs/10_reports/03_record.ipynb #270dfc8f
 def check_record(
     name: str,  # of the run's folder
     text: str | bytes | Exception,  # content of its run.json, or why it could not be read

@@ -235,7 +235,7 @@ def sweep(
         checked.template, str(figures), [records[i] for i in range(len(hits))], [i in tasks for i in range(len(hits))]
     )
 
-
+# %% ../../nbs/10_reports/11_sweep.ipynb #7f18ca64
 def _found(wanted: Wanted, figures: str | Path, retry_failed: bool) -> dict[str, Any] | None:
     "The record of a run that need not be made."
     record = (

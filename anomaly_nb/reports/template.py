@@ -81,7 +81,7 @@ TYPES: dict[str, Any] = {
     "Any": Any,
 }
 
-
+# %% ../../nbs/10_reports/16_template.ipynb #f4a6264a
 def annotated_type(
     annotation: ast.expr,  # of a line in a parameters cell
 ) -> Any:  # the type; a Path stays text, since papermill writes literals
@@ -101,7 +101,7 @@ def type_words(wanted: Any) -> str:
         return " or ".join(map(repr, get_args(wanted)))
     return getattr(wanted, "__name__", str(wanted)) if get_origin(wanted) is None else str(wanted)
 
-
+# %% ../../nbs/10_reports/16_template.ipynb #4c7c8fce
 def template_parameters(
     template: str | Path,  # name or path
 ) -> dict[str, dict[str, Any]]:  # name -> {"default", "type", "help"}
@@ -144,7 +144,7 @@ def _type_comment(comment: str) -> tuple[ast.expr | None, str]:
     match = re.fullmatch(r"type:\s*(\S+)\s*(.*)", comment)
     return (ast.parse(match[1], mode="eval").body, match[2]) if match else (None, comment)
 
-
+# %% ../../nbs/10_reports/16_template.ipynb #ea8a75ec
 def check_parameters(
     template: str | Path,  # name or path
     given: Mapping[str, Any],  # values, or text as typed on a command line
@@ -164,7 +164,7 @@ def check_parameters(
             check_random_state(values[name], name)
     return values
 
-
+# %% ../../nbs/10_reports/16_template.ipynb #bfe6d684
 def _typed(name: str, value: Any, wanted: Any) -> Any:
     "A parameter's value in its type. Raises `DataError` naming the parameter, the value and what is wanted."
     if isinstance(value, Path):
@@ -209,7 +209,7 @@ def _json(name: str, text: str) -> Any:
     except (ValueError, RecursionError):
         raise DataError(f"{name}={text!r} is not a dictionary; write it as JSON, e.g. '{{\"a\": 1}}'") from None
 
-
+# %% ../../nbs/10_reports/16_template.ipynb #069db4f2
 def _kept(name: str, value: Any) -> Any:
     "A parameter's value if a record can keep it."
     try:

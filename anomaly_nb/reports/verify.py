@@ -139,7 +139,7 @@ class Verification:
         why = "; ".join(self.causes) or "nothing recorded has changed, so the computation itself is not repeatable"
         return f"{head}differs in {', '.join(self.differs)}\n  first: {self.first}\n  cause: {why}"
 
-
+# %% ../../nbs/10_reports/08_verify.ipynb #3e659e37
 def verify(
     run: Run,  # of a `Ledger`, or of `run_report`
 ) -> Verification:
@@ -174,7 +174,7 @@ def verify(
         first = first_difference(run.folder, again.folder, differs) if differs else ""
         return Verification(record["run_id"], record["report"], not differs, len(old), differs, first, causes)
 
-
+# %% ../../nbs/10_reports/08_verify.ipynb #ca3fd5f2
 def source_of(
     run: Run,
     scratch: Path,  # folder to write a lost template into

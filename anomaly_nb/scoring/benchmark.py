@@ -30,7 +30,7 @@ class Measured(NamedTuple):
     cost: dict[str, float]  # fit_s, score_ms (of an image, without the backbone), bank_mib
     scores: pd.DataFrame  # test images: image_path, label, defect, score
 
-
+# %% ../../nbs/06_scoring/16_benchmark.ipynb #ebfa48bc
 def bank_size(
     detector: Detector,  # fitted
 ) -> float:  # MiB
@@ -38,7 +38,7 @@ def bank_size(
     banks = [detector.bank_, *getattr(detector.bank_, "fitted_banks_", [])]
     return sum(v.nbytes for b in banks for v in vars(b).values() if isinstance(v, np.ndarray)) / 2**20
 
-
+# %% ../../nbs/06_scoring/16_benchmark.ipynb #154c72f3
 def measure(
     index: pd.DataFrame,  # of `read_index`, with a split
     recipe: str,  # a key of `RECIPES`

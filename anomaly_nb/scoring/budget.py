@@ -40,7 +40,7 @@ def fitted_rows(
         rows = larger
     return rows
 
-
+# %% ../../nbs/06_scoring/16_budget.ipynb #df70a736
 def median_seconds(
     call: Callable[[], Any],
     times: int = 3,
@@ -53,7 +53,7 @@ def median_seconds(
         durations.append(time.perf_counter() - start)
     return float(np.median(durations))
 
-
+# %% ../../nbs/06_scoring/16_budget.ipynb #b37bafa5
 def bank_within(
     bank: Bank,  # unfitted
     x: np.ndarray,  # (N, P, D) float32 prepared patches of training images, or (1, M, D) their cells

@@ -34,7 +34,7 @@ CANDIDATES = (
 )
 FEWEST, LEARNED = 6, 48  # normal images to choose by; images that candidates learn from at most
 
-
+# %% ../../nbs/06_scoring/14_choice.ipynb #817c62f6
 def rank_recipes(
     features: FeatureSet,  # of `artificial_validation`: rows of split "train" and "validation"
     recipes: Sequence[str] = CANDIDATES,
@@ -52,7 +52,7 @@ def rank_recipes(
     table = synthetic_auroc(scores, checked.meta, held_out).rename_axis("recipe").reset_index()
     return table.sort_values("auroc", ascending=False, kind="stable", ignore_index=True)
 
-
+# %% ../../nbs/06_scoring/14_choice.ipynb #cf22d9d6
 def choose_recipe(
     index: pd.DataFrame,  # of `read_index`: its normal training images
     backbone: str = "filters",

@@ -94,7 +94,7 @@ def write_detector(
         os.replace(Path(staged) / "new", target)
     return target
 
-
+# %% ../../nbs/06_scoring/09_detector_files.ipynb #82272af5
 def _write_files(detector: Any, folder: Path) -> None:
     "The files of a fitted detector, in a new folder."
     params = detector.get_params(deep=False)
@@ -145,7 +145,7 @@ def _write_files(detector: Any, folder: Path) -> None:
     write_text(folder / "training.csv", training_table(detector).to_csv(index=False, lineterminator="\n"))
     write_detector_manifest(detector, folder)
 
-
+# %% ../../nbs/06_scoring/09_detector_files.ipynb #0d58b5bd
 def write_detector_manifest(
     detector: Any,  # fitted
     folder: Path,  # of its files
@@ -153,7 +153,7 @@ def write_detector_manifest(
     "The checksums of a detector's files, and the budget its bank was made for."
     write_manifest(folder, kind="detector", **({"budget": detector.budget_} if detector.budget_ else {}))
 
-
+# %% ../../nbs/06_scoring/09_detector_files.ipynb #d2419c31
 def _copy_region(detector: Any, folder: Path) -> None:
     """The region's mask, byte by byte under its own name.
 
@@ -195,7 +195,7 @@ def read_detector(
             f"{folder / 'detector.json'}: not a saved detector ({type(e).__name__}: {e}); fit it again"
         ) from None
 
-
+# %% ../../nbs/06_scoring/09_detector_files.ipynb #d2c658f8
 def _check_manifest(folder: Path, about: dict[str, Any]) -> None:
     """Every file that is read must be as the manifest says; the first detectors had none, which is said.
 
@@ -219,7 +219,7 @@ def _check_manifest(folder: Path, about: dict[str, Any]) -> None:
         if path.is_file() and path.relative_to(folder).as_posix() not in listed:
             raise DataError(f"{path}: is not named in {MANIFEST}; copy the whole folder again, or fit again")
 
-
+# %% ../../nbs/06_scoring/09_detector_files.ipynb #37b60b94
 def _rebuilt(folder: Path, about: dict[str, Any], kind: type, weights: str) -> Any:
     "A detector from its files. Raises what a field of another form raises."
     params: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["params"].items()}

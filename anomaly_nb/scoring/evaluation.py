@@ -66,7 +66,7 @@ def read_masks(
             masks.append(np.zeros(size, bool) if label == 0 else None)
     return masks
 
-
+# %% ../../nbs/06_scoring/03_evaluation.ipynb #5444a937
 class _Known(Sequence):
     "Bands of the entries of a sequence, read when they are asked for."
 
@@ -99,7 +99,7 @@ def _with_masks(masks: Sequence[np.ndarray | None], maps: Sequence[np.ndarray]) 
             shows, n_masks = shows or anomalous, n_masks + 1
     return _Known(masks, parts), _Known(maps, parts), shows, n_masks
 
-
+# %% ../../nbs/06_scoring/03_evaluation.ipynb #dd309d00
 def pixel_curve(
     masks: Sequence[np.ndarray | None],  # (H, W) bool, of `read_masks`, or read lazily
     maps: Sequence[np.ndarray],  # (H, W), same sizes
@@ -110,7 +110,7 @@ def pixel_curve(
     some, partners, shows, _ = _with_masks(masks, maps)
     return pro_curve(some, partners) if shows else None
 
-
+# %% ../../nbs/06_scoring/03_evaluation.ipynb #9e458e70
 def pixel_metrics(
     masks: Sequence[np.ndarray | None],  # (H, W) bool, of `read_masks`, or read lazily
     maps: Sequence[np.ndarray],  # (H, W), same sizes; made in passes, so that a lazy sequence holds one at a time

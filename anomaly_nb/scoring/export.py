@@ -38,7 +38,7 @@ decision = {"score": float(score), "anomalous": bool(score >= about["threshold"]
 print(json.dumps(decision | {"p_value": p_value, "hottest": hottest}))
 """
 
-
+# %% ../../nbs/06_scoring/18_export.ipynb #352e653b
 def export_detector(
     detector: Any,  # fitted
     folder: str | Path,  # made if it is not there
@@ -88,7 +88,7 @@ def export_detector(
         write_text(folder / "predict.py", SCRIPT)
     return path
 
-
+# %% ../../nbs/06_scoring/18_export.ipynb #eadd6020
 def _example(size: tuple[int, int], rule: Intensity) -> np.ndarray:
     "An image (H, W, 3) with something in it, of values as they are stored."
     y, x = np.mgrid[: size[0], : size[1]]
@@ -111,14 +111,14 @@ def _distance(detector: Any, found: tuple[np.ndarray, ...], image: np.ndarray) -
     )
     return max(float((np.abs(a - b) / np.maximum(np.abs(b), 1)).max()) for a, b in zip(found, expected, strict=True))
 
-
+# %% ../../nbs/06_scoring/18_export.ipynb #f0a24b8e
 def _no_files(n: int) -> Any:
     "The table of images that are no files."
     import pandas as pd
 
     return pd.DataFrame({"image_path": [""] * n})
 
-
+# %% ../../nbs/06_scoring/18_export.ipynb #2620db24
 @contextmanager
 def _plain_attention() -> Iterator[None]:
     "Attention by operations that graph formats know."
@@ -131,7 +131,7 @@ def _plain_attention() -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
-
+# %% ../../nbs/06_scoring/18_export.ipynb #811f9e34
 def _onnx(graph: Any, example: np.ndarray) -> bytes:
     "The graph as ONNX."
     onnx = require("onnx", "export")

@@ -193,7 +193,7 @@ def mixtures(
     rows = rows[np.argsort(((rows - 1 / count) ** 2).sum(axis=1), kind="stable")]
     return np.concatenate([equal, rows[((rows - 1 / count) ** 2).sum(axis=1) > 1e-12]])
 
-
+# %% ../../nbs/06_scoring/05_fusion.ipynb #a21a6c6e
 def choose_weights(
     bank: FusionBank,  # unfitted
     paths: Sequence[str],  # files of normal images
@@ -222,7 +222,7 @@ def choose_weights(
         features = extract_features(samples, network)
     return weigh_members(bank, features)
 
-
+# %% ../../nbs/06_scoring/05_fusion.ipynb #81db921b
 def weigh_members(
     bank: FusionBank,  # unfitted
     features: FeatureSet,  # of `artificial_validation`: rows of split "train" and "validation"

@@ -128,7 +128,7 @@ def filter_vectors(
         [7 * spread.sqrt(), level - median[:, None], 0.3 * level, torch.full_like(level[:, :, :1], 40)], dim=2
     )
 
-
+# %% ../../nbs/06_scoring/25_graph.ipynb #75e8ce7d
 def network_of(
     backbone: Backbone,
 ) -> Callable[[Any], Any]:  # torch (N, 3, S, S) float32 to patches, torch (N, P, D) float32
@@ -243,7 +243,7 @@ def check_export(
     network_of(detector.network())
     patch_scorer(detector.bank_)
 
-
+# %% ../../nbs/06_scoring/25_graph.ipynb #8dd887a4
 def eight_bits(
     images: Any,  # torch (N, H, W, 3) uint8 or float32
     rule: Intensity,
@@ -264,7 +264,7 @@ def map_weights(
     place = ((pixels + 0.5) * cells / (pixels[-1:] + 1) - 0.5).clamp(0, cells - 1)
     return (1 - (place[:, None] - torch.arange(cells, dtype=torch.float64)).abs()).clamp(min=0).float()
 
-
+# %% ../../nbs/06_scoring/25_graph.ipynb #6310789c
 def build_graph(
     detector: Any,  # fitted, for which `check_export` raises nothing
 ) -> Any:  # torch.nn.Module: (N, H, W, 3) to score (N,), map (N, H, W), patch scores (N, h, w)

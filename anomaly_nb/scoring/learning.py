@@ -200,7 +200,7 @@ def learn(
         return _learn_grid(detector, bank, extract_features(table, network, intensity=rule), budget)
     return _learn_parts(detector, bank, table, cells, rule, budget)
 
-
+# %% ../../nbs/06_scoring/23_learning.ipynb #e6950c54
 def _start(
     detector: Any, spec: dict[str, Any], intensity: Intensity | None, meta: pd.DataFrame, patch_hw: tuple[int, int]
 ) -> None:
@@ -220,7 +220,7 @@ def _start(
     detector.held_out_ = np.empty(0, np.float32)
     detector.held_out_patches_ = np.empty((0, patch_hw[0] * patch_hw[1]), np.float32)
 
-
+# %% ../../nbs/06_scoring/23_learning.ipynb #2a5eb3d6
 def _weigh(detector: Any, bank: Bank, meta: pd.DataFrame) -> None:
     """Weights of a fusion's members, where none were given: by synthetic anomalies, or equal where there are no files
     or too few images.
@@ -248,7 +248,7 @@ def _weigh(detector: Any, bank: Bank, meta: pd.DataFrame) -> None:
     basis = "synthetic anomalies in normal images that were kept back"
     detector.choice_["fusion"] |= {"weights": list(weights), "by": basis, "compared": table.round(6).to_dict("records")}
 
-
+# %% ../../nbs/06_scoring/23_learning.ipynb #49cfd367
 def _fit_bank(
     detector: Any,
     bank: Bank,
@@ -264,7 +264,7 @@ def _fit_bank(
     detector.bank_ = bank.fit(x, patch_hw, cls)
     detector.reference_ = detector.bank_ if isinstance(detector.bank_, KNNBank) else KNNBank().fit(x, patch_hw)
 
-
+# %% ../../nbs/06_scoring/23_learning.ipynb #d9ca0e5a
 def _learn_words(detector: Any, bank: Bank, X: Any) -> None:
     "Learn from words alone; the threshold is where a defect is as likely as none, and promises nothing."
     network = detector.network()
@@ -277,7 +277,7 @@ def _learn_words(detector: Any, bank: Bank, X: Any) -> None:
     detector.reference_, detector.groups_, detector.alike_, detector.budget_ = detector.bank_, [], [], {}
     detector.threshold_ = unpromised_threshold()
 
-
+# %% ../../nbs/06_scoring/23_learning.ipynb #6ca42859
 def _learn_grid(detector: Any, bank: Bank, f: FeatureSet, budget: dict[str, Any] | None) -> None:
     "Learn from images that are one input each, on one grid."
     _start(
@@ -302,7 +302,7 @@ def _learn_grid(detector: Any, bank: Bank, f: FeatureSet, budget: dict[str, Any]
         detector.held_out_ = detector.reduced(f, detector.held_out_patches_, own=True)
         detector.threshold_ = choose_threshold(detector.threshold, detector.held_out_, np.empty(0), np.empty(0))
 
-
+# %% ../../nbs/06_scoring/23_learning.ipynb #5313fadc
 def _learn_parts(
     detector: Any, bank: Bank, table: pd.DataFrame, cells: list[Cells], rule: Intensity, budget: dict[str, Any] | None
 ) -> None:

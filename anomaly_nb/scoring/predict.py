@@ -124,7 +124,7 @@ def check_single(
             f"recipe={detector.recipe!r} compares a batch of images with itself; use Detector.evaluate on all of them"
         )
 
-
+# %% ../../nbs/06_scoring/12_predict.ipynb #c2a54ff0
 @dataclass
 class _Read:
     "A file that was read, or why it was not."
@@ -154,7 +154,7 @@ def _read(detector: Detector, network: Backbone, path: str) -> _Read:
     except (DataError, MissingFileError, OSError, MemoryError) as e:
         return _Read(path, error=str(e) or type(e).__name__)
 
-
+# %% ../../nbs/06_scoring/12_predict.ipynb #a5b4207c
 def _pieces(paths: Iterator[str], size: int, workers: int) -> Iterator[list[str]]:
     "Files in lists of `size`; a few files are divided evenly."
     first = list(islice(paths, size * workers))
@@ -163,7 +163,7 @@ def _pieces(paths: Iterator[str], size: int, workers: int) -> Iterator[list[str]
     while some := list(islice(paths, size)):
         yield some
 
-
+# %% ../../nbs/06_scoring/12_predict.ipynb #6054750a
 def predict_files(
     detector: Detector,  # fitted
     paths: Iterable[str | Path],  # files, may be endless
@@ -205,7 +205,7 @@ def predict_files(
                 (_by_parts if detector.by_parts else _at_once)(detector, network, files),
             )
 
-
+# %% ../../nbs/06_scoring/12_predict.ipynb #531ec3b4
 # of the files that were scored: patch scores, score, nearest normal place
 Found = dict[int, tuple[np.ndarray, float, pd.Series]]
 
@@ -263,7 +263,7 @@ def _by_parts(detector: Detector, network: Backbone, files: list[_Read]) -> tupl
             failed[i] = str(e)
     return records, failed
 
-
+# %% ../../nbs/06_scoring/12_predict.ipynb #aa768056
 def _decided(
     detector: Detector, threshold: float, limit: float, files: list[_Read], scored: tuple[Found, dict[int, str]]
 ) -> Iterator[Prediction]:

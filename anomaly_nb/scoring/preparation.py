@@ -112,7 +112,7 @@ def rotated(
     "An image rotated about its centre, corners filled by reflection."
     return image if angle % 360 == 0 else ndimage.rotate(image, angle, reshape=False, order=1, mode="mirror")
 
-
+# %% ../../nbs/06_scoring/05_preparation.ipynb #4912e22d
 def image_features(
     index: pd.DataFrame,  # with a column image_path
     backbone: Any,  # of `create_backbone`
@@ -152,7 +152,7 @@ def image_features(
         intensity,
     )
 
-
+# %% ../../nbs/06_scoring/05_preparation.ipynb #aa7825c9
 def as_features(
     X: Any,  # FeatureSet, (N, P, D) array, index, or list of image files
     backbone: Any = None,  # of `create_backbone`; needed for an index or files

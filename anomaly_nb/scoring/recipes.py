@@ -240,6 +240,8 @@ RECIPES = {
         needs="dense=True",
     ),
 }
+
+# %% ../../nbs/06_scoring/06_recipes.ipynb #1fed5437
 # those that compare with words, and need no normal image
 WORD_RECIPES = tuple(name for name, recipe in RECIPES.items() if recipe.needs)
 
@@ -273,7 +275,7 @@ def with_options(
     missing = [pair for pair in needs.split("&") if pair.partition("=")[0] not in options]
     return backbone + "".join(("&" if "?" in backbone or i else "?") + pair for i, pair in enumerate(missing))
 
-
+# %% ../../nbs/06_scoring/06_recipes.ipynb #1fce91ed
 def recipe_parts(
     name: str,  # a key of `RECIPES`, or "fusion:" and some of them joined by "+"
     backbone: str = "",  # another backbone; "" = the recipe's
@@ -329,7 +331,7 @@ def recipe_parts(
         preparation=prepared if preparation is None else clone(preparation),
     )
 
-
+# %% ../../nbs/06_scoring/06_recipes.ipynb #63d251e8
 def few_shot(
     index: pd.DataFrame,  # of one category
     shots: int,  # training images to keep

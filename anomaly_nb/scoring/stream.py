@@ -69,7 +69,7 @@ def part_batches(
             offset += len(patches)
             bar.update(len(patches))
 
-
+# %% ../../nbs/06_scoring/15_stream.ipynb #27b1f359
 def image_batches(
     image: np.ndarray,  # (H, W, 3) uint8
     network: Backbone,
@@ -85,7 +85,7 @@ def image_batches(
         check_grid(grid, cells.grids[first], network, name)
         yield PartBatch(0, first, patches, cls)
 
-
+# %% ../../nbs/06_scoring/15_stream.ipynb #a9fed380
 def check_grid(
     grid: tuple[int, int],  # (h, w) the network gave
     expected: tuple[int, int],  # of the layout
@@ -278,7 +278,7 @@ def pass_features(
         clock,
     )
 
-
+# %% ../../nbs/06_scoring/15_stream.ipynb #fe0d5d60
 def pass_parts(
     scored: Iterable[Scored],  # images
     # hottest cells, their features -> the normal places most like them

@@ -46,7 +46,7 @@ def kept_back(
     some[rng.permutation(np.flatnonzero(apart))[:count]] = True
     return ~apart, some
 
-
+# %% ../../nbs/06_scoring/10_validation.ipynb #45c9afbd
 def artificial_validation(
     index: pd.DataFrame,  # its normal training images are used, the others ignored
     folder: str | Path,  # where the copies are written
@@ -109,7 +109,7 @@ def artificial_validation(
     samples.attrs = {"left_out": " and ".join(notes)}  # census and intensity were those of the data set
     return samples
 
-
+# %% ../../nbs/06_scoring/10_validation.ipynb #8cc0eb60
 def _shrunk(image: np.ndarray, side: int) -> np.ndarray:
     "An image whose longer side has at most so many pixels; 0 = any."
     scale = side / max(image.shape[:2]) if side else 1

@@ -264,7 +264,7 @@ class ImageView(View):
             ax.set_title(title, fontsize=9)
             ax.axis("off")
 
-
+# %% ../../nbs/06_scoring/13_view.ipynb #f88856c2
 def report_detector(
     parameters: Mapping[str, Any],  # of the report `image_anomaly`
 ) -> Detector:
@@ -299,7 +299,7 @@ def report_detector(
     }
     return Detector(recipe, **arguments, **settings)
 
-
+# %% ../../nbs/06_scoring/13_view.ipynb #592d0a2e
 def kept_features(
     features: FeatureSet | pd.DataFrame,  # of an index, or the index
     kept: pd.DataFrame,  # of `few_shot`
@@ -309,7 +309,7 @@ def kept_features(
     some = (meta["split"] != "train") | meta["image_path"].isin(kept["image_path"])
     return features[some] if isinstance(features, pd.DataFrame) else features.where(some)
 
-
+# %% ../../nbs/06_scoring/13_view.ipynb #c2349daf
 def unseen(
     index: pd.DataFrame,  # of `read_index`
     detector: Detector,  # fitted

@@ -46,7 +46,7 @@ def word_contributions(
     )
     return table.sort_values("beyond_image", ascending=False, kind="stable").reset_index(drop=True), beyond
 
-
+# %% ../../nbs/06_scoring/20_words.ipynb #d868c0d4
 def word_table(
     detector: Detector,  # fitted, of a recipe that compares with words
     paths: Sequence[str],  # images
@@ -63,7 +63,7 @@ def word_table(
     order = [(name, "defect" if bad else "normal") for name, bad in zip(detector.bank_.names_, detector.bank_.defect_)]
     return pd.concat(columns, axis=1).loc[order].reset_index()
 
-
+# %% ../../nbs/06_scoring/20_words.ipynb #ad4c30dd
 def plot_words(
     detector: Detector,  # fitted, of a recipe that compares with words
     paths: Sequence[str],  # images, a row each

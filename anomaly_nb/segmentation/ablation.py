@@ -128,7 +128,7 @@ def _ablation_rows(
         for m, h in evaluation.histograms.items()
     ]
 
-
+# %% ../../nbs/07_segmentation/13_ablation.ipynb #a9490abe
 def ablation_summary(
     runs: pd.DataFrame,  # of `run_ablation`
     metric: str = "ap",  # or "val_miou", "test_miou", "auroc", "fpr95"

@@ -43,7 +43,7 @@ def comparable_groups(
         home[name] = evaluation
     return groups
 
-
+# %% ../../nbs/07_segmentation/11_compare.ipynb #5108c069
 def comparison_table(
     evaluations: Mapping[str, StreetEvaluation],  # name of the model -> its evaluation
     draws: int = 200,  # of the bootstrap; 0 = no intervals
@@ -67,7 +67,7 @@ def comparison_table(
     table = pd.concat(frames, ignore_index=True)
     return table.sort_values(["protocol", "ap"], ascending=[False, False], kind="stable").reset_index(drop=True)
 
-
+# %% ../../nbs/07_segmentation/11_compare.ipynb #7c672519
 def to_markdown(
     table: pd.DataFrame,  # of `comparison_table` or `results_table`
 ) -> str:  # percent with two decimals; intervals in brackets where there are any
@@ -113,7 +113,7 @@ def to_markdown(
     note = coverage_note(int(min(pooled))) if pooled else ""
     return "\n".join(lines) + "\n" + (f"\n{note}\n" if note else "")
 
-
+# %% ../../nbs/07_segmentation/11_compare.ipynb #753c3603
 def write_comparison(
     folder: str | Path,
     table: pd.DataFrame,  # of `comparison_table`

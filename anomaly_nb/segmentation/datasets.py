@@ -139,7 +139,7 @@ def resized_labels(
         else np.asarray(Image.fromarray(labels).resize((size[1], size[0]), Image.Resampling.NEAREST))
     )
 
-
+# %% ../../nbs/07_segmentation/04_datasets.ipynb #bce108eb
 @dataclass
 class StreetDataset:
     """Scenes of one split with their label table; `dataset[i]` reads a `Scene`.
@@ -155,6 +155,8 @@ class StreetDataset:
     notes: list[str] = field(default_factory=list)  # what was left out and why; reports print it
     read_image: Callable[[ScenePaths], np.ndarray] = lambda paths: read_image(paths.image)
     policy: str = "none"  # void policy by name: which classes train but do not count
+    read_labels: Callable[[ScenePaths], np.ndarray] = lambda paths: read_ids(paths.labels)
+    made: str = ""  # how scenes were made that are not on disk, such as "seed 0"; part of the identity
 
     def __post_init__(self) -> None:
         keys = [s.key for s in self.scenes]
@@ -187,7 +189,7 @@ class StreetDataset:
         return {
             "data": self.name,
             "split": self.split,
-            "scenes": f"{len(self)} ({sha256_json(self.keys)[:12]})",
+            "scenes": f"{len(self)} ({sha256_json(self.keys)[:12]})" + (f" of {self.made}" if self.made else ""),
             "labels": sha256_json(roles)[:12],
             "void policy": self.policy
             if not table.uncounted
@@ -197,7 +199,7 @@ class StreetDataset:
 
     def raw_labels(self, i: int) -> np.ndarray:
         "Raw ids of scene `i` at their stored size, (H, W)."
-        return read_ids(self.scenes[i].labels)
+        return self.read_labels(self.scenes[i])
 
     def __getitem__(self, i: int) -> Scene:
         paths = self.scenes[i]

@@ -29,7 +29,8 @@ from anomaly_nb.metrics import (
 from ..metrics.overlap import component_track
 from .datasets import VOID, StreetDataset
 from .models import weights_digest
-from .scorer import PixelScorer, SceneNetwork
+from .passes import SceneNetwork
+from .scorer import PixelScorer
 from .scorer_files import scorer_digest
 from .training import check_classes
 
@@ -101,7 +102,7 @@ def component_protocol(
         raise DataError(f"protocol is {name!r}; choose one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
 
-
+# %% ../../nbs/07_segmentation/10_evaluation.ipynb #b1f0446d
 IDENTITY = (
     "data",
     "split",
@@ -146,7 +147,7 @@ def identity_differences(
     one, two = (metadata.get("identity", {}) for metadata in (a, b))
     return [f"{n} ({one.get(n, 'not stated')}, {two.get(n, 'not stated')})" for n in names if one.get(n) != two.get(n)]
 
-
+# %% ../../nbs/07_segmentation/10_evaluation.ipynb #3e542571
 def evaluation_name(
     evaluation: StreetEvaluation,
 ) -> str:  # such as "camvid-test-240x320"
@@ -162,7 +163,7 @@ def evaluation_name(
         r"[^A-Za-z0-9_.-]+", "_", "-".join(map(str, parts + ([] if policy == "none" else [f"void_{policy}"])))
     )
 
-
+# %% ../../nbs/07_segmentation/10_evaluation.ipynb #df2dc8a4
 def check_sizes(
     threshold_sizes: Sequence[Sequence[int]],  # (height, width) of the images the statistics and thresholds come from
     sizes: Sequence[Sequence[int]],  # of the images they are used on

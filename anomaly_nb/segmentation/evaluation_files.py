@@ -42,7 +42,7 @@ def _unpacked_components(
         components[method] = {str(k): ComponentScores(s, p) for k, s, p in zip(arrays[f"{method}/keys"], *values)}
     return components
 
-
+# %% ../../nbs/07_segmentation/10_evaluation_files.ipynb #15618428
 def save_evaluation(
     folder: str | Path,
     evaluation: StreetEvaluation,
@@ -77,7 +77,7 @@ def save_evaluation(
     write_json(folder / "evaluation.json", metadata)
     return folder
 
-
+# %% ../../nbs/07_segmentation/10_evaluation_files.ipynb #15ed1b9e
 def free_folder(
     parent: str | Path,  # of all evaluations of a run
     evaluation: StreetEvaluation,
@@ -112,7 +112,7 @@ def find_evaluation(
         f"network{what}; run `street evaluate` first"
     )
 
-
+# %% ../../nbs/07_segmentation/10_evaluation_files.ipynb #ac880271
 def load_evaluation(
     folder: str | Path,  # written by `save_evaluation`
 ) -> StreetEvaluation:

@@ -141,7 +141,7 @@ class ViM:
         length = torch.linalg.norm((rows - origin) @ residual, dim=1)
         return cell_maps(length, features, size), cell_maps(torch.logsumexp(rows @ weight.T + bias, 1), features, size)
 
-
+# %% ../../nbs/07_segmentation/02_feature_scores.ipynb #419566e6
 class VimSubspace:
     "First of two readings of ViM: the second moment of the cells about the origin."
 
@@ -173,7 +173,7 @@ class VimSubspace:
         self.vim._set_subspace(self.total / self.count)
         return VimScale(self.vim)
 
-
+# %% ../../nbs/07_segmentation/02_feature_scores.ipynb #7d9ea78f
 class VimScale:
     "Second of two readings of ViM: the mean of the largest logit over the mean length of the residual."
 

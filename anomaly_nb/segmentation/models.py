@@ -158,7 +158,7 @@ class StreetModel(nn.Module):
         extent = (round(size[0] * padded.shape[-2] / x.shape[-2]), round(size[1] * padded.shape[-1] / x.shape[-1]))
         return StreetOutput(_at(whole, size), features, penultimate, auxiliary, extent)
 
-
+# %% ../../nbs/07_segmentation/07_models.ipynb #a61cfbe7
 def _at(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     "Maps (B, C, h, w) at (H, W), bilinearly."
     return (

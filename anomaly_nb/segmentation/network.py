@@ -50,7 +50,7 @@ MASK_NAMES = (
     ("class_logits", "mask_logits"),
 )
 
-
+# %% ../../nbs/07_segmentation/16_network.ipynb #43ad09c5
 class OwnNetwork(nn.Module):
     "Any callable from images to logits, as the scores take it. Raises `DataError` where it gives something else."
 
@@ -158,7 +158,7 @@ def _from_module(name: str) -> OwnNetwork:
     source = getattr(sys.modules[module], "__file__", None)
     return OwnNetwork(name, network, digest=sha256_file(source) if source else "")
 
-
+# %% ../../nbs/07_segmentation/16_network.ipynb #fbe71aef
 def _from_onnx(path: Path) -> Callable[[torch.Tensor], Any]:
     """An ONNX file as a callable; the first output is the logits, the second, if any, the features; outputs of
     MASK_NAMES are masks and classes.
@@ -173,7 +173,7 @@ def _from_onnx(path: Path) -> Callable[[torch.Tensor], Any]:
 
     return call
 
-
+# %% ../../nbs/07_segmentation/16_network.ipynb #f3880f4a
 def _from_transformers(folder: Path) -> OwnNetwork:
     "A local transformers checkpoint; mask classification (MaskFormer, Mask2Former) becomes scores per class."
     import_torchvision()  # transformers imports it by itself, and fails where its build is not that of torch
@@ -215,7 +215,7 @@ def _from_transformers(folder: Path) -> OwnNetwork:
         module=network,
     )
 
-
+# %% ../../nbs/07_segmentation/16_network.ipynb #b77a3ad9
 def _named(network: OwnNetwork, classes: Sequence[str]) -> OwnNetwork:
     "The network with other names of its classes, where any are given."
     network.classes = tuple(classes) or network.classes
@@ -291,7 +291,7 @@ def stored_files(
             paths[key] = path
     return paths
 
-
+# %% ../../nbs/07_segmentation/16_network.ipynb #0a2e07ac
 def partners(
     keys: Sequence[str],  # of the scenes
     files: Mapping[str, Path],  # of `stored_files`
@@ -314,7 +314,7 @@ def partners(
         )
     return {k: p for k, p in joined.items() if p is not None}
 
-
+# %% ../../nbs/07_segmentation/16_network.ipynb #faddc441
 class StoredLogits:
     "A folder of logits in the place of a network."
 

@@ -49,7 +49,7 @@ BDD = (
     "bus",
 )
 
-
+# %% ../../nbs/07_segmentation/22_odgt.ipynb #97ae8c93
 def read_odgt(
     path: str | Path,  # `.odgt` list
     root: str | Path,  # data set folder; paths in the list are tried below it and below the list's own folder
@@ -85,7 +85,7 @@ def _odgt_of(root: Path, names: Sequence[str]) -> Path:
             return root / name
     raise MissingFileError(f"{root}: none of {', '.join(names)} is there; check the root")
 
-
+# %% ../../nbs/07_segmentation/22_odgt.ipynb #fbf9f6d1
 def street_hazards(
     root: str | Path,  # holds train/ and test/, as the publishers' two archives unpack
     split: str = "train",  # "train", "val", "test"

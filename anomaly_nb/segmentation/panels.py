@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from ..core.style import ANOMALOUS, figure_style
 from .datasets import VOID, Scene
-from .scorer import PixelScorer, SceneNetwork
+from .passes import SceneNetwork
+from .scorer import PixelScorer
 from .scores import msp
 
 # %% ../../nbs/07_segmentation/12_panels.ipynb #bab01fa4

@@ -70,7 +70,7 @@ def binary_table(
         )
     return LabelTable((), {}, anomaly=odd, void=void, normal=frozenset(range(256)) - odd - void)
 
-
+# %% ../../nbs/07_segmentation/04_readers.ipynb #7e355f03
 def smiyc(
     root: str | Path,  # holds images/ and labels_masks/
 ) -> StreetDataset:
@@ -118,7 +118,7 @@ def road_anomaly(
         "road_anomaly", "test", LabelTable((), {}, anomaly=frozenset({2}), normal=frozenset({0})), scenes
     )
 
-
+# %% ../../nbs/07_segmentation/04_readers.ipynb #80b912bf
 CITYSCAPES = {
     "road": 7,
     "sidewalk": 8,
@@ -162,7 +162,7 @@ def cityscapes(
     table = LabelTable(tuple(CITYSCAPES), ids, void=frozenset(range(256)) - set(ids))
     return StreetDataset("cityscapes", split, table, _published_pairs(Path(root), split, ("gtFine",)))
 
-
+# %% ../../nbs/07_segmentation/04_readers.ipynb #48987654
 def lost_and_found(
     root: str | Path,  # holds leftImg8bit/ and gtCoarse/ as published
     split: str = "test",  # "train", "test"
@@ -174,7 +174,7 @@ def lost_and_found(
     table = LabelTable((), {}, anomaly=frozenset(range(2, 255)), normal=frozenset({1}), void=frozenset({0, 255}))
     return StreetDataset("lost_and_found", split, table, _published_pairs(Path(root), split, ("gtCoarse", "gtFine")))
 
-
+# %% ../../nbs/07_segmentation/04_readers.ipynb #650a603c
 def fishyscapes(
     root: str | Path,  # holds NNNN_<frame>_labels.png, and NNNN_<frame>_rgb.npz for Static
     images: str | Path,  # Cityscapes val images (Static) or Lost&Found images of any split (L&F)
@@ -238,7 +238,7 @@ def folder(
     )
     return StreetDataset(root.name, split, table, scenes)
 
-
+# %% ../../nbs/07_segmentation/04_readers.ipynb #e545efeb
 def _with_ids(table: LabelTable, anomaly_ids: Sequence[int], ignore_ids: Sequence[int]) -> LabelTable:
     "A table whose anomaly or void ids are others. Raises `DataError` where one of them is a trained class."
     odd, void = frozenset(anomaly_ids or table.anomaly), frozenset(ignore_ids or table.void - set(anomaly_ids))
@@ -249,7 +249,7 @@ def _with_ids(table: LabelTable, anomaly_ids: Sequence[int], ignore_ids: Sequenc
         raise DataError(f"ids {trained} are trained classes; hold the class out to make it the anomaly")
     return replace(table, anomaly=odd, void=(void | table.anomaly) - odd, normal=table.normal - odd - void)
 
-
+# %% ../../nbs/07_segmentation/04_readers.ipynb #91ff9c6b
 def open_streets(
     # "samples", "camvid", "streethazards", "bdd_anomaly", "smiyc", "road_anomaly", "fishyscapes", "cityscapes",
     # "lost_and_found", "folder"

@@ -35,7 +35,7 @@ def size_text(
     "A size in words."
     return f"{size[0]}x{size[1]}" if size else "as stored"
 
-
+# %% ../../nbs/07_segmentation/15_run.ipynb #7763c96f
 class StreetRun:
     "A run's folder: its network, and statistics and thresholds by size."
 

@@ -7,10 +7,8 @@ __all__ = ['STREET_CLASSES', 'UNKNOWN', 'STREET_TABLE', 'draw_street', 'street_s
 
 # %% ../../nbs/07_segmentation/05_samples.ipynb #fc3b86be
 import io
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -83,7 +81,7 @@ def _background(c: _Canvas) -> tuple[float, float]:
         c.shape("rectangle", [centre - 1 - 2 * t, y - 4 * t - 1, centre + 1 + 2 * t, y], c.colour((215, 215, 205), 6))
     return horizon, centre
 
-
+# %% ../../nbs/07_segmentation/05_samples.ipynb #6d9bbd83
 def _stand(c: _Canvas, horizon: float, centre: float, spread: float) -> tuple[float, float, float]:
     "A place on the ground: column, row of the foot, size in pixels of a metre there."
     depth = c.rng.uniform(0.12, 0.95)
@@ -119,7 +117,7 @@ def _person(c: _Canvas, x: float, y: float, m: float) -> None:
     c.shape("rectangle", [x - 0.24 * m, y - 1.5 * m, x + 0.24 * m, y - 0.7 * m], coat, raw)
     c.shape("ellipse", [x - 0.15 * m, y - 1.8 * m, x + 0.15 * m, y - 1.45 * m], (205, 170, 145), raw)
 
-
+# %% ../../nbs/07_segmentation/05_samples.ipynb #a9198c58
 def _unknown(c: _Canvas, x: float, y: float, m: float) -> None:
     "A barrel, tyre, box or striped ball."
     kind = int(c.rng.integers(4))
@@ -172,7 +170,21 @@ def street_samples(
 ) -> StreetDataset:
     "Procedural street scenes as a data set, drawn when asked for. Raises `DataError`."
     scenes = [ScenePaths(f"{split}/{i:04}", Path(), Path()) for i in range(count)]
-    return _Drawn("street_samples", split, STREET_TABLE, scenes, (size[0], size[1]), drawn=(size, seed))
+    height_width = (int(size[0]), int(size[1]))
+
+    def drawn(paths: ScenePaths) -> tuple[np.ndarray, np.ndarray]:
+        return _drawn(int(paths.key[-4:]), split, height_width, seed)
+
+    return StreetDataset(
+        "street_samples",
+        split,
+        STREET_TABLE,
+        scenes,
+        (size[0], size[1]),
+        read_image=lambda paths: drawn(paths)[0].copy(),
+        read_labels=lambda paths: drawn(paths)[1].copy(),
+        made=f"seed {seed}",
+    )
 
 
 @lru_cache(maxsize=256)  # a training asks for every scene in every epoch: 25 MB at most at the usual size
@@ -180,30 +192,7 @@ def _drawn(index: int, split: str, size: tuple[int, int], seed: int) -> tuple[np
     "A scene as `draw_street` draws it, once."
     return draw_street(index, split, size, seed)
 
-
-@dataclass
-class _Drawn(StreetDataset):
-    "Scenes that are drawn instead of read."
-
-    drawn: tuple = ((128, 192), 0)  # size and seed
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.read_image = lambda paths: self._draw(paths.key)[0].copy()
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return super().identity | {"scenes": f"{super().identity['scenes']} of seed {self.drawn[1]}"}
-
-    def raw_labels(self, i: int) -> np.ndarray:
-        return self._draw(self.scenes[i].key)[1].copy()
-
-    def _draw(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        "A scene by its key."
-        size, seed = self.drawn
-        return _drawn(int(key[-4:]), self.split, (int(size[0]), int(size[1])), seed)
-
-
+# %% ../../nbs/07_segmentation/05_samples.ipynb #1cb1dd11
 def write_street_samples(
     root: str | Path,  # folder to create
     counts: tuple[int, int, int] = (48, 12, 24),  # scenes of train, val, test

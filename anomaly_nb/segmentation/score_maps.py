@@ -87,7 +87,7 @@ class _Masks:
             )
         return mask.astype(np.uint8)
 
-
+# %% ../../nbs/07_segmentation/17_score_maps.ipynb #1bee3744
 def _readers(maps: Any, keys: Sequence[str], scale: tuple[float, float] | None) -> list[Callable[[], np.ndarray]]:
     "One reader per key, in order; both sides must be complete."
     if isinstance(maps, str | Path):
@@ -108,7 +108,7 @@ def _readers(maps: Any, keys: Sequence[str], scale: tuple[float, float] | None) 
         for k in keys
     ]
 
-
+# %% ../../nbs/07_segmentation/17_score_maps.ipynb #772b2cf9
 def _scale(readers: Sequence[Callable[[], np.ndarray]]) -> tuple[float, float]:
     "Median and interquartile range over a sample of at most 64 maps, 4096 pixels each."
     samples = []
@@ -119,7 +119,7 @@ def _scale(readers: Sequence[Callable[[], np.ndarray]]) -> tuple[float, float]:
     spread = high - low if high > low else float(np.ptp(np.concatenate(samples))) or 1.0
     return float(median), float(spread)
 
-
+# %% ../../nbs/07_segmentation/17_score_maps.ipynb #6e555d7a
 def evaluate_scores(
     # folder of <scene>.npy .npz .tif .png, or arrays (H, W) by key or in order; higher = anomalous
     maps: str | Path | Mapping[str, Any] | Sequence[Any],

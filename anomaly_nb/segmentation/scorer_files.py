@@ -52,7 +52,7 @@ def _unpack(value: Any) -> Any:
         return {k: _unpack(v) for k, v in value.items()}
     return type(value)(map(_unpack, value)) if isinstance(value, list | tuple) else value
 
-
+# %% ../../nbs/07_segmentation/09_scorer_files.ipynb #42da1786
 def scorer_digest(
     scorer: PixelScorer,  # fitted
 ) -> str:  # SHA-256 over settings and statistics
@@ -73,7 +73,7 @@ def scorer_digest(
     count(_pack(scorer))
     return digest.hexdigest()
 
-
+# %% ../../nbs/07_segmentation/09_scorer_files.ipynb #e91e6fde
 def save_scorer(
     path: str | Path,  # `.pt`
     scorer: PixelScorer,  # fitted

@@ -155,7 +155,7 @@ class StandardizedMaxLogit:
             scores = boundary_suppression(scores, predicted)
         return dilated_smoothing(scores) if self.smooth else scores
 
-
+# %% ../../nbs/07_segmentation/01_scores.ipynb #6033f34d
 def max_logit_moments(
     moments: GroupMoments | None,  # what was counted before; None = nothing yet
     logits: torch.Tensor,  # (B, C, H, W)

@@ -110,7 +110,7 @@ def results_table(
     frame.insert(3, "miou", evaluation.miou())
     return frame
 
-
+# %% ../../nbs/07_segmentation/21_tables.ipynb #1e88b99a
 def difference_table(
     evaluation: StreetEvaluation,
     reference: str = "max_logit",  # method the others are compared with
@@ -133,7 +133,7 @@ def difference_table(
             rows.append({"method": evaluation.labels[method], "minus": evaluation.labels[reference]} | figures)
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/07_segmentation/21_tables.ipynb #7ab9599a
 def class_table(
     evaluation: StreetEvaluation,
 ) -> pd.DataFrame:  # class, iou, pixels

@@ -16,7 +16,7 @@ from ..core.files import sha256_json
 from ..features.base import Backbone
 from .datasets import Scene
 from .models import StreetOutput, weights_digest
-from .scorer import SceneNetwork
+from .passes import SceneNetwork
 
 # %% ../../nbs/07_segmentation/19_together.ipynb #708d97a0
 class NetworkEnsemble:

@@ -246,7 +246,7 @@ def _train_epoch(run: _Run, dataset: StreetDataset, epoch: int, device: torch.de
         batches.set_postfix(loss=f"{losses[-1]:.3f}")
     return float(np.mean(losses))
 
-
+# %% ../../nbs/07_segmentation/08_training.ipynb #7af727f9
 def epoch_line(
     history: list[dict[str, float]],  # of the epochs so far
     epochs: int,  # at most
@@ -260,7 +260,7 @@ def epoch_line(
     )
     return f"{text}, {now['seconds']:.0f} s, at most {seconds_left / 60:.0f} min left"
 
-
+# %% ../../nbs/07_segmentation/08_training.ipynb #8b973618
 def train(
     model: StreetModel,  # of `build_model`; trained in place
     train_set: StreetDataset,  # anomalies are void in its labels

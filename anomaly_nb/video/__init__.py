@@ -12,11 +12,12 @@ __all__ = ['make_clip', 'make_video_dataset', 'detected_regions', 'detection_cur
 
 # %% ../../nbs/08_video/00_video.ipynb #ec836009
 from .clips import make_clip, make_video_dataset
+from .conversion import convert_pickled, export_frames
 from .detection import detected_regions, detection_curve, detection_delays, read_tracks
 from .evaluation import auc_table, frame_auc
 from .events import Decision, find_events
 from .extraction import extract_videos
-from .feature_files import ObjectFeatures, convert_pickled, export_frames, load_object_features
+from .feature_files import ObjectFeatures, load_object_features
 from .ground_truth import frame_labels
 from .layouts import list_videos
 from anomaly_nb.video.pipeline import (
@@ -24,10 +25,9 @@ from anomaly_nb.video.pipeline import (
     dataset_events,
     evaluate_dataset,
     extract_dataset,
-    located,
-    plan_for,
     score_dataset,
 )
+from .plan import located, plan_for
 from .render import contact_sheet, render_video
 from .scoring import VideoScorer, frame_scores, load_scorer, responsible_objects, save_scorer
 from .sources import open_source

@@ -160,7 +160,7 @@ class Decision:
         except (TypeError, KeyError, ValueError):
             raise DataError(f"{path}: is no saved decision; calibrate again") from None
 
-
+# %% ../../nbs/08_video/13_events.ipynb #15515e20
 def decide(
     scorer: VideoScorer,  # fitted
     frames: pd.DataFrame,  # of `held_out_frames`
@@ -198,7 +198,7 @@ def decide(
         onset,
     )
 
-
+# %% ../../nbs/08_video/13_events.ipynb #9c29bf49
 def made_with(scorer: VideoScorer) -> str:
     "Checksum of everything a frame score depends on beside the frame."
     tracks = [scorer.track_sigma] if scorer.track_sigma else []  # decisions made before there were tracks still open

@@ -160,7 +160,7 @@ def extract_videos(
         "failed": failed,
     }
 
-
+# %% ../../nbs/08_video/06_extraction.ipynb #99546ee5
 def _still_true(
     folder: Path,
     about: dict[str, Any],  # settings
@@ -193,7 +193,7 @@ def _still_true(
         "failed": failed,
     }
 
-
+# %% ../../nbs/08_video/06_extraction.ipynb #c87b0d8b
 def _spread(videos: list[Video], count: int) -> Iterator[np.ndarray]:
     """About `count` frames, evenly spread over all videos; a damaged video ends early, and is named when it is
     extracted.
@@ -215,7 +215,7 @@ def _backgrounds(images: Iterable[np.ndarray]) -> dict[tuple[int, ...], np.ndarr
         by_size[image.shape].append(image)
     return {size: median_background(frames) for size, frames in by_size.items()}
 
-
+# %% ../../nbs/08_video/06_extraction.ipynb #0ae90012
 def background_of(
     settings: Extraction,
     training: list[Video],  # whose scene it is with background="split"

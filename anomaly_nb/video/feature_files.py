@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODALITIES', 'INDEX', 'CHECKSUMS', 'ROWS', 'save_frame', 'VideoFile', 'video_file', 'write_index', 'in_one_file',
-           'read_index', 'ObjectFeatures', 'sample_frames', 'load_object_features', 'export_frames', 'convert_pickled']
+           'read_index', 'ObjectFeatures', 'sample_frames', 'load_object_features']
 
 # %% ../../nbs/08_video/03_feature_files.ipynb #974ef06e
-import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from ..core.arrays import load_arrays, save_arrays
-from ..core.errors import DataError, MissingFileError, Notice, UnsafeFileError, check_file, check_finite
+from ..core.errors import DataError, MissingFileError, check_file, check_finite
 from ..core.files import atomic_write, sha256_array, sha256_file, sha256_json, write_json
 from ..core.order import natural_key
 from ..core.plain import read_json
-from ..features.convert import content_of, read_pickled
 
 # %% ../../nbs/08_video/03_feature_files.ipynb #ea14c6b2
 MODALITIES = {"deep": "DEEP_FEATURES", "keypoints": "KEYPOINTS", "velocity": "VELOCITIES"}
@@ -104,7 +102,7 @@ class VideoFile:
         ):
             self._member(name, np.asarray(value))
 
-
+# %% ../../nbs/08_video/03_feature_files.ipynb #28430ef9
 @contextmanager
 def video_file(
     folder: str | Path,  # of one split
@@ -118,7 +116,7 @@ def video_file(
         yield writer
         writer.finish(modality, video)
 
-
+# %% ../../nbs/08_video/03_feature_files.ipynb #24cec072
 def _video_path(folder: str | Path, modality: str, video: str) -> Path:
     "Where a video's objects are kept, if they are in one file."
     return _modality_path(folder, modality) / f"{video}.npz"
@@ -177,7 +175,7 @@ def write_index(
     write_json(folder / INDEX, index)
     return index
 
-
+# %% ../../nbs/08_video/03_feature_files.ipynb #ad97627c
 def _sums_of(folder: Path, modality: str, video: str, frames: Collection[str]) -> str | dict[str, str]:
     "The checksum of a video's file, or of each of its frames' files."
     if in_one_file(folder, modality, video):
@@ -207,7 +205,7 @@ def _checksums(folder: Path, index: Mapping[str, Any], video: str) -> dict[str, 
         raise DataError(f"{path}: changed since {INDEX} was written; restore it or extract again")
     return sums
 
-
+# %% ../../nbs/08_video/03_feature_files.ipynb #603d14a9
 def read_index(folder: str | Path) -> dict:
     "The index of a split's features. Raises `MissingFileError`, or `DataError` where it was edited."
     path = check_file(Path(folder) / INDEX, "extract the features of this split first")
@@ -308,7 +306,7 @@ def load_object_features(
         modality, check_finite(f"{folder} {modality}", values), boxes, names_of, frames_of, frames, index["extractor"]
     )
 
-
+# %% ../../nbs/08_video/03_feature_files.ipynb #253e6643
 def _read_video(
     folder: Path, index: Mapping[str, Any], modality: str, video: str, names: Collection[str]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -349,7 +347,7 @@ def _read_video(
         if frame in name_set:
             yield frame, joined[0][start:end], joined[1][start:end]
 
-
+# %% ../../nbs/08_video/03_feature_files.ipynb #449c3d2d
 def _changed(folder: Path, index: Mapping[str, Any], modality: str, path: Path) -> DataError:
     """The error for a file that is not the one the index knows: it names the frame that it belongs to, where there is
     one.
@@ -388,107 +386,3 @@ def _check_files(folder: Path, modality: str, frames: dict[str, tuple[str, ...]]
         )
     if there - expected:
         raise DataError(f"{root / sorted(there - expected)[0]}.npz: the index knows no such frame; remove or rename it")
-
-# %% ../../nbs/08_video/03_feature_files.ipynb #19b53ba7
-def export_frames(
-    folder: str | Path,  # features of one split
-    target: str | Path,  # receives the specified form: a file for every frame and modality, and the index
-) -> dict:  # the index of the target
-    """Write features with one file a frame.
-
-    Raises `DataError` for a target that holds features, and as `load_object_features` does.
-    """
-    folder, target, index = Path(folder), Path(target), read_index(folder)
-    if (target / INDEX).exists():
-        raise DataError(f"{target}: already holds features; export into an empty folder")
-    for modality in index["modalities"]:
-        for video, names in index["videos"].items():
-            for frame, values, boxes in _read_video(folder, index, modality, video, names):
-                save_frame(target, modality, video, frame, values, boxes)
-    frames = {v: tuple(f) for v, f in index["videos"].items()}
-    return write_index(target, frames, index["extractor"], tuple(index["modalities"]), sources=index.get("sources"))
-
-# %% ../../nbs/08_video/03_feature_files.ipynb #a79a8d03
-def convert_pickled(
-    # an object-array `.npy` with one entry per frame, or a folder <video>/<frame>.npy of arrays or dictionaries
-    source: str | Path,
-    target: str | Path,  # folder of one split to write
-    modality: str,  # what it holds
-    frames: Mapping[str, tuple[str, ...]] | None = None,  # for an object array: the frames of every video, in its order
-    trust: bool = False,  # True: you know who wrote the files
-    # what made them: settings, spec, weights (a file counts by its content); None = not known
-    extractor: str | Mapping[str, Any] | None = None,
-) -> dict:  # the index of the target
-    """Convert pickled features to this layout.
-
-    Raises `UnsafeFileError` without `trust` or for a pickle of anything but arrays, `DataError` where counts differ.
-    """
-    source, target = Path(source), Path(target)
-    if not trust:
-        raise UnsafeFileError(
-            f"{source}: a pickle may run code when it is read; pass trust=True if you know who wrote it"
-        )
-    if source.is_dir():
-        folders = sorted((v for v in source.iterdir() if v.is_dir()), key=lambda v: natural_key(v.name))
-        files = {
-            v.name: {p.stem: p for p in sorted(v.glob("*.npy"), key=lambda p: natural_key(p.stem))} for v in folders
-        }
-        entries = {(v, f): read_pickled(p) for v, ps in files.items() for f, p in ps.items()}
-        frames = {v: tuple(ps) for v, ps in files.items()}
-    else:
-        if frames is None:
-            raise DataError("frames: an object array has no names in it; give the frames of every video")
-        rows = list(read_pickled(source))
-        keys = [(v, f) for v, names in frames.items() for f in names]
-        if len(rows) != len(keys):
-            raise DataError(f"{source}: {len(rows)} entries for {len(keys)} frames; they belong to different versions")
-        entries = dict(zip(keys, rows))
-    index = read_index(target) if (target / INDEX).exists() else {}
-    if index and index["videos"] != {v: list(f) for v, f in frames.items()}:
-        raise DataError(f"{target}: already holds other frames; convert into an empty folder")
-    for (video, frame), entry in entries.items():
-        save_frame(target, modality, video, frame, *_entry(f"{source} {video}/{frame}", modality, entry))
-    read = sorted(source.rglob("*.npy")) if source.is_dir() else [source]
-    origin = {
-        "name": source.name,
-        "sha256": sha256_json({p.relative_to(source).as_posix(): sha256_file(p) for p in read}),
-    }
-    specs = {**index.get("extractor", {}).get("converted", {}), modality: _made_by(extractor, origin)}
-    modalities = tuple(dict.fromkeys([*index.get("modalities", ()), modality]))
-    # of an older index
-    settings = {
-        k: v for k, v in index.get("extractor", {}).items() if k != "converted_from" or set(modalities) - specs.keys()
-    }
-    return write_index(
-        target,
-        frames,
-        settings | {"converted": specs},
-        modalities,
-        (modality,),
-        {**index.get("sources", {}), modality: origin},
-    )
-
-
-def _made_by(extractor: str | Mapping[str, Any] | None, origin: Mapping[str, str]) -> dict[str, Any]:
-    "What made features, files by their content; features of unknown origin are equal to themselves only."
-    if not extractor:
-        note = "so they count as made by an extractor of their own and cannot be scored against others; pass extractor="
-        warnings.warn(f"{origin['name']}: nothing says what made these features, {note}", Notice, stacklevel=3)
-        return {"unknown": origin["sha256"]}
-    return content_of(extractor)
-
-
-def _entry(name: str, modality: str, entry: Any) -> tuple[np.ndarray, np.ndarray]:
-    "Values and boxes of one pickled entry; boxes are zero where it has none."
-    boxes = None
-    if isinstance(entry, dict):
-        boxes = entry.get("boxes")
-        key = {"deep": "features", "velocity": "velocities", "keypoints": "keypoints"}[modality]
-        if key not in entry:
-            raise DataError(f"{name}: has no key {key!r}; it has {', '.join(map(str, entry))}")
-        entry = entry[key]
-    values = np.asarray(entry, np.float32)
-    values = values.reshape(0, 0) if values.size == 0 else values.reshape(len(values), -1)
-    return values, np.zeros((len(values), 4)) if boxes is None or not len(boxes) else np.asarray(boxes, np.float32)[
-        : len(values), :4
-    ]

@@ -46,7 +46,7 @@ def ground_truths(root: str | Path) -> dict[str, Path]:
             raise DataError(f"{root}: {names} all may be {kind}; keep the one that is meant")
     return {kind: paths[0] for kind, paths in places.items() if paths}
 
-
+# %% ../../nbs/08_video/17_ground_truth.ipynb #020d54b9
 def frame_labels(
     root: str | Path,  # the data set's folder
     videos: list[Video],  # of the test split
@@ -81,7 +81,7 @@ def frame_labels(
                 raise DataError(f"{several}, and they differ: in video {v}, {counts}; name one")
     return labels[first]
 
-
+# %% ../../nbs/08_video/17_ground_truth.ipynb #c63d8473
 def _read_labels(kind: str, place: Path, videos: list[Video], events: str | None) -> dict[str, np.ndarray]:
     "Labels of one kind, with their lengths checked."
     if len({v.name for v in videos}) < len(videos):
@@ -160,7 +160,7 @@ def _ranges(numbers: Sequence[int]) -> str:
         return f"{ordered[0]} to {ordered[-1]}"
     return ", ".join(map(str, ordered)) or "none"
 
-
+# %% ../../nbs/08_video/17_ground_truth.ipynb #c35ae217
 def _from_masks(place: Path, videos: list[Video]) -> dict[str, np.ndarray]:
     "A frame is anomalous if its mask has a pixel."
     return {
@@ -189,7 +189,7 @@ def mask_files(
         masks[name] = [files[frames[f]] for f in video.frames]
     return masks
 
-
+# %% ../../nbs/08_video/17_ground_truth.ipynb #5cf1582d
 def _partners(names: Sequence[str], others: Mapping[str, Path], place: Path, what: str) -> dict[str, str]:
     "Names joined to names. Raises `MissingFileError` for the first that has no partner."
     try:
@@ -203,7 +203,7 @@ def _partners(names: Sequence[str], others: Mapping[str, Path], place: Path, wha
         f"{place}: no ground truth for {what} {lost[0]} ({count}); restore it or leave the {what} out"
     )
 
-
+# %% ../../nbs/08_video/17_ground_truth.ipynb #31232977
 def _from_frame_mask(place: Path, videos: list[Video]) -> dict[str, np.ndarray]:
     "One array of 0 and 1 per video."
     files = {p.stem: p for p in place.glob("*.npy") if not is_hidden(p)}
@@ -283,7 +283,7 @@ def _in_order(spans: np.ndarray, n: int) -> bool:
     "Whether events lie within the film, one after the other."
     return bool((np.diff(spans.reshape(-1)) >= 0).all() and spans.min() >= 1 and spans.max() <= n)
 
-
+# %% ../../nbs/08_video/17_ground_truth.ipynb #ba58bafb
 def _event_labels(
     name: str,  # file, for messages
     tables: Mapping[str, np.ndarray],  # video -> (2, events), (events, 2), () for none, or 0 and 1 per frame
@@ -332,7 +332,7 @@ def _event_labels(
             labels[video] = _spans(where, table.T if fits[0] == "columns" else table, n)
     return labels
 
-
+# %% ../../nbs/08_video/17_ground_truth.ipynb #03070a76
 def _from_intervals(place: Path, videos: list[Video], events: str | None) -> dict[str, np.ndarray]:
     "Tables of events, or 0 and 1 per frame, in the cells `gt` or in a variable per video."
     mat, lengths = load_mat(place), {v.name: len(v.frames) for v in videos}

@@ -46,6 +46,8 @@ FILMS = {
     ".mjpg",
     ".mjpeg",
 }
+
+# %% ../../nbs/08_video/02_layouts.ipynb #0e13a76d
 TOLERANCE = 0.02  # fraction of the declared frames that may be missing, at least 2 frames
 
 
@@ -104,7 +106,7 @@ def _probe(path: Path, *_: int) -> Film:
         np.array(times, np.float32),
     )
 
-
+# %% ../../nbs/08_video/02_layouts.ipynb #8305eb31
 def quiet_opencv() -> Any:  # the module cv2
     "OpenCV, silent about damage and missing codecs: those are said in our own words."
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -124,7 +126,7 @@ def open_film(
     ready = cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends()  # others may take a film's name for a series of images
     return cv2.VideoCapture(str(path), cv2.CAP_FFMPEG) if ready else cv2.VideoCapture(str(path))
 
-
+# %% ../../nbs/08_video/02_layouts.ipynb #123e79cf
 def _why_no_film(path: Path) -> str:
     "The likely reason why a file gives no frame."
     with open(path, "rb") as f:
@@ -198,7 +200,7 @@ class Video:
         files = {p.stem: p for p in self.path.iterdir() if is_image(p)}
         return content_of({name: files.get(name, self.path / name) for name in self.frames})
 
-
+# %% ../../nbs/08_video/02_layouts.ipynb #bbf99673
 def film_frame(
     path: str | Path,  # film
     number: int,  # of the frame, from 0
@@ -242,7 +244,7 @@ FORMS = {
     "testing": ("testing/frames", "testing/videos", "testing_videos", "Test"),
 }
 
-
+# %% ../../nbs/08_video/02_layouts.ipynb #27d851f6
 def read_split(
     root: str | Path,  # folder of a data set, or of frame folders and video files
     split: str | None = None,  # "training", "testing" or None: `root` itself holds the videos
@@ -283,11 +285,11 @@ def list_videos(
         warnings.warn(f"{path}: {note}", Notice, stacklevel=1)
     return videos
 
-
+# %% ../../nbs/08_video/02_layouts.ipynb #6f2e8385
 # what lies beside videos and is none
 BESIDE = {".m", ".mat", ".npy", ".txt", ".csv", ".json", ".md", ".xml", ".yml", ".yaml", ".pdf", ".html"}
 
-
+# %% ../../nbs/08_video/02_layouts.ipynb #07e415dc
 def _split_folder(root: Path, split: str | None) -> Path:
     """The folder with the videos of a split.
 
@@ -316,7 +318,7 @@ def _split_folder(root: Path, split: str | None) -> Path:
             )
     return folders[0]
 
-
+# %% ../../nbs/08_video/02_layouts.ipynb #ab48f223
 def read_video(path: Path) -> Video:
     "A folder of frames or a film. Raises `DataError` for anything else."
     if path.is_dir():

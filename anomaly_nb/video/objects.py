@@ -196,7 +196,7 @@ class PoseModel:
             rows.append(_joints(self._forward(((crop - self.mean) / self.std).transpose(2, 0, 1)[None]), self.size))
         return np.array(rows, np.float32).reshape(len(boxes), -1)
 
-
+# %% ../../nbs/08_video/04_objects.ipynb #d5a9ed9d
 def _is_yolo(outputs: tuple[np.ndarray, ...]) -> bool:
     "Whether the answer is rows of box, score, and x, y, visibility of every joint, for many boxes."
     return len(outputs) == 1 and outputs[0].ndim == 3 and outputs[0].shape[1] >= 8 and outputs[0].shape[1] % 3 == 2

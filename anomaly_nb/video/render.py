@@ -51,7 +51,7 @@ def joined_boxes(
         rows.append(row)
     return pd.DataFrame(rows, columns=["modality", "score", *SIDES]).sort_values("score", ignore_index=True)
 
-
+# %% ../../nbs/08_video/14_render.ipynb #cbe80e19
 def annotate(
     image: np.ndarray,  # (H, W, 3) uint8 RGB
     objects: pd.DataFrame,  # modality, score, y1, x1, y2, x2 of the frame
@@ -80,7 +80,7 @@ def annotate(
         cv2.rectangle(canvas, (0, 0), (canvas.shape[1] - 1, canvas.shape[0] - 1), EVENT, 4)
     return canvas
 
-
+# %% ../../nbs/08_video/14_render.ipynb #53dcf7c7
 def curve_strip(
     scores: np.ndarray,  # (T,) of the film
     threshold: float,  # of events

@@ -119,7 +119,7 @@ class Source:
                 return
             time.sleep(0 if new else POLL)
 
-
+# %% ../../nbs/08_video/18_sources.ipynb #67f3631c
 def open_source(
     what: str | int,  # number of a camera, address of a stream, film, or folder of images
     idle: float = 0.0,  # seconds without a new image after which a folder has ended; 0 = never

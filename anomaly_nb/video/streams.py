@@ -196,7 +196,7 @@ def stream_objects(
             vectors.extend(tools.vectors(np.stack(crops)) if crops else [])
         yield from _complete(waiting, vectors)
 
-
+# %% ../../nbs/08_video/19_streams.ipynb #2da24fed
 def _in_time(
     tools: FrameTools, frames: Iterable[tuple[str, np.ndarray]]
 ) -> Iterator[tuple[str, np.ndarray | None, np.ndarray, np.ndarray]]:

@@ -96,7 +96,7 @@ class VelocityModel:
         "Checksum of the fitted model."
         return sha256_json({k: v.tolist() for k, v in _arrays(self).items()})
 
-
+# %% ../../nbs/08_video/07_velocity.ipynb #a6186e01
 def _arrays(model: VelocityModel) -> dict[str, np.ndarray]:
     "Everything a fitted model consists of. Raises `NotFittedError`."
     if not hasattr(model, "mixture_"):

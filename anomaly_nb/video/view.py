@@ -23,7 +23,8 @@ from .evaluation import frame_auc
 from .feature_files import read_index
 from .ground_truth import frame_labels, ground_truths
 from .layouts import list_videos
-from .pipeline import VideoPlan, extract_dataset, located, plan_for
+from .pipeline import extract_dataset
+from .plan import VideoPlan, located, plan_for
 from .plots import frame_in_time
 from .scoring import VideoScorer, frame_scores, load_modalities, responsible_objects
 

@@ -25,7 +25,8 @@ from .events import Decision, reason_of, rise
 from .extraction import background_of
 from .feature_files import ObjectFeatures, read_index
 from .layouts import Video, list_videos, quiet_opencv, read_video
-from .pipeline import VideoPlan, features_of, load_decision, located
+from .pipeline import load_decision
+from .plan import VideoPlan, features_of, located
 from .render import film_writer
 from .scoring import VideoScorer
 from .sources import Source
@@ -235,7 +236,7 @@ class Summary:
         )
         return f"{self.frames} frames, {self.events} events, {self.dropped} frames dropped{each}"
 
-
+# %% ../../nbs/08_video/16_watch.ipynb #607ae7c7
 def watch(
     plan: VideoPlan,  # calibrated
     source: Source,
@@ -306,13 +307,13 @@ def watch(
     finally:
         keep.close()
 
-
+# %% ../../nbs/08_video/16_watch.ipynb #24daa844
 def _whole(source: Source) -> Video | None:
     "The film of a source; None where there is no end to it."
     path = Path(str(source.what))
     return read_video(path) if path.is_file() and not source.live else None
 
-
+# %% ../../nbs/08_video/16_watch.ipynb #a3751eca
 def frame_score(
     scorer: VideoScorer,  # fitted
     frame: str,  # name
