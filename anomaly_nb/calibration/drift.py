@@ -96,9 +96,9 @@ class DriftResult:
 
 # %% ../../nbs/05_calibration/06_drift.ipynb #57bad32a
 def _prepared(
-    side: Any,  # scores, Sample or ScoreSketch
+    side: np.ndarray | Sample | ScoreSketch,
     name: str,
-    groups: Any,
+    groups: np.ndarray | None,
     min_files: int,
     min_groups: int,
 ) -> tuple[Sample | ScoreSketch, str]:  # the sample and, if it cannot be judged, why

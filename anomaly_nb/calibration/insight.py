@@ -22,7 +22,7 @@ from .margins import BOUNDS, GRADES
 from .shifts import METRICS
 from .thresholds import conformal_bound
 from .windows import read_window
-from .sample import Sample, quantiles
+from .sample import Sample, ScoreSketch, quantiles
 from .store import CalibrationStore
 from .tagging import find_head
 from ..core.errors import DataError, check_finite, require
@@ -162,9 +162,9 @@ def quality_report(store: CalibrationStore) -> pd.DataFrame:  # one row per head
     return pd.DataFrame(store.ask(_quality_rows))
 
 
-def _quality_rows(db: sqlite3.Connection) -> list[dict[str, Any]]:
+def _quality_rows(db: sqlite3.Connection) -> list[dict[str, object]]:
     "A row of figures and advice for each head."
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for head in db.execute("SELECT * FROM heads ORDER BY model_name, head_name").fetchall():
         run = db.execute(
             "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?",
@@ -189,7 +189,7 @@ def _quality_rows(db: sqlite3.Connection) -> list[dict[str, Any]]:
     return rows
 
 
-def _quality(sample: Any, alpha: float) -> dict[str, Any]:
+def _quality(sample: Sample | ScoreSketch, alpha: float) -> dict[str, object]:
     "Figures and advice for one sample."
     p5, _, p50, p75, p95 = quantiles(sample)
     groups = getattr(sample, "n_groups", 0) or None

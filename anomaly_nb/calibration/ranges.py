@@ -87,7 +87,7 @@ class CalibrationRanges:
             | rows,
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, str | float | int | None]:
         "Method and marks as JSON values."
         return {
             "method": self.method,
