@@ -7,7 +7,6 @@ __all__ = ['BANKS', 'check_patches', 'Bank', 'load_bank']
 
 # %% ../../nbs/04_banks/01_base.ipynb #f3a083b6
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -17,7 +16,7 @@ from ..core.arrays import load_arrays, save_arrays
 from ..core.display import summary_html
 from ..core.errors import DataError, check_finite
 from ..core.files import sha256_file, write_json
-from ..core.plain import read_json
+from ..core.plain import Record, read_json
 
 # %% ../../nbs/04_banks/01_base.ipynb #e904aaf5
 def check_patches(
@@ -66,7 +65,7 @@ class Bank(BaseEstimator):
         """
         return False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         BANKS[cls.__name__] = cls
 
@@ -80,16 +79,16 @@ class Bank(BaseEstimator):
         if not self.is_fitted:
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call fit(patches, patch_hw) first")
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, object]:
         "What `fit` learned."
         return {k: v for k, v in vars(self).items() if k.endswith("_") and not k.startswith("_")}
 
-    def _params(self) -> dict[str, Any]:
+    def _params(self) -> dict[str, object]:
         "The parameters as JSON values."
         return self.get_params(deep=False)
 
     @classmethod
-    def _made(cls, folder: Path, params: dict[str, Any]) -> "Bank":
+    def _made(cls, folder: Path, params: Record) -> "Bank":
         "The bank of saved parameters."
         return cls(**params)
 
@@ -102,7 +101,7 @@ class Bank(BaseEstimator):
         }
         return summary_html(type(self).__name__, facts)
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+    def _repr_mimebundle_(self, **kwargs: object) -> dict[str, str]:
         return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
     def save(self, folder: str | Path) -> Path:

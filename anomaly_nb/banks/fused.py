@@ -7,13 +7,13 @@ __all__ = ['FusedBank']
 
 # %% ../../nbs/04_banks/11_fused.ipynb #86004c80
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from sklearn.base import clone
 
 from .base import Bank, load_bank
 from ..core.errors import DataError
+from ..core.plain import Record
 
 # %% ../../nbs/04_banks/11_fused.ipynb #18cb5612
 class FusedBank(Bank):
@@ -23,7 +23,7 @@ class FusedBank(Bank):
 
     def __init__(
         self,
-        banks: tuple[Any, ...] = (),  # unfitted, each with `leave_one_image_out`
+        banks: tuple[Bank, ...] = (),  # unfitted, each with `leave_one_image_out`
     ):
         self.banks = banks
 
@@ -86,16 +86,16 @@ class FusedBank(Bank):
             bank.save(Path(folder) / f"bank-{i}")
         return super().save(folder)
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, object]:
         "What `fit` learned, without the banks, which have files of their own."
         return {k: v for k, v in super()._state().items() if k != "fitted_banks_"}
 
-    def _params(self) -> dict[str, Any]:
+    def _params(self) -> dict[str, object]:
         "The parameters as JSON values: the banks are counted."
         return {"banks": len(self.banks)}
 
     @classmethod
-    def _made(cls, folder: Path, params: dict[str, Any]) -> "FusedBank":
+    def _made(cls, folder: Path, params: Record) -> "FusedBank":
         "The bank of saved parameters, with its fitted banks read from their folders."
         banks = [load_bank(folder / f"bank-{i}") for i in range(params["banks"])]
         bank = cls(tuple(clone(b) for b in banks))

@@ -8,13 +8,17 @@ __all__ = ['GROUP', 'TILE', 'FAR', 'SHORTLIST_FROM', 'unit_rows', 'rough_mean', 
 
 # %% ../../nbs/04_banks/05_neighbours.ipynb #d19e2558
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..core.device import choose_device, fast_bf16
 from ..core.errors import DataError
 from ..core.runtime import progress
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 # %% ../../nbs/04_banks/05_neighbours.ipynb #b045f54e
 def unit_rows(
@@ -60,8 +64,8 @@ FAR = -3e38  # finite in bf16, below any score
 
 
 def bf16_pieces(
-    v: Any,  # (n,) float32 tensor
-) -> Any:  # (n, 3) bf16 tensor, whose sum is v to 24 bits
+    v: "Tensor",  # (n,) float32
+) -> "Tensor":  # (n, 3) bf16, whose sum is v to 24 bits
     "A number as the sum of three bf16 numbers."
     import torch
 
@@ -71,7 +75,7 @@ def bf16_pieces(
 
 
 def hide_rows(
-    score: Any,  # (n, columns) bf16 scores of one tile
+    score: "Tensor",  # (n, columns) bf16 scores of one tile
     skip: np.ndarray,  # (n, 2) first and end of the bank rows each query must not see
     start: int,  # the tile's first bank row
 ) -> None:
@@ -95,7 +99,7 @@ class Shortlist:
     def __init__(
         self,
         bank: np.ndarray,  # (m, D) float32
-        device: Any,  # torch device
+        device: "torch.device",
     ):
         import torch
 
@@ -117,7 +121,7 @@ class Shortlist:
         self.score = torch.empty(0, dtype=torch.bfloat16, device=device)
         self.top = torch.empty(0, self.ends[-1], dtype=torch.bfloat16, device=device)
 
-    def _rounded(self, rows: Any, size: int) -> tuple[Any, Any, Any]:
+    def _rounded(self, rows: "Tensor", size: int) -> tuple["Tensor", "Tensor", "Tensor"]:
         "Centred rows in bf16, zero-padded to (size, width), their lengths and the lengths of what rounding took away."
         import torch
 
@@ -132,10 +136,10 @@ class Shortlist:
 
     def groups(
         self,
-        queries: Any,  # (n, D) float32 tensor
+        queries: "Tensor",  # (n, D) float32
         k: int,
         skip: np.ndarray | None,  # (n, 2) first and end of the bank rows each query must not see
-    ) -> tuple[Any, Any]:  # query numbers and group numbers, sorted by query
+    ) -> tuple["Tensor", "Tensor"]:  # query numbers and group numbers, sorted by query
         "The groups that can hold one of the k nearest rows."
         import torch
 
@@ -167,9 +171,9 @@ class Shortlist:
 # %% ../../nbs/04_banks/05_neighbours.ipynb #2c91c420
 def ranked(
     short: Shortlist,
-    queries: Any,  # (n, D) float32 tensor
-    query: Any,  # of `Shortlist.groups`
-    group: Any,  # of `Shortlist.groups`
+    queries: "Tensor",  # (n, D) float32
+    query: "Tensor",  # of `Shortlist.groups`
+    group: "Tensor",  # of `Shortlist.groups`
     k: int,
     skip: np.ndarray | None,
     block: int = 2**21,  # numbers at a time, which bounds the memory

@@ -6,7 +6,7 @@
 __all__ = ['check_cls', 'SimilarImagesBank']
 
 # %% ../../nbs/04_banks/10_similar_images.ipynb #99b406d8
-from typing import Any
+from typing import Self
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class SimilarImagesBank(Bank):
         patches: np.ndarray,  # (N, P, D) of normal images
         patch_hw: tuple[int, int],  # (h, w)
         cls: np.ndarray | None = None,  # (N, Dc), needed with `similar`
-    ) -> Any:
+    ) -> Self:
         "Keep patches and vectors. Raises `DataError` on bad input or parameters, or where `similar` has no `cls`."
         x = check_patches(patches, patch_hw)
         if self.similar is not None and self.similar < 1:

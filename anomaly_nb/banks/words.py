@@ -7,7 +7,6 @@ __all__ = ['defect_probability', 'covering_sum', 'harmonic_windows', 'associatio
 
 # %% ../../nbs/04_banks/14_words.ipynb #4986e4a9
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.special import expit
@@ -16,6 +15,7 @@ from .base import Bank, check_patches
 from .neighbours import unit_rows
 from .similar_images import check_cls
 from ..core.errors import DataError
+from ..core.plain import Record
 from ..features.words import Words
 
 # %% ../../nbs/04_banks/14_words.ipynb #71fc1251
@@ -238,11 +238,11 @@ class WordBank(Bank):
             scales.append(total[0] / count[:, None])
         return np.mean(scales, axis=0).T
 
-    def _params(self) -> dict[str, Any]:
+    def _params(self) -> dict[str, object]:
         "The parameters as JSON values; the words are part of what was learned."
         return {"sides": self.sides}
 
     @classmethod
-    def _made(cls, folder: Path, params: dict[str, Any]) -> "WordBank":
+    def _made(cls, folder: Path, params: Record) -> "WordBank":
         "The bank of saved parameters."
         return cls(tuple(params["sides"]))

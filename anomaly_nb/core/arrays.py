@@ -104,7 +104,7 @@ def load_tensors(path: str | Path) -> Any:
         raise DataError(f"{path}: damaged or not a torch file ({e})") from None
 
 
-def save_tensors(path: str | Path, value: Any) -> Path:
+def save_tensors(path: str | Path, value: object) -> Path:
     "Write tensors and plain containers as `.pt`, atomically."
     import torch
 

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from .errors import DataError, check_file
 from .files import sha256_file, sha256_json
@@ -29,7 +28,7 @@ class Content:
     files: int
     bytes: int
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, str | int]:
         "JSON values, to be kept beside what was computed."
         return asdict(self)
 
@@ -51,7 +50,7 @@ def content_of(
     return Content(sha256_json([by, digests]), by, len(paths), size)
 
 
-def _sampled(path: Path) -> list[Any]:
+def _sampled(path: Path) -> list[int | str]:
     "Size, time of last change, checksum of beginning, middle and end."
     stat, digest = path.stat(), hashlib.sha256()
     with open(path, "rb") as f:
@@ -64,7 +63,7 @@ def _sampled(path: Path) -> list[Any]:
 def keyed_folder(
     cache: str | Path,  # folder of folders
     label: str,  # beginning of the name, for people
-    **made_of: Any,  # JSON values: checksums of the content, and what was done to it
+    **made_of: object,  # JSON values: checksums of the content, and what was done to it
 ) -> Path:  # not created
     "Where what was computed from this content in this way is kept."
     return Path(cache) / f"{label}-{sha256_json(made_of)[:16]}"

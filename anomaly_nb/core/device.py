@@ -12,14 +12,17 @@ import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .errors import Notice
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../../nbs/00_core/13_device.ipynb #ff4614df
 def choose_device(
     name: str = "auto",  # "auto", "cpu", "cuda", "cuda:1", "mps"
-):  # torch.device
+) -> "torch.device":
     "The torch device to compute on: a GPU when there is one. Raises `ValueError` for one that is not there."
     import torch
 
@@ -73,7 +76,7 @@ class Capability:
 
 
 def capability(
-    device: Any = "auto",  # torch device, or a name of `choose_device`
+    device: "torch.device | str" = "auto",  # torch device, or a name of `choose_device`
 ) -> Capability:
     "What a device is good at, measured once a process. Raises `ValueError` for one that is not there."
     return _measured(str(choose_device(device) if isinstance(device, str) else device))
@@ -93,7 +96,7 @@ def _measured(device: str) -> Capability:
     return Capability(device, name, instructions, torch.get_num_threads(), *rates)
 
 
-def _rate(device: str, dtype: Any, n: int) -> float:
+def _rate(device: str, dtype: "torch.dtype", n: int) -> float:
     "FLOP/s of a product of n x n, the best in a twentieth of a second."
     import torch
 
@@ -118,7 +121,7 @@ def processor() -> str:
 
 
 def fast_bf16(
-    device: Any,  # torch device
+    device: "torch.device",
 ) -> bool:
     "Whether matrix products in bf16 are faster there than in float32."
     return device.type in ("cpu", "cuda") and capability(device).bf16

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 # %% ../../nbs/00_core/01_errors.ipynb #3e8fe8a1
 class DataError(ValueError):
@@ -93,7 +94,7 @@ def naming(
 
 # %% ../../nbs/00_core/01_errors.ipynb #56038284
 def check_random_state(
-    value: Any,  # seed of a random generator
+    value: object,  # seed of a random generator
     name: str = "seed",  # argument, for the message
 ) -> int:
     "Return `value` if it is a seed: a whole number from 0 on. Raises `DataError`."
@@ -105,7 +106,7 @@ def check_random_state(
 def real_array(
     name: str,  # argument, for the message
     values: Any,  # array, list, Series or tensor
-    dtype: Any = None,  # wanted; None = as it is
+    dtype: DTypeLike | None = None,  # wanted; None = as it is
 ) -> np.ndarray:
     """Numbers as a NumPy array, tensors of any device and precision too.
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from errno import ELOOP
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -105,7 +105,7 @@ def write_files(
     return [target for _, target in pairs]
 
 # %% ../../nbs/00_core/02_files.ipynb #41f325b4
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     "NumPy and pathlib values as JSON has them."
     if isinstance(value, np.generic):
         return value.item()
@@ -119,7 +119,7 @@ def _plain(value: Any) -> Any:
 
 
 def to_json(
-    value: Any,  # dicts, lists, scalars, NumPy values, paths
+    value: object,  # dicts, lists, scalars, NumPy values, paths
     indent: int | None = 1,  # None for one line
 ) -> str:  # sorted keys, no NaN
     "`value` as JSON text, equal text for equal values. Raises `ValueError` on NaN or infinity."
@@ -133,7 +133,7 @@ def write_text(path: str | Path, text: str) -> Path:
     return Path(path)
 
 
-def write_json(path: str | Path, value: Any) -> Path:
+def write_json(path: str | Path, value: object) -> Path:
     "Write `value` as JSON, atomically. Raises `ValueError` on NaN or infinity."
     return write_text(path, to_json(value) + "\n")
 
@@ -152,7 +152,7 @@ def sha256_array(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def sha256_json(value: Any) -> str:
+def sha256_json(value: object) -> str:
     "SHA-256 of a JSON value, independent of key order, as hex."
     return hashlib.sha256(to_json(value, indent=None).encode()).hexdigest()
 
@@ -222,7 +222,7 @@ MANIFEST = "manifest.json"
 
 def build_manifest(
     folder: str | Path,  # folder to describe
-    **about: Any,  # JSON values to keep beside the file list (source, licence, seed ...)
+    **about: object,  # JSON values to keep beside the file list (source, licence, seed ...)
 ) -> dict:  # {"files": {relative path: {"sha256", "size"}}, "sha256": of the list, **about}
     "Describe every file below `folder` (hidden ones and the manifest itself apart). Raises `MissingFileError`."
     folder = check_folder(folder)
@@ -234,7 +234,7 @@ def build_manifest(
     return {**about, "files": files, "sha256": sha256_json(files)}
 
 
-def write_manifest(folder: str | Path, **about: Any) -> dict:
+def write_manifest(folder: str | Path, **about: object) -> dict:
     "Write `manifest.json` into `folder` and return it."
     manifest = build_manifest(folder, **about)
     write_json(Path(folder) / MANIFEST, manifest)

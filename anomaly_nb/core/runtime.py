@@ -19,9 +19,11 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
+
+from .plain import Record
 
 # %% ../../nbs/00_core/04_runtime.ipynb #90cbcb02
 def deterministic(
@@ -57,6 +59,10 @@ def _installed(package: str) -> bool:
     return find_spec(package) is not None
 
 # %% ../../nbs/00_core/04_runtime.ipynb #d9419851
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
 def cpu_threads() -> int:
     """Threads to compute with: torch's, where it is loaded, else as many as OMP_NUM_THREADS says or the process has
     processors.
@@ -106,12 +112,12 @@ def side_by_side(
 
 def in_order(
     pool: ThreadPoolExecutor,
-    work: Callable[[Any], Any],  # what is done with each
-    items: Iterable[Any],  # may be endless; taken as they are needed
+    work: Callable[[_Item], _Result],  # what is done with each
+    items: Iterable[_Item],  # may be endless; taken as they are needed
     ahead: int,  # pieces that are begun before the result of the first is asked for
-) -> Iterator[Any]:
+) -> Iterator[_Result]:
     "Results in the order of the items."
-    waiting: deque[Future] = deque()
+    waiting: deque[Future[_Result]] = deque()
     for item in items:
         waiting.append(pool.submit(work, item))
         if len(waiting) > ahead:
@@ -123,7 +129,7 @@ def in_order(
 class _Lines:
     "Where a bar would be redrawn, a line."
 
-    def __init__(self, stream: Any):
+    def __init__(self, stream: TextIO):
         self.stream = stream
 
     def write(self, text: str) -> None:
@@ -150,7 +156,7 @@ def progress(
         return tqdm(items, desc=desc, total=total, unit=unit, disable=wish == "0", leave=False, smoothing=0.1)
     seconds = float(os.environ.get("ANOMALY_NB_PROGRESS_SECONDS", "30"))
     form = "{desc}: {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} left{postfix}"
-    lines: Any = _Lines(sys.stderr)
+    lines = _Lines(sys.stderr)
     bar: Any = tqdm(
         items,
         desc=desc,
@@ -206,7 +212,7 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     return result
 
 
-def git_state(folder: str | Path = ".") -> dict[str, Any] | None:
+def git_state(folder: str | Path = ".") -> dict[str, str | bool] | None:
     "Commit and dirtiness of the checkout `folder` is in, or None outside one."
 
     def git(*args: str) -> str:
@@ -220,9 +226,9 @@ def git_state(folder: str | Path = ".") -> dict[str, Any] | None:
         return None
 
 
-def provenance() -> dict[str, Any]:
+def provenance() -> Record:
     "Versions, code state, platform, threads and device of this process, as JSON values."
-    facts: dict[str, Any] = {
+    facts: Record = {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),

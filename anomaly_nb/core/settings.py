@@ -9,7 +9,7 @@ __all__ = ['Calibration', 'DriftLimits', 'Settings', 'load_settings', 'stray_lim
 import difflib
 import io
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -90,7 +90,7 @@ def _yaml() -> YAML:
     return yaml
 
 
-def _parse(path: Path, text: str) -> Any:
+def _parse(path: Path, text: str) -> MutableMapping:
     "YAML text as a round-trip mapping."
     check_brackets(text, path)
     try:
@@ -111,12 +111,12 @@ def _parse(path: Path, text: str) -> Any:
     if tree is None:
         tree = _yaml().load("{}")
         tree.fa.set_block_style()
-    if not isinstance(tree, Mapping):
+    if not isinstance(tree, MutableMapping):
         raise DataError(f"{path}: must be a mapping of settings, not a {type(tree).__name__}")
     return tree
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     "A parsed value as mappings, lists, numbers and text; what is none of them, a date or a tag, as its text."
     if isinstance(value, Mapping):
         return {k if isinstance(k, str | int | float | None) else str(k): _plain(v) for k, v in value.items()}
@@ -184,7 +184,7 @@ def stray_limits(
 # %% ../../nbs/00_core/03_settings.ipynb #583b87ad
 def update_settings(
     path: str | Path,  # YAML file, created if absent
-    changes: Mapping[str, Any],  # nested mappings are merged, everything else replaces
+    changes: Mapping[str, object],  # nested mappings are merged, everything else replaces
 ) -> Settings:  # the file as it is now
     """Merge `changes` into a YAML file, atomically and under a lock, keeping comments and unknown keys.
 
@@ -203,7 +203,7 @@ def update_settings(
     return settings
 
 
-def _merge(tree: Any, changes: Mapping) -> None:
+def _merge(tree: MutableMapping, changes: Mapping[str, object]) -> None:
     "Merge nested mappings in place."
     for key, value in changes.items():
         if isinstance(value, Mapping) and isinstance(tree.get(key), Mapping):

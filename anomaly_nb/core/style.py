@@ -9,17 +9,21 @@ __all__ = ['NORMAL', 'ANOMALOUS', 'THRESHOLD', 'PALETTE', 'HEATMAP', 'STYLE', 'f
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from cycler import cycler
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 # %% ../../nbs/00_core/05_style.ipynb #53c92098
 NORMAL, ANOMALOUS, THRESHOLD = "#0072B2", "#E69F00", "#333333"
 PALETTE = (NORMAL, ANOMALOUS, "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#7F7F7F", "#F0E442")
 HEATMAP = "inferno"
 
-STYLE: Any = {
+STYLE: "dict[RcKeyType, object]" = {
     "figure.dpi": 100,
     "figure.figsize": (6.0, 3.6),
     "figure.constrained_layout.use": True,
@@ -54,7 +58,7 @@ def figure_style() -> Iterator[None]:
 # %% ../../nbs/00_core/05_style.ipynb #8dc56f50
 def save_figure(
     path: str | Path,  # `.png`
-    figure: Any,  # of matplotlib; closed afterwards
+    figure: "Figure",  # of matplotlib; closed afterwards
 ) -> Path:
     "Write a figure as PNG, whole or not at all."
     import matplotlib.pyplot as plt

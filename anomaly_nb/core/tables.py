@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import DataError, check_file
 from .plain import decode_text
@@ -128,10 +128,10 @@ def to_numbers(
     "Text as numbers. Raises `DataError` naming the line of the first that is none."
     import pandas as pd
 
-    values: list[Any] = []
+    values: list[int | float | None] = []
     for line, cell in zip(cells.index.tolist(), cells.tolist()):
         text = cell.strip()
-        value: Any = None
+        value: int | float | None = None
         if NUMBERS[kind].fullmatch(text):
             value = int(text.partition(".")[0]) if kind is int else float(text)
         if (value is None and not (gaps and not text)) or value in (float("inf"), float("-inf")):

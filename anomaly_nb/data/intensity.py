@@ -8,10 +8,9 @@ __all__ = ['DEPTHS', 'FLOATS', 'Intensity', 'parse_intensity', 'fit_intensity']
 # %% ../../nbs/02_data/11_intensity.ipynb #eac1b26b
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -73,12 +72,12 @@ class Intensity:
             )
         return pixels, clipped
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, str | float]:
         "As JSON values."
         return {k: v for k, v in asdict(self).items() if k != "note" or v}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Intensity":
+    def from_dict(cls, values: Mapping[str, str | float]) -> "Intensity":
         "The rule of `to_dict`. Raises `DataError` for another form."
         try:
             rule = cls(

@@ -8,12 +8,11 @@ __all__ = ['FilterBackbone', 'recorded_name', 'create_backbone']
 # %% ../../nbs/03_features/02_backbones.ipynb #b4d65d9f
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..core.errors import DataError
-from .base import Backbone, BackboneSpec, _choice, parse_name
+from .base import Backbone, BackboneSpec, Options, _choice, parse_name
 from .filters import CELL, FILTERS
 from .geometry import RESIZES, read_region
 from .networks import _timm
@@ -79,7 +78,7 @@ def create_backbone(
 
 
 def _created(
-    name: str, family: str, model_name: str, options: dict[str, Any], weights: str | Path | None, device: str
+    name: str, family: str, model_name: str, options: Options, weights: str | Path | None, device: str
 ) -> Backbone:
     "The network of a parsed name. Raises as `create_backbone` does."
     if family in ("filters", *FILTERS):

@@ -7,11 +7,11 @@ __all__ = ['tiny_clip_folder', 'Clip', 'load_clip', 'as_open_clip', 'window_embe
 
 # %% ../../nbs/03_features/10_clip.ipynb #6de9a16d
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..core.device import choose_device
 from ..core.errors import DataError, UnsafeFileError
@@ -19,6 +19,13 @@ from ..core.files import verify_manifest
 from ..core.runtime import import_torchvision, progress
 from ..data.images import read_image
 from .weights import load_weights
+
+if TYPE_CHECKING:
+    import torch
+    from open_clip import CLIP, CustomTextCLIP
+    from open_clip.transformer import VisionTransformer
+    from PIL import Image
+    from torch import Tensor
 
 # %% ../../nbs/03_features/10_clip.ipynb #b422fc39
 def tiny_clip_folder() -> Path:
@@ -36,15 +43,15 @@ def tiny_clip_folder() -> Path:
 class Clip:
     "An image-text model with its preprocessing."
 
-    model: Any  # open_clip model in eval mode
-    preprocess: Any  # PIL image -> tensor
-    tokenizer: Any  # texts -> tokens
+    model: "CLIP | CustomTextCLIP"  # in eval mode
+    preprocess: Callable[["Image.Image"], "Tensor"]
+    tokenizer: Callable[[list[str]], "Tensor"]  # texts -> tokens
     name: str
     sha256: str  # of name and weights
-    device: Any
+    device: "torch.device"
 
-    def encode_texts(self, texts: Sequence[str]) -> Any:
-        "(n, D) unit text embeddings, a torch tensor."
+    def encode_texts(self, texts: Sequence[str]) -> "Tensor":
+        "(n, D) unit text embeddings."
         import torch
 
         out = []
@@ -57,8 +64,8 @@ class Clip:
                 )
         return torch.cat(out)
 
-    def encode_images(self, paths: Sequence[str | Path], batch: int = 64) -> Any:
-        "(n, D) unit image embeddings, a torch tensor. Raises `DataError` naming a file that is no image."
+    def encode_images(self, paths: Sequence[str | Path], batch: int = 64) -> "Tensor":
+        "(n, D) unit image embeddings. Raises `DataError` naming a file that is no image."
         import torch
         from PIL import Image
 
@@ -111,9 +118,9 @@ def load_clip(
 
 
 def as_open_clip(
-    state: dict[str, Any],  # tensors by name
-    net: Any,  # open_clip model
-) -> dict[str, Any]:
+    state: dict[str, "Tensor"],  # by name
+    net: "torch.nn.Module",  # open_clip model
+) -> dict[str, "Tensor"]:
     "Tensors of a checkpoint under the names and in the sizes of an open_clip model, by open_clip's own rules."
     from open_clip import factory
 
@@ -133,12 +140,12 @@ def as_open_clip(
 
 # %% ../../nbs/03_features/10_clip.ipynb #7c7871c6
 def window_embeddings(
-    tower: Any,  # open_clip VisionTransformer
-    tokens: Any,  # torch (B, 1 + P, W): class token and patches with their positions, before the first block
+    tower: "VisionTransformer",  # of open_clip
+    tokens: "Tensor",  # (B, 1 + P, W): class token and patches with their positions, before the first block
     grid: tuple[int, int],  # (h, w) with h * w = P
     side: int,  # patches per side of the window
     chunk: int = 2048,  # windows at once
-) -> Any:  # torch (B, P, E): the embedding of the window whose upper left patch this is; zero where it would not fit
+) -> "Tensor":  # (B, P, E): the embedding of the window whose upper left patch this is; zero where it would not fit
     "Embeddings of all windows of an image, unnormalised. Raises `DataError` for a window larger than the grid."
     import torch
 
@@ -161,19 +168,19 @@ def window_embeddings(
 
 
 def project(
-    tower: Any,  # open_clip VisionTransformer
-    tokens: Any,  # torch (B, 1 + n, W) after the last block
-) -> Any:  # torch (B, E)
+    tower: "VisionTransformer",  # of open_clip
+    tokens: "Tensor",  # (B, 1 + n, W) after the last block
+) -> "Tensor":  # (B, E)
     "The embedding of a row of tokens in the space of texts: the tower's own pooling, norm and projection."
     pooled, _ = tower._pool(tokens)
     return pooled if tower.proj is None else pooled @ tower.proj
 
 # %% ../../nbs/03_features/10_clip.ipynb #60e62651
 def value_value_tokens(
-    tower: Any,  # open_clip VisionTransformer
-    tokens: Any,  # torch (B, 1 + P, W): class token and patches with their positions, before the first block
+    tower: "VisionTransformer",  # of open_clip
+    tokens: "Tensor",  # (B, 1 + P, W): class token and patches with their positions, before the first block
     blocks: int,  # how many of the last blocks have the second path
-) -> Any:  # torch (B, P, E)
+) -> "Tensor":  # (B, P, E)
     """Embeddings of single patches in the space of texts, by value-value attention, unnormalised.
 
     Raises `DataError` for a tower of other blocks.

@@ -12,10 +12,11 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import DTypeLike
 
 from ..core.errors import DataError, UnsafeFileError, check_file
 from .featureset import FeatureSet
@@ -26,7 +27,7 @@ class _ArrayType:
     "Stands for `numpy.ndarray` in a pickle: called with a buffer, that would make arrays of arbitrary pointers."
 
 
-def _array(_: Any, shape: tuple, code: Any) -> np.ndarray:
+def _array(_: object, shape: tuple[int, ...], code: DTypeLike) -> np.ndarray:
     "NumPy's `_reconstruct`, for plain arrays only."
     return np.ndarray.__new__(np.ndarray, shape, code)
 
@@ -38,13 +39,13 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _frombuffer(data: Any, code: Any, shape: tuple, order: Any) -> np.ndarray:
+def _frombuffer(data: bytes, code: DTypeLike, shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:
     "NumPy's own, for arrays whose bytes follow in the pickle."
     return np.frombuffer(data, code).reshape(shape, order=order)
 
 
 _CORES = ("numpy.core", "numpy._core")  # NumPy 1 and 2
-REBUILT: dict[str, Any] = {  # name in the pickle -> what is called in its stead
+REBUILT: dict[str, object] = {  # name in the pickle -> what is called in its stead
     "numpy.ndarray": _ArrayType,
     "numpy.dtype": np.dtype,
     "_codecs.encode": _bytes,
@@ -76,11 +77,11 @@ AS_NAMED = {  # of pandas 1 to 3: called as the pickle names them
 class _ArraysOnly(pickle.Unpickler):
     "Rebuilds NumPy arrays, pandas tables and plain containers; refuses every other name. Raises `UnsafeFileError`."
 
-    def __init__(self, file: Any, source: str):
+    def __init__(self, file: io.BytesIO, source: str):
         super().__init__(file)
         self.source = source
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         full = f"{module}.{name}"
         if full in REBUILT:
             return REBUILT[full]
@@ -116,7 +117,7 @@ def read_pickled(
         raise DataError(f"{path}: damaged, or not a pickle of arrays and tables ({type(e).__name__}: {e})") from None
 
 
-def _read_npy(data: bytes, source: str) -> Any:
+def _read_npy(data: bytes, source: str) -> object:
     "The content of one `.npy`, objects through the restricted reader."
     stream = io.BytesIO(data)
     major, _ = np.lib.format.read_magic(stream)
@@ -130,8 +131,8 @@ def _read_npy(data: bytes, source: str) -> Any:
 
 # %% ../../nbs/03_features/05_convert.ipynb #1ecbaa1b
 def content_of(
-    extractor: str | Mapping[str, Any],  # a name, or settings and weights
-) -> dict[str, Any]:
+    extractor: str | Mapping[str, object],  # a name, or settings and weights
+) -> dict[str, object]:
     "What made features, told by content: files by their checksum, whatever they are called. Raises `MissingFileError`."
     settings = {"name": extractor} if isinstance(extractor, str) else dict(extractor)
     return {
@@ -145,7 +146,7 @@ def convert_pickled(
     trust: bool = False,  # True: you know who wrote the file
     meta: pd.DataFrame | None = None,  # the table of images, for an `.npz`
     # what made them, see `content_of`; None = what the file says in `spec`, if anything
-    extractor: str | Mapping[str, Any] | None = None,
+    extractor: str | Mapping[str, object] | None = None,
 ) -> FeatureSet:
     """Features from a pickled dictionary.
 

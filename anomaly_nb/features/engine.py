@@ -10,13 +10,17 @@ import io
 import warnings
 from importlib.util import find_spec
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..core.errors import DataError, require
 from .base import Backbone
 from .networks import TimmBackbone, fuse_maps
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from torch import Tensor
 
 # %% ../../nbs/03_features/10_engine.ipynb #a36a89db
 ENGINES = ("torch", "onnxruntime", "auto")
@@ -34,7 +38,7 @@ def patches_as_onnx(
     spec, model, grid = network.spec, network.model, []
 
     class Patches(torch.nn.Module):
-        def forward(self, x: Any) -> Any:
+        def forward(self, x: "Tensor") -> "Tensor":
             patches, hw = fuse_maps(
                 model.forward_intermediates(
                     x, indices=list(spec.layers), norm=spec.norm, stop_early=True, intermediates_only=True
@@ -75,7 +79,7 @@ class OnnxBackbone(Backbone):
     ):
         super().__init__(network.spec, network.loaded)
         self.network, self.region, self.device, self.threads = network, network.region, network.device, threads
-        self.known: dict[tuple[int, int], tuple[Any, tuple[int, int]]] = {}
+        self.known: dict[tuple[int, int], tuple[InferenceSession, tuple[int, int]]] = {}
         self.lock = Lock()
 
     def __call__(self, batch: np.ndarray) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
@@ -88,7 +92,7 @@ class OnnxBackbone(Backbone):
             session, grid = self.known.get(batch.shape[2:]) or self._made(batch)
         return np.concatenate([session.run(None, {"images": batch[i : i + 1]})[0] for i in range(len(batch))]), grid
 
-    def _made(self, batch: np.ndarray) -> tuple[Any, tuple[int, int]]:
+    def _made(self, batch: np.ndarray) -> tuple["InferenceSession", tuple[int, int]]:
         "A session for inputs of this shape, and the grid."
         runtime = require("onnxruntime", "export")
         content, grid = patches_as_onnx(self.network, *batch.shape[2:])

@@ -10,7 +10,6 @@ __all__ = ['FEATURE_FILES', 'FeatureSet', 'FeatureFiles', 'feature_files', 'cate
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError, check_file, check_finite, check_folder
 from ..core.files import sha256_json, to_json, write_text
 from ..core.order import natural_key
-from ..core.plain import parse_json
+from ..core.plain import Record, parse_json
 from ..core.tables import read_table
 from ..data.intensity import Intensity
 
@@ -33,7 +32,7 @@ class FeatureSet:
     patch_hw: tuple[int, int]  # (h, w) with h * w = P
     meta: pd.DataFrame  # N rows, those of the index
     cls: np.ndarray | None = None  # (N, Dc) one vector an image
-    spec: dict[str, Any] = field(default_factory=dict)  # the backbone that made them
+    spec: Record = field(default_factory=dict)  # the backbone that made them
     intensity: Intensity | None = None  # how values deeper than 8 bits were read; None = not known
 
     def __post_init__(self) -> None:

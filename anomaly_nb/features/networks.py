@@ -9,24 +9,29 @@ __all__ = ['OWN_OPTIONS', 'TimmBackbone', 'fuse_maps', 'fuse']
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..core.device import choose_device, choose_precision
 from ..core.errors import DataError
 from ..core.runtime import import_torchvision
-from .base import Backbone, BackboneSpec, _choice, _layers, _spec
+from .base import Backbone, BackboneSpec, Options, _choice, _layers, _spec
 from .geometry import RESIZES
 from .weights import LoadedWeights, load_weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 # %% ../../nbs/03_features/13_networks.ipynb #682a23a5
 class TimmBackbone(Backbone):
     "A timm network, chosen layers fused to the coarsest of their grids."
 
+    device: "torch.device"
     cpu_batch = 1  # images that pass a CPU together: with more, some CPUs round an image's features by its neighbours
 
-    def __init__(self, spec: BackboneSpec, model: Any, device: Any, loaded: LoadedWeights | None = None):
+    def __init__(self, spec: BackboneSpec, model: Any, device: "torch.device", loaded: LoadedWeights | None = None):
         import torch
 
         super().__init__(spec, loaded)
@@ -55,7 +60,7 @@ class TimmBackbone(Backbone):
                 parts.append(fuse([m.float() for m in maps[: len(layers)]], self.spec.pool, cls))
         return np.concatenate([p for p, _, _ in parts]), parts[0][1], np.concatenate([c for _, _, c in parts])
 
-    def _pieces(self, batch: np.ndarray) -> Iterator[Any]:
+    def _pieces(self, batch: np.ndarray) -> Iterator["Tensor"]:
         "A batch in parts that pass together, as tensors."
         import torch
 
@@ -69,7 +74,7 @@ class TimmBackbone(Backbone):
         "The patches alone: what lies above the last layer asked for is not computed."
         import torch
 
-        options: dict[str, Any] = {
+        options: dict[str, object] = {
             "indices": list(self.spec.layers),
             "norm": self.spec.norm,
             "stop_early": True,
@@ -84,9 +89,9 @@ class TimmBackbone(Backbone):
 
 
 def fuse_maps(
-    maps: list[Any],  # torch (B, C, h, w), one a layer
+    maps: list["Tensor"],  # (B, C, h, w), one a layer
     pool: int,  # side of the local average over each, 0 = none
-) -> tuple[Any, tuple[int, int]]:  # torch patches (B, P, D), (h, w)
+) -> tuple["Tensor", tuple[int, int]]:  # patches (B, P, D), (h, w)
     "Layers on the coarsest of their grids, stacked."
     import torch
     from torch.nn import functional as nnf
@@ -98,7 +103,7 @@ def fuse_maps(
     return fused.flatten(2).transpose(1, 2), grid
 
 
-def _averaged(layer: Any, grid: tuple[int, int]) -> Any:
+def _averaged(layer: "Tensor", grid: tuple[int, int]) -> "Tensor":
     "A layer's map on a coarser grid; halves and quarters by the operation that graph formats know, with the same bits."
     from torch.nn import functional as nnf
 
@@ -112,9 +117,9 @@ def _averaged(layer: Any, grid: tuple[int, int]) -> Any:
 
 
 def fuse(
-    maps: list[Any],  # torch (B, C, h, w), one a layer
+    maps: list["Tensor"],  # (B, C, h, w), one a layer
     pool: int,  # side of the local average over each, 0 = none
-    cls: Any,  # torch (B, Dc)
+    cls: "Tensor",  # (B, Dc)
 ) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:  # patches (B, P, D) float32, (h, w), cls (B, Dc) float32
     "Layers on the coarsest of their grids, stacked, as NumPy arrays."
     patches, grid = fuse_maps(maps, pool)
@@ -138,7 +143,7 @@ OWN_OPTIONS = (
 )
 
 
-def _timm(model_name: str, options: dict[str, Any], weights: str, device: str) -> TimmBackbone:
+def _timm(model_name: str, options: Options, weights: str, device: str) -> TimmBackbone:
     """Build a timm backbone from a parsed name.
 
     Raises `DataError` for unknown models, layers or weights that do not fit.
@@ -189,7 +194,7 @@ def _timm(model_name: str, options: dict[str, Any], weights: str, device: str) -
     return TimmBackbone(spec, model.requires_grad_(False), choose_device(device), loaded)
 
 
-def _create_timm(model_name: str, size: int, resize: str, arguments: dict[str, Any], pretrained: bool) -> Any:
+def _create_timm(model_name: str, size: int, resize: str, arguments: Options, pretrained: bool) -> Any:
     "A timm model for inputs of `size` pixels, or of any; convolutional networks know neither argument."
     import timm
 

@@ -8,10 +8,11 @@ __all__ = ['features_key', 'ShardedPatches', 'ShardedFeatures', 'load_shards', '
 # %% ../../nbs/03_features/04_shards.ipynb #ce7424d1
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import DTypeLike
 
 from ..core.arrays import load_array, save_array
 from ..core.errors import DataError, MissingFileError, check_file
@@ -25,12 +26,15 @@ from anomaly_nb.core.files import (
     write_manifest,
     write_text,
 )
-from ..core.plain import read_json
+from ..core.plain import Record, read_json
 from ..core.runtime import progress
 from ..data.intensity import Intensity
 from .base import Backbone
 from .extract import feature_batches, index_intensity, store_as
 from .featureset import FeatureSet, read_meta
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # %% ../../nbs/03_features/04_shards.ipynb #04a9e2b3
 def features_key(
@@ -67,7 +71,7 @@ class ShardedPatches:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: Any) -> np.ndarray:
+    def __getitem__(self, rows: int | slice | list[int] | np.ndarray) -> np.ndarray:
         "The rows of an integer, slice, mask or list of integers, in its order. Raises `IndexError` beyond the last."
         indices = np.arange(len(self))[rows]
         flat = np.atleast_1d(indices)
@@ -80,7 +84,7 @@ class ShardedPatches:
             out[where] = np.load(self.files[s], mmap_mode="r", allow_pickle=False)[flat[where] - self.starts[s]]
         return out[0] if np.ndim(indices) == 0 else out
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         whole = self[:]
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
@@ -88,7 +92,7 @@ class ShardedPatches:
 class ShardedFeatures:
     "Features on disk, of `extract_shards`: the attributes of a `FeatureSet`, one shard in memory at a time."
 
-    def __init__(self, folder: Path, meta: pd.DataFrame, about: dict[str, Any]):
+    def __init__(self, folder: Path, meta: pd.DataFrame, about: Record):
         self.folder, self.meta, self.about = folder, meta, about
         self.patch_hw, self.spec = (int(about["patch_hw"][0]), int(about["patch_hw"][1])), about["spec"]
         self.intensity = _intensity(about)
@@ -152,13 +156,13 @@ def shard_plan(
     backbone: Backbone,
     dtype: str,  # of the patches: "float16" or "float32"
     shard_size: int,  # images a shard
-) -> tuple[dict[str, Any], list[str]]:  # what an extraction is, as JSON values; sha256 of each image
+) -> tuple[Record, list[str]]:  # what an extraction is; sha256 of each image
     """Everything that identifies an extraction.
 
     Raises `MissingFileError`, `DataError` for images without one intensity rule.
     """
     checksums, intensity = _checksums(index), index_intensity(index)
-    plan: dict[str, Any] = {
+    plan: Record = {
         "key": _key(index, checksums, backbone, dtype, intensity),
         "spec": backbone.spec.to_dict(),
         "dtype": dtype,
@@ -199,13 +203,13 @@ def extract_shards(
     return load_shards(folder)
 
 
-def _intensity(plan: dict[str, Any]) -> Intensity:
+def _intensity(plan: Record) -> Intensity:
     "The intensity rule of a plan; plans without one are of 8-bit images."
     return Intensity.from_dict(plan["intensity"]) if "intensity" in plan else Intensity()
 
 
 def _write_shard(
-    folder: Path, number: int, paths: list[str], backbone: Backbone, batch_size: int, dtype: str, bar: Any
+    folder: Path, number: int, paths: list[str], backbone: Backbone, batch_size: int, dtype: str, bar: "tqdm"
 ) -> None:
     """Extract one shard and write it, the patches last.
 
@@ -231,7 +235,7 @@ def _write_shard(
 # %% ../../nbs/03_features/04_shards.ipynb #6fe7c19e
 def _prepare(
     folder: Path,
-    plan: dict[str, Any],  # what shall be made
+    plan: Record,  # what shall be made
     index: pd.DataFrame,  # with the images' sha256
 ) -> set[int]:  # shards that are there and whole
     "Make `folder` ready for `plan`. Raises `DataError` if it holds other features."

@@ -7,10 +7,10 @@ __all__ = ['positions_at', 'ClipBackbone']
 
 # %% ../../nbs/03_features/14_towers.ipynb #1fe88036
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,18 +18,24 @@ from ..core.device import choose_device
 from ..core.errors import DataError, MissingFileError
 from ..core.plain import read_json
 from ..core.runtime import import_torchvision
-from .base import Backbone, BackboneSpec, _choice, _layers, _spec
+from .base import Backbone, BackboneSpec, Options, _choice, _layers, _spec
 from .clip import as_open_clip, tiny_clip_folder, value_value_tokens, window_embeddings
 from .geometry import RESIZES
 from .networks import fuse
 from .weights import LoadedWeights, load_weights
 
+if TYPE_CHECKING:
+    import torch
+    from open_clip import CLIP, CustomTextCLIP
+    from open_clip.transformer import VisionTransformer
+    from torch import Tensor
+
 # %% ../../nbs/03_features/14_towers.ipynb #8d86f048
 def positions_at(
-    positions: Any,  # torch (1 + h * w, D), the class token's first
+    positions: "Tensor",  # (1 + h * w, D), the class token's first
     grid: tuple[int, int],  # (h, w) they are for
     wanted: tuple[int, int],
-) -> Any:  # torch (1 + h' * w', D)
+) -> "Tensor":  # (1 + h' * w', D)
     """Position embeddings resampled to another grid, bicubic and antialiased (open_clip's `resize_pos_embed`, for any
     aspect).
     """
@@ -53,11 +59,11 @@ class ClipBackbone(Backbone):
     def __init__(
         self,
         spec: BackboneSpec,
-        model: Any,  # the vision tower
-        device: Any,
+        model: "VisionTransformer",
+        device: "torch.device",
         loaded: LoadedWeights | None = None,
-        whole: Any = None,  # the model with its text side; None = only images
-        tokenizer: Any = None,  # of the text side
+        whole: "CLIP | CustomTextCLIP | None" = None,  # the model with its text side; None = only images
+        tokenizer: Callable[[list[str]], "Tensor"] | None = None,  # of the text side
     ):
         super().__init__(spec, loaded)
         self.model, self.device = model.eval().to(device), device
@@ -92,7 +98,7 @@ class ClipBackbone(Backbone):
         "Texts in the space of `cls`. Raises `DataError` where the model was made without its text side."
         import torch
 
-        if self.whole is None:
+        if self.whole is None or self.tokenizer is None:
             raise DataError(
                 f"backbone {self.spec.name!r} was made for images alone; add ?windows=(2,3) or ?dense=True to its name"
             )
@@ -110,7 +116,7 @@ class ClipBackbone(Backbone):
 
 # %% ../../nbs/03_features/14_towers.ipynb #4875c193
 # open_clip's name of the model, weights
-def _clip_source(model_name: str, options: dict[str, Any], weights: str) -> tuple[str, str]:
+def _clip_source(model_name: str, options: Options, weights: str) -> tuple[str, str]:
     """Where a model and its weights come from.
 
     Raises `DataError` for an unknown model, `MissingFileError` for a folder without weights.
@@ -147,7 +153,7 @@ def _clip_source(model_name: str, options: dict[str, Any], weights: str) -> tupl
     return model_name, weights
 
 
-def _clip(model_name: str, options: dict[str, Any], weights: str, device: str) -> ClipBackbone:
+def _clip(model_name: str, options: Options, weights: str, device: str) -> ClipBackbone:
     """Build an open_clip model from a parsed name.
 
     Raises `DataError` for unknown models, other towers or weights that do not fit.
@@ -219,7 +225,7 @@ def _clip(model_name: str, options: dict[str, Any], weights: str, device: str) -
     )
 
 
-def _wanted_by_words(name: str, options: dict[str, Any], blocks: int) -> dict[str, Any]:
+def _wanted_by_words(name: str, options: Options, blocks: int) -> dict[str, int | list[int]]:
     """What is computed for words, as it is recorded: sides of windows, number of dense blocks.
 
     Raises `DataError` for both, or values that are none.
@@ -235,7 +241,7 @@ def _wanted_by_words(name: str, options: dict[str, Any], blocks: int) -> dict[st
     return ({"windows": sides} if sides else {}) | ({"dense": dense} if dense else {})
 
 
-def _resized(state: dict[str, Any], whole: Any) -> dict[str, Any]:
+def _resized(state: dict[str, "Tensor"], whole: "CLIP | CustomTextCLIP") -> dict[str, "Tensor"]:
     "A vision tower's tensors with the positions of its own size."
     import open_clip
 

@@ -8,12 +8,16 @@ __all__ = ['BLOCK', 'vector_network']
 # %% ../../nbs/03_features/09_vectors.ipynb #83fcb8f3
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .base import Backbone
 from .networks import TimmBackbone
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
 
 # %% ../../nbs/03_features/09_vectors.ipynb #7b95f63b
 BLOCK = 4  # images that pass a CPU's caches together
@@ -31,7 +35,7 @@ def vector_network(
         return lambda batch: backbone(batch)[2]
     import torch
 
-    folded: dict[tuple[int, ...], Any] = {}  # by shape of the input: padding may depend on it
+    folded: dict[tuple[int, ...], Module] = {}  # by shape of the input: padding may depend on it
 
     def vectors(batch: np.ndarray) -> np.ndarray:
         shape, parts = (BLOCK, *batch.shape[1:]), []
@@ -49,7 +53,7 @@ def vector_network(
     return vectors
 
 
-def _folded(model: Any, shape: tuple[int, ...]) -> Any:
+def _folded(model: Any, shape: tuple[int, ...]) -> "Module":
     "A convolutional timm network up to its vector, traced for inputs of one shape, batch norms folded."
     import torch
 
@@ -58,7 +62,7 @@ def _folded(model: Any, shape: tuple[int, ...]) -> Any:
             super().__init__()
             self.model = model
 
-        def forward(self, x: Any) -> Any:
+        def forward(self, x: "Tensor") -> "Tensor":
             return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
 
     with torch.no_grad(), warnings.catch_warnings():

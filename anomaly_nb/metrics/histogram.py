@@ -96,7 +96,7 @@ class ScoreHistogram:
                 "lowest and highest possible score"
             )
         self.key, self.value_range = key, value_range
-        self._key: Any = KEYS[key](*(value_range or ()))
+        self._key = KEYS[key](*(value_range or ()))
         self.counts = np.zeros((2, 1 << 16), np.int64)  # row 0 normal, row 1 anomalous
         self.images: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # name -> codes (m,) uint16, counts (2, m) uint32
         self._grid = Grid() if key == "float32" else None

@@ -6,7 +6,8 @@
 __all__ = ['plot_roc', 'plot_precision_recall', 'plot_pro', 'plot_threshold_sweep', 'plot_score_densities']
 
 # %% ../../nbs/01_metrics/07_plots.ipynb #885e0ab1
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +17,9 @@ from ..core.errors import DataError, check_labels_and_scores
 from ..core.style import ANOMALOUS, NORMAL, THRESHOLD, figure_style
 from .ranking import ThresholdTable, row_at_tpr, threshold_table
 from .regions import ProCurve, pro_curve
+
+if TYPE_CHECKING:
+    from anomaly_nb.metrics.histogram import ScoreHistogram
 
 # %% ../../nbs/01_metrics/07_plots.ipynb #85d17feb
 def _table(y_true: Any, y_score: Any) -> ThresholdTable:
@@ -60,7 +64,7 @@ def _thin(x: np.ndarray, y: np.ndarray, cells: int = 1000) -> tuple[np.ndarray, 
 # %% ../../nbs/01_metrics/07_plots.ipynb #cbc87922
 @figure_style()
 def plot_roc(
-    y_true: Any,  # (n,) labels; or a ScoreHistogram or ThresholdTable, then without y_score
+    y_true: "np.ndarray | ScoreHistogram | ThresholdTable",  # (n,) labels; or counts, then without y_score
     y_score: np.ndarray | None = None,  # (n,) higher = more anomalous
     label: str = "",  # name in the legend
     mark_tpr: float | None = None,  # in (0, 1]; marks the FPR there
@@ -94,7 +98,7 @@ def plot_roc(
 # %% ../../nbs/01_metrics/07_plots.ipynb #88347a51
 @figure_style()
 def plot_precision_recall(
-    y_true: Any,  # (n,) labels; or a ScoreHistogram or ThresholdTable, then without y_score
+    y_true: "np.ndarray | ScoreHistogram | ThresholdTable",  # (n,) labels; or counts, then without y_score
     y_score: np.ndarray | None = None,  # (n,) higher = more anomalous
     label: str = "",  # name in the legend
     ax: Axes | None = None,  # where to draw; None = a new figure
@@ -116,8 +120,8 @@ def plot_precision_recall(
 # %% ../../nbs/01_metrics/07_plots.ipynb #ad792156
 @figure_style()
 def plot_pro(
-    masks: Any,  # N masks (H, W) bool or {0, 1}; or a ProCurve, then without maps
-    maps: Any = None,  # N maps (H, W), higher = more anomalous
+    masks: Sequence | np.ndarray | ProCurve,  # N masks (H, W) bool or {0, 1}; or a ProCurve, then without maps
+    maps: Sequence | np.ndarray = (),  # N maps (H, W), higher = more anomalous
     fpr_limit: float = 0.3,  # in (0, 1], end of the integral
     label: str = "",  # name in the legend
     ax: Axes | None = None,  # where to draw; None = a new figure

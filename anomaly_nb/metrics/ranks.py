@@ -8,11 +8,12 @@ __all__ = ['rank_rows', 'Friedman', 'friedman', 'nemenyi_difference', 'tied_grou
 
 # %% ../../nbs/01_metrics/09_ranks.ipynb #cfaea574
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from ..core.errors import DataError
 from ..core.style import PALETTE, figure_style
@@ -20,7 +21,7 @@ from .plots import _figure
 
 # %% ../../nbs/01_metrics/09_ranks.ipynb #e22e928e
 def rank_rows(
-    values: Any,  # (n, k) the metric of k methods on n data sets, finite
+    values: ArrayLike,  # (n, k) the metric of k methods on n data sets, finite
     higher_is_better: bool = True,  # AUROC and AP: True; FPR and seconds: False
 ) -> np.ndarray:  # (n, k) float64, 1 = best
     """Rank of every method on every data set, equal values sharing their mean rank.
@@ -50,7 +51,7 @@ class Friedman(NamedTuple):
 
 
 def friedman(
-    values: Any,  # (n, k) the metric of k methods on n data sets, finite; k >= 3, n >= 2
+    values: ArrayLike,  # (n, k) the metric of k methods on n data sets, finite; k >= 3, n >= 2
 ) -> Friedman:
     """Whether k methods differ on n data sets (Friedman 1937; Iman and Davenport 1980).
 
@@ -98,7 +99,7 @@ def nemenyi_difference(
 
 
 def tied_groups(
-    mean_ranks: Any,  # (k,) mean ranks
+    mean_ranks: ArrayLike,  # (k,) mean ranks
     difference: float,  # methods closer than this are not told apart
 ) -> list[list[int]]:  # indices of methods, best first; only groups of two and more, none inside another
     "Largest groups of methods that lie within the critical difference of one another."
@@ -113,7 +114,7 @@ def tied_groups(
 
 # %% ../../nbs/01_metrics/09_ranks.ipynb #696119e7
 def holm(
-    p_values: Any,  # (m,) p-values in [0, 1]
+    p_values: ArrayLike,  # (m,) p-values in [0, 1]
 ) -> np.ndarray:  # (m,) adjusted, in the order given
     "P-values adjusted for being m of a family (Holm 1979)."
     p = np.asarray(p_values, np.float64)
@@ -138,7 +139,7 @@ class Pair(NamedTuple):
 
 
 def wilcoxon_pairs(
-    values: Any,  # (n, k) the metric of k methods on n data sets, finite
+    values: ArrayLike,  # (n, k) the metric of k methods on n data sets, finite
     methods: Sequence[str],  # k names
     higher_is_better: bool = True,  # decides what a win is
 ) -> list[Pair]:  # k (k - 1) / 2 pairs, in the order of the names
@@ -164,7 +165,7 @@ def wilcoxon_pairs(
 # %% ../../nbs/01_metrics/09_ranks.ipynb #a9d92cd3
 @figure_style()
 def plot_critical_difference(
-    values: Any,  # (n, k) the metric of k methods on n data sets, finite
+    values: ArrayLike,  # (n, k) the metric of k methods on n data sets, finite
     methods: Sequence[str],  # k names
     alpha: float = 0.05,  # of Nemenyi's critical difference
     higher_is_better: bool = True,

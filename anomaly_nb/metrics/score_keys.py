@@ -111,7 +111,7 @@ class _Top16:
         return order_value(np.arange(1 << 16, dtype=np.uint32) << 16)
 
 
-KEYS: dict[str, Callable[..., Any]] = {
+KEYS: dict[str, Callable[..., _Float16 | _Linear16 | _Top16]] = {
     "float16": cache(_Float16),
     "linear16": cache(_Linear16),
     "float32": cache(_Top16),

@@ -7,8 +7,8 @@ __all__ = ['PORTION', 'STRETCH', 'SIMULATED', 'Interval', 'interval_of', 'bootst
            'draw_weights', 'coverage_note', 'clustered_interval', 'histogram_intervals', 'histogram_differences']
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #d17f1543
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,14 +40,14 @@ def interval_of(
     return Interval(float(value), float(low), float(high))
 
 
-def _take(array: Any, index: np.ndarray) -> Any:
+def _take(array: np.ndarray | Sequence, index: np.ndarray) -> np.ndarray | list:
     "Items of an array or of a sequence, in the order of `index`."
     return array[index] if isinstance(array, np.ndarray) else [array[i] for i in index]
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #f6be1005
 def bootstrap_interval(
     metric: Callable[..., float],  # called as metric(*data), and on resampled images
-    *data: Any,  # arrays or sequences, all of n images along the first axis
+    *data: np.ndarray | Sequence,  # all of n images along the first axis
     n: int = 1000,  # number of replicates
     level: float = 0.95,  # fraction of replicates inside
     random_state: int = 0,  # seed
@@ -79,9 +79,9 @@ def bootstrap_interval(
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #068c4573
 def paired_difference(
     metric: Callable[..., float],  # called as metric(y_true, scores)
-    y_true: Any,  # n labels, or masks
-    score_a: Any,  # n scores or maps of method A
-    score_b: Any,  # n scores or maps of method B, of the same images in the same order
+    y_true: np.ndarray | Sequence,  # n labels, or masks
+    score_a: np.ndarray | Sequence,  # n scores or maps of method A
+    score_b: np.ndarray | Sequence,  # n scores or maps of method B, of the same images in the same order
     n: int = 1000,  # number of replicates
     level: float = 0.95,  # fraction of replicates inside
     random_state: int = 0,  # seed
@@ -102,7 +102,7 @@ PORTION = 2048  # bins multiplied at a time
 
 
 def draw_weights(
-    valid: Callable[[np.ndarray], Any],  # (B, n) weights -> (B,) bool, whether a draw has both classes
+    valid: Callable[[np.ndarray], np.ndarray],  # (B, n) weights -> (B,) bool, whether a draw has both classes
     count: int,  # number of images n
     n: int,  # number of replicates B
     random_state: int,  # seed
@@ -235,7 +235,7 @@ def clustered_interval(
     return Interval(float(value), min(low, float(value)), max(high, float(value)))
 
 
-def _left_out(valid: Callable[[np.ndarray], Any], count: int, groups: int = 100) -> np.ndarray:
+def _left_out(valid: Callable[[np.ndarray], np.ndarray], count: int, groups: int = 100) -> np.ndarray:
     "Weights (m, n) with one image, or one group of them, left out; those that lack a class are dropped."
     weights = np.ones((min(count, groups), count))
     weights[np.arange(count) % len(weights), np.arange(count)] = 0
@@ -280,7 +280,7 @@ def _image_names(*histograms: ScoreHistogram) -> list[str]:
     return names
 
 
-def _both_classes(histogram: ScoreHistogram, names: list[str]) -> Callable[[np.ndarray], Any]:
+def _both_classes(histogram: ScoreHistogram, names: list[str]) -> Callable[[np.ndarray], np.ndarray]:
     "A test of weights: are normal and anomalous pixels among the drawn images?"
     totals = np.array([histogram.images[n][1][:2].sum(1) for n in names], np.float64)
     if not totals.sum(0).all():

@@ -9,13 +9,13 @@ __all__ = ['FEWEST_ROWS', 'MARGIN', 'fitted_rows', 'median_seconds', 'bank_withi
 import platform
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from ..banks import Bank, KNNBank
 from ..banks.coreset import coreset_count
 from ..core.errors import DataError
+from ..core.plain import Record
 
 # %% ../../nbs/06_scoring/16_budget.ipynb #98b19d94
 FEWEST_ROWS = 16  # patches, below which a bank tells nothing
@@ -42,7 +42,7 @@ def fitted_rows(
 
 
 def median_seconds(
-    call: Callable[[], Any],
+    call: Callable[[], object],
     times: int = 3,
 ) -> float:
     "How long a call takes, the median of some."
@@ -61,10 +61,10 @@ def bank_within(
     features: float,  # seconds until an image's features are there
     budget_ms: float = 0.0,  # milliseconds an image may take, from file to decision; 0 = any
     budget_mb: float = 0.0,  # megabytes (10^6 bytes) the bank may take; 0 = any
-) -> dict[str, Any]:  # budget_ms, budget_mb, coreset, k, of, features_ms, bank_ms, bank_mb, machine
+) -> Record:  # budget_ms, budget_mb, coreset, k, of, features_ms, bank_ms, bank_mb, machine
     "The size of a nearest-neighbour bank that keeps a budget. Raises `DataError` where none does."
     rows = np.ascontiguousarray(x.reshape(-1, x.shape[2]))
-    record: dict[str, Any] = {
+    record: Record = {
         "budget_ms": budget_ms,
         "budget_mb": budget_mb,
         "of": len(rows),

@@ -8,7 +8,6 @@ __all__ = ['Detector', 'make_detector']
 # %% ../../nbs/06_scoring/08_detector.ipynb #44d24040
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,16 +18,17 @@ from ..banks import Bank, rerank_scores
 from ..banks.knn import origin
 from ..core.display import summary_html
 from ..core.errors import DataError
+from ..core.plain import Record
 from ..data.headers import image_info
 from ..features import FeatureSet, auto_backbone, create_backbone, extract_features
-from ..features.base import parse_name
+from ..features.base import Backbone, parse_name
 from ..features.shards import ShardedFeatures
 from .detector_files import check_backbone, read_detector, write_detector
 from .inputs import image_table, portions, tested, to_learn_from, training_rule, with_added
 from .layout import Cells, Layout
 from .learning import learn
 from .maps import OWN_SCORES, bank_image_scores
-from .preparation import Preparation, as_features, foreground
+from .preparation import ImageSource, Preparation, as_features, foreground
 from .recipes import OBJECTS, Recipe, recipe_parts
 from .result import Evaluation
 from .stream import PartBatch, Scored, part_batches, pass_features, pass_parts, scored_images
@@ -39,7 +39,7 @@ class Detector(BaseEstimator):
     "From images to scores, decisions and explanations."
 
     version_: int  # of the fit; `update` counts on
-    choice_: dict[str, Any]  # how the recipe was chosen
+    choice_: Record  # how the recipe was chosen
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Detector(BaseEstimator):
         "Pixels of smoothing of heatmaps."
         return self.parts().sigma if self.sigma is None else self.sigma
 
-    def network(self) -> Any:
+    def network(self) -> Backbone:
         "The backbone, made once. Raises as `create_backbone` does."
         parts = self.parts()
         weights = self.given_backbone()[1]
@@ -144,7 +144,7 @@ class Detector(BaseEstimator):
             self._made = (key, backbone)
         return self._made[1]
 
-    def features(self, X: Any, fit: bool = False) -> FeatureSet:
+    def features(self, X: ImageSource, fit: bool = False) -> FeatureSet:
         """What `fit` and `score` take, as a feature set; of an index or features with splits, `fit` takes the normal
         training images.
 
@@ -175,7 +175,7 @@ class Detector(BaseEstimator):
         "Whether every image is squeezed onto one grid, all of it."
         return vars(self)["layout_"].plain if "layout_" in vars(self) else Layout(network=self.network()).plain
 
-    def fit(self, X: Any, y: Any = None) -> "Detector":
+    def fit(self, X: ImageSource, y: object = None) -> "Detector":
         """Learn from normal images.
 
         Raises `DataError` on bad input, a threshold that needs labels, or a part that cannot work with the others.
@@ -201,7 +201,7 @@ class Detector(BaseEstimator):
             return self._by_bank(patch_scores, f.cls, own, f)
         return np.array([c.reduce(s, self.reduction) for c, s in zip(self._cells(f.meta), patch_scores)], np.float32)
 
-    def _by_bank(self, patch_scores: np.ndarray, cls: Any, own: bool, f: FeatureSet | None) -> np.ndarray:
+    def _by_bank(self, patch_scores: np.ndarray, cls: np.ndarray | None, own: bool, f: FeatureSet | None) -> np.ndarray:
         "Image scores where all cells count; those of words also look at the features, as the bank gets them."
         x = self.preparation_.transform(f.patches) if f is not None and self.reduction == "words" else None
         return bank_image_scores(self.bank_, self.reduction, patch_scores, cls, own, x)
@@ -213,7 +213,7 @@ class Detector(BaseEstimator):
     def reduce_patches(
         self,
         patch_scores: np.ndarray,  # (n, P) of `score_patches`
-        cls: Any = None,  # (n, Dc) the images' vectors, where they are used
+        cls: np.ndarray | None = None,  # (n, Dc) the images' vectors, where they are used
         own: bool = False,  # these are the training images
         features: FeatureSet | None = None,  # what was scored; needed by recipes that compare with words
     ) -> np.ndarray:  # (n,)
@@ -223,7 +223,7 @@ class Detector(BaseEstimator):
         """
         return self._reranked(self._by_bank(patch_scores, cls, own, features), cls)
 
-    def _reranked(self, scores: np.ndarray, cls: Any) -> np.ndarray:
+    def _reranked(self, scores: np.ndarray, cls: np.ndarray | list[np.ndarray] | None) -> np.ndarray:
         "Image scores averaged over similar images, where the recipe does."
         rerank = self.parts().rerank if self.rerank is None else self.rerank
         return rerank_scores(scores, np.asarray(cls), tuple(min(k, len(scores)) for k in rerank)) if rerank else scores
@@ -271,7 +271,7 @@ class Detector(BaseEstimator):
                 record.score = float(self.bank_.image_score(record.cls[None])[0])
             yield record
 
-    def _paths_of_parts(self, X: Any) -> list[str]:
+    def _paths_of_parts(self, X: ImageSource) -> list[str]:
         """The images that are scored part by part; none where they are not, or there are no files.
 
         Raises `NotFittedError`.
@@ -280,7 +280,7 @@ class Detector(BaseEstimator):
         table = image_table(X) if self.by_parts else None
         return [] if table is None else table["image_path"].tolist()
 
-    def score_patches(self, X: Any) -> np.ndarray:
+    def score_patches(self, X: ImageSource) -> np.ndarray:
         """Anomaly scores of patches, (n, P) float32.
 
         Raises `NotFittedError`, `DataError`, which it does for images without a common grid.
@@ -298,7 +298,7 @@ class Detector(BaseEstimator):
             )
         return self.masked(self.bank_.score(self.preparation_.transform(f.patches), f.cls), f)
 
-    def score(self, X: Any, y: Any = None) -> np.ndarray:
+    def score(self, X: ImageSource, y: object = None) -> np.ndarray:
         "Anomaly scores of images, (n,) float32, high = anomalous. Raises `NotFittedError`, `DataError`."
         if paths := self._paths_of_parts(X):
             pairs = [(s.score, s.cls) for s in self.scored(paths)]
@@ -313,11 +313,11 @@ class Detector(BaseEstimator):
             raise DataError("fitted on one image, the detector has no threshold; add normal images, or use score")
         return self.threshold_
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: ImageSource) -> np.ndarray:
         "1 for anomalous, 0 for normal. Raises `NotFittedError`, `DataError`."
         return self.decision_threshold().predict(self.score(X)).astype(int)
 
-    def heatmaps(self, X: Any) -> list[np.ndarray]:
+    def heatmaps(self, X: ImageSource) -> list[np.ndarray]:
         "A heatmap of each image at its own size. Raises `DataError` where X has no image files."
         if paths := self._paths_of_parts(X):
             return [
@@ -359,8 +359,8 @@ class Detector(BaseEstimator):
         )
 
     def _passed(
-        self, X: Any, chunks: Iterable[FeatureSet]
-    ) -> tuple[pd.DataFrame, Any, np.ndarray, pd.DataFrame, dict[str, float]]:
+        self, X: ImageSource, chunks: Iterable[FeatureSet]
+    ) -> tuple[pd.DataFrame, np.ndarray | Sequence[np.ndarray], np.ndarray, pd.DataFrame, dict[str, float]]:
         """Rows, cells, scores, nearest normal places and seconds of images, of their features where they are not seen
         part by part.
         """
@@ -372,7 +372,7 @@ class Detector(BaseEstimator):
         )
         return meta, patches, self._reranked(scores, cls), matches, clock
 
-    def explain(self, X: Any) -> pd.DataFrame:
+    def explain(self, X: ImageSource) -> pd.DataFrame:
         """For each image: score, hottest patch, and the most similar normal patch with its image and distance.
 
         Raises `NotFittedError`, `DataError`.
@@ -385,7 +385,7 @@ class Detector(BaseEstimator):
 
     def evaluate(
         self,
-        X: Any,  # index (its test images, where it says which they are), files, or features
+        X: ImageSource,  # index (its test images, where it says which they are), files, or features
         oracle: str = "",  # "youden" or "best_f1": a threshold chosen by the labels, for the best case only
         size: int = 32,  # images at once
     ) -> Evaluation:
@@ -402,7 +402,7 @@ class Detector(BaseEstimator):
         normal = self.held_out_, self.held_out_patches_, threshold, self.smoothing, self.intensity_, clock, self.paths_
         return Evaluation(meta, cells, self.patch_hw_, scores, pairs, *normal, layout=self.layout_)
 
-    def update(self, X: Any) -> "Detector":
+    def update(self, X: pd.DataFrame | list | tuple) -> "Detector":
         """Add normal images: the same as a fit on all of them, read again.
 
         Raises `NotFittedError`, or `DataError` where the first ones were no files.
@@ -461,7 +461,7 @@ class Detector(BaseEstimator):
             type(self).__name__, changed | fields | {"threshold": str(self.threshold_) if fields else "not fitted yet"}
         )
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+    def _repr_mimebundle_(self, **kwargs: object) -> dict[str, str]:
         return {"text/plain": repr(self), "text/html": self._repr_html_()}
 
 # %% ../../nbs/06_scoring/08_detector.ipynb #c8628159

@@ -11,7 +11,7 @@ import os
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ from anomaly_nb.core.files import (
     write_manifest,
     write_text,
 )
-from ..core.plain import read_json
+from ..core.plain import Record, read_json
 from ..core.runtime import versions
 from ..data.intensity import Intensity
 from ..features.backbones import recorded_name
@@ -38,8 +38,11 @@ from .layout import Layout
 from .preparation import Preparation
 from .thresholds import Threshold
 
+if TYPE_CHECKING:
+    from anomaly_nb.scoring.detector import Detector
+
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #291760b1
-def training_table(detector: Any) -> pd.DataFrame:  # image_path, sha256, group, score, label, role
+def training_table(detector: "Detector") -> pd.DataFrame:  # image_path, sha256, group, score, label, role
     "What a fitted detector learned from, with the held-out score of each image."
     there = [Path(p).is_file() for p in detector.paths_]
     table = pd.DataFrame(
@@ -76,7 +79,7 @@ SPEC = (
 
 
 def write_detector(
-    detector: Any,  # a fitted `Detector`
+    detector: "Detector",  # a fitted `Detector`
     folder: str | Path,
 ) -> Path:
     """Write the files of a fitted detector, all or none; a detector that was there is replaced.
@@ -95,7 +98,7 @@ def write_detector(
     return target
 
 
-def _write_files(detector: Any, folder: Path) -> None:
+def _write_files(detector: "Detector", folder: Path) -> None:
     "The files of a fitted detector, in a new folder."
     params = detector.get_params(deep=False)
     unfitted = {
@@ -147,14 +150,14 @@ def _write_files(detector: Any, folder: Path) -> None:
 
 
 def write_detector_manifest(
-    detector: Any,  # fitted
+    detector: "Detector",  # fitted
     folder: Path,  # of its files
 ) -> None:
     "The checksums of a detector's files, and the budget its bank was made for."
     write_manifest(folder, kind="detector", **({"budget": detector.budget_} if detector.budget_ else {}))
 
 
-def _copy_region(detector: Any, folder: Path) -> None:
+def _copy_region(detector: "Detector", folder: Path) -> None:
     """The region's mask, byte by byte under its own name.
 
     Raises `DataError` where it is gone or was changed after the fit.
@@ -169,9 +172,9 @@ def _copy_region(detector: Any, folder: Path) -> None:
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #4f49d882
 def read_detector(
     folder: str | Path,  # that `write_detector` filled
-    kind: type,  # `Detector`, or a class derived from it
+    kind: type["Detector"],  # `Detector`, or a class derived from it
     weights: str = "",  # where the backbone's checkpoint is now; "" = where it was
-) -> Any:  # a fitted `Detector`
+) -> "Detector":  # fitted
     """Read a detector.
 
     Raises `MissingFileError`, or `DataError` for a file that is changed, foreign, or made by another backbone.
@@ -196,7 +199,7 @@ def read_detector(
         ) from None
 
 
-def _check_manifest(folder: Path, about: dict[str, Any]) -> None:
+def _check_manifest(folder: Path, about: Record) -> None:
     """Every file that is read must be as the manifest says; the first detectors had none, which is said.
 
     Raises `MissingFileError`, `DataError`.
@@ -220,9 +223,9 @@ def _check_manifest(folder: Path, about: dict[str, Any]) -> None:
             raise DataError(f"{path}: is not named in {MANIFEST}; copy the whole folder again, or fit again")
 
 
-def _rebuilt(folder: Path, about: dict[str, Any], kind: type, weights: str) -> Any:
+def _rebuilt(folder: Path, about: Record, kind: type["Detector"], weights: str) -> "Detector":
     "A detector from its files. Raises what a field of another form raises."
-    params: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["params"].items()}
+    params: Record = {k: tuple(v) if isinstance(v, list) else v for k, v in about["params"].items()}
     arrays = load_arrays(folder / "preparation.npz", [*ARRAYS, "held_out_"], ["held_out_patches_", "cells_"])
     bank, preparation = load_bank(folder / "bank"), Preparation(**(about["preparation"] or {}))
     detector = kind(
@@ -272,7 +275,7 @@ def _rebuilt(folder: Path, about: dict[str, Any], kind: type, weights: str) -> A
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #8512b887
 def check_backbone(
-    detector: Any,  # loaded
+    detector: "Detector",  # loaded
 ) -> None:
     "Raise `DataError` where the backbone made here gives other features than the one the detector was fitted with."
     spec = detector.network().spec.to_dict()

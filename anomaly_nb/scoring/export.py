@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,11 @@ from ..data.intensity import Intensity
 from ..features import FeatureSet
 from .graph import build_graph
 from .maps import heatmaps
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch.nn import Module
+    from anomaly_nb.scoring.detector import Detector
 
 # %% ../../nbs/06_scoring/18_export.ipynb #834223d6
 FORMATS = {"onnx": "detector.onnx", "torchscript": "detector.pt"}
@@ -40,7 +45,7 @@ print(json.dumps(decision | {"p_value": p_value, "hottest": hottest}))
 
 
 def export_detector(
-    detector: Any,  # fitted
+    detector: "Detector",  # fitted
     folder: str | Path,  # made if it is not there
     format: str = "onnx",  # or "torchscript"
 ) -> Path:
@@ -97,7 +102,7 @@ def _example(size: tuple[int, int], rule: Intensity) -> np.ndarray:
     return (values if rule.type == "float32" else np.rint(values)).astype(rule.type)
 
 
-def _distance(detector: Any, found: tuple[np.ndarray, ...], image: np.ndarray) -> float:
+def _distance(detector: "Detector", found: tuple[np.ndarray, ...], image: np.ndarray) -> float:
     "The largest difference of scores, patch scores and map from the detector's, relative above one."
     shown, network = detector.intensity_.apply(image)[0], detector.network()
     patches, patch_hw, cls = network(network.transform(shown)[None])
@@ -112,7 +117,7 @@ def _distance(detector: Any, found: tuple[np.ndarray, ...], image: np.ndarray) -
     return max(float((np.abs(a - b) / np.maximum(np.abs(b), 1)).max()) for a, b in zip(found, expected, strict=True))
 
 
-def _no_files(n: int) -> Any:
+def _no_files(n: int) -> "pd.DataFrame":
     "The table of images that are no files."
     import pandas as pd
 
@@ -132,7 +137,7 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _onnx(graph: Any, example: np.ndarray) -> bytes:
+def _onnx(graph: "Module", example: np.ndarray) -> bytes:
     "The graph as ONNX."
     onnx = require("onnx", "export")
     require("onnxruntime", "export")
@@ -162,7 +167,7 @@ def _onnx(graph: Any, example: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _torchscript(graph: Any, example: np.ndarray) -> bytes:
+def _torchscript(graph: "Module", example: np.ndarray) -> bytes:
     "The graph as TorchScript."
     import torch
 

@@ -10,7 +10,6 @@ import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ from sklearn.base import clone
 from ..banks import Bank, held_out_scores, load_bank
 from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError
+from ..core.plain import Record
 from ..core.runtime import progress
 from ..data.intensity import Intensity
 from ..features import FeatureSet
@@ -36,7 +36,7 @@ class FusionBank(Bank):
         self,
         members: tuple[str, ...] = (),  # names, for people
         # of each: (preparation, bank, reduction of `image_scores`, or "retrieval"), unfitted
-        parts: tuple[Any, ...] = (),
+        parts: tuple[tuple[Preparation, Bank, str], ...] = (),
         weights: tuple[float, ...] | None = None,  # of each, not negative, their sum 1; None = equal
         random_state: int = 0,  # of the folds of held-out scores
     ):
@@ -143,11 +143,11 @@ class FusionBank(Bank):
             )
         return super().save(folder)
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, object]:
         "What `fit` learned, without the members, which have files of their own."
         return {k: v for k, v in super()._state().items() if k not in ("fitted_banks_", "prepared_")}
 
-    def _params(self) -> dict[str, Any]:
+    def _params(self) -> dict[str, object]:
         "The parameters as JSON values; members of no weight are named only."
         parts = [
             {"preparation": p.get_params(), "reduce": r, "bank": b.is_fitted}
@@ -161,7 +161,7 @@ class FusionBank(Bank):
         }
 
     @classmethod
-    def _made(cls, folder: Path, params: dict[str, Any]) -> "FusionBank":
+    def _made(cls, folder: Path, params: Record) -> "FusionBank":
         "The bank of saved parameters, with its fitted members read from their folders."
         banks = [load_bank(folder / f"bank-{i}") if part["bank"] else Bank() for i, part in enumerate(params["kept"])]
         prepared = [Preparation(**part["preparation"]) for part in params["kept"]]

@@ -9,7 +9,7 @@ __all__ = ['EXPORTED', 'resize_weights', 'resized_along', 'taps', 'blurred', 'fi
 # %% ../../nbs/06_scoring/25_graph.ipynb #076efffa
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
@@ -25,11 +25,16 @@ from ..features.networks import TimmBackbone, fuse_maps
 from ..features.towers import ClipBackbone
 from .preparation import Preparation
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from anomaly_nb.scoring.detector import Detector
+
 # %% ../../nbs/06_scoring/25_graph.ipynb #d51d62e8
 def resize_weights(
-    pixels: Any,  # torch (n,) float64: 0 .. n - 1, along one side of the image
+    pixels: "Tensor",  # (n,) float64: 0 .. n - 1, along one side of the image
     size: int,  # pixels wanted
-) -> Any:  # torch (size, n) float64, whole numbers; rows sum to about 2^22
+) -> "Tensor":  # (size, n) float64, whole numbers; rows sum to about 2^22
     "Weights of a bicubic resize along one side, as Pillow makes them (Resample.c: a = -0.5, 22 bits)."
     import torch
 
@@ -45,9 +50,9 @@ def resize_weights(
 
 
 def resized_along(
-    planes: Any,  # torch (N, 3, H, n) float32, whole numbers 0..255
-    weights: Any,  # torch (size, n) of `resize_weights`
-) -> Any:  # torch (N, 3, H, size) float32, whole numbers 0..255
+    planes: "Tensor",  # (N, 3, H, n) float32, whole numbers 0..255
+    weights: "Tensor",  # (size, n) of `resize_weights`
+) -> "Tensor":  # (N, 3, H, size) float32, whole numbers 0..255
     "One pass of a resize, rounded to bytes."
     high = (weights / 2048).round()
     low = weights - high * 2048
@@ -67,10 +72,10 @@ def taps(
 
 
 def blurred(
-    maps: Any,  # torch (n, H, W) float32
+    maps: "Tensor",  # (n, H, W) float32
     sigma: float,  # pixels
     order: tuple[int, int] = (0, 0),  # of the derivative along rows and columns
-) -> Any:  # torch (n, H, W) float32
+) -> "Tensor":  # (n, H, W) float32
     "A Gaussian, or its derivative; edges are continued."
     import torch
     from torch.nn import functional as nnf
@@ -85,8 +90,8 @@ def blurred(
 
 # %% ../../nbs/06_scoring/25_graph.ipynb #1b9f1c8b
 def filter_vectors(
-    batch: Any,  # torch (N, 3, H, W) float32 in [-1, 1]
-) -> Any:  # torch (N, P, 49) float32
+    batch: "Tensor",  # (N, 3, H, W) float32 in [-1, 1]
+) -> "Tensor":  # (N, P, 49) float32
     "The vectors of `filter_cells`."
     import torch
 
@@ -107,7 +112,7 @@ def filter_vectors(
             lines += [cos * dx + sin * dy, cos**2 * xx + 2 * cos * sin * xy + sin**2 * yy]
     h, w = height // CELL, width // CELL
 
-    def cells(maps: Any) -> Any:
+    def cells(maps: "Tensor") -> "Tensor":
         k = maps.shape[1]
         return (
             maps[:, :, : h * CELL, : w * CELL]
@@ -131,14 +136,14 @@ def filter_vectors(
 
 def network_of(
     backbone: Backbone,
-) -> Callable[[Any], Any]:  # torch (N, 3, S, S) float32 to patches, torch (N, P, D) float32
+) -> Callable[["Tensor"], "Tensor"]:  # (N, 3, S, S) float32 to patches, (N, P, D) float32
     "The network of a backbone, on the CPU. Raises `DataError` for one that cannot be exported."
     spec = backbone.spec
     if isinstance(backbone, FilterBackbone) and spec.name == "filters-2":
         return filter_vectors
     if isinstance(backbone, TimmBackbone):
         model = copy.deepcopy(backbone.model).cpu().float()
-        timm_options: dict[str, Any] = {
+        timm_options: dict[str, object] = {
             "indices": list(spec.layers),
             "norm": spec.norm,
             "stop_early": True,
@@ -147,7 +152,7 @@ def network_of(
         return lambda x: fuse_maps(model.forward_intermediates(x, **timm_options), spec.pool)[0]
     if isinstance(backbone, ClipBackbone):
         tower = copy.deepcopy(backbone.model).cpu().float()
-        clip_options: dict[str, Any] = {
+        clip_options: dict[str, object] = {
             "indices": list(spec.layers),
             "normalize_intermediates": spec.norm,
             "intermediates_only": True,
@@ -164,14 +169,14 @@ EXPORTED = (
 
 def prepared(
     preparation: Preparation,  # fitted
-) -> Callable[[Any], Any]:  # torch (N, P, D) to (N, P, D')
+) -> Callable[["Tensor"], "Tensor"]:  # (N, P, D) to (N, P, D')
     "What `Preparation.transform` does."
     import torch
 
     p, tensor = preparation, lambda a: torch.from_numpy(np.ascontiguousarray(a))
     channel, mean, scale, white = tensor(p.channel_), tensor(p.mean_), tensor(p.scale_), tensor(p.white_)
 
-    def transform(x: Any) -> Any:
+    def transform(x: "Tensor") -> "Tensor":
         x = x.reshape(x.shape[0], x.shape[1], p.average, p.dimensions_ // p.average).mean(dim=2) if p.average > 1 else x
         x = x[..., channel] if len(channel) < p.dimensions_ // p.average else x
         x = (x - mean) / scale if mean.numel() > 1 else x
@@ -182,7 +187,7 @@ def prepared(
 
 def patch_scorer(
     bank: Bank,  # fitted
-) -> Callable[[Any], Any]:  # torch (N, P, D) to scores (N, P)
+) -> Callable[["Tensor"], "Tensor"]:  # (N, P, D) to scores (N, P)
     "What `Bank.score` does. Raises `DataError` for a bank that is not exported."
     import torch
 
@@ -202,7 +207,7 @@ def patch_scorer(
     raise DataError(f"a {type(bank).__name__} is not exported; exported are {EXPORTED}")
 
 
-def _nearest(bank: KNNBank) -> Callable[[Any], Any]:
+def _nearest(bank: KNNBank) -> Callable[["Tensor"], "Tensor"]:
     "Mean distance to the nearest rows."
     import torch
 
@@ -210,7 +215,7 @@ def _nearest(bank: KNNBank) -> Callable[[Any], Any]:
     away = rows - centre
     half, k, metric = away.square().sum(dim=1) / 2, bank.k, bank.metric
 
-    def score(x: Any) -> Any:
+    def score(x: "Tensor") -> "Tensor":
         if metric == "cosine":
             length = x.square().sum(dim=2, keepdim=True).sqrt()
             x = x / torch.where(length > 0, length, torch.ones_like(length))
@@ -223,7 +228,7 @@ def _nearest(bank: KNNBank) -> Callable[[Any], Any]:
 
 # %% ../../nbs/06_scoring/25_graph.ipynb #09a95224
 def check_export(
-    detector: Any,  # fitted
+    detector: "Detector",  # fitted
 ) -> None:
     "Raise `DataError` for a detector that cannot be one graph, before anything is computed."
     spec = detector.network().spec
@@ -245,9 +250,9 @@ def check_export(
 
 
 def eight_bits(
-    images: Any,  # torch (N, H, W, 3) uint8 or float32
+    images: "Tensor",  # (N, H, W, 3) uint8 or float32
     rule: Intensity,
-) -> Any:  # torch (N, H, W, 3) float32, whole numbers 0..255
+) -> "Tensor":  # (N, H, W, 3) float32, whole numbers 0..255
     "What `Intensity.apply` does."
     if rule.eight_bit:
         return images.float()
@@ -255,9 +260,9 @@ def eight_bits(
 
 
 def map_weights(
-    pixels: Any,  # torch (n,) float64: 0 .. n - 1
+    pixels: "Tensor",  # (n,) float64: 0 .. n - 1
     cells: int,
-) -> Any:  # torch (n, cells) float32
+) -> "Tensor":  # (n, cells) float32
     "What `bilinear_matrix` gives."
     import torch
 
@@ -266,8 +271,8 @@ def map_weights(
 
 
 def build_graph(
-    detector: Any,  # fitted, for which `check_export` raises nothing
-) -> Any:  # torch.nn.Module: (N, H, W, 3) to score (N,), map (N, H, W), patch scores (N, h, w)
+    detector: "Detector",  # fitted, for which `check_export` raises nothing
+) -> "Module":  # (N, H, W, 3) to score (N,), map (N, H, W), patch scores (N, h, w)
     "A fitted detector as one module. Raises `DataError` as `check_export` does."
     import torch
 
@@ -286,7 +291,7 @@ def build_graph(
     class Graph(torch.nn.Module):
         "From images to scores."
 
-        def forward(self, images: Any) -> tuple[Any, Any, Any]:
+        def forward(self, images: "Tensor") -> tuple["Tensor", "Tensor", "Tensor"]:
             rows, columns = (torch.arange(images.shape[axis], dtype=torch.float64) for axis in (1, 2))
             planes = eight_bits(images, rule).permute(0, 3, 1, 2)
             across = resized_along(planes, resize_weights(columns, spec.image_size))

@@ -21,10 +21,10 @@ from ..features import FeatureSet
 from ..features.extract import index_intensity
 from ..features.shards import ShardedFeatures
 from .maps import OWN_SCORES
-from .preparation import image_groups, image_vectors, near_duplicates, said_of_duplicates
+from .preparation import ImageSource, image_groups, image_vectors, near_duplicates, said_of_duplicates
 
 # %% ../../nbs/06_scoring/22_inputs.ipynb #53eca613
-def image_table(X: Any) -> pd.DataFrame | None:
+def image_table(X: ImageSource) -> pd.DataFrame | None:
     "An index as it is, or image files as one; None for anything else, or for no images."
     if isinstance(X, list | tuple) and X and all(isinstance(p, str | Path) for p in X):
         X = pd.DataFrame({"image_path": [str(p) for p in X]})
@@ -37,7 +37,7 @@ def normal_training(meta: pd.DataFrame) -> np.ndarray:  # (N,) bool
     return keep & (meta["label"] != 1).to_numpy() if "label" in meta else keep
 
 
-def any_normal(X: Any) -> bool:
+def any_normal(X: ImageSource) -> bool:
     "Whether there is a normal image to learn from."
     if isinstance(X, FeatureSet | ShardedFeatures | pd.DataFrame):
         return bool(normal_training(X if isinstance(X, pd.DataFrame) else X.meta).any())
@@ -49,7 +49,7 @@ def tested(meta: pd.DataFrame) -> np.ndarray:  # (N,) bool
     return (meta["split"] == "test").to_numpy() if "split" in meta else np.ones(len(meta), bool)
 
 
-def to_learn_from(X: Any) -> Any:  # of the same kind; shards become features in memory
+def to_learn_from(X: ImageSource) -> Any:  # of the same kind; shards become features in memory
     """The normal training images of an index or of features; anything else as it is.
 
     Raises `DataError` where there are none.
@@ -64,7 +64,7 @@ def to_learn_from(X: Any) -> Any:  # of the same kind; shards become features in
     return X[keep] if isinstance(X, pd.DataFrame) else X if keep.all() else X.where(keep)
 
 
-def training_table(X: Any) -> pd.DataFrame:  # image_path and more, rows counted from 0
+def training_table(X: ImageSource) -> pd.DataFrame:  # image_path and more, rows counted from 0
     "The normal training images of an index, or all files. Raises `DataError` where there are none."
     table = image_table(X)
     if table is None:
@@ -75,7 +75,7 @@ def training_table(X: Any) -> pd.DataFrame:  # image_path and more, rows counted
 
 
 def training_rule(
-    X: Any,  # what is learned from
+    X: ImageSource,  # what is learned from
     intensity: str,  # of `fit_intensity`
 ) -> Intensity:
     "The intensity rule of training images; what has none is read as 8 bits."
@@ -122,7 +122,7 @@ def alike_images(
 def with_added(
     paths: list[str],  # learned from before
     groups: list[str],  # theirs; empty for none
-    X: Any,  # more normal images: files, or an index, of which the normal training images count
+    X: pd.DataFrame | list | tuple,  # more normal images: files, or an index, of which the normal training images count
 ) -> pd.DataFrame:  # image_path, and group where there is one: the old, then the new
     """The images that an update learns from.
 
@@ -144,10 +144,10 @@ def with_added(
 
 # %% ../../nbs/06_scoring/22_inputs.ipynb #1f43b4d8
 def portions(
-    X: Any,  # an index, features, shards, or what `features` takes
+    X: ImageSource,
     size: int,  # images at once
     whole: bool,  # all at once
-    features: Callable[[Any], FeatureSet],
+    features: Callable[[ImageSource], FeatureSet],
 ) -> Iterator[FeatureSet]:
     "The images to evaluate, some at a time: of an index with splits its test images, otherwise all."
     if isinstance(X, ShardedFeatures) and not whole:

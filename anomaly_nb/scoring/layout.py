@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from ..core.errors import DataError
+from ..core.plain import Record
 from ..features.base import Backbone, BackboneSpec
 from ..features.extract import counted_cells
 from ..features.geometry import Placement, Region, blend_tiles, cells_to_pixels
@@ -177,7 +177,7 @@ class Layout:
     def __init__(
         self,
         patch_hw: tuple[int, int] = (1, 1),  # the grid, where whole images are squeezed onto one
-        network: Any = None,  # a `Backbone`, for its resize, tiles and region; None = whole images, squeezed
+        network: Backbone | None = None,  # for its resize, tiles and region; None = whole images, squeezed
         most: int = 16,  # sizes to remember
     ):
         self.patch_hw, self.most = patch_hw, most
@@ -190,7 +190,7 @@ class Layout:
     @classmethod
     def of_spec(
         cls,
-        spec: dict[str, Any],  # of a backbone, as it is recorded
+        spec: Record,  # of a backbone, as it is recorded
         patch_hw: tuple[int, int],
         region: Region | None = None,
     ) -> "Layout":

@@ -9,7 +9,7 @@ __all__ = ['TILED_CELLS', 'check_parts', 'feature_seconds', 'sized_bank', 'own_s
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from sklearn.base import clone
 from ..banks import Bank, KNNBank, held_out_scores
 from ..banks.held_out import held_out_folds
 from ..core.errors import DataError
+from ..core.plain import Record
 from ..core.runtime import progress
 from ..data.headers import image_info
 from ..data.images import read_image
@@ -30,9 +31,12 @@ from .detector_files import SPEC
 from .fusion import FEWEST, FusionBank, choose_weights
 from .inputs import alike_images, any_normal, known_groups, training_rule, training_table
 from .layout import Cells, Layout
-from .preparation import image_groups
+from .preparation import ImageSource, image_groups
 from .stream import TrainingCells, image_batches, part_batches, training_cells
 from .thresholds import choose_threshold, unpromised_threshold
+
+if TYPE_CHECKING:
+    from anomaly_nb.scoring.detector import Detector
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #ee1c3ae1
 def check_parts(
@@ -93,8 +97,8 @@ def sized_bank(
     budget_ms: float,  # milliseconds an image may take; 0 = any
     budget_mb: float,  # megabytes the bank may take; 0 = any
     seconds: Callable[[], float],  # of an image's features
-    known: dict[str, Any] | None = None,  # the budget of an earlier fit, which is kept
-) -> tuple[Bank, dict[str, Any]]:  # unfitted; its budget, {} for none
+    known: Record | None = None,  # the budget of an earlier fit, which is kept
+) -> tuple[Bank, Record]:  # unfitted; its budget, {} for none
     "The bank to fit, of the size that keeps the budget. Raises as `bank_within` does."
     new_bank = clone(bank)
     if not budget_ms and not budget_mb:
@@ -151,9 +155,9 @@ TILED_CELLS = 2**16  # training cells that a bank of tiles learns from; of more,
 
 
 def learn(
-    detector: Any,  # a `Detector`
-    X: Any,  # index, files, features or arrays
-    budget: dict[str, Any] | None = None,  # of an earlier fit, which is kept
+    detector: "Detector",
+    X: ImageSource,
+    budget: Record | None = None,  # of an earlier fit, which is kept
 ) -> None:
     """Give a detector its fitted state.
 
@@ -173,7 +177,7 @@ def learn(
             f"reduce='retrieval': a {type(bank).__name__} has no image score of its own; use "
             "recipe='spade', or another reduction"
         )
-    vars(detector).pop("layout_", None)
+    detector.__dict__.pop("layout_", None)
     if bank.uses_words:
         if bank.words is None:
             bank.set_params(words=words_of(detector.network(), detector.prompts))
@@ -202,7 +206,7 @@ def learn(
 
 
 def _start(
-    detector: Any, spec: dict[str, Any], intensity: Intensity | None, meta: pd.DataFrame, patch_hw: tuple[int, int]
+    detector: "Detector", spec: Record, intensity: Intensity | None, meta: pd.DataFrame, patch_hw: tuple[int, int]
 ) -> None:
     "What every fit begins with."
     detector.intensity_, detector.spec_, detector.patch_hw_ = intensity or Intensity(), spec, patch_hw
@@ -221,7 +225,7 @@ def _start(
     detector.held_out_patches_ = np.empty((0, patch_hw[0] * patch_hw[1]), np.float32)
 
 
-def _weigh(detector: Any, bank: Bank, meta: pd.DataFrame) -> None:
+def _weigh(detector: "Detector", bank: Bank, meta: pd.DataFrame) -> None:
     """Weights of a fusion's members, where none were given: by synthetic anomalies, or equal where there are no files
     or too few images.
     """
@@ -250,13 +254,13 @@ def _weigh(detector: Any, bank: Bank, meta: pd.DataFrame) -> None:
 
 
 def _fit_bank(
-    detector: Any,
+    detector: "Detector",
     bank: Bank,
     x: np.ndarray,
     patch_hw: tuple[int, int],
-    cls: Any,
+    cls: np.ndarray | None,
     asked: np.ndarray,
-    budget: dict[str, Any] | None,
+    budget: Record | None,
 ) -> None:
     "The bank, of patches as it gets them, and what explains where it keeps none."
     seconds = lambda: feature_seconds(detector.paths_, detector.network(), detector.layout_, detector.intensity_)
@@ -265,7 +269,7 @@ def _fit_bank(
     detector.reference_ = detector.bank_ if isinstance(detector.bank_, KNNBank) else KNNBank().fit(x, patch_hw)
 
 
-def _learn_words(detector: Any, bank: Bank, X: Any) -> None:
+def _learn_words(detector: "Detector", bank: Bank, X: ImageSource) -> None:
     "Learn from words alone; the threshold is where a defect is as likely as none, and promises nothing."
     network = detector.network()
     side = network.spec.image_size
@@ -278,7 +282,7 @@ def _learn_words(detector: Any, bank: Bank, X: Any) -> None:
     detector.threshold_ = unpromised_threshold()
 
 
-def _learn_grid(detector: Any, bank: Bank, f: FeatureSet, budget: dict[str, Any] | None) -> None:
+def _learn_grid(detector: "Detector", bank: Bank, f: FeatureSet, budget: Record | None) -> None:
     "Learn from images that are one input each, on one grid."
     _start(
         detector,
@@ -304,7 +308,7 @@ def _learn_grid(detector: Any, bank: Bank, f: FeatureSet, budget: dict[str, Any]
 
 
 def _learn_parts(
-    detector: Any, bank: Bank, table: pd.DataFrame, cells: list[Cells], rule: Intensity, budget: dict[str, Any] | None
+    detector: "Detector", bank: Bank, table: pd.DataFrame, cells: list[Cells], rule: Intensity, budget: Record | None
 ) -> None:
     "Learn from images that are several inputs, or inputs of several shapes, or are not seen whole."
     network = detector.network()

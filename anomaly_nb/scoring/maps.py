@@ -7,7 +7,7 @@ __all__ = ['OWN_SCORES', 'image_scores', 'bank_image_scores', 'bilinear_matrix',
 
 # %% ../../nbs/06_scoring/01_maps.ipynb #efcbc731
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
@@ -15,6 +15,9 @@ from scipy import ndimage
 from ..core.errors import DataError, check_finite, real_array
 from ..core.style import HEATMAP
 from ..data.values import bands
+
+if TYPE_CHECKING:
+    from anomaly_nb.banks import Bank
 
 # %% ../../nbs/06_scoring/01_maps.ipynb #7e8ab318
 def image_scores(
@@ -47,10 +50,10 @@ OWN_SCORES = ("retrieval", "words")  # reductions that are a bank's own
 
 
 def bank_image_scores(
-    bank: Any,  # fitted
+    bank: "Bank",  # fitted
     reduce: str,  # of `OWN_SCORES` or `image_scores`
     patch_scores: np.ndarray,  # (N, P) of the bank
-    cls: Any = None,  # (N, Dc) the images' vectors
+    cls: np.ndarray | None = None,  # (N, Dc) the images' vectors
     own: bool = False,  # these are the training images
     patches: np.ndarray | None = None,  # (N, P, D) as the bank gets them; words look at them
 ) -> np.ndarray:  # (N,)
@@ -87,7 +90,7 @@ def heatmaps(
     if scores.ndim != 2 or scores.shape[1] != h * w:
         raise DataError(f"patch_scores {scores.shape} do not fit a grid of {h} x {w}")
     one_size = len(sizes) == 2 and not isinstance(sizes[0], Sequence | np.ndarray)
-    image_sizes: Any = [sizes] * len(scores) if one_size else sizes
+    image_sizes: Sequence = [sizes] * len(scores) if one_size else sizes
     if len(image_sizes) != len(scores):
         raise DataError(f"{len(image_sizes)} sizes for {len(scores)} images")
     maps = [_heatmap(s.reshape(h, w), (int(size[0]), int(size[1])), sigma) for s, size in zip(scores, image_sizes)]

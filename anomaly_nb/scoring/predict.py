@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,7 +54,7 @@ class Prediction:
     frames: int = 1  # pages or frames, the first of which is looked at
     patch_scores: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32), repr=False)  # (P,)
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, object]:
         "As a row of `predictions.csv`."
         names = ("left", "top", "right", "bottom")
         box = dict(zip(names, self.box)) if self.box else dict.fromkeys(names, "")
@@ -130,7 +129,8 @@ class _Read:
     "A file that was read, or why it was not."
 
     path: str
-    image: Any = None  # (3, h, w) float32, the network's input, or (H, W, 3) uint8 where the detector sees parts
+    # (3, h, w) float32, the network's input, or (H, W, 3) uint8 where the detector sees parts
+    image: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
     size: tuple[int, int] = (0, 0)  # (H, W)
     clipped: float = 0.0
     error: str = ""

@@ -29,10 +29,10 @@ class Lazy(Sequence):
     def __init__(
         self,
         n: int,
-        make: Callable[[int], Any],  # entry i
+        make: Callable[[int], np.ndarray | None],  # entry i
     ):
         self.n, self.make = n, make
-        self.last: tuple[int, Any] = (-1, None)
+        self.last: tuple[int, np.ndarray | None] = (-1, None)
 
     def __len__(self) -> int:
         return self.n
@@ -76,7 +76,8 @@ class Evaluation:
     "What a detector found in images; arrays share the order of `meta`."
 
     meta: pd.DataFrame  # N rows: image_path, and of an index split, label, defect, mask_path, mask_threshold
-    patch_scores: Any  # (N, P) float32; a sequence of (C,) read from disk, where images are seen part by part
+    # (N, P) float32; a sequence of (C,) read from disk, where images are seen part by part
+    patch_scores: np.ndarray | Sequence[np.ndarray]
     patch_hw: tuple[int, int]  # (h, w)
     scores: np.ndarray  # (N,) of the images
     explanation: pd.DataFrame  # N rows: patch, normal_path, normal_patch, normal_angle, distance

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -39,10 +39,11 @@ from ..calibration.store import CalibrationStore
 from ..calibration.tagging import check_name
 from ..core.errors import DataError, MissingFileError, check_folder, require
 from ..core.files import MANIFEST, sha256_file
+from ..core.plain import Record
 from ..data.headers import image_info
 from .detector import Detector
 from .detector_files import check_backbone
-from .predict import check_single, predict_files
+from .predict import Prediction, check_single, predict_files
 from .result import patch_limit
 
 # %% ../../nbs/06_scoring/19_service.ipynb #62e471c4
@@ -167,7 +168,7 @@ class Served:
             **self.identity(),
         )
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Record:
         "Who answers."
         spec = self.detector.network().spec
         details = {
@@ -211,7 +212,7 @@ class Served:
             drift=drift,
         )
 
-    def _decided(self, path: str) -> tuple[Any, tuple[int, int]]:
+    def _decided(self, path: str) -> tuple[Prediction, tuple[int, int]]:
         "The prediction of a file, and its (H, W). Raises `BadImage` in words that hold no path."
         try:
             h, w = image_info(path).size
@@ -317,7 +318,7 @@ def create_detector_app(
     add_errors(app)
     app.state.folder = tempfile.TemporaryDirectory(prefix="anomaly-nb-")
     route_arguments = described(400, 401, 404, 405, 408, 413, 422, 429, 503)
-    bytes_of: Any = {"type": "string", "format": "binary"}
+    bytes_of = {"type": "string", "format": "binary"}
     form = {"type": "object", "properties": {"image": bytes_of}, "required": ["image"]}
     content = {
         "application/octet-stream": {"schema": bytes_of},

@@ -185,7 +185,7 @@ def scored_images(
 ) -> Iterator[Scored]:
     "Scores of images, each when its last part is done."
     values = best = np.empty(0, np.float32)
-    vectors: Any = 0.0
+    vectors = np.zeros(1)
     hot = -1
     for batch in batches:
         grid = cells(batch.image)

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from ..banks import coreset_of_report
 from ..core.errors import DataError
 from ..core.files import sha256_file
 from ..core.style import ANOMALOUS, figure_style
-from ..core.views import Check, Choice, Control, Slider, View
+from ..core.views import Check, Choice, Control, Slider, State, View
 from ..data import image_info, one_category, read_index
 from ..features import FeatureSet, cached_features
 from .decisions import decision_table, plot_decisions
@@ -59,7 +59,8 @@ class ImageView(View):
         rule: str = "quantile:0.95",  # of `choose_threshold`
         recorded: np.ndarray | None = None,  # scores of an index, of `recorded_scores`
     ):
-        self.detector = detector if "bank_" in vars(detector) else detector.fit(train)
+        # without anything to learn from it is `fit` that says so
+        self.detector = detector if "bank_" in vars(detector) else detector.fit([] if train is None else train)
         self.train, self.test = train, test
         source: GridScores | PartScores = (
             GridScores(self.detector, train, test)
@@ -71,7 +72,7 @@ class ImageView(View):
         self.labels = self.meta["label"].to_numpy()
         self.kinds = self.meta["defect"].to_numpy().astype(str)
         reduce = self.detector.reduction
-        self.defaults: dict[str, Any] = {"k": source.k, "reduce": reduce, "rule": rule}
+        self.defaults: State = {"k": source.k, "reduce": reduce, "rule": rule}
         rules = [r for r in RULES if ":" in r[1] or len(set(self.labels[self.labels >= 0])) == 2]
         rules += [] if rule in [v for _, v in rules] else [(rule, rule)]
         reductions = REDUCTIONS if reduce in [v for _, v in REDUCTIONS] else (*REDUCTIONS, (reduce, reduce))
@@ -89,7 +90,7 @@ class ImageView(View):
         start = {name: control.value for name, control in self.controls.items()}
         self.controls["image"] = self._images(start | {"image": None})
 
-    def _images(self, state: Mapping[str, Any]) -> Choice:
+    def _images(self, state: State) -> Choice:
         "The list of images in the order asked for, the chosen one kept if it is still in it."
         scores, wrong = self.scores(*self._setting(state))[0], self._wrong(state)
         name = self.meta["image_path"].map(lambda p: p.rpartition("/")[2].rpartition(".")[0]).to_numpy()
@@ -108,7 +109,7 @@ class ImageView(View):
         image = state["image"] if state["image"] in order else options[0][1]
         return Choice("image", image, options, long=True)
 
-    def follow(self, state: Mapping[str, Any], changed: str) -> dict[str, Control]:
+    def follow(self, state: State, changed: str) -> dict[str, Control]:
         """Another way to score moves the threshold to where its rule puts it; another threshold makes another list of
         errors.
         """
@@ -180,11 +181,11 @@ class ImageView(View):
         (scores, held_out), mask = self.scores(k, reduce), self.labels >= 0
         return choose_threshold(rule, held_out, self.labels[mask], scores[mask])
 
-    def _setting(self, state: Mapping[str, Any]) -> tuple[int, str]:
+    def _setting(self, state: State) -> tuple[int, str]:
         "k and reduction of a state."
         return int(state.get("k", 1)), state.get("reduce", self.defaults["reduce"])
 
-    def _threshold_slider(self, state: Mapping[str, Any]) -> Slider:
+    def _threshold_slider(self, state: State) -> Slider:
         "From the lowest to the highest score, standing where the rule puts it."
         scores, held_out = self.scores(*self._setting(state))
         value = self.threshold(*self._setting(state), state["rule"]).value
@@ -194,12 +195,12 @@ class ImageView(View):
         # the rule's value is one of the steps
         return Slider("threshold", value, value - np.ceil((value - low) / step) * step, high, step, digits)
 
-    def _wrong(self, state: Mapping[str, Any]) -> np.ndarray:
+    def _wrong(self, state: State) -> np.ndarray:
         "Misses and false alarms of a state."
         called = self.scores(*self._setting(state))[0] >= state["threshold"]
         return ((self.labels == 1) & ~called) | ((self.labels == 0) & called)
 
-    def table(self, state: Mapping[str, Any]) -> pd.DataFrame:  # figure, value
+    def table(self, state: State) -> pd.DataFrame:  # figure, value
         "Decisions and ranking of a state."
         table = decision_table(self.labels, self.scores(*self._setting(state))[0], state["threshold"])
         pixels = self.source.pixels(int(state.get("k", 1)), state["sigma"])
@@ -212,7 +213,7 @@ class ImageView(View):
         table.loc[0, "figure"] = "threshold (oracle)" if oracle else "threshold"
         return pd.concat([table, pd.DataFrame(rows, columns=["figure", "value"])], ignore_index=True)
 
-    def describe(self, state: Mapping[str, Any]) -> str:
+    def describe(self, state: State) -> str:
         "What the figure shows, in words."
         i = state["image"]
         if i < 0:
@@ -224,7 +225,7 @@ class ImageView(View):
             f"threshold {state['threshold']:.3g}, {verdict}."
         )
 
-    def draw(self, state: Mapping[str, Any]) -> tuple[Figure, pd.DataFrame]:  # figure, now, report
+    def draw(self, state: State) -> tuple[Figure, pd.DataFrame]:  # figure, now, report
         "The image with its truth, heat, hottest place and nearest normal place, over the scores of all images."
         k, reduce = self._setting(state)
         scores, held_out = self.scores(k, reduce)
@@ -242,7 +243,7 @@ class ImageView(View):
             report=[report.get(f.removesuffix(" (oracle)"), "") for f in table["figure"]]
         )
 
-    def _draw_image(self, fig: Any, i: int, k: int, state: Mapping[str, Any]) -> None:
+    def _draw_image(self, fig: SubFigure, i: int, k: int, state: State) -> None:
         "Four panels about one image."
         path, (scores, match) = self.meta["image_path"].iloc[i], self.source.image(i, k)
         layout, rule = self.detector.layout_, self.detector.intensity_

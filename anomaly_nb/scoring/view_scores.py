@@ -8,7 +8,6 @@ __all__ = ['GridScores', 'PartScores', 'recorded_scores']
 # %% ../../nbs/06_scoring/24_view_scores.ipynb #aa93df43
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from ..features import FeatureSet
 from .detector import Detector
 from .evaluation import pixel_metrics, read_masks
 from .maps import colour_range, heatmaps, image_scores
-from .result import patch_limit
+from .result import Evaluation, patch_limit
 
 # %% ../../nbs/06_scoring/24_view_scores.ipynb #222f88ad
 class GridScores:
@@ -111,9 +110,11 @@ class PartScores:
         recorded: np.ndarray | None = None,
     ):
         self.detector, self.meta = detector, index.reset_index(drop=True)
-        # its cells lie on disk
-        self.result = detector.evaluate(index) if recorded is None or detector.bank_.whole_batch else None
-        self.found: Any = recorded if self.result is None else self.result.scores
+        self.result: Evaluation | None = None  # its cells lie on disk
+        if recorded is None or detector.bank_.whole_batch:
+            self.result = detector.evaluate(index)
+            recorded = self.result.scores
+        self.found = recorded
         self.seen = lru_cache(maxsize=8)(self._seen)
 
     def scores(self, k: int, reduce: str) -> tuple[np.ndarray, np.ndarray]:
