@@ -7,13 +7,14 @@ __all__ = ['runs', 'rise', 'held_out_frames', 'Decision', 'decide', 'made_with',
            'verdict']
 
 # %% ../../nbs/08_video/13_events.ipynb #5323bf81
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..core.errors import DataError
 from ..core.files import sha256_array, sha256_json, write_json
@@ -99,7 +100,7 @@ class Decision:
 
     def alarm(
         self,
-        frames: pd.DataFrame | Mapping[str, Any],  # scores (T,) of every modality, and `combined`
+        frames: pd.DataFrame | Mapping[str, ArrayLike],  # scores (T,) of every modality, and `combined`
     ) -> np.ndarray:  # (T,)
         "What is compared with the thresholds. Raises `DataError` for a missing modality."
         if not self.scales:
@@ -250,7 +251,7 @@ def find_events(
     )
 
 
-def reason_of(row: Mapping[Any, Any]) -> tuple[str, str]:  # in words, and the box as "y1 x1 y2 x2"
+def reason_of(row: Mapping[Hashable, Any]) -> tuple[str, str]:  # in words, and the box as "y1 x1 y2 x2"
     "What a responsible object says."
     words = {"deep": "an unusual look", "velocity": "an unusual motion", "keypoints": "an unusual pose"}[
         row["modality"]

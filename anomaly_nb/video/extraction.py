@@ -12,13 +12,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..core.errors import DataError, MissingFileError, Notice
 from ..core.files import locked, sha256_json, write_json
-from ..core.plain import read_json
+from ..core.plain import Record, read_json
 from ..core.runtime import progress
 from .feature_files import INDEX, MODALITIES, VideoFile, read_index, video_file, write_index
 from .layouts import Video
@@ -62,7 +61,7 @@ def _extracted(folder: Path) -> set[str]:
 CONTENT = "content.json"
 
 
-def _read_contents(folder: Path) -> dict[str, Any]:
+def _read_contents(folder: Path) -> Record:
     """What the features of a folder were made of: `videos`, and the `background`. Empty for a folder from before this
     was kept.
 
@@ -105,7 +104,7 @@ def extract_videos(
     settings: Extraction | None = None,  # None: the defaults
     # videos the scene is taken from with background="split": the training videos; None = `videos`
     background_from: list[Video] | None = None,
-) -> dict[str, Any]:  # videos, frames, objects done now, the seconds per stage, and what failed and why
+) -> Record:  # videos, frames, objects done now, the seconds per stage, and what failed and why
     """Extract the object features of videos into files, going on where an earlier run stopped.
 
     Raises `DataError` for a folder of other settings, or if no video can be read.
@@ -116,7 +115,7 @@ def extract_videos(
     if len({v.name for v in videos}) < len(videos):
         raise DataError("videos: two of them have the same name")
     description, scene = settings.describe(), background_from or videos
-    made_of: dict[str, Any] = {"videos": {v.name: v.content().record() for v in videos}, "background": None}
+    made_of: Record = {"videos": {v.name: v.content().record() for v in videos}, "background": None}
     if settings.background == "split":
         made_of["background"] = sha256_json(
             [made_of["videos"][v.name]["sha256"] if v in videos else v.content().sha256 for v in scene]
@@ -163,10 +162,10 @@ def extract_videos(
 
 def _still_true(
     folder: Path,
-    about: dict[str, Any],  # settings
-    made_of: dict[str, Any],  # contents of the videos and the background, as they are now
+    about: Record,  # settings
+    made_of: Record,  # contents of the videos and the background, as they are now
 ) -> tuple[
-    dict[str, tuple[str, ...]], dict[str, Any]
+    dict[str, tuple[str, ...]], Record
 ]:  # frames of the videos that are done, contents they were made of
     "What of a folder of features can be kept. Raises `DataError` for other settings."
     if not (folder / INDEX).exists():

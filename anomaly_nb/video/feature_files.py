@@ -21,7 +21,7 @@ from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError, MissingFileError, Notice, UnsafeFileError, check_file, check_finite
 from ..core.files import atomic_write, sha256_array, sha256_file, sha256_json, write_json
 from ..core.order import natural_key
-from ..core.plain import read_json
+from ..core.plain import Record, read_json
 from ..features.convert import content_of, read_pickled
 
 # %% ../../nbs/08_video/03_feature_files.ipynb #ea14c6b2
@@ -142,18 +142,18 @@ def _checked(name: str, values: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarr
 def write_index(
     folder: str | Path,  # of one split
     videos: Mapping[str, tuple[str, ...]],  # finished videos and their frames
-    extractor: Mapping[str, Any],  # what made the features: settings, weights by their checksum, no names of files
+    extractor: Mapping[str, object],  # what made the features: settings, weights by their checksum, no names of files
     modalities: tuple[str, ...],  # which of `MODALITIES` are there
     renewed: tuple[str, ...] = (),  # modalities whose files were written anew, though the frames are the same
-    sources: Mapping[str, Any] | None = None,  # modality -> name and checksum of the file it was converted from
-) -> dict:  # what was written
+    sources: Mapping[str, object] | None = None,  # modality -> name and checksum of the file it was converted from
+) -> Record:  # what was written
     """Write the index of a split's features, and beside it a checksum of every file.
 
     Raises `MissingFileError` for a frame without a file.
     """
     folder = Path(folder)
     old_index = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
-    index: dict[str, Any] = {
+    index: Record = {
         "videos": {v: list(f) for v, f in videos.items()},
         "modalities": list(modalities),
         "extractor": dict(extractor),
@@ -194,7 +194,7 @@ def in_one_file(folder: str | Path, modality: str, video: str) -> bool:
     return path.is_file()
 
 
-def _checksums(folder: Path, index: Mapping[str, Any], video: str) -> dict[str, str | dict[str, str]]:
+def _checksums(folder: Path, index: Record, video: str) -> dict[str, str | dict[str, str]]:
     """Modality -> checksum of a video's file, or frame -> checksum of each frame's, empty for an index that has none.
 
     Raises `DataError` for a list that was edited.
@@ -208,7 +208,7 @@ def _checksums(folder: Path, index: Mapping[str, Any], video: str) -> dict[str, 
     return sums
 
 
-def read_index(folder: str | Path) -> dict:
+def read_index(folder: str | Path) -> Record:
     "The index of a split's features. Raises `MissingFileError`, or `DataError` where it was edited."
     path = check_file(Path(folder) / INDEX, "extract the features of this split first")
     index = read_json(path)
@@ -231,7 +231,7 @@ class ObjectFeatures:
     video: np.ndarray  # (N,) str
     frame: np.ndarray  # (N,) str
     frames: dict[str, tuple[str, ...]]  # video -> its frames, in time order, empty ones included
-    extractor: dict[str, Any]  # settings the features were made with
+    extractor: Record  # settings the features were made with
 
     def __len__(self) -> int:
         return len(self.values)
@@ -310,7 +310,7 @@ def load_object_features(
 
 
 def _read_video(
-    folder: Path, index: Mapping[str, Any], modality: str, video: str, names: Collection[str]
+    folder: Path, index: Record, modality: str, video: str, names: Collection[str]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     "Frame, values and boxes of some frames of a video, in their order."
     sums: Any = _checksums(folder, index, video).get(modality, {})
@@ -350,7 +350,7 @@ def _read_video(
             yield frame, joined[0][start:end], joined[1][start:end]
 
 
-def _changed(folder: Path, index: Mapping[str, Any], modality: str, path: Path) -> DataError:
+def _changed(folder: Path, index: Record, modality: str, path: Path) -> DataError:
     """The error for a file that is not the one the index knows: it names the frame that it belongs to, where there is
     one.
     """
@@ -366,7 +366,7 @@ def _changed(folder: Path, index: Mapping[str, Any], modality: str, path: Path) 
     return DataError(f"{path}: changed since {INDEX} was written; restore it or extract again")
 
 
-def _check_files(folder: Path, modality: str, frames: dict[str, tuple[str, ...]], index: Mapping[str, Any]) -> None:
+def _check_files(folder: Path, modality: str, frames: dict[str, tuple[str, ...]], index: Record) -> None:
     """Every frame of videos in the specified form has its file and no other file is there; a file that a video had is
     not gone.
     """
@@ -393,7 +393,7 @@ def _check_files(folder: Path, modality: str, frames: dict[str, tuple[str, ...]]
 def export_frames(
     folder: str | Path,  # features of one split
     target: str | Path,  # receives the specified form: a file for every frame and modality, and the index
-) -> dict:  # the index of the target
+) -> Record:  # the index of the target
     """Write features with one file a frame.
 
     Raises `DataError` for a target that holds features, and as `load_object_features` does.
@@ -417,8 +417,8 @@ def convert_pickled(
     frames: Mapping[str, tuple[str, ...]] | None = None,  # for an object array: the frames of every video, in its order
     trust: bool = False,  # True: you know who wrote the files
     # what made them: settings, spec, weights (a file counts by its content); None = not known
-    extractor: str | Mapping[str, Any] | None = None,
-) -> dict:  # the index of the target
+    extractor: str | Mapping[str, object] | None = None,
+) -> Record:  # the index of the target
     """Convert pickled features to this layout.
 
     Raises `UnsafeFileError` without `trust` or for a pickle of anything but arrays, `DataError` where counts differ.
@@ -469,7 +469,7 @@ def convert_pickled(
     )
 
 
-def _made_by(extractor: str | Mapping[str, Any] | None, origin: Mapping[str, str]) -> dict[str, Any]:
+def _made_by(extractor: str | Mapping[str, object] | None, origin: Mapping[str, str]) -> dict[str, object]:
     "What made features, files by their content; features of unknown origin are equal to themselves only."
     if not extractor:
         note = "so they count as made by an extractor of their own and cannot be scored against others; pass extractor="
@@ -478,7 +478,7 @@ def _made_by(extractor: str | Mapping[str, Any] | None, origin: Mapping[str, str
     return content_of(extractor)
 
 
-def _entry(name: str, modality: str, entry: Any) -> tuple[np.ndarray, np.ndarray]:
+def _entry(name: str, modality: str, entry: object) -> tuple[np.ndarray, np.ndarray]:
     "Values and boxes of one pickled entry; boxes are zero where it has none."
     boxes = None
     if isinstance(entry, dict):

@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..core.cache import keyed_folder
 from ..core.errors import DataError, check_file, check_folder
 from ..core.files import sha256_json
+from ..core.plain import Record
 from ..core.runtime import versions
 from ..core.settings import load_settings
 from .detection import data_set_tracks, detection_delays, detection_table, false_events
@@ -40,7 +41,7 @@ from anomaly_nb.video.scoring import (
 from .streams import Extraction
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #83492bf2
-DATASETS: dict[str, dict[str, Any]] = {
+DATASETS: dict[str, Record] = {
     "ped2": {
         "extraction": {"min_area": 200, "piece": (40, 24), "bins": 1, "speed": "median", "flow_scale": 1},
         "n_components": 2,
@@ -106,7 +107,7 @@ def plan_for(
     config: str | Path | None = "config.yml",  # its `datasets:` block is used
     root: str | Path | None = None,  # overrides the config
     features: str | Path | None = None,  # overrides the config; None = in the cache
-    extraction: Mapping[str, Any] | None = None,  # single settings that override the config
+    extraction: Mapping[str, object] | None = None,  # single settings that override the config
     cache: str | Path | None = None,  # overrides the config; folder of the features of all data sets
 ) -> VideoPlan:
     """The plan of a data set: defaults, then `config.yml`, then arguments.
@@ -394,7 +395,7 @@ def evaluate_dataset(
 # %% ../../nbs/08_video/11_pipeline.ipynb #6cdb2f5d
 def dataset_delays(
     plan: VideoPlan,
-    labels: Mapping[str, Any],  # of `evaluate_dataset`
+    labels: Mapping[str, np.ndarray],  # of `evaluate_dataset`
     events: pd.DataFrame,  # of `dataset_events`
     decision: Decision,  # of `dataset_events`
 ) -> tuple[

@@ -14,13 +14,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from ..core.errors import DataError
 from ..core.files import sha256_json
+from ..core.plain import Record
 from .events import Decision, reason_of, rise
 from .extraction import background_of
 from .feature_files import ObjectFeatures, read_index
@@ -32,7 +33,10 @@ from .sources import Source
 from .streams import FrameTools, stream_objects
 
 # %% ../../nbs/08_video/16_watch.ipynb #5df43048
-class Smoothing:
+_Row = TypeVar("_Row")
+
+
+class Smoothing(Generic[_Row]):
     "Gaussian smoothing of rows that come one by one; a row goes out when its last neighbour has come."
 
     def __init__(
@@ -40,26 +44,26 @@ class Smoothing:
         sigma: float,  # frames; 0 = none
     ):
         self.sigma, self.radius = sigma, int(4.0 * sigma + 0.5)
-        self.rows: deque[tuple[Any, Any]] = deque(maxlen=2 * self.radius + 1)
+        self.rows: deque[tuple[_Row, float | np.ndarray]] = deque(maxlen=2 * self.radius + 1)
         self.come = self.gone = 0
 
     def push(
         self,
-        row: Any,  # whatever belongs to the score
-        score: Any,  # float, or (M,) of several modalities
-    ) -> Iterator[tuple[Any, Any]]:  # the rows that are ready, with their smoothed scores
+        row: _Row,  # whatever belongs to the score
+        score: float | np.ndarray,  # or (M,) of several modalities
+    ) -> Iterator[tuple[_Row, np.ndarray]]:  # the rows that are ready, with their smoothed scores
         "The next row."
         self.rows.append((row, score))
         self.come += 1
         if self.come > self.gone + self.radius:
             yield self._out()
 
-    def finish(self) -> Iterator[tuple[Any, Any]]:
+    def finish(self) -> Iterator[tuple[_Row, np.ndarray]]:
         "The film has ended: what is left."
         while self.gone < self.come:
             yield self._out()
 
-    def _out(self) -> tuple[Any, Any]:
+    def _out(self) -> tuple[_Row, np.ndarray]:
         "The oldest row that has not gone out."
         first = self.come - len(self.rows)  # number of the first row in the window
         self.gone += 1
@@ -84,7 +88,7 @@ class EventFinder:
         self.gap = round(decision.gap * self.fps)
         # frames since the last run
         self.recent: deque[tuple[str, float]] = deque(maxlen=round(decision.onset * self.fps))
-        self.run: dict[str, Any] | None = None
+        self.run: Record | None = None
         self.t = -1
 
     def push(
@@ -92,8 +96,8 @@ class EventFinder:
         name: str,  # of the frame
         score: float,  # alarm, smoothed
         # responsible object of the frame: modality, score, y1, x1, y2, x2; None = nobody there
-        reason: Mapping[str, Any] | None,
-    ) -> Iterator[dict[str, Any]]:
+        reason: Record | None,
+    ) -> Iterator[Record]:
         "The next frame."
         self.t += 1
         run = self.run
@@ -128,13 +132,13 @@ class EventFinder:
                 "score": float(score),
             }
 
-    def _reason(self, run: dict[str, Any], t: int, reason: Mapping[str, Any]) -> None:
+    def _reason(self, run: Record, t: int, reason: Record) -> None:
         "A frame of the run that has a responsible object."
         run["newest"] = (t, reason)
         if t > run["at"] and run["after"] is None:
             run["after"] = (t, reason)
 
-    def finish(self) -> Iterator[dict[str, Any]]:
+    def finish(self) -> Iterator[Record]:
         "The run is over, or the film."
         run, self.run = self.run, None
         if run is None or not run["open"]:
@@ -243,7 +247,7 @@ def watch(
     false_alarms_per_hour: float = 1.0,
     clips: str | Path | None = None,  # folder for films of the events
     summary: Summary | None = None,  # counted into
-) -> Generator[dict[str, Any], None, None]:  # events, open and closed
+) -> Generator[Record, None, None]:  # events, open and closed
     """Score a source and yield its events as they come; closing the generator ends the watch and its clip.
 
     Raises `DataError` where the calibration belongs to other settings.
@@ -262,10 +266,10 @@ def watch(
         )
     fps = plan.fps or source.fps or decision.fps
     finder = EventFinder(decision, false_alarms_per_hour, fps, Path(str(source.what)).stem)
-    smoothing = Smoothing(scorer.sigma)
+    smoothing: Smoothing[tuple[str, Record | None]] = Smoothing(scorer.sigma)
     keep = Clips(clips, fps, delay=smoothing.radius + finder.gap)
 
-    def tell(ready: Iterable[tuple[Any, np.ndarray]], last: bool = False) -> Iterator[dict[str, Any]]:
+    def tell(ready: Iterable[tuple[tuple[str, Record | None], np.ndarray]], last: bool = False) -> Iterator[Record]:
         events = [
             e for (name, reason), scores in ready for e in finder.push(name, _alarm(scorer, decision, scores), reason)
         ]
@@ -318,7 +322,7 @@ def frame_score(
     frame: str,  # name
     parts: Mapping[str, tuple[np.ndarray, np.ndarray]],  # modality -> values and boxes of the frame
     scales: Mapping[str, tuple[float, float]] | None = None,  # as in `responsible_objects`
-) -> tuple[np.ndarray, dict[str, Any] | None]:  # score of every modality, not smoothed; the responsible object, or None
+) -> tuple[np.ndarray, Record | None]:  # score of every modality, not smoothed; the responsible object, or None
     "What `VideoScorer.score_objects`, `scoring.frame_scores` and `scoring.responsible_objects` give for one frame."
     frame_scores, best = np.zeros(len(scorer.ranges_)), None
     for i, (modality, (low, high)) in enumerate(scorer.ranges_.items()):
