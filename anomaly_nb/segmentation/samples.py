@@ -10,13 +10,13 @@ import io
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from ..core.errors import DataError
 from ..core.files import atomic_write, write_json, write_manifest
+from ..core.plain import Record
 from .datasets import LabelTable, ScenePaths, StreetDataset
 
 # %% ../../nbs/07_segmentation/05_samples.ipynb #92ca3d4e
@@ -192,7 +192,7 @@ class _Drawn(StreetDataset):
         self.read_image = lambda paths: self._draw(paths.key)[0].copy()
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Record:
         return super().identity | {"scenes": f"{super().identity['scenes']} of seed {self.drawn[1]}"}
 
     def raw_labels(self, i: int) -> np.ndarray:

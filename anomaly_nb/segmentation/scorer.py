@@ -15,6 +15,7 @@ import torch
 from sklearn.exceptions import NotFittedError
 
 from ..core.errors import DataError, naming
+from ..core.plain import Record
 from ..core.runtime import progress
 from .datasets import VOID, Scene, StreetDataset
 from .cells import CellReservoir, ClassMoments, sample_cells
@@ -38,9 +39,9 @@ class SceneNetwork(Protocol):
     # logits at the scene's size, features where there are any
     def see(self, scene: Scene, precision: str = "float32") -> StreetOutput: ...
 
-    def eval(self) -> Any: ...  # evaluation mode
+    def eval(self) -> object: ...  # evaluation mode
 
-    def state_dict(self) -> Mapping[str, Any]: ...  # weights, for the identity of an evaluation
+    def state_dict(self) -> Mapping[str, torch.Tensor]: ...  # weights, for the identity of an evaluation
 
 
 class TrainingPasses:
@@ -268,7 +269,7 @@ class PixelScorer:
     "All scores of one network, fitted on its training images."
 
     scale_: dict[str, tuple[float, float]]  # method -> median, interquartile range
-    fitted_on_: dict[str, Any]  # data, split, size, sizes, images, cells_per_image
+    fitted_on_: Record  # data, split, size, sizes, images, cells_per_image
 
     def __init__(
         self,
