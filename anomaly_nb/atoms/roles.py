@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -81,7 +82,7 @@ class RoleModel(nn.Module):
 
 # %% ../../nbs/09_atoms/08_roles.ipynb #cee20e1c
 def video_ranges(
-    video: Any,  # (T,) video of each frame, equal values adjacent
+    video: ArrayLike,  # (T,) video of each frame, equal values adjacent
 ) -> tuple[list, np.ndarray]:  # names in order of appearance, (N + 1,) bounds
     "Where each video's frames lie. Raises `DataError` when there is no frame, or a video lies in two pieces."
     ids = np.asarray(video)
@@ -116,7 +117,7 @@ def union_loss(
 
 # %% ../../nbs/09_atoms/08_roles.ipynb #2fd49256
 def check_labels(
-    labels: Any,  # (N, E) in {0, 1}
+    labels: ArrayLike,  # (N, E) in {0, 1}
     n_videos: int,  # N
     events: Sequence[str],  # E names
 ) -> Tensor:  # (N, E) float64
@@ -284,7 +285,7 @@ class RoleFit:
     def score_videos(
         self,
         p: Tensor,  # (T, C) presences, videos end to end
-        video: Any,  # (T,) video of each frame
+        video: ArrayLike,  # (T,) video of each frame
     ) -> np.ndarray:  # (N, E) float64
         "Logits of the union over each video's top frames, mean over seeds."
         lengths = np.diff(video_ranges(video)[1]).tolist()
@@ -295,11 +296,11 @@ class RoleFit:
 # %% ../../nbs/09_atoms/08_roles.ipynb #5508bc32
 def fit_roles(
     p: Tensor,  # (T, C) presences in [0, 1], videos end to end
-    video: Any,  # (T,) video of each frame
-    labels: Any,  # (N, E) in {0, 1}, videos in their order of appearance
+    video: ArrayLike,  # (T,) video of each frame
+    labels: ArrayLike,  # (N, E) in {0, 1}, videos in their order of appearance
     atoms: Sequence[str] | None = None,  # C names
     events: Sequence[str] | None = None,  # E names
-    mask: Any = None,  # (C, E) bool, which atoms may play a role (ontology); None for all
+    mask: ArrayLike | None = None,  # (C, E) bool, which atoms may play a role (ontology); None for all
     epochs: int = 60,  # at most
     topk: int = 10,  # frames of a video that may count, see `log_no_event`
     freeze_bias_epochs: int = 5,  # warm-up: bias and gamma stand still
