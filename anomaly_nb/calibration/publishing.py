@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from .database import transaction
 from .drift import VERDICTS
@@ -27,6 +26,7 @@ from .tagging import find_labels
 from .windows import read_window
 from ..core.errors import Notice
 from ..core.files import sha256_json, to_json
+from ..core.plain import Record
 from ..core.settings import Settings
 
 # %% ../../nbs/05_calibration/15_publishing.ipynb #9c083bb7
@@ -84,7 +84,7 @@ def publish_run(
     config: Mapping[str, object],
     last: int,  # row id of the newest score that was looked at
     settings: Settings,
-) -> dict[str, Any]:  # the body of the run's report, see `schema.RunReport`
+) -> Record:  # the body of the run's report, see `schema.RunReport`
     "Write a measured run as the next version, all of it or nothing. Raises `StaleRun` if a reference has moved since."
     now = int(time.time() * 1000)
     with transaction(db):

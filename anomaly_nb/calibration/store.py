@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -42,6 +42,7 @@ from anomaly_nb.calibration.tagging import (
 )
 from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError, Notice, real_array
+from ..core.plain import Record
 from ..core.settings import Settings, stray_limits
 
 # %% ../../nbs/05_calibration/19_store.ipynb #e72edc8c
@@ -114,7 +115,7 @@ def read_history(
     model: str | None = None,
     head: str | None = None,
     limit: int = 50,
-) -> list[dict[str, Any]]:  # newest first
+) -> list[Record]:  # newest first
     """Rows of `calibration_runs`, `is_stable` as a boolean, `timestamp` in Unix milliseconds, and in `moves` who made
     the version a reference."""
     models, values = ("model_name = ?", [model]) if model is not None else ("1", [])
@@ -153,7 +154,7 @@ def read_moves(
 
 def read_trend(
     db: sqlite3.Connection, model: str, head: str, limit: int = 1000
-) -> list[dict[str, Any]]:  # oldest first
+) -> list[Record]:  # oldest first
     "One head's runs with intervals, thresholds, reason and alarm. Raises `DataError` for an unknown head."
     head = find_head(db, model, head)["head_name"]
     rows = db.execute(
@@ -298,7 +299,7 @@ class CalibrationStore:
         "Whether `calibration_auto_run_after` new files have come since the last run."
         return self.ask(is_due, self.settings.calibration_auto_run_after)
 
-    def run(self, wait: float = 0.0) -> dict[str, Any]:
+    def run(self, wait: float = 0.0) -> Record:
         """Calibrate every head as the next version and compare it with its reference.
 
         Raises `RunInProgress`, or `DataError` in production mode or without scores.
@@ -327,11 +328,11 @@ class CalibrationStore:
         self.ask(export_files, self.root)
         return outcomes
 
-    def history(self, model: str | None = None, head: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
+    def history(self, model: str | None = None, head: str | None = None, limit: int = 50) -> list[Record]:
         "Runs of heads, newest first."
         return self.ask(read_history, model, head, limit)
 
-    def trend(self, model: str, head: str) -> list[dict[str, Any]]:
+    def trend(self, model: str, head: str) -> list[Record]:
         "One head's runs with intervals and reasons, oldest first. Raises `UnknownHead`."
         return self.ask(read_trend, model, head)
 

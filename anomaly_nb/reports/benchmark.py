@@ -20,7 +20,7 @@ import pandas as pd
 
 from ..core.errors import DataError
 from ..core.files import sha256_json, write_json
-from ..core.plain import read_json, read_yaml
+from ..core.plain import Record, read_json, read_yaml
 from ..core.tables import read_table, to_numbers
 from ..metrics.ranks import friedman, nemenyi_difference, rank_rows, tied_groups
 from .ledger import Ledger
@@ -85,7 +85,7 @@ def _data_points(name: str, entries: list) -> Iterator[dict[str, str]]:
 
 def read_benchmark(
     source: str | Path | Mapping[str, object],  # YAML file, or what would be in it
-) -> dict[str, Any]:  # plan of `sweep`
+) -> Record:  # plan of `sweep`
     "The sweep that a benchmark's plan stands for. Raises `DataError` in one line that names the file and the key."
     name, tree = ("benchmark", source) if isinstance(source, Mapping) else (str(source), read_yaml(source))
     tree = _known(name, tree, KEYS, "the plan")
@@ -122,7 +122,7 @@ def kept_rows(
     measure_one: Callable[..., Mapping[str, float]],  # of a point: numbers
     made_of: Mapping[str, object],  # JSON values that decide the rows besides: parameters, sums of data and library
     cache: str | Path,  # folder where rows are kept
-) -> list[dict[str, Any]]:  # point, status, error, the numbers, and row_s: seconds it took when it was measured
+) -> list[Record]:  # point, status, error, the numbers, and row_s: seconds it took when it was measured
     """Measure rows, or find those that were measured before.
 
     A row that raises is a row that failed; only an interrupt ends them all.
@@ -149,7 +149,7 @@ ASKED = ("dataset", "category", "backbone", "recipe", "image_size")
 
 def run_rows(
     record: RunRecord,  # of a run of `benchmark_run`
-) -> list[dict[str, Any]]:  # shots, seed, status, error, numbers
+) -> list[Record]:  # shots, seed, status, error, numbers
     """The rows of a run; of one that failed, each that was asked for, with its error.
 
     Raises `MissingFileError` where their file is gone.

@@ -10,9 +10,10 @@ import base64
 import html
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.files import write_text
+from ..core.plain import Record
 from .folder import figure_png
 from .page import document
 
@@ -63,7 +64,7 @@ def _held_out_figure(detector: "Detector") -> "Figure":
     return fig
 
 
-def _choice(choice: dict[str, Any]) -> list[str]:
+def _choice(choice: Record) -> list[str]:
     "What backbone and recipe were chosen from."
     import pandas as pd
 
@@ -96,7 +97,7 @@ def _choice(choice: dict[str, Any]) -> list[str]:
     return body
 
 
-def _budget(chosen: dict[str, Any]) -> str:
+def _budget(chosen: Record) -> str:
     "What the bank was made to fit, in words."
     limits = [
         f"{chosen[k]:g} {unit}" for k, unit in (("budget_ms", "ms an image"), ("budget_mb", "MB of bank")) if chosen[k]

@@ -10,9 +10,10 @@ __all__ = ['DATA', 'METHOD', 'MAIN', 'TELLING', 'THUMB', 'TAKEN', 'read_runs', '
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ..core.files import atomic_write, locked, to_json, write_text
+from ..core.plain import Record
 from .page import asset, document, flat
 from .record import RunRecord, load_record
 
@@ -187,7 +188,7 @@ TAKEN = {
 }
 
 
-def _entry(figures: Path, record: RunRecord, origins: dict[str, int]) -> dict[str, Any]:
+def _entry(figures: Path, record: RunRecord, origins: dict[str, int]) -> Record:
     "What the gallery shows of one run; its provenance joins `origins`."
     folder = figures / "runs" / record["folder"]
     parameters = {k: v for k, v in record["parameters"].items() if k not in ("out", "cache")}

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ..core.errors import DataError
 from ..core.files import locked, sha256_file, sha256_json
-from ..core.plain import parse_json, read_json
+from ..core.plain import Record, parse_json, read_json
 from ..core.runtime import provenance
 from ..core.tables import read_rows
 
@@ -157,12 +157,12 @@ class RunRecord(TypedDict, total=False):
     status: str  # "running", "ok" or "failed"; where it is read also "crashed" or "damaged"
     error: str | None  # one line
     reason: str | None  # "error", "timeout", "memory", "died", "cancelled" or "lost"
-    parameters: dict[str, Any]  # every one with its value
+    parameters: Record  # every one with its value
     seeds: dict[str, object]  # those of `parameters` that seed something
     inputs: dict[str, str]  # what it read -> checksum
     outputs: dict[str, str]  # of `output_digests`
-    metrics: dict[str, Any]  # JSON values
-    provenance: dict[str, Any]  # of `run_provenance`
+    metrics: Record  # JSON values
+    provenance: Record  # of `run_provenance`
     attempts: int
     started: str  # ISO 8601, UTC
     seconds: float

@@ -15,12 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError
 from ..core.files import locked, sha256_file, sha256_json, write_json, write_text
-from ..core.plain import read_json
+from ..core.plain import Record, read_json
 from .gallery import write_gallery
 from .kernel import Execution, Limits, end_tree, execute
 from .page import notebook_page
@@ -93,7 +92,7 @@ class Wanted:
     "A run that could be made: everything checked, nothing done."
 
     template: Path
-    parameters: dict[str, Any]  # every one with its value
+    parameters: Record  # every one with its value
     inputs: dict[str, str]  # of `run_inputs`
     run_id: str
 
@@ -134,7 +133,7 @@ class Run:
     record: RunRecord  # the contents of run.json
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> Record:
         "Figures of merit the report kept."
         return self.record.get("metrics", {})
 
@@ -254,7 +253,7 @@ def _make(wanted: Wanted, folder: Path, limits: Limits, template: str) -> Run:
 def _close(folder: Path, record: RunRecord, done: Execution, seconds: float) -> None:
     "Write page and closing record, the record last."
     record.pop("kernel", None)
-    metrics: dict[str, Any] = {}
+    metrics: Record = {}
     outputs, error = metrics, done.error
     try:
         metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}

@@ -15,10 +15,10 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.errors import DataError
-from ..core.plain import read_yaml
+from ..core.plain import Record, read_yaml
 from ..core.runtime import progress
 from .kernel import Limits
 from .ledger import changing, counted, flat, runs_table
@@ -79,7 +79,7 @@ def read_plan(
         raise DataError(str(e) if str(e).startswith(name) else f"{name}: {e}") from None
 
 # %% ../../nbs/10_reports/11_sweep.ipynb #e0559220
-def _mapping(name: str, tree: Mapping[str, object], key: str) -> dict[str, Any]:
+def _mapping(name: str, tree: Mapping[str, object], key: str) -> Record:
     "A key of the plan that must hold a mapping. Raises `DataError`."
     value = tree.get(key) or {}
     if not isinstance(value, Mapping):

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..core.errors import DataError, MissingFileError, check_random_state
 from ..core.files import locked, to_json, write_json
-from ..core.plain import read_json
+from ..core.plain import Record, read_json
 
 # %% ../../nbs/10_reports/16_template.ipynb #9a50f35c
 def templates() -> dict[str, Path]:
@@ -156,7 +156,7 @@ def _type_comment(comment: str) -> tuple[ast.expr | None, str]:
 def check_parameters(
     template: str | Path,  # name or path
     given: Mapping[str, object],  # values, or text as typed on a command line
-) -> dict[str, Any]:  # every parameter with its value
+) -> Record:  # every parameter with its value
     "The template's defaults with `given` put in. Raises `DataError` for an unknown name or a value of another type."
     parameters = template_parameters(template)
     values = {name: parameter["default"] for name, parameter in parameters.items()}
