@@ -273,7 +273,7 @@ def streets_table(
 ) -> pd.DataFrame:  # what, type, files
     "What was read of each split, what was left out and why."
     rows: list[tuple[str, str, int]] = []
-    leftovers: dict[str, Record] = {}
+    leftovers: dict[str, dict[str, int | str]] = {}
     for name, scenes in splits.items():
         rows += [
             ("image with its labels", name, len(scenes)),
