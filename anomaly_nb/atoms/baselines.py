@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ..core.errors import DataError
@@ -33,8 +34,8 @@ class MILProbe(nn.Module):
     def fit(
         self,
         p: Tensor,  # (T, C) presences, videos end to end
-        video: Any,  # (T,) video of each frame
-        labels: Any,  # (N, E) in {0, 1}
+        video: ArrayLike,  # (T,) video of each frame
+        labels: ArrayLike,  # (N, E) in {0, 1}
         **training: Any,  # see `train_on_videos`
     ) -> "MILProbe":
         "Learn from video labels. Raises `DataError` for labels that do not fit."
@@ -78,7 +79,7 @@ class MILProbe(nn.Module):
         with torch.no_grad():
             return self(torch.as_tensor(p)).numpy()
 
-    def score_videos(self, p: Tensor, video: Any) -> np.ndarray:
+    def score_videos(self, p: Tensor, video: ArrayLike) -> np.ndarray:
         "(N, E) mean logit of each video's top frames."
         with torch.no_grad():
             none = self._pool(self(torch.as_tensor(p)), np.diff(video_ranges(video)[1]).tolist())
@@ -95,7 +96,7 @@ class ConceptBottleneck:
     ):
         self.strengths, self.random_state = tuple(strengths), random_state
 
-    def fit(self, p: Any, video: Any, labels: Any) -> "ConceptBottleneck":
+    def fit(self, p: ArrayLike, video: ArrayLike, labels: ArrayLike) -> "ConceptBottleneck":
         """Learn from (T, C) presences, (T,) videos and (N, E) video labels.
 
         Raises `DataError` for labels that do not fit or fewer than 3 videos of a class.
@@ -118,14 +119,14 @@ class ConceptBottleneck:
             self.models_.append(search.fit(x, y[:, e]).best_estimator_)
         return self
 
-    def _largest(self, p: np.ndarray, video: Any) -> np.ndarray:
+    def _largest(self, p: np.ndarray, video: ArrayLike) -> np.ndarray:
         "(N, C) largest presence of each atom in each video."
         return np.maximum.reduceat(p, video_ranges(video)[1][:-1], axis=0)
 
-    def score_frames(self, p: Any) -> np.ndarray:
+    def score_frames(self, p: ArrayLike) -> np.ndarray:
         "(T, E) logits of single frames."
         return np.stack([m.decision_function(np.asarray(p, dtype=np.float64)) for m in self.models_], 1)
 
-    def score_videos(self, p: Any, video: Any) -> np.ndarray:
+    def score_videos(self, p: ArrayLike, video: ArrayLike) -> np.ndarray:
         "(N, E) logits of whole videos."
         return self.score_frames(self._largest(np.asarray(p, dtype=np.float64), video))

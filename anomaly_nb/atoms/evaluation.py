@@ -15,7 +15,7 @@ import pandas as pd
 
 from .baselines import ConceptBottleneck, MILProbe
 from .pipeline import TrainingSet, select_videos
-from .roles import fit_roles
+from .roles import RoleFit, fit_roles
 from .union import video_ranges
 from ..core.errors import DataError
 from ..core.runtime import progress
@@ -35,7 +35,7 @@ class HeldOut:
 
 # %% ../../nbs/09_atoms/15_evaluation.ipynb #0f9f97bb
 def video_of(
-    clips: Iterable[Any],  # names of videos, or of their clips
+    clips: Iterable[str],  # names of videos, or of their clips
 ) -> np.ndarray:  # names of videos
     "The video of each clip."
     return np.array([str(c).split("#")[0] for c in clips])
@@ -84,7 +84,9 @@ def held_out_scores(
     return HeldOut({m: scores[m][0] for m in valid_methods}, {m: scores[m][1] for m in valid_methods}, left_out)
 
 
-def _fitted(method: str, data: TrainingSet, random_state: int, fitting: dict[str, Any]) -> Any:
+def _fitted(
+    method: str, data: TrainingSet, random_state: int, fitting: dict[str, Any]
+) -> RoleFit | MILProbe | ConceptBottleneck:
     "A method fitted to some videos."
     if method == "roles":
         return fit_roles(
@@ -121,7 +123,7 @@ def evaluation_table(
         parts = [np.flatnonzero(groups == name) for name in dict.fromkeys(groups.tolist())]
         probe = by_method["linear probe"][:, e] if "linear probe" in by_method else None
         for method, s in by_method.items():
-            row: dict[str, Any] = {"event": data.events[e], "of": level, "method": method}
+            row: dict[str, str | float] = {"event": data.events[e], "of": level, "method": method}
             row |= _intervals(y, s[:, e], None if method == "linear probe" else probe, parts, n, random_state)
             rows.append(row | {"videos": len(parts), "positive": int(y.sum())})
     columns = [

@@ -7,12 +7,13 @@ __all__ = ['COLOURS', 'role_image', 'frame_in_time']
 
 # %% ../../nbs/09_atoms/12_figures.ipynb #112681ea
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from ..core.errors import DataError
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
@@ -61,7 +62,7 @@ def role_image(
     return fig
 
 # %% ../../nbs/09_atoms/12_figures.ipynb #f28c2b02
-def _draw_presence(ax: Any, p: np.ndarray, boundary: np.ndarray, atoms: Sequence[str], top: int) -> None:
+def _draw_presence(ax: Axes, p: np.ndarray, boundary: np.ndarray, atoms: Sequence[str], top: int) -> None:
     "Presence of the most variable atoms over a video."
     shown = np.argsort(-p.std(0), kind="stable")[:top]
     ax.imshow(p[:, shown].T, aspect="auto", vmin=0, vmax=1, interpolation="nearest")
@@ -71,7 +72,7 @@ def _draw_presence(ax: Any, p: np.ndarray, boundary: np.ndarray, atoms: Sequence
     ax.set_title("presence of atoms, dotted where a segment starts", fontsize=9)
 
 
-def _draw_evidence(ax: Any, table: pd.DataFrame) -> None:
+def _draw_evidence(ax: Axes, table: pd.DataFrame) -> None:
     "Terms as bars; what argues against points left."
     shown = table[table["term"] > 1e-3]
     ax.barh(
@@ -88,8 +89,8 @@ def _draw_evidence(ax: Any, table: pd.DataFrame) -> None:
 def frame_in_time(
     image: np.ndarray,  # (H, W, 3) uint8, the frame
     at: int,  # its place in the video
-    pbar: Any,  # (T, C) presences over segments of its video
-    boundary: Any,  # (T,) boundary probabilities
+    pbar: ArrayLike,  # (T, C) presences over segments of its video
+    boundary: ArrayLike,  # (T,) boundary probabilities
     atoms: Sequence[str],  # C names
     probability: np.ndarray,  # (T,) of the event
     truth: np.ndarray,  # (T,) 0/1

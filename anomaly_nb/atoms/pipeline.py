@@ -22,7 +22,7 @@ from torch import Tensor
 from ..core.errors import DataError, check_folder
 from ..core.arrays import load_tensors, save_tensors
 from ..core.files import locked, sha256_file, sha256_json, write_json, write_text
-from ..core.plain import read_json
+from ..core.plain import Record, read_json
 from ..core.runtime import provenance
 from ..core.tables import read_table
 from .captions import Caption, JsonCaptions, MockCaptions, caption_membership
@@ -48,7 +48,7 @@ class Measured:
     raw: Tensor  # (T, C) as measured
     used: Tensor  # (T, C) what segments are built from
     calibration: PresenceCalibration | None
-    notes: dict[str, Any]  # provenance
+    notes: Record  # provenance
 
 
 def measure_presence(
@@ -73,7 +73,7 @@ def measure_presence(
     seen_weight = 1.0 - lambda_atoms - lambda_resemble
     shape = (len(frames), len(ontology.atoms))
     member, alike = torch.zeros(shape), torch.zeros(shape)
-    notes: dict[str, Any] = {"lambda_atoms": lambda_atoms, "lambda_resemble": lambda_resemble}
+    notes: Record = {"lambda_atoms": lambda_atoms, "lambda_resemble": lambda_resemble}
     if captions is not None:
         named, unknown = caption_membership(captions, frames.keys, ontology)
         member = torch.from_numpy(named)
@@ -149,7 +149,7 @@ def run_pipeline(
     events_csv: str | Path | None = None,  # video_id and one 0/1 column per event, where frame labels do not tell
     # lambda_atoms, lambda_resemble, model, pretrained, calibrate, cache, device of `measure_presence`
     **measuring: Any,
-) -> dict[str, Any]:  # what `run.json` holds
+) -> Record:  # what `run.json` holds
     """Frames to segment presences.
 
     Raises `DataError` and `MissingFileError` naming the file; writes nothing before all input is read.

@@ -8,10 +8,10 @@ __all__ = ['presence_scores', 'text_embeddings', 'image_embeddings', 'PresenceCa
 # %% ../../nbs/09_atoms/04_presence.ipynb #8358c424
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,7 +59,7 @@ def text_embeddings(
 def image_embeddings(
     clip: Clip,  # the model
     paths: Sequence[Path],  # (T,) frames
-    video: Any,  # (T,) video of each frame
+    video: ArrayLike,  # (T,) video of each frame
     cache: str | Path | None = None,  # folder to keep embeddings in
     batch: int = 64,  # images at a time
 ) -> Tensor:  # (T, D) unit vectors

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -222,7 +223,7 @@ class RoleFit:
     def score_videos(
         self,
         p: Tensor,  # (T, C) presences, videos end to end
-        video: Any,  # (T,) video of each frame
+        video: ArrayLike,  # (T,) video of each frame
     ) -> np.ndarray:  # (N, E) float64
         "Logits of the union over each video's top frames, mean over seeds."
         lengths = np.diff(video_ranges(video)[1]).tolist()
@@ -233,11 +234,11 @@ class RoleFit:
 # %% ../../nbs/09_atoms/08_roles.ipynb #5508bc32
 def fit_roles(
     p: Tensor,  # (T, C) presences in [0, 1], videos end to end
-    video: Any,  # (T,) video of each frame
-    labels: Any,  # (N, E) in {0, 1}, videos in their order of appearance
+    video: ArrayLike,  # (T,) video of each frame
+    labels: ArrayLike,  # (N, E) in {0, 1}, videos in their order of appearance
     atoms: Sequence[str] | None = None,  # C names
     events: Sequence[str] | None = None,  # E names
-    mask: Any = None,  # (C, E) bool, which atoms may play a role (ontology); None for all
+    mask: ArrayLike | None = None,  # (C, E) bool, which atoms may play a role (ontology); None for all
     epochs: int = 60,  # at most
     topk: int = 10,  # frames of a video that may count, see `log_no_event`
     freeze_bias_epochs: int = 5,  # warm-up: bias and gamma stand still

@@ -6,17 +6,16 @@
 __all__ = ['divergence', 'boundary_probability', 'fit_delta', 'video_boundaries', 'segment_presence']
 
 # %% ../../nbs/09_atoms/05_segments.ipynb #011a2065
-from typing import Any
-
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..core.errors import DataError
 
 # %% ../../nbs/09_atoms/05_segments.ipynb #005138a4
 def _starts(
-    video: Any,  # (T,) video of each frame, equal values adjacent, or None for one video
+    video: ArrayLike | None,  # (T,) video of each frame, equal values adjacent, or None for one video
     n: int,  # T
 ) -> Tensor:  # (T,) bool, True at the first frame of each video
     "Where videos start in frames laid end to end. Raises `DataError` for a wrong length or a video in two pieces."
@@ -37,7 +36,7 @@ def _starts(
 
 def divergence(
     p: Tensor,  # (T, C) presences, float
-    video: Any = None,  # (T,) video of each frame when several are laid end to end
+    video: ArrayLike | None = None,  # (T,) video of each frame when several are laid end to end
 ) -> Tensor:  # (T,) >= 0, 0 at the first frame of each video
     """Squared distance between the presences of neighbouring frames.
 
@@ -65,7 +64,7 @@ def boundary_probability(
 def fit_delta(
     d: Tensor,  # (T,) divergences of training frames
     quantile: float = 0.95,  # fraction of frames that are no boundary
-    video: Any = None,  # (T,) video of each frame; first frames are left out
+    video: ArrayLike | None = None,  # (T,) video of each frame; first frames are left out
 ) -> float:  # delta
     "The `quantile` of training divergences, as `delta`. Raises `DataError` where no video has two frames."
     inner = d[~_starts(video, len(d)).to(d.device)]
@@ -76,7 +75,7 @@ def fit_delta(
 
 def video_boundaries(
     p: Tensor,  # (T, C) presences
-    video: Any = None,  # (T,) video of each frame
+    video: ArrayLike | None = None,  # (T,) video of each frame
     kappa: float = 8.0,  # see `boundary_probability`
     delta: float = 0.6,  # see `boundary_probability`
 ) -> Tensor:  # (T,) in [0, 1], exactly 1 at the first frame of each video

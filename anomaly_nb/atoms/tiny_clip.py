@@ -7,17 +7,22 @@ __all__ = ['CONFIG', 'captioned_images', 'train_tiny_clip']
 
 # %% ../../nbs/09_atoms/10_tiny_clip.ipynb #ec073eb5
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..core.files import atomic_write, write_json, write_manifest
+from ..core.plain import Record
 from ..core.runtime import deterministic, import_torchvision, progress
 from .ontology import load_ontology
 from ..data.shapes import OBJECTS, draw_objects, random_background, random_places
 
+if TYPE_CHECKING:
+    from open_clip import CLIP
+    from open_clip.tokenizer import SimpleTokenizer
+
 # %% ../../nbs/09_atoms/10_tiny_clip.ipynb #b9513848
-CONFIG: dict[str, Any] = {
+CONFIG: Record = {
     "model_cfg": {
         "embed_dim": 64,
         "vision_cfg": {
@@ -56,7 +61,7 @@ def captioned_images(
     return images, there
 
 # %% ../../nbs/09_atoms/10_tiny_clip.ipynb #8df52dd1
-def _train_text(model: Any, tokenizer: Any, steps: int, rng: np.random.Generator) -> list:
+def _train_text(model: "CLIP", tokenizer: "SimpleTokenizer", steps: int, rng: np.random.Generator) -> list:
     "Spread the objects' sentences apart; returns the text vectors of each template."
     import torch
 

@@ -8,10 +8,10 @@ __all__ = ['video_ranges', 'log_no_event', 'union_loss', 'check_labels']
 # %% ../../nbs/09_atoms/08_union.ipynb #39cc239d
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +20,7 @@ from .evidence import log1mexp
 
 # %% ../../nbs/09_atoms/08_union.ipynb #ddf39543
 def video_ranges(
-    video: Any,  # (T,) video of each frame, equal values adjacent
+    video: ArrayLike,  # (T,) video of each frame, equal values adjacent
 ) -> tuple[list, np.ndarray]:  # names in order of appearance, (N + 1,) bounds
     "Where each video's frames lie. Raises `DataError` when there is no frame, or a video lies in two pieces."
     ids = np.asarray(video)
@@ -55,7 +55,7 @@ def union_loss(
 
 # %% ../../nbs/09_atoms/08_union.ipynb #2fd49256
 def check_labels(
-    labels: Any,  # (N, E) in {0, 1}
+    labels: ArrayLike,  # (N, E) in {0, 1}
     n_videos: int,  # N
     events: Sequence[str],  # E names
 ) -> Tensor:  # (N, E) float64

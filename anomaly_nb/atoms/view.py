@@ -6,10 +6,8 @@
 __all__ = ['presences_of_report', 'AtomsView']
 
 # %% ../../nbs/09_atoms/13_view.ipynb #7dc8706d
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,13 +23,14 @@ from .segments import divergence, fit_delta, segment_presence, video_boundaries
 from ..features.clip import tiny_clip_folder
 from ..core.arrays import load_tensors
 from ..core.files import sha256_json
-from ..core.views import Choice, Control, Slider, View
+from ..core.plain import Record
+from ..core.views import Choice, Control, Slider, State, View
 from ..data.images import read_image
 from ..metrics import roc_auc
 
 # %% ../../nbs/09_atoms/13_view.ipynb #cd2c0d70
 def presences_of_report(
-    parameters: Mapping[str, Any],  # of the report `atoms`
+    parameters: Record,  # of the report `atoms`
     cache: str | Path = "data/features",
 ) -> tuple[Path, Path, str]:  # folder of the presences, of the frames, the labels
     "Presences as a run of the report measured them. Raises as `run_pipeline` does."
@@ -120,7 +119,7 @@ class AtomsView(View):
         }
 
     @classmethod
-    def from_report(cls, parameters: Mapping[str, Any], cache: str | Path = "data/features") -> "AtomsView":
+    def from_report(cls, parameters: Record, cache: str | Path = "data/features") -> "AtomsView":
         "The view of a run of `atoms`, from its parameters. Raises as the report does."
         p = dict(parameters)
         runs, frames_root, labels_csv = presences_of_report(p, cache)
@@ -148,7 +147,7 @@ class AtomsView(View):
             rows.append(("frame AUROC, held-out videos", f"{roc_auc(ground_truth, scores):.4f}"))
         return pd.DataFrame(rows, columns=["figure", "value"])
 
-    def follow(self, state: Mapping[str, Any], changed: str) -> dict[str, Control]:
+    def follow(self, state: State, changed: str) -> dict[str, Control]:
         "Another event opens its highest video, another video its highest frame."
         new: dict[str, Control] = {}
         if changed == "event":
@@ -158,7 +157,7 @@ class AtomsView(View):
             state = {**state, "video": new["video"].value}
         return new | ({"frame": self._frames_of(state)} if changed in ("event", "video") else {})
 
-    def describe(self, state: Mapping[str, Any]) -> str:
+    def describe(self, state: State) -> str:
         "The frame in words."
         row, event = self._row(state), state["event"]
         score, label = self._scores(state)[row], "happening" if self.truth[row, event] else "not happening"
@@ -167,7 +166,7 @@ class AtomsView(View):
             f"{'called' if score >= state['threshold'] else 'passed'}; truly {label}."
         )
 
-    def draw(self, state: Mapping[str, Any]) -> tuple[Figure, pd.DataFrame]:  # figure, now, report
+    def draw(self, state: State) -> tuple[Figure, pd.DataFrame]:  # figure, now, report
         "Frame, presences, score over time and evidence."
         pbar, boundary, _ = self.segments(int(state["window"]), state["quantile"])
         mask, row, event = self.run.video == state["video"], self._row(state), state["event"]
@@ -195,20 +194,20 @@ class AtomsView(View):
         pbar = segment_presence(self.presence, boundary, window)
         return pbar, boundary, 1 / (1 + np.exp(-self.fit.score_frames(pbar)))
 
-    def _scores(self, state: Mapping[str, Any]) -> np.ndarray:
+    def _scores(self, state: State) -> np.ndarray:
         "(T,) probabilities of the event."
         return self.segments(int(state["window"]), state["quantile"])[2][:, state["event"]]
 
-    def _highest(self, state: Mapping[str, Any]) -> str:
+    def _highest(self, state: State) -> str:
         "The held-out video with the highest frame."
         return str(self.run.video[int(np.argmax(np.where(self.held, self._scores(state), -1)))])
 
-    def _frames_of(self, state: Mapping[str, Any]) -> Slider:
+    def _frames_of(self, state: State) -> Slider:
         "A slider over a video, standing at its highest frame."
         scores = self._scores(state)[self.run.video == state["video"]]
         return Slider("frame", int(scores.argmax()), 0, max(len(scores) - 1, 1), 1, 0)
 
-    def _row(self, state: Mapping[str, Any]) -> int:
+    def _row(self, state: State) -> int:
         "The chosen frame among all."
         indices = np.flatnonzero(self.run.video == state["video"])
         return int(indices[min(int(state["frame"]), len(indices) - 1)])

@@ -8,7 +8,7 @@ __all__ = ['Verdict', 'VERDICTS', 'LOST', 'DriftResult', 'collapse', 'is_tied', 
 # %% ../../nbs/05_calibration/06_drift.ipynb #aa9e942e
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from anomaly_nb.calibration.shifts import (
     shift_p_values,
 )
 from ..core.errors import DataError, real_array
+from ..core.plain import Record
 
 # %% ../../nbs/05_calibration/06_drift.ipynb #564389a1
 Verdict = Literal["stable", "no evidence of drift", "unstable", "inconclusive", "insufficient"]
@@ -82,7 +83,7 @@ class DriftResult:
     bin_edges: tuple[float, ...] = ()  # inner edges of the divergence's bins
     percentile_method: str = "linear"
 
-    def as_dict(self) -> dict[str, Any]:  # JSON values; undefined metrics are None
+    def as_dict(self) -> Record:  # JSON values; undefined metrics are None
         "All fields as plain values."
         values = asdict(self) | {
             "intervals": {k: list(v) for k, v in self.intervals.items()},
@@ -96,9 +97,9 @@ class DriftResult:
 
 # %% ../../nbs/05_calibration/06_drift.ipynb #57bad32a
 def _prepared(
-    side: Any,  # scores, Sample or ScoreSketch
+    side: np.ndarray | Sample | ScoreSketch,
     name: str,
-    groups: Any,
+    groups: np.ndarray | None,
     min_files: int,
     min_groups: int,
 ) -> tuple[Sample | ScoreSketch, str]:  # the sample and, if it cannot be judged, why

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAKE_ONE', 'VERSIONED', 'OF_A_LABEL', 'calibration_path', 'check_calibration', 'known_references', 'load_calibration',
-           'highest_version', 'join_labels', 'reference_text', 'export_files', 'repair_files']
+           'highest_version', 'join_labels', 'reference_text', 'export_files', 'Repair', 'repair_files']
 
 # %% ../../nbs/05_calibration/14_exports.ipynb #0ae4fc93
 import re
@@ -12,10 +12,10 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from .database import transaction
-from .schema import split_label, with_label
+from .schema import Calibration, split_label, with_label
 from .tagging import check_name, find_labels, only_label
 from ..core.errors import DataError, check_file
 from ..core.files import locked, remove_leftovers, to_json, write_text
@@ -27,7 +27,7 @@ def calibration_path(root: Path, model: str, head: str, version: int | None = No
     return root / model / "heads" / f"{head}-calibration{'' if version is None else f'-v{version}'}.json"
 
 # %% ../../nbs/05_calibration/14_exports.ipynb #cc54ee0d
-def check_calibration(calibration: Any, path: str | Path) -> dict[str, Any]:
+def check_calibration(calibration: Any, path: str | Path) -> Calibration:
     "`calibration` if it can be used. Raises `DataError`."
     try:
         labels = calibration["labels"]
@@ -71,7 +71,7 @@ def load_calibration(
     model: str,
     head: str,
     version: int | None = None,  # None: the reference
-) -> dict[str, Any]:
+) -> Calibration:
     "Read and check a calibration file. Raises `MissingFileError`, or `DataError` naming what is wrong in it."
     path = calibration_path(Path(root), check_name("model", model), check_name("head", head), version)
     plain = path.with_name(f"{head}.cal.json")  # as the specification's repository of calibrations names them
@@ -216,10 +216,19 @@ def export_files(db: sqlite3.Connection, root: Path) -> int:
     return len(versions) + len(references)
 
 # %% ../../nbs/05_calibration/14_exports.ipynb #747d3aaa
+class Repair(TypedDict):
+    "What became of the calibration files of a store."
+
+    checked: int  # files compared with the database
+    written: list[str]  # paths of those written anew
+    unknown: list[str]  # of files that the database knows nothing of
+    removed: list[str]  # of what writes that were cut short had left
+
+
 def repair_files(
     db: sqlite3.Connection,
     root: Path,
-) -> dict[str, Any]:  # {"checked", "written": [paths], "unknown": [paths], "removed": [paths]}
+) -> Repair:
     "Make every calibration file equal to the database. Raises `DataError` if the database itself is damaged."
     state = db.execute("PRAGMA integrity_check").fetchone()[0]
     if state != "ok":
@@ -256,4 +265,10 @@ def repair_files(
             db.execute("UPDATE heads SET exported_reference = reference_version")
     unknown = [p for p in sorted(root.glob("*/heads/*-calibration*.json")) if p not in expected]
     paths = {"written": written, "unknown": unknown, "removed": removed}
-    return {"checked": len(expected)} | {k: [p.relative_to(root).as_posix() for p in v] for k, v in paths.items()}
+    names = {k: [p.relative_to(root).as_posix() for p in v] for k, v in paths.items()}
+    return {
+        "checked": len(expected),
+        "written": names["written"],
+        "unknown": names["unknown"],
+        "removed": names["removed"],
+    }

@@ -12,7 +12,7 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from .bodies import Problem
 from .database import NotNow
@@ -21,6 +21,9 @@ from .runs import RunInProgress
 from .tagging import UnknownHead
 from ..core.errors import DataError, require
 from ..core.plain import parse_json
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope
 
 # %% ../../nbs/05_calibration/22_guard.ipynb #2bccf4dd
 TITLES = {
@@ -110,13 +113,13 @@ class Guard:
 
     async def admit(
         self,
-        scope: dict[str, Any],  # of ASGI
-        receive: Callable,  # of ASGI
+        scope: "Scope",  # of ASGI
+        receive: "Receive",  # of ASGI
         needs_key: bool,
         needs_mode: bool,
         largest: int = LARGEST_BODY,  # bytes of its body
         is_file: bool = False,  # the body is no JSON, and needs a place until `dismiss`
-    ) -> Callable:  # a `receive` with the checked body
+    ) -> "Receive":  # a `receive` with the checked body
         "Let a request in, or raise."
         from starlette.exceptions import HTTPException
 
@@ -143,7 +146,7 @@ class Guard:
 
         return again
 
-    def _key(self, scope: dict[str, Any]) -> str:
+    def _key(self, scope: "Scope") -> str:
         "The name of the key a request has."
         from starlette.exceptions import HTTPException
 
@@ -162,7 +165,7 @@ class Guard:
             raise HTTPException(429, "too many wrong keys from this address; wait", {"Retry-After": str(wait)})
         raise HTTPException(401, "send the key as  Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
 
-    async def _take_place(self, scope: dict[str, Any], receive: Callable, largest: int) -> None:
+    async def _take_place(self, scope: "Scope", receive: "Receive", largest: int) -> None:
         "A place for a file; who gets none is told so after the body, which is thrown away as it comes."
         from starlette.exceptions import HTTPException
 
@@ -180,13 +183,13 @@ class Guard:
             )
         raise HTTPException(503, "all places are taken; try again", {"Retry-After": "1"})
 
-    def dismiss(self, scope: dict[str, Any]) -> None:
+    def dismiss(self, scope: "Scope") -> None:
         "A request is answered: its place is free again."
         if scope.pop("has_place", False):
             self.free += 1
 
     async def _body(
-        self, scope: dict[str, Any], receive: Callable, largest: int, is_json: bool, keep: bool = True
+        self, scope: "Scope", receive: "Receive", largest: int, is_json: bool, keep: bool = True
     ) -> bytes:
         "The body, small, in time, and JSON where it should be."
         from starlette.exceptions import HTTPException
@@ -224,7 +227,7 @@ class GuardedRoutes(list):
         self.kind = kind
         super().__init__(self._checked(r) for r in routes)
 
-    def _checked(self, route: Any) -> Any:
+    def _checked(self, route: object) -> object:
         if not isinstance(route, self.kind):
             raise TypeError(
                 f"{type(route).__name__} {getattr(route, 'path', '')}: a route without a guard; register it with one "
@@ -232,11 +235,11 @@ class GuardedRoutes(list):
             )
         return route
 
-    def append(self, route: Any) -> None:
+    def append(self, route: object) -> None:
         "Add a guarded route."
         super().append(self._checked(route))
 
-    def insert(self, index: Any, route: Any) -> None:
+    def insert(self, index: SupportsIndex, route: object) -> None:
         "Add a guarded route at a place."
         super().insert(index, self._checked(route))
 
@@ -301,7 +304,7 @@ def guarded_app(
     app.router.default = unknown
 
     def kind(route_class: type[Keyed]):
-        def register(method: str, path: str, **about: Any):
+        def register(method: str, path: str, **about: object):
             def keep(handler):
                 app.router.add_api_route(path, handler, methods=[method], route_class_override=route_class, **about)
                 return handler
@@ -343,9 +346,9 @@ def as_problems(app):
 def described(
     *statuses: int,  # of errors, from `TITLES`
     keyed: bool = True,
-) -> dict[str, Any]:  # keyword arguments of a route
+) -> dict[str, object]:  # keyword arguments of a route
     "What a route says of itself in the OpenAPI document: its errors, and that it wants a key."
-    responses: Any = {s: {"model": Problem, "description": TITLES[s]} for s in statuses}
+    responses: dict[int, dict[str, object]] = {s: {"model": Problem, "description": TITLES[s]} for s in statuses}
     if not keyed:
         return {"responses": responses}
     bearer = require("fastapi.security", "serve").HTTPBearer(auto_error=False)

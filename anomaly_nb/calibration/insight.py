@@ -11,7 +11,6 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,10 +21,11 @@ from .margins import BOUNDS, GRADES
 from .shifts import METRICS
 from .thresholds import conformal_bound
 from .windows import read_window
-from .sample import Sample, quantiles
+from .sample import Sample, ScoreSketch, quantiles
 from .store import CalibrationStore
 from .tagging import find_head
 from ..core.errors import DataError, check_finite, require
+from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
 
 # %% ../../nbs/05_calibration/25_insight.ipynb #7d109be9
@@ -38,7 +38,7 @@ def grade(metric: str, value: float | None) -> str:
     )
 
 
-def verdict_table(report: dict[str, Any]) -> pd.DataFrame:  # one row per head and metric
+def verdict_table(report: Record) -> pd.DataFrame:  # one row per head and metric
     "The verdicts of a run: value, interval, threshold test and grade of every metric of every head."
     rows = []
     for name, head in report["heads"].items():
@@ -69,7 +69,7 @@ VERDICTS = {
 
 @figure_style()
 def plot_trend(
-    runs: Sequence[dict[str, Any]],  # of `store.trend(model, head)`
+    runs: Sequence[Record],  # of `store.trend(model, head)`
     title: str = "",
 ) -> Figure:
     """Drift metrics of one head over its versions, with intervals, thresholds and verdicts.
@@ -162,9 +162,9 @@ def quality_report(store: CalibrationStore) -> pd.DataFrame:  # one row per head
     return pd.DataFrame(store.ask(_quality_rows))
 
 
-def _quality_rows(db: sqlite3.Connection) -> list[dict[str, Any]]:
+def _quality_rows(db: sqlite3.Connection) -> list[dict[str, object]]:
     "A row of figures and advice for each head."
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for head in db.execute("SELECT * FROM heads ORDER BY model_name, head_name").fetchall():
         run = db.execute(
             "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?",
@@ -189,7 +189,7 @@ def _quality_rows(db: sqlite3.Connection) -> list[dict[str, Any]]:
     return rows
 
 
-def _quality(sample: Any, alpha: float) -> dict[str, Any]:
+def _quality(sample: Sample | ScoreSketch, alpha: float) -> dict[str, object]:
     "Figures and advice for one sample."
     p5, _, p50, p75, p95 = quantiles(sample)
     groups = getattr(sample, "n_groups", 0) or None
@@ -279,7 +279,7 @@ def suggest_from_store(
     return table.iloc[suggest_files(table.to_numpy(), wide[~new].to_numpy(), min(count, len(table)))].reset_index()
 
 # %% ../../nbs/05_calibration/25_insight.ipynb #0239f7df
-def _go_on(head: dict[str, Any]) -> str:
+def _go_on(head: Record) -> str:
     "What to do about a head that nothing stands against, and that is not proven stable."
     if not head["n_needed"]:
         return "go on"
@@ -290,7 +290,7 @@ def _go_on(head: dict[str, Any]) -> str:
     return f"go on; about {head.get('n_needed_new') or head['n_needed']} new files would decide"
 
 
-def next_steps(report: dict[str, Any]) -> pd.DataFrame:  # head, verdict, do; the most urgent first
+def next_steps(report: Record) -> pd.DataFrame:  # head, verdict, do; the most urgent first
     "What a run asks a person to do about each head."
     rows = []
     for name, head in report["heads"].items():
@@ -349,7 +349,7 @@ def replay(
     model: str,
     tables: dict[str, pd.DataFrame],  # head -> file, score[, group][, role], in the order of time
     batches: int = 6,
-) -> list[dict[str, Any]]:  # the report of each run
+) -> list[Record]:  # the report of each run
     """Tag the rows of each table batch by batch and make a run after each batch.
 
     Raises `DataError` with fewer rows than batches.
@@ -370,7 +370,7 @@ def replay(
 
 # %% ../../nbs/05_calibration/25_insight.ipynb #adf3f412
 def log_to_mlflow(
-    report: dict[str, Any],  # of `store.run()`
+    report: Record,  # of `store.run()`
 ) -> int:  # how many metrics were logged
     """Log a run's drift metrics to the active MLflow run, one step per version.
 

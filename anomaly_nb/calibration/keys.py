@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from .tagging import check_name
 from ..core.errors import DataError
@@ -70,7 +69,7 @@ class Keys:
         path: str | Path | None = None,  # settings file with further ones; None: no file
     ):
         self.fixed, self.path = dict(fixed), None if path is None else Path(path)
-        self.seen: tuple[Any, dict[str, str]] = (None, {})
+        self.seen: tuple[tuple[int, int, int] | None, dict[str, str]] = (None, {})
 
     def now(self) -> dict[str, str]:  # name -> SHA-256
         "The keys in force. Raises `DataError` while the settings file cannot be read."

@@ -15,7 +15,7 @@ import numpy as np
 from .contamination import contamination
 from .drift import DriftResult, collapse, drift_metrics
 from .sample import Sample, ScoreSketch, quantiles, sketch_edges
-from .schema import split_label
+from .schema import Calibration, split_label
 from .sequential import SequentialAlarm
 from .shifts import Thresholds
 from .tagging import reference_of
@@ -31,7 +31,7 @@ def build_calibration(
     sample: Sample | ScoreSketch,  # not constant
     alpha: float,  # rate of normal files flagged
     timestamp: int,  # ms
-) -> dict[str, Any]:
+) -> Calibration:
     "The contents of a calibration file."
     p5, p25, p50, p75, p95 = (float(v) for v in quantiles(sample))
     head, label = split_label(head)
@@ -82,7 +82,7 @@ class HeadRun:
     head: sqlite3.Row
     window: Window
     drift: DriftResult
-    alarm: dict[str, Any] | None = None  # of the sequential watch; None without a reference
+    alarm: dict[str, object] | None = None  # of the sequential watch; None without a reference
     contamination: str | None = None  # why there may be defects in the window
 
     @property
@@ -194,7 +194,7 @@ def _comparable(a: Sample | ScoreSketch, b: Sample | ScoreSketch) -> tuple[Sampl
 # %% ../../nbs/05_calibration/13_measuring.ipynb #d354bbcc
 def _alarm(
     db: sqlite3.Connection, head: sqlite3.Row, before: Window, since: Window, window: Window, last: int, alpha: float
-) -> dict[str, Any] | None:
+) -> dict[str, object] | None:
     "The sequential alarm of a head over its stream since the anchor."
     version = head["anchor_version"] or head["reference_version"]
     anchor = _bounds(db, head, version)

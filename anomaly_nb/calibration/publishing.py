@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from .database import transaction
 from .drift import VERDICTS
@@ -27,6 +26,7 @@ from .tagging import find_labels
 from .windows import read_window
 from ..core.errors import Notice
 from ..core.files import sha256_json, to_json
+from ..core.plain import Record
 from ..core.settings import Settings
 
 # %% ../../nbs/05_calibration/15_publishing.ipynb #9c083bb7
@@ -37,7 +37,7 @@ class StaleRun(Exception):
 def content_key(
     heads: Iterable[sqlite3.Row],
     settings: Settings,
-) -> tuple[str, dict[str, Any]]:  # key, the settings it covers
+) -> tuple[str, dict[str, object]]:  # key, the settings it covers
     "What identifies a run: the scores of every head, the settings that decide, the code version."
     from anomaly_nb import __version__
 
@@ -81,10 +81,10 @@ def publish_run(
     root: Path,  # where calibration files go
     measured: Sequence[HeadRun],
     key: str,  # content key
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     last: int,  # row id of the newest score that was looked at
     settings: Settings,
-) -> dict[str, Any]:  # the body of the run's report, see `schema.RunReport`
+) -> Record:  # the body of the run's report, see `schema.RunReport`
     "Write a measured run as the next version, all of it or nothing. Raises `StaleRun` if a reference has moved since."
     now = int(time.time() * 1000)
     with transaction(db):
@@ -155,7 +155,7 @@ def _publish_head(
         else None
     )
     text = to_json(calibration) + "\n" if calibration else None
-    label: dict[str, Any] = next(iter(calibration["labels"].values())) if calibration else {"p5": None, "p95": None}
+    label = next(iter(calibration["labels"].values())) if calibration else None
     alarm, first = bool(run.alarm and run.alarm["rung"]), run.head["reference_version"] is None
     evidence = {"auto": drift.verdict == "unstable", "spec": not drift.is_stable}.get(policy, False)
     moves = calibration is not None and (first or evidence)
@@ -168,9 +168,9 @@ def _publish_head(
         "version": version,
         "file_count": run.window.sample.n,
         "timestamp": now,
-        "p5": label["p5"],
-        "p95": label["p95"],
-        "range": label["p95"] - label["p5"] if calibration else None,
+        "p5": label["p5"] if label else None,
+        "p95": label["p95"] if label else None,
+        "range": label["p95"] - label["p5"] if label else None,
         "reference_version": run.head["reference_version"],
         **metrics,
         "is_stable": int(drift.is_stable),
@@ -243,7 +243,7 @@ def summarise(
     moves: Mapping[str, str],  # head -> what became of its reference
     settings: Settings,
 ) -> dict[
-    str, Any
+    str, object
 ]:  # total_heads, stable_heads, unstable_heads; verdicts and references, each counted; converged, and by which policy
     """Counts of a run: verdicts, and apart from them what became of the references.
 

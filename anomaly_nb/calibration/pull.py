@@ -28,7 +28,7 @@ from ..core.plain import parse_json
 def pack_calibrations(
     root: str | Path,  # a store's folder
     out: str | Path,  # new folder, or `.zip`
-) -> dict[str, Any]:  # the manifest
+) -> dict[str, object]:  # the manifest
     "Copy the reference files of a store with a manifest, for others to pull. Raises `DataError` if there are none."
     import shutil
 

@@ -6,13 +6,11 @@
 __all__ = ['score_range', 'CalibrationRanges', 'conformal_pvalues', 'IsotonicCalibration']
 
 # %% ../../nbs/05_calibration/01_ranges.ipynb #e0abe239
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from ..core.display import summary_html
 from ..core.errors import DataError, check_finite, check_labels_and_scores, real_array
+from ..core.plain import Record
 
 # %% ../../nbs/05_calibration/01_ranges.ipynb #8a79e6ee
 def score_range(
@@ -87,7 +85,7 @@ class CalibrationRanges:
             | rows,
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, str | float | int | None]:
         "Method and marks as JSON values."
         return {
             "method": self.method,
@@ -99,7 +97,7 @@ class CalibrationRanges:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "CalibrationRanges":
+    def from_dict(cls, values: Record) -> "CalibrationRanges":
         "The ranges that `as_dict` described."
         ranges = cls(values["method"], values["low"], values["high"])
         ranges.low_, ranges.high_, ranges.n_ = float(values["low_"]), float(values["high_"]), int(values["n_"])

@@ -9,7 +9,6 @@ __all__ = ['RunInProgress', 'run_calibration']
 import json
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 from .database import NotNow, transaction
 from .drift import judge_heads
@@ -17,6 +16,7 @@ from .exports import export_files
 from .measuring import measure_head
 from .publishing import StaleRun, content_key, publish_run
 from ..core.files import locked
+from ..core.plain import Record
 from ..core.settings import Settings
 
 # %% ../../nbs/05_calibration/17_runs.ipynb #8e1dc465
@@ -30,7 +30,7 @@ def run_calibration(
     settings: Settings,
     wait: float = 0.0,  # seconds to wait for a run that is going
     exact_limit: int = 1_000_000,  # heads of more files are counted into sketches
-) -> dict[str, Any]:  # the report of the run
+) -> Record:  # the report of the run
     """Measure every head, publish the next version, write the files.
 
     Raises `RunInProgress`, or `NotNow` if nothing is tagged.

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'HISTORY', 'SQL_TYPES', 'RunRow', 'CalibrationRun', 'Move', 'HistoryRow', 'TrendRow', 'table_columns',
-           'with_label', 'split_label', 'run_values', 'HeadMetrics', 'HeadReport', 'RunReport']
+           'with_label', 'split_label', 'LabelRange', 'Calibration', 'run_values', 'HeadMetrics', 'HeadReport',
+           'RunReport']
 
 # %% ../../nbs/05_calibration/09_schema.ipynb #18f68a78
 import sqlite3
 from types import UnionType
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 from pydantic import BaseModel, Field
 
@@ -113,6 +114,40 @@ def split_label(name: str) -> tuple[str, str | None]:  # head, label
     "What `with_label` put together."
     head, colon, label = name.partition(":")
     return head, label if colon else None
+
+
+class LabelRange(TypedDict, total=False):
+    "What a calibration file says of one label."
+
+    p5: float
+    p95: float
+    method: str
+    threshold: float | None  # None: it decides nothing
+    version: int  # from here on: in files of several labels
+    file_count: int
+    quartiles: list[float]
+    promised_false_alarms: float
+    false_alarm_bound: float
+    exact: bool
+
+
+class Calibration(TypedDict, total=False):
+    "The contents of a calibration file; one made elsewhere may hold the labels alone."
+
+    model_name: str
+    head_name: str
+    version: int
+    file_count: int
+    timestamp: int  # Unix milliseconds
+    labels: dict[str, LabelRange]
+    quartiles: list[float]  # p25, p50, p75
+    percentile_method: str
+    threshold: float | None
+    alpha: float
+    promised_false_alarms: float
+    false_alarm_bound: float
+    confidence: float
+    exact: bool
 
 
 def run_values(row: sqlite3.Row) -> dict[str, Any]:  # field -> value

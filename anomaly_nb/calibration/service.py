@@ -9,7 +9,7 @@ __all__ = ['create_app', 'service_settings', 'run_app', 'serve']
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from pydantic import Field
@@ -39,6 +39,9 @@ from .store import CalibrationStore, tag_or_keep
 from .tagging import UnknownHead
 from ..core.errors import DataError, require
 from ..core.settings import load_settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 # %% ../../nbs/05_calibration/23_service.ipynb #1d52d27a
 def create_app(
@@ -139,7 +142,7 @@ def _add_routes(route: Callable, store: CalibrationStore) -> None:
         return JobsAnswer(**store.jobs())
 
 # %% ../../nbs/05_calibration/23_service.ipynb #a2f0d7fb
-def service_settings(**given: Any):  # pydantic_settings.BaseSettings
+def service_settings(**given: object):  # pydantic_settings.BaseSettings
     """Settings of the service from `ANOMALY_NB_*` variables, `given` ones first.
 
     Raises `MissingExtraError` without the extra `serve`.
@@ -213,7 +216,7 @@ def _impatient(
 
 
 def run_app(
-    app: Any,  # fastapi.FastAPI
+    app: "FastAPI",
     host: str,
     port: int,
     seconds: float = PATIENCE,  # for the headers of a request
@@ -223,7 +226,9 @@ def run_app(
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, http=_impatient(seconds))
 
 # %% ../../nbs/05_calibration/23_service.ipynb #c37ed132
-def serve(**given: Any) -> None:  # host, port, store, config, api_key, api_key_sha256, public_schema, request_seconds
+def serve(
+    **given: object,  # host, port, store, config, api_key, api_key_sha256, public_schema, request_seconds
+) -> None:
     """Run the service until interrupted.
 
     Raises `MissingExtraError` without the extra `serve`, `DataError` without a key.

@@ -10,14 +10,13 @@ __all__ = ['ROLES', 'BATCH', 'check_name', 'check_head', 'UnknownHead', 'find_la
 import json
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 
 from .database import NotNow, check_case, transaction
-from .schema import split_label, with_label
+from .schema import Calibration, LabelRange, split_label, with_label
 from ..core.errors import DataError, real_array
 
 # %% ../../nbs/05_calibration/11_tagging.ipynb #f808d621
@@ -70,9 +69,9 @@ def find_head(db: sqlite3.Connection, model: str, head: str) -> sqlite3.Row:
 
 # %% ../../nbs/05_calibration/11_tagging.ipynb #9c85b866
 def label_of(
-    calibration: Mapping[str, Any],  # the contents of a calibration file
+    calibration: Calibration,  # the contents of a calibration file
     label: str | None = None,  # None: its only one
-) -> tuple[str, Mapping[str, Any]]:  # name; p5, p95, and threshold (None if there is none)
+) -> tuple[str, LabelRange]:  # name; p5, p95, and threshold (None if there is none)
     "One label of a calibration. Raises `NotNow` naming those it has."
     labels = calibration["labels"]
     if label is None and len(labels) == 1:
@@ -82,15 +81,15 @@ def label_of(
             f"{'no label' if label is None else f'label {label!r}'}: this calibration has the labels "
             f"{', '.join(labels)}; name one of them"
         )
-    return label, {"threshold": calibration.get("threshold") if len(labels) == 1 else None} | labels[label]
+    return label, {"threshold": calibration.get("threshold") if len(labels) == 1 else None, **labels[label]}
 
 
 def decide(
-    calibration: Mapping[str, Any],  # the contents of a calibration file
+    calibration: Calibration,  # the contents of a calibration file
     scores: np.ndarray,  # (n,) raw
     label: str | None = None,  # of several; None: the only one
 ) -> tuple[
-    Any, Any
+    np.ndarray, np.ndarray
 ]:  # (n,) score on the calibration's range; (n,) bool, or None where there is no threshold or no finite score
     """Calibrated scores and decisions. A sample is anomalous where `score >= threshold`.
 
@@ -135,7 +134,7 @@ def tag_scores(
     roles: Sequence[str | None]
     | str
     | None = None,  # (n,) or one for all: normal, unlabelled, defect; None: what is known already, or unlabelled
-    calibration: Mapping[str, Any] | None = None,  # decides; None: the head's reference in this store
+    calibration: Calibration | None = None,  # decides; None: the head's reference in this store
     label: str | None = None,  # of `calibration`, where it has several
 ) -> int:  # how many scores were new
     """Add scores of one head and decide about them, in one transaction.
@@ -234,7 +233,7 @@ def _fresh(
 def reference_of(
     db: sqlite3.Connection,
     head: sqlite3.Row,
-) -> dict[str, Any] | None:
+) -> Calibration | None:
     """The calibration that decides about a head, or about the label of it that `head` is: the one that was pulled, or
     its reference version; None before there is one."""
     row = db.execute("SELECT payload FROM pulled WHERE head_id = ?", (head["id"],)).fetchone()
@@ -249,23 +248,26 @@ def reference_of(
 
 
 def only_label(
-    calibration: dict[str, Any],  # the contents of a calibration file
+    calibration: Calibration,  # the contents of a calibration file
     label: str | None,  # None: all of it
-) -> dict[str, Any] | None:  # None where it does not have that label
+) -> Calibration | None:  # None where it does not have that label
     "A calibration reduced to one label."
     if label is None:
         return calibration
     if label not in calibration["labels"]:
         return None
     entry = label_of(calibration, label)[1]
-    special = {k: entry[k] for k in ("version", "file_count", "false_alarm_bound") if k in entry}
-    return calibration | special | {"labels": {label: entry}, "threshold": entry["threshold"]}
+    reduced: Calibration = {**calibration, "labels": {label: entry}, "threshold": entry["threshold"]}
+    for k in ("version", "file_count", "false_alarm_bound"):
+        if k in entry:
+            reduced[k] = entry[k]
+    return reduced
 
 
 def write_tags(
     db: sqlite3.Connection,  # inside a transaction
     head_id: int,
-    calibration: Mapping[str, Any] | None,  # decides; None: there is none yet
+    calibration: Calibration | None,  # decides; None: there is none yet
     files: Sequence[int],  # (n,) ids
     scores: np.ndarray,  # (n,) NaN: no score
     now: int,  # ms

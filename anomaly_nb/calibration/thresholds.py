@@ -9,7 +9,7 @@ __all__ = ['CONFIDENCE', 'TooFew', 'HELD_OUT', 'false_alarm_bound', 'conformal_r
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #e6832365
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy import stats
@@ -18,7 +18,7 @@ from .sample import Sample, ScoreSketch
 from ..core.display import summary_html
 from ..core.errors import DataError, check_finite, real_array
 from ..core.files import sha256_array, write_json
-from ..core.plain import read_json
+from ..core.plain import Record, read_json
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #d05b66a0
 CONFIDENCE = 0.95  # of every bound, unless another is asked for
@@ -88,7 +88,7 @@ class Threshold:
     calibrated_on: str  # what the scores were, in words
     n: int  # how many scores
     oracle: bool = False  # True if labels of the test set were used
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: Record = field(default_factory=dict)
     scores_sha256: str = ""
 
     def predict(
@@ -161,7 +161,7 @@ def sample_threshold(
     Raises `DataError` as `conformal_rank` does.
     """
     rank, promised = conformal_rank(sample.n, false_alarms, confidence, too_few)
-    parameters: dict[str, Any] = {
+    parameters: Record = {
         "false_alarms": false_alarms,
         "rank": rank,
         "bound95": round(false_alarm_bound(sample.n, rank), 6),

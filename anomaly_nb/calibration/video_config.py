@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..core.errors import DataError
 from ..core.settings import Settings, load_settings, update_settings
@@ -26,13 +25,13 @@ BOUNDS = {
 def write_calibration(
     path: str | Path,  # config.yml, created if absent
     ranges: Mapping[str, tuple[float, float]],  # modality -> lower and upper bound of its normal scores
-    provenance: Mapping[str, Any],  # JSON values: k, metric, bank checksums ... what a reader must agree with
+    provenance: Mapping[str, object],  # JSON values: k, metric, bank checksums ... what a reader must agree with
 ) -> Settings:  # the file as it is now
     """Write the bounds and their provenance into the `calibration:` block.
 
     Raises `DataError` for an unknown modality or an empty range, and then changes nothing.
     """
-    block: dict[str, Any] = {}
+    block: dict[str, float] = {}
     for modality, (low, high) in ranges.items():
         if modality not in BOUNDS:
             raise DataError(f"ranges: modality {modality!r} is unknown; use {', '.join(BOUNDS)}")
@@ -55,12 +54,12 @@ class VideoCalibration:
     "Bounds of the normal scores per modality, and what they were measured with."
 
     ranges: dict[str, tuple[float, float]]  # modality -> (lower, upper)
-    provenance: dict[str, Any]
+    provenance: dict[str, object]
 
 
 def read_calibration(
     path: str | Path,  # config.yml
-    expected: Mapping[str, Any] | None = None,  # provenance entries that must agree
+    expected: Mapping[str, object] | None = None,  # provenance entries that must agree
 ) -> VideoCalibration:
     """Read the `calibration:` block.
 

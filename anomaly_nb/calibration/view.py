@@ -10,7 +10,6 @@ import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,8 +19,9 @@ from .drift import DriftResult, drift_metrics
 from .shifts import METRICS, Thresholds
 from .insight import VERDICTS, example_year, grade
 from .tables import read_scores
+from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, THRESHOLD, figure_style
-from ..core.views import Choice, Control, Slider, View
+from ..core.views import Choice, Control, Slider, State, View
 
 # %% ../../nbs/05_calibration/28_view.ipynb #cbe2f162
 def plot_comparison(
@@ -98,7 +98,7 @@ class DriftView(View):
     @classmethod
     def from_report(
         cls,
-        parameters: Mapping[str, Any],  # of the report `calibration_drift`
+        parameters: Record,  # of the report `calibration_drift`
     ) -> "DriftView":
         "The view of a run, from its parameters. Raises as the report does."
         p = dict(parameters)
@@ -111,7 +111,7 @@ class DriftView(View):
             tables = {name: table.sample(frac=1, random_state=p["seed"]) for name, table in tables.items()}
         return cls(tables or example_year(random_state=p["seed"]), p["batches"], p["alpha"], p["min_files"], p["seed"])
 
-    def follow(self, state: Mapping[str, Any], changed: str) -> dict[str, Control]:
+    def follow(self, state: State, changed: str) -> dict[str, Control]:
         "The batch that is judged is never part of the reference."
         last = len(self.scores[state["head"]])
         first = min(int(state["reference"]) + 1, last)
@@ -121,7 +121,7 @@ class DriftView(View):
             else {}
         )
 
-    def compare(self, state: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, DriftResult]:
+    def compare(self, state: State) -> tuple[np.ndarray, np.ndarray, DriftResult]:
         "Reference, judged batch, and their comparison."
         parts, rng = self.scores[state["head"]], np.random.default_rng(self.random_state)
         then, now = np.concatenate(parts[: int(state["reference"])]), parts[int(state["batch"]) - 1].copy()
@@ -138,13 +138,13 @@ class DriftView(View):
             ),
         )
 
-    def describe(self, state: Mapping[str, Any]) -> str:
+    def describe(self, state: State) -> str:
         "The verdict in words."
         result = self.compare(state)[2]
         what = f"{state['head']}, batch {int(state['batch'])} against the first {int(state['reference'])}"
         return f"{what}: {result.verdict}. {result.reason}"
 
-    def draw(self, state: Mapping[str, Any]) -> tuple[Figure, pd.DataFrame]:  # metric, value, interval, limit, grade
+    def draw(self, state: State) -> tuple[Figure, pd.DataFrame]:  # metric, value, interval, limit, grade
         "The comparison."
         then, now, result = self.compare(state)
         made_up = "made up: " if state["shift"] or state["defects"] else ""

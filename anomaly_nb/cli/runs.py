@@ -6,6 +6,7 @@
 __all__ = ['app', 'Figures', 'RunId', 'list_', 'show', 'diff', 'rerun', 'verify', 'fetch', 'sweep', 'new']
 
 # %% ../../nbs/11_cli/10_runs.ipynb #bcc5c217
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,7 +73,7 @@ def list_(
             if word in (r["report"], r["status"], *_words(r["parameters"])) or r["run_id"].startswith(word)
         ]
 
-    def key(record: dict[str, Any]) -> tuple[bool, float, str]:
+    def key(record: Mapping[str, Any]) -> tuple[bool, float, str]:
         name = sort.removeprefix("-")
         value = next((s[name] for s in (record.get("metrics") or {}, record["parameters"], record) if name in s), None)
         number = float(value) if isinstance(value, int | float) else 0.0
@@ -112,7 +113,7 @@ def show(run: RunId, figures: Figures = "figures") -> None:
     from anomaly_nb.reports.ledger import Ledger
 
     entry = Ledger(figures)[run]
-    record = dict(entry.record)
+    record = entry.record.copy()
     record["provenance"] = {k: v for k, v in (record.get("provenance") or {}).items() if k != "packages"}
     typer.echo(to_json(record))
     typer.echo(f"{entry.page.as_posix()}")

@@ -20,10 +20,11 @@ import pandas as pd
 
 from ..core.errors import DataError
 from ..core.files import sha256_json, write_json
-from ..core.plain import read_json, read_yaml
+from ..core.plain import Record, read_json, read_yaml
 from ..core.tables import read_table, to_numbers
 from ..metrics.ranks import friedman, nemenyi_difference, rank_rows, tied_groups
 from .ledger import Ledger
+from .record import RunRecord
 
 # %% ../../nbs/10_reports/15_benchmark.ipynb #847c8a8e
 KEYS = (
@@ -43,7 +44,7 @@ KEYS = (
 DATA_KEYS = ("dataset", "root", "category", "categories")
 
 # %% ../../nbs/10_reports/15_benchmark.ipynb #ee0e9a25
-def _listed(name: str, tree: Mapping[str, Any], key: str, default: list[Any]) -> list[Any]:
+def _listed(name: str, tree: Mapping[str, Any], key: str, default: list) -> list:
     "A key that holds a list; a single value is a list of one. Raises `DataError` on an empty one."
     value = tree.get(key, default)
     value = value if isinstance(value, list) else [value]
@@ -52,7 +53,7 @@ def _listed(name: str, tree: Mapping[str, Any], key: str, default: list[Any]) ->
     return value
 
 
-def _known(name: str, tree: Any, keys: Sequence[str], where: str) -> Mapping[str, Any]:
+def _known(name: str, tree: object, keys: Sequence[str], where: str) -> Mapping[str, Any]:
     "A mapping with known keys. Raises `DataError`."
     import difflib
 
@@ -68,7 +69,7 @@ def _known(name: str, tree: Any, keys: Sequence[str], where: str) -> Mapping[str
     return tree
 
 
-def _data_points(name: str, entries: list[Any]) -> Iterator[dict[str, Any]]:
+def _data_points(name: str, entries: list) -> Iterator[dict[str, str]]:
     "dataset, root and category of every data set. Raises `DataError`."
     for entry in entries:
         settings = dict(_known(name, entry, DATA_KEYS, "an entry of data"))
@@ -83,8 +84,8 @@ def _data_points(name: str, entries: list[Any]) -> Iterator[dict[str, Any]]:
 
 # %% ../../nbs/10_reports/15_benchmark.ipynb #948c2317
 def read_benchmark(
-    source: str | Path | Mapping[str, Any],  # YAML file, or what would be in it
-) -> dict[str, Any]:  # plan of `sweep`
+    source: str | Path | Mapping[str, object],  # YAML file, or what would be in it
+) -> Record:  # plan of `sweep`
     "The sweep that a benchmark's plan stands for. Raises `DataError` in one line that names the file and the key."
     name, tree = ("benchmark", source) if isinstance(source, Mapping) else (str(source), read_yaml(source))
     tree = _known(name, tree, KEYS, "the plan")
@@ -117,11 +118,11 @@ def read_benchmark(
 
 # %% ../../nbs/10_reports/15_benchmark.ipynb #1a229fd1
 def kept_rows(
-    points: Sequence[Mapping[str, Any]],  # what tells the rows apart: shots and seed
+    points: Sequence[Mapping[str, object]],  # what tells the rows apart: shots and seed
     measure_one: Callable[..., Mapping[str, float]],  # of a point: numbers
-    made_of: Mapping[str, Any],  # JSON values that decide the rows besides: parameters, checksums of data and library
+    made_of: Mapping[str, object],  # JSON values that decide the rows besides: parameters, sums of data and library
     cache: str | Path,  # folder where rows are kept
-) -> list[dict[str, Any]]:  # point, status, error, the numbers, and row_s: seconds it took when it was measured
+) -> list[Record]:  # point, status, error, the numbers, and row_s: seconds it took when it was measured
     """Measure rows, or find those that were measured before.
 
     A row that raises is a row that failed; only an interrupt ends them all.
@@ -147,8 +148,8 @@ ASKED = ("dataset", "category", "backbone", "recipe", "image_size")
 
 
 def run_rows(
-    record: Mapping[str, Any],  # of a run of `benchmark_run`
-) -> list[dict[str, Any]]:  # shots, seed, status, error, numbers
+    record: RunRecord,  # of a run of `benchmark_run`
+) -> list[Record]:  # shots, seed, status, error, numbers
     """The rows of a run; of one that failed, each that was asked for, with its error.
 
     Raises `MissingFileError` where their file is gone.
@@ -172,7 +173,7 @@ def _short(names: pd.Series) -> pd.Series:
 
 # %% ../../nbs/10_reports/15_benchmark.ipynb #5b00b0c6
 def benchmark_table(
-    records: Sequence[Mapping[str, Any]],  # of runs of `benchmark_run`
+    records: Sequence[RunRecord],  # of runs of `benchmark_run`
 ) -> pd.DataFrame:  # sorted: data, method, the parameters of `ASKED`, status, error, metrics, fit_s, score_ms, bank_mib
     "The rows of runs as one tidy table. Raises `DataError` where there are none."
     rows = []

@@ -8,15 +8,22 @@ __all__ = ['write_card']
 # %% ../../nbs/10_reports/14_card.ipynb #3c0bf23e
 import base64
 import html
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..core.files import write_text
+from ..core.plain import Record
 from .folder import figure_png
 from .page import document
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from anomaly_nb.scoring.detector import Detector
+
 # %% ../../nbs/10_reports/14_card.ipynb #7b35a33c
-def _image(fig: Any, text: str) -> str:
+def _image(fig: "Figure", text: str) -> str:
     "A figure inside the page."
     import matplotlib.pyplot as plt
 
@@ -28,7 +35,7 @@ def _image(fig: Any, text: str) -> str:
     )
 
 
-def _rows(facts: dict[str, Any]) -> str:
+def _rows(facts: Mapping[str, object]) -> str:
     "A table of names and values."
     return (
         "<table>"
@@ -40,7 +47,7 @@ def _rows(facts: dict[str, Any]) -> str:
     )
 
 # %% ../../nbs/10_reports/14_card.ipynb #71c4e09c
-def _held_out_figure(detector: Any) -> Any:
+def _held_out_figure(detector: "Detector") -> "Figure":
     "Held-out scores of normal training images, with the threshold."
     import matplotlib.pyplot as plt
 
@@ -57,7 +64,7 @@ def _held_out_figure(detector: Any) -> Any:
     return fig
 
 # %% ../../nbs/10_reports/14_card.ipynb #02f464b1
-def _choice(choice: dict[str, Any]) -> list[str]:
+def _choice(choice: Record) -> list[str]:
     "What backbone and recipe were chosen from."
     import pandas as pd
 
@@ -76,7 +83,7 @@ def _choice(choice: dict[str, Any]) -> list[str]:
             )
     if choice.get("recipes"):
         table = pd.DataFrame(choice["recipes"])
-        shown: dict[str, Any] = {"recipe": table["recipe"]}
+        shown: dict[str, pd.Series | list[str]] = {"recipe": table["recipe"]}
         for name, columns in (
             ("image AUROC on synthetic anomalies", ("auroc", "low", "high")),
             ("behind the first", ("behind", "behind_low", "behind_high")),
@@ -90,7 +97,7 @@ def _choice(choice: dict[str, Any]) -> list[str]:
     return body
 
 
-def _budget(chosen: dict[str, Any]) -> str:
+def _budget(chosen: Record) -> str:
     "What the bank was made to fit, in words."
     limits = [
         f"{chosen[k]:g} {unit}" for k, unit in (("budget_ms", "ms an image"), ("budget_mb", "MB of bank")) if chosen[k]
@@ -105,7 +112,7 @@ def _budget(chosen: dict[str, Any]) -> str:
 
 # %% ../../nbs/10_reports/14_card.ipynb #d225f788
 def write_card(
-    detector: Any,  # a fitted `Detector` that was saved in `folder`
+    detector: "Detector",  # fitted, that was saved in `folder`
     folder: str | Path,
     name: str = "",  # of what it inspects; "" = the folder's
     seconds: float = 0.0,  # an image takes from file to decision; 0 = not measured

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -19,15 +19,25 @@ from ..core.errors import DataError, require
 from ..core.files import locked, write_manifest
 from ..core.plain import read_json
 from ..core.runtime import progress
-from .pool import Worker, attempt
+from .pool import RunTask, Worker, attempt
+from .record import RunRecord
 from .run import close_crashed
 from .store import is_store
+
+if TYPE_CHECKING:
+    import distributed
+    import pandas as pd
+
+    from anomaly_nb.banks.knn import KNNBank
+    from anomaly_nb.features.base import Backbone
+    from anomaly_nb.features.shards import ShardedFeatures
+    from anomaly_nb.metrics.histogram import ScoreHistogram
 
 # %% ../../nbs/10_reports/12_cluster.ipynb #b018c26b
 @contextmanager
 def connected(
-    scheduler: Any,  # address such as tcp://host:8786, or a `dask.distributed.Client`
-) -> Iterator[Any]:  # client
+    scheduler: "str | distributed.Client",  # address such as tcp://host:8786, or a client of its own
+) -> "Iterator[distributed.Client]":
     "A client for the block; one that was given stays open. Raises `MissingExtraError`, `DataError` if nobody answers."
     distributed = require("distributed", "cluster")
     if isinstance(scheduler, distributed.Client):
@@ -44,9 +54,9 @@ def connected(
 
 # %% ../../nbs/10_reports/12_cluster.ipynb #a18874ad
 def run_task(
-    task: Mapping[str, Any],  # of `sweep`
+    task: RunTask,  # of `sweep`
     stop: str,  # name of the Dask event that cancels
-) -> dict[str, Any]:  # record
+) -> RunRecord:
     "Make one run on the worker this is called on."
     distributed = require("distributed", "cluster")
     event, looked = distributed.Event(stop, client=distributed.get_client()), [0.0, False]
@@ -64,9 +74,9 @@ def run_task(
 
 
 def run_on_cluster(
-    tasks: Mapping[int, Mapping[str, Any]],  # in the order they shall start
-    scheduler: Any,  # address or client
-) -> Generator[tuple[int, dict[str, Any]], None, None]:
+    tasks: Mapping[int, RunTask],  # in the order they shall start
+    scheduler: "str | distributed.Client",  # address or client
+) -> Generator[tuple[int, RunRecord], None, None]:
     "Make runs on a cluster; number and record of each as it ends. Closing the iterator cancels."
     distributed = require("distributed", "cluster")
     with connected(scheduler) as client:
@@ -89,7 +99,7 @@ def run_on_cluster(
                 client.cancel(list(pending))
 
 # %% ../../nbs/10_reports/12_cluster.ipynb #7de01fb9
-def _result(future: Any, task: Mapping[str, Any]) -> dict[str, Any]:
+def _result(future: "distributed.Future", task: RunTask) -> RunRecord:
     "The record of a task that ended, however it ended."
     if future.status == "finished":
         return future.result()
@@ -116,14 +126,14 @@ def _result(future: Any, task: Mapping[str, Any]) -> dict[str, Any]:
 
 # %% ../../nbs/10_reports/12_cluster.ipynb #7b98488d
 def extract_shards_on(
-    client: Any,  # `dask.distributed.Client`
-    index: Any,  # of `read_index`
-    backbone: Any,  # sent to every worker once
+    client: "distributed.Client",
+    index: "pd.DataFrame",  # of `read_index`
+    backbone: "Backbone",  # sent to every worker once
     folder: str | Path,  # reachable by all workers
     batch_size: int = 16,  # images at once
     dtype: str = "float16",
     shard_size: int = 128,  # images a shard
-) -> Any:  # ShardedFeatures
+) -> "ShardedFeatures":
     """`extract_shards` over a cluster: the same files, bit for bit where threads and processors are the same.
 
     Raises as it does.
@@ -160,7 +170,7 @@ def extract_shards_on(
     return load_shards(folder)
 
 # %% ../../nbs/10_reports/12_cluster.ipynb #8347b2d3
-def _extract_one(folder: str, number: int, paths: list[str], backbone: Any, batch_size: int, dtype: str) -> int:
+def _extract_one(folder: str, number: int, paths: list[str], backbone: "Backbone", batch_size: int, dtype: str) -> int:
     "Extract one shard on the worker this is called on; how many images."
     from anomaly_nb.features.shards import _write_shard
 
@@ -172,10 +182,10 @@ T = TypeVar("T")
 
 
 def gathered(
-    client: Any,
-    futures: list[Any],
+    client: "distributed.Client",
+    futures: "list[distributed.Future]",
     what: str,  # one of them, for the progress bar
-) -> list[Any]:  # their results, in order
+) -> list:  # their results, in order
     "Wait for tasks with a progress bar. Raises what the first of them raised, and then cancels the others."
     distributed = require("distributed", "cluster")
     try:
@@ -190,8 +200,8 @@ def gathered(
 
 # %% ../../nbs/10_reports/12_cluster.ipynb #12945852
 def search_on(
-    client: Any,  # `dask.distributed.Client`
-    bank: Any,  # fitted `KNNBank`
+    client: "distributed.Client",
+    bank: "KNNBank",  # fitted
     patches: np.ndarray,  # (N, P, D)
     split: str = "queries",  # what is divided: "queries" (by image) or "bank"
     parts: int | None = None,  # how many pieces; None for one a worker thread
@@ -221,12 +231,12 @@ def search_on(
     return np.take_along_axis(distance, order, 2), np.take_along_axis(row, order, 2)
 
 
-def _search(bank: Any, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _search(bank: "KNNBank", patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Search on the worker this is called on."
     return bank.search(patches)
 
 
-def _rows_of(bank: Any, rows: np.ndarray) -> Any:
+def _rows_of(bank: "KNNBank", rows: np.ndarray) -> "KNNBank":
     "A bank of some of the rows of another."
     import copy
 
@@ -236,12 +246,12 @@ def _rows_of(bank: Any, rows: np.ndarray) -> Any:
 
 # %% ../../nbs/10_reports/12_cluster.ipynb #faede01d
 def histogram_on(
-    client: Any,  # `dask.distributed.Client`
-    empty: Any,  # a fresh `ScoreHistogram` or `RegionHistogram`
-    items: Iterable[Any],  # what `read` takes: image names, shard numbers, paths
-    read: Callable[[Any], tuple],  # item -> (y_true, y_score) or (y_true, y_score, image); runs on the workers
+    client: "distributed.Client",
+    empty: "ScoreHistogram",  # a fresh `ScoreHistogram` or `RegionHistogram`
+    items: Iterable[T],  # what `read` takes: image names, shard numbers, paths
+    read: Callable[[T], tuple],  # item -> (y_true, y_score) or (y_true, y_score, image); runs on the workers
     parts: int | None = None,  # how many pieces; None for four a worker thread
-) -> Any:  # histogram of the same kind
+) -> "ScoreHistogram":
     """Count on a cluster: the histogram that `update` over all items would have given.
 
     Raises what `read`, `update` and `merge` raise.
@@ -251,7 +261,7 @@ def histogram_on(
     size = -(-len(item_list) // parts) if item_list else 1
     pieces = [item_list[i : i + size] for i in range(0, len(item_list), size)]
 
-    def over(start: Any) -> Any:
+    def over(start: "ScoreHistogram") -> "ScoreHistogram":
         hists = gathered(client, [client.submit(_counted, start, piece, read, pure=False) for piece in pieces], "parts")
         for one in hists:
             start.merge(one)
@@ -261,7 +271,7 @@ def histogram_on(
     return over(first.refine()) if empty.key == "float32" else first
 
 
-def _counted(empty: Any, items: Sequence[Any], read: Callable[[Any], tuple]) -> Any:
+def _counted(empty: "ScoreHistogram", items: Sequence[T], read: Callable[[T], tuple]) -> "ScoreHistogram":
     "Count some items on the worker this is called on."
     import copy
 

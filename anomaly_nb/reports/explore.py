@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -25,6 +25,9 @@ from ..core.views import Check, Choice, Control, Slider, View
 from .folder import figure_png
 from .run import Run
 from .template import check_parameters
+
+if TYPE_CHECKING:
+    from ipywidgets import Box, Widget
 
 # %% ../../nbs/10_reports/13_explore.ipynb #fcccfe48
 def project_folder() -> Path:
@@ -62,7 +65,7 @@ VIEWS = {
 
 def open_view(
     run: Run | str,  # a run, or the name of a report
-    **parameters: Any,  # of the report, where no run is given
+    **parameters: object,  # of the report, where no run is given
 ) -> View:
     """The view of a run, or of a report that was not run.
 
@@ -112,7 +115,7 @@ def numbers_html(
     )
 
 # %% ../../nbs/10_reports/13_explore.ipynb #c7ad0299
-def make_widget(control: Control) -> Any:
+def make_widget(control: Control) -> "Widget":
     "The widget of a control. Raises `MissingExtraError` without the extra `lab`."
     w = require("ipywidgets", "lab")
     wide = w.Layout(width="98%")
@@ -128,12 +131,12 @@ def make_widget(control: Control) -> Any:
     return w.VBox([w.Label(control.label), slider], layout=w.Layout(width="100%"))
 
 
-def part_with_value(widget: Any) -> Any:
+def part_with_value(widget: "Widget") -> "Widget":
     "The part of a control's widget that holds its value."
     return widget.children[1] if hasattr(widget, "children") else widget
 
 
-def set_widget(widget: Any, control: Control) -> None:
+def set_widget(widget: "Widget", control: Control) -> None:
     "Make a widget show a control."
     part = part_with_value(widget)
     if isinstance(control, Choice):
@@ -178,7 +181,7 @@ class Explorer:
         png, table = self.image()
         display(Image(png, alt=self.view.describe(self.state)), HTML(numbers_html(table)))
 
-    def build(self) -> Any:  # an ipywidgets box
+    def build(self) -> "Box":
         "The widgets. Raises `MissingExtraError` without the extra `lab`."
         self.following = False  # while controls are set because another was moved
         # JupyterLab may send the moves of each control through a thread of its own
@@ -196,7 +199,7 @@ class Explorer:
         body = w.HBox([self.panel, right], layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))
         return w.VBox([self.menu, body]) if len(self.sources) > 1 else body
 
-    def change(self, name: str, value: Any) -> None:
+    def change(self, name: str, value: object) -> None:
         "A control was moved: let the others follow, and draw."
         with self.one_at_a_time:
             if self.following:
@@ -228,7 +231,7 @@ class Explorer:
         self.panel.children = tuple(self.widgets.values())
         self.redraw()
 
-    def _reopen(self, change: Any) -> None:
+    def _reopen(self, change: Mapping) -> None:
         "Another run was chosen."
         with self.one_at_a_time:
             self.words.value = "opening ..."
@@ -239,7 +242,7 @@ class Explorer:
 def explore(
     what: Run | str | View,  # a run, a view, or the name of a report: all of its finished runs
     figures: str | Path = "figures",  # where finished runs are
-    **parameters: Any,  # of the report, to explore it without a run
+    **parameters: object,  # of the report, to explore it without a run
 ) -> Explorer:
     "Explore a run, or all finished runs of a report, or a report that was not run. Raises as `open_view` does."
     if isinstance(what, View):

@@ -9,7 +9,7 @@ __all__ = ['ReportFolder', 'figure_png']
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.errors import DataError
 from ..core.files import atomic_write, write_json, write_text
@@ -17,6 +17,7 @@ from ..core.plain import read_json
 
 if TYPE_CHECKING:  # they take a second to import, and whoever lists runs needs neither
     import pandas as pd
+    from IPython.display import DisplayObject
     from matplotlib.figure import Figure
 
 # %% ../../nbs/10_reports/01_folder.ipynb #0e2fee95
@@ -77,7 +78,7 @@ class ReportFolder:
 
     def metrics(
         self,
-        values: Mapping[str, Any],  # metrics; NaN becomes null
+        values: Mapping[str, object],  # metrics; NaN becomes null
         measured: Sequence[str] = (),  # those that are seconds or memory
     ) -> None:
         "Add `values` to `metrics.json`; a name said twice is replaced."
@@ -88,7 +89,7 @@ class ReportFolder:
             if measured:
                 self._note("metrics.json", measured)
 
-    def _show(self, thing: Any, caption: str, measured: str, columns: Sequence[str] = ()) -> None:
+    def _show(self, thing: "DisplayObject", caption: str, measured: str, columns: Sequence[str] = ()) -> None:
         "Display `thing` and its caption, marked where the file of that name is measured."
         from IPython.display import Markdown, display
 

@@ -6,12 +6,12 @@
 __all__ = ['COLUMNS', 'QUIET', 'Ledger', 'flat', 'counted', 'changing', 'runs_table']
 
 # %% ../../nbs/10_reports/07_ledger.ipynb #9341081a
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.errors import DataError, MissingFileError
-from .record import load_record
+from .record import RunRecord, load_record
 from .run import Run
 from .store import Store, is_store
 
@@ -28,7 +28,7 @@ class Ledger:
     ):
         self.figures = str(figures)
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[RunRecord]:
         "The records as they are now, newest first, with `folder` added."
         if is_store(self.figures):
             records = list(Store(self.figures).records())
@@ -36,7 +36,7 @@ class Ledger:
             records = [load_record(p.parent) for p in sorted(Path(self.figures).glob("runs/*/run.json"))]
         return sorted(records, key=lambda r: (str(r["started"]), r["run_id"]), reverse=True)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[RunRecord]:
         return iter(self.records())
 
     def __len__(self) -> int:
@@ -76,14 +76,15 @@ QUIET = ("out", "cache")  # parameters that say where, not what
 
 
 def flat(
-    record: Mapping[str, Any],
-) -> dict[str, Any]:
+    record: RunRecord,
+) -> dict[str, object]:
     "A record as one row."
     row = {k: record.get(k) for k in COLUMNS}
-    return row | {f"{kind}.{k}": v for kind in ("parameters", "metrics") for k, v in (record.get(kind) or {}).items()}
+    kinds = {"parameters": record.get("parameters"), "metrics": record.get("metrics")}
+    return row | {f"{kind}.{k}": v for kind, values in kinds.items() for k, v in (values or {}).items()}
 
 
-def counted(records: Iterable[Mapping[str, Any]]) -> str:
+def counted(records: Iterable[RunRecord]) -> str:
     "How many runs there are of each status, in words."
     counts: dict[str, int] = {}
     for r in records:
@@ -93,7 +94,7 @@ def counted(records: Iterable[Mapping[str, Any]]) -> str:
     )
 
 
-def changing(records: Iterable[Mapping[str, Any]]) -> list[str]:
+def changing(records: Iterable[RunRecord]) -> list[str]:
     "The parameters that are not the same in all runs that have them, in order of appearance."
     value_sets: dict[str, set] = {}
     for r in records:
@@ -103,7 +104,7 @@ def changing(records: Iterable[Mapping[str, Any]]) -> list[str]:
 
 # %% ../../nbs/10_reports/07_ledger.ipynb #cd0d0038
 def runs_table(
-    records: list[dict[str, Any]],
+    records: list[RunRecord],
     rows: int = 30,  # how many to show
     metrics: int = 6,  # how many metrics to show
 ) -> str:  # HTML

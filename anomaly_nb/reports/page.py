@@ -13,9 +13,14 @@ import struct
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..core.runtime import import_jsonschema
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+    from anomaly_nb.reports.record import RunRecord
 
 # %% ../../nbs/10_reports/05_page.ipynb #078863dc
 def asset(
@@ -66,15 +71,15 @@ def _digest(text: str) -> str:
 
 # %% ../../nbs/10_reports/05_page.ipynb #7a4a9ab6
 def _take_figures(
-    cells: list[Any],  # of a notebook; changed in place
+    cells: "list[NotebookNode]",  # of a notebook; changed in place
 ) -> list[str]:  # HTML of each figure
     "Take images and tables, each with the caption that follows it, out of the outputs, leaving numbered places."
     from nbformat.v4 import new_output
 
     figures: list[str] = []
     for cell in cells:
-        outputs: list[Any] = []
-        last: Mapping[str, Any] = {}  # what the next caption belongs to
+        outputs: list[NotebookNode] = []
+        last: Mapping[str, str | list[str]] = {}  # what the next caption belongs to
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             caption = re.fullmatch(r"\*(.+)\*", "".join(data.get("text/markdown", "")), re.S)
@@ -92,7 +97,7 @@ def _take_figures(
     return figures
 
 
-def _figure(data: Mapping[str, Any], caption: str) -> str:
+def _figure(data: Mapping[str, str | list[str]], caption: str) -> str:
     "An image or table as an HTML figure; a caption is text and Markdown, never HTML."
     from nbconvert.filters import markdown2html
 
@@ -111,7 +116,7 @@ def _figure(data: Mapping[str, Any], caption: str) -> str:
     return f"<figure>{frame}{''.join(data['text/html'])}</div>{below}</figure>"
 
 # %% ../../nbs/10_reports/05_page.ipynb #20074cc4
-def _bar(record: Mapping[str, Any]) -> str:
+def _bar(record: "RunRecord") -> str:
     "The line above a report: back, status, time, files."
     status = html.escape(record["status"])
     facts = [
@@ -146,9 +151,11 @@ def _contents(body: str) -> str:
     return f'<nav class="toc" aria-label="On this page"><p>On this page</p><ul>{items}</ul></nav>'
 
 # %% ../../nbs/10_reports/05_page.ipynb #108e974b
-def _origin(record: Mapping[str, Any]) -> str:
+def _origin(record: "RunRecord") -> str:
     "The section that says how a run was made; the list of all installed packages is left to the record."
-    provenance = {k: record[k] for k in ("run_id", "attempts", "peak_memory_mb") if record.get(k) is not None}
+    provenance: dict[str, object] = {
+        k: record[k] for k in ("run_id", "attempts", "peak_memory_mb") if record.get(k) is not None
+    }
     provenance |= flat(record.get("inputs") or {}, "input ") | flat(
         {k: v for k, v in (record.get("provenance") or {}).items() if k != "packages"}
     )
@@ -165,24 +172,24 @@ def _origin(record: Mapping[str, Any]) -> str:
     return '<h2 id="How-it-was-made">How it was made</h2>' + "".join(parts)
 
 
-def plain(value: Any) -> str:
+def plain(value: object) -> str:
     "A value of a record as text."
     import json
 
     return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, object], before: str = "") -> dict[str, object]:
     "A mapping of mappings as one, its keys joined."
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     for key, value in values.items():
         result |= flat(value, f"{before}{key} ") if isinstance(value, Mapping) else {f"{before}{key}": value}
     return result
 
 # %% ../../nbs/10_reports/05_page.ipynb #9ac1d2e4
 def verdict_first(
-    cells: list[Any],  # of a notebook
-) -> list[Any]:
+    cells: "list[NotebookNode]",  # of a notebook
+) -> "list[NotebookNode]":
     "The cells, those with the tag `verdict` right behind the title; as they are where one of them was not run."
     chosen = [c for c in cells if "verdict" in c.metadata.get("tags", [])]
     if not any(c.get("outputs") for c in chosen):
@@ -194,7 +201,7 @@ def verdict_first(
 # %% ../../nbs/10_reports/05_page.ipynb #23f03562
 def notebook_page(
     notebook: str | Path,  # executed notebook, perhaps only up to a failure
-    record: Mapping[str, Any],  # contents of run.json
+    record: "RunRecord",  # contents of run.json
 ) -> str:  # HTML
     "An executed notebook as one self-contained HTML page."
     import_jsonschema()
@@ -217,7 +224,8 @@ def notebook_page(
             f'<h1>{html.escape(record["report"])}</h1><p class="error">The notebook was not written: '
             f"{html.escape(str(e))}</p>"
         )
-    error = f'<p class="error">{html.escape(record["error"])}</p>' if record.get("error") else ""
+    message = record.get("error")
+    error = f'<p class="error">{html.escape(message)}</p>' if message else ""
     body = error + body + _origin(record)
     inner = (
         f'<div class="report">\n{_bar(record)}\n{_contents(body)}\n<main id="report" '

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN', 'NEEDED', 'KINDS', 'shown', 'output_digests', 'installed_packages', 'lock_hash', 'machine', 'run_provenance',
-           'run_seeds', 'at_work', 'making', 'check_record', 'load_record']
+           'run_seeds', 'KernelProcess', 'RunRecord', 'at_work', 'making', 'check_record', 'load_record']
 
 # %% ../../nbs/10_reports/03_record.ipynb #bc804560
 import json
@@ -15,11 +15,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import TypedDict
 
 from ..core.errors import DataError
 from ..core.files import locked, sha256_file, sha256_json
-from ..core.plain import parse_json, read_json
+from ..core.plain import Record, parse_json, read_json
 from ..core.runtime import provenance
 from ..core.tables import read_rows
 
@@ -27,7 +28,7 @@ from ..core.tables import read_rows
 def shown(
     notebook: str | Path,  # executed
     folder: str | Path = "",  # the run's folder, whose name is no part of the result
-) -> list[tuple[str, list[Any]]]:  # source and outputs of every cell
+) -> list[tuple[str, list[tuple]]]:  # source and outputs of every cell
     """What a reader sees in an executed notebook, without what differs from run to run.
 
     Raises `DataError`, `MissingFileError`.
@@ -35,7 +36,7 @@ def shown(
     text = Path(folder).as_posix() if str(folder) else ""
     cells = []
     for cell in read_json(notebook)["cells"]:
-        outputs: list[Any] = []
+        outputs: list[tuple] = []
         for out in cell.get("outputs", []):
             kind = out["output_type"]
             if kind == "stream" and out["name"] == "stdout":
@@ -73,7 +74,7 @@ def output_digests(
     return digests
 
 
-def _without(path: Path, measured: list[str]) -> Any:
+def _without(path: Path, measured: list[str]) -> dict[str, object] | list[list[str]]:
     "The content of a table or of metrics without its measured parts."
     if path.suffix == ".json":
         return {k: v for k, v in read_json(path).items() if k not in measured}
@@ -102,7 +103,7 @@ def lock_hash() -> str | None:
     return sha256_file(lock) if lock.is_file() else None
 
 
-def machine() -> dict[str, Any]:
+def machine() -> dict[str, str | int | None]:
     "Processor, its number of cores and the memory."
     model = platform.processor() or platform.machine()
     with suppress(OSError):
@@ -110,7 +111,7 @@ def machine() -> dict[str, Any]:
             if line.startswith("model name"):
                 model = line.partition(":")[2].strip()
                 break
-    facts: dict[str, Any] = {"cpu": model, "cores": os.cpu_count()}
+    facts: dict[str, str | int | None] = {"cpu": model, "cores": os.cpu_count()}
     with suppress(ImportError):
         import psutil
 
@@ -119,8 +120,8 @@ def machine() -> dict[str, Any]:
 
 
 def run_provenance(
-    facts: Mapping[str, Any],  # of `kernel_facts`, empty where the kernel could not be asked
-) -> dict[str, Any]:  # JSON values
+    facts: Mapping[str, object],  # of `kernel_facts`, empty where the kernel could not be asked
+) -> dict[str, object]:  # JSON values
     "The environment a run was made in: versions, code, lock, machine, and threads and device as its kernel saw them."
     from anomaly_nb.reports.kernel import kernel_facts
 
@@ -135,13 +136,43 @@ def run_provenance(
     }
 
 
-def run_seeds(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def run_seeds(parameters: Mapping[str, object]) -> dict[str, object]:
     "The parameters that seed something."
     return {k: v for k, v in parameters.items() if "seed" in k or "random_state" in k}
 
 # %% ../../nbs/10_reports/03_record.ipynb #d3fe6b73
+class KernelProcess(TypedDict, total=False):
+    "What tells a kernel's process from a later one of the same number."
+
+    pid: int
+    created: float  # seconds since 1970
+
+
+class RunRecord(TypedDict, total=False):
+    "What `run.json` says of a run."
+
+    run_id: str
+    report: str
+    template: str  # as it was named
+    status: str  # "running", "ok" or "failed"; where it is read also "crashed" or "damaged"
+    error: str | None  # one line
+    reason: str | None  # "error", "timeout", "memory", "died", "cancelled" or "lost"
+    parameters: Record  # every one with its value
+    seeds: dict[str, object]  # those of `parameters` that seed something
+    inputs: dict[str, str]  # what it read -> checksum
+    outputs: dict[str, str]  # of `output_digests`
+    metrics: Record  # JSON values
+    provenance: Record  # of `run_provenance`
+    attempts: int
+    started: str  # ISO 8601, UTC
+    seconds: float
+    peak_memory_mb: float | None
+    kernel: KernelProcess  # while it runs
+    folder: str  # its name; added where a record is read
+
+
 NEEDED = ("run_id", "report", "status", "parameters")
-KINDS: dict[str, Any] = {
+KINDS: dict[str, type | UnionType] = {
     "run_id": str,
     "report": str,
     "status": str,
@@ -177,10 +208,10 @@ def making(
 def check_record(
     name: str,  # of the run's folder
     text: str | bytes | Exception,  # content of its run.json, or why it could not be read
-) -> dict[str, Any]:
+) -> RunRecord:
     "The record in `text` with `folder` added; one of status `damaged` where it is none."
     report, _, run_id = name.rpartition("-")
-    broken: dict[str, Any] = {
+    broken: RunRecord = {
         "run_id": run_id,
         "report": report,
         "status": "damaged",
@@ -193,20 +224,21 @@ def check_record(
     if isinstance(text, Exception):
         return broken | {"error": f"run.json cannot be read ({text})"}
     try:
-        record = parse_json(text, "run.json")
+        record: RunRecord = parse_json(text, "run.json")
     except DataError as e:
         return broken | {"error": str(e)}
     if not isinstance(record, dict) or (missing := [k for k in NEEDED if k not in record]):
         return broken | {
             "error": f"run.json is no record{': it lacks ' + ', '.join(missing) if isinstance(record, dict) else ''}"
         }
-    record = {"metrics": {}, "error": None, "started": "", "seconds": 0.0} | record | {"folder": name}
-    if odd := [k for k, kind in KINDS.items() if not isinstance(record[k], kind)]:
-        return broken | {"error": f"run.json is no record: {odd[0]} is {type(record[odd[0]]).__name__}"}
+    record = {"metrics": {}, "error": None, "started": "", "seconds": 0.0, **record, "folder": name}
+    values = dict(record)
+    if odd := [k for k, kind in KINDS.items() if not isinstance(values[k], kind)]:
+        return broken | {"error": f"run.json is no record: {odd[0]} is {type(values[odd[0]]).__name__}"}
     return record
 
 
-def load_record(folder: str | Path) -> dict[str, Any]:
+def load_record(folder: str | Path) -> RunRecord:
     "The record of a run's folder; of status `crashed` where it says running and nobody is at work."
     folder = Path(folder)
     try:

@@ -15,16 +15,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError
 from ..core.files import locked, sha256_file, sha256_json, write_json, write_text
-from ..core.plain import read_json
+from ..core.plain import Record, read_json
 from .gallery import write_gallery
 from .kernel import Execution, Limits, end_tree, execute
 from .page import notebook_page
-from .record import load_record, making, output_digests, run_provenance, run_seeds
+from .record import RunRecord, load_record, making, output_digests, run_provenance, run_seeds
 from .template import check_parameters, find_template
 
 # %% ../../nbs/10_reports/04_run.ipynb #4e8431db
@@ -60,7 +59,7 @@ def tree_digest(
 
 def run_inputs(
     template: Path,
-    parameters: Mapping[str, Any],
+    parameters: Mapping[str, object],
     outputs: tuple[str, ...] = ("out", "cache"),  # parameters that name what is written, not read
 ) -> dict[str, str]:  # name -> checksum
     "Checksums of everything a run reads."
@@ -93,7 +92,7 @@ class Wanted:
     "A run that could be made: everything checked, nothing done."
 
     template: Path
-    parameters: dict[str, Any]  # every one with its value
+    parameters: Record  # every one with its value
     inputs: dict[str, str]  # of `run_inputs`
     run_id: str
 
@@ -108,7 +107,7 @@ PLACES = ("root", "weights", "frames_root", "labels_csv", "captions_json")  # pa
 
 def prepare(
     template: str | Path,  # name of a report, or path of a notebook
-    parameters: Mapping[str, Any],  # those that differ from the defaults
+    parameters: Mapping[str, object],  # those that differ from the defaults
 ) -> Wanted:
     "Check a run and compute its name. Raises `MissingFileError`, `DataError`."
     path = find_template(template)
@@ -131,10 +130,10 @@ class Run:
 
     folder: Path
     status: str  # "ok" or "failed"; of a ledger also "running", "crashed" or "damaged"
-    record: dict[str, Any]  # the contents of run.json
+    record: RunRecord  # the contents of run.json
 
     @property
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> Record:
         "Figures of merit the report kept."
         return self.record.get("metrics", {})
 
@@ -170,7 +169,7 @@ class ReportError(RuntimeError):
 # %% ../../nbs/10_reports/04_run.ipynb #b90173f6
 def run_report(
     template: str | Path,  # name of a report, or path of a notebook
-    parameters: Mapping[str, Any] | None = None,  # those that differ from the defaults
+    parameters: Mapping[str, object] | None = None,  # those that differ from the defaults
     figures: str | Path = "figures",  # runs go to its `runs/`, the gallery to its `index.html`
     force: bool = False,  # run again even if the same run is there
     raise_on_failure: bool = True,  # else return the failed run
@@ -207,8 +206,9 @@ def renew_gallery(figures: str | Path) -> None:
 def finished(folder: Path, run_id: str) -> Run | None:
     "The run that is already in `folder`, if it is this one and succeeded."
     record = load_record(folder)
+    record.pop("folder", None)
     same = record["run_id"] == run_id and record["status"] == "ok" and (folder / "report.html").exists()
-    return Run(folder, "ok", {k: v for k, v in record.items() if k != "folder"}) if same else None
+    return Run(folder, "ok", record) if same else None
 
 # %% ../../nbs/10_reports/04_run.ipynb #70ecc680
 def _make(wanted: Wanted, folder: Path, limits: Limits, template: str) -> Run:
@@ -217,7 +217,7 @@ def _make(wanted: Wanted, folder: Path, limits: Limits, template: str) -> Run:
     earlier = earlier if earlier["run_id"] == wanted.run_id else {}
     _clear(folder, earlier, own=folder.name == wanted.name)
     values = wanted.parameters | ({"out": folder.as_posix()} if "out" in wanted.parameters else {})
-    record: dict[str, Any] = {
+    record: RunRecord = {
         "run_id": wanted.run_id,
         "report": wanted.template.stem,
         "template": template,
@@ -250,10 +250,10 @@ def _make(wanted: Wanted, folder: Path, limits: Limits, template: str) -> Run:
     return Run(folder, record["status"], record)
 
 
-def _close(folder: Path, record: dict[str, Any], done: Execution, seconds: float) -> None:
+def _close(folder: Path, record: RunRecord, done: Execution, seconds: float) -> None:
     "Write page and closing record, the record last."
     record.pop("kernel", None)
-    metrics: dict[str, Any] = {}
+    metrics: Record = {}
     outputs, error = metrics, done.error
     try:
         metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
@@ -278,13 +278,15 @@ def close_crashed(
     folder: Path,  # of a run whose process is gone
     error: str,  # why, in one line
     reason: str,  # "lost" with its process, "cancelled", "timeout" or "error"
-) -> dict[str, Any] | None:  # the record; None if there is none or another process has taken the run over
+) -> RunRecord | None:  # the record; None if there is none or another process has taken the run over
     "Close the record of a run whose process is gone."
     if not (folder / "run.json").exists():
         return None
     try:
         with locked(folder / "run.json", timeout=1):
-            record = {k: v for k, v in load_record(folder).items() if k != "folder"} | {"status": "running"}
+            record = load_record(folder)
+            record.pop("folder", None)
+            record["status"] = "running"
             if read_json(folder / "run.json").get("status") != "running":
                 return None
             _end_kernel(record)
@@ -295,7 +297,7 @@ def close_crashed(
         return None
 
 # %% ../../nbs/10_reports/04_run.ipynb #2d892830
-def _end_kernel(record: Mapping[str, Any]) -> None:
+def _end_kernel(record: RunRecord) -> None:
     "End the kernel that a killed attempt left, if it is still that process."
     import psutil
 
@@ -305,7 +307,7 @@ def _end_kernel(record: Mapping[str, Any]) -> None:
             end_tree(kernel["pid"])
 
 
-def _note_kernel(folder: Path, record: dict[str, Any], pid: int) -> None:
+def _note_kernel(folder: Path, record: RunRecord, pid: int) -> None:
     "Keep the kernel's process in the record while it runs."
     import psutil
 
@@ -314,7 +316,7 @@ def _note_kernel(folder: Path, record: dict[str, Any], pid: int) -> None:
         write_json(folder / "run.json", record)
 
 
-def _clear(folder: Path, earlier: Mapping[str, Any], own: bool) -> None:
+def _clear(folder: Path, earlier: RunRecord, own: bool) -> None:
     "End the kernel an earlier attempt left and remove the files it wrote; all files where the folder is the run's own."
     _end_kernel(earlier)
     listed = [

@@ -8,11 +8,10 @@ __all__ = ['is_store', 'Store']
 # %% ../../nbs/10_reports/09_store.ipynb #386738dd
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ..core.errors import require
 from .gallery import write_gallery
-from .record import check_record
+from .record import RunRecord, check_record
 
 # %% ../../nbs/10_reports/09_store.ipynb #cd6ea288
 def is_store(figures: str | Path) -> bool:
@@ -32,7 +31,7 @@ class Store:
         self.root = root.rstrip("/")
         self.files.invalidate_cache()
 
-    def records(self) -> Iterator[dict[str, Any]]:
+    def records(self) -> Iterator[RunRecord]:
         "The records of all runs there."
         paths = self.files.glob(f"{self.root}/runs/*/run.json")
         texts = self.files.cat(paths, on_error="return") if paths else {}
@@ -43,7 +42,7 @@ class Store:
     def record(
         self,
         name: str,  # of the run's folder
-    ) -> dict[str, Any] | None:
+    ) -> RunRecord | None:
         "The record of one run, or None."
         try:
             return check_record(name, self.files.cat_file(f"{self.root}/runs/{name}/run.json"))

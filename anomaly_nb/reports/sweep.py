@@ -12,23 +12,24 @@ import math
 import os
 import queue
 import threading
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.errors import DataError
-from ..core.plain import read_yaml
+from ..core.plain import Record, read_yaml
 from ..core.runtime import progress
 from .kernel import Limits
 from .ledger import changing, counted, flat, runs_table
-from .pool import THREADS, Worker, attempt
-from .record import load_record
+from .pool import THREADS, RunTask, Worker, attempt
+from .record import RunRecord, load_record
 from .run import Wanted, prepare, renew_gallery
 from .template import find_template, template_parameters, templates
 from .store import Store, is_store
 
 if TYPE_CHECKING:
+    import distributed
     import pandas as pd
 
 # %% ../../nbs/10_reports/11_sweep.ipynb #09d41306
@@ -42,13 +43,13 @@ class Plan:
 
     template: str
     wanted: list[Wanted]
-    given: list[dict[str, Any]]  # of each run, the parameters that differ from the template's defaults
+    given: list[dict[str, object]]  # of each run, the parameters that differ from the template's defaults
     limits: Limits
     retries: int
 
 # %% ../../nbs/10_reports/11_sweep.ipynb #a39b5379
 def read_plan(
-    source: str | Path | Mapping[str, Any],  # YAML file, or what would be in it
+    source: str | Path | Mapping[str, object],  # YAML file, or what would be in it
 ) -> Plan:
     "Check a sweep. Raises `DataError` or `MissingFileError` in one line that names the file and the key."
     name, tree = ("sweep", source) if isinstance(source, Mapping) else (str(source), read_yaml(source))
@@ -68,7 +69,7 @@ def read_plan(
     if unknown := set(limits) - set(vars(Limits())):
         raise DataError(f"{name}: limits has no {sorted(unknown)[0]!r}; it takes seconds and memory_mb")
     try:
-        points: dict[str, tuple[Wanted, dict[str, Any]]] = {}
+        points: dict[str, tuple[Wanted, dict[str, object]]] = {}
         for parameters in _points(name, template, tree):
             spec = prepare(template, parameters)
             points.setdefault(spec.run_id, (spec, parameters))
@@ -78,7 +79,7 @@ def read_plan(
         raise DataError(str(e) if str(e).startswith(name) else f"{name}: {e}") from None
 
 # %% ../../nbs/10_reports/11_sweep.ipynb #e0559220
-def _mapping(name: str, tree: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _mapping(name: str, tree: Mapping[str, object], key: str) -> Record:
     "A key of the plan that must hold a mapping. Raises `DataError`."
     value = tree.get(key) or {}
     if not isinstance(value, Mapping):
@@ -86,7 +87,7 @@ def _mapping(name: str, tree: Mapping[str, Any], key: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _points(name: str, template: str, tree: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _points(name: str, template: str, tree: Mapping[str, object]) -> Iterator[dict[str, object]]:
     "The parameters of every point. Raises `DataError`."
     fixed, grid, listed = _mapping(name, tree, "parameters"), _mapping(name, tree, "grid"), tree.get("list") or []
     for key, values in grid.items():
@@ -115,7 +116,7 @@ def _points(name: str, template: str, tree: Mapping[str, Any]) -> Iterator[dict[
             yield parameters
 
 
-def _seeds(name: str, template: str, seeds: Any) -> list[dict[str, int]]:
+def _seeds(name: str, template: str, seeds: object) -> list[dict[str, int]]:
     "One mapping a seed, or one empty mapping. Raises `DataError`."
     if seeds is None:
         return [{}]
@@ -127,7 +128,9 @@ def _seeds(name: str, template: str, seeds: Any) -> list[dict[str, int]]:
     return [{names[0]: s} for s in seeds]
 
 
-def _priority(name: str, template: str, tree: Mapping[str, Any]) -> Any:
+def _priority(
+    name: str, template: str, tree: Mapping[str, object]
+) -> Callable[[tuple[Wanted, dict[str, object]]], int]:
     "A sort key: the number of the first condition a point meets. Raises `DataError`."
     conditions, parameters = tree.get("priorities") or [], template_parameters(template)
     if not isinstance(conditions, list) or not all(isinstance(c, Mapping) and c for c in conditions):
@@ -137,7 +140,7 @@ def _priority(name: str, template: str, tree: Mapping[str, Any]) -> Any:
             if key not in parameters:
                 raise DataError(f"{name}: priorities: {template} has no parameter {key!r}")
 
-    def rank(run: tuple[Wanted, dict[str, Any]]) -> int:
+    def rank(run: tuple[Wanted, dict[str, object]]) -> int:
         return next(
             (i for i, c in enumerate(conditions) if all(run[0].parameters[k] == v for k, v in c.items())),
             len(conditions),
@@ -152,11 +155,11 @@ class Sweep:
 
     template: str
     figures: str
-    records: list[dict[str, Any]] = field(repr=False)  # one a point, in the order of the plan
+    records: list[RunRecord] = field(repr=False)  # one a point, in the order of the plan
     made: list[bool] = field(repr=False)  # whether the point was run now, rather than found
 
     @property
-    def failed(self) -> list[dict[str, Any]]:
+    def failed(self) -> list[RunRecord]:
         "The records of the points that failed."
         return [r for r in self.records if r["status"] != "ok"]
 
@@ -196,10 +199,10 @@ class Sweep:
 
 # %% ../../nbs/10_reports/11_sweep.ipynb #0521f610
 def sweep(
-    plan: str | Path | Mapping[str, Any],  # YAML file, or what would be in it
+    plan: str | Path | Mapping[str, object],  # YAML file, or what would be in it
     figures: str | Path = "figures",  # ledger: a folder, or a URL of fsspec
     workers: int | None = None,  # runs at once on this machine; None for half the cores
-    scheduler: Any = None,  # address of a Dask scheduler or a `dask.distributed.Client`; None for this machine
+    scheduler: "str | distributed.Client | None" = None,  # of Dask, or its address; None for this machine
     retry_failed: bool = False,  # also run again what failed by its own fault
 ) -> Sweep:
     """Make all runs of a plan that are not in the ledger.
@@ -236,7 +239,7 @@ def sweep(
     )
 
 # %% ../../nbs/10_reports/11_sweep.ipynb #7f18ca64
-def _found(wanted: Wanted, figures: str | Path, retry_failed: bool) -> dict[str, Any] | None:
+def _found(wanted: Wanted, figures: str | Path, retry_failed: bool) -> RunRecord | None:
     "The record of a run that need not be made."
     record = (
         Store(str(figures)).record(wanted.name)
@@ -249,7 +252,7 @@ def _found(wanted: Wanted, figures: str | Path, retry_failed: bool) -> dict[str,
     return record if record["status"] == "ok" or (own_fault and not retry_failed) else None
 
 
-def _task(plan: Plan, number: int, figures: str | Path) -> dict[str, Any]:
+def _task(plan: Plan, number: int, figures: str | Path) -> RunTask:
     "What a worker needs to make one run, as JSON values."
     spec, is_custom = plan.wanted[number], plan.template not in templates()
     return {
@@ -266,7 +269,7 @@ def _task(plan: Plan, number: int, figures: str | Path) -> dict[str, Any]:
     }
 
 # %% ../../nbs/10_reports/11_sweep.ipynb #41edcff4
-def _run_here(tasks: Mapping[int, dict[str, Any]], workers: int) -> Generator[tuple[int, dict[str, Any]], None, None]:
+def _run_here(tasks: Mapping[int, RunTask], workers: int) -> Generator[tuple[int, RunRecord], None, None]:
     "Make the runs in child processes; number and record of each as it ends."
     waiting: queue.SimpleQueue = queue.SimpleQueue()
     ended: queue.SimpleQueue = queue.SimpleQueue()

@@ -8,7 +8,6 @@ __all__ = ['first_difference', 'changed_environment', 'Verification', 'verify', 
 # %% ../../nbs/10_reports/08_verify.ipynb #02007743
 import json
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ..core.errors import DataError
 from ..core.files import write_json
 from ..core.plain import read_json
 from ..core.tables import read_rows
-from .record import shown
+from .record import RunRecord, shown
 from .run import Run, run_report
 from .template import find_template, templates
 
@@ -83,8 +82,8 @@ def _brief(one: Any, other: Any, width: int = 60) -> str:
 
 # %% ../../nbs/10_reports/08_verify.ipynb #d954a856
 def changed_environment(
-    then: Mapping[str, Any],  # record of a run
-    now: Mapping[str, Any],  # record of the same, made again
+    then: RunRecord,  # record of a run
+    now: RunRecord,  # record of the same, made again
 ) -> list[str]:
     "What is not as it was: data, template, library, packages, threads, device, processor."
     changes = []
@@ -111,7 +110,7 @@ def changed_environment(
     return changes
 
 
-def _words(value: Any, other: Any) -> str:
+def _words(value: object, other: object) -> str:
     "A value as text; of a mapping the entries that are not in the other."
     if isinstance(value, dict) and isinstance(other, dict):
         return ", ".join(f"{k} {v}" for k, v in sorted(value.items()) if other.get(k) != v) or "not set"

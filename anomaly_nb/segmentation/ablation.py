@@ -107,7 +107,7 @@ def run_ablation(
 
 def _ablation_rows(
     name: str, seed: int, miou: float, best: int, epochs: int, evaluation: StreetEvaluation
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     "Rows of one run, one per method."
     start = {
         "config": name,

@@ -10,7 +10,7 @@ __all__ = ['VOID', 'LabelTable', 'Scene', 'ScenePaths', 'resized_image', 'resize
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from ..data.census import files_left, table_of_read
 from ..data.headers import is_image
 from ..data.images import read_image
 from ..data.masks import read_ids
+from ..core.plain import Record
 from ..core.runtime import progress
 
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #d3f97a39
@@ -176,7 +177,7 @@ class StreetDataset:
         return [s.key for s in self.scenes]
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Record:
         "What two evaluations must have in common to stand in one table: scenes, labels, void policy and size."
         table = self.table
         roles = {
@@ -274,7 +275,7 @@ def streets_table(
 ) -> pd.DataFrame:  # what, type, files
     "What was read of each split, what was left out and why."
     rows: list[tuple[str, str, int]] = []
-    leftovers: dict[str, dict[str, Any]] = {}
+    leftovers: dict[str, dict[str, int | str]] = {}
     for name, scenes in splits.items():
         rows += [
             ("image with its labels", name, len(scenes)),

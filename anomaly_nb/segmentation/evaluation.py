@@ -12,12 +12,12 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from ..core.errors import DataError, naming
 from ..core.files import sha256_json
+from ..core.plain import Record
 from ..core.runtime import progress
 from anomaly_nb.metrics import (
     ComponentScores,
@@ -42,7 +42,7 @@ class StreetEvaluation:
         self,
         labels: Mapping[str, str],  # method -> name for tables
         classes: Sequence[str] = (),  # trained classes, for mIoU
-        about: Mapping[str, Any] | None = None,  # plain values kept with it: model, data set, seed ...
+        about: Record | None = None,  # plain values kept with it: model, data set, seed ...
     ):
         self.labels, self.classes, self.about = dict(labels), tuple(classes), dict(about or {})
         self.histograms = {m: ScoreHistogram("float16") for m in labels}
@@ -139,8 +139,8 @@ def evaluation_identity(
 
 
 def identity_differences(
-    a: Mapping[str, Any],  # `about` of one evaluation
-    b: Mapping[str, Any],  # of another
+    a: Record,  # `about` of one evaluation
+    b: Record,  # of another
     names: Sequence[str] = IDENTITY,
 ) -> list[str]:  # such as "size (512x512, 240x320)"; empty where nothing differs
     "What two evaluations differ in. What one of them does not state counts as different."
@@ -188,14 +188,14 @@ def evaluate(
     precision: str = "float32",
     # "pixels", or "anomaly_track" or "obstacle_track", which count components too and read every scene twice
     protocol: str = "pixels",
-    **about: Any,  # plain values to keep: seed ...
+    **about: object,  # plain values to keep: seed ...
 ) -> StreetEvaluation:
     "Score and count every pixel of a data set. Raises `DataError` where its classes are not the network's."
     track = component_protocol(protocol)
     check_classes(model, dataset)
     scorer.reset()
     model.eval()
-    metadata: dict[str, Any] = {"identity": evaluation_identity(model, scorer, dataset, precision, protocol)}
+    metadata: Record = {"identity": evaluation_identity(model, scorer, dataset, precision, protocol)}
     metadata |= {
         "model": model.name,
         "dataset": dataset.name,

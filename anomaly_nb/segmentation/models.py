@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ..core.arrays import load_tensors, save_tensors
 from ..core.errors import DataError, require
+from ..core.plain import Record
 from ..core.runtime import import_torchvision
 from ..features.weights import load_weights
 from .datasets import Scene
@@ -30,7 +31,7 @@ class Architecture(NamedTuple):
 
     decoder: str  # class of segmentation_models_pytorch
     encoder: str
-    options: Mapping[str, Any] = {}
+    options: Mapping[str, object] = {}
     # index into the encoder's outputs that HEAT and Mahalanobis read; None = no such layer
     feature_stage: int | None = None
     feature_name: str = "none"
@@ -91,7 +92,7 @@ class StreetModel(nn.Module):
 
     mean: torch.Tensor  # (1, 3, 1, 1)
     std: torch.Tensor  # (1, 3, 1, 1)
-    weights_report: dict[str, Any]  # where the encoder's weights came from
+    weights_report: Record  # where the encoder's weights came from
 
     def __init__(
         self,
@@ -203,7 +204,7 @@ def build_model(
 def load_encoder(
     encoder: nn.Module,  # of segmentation_models_pytorch
     path: str | Path,  # see `features.weights.load_weights`
-) -> dict[str, Any]:  # source, sha256, network, used (count), missing and left (names)
+) -> Record:  # source, sha256, network, used (count), missing and left (names)
     "Load local encoder weights, all or nothing. Raises as `load_weights` does."
     target = encoder
     while isinstance(inner := getattr(target, "model", None), nn.Module):  # timm's networks are wrapped once or twice
@@ -214,7 +215,7 @@ def load_encoder(
 def save_checkpoint(
     path: str | Path,  # `.pt`
     model: StreetModel,
-    **about: Any,  # plain values to keep: mIoU, epoch, data ...
+    **about: object,  # plain values to keep: mIoU, epoch, data ...
 ) -> Path:
     "Write weights, architecture and class names, atomically."
     meta = {"model": model.name, "classes": list(model.classes), "auxiliary": model.auxiliary is not None, **about}
@@ -224,7 +225,7 @@ def save_checkpoint(
 class Weighted(Protocol):
     "Anything with named weights."
 
-    def state_dict(self) -> Mapping[str, Any]: ...
+    def state_dict(self) -> Mapping[str, torch.Tensor]: ...
 
 
 def weights_digest(
@@ -241,7 +242,7 @@ def weights_digest(
 def load_checkpoint(
     path: str | Path,  # written by `save_checkpoint`
     classes: Sequence[str] | None = None,  # what the data set's label table says; None = take the checkpoint's
-) -> tuple[StreetModel, dict[str, Any]]:  # model in evaluation mode on the CPU, its meta
+) -> tuple[StreetModel, Record]:  # model in evaluation mode on the CPU, its meta
     "Read a checkpoint. Raises `DataError` where it is no checkpoint of ours or was trained on other classes."
     checkpoint = load_tensors(path)
     if (

@@ -60,7 +60,7 @@ class OwnNetwork(nn.Module):
         self,
         name: str,  # in tables and records
         # (B, 3, H, W) uint8 -> logits (B, C, h, w), or (logits, features), or a mapping, see above
-        call: Callable[[torch.Tensor], Any],
+        call: Callable[[torch.Tensor], object],
         classes: Sequence[str] = (),  # trained classes in the order of the logits, for mIoU; () = not known
         # weight (C, D) and bias (C,) of the 1x1 convolution that turns `features` into logits
         last_layer: tuple[torch.Tensor, torch.Tensor] | None = None,
@@ -127,10 +127,10 @@ class OwnNetwork(nn.Module):
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def _normalised(call: Callable, mean: Sequence[float], std: Sequence[float]) -> Callable[[torch.Tensor], Any]:
+def _normalised(call: Callable, mean: Sequence[float], std: Sequence[float]) -> Callable[[torch.Tensor], object]:
     "A callable on normalised images as one on uint8 images."
 
-    def see(images: torch.Tensor) -> Any:
+    def see(images: torch.Tensor) -> object:
         m, s = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
         return call((images.float() / 255 - m) / s)
 
@@ -159,7 +159,7 @@ def _from_module(name: str) -> OwnNetwork:
     return OwnNetwork(name, network, digest=sha256_file(source) if source else "")
 
 # %% ../../nbs/07_segmentation/16_network.ipynb #fbe71aef
-def _from_onnx(path: Path) -> Callable[[torch.Tensor], Any]:
+def _from_onnx(path: Path) -> Callable[[torch.Tensor], object]:
     """An ONNX file as a callable; the first output is the logits, the second, if any, the features; outputs of
     MASK_NAMES are masks and classes.
     """
@@ -167,7 +167,7 @@ def _from_onnx(path: Path) -> Callable[[torch.Tensor], Any]:
     entry, names = session.get_inputs()[0].name, [o.name for o in session.get_outputs()]
     masked = any(set(pair) <= set(names) for pair in MASK_NAMES)
 
-    def call(images: torch.Tensor) -> Any:
+    def call(images: torch.Tensor) -> object:
         outputs = [torch.from_numpy(v) for v in session.run(None, {entry: images.cpu().numpy()})]
         return dict(zip(names, outputs)) if masked else tuple(outputs[:2])
 
@@ -198,7 +198,7 @@ def _from_transformers(folder: Path) -> OwnNetwork:
     # what transformers writes where nobody gave names
     names = {} if all(v == f"LABEL_{k}" for k, v in names.items()) else names
 
-    def call(images: torch.Tensor) -> Any:
+    def call(images: torch.Tensor) -> object:
         if not universal:
             out = network(pixel_values=images, output_hidden_states=True)
             last = (out.hidden_states or [None])[-1]

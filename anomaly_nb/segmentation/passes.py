@@ -7,7 +7,7 @@ __all__ = ['SceneNetwork', 'TrainingPasses']
 
 # %% ../../nbs/07_segmentation/09_passes.ipynb #c3818955
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,9 +31,9 @@ class SceneNetwork(Protocol):
     # logits at the scene's size, features where there are any
     def see(self, scene: Scene, precision: str = "float32") -> StreetOutput: ...
 
-    def eval(self) -> Any: ...  # evaluation mode
+    def eval(self) -> object: ...  # evaluation mode
 
-    def state_dict(self) -> Mapping[str, Any]: ...  # weights, for the identity of an evaluation
+    def state_dict(self) -> Mapping[str, torch.Tensor]: ...  # weights, for the identity of an evaluation
 
 # %% ../../nbs/07_segmentation/09_passes.ipynb #e061f77c
 class TrainingPasses:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core.errors import DataError
 from ..core.files import write_json, write_text
-from ..core.plain import read_json
+from ..core.plain import Record, read_json
 from ..core.device import choose_device
 from ..core.runtime import provenance
 from ..core.style import save_figure
@@ -46,7 +46,7 @@ class StreetRun:
         self.folder = Path(folder)
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> Record:
         "What `run.json` says. Raises `MissingFileError`, `DataError`."
         return read_json(self.folder / "run.json")
 
@@ -151,7 +151,7 @@ class StreetRun:
             f'{head}<h1>{title}, {state}</h1><img src="training.png" alt="training loss and validation mIoU">{table}\n',
         )
 
-    def describe(self, size: Sequence[int] | None, **about: Any) -> Path:
+    def describe(self, size: Sequence[int] | None, **about: object) -> Path:
         "Write `run.json`."
         return write_json(
             self.folder / "run.json", about | {"size": list(size) if size else None, "provenance": provenance()}

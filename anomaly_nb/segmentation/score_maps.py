@@ -8,10 +8,10 @@ __all__ = ['MAP_SUFFIXES', 'read_map', 'evaluate_scores', 'write_submission']
 # %% ../../nbs/07_segmentation/17_score_maps.ipynb #439182b9
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch.nn import functional as F
 
 from ..core.arrays import load_array, load_arrays, save_array
@@ -88,7 +88,11 @@ class _Masks:
         return mask.astype(np.uint8)
 
 # %% ../../nbs/07_segmentation/17_score_maps.ipynb #1bee3744
-def _readers(maps: Any, keys: Sequence[str], scale: tuple[float, float] | None) -> list[Callable[[], np.ndarray]]:
+def _readers(
+    maps: str | Path | Mapping[str, ArrayLike] | Sequence[ArrayLike],
+    keys: Sequence[str],
+    scale: tuple[float, float] | None,
+) -> list[Callable[[], np.ndarray]]:
     "One reader per key, in order; both sides must be complete."
     if isinstance(maps, str | Path):
         # beside arrays, PNG files are overlays
@@ -122,13 +126,13 @@ def _scale(readers: Sequence[Callable[[], np.ndarray]]) -> tuple[float, float]:
 # %% ../../nbs/07_segmentation/17_score_maps.ipynb #6e555d7a
 def evaluate_scores(
     # folder of <scene>.npy .npz .tif .png, or arrays (H, W) by key or in order; higher = anomalous
-    maps: str | Path | Mapping[str, Any] | Sequence[Any],
+    maps: str | Path | Mapping[str, ArrayLike] | Sequence[ArrayLike],
     # a data set, or arrays (H, W) of 0, 1, 255 by key or in order
     masks: StreetDataset | Mapping[str, np.ndarray] | Sequence[np.ndarray],
     protocol: str = "pixels",  # a name in PROTOCOLS
     name: str = "score",  # of the method, in tables
     scale: tuple[float, float] | None = None,  # of files of whole numbers, see `read_map`
-    **about: Any,  # plain values to keep
+    **about: object,  # plain values to keep
 ) -> StreetEvaluation:
     """Count every pixel, and components where the protocol has them, one map in memory at a time.
 
@@ -171,7 +175,7 @@ def evaluate_scores(
 # %% ../../nbs/07_segmentation/17_score_maps.ipynb #887c91ad
 def write_submission(
     folder: str | Path,
-    maps: str | Path | Mapping[str, Any],  # folder of maps, or arrays by frame
+    maps: str | Path | Mapping[str, ArrayLike],  # folder of maps, or arrays by frame
     keys: Sequence[str],  # frames of the benchmark
     form: str,  # "smiyc" or "fishyscapes"
     dataset: str = "AnomalyTrack-all",  # of SMIYC: AnomalyTrack-all, ObstacleTrack-all, LostAndFound-testNoKnown ...

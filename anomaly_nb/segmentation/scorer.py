@@ -14,6 +14,7 @@ import torch
 from sklearn.exceptions import NotFittedError
 
 from ..core.errors import DataError
+from ..core.plain import Record
 from .datasets import VOID, StreetDataset
 from .cells import CellReservoir, ClassMoments, sample_cells
 from .feature_scores import PixelKNN, PixelMahalanobis, ReAct, ViM, VimScale, VimSubspace
@@ -204,7 +205,7 @@ class PixelScorer:
     "All scores of one network, fitted on its training images."
 
     scale_: dict[str, tuple[float, float]]  # method -> median, interquartile range
-    fitted_on_: dict[str, Any]  # data, split, size, sizes, images, cells_per_image
+    fitted_on_: Record  # data, split, size, sizes, images, cells_per_image
 
     def __init__(
         self,

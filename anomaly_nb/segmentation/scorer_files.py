@@ -27,7 +27,7 @@ _DETECTORS = {
 }
 
 
-def _pack(value: Any) -> Any:
+def _pack(value: object) -> object:
     "A fitted object as tensors and plain containers."
     if type(value).__name__ in _DETECTORS:
         return {"__class__": type(value).__name__, "state": {k: _pack(v) for k, v in vars(value).items()}}
@@ -59,7 +59,7 @@ def scorer_digest(
     "What was fitted, in one word: two scorers with the same one give the same scores."
     digest = hashlib.sha256()
 
-    def count(value: Any) -> None:
+    def count(value: object) -> None:
         if isinstance(value, dict):
             for key in sorted(value, key=str):
                 digest.update(str(key).encode())

@@ -8,7 +8,6 @@ __all__ = ['FIGURES', 'COMPONENT_FIGURES', 'per_image_figures', 'results_table',
 
 # %% ../../nbs/07_segmentation/21_tables.ipynb #44d1cb0e
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,7 +88,7 @@ def results_table(
         exact = max(
             high - low for name, (low, high) in bounds.items() if name in ("roc_auc", "average_precision", "fpr_at_tpr")
         )
-        start: dict[str, Any] = {"method": evaluation.labels[method], "name": method}
+        start: dict[str, object] = {"method": evaluation.labels[method], "name": method}
         pooled = start | {
             "protocol": "pooled",
             "images": len(histogram.images),

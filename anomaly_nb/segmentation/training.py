@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ from ..core.arrays import load_tensors, save_tensors
 from ..core.device import choose_device, choose_precision
 from ..core.errors import DataError, naming
 from ..core.files import sha256_json, write_text
+from ..core.plain import Record
 from ..core.runtime import deterministic, notice, progress
 from ..core.style import figure_style
 from ..metrics import confusion_matrix, mean_iou
@@ -269,7 +270,7 @@ def train(
     config: TrainConfig = TrainConfig(),
     device: str = "auto",
     workers: int = 0,  # processes that read ahead
-    after_epoch: Callable[[pd.DataFrame], Any] = lambda history: None,  # called with the history when an epoch is saved
+    after_epoch: Callable[[pd.DataFrame], object] = lambda history: None,  # given the history when an epoch is saved
 ) -> TrainResult:
     """Train until the validation mIoU stops rising, resuming a killed run.
 
@@ -279,7 +280,7 @@ def train(
     check_classes(model, val_set)
     if config.batch_size < 2:
         raise DataError("batch_size is 1; batch normalisation needs at least 2 images")
-    identity: dict[str, Any] = {
+    identity: Record = {
         "config": asdict(config),
         "model": model.name,
         "classes": list(model.classes),

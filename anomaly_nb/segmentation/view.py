@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..core.files import sha256_json
+from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
-from ..core.views import Choice, Control, Slider, View
+from ..core.views import Choice, Control, Slider, State, View
 from ..metrics import average_precision, fpr_at_tpr, roc_auc
 from ..scoring.maps import overlay
 from .datasets import VOID, StreetDataset
@@ -31,7 +33,7 @@ from .training import TrainConfig, train
 
 # %% ../../nbs/07_segmentation/14_view.ipynb #163a7182
 def scenes_of_report(
-    parameters: Mapping[str, Any],  # of the report `street_anomaly`
+    parameters: Record,  # of the report `street_anomaly`
 ) -> dict[str, StreetDataset]:  # train, val, test
     "The scenes of a run. Raises as `open_streets` does."
     p = dict(parameters)
@@ -46,7 +48,7 @@ def scenes_of_report(
 
 
 def network_of_report(
-    parameters: Mapping[str, Any],  # of the report `street_anomaly`
+    parameters: Record,  # of the report `street_anomaly`
     scenes: Mapping[str, StreetDataset],
     cache: str | Path = "data/features",  # for a network that no run kept
 ) -> StreetModel:
@@ -56,7 +58,7 @@ def network_of_report(
         if folder and (Path(folder) / "best.pt").is_file():
             return load_checkpoint(Path(folder) / "best.pt", names)[0]
     torch.manual_seed(p["seed"])
-    normalisation: Any = {k: (p[k],) * 3 for k in ("mean", "std") if p[k] >= 0}
+    normalisation: dict[str, Any] = {k: (p[k],) * 3 for k in ("mean", "std") if p[k] >= 0}
     network = build_model(p["model"], names, p["weights"] or None, **normalisation)
     config = TrainConfig(
         p["epochs"],
@@ -124,7 +126,7 @@ class StreetView(View):
         }
 
     @classmethod
-    def from_report(cls, parameters: Mapping[str, Any]) -> "StreetView":
+    def from_report(cls, parameters: Record) -> "StreetView":
         "The view of a run of `street_anomaly`, from its parameters and the network it kept. Raises as the report does."
         scenes = scenes_of_report(parameters)
         network = network_of_report(parameters, scenes)
@@ -161,7 +163,7 @@ class StreetView(View):
         } | self.ranking(method)
         return pd.DataFrame(rows.items(), columns=["figure", "value"])
 
-    def describe(self, state: Mapping[str, Any]) -> str:
+    def describe(self, state: State) -> str:
         "The scene in words."
         scene, heat = self.scenes["test"][state["scene"]], self.maps(state["method"])["test"][state["scene"]]
         called, bad, good = (
@@ -177,7 +179,7 @@ class StreetView(View):
             f"{called[good].mean():.1%} of the normal ones called."
         )
 
-    def draw(self, state: Mapping[str, Any]) -> tuple[Figure, pd.DataFrame]:  # figure, now, report
+    def draw(self, state: State) -> tuple[Figure, pd.DataFrame]:  # figure, now, report
         "Image, prediction, heat and fates, over the scores of all test pixels."
         scene, method = self.scenes["test"][state["scene"]], state["method"]
         heat, limit = self.maps(method)["test"][state["scene"]], self.threshold(method, state["share"])
@@ -222,7 +224,7 @@ class StreetView(View):
         )
         return {name: f"{v:.4f}" for name, v in metrics}
 
-    def _draw_histogram(self, ax: Any, method: str, limit: float) -> None:
+    def _draw_histogram(self, ax: Axes, method: str, limit: float) -> None:
         "Scores of all test pixels, with the threshold."
         mask, scores = self.pixels(method, "test")
         edges = np.linspace(np.quantile(scores, 0.0005), np.quantile(scores, 0.9995), 80).tolist()

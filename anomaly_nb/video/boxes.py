@@ -9,7 +9,6 @@ __all__ = ['CORNERS', 'BoxTable', 'read_outputs', 'OnnxDetector', 'create_detect
 import warnings
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -163,8 +162,8 @@ class OnnxDetector:
 def create_detector(
     path: str | Path,  # .csv, .onnx, or torchvision weights
     min_area: float = 100.0,  # pixels; smaller boxes are left out
-) -> Any:  # BoxTable, OnnxDetector or TorchvisionDetector: `begin(video, frames)`, then called with image and frame
+) -> BoxTable | OnnxDetector | TorchvisionDetector:  # `begin(video, frames)`, then called with image and frame
     "The detector of a file, by its suffix. Raises `MissingFileError`, `DataError`."
-    kinds = {".csv": BoxTable, ".onnx": OnnxDetector}
+    kinds: dict[str, type[BoxTable] | type[OnnxDetector]] = {".csv": BoxTable, ".onnx": OnnxDetector}
     kind = kinds.get(Path(path).suffix.lower(), TorchvisionDetector)
     return kind(path, min_area=min_area)

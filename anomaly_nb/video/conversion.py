@@ -9,7 +9,6 @@ __all__ = ['export_frames', 'convert_pickled']
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,13 +16,13 @@ from ..core.errors import DataError, Notice, UnsafeFileError
 from ..core.files import sha256_file, sha256_json
 from ..core.order import natural_key
 from ..features.convert import content_of, read_pickled
-from .feature_files import INDEX, _read_video, read_index, save_frame, write_index
+from .feature_files import INDEX, FeatureIndex, _read_video, read_index, save_frame, write_index
 
 # %% ../../nbs/08_video/24_conversion.ipynb #19b53ba7
 def export_frames(
     folder: str | Path,  # features of one split
     target: str | Path,  # receives the specified form: a file for every frame and modality, and the index
-) -> dict:  # the index of the target
+) -> FeatureIndex:  # of the target
     """Write features with one file a frame.
 
     Raises `DataError` for a target that holds features, and as `load_object_features` does.
@@ -47,8 +46,8 @@ def convert_pickled(
     frames: Mapping[str, tuple[str, ...]] | None = None,  # for an object array: the frames of every video, in its order
     trust: bool = False,  # True: you know who wrote the files
     # what made them: settings, spec, weights (a file counts by its content); None = not known
-    extractor: str | Mapping[str, Any] | None = None,
-) -> dict:  # the index of the target
+    extractor: str | Mapping[str, object] | None = None,
+) -> FeatureIndex:  # of the target
     """Convert pickled features to this layout.
 
     Raises `UnsafeFileError` without `trust` or for a pickle of anything but arrays, `DataError` where counts differ.
@@ -73,7 +72,7 @@ def convert_pickled(
         if len(rows) != len(keys):
             raise DataError(f"{source}: {len(rows)} entries for {len(keys)} frames; they belong to different versions")
         entries = dict(zip(keys, rows))
-    index = read_index(target) if (target / INDEX).exists() else {}
+    index: FeatureIndex = read_index(target) if (target / INDEX).exists() else {}
     if index and index["videos"] != {v: list(f) for v, f in frames.items()}:
         raise DataError(f"{target}: already holds other frames; convert into an empty folder")
     for (video, frame), entry in entries.items():
@@ -99,7 +98,7 @@ def convert_pickled(
     )
 
 # %% ../../nbs/08_video/24_conversion.ipynb #dbf61218
-def _made_by(extractor: str | Mapping[str, Any] | None, origin: Mapping[str, str]) -> dict[str, Any]:
+def _made_by(extractor: str | Mapping[str, object] | None, origin: Mapping[str, str]) -> dict[str, object]:
     "What made features, files by their content; features of unknown origin are equal to themselves only."
     if not extractor:
         note = "so they count as made by an extractor of their own and cannot be scored against others; pass extractor="
@@ -108,7 +107,7 @@ def _made_by(extractor: str | Mapping[str, Any] | None, origin: Mapping[str, str
     return content_of(extractor)
 
 # %% ../../nbs/08_video/24_conversion.ipynb #e9874f2c
-def _entry(name: str, modality: str, entry: Any) -> tuple[np.ndarray, np.ndarray]:
+def _entry(name: str, modality: str, entry: object) -> tuple[np.ndarray, np.ndarray]:
     "Values and boxes of one pickled entry; boxes are zero where it has none."
     boxes = None
     if isinstance(entry, dict):

@@ -10,7 +10,6 @@ __all__ = ['COLUMNS', 'PLACES', 'read_tracks', 'tracks_of_masks', 'DetectionCurv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,7 +88,7 @@ def tracks_of_masks(
     rows: list[tuple] = []
     for name, files in mask_files(Path(place), videos).items():
         frames, count, before = next(v.frames for v in videos if v.name == name), 0, np.zeros((0, 4))
-        ids: list[Any] = []
+        ids: list[str] = []
         for frame, path in zip(frames, files):
             boxes, now = _mask_boxes(read_mask(path)), []
             follows = _links(before, boxes)

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from ..core.errors import DataError, MissingFileError, Notice, check_file, check
 from ..core.order import natural_key
 from ..data.headers import is_image
 from ..data.images import read_image
+
+if TYPE_CHECKING:
+    import cv2
 
 # %% ../../nbs/08_video/02_layouts.ipynb #0cc932af
 FILMS = {
@@ -107,7 +111,7 @@ def _probe(path: Path, *_: int) -> Film:
     )
 
 # %% ../../nbs/08_video/02_layouts.ipynb #8305eb31
-def quiet_opencv() -> Any:  # the module cv2
+def quiet_opencv() -> ModuleType:  # cv2
     "OpenCV, silent about damage and missing codecs: those are said in our own words."
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2 = require("cv2", "video")
@@ -118,7 +122,7 @@ def quiet_opencv() -> Any:  # the module cv2
 
 def open_film(
     path: str | Path | int,  # film, address of a stream, or number of a camera
-) -> Any:
+) -> "cv2.VideoCapture":
     "OpenCV's reader."
     cv2 = quiet_opencv()
     if isinstance(path, int):

@@ -15,7 +15,7 @@ import numpy as np
 from ..core.errors import DataError, MissingFileError, require
 
 # %% ../../nbs/08_video/23_matlab.ipynb #357a8b63
-def load_mat(path: str | Path) -> dict[str, Any]:  # variable -> array as MATLAB has it, cells as arrays of objects
+def load_mat(path: str | Path) -> dict[str, np.ndarray]:  # variable -> array as in MATLAB, cells as arrays of objects
     "A MATLAB file of any version. Raises `MissingFileError`, `MissingExtraError` without h5py (7.3), `DataError`."
     from scipy.io import loadmat
 
@@ -24,7 +24,8 @@ def load_mat(path: str | Path) -> dict[str, Any]:  # variable -> array as MATLAB
         raise MissingFileError(f"{path}: no such file; every test video needs its labels")
     with open(path, "rb") as f:
         head = f.read(520)
-    read: Callable[[Path], dict[str, Any]] = _load_hdf5 if b"\x89HDF\r\n\x1a\n" in (head[:8], head[512:]) else loadmat
+    is_hdf5 = b"\x89HDF\r\n\x1a\n" in (head[:8], head[512:])
+    read: Callable[[Path], dict[str, np.ndarray]] = _load_hdf5 if is_hdf5 else loadmat
     if read is _load_hdf5:
         require("h5py", "video")
     try:
@@ -33,7 +34,7 @@ def load_mat(path: str | Path) -> dict[str, Any]:  # variable -> array as MATLAB
         raise DataError(f"{path}: cannot be read as a MATLAB file ({e})") from None
 
 
-def _load_hdf5(path: Path) -> dict[str, Any]:
+def _load_hdf5(path: Path) -> dict[str, np.ndarray]:
     "The numeric variables and cells of a MATLAB 7.3 file."
     h5py = require("h5py", "video")
 

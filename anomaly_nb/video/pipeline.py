@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, check_file, check_folder
 from ..core.files import sha256_json
+from ..core.plain import Record
 from ..core.runtime import versions
 from .detection import data_set_tracks, detection_delays, detection_table, false_events
 from .evaluation import auc_table
@@ -268,7 +269,7 @@ def evaluate_dataset(
 # %% ../../nbs/08_video/11_pipeline.ipynb #6cdb2f5d
 def dataset_delays(
     plan: VideoPlan,
-    labels: Mapping[str, Any],  # of `evaluate_dataset`
+    labels: Mapping[str, np.ndarray],  # of `evaluate_dataset`
     events: pd.DataFrame,  # of `dataset_events`
     decision: Decision,  # of `dataset_events`
 ) -> tuple[

@@ -9,10 +9,10 @@ __all__ = ['DATASETS', 'CACHE', 'VideoPlan', 'plan_for', 'located', 'features_of
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from ..core.cache import keyed_folder
 from ..core.errors import DataError
+from ..core.plain import Record
 from ..core.settings import load_settings
 from .ground_truth import EVENTS, GROUND_TRUTHS
 from .layouts import list_videos
@@ -20,7 +20,7 @@ from .scoring import VideoScorer
 from .streams import Extraction
 
 # %% ../../nbs/08_video/10_plan.ipynb #83492bf2
-DATASETS: dict[str, dict[str, Any]] = {
+DATASETS: dict[str, Record] = {
     "ped2": {
         "extraction": {"min_area": 200, "piece": (40, 24), "bins": 1, "speed": "median", "flow_scale": 1},
         "n_components": 2,
@@ -86,7 +86,7 @@ def plan_for(
     config: str | Path | None = "config.yml",  # its `datasets:` block is used
     root: str | Path | None = None,  # overrides the config
     features: str | Path | None = None,  # overrides the config; None = in the cache
-    extraction: Mapping[str, Any] | None = None,  # single settings that override the config
+    extraction: Mapping[str, object] | None = None,  # single settings that override the config
     cache: str | Path | None = None,  # overrides the config; folder of the features of all data sets
 ) -> VideoPlan:
     """The plan of a data set: defaults, then `config.yml`, then arguments.

@@ -6,8 +6,7 @@
 __all__ = ['timelines', 'score_distributions', 'top_frames', 'draw_frames', 'frame_in_time', 'filmstrips']
 
 # %% ../../nbs/08_video/10_plots.ipynb #cb9a50fd
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -110,7 +109,7 @@ def top_frames(
     return frames.iloc[chosen].reset_index(drop=True)
 
 
-def _box(box: Mapping[Any, Any], colour: str, width: float) -> Rectangle:
+def _box(box: Mapping[Hashable, float], colour: str, width: float) -> Rectangle:
     "The outline of an object."
     return Rectangle(
         (box["x1"], box["y1"]), box["x2"] - box["x1"], box["y2"] - box["y1"], fill=False, color=colour, lw=width

@@ -11,7 +11,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,9 @@ from ..core.errors import DataError, require
 from ..core.files import atomic_write
 from .layouts import Video, quiet_opencv
 from .tracks import SIDES
+
+if TYPE_CHECKING:
+    import cv2
 
 # %% ../../nbs/08_video/14_render.ipynb #0f182913
 COLOURS = {"deep": (230, 120, 30), "velocity": (40, 150, 230), "keypoints": (150, 80, 200)}  # RGB, by modality
@@ -32,9 +35,9 @@ def joined_boxes(
     objects: pd.DataFrame,  # modality, score, y1, x1, y2, x2 of one frame
 ) -> pd.DataFrame:  # the same columns, lowest score first
     "Boxes of one modality that overlap, as the pieces of one large object do, joined into one with their highest score."
-    rows: list[dict[Any, Any]] = []
+    rows: list[dict] = []
     for row in objects.sort_values("score", ascending=False)[["modality", "score", *SIDES]].to_dict("records"):
-        touching: list[dict[Any, Any]] = [row]
+        touching: list[dict] = [row]
         while touching:  # a joined box may reach others
             y1, x1, y2, x2 = (row[s] for s in SIDES)
             touching = [
@@ -146,7 +149,7 @@ def render_video(
 
 
 # writer, final path, path while it is written
-def film_writer(folder: Path, name: str, fps: float, size: tuple[int, int]) -> tuple[Any, Path, Path]:
+def film_writer(folder: Path, name: str, fps: float, size: tuple[int, int]) -> "tuple[cv2.VideoWriter, Path, Path]":
     "The first codec that works here. Raises `DataError`."
     cv2 = quiet_opencv()
     folder.mkdir(parents=True, exist_ok=True)

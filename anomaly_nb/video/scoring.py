@@ -22,7 +22,7 @@ from ..core.arrays import load_array, save_array
 from ..core.errors import DataError
 from ..core.files import sha256_array, write_json
 from ..core.order import natural_key
-from ..core.plain import read_json
+from ..core.plain import Record, read_json
 from .feature_files import MODALITIES, ObjectFeatures, load_object_features
 from .tracks import smooth_tracks
 from .velocity import VelocityModel, load_velocity_model, save_velocity_model
@@ -79,7 +79,7 @@ def _same_frames(features: Mapping[str, ObjectFeatures]) -> None:
             )
 
 
-def _check_fitted(scorer: Any, modality: str | None = None) -> None:
+def _check_fitted(scorer: "VideoScorer", modality: str | None = None) -> None:
     "Fitted, and for this modality."
     if not hasattr(scorer, "ranges_"):
         raise NotFittedError("this VideoScorer is not fitted; call fit(features), or load_scorer(folder, config)")
@@ -89,7 +89,7 @@ def _check_fitted(scorer: Any, modality: str | None = None) -> None:
         )
 
 
-def _percentiles(scorer: Any) -> dict[str, tuple[float, float]]:
+def _percentiles(scorer: "VideoScorer") -> dict[str, tuple[float, float]]:
     "Percentiles of the bounds per modality."
     return PERCENTILES | dict(scorer.percentiles or {})
 
@@ -186,7 +186,7 @@ class VideoScorer:
         )
 
 # %% ../../nbs/08_video/08_scoring.ipynb #3c8fe28b
-def provenance(scorer: VideoScorer) -> dict[str, Any]:
+def provenance(scorer: VideoScorer) -> Record:
     "What a scorer's ranges were measured with: k, metric, checksums of the banks. Raises `NotFittedError`."
     _check_fitted(scorer)
     banks = {f"bank_{m}": sha256_array(b) for m, b in scorer.banks_.items()}
@@ -201,7 +201,7 @@ def save_scorer(
     scorer: VideoScorer,  # fitted
     folder: str | Path,  # for the banks
     config: str | Path,  # config.yml, for the bounds
-    **about: Any,  # further provenance: data set, sample
+    **about: object,  # further provenance: data set, sample
 ) -> None:
     "Write the banks, then the bounds that belong to them. Raises `NotFittedError`."
     metadata, folder = provenance(scorer), Path(folder)

@@ -13,11 +13,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from queue import Empty, Full, Queue
 from threading import Event, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..core.errors import DataError
+from ..core.plain import Record
+from ..features.base import Backbone
 from ..features.vectors import vector_network
 from ..features.weights import weights_identity
 from .flow import DISFlow, RAFTFlow, velocity_histogram
@@ -50,9 +52,9 @@ class Extraction:
     detector: str = ""
     pose: str = ""  # ONNX pose model
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Record:
         "The settings as JSON values, files by their checksum."
-        values: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values: Record = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         for name in ("flow", "weights", "detector", "pose"):
             if values[name] and not (name == "flow" and values[name] == "dis"):
                 values[name] = weights_identity(values[name])
@@ -68,7 +70,7 @@ class Extraction:
         unknown = sorted(set(settings) - names)
         if unknown:
             raise DataError(f"extraction: unknown setting {unknown[0]!r}; known are {', '.join(sorted(names))}")
-        values: dict[str, Any] = {k: tuple(v) if k == "piece" and v else v for k, v in settings.items()}
+        values: Record = {k: tuple(v) if k == "piece" and v else v for k, v in settings.items()}
         return cls(**values)
 
     @property
@@ -86,7 +88,7 @@ class FrameTools:
         self.flow = DISFlow(settings.flow_scale) if settings.flow == "dis" else RAFTFlow(settings.flow)
         self.detector = create_detector(settings.detector, settings.min_area) if settings.detector else None
         self.pose = PoseModel(settings.pose) if settings.pose else None
-        self.backbone: Any = None
+        self.backbone: Backbone | None = None
         if settings.backbone:
             from anomaly_nb.features import create_backbone
 
@@ -225,13 +227,14 @@ def _complete(waiting: list, done: list[np.ndarray]) -> Iterator[tuple[str, dict
         yield frame, parts
 
 # %% ../../nbs/08_video/19_streams.ipynb #5823752e
+_T = TypeVar("_T")
 AHEAD = 8  # frames that are decoded before they are asked for
 
 
 def read_ahead(
-    frames: Iterable[Any],  # read in a thread of its own
+    frames: Iterable[_T],  # read in a thread of its own
     count: int = AHEAD,  # items that wait at most
-) -> Generator[Any, None, None]:
+) -> Generator[_T, None, None]:
     "The same items in the same order. Raises what the iteration raises."
     waiting: Queue = Queue(count)
     stopped = Event()

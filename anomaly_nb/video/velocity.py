@@ -7,7 +7,7 @@ __all__ = ['VelocityModel', 'save_velocity_model', 'load_velocity_model']
 
 # %% ../../nbs/08_video/07_velocity.ipynb #6bb51424
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -16,6 +16,9 @@ from sklearn.exceptions import NotFittedError
 from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError, check_finite
 from ..core.files import sha256_json
+
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture
 
 # %% ../../nbs/08_video/07_velocity.ipynb #d1196844
 class VelocityModel:
@@ -63,7 +66,7 @@ class VelocityModel:
         self.min_vel_, self.max_vel_, self.n_objects_ = float(scores.min()), float(scores.max()), len(x)
         return self
 
-    def _best(self, x: np.ndarray) -> Any:
+    def _best(self, x: np.ndarray) -> "GaussianMixture":
         "The likeliest mixture of the asked size, or of the size with the lowest BIC."
         from sklearn.mixture import GaussianMixture
 

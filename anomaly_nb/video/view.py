@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ..core.errors import DataError
-from ..core.views import Choice, Control, Slider, View
+from ..core.plain import Record
+from ..core.views import Choice, Control, Slider, State, View
 from .clips import make_video_dataset
 from .evaluation import frame_auc
 from .feature_files import read_index
@@ -30,7 +30,7 @@ from .scoring import VideoScorer, frame_scores, load_modalities, responsible_obj
 
 # %% ../../nbs/08_video/12_view.ipynb #e667b120
 def plan_of_report(
-    parameters: Mapping[str, Any],  # of the report `video_calibration`
+    parameters: Record,  # of the report `video_calibration`
 ) -> VideoPlan:
     "The plan a run of the report followed; drawn clips are drawn if they are not there. Raises as `plan_for` does."
     p = dict(parameters)
@@ -91,7 +91,7 @@ class VideoView(View):
         }
 
     @classmethod
-    def from_report(cls, parameters: Mapping[str, Any]) -> "VideoView":
+    def from_report(cls, parameters: Record) -> "VideoView":
         "The view of a run of `video_calibration`, from its parameters. Raises as the report does."
         return cls(plan_of_report(parameters), parameters["max_image_count"])
 
@@ -116,7 +116,7 @@ class VideoView(View):
         rows += [("frame AUROC, micro", f"{auc['micro']:.4f}"), ("frame AUROC, macro", f"{auc['macro']:.4f}")]
         return pd.DataFrame(rows, columns=["figure", "value"])
 
-    def follow(self, state: Mapping[str, Any], changed: str) -> dict[str, Control]:
+    def follow(self, state: State, changed: str) -> dict[str, Control]:
         "Another video is opened at its highest frame."
         if changed != "video":
             return {}
@@ -126,7 +126,7 @@ class VideoView(View):
             )
         }
 
-    def describe(self, state: Mapping[str, Any]) -> str:
+    def describe(self, state: State) -> str:
         "The frame's score in words."
         row = self._scored(state).query("video == @state['video']").iloc[int(state["frame"])]
         called = "called anomalous" if row[state["column"]] >= state["threshold"] else "passed"
@@ -142,7 +142,7 @@ class VideoView(View):
             f"{row[state['column']]:.2f}, {called}{label}."
         )
 
-    def draw(self, state: Mapping[str, Any]) -> tuple[Figure, pd.DataFrame]:  # figure, now, report
+    def draw(self, state: State) -> tuple[Figure, pd.DataFrame]:  # figure, now, report
         "The frame, the object behind its score, and the timeline."
         frames, default, video = self._scored(state), self.state(), self.videos[state["video"]]
         scores, objects = (
@@ -184,6 +184,6 @@ class VideoView(View):
         scores = self.frames(k, weights, sigma).query("video == @video")["combined"].to_numpy()
         return Slider("frame", int(scores.argmax()), 0, len(scores) - 1, 1, 0)
 
-    def _scored(self, state: Mapping[str, Any]) -> pd.DataFrame:
+    def _scored(self, state: State) -> pd.DataFrame:
         "Frame scores of a state."
         return self.frames(int(state.get("k", 2)), {m: state[f"weight_{m}"] for m in self.test}, state["sigma"])
