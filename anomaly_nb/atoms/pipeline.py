@@ -41,7 +41,7 @@ from anomaly_nb.atoms.presence import (
 from .roles import RoleFit, fit_roles, save_fit
 from .segments import SegmentSettings, divergence, fit_delta, segment_presence, video_boundaries
 
-# %% ../../nbs/09_atoms/11_pipeline.ipynb #a576f52a
+# %% ../../nbs/09_atoms/11_pipeline.ipynb #ba1112b0
 @dataclass(frozen=True)
 class Measured:
     "Presences of a set of frames before and after calibration and captions."
@@ -57,12 +57,13 @@ def measure_presence(
     ontology: Ontology,  # C atoms
     normal: np.ndarray,  # (T,) bool, frames a calibration may be fitted on
     captions: dict[str, Caption] | None = None,  # by frame key
-    settings: PresenceSettings = PresenceSettings(),
+    settings: PresenceSettings | None = None,  # None = its defaults
 ) -> Measured:
     """Presences of every frame and atom.
 
     Raises `DataError` for weights that do not fit, or captions of another ontology.
     """
+    settings = settings or PresenceSettings()
     weights = (settings.lambda_atoms, settings.lambda_resemble) if captions is not None else (0.0, 0.0)
     lambda_atoms, lambda_resemble = weights
     seen_weight = 1.0 - lambda_atoms - lambda_resemble
@@ -127,15 +128,15 @@ def _note_run(manifest: Path, run_dir: str, labels_csv: str) -> None:
         writer.writerows([["run_dir", "labels_csv"], *rows.items()])
         write_text(manifest, out.getvalue())
 
-# %% ../../nbs/09_atoms/11_pipeline.ipynb #b54c218c
+# %% ../../nbs/09_atoms/11_pipeline.ipynb #e911e4c9
 def run_pipeline(
     frames_root: str | Path,  # folder of one folder of frames per video
     # frame, 0/1 (and event columns); None = frames that nobody has labelled, to be scored
     labels_csv: str | Path | None,
     out_dir: str | Path,  # written
     ontology: str | Path = "incidents",  # see `load_ontology`
-    presence: PresenceSettings = PresenceSettings(),
-    segments: SegmentSettings = SegmentSettings(),
+    presence: PresenceSettings | None = None,  # None = its defaults
+    segments: SegmentSettings | None = None,  # None = its defaults
     qwen_json: str | Path | None = None,  # captions in the specified form
     dry_caption: bool = False,  # made-up captions instead of any model
     events_csv: str | Path | None = None,  # video_id and one 0/1 column per event, where frame labels do not tell
@@ -144,6 +145,7 @@ def run_pipeline(
 
     Raises `DataError` and `MissingFileError` naming the file; writes nothing before all input is read.
     """
+    presence, segments = presence or PresenceSettings(), segments or SegmentSettings()
     onto, frames = load_ontology(ontology), list_frames(frames_root)
     labels, out = read_labels(labels_csv) if labels_csv is not None else None, Path(out_dir)
     if labels is None and isinstance(presence.calibrate, str):

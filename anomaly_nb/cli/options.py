@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['T', 'After', 'options_of', 'with_options']
 
-# %% ../../nbs/11_cli/02_options.ipynb #ccba29b0
+# %% ../../nbs/11_cli/02_options.ipynb #378a78f7
 import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from typing import TypeVar, get_type_hints
+from typing import TypeGuard, TypeVar, get_type_hints
 
-# %% ../../nbs/11_cli/02_options.ipynb #0ae236b9
+# %% ../../nbs/11_cli/02_options.ipynb #32c0354d
 @dataclass(frozen=True)
 class After:
     "Mark in `Annotated[...]`: in --help this option stands behind another one."
@@ -30,6 +30,11 @@ def _default(option: Field) -> object:
     return inspect.Parameter.empty if option.default is MISSING else option.default
 
 
+def _is_options(hint: object) -> TypeGuard[type]:
+    "Whether an annotation is an options class."
+    return isinstance(hint, type) and is_dataclass(hint)
+
+
 def options_of(
     kind: type,  # a dataclass whose fields are options, or options classes
 ) -> Iterator[inspect.Parameter]:
@@ -37,7 +42,7 @@ def options_of(
     hints = get_type_hints(kind, include_extras=True)
     for option in fields(kind):
         hint = hints[option.name]
-        if is_dataclass(hint):
+        if _is_options(hint):
             yield from options_of(hint)
         else:
             yield inspect.Parameter(option.name, _PLAIN, default=_default(option), annotation=hint)
@@ -63,7 +68,7 @@ def _filled(kind: type[T], values: dict[str, object]) -> T:
     hints = get_type_hints(kind)
     return kind(
         **{
-            f.name: _filled(hints[f.name], values) if is_dataclass(hints[f.name]) else values[f.name]
+            f.name: _filled(hints[f.name], values) if _is_options(hints[f.name]) else values[f.name]
             for f in fields(kind)  # type: ignore[arg-type]
         }
     )
@@ -74,7 +79,7 @@ def with_options(
 ) -> Callable[..., None]:  # the same command; its parameters are the fields of these classes
     "A command that takes options classes, as a function that typer can read."
     hints = get_type_hints(function, include_extras=True)
-    kinds = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    kinds = {name: kind for name, kind in hints.items() if _is_options(kind)}
     parameters: list[inspect.Parameter] = []
     for own in inspect.signature(function).parameters.values():
         if own.name in kinds:

@@ -49,7 +49,7 @@ app = typer.Typer(
       runs/b/evaluations/street_samples-test-96x144 --out comparison""",
 )
 
-# %% ../../nbs/11_cli/07_street.ipynb #cf651fb3
+# %% ../../nbs/11_cli/07_street.ipynb #1aef7c5c
 @contextmanager
 def _recorded(
     run: "StreetRun",
@@ -60,6 +60,8 @@ def _recorded(
     "Keep `run.json` a record of the ledger: running from the first epoch on, then ok, failed or stopped."
     import time
     from datetime import UTC, datetime
+
+    import numpy as np
 
     from anomaly_nb.core.files import sha256_json
     from anomaly_nb.reports.record import making
@@ -79,7 +81,7 @@ def _recorded(
         run.describe(size, **about, **record, **metrics, started=started, seconds=round(time.perf_counter() - start, 1))
 
     def after(history: "pd.DataFrame") -> None:
-        best = int(history["val_miou"].idxmax())
+        best = int(np.nanargmax(history["val_miou"]))
         metrics.update(miou=float(history["val_miou"][best]), epoch=best, loss=float(history["loss"][best]))
         run.page(history)
         write("running")

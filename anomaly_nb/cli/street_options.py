@@ -6,9 +6,9 @@
 __all__ = ['Device', 'Methods', 'Temperature', 'FitImages', 'Resamples', 'AsStored', 'OtherSize', 'FIVE', 'size_of', 'numbers',
            'Scenes', 'Network', 'AblationNetwork', 'Training', 'RunSize', 'AblationTraining']
 
-# %% ../../nbs/11_cli/06_street_options.ipynb #a83df61b
+# %% ../../nbs/11_cli/06_street_options.ipynb #8fc31a7b
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -100,7 +100,7 @@ class Scenes:
             **{k: v for k, v in of_reader.items() if v},
         )
 
-# %% ../../nbs/11_cli/06_street_options.ipynb #b6dd2472
+# %% ../../nbs/11_cli/06_street_options.ipynb #0bbf02f0
 @dataclass(frozen=True)
 class Network:
     "A segmentation network and the weights it starts with."
@@ -121,7 +121,7 @@ class Network:
         float, typer.Option(help="input deviation of the encoder's training, all channels; -1 = ImageNet's own")
     ] = -1.0
 
-    def normalisation(self) -> dict[str, tuple[float, float, float]]:
+    def normalisation(self) -> dict[str, Any]:  # keywords of `build_model`
         "Input mean and deviation, where they are not ImageNet's."
         return {k: (v, v, v) for k, v in (("mean", self.mean), ("std", self.std)) if v >= 0}
 
