@@ -12,6 +12,8 @@ from anomaly_nb.atoms.evaluation import METHODS
 from anomaly_nb.atoms.frames import list_frames
 from anomaly_nb.atoms.ontology import load_ontology
 from anomaly_nb.atoms.pipeline import load_run, run_pipeline
+from anomaly_nb.atoms.presence import PresenceSettings
+from anomaly_nb.atoms.segments import SegmentSettings
 from anomaly_nb.cli.main import app
 from anomaly_nb.metrics import roc_auc
 
@@ -25,8 +27,8 @@ def runs(tmp_path_factory):
     frames = list_frames(DATA / "ped2" / "testing" / "frames")
     write_captions(folder / "captions.json", captions_from_text(DATA / "ped2_text" / "test_frame_description", frames, load_ontology("walkway")))
     about = run_pipeline(
-        DATA / "ped2" / "testing" / "frames", DATA / "ped2_text" / "test_frame", folder / "run", ontology="walkway",
-        qwen_json=folder / "captions.json", lambda_atoms=1.0, lambda_resemble=0.0, delta_quantile=0.95,
+        DATA / "ped2" / "testing" / "frames", DATA / "ped2_text" / "test_frame", folder / "run", "walkway",
+        PresenceSettings(lambda_atoms=1.0, lambda_resemble=0.0), SegmentSettings(delta_quantile=0.95), folder / "captions.json",
     )
     assert about["frames"] == 2010 and about["videos"] == 12
     return folder

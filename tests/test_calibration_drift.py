@@ -78,8 +78,8 @@ BROKEN = {
 def test_broken_scores_are_never_stable(name, grouped):
     scores = BROKEN[name]
     for a, b in [(BASE, scores), (scores, BASE), (scores, scores), (scores, scores.copy()[::-1])]:
-        groups = {"reference_groups": np.arange(a.size) % 20, "current_groups": np.arange(b.size) % 20} if grouped else {}
-        r = drift_metrics(a, b, resamples=100, thresholds=Thresholds(10, 10, 0.99, 10, 10), **groups)
+        sides = (Sample.of(x, np.arange(x.size) % 20 if grouped else None) for x in (a, b))
+        r = drift_metrics(*sides, resamples=100, thresholds=Thresholds(10, 10, 0.99, 10, 10))
         if name != "every tenth NaN" or a is BASE:
             assert r.verdict in ("insufficient", "unstable") and r.is_stable is False, (name, r.reason)
         assert r.as_dict()["verdict"] == r.verdict
@@ -180,7 +180,7 @@ def test_rate_with_correlated_groups(spread):
     groups = np.repeat(np.arange(20), 30)
     for i in range(runs):
         a, b = ((rng.normal(size=(20, 30)) + spread * rng.normal(size=(20, 1))).ravel() for _ in range(2))
-        alarms += drift_metrics(a, b, reference_groups=groups, current_groups=groups, resamples=200, random_state=i).verdict == "unstable"
+        alarms += drift_metrics(Sample(a, groups), Sample(b, groups), resamples=200, random_state=i).verdict == "unstable"
         naive += drift_metrics(a, b, resamples=200, random_state=i).verdict == "unstable"
     print(f"groups, spread {spread}: {alarms / runs:.2%} unstable by group, {naive / runs:.2%} if frames were independent")
     assert alarms <= allowed(runs) and naive > 4 * max(alarms, 1)
@@ -279,3 +279,11 @@ def test_adjusting_keeps_order_and_range():
         for how in ("bh", "bonferroni", "none"):
             q = adjust_p_values(p, how)
             assert (q >= p - 1e-15).all() and (q <= 1).all() and (np.diff(q[np.argsort(p)]) >= -1e-15).all()
+
+
+def test_groups_are_given_for_both_sides_or_none():
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(size=200), rng.normal(size=200)
+    with pytest.raises(ValueError, match="one side only"):
+        drift_metrics(Sample(a, np.arange(200) % 20), b)
+    assert "7 groups only; at least 8" in drift_metrics(Sample(a, np.arange(200) % 7), Sample(b, np.arange(200) % 20)).reason

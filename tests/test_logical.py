@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from anomaly_nb.cli.main import app
 from anomaly_nb.data import read_index, write_logical_samples
 from anomaly_nb.scoring import Detector
-from anomaly_nb.scoring.benchmark import measure
+from anomaly_nb.scoring.benchmark import Method, measure
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def kit(tmp_path_factory):
 
 def test_composition_finds_what_patches_do_not(kit, tmp_path):
     index = read_index("mvtec_loco", kit, "bag")
-    found = {r: measure(index, r, "filters", image_size=96, cache=tmp_path) for r in ("knn", "composition")}
+    found = {r: measure(index, Method(r, "filters", image_size=96), cache=tmp_path) for r in ("knn", "composition")}
     logical = {}
     for recipe, measured in found.items():
         some = measured.scores[measured.scores["defect"] != "cracked"]
@@ -48,6 +48,6 @@ def test_a_fusion_is_fitted_by_command_saved_and_explained(kit, tmp_path):
 def test_few_images_have_no_composition(kit, tmp_path):
     index = read_index("mvtec_loco", kit, "kit")
     with pytest.raises(ValueError, match="at least 2 normal images, not 1"):
-        measure(index, "composition", "filters", image_size=96, shots=2, cache=tmp_path)
-    few = measure(index, "fusion:knn+placed", "filters", image_size=96, shots=4, cache=tmp_path)
+        measure(index, Method("composition", "filters", image_size=96), shots=2, cache=tmp_path)
+    few = measure(index, Method("fusion:knn+placed", "filters", image_size=96), shots=4, cache=tmp_path)
     assert np.isfinite(few.scores["score"]).all()

@@ -19,7 +19,7 @@ from anomaly_nb.features import create_backbone
 from anomaly_nb.features.words import Words, read_prompts, side_parts
 from anomaly_nb.metrics import roc_auc
 from anomaly_nb.scoring import Detector, few_shot
-from anomaly_nb.scoring.benchmark import measure
+from anomaly_nb.scoring.benchmark import Method, measure
 
 def cosine(a, b):
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
@@ -190,10 +190,10 @@ def test_what_cannot_be_is_said(circles, given, said):
 
 def test_shots_are_measured(circles, tmp_path):
     with pytest.raises(DataError, match="shots=0: knn learns from normal images"):
-        measure(circles, "knn", shots=0, cache=tmp_path)
-    done = measure(circles, "winclip", "open_clip:tiny", shots=0, cache=tmp_path, prompts=words_of_trays(circles), pixels=False)
+        measure(circles, Method("knn"), shots=0, cache=tmp_path)
+    done = measure(circles, Method("winclip", "open_clip:tiny", prompts=words_of_trays(circles)), shots=0, cache=tmp_path, pixels=False)
     assert done.metrics["image_auroc"] > 0.9 and len(done.scores) == (circles.split == "test").sum()
-    one = measure(circles, "winclip", "open_clip:tiny", shots=1, seed=2, cache=tmp_path, prompts="red circle", pixels=False, sample="random")
+    one = measure(circles, Method("winclip", "open_clip:tiny", prompts="red circle"), shots=1, seed=2, cache=tmp_path, pixels=False, sample="random")
     assert "f1" not in one.metrics  # one image gives no threshold
 
 

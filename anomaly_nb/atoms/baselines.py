@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MILProbe', 'ConceptBottleneck']
 
-# %% ../../nbs/09_atoms/09_baselines.ipynb #0a5fcd56
+# %% ../../nbs/09_atoms/09_baselines.ipynb #52131801
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ..core.errors import DataError
-from .roles import train_on_videos
+from .roles import VideoTraining, train_on_videos
 from .union import check_labels, video_ranges
 
-# %% ../../nbs/09_atoms/09_baselines.ipynb #c9ea2ba8
+# %% ../../nbs/09_atoms/09_baselines.ipynb #2edf2c37
 class MILProbe(nn.Module):
     "Linear frame logits trained on the mean of each video's top frames (top-k multiple-instance learning)."
 
@@ -36,7 +36,7 @@ class MILProbe(nn.Module):
         p: Tensor,  # (T, C) presences, videos end to end
         video: ArrayLike,  # (T,) video of each frame
         labels: ArrayLike,  # (N, E) in {0, 1}
-        **training: Any,  # see `train_on_videos`
+        **training: Any,  # fields of `VideoTraining`
     ) -> "MILProbe":
         "Learn from video labels. Raises `DataError` for labels that do not fit."
         p = torch.as_tensor(p).double()
@@ -52,10 +52,8 @@ class MILProbe(nn.Module):
             np.diff(bounds).tolist(),
             y,
             self._pool,
-            warm_epochs=0,
-            sparsity=self.sparsity,
+            settings=VideoTraining(**{"freeze_bias_epochs": 0, "sparsity": self.sparsity} | training),
             random_state=self.random_state,
-            **training,
         )
         return self
 

@@ -6,11 +6,11 @@
 __all__ = ['Measured', 'measure_presence', 'run_pipeline', 'load_calibration', 'Run', 'load_run', 'read_events', 'TrainingSet',
            'load_manifest', 'select_videos', 'train_from_manifest']
 
-# %% ../../nbs/09_atoms/11_pipeline.ipynb #11d0dc1c
+# %% ../../nbs/09_atoms/11_pipeline.ipynb #ce40bd22
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from .ontology import Ontology, load_ontology
 from ..features.clip import load_clip
 from anomaly_nb.atoms.presence import (
     PresenceCalibration,
+    PresenceSettings,
     caption_resemblance,
     image_embeddings,
     mix_captions,
@@ -38,9 +39,9 @@ from anomaly_nb.atoms.presence import (
     text_embeddings,
 )
 from .roles import RoleFit, fit_roles, save_fit
-from .segments import divergence, fit_delta, segment_presence, video_boundaries
+from .segments import SegmentSettings, divergence, fit_delta, segment_presence, video_boundaries
 
-# %% ../../nbs/09_atoms/11_pipeline.ipynb #4da05eab
+# %% ../../nbs/09_atoms/11_pipeline.ipynb #ba1112b0
 @dataclass(frozen=True)
 class Measured:
     "Presences of a set of frames before and after calibration and captions."
@@ -56,20 +57,15 @@ def measure_presence(
     ontology: Ontology,  # C atoms
     normal: np.ndarray,  # (T,) bool, frames a calibration may be fitted on
     captions: dict[str, Caption] | None = None,  # by frame key
-    lambda_atoms: float = 0.25,  # weight of atoms that were named
-    lambda_resemble: float = 0.1,  # weight of what resembles something named
-    model: str = "ViT-B-32",  # see `load_clip`
-    pretrained: str | None = "openai",  # see `load_clip`
-    calibrate: str | PresenceCalibration | None = None,  # "affine", "quantile", or one fitted before
-    cache: str | Path | None = None,  # folder of image embeddings
-    device: str = "auto",  # see `core.device.choose_device`
+    settings: PresenceSettings | None = None,  # None = its defaults
 ) -> Measured:
     """Presences of every frame and atom.
 
     Raises `DataError` for weights that do not fit, or captions of another ontology.
     """
-    if captions is None:
-        lambda_atoms = lambda_resemble = 0.0
+    settings = settings or PresenceSettings()
+    weights = (settings.lambda_atoms, settings.lambda_resemble) if captions is not None else (0.0, 0.0)
+    lambda_atoms, lambda_resemble = weights
     seen_weight = 1.0 - lambda_atoms - lambda_resemble
     shape = (len(frames), len(ontology.atoms))
     member, alike = torch.zeros(shape), torch.zeros(shape)
@@ -80,14 +76,14 @@ def measure_presence(
         notes["captions_unknown_atoms"] = unknown[:20]
     presences = torch.zeros(shape)
     if seen_weight > 1e-12 or lambda_resemble > 0:
-        clip = load_clip(model, pretrained, device)
-        notes["clip"] = {"model": model if ":" not in model else model.split(":")[0], "sha256": clip.sha256}
+        clip = load_clip(settings.model, settings.pretrained, settings.device)
+        notes["clip"] = {"model": settings.model.split(":")[0], "sha256": clip.sha256}
         text = text_embeddings(clip, ontology)
         if seen_weight > 1e-12:
-            presences = presence_scores(image_embeddings(clip, frames.paths, frames.video, cache), text)
+            presences = presence_scores(image_embeddings(clip, frames.paths, frames.video, settings.cache), text)
         if lambda_resemble > 0 and captions is not None:
             alike = caption_resemblance(captions, frames.keys, clip, text)
-    calibration, scaled = None, presences
+    calibration, scaled, calibrate = None, presences, settings.calibrate
     if calibrate is not None and seen_weight > 1e-12:
         calibration = (
             calibrate
@@ -132,50 +128,44 @@ def _note_run(manifest: Path, run_dir: str, labels_csv: str) -> None:
         writer.writerows([["run_dir", "labels_csv"], *rows.items()])
         write_text(manifest, out.getvalue())
 
-# %% ../../nbs/09_atoms/11_pipeline.ipynb #b7edfe00
+# %% ../../nbs/09_atoms/11_pipeline.ipynb #e911e4c9
 def run_pipeline(
     frames_root: str | Path,  # folder of one folder of frames per video
     # frame, 0/1 (and event columns); None = frames that nobody has labelled, to be scored
     labels_csv: str | Path | None,
     out_dir: str | Path,  # written
-    window: int = 20,  # frames a segment may reach back
-    delta: float = 0.6,  # divergence at which a boundary is as likely as not
-    kappa: float = 8.0,  # steepness of the boundary
-    delta_quantile: float | None = None,  # take delta as this quantile of the divergences instead
     ontology: str | Path = "incidents",  # see `load_ontology`
+    presence: PresenceSettings | None = None,  # None = its defaults
+    segments: SegmentSettings | None = None,  # None = its defaults
     qwen_json: str | Path | None = None,  # captions in the specified form
     dry_caption: bool = False,  # made-up captions instead of any model
-    calibration_from: str | Path | None = None,  # `calibration.pt` of a run on training videos
     events_csv: str | Path | None = None,  # video_id and one 0/1 column per event, where frame labels do not tell
-    # lambda_atoms, lambda_resemble, model, pretrained, calibrate, cache, device of `measure_presence`
-    **measuring: Any,
 ) -> Record:  # what `run.json` holds
     """Frames to segment presences.
 
     Raises `DataError` and `MissingFileError` naming the file; writes nothing before all input is read.
     """
+    presence, segments = presence or PresenceSettings(), segments or SegmentSettings()
     onto, frames = load_ontology(ontology), list_frames(frames_root)
     labels, out = read_labels(labels_csv) if labels_csv is not None else None, Path(out_dir)
-    if labels is None and isinstance(measuring.get("calibrate"), str):
+    if labels is None and isinstance(presence.calibrate, str):
         raise DataError(
-            f"calibrate={measuring['calibrate']!r} needs frames labelled 0, and these have no labels; use the "
+            f"calibrate={presence.calibrate!r} needs frames labelled 0, and these have no labels; use the "
             "calibration.pt of the training run"
         )
     y = labels.of(frames) if labels is not None else np.zeros(len(frames), np.int64)
     events = _event_table(labels, frames, onto) if labels is not None and events_csv is None else None
     if dry_caption:
         captions: dict[str, Caption] | None = MockCaptions(onto).caption(frames)
-        measuring |= {"lambda_atoms": 1.0, "lambda_resemble": 0.0}
+        presence = replace(presence, lambda_atoms=1.0, lambda_resemble=0.0)
     else:
         captions = JsonCaptions(qwen_json).caption(frames) if qwen_json is not None else None
-    if calibration_from is not None:
-        measuring["calibrate"] = load_calibration(calibration_from)
-    result = measure_presence(frames, onto, y == 0, captions, **measuring)
-    d = divergence(result.used, frames.video)
-    if delta_quantile is not None:
-        delta = fit_delta(d, delta_quantile, frames.video)
-    b = video_boundaries(result.used, frames.video, kappa, delta)
-    pbar, target = segment_presence(result.used, b, window), torch.from_numpy(y)
+    result = measure_presence(frames, onto, y == 0, captions, presence)
+    d, delta = divergence(result.used, frames.video), segments.delta
+    if segments.delta_quantile is not None:
+        delta = fit_delta(d, segments.delta_quantile, frames.video)
+    b = video_boundaries(result.used, frames.video, segments.kappa, delta)
+    pbar, target = segment_presence(result.used, b, segments.window), torch.from_numpy(y)
     for name, value in {
         "presence": result.raw,
         "boundary": b,
@@ -205,9 +195,9 @@ def run_pipeline(
         "events": list(onto.events),
         "mask": onto.mask().tolist(),
         "ontology": {"name": onto.name, "sha256": sha256_json(onto.model_dump())},
-        "window": window,
+        "window": segments.window,
         "delta": delta,
-        "kappa": kappa,
+        "kappa": segments.kappa,
         "labelled": labels is not None,
         "boundaries": float((b > 0.5).float().mean()),
         "labels_sha256": None if labels_csv is None or Path(labels_csv).is_dir() else sha256_file(labels_csv),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['presences_of_report', 'AtomsView']
 
-# %% ../../nbs/09_atoms/13_view.ipynb #7dc8706d
+# %% ../../nbs/09_atoms/13_view.ipynb #d07f6f68
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,12 +14,13 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from .figures import frame_in_time
+from .figures import EventInVideo, frame_in_time
 from .frames import list_frames, read_labels
 from .pipeline import load_manifest, load_run, run_pipeline, select_videos
+from .presence import PresenceSettings
 from .roles import RoleFit, explain, fit_roles
 from .samples import planted_clips
-from .segments import divergence, fit_delta, segment_presence, video_boundaries
+from .segments import SegmentSettings, divergence, fit_delta, segment_presence, video_boundaries
 from ..features.clip import tiny_clip_folder
 from ..core.arrays import load_tensors
 from ..core.files import sha256_json
@@ -28,7 +29,7 @@ from ..core.views import Choice, Control, Slider, State, View
 from ..data.images import read_image
 from ..metrics import roc_auc
 
-# %% ../../nbs/09_atoms/13_view.ipynb #cd2c0d70
+# %% ../../nbs/09_atoms/13_view.ipynb #d105f808
 def presences_of_report(
     parameters: Record,  # of the report `atoms`
     cache: str | Path = "data/features",
@@ -55,30 +56,24 @@ def presences_of_report(
         if not (folder / "runs" / "manifest.csv").is_file():
             planted_clips(folder / "clips", videos=p["videos"], frames=12, random_state=p["random_state"])
     if not (folder / "runs" / "manifest.csv").is_file():
-        captioned = (
-            {
-                "qwen_json": p["captions_json"],
-                "lambda_atoms": p["lambda_atoms"],
-                "lambda_resemble": p["lambda_resemble"],
-            }
-            if p["captions_json"]
-            else {}
-        )
         run_pipeline(
             p["frames_root"],
             p["labels_csv"],
             folder / "runs" / "all",
-            window=p["window"],
-            delta_quantile=p["delta_quantile"],
-            ontology=p["ontology"],
-            model=f"local-dir:{tiny_clip_folder()}" if p["model"] == "tiny" else p["model"],
-            pretrained=p["pretrained"],
-            calibrate=p["calibrate"] or None,
-            **captioned,
+            p["ontology"],
+            PresenceSettings(
+                f"local-dir:{tiny_clip_folder()}" if p["model"] == "tiny" else p["model"],
+                p["pretrained"],
+                p["lambda_atoms"],
+                p["lambda_resemble"],
+                p["calibrate"] or None,
+            ),
+            SegmentSettings(p["window"], delta_quantile=p["delta_quantile"]),
+            p["captions_json"] or None,
         )
     return folder / "runs", Path(p["frames_root"]), p["labels_csv"]
 
-# %% ../../nbs/09_atoms/13_view.ipynb #5f329c2a
+# %% ../../nbs/09_atoms/13_view.ipynb #bc79b260
 class AtomsView(View):
     "Held-out videos with presences, scores and evidence."
 
@@ -174,14 +169,14 @@ class AtomsView(View):
             read_image(str(self.paths[self.run.keys[row]])),
             explain(self.fit.models[0], pbar[row], event, self.run.atoms, top=3),
         )
-        video = (
-            pbar[torch.from_numpy(mask)],
+        video = EventInVideo(
+            pbar[torch.from_numpy(mask)].numpy(),
             boundary.numpy()[mask],
             self.run.atoms,
             self._scores(state)[mask],
             self.truth[mask, event],
         )
-        fig = frame_in_time(image, int(state["frame"]), *video, evidence, state["threshold"], self.describe(state))
+        fig = frame_in_time(image, int(state["frame"]), video, evidence, state["threshold"], self.describe(state))
         now = self.table(event, int(state["window"]), state["quantile"], state["threshold"])
         start = self.state(event=event)
         report = self.table(event, int(start["window"]), start["quantile"], start["threshold"])

@@ -6,14 +6,15 @@
 __all__ = ['PERCENTILES', 'Sample', 'quantiles', 'bootstrap_quantiles', 'weighted_quantiles', 'group_weights', 'sketch_edges',
            'ScoreSketch']
 
-# %% ../../nbs/05_calibration/02_sample.ipynb #3f75f0d8
+# %% ../../nbs/05_calibration/02_sample.ipynb #8023594c
 from collections.abc import Iterable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from ..core.errors import DataError, check_finite
+from ..core.errors import DataError, check_finite, real_array
 
-# %% ../../nbs/05_calibration/02_sample.ipynb #77f3f0e1
+# %% ../../nbs/05_calibration/02_sample.ipynb #f59c3cf8
 class Sample:
     """Scores in ascending order, with the group of each where there are groups.
 
@@ -38,7 +39,22 @@ class Sample:
                 )
             self.groups, self.n_groups = codes[order], names.size
         self.n = scores.size
-        self.lost = 0  # scores that were no numbers, and were left out by whoever read them
+        self.lost = 0  # scores that were no numbers, and were left out
+
+    @classmethod
+    def of(
+        cls,
+        scores: ArrayLike,  # (n,) of which some may be no numbers
+        groups: ArrayLike | None = None,  # (n,)
+    ) -> "Sample":
+        "A sample of the finite scores, the others counted in `lost`. Raises `DataError` on lengths that differ."
+        values = real_array("scores", scores, np.float64).reshape(-1)
+        finite, labels = np.isfinite(values), None if groups is None else np.asarray(groups).reshape(-1)
+        if labels is not None and labels.size != values.size:
+            raise DataError(f"groups has {labels.size} entries and scores {values.size}; give one group for each score")
+        sample = cls(values[finite], None if labels is None else labels[finite])
+        sample.lost = int((~finite).sum())
+        return sample
 
     def at(self, rank: np.ndarray) -> np.ndarray:
         "The scores of 0-based `rank`, any shape."

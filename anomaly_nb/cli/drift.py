@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['app', 'run', 'tag', 'history', 'trend', 'promote', 'extend', 'worker', 'pull', 'repair', 'serve']
 
-# %% ../../nbs/11_cli/06_drift.ipynb #aef25046
+# %% ../../nbs/11_cli/06_drift.ipynb #81d99913
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .options import with_options
 from anomaly_nb.cli.stores import (
     CONFIG,
     STORE,
     Config,
-    DropKey,
-    KeyName,
-    NewKey,
+    Keys,
     Store,
     each_label,
     keys_changed,
@@ -352,17 +351,17 @@ def repair(store: Store = STORE, config: Config = CONFIG):
         typer.echo(f"not of this store, left alone: {name}")
     typer.echo(f"{summary['checked']} files checked, {len(summary['written'])} written")
 
-# %% ../../nbs/11_cli/06_drift.ipynb #5962b453
+# %% ../../nbs/11_cli/06_drift.ipynb #a480ff4f
 @app.command()
+@with_options
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 8356 unless set.")] = None,
-    new_key: NewKey = False,
-    name: KeyName = None,
-    drop_key: DropKey = None,
+    *,
+    keys: Keys,
     store: Store = STORE,
     config: Config = CONFIG,
-):
+) -> None:
     """Serve the store over HTTP (extra `serve`). Refuses to start without a key.
 
     \b
@@ -370,7 +369,7 @@ def serve(
               anomaly-nb drift serve
               curl -X POST http://localhost:8356/admin/calibration/run -H "Authorization: Bearer KEY"
     """
-    if keys_changed(config, new_key, name, drop_key):
+    if keys_changed(config, keys):
         return
     from anomaly_nb.calibration import service
 

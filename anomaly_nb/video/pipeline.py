@@ -17,7 +17,6 @@ import pandas as pd
 
 from ..core.errors import DataError, check_file, check_folder
 from ..core.files import sha256_json
-from ..core.plain import Record
 from ..core.runtime import versions
 from .detection import data_set_tracks, detection_delays, detection_table, false_events
 from .evaluation import auc_table
