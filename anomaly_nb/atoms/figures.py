@@ -92,7 +92,7 @@ def frame_in_time(
     boundary: Any,  # (T,) boundary probabilities
     atoms: Sequence[str],  # C names
     probability: np.ndarray,  # (T,) of the event
-    truth: np.ndarray,  # (T,) 0/1
+    y_true: np.ndarray,  # (T,) 0/1
     evidence: pd.DataFrame,  # of the frame, from `explain`
     threshold: float = 0.5,  # on the probability
     title: str = "",
@@ -103,9 +103,9 @@ def frame_in_time(
     Raises `DataError` for lengths that differ.
     """
     p, b = np.asarray(pbar), np.asarray(boundary)
-    if not len(p) == len(b) == len(probability) == len(truth) or p.shape[1] != len(atoms):
+    if not len(p) == len(b) == len(probability) == len(y_true) or p.shape[1] != len(atoms):
         raise DataError(
-            f"presences {p.shape}, {len(b)} boundaries, {len(probability)} probabilities, {len(truth)} truths and "
+            f"presences {p.shape}, {len(b)} boundaries, {len(probability)} probabilities, {len(y_true)} labels and "
             f"{len(atoms)} atom names do not fit"
         )
     with figure_style():
@@ -116,7 +116,7 @@ def frame_in_time(
         _draw_presence(grid, p, b, atoms, top)
         _draw_evidence(why, evidence)
         line.fill_between(
-            np.arange(len(p)), 0, 1, where=np.asarray(truth) > 0, step="mid", color=ANOMALOUS, alpha=0.25, lw=0
+            np.arange(len(p)), 0, 1, where=np.asarray(y_true) > 0, step="mid", color=ANOMALOUS, alpha=0.25, lw=0
         )
         line.plot(probability, color=NORMAL)
         line.axhline(threshold, color=THRESHOLD, lw=1, ls="--")

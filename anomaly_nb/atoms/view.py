@@ -101,7 +101,7 @@ class AtomsView(View):
         self.run, self.fit, self.held = run, fit, held
         self.paths = dict(zip((f := list_frames(frames_root)).keys, f.paths))
         labels = read_labels(labels_csv)
-        self.truth = (
+        self.y_true = (
             np.array([[labels.events[e][k] for e in run.events] for k in run.keys])
             if labels.events
             else run.labels[:, None]
@@ -138,7 +138,7 @@ class AtomsView(View):
 
     def table(self, event: int, window: int, quantile: float, threshold: float) -> pd.DataFrame:  # figure, value
         "Decisions and ranking over all held-out frames of one event."
-        scores, ground_truth = self.segments(window, quantile)[2][self.held, event], self.truth[self.held, event] == 1
+        scores, ground_truth = self.segments(window, quantile)[2][self.held, event], self.y_true[self.held, event] == 1
         called = scores >= threshold
         rows = [
             ("true positives, frames", f"{(called & ground_truth).sum()} of {ground_truth.sum()}"),
@@ -161,7 +161,7 @@ class AtomsView(View):
     def describe(self, state: Mapping[str, Any]) -> str:
         "The frame in words."
         row, event = self._row(state), state["event"]
-        score, label = self._scores(state)[row], "happening" if self.truth[row, event] else "not happening"
+        score, label = self._scores(state)[row], "happening" if self.y_true[row, event] else "not happening"
         return (
             f"{self.run.keys[row]}, {self.run.events[event]}: probability {score:.2f}, "
             f"{'called' if score >= state['threshold'] else 'passed'}; truly {label}."
@@ -180,7 +180,7 @@ class AtomsView(View):
             boundary.numpy()[mask],
             self.run.atoms,
             self._scores(state)[mask],
-            self.truth[mask, event],
+            self.y_true[mask, event],
         )
         fig = frame_in_time(image, int(state["frame"]), *video, evidence, state["threshold"], self.describe(state))
         now = self.table(event, int(state["window"]), state["quantile"], state["threshold"])

@@ -321,7 +321,7 @@ def score(
             "width": maps.shape[1],
             "threshold": threshold,
         }
-        rows.append(row | {"max": float(maps.max()), "flagged_share": float(flagged.mean())})
+        rows.append(row | {"max": float(maps.max()), "flagged_fraction": float(flagged.mean())})
     write_text(out / "scores.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     typer.echo(f"{len(rows)} images scored with {scorer.labels[method]}, threshold {threshold:.4f}: {out}")
 

@@ -89,8 +89,8 @@ def _study_run(
         write_comparison(save_evaluation(out, result), table, "results")
         save_figure(out / "results.png", comparison_plot(table))
         write_text(out / "differences.csv", difference_table(result, "heat").to_csv(index=False, lineterminator="\n"))
-        fractions = ", ".join(f"{n} {v:.2f}" for n, v in result.about["shares"].items())
-        typer.echo(to_markdown(table[table["protocol"] == "pooled"]) + f"\nshares of the terms: {fractions}\n{out}")
+        fractions = ", ".join(f"{n} {v:.2f}" for n, v in result.about["fractions"].items())
+        typer.echo(to_markdown(table[table["protocol"] == "pooled"]) + f"\nfractions of the terms: {fractions}\n{out}")
         return
     counts = load_evaluation(
         find_evaluation(place.folder / "evaluations", evaluation_identity(network, scorer, dataset))
@@ -161,7 +161,7 @@ def ablate(
     heat        each term of HEAT alone, HEAT without each, without its weights, without its scales
     promise     10 % false positives promised on four fifths of the validation images, tried on the last fifth
     thresholds  11 offsets of the threshold, in percent of its value and as promised false-positive rates
-    subsampling 8 fractions of the pixels, 5 trials each, beside the exact figure
+    subsampling 8 fractions of the pixels, 5 repetitions each, beside the exact figure
     \b
     Examples:
       anomaly-nb street ablate studies/augmentation --data streethazards --root streethazards --height 512 \\
@@ -305,7 +305,9 @@ def classes(
 
     table = class_distribution(open_data(data, root, split, held_out, None, **raw_ids(anomaly_ids, ignore_ids)))
     typer.echo(
-        table.assign(share=table["share"].map("{:.3%}".format), raw_ids=table["raw_ids"].str.slice(0, 24)).to_string(
+        table.assign(
+            fraction=table["fraction"].map("{:.3%}".format), raw_ids=table["raw_ids"].str.slice(0, 24)
+        ).to_string(
             index=False
         )
     )

@@ -118,7 +118,7 @@ class RegionImage(NamedTuple):
     mask: np.ndarray  # (H, W) bool, every anomalous pixel
     score: np.ndarray  # (H, W) float
     values: np.ndarray  # (m,) scores of region pixels
-    shares: np.ndarray  # (m,) what each adds to the overlap of its region, summing to 1 per region
+    fractions: np.ndarray  # (m,) what each adds to the overlap of its region, summing to 1 per region
     regions: int  # number of regions
 
 
@@ -130,8 +130,8 @@ def region_images(masks: Sequence | np.ndarray, maps: Sequence | np.ndarray) -> 
         yield RegionImage(mask, score, score[mask], (1 / np.maximum(np.bincount(region, minlength=1), 1))[region], n)
 
 
-def _first_reading(images: Iterator[RegionImage], normal_images: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Scores (m,) and shares (m,) of the region pixels, counts (65536,) of the normal ones by coarse code."
+def _first_pass(images: Iterator[RegionImage], normal_images: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Scores (m,) and fractions (m,) of the region pixels, counts (65536,) of the normal ones by coarse code."
     counts, values, fractions, n_regions = np.zeros(1 << 16, np.int64), [], [], 0
     for mask, score, value, fraction, n in images:
         if n:
@@ -154,7 +154,7 @@ class _Counter:
     "Counts of numbers below, and not above, a rising series of values; numbers come in portions."
 
     def __init__(self, value: np.ndarray):
-        self.value, self.total, self.held = value, 0, 0
+        self.value, self.total, self.n_waiting = value, 0, 0
         self.waiting: list[np.ndarray] = []
         self.below = np.zeros(value.size, np.int64)
         self.upto = np.zeros(value.size, np.int64)
@@ -162,21 +162,21 @@ class _Counter:
     def add(self, numbers: np.ndarray) -> None:
         "Take more numbers, in any order."
         self.waiting.append(numbers)
-        self.held += numbers.size
-        if self.held >= PORTION:
+        self.n_waiting += numbers.size
+        if self.n_waiting >= PORTION:
             self.flush()
 
     def flush(self) -> None:
         "Count what is waiting."
-        if self.held:
+        if self.n_waiting:
             numbers = np.sort(np.concatenate(self.waiting))
             self.below += np.searchsorted(numbers, self.value, side="left")
             self.upto += np.searchsorted(numbers, self.value, side="right")
             self.total += numbers.size
-            self.waiting, self.held = [], 0
+            self.waiting, self.n_waiting = [], 0
 
 
-def _second_reading(
+def _second_pass(
     images: Iterator[RegionImage], normal_images: bool, value: np.ndarray, edge: int
 ) -> tuple[_Counter, np.ndarray, np.ndarray]:
     "Counter of the normal pixels above the bin `edge`, and the distinct scores (falling) with counts inside it."
@@ -196,7 +196,7 @@ def _second_reading(
 
 # %% ../../nbs/01_metrics/03_regions.ipynb #2d1f7e48
 def exact_curve(
-    images: Callable[[], Iterator[RegionImage]],  # starts a reading; called twice
+    images: Callable[[], Iterator[RegionImage]],  # starts a pass; called twice
     fpr_limit: float,  # in (0, 1]; where the curve may end
     normal_images: bool,  # count the normal pixels of images without an anomaly
 ) -> ProCurve:
@@ -206,7 +206,7 @@ def exact_curve(
     """
     if not 0 < fpr_limit <= 1:
         raise DataError(f"fpr_limit is {fpr_limit}; it must lie in (0, 1]")
-    score, fraction, counts = _first_reading(images(), normal_images)
+    score, fraction, counts = _first_pass(images(), normal_images)
     n = int(counts.sum())
     need = int(np.ceil(fpr_limit * n))
     # the product may round either way
@@ -216,14 +216,20 @@ def exact_curve(
     high = coarse_code(score) >= edge
     order = np.argsort(score[high])
     value, fraction = score[high][order], fraction[high][order]
-    counter, inside, times = _second_reading(images(), normal_images, np.unique(value), edge)
+    counter, inside, times = _second_pass(images(), normal_images, np.unique(value), edge)
     reach = int(np.argmax(counter.total + np.cumsum(times) >= need))
     start = inside[reach]
     return _rows(value, fraction, counter, inside[: reach + 1], times[: reach + 1], start, n)
 
 
 def _rows(
-    value: np.ndarray, share: np.ndarray, counter: _Counter, inside: np.ndarray, times: np.ndarray, start: float, n: int
+    value: np.ndarray,
+    fraction: np.ndarray,
+    counter: _Counter,
+    inside: np.ndarray,
+    times: np.ndarray,
+    start: float,
+    n: int,
 ) -> ProCurve:
     "The curve from its parts: two rows for each anomalous score, one just above it and one at it."
     steps = np.unique(np.append(counter.value[counter.value >= start], start))[::-1]
@@ -235,7 +241,7 @@ def _rows(
     over = ladder[np.searchsorted(-inside, -steps, side="left")]
     atleast = ladder[np.searchsorted(-inside, -steps, side="right")]
     fp = np.stack((counter.total - upto + over, counter.total - below + atleast), 1).reshape(-1)
-    overlaps = np.concatenate((np.cumsum(share[::-1]), [0.0]))
+    overlaps = np.concatenate((np.cumsum(fraction[::-1]), [0.0]))
     pro_at = overlaps[value.size - np.searchsorted(value, steps, side="left") - 1]
     pro = np.stack((np.concatenate(([0.0], pro_at[:-1])), pro_at), 1).reshape(-1)
     threshold = np.stack((np.nextafter(steps, np.inf), steps), 1).reshape(-1)
@@ -332,7 +338,7 @@ def aupro(
 class RegionHistogram(ScoreHistogram):
     "A score histogram over images that also yields PRO: exact for the stored scores, in constant memory, mergeable."
 
-    sums = ("counts", "beside", "shares", "regions")
+    sums = (("counts", "counts"), ("beside", "beside"), ("fractions", "shares"), ("regions", "regions"))
 
     def __init__(self, key: str = "float16", value_range: tuple[float, float] | None = None):
         if key == "float32":
@@ -340,7 +346,7 @@ class RegionHistogram(ScoreHistogram):
         super().__init__(key, value_range)
         self.beside = np.zeros(1 << 16, np.int64)  # normal pixels of images with an anomaly
         # fractions of region pixels, high and low words, in units of 2**-76
-        self.shares = np.zeros((2, 1 << 16), np.int64)
+        self.fractions = np.zeros((2, 1 << 16), np.int64)
         self.regions = np.zeros(1, np.int64)  # how many
 
     def update(self, y_true: np.ndarray, y_score: np.ndarray, image: str | None = None) -> "RegionHistogram":
@@ -351,7 +357,7 @@ class RegionHistogram(ScoreHistogram):
         mask, before = check_mask(y_true), self.counts[0].copy()
         super().update(mask, y_score, image)
         regions, n = label_regions(mask)
-        fractions = np.zeros_like(self.shares)
+        fractions = np.zeros_like(self.fractions)
         if n:
             self.beside += self.counts[0] - before
             region = regions[mask]
@@ -359,7 +365,7 @@ class RegionHistogram(ScoreHistogram):
             fraction = [(1 << 76) // max(1, int(size)) for size in np.bincount(region)]
             for word, part in zip(fractions, ([s >> 32 for s in fraction], [s & 0xFFFFFFFF for s in fraction])):
                 np.add.at(word, code, np.array(part, np.int64)[region])
-            self.shares += fractions
+            self.fractions += fractions
             self.regions += n
         if image is not None:  # two more rows beside the image's counts
             bins, counts = self.images[image]
@@ -374,7 +380,7 @@ class RegionHistogram(ScoreHistogram):
                 f"{self!r} has {self.regions[0]} regions and {int(normal.sum())} normal pixels; PRO needs both"
             )
         code = np.flatnonzero(self.counts[1] + normal)[::-1]
-        high, low = self.shares[:, code].astype(np.float64)
+        high, low = self.fractions[:, code].astype(np.float64)
         pro = np.cumsum(high * 2.0**-44 + low * 2.0**-76) / self.regions[0]
         return ProCurve(self._key.edges[code], np.cumsum(normal[code]) / normal.sum(), pro)
 

@@ -135,7 +135,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        "Figures of merit the report kept."
+        "Metrics the report kept."
         return self.record.get("metrics", {})
 
     @property

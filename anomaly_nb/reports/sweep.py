@@ -25,7 +25,7 @@ from .ledger import changing, counted, flat, runs_table
 from .pool import THREADS, Worker, attempt
 from .record import load_record
 from .run import Wanted, prepare, renew_gallery
-from .template import find_template, template_parameters, templates
+from .template import current_names, find_template, template_parameters, templates
 from .store import Store, is_store
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def _priority(name: str, template: str, tree: Mapping[str, Any]) -> Any:
     conditions, parameters = tree.get("priorities") or [], template_parameters(template)
     if not isinstance(conditions, list) or not all(isinstance(c, Mapping) and c for c in conditions):
         raise DataError(f"{name}: priorities must be a list of mappings such as  - {{category: nut}}")
+    conditions = [current_names(c, parameters, template) for c in conditions]
     for condition in conditions:
         for key in condition:
             if key not in parameters:
@@ -209,10 +210,10 @@ def sweep(
     checked = read_plan(plan)
     if workers is not None and workers < 1:
         raise DataError(f"workers={workers} must be at least 1")
-    hits = [_found(w, figures, retry_failed) for w in checked.wanted]
-    todo = [i for i, r in enumerate(hits) if r is None]
+    done = [_found(w, figures, retry_failed) for w in checked.wanted]
+    todo = [i for i, r in enumerate(done) if r is None]
     tasks = {i: _task(checked, i, figures) for i in todo}
-    records = {i: r for i, r in enumerate(hits) if r is not None}
+    records = {i: r for i, r in enumerate(done) if r is not None}
     if scheduler is not None:
         from anomaly_nb.reports.cluster import run_on_cluster
 
@@ -232,7 +233,7 @@ def sweep(
         if todo and not is_store(figures):
             renew_gallery(figures)
     return Sweep(
-        checked.template, str(figures), [records[i] for i in range(len(hits))], [i in tasks for i in range(len(hits))]
+        checked.template, str(figures), [records[i] for i in range(len(done))], [i in tasks for i in range(len(done))]
     )
 
 

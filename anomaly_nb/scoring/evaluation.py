@@ -154,8 +154,8 @@ def defect_table(
     index: pd.DataFrame,  # test rows
     scores: np.ndarray,  # (n,) image scores, in the index's order
     threshold: Threshold,
-) -> pd.DataFrame:  # one row per kind: defect, images, auroc, caught, lowest, median, highest
-    "Ranking and detection of each kind of defect; for normal images, `caught` counts false alarms."
+) -> pd.DataFrame:  # one row per kind: defect, images, auroc, flagged, lowest, median, highest
+    "Ranking and detection of each kind of defect; of normal images, `flagged` is the false-positive rate."
     scores = np.asarray(scores)
     normal = scores[(index["label"] == 0).to_numpy()]
     rows = []
@@ -171,7 +171,7 @@ def defect_table(
                 "defect": kind,
                 "images": kind_scores.size,
                 "auroc": auroc,
-                "caught": float(threshold.predict(kind_scores).mean()),
+                "flagged": float(threshold.predict(kind_scores).mean()),
                 "lowest": kind_scores.min(),
                 "median": np.median(kind_scores),
                 "highest": kind_scores.max(),

@@ -19,7 +19,7 @@ from ..data.values import bands
 # %% ../../nbs/06_scoring/01_maps.ipynb #7e8ab318
 def image_scores(
     patch_scores: np.ndarray,  # (N, P)
-    reduce: str = "max",  # "max", "mean", or the mean of the highest share: "top1%", "top5%" ...
+    reduce: str = "max",  # "max", "mean", or the mean of the highest fraction: "top1%", "top5%" ...
 ) -> np.ndarray:  # (N,)
     "One score an image from its patches. `top q%` means the highest int(q P / 100), at least one. Raises `DataError`."
     scores = check_finite("patch_scores", real_array("patch_scores", patch_scores))

@@ -26,20 +26,20 @@ APART, MOST = 20, 240  # images kept back at most, and copies of them with an an
 
 def kept_back(
     n: int,  # images
-    share: float,  # to keep back, in (0, 1)
+    fraction: float,  # to keep back, in (0, 1)
     rng: np.random.Generator,
     groups: np.ndarray | None = None,  # (n,) images of one group stay together; None = each on its own
 ) -> tuple[np.ndarray, np.ndarray]:  # (n,) bool each: to learn from, kept back; what is in neither is left out
     "A random part to learn from, and at most `APART` images of the rest. Raises `DataError` if either would be empty."
     group = np.unique(np.arange(n) if groups is None else np.asarray(groups), return_inverse=True)[1]
     order, apart = rng.permutation(group.max(initial=-1) + 1), np.zeros(n, bool)
-    count = min(round(share * n), APART)
+    count = min(round(fraction * n), APART)
     for g in order[:-1]:
         if apart.sum() < count:
             apart |= group == g
     if not apart.any():
         raise DataError(
-            f"share={share} of {n} training images, {len(order)} groups, leaves one part empty; use "
+            f"fraction={fraction} of {n} training images, {len(order)} groups, leaves one part empty; use "
             "more images or another fraction"
         )
     some = np.zeros(n, bool)
@@ -50,7 +50,7 @@ def kept_back(
 def artificial_validation(
     index: pd.DataFrame,  # its normal training images are used, the others ignored
     folder: str | Path,  # where the copies are written
-    share: float = 1 / 3,  # of the training images set apart, in (0, 1)
+    fraction: float = 1 / 3,  # of the training images set apart, in (0, 1)
     random_state: int = 0,
     most: int = MOST,  # copies with an anomaly
     side: int = 0,  # pixels to which larger images are shrunk first, by their longer side; 0 = as they are
@@ -62,7 +62,7 @@ def artificial_validation(
     """
     chosen = ((index["split"] == "train") & (index["label"] != 1)).to_numpy()
     train, rng = index[chosen].reset_index(drop=True), np.random.default_rng(random_state)
-    learned, apart = kept_back(len(train), share, rng, None if groups is None else np.asarray(groups)[chosen])
+    learned, apart = kept_back(len(train), fraction, rng, None if groups is None else np.asarray(groups)[chosen])
     rule = index_intensity(index)
 
     def copied(row: int) -> str:
@@ -170,7 +170,7 @@ def synthetic_auroc(
         normal = np.concatenate([value[order], held_out[name][more]]) if held_out else value[order]
         won = (pairs @ added_wins(normal, value[label == 1] - value[order][originals]) * weights) @ tests
         aurocs.append(np.where(count > 0, won / np.maximum(count, 1), 0.5))
-    each = np.stack(aurocs)  # (methods, draws, tests)
+    each = np.stack(aurocs)  # (methods, resamples, tests)
     mean = each[:, 0].mean(axis=0)
     counts = np.clip((mean - 0.5) * (1 - mean), 0, None)
     values = each @ (counts / counts.sum()) if counts.sum() > 1e-9 else each.mean(axis=2)

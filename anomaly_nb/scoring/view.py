@@ -41,7 +41,7 @@ REDUCTIONS = (("highest patch", "max"), ("top 1 %", "top1%"), ("top 5 %", "top5%
 ORDERS = (
     ("highest score first", "high"),
     ("lowest score first", "low"),
-    ("hardest first: misses, then false alarms", "hard"),
+    ("hardest first: false negatives, then false positives", "hard"),
     ("by name", "name"),
 )
 
@@ -101,7 +101,7 @@ class ImageView(View):
             "hard": np.where(wrong, -far - 1e6 * (self.labels == 1) - 1e6, far),
         }
         order = [int(i) for i in np.argsort(key[state["order"]], kind="stable") if wrong[i] or not state["errors"]]
-        mark = np.where(wrong, np.where(self.labels == 1, "  MISSED", "  FALSE ALARM"), "")
+        mark = np.where(wrong, np.where(self.labels == 1, "  FALSE NEGATIVE", "  FALSE POSITIVE"), "")
         options = tuple((f"{scores[i]:.3g}  {self.kinds[i]} {name[i]}{mark[i]}", i) for i in order) or (
             ("no errors at this threshold", -1),
         )
@@ -195,7 +195,7 @@ class ImageView(View):
         return Slider("threshold", value, value - np.ceil((value - low) / step) * step, high, step, digits)
 
     def _wrong(self, state: Mapping[str, Any]) -> np.ndarray:
-        "Misses and false alarms of a state."
+        "False negatives and false positives of a state."
         called = self.scores(*self._setting(state))[0] >= state["threshold"]
         return ((self.labels == 1) & ~called) | ((self.labels == 0) & called)
 
@@ -225,7 +225,7 @@ class ImageView(View):
         )
 
     def draw(self, state: Mapping[str, Any]) -> tuple[Figure, pd.DataFrame]:  # figure, now, report
-        "The image with its truth, heat, hottest place and nearest normal place, over the scores of all images."
+        "The image with its ground truth, heat, hottest place and nearest normal place, over the scores of all images."
         k, reduce = self._setting(state)
         scores, held_out = self.scores(k, reduce)
         i = state["image"]
@@ -252,7 +252,7 @@ class ImageView(View):
         mask = read_masks(self.meta.iloc[[i]], [image_info(path).size])[0]
         outlined = mask is not None and mask.any()
         titles = (
-            "image" + (", truth outlined" if outlined else ""),
+            "image" + (", ground truth outlined" if outlined else ""),
             "heat",
             "hottest place",
             "most similar normal place",

@@ -46,7 +46,7 @@ def comparable_groups(
 
 def comparison_table(
     evaluations: Mapping[str, StreetEvaluation],  # name of the model -> its evaluation
-    draws: int = 200,  # of the bootstrap; 0 = no intervals
+    n_resamples: int = 200,  # of the bootstrap; 0 = no intervals
 ) -> pd.DataFrame:  # one row per model, method and protocol, best pooled AP first
     "Every model and method under both protocols. Raises `DataError` saying what differs where they are not comparable."
     if not evaluations:
@@ -61,7 +61,7 @@ def comparison_table(
             )
     frames = []
     for name, evaluation in evaluations.items():
-        frame = results_table(evaluation, draws)
+        frame = results_table(evaluation, n_resamples)
         frame.insert(0, "model", name)
         frames.append(frame)
     table = pd.concat(frames, ignore_index=True)

@@ -262,8 +262,8 @@ def held_out_check(
     features: Mapping[str, ObjectFeatures],  # training features
     scorer: VideoScorer,  # its settings are used, not its banks
     folds: int = 4,  # parts the videos are divided into, in turn held out
-) -> pd.DataFrame:  # modality, stated, held_out, objects: shares above the upper bound
-    """Share of normal objects above the range when their videos were not used for it.
+) -> pd.DataFrame:  # modality, stated, held_out, objects: fractions above the upper bound
+    """Fraction of normal objects above the range when their videos were not used for it.
 
     Raises `DataError` for fewer than 3 videos.
     """
