@@ -75,7 +75,7 @@ def test_winclip_equals_its_formulas(k):
     if k > 1:  # each normal image by the others
         wanted, image = winclip_by_loops(*unpacked(packed[2]), cls[2].astype(np.float64), texts, scale, grid, references[1:])
         assert np.abs(bank.leave_one_image_out(packed[2:])[0] - wanted).max() < 1e-6
-        assert abs(bank.image_score(cls[2:], own=True, patches=packed[2:])[0] - image) < 1e-6
+        assert abs(bank.image_score(cls[2:], training=True, patches=packed[2:])[0] - image) < 1e-6
 
 
 def test_windows_are_the_towers_own():

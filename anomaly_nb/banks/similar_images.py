@@ -59,7 +59,8 @@ class SimilarImagesBank(Bank):
         if self.similar is not None and self.similar < 1:
             raise DataError(f"similar={self.similar}; at least one training image must take part")
         vectors = None if self.similar is None else self._vectors(check_cls(cls, len(x)))
-        self.bank_, self.dimensions_, self.patch_hw_ = self._kept(x), x.shape[2], (int(patch_hw[0]), int(patch_hw[1]))
+        self.bank_, self.dimensions_ = self._references(x), x.shape[2]
+        self.patch_hw_ = (int(patch_hw[0]), int(patch_hw[1]))
         if vectors is not None:
             self.cls_ = vectors
         return self
@@ -68,13 +69,13 @@ class SimilarImagesBank(Bank):
         self,
         cls: np.ndarray | None,  # (n, Dc)
         n: int,  # images there are
-        own: bool = False,  # these are the training images: leave each out of its own list
+        training: bool = False,  # these are the training images: leave each out of its own list
     ) -> tuple[np.ndarray, np.ndarray]:  # (n, K) float32 distances, (n, K) training images, nearest first
         "The most similar training images. Raises `NotFittedError`, `DataError`."
         self._fitted()
         queries = self._vectors(check_cls(cls, n, self.cls_.shape[1]))
-        skip = np.arange(n)[:, None] + [0, 1] if own else None
-        squared, rows = nearest(queries, self.cls_, min(self.similar or n, len(self.cls_) - own), skip)
+        skip = np.arange(n)[:, None] + [0, 1] if training else None
+        squared, rows = nearest(queries, self.cls_, min(self.similar or n, len(self.cls_) - training), skip)
         return np.sqrt(squared), rows
 
     def score(
@@ -95,10 +96,10 @@ class SimilarImagesBank(Bank):
         self._fitted()
         x = check_patches(patches, self.patch_hw_, self.dimensions_)
         n = self.bank_.shape[self.axis]
-        if n < 2 or len(x) != n or not np.array_equal(self._kept(x[:1]), np.take(self.bank_, [0], self.axis)):
+        if n < 2 or len(x) != n or not np.array_equal(self._references(x[:1]), np.take(self.bank_, [0], self.axis)):
             raise DataError(
                 "patches: the bank was fitted on others, or on one image; pass all of its "
                 "training images, in their order"
             )
         others = np.arange(n - 1) + (np.arange(n - 1) >= np.arange(n)[:, None])
-        return self._score(x, others if self.similar is None else self.retrieve(self.cls_, n, own=True)[1])
+        return self._score(x, others if self.similar is None else self.retrieve(self.cls_, n, training=True)[1])

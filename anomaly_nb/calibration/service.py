@@ -139,7 +139,7 @@ def _add_routes(route: Callable, store: CalibrationStore) -> None:
         return JobsAnswer(**store.jobs())
 
 # %% ../../nbs/05_calibration/23_service.ipynb #a2f0d7fb
-def service_settings(**given: Any):  # pydantic_settings.BaseSettings
+def service_settings(**values: Any):  # pydantic_settings.BaseSettings
     """Settings of the service from `ANOMALY_NB_*` variables, `given` ones first.
 
     Raises `MissingExtraError` without the extra `serve`.
@@ -166,7 +166,7 @@ def service_settings(**given: Any):  # pydantic_settings.BaseSettings
     from pydantic import ValidationError
 
     try:
-        return ServiceSettings(**{k: v for k, v in given.items() if v is not None})
+        return ServiceSettings(**{k: v for k, v in values.items() if v is not None})
     except ValidationError as e:
         first = e.errors()[0]
         raise DataError(f"ANOMALY_NB_{str(first['loc'][0]).upper()}: {first['msg']}") from None
@@ -223,12 +223,12 @@ def run_app(
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, http=_impatient(seconds))
 
 # %% ../../nbs/05_calibration/23_service.ipynb #c37ed132
-def serve(**given: Any) -> None:  # host, port, store, config, api_key, api_key_sha256, public_schema, request_seconds
+def serve(**values: Any) -> None:  # host, port, store, config, api_key, api_key_sha256, public_schema, request_seconds
     """Run the service until interrupted.
 
     Raises `MissingExtraError` without the extra `serve`, `DataError` without a key.
     """
-    settings = service_settings(**given)
+    settings = service_settings(**values)
     app = create_app(
         settings.open_store(),
         settings.key_sha256(),

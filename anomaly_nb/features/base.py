@@ -174,12 +174,13 @@ def _choice(options: dict[str, Any], key: str, values: tuple[str, ...]) -> str:
     return value
 
 
-def _layers(name: str, given: Any, known: int) -> tuple[int, ...]:
+def _layers(name: str, layers: Any, n_layers: int) -> tuple[int, ...]:
     "Layers as a tuple. Raises `DataError` where the network has no such layers."
-    layers = tuple(given) if isinstance(given, tuple | list) else (int(given),)
-    if not layers or max(layers) >= known or min(layers) < 0 or list(layers) != sorted(set(layers)):
+    layers = tuple(layers) if isinstance(layers, tuple | list) else (int(layers),)
+    if not layers or max(layers) >= n_layers or min(layers) < 0 or list(layers) != sorted(set(layers)):
         raise DataError(
-            f"{name}: layers={list(layers)}, but it has {known} of them; name some in ascending order, counted from 0"
+            f"{name}: layers={list(layers)}, but it has {n_layers} of them; name some in ascending order, "
+            "counted from 0"
         )
     return layers
 

@@ -139,25 +139,25 @@ HEADS = ("head.", "heads.", "head_dist.", "fc.", "fc_norm.", "classifier.", "nor
 
 
 def find_states(
-    held: Any,  # of `read_checkpoint`
+    checkpoint: Any,  # of `read_checkpoint`
     label: str = "",  # where this is in the file
     depth: int = 4,  # containers in containers
 ) -> Iterator[tuple[str, dict[str, Any]]]:  # label with dots, tensors by name
     "Every mapping of tensors in a checkpoint."
-    if not isinstance(held, Mapping):
+    if not isinstance(checkpoint, Mapping):
         return
     import torch
 
-    if tensors := {k: v for k, v in held.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}:
+    if tensors := {k: v for k, v in checkpoint.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}:
         yield label, tensors
-    for key, value in held.items() if depth else ():
+    for key, value in checkpoint.items() if depth else ():
         if isinstance(key, str):
             yield from find_states(value, f"{label}.{key}".strip("."), depth - 1)
 
 
 def find_prefixes(
     state: Mapping[str, Any],  # tensors by name
-    own: Mapping[str, Any],  # of the network
+    network: Mapping[str, Any],  # its tensors by name
 ) -> list[str]:  # "" and what ends in a dot, the shortest first
     "What may stand in front of a network's names: nested wrappers, and whatever stands in front of half of them."
     prefixes, fresh = {""}, {""}
@@ -167,8 +167,8 @@ def find_prefixes(
     counts: Counter[str] = Counter()
     for key in state:
         places = [0] + [i + 1 for i, c in enumerate(key) if c == "."]
-        counts.update(key[:i] for i in places if key[i:] in own)
-    return sorted(prefixes | {p for p, n in counts.items() if 2 * n >= len(own)}, key=lambda p: (len(p), p))
+        counts.update(key[:i] for i in places if key[i:] in network)
+    return sorted(prefixes | {p for p, n in counts.items() if 2 * n >= len(network)}, key=lambda p: (len(p), p))
 
 # %% ../../nbs/03_features/06_weights.ipynb #5eef9f3d
 @dataclass(frozen=True)
@@ -205,21 +205,21 @@ class Fit:
 
 
 def compare_state(
-    own: Mapping[str, Any],  # of the network
+    network: Mapping[str, Any],  # its tensors by name
     state: dict[str, Any],  # tensors by name
     label: str = "",
 ) -> Fit:
     "How a set of tensors and a network agree."
-    shapes = {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape}
-    used = sorted((own.keys() & state.keys()) - shapes)
-    missing = sorted(k for k in own.keys() - state.keys() if not k.endswith(COUNTERS))
-    extra, first = sorted(state.keys() - own.keys()), {k.split(".")[0] for k in own}
+    shapes = {k for k in network.keys() & state.keys() if network[k].shape != state[k].shape}
+    used = sorted((network.keys() & state.keys()) - shapes)
+    missing = sorted(k for k in network.keys() - state.keys() if not k.endswith(COUNTERS))
+    extra, first = sorted(state.keys() - network.keys()), {k.split(".")[0] for k in network}
     deeper = [k for k in extra if k.split(".")[0] in first and not k.startswith(HEADS) and not k.endswith(COUNTERS)]
-    mismatches = sorted(f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in shapes)
+    mismatches = sorted(f"{k} {tuple(state[k].shape)} for {tuple(network[k].shape)}" for k in shapes)
     return Fit(
         label,
         state,
-        len(own),
+        len(network),
         tuple(used),
         tuple(missing),
         tuple(mismatches),
@@ -230,12 +230,12 @@ def compare_state(
 
 def find_fits(
     model: Any,  # torch module
-    held: Any,  # of `read_checkpoint`
+    checkpoint: Any,  # of `read_checkpoint`
     convert: Callable[[dict, Any], dict] | None = None,  # (tensors, model) -> tensors under the model's names
 ) -> list[Fit]:
     "Every set of tensors in a checkpoint, with each wrapper taken off, compared with the network."
     tensors, fits = model.state_dict(), []
-    for label, state in find_states(held):
+    for label, state in find_states(checkpoint):
         for prefix in find_prefixes(state, tensors):
             part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             named = ".".join(filter(None, (label, prefix.rstrip("."))))

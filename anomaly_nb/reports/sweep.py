@@ -42,7 +42,7 @@ class Plan:
 
     template: str
     wanted: list[Wanted]
-    given: list[dict[str, Any]]  # of each run, the parameters that differ from the template's defaults
+    changed: list[dict[str, Any]]  # of each run, the parameters that differ from the template's defaults
     limits: Limits
     retries: int
 
@@ -210,7 +210,7 @@ def sweep(
     checked = read_plan(plan)
     if workers is not None and workers < 1:
         raise DataError(f"workers={workers} must be at least 1")
-    done = [_found(w, figures, retry_failed) for w in checked.wanted]
+    done = [_finished_record(w, figures, retry_failed) for w in checked.wanted]
     todo = [i for i, r in enumerate(done) if r is None]
     tasks = {i: _task(checked, i, figures) for i in todo}
     records = {i: r for i, r in enumerate(done) if r is not None}
@@ -237,7 +237,7 @@ def sweep(
     )
 
 
-def _found(wanted: Wanted, figures: str | Path, retry_failed: bool) -> dict[str, Any] | None:
+def _finished_record(wanted: Wanted, figures: str | Path, retry_failed: bool) -> dict[str, Any] | None:
     "The record of a run that need not be made."
     record = (
         Store(str(figures)).record(wanted.name)
@@ -257,7 +257,7 @@ def _task(plan: Plan, number: int, figures: str | Path) -> dict[str, Any]:
         "name": spec.name,
         "run_id": spec.run_id,
         "template": plan.template,
-        "parameters": plan.given[number],
+        "parameters": plan.changed[number],
         "figures": str(figures),
         "notebook": find_template(plan.template).read_text(encoding="utf-8") if is_custom else "",
         "limits": vars(plan.limits),

@@ -73,13 +73,13 @@ RENAMED = {"draws": ("n_repeats", "n_resamples"), "bootstrap": ("n_resamples",)}
 
 
 def current_names(
-    given: Mapping[str, Any],  # parameters, as a run or a plan of an earlier version may name them
+    overrides: Mapping[str, Any],  # parameters, as a run or a plan of an earlier version may name them
     taken: Mapping[str, Any],  # those that the report takes
     report: str,  # its name, for messages
 ) -> dict[str, Any]:
-    "`given` under the names of now, with a `Notice` for each that changed. Raises `DataError` for one given twice."
+    "Parameters under their names of today; a `Notice` for each that changed. Raises `DataError` for one given twice."
     values = {}
-    for name, value in given.items():
+    for name, value in overrides.items():
         now = name if name in taken else next((n for n in RENAMED.get(name, ()) if n in taken), name)
         if now != name:
             warnings.warn(f"{report}: {name} is now called {now}", Notice, stacklevel=3)
@@ -169,19 +169,19 @@ def _type_comment(comment: str) -> tuple[ast.expr | None, str]:
 
 def check_parameters(
     template: str | Path,  # name or path
-    given: Mapping[str, Any],  # values, or text as typed on a command line
+    overrides: Mapping[str, Any],  # values, or text as typed on a command line
 ) -> dict[str, Any]:  # every parameter with its value
-    "The template's defaults with `given` put in. Raises `DataError` for an unknown name or a value of another type."
+    "The template's defaults with `overrides`. Raises `DataError` for an unknown name or a value of another type."
     parameters = template_parameters(template)
     values = {name: parameter["default"] for name, parameter in parameters.items()}
-    for name, value in current_names(given, parameters, Path(template).stem).items():
+    for name, value in current_names(overrides, parameters, Path(template).stem).items():
         if name not in parameters:
             near = difflib.get_close_matches(name, parameters, 1)
             raise DataError(
                 f"{Path(template).stem}: no parameter "
                 f"{name!r}{f'; did you mean {near[0]!r}?' if near else ''} It takes {', '.join(parameters)}"
             )
-        values[name] = _kept(name, _typed(name, value, parameters[name]["type"]))
+        values[name] = _storable(name, _typed(name, value, parameters[name]["type"]))
         if name == "seed":
             check_random_state(values[name], name)
     return values
@@ -232,7 +232,7 @@ def _json(name: str, text: str) -> Any:
         raise DataError(f"{name}={text!r} is not a dictionary; write it as JSON, e.g. '{{\"a\": 1}}'") from None
 
 
-def _kept(name: str, value: Any) -> Any:
+def _storable(name: str, value: Any) -> Any:
     "A parameter's value if a record can keep it."
     try:
         to_json(value).encode("utf-8")

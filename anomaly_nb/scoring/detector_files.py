@@ -112,7 +112,7 @@ def _write_files(detector: Any, folder: Path) -> None:
     if Path(detector.prompts).is_file():
         with atomic_write(folder / "prompts" / Path(detector.prompts).name) as f:
             f.write(Path(detector.prompts).read_bytes())
-    params["backbone"], weights = detector.given_backbone()
+    params["backbone"], weights = detector.chosen_backbone()
     params["weights"] = Path(weights).resolve().as_posix() if weights and Path(weights).is_file() else weights
     prepared = detector.preparation_
     arrays = {name: getattr(prepared, name) for name in ARRAYS} | {

@@ -97,7 +97,7 @@ def _example(size: tuple[int, int], rule: Intensity) -> np.ndarray:
     return (values if rule.type == "float32" else np.rint(values)).astype(rule.type)
 
 
-def _distance(detector: Any, found: tuple[np.ndarray, ...], image: np.ndarray) -> float:
+def _distance(detector: Any, outputs: tuple[np.ndarray, ...], image: np.ndarray) -> float:
     "The largest difference of scores, patch scores and map from the detector's, relative above one."
     shown, network = detector.intensity_.apply(image)[0], detector.network()
     patches, patch_hw, cls = network(network.transform(shown)[None])
@@ -109,7 +109,7 @@ def _distance(detector: Any, found: tuple[np.ndarray, ...], image: np.ndarray) -
         heatmaps(scores, patch_hw, shown.shape[:2], detector.smoothing),
         scores.reshape(1, *patch_hw),
     )
-    return max(float((np.abs(a - b) / np.maximum(np.abs(b), 1)).max()) for a, b in zip(found, expected, strict=True))
+    return max(float((np.abs(a - b) / np.maximum(np.abs(b), 1)).max()) for a, b in zip(outputs, expected, strict=True))
 
 
 def _no_files(n: int) -> Any:
