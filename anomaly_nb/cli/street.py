@@ -300,7 +300,7 @@ def score(
         inputs = image if size is None else resized_image(image, size)
         if not other_size:
             check_sizes(
-                validation.about.get("sizes", []),
+                validation.metadata.get("sizes", []),
                 [inputs.shape[:2]],
                 f"{path}: give --height and --width, or --other-size to use the thresholds nonetheless",
             )

@@ -200,7 +200,7 @@ def evaluate(
             dataset,
             protocol=protocol,
             run=run.resolve().name,
-            thresholds_at=validation.about.get("sizes", []),
+            thresholds_at=validation.metadata.get("sizes", []),
         )
     else:
         training = open_data(fit_data, fit_root, fit_split, fit_held_out or held_out, size) if fit_data else None

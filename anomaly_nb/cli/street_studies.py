@@ -84,12 +84,12 @@ def _study_run(
     network = place.network(device)
     if study == "heat":
         result = heat_study(network, scorer, dataset)
-        result.about["identity"] = evaluation_identity(network, scorer, dataset, protocol="terms of HEAT")
+        result.metadata["identity"] = evaluation_identity(network, scorer, dataset, protocol="terms of HEAT")
         table = results_table(result)
         write_comparison(save_evaluation(out, result), table, "results")
         save_figure(out / "results.png", comparison_plot(table))
         write_text(out / "differences.csv", difference_table(result, "heat").to_csv(index=False, lineterminator="\n"))
-        fractions = ", ".join(f"{n} {v:.2f}" for n, v in result.about["fractions"].items())
+        fractions = ", ".join(f"{n} {v:.2f}" for n, v in result.metadata["fractions"].items())
         typer.echo(to_markdown(table[table["protocol"] == "pooled"]) + f"\nfractions of the terms: {fractions}\n{out}")
         return
     counts = load_evaluation(
@@ -270,7 +270,7 @@ def compare(
         save_figure(out / f"{name}.png", comparison_plot(table))
         heading = ", ".join(
             f"{k} {v}"
-            for k, v in next(iter(group.values())).about.get("identity", {}).items()
+            for k, v in next(iter(group.values())).metadata.get("identity", {}).items()
             if k in ("data", "split", "size", "void policy")
         )
         apart = (

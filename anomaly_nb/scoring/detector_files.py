@@ -196,13 +196,13 @@ def read_detector(
         ) from None
 
 
-def _check_manifest(folder: Path, about: dict[str, Any]) -> None:
+def _check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Every file that is read must be as the manifest says; the first detectors had none, which is said.
 
     Raises `MissingFileError`, `DataError`.
     """
     if not (folder / MANIFEST).exists():
-        if "format" in about:
+        if "format" in manifest:
             raise MissingFileError(
                 f"{folder / MANIFEST}: no such file, so nothing says whether the others are whole; copy the whole "
                 "folder again, or fit again"
@@ -220,20 +220,20 @@ def _check_manifest(folder: Path, about: dict[str, Any]) -> None:
             raise DataError(f"{path}: is not named in {MANIFEST}; copy the whole folder again, or fit again")
 
 
-def _rebuilt(folder: Path, about: dict[str, Any], kind: type, weights: str) -> Any:
+def _rebuilt(folder: Path, manifest: dict[str, Any], kind: type, weights: str) -> Any:
     "A detector from its files. Raises what a field of another form raises."
-    params: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in about["params"].items()}
+    params: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["params"].items()}
     arrays = load_arrays(folder / "preparation.npz", [*ARRAYS, "held_out_"], ["held_out_patches_", "cells_"])
-    bank, preparation = load_bank(folder / "bank"), Preparation(**(about["preparation"] or {}))
+    bank, preparation = load_bank(folder / "bank"), Preparation(**(manifest["preparation"] or {}))
     detector = kind(
         **params,
-        bank=clone(bank) if about["bank"] else None,
-        preparation=clone(preparation) if about["preparation"] else None,
+        bank=clone(bank) if manifest["bank"] else None,
+        preparation=clone(preparation) if manifest["preparation"] else None,
     )
     detector.patch_hw_, detector.paths_, preparation.dimensions_ = (
-        tuple(about["patch_hw"]),
-        about["paths"],
-        about["dimensions"],
+        tuple(manifest["patch_hw"]),
+        manifest["paths"],
+        manifest["dimensions"],
     )
     for name in ARRAYS:
         setattr(preparation, name, arrays[name])
@@ -244,25 +244,25 @@ def _rebuilt(folder: Path, about: dict[str, Any], kind: type, weights: str) -> A
     detector.reference_ = load_bank(folder / "reference") if (folder / "reference").is_dir() else bank
     detector.threshold_ = Threshold.load(folder / "threshold.json") if (folder / "threshold.json").exists() else None
     detector.groups_, detector.version_, detector.spec_ = (
-        about.get("groups", []),
-        about.get("version", 1),
-        about["spec"],
+        manifest.get("groups", []),
+        manifest.get("version", 1),
+        manifest["spec"],
     )
     # older ones: 8-bit
-    detector.intensity_ = Intensity.from_dict(about["intensity"]) if "intensity" in about else Intensity()
-    detector.choice_ = about.get("choice", {})
+    detector.intensity_ = Intensity.from_dict(manifest["intensity"]) if "intensity" in manifest else Intensity()
+    detector.choice_ = manifest.get("choice", {})
     family, mark, options = detector.parts().backbone.partition("?")
     if family == detector.spec_.get("name") == "filters":  # their first version, from before there were versions
         detector.backbone = recorded_name("filters") + mark + options
     if weights:
         detector.weights = weights
-    detector.cells_, detector.learned_ = arrays.get("cells_", np.empty((0, 2), np.int32)), about.get("learned", {})
-    detector.budget_, detector.alike_ = about.get("budget", {}), []
+    detector.cells_, detector.learned_ = arrays.get("cells_", np.empty((0, 2), np.int32)), manifest.get("learned", {})
+    detector.budget_, detector.alike_ = manifest.get("budget", {}), []
     if masks := sorted((folder / "region").glob("*")):
         detector.region = masks[0].as_posix()
     if prompts := sorted((folder / "prompts").glob("*")):
         detector.prompts = prompts[0].as_posix()
-    plain = about.get("layout", Layout().said()) == Layout().said()  # older ones saw all images so
+    plain = manifest.get("layout", Layout().said()) == Layout().said()  # older ones saw all images so
     detector.layout_ = (
         Layout(detector.patch_hw_)
         if plain

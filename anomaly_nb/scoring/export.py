@@ -29,12 +29,12 @@ SCRIPT = """"Decide on an image: python predict.py part.png. Needs onnxruntime, 
 import json, sys, numpy as np, onnxruntime
 from pathlib import Path
 here, path = Path(__file__).parent, sys.argv[1]
-about, session = json.loads((here / "export.json").read_text()), onnxruntime.InferenceSession(here / "detector.onnx")
+settings, session = json.loads((here / "export.json").read_text()), onnxruntime.InferenceSession(here / "detector.onnx")
 image = np.load(path) if path.endswith(".npy") else np.asarray(__import__("PIL.Image").Image.open(path).convert("RGB"))
-score, heat = (found[0] for found in session.run(["score", "map"], {"image": image[None].astype(about["input"])}))
-p_value = (1 + sum(s >= score for s in about["held_out"])) / (1 + len(about["held_out"]))
+score, heat = (values[0] for values in session.run(["score", "map"], {"image": image[None].astype(settings["input"])}))
+p_value = (1 + sum(s >= score for s in settings["held_out"])) / (1 + len(settings["held_out"]))
 hottest = [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]  # row, column
-decision = {"score": float(score), "anomalous": bool(score >= about["threshold"])}
+decision = {"score": float(score), "anomalous": bool(score >= settings["threshold"])}
 print(json.dumps(decision | {"p_value": p_value, "hottest": hottest}))
 """
 

@@ -322,7 +322,7 @@ def heat_study(
     model: StreetModel,
     scorer: PixelScorer,  # fitted, with "heat" among its methods
     dataset: StreetDataset,  # with an anomaly in it
-) -> StreetEvaluation:  # methods = HEAT_VARIANTS; `about["fractions"]`: mean fraction of each term
+) -> StreetEvaluation:  # methods = HEAT_VARIANTS; `metadata["fractions"]`: mean fraction of each term
     """Score every pixel by the terms of HEAT and by HEAT without its parts.
 
     Raises `DataError` where the run has no HEAT of its own.
@@ -336,7 +336,7 @@ def heat_study(
     model.eval()
     result, fractions = (
         StreetEvaluation(
-            HEAT_VARIANTS, about={"dataset": dataset.name, "split": dataset.split, "images": len(dataset)}
+            HEAT_VARIANTS, metadata={"dataset": dataset.name, "split": dataset.split, "images": len(dataset)}
         ),
         [],
     )
@@ -345,7 +345,7 @@ def heat_study(
         maps, fraction = _heat_variants(heat, predict(model, scene.image))
         result.update(scene.key, maps, scene.anomaly)
         fractions.append(fraction)
-    result.about["fractions"] = {n: float(np.mean([s[n] for s in fractions])) for n in fractions[0]}
+    result.metadata["fractions"] = {n: float(np.mean([s[n] for s in fractions])) for n in fractions[0]}
     return result
 
 # %% ../../nbs/07_segmentation/13_ablation.ipynb #22a51064

@@ -26,7 +26,7 @@ def incomparable(
     b: StreetEvaluation,
 ) -> list[str]:  # what differs, such as "size (512x512, 240x320)"; empty = they may stand in one table
     "What keeps two evaluations out of one table: other data, images, labels, void policy, size or protocol."
-    different = identity_differences(a.about, b.about, COMPARED)
+    different = identity_differences(a.metadata, b.metadata, COMPARED)
     odd = set(a.images) ^ set(b.images)
     return different + ([f"images ({len(odd)} are in one only, e.g. {min(odd)})"] if odd else [])
 

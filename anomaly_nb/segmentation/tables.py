@@ -82,7 +82,7 @@ def results_table(
     for method, histogram in evaluation.histograms.items():
         if not histogram.positives or not histogram.negatives:
             raise DataError(
-                f"{evaluation.about.get('dataset', 'data')}: {histogram.positives} anomalous and {histogram.negatives} "
+                f"{evaluation.metadata.get('dataset', 'data')}: {histogram.positives} anomalous and {histogram.negatives} "
                 "normal pixels; ranking metrics need both"
             )
         bounds = histogram.bounds()
@@ -229,8 +229,8 @@ def operating_points(
     """
     if not other_size:
         check_sizes(
-            validation.about.get("sizes", []),
-            evaluation.about.get("sizes", []),
+            validation.metadata.get("sizes", []),
+            evaluation.metadata.get("sizes", []),
             "evaluate both at one size, or pass other_size=True",
         )
     rows = []
