@@ -64,8 +64,8 @@ app = typer.Typer(
 def _recorded(
     run: Any,  # StreetRun
     size: tuple[int, int] | None,
-    about: dict[str, Any],  # what the other commands need
-    given: dict[str, Any],  # options that decide the outcome
+    metadata: dict[str, Any],  # what the other commands need
+    options: dict[str, Any],  # options that decide the outcome
 ) -> Iterator[Any]:  # to be called with the history after every epoch: writes the run's page and record
     "Keep `run.json` a record of the ledger: running from the first epoch on, then ok, failed or stopped."
     import time
@@ -79,14 +79,15 @@ def _recorded(
 
     def write(status: str, error: str | None = None) -> None:
         record = {
-            "run_id": sha256_json(given)[:12],
+            "run_id": sha256_json(options)[:12],
             "report": "street_train",
-            "parameters": given,
+            "parameters": options,
             "metrics": metrics,
             "status": status,
             "error": error,
         }
-        run.describe(size, **about, **record, **metrics, started=started, seconds=round(time.perf_counter() - start, 1))
+        seconds = round(time.perf_counter() - start, 1)
+        run.describe(size, **metadata, **record, **metrics, started=started, seconds=seconds)
 
     def after(history: Any) -> None:
         best = int(history["val_miou"].idxmax())

@@ -20,7 +20,7 @@ def own_network(
     fit_logits: str,
     resize: bool,
     options: dict[str, Any],  # input, mean, std of a file
-    given: dict[str, Any],  # of PixelScorer
+    scorer_options: dict[str, Any],  # of PixelScorer
     around: dict[str, Any],  # average, patches, patch_weights, patch_size, device
 ) -> tuple[Any, Any]:
     "Networks of one's own, or stored logits, and the scores fitted for them."
@@ -46,7 +46,7 @@ def own_network(
         network = source = _networks(model, classes, options, around["average"], around["device"])
     if around["patches"]:
         network, source = (_with_patches(n, around) for n in (network, source))
-    scorer = PixelScorer(names, **given)
+    scorer = PixelScorer(names, **scorer_options)
     return network, scorer.fit(source, dataset if training is None else training, every_pixel=training is None)
 
 
