@@ -82,8 +82,8 @@ def results_table(
     for method, histogram in evaluation.histograms.items():
         if not histogram.positives or not histogram.negatives:
             raise DataError(
-                f"{evaluation.metadata.get('dataset', 'data')}: {histogram.positives} anomalous and {histogram.negatives} "
-                "normal pixels; ranking metrics need both"
+                f"{evaluation.metadata.get('dataset', 'data')}: {histogram.positives} anomalous and "
+                f"{histogram.negatives} normal pixels; ranking metrics need both"
             )
         bounds = histogram.bounds()
         exact = max(
