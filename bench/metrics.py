@@ -41,18 +41,18 @@ def full_sort_aupro(masks, maps, limit: float = 0.3) -> float:
     "AUPRO by sorting every pixel: the definition, written plainly."
     from scipy.ndimage import label
 
-    fp, share, score, regions = [], [], [], 0
+    fp, fraction, score, regions = [], [], [], 0
     for mask, one in zip(masks, maps):
         numbers, n = label(mask, structure=np.ones((3, 3)))
         size = np.bincount(numbers.ravel())
         fp.append(~mask.ravel())
-        share.append(np.where(mask, 1 / size[numbers], 0).ravel())
+        fraction.append(np.where(mask, 1 / size[numbers], 0).ravel())
         score.append(one.ravel())
         regions += n
     order = np.argsort(np.concatenate(score), kind="stable")[::-1]
     score_sorted = np.concatenate(score)[order]
     x = np.cumsum(np.concatenate(fp)[order], dtype=np.float64)
-    y = np.cumsum(np.concatenate(share)[order]) / regions
+    y = np.cumsum(np.concatenate(fraction)[order]) / regions
     last_of_tie = np.append(np.diff(score_sorted) != 0, True)
     x, y = np.append(0, x[last_of_tie] / x[-1]), np.append(0, y[last_of_tie])
     beyond = np.searchsorted(x, limit, side="right")
@@ -97,19 +97,19 @@ def pixels(n: int) -> list[dict]:
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     rng = np.random.default_rng(0)
-    truth = rng.random(n) < 0.02
-    score = (rng.normal(size=n) + 1.5 * truth).astype(np.float32)
+    y_true = rng.random(n) < 0.02
+    score = (rng.normal(size=n) + 1.5 * y_true).astype(np.float32)
 
     def counted():
-        histogram = ScoreHistogram().update(truth, score)
+        histogram = ScoreHistogram().update(y_true, score)
         return histogram.roc_auc(), histogram.average_precision(), histogram
 
     ours, (_, _, histogram) = timed(counted, 3)
-    plain, exact = timed(lambda: (roc_auc(truth, score), average_precision(truth, score)), 2)
-    theirs, expected = timed(lambda: (roc_auc_score(truth, score), average_precision_score(truth, score)))
+    plain, exact = timed(lambda: (roc_auc(y_true, score), average_precision(y_true, score)), 2)
+    theirs, expected = timed(lambda: (roc_auc_score(y_true, score), average_precision_score(y_true, score)))
     assert np.allclose(exact, expected, rtol=0, atol=1e-12), "the sorted metrics must equal scikit-learn's"
     stored = histogram.stored(score)
-    assert np.allclose((histogram.roc_auc(), histogram.average_precision()), (roc_auc(truth, stored), average_precision(truth, stored)), rtol=0, atol=1e-12)
+    assert np.allclose((histogram.roc_auc(), histogram.average_precision()), (roc_auc(y_true, stored), average_precision(y_true, stored)), rtol=0, atol=1e-12)
     bounds = histogram.bounds()
     assert all(low <= v <= high for v, (low, high) in zip(expected, (bounds["roc_auc"], bounds["average_precision"])))
     work = f"AUROC + AP of {n:.0e} pixels"
@@ -137,13 +137,13 @@ def stream(n: int, shape: tuple[int, int]) -> list[dict]:
     return [{**row(f"RegionHistogram, {n} x {size}", seconds, None, f"all metrics and AUPRO of {n} maps {size}, streamed", note), "peak_mb": memory}]
 
 
-def bootstrap(n: int, replicates: int) -> list[dict]:
+def bootstrap(n: int, n_resamples: int) -> list[dict]:
     "Intervals of all pooled metrics from per-image counts."
     histogram = RegionHistogram()
     for i, (mask, score) in enumerate(images(n, (256, 256))):
         histogram.update(mask, score, image=f"{i:04d}")
-    ours, _ = timed(lambda: histogram_intervals(histogram, n=replicates))
-    return [row("histogram_intervals", ours, None, f"{replicates} bootstrap replicates of 6 metrics, {n} images", "every replicate exact")]
+    ours, _ = timed(lambda: histogram_intervals(histogram, n_resamples=n_resamples))
+    return [row("histogram_intervals", ours, None, f"{n_resamples} bootstrap resamples of 6 metrics, {n} images", "every resample exact")]
 
 
 def run(small: bool) -> list[dict]:

@@ -10,7 +10,7 @@ import numpy as np
 from bench.metrics import peak_memory, images, row
 
 
-def _evaluate(n: int, draws: int) -> tuple[float, float, float, float]:
+def _evaluate(n: int, n_resamples: int) -> tuple[float, float, float, float]:
     "Seconds to count n maps, seconds of the tables, pooled AUROC, and peak memory in MB; run in a process of its own."
     from anomaly_nb.segmentation.evaluation import StreetEvaluation
     from anomaly_nb.segmentation.evaluation_files import save_evaluation
@@ -29,7 +29,7 @@ def _evaluate(n: int, draws: int) -> tuple[float, float, float, float]:
         evaluation.update(f"{i:04}", {"max_logit": scorer.ranked("max_logit", score)}, anomaly, labels, prediction)
         counting += time.perf_counter() - start
     start = time.perf_counter()
-    table = results_table(evaluation, draws)
+    table = results_table(evaluation, n_resamples)
     with tempfile.TemporaryDirectory() as folder:
         save_evaluation(folder, evaluation)
     return counting, time.perf_counter() - start, float(table["auroc"].iloc[0]), peak_memory()
@@ -65,13 +65,13 @@ def _components(n: int) -> tuple[float, float, float]:
 
 def run(small: bool) -> list[dict]:
     "1500 maps of 512x512, the test split of StreetHazards (small: 40)."
-    n, draws = (40, 50) if small else (1500, 200)
+    n, n_resamples = (40, 50) if small else (1500, 200)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        counting, tables, auroc, memory = pool.submit(_evaluate, n, draws).result()
+        counting, tables, auroc, memory = pool.submit(_evaluate, n, n_resamples).result()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         seconds, f1, most = pool.submit(_components, n).result()
     assert 0.5 < auroc < 1, "the maps hold a signal"
-    note = f"counting {counting:.1f} s, tables with {draws} bootstrap draws {tables:.1f} s; {memory:.0f} MB of memory at most"
+    note = f"counting {counting:.1f} s, tables with {n_resamples} bootstrap resamples {tables:.1f} s; {memory:.0f} MB of memory at most"
     assert 0 <= f1 <= 1
     parts = {**row(f"street components, {n} maps", seconds, None, f"pixels and components of {n} maps 512x512, with intervals", f"{most:.0f} MB of memory at most"), "peak_mb": most}
     return [{**row(f"street evaluation, {n} maps", counting + tables, None, f"mIoU, pooled and per-image figures of {n} maps 512x512", note), "peak_mb": memory}, parts]

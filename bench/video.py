@@ -90,8 +90,8 @@ def stages(folder: Path, small: bool) -> dict:
     parts["evaluation"] = time.perf_counter() - middle
     combined = found[0].set_index("scores").loc["combined"]
     note = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in parts.items())
-    merit = f"AUROC {combined['micro']:.4f}, RBDC {combined['rbdc']:.4f}, TBDC {combined['tbdc']:.4f}"
-    return row(f"video {'Ped2' if ped2 else 'clips'}, {len(frames)} frames", time.perf_counter() - start, None, f"from frames to AUROC; {merit}", note)
+    metrics = f"AUROC {combined['micro']:.4f}, RBDC {combined['rbdc']:.4f}, TBDC {combined['tbdc']:.4f}"
+    return row(f"video {'Ped2' if ped2 else 'clips'}, {len(frames)} frames", time.perf_counter() - start, None, f"from frames to AUROC; {metrics}", note)
 
 
 def run(small: bool) -> list[dict]:

@@ -17,11 +17,11 @@ from anomaly_nb.metrics import roc_auc
 SLOW = os.environ.get("ANOMALY_NB_SLOW") == "1"
 
 
-def over_events(truth, score):
-    return float(np.mean([roc_auc(truth[:, e], score[:, e]) for e in range(truth.shape[1])]))
+def over_events(y_true, score):
+    return float(np.mean([roc_auc(y_true[:, e], score[:, e]) for e in range(y_true.shape[1])]))
 
 
-def planted_trial(seed, baselines=True, **world_of):
+def planted_run(seed, baselines=True, **world_of):
     "Recovery AUROC per role, and video and frame AUROC of roles and baselines on 100 unseen videos."
     world = planted_presences(random_state=seed, **world_of)
     p = torch.tensor(world.p)
@@ -42,18 +42,18 @@ def planted_trial(seed, baselines=True, **world_of):
 
 def test_planted_roles_in_small_worlds():
     "Three small worlds: one alone moves the difference between two models by 0.02 either way."
-    trials = [planted_trial(seed, events=2, frames=16) for seed in range(3)]
-    for direct, indirect, counter in (recovery for recovery, _ in trials):
+    runs = [planted_run(seed, events=2, frames=16) for seed in range(3)]
+    for direct, indirect, counter in (recovery for recovery, _ in runs):
         assert direct > 0.9 and indirect > 0.75 and counter > 0.75
-    frame = {m: np.mean([event[m][1] for _, event in trials]) for m in trials[0][1]}
+    frame = {m: np.mean([event[m][1] for _, event in runs]) for m in runs[0][1]}
     assert frame["roles"] > max(frame["probe"], frame["bottleneck"]) - 0.02
 
 
-@pytest.mark.skipif(not SLOW, reason="set ANOMALY_NB_SLOW=1 for the five-seed trial (minutes)")
+@pytest.mark.skipif(not SLOW, reason="set ANOMALY_NB_SLOW=1 for the five-seed run (minutes)")
 def test_planted_roles_five_seeds():
-    trials = [planted_trial(seed, frames=20) for seed in range(5)]
-    recovery = np.array([r for r, _ in trials])
-    event = {m: np.array([e[m] for _, e in trials]) for m in trials[0][1]}
+    runs = [planted_run(seed, frames=20) for seed in range(5)]
+    recovery = np.array([r for r, _ in runs])
+    event = {m: np.array([e[m] for _, e in runs]) for m in runs[0][1]}
     print("\nrecovery direct, indirect, counter:", recovery.mean(0).round(3), "per seed", recovery.round(3).tolist())
     for m, values in event.items():
         print(m, "video and frame AUROC", values.mean(0).round(3), values.round(3).tolist())

@@ -217,3 +217,12 @@ def test_a_coreset_is_a_fraction_or_a_count(wrong):
     with pytest.raises(DataError, match=r"a fraction as a float in \(0, 1\], a count as an int from 1, or None for all"):
         coreset_count(wrong, 10)
     assert [coreset_count(c, 10) for c in (1.0, 1, 0.25, 3, 99, None)] == [10, 1, 2, 3, 10, 10]
+
+
+def test_a_mutual_bank_saved_with_an_earlier_name_opens(tmp_path):
+    x = np.random.default_rng(0).random((4, 9, 6)).astype(np.float32)
+    bank = MutualBank((1,), 0.5).fit(x, (3, 3))
+    path = bank.save(tmp_path / "bank") / "bank.json"
+    path.write_text(path.read_text().replace('"fraction"', '"share"'))
+    again = load_bank(tmp_path / "bank")
+    assert again.fraction == 0.5 and np.array_equal(again.score(x), bank.score(x))

@@ -205,13 +205,13 @@ def test_planted_shift_is_found(n, shift, power):
     assert found >= power * runs - 3 * np.sqrt(runs * power * (1 - power))
 
 
-@pytest.mark.parametrize("n, share", [(300, 0.1), (1000, 0.05), (3000, 0.03)])
-def test_planted_defects_are_found(n, share):
+@pytest.mark.parametrize("n, fraction", [(300, 0.1), (1000, 0.05), (3000, 0.03)])
+def test_planted_defects_are_found(n, fraction):
     rng, found, runs = np.random.default_rng(n), 0, RUNS if SLOW else 40
     for i in range(runs):
-        now = np.where(rng.random(n) < share, rng.normal(6, 1, n), rng.normal(size=n))
+        now = np.where(rng.random(n) < fraction, rng.normal(6, 1, n), rng.normal(size=n))
         found += drift_metrics(rng.normal(size=n), now, random_state=i).verdict == "unstable"
-    print(f"{share:.0%} defects, n={n}: found in {found / runs:.1%}")
+    print(f"{fraction:.0%} defects, n={n}: found in {found / runs:.1%}")
     assert found >= 0.8 * runs
 
 

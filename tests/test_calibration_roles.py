@@ -187,7 +187,7 @@ def test_a_lost_database_does_not_overwrite_versions(tmp_path):
 @pytest.mark.parametrize("policy", ["auto", "spec"])
 def test_policies_without_drift_and_with_creep(tmp_path, policy):
     "`auto` moves on evidence only, and its alarm survives the moves; `spec` moves by the plain rule."
-    moved, rung = [], []
+    moved, triggered = [], []
     for seed in range(10 if SLOW else 2):
         rng = np.random.default_rng(seed)
         store = CalibrationStore(tmp_path / str(seed), Settings(calibrate_heads=True, calibration_policy=policy, calibration_window="new"))
@@ -196,9 +196,9 @@ def test_policies_without_drift_and_with_creep(tmp_path, policy):
             store.tag("net", "creep", names(k, 300), rng.beta(4, 8, 300) + 0.02 * k)
             report = store.run()
         moved.append(len(store.table("SELECT 1 FROM reference_moves m JOIN heads h ON h.id = m.head_id WHERE head_name = 'calm' AND from_version IS NOT NULL")))
-        rung.append(report["heads"]["net/creep"]["alarm"]["rung"])
+        triggered.append(report["heads"]["net/creep"]["alarm"]["rung"])
     assert np.mean(moved) <= 0.3 if policy == "auto" else np.mean(moved) >= 1
-    assert all(rung)
+    assert all(triggered)
 
 
 def year(folder, creep, weeks, seed, per_week=100):

@@ -29,7 +29,7 @@ def draw_image(path, value=0):
 
 def write_tree(root, layout, rng, count=6):
     "A random data set; returns the mask of each anomalous image."
-    normal, anomalous, truth, suffix = TREES[layout]
+    normal, anomalous, masks, suffix = TREES[layout]
     below = lambda folder: root / folder.replace("1cls/", "1cls/part/") if layout == "visa" else root / "01" / folder
     for folder in normal:
         for i in range(3):
@@ -37,7 +37,7 @@ def write_tree(root, layout, rng, count=6):
     stems = [f"{i:03d}" for i in rng.choice(900, count, replace=False)]
     for stem in stems:
         draw_image(below(anomalous) / f"{stem}{rng.choice(ENDINGS)}")
-    return {stem: draw_image(below(truth) / f"{stem}{suffix}{rng.choice(['.png', '.bmp'])}", int(rng.integers(1, 256))) for stem in rng.permutation(stems)}
+    return {stem: draw_image(below(masks) / f"{stem}{suffix}{rng.choice(['.png', '.bmp'])}", int(rng.integers(1, 256))) for stem in rng.permutation(stems)}
 
 
 @pytest.mark.parametrize("layout", TREES)
@@ -133,8 +133,8 @@ def test_loco_regions_saturate(tmp_path):
     part = tmp_path / "box"
     for name in ("train/good/000", "validation/good/000", "test/good/000", "test/logical_anomalies/007"):
         draw_image(part / f"{name}.png")
-    truth = part / "ground_truth/logical_anomalies/007"
-    draw_image(truth / "000.png", 9)
+    masks = part / "ground_truth/logical_anomalies/007"
+    draw_image(masks / "000.png", 9)
     config = [{"defect_name": "a", "pixel_value": 9, "saturation_threshold": 4, "relative_saturation": False}]
     (part / "defects_config.json").write_text(json.dumps(config))
     row = read_index("mvtec_loco", tmp_path).query("label == 1").iloc[0]
@@ -145,7 +145,7 @@ def test_loco_regions_saturate(tmp_path):
     (part / "defects_config.json").write_text("{}")
     with pytest.raises(DataError, match="holds the values"):
         loco_regions(row.mask_path)
-    (truth / "000.png").unlink()
+    (masks / "000.png").unlink()
     with pytest.raises(DataError, match="without a mask"):
         read_index("mvtec_loco", tmp_path)
 

@@ -50,7 +50,7 @@ def figures(tmp_path_factory):
     "A dozen runs: three reports, two banks, a failure, one under way, one with hostile words."
     folder = tmp_path_factory.mktemp("figures")
     for n in range(6):
-        make_run(folder, n, figure_names=("hits", "roc") if n < 4 else ("roc",), bank="padim" if n % 2 else "knn", k=n // 2 + 1, category=("nut", "wood", "weave")[n % 3])
+        make_run(folder, n, figure_names=(("true_positives", "roc")) if n < 4 else ("roc",), bank="padim" if n % 2 else "knn", k=n // 2 + 1, category=("nut", "wood", "weave")[n % 3])
     make_run(folder, 6, "failed", category="wood")
     make_run(folder, 7, "running")
     make_run(folder, 8, report="video_calibration", dataset="clips", figure_names=("top_frames",))
@@ -120,7 +120,7 @@ def test_failures_first_and_damaged_records_are_shown(figures, tmp_path):
     write_text(tmp_path / "runs" / "cut" / "run.json", '{"run_id": "1')
     write_text(tmp_path / "runs" / "odd" / "run.json", '{"run_id": "3", "report": "mine", "status": "ok", "parameters": {}, "metrics": [1]}')
     write_text(tmp_path / "runs" / "nan" / "run.json", '{"run_id": "2", "report": "mine", "status": "ok", "parameters": {}, "metrics": {"x": NaN, "y": Infinity, "z": 1}}')
-    (tmp_path / "runs" / "image_anomaly-0000" / "figures" / "hits.png").write_bytes(b"no image")
+    (tmp_path / "runs" / "image_anomaly-0000" / "figures" / "true_positives.png").write_bytes(b"no image")
     statuses = {r["folder"]: r["status"] for r in read_runs(tmp_path)}
     assert statuses["cut"] == statuses["odd"] == statuses["nan"] == "damaged"
     assert list(statuses.values()).index("ok") == sum(s != "ok" for s in statuses.values())
@@ -322,10 +322,10 @@ def test_comparison_shows_what_differs(figures, visit):
     a, b = (0.6 + 0.39 * ((n * 37) % 101) / 101 for n in (0, 3))
     assert f"{a:.4f}" in line and f"{a - 0.05:.3f} – {a + 0.03:.3f}" in line.replace("\n", "") and f"+{b - a:.4f}".replace("+-", "−") in line
     names = view.locator(".figures h3").all_inner_texts()
-    assert names == ["Hits", "Roc"]
+    assert names == ["True positives", "Roc"]
     images = view.locator(".figures img")
-    assert [images.nth(i).get_attribute("src") for i in (0, 1)] == [f"runs/image_anomaly-000{n}/figures/hits.png" for n in (0, 3)]
-    assert images.first.get_attribute("alt") == "What to see in hits." and "What to see in roc." in view.inner_text()
+    assert [images.nth(i).get_attribute("src") for i in (0, 1)] == [f"runs/image_anomaly-000{n}/figures/true_positives.png" for n in (0, 3)]
+    assert images.first.get_attribute("alt") == "What to see in true_positives." and "What to see in roc." in view.inner_text()
     links = set(view.locator(".side a").evaluate_all("links => links.map(a => a.getAttribute('href'))"))
     assert {"runs/image_anomaly-0003/report.html", "runs/image_anomaly-0003/run.json", "runs/image_anomaly-0000/scores.csv"} <= links
     for i in range(images.count()):
@@ -447,7 +447,7 @@ def test_accessible(figures, visit, scheme, hash):
 def test_a_thousand_runs(tmp_path, visit):
     from PIL import Image
 
-    make_run(tmp_path, 0, figure_names=("hits", "misses", "roc", "pro", "examples"))
+    make_run(tmp_path, 0, figure_names=("true_positives", "false_negatives", "roc", "pro", "examples"))
     first = json.loads((tmp_path / "runs" / "image_anomaly-0000" / "run.json").read_text())
     noise = np.random.default_rng(0).integers(0, 255, (15, 24, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((240, 150)).save(tmp_path / "thumb.jpg")

@@ -36,7 +36,7 @@ def test_the_slider_moves_image_and_numbers(tmp_path):
         moved = image.get_attribute("src")
         page.locator('.widget-checkbox:has-text("errors only") input').click()
         listed = page.locator(".widget-select select").first.locator("option")
-        page.wait_for_function("() => [...document.querySelectorAll('.widget-select select option')].every(o => /MISSED|FALSE.ALARM|no.errors/.test(o.text))", timeout=30_000)
+        page.wait_for_function("() => [...document.querySelectorAll('.widget-select select option')].every(o => /FALSE.(NEGATIVE|POSITIVE)|no.errors/.test(o.text))", timeout=30_000)
         assert listed.count() >= 1
         moved = image.get_attribute("src")
         heat = slider(page, "heat")

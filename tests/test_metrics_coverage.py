@@ -30,12 +30,12 @@ def counted(rng, images, named=True):
 def test_coverage(images, sets):
     whole = counted(np.random.default_rng(999), 8000, named=False)
     value = {"roc_auc": whole.roc_auc(), "average_precision": whole.average_precision(), "fpr_at_tpr": whole.fpr_at_tpr()}
-    hits = dict.fromkeys(METRICS, 0)
+    covered = dict.fromkeys(METRICS, 0)
     for i in range(sets):
         found = histogram_intervals(counted(np.random.default_rng([images, i]), images), 200, random_state=i)
         for name in METRICS:
-            hits[name] += found[name].low <= value[name] <= found[name].high
-    print(f"\n{images} images:", {name: round(100 * n / sets, 1) for name, n in hits.items()})
+            covered[name] += found[name].low <= value[name] <= found[name].high
+    print(f"\n{images} images:", {name: round(100 * n / sets, 1) for name, n in covered.items()})
     for name in METRICS:
-        assert hits[name] / sets > 0.92 - 2 * np.sqrt(0.92 * 0.08 / sets), name
-        assert abs(100 * hits[name] / sets - SIMULATED[images][name]) < 4, name
+        assert covered[name] / sets > 0.92 - 2 * np.sqrt(0.92 * 0.08 / sets), name
+        assert abs(100 * covered[name] / sets - SIMULATED[images][name]) < 4, name

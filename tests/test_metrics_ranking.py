@@ -12,12 +12,12 @@ from anomaly_nb.core.errors import DataError
 from anomaly_nb.metrics import ScoreHistogram, average_precision, best_f1, choose_key, fpr_at_tpr, roc_auc, threshold_table, youden
 
 
-def sample(seed, n, decimals=None, share=0.2, dtype=np.float64):
+def sample(seed, n, decimals=None, fraction=0.2, dtype=np.float64):
     rng = np.random.default_rng(seed)
-    truth = rng.random(n) < share
-    truth[:2] = False, True
-    score = rng.normal(size=n) + truth
-    return truth, (score if decimals is None else score.round(decimals)).astype(dtype)
+    y_true = rng.random(n) < fraction
+    y_true[:2] = False, True
+    score = rng.normal(size=n) + y_true
+    return y_true, (score if decimals is None else score.round(decimals)).astype(dtype)
 
 
 CASES = list(itertools.product((2, 3, 17, 1000, 60_000), (None, 2, 0), (np.float32, np.float64)))
@@ -26,56 +26,56 @@ CASES = list(itertools.product((2, 3, 17, 1000, 60_000), (None, 2, 0), (np.float
 @pytest.mark.parametrize("n, decimals, dtype", CASES)
 def test_equal_to_scikit_learn(n, decimals, dtype):
     for seed in range(3):
-        truth, score = sample(seed, n, decimals, dtype=dtype)
-        assert roc_auc(truth, score) == pytest.approx(roc_auc_score(truth, score), abs=1e-12, rel=0)
-        assert average_precision(truth, score) == pytest.approx(average_precision_score(truth, score), abs=1e-12, rel=0)
-        fpr, tpr, threshold = roc_curve(truth, score, drop_intermediate=False)
+        y_true, score = sample(seed, n, decimals, dtype=dtype)
+        assert roc_auc(y_true, score) == pytest.approx(roc_auc_score(y_true, score), abs=1e-12, rel=0)
+        assert average_precision(y_true, score) == pytest.approx(average_precision_score(y_true, score), abs=1e-12, rel=0)
+        fpr, tpr, threshold = roc_curve(y_true, score, drop_intermediate=False)
         for rate in (0.5, 0.95, 1.0):
-            assert fpr_at_tpr(truth, score, rate) == fpr[np.argmax(tpr >= rate)]
-        j, at = youden(truth, score)
+            assert fpr_at_tpr(y_true, score, rate) == fpr[np.argmax(tpr >= rate)]
+        j, at = youden(y_true, score)
         assert j == pytest.approx((tpr - fpr).max(), abs=1e-12) and j == pytest.approx((tpr - fpr)[threshold == at][0], abs=1e-12)
-        precision, recall, cuts = precision_recall_curve(truth, score)
+        precision, recall, cuts = precision_recall_curve(y_true, score)
         with np.errstate(invalid="ignore"):
             f1 = np.nan_to_num(2 * precision * recall / (precision + recall))[:-1]
-        value, at = best_f1(truth, score)
+        value, at = best_f1(y_true, score)
         assert value == pytest.approx(f1.max(), abs=1e-12) and at == cuts[np.flatnonzero(f1 >= f1.max() - 1e-12)[-1]]
 
 
 @pytest.mark.parametrize("rule", ["first", "above", "nearest"])
 def test_fpr_rules_by_counting_all_thresholds(rule):
     for seed in range(40):
-        truth, score = sample(seed, 60, 1)
+        y_true, score = sample(seed, 60, 1)
         cuts = np.unique(score)[::-1]
-        tpr = np.array([(score[truth] >= c).mean() for c in cuts])
-        fpr = np.array([(score[~truth] >= c).mean() for c in cuts])
+        tpr = np.array([(score[y_true] >= c).mean() for c in cuts])
+        fpr = np.array([(score[~y_true] >= c).mean() for c in cuts])
         if rule == "nearest":
             distance = np.abs(tpr - 0.9)
             expected = fpr[np.flatnonzero(distance == distance.min())[-1]]
         else:
             expected = fpr[np.argmax(tpr >= 0.9 if rule == "first" else tpr > 0.9)]
-        assert fpr_at_tpr(truth, score, 0.9, rule) == expected
+        assert fpr_at_tpr(y_true, score, 0.9, rule) == expected
 
 
 def test_all_zero_one_tie_and_perfect():
-    truth = np.array([0, 1, 0, 1])
-    assert roc_auc(truth, np.zeros(4)) == 0.5 and average_precision(truth, np.zeros(4)) == 0.5
-    assert roc_auc(truth, truth) == average_precision(truth, truth) == 1 and fpr_at_tpr(truth, truth) == 0
-    assert roc_auc(truth, 1 - truth) == 0
-    assert roc_auc(truth, np.array([-0.0, 0.0, 0.0, -0.0])) == 0.5
+    y_true = np.array([0, 1, 0, 1])
+    assert roc_auc(y_true, np.zeros(4)) == 0.5 and average_precision(y_true, np.zeros(4)) == 0.5
+    assert roc_auc(y_true, y_true) == average_precision(y_true, y_true) == 1 and fpr_at_tpr(y_true, y_true) == 0
+    assert roc_auc(y_true, 1 - y_true) == 0
+    assert roc_auc(y_true, np.array([-0.0, 0.0, 0.0, -0.0])) == 0.5
 
 
 def test_only_the_order_matters_and_duplication_changes_nothing():
-    truth, score = sample(5, 4000, 2)
+    y_true, score = sample(5, 4000, 2)
     everything = (roc_auc, average_precision, fpr_at_tpr)
     for metric in everything:
-        assert metric(truth, 3 * score + 7) == pytest.approx(metric(truth, score), abs=1e-14)
-        assert metric(truth, np.exp(score)) == pytest.approx(metric(truth, score), abs=1e-14)
-        assert metric(np.tile(truth, 3), np.tile(score, 3)) == pytest.approx(metric(truth, score), abs=1e-12)
-    assert roc_auc(~truth, -score) == pytest.approx(roc_auc(truth, score), abs=1e-14)
+        assert metric(y_true, 3 * score + 7) == pytest.approx(metric(y_true, score), abs=1e-14)
+        assert metric(y_true, np.exp(score)) == pytest.approx(metric(y_true, score), abs=1e-14)
+        assert metric(np.tile(y_true, 3), np.tile(score, 3)) == pytest.approx(metric(y_true, score), abs=1e-12)
+    assert roc_auc(~y_true, -score) == pytest.approx(roc_auc(y_true, score), abs=1e-14)
 
 
 @pytest.mark.parametrize(
-    "truth, score, words",
+    "y_true, score, words",
     [
         ([0, 0], [1.0, 2.0], "one class only"),
         ([1, 1], [1.0, 2.0], "one class only"),
@@ -86,10 +86,10 @@ def test_only_the_order_matters_and_duplication_changes_nothing():
         ([], [], "empty"),
     ],
 )
-def test_errors_name_the_cause(truth, score, words):
+def test_errors_name_the_cause(y_true, score, words):
     for metric in (roc_auc, average_precision, fpr_at_tpr, best_f1, youden, threshold_table):
         with pytest.raises(DataError, match=words):
-            metric(truth, score)
+            metric(y_true, score)
 
 
 # ------------------------------------------------------------------ histograms
@@ -105,26 +105,26 @@ def values(t):
 @pytest.mark.parametrize("key", KEYS, ids=lambda k: k[0])
 @pytest.mark.parametrize("scale, shift", SCALES)
 def test_histogram_equals_the_sort_of_stored_scores(key, scale, shift):
-    truth, score = sample(1, 30_000)
+    y_true, score = sample(1, 30_000)
     score = (np.clip(score, -4.5, 4.5) * scale + shift).astype(np.float32)
-    h = ScoreHistogram(*key).update(truth[:10_000], score[:10_000]).update(truth[10_000:], score[10_000:])
-    stored = threshold_table(truth, h.stored(score))
+    h = ScoreHistogram(*key).update(y_true[:10_000], score[:10_000]).update(y_true[10_000:], score[10_000:])
+    stored = threshold_table(y_true, h.stored(score))
     for name, value in values(h).items():
         assert value == pytest.approx(values(stored)[name], abs=1e-13, rel=0), name
     assert h.best_f1()[1] == stored.best_f1()[1] and h.youden()[1] == stored.youden()[1]
     for cut in (h.best_f1()[1], h.youden()[1]):  # a threshold acts on the float32 scores exactly as it was counted
-        assert h.at(cut)["tp"] == (truth & (score >= cut)).sum() and h.at(cut)["fp"] == (~truth & (score >= cut)).sum()
+        assert h.at(cut)["tp"] == (y_true & (score >= cut)).sum() and h.at(cut)["fp"] == (~y_true & (score >= cut)).sum()
 
 
 @pytest.mark.parametrize("key", [*KEYS, ("float32", None)], ids=lambda k: k[0])
 @pytest.mark.parametrize("scale, shift", SCALES)
-@pytest.mark.parametrize("share", [0.002, 0.5, 0.98])
-def test_truth_is_inside_the_bounds(key, scale, shift, share):
+@pytest.mark.parametrize("fraction", [0.002, 0.5, 0.98])
+def test_the_exact_value_is_inside_the_bounds(key, scale, shift, fraction):
     for seed in range(6):
-        truth, score = sample(seed, (40, 500, 6000)[seed % 3], share=share)
+        y_true, score = sample(seed, (40, 500, 6000)[seed % 3], fraction=fraction)
         score = (np.clip(score, -4.5, 4.5) * scale + shift).astype(np.float32)
-        bounds = ScoreHistogram(*key).update(truth, score).bounds()
-        for name, value in values(threshold_table(truth, score)).items():
+        bounds = ScoreHistogram(*key).update(y_true, score).bounds()
+        for name, value in values(threshold_table(y_true, score)).items():
             low, high = bounds[name]
             assert low <= value <= high, (name, seed)
 
@@ -132,31 +132,31 @@ def test_truth_is_inside_the_bounds(key, scale, shift, share):
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 40)), min_size=2, max_size=40), st.sampled_from([1.0, 2**-14, 2**-11]))
 def test_bounds_hold_for_crowded_bins(pairs, step):
-    truth = np.array([t for t, _ in pairs])
-    if truth.all() or not truth.any():
+    y_true = np.array([t for t, _ in pairs])
+    if y_true.all() or not y_true.any():
         return
     score = (1 + step * np.array([v for _, v in pairs]) / 7).astype(np.float32)
-    for name, value in values(threshold_table(truth, score)).items():
-        low, high = ScoreHistogram().update(truth, score).bounds()[name]
+    for name, value in values(threshold_table(y_true, score)).items():
+        low, high = ScoreHistogram().update(y_true, score).bounds()[name]
         assert low <= value <= high, name
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.floats(-(2.0**100), 2.0**100, width=32)), min_size=2, max_size=60))
 def test_two_passes_are_exact(pairs):
-    truth, score = np.array([t for t, _ in pairs]), np.array([s for _, s in pairs], np.float32)
-    if truth.all() or not truth.any():
+    y_true, score = np.array([t for t, _ in pairs]), np.array([s for _, s in pairs], np.float32)
+    if y_true.all() or not y_true.any():
         return
     first = ScoreHistogram("float32")
-    parts = np.array_split(np.arange(truth.size), 3)
+    parts = np.array_split(np.arange(y_true.size), 3)
     for p in parts:
         if p.size:
-            first.update(truth[p], score[p])
+            first.update(y_true[p], score[p])
     second = first.refine()
     for p in reversed(parts):
         if p.size:
-            second.update(truth[p], score[p])
-    expected = threshold_table(truth, score)
+            second.update(y_true[p], score[p])
+    expected = threshold_table(y_true, score)
     for name, value in values(second).items():
         assert value == pytest.approx(values(expected)[name], abs=1e-12, rel=0)
     assert second.best_f1()[1] == expected.best_f1()[1]
@@ -164,18 +164,18 @@ def test_two_passes_are_exact(pairs):
 
 @pytest.mark.parametrize("key", [*KEYS, ("float32", None)], ids=lambda k: k[0])
 def test_merging_in_any_order_gives_the_same_bits(key, tmp_path):
-    truth, score = sample(2, 6000, 2, dtype=np.float32)
-    parts = np.array_split(np.arange(truth.size), 4)
+    y_true, score = sample(2, 6000, 2, dtype=np.float32)
+    parts = np.array_split(np.arange(y_true.size), 4)
 
     def part(i):
-        return ScoreHistogram(*key).update(truth[parts[i]], score[parts[i]], image=None if key[0] == "float32" else f"{i}")
+        return ScoreHistogram(*key).update(y_true[parts[i]], score[parts[i]], image=None if key[0] == "float32" else f"{i}")
 
     files, seen = set(), set()
     for order in itertools.permutations(range(4)):
         one = part(order[0]).merge(part(order[1]).merge(part(order[2]))).merge(part(order[3]))
         files.add(one.save(tmp_path / "h.npz").read_bytes())
         if key[0] == "float32":
-            second = [one.refine().update(truth[parts[i]], score[parts[i]]) for i in order]
+            second = [one.refine().update(y_true[parts[i]], score[parts[i]]) for i in order]
             for other in second[1:]:
                 second[0].merge(other)
             one = second[0]
@@ -187,15 +187,15 @@ def test_merging_in_any_order_gives_the_same_bits(key, tmp_path):
 
 
 def test_images_are_kept_apart():
-    truth, score = sample(3, 3000, dtype=np.float32)
+    y_true, score = sample(3, 3000, dtype=np.float32)
     h = ScoreHistogram("linear16", (-10, 10))
     for i in range(3):
-        h.update(truth[i::3], score[i::3], image=f"{i}")
+        h.update(y_true[i::3], score[i::3], image=f"{i}")
     h.update(np.zeros(5), np.zeros(5), image="normal only")
     tables = dict(h.image_tables())
     assert list(tables) == ["0", "1", "2"]
     for i in range(3):
-        assert tables[f"{i}"].roc_auc() == pytest.approx(roc_auc(truth[i::3], h.stored(score[i::3])), abs=1e-13)
+        assert tables[f"{i}"].roc_auc() == pytest.approx(roc_auc(y_true[i::3], h.stored(score[i::3])), abs=1e-13)
 
 
 def test_scores_out_of_range_are_never_dropped():
@@ -238,15 +238,15 @@ def test_chosen_key_is_never_the_much_worse_one():
     rng = np.random.default_rng(0)
     n = 20_000
     for scores in (rng.normal(500, 5, n), -1 + rng.beta(0.3, 8, n), np.exp(2 * rng.normal(size=n)), rng.normal(size=n), rng.random(n) * 1e9, np.full(10, 3.0)):
-        truth = rng.random(scores.size) < 0.3
-        truth[:2] = 0, 1
+        y_true = rng.random(scores.size) < 0.3
+        y_true[:2] = 0, 1
         width = {}
         chosen = choose_key([scores])
         span = (float(np.float32(scores.min())), float(np.float32(scores.max())) + 1)
         for key in (("float16", None), ("linear16", span), chosen):
             if key[0] == "float16" and scores.max() > 65000:
                 continue
-            low, high = ScoreHistogram(*key).update(truth, scores).bounds()["roc_auc"]
+            low, high = ScoreHistogram(*key).update(y_true, scores).bounds()["roc_auc"]
             width[key] = high - low
         assert width[chosen] <= 1.5 * min(width.values()) + 1e-9
 

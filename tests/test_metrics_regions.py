@@ -179,13 +179,13 @@ def test_components_equal_their_definition():
         rng = np.random.default_rng(seed)
         mask, seen, void = rng.random((16, 18)) < 0.15, rng.random((16, 18)) < 0.2, rng.random((16, 18)) < 0.05
         scores = component_scores(mask, seen, void)
-        truth, n = label(mask & ~void, np.ones((3, 3)))
+        y_true, n = label(mask & ~void, np.ones((3, 3)))
         found, d = label(seen & ~void, np.ones((3, 3)))
         for k in range(1, n + 1):
-            touching = np.isin(found, [j for j in np.unique(found[truth == k]) if j])
-            union = ((truth == k) | touching) & ~((truth != k) & (truth > 0))
-            assert scores.siou[k - 1] == ((truth == k) & touching).sum() / union.sum()
-        assert scores.ppv.tolist() == [(truth[found == j] > 0).mean() for j in range(1, d + 1)]
+            touching = np.isin(found, [j for j in np.unique(found[y_true == k]) if j])
+            union = ((y_true == k) | touching) & ~((y_true != k) & (y_true > 0))
+            assert scores.siou[k - 1] == ((y_true == k) & touching).sum() / union.sum()
+        assert scores.ppv.tolist() == [(y_true[found == j] > 0).mean() for j in range(1, d + 1)]
 
 
 def test_confusion_matrix_against_scikit_learn():
@@ -193,10 +193,10 @@ def test_confusion_matrix_against_scikit_learn():
     from sklearn.metrics import jaccard_score
 
     rng = np.random.default_rng(0)
-    truth, pred = rng.integers(0, 5, (3, 40, 40)), rng.integers(0, 5, (3, 40, 40))
-    total = sum(confusion_matrix(t, p, 6) for t, p in zip(truth, pred))
-    assert (total == reference(truth.ravel(), pred.ravel(), labels=range(6))).all()
-    assert mean_iou(total) == pytest.approx(jaccard_score(truth.ravel(), pred.ravel(), average="macro"), abs=1e-12)
+    y_true, pred = rng.integers(0, 5, (3, 40, 40)), rng.integers(0, 5, (3, 40, 40))
+    total = sum(confusion_matrix(t, p, 6) for t, p in zip(y_true, pred))
+    assert (total == reference(y_true.ravel(), pred.ravel(), labels=range(6))).all()
+    assert mean_iou(total) == pytest.approx(jaccard_score(y_true.ravel(), pred.ravel(), average="macro"), abs=1e-12)
     assert confusion_matrix(np.full((2, 2), 255), np.zeros((2, 2), int), 2, ignore=255).sum() == 0
 
 
@@ -213,16 +213,16 @@ def test_street_protocols_equal_their_definitions():
 
 def test_bootstrap_covers_and_is_wider_than_pixels_suggest():
     rng = np.random.default_rng(0)
-    hits = 0
-    for trial in range(120):  # the mean of 30 normal numbers, true value 0
+    inside = 0
+    for seed in range(120):  # the mean of 30 normal numbers, true value 0
         sample = rng.normal(size=30)
-        low, high = bootstrap_interval(np.mean, sample, n=300, random_state=trial)[1:]
-        hits += low <= 0 <= high
-    assert 0.86 <= hits / 120 <= 1
+        low, high = bootstrap_interval(np.mean, sample, n_resamples=300, random_state=seed)[1:]
+        inside += low <= 0 <= high
+    assert 0.86 <= inside / 120 <= 1
     h = RegionHistogram()
     for i, (m, s) in enumerate(images(24, (80, 80))):
         h.update(m, s + rng.normal(), image=f"{i}")
-    value, low, high = histogram_intervals(h, n=200)["roc_auc"]
+    value, low, high = histogram_intervals(h, n_resamples=200)["roc_auc"]
     assert value == pytest.approx(h.roc_auc(), abs=1e-12)
     n_pixels = h.positives
     assert high - low > 10 * np.sqrt(value * (1 - value) / n_pixels)
@@ -237,16 +237,16 @@ def test_differences_are_paired_by_name():
     for i in reversed(range(20)):  # another order of reading
         m, s = data[i]
         b.update(m, s + np.float32(0.5) * m, image=f"{i}")
-    difference = histogram_differences(a, b, n=300)["roc_auc"]
-    single = histogram_intervals(a, n=300)["roc_auc"]
+    difference = histogram_differences(a, b, n_resamples=300)["roc_auc"]
+    single = histogram_intervals(a, n_resamples=300)["roc_auc"]
     assert difference.low > 0 and difference.high - difference.low < (single.high - single.low) / 2
-    assert all(v == (0, 0, 0) for v in histogram_differences(a, a, n=50).values())
-    truth, score = rng.random(40) < 0.5, rng.normal(size=40)
-    up = paired_difference(roc_auc, truth, score, score + truth)
-    down = paired_difference(roc_auc, truth, score + truth, score)
+    assert all(v == (0, 0, 0) for v in histogram_differences(a, a, n_resamples=50).values())
+    y_true, score = rng.random(40) < 0.5, rng.normal(size=40)
+    up = paired_difference(roc_auc, y_true, score, score + y_true)
+    down = paired_difference(roc_auc, y_true, score + y_true, score)
     assert up.value == -down.value and up.low == pytest.approx(-down.high)
     with pytest.raises(DataError, match="too few images"):
-        bootstrap_interval(_only_whole, np.arange(8), n=5)
+        bootstrap_interval(_only_whole, np.arange(8), n_resamples=5)
 
 
 def _only_whole(x):

@@ -31,8 +31,8 @@ def squared(a, b):
     return ((a[..., :, None, :] - b[..., None, :, :]) ** 2).sum(-1)
 
 
-def top(scores, share):
-    return np.sort(scores, 1)[:, -max(1, int(share * scores.shape[1])) :].mean(1)
+def top(scores, fraction):
+    return np.sort(scores, 1)[:, -max(1, int(fraction * scores.shape[1])) :].mean(1)
 
 
 def brute_coreset(x, n, first):
@@ -180,12 +180,12 @@ def composition():
 
     def counts(images):
         weights = np.exp(-squared(images.reshape(-1, D), centres) / width)
-        shares = (weights / weights.sum(1, keepdims=True)).reshape(-1, H, W, 12)
+        fractions = (weights / weights.sum(1, keepdims=True)).reshape(-1, H, W, 12)
         tent = {}
         for cells in (H, W):
             place = np.clip((np.arange(cells) + 0.5) * 3 / cells - 0.5, 0, 2)
             tent[cells] = np.maximum(1 - np.abs(place[None] - np.arange(3)[:, None]), 0)
-        return [shares.sum((1, 2)), *(np.einsum("h,w,nhwk->nk", tent[H][i], tent[W][j], shares) for i in range(3) for j in range(3))]
+        return [fractions.sum((1, 2)), *(np.einsum("h,w,nhwk->nk", tent[H][i], tent[W][j], fractions) for i in range(3) for j in range(3))]
 
     def distance(normal, asked):
         c, away = np.cov(normal.T), asked - normal.mean(0)

@@ -18,16 +18,16 @@ SMALL = {
     ],
     "atoms": [{"videos": 40, "epochs": 10}, {"videos": 100, "epochs": 5, "random_state": 1, "calibrate": "quantile"}],
     "street_anomaly": [
-        {"train_scenes": 16, "test_scenes": 8, "epochs": 2, "draws": 50, "methods": "max_logit,energy,heat"},
-        {"train_scenes": 16, "test_scenes": 8, "epochs": 1, "draws": 50, "methods": "sml,msp", "seed": 1},
+        {"train_scenes": 16, "test_scenes": 8, "epochs": 2, "n_resamples": 50, "methods": "max_logit,energy,heat"},
+        {"train_scenes": 16, "test_scenes": 8, "epochs": 1, "n_resamples": 50, "methods": "sml,msp", "seed": 1},
     ],
     "street_ablation": [
         {"train_scenes": 8, "test_scenes": 8, "epochs": 1},
         {"train_scenes": 8, "test_scenes": 8, "epochs": 1, "study": "scale_range", "method": "energy", "seeds": "0"},
     ],
     "method_comparison": [
-        {"categories": "nut", "recipes": "patchcore,padim,subspacead", "image_size": 64, "bootstrap": 50},
-        {"categories": "wood,weave", "recipes": "anomalydino,whitened", "image_size": 64, "seeds": "0,1", "validate": False, "bootstrap": 50, "shots": "0,2", "draws": 2},
+        {"categories": "nut", "recipes": "patchcore,padim,subspacead", "image_size": 64, "n_resamples": 50},
+        {"categories": "wood,weave", "recipes": "anomalydino,whitened", "image_size": 64, "seeds": "0,1", "validate": False, "n_resamples": 50, "shots": "0,2", "n_repeats": 2},
     ],
     "calibration_drift": [{"batches": 3}, {"batches": 2, "policy": "auto", "min_files": 40, "seed": 5}],
     "few_shot": [{"categories": "red circle", "recipes": "winclip,knn", "shots": "0,1", "seeds": 2}, {"dataset": "samples", "categories": "nut", "recipes": "knn", "backbones": "filters", "image_size": 48, "shots": "1,4", "seeds": 2, "sample": "order"}],

@@ -51,7 +51,7 @@ def test_heat_of_a_real_image():
     ours = fitted.score(logits, features, extent).numpy()
     theirs = heat_by_hand([[v.numpy() for v in b[:3]] for b in batches], logits.numpy(), features.numpy(), extent)
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
-    assert min(fitted.terms(logits, features, extent).shares().values()) > 0.05
+    assert min(fitted.terms(logits, features, extent).fractions().values()) > 0.05
 
 
 @here

@@ -157,7 +157,7 @@ def test_heat(logits, extent):
     train = [(logits[i : i + 1], features[i : i + 1], labels[i : i + 1]) for i in range(2)]
     fitted = HybridEnergyThresholding().fit([(*map(t, one), extent) for one in train])
     close(fitted.score(t(logits), t(features), extent), heat_by_hand(train, logits, features, extent or logits.shape[-2:]))
-    assert min(fitted.terms(t(logits), t(features)).shares().values()) > 0.05
+    assert min(fitted.terms(t(logits), t(features)).fractions().values()) > 0.05
     assert np.corrcoef(fitted.score(t(logits), t(features)).numpy().ravel(), energy(t(logits)).numpy().ravel())[0, 1] < 0.999
 
 

@@ -48,9 +48,9 @@ def test_an_intruder_is_an_event_that_starts_in_time(scored):
     home, output = scored
     events = pd.read_csv(home / "out" / "events.csv", dtype={"video": str}, keep_default_na=False)
     assert list(events.columns[:5]) == ["video", "start", "end", "peak", "why"] and list(events.columns)[-1] == "incomplete"
-    truth = frame_labels(home / "clips", list_videos(home / "clips", "testing"))["01"].nonzero()[0]
+    anomalous = frame_labels(home / "clips", list_videos(home / "clips", "testing"))["01"].nonzero()[0]
     runner = events[events["video"] == "01"]
-    assert len(runner) >= 1 and abs(runner["start"].min() - truth[0] / 10) <= 0.5 and "unusual motion" in runner["why"].iloc[0]
+    assert len(runner) >= 1 and abs(runner["start"].min() - anomalous[0] / 10) <= 0.5 and "unusual motion" in runner["why"].iloc[0]
     assert "02" not in set(events["video"])  # a walker among walkers
     assert "false events a normal hour on average, from 0.4 minutes" in output and f"{len(events)} events" in output and output.count(" s to ") == len(events)
 
@@ -112,7 +112,7 @@ def test_intruders_are_called_within_half_a_second_and_false_alarms_within_the_p
             own = events[(events["video"] == stretch["video"]) & (events["end"] > stretch["start"]) & (events["start"] < stretch["end"])]
             missed += not len(own)
             errors += [own["start"].min() - stretch["start"]] if len(own) else []
-    print(f"\n{len(errors)} of {len(errors) + missed} intruders called; starts {np.round(sorted(errors), 1).tolist()} s from the truth; {false} false events in {60 * hours:.1f} minutes of normal film, promised {np.mean(promised):.0f} an hour")
+    print(f"\n{len(errors)} of {len(errors) + missed} intruders called; starts {np.round(sorted(errors), 1).tolist()} s from the ground truth; {false} false events in {60 * hours:.1f} minutes of normal film, promised {np.mean(promised):.0f} an hour")
     assert np.mean(np.abs(errors) <= 0.5 + 1e-9) >= 0.95 and len(errors) >= 0.8 * (len(errors) + missed)
     assert false <= np.mean(promised) * hours + 2 * (np.mean(promised) * hours) ** 0.5
 

@@ -1,4 +1,4 @@
-"Films as people have them: whole, cut, empty, mislabelled, turned, of every container; each is right or named, and the others go on."
+"Films as people have them: whole, cut, empty, mislabelled, rotated, of every container; each is right or named, and the others go on."
 
 import struct
 import wave
@@ -44,8 +44,8 @@ def damaged(path: Path) -> Path:
     return path
 
 
-def turned(path: Path) -> Path:
-    "As a phone held upright marks it: the header says by how much it is to be turned."
+def rotated(path: Path) -> Path:
+    "As a phone held upright marks it: the header says by how much it is to be rotated."
     content = bytearray(path.read_bytes())
     at = content.find(b"tkhd") + 44
     content[at : at + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 64 << 16, 0, 1 << 30)
@@ -54,7 +54,7 @@ def turned(path: Path) -> Path:
 
 
 def sound(path: Path) -> Path:
-    "A film without a picture."
+    "A film without a frame."
     with wave.open(str(path), "wb") as w:
         w.setnchannels(1)
         w.setsampwidth(2)
@@ -74,7 +74,7 @@ def eight(root: Path) -> Path:
     write_text(folder / "3_text.mp4", "no film\n" * 500)
     sound(folder / "4_sound.mp4")
     damaged(film(folder / "5_damaged.mp4", seed=4))
-    turned(film(folder / "6_phone.mp4", seed=5))
+    rotated(film(folder / "6_phone.mp4", seed=5))
     film(folder / "7_web.webm", "VP80", seed=6)
     film(folder / "8_one.mp4", frames=1)
     return root
@@ -153,7 +153,7 @@ def test_a_turned_film_is_upright_and_seen_against_its_own_background(tmp_path):
     root = tmp_path / "data"
     for i in (1, 2):
         film(root / "training" / "videos" / f"{i}.mp4", seed=i)
-    turned(film(root / "testing" / "videos" / "phone.mp4", seed=3))
+    rotated(film(root / "testing" / "videos" / "phone.mp4", seed=3))
     video = list_videos(root, "testing")[0]
     assert probe_film(video.path).size == (96, 64) and probe_film(video.path).rotation in (90, 270) and next(iter(video))[1].shape == (96, 64, 3)
     report = extract_videos([video], tmp_path / "f", Extraction(min_area=20, backbone=""), background_from=list_videos(root, "training"))

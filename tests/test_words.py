@@ -75,7 +75,7 @@ def test_winclip_equals_its_formulas(k):
     if k > 1:  # each normal image by the others
         wanted, image = winclip_by_loops(*unpacked(packed[2]), cls[2].astype(np.float64), texts, scale, grid, references[1:])
         assert np.abs(bank.leave_one_image_out(packed[2:])[0] - wanted).max() < 1e-6
-        assert abs(bank.image_score(cls[2:], own=True, patches=packed[2:])[0] - image) < 1e-6
+        assert abs(bank.image_score(cls[2:], training=True, patches=packed[2:])[0] - image) < 1e-6
 
 
 def test_windows_are_the_towers_own():
@@ -116,8 +116,8 @@ def test_words_find_foreign_bodies(circles, tmp_path):
     print(f"winclip: image AUROC {none:.3f} without normal images, {four:.3f} with four")
     assert none > 0.9
     text = Path(prompts).read_text()
-    turned = text.replace("red circle", "x").replace("green square", "red circle").replace("object: x", "object: green square")
-    path = write_text(tmp_path / "turned.yml", turned)
+    swapped = text.replace("red circle", "x").replace("green square", "red circle").replace("object: x", "object: green square")
+    path = write_text(tmp_path / "swapped.yml", swapped)
     assert auroc(Detector("winclip", "open_clip:tiny", prompts=str(path)).fit([]), circles) < 0.1
     assert made[0].threshold_.value == 0.5 and "promise" in made[0].threshold_.parameters
     assert made[4].threshold_.parameters["promised"] == 0.8  # four images can promise no more
@@ -130,8 +130,8 @@ def test_four_normal_images_help_where_words_alone_are_unsure(tmp_path, seed):
     index, prompts = read_index("mvtec", folder, "red_circle"), folder / "prompts_red_circle.yml"
     make = lambda k, words, s=0: Detector("winclip", "open_clip:tiny", prompts=str(words)).fit(few_shot(index, k, s, "random"))
     none, four = auroc(make(0, prompts), index), [auroc(make(4, prompts, s), index) for s in range(3)]
-    turned = write_text(tmp_path / "wrong.yml", prompts.read_text().replace("red circle", "@").replace("green square", "red circle").replace("@", "green square"))
-    wrong = auroc(make(0, turned), index)
+    swapped = write_text(tmp_path / "wrong.yml", prompts.read_text().replace("red circle", "@").replace("green square", "red circle").replace("@", "green square"))
+    wrong = auroc(make(0, swapped), index)
     print(f"winclip, small foreign bodies, seed {seed}: image AUROC {none:.3f} by words alone, {np.round(four, 3).tolist()} with four normal images, {wrong:.3f} by wrong words")
     assert none > 0.7 and min(four) > none + 0.1 and wrong < 0.4
 

@@ -103,7 +103,7 @@ def _fitted(
 def evaluation_table(
     data: TrainingSet,
     scores: HeldOut,
-    n: int = 1000,  # bootstrap replicates
+    n_resamples: int = 1000,
     random_state: int = 0,
 ) -> pd.DataFrame:  # event, of, method, auroc, low, high, difference, difference_low, difference_high, videos, positive
     """AUROC on kept-out videos with 95 % intervals over videos, and the difference to the linear probe.
@@ -124,7 +124,7 @@ def evaluation_table(
         probe = by_method["linear probe"][:, e] if "linear probe" in by_method else None
         for method, s in by_method.items():
             row: dict[str, str | float] = {"event": data.events[e], "of": level, "method": method}
-            row |= _intervals(y, s[:, e], None if method == "linear probe" else probe, parts, n, random_state)
+            row |= _intervals(y, s[:, e], None if method == "linear probe" else probe, parts, n_resamples, random_state)
             rows.append(row | {"videos": len(parts), "positive": int(y.sum())})
     columns = [
         "event",
@@ -143,7 +143,12 @@ def evaluation_table(
 
 
 def _intervals(
-    y: np.ndarray, s: np.ndarray, other: np.ndarray | None, parts: list[np.ndarray], n: int, random_state: int
+    y: np.ndarray,
+    s: np.ndarray,
+    other: np.ndarray | None,
+    parts: list[np.ndarray],
+    n_resamples: int,
+    random_state: int,
 ) -> dict[str, float]:
     "AUROC of scores, and its difference to that of others, with intervals over parts."
 
@@ -151,9 +156,10 @@ def _intervals(
         at = np.concatenate(list(chosen))
         return roc_auc(y[at], scores[at])
 
-    around = bootstrap_interval(lambda g: auroc(g, s), parts, n=n, random_state=random_state)
+    options = {"n_resamples": n_resamples, "random_state": random_state}
+    around = bootstrap_interval(lambda g: auroc(g, s), parts, **options)
     metrics = {"auroc": around.value, "low": around.low, "high": around.high}
     if other is not None:
-        more = bootstrap_interval(lambda g: auroc(g, s) - auroc(g, other), parts, n=n, random_state=random_state)
+        more = bootstrap_interval(lambda g: auroc(g, s) - auroc(g, other), parts, **options)
         metrics |= {"difference": more.value, "difference_low": more.low, "difference_high": more.high}
     return metrics

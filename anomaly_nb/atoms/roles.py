@@ -311,7 +311,7 @@ def explain(
         total = float(terms.sum())
         for i in terms.argsort(descending=True)[:top].tolist():
             rows.append((kind, labels[i], float(terms[i]), float(terms[i]) / total if total > 0 else 0.0))
-    return pd.DataFrame(rows, columns=["kind", "atoms", "term", "share"])
+    return pd.DataFrame(rows, columns=["kind", "atoms", "term", "fraction"])
 
 # %% ../../nbs/09_atoms/08_roles.ipynb #5a8f3a7a
 def save_fit(

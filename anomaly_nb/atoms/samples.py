@@ -73,7 +73,7 @@ class PlantedVideos:
     p: np.ndarray  # (T, C) float32 presences as measured
     video: np.ndarray  # (T,) int, video of each frame
     labels: np.ndarray  # (N, E) int, events of each video as told to the learner
-    frame_events: np.ndarray  # (T, E) bool, the truth, for scoring only
+    frame_events: np.ndarray  # (T, E) bool, the ground truth, for scoring only
     roles: np.ndarray  # (C, E) int, index into ROLES
 
 

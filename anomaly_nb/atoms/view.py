@@ -85,24 +85,24 @@ class AtomsView(View):
         frames_root: Path,
         labels_csv: str,
         fit: RoleFit,
-        held: np.ndarray,  # (T,) bool, frames of videos the fit never saw
+        held_out: np.ndarray,  # (T,) bool, frames of videos the fit never saw
         window: int = 20,  # frames that a segment reaches back
         quantile: float = 0.95,  # of the divergence, from which a frame starts a segment
     ):
         run = load_run(runs / "all")
         used = runs / "all" / "presence_used.pt"
         self.presence = load_tensors(used) if used.is_file() else run.presence
-        self.run, self.fit, self.held = run, fit, held
+        self.run, self.fit, self.held_out = run, fit, held_out
         self.paths = dict(zip((f := list_frames(frames_root)).keys, f.paths))
         labels = read_labels(labels_csv)
-        self.truth = (
+        self.y_true = (
             np.array([[labels.events[e][k] for e in run.events] for k in run.keys])
             if labels.events
             else run.labels[:, None]
         )
         self.segments = lru_cache(maxsize=32)(self._segments)
         start = {"event": 0, "window": window, "quantile": quantile}
-        listed = tuple((v, v) for v in dict.fromkeys(self.run.video[held].tolist()))
+        listed = tuple((v, v) for v in dict.fromkeys(self.run.video[held_out].tolist()))
         first = self._highest(start)
         self.controls: dict[str, Control] = {
             "event": Choice("event", 0, tuple((e, i) for i, e in enumerate(self.run.events))),
@@ -132,7 +132,8 @@ class AtomsView(View):
 
     def table(self, event: int, window: int, quantile: float, threshold: float) -> pd.DataFrame:  # figure, value
         "Decisions and ranking over all held-out frames of one event."
-        scores, ground_truth = self.segments(window, quantile)[2][self.held, event], self.truth[self.held, event] == 1
+        scores = self.segments(window, quantile)[2][self.held_out, event]
+        ground_truth = self.y_true[self.held_out, event] == 1
         called = scores >= threshold
         rows = [
             ("true positives, frames", f"{(called & ground_truth).sum()} of {ground_truth.sum()}"),
@@ -155,7 +156,7 @@ class AtomsView(View):
     def describe(self, state: State) -> str:
         "The frame in words."
         row, event = self._row(state), state["event"]
-        score, label = self._scores(state)[row], "happening" if self.truth[row, event] else "not happening"
+        score, label = self._scores(state)[row], "happening" if self.y_true[row, event] else "not happening"
         return (
             f"{self.run.keys[row]}, {self.run.events[event]}: probability {score:.2f}, "
             f"{'called' if score >= state['threshold'] else 'passed'}; truly {label}."
@@ -174,7 +175,7 @@ class AtomsView(View):
             boundary.numpy()[mask],
             self.run.atoms,
             self._scores(state)[mask],
-            self.truth[mask, event],
+            self.y_true[mask, event],
         )
         fig = frame_in_time(image, int(state["frame"]), video, evidence, state["threshold"], self.describe(state))
         now = self.table(event, int(state["window"]), state["quantile"], state["threshold"])
@@ -195,7 +196,7 @@ class AtomsView(View):
 
     def _highest(self, state: State) -> str:
         "The held-out video with the highest frame."
-        return str(self.run.video[int(np.argmax(np.where(self.held, self._scores(state), -1)))])
+        return str(self.run.video[int(np.argmax(np.where(self.held_out, self._scores(state), -1)))])
 
     def _frames_of(self, state: State) -> Slider:
         "A slider over a video, standing at its highest frame."

@@ -6,6 +6,9 @@
 __all__ = ['neighbourhood_mean', 'nearest_in_each', 'mutual_scores', 'MutualBank', 'rerank_scores']
 
 # %% ../../nbs/04_banks/08_mutual.ipynb #a77d028c
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from scipy import ndimage
 
@@ -51,7 +54,7 @@ def mutual_scores(
     patches: np.ndarray,  # (N, P, D) of a batch, most of it normal
     patch_hw: tuple[int, int],  # (h, w)
     radii: tuple[int, ...] = (1, 3, 5),  # sides of the neighbourhoods
-    share: float = 0.3,  # of the other images, those with the nearest partners
+    fraction: float = 0.3,  # of the other images, those with the nearest partners
     parts: int = 1,  # equal parts of the vector (layers), scored one by one and averaged
 ) -> np.ndarray:  # (N, P) float32, >= 0
     """Zero-shot patch scores of a batch from its own other images (Li et al. 2024, MuSc).
@@ -60,12 +63,12 @@ def mutual_scores(
     """
     x = check_patches(patches, patch_hw)
     n, p, d = x.shape
-    if n < 2 or not 0 < share <= 1 or parts < 1 or d % parts:
+    if n < 2 or not 0 < fraction <= 1 or parts < 1 or d % parts:
         raise DataError(
-            f"{n} images, share={share}, parts={parts}; use at least 2 images, a fraction in (0, 1] and "
+            f"{n} images, fraction={fraction}, parts={parts}; use at least 2 images, a fraction in (0, 1] and "
             f"parts that divide {d} dimensions"
         )
-    count = max(1, int(share * (n - 1) + 1e-9))
+    count = max(1, int(fraction * (n - 1) + 1e-9))
     scores, unit = np.zeros((n, p), np.float32), np.empty((n, p, d // parts), np.float32)
     for size in progress(radii, "mutual scores", unit="neighbourhood"):
         for part in np.split(np.arange(d), parts):
@@ -90,12 +93,17 @@ class MutualBank(Bank):
     def __init__(
         self,
         radii: tuple[int, ...] = (1, 3, 5),  # sides of the neighbourhoods
-        share: float = 0.3,  # of the other images, those with the nearest partners
+        fraction: float = 0.3,  # of the other images, those with the nearest partners
         parts: int = 1,  # equal parts of the vector (layers)
     ):
         self.radii = radii
-        self.share = share
+        self.fraction = fraction
         self.parts = parts
+
+    @classmethod
+    def _made(cls, folder: Path, params: dict[str, Any]) -> "Bank":
+        "The bank of saved parameters; files of earlier versions call `fraction` `share`."
+        return super()._made(folder, {"fraction" if k == "share" else k: v for k, v in params.items()})
 
     def fit(
         self,
@@ -115,7 +123,7 @@ class MutualBank(Bank):
     ) -> np.ndarray:  # (N, P) float32
         "Scores of a batch from its own other images. Raises `NotFittedError`, `DataError`."
         self._fitted()
-        return mutual_scores(patches, self.patch_hw_, tuple(self.radii), self.share, self.parts)
+        return mutual_scores(patches, self.patch_hw_, tuple(self.radii), self.fraction, self.parts)
 
     def leave_one_image_out(
         self,

@@ -25,15 +25,15 @@ def cells_within(
 
 # %% ../../nbs/04_banks/07_positional.ipynb #e159ef60
 def most_alike(
-    asked: np.ndarray,  # (n, D) float32 of length one
-    kept: np.ndarray,  # (w, N, D) float32 of length one: a window's cells in N training images
+    vectors: np.ndarray,  # (n, D) float32 of length one
+    references: np.ndarray,  # (w, N, D) float32 of length one: a window's cells in N training images
     block: int = 2**24,  # products at a time, which bounds the memory
 ) -> np.ndarray:  # (n, N) float32
     "The largest cosine of each vector to each image's cells."
-    w, train, d = kept.shape
-    rows, step = kept.reshape(-1, d).T, max(1, block // (w * train))
+    w, train, d = references.shape
+    rows, step = references.reshape(-1, d).T, max(1, block // (w * train))
     return np.concatenate(
-        [(asked[i : i + step] @ rows).reshape(-1, w, train).max(axis=1) for i in range(0, len(asked), step)]
+        [(vectors[i : i + step] @ rows).reshape(-1, w, train).max(axis=1) for i in range(0, len(vectors), step)]
     )
 
 # %% ../../nbs/04_banks/07_positional.ipynb #5aa51925
@@ -56,7 +56,7 @@ class PositionalBank(SimilarImagesBank):
         "Images are compared by the cosine of their vectors."
         return unit_rows(cls)
 
-    def _kept(self, x: np.ndarray) -> np.ndarray:
+    def _references(self, x: np.ndarray) -> np.ndarray:
         "Patches by place, each part of length one: (P, parts, N, D / parts). Raises `DataError` on bad parameters."
         n, p, d = x.shape
         if self.radius < 0 or self.parts < 1 or d % self.parts:

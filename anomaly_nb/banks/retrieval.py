@@ -33,7 +33,7 @@ class RetrievalBank(SimilarImagesBank):
         "Images are compared by the distance of their vectors."
         return cls
 
-    def _kept(self, x: np.ndarray) -> np.ndarray:
+    def _references(self, x: np.ndarray) -> np.ndarray:
         "Patches as the search compares them, (N, P, D). Raises `DataError` for an unknown metric."
         if self.metric not in METRICS:
             raise DataError(f"metric={self.metric!r}; use one of {', '.join(METRICS)}")
@@ -51,7 +51,7 @@ class RetrievalBank(SimilarImagesBank):
     def image_score(
         self,
         cls: np.ndarray,  # (n, Dc)
-        own: bool = False,  # these are the training images
+        training: bool = False,  # these are the training images
     ) -> np.ndarray:  # (n,) float32
         "SPADE's image score: mean distance to the retrieved images. Raises `NotFittedError`, `DataError`."
-        return self.retrieve(cls, 0 if cls is None else len(cls), own)[0].mean(axis=1)
+        return self.retrieve(cls, 0 if cls is None else len(cls), training)[0].mean(axis=1)

@@ -158,15 +158,15 @@ class WordBank(Bank):
     def association_maps(
         self,
         patches: np.ndarray,  # (n, P, D)
-        own: bool = False,  # these are the bank's images: leave each out of its own references
+        training: bool = False,  # these are the bank's images: leave each out of its own references
     ) -> np.ndarray:  # (n, P) float64
         "How far each place is from all that normal images show. Raises `NotFittedError`, `DataError`."
         x = self._unit(self._checked(patches))
-        if own and len(self.bank_) < 2:
+        if training and len(self.bank_) < 2:
             raise DataError("patches: the bank holds one image, and leaves it out for itself; add normal images")
         every = []
         for i, image in enumerate(x):
-            references = np.delete(self.bank_, i, axis=0) if own else self.bank_
+            references = np.delete(self.bank_, i, axis=0) if training else self.bank_
             maps = []
             for (side, block), (_, reference_block) in zip(self._blocks(image[None]), self._blocks(references)):
                 begins = self._begins(side)
@@ -180,10 +180,10 @@ class WordBank(Bank):
         h, w = self.patch_hw_
         return ((np.arange(h) <= h - side)[:, None] & (np.arange(w) <= w - side)).reshape(-1)
 
-    def _maps(self, patches: np.ndarray, cls: np.ndarray | None, own: bool) -> np.ndarray:
+    def _maps(self, patches: np.ndarray, cls: np.ndarray | None, training: bool) -> np.ndarray:
         "The map of each image."
         text = self.text_maps(patches, cls)
-        return (text + self.association_maps(patches, own)) / 2 if len(self.bank_) else text
+        return (text + self.association_maps(patches, training)) / 2 if len(self.bank_) else text
 
     def score(
         self,
@@ -203,7 +203,7 @@ class WordBank(Bank):
     def image_score(
         self,
         cls: np.ndarray,  # (n, E)
-        own: bool = False,  # these are the training images
+        training: bool = False,  # these are the training images
         patches: np.ndarray | None = None,  # (n, P, D)
     ) -> np.ndarray:  # (n,) float32 in [0, 1]
         "Scores of whole images, as the table above has them. Raises `NotFittedError`, `DataError`."
@@ -215,7 +215,7 @@ class WordBank(Bank):
             raise DataError(
                 "patches: an image's score also looks at its places; pass them, or use another reduction, such as 'max'"
             )
-        places = self.association_maps(patches, own) if self.sides else self._maps(patches, cls, own)
+        places = self.association_maps(patches, training) if self.sides else self._maps(patches, cls, training)
         return ((text + places.max(axis=1)) / 2).astype(np.float32)
 
     def contributions(

@@ -263,7 +263,7 @@ def guarded_app(
     version: str = "1",
     public_schema: bool = False,  # True: /openapi.json without a key
     largest_file: int = LARGEST_FILE,  # bytes
-):  # (fastapi.FastAPI, {kind of guard -> function(method, path, **about) that registers a handler})
+):  # (fastapi.FastAPI, {kind of guard -> function(method, path, **options) that registers a handler})
     "An application every route of which has the guard. Raises `MissingExtraError` without the extra `serve`."
     fastapi = require("fastapi", "serve")
     from fastapi.routing import APIRoute
@@ -304,9 +304,9 @@ def guarded_app(
     app.router.default = unknown
 
     def kind(route_class: type[Keyed]):
-        def register(method: str, path: str, **about: object):
+        def register(method: str, path: str, **options: object):
             def keep(handler):
-                app.router.add_api_route(path, handler, methods=[method], route_class_override=route_class, **about)
+                app.router.add_api_route(path, handler, methods=[method], route_class_override=route_class, **options)
                 return handler
 
             return keep

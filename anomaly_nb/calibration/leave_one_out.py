@@ -92,11 +92,11 @@ def _blocks(n: int, size: int = 2048) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, n)
 
 
-def _merge(best, found, offset: int) -> None:
-    "Merge `found` (values, columns) of one block into the running `best` (values, indices), in place."
+def _merge(best, block, offset: int) -> None:
+    "Merge `block` (values, columns) of one block into the running `best` (values, indices), in place."
     import torch
 
-    values, index = torch.cat([best[0], found[0]], 1), torch.cat([best[1], found[1] + offset], 1)
+    values, index = torch.cat([best[0], block[0]], 1), torch.cat([best[1], block[1] + offset], 1)
     values, order = values.topk(best[0].shape[1], dim=1, largest=False)
     best[0].copy_(values)
     best[1].copy_(index.gather(1, order))
@@ -141,7 +141,7 @@ def _centred(
 def _refined(
     queries: np.ndarray,  # (Q, D)
     bank: np.ndarray,  # (N, D)
-    kept: np.ndarray,  # (Q, m) approximate distances of the candidates, infinite where there is none
+    approximate: np.ndarray,  # (Q, m) approximate distances of the candidates, infinite where there is none
     index: np.ndarray,  # (Q, m) candidate rows of the bank
 ) -> np.ndarray:  # (Q, m) float64 squared distances, ascending
     "Squared distances to the candidates from the differences, summed in double precision."
@@ -152,12 +152,12 @@ def _refined(
     for start, end in _blocks(len(q), 256):
         near = b[torch.from_numpy(index[start:end]).reshape(-1)].reshape(end - start, -1, b.shape[1])
         out[start:end] = near.sub_(q[start:end, None]).square_().sum(-1, dtype=torch.float64)
-    return np.sort(np.where(np.isinf(kept), np.inf, out.numpy()), axis=1)
+    return np.sort(np.where(np.isinf(approximate), np.inf, out.numpy()), axis=1)
 
 
 def _uncertain(
     exact: np.ndarray,  # (Q,) float64 squared distance of the k-th candidate
-    kept: np.ndarray,  # (Q,) largest single-precision distance among the candidates
+    approximate: np.ndarray,  # (Q,) largest single-precision distance among the candidates
     norms: np.ndarray,  # (Q,) |x|²
     largest: float,  # max |y|²
     dimensions: int,  # D
@@ -168,7 +168,7 @@ def _uncertain(
     with np.errstate(invalid="ignore", over="ignore"):
         reach = (1 + 1e-5) * (np.sqrt(norms) + np.sqrt(exact)) ** 2
         scale = norms + np.minimum(largest, np.where(reach < HUGE, reach, np.inf))
-        certain = exact <= kept.astype(np.float64) - (dimensions + 8) * 2.0**-24 * scale
+        certain = exact <= approximate.astype(np.float64) - (dimensions + 8) * 2.0**-24 * scale
     return np.flatnonzero(~certain)
 
 # %% ../../nbs/05_calibration/26_leave_one_out.ipynb #61fb2dbd
@@ -231,7 +231,7 @@ def _search_symmetric(
 def _finish(
     queries: np.ndarray,  # (Q, D)
     bank: np.ndarray,  # (N, D)
-    kept: np.ndarray,  # (Q, m) single-precision distances of the candidates
+    approximate: np.ndarray,  # (Q, m) single-precision distances of the candidates
     index: np.ndarray,  # (Q, m) candidate rows
     norms: np.ndarray,  # (Q,) squared norms of the queries
     largest: float,  # largest squared norm in the bank
@@ -242,16 +242,16 @@ def _finish(
     "Exact squared k-th distances from single-precision candidates."
     import torch
 
-    exact = _refined(queries, bank, kept, index)
+    exact = _refined(queries, bank, approximate, index)
     answer = exact[:, k - 1].copy()
-    doubtful = _uncertain(answer, kept.max(1), norms, largest, queries.shape[1])
+    doubtful = _uncertain(answer, approximate.max(1), norms, largest, queries.shape[1])
     if len(doubtful):
         q, b = _centred(queries[doubtful], centre, torch.float64, "cpu"), _centred(bank, centre, torch.float64, "cpu")
-        kept, index = (
+        approximate, index = (
             t.numpy()
             for t in _search(q, b, index.shape[1], None if skip is None else (skip[0][doubtful], skip[1][doubtful]))
         )
-        answer[doubtful] = _refined(queries[doubtful], bank, kept, index)[:, k - 1]
+        answer[doubtful] = _refined(queries[doubtful], bank, approximate, index)[:, k - 1]
     return answer
 
 

@@ -324,7 +324,7 @@ def _poolable(db: sqlite3.Connection, head: sqlite3.Row) -> tuple[str, sqlite3.R
     if run["verdict"] not in ("stable", "no evidence of drift"):
         return f"not pooled: the last run is {run['verdict']}: {run['reason']}", None
     if detail["alarm"] and detail["alarm"]["rung"]:
-        return "not pooled: the alarm has rung; look at the scores since its anchor", None
+        return "not pooled: the alarm is triggered; look at the scores since its anchor", None
     if detail.get("contamination"):
         return f"not pooled: {detail['contamination']}", None
     return "", run

@@ -83,7 +83,7 @@ class SequentialAlarm:
 
     @property
     def alarm_(self) -> bool:
-        "Whether the alarm has rung; once rung it stays so."
+        "Whether the alarm is triggered; once triggered it stays so."
         return self.alarm_at_ is not None
 
     @property

@@ -142,7 +142,7 @@ def _add_routes(route: Callable, store: CalibrationStore) -> None:
         return JobsAnswer(**store.jobs())
 
 # %% ../../nbs/05_calibration/23_service.ipynb #a2f0d7fb
-def service_settings(**given: object):  # pydantic_settings.BaseSettings
+def service_settings(**values: object):  # pydantic_settings.BaseSettings
     """Settings of the service from `ANOMALY_NB_*` variables, `given` ones first.
 
     Raises `MissingExtraError` without the extra `serve`.
@@ -169,7 +169,7 @@ def service_settings(**given: object):  # pydantic_settings.BaseSettings
     from pydantic import ValidationError
 
     try:
-        return ServiceSettings(**{k: v for k, v in given.items() if v is not None})
+        return ServiceSettings(**{k: v for k, v in values.items() if v is not None})
     except ValidationError as e:
         first = e.errors()[0]
         raise DataError(f"ANOMALY_NB_{str(first['loc'][0]).upper()}: {first['msg']}") from None
@@ -227,13 +227,13 @@ def run_app(
 
 # %% ../../nbs/05_calibration/23_service.ipynb #c37ed132
 def serve(
-    **given: object,  # host, port, store, config, api_key, api_key_sha256, public_schema, request_seconds
+    **values: object,  # host, port, store, config, api_key, api_key_sha256, public_schema, request_seconds
 ) -> None:
     """Run the service until interrupted.
 
     Raises `MissingExtraError` without the extra `serve`, `DataError` without a key.
     """
-    settings = service_settings(**given)
+    settings = service_settings(**values)
     app = create_app(
         settings.open_store(),
         settings.key_sha256(),

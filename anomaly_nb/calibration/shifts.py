@@ -85,7 +85,7 @@ def jsd_edges(
 
 # %% ../../nbs/05_calibration/04_shifts.ipynb #1c1c3a7e
 def jensen_shannon(
-    p: np.ndarray,  # (..., bins) counts or shares
+    p: np.ndarray,  # (..., bins) counts or fractions
     q: np.ndarray,  # (..., bins)
 ) -> np.ndarray:  # (...) in [0, 1]
     "Jensen-Shannon distance: the square root of the divergence in base 2 (Endres and Schindelin 2003)."

@@ -77,7 +77,7 @@ def benchmark(
         len(config["parameters"]["shots"]) * len(config["parameters"]["seeds"]),
     )
     there = {r["run_id"] for r in Ledger(figures).records() if r["status"] == "ok"} if Path(figures).is_dir() else set()
-    todo = [config["parameters"] | g for w, g in zip(checked.wanted, checked.given) if w.run_id not in there]
+    todo = [config["parameters"] | g for w, g in zip(checked.wanted, checked.changed) if w.run_id not in there]
     seconds = expected_seconds(todo, figures, at_once)
     usual = (
         "how long is said by the bar after the first run"

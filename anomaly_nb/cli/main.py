@@ -187,16 +187,16 @@ def in_command(command: str, message: str) -> str:
         else {}
     )  # type: ignore[attr-defined]
 
-    def typed(found: re.Match) -> str:
-        name, value = found["name"], found["value"]
+    def typed(match: re.Match) -> str:
+        name, value = match["name"], match["value"]
         if command in ("report", "sweep"):
-            return f"-p {name}={value}" if name in ADVISED and found["lead"] != "-p " else found[0]
+            return f"-p {name}={value}" if name in ADVISED and match["lead"] != "-p " else match[0]
         if name not in params:
-            return found[0]
+            return match[0]
         return (
-            f"{found['lead']}{params[name].opts[0]} {value}"
+            f"{match['lead']}{params[name].opts[0]} {value}"
             if params[name].param_type_name == "option"
-            else f"{found['lead']}{value}"
+            else f"{match['lead']}{value}"
         )
 
     return re.sub(r"(?P<lead>-p |(?<![\w.-]))(?P<name>[a-z_]+)=(?P<value>\S)", typed, message)

@@ -54,8 +54,8 @@ app = typer.Typer(
 def _recorded(
     run: "StreetRun",
     size: tuple[int, int] | None,
-    about: dict[str, object],  # what the other commands need
-    given: dict[str, object],  # options that decide the outcome
+    metadata: dict[str, object],  # what the other commands need
+    options: dict[str, object],  # options that decide the outcome
 ) -> Iterator["Callable[[pd.DataFrame], None]"]:  # writes page and record, with the history after every epoch
     "Keep `run.json` a record of the ledger: running from the first epoch on, then ok, failed or stopped."
     import time
@@ -71,14 +71,15 @@ def _recorded(
 
     def write(status: str, error: str | None = None) -> None:
         record = {
-            "run_id": sha256_json(given)[:12],
+            "run_id": sha256_json(options)[:12],
             "report": "street_train",
-            "parameters": given,
+            "parameters": options,
             "metrics": metrics,
             "status": status,
             "error": error,
         }
-        run.describe(size, **about, **record, **metrics, started=started, seconds=round(time.perf_counter() - start, 1))
+        seconds = round(time.perf_counter() - start, 1)
+        run.describe(size, **metadata, **record, **metrics, started=started, seconds=seconds)
 
     def after(history: "pd.DataFrame") -> None:
         best = int(np.nanargmax(history["val_miou"]))
@@ -272,7 +273,7 @@ def score(
         inputs = image if at is None else resized_image(image, at)
         if not size.other_size:
             check_sizes(
-                validation.about.get("sizes", []),
+                validation.metadata.get("sizes", []),
                 [inputs.shape[:2]],
                 f"{path}: give --height and --width, or --other-size to use the thresholds nonetheless",
             )
@@ -293,7 +294,7 @@ def score(
             "width": maps.shape[1],
             "threshold": threshold,
         }
-        rows.append(row | {"max": float(maps.max()), "flagged_share": float(flagged.mean())})
+        rows.append(row | {"max": float(maps.max()), "flagged_fraction": float(flagged.mean())})
     write_text(out / "scores.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     typer.echo(f"{len(rows)} images scored with {scorer.labels[method]}, threshold {threshold:.4f}: {out}")
 

@@ -167,7 +167,7 @@ def evaluate(
             dataset,
             protocol=scenes.protocol,
             run=run.resolve().name,
-            thresholds_at=validation.about.get("sizes", []),
+            thresholds_at=validation.metadata.get("sizes", []),
         )
     else:
         network, scorer = own_network(dataset, own.training(scenes, at), source, own, device)

@@ -89,13 +89,13 @@ def _study_run(
     network = place.network(device)
     if study.study == "heat":
         result = heat_study(network, scorer, dataset)
-        result.about["identity"] = evaluation_identity(network, scorer, dataset, protocol="terms of HEAT")
+        result.metadata["identity"] = evaluation_identity(network, scorer, dataset, protocol="terms of HEAT")
         table = results_table(result)
         write_comparison(save_evaluation(out, result), table, "results")
         save_figure(out / "results.png", comparison_plot(table))
         write_text(out / "differences.csv", difference_table(result, "heat").to_csv(index=False, lineterminator="\n"))
-        fractions = ", ".join(f"{n} {v:.2f}" for n, v in result.about["shares"].items())
-        typer.echo(to_markdown(table[table["protocol"] == "pooled"]) + f"\nshares of the terms: {fractions}\n{out}")
+        fractions = ", ".join(f"{n} {v:.2f}" for n, v in result.metadata["fractions"].items())
+        typer.echo(to_markdown(table[table["protocol"] == "pooled"]) + f"\nfractions of the terms: {fractions}\n{out}")
         return
     counts = load_evaluation(
         find_evaluation(place.folder / "evaluations", evaluation_identity(network, scorer, dataset))
@@ -139,7 +139,7 @@ def ablate(
     heat        each term of HEAT alone, HEAT without each, without its weights, without its scales
     promise     10 % false positives promised on four fifths of the validation images, tried on the last fifth
     thresholds  11 offsets of the threshold, in percent of its value and as promised false-positive rates
-    subsampling 8 fractions of the pixels, 5 trials each, beside the exact figure
+    subsampling 8 fractions of the pixels, 5 repetitions each, beside the exact figure
     \b
     Examples:
       anomaly-nb street ablate studies/augmentation --data streethazards --root streethazards --height 512 \\
@@ -231,7 +231,7 @@ def compare(
         save_figure(out / f"{name}.png", comparison_plot(table))
         heading = ", ".join(
             f"{k} {v}"
-            for k, v in next(iter(group.values())).about.get("identity", {}).items()
+            for k, v in next(iter(group.values())).metadata.get("identity", {}).items()
             if k in ("data", "split", "size", "void policy")
         )
         apart = (
@@ -265,7 +265,9 @@ def classes(
 
     table = class_distribution(scenes.open(split, None, anomaly_ids, ignore_ids))
     typer.echo(
-        table.assign(share=table["share"].map("{:.3%}".format), raw_ids=table["raw_ids"].str.slice(0, 24)).to_string(
+        table.assign(
+            fraction=table["fraction"].map("{:.3%}".format), raw_ids=table["raw_ids"].str.slice(0, 24)
+        ).to_string(
             index=False
         )
     )

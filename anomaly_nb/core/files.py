@@ -222,8 +222,8 @@ MANIFEST = "manifest.json"
 
 def build_manifest(
     folder: str | Path,  # folder to describe
-    **about: object,  # JSON values to keep beside the file list (source, licence, seed ...)
-) -> dict:  # {"files": {relative path: {"sha256", "size"}}, "sha256": of the list, **about}
+    **metadata: object,  # JSON values to keep beside the file list (source, licence, seed ...)
+) -> dict:  # {"files": {relative path: {"sha256", "size"}}, "sha256": of the list, **metadata}
     "Describe every file below `folder` (hidden ones and the manifest itself apart). Raises `MissingFileError`."
     folder = check_folder(folder)
     files = {}
@@ -231,12 +231,12 @@ def build_manifest(
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST and not any(part.startswith(".") for part in Path(name).parts):
             files[name] = {"sha256": sha256_file(path), "size": path.stat().st_size}
-    return {**about, "files": files, "sha256": sha256_json(files)}
+    return {**metadata, "files": files, "sha256": sha256_json(files)}
 
 
-def write_manifest(folder: str | Path, **about: object) -> dict:
+def write_manifest(folder: str | Path, **metadata: object) -> dict:
     "Write `manifest.json` into `folder` and return it."
-    manifest = build_manifest(folder, **about)
+    manifest = build_manifest(folder, **metadata)
     write_json(Path(folder) / MANIFEST, manifest)
     return manifest
 

@@ -90,10 +90,10 @@ def _other_sizes(bad: pd.DataFrame) -> list[str]:  # one sentence, or none
 def files_left(
     root: str | Path,  # folder; one that is not there has none
     read: Iterable[str | Path],  # files that were read
-    given: Mapping[str, str] | None = None,  # file -> reason, where it is known
+    reasons: Mapping[str, str] | None = None,  # file -> reason, where it is known
 ) -> dict[str, dict[str, int | str]]:  # reason -> how many "files", and the "first" below `root`
     "The files below a folder that were not read, and why."
-    root, read_files, reasons = Path(root), {Path(p).as_posix() for p in read}, given or {}
+    root, read_files, reasons = Path(root), {Path(p).as_posix() for p in read}, reasons or {}
     files, odd = list_files(root) if root.is_dir() else ([], {})
     paths: dict[str, list[str]] = defaultdict(list)
     for path in files:

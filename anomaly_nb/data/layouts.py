@@ -53,9 +53,9 @@ def _normal(category: str, split: str, folder: Path) -> list[dict]:
     return [index_row(category, split, "good", p) for p in paths]
 
 
-def _anomalous(category: str, folder: Path, truth: Path, on_missing: str) -> list[dict]:
-    "Rows of a folder of anomalous test images, with masks of the same stem (or stem_mask) in `truth`."
-    masks = by_stem(list_images(truth), "_mask") if truth.is_dir() else {}
+def _anomalous(category: str, folder: Path, mask_folder: Path, on_missing: str) -> list[dict]:
+    "Rows of a folder of anomalous test images, with masks of the same stem (or stem_mask) in `mask_folder`."
+    masks = by_stem(list_images(mask_folder), "_mask") if mask_folder.is_dir() else {}
     pairs = pair_masks(by_stem(list_images(folder)), masks, on_missing)
     return [index_row(category, "test", folder.name, image, mask) for image, mask in pairs.values()]
 

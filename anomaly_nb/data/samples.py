@@ -72,8 +72,8 @@ def draw_granite(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nd
     return image, np.ones((size, size), bool)
 
 # %% ../../nbs/02_data/02_samples.ipynb #f902a73f
-def _turned(rng: np.random.Generator, size: int, angle: float, shift: float) -> tuple[np.ndarray, np.ndarray]:
-    "Coordinates of a part that is turned by up to `angle` radians and shifted by up to `shift`."
+def _rotated(rng: np.random.Generator, size: int, angle: float, shift: float) -> tuple[np.ndarray, np.ndarray]:
+    "Coordinates of a part that is rotated by up to `angle` radians and shifted by up to `shift`."
     y, x = _grid(size)
     t = rng.uniform(-angle, angle)
     dy, dx = rng.uniform(-shift, shift, 2)
@@ -91,7 +91,7 @@ def _place(
 
 def draw_nut(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     "A hexagonal steel nut on dark felt."
-    y, x = _turned(rng, size, np.pi / 6, 0.06)
+    y, x = _rotated(rng, size, np.pi / 6, 0.06)
     angles = np.arange(3) * np.pi / 3
     hexagon = np.max([np.abs(x * np.cos(t) + y * np.sin(t)) for t in angles], axis=0) - 0.68
     radius = np.hypot(x, y)
@@ -109,7 +109,7 @@ def draw_nut(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarra
 
 def draw_capsule(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     "A two-coloured capsule on a white tray."
-    y, x = _turned(rng, size, 0.35, 0.08)
+    y, x = _rotated(rng, size, 0.35, 0.08)
     along = np.clip(x, -0.42, 0.42)
     distance = np.hypot(x - along, y) - 0.3
     light = 0.78 + 0.25 * np.clip(-y / 0.3, -1, 1) * 0.5 + 0.02 * smooth_noise(rng, size, 2)

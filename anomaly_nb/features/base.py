@@ -185,12 +185,13 @@ def _choice(options: Options, key: str, values: tuple[str, ...]) -> str:
 _Triple = float | Sequence[float]  # one number of all channels, or three
 
 
-def _layers(name: str, given: int | tuple[int, ...] | list[int], known: int) -> tuple[int, ...]:
+def _layers(name: str, layers: int | tuple[int, ...] | list[int], n_layers: int) -> tuple[int, ...]:
     "Layers as a tuple. Raises `DataError` where the network has no such layers."
-    layers = tuple(given) if isinstance(given, tuple | list) else (int(given),)
-    if not layers or max(layers) >= known or min(layers) < 0 or list(layers) != sorted(set(layers)):
+    layers = tuple(layers) if isinstance(layers, tuple | list) else (int(layers),)
+    if not layers or max(layers) >= n_layers or min(layers) < 0 or list(layers) != sorted(set(layers)):
         raise DataError(
-            f"{name}: layers={list(layers)}, but it has {known} of them; name some in ascending order, counted from 0"
+            f"{name}: layers={list(layers)}, but it has {n_layers} of them; name some in ascending order, "
+            "counted from 0"
         )
     return layers
 

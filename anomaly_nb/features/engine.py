@@ -79,7 +79,7 @@ class OnnxBackbone(Backbone):
     ):
         super().__init__(network.spec, network.loaded)
         self.network, self.region, self.device, self.threads = network, network.region, network.device, threads
-        self.known: dict[tuple[int, int], tuple[InferenceSession, tuple[int, int]]] = {}
+        self.sessions: dict[tuple[int, int], tuple[InferenceSession, tuple[int, int]]] = {}
         self.lock = Lock()
 
     def __call__(self, batch: np.ndarray) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
@@ -89,7 +89,7 @@ class OnnxBackbone(Backbone):
     def patches(self, batch: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         "The patches of a batch (B, 3, H, W) and their grid. Raises `DataError` where they are not those of torch."
         with self.lock:
-            session, grid = self.known.get(batch.shape[2:]) or self._made(batch)
+            session, grid = self.sessions.get(batch.shape[2:]) or self._made(batch)
         return np.concatenate([session.run(None, {"images": batch[i : i + 1]})[0] for i in range(len(batch))]), grid
 
     def _made(self, batch: np.ndarray) -> tuple["InferenceSession", tuple[int, int]]:
@@ -106,7 +106,7 @@ class OnnxBackbone(Backbone):
                 f"{self.spec.name}: onnxruntime's features differ from torch's by {apart:.1g} of "
                 "the largest; use engine='torch'"
             )
-        self.known[batch.shape[2:]] = session, grid
+        self.sessions[batch.shape[2:]] = session, grid
         return session, grid
 
 # %% ../../nbs/03_features/10_engine.ipynb #cafc058b

@@ -92,11 +92,11 @@ class ShardedPatches:
 class ShardedFeatures:
     "Features on disk, of `extract_shards`: the attributes of a `FeatureSet`, one shard in memory at a time."
 
-    def __init__(self, folder: Path, meta: pd.DataFrame, about: Record):
-        self.folder, self.meta, self.about = folder, meta, about
-        self.patch_hw, self.spec = (int(about["patch_hw"][0]), int(about["patch_hw"][1])), about["spec"]
-        self.intensity = _intensity(about)
-        size = about["shard_size"]
+    def __init__(self, folder: Path, meta: pd.DataFrame, manifest: Record):
+        self.folder, self.meta, self.manifest = folder, meta, manifest
+        self.patch_hw, self.spec = (int(manifest["patch_hw"][0]), int(manifest["patch_hw"][1])), manifest["spec"]
+        self.intensity = _intensity(manifest)
+        size = manifest["shard_size"]
         self.starts = list(range(0, len(meta), size))
         files = [folder / f"patches-{i:05d}.npy" for i in range(len(self.starts))]
         one = np.load(files[0], mmap_mode="r", allow_pickle=False)
@@ -109,7 +109,7 @@ class ShardedFeatures:
     def __iter__(self) -> Iterator[FeatureSet]:
         "One memory-mapped `FeatureSet` a shard."
         for i, start in enumerate(self.starts):
-            rows = slice(start, start + self.about["shard_size"])
+            rows = slice(start, start + self.manifest["shard_size"])
             mapped = np.load(self.patches.files[i], mmap_mode="r", allow_pickle=False)
             yield FeatureSet(mapped, self.patch_hw, self.meta[rows], self.cls[rows], self.spec, self.intensity)
 
@@ -263,12 +263,12 @@ def _prepare(
     return on_disk
 
 
-def _whole(path: Path, known: dict[str, dict]) -> bool:
+def _whole(path: Path, listed: dict[str, dict]) -> bool:
     "Whether a shard's file is there, readable, and as the manifest says where there is one."
     if not path.is_file():
         return False
-    if known:
-        return path.name in known and sha256_file(path) == known[path.name]["sha256"]
+    if listed:
+        return path.name in listed and sha256_file(path) == listed[path.name]["sha256"]
     try:
         np.load(path, mmap_mode="r", allow_pickle=False)
         return True

@@ -144,25 +144,25 @@ HEADS = ("head.", "heads.", "head_dist.", "fc.", "fc_norm.", "classifier.", "nor
 
 
 def find_states(
-    held: object,  # of `read_checkpoint`
+    checkpoint: object,  # of `read_checkpoint`
     label: str = "",  # where this is in the file
     depth: int = 4,  # containers in containers
 ) -> Iterator[tuple[str, dict[str, "Tensor"]]]:  # label with dots, tensors by name
     "Every mapping of tensors in a checkpoint."
-    if not isinstance(held, Mapping):
+    if not isinstance(checkpoint, Mapping):
         return
     import torch
 
-    if tensors := {k: v for k, v in held.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}:
+    if tensors := {k: v for k, v in checkpoint.items() if isinstance(k, str) and isinstance(v, torch.Tensor)}:
         yield label, tensors
-    for key, value in held.items() if depth else ():
+    for key, value in checkpoint.items() if depth else ():
         if isinstance(key, str):
             yield from find_states(value, f"{label}.{key}".strip("."), depth - 1)
 
 
 def find_prefixes(
     state: Mapping[str, "Tensor"],  # tensors by name
-    own: Mapping[str, "Tensor"],  # of the network
+    network: Mapping[str, "Tensor"],  # its tensors by name
 ) -> list[str]:  # "" and what ends in a dot, the shortest first
     "What may stand in front of a network's names: nested wrappers, and whatever stands in front of half of them."
     prefixes, fresh = {""}, {""}
@@ -172,8 +172,8 @@ def find_prefixes(
     counts: Counter[str] = Counter()
     for key in state:
         places = [0] + [i + 1 for i, c in enumerate(key) if c == "."]
-        counts.update(key[:i] for i in places if key[i:] in own)
-    return sorted(prefixes | {p for p, n in counts.items() if 2 * n >= len(own)}, key=lambda p: (len(p), p))
+        counts.update(key[:i] for i in places if key[i:] in network)
+    return sorted(prefixes | {p for p, n in counts.items() if 2 * n >= len(network)}, key=lambda p: (len(p), p))
 
 # %% ../../nbs/03_features/06_weights.ipynb #5eef9f3d
 @dataclass(frozen=True)
@@ -210,21 +210,21 @@ class Fit:
 
 # %% ../../nbs/03_features/06_weights.ipynb #c1518089
 def compare_state(
-    own: Mapping[str, "Tensor"],  # of the network
+    network: Mapping[str, "Tensor"],  # its tensors by name
     state: dict[str, "Tensor"],  # tensors by name
     label: str = "",
 ) -> Fit:
     "How a set of tensors and a network agree."
-    shapes = {k for k in own.keys() & state.keys() if own[k].shape != state[k].shape}
-    used = sorted((own.keys() & state.keys()) - shapes)
-    missing = sorted(k for k in own.keys() - state.keys() if not k.endswith(COUNTERS))
-    extra, first = sorted(state.keys() - own.keys()), {k.split(".")[0] for k in own}
+    shapes = {k for k in network.keys() & state.keys() if network[k].shape != state[k].shape}
+    used = sorted((network.keys() & state.keys()) - shapes)
+    missing = sorted(k for k in network.keys() - state.keys() if not k.endswith(COUNTERS))
+    extra, first = sorted(state.keys() - network.keys()), {k.split(".")[0] for k in network}
     deeper = [k for k in extra if k.split(".")[0] in first and not k.startswith(HEADS) and not k.endswith(COUNTERS)]
-    mismatches = sorted(f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in shapes)
+    mismatches = sorted(f"{k} {tuple(state[k].shape)} for {tuple(network[k].shape)}" for k in shapes)
     return Fit(
         label,
         state,
-        len(own),
+        len(network),
         tuple(used),
         tuple(missing),
         tuple(mismatches),
@@ -239,12 +239,12 @@ Converter: TypeAlias = Callable[[dict[str, "Tensor"], "Module"], dict[str, "Tens
 
 def find_fits(
     model: "Module",
-    held: object,  # of `read_checkpoint`
+    checkpoint: object,  # of `read_checkpoint`
     convert: Converter | None = None
 ) -> list[Fit]:
     "Every set of tensors in a checkpoint, with each wrapper taken off, compared with the network."
     tensors, fits = model.state_dict(), []
-    for label, state in find_states(held):
+    for label, state in find_states(checkpoint):
         for prefix in find_prefixes(state, tensors):
             part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             named = ".".join(filter(None, (label, prefix.rstrip("."))))

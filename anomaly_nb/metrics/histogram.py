@@ -23,11 +23,11 @@ BLOCK = 1 << 18  # pixels coded at a time: the intermediates stay in the cache
 
 def count_codes(
     code: np.ndarray,  # (n,) uint16
-    truth: np.ndarray,  # (n,) bool
+    y_true: np.ndarray,  # (n,) bool
 ) -> np.ndarray:  # (2, 65536) int64, row 0 normal, row 1 anomalous
     "Counts per class and code."
     joint = code.astype(np.intp)
-    joint += truth.view(np.uint8) * np.intp(1 << 16)
+    joint += y_true.view(np.uint8) * np.intp(1 << 16)
     return np.bincount(joint, minlength=1 << 17).reshape(2, 1 << 16)
 
 # %% ../../nbs/01_metrics/02_histogram.ipynb #a2d2b60a
@@ -40,7 +40,7 @@ def pack(
     arrays = {
         "key": np.array(histogram.key),
         "value_range": np.array(histogram.value_range or (), np.float64),
-        **{name: getattr(histogram, name) for name in histogram.sums},
+        **{stored: getattr(histogram, name) for name, stored in histogram.sums},
         "image": np.array(names, dtype=str) if names else np.zeros(0, "U1"),
         "image_end": np.cumsum([code.size for code, _ in images], dtype=np.int64),
         "image_code": np.concatenate([np.zeros(0, np.uint16), *(code for code, _ in images)]),
@@ -62,14 +62,16 @@ def unpack(
     "Fill a histogram from arrays. Raises `DataError` if they do not fit together."
     end, code, per_image = (arrays[k] for k in ("image_end", "image_code", "image_counts"))
     fits = all(
-        arrays[n].shape == getattr(histogram, n).shape and arrays[n].dtype == np.int64 and arrays[n].min() >= 0
-        for n in histogram.sums
+        arrays[stored].shape == getattr(histogram, n).shape
+        and arrays[stored].dtype == np.int64
+        and arrays[stored].min() >= 0
+        for n, stored in histogram.sums
     )
     fits = fits and len(end) == len(arrays["image"]) and per_image.shape[1:] == code.shape and code.dtype == np.uint16
     if not (fits and code.size == (end[-1] if len(end) else 0) and (np.diff(end, prepend=0) >= 0).all()):
         raise DataError(f"{name}: its counts do not fit together; save the histogram again")
-    for n in histogram.sums:
-        setattr(histogram, n, arrays[n])
+    for n, stored in histogram.sums:
+        setattr(histogram, n, arrays[stored])
     start = np.concatenate(([0], end))
     histogram.images = {str(n): (code[a:b], per_image[:, a:b]) for n, a, b in zip(arrays["image"], start, end)}
     if "grid_code" in arrays:
@@ -81,7 +83,8 @@ class ScoreHistogram:
     metric is read.
     """
 
-    sums: tuple[str, ...] = ("counts",)  # int64 arrays that merging adds and files hold; `RegionHistogram` names more
+    # int64 arrays that merging adds, by attribute and name in files; `RegionHistogram` has more
+    sums: tuple[tuple[str, str], ...] = (("counts", "counts"),)
 
     def __init__(
         self,
@@ -260,18 +263,19 @@ class ScoreHistogram:
     @classmethod
     def load(cls, path: str | Path) -> "ScoreHistogram":
         "Read what `save` wrote. Raises `MissingFileError`, or `DataError` for a damaged file."
+        sums = [stored for _, stored in cls.sums]
         arrays = load_arrays(
-            path, ["key", "value_range", *cls.sums, "image", "image_end", "image_code", "image_counts"]
+            path, ["key", "value_range", *sums, "image", "image_end", "image_code", "image_counts"]
         )
         low_high: Any = tuple(float(v) for v in arrays["value_range"]) or None
         histogram = cls(str(arrays["key"]), low_high)
         unpack(histogram, arrays, str(path))
         return histogram
 
-    def _count(self, truth: np.ndarray, score: np.ndarray, image: str | None) -> None:
+    def _count(self, y_true: np.ndarray, score: np.ndarray, image: str | None) -> None:
         "Count flat labels and float32 scores, block by block, and keep those of a named image apart."
         if self.second:
-            self._grid.count(order_code(score[~truth]))  # type: ignore[union-attr]
+            self._grid.count(order_code(score[~y_true]))  # type: ignore[union-attr]
             return
         if image is not None:
             if self.key == "float32":
@@ -279,13 +283,13 @@ class ScoreHistogram:
             self._check_new([image])
         counts = np.zeros((2, 1 << 16), np.int64)
         for i in range(0, score.size, BLOCK):
-            counts += count_codes(self._key.code(score[i : i + BLOCK]), truth[i : i + BLOCK])
+            counts += count_codes(self._key.code(score[i : i + BLOCK]), y_true[i : i + BLOCK])
         self.counts += counts
         if image is not None:
             code = np.flatnonzero(counts.any(0))
             self.images[image] = code.astype(np.uint16), counts[:, code].astype(np.uint32)
         if self._grid is not None:
-            code, times = np.unique(order_code(score[truth]), return_counts=True)
+            code, times = np.unique(order_code(score[y_true]), return_counts=True)
             self._grid.add(code, times)
 
     def _add(self, other: "ScoreHistogram") -> None:
@@ -305,7 +309,7 @@ class ScoreHistogram:
                 return
             other._grid.settle()
             self._grid.add(other._grid.code, other._grid.times)
-        for name in self.sums:
+        for name, _ in self.sums:
             getattr(self, name)[...] += getattr(other, name)
         self.images.update(other.images)
 

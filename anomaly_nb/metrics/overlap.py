@@ -108,14 +108,14 @@ class ComponentScores(NamedTuple):
 
     def f1(self, tau: float) -> float:
         "F1 at the overlap `tau`; 1 where there is nothing to find and nothing was found."
-        hits, missed, wrong = self.counts(tau)
-        total = 2 * hits + missed + wrong
-        return 2 * hits / total if total else 1.0
+        tp, fn, fp = self.counts(tau)
+        total = 2 * tp + fn + fp
+        return 2 * tp / total if total else 1.0
 
     def counts(self, tau: float) -> tuple[int, int, int]:
-        "Found components (sIoU >= tau), missed ones, and false alarms (PPV < tau)."
-        hits = int((self.siou >= tau).sum())
-        return hits, self.siou.size - hits, int((self.ppv < tau).sum())
+        "True positives (components with sIoU >= tau), false negatives and false positives (PPV < tau)."
+        tp = int((self.siou >= tau).sum())
+        return tp, self.siou.size - tp, int((self.ppv < tau).sum())
 
     def f1_star(self) -> float:
         "Mean F1 over tau = 0.25, 0.30, ... 0.75."

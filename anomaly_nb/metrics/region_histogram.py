@@ -16,7 +16,7 @@ from .regions import ProCurve, check_mask, label_regions, pro_protocol
 class RegionHistogram(ScoreHistogram):
     "A score histogram over images that also yields PRO: exact for the stored scores, in constant memory, mergeable."
 
-    sums = ("counts", "beside", "shares", "regions")
+    sums = (("counts", "counts"), ("beside", "beside"), ("fractions", "shares"), ("regions", "regions"))
 
     def __init__(self, key: str = "float16", value_range: tuple[float, float] | None = None):
         if key == "float32":
@@ -24,7 +24,7 @@ class RegionHistogram(ScoreHistogram):
         super().__init__(key, value_range)
         self.beside = np.zeros(1 << 16, np.int64)  # normal pixels of images with an anomaly
         # fractions of region pixels, high and low words, in units of 2**-76
-        self.shares = np.zeros((2, 1 << 16), np.int64)
+        self.fractions = np.zeros((2, 1 << 16), np.int64)
         self.regions = np.zeros(1, np.int64)  # how many
 
     def update(self, y_true: np.ndarray, y_score: np.ndarray, image: str | None = None) -> "RegionHistogram":
@@ -35,7 +35,7 @@ class RegionHistogram(ScoreHistogram):
         mask, before = check_mask(y_true), self.counts[0].copy()
         super().update(mask, y_score, image)
         regions, n = label_regions(mask)
-        fractions = np.zeros_like(self.shares)
+        fractions = np.zeros_like(self.fractions)
         if n:
             self.beside += self.counts[0] - before
             region = regions[mask]
@@ -43,7 +43,7 @@ class RegionHistogram(ScoreHistogram):
             fraction = [(1 << 76) // max(1, int(size)) for size in np.bincount(region)]
             for word, part in zip(fractions, ([s >> 32 for s in fraction], [s & 0xFFFFFFFF for s in fraction])):
                 np.add.at(word, code, np.array(part, np.int64)[region])
-            self.shares += fractions
+            self.fractions += fractions
             self.regions += n
         if image is not None:  # two more rows beside the image's counts
             bins, counts = self.images[image]
@@ -58,7 +58,7 @@ class RegionHistogram(ScoreHistogram):
                 f"{self!r} has {self.regions[0]} regions and {int(normal.sum())} normal pixels; PRO needs both"
             )
         code = np.flatnonzero(self.counts[1] + normal)[::-1]
-        high, low = self.shares[:, code].astype(np.float64)
+        high, low = self.fractions[:, code].astype(np.float64)
         pro = np.cumsum(high * 2.0**-44 + low * 2.0**-76) / self.regions[0]
         return ProCurve(self._key.edges[code], np.cumsum(normal[code]) / normal.sum(), pro)
 

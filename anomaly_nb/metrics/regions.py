@@ -117,7 +117,7 @@ class RegionImage(NamedTuple):
     mask: np.ndarray  # (H, W) bool, every anomalous pixel
     score: np.ndarray  # (H, W) float
     values: np.ndarray  # (m,) scores of region pixels
-    shares: np.ndarray  # (m,) what each adds to the overlap of its region, summing to 1 per region
+    fractions: np.ndarray  # (m,) what each adds to the overlap of its region, summing to 1 per region
     regions: int  # number of regions
 
 
@@ -129,8 +129,8 @@ def region_images(masks: Sequence | np.ndarray, maps: Sequence | np.ndarray) -> 
         yield RegionImage(mask, score, score[mask], (1 / np.maximum(np.bincount(region, minlength=1), 1))[region], n)
 
 
-def _first_reading(images: Iterator[RegionImage], normal_images: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "Scores (m,) and shares (m,) of the region pixels, counts (65536,) of the normal ones by coarse code."
+def _first_pass(images: Iterator[RegionImage], normal_images: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Scores (m,) and fractions (m,) of the region pixels, counts (65536,) of the normal ones by coarse code."
     counts, values, fractions, n_regions = np.zeros(1 << 16, np.int64), [], [], 0
     for mask, score, value, fraction, n in images:
         if n:
@@ -153,7 +153,7 @@ class _Counter:
     "Counts of numbers below, and not above, a rising series of values; numbers come in portions."
 
     def __init__(self, value: np.ndarray):
-        self.value, self.total, self.held = value, 0, 0
+        self.value, self.total, self.n_waiting = value, 0, 0
         self.waiting: list[np.ndarray] = []
         self.below = np.zeros(value.size, np.int64)
         self.upto = np.zeros(value.size, np.int64)
@@ -161,21 +161,21 @@ class _Counter:
     def add(self, numbers: np.ndarray) -> None:
         "Take more numbers, in any order."
         self.waiting.append(numbers)
-        self.held += numbers.size
-        if self.held >= PORTION:
+        self.n_waiting += numbers.size
+        if self.n_waiting >= PORTION:
             self.flush()
 
     def flush(self) -> None:
         "Count what is waiting."
-        if self.held:
+        if self.n_waiting:
             numbers = np.sort(np.concatenate(self.waiting))
             self.below += np.searchsorted(numbers, self.value, side="left")
             self.upto += np.searchsorted(numbers, self.value, side="right")
             self.total += numbers.size
-            self.waiting, self.held = [], 0
+            self.waiting, self.n_waiting = [], 0
 
 
-def _second_reading(
+def _second_pass(
     images: Iterator[RegionImage], normal_images: bool, value: np.ndarray, edge: int
 ) -> tuple[_Counter, np.ndarray, np.ndarray]:
     "Counter of the normal pixels above the bin `edge`, and the distinct scores (falling) with counts inside it."
@@ -195,7 +195,7 @@ def _second_reading(
 
 # %% ../../nbs/01_metrics/03_regions.ipynb #2d1f7e48
 def exact_curve(
-    images: Callable[[], Iterator[RegionImage]],  # starts a reading; called twice
+    images: Callable[[], Iterator[RegionImage]],  # starts a pass; called twice
     fpr_limit: float,  # in (0, 1]; where the curve may end
     normal_images: bool,  # count the normal pixels of images without an anomaly
 ) -> ProCurve:
@@ -205,7 +205,7 @@ def exact_curve(
     """
     if not 0 < fpr_limit <= 1:
         raise DataError(f"fpr_limit is {fpr_limit}; it must lie in (0, 1]")
-    score, fraction, counts = _first_reading(images(), normal_images)
+    score, fraction, counts = _first_pass(images(), normal_images)
     n = int(counts.sum())
     need = int(np.ceil(fpr_limit * n))
     # the product may round either way
@@ -215,14 +215,20 @@ def exact_curve(
     high = coarse_code(score) >= edge
     order = np.argsort(score[high])
     value, fraction = score[high][order], fraction[high][order]
-    counter, inside, times = _second_reading(images(), normal_images, np.unique(value), edge)
+    counter, inside, times = _second_pass(images(), normal_images, np.unique(value), edge)
     reach = int(np.argmax(counter.total + np.cumsum(times) >= need))
     start = inside[reach]
     return _rows(value, fraction, counter, inside[: reach + 1], times[: reach + 1], start, n)
 
 
 def _rows(
-    value: np.ndarray, share: np.ndarray, counter: _Counter, inside: np.ndarray, times: np.ndarray, start: float, n: int
+    value: np.ndarray,
+    fraction: np.ndarray,
+    counter: _Counter,
+    inside: np.ndarray,
+    times: np.ndarray,
+    start: float,
+    n: int,
 ) -> ProCurve:
     "The curve from its parts: two rows for each anomalous score, one just above it and one at it."
     steps = np.unique(np.append(counter.value[counter.value >= start], start))[::-1]
@@ -234,7 +240,7 @@ def _rows(
     over = ladder[np.searchsorted(-inside, -steps, side="left")]
     atleast = ladder[np.searchsorted(-inside, -steps, side="right")]
     fp = np.stack((counter.total - upto + over, counter.total - below + atleast), 1).reshape(-1)
-    overlaps = np.concatenate((np.cumsum(share[::-1]), [0.0]))
+    overlaps = np.concatenate((np.cumsum(fraction[::-1]), [0.0]))
     pro_at = overlaps[value.size - np.searchsorted(value, steps, side="left") - 1]
     pro = np.stack((np.concatenate(([0.0], pro_at[:-1])), pro_at), 1).reshape(-1)
     threshold = np.stack((np.nextafter(steps, np.inf), steps), 1).reshape(-1)

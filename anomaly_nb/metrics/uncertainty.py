@@ -18,7 +18,7 @@ from .region_histogram import RegionHistogram
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #85168ae8
 class Interval(NamedTuple):
-    "A value with the percentile interval of its bootstrap replicates."
+    "A value with the percentile interval over bootstrap resamples."
 
     value: float  # on all images
     low: float  # lower end
@@ -30,13 +30,13 @@ class Interval(NamedTuple):
 
 def interval_of(
     value: float,  # the metric on all images
-    replicates: np.ndarray,  # (B,) the metric on resampled images
-    level: float = 0.95,  # fraction of replicates inside
+    resampled: np.ndarray,  # (B,) the metric on resampled images
+    level: float = 0.95,  # fraction of resamples inside
 ) -> Interval:
     "Percentile interval (Efron and Tibshirani 1993, ch. 13). Raises `DataError` on a level outside (0, 1)."
     if not 0 < level < 1:
         raise DataError(f"level is {level}; it must lie in (0, 1), for example 0.95")
-    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), float(low), float(high))
 
 
@@ -48,13 +48,13 @@ def _take(array: np.ndarray | Sequence, index: np.ndarray) -> np.ndarray | list:
 def bootstrap_interval(
     metric: Callable[..., float],  # called as metric(*data), and on resampled images
     *data: np.ndarray | Sequence,  # all of n images along the first axis
-    n: int = 1000,  # number of replicates
-    level: float = 0.95,  # fraction of replicates inside
+    n_resamples: int = 1000,
+    level: float = 0.95,  # fraction of resamples inside
     random_state: int = 0,  # seed
 ) -> Interval:
     """Percentile interval of any metric, images resampled with replacement.
 
-    Raises `DataError` on unequal lengths, or if most replicates have no value.
+    Raises `DataError` on unequal lengths, or if most resamples have no value.
     """
     sizes = {len(d) for d in data}
     if len(sizes) != 1:
@@ -63,15 +63,15 @@ def bootstrap_interval(
     resamples: list[float] = []
     data = tuple(np.asarray(d) if isinstance(d, np.ndarray) or np.isscalar(d[0]) else d for d in data)
     value = metric(*data)
-    while len(resamples) < n:
+    while len(resamples) < n_resamples:
         index = rng.integers(count, size=count)
         try:
             resamples.append(metric(*(_take(d, index) for d in data)))
         except DataError as e:  # a class is missing from this draw
             failed += 1
-            if failed > 10 * n:
+            if failed > 10 * n_resamples:
                 raise DataError(
-                    f"{failed} of {failed + len(resamples)} replicates have no value ({e}); there are "
+                    f"{failed} of {failed + len(resamples)} resamples have no value ({e}); there are "
                     "too few images for a bootstrap"
                 ) from None
     return interval_of(value, np.array(resamples, np.float64), level)
@@ -82,8 +82,8 @@ def paired_difference(
     y_true: np.ndarray | Sequence,  # n labels, or masks
     score_a: np.ndarray | Sequence,  # n scores or maps of method A
     score_b: np.ndarray | Sequence,  # n scores or maps of method B, of the same images in the same order
-    n: int = 1000,  # number of replicates
-    level: float = 0.95,  # fraction of replicates inside
+    n_resamples: int = 1000,
+    level: float = 0.95,  # fraction of resamples inside
     random_state: int = 0,  # seed
 ) -> Interval:
     "Interval of metric(B) - metric(A) over the same resampled images. Raises `DataError` as `bootstrap_interval` does."
@@ -92,7 +92,7 @@ def paired_difference(
         y_true,
         score_a,
         score_b,
-        n=n,
+        n_resamples=n_resamples,
         level=level,
         random_state=random_state,
     )
@@ -104,19 +104,19 @@ PORTION = 2048  # bins multiplied at a time
 def draw_weights(
     valid: Callable[[np.ndarray], np.ndarray],  # (B, n) weights -> (B,) bool, whether a draw has both classes
     count: int,  # number of images n
-    n: int,  # number of replicates B
+    n_resamples: int,  # B
     random_state: int,  # seed
 ) -> np.ndarray:  # (B + 1, n) float64; row 0 counts every image once, the others how often each was drawn
-    """How often each image is drawn in each replicate; draws that are not valid are repeated.
+    """How often each image is drawn in each resample; draws that are not valid are repeated.
 
     Raises `DataError` if hardly any is.
     """
     rng, weights = np.random.default_rng(random_state), [np.ones((1, count))]
     for _ in range(100):
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size=n).astype(np.float64)
+        drawn = rng.multinomial(count, np.full(count, 1 / count), size=n_resamples).astype(np.float64)
         weights.append(drawn[valid(drawn)])
-        if sum(map(len, weights)) > n:
-            return np.concatenate(weights)[: n + 1]
+        if sum(map(len, weights)) > n_resamples:
+            return np.concatenate(weights)[: n_resamples + 1]
     raise DataError(f"hardly any draw of {count} images holds both classes; there are too few images for a bootstrap")
 
 
@@ -160,8 +160,8 @@ class _Running:
         value["average_precision"] += np.einsum("bk,bk->b", dp, tp / np.maximum(tp + fp, 1)) / self.P
         reached = tp / P >= self.tpr
         row = np.argmax(reached, 1)
-        hit = reached.any(1) & np.isnan(value["fpr_at_tpr"])
-        value["fpr_at_tpr"][hit] = (np.take_along_axis(fp, row[:, None], 1)[:, 0] / self.N)[hit]
+        new = reached.any(1) & np.isnan(value["fpr_at_tpr"])
+        value["fpr_at_tpr"][new] = (np.take_along_axis(fp, row[:, None], 1)[:, 0] / self.N)[new]
         np.maximum(value["best_f1"], (2 * tp / (tp + fp + P)).max(1), out=value["best_f1"])
         np.maximum(value["youden"], (tp / P - fp / N).max(1), out=value["youden"])
         if ds is not None and self.R is not None:
@@ -199,7 +199,7 @@ def coverage_note(
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #2bff4b6c
 def clustered_interval(
     value: float,  # the metric on all images
-    replicates: np.ndarray,  # (B,) on resampled images
+    resampled: np.ndarray,  # (B,) on resampled images
     jackknife: np.ndarray,  # (m,) without one image, or without one group of them
     images: int,  # how many there are
     effective: float,  # how many of them carry weight, (sum a)^2 / sum a^2
@@ -218,11 +218,11 @@ def clustered_interval(
     if not 0 < level < 1:
         raise DataError(f"level is {level}; it must lie in (0, 1), for example 0.95")
     finite = jackknife[np.isfinite(jackknife)]
-    replicates = replicates[np.isfinite(replicates)]
-    if len(finite) < 2 or len(replicates) < 2:
-        return interval_of(value, replicates, level)
+    resampled = resampled[np.isfinite(resampled)]
+    if len(finite) < 2 or len(resampled) < 2:
+        return interval_of(value, resampled, level)
     centre, drawn, estimates = (
-        logit(np.clip(v, 1e-6, 1 - 1e-6)) if unit else np.asarray(v, np.float64) for v in (value, replicates, finite)
+        logit(np.clip(v, 1e-6, 1 - 1e-6)) if unit else np.asarray(v, np.float64) for v in (value, resampled, finite)
     )
     m, off = len(estimates), estimates - estimates.mean()
     squares = float((off**2).sum())
@@ -248,7 +248,7 @@ def _effective(histogram: ScoreHistogram, names: list[str]) -> float:
     return float(area.sum() ** 2 / (area**2).sum())
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #ca89e973
-def _replicates(
+def _resampled(
     histogram: ScoreHistogram, names: list[str], weights: np.ndarray, tpr: float, fpr_limit: float
 ) -> dict[str, np.ndarray]:
     "Every metric for every row of weights (B, images)."
@@ -290,8 +290,8 @@ def _both_classes(histogram: ScoreHistogram, names: list[str]) -> Callable[[np.n
 
 def histogram_intervals(
     histogram: ScoreHistogram,  # whose updates were all given an image name
-    n: int = 1000,  # number of replicates
-    level: float = 0.95,  # fraction of replicates inside
+    n_resamples: int = 1000,
+    level: float = 0.95,  # fraction of resamples inside
     random_state: int = 0,  # seed
     tpr: float = 0.95,  # for the false-positive rate
     fpr_limit: float = 0.3,  # for AUPRO, where the histogram is a `RegionHistogram`
@@ -302,8 +302,8 @@ def histogram_intervals(
     """
     names = _image_names(histogram)
     valid = _both_classes(histogram, names)
-    weights = draw_weights(valid, len(names), n, random_state)
-    values = _replicates(histogram, names, np.concatenate([weights, _left_out(valid, len(names))]), tpr, fpr_limit)
+    weights = draw_weights(valid, len(names), n_resamples, random_state)
+    values = _resampled(histogram, names, np.concatenate([weights, _left_out(valid, len(names))]), tpr, fpr_limit)
     size, carried = len(weights), _effective(histogram, names)
     return {
         k: clustered_interval(v[0], v[1:size], v[size:], len(names), carried, level, stretch=STRETCH.get(k, 1.0))
@@ -314,8 +314,8 @@ def histogram_intervals(
 def histogram_differences(
     a: ScoreHistogram,  # counts of method A, per image
     b: ScoreHistogram,  # counts of method B, of the same images by name
-    n: int = 1000,  # number of replicates
-    level: float = 0.95,  # fraction of replicates inside
+    n_resamples: int = 1000,
+    level: float = 0.95,  # fraction of resamples inside
     random_state: int = 0,  # seed
     tpr: float = 0.95,  # for the false-positive rate
     fpr_limit: float = 0.3,  # for AUPRO, where both are `RegionHistogram`s
@@ -323,10 +323,10 @@ def histogram_differences(
     "Paired intervals of B - A for all pooled metrics, images joined by name. Raises `DataError` if the images differ."
     names = _image_names(a, b)
     valid = _both_classes(a, names)
-    weights = draw_weights(valid, len(names), n, random_state)
+    weights = draw_weights(valid, len(names), n_resamples, random_state)
     size, carried = len(weights), _effective(a, names)
     one, two = (
-        _replicates(h, names, np.concatenate([weights, _left_out(valid, len(names))]), tpr, fpr_limit) for h in (a, b)
+        _resampled(h, names, np.concatenate([weights, _left_out(valid, len(names))]), tpr, fpr_limit) for h in (a, b)
     )
     gap = {k: two[k] - one[k] for k in one if k in two}
     return {

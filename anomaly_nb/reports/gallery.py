@@ -91,7 +91,8 @@ def main_metric(
 TELLING = (
     "cover",
     "same_images",
-    "hits",
+    "true_positives",
+    "hits",  # what earlier reports call them
     "top_frames",
     "worst",
     "best",

@@ -135,9 +135,9 @@ def _unlike_anchors(body: str) -> str:
     "Headings of the same words get different anchors."
     counts: dict[str, int] = {}
 
-    def anchor(found: re.Match) -> str:
-        counts[found[2]] = counts.get(found[2], 0) + 1
-        return found[0] if counts[found[2]] == 1 else f'{found[1]}{found[2]}-{counts[found[2]]}"'
+    def anchor(match: re.Match) -> str:
+        counts[match[2]] = counts.get(match[2], 0) + 1
+        return match[0] if counts[match[2]] == 1 else f'{match[1]}{match[2]}-{counts[match[2]]}"'
 
     return re.sub(r'(<h[1-6] id=")([^"]*)"', anchor, body)
 

@@ -134,7 +134,7 @@ class Run:
 
     @property
     def metrics(self) -> Record:
-        "Figures of merit the report kept."
+        "Metrics the report kept."
         return self.record.get("metrics", {})
 
     @property
@@ -215,7 +215,7 @@ def _make(wanted: Wanted, folder: Path, limits: Limits, template: str) -> Run:
     "Execute into `folder`, whose lock is held."
     earlier = load_record(folder)
     earlier = earlier if earlier["run_id"] == wanted.run_id else {}
-    _clear(folder, earlier, own=folder.name == wanted.name)
+    _clear(folder, earlier, whole=folder.name == wanted.name)
     values = wanted.parameters | ({"out": folder.as_posix()} if "out" in wanted.parameters else {})
     record: RunRecord = {
         "run_id": wanted.run_id,
@@ -316,13 +316,13 @@ def _note_kernel(folder: Path, record: RunRecord, pid: int) -> None:
         write_json(folder / "run.json", record)
 
 
-def _clear(folder: Path, earlier: RunRecord, own: bool) -> None:
+def _clear(folder: Path, earlier: RunRecord, whole: bool) -> None:
     "End the kernel an earlier attempt left and remove the files it wrote; all files where the folder is the run's own."
     _end_kernel(earlier)
     listed = [
         folder / name
         for name in ("metrics.json", "measured.json", "notebook.ipynb", "report.html", *earlier.get("outputs", {}))
     ]
-    for path in [*folder.glob("*"), *folder.glob("figures/*"), *folder.glob(".*.tmp")] if own else listed:
+    for path in [*folder.glob("*"), *folder.glob("figures/*"), *folder.glob(".*.tmp")] if whole else listed:
         if path.is_file() and path.name not in ("run.json", ".run.json.lock"):
             path.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from .ledger import changing, counted, flat, runs_table
 from .pool import THREADS, RunTask, Worker, attempt
 from .record import RunRecord, load_record
 from .run import Wanted, prepare, renew_gallery
-from .template import find_template, template_parameters, templates
+from .template import current_names, find_template, template_parameters, templates
 from .store import Store, is_store
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Plan:
 
     template: str
     wanted: list[Wanted]
-    given: list[dict[str, object]]  # of each run, the parameters that differ from the template's defaults
+    changed: list[dict[str, object]]  # of each run, the parameters that differ from the template's defaults
     limits: Limits
     retries: int
 
@@ -135,6 +135,7 @@ def _priority(
     conditions, parameters = tree.get("priorities") or [], template_parameters(template)
     if not isinstance(conditions, list) or not all(isinstance(c, Mapping) and c for c in conditions):
         raise DataError(f"{name}: priorities must be a list of mappings such as  - {{category: nut}}")
+    conditions = [current_names(c, parameters, template) for c in conditions]
     for condition in conditions:
         for key in condition:
             if key not in parameters:
@@ -212,10 +213,10 @@ def sweep(
     checked = read_plan(plan)
     if workers is not None and workers < 1:
         raise DataError(f"workers={workers} must be at least 1")
-    hits = [_found(w, figures, retry_failed) for w in checked.wanted]
-    todo = [i for i, r in enumerate(hits) if r is None]
+    done = [_finished_record(w, figures, retry_failed) for w in checked.wanted]
+    todo = [i for i, r in enumerate(done) if r is None]
     tasks = {i: _task(checked, i, figures) for i in todo}
-    records = {i: r for i, r in enumerate(hits) if r is not None}
+    records = {i: r for i, r in enumerate(done) if r is not None}
     if scheduler is not None:
         from anomaly_nb.reports.cluster import run_on_cluster
 
@@ -235,11 +236,11 @@ def sweep(
         if todo and not is_store(figures):
             renew_gallery(figures)
     return Sweep(
-        checked.template, str(figures), [records[i] for i in range(len(hits))], [i in tasks for i in range(len(hits))]
+        checked.template, str(figures), [records[i] for i in range(len(done))], [i in tasks for i in range(len(done))]
     )
 
 # %% ../../nbs/10_reports/11_sweep.ipynb #7f18ca64
-def _found(wanted: Wanted, figures: str | Path, retry_failed: bool) -> RunRecord | None:
+def _finished_record(wanted: Wanted, figures: str | Path, retry_failed: bool) -> RunRecord | None:
     "The record of a run that need not be made."
     record = (
         Store(str(figures)).record(wanted.name)
@@ -259,7 +260,7 @@ def _task(plan: Plan, number: int, figures: str | Path) -> RunTask:
         "name": spec.name,
         "run_id": spec.run_id,
         "template": plan.template,
-        "parameters": plan.given[number],
+        "parameters": plan.changed[number],
         "figures": str(figures),
         "notebook": find_template(plan.template).read_text(encoding="utf-8") if is_custom else "",
         "limits": vars(plan.limits),

@@ -57,7 +57,7 @@ def median_seconds(
 def bank_within(
     bank: Bank,  # unfitted
     x: np.ndarray,  # (N, P, D) float32 prepared patches of training images, or (1, M, D) their cells
-    asked: np.ndarray,  # (1, C, D) those of one image as it will be asked for
+    image_patches: np.ndarray,  # (1, C, D) those of one image as it will be asked for
     features: float,  # seconds until an image's features are there
     budget_ms: float = 0.0,  # milliseconds an image may take, from file to decision; 0 = any
     budget_mb: float = 0.0,  # megabytes (10^6 bytes) the bank may take; 0 = any
@@ -89,7 +89,7 @@ def bank_within(
     def search(count: int) -> float:
         sample = rows[np.sort(order[:count])][None]
         candidate = KNNBank(min(bank.k, count), bank.metric).fit(sample, (1, count))
-        return median_seconds(lambda: candidate.score(asked))
+        return median_seconds(lambda: candidate.score(image_patches))
 
     if budget_ms:
         seconds = MARGIN * budget_ms / 1000 - features

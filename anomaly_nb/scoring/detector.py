@@ -85,7 +85,7 @@ class Detector(BaseEstimator):
         self.resize, self.tile, self.overlap, self.region = resize, tile, overlap, region
         self.budget_ms, self.budget_mb, self.prompts = budget_ms, budget_mb, prompts
 
-    def given_backbone(self) -> tuple[str, str]:  # name, weights
+    def chosen_backbone(self) -> tuple[str, str]:  # name, weights
         "What was given; for `auto` the strongest at hand, looked for once. Raises as `auto_backbone` does."
         if self.backbone != "auto":
             return self.backbone, str(self.weights)
@@ -100,7 +100,7 @@ class Detector(BaseEstimator):
         "The recipe with what was given in its parts' place. Raises `DataError` for an unknown one."
         return recipe_parts(
             self.recipe,
-            self.given_backbone()[0],
+            self.chosen_backbone()[0],
             self.image_size,
             self.bank,
             self.preparation,
@@ -123,7 +123,7 @@ class Detector(BaseEstimator):
     def network(self) -> Backbone:
         "The backbone, made once. Raises as `create_backbone` does."
         parts = self.parts()
-        weights = self.given_backbone()[1]
+        weights = self.chosen_backbone()[1]
         size = self.image_size or (0 if self.tile else parts.image_size)  # a tile is an input at its own resolution
         key = (parts.backbone, weights, size, self.resize, self.tile, self.overlap, str(self.region))
         if vars(self).get("_made", (None,))[0] != key:
@@ -195,33 +195,33 @@ class Detector(BaseEstimator):
         "The cells of images."
         return [self.layout_.of(image_info(p).size) for p in meta["image_path"]]
 
-    def alone(self, f: FeatureSet, patch_scores: np.ndarray, own: bool = False) -> np.ndarray:
+    def alone(self, f: FeatureSet, patch_scores: np.ndarray, training: bool = False) -> np.ndarray:
         "Scores of images, each without a look at the others; of cells that count, where some do not."
         if self.layout_.plain or self.reduction in OWN_SCORES:
-            return self._by_bank(patch_scores, f.cls, own, f)
+            return self._by_bank(patch_scores, f.cls, training, f)
         return np.array([c.reduce(s, self.reduction) for c, s in zip(self._cells(f.meta), patch_scores)], np.float32)
 
-    def _by_bank(self, patch_scores: np.ndarray, cls: np.ndarray | None, own: bool, f: FeatureSet | None) -> np.ndarray:
+    def _by_bank(self, patch_scores: np.ndarray, cls: np.ndarray | None, training: bool, f: FeatureSet | None) -> np.ndarray:
         "Image scores where all cells count; those of words also look at the features, as the bank gets them."
         x = self.preparation_.transform(f.patches) if f is not None and self.reduction == "words" else None
-        return bank_image_scores(self.bank_, self.reduction, patch_scores, cls, own, x)
+        return bank_image_scores(self.bank_, self.reduction, patch_scores, cls, training, x)
 
-    def reduced(self, f: FeatureSet, patch_scores: np.ndarray, own: bool = False) -> np.ndarray:
+    def reduced(self, f: FeatureSet, patch_scores: np.ndarray, training: bool = False) -> np.ndarray:
         "Image scores, averaged over similar images where the recipe does."
-        return self._reranked(self.alone(f, patch_scores, own), f.cls)
+        return self._reranked(self.alone(f, patch_scores, training), f.cls)
 
     def reduce_patches(
         self,
         patch_scores: np.ndarray,  # (n, P) of `score_patches`
         cls: np.ndarray | None = None,  # (n, Dc) the images' vectors, where they are used
-        own: bool = False,  # these are the training images
+        training: bool = False,  # these are the training images
         features: FeatureSet | None = None,  # what was scored; needed by recipes that compare with words
     ) -> np.ndarray:  # (n,)
         """Image scores from patch scores, without scoring the patches again.
 
         Raises `DataError` without what the recipe needs.
         """
-        return self._reranked(self._by_bank(patch_scores, cls, own, features), cls)
+        return self._reranked(self._by_bank(patch_scores, cls, training, features), cls)
 
     def _reranked(self, scores: np.ndarray, cls: np.ndarray | list[np.ndarray] | None) -> np.ndarray:
         "Image scores averaged over similar images, where the recipe does."

@@ -115,7 +115,7 @@ def _write_files(detector: "Detector", folder: Path) -> None:
     if Path(detector.prompts).is_file():
         with atomic_write(folder / "prompts" / Path(detector.prompts).name) as f:
             f.write(Path(detector.prompts).read_bytes())
-    params["backbone"], weights = detector.given_backbone()
+    params["backbone"], weights = detector.chosen_backbone()
     params["weights"] = Path(weights).resolve().as_posix() if weights and Path(weights).is_file() else weights
     prepared = detector.preparation_
     arrays = {name: getattr(prepared, name) for name in ARRAYS} | {
@@ -199,13 +199,13 @@ def read_detector(
         ) from None
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #d2c658f8
-def _check_manifest(folder: Path, about: Record) -> None:
+def _check_manifest(folder: Path, manifest: Record) -> None:
     """Every file that is read must be as the manifest says; the first detectors had none, which is said.
 
     Raises `MissingFileError`, `DataError`.
     """
     if not (folder / MANIFEST).exists():
-        if "format" in about:
+        if "format" in manifest:
             raise MissingFileError(
                 f"{folder / MANIFEST}: no such file, so nothing says whether the others are whole; copy the whole "
                 "folder again, or fit again"
@@ -223,20 +223,20 @@ def _check_manifest(folder: Path, about: Record) -> None:
             raise DataError(f"{path}: is not named in {MANIFEST}; copy the whole folder again, or fit again")
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #37b60b94
-def _rebuilt(folder: Path, about: Record, kind: type["Detector"], weights: str) -> "Detector":
+def _rebuilt(folder: Path, manifest: Record, kind: type["Detector"], weights: str) -> "Detector":
     "A detector from its files. Raises what a field of another form raises."
-    params: Record = {k: tuple(v) if isinstance(v, list) else v for k, v in about["params"].items()}
+    params: Record = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["params"].items()}
     arrays = load_arrays(folder / "preparation.npz", [*ARRAYS, "held_out_"], ["held_out_patches_", "cells_"])
-    bank, preparation = load_bank(folder / "bank"), Preparation(**(about["preparation"] or {}))
+    bank, preparation = load_bank(folder / "bank"), Preparation(**(manifest["preparation"] or {}))
     detector = kind(
         **params,
-        bank=clone(bank) if about["bank"] else None,
-        preparation=clone(preparation) if about["preparation"] else None,
+        bank=clone(bank) if manifest["bank"] else None,
+        preparation=clone(preparation) if manifest["preparation"] else None,
     )
     detector.patch_hw_, detector.paths_, preparation.dimensions_ = (
-        tuple(about["patch_hw"]),
-        about["paths"],
-        about["dimensions"],
+        tuple(manifest["patch_hw"]),
+        manifest["paths"],
+        manifest["dimensions"],
     )
     for name in ARRAYS:
         setattr(preparation, name, arrays[name])
@@ -247,25 +247,25 @@ def _rebuilt(folder: Path, about: Record, kind: type["Detector"], weights: str) 
     detector.reference_ = load_bank(folder / "reference") if (folder / "reference").is_dir() else bank
     detector.threshold_ = Threshold.load(folder / "threshold.json") if (folder / "threshold.json").exists() else None
     detector.groups_, detector.version_, detector.spec_ = (
-        about.get("groups", []),
-        about.get("version", 1),
-        about["spec"],
+        manifest.get("groups", []),
+        manifest.get("version", 1),
+        manifest["spec"],
     )
     # older ones: 8-bit
-    detector.intensity_ = Intensity.from_dict(about["intensity"]) if "intensity" in about else Intensity()
-    detector.choice_ = about.get("choice", {})
+    detector.intensity_ = Intensity.from_dict(manifest["intensity"]) if "intensity" in manifest else Intensity()
+    detector.choice_ = manifest.get("choice", {})
     family, mark, options = detector.parts().backbone.partition("?")
     if family == detector.spec_.get("name") == "filters":  # their first version, from before there were versions
         detector.backbone = recorded_name("filters") + mark + options
     if weights:
         detector.weights = weights
-    detector.cells_, detector.learned_ = arrays.get("cells_", np.empty((0, 2), np.int32)), about.get("learned", {})
-    detector.budget_, detector.alike_ = about.get("budget", {}), []
+    detector.cells_, detector.learned_ = arrays.get("cells_", np.empty((0, 2), np.int32)), manifest.get("learned", {})
+    detector.budget_, detector.alike_ = manifest.get("budget", {}), []
     if masks := sorted((folder / "region").glob("*")):
         detector.region = masks[0].as_posix()
     if prompts := sorted((folder / "prompts").glob("*")):
         detector.prompts = prompts[0].as_posix()
-    plain = about.get("layout", Layout().said()) == Layout().said()  # older ones saw all images so
+    plain = manifest.get("layout", Layout().said()) == Layout().said()  # older ones saw all images so
     detector.layout_ = (
         Layout(detector.patch_hw_)
         if plain

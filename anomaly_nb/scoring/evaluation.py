@@ -67,7 +67,7 @@ def read_masks(
     return masks
 
 # %% ../../nbs/06_scoring/03_evaluation.ipynb #5444a937
-class _Known(Sequence):
+class _Bands(Sequence):
     "Bands of the entries of a sequence, read when they are asked for."
 
     def __init__(self, entries: Sequence, bands: list[tuple[int, slice]]):
@@ -97,7 +97,7 @@ def _with_masks(masks: Sequence[np.ndarray | None], maps: Sequence[np.ndarray]) 
             # regions are counted whole
             parts += [(i, slice(0, height))] if anomalous else [(i, rows) for rows in bands(height, width)]
             shows, n_masks = shows or anomalous, n_masks + 1
-    return _Known(masks, parts), _Known(maps, parts), shows, n_masks
+    return _Bands(masks, parts), _Bands(maps, parts), shows, n_masks
 
 # %% ../../nbs/06_scoring/03_evaluation.ipynb #dd309d00
 def pixel_curve(
@@ -147,15 +147,15 @@ def saturated_metrics(
         return {}
     rows = [i for i, (place, label) in enumerate(zip(places, index["label"])) if label == 0 or place is not None]
     pairs = [loco_regions(index["mask_path"].iloc[i]) if index["label"].iloc[i] else ([], []) for i in rows]
-    return {"spro": spro([r for r, _ in pairs], [s for _, s in pairs], _Known(maps, [(i, slice(None)) for i in rows]))}
+    return {"spro": spro([r for r, _ in pairs], [s for _, s in pairs], _Bands(maps, [(i, slice(None)) for i in rows]))}
 
 # %% ../../nbs/06_scoring/03_evaluation.ipynb #989a9637
 def defect_table(
     index: pd.DataFrame,  # test rows
     scores: np.ndarray,  # (n,) image scores, in the index's order
     threshold: Threshold,
-) -> pd.DataFrame:  # one row per kind: defect, images, auroc, caught, lowest, median, highest
-    "Ranking and detection of each kind of defect; for normal images, `caught` counts false alarms."
+) -> pd.DataFrame:  # one row per kind: defect, images, auroc, flagged, lowest, median, highest
+    "Ranking and detection of each kind of defect; of normal images, `flagged` is the false-positive rate."
     scores = np.asarray(scores)
     normal = scores[(index["label"] == 0).to_numpy()]
     rows = []
@@ -171,7 +171,7 @@ def defect_table(
                 "defect": kind,
                 "images": kind_scores.size,
                 "auroc": auroc,
-                "caught": float(threshold.predict(kind_scores).mean()),
+                "flagged": float(threshold.predict(kind_scores).mean()),
                 "lowest": kind_scores.min(),
                 "median": np.median(kind_scores),
                 "highest": kind_scores.max(),

@@ -34,12 +34,12 @@ SCRIPT = """"Decide on an image: python predict.py part.png. Needs onnxruntime, 
 import json, sys, numpy as np, onnxruntime
 from pathlib import Path
 here, path = Path(__file__).parent, sys.argv[1]
-about, session = json.loads((here / "export.json").read_text()), onnxruntime.InferenceSession(here / "detector.onnx")
+settings, session = json.loads((here / "export.json").read_text()), onnxruntime.InferenceSession(here / "detector.onnx")
 image = np.load(path) if path.endswith(".npy") else np.asarray(__import__("PIL.Image").Image.open(path).convert("RGB"))
-score, heat = (found[0] for found in session.run(["score", "map"], {"image": image[None].astype(about["input"])}))
-p_value = (1 + sum(s >= score for s in about["held_out"])) / (1 + len(about["held_out"]))
+score, heat = (values[0] for values in session.run(["score", "map"], {"image": image[None].astype(settings["input"])}))
+p_value = (1 + sum(s >= score for s in settings["held_out"])) / (1 + len(settings["held_out"]))
 hottest = [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]  # row, column
-decision = {"score": float(score), "anomalous": bool(score >= about["threshold"])}
+decision = {"score": float(score), "anomalous": bool(score >= settings["threshold"])}
 print(json.dumps(decision | {"p_value": p_value, "hottest": hottest}))
 """
 
@@ -102,7 +102,7 @@ def _example(size: tuple[int, int], rule: Intensity) -> np.ndarray:
     return (values if rule.type == "float32" else np.rint(values)).astype(rule.type)
 
 
-def _distance(detector: "Detector", found: tuple[np.ndarray, ...], image: np.ndarray) -> float:
+def _distance(detector: "Detector", outputs: tuple[np.ndarray, ...], image: np.ndarray) -> float:
     "The largest difference of scores, patch scores and map from the detector's, relative above one."
     shown, network = detector.intensity_.apply(image)[0], detector.network()
     patches, patch_hw, cls = network(network.transform(shown)[None])
@@ -114,7 +114,7 @@ def _distance(detector: "Detector", found: tuple[np.ndarray, ...], image: np.nda
         heatmaps(scores, patch_hw, shown.shape[:2], detector.smoothing),
         scores.reshape(1, *patch_hw),
     )
-    return max(float((np.abs(a - b) / np.maximum(np.abs(b), 1)).max()) for a, b in zip(found, expected, strict=True))
+    return max(float((np.abs(a - b) / np.maximum(np.abs(b), 1)).max()) for a, b in zip(outputs, expected, strict=True))
 
 # %% ../../nbs/06_scoring/18_export.ipynb #f0a24b8e
 def _no_files(n: int) -> "pd.DataFrame":

@@ -69,7 +69,7 @@ def spread(
 def image_panels(
     path: str,  # of an image
     scores: np.ndarray,  # (C,) of its cells
-    told: pd.Series,  # of `Detector.nearest_places`: patch, normal_path, normal_patch, normal_angle
+    place: pd.Series,  # of `Detector.nearest_places`: patch, normal_path, normal_patch, normal_angle
     layout: Layout,  # of the detector
     intensity: Intensity | None,
     value_range: tuple[float, float],  # of `colour_range`
@@ -79,13 +79,13 @@ def image_panels(
     "Image, heatmap, overlay, hottest place and the normal place most like it, none larger than a panel."
     image = read_image(path, intensity)
     cells = layout.of(image.shape[:2])
-    small, crop = shrunk(image), shrunk(image[cells.window(told["patch"])]).copy()
+    small, crop = shrunk(image), shrunk(image[cells.window(place["patch"])]).copy()
     del image  # one large image at a time
     heat = cells.heatmap(scores, sigma, small.shape[:2])
     like = np.full_like(crop, 255)  # nothing, where no normal image was learned from
-    if told["normal_path"]:
-        normal = rotated(read_image(told["normal_path"], intensity), told["normal_angle"])
-        like = shrunk(normal[layout.of(normal.shape[:2]).window(told["normal_patch"])]).copy()
+    if place["normal_path"]:
+        normal = rotated(read_image(place["normal_path"], intensity), place["normal_angle"])
+        like = shrunk(normal[layout.of(normal.shape[:2]).window(place["normal_patch"])]).copy()
     return [small, heat, overlay(small, heat, value_range, strength), crop, like]
 
 # %% ../../nbs/06_scoring/11_figures.ipynb #e93ffecf

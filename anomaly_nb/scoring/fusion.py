@@ -96,7 +96,8 @@ class FusionBank(Bank):
             x = preparation.transform(patches)
             banks.append(clone(bank).fit(x, patch_hw, cls))
             held_out = held_out_scores(banks[-1], x, patch_hw, random_state=self.random_state, cls=cls)
-            image = banks[-1].image_score(cls, own=True) if reduce == "retrieval" else image_scores(held_out, reduce)
+            by_image = reduce == "retrieval"
+            image = banks[-1].image_score(cls, training=True) if by_image else image_scores(held_out, reduce)
             units.append(
                 [
                     image.mean(dtype=np.float64),

@@ -185,7 +185,7 @@ class Layout:
         if network is not None and not (network.spec.whole and network.spec.resize == "square"):
             self.geometry = Backbone(network.spec)
             self.geometry.region = network.region
-        self.known: dict[tuple[int, int], Cells] = {}
+        self.cells: dict[tuple[int, int], Cells] = {}
 
     @classmethod
     def of_spec(
@@ -215,11 +215,11 @@ class Layout:
     ) -> Cells:
         "The cells of an image. Raises `DataError` where the region does not fit it."
         size = (int(size[0]), int(size[1]))
-        if size not in self.known:
-            if len(self.known) >= self.most:
-                self.known.pop(next(iter(self.known)))
-            self.known[size] = self._made(size)
-        return self.known[size]
+        if size not in self.cells:
+            if len(self.cells) >= self.most:
+                self.cells.pop(next(iter(self.cells)))
+            self.cells[size] = self._made(size)
+        return self.cells[size]
 
     def _made(self, size: tuple[int, int]) -> Cells:
         "The cells of an image of a size not seen before."

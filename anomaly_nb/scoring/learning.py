@@ -93,17 +93,17 @@ def feature_seconds(
 def sized_bank(
     bank: Bank,  # of the recipe
     x: np.ndarray,  # (N, P, D) patches to learn from
-    asked: np.ndarray,  # (1, P, D) patches of an image
+    image_patches: np.ndarray,  # (1, P, D) patches of an image
     budget_ms: float,  # milliseconds an image may take; 0 = any
     budget_mb: float,  # megabytes the bank may take; 0 = any
     seconds: Callable[[], float],  # of an image's features
-    known: Record | None = None,  # the budget of an earlier fit, which is kept
+    earlier: Record | None = None,  # the budget of an earlier fit, which is kept
 ) -> tuple[Bank, Record]:  # unfitted; its budget, {} for none
     "The bank to fit, of the size that keeps the budget. Raises as `bank_within` does."
     new_bank = clone(bank)
     if not budget_ms and not budget_mb:
         return new_bank, {}
-    budget = known or bank_within(bank, x, asked, seconds() if budget_ms else 0.0, budget_ms, budget_mb)
+    budget = earlier or bank_within(bank, x, image_patches, seconds() if budget_ms else 0.0, budget_ms, budget_mb)
     return new_bank.set_params(coreset=budget["coreset"], k=budget["k"]), budget
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #d3b16280
@@ -259,12 +259,12 @@ def _fit_bank(
     x: np.ndarray,
     patch_hw: tuple[int, int],
     cls: np.ndarray | None,
-    asked: np.ndarray,
+    image_patches: np.ndarray,
     budget: Record | None,
 ) -> None:
     "The bank, of patches as it gets them, and what explains where it keeps none."
     seconds = lambda: feature_seconds(detector.paths_, detector.network(), detector.layout_, detector.intensity_)
-    bank, detector.budget_ = sized_bank(bank, x, asked, detector.budget_ms, detector.budget_mb, seconds, budget)
+    bank, detector.budget_ = sized_bank(bank, x, image_patches, detector.budget_ms, detector.budget_mb, seconds, budget)
     detector.bank_ = bank.fit(x, patch_hw, cls)
     detector.reference_ = detector.bank_ if isinstance(detector.bank_, KNNBank) else KNNBank().fit(x, patch_hw)
 
@@ -303,7 +303,7 @@ def _learn_grid(detector: "Detector", bank: Bank, f: FeatureSet, budget: Record 
             detector.bank_, x, f.patch_hw, random_state=detector.random_state, cls=f.cls, groups=groups
         )
         detector.held_out_patches_ = detector.masked(patches[:, :n_cells], f)
-        detector.held_out_ = detector.reduced(f, detector.held_out_patches_, own=True)
+        detector.held_out_ = detector.reduced(f, detector.held_out_patches_, training=True)
         detector.threshold_ = choose_threshold(detector.threshold, detector.held_out_, np.empty(0), np.empty(0))
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #5313fadc

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/06_scoring/01_maps.ipynb #7e8ab318
 def image_scores(
     patch_scores: np.ndarray,  # (N, P)
-    reduce: str = "max",  # "max", "mean", or the mean of the highest share: "top1%", "top5%" ...
+    reduce: str = "max",  # "max", "mean", or the mean of the highest fraction: "top1%", "top5%" ...
 ) -> np.ndarray:  # (N,)
     "One score an image from its patches. `top q%` means the highest int(q P / 100), at least one. Raises `DataError`."
     scores = check_finite("patch_scores", real_array("patch_scores", patch_scores))
@@ -54,13 +54,13 @@ def bank_image_scores(
     reduce: str,  # of `OWN_SCORES` or `image_scores`
     patch_scores: np.ndarray,  # (N, P) of the bank
     cls: np.ndarray | None = None,  # (N, Dc) the images' vectors
-    own: bool = False,  # these are the training images
+    training: bool = False,  # these are the training images
     patches: np.ndarray | None = None,  # (N, P, D) as the bank gets them; words look at them
 ) -> np.ndarray:  # (N,)
     "One score an image, from its patches or by the bank itself. Raises as these do."
     if reduce == "words":
-        return bank.image_score(cls, own, patches)
-    return bank.image_score(cls, own) if reduce == "retrieval" else image_scores(patch_scores, reduce)
+        return bank.image_score(cls, training, patches)
+    return bank.image_score(cls, training) if reduce == "retrieval" else image_scores(patch_scores, reduce)
 
 # %% ../../nbs/06_scoring/01_maps.ipynb #db7c371f
 def bilinear_matrix(

@@ -201,7 +201,7 @@ class Evaluation:
     def verdict(self) -> str:
         "What was found, in two sentences."
         bad, good = int((self.labels == 1).sum()), int((self.labels == 0).sum())
-        hits, alarms = int((self.called & (self.labels == 1)).sum()), int((self.called & (self.labels == 0)).sum())
+        tp, fp = int((self.called & (self.labels == 1)).sum()), int((self.called & (self.labels == 0)).sum())
         if not self.both:
             text = f"{int(self.called.sum())} of {len(self)} images are called anomalous"
             return f"{text} at the threshold {self.threshold}."
@@ -211,6 +211,6 @@ class Evaluation:
             f"{m['image_auroc_high']:.3f}] (higher is better)"
         )
         return (
-            f"{ranked}. At the threshold {hits} of {bad} anomalous images are found, and {alarms} of {good} "
+            f"{ranked}. At the threshold {tp} of {bad} anomalous images are found, and {fp} of {good} "
             f"normal ones are called anomalous; threshold {self.threshold}."
         )

@@ -197,7 +197,7 @@ class Served:
             path.unlink(missing_ok=True)
         self.count += 1
         box = dict(zip(("left", "top", "right", "bottom"), prediction.box))
-        near, drift = self.names.get(prediction.normal_path, prediction.normal_path), self._kept(file, prediction.score)
+        near, drift = self.names.get(prediction.normal_path, prediction.normal_path), self._tag(file, prediction.score)
         fields = {k: getattr(prediction, k) for k in ("score", "p_value", "percentile", "distance", "clipped")}
         who = {("detector" if k == "name" else k): v for k, v in self.identity().items()}
         return Answer(
@@ -229,7 +229,7 @@ class Served:
             raise BadImage(str(e).replace(path, "the body").replace(Path(path).name, "the body")) from None
         return prediction, (h, w)
 
-    def _kept(self, file: str, score: float) -> Literal["off", "kept", "missed"]:
+    def _tag(self, file: str, score: float) -> Literal["off", "kept", "missed"]:
         "Give the score to the calibration store; a store that is busy or full keeps nobody from a decision."
         if self.store is None:
             return "off"
@@ -355,7 +355,7 @@ def create_detector_app(
             raise fastapi.HTTPException(e.status, " ".join(str(e).split())) from None
 
     @kinds["keyed"]("GET", "/v1/detectors", **route_arguments)
-    def known() -> Cards:
+    def cards() -> Cards:
         return Cards(count=len(detectors), detectors=[d.card() for d in detectors.values()])
 
     @kinds["open"]("GET", "/health", **described(400, 405, 408, 413, 422, keyed=False))

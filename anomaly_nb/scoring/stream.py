@@ -125,7 +125,7 @@ def training_cells(
         c.filled(np.zeros(c.starts[-1], np.float32))
     total = sum(int(c.count.sum()) for c in cells)
     quota = most // len(cells) if most and total > most else total
-    keep_masks = [_kept(c.count, quota, (random_state, i)) for i, c in enumerate(cells)]
+    keep_masks = [_within_quota(c.count, quota, (random_state, i)) for i, c in enumerate(cells)]
     starts = np.cumsum([0, *(int(k.sum()) for k in keep_masks)])
     x, shown, vectors, parts = (
         np.empty((0, 0), np.float32),
@@ -155,7 +155,7 @@ def training_cells(
     )
 
 
-def _kept(count: np.ndarray, quota: int, seed: tuple[int, int]) -> np.ndarray:
+def _within_quota(count: np.ndarray, quota: int, seed: tuple[int, int]) -> np.ndarray:
     "Which cells of an image are kept."
     if count.sum() <= quota:
         return count

@@ -68,7 +68,7 @@ class GridScores:
             train_scores = (
                 image_scores(held_out, reduce)
                 if self.train is None
-                else self.detector.reduce_patches(held_out, self.train.cls, own=True, features=self.train)
+                else self.detector.reduce_patches(held_out, self.train.cls, training=True, features=self.train)
             )
             return self.detector.reduce_patches(test, self.test.cls, features=self.test), train_scores
         finally:
@@ -114,12 +114,12 @@ class PartScores:
         if recorded is None or detector.bank_.whole_batch:
             self.result = detector.evaluate(index)
             recorded = self.result.scores
-        self.found = recorded
+        self.test_scores = recorded
         self.seen = lru_cache(maxsize=8)(self._seen)
 
     def scores(self, k: int, reduce: str) -> tuple[np.ndarray, np.ndarray]:
         "Image scores of the test images and of the held-out training images."
-        return self.found, self.detector.held_out_
+        return self.test_scores, self.detector.held_out_
 
     def image(self, i: int, k: int) -> tuple[np.ndarray, pd.Series]:  # (C,), of `Detector.nearest_places`
         "Scores of a test image's cells, and the normal place most like its hottest."

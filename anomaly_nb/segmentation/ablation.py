@@ -262,9 +262,9 @@ RATIOS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 def subsampling_study(
     histogram: ScoreHistogram,
     ratios: Sequence[float] = RATIOS,  # in (0, 1]
-    trials: int = 5,
+    n_repeats: int = 5,
     random_state: int = 0,
-) -> pd.DataFrame:  # ratio, pixels, and mean and sd of auroc, ap, f1 over the trials
+) -> pd.DataFrame:  # ratio, pixels, and mean and sd of auroc, ap, f1 over the repetitions
     """Metrics of random subsamples of the pixels against those of all.
 
     Raises `DataError` on a ratio outside (0, 1] or one class.
@@ -276,7 +276,7 @@ def subsampling_study(
         if not 0 < ratio <= 1:
             raise DataError(f"ratio is {ratio}; it must lie in (0, 1]")
         scores = []
-        for _ in range(trials):
+        for _ in range(n_repeats):
             drawn = rng.multivariate_hypergeometric(
                 counts[:, bins].reshape(-1), round(ratio * total), method="marginals"
             ).reshape(2, -1)
@@ -289,7 +289,7 @@ def subsampling_study(
         figures = {
             f"{n}_{k}": v[i] for i, n in enumerate(("auroc", "ap", "f1")) for k, v in (("mean", mean), ("sd", sd))
         }
-        rows.append({"ratio": ratio, "pixels": round(ratio * total), "trials": len(scores)} | figures)
+        rows.append({"ratio": ratio, "pixels": round(ratio * total), "repeats": len(scores)} | figures)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/07_segmentation/13_ablation.ipynb #b0b08f6e
@@ -315,14 +315,14 @@ def _heat_variants(heat: HybridEnergyThresholding, out: StreetOutput) -> tuple[d
     maps |= {f"without_{n}": whole - w for n, w in weighted.items()}
     maps["equal_weights"] = torch.stack([parts.terms[n] for n in weighted]).sum(0)
     maps["raw"] = torch.stack([parts.terms[n] * heat.scale_[n][1] + heat.scale_[n][0] for n in weighted]).sum(0)
-    return {n: maps[n][0].float().asinh().cpu().numpy() for n in HEAT_VARIANTS}, parts.shares()
+    return {n: maps[n][0].float().asinh().cpu().numpy() for n in HEAT_VARIANTS}, parts.fractions()
 
 
 def heat_study(
     model: StreetModel,
     scorer: PixelScorer,  # fitted, with "heat" among its methods
     dataset: StreetDataset,  # with an anomaly in it
-) -> StreetEvaluation:  # methods = HEAT_VARIANTS; `about["shares"]`: mean fraction of each term
+) -> StreetEvaluation:  # methods = HEAT_VARIANTS; `metadata["fractions"]`: mean fraction of each term
     """Score every pixel by the terms of HEAT and by HEAT without its parts.
 
     Raises `DataError` where the run has no HEAT of its own.
@@ -336,7 +336,7 @@ def heat_study(
     model.eval()
     result, fractions = (
         StreetEvaluation(
-            HEAT_VARIANTS, about={"dataset": dataset.name, "split": dataset.split, "images": len(dataset)}
+            HEAT_VARIANTS, metadata={"dataset": dataset.name, "split": dataset.split, "images": len(dataset)}
         ),
         [],
     )
@@ -345,7 +345,7 @@ def heat_study(
         maps, fraction = _heat_variants(heat, predict(model, scene.image))
         result.update(scene.key, maps, scene.anomaly)
         fractions.append(fraction)
-    result.about["shares"] = {n: float(np.mean([s[n] for s in fractions])) for n in fractions[0]}
+    result.metadata["fractions"] = {n: float(np.mean([s[n] for s in fractions])) for n in fractions[0]}
     return result
 
 # %% ../../nbs/07_segmentation/13_ablation.ipynb #22a51064
@@ -390,5 +390,5 @@ def sensitivity_plot(
             ax.set(title=title, xlabel="offset", ylim=(0, 1))
         axes[0].legend()
         axes[2].errorbar(subsamples["ratio"], subsamples["ap_mean"], yerr=subsamples["ap_sd"], marker="o", capsize=3)
-        axes[2].set(title="AP of a subsample, sd of 5 trials", xlabel="fraction of pixels", xscale="log")
+        axes[2].set(title="AP of a subsample, sd of 5 repetitions", xlabel="fraction of pixels", xscale="log")
     return fig

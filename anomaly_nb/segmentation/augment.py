@@ -109,7 +109,7 @@ def rotated(
     labels: torch.Tensor,  # (H, W) uint8
     angle: float,  # degrees
 ) -> tuple[torch.Tensor, torch.Tensor]:  # same shapes; uncovered corners are mid-grey and void
-    "Image and labels turned about their centre."
+    "Image and labels rotated about their centre."
     import_torchvision()
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as tvf

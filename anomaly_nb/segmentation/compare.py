@@ -26,7 +26,7 @@ def incomparable(
     b: StreetEvaluation,
 ) -> list[str]:  # what differs, such as "size (512x512, 240x320)"; empty = they may stand in one table
     "What keeps two evaluations out of one table: other data, images, labels, void policy, size or protocol."
-    different = identity_differences(a.about, b.about, COMPARED)
+    different = identity_differences(a.metadata, b.metadata, COMPARED)
     odd = set(a.images) ^ set(b.images)
     return different + ([f"images ({len(odd)} are in one only, e.g. {min(odd)})"] if odd else [])
 
@@ -46,7 +46,7 @@ def comparable_groups(
 # %% ../../nbs/07_segmentation/11_compare.ipynb #5108c069
 def comparison_table(
     evaluations: Mapping[str, StreetEvaluation],  # name of the model -> its evaluation
-    draws: int = 200,  # of the bootstrap; 0 = no intervals
+    n_resamples: int = 200,  # of the bootstrap; 0 = no intervals
 ) -> pd.DataFrame:  # one row per model, method and protocol, best pooled AP first
     "Every model and method under both protocols. Raises `DataError` saying what differs where they are not comparable."
     if not evaluations:
@@ -61,7 +61,7 @@ def comparison_table(
             )
     frames = []
     for name, evaluation in evaluations.items():
-        frame = results_table(evaluation, draws)
+        frame = results_table(evaluation, n_resamples)
         frame.insert(0, "model", name)
         frames.append(frame)
     table = pd.concat(frames, ignore_index=True)

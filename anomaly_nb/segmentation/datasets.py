@@ -82,7 +82,7 @@ class LabelTable:
         self,
         *names: str,  # classes to make the anomaly
     ) -> "LabelTable":
-        """The table with some classes turned into the anomaly and the outputs renumbered.
+        """The table with some classes made the anomaly and the outputs renumbered.
 
         Raises `DataError` for an unknown name.
         """
@@ -221,7 +221,7 @@ class StreetDataset:
         return replace(self, scenes=[self.scenes[i] for i in indices], notes=self.notes + ([note] if note else []))
 
     def hold_out(self, *names: str) -> "StreetDataset":
-        "The same scenes with some classes turned into the anomaly. Raises `DataError` for an unknown name."
+        "The same scenes with some classes made the anomaly. Raises `DataError` for an unknown name."
         return replace(self, table=self.table.hold_out(*names), notes=[*self.notes, f"held out: {', '.join(names)}"])
 
     def without_anomalies(self) -> "StreetDataset":
@@ -289,7 +289,7 @@ def streets_table(
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #12c19039
 def class_distribution(
     dataset: StreetDataset,  # any split
-) -> pd.DataFrame:  # class, role, raw_ids, pixels, share, images
+) -> pd.DataFrame:  # class, role, raw_ids, pixels, fraction, images
     """Pixels and images per class, void and anomaly, over every pixel of the split.
 
     Raises `DataError` on ids outside the table.
@@ -314,5 +314,5 @@ def class_distribution(
         for (n, role, ids), p, k in zip(groups, pixels, images)
     ]
     frame = pd.DataFrame(rows)
-    frame.insert(4, "share", frame["pixels"] / frame["pixels"].sum())
+    frame.insert(4, "fraction", frame["pixels"] / frame["pixels"].sum())
     return frame

@@ -42,9 +42,9 @@ class StreetEvaluation:
         self,
         labels: Mapping[str, str],  # method -> name for tables
         classes: Sequence[str] = (),  # trained classes, for mIoU
-        about: Record | None = None,  # plain values kept with it: model, data set, seed ...
+        metadata: Record | None = None,  # plain values kept with it: model, data set, seed ...
     ):
-        self.labels, self.classes, self.about = dict(labels), tuple(classes), dict(about or {})
+        self.labels, self.classes, self.metadata = dict(labels), tuple(classes), dict(metadata or {})
         self.histograms = {m: ScoreHistogram("float16") for m in labels}
         self.confusions: dict[str, np.ndarray] = {}  # image -> (C, C)
         # method -> image -> its components, where they were counted
@@ -139,7 +139,7 @@ def evaluation_identity(
 
 
 def identity_differences(
-    a: Record,  # `about` of one evaluation
+    a: Record,  # `metadata` of one evaluation
     b: Record,  # of another
     names: Sequence[str] = IDENTITY,
 ) -> list[str]:  # such as "size (512x512, 240x320)"; empty where nothing differs
@@ -152,11 +152,11 @@ def evaluation_name(
     evaluation: StreetEvaluation,
 ) -> str:  # such as "camvid-test-240x320"
     "A folder name that says what was evaluated: data, split, size and void policy."
-    identity = evaluation.about.get("identity", {})
+    identity = evaluation.metadata.get("identity", {})
     policy = identity.get("void policy", "none").partition(" ")[0]
     parts = [
-        identity.get("data", evaluation.about.get("dataset", "data")),
-        identity.get("split", evaluation.about.get("split", "test")),
+        identity.get("data", evaluation.metadata.get("dataset", "data")),
+        identity.get("split", evaluation.metadata.get("split", "test")),
         identity.get("size", "size unknown"),
     ]
     return re.sub(
@@ -188,7 +188,7 @@ def evaluate(
     precision: str = "float32",
     # "pixels", or "anomaly_track" or "obstacle_track", which count components too and read every scene twice
     protocol: str = "pixels",
-    **about: object,  # plain values to keep: seed ...
+    **extra: object,  # plain values to keep: seed ...
 ) -> StreetEvaluation:
     "Score and count every pixel of a data set. Raises `DataError` where its classes are not the network's."
     track = component_protocol(protocol)
@@ -204,7 +204,7 @@ def evaluate(
         "notes": dataset.notes,
     }
     names = dataset.table.names if model.classes else ()  # outputs without names are no classes of the data: no mIoU
-    result, sizes = StreetEvaluation(scorer.labels, names, metadata | about), set()
+    result, sizes = StreetEvaluation(scorer.labels, names, metadata | extra), set()
     for i in progress(range(len(dataset)), f"{dataset.name}/{dataset.split}", unit="image"):
         with naming(dataset.keys[i]):
             scene = dataset[i]
@@ -220,8 +220,8 @@ def evaluate(
         result.update(scene.key, scores, scene.anomaly, scene.labels, out.logits.argmax(1)[0].cpu().numpy())
     first = result.histograms[scorer.methods[0]]
     class_counts = {key: counts.sum(1).tolist() for key, (_, counts) in sorted(first.images.items())}
-    result.about["identity"]["ground truth"] = sha256_json(class_counts)[:12]
-    result.about["sizes"] = sorted(map(list, sizes))
+    result.metadata["identity"]["ground truth"] = sha256_json(class_counts)[:12]
+    result.metadata["sizes"] = sorted(map(list, sizes))
     if track:
         scorer.reset()
         again = (dataset[i] for i in progress(range(len(dataset)), "components", unit="image"))
@@ -230,7 +230,7 @@ def evaluate(
             for s in again
         )
         count_components(result, ranked, track)
-    result.about["peak_memory_mb"] = round(
+    result.metadata["peak_memory_mb"] = round(
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
     )
     return result
@@ -248,12 +248,12 @@ def count_components(
     """
     least, seen = component_track(track), set()
     evaluation.components = {m: {} for m in evaluation.histograms}
-    evaluation.about["component_track"] = track
-    evaluation.about["component_threshold"] = {m: h.best_f1()[1] for m, h in evaluation.histograms.items()}
+    evaluation.metadata["component_track"] = track
+    evaluation.metadata["component_threshold"] = {m: h.best_f1()[1] for m, h in evaluation.histograms.items()}
     for key, scores, anomaly in scenes:
         for method, maps in scores.items():
             stored = maps.astype(np.float16).astype(np.float32)
-            pred_mask = stored >= evaluation.about["component_threshold"][method]
+            pred_mask = stored >= evaluation.metadata["component_threshold"][method]
             evaluation.components[method][key] = component_scores(
                 anomaly == 1, pred_mask, anomaly == VOID, least.min_pixels, least.min_true
             )

@@ -54,7 +54,7 @@ def save_evaluation(
     """
     folder = Path(folder)
     if not replace and (folder / "evaluation.json").is_file():
-        other = identity_differences(evaluation.about, read_json(folder / "evaluation.json")["about"])
+        other = identity_differences(evaluation.metadata, read_json(folder / "evaluation.json")["about"])
         if other:
             raise DataError(
                 f"{folder}: holds another evaluation; it differs in {', '.join(other)}; "
@@ -71,7 +71,7 @@ def save_evaluation(
     metadata = {
         "labels": list(evaluation.labels.items()),
         "classes": evaluation.classes,
-        "about": evaluation.about,
+        "about": evaluation.metadata,
         "seconds": list(evaluation.seconds.items()),
     }
     write_json(folder / "evaluation.json", metadata)
@@ -85,9 +85,9 @@ def free_folder(
     "Where an evaluation goes, beside those that differ from it and in the place of the one that is the same."
     folder = Path(parent) / evaluation_name(evaluation)
     if (folder / "evaluation.json").is_file() and identity_differences(
-        evaluation.about, read_json(folder / "evaluation.json")["about"]
+        evaluation.metadata, read_json(folder / "evaluation.json")["about"]
     ):
-        return folder.with_name(f"{folder.name}-{sha256_json(evaluation.about.get('identity', {}))[:8]}")
+        return folder.with_name(f"{folder.name}-{sha256_json(evaluation.metadata.get('identity', {}))[:8]}")
     return folder
 
 

@@ -62,8 +62,8 @@ class HeatTerms(NamedTuple):
         "The score, (B, H, W)."
         return torch.stack([self.weights[n] * self.terms[n] for n in self.terms]).sum(0)
 
-    def shares(self) -> dict[str, float]:
-        "Share of each term in the sum of |weight * term| over all pixels; a term near 0 has vanished."
+    def fractions(self) -> dict[str, float]:
+        "Fraction of each term in the sum of |weight * term| over all pixels; a term near 0 has vanished."
         size = {n: float((self.weights[n] * self.terms[n]).abs().double().sum()) for n in self.terms}
         total = max(sum(size.values()), 1e-300)
         return {n: v / total for n, v in size.items()}

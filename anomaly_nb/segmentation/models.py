@@ -104,11 +104,11 @@ class StreetModel(nn.Module):
         std: Sequence[float] = (0.229, 0.224, 0.225),
     ):
         super().__init__()
-        self.name, self.classes, self.about = name, tuple(classes), architecture(name)
+        self.name, self.classes, self.architecture = name, tuple(classes), architecture(name)
         self.network: Any = network
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        stage = self.about.feature_stage
+        stage = self.architecture.feature_stage
         self.auxiliary: nn.Module | None = None
         if auxiliary and stage is not None:
             encoder: Any = network.encoder
@@ -143,15 +143,15 @@ class StreetModel(nn.Module):
         "Logits and features of a batch of images."
         size = images.shape[-2:]
         x = (images.float() / 255 - self.mean) / self.std
-        if self.about.input_size:
-            x = F.interpolate(x, self.about.input_size, mode="bilinear", align_corners=False, antialias=True)
+        if self.architecture.input_size:
+            x = F.interpolate(x, self.architecture.input_size, mode="bilinear", align_corners=False, antialias=True)
         stride = getattr(self.network.encoder, "output_stride", 32)
         bottom, right = -x.shape[-2] % stride, -x.shape[-1] % stride
         padded = F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
         encoded = self.network.encoder(padded.contiguous(memory_format=torch.channels_last))
         penultimate = self.network.decoder(encoded)
         whole = self.network.segmentation_head(penultimate)[..., : x.shape[-2], : x.shape[-1]]
-        features = None if self.about.feature_stage is None else encoded[self.about.feature_stage]
+        features = None if self.architecture.feature_stage is None else encoded[self.architecture.feature_stage]
         auxiliary = None
         if self.training and self.auxiliary is not None:
             rough = F.interpolate(self.auxiliary(features), padded.shape[-2:], mode="bilinear", align_corners=False)
@@ -215,10 +215,10 @@ def load_encoder(
 def save_checkpoint(
     path: str | Path,  # `.pt`
     model: StreetModel,
-    **about: object,  # plain values to keep: mIoU, epoch, data ...
+    **extra: object,  # plain values to keep: mIoU, epoch, data ...
 ) -> Path:
     "Write weights, architecture and class names, atomically."
-    meta = {"model": model.name, "classes": list(model.classes), "auxiliary": model.auxiliary is not None, **about}
+    meta = {"model": model.name, "classes": list(model.classes), "auxiliary": model.auxiliary is not None, **extra}
     return save_tensors(path, {"meta": meta, "state": {k: v.detach().cpu() for k, v in model.state_dict().items()}})
 
 

@@ -46,14 +46,14 @@ class StreetRun:
         self.folder = Path(folder)
 
     @property
-    def about(self) -> Record:
+    def description(self) -> Record:
         "What `run.json` says. Raises `MissingFileError`, `DataError`."
         return read_json(self.folder / "run.json")
 
     @property
     def size(self) -> tuple[int, int] | None:
         "The size of the run's own fits; None = as stored."
-        size = self.about.get("size")
+        size = self.description.get("size")
         return (int(size[0]), int(size[1])) if size else None
 
     def network(self, device: str = "auto") -> StreetModel:
@@ -65,7 +65,7 @@ class StreetRun:
 
         Raises `DataError` where the run does not say which data that was.
         """
-        metadata = self.about
+        metadata = self.description
         if "root" not in metadata:
             raise DataError(
                 f"{self.folder / 'run.json'}: does not say where its data lies; train again, or "
@@ -127,7 +127,7 @@ class StreetRun:
                 "resize them with --height and --width, fit for this size with --refit, or use "
                 "them nonetheless with --other-size"
             )
-            check_sizes(validation.about.get("sizes", []), sizes, mend)
+            check_sizes(validation.metadata.get("sizes", []), sizes, mend)
         return scorer, validation
 
     def page(
@@ -151,8 +151,8 @@ class StreetRun:
             f'{head}<h1>{title}, {state}</h1><img src="training.png" alt="training loss and validation mIoU">{table}\n',
         )
 
-    def describe(self, size: Sequence[int] | None, **about: object) -> Path:
+    def describe(self, size: Sequence[int] | None, **values: object) -> Path:
         "Write `run.json`."
         return write_json(
-            self.folder / "run.json", about | {"size": list(size) if size else None, "provenance": provenance()}
+            self.folder / "run.json", values | {"size": list(size) if size else None, "provenance": provenance()}
         )

@@ -132,7 +132,7 @@ def evaluate_scores(
     protocol: str = "pixels",  # a name in PROTOCOLS
     name: str = "score",  # of the method, in tables
     scale: tuple[float, float] | None = None,  # of files of whole numbers, see `read_map`
-    **about: object,  # plain values to keep
+    **extra: object,  # plain values to keep
 ) -> StreetEvaluation:
     """Count every pixel, and components where the protocol has them, one map in memory at a time.
 
@@ -151,7 +151,7 @@ def evaluate_scores(
                 raise DataError(f"{ground_truth.keys[i]}: the map is {sizes}; store maps at the size of the masks")
             yield ground_truth.keys[i], {method: np.arcsinh((values - median) / spread).astype(np.float32)}, anomaly
 
-    result, sizes = StreetEvaluation({method: name}, about={"scale": {method: [median, spread]}} | about), set()
+    result, sizes = StreetEvaluation({method: name}, metadata={"scale": {method: [median, spread]}} | extra), set()
     for key, scores, anomaly in scenes("pixels"):
         result.update(key, scores, anomaly)
         sizes.add(anomaly.shape)
@@ -164,12 +164,12 @@ def evaluate_scores(
         "scores": name,
         "precision": "as stored",
     }
-    result.about |= {
+    result.metadata |= {
         "identity": ground_truth.identity | {"ground truth": sha256_json(counted)[:12]} | identity,
         "dataset": ground_truth.identity["data"],
         "split": ground_truth.identity["split"],
     }
-    result.about |= {"images": len(readers), "sizes": sorted(map(list, sizes))}
+    result.metadata |= {"images": len(readers), "sizes": sorted(map(list, sizes))}
     return result if track is None else count_components(result, scenes("components"), track)
 
 # %% ../../nbs/07_segmentation/17_score_maps.ipynb #887c91ad

@@ -70,7 +70,7 @@ def per_image_figures(
 # %% ../../nbs/07_segmentation/21_tables.ipynb #a78dbd15
 def results_table(
     evaluation: StreetEvaluation,
-    draws: int = 200,  # of the bootstrap; 0 = no intervals
+    n_resamples: int = 200,  # of the bootstrap; 0 = no intervals
     random_state: int = 0,
 ) -> pd.DataFrame:  # one row per method and protocol
     """Every method under both protocols, with intervals of the pooled figures.
@@ -81,8 +81,8 @@ def results_table(
     for method, histogram in evaluation.histograms.items():
         if not histogram.positives or not histogram.negatives:
             raise DataError(
-                f"{evaluation.about.get('dataset', 'data')}: {histogram.positives} anomalous and {histogram.negatives} "
-                "normal pixels; ranking metrics need both"
+                f"{evaluation.metadata.get('dataset', 'data')}: {histogram.positives} anomalous and "
+                f"{histogram.negatives} normal pixels; ranking metrics need both"
             )
         bounds = histogram.bounds()
         exact = max(
@@ -95,13 +95,13 @@ def results_table(
             **_figures(histogram.table()),
             "exact_to": exact,
         }
-        if draws and len(histogram.images) > 1:
-            limits = histogram_intervals(histogram, draws, random_state=random_state)
+        if n_resamples and len(histogram.images) > 1:
+            limits = histogram_intervals(histogram, n_resamples, random_state=random_state)
             pooled |= {
                 f"{name}{end}": v for name, key in FIGURES.items() for end, v in zip(("_low", "_high"), limits[key][1:])
             }
         if evaluation.components:
-            pooled |= component_table(list(evaluation.components[method].values()), draws, random_state)
+            pooled |= component_table(list(evaluation.components[method].values()), n_resamples, random_state)
         each = per_image_figures(histogram).dropna()
         mean = {name: float(each[name].mean()) for name in FIGURES}
         rows += [pooled, start | {"protocol": "per image", "images": len(each)} | mean]
@@ -113,7 +113,7 @@ def results_table(
 def difference_table(
     evaluation: StreetEvaluation,
     reference: str = "max_logit",  # method the others are compared with
-    draws: int = 200,
+    n_resamples: int = 200,
     random_state: int = 0,
 ) -> pd.DataFrame:  # method, and per metric the difference with its interval
     """Every method minus a reference on the same resampled images: the only honest way to say that one beats another.
@@ -125,7 +125,9 @@ def difference_table(
     rows = []
     for method, histogram in evaluation.histograms.items():
         if method != reference:
-            delta = histogram_differences(evaluation.histograms[reference], histogram, draws, random_state=random_state)
+            delta = histogram_differences(
+                evaluation.histograms[reference], histogram, n_resamples, random_state=random_state
+            )
             figures = {
                 f"{name}{end}": v for name, key in FIGURES.items() for end, v in zip(("", "_low", "_high"), delta[key])
             }
@@ -161,7 +163,7 @@ def speed_table(
 # %% ../../nbs/07_segmentation/21_tables.ipynb #1d7eb454
 def component_table(
     parts: Sequence[ComponentScores],  # one per image
-    resamples: int = 200,  # bootstrap resamples of the images; 0 = no intervals
+    n_resamples: int = 200,  # bootstrap resamples of the images; 0 = no intervals
     random_state: int = 0,
 ) -> dict[str, float]:  # components, detections, siou, ppv, f1_star, and their intervals
     "Mean sIoU, mean PPV and F1* of a set of images; nan where there is nothing to average."
@@ -180,15 +182,15 @@ def component_table(
         "detections": int(sums[:, 3].sum()),
         **dict(zip(COMPONENT_FIGURES, whole.tolist())),
     }
-    if resamples and len(parts) > 1:
+    if n_resamples and len(parts) > 1:
         drawn = np.random.default_rng(random_state).multinomial(
-            len(parts), np.full(len(parts), 1 / len(parts)), size=resamples
+            len(parts), np.full(len(parts), 1 / len(parts)), size=n_resamples
         )
         values, jackknife = figures(drawn.astype(float)), figures(1 - np.eye(len(parts)))
         sizes = sums[:, [1, 3]]
         for i, (name, carried) in enumerate(zip(COMPONENT_FIGURES, (sizes[:, 0], sizes[:, 1], sizes.sum(1)))):
             finite_values = values[:, i][np.isfinite(values[:, i])]
-            if len(finite_values) > resamples / 2 and np.isfinite(whole[i]):
+            if len(finite_values) > n_resamples / 2 and np.isfinite(whole[i]):
                 effective = float(carried.sum() ** 2 / (carried**2).sum())
                 metrics[f"{name}_low"], metrics[f"{name}_high"] = clustered_interval(
                     float(whole[i]), finite_values, jackknife[:, i], len(parts), effective
@@ -226,8 +228,8 @@ def operating_points(
     """
     if not other_size:
         check_sizes(
-            validation.about.get("sizes", []),
-            evaluation.about.get("sizes", []),
+            validation.metadata.get("sizes", []),
+            evaluation.metadata.get("sizes", []),
             "evaluate both at one size, or pass other_size=True",
         )
     rows = []

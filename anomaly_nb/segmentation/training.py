@@ -135,7 +135,7 @@ def segmentation_confusion(
     model: StreetModel,
     dataset: StreetDataset,
     precision: str = "float32",
-) -> np.ndarray:  # (C, C) int64, rows = truth, columns = prediction
+) -> np.ndarray:  # (C, C) int64, rows = ground truth, columns = prediction
     "Confusion of the known classes over every labelled pixel. Raises `DataError` where the classes differ."
     check_classes(model, dataset)
     model.eval()

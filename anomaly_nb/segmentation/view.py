@@ -69,11 +69,12 @@ def network_of_report(
         precision=p["precision"],
         seed=p["seed"],
     )
-    digest = sha256_json({k: v for k, v in p.items() if k not in ("out", "methods", "panels", "draws")})[:12]
+    apart = ("out", "methods", "panels", "n_resamples", "draws")
+    digest = sha256_json({k: v for k, v in p.items() if k not in apart})[:12]
     return train(network, scenes["train"], scenes["val"], Path(cache) / f"street-{digest}", config, p["device"]).model
 
 # %% ../../nbs/07_segmentation/14_view.ipynb #6711ff4f
-FATES = {"hit": PALETTE[2], "miss": ANOMALOUS, "false alarm": NORMAL}
+FATES = {"true positive": PALETTE[2], "false negative": ANOMALOUS, "false positive": NORMAL}
 
 
 def fate_image(
@@ -121,7 +122,7 @@ class StreetView(View):
         self.controls: dict[str, Control] = {
             "scene": Choice("scene", listed[0][1], listed, long=True),
             "method": Choice("score", scorer.methods[0], tuple((scorer.labels[m], m) for m in scorer.methods)),
-            "share": Slider("normal pixels that may be called", 0.05, 0.002, 0.5, 0.002, 3),
+            "fraction": Slider("normal pixels that may be called", 0.05, 0.002, 0.5, 0.002, 3),
             "strength": Slider("heat", 0.65, 0.0, 1.0, 0.05),
         }
 
@@ -141,21 +142,21 @@ class StreetView(View):
         return cls(network, scorer, scenes)
 
     def pixels(self, method: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-        "Truth and score of every pixel that counts."
+        "Ground truth and score of every pixel that counts."
         anomaly = np.concatenate([s.anomaly.ravel() for s in self.scenes[split]])
         scores = np.concatenate([m.ravel() for m in self.maps(method)[split]])
         return anomaly[anomaly != VOID] == 1, scores[anomaly != VOID]
 
-    def threshold(self, method: str, share: float) -> float:
+    def threshold(self, method: str, fraction: float) -> float:
         "The score that a fraction of normal validation pixels reaches."
         mask, scores = self.pixels(method, "val")
-        return float(np.quantile(scores[~mask], 1 - share))
+        return float(np.quantile(scores[~mask], 1 - fraction))
 
-    def table(self, method: str, share: float) -> pd.DataFrame:  # figure, value
+    def table(self, method: str, fraction: float) -> pd.DataFrame:  # figure, value
         "What the threshold does to all test pixels, and the ranking."
-        (mask, scores), limit = self.pixels(method, "test"), self.threshold(method, share)
+        (mask, scores), limit = self.pixels(method, "test"), self.threshold(method, fraction)
         rows = {
-            "promised false-positive rate, pixels": f"{share:.1%}",
+            "promised false-positive rate, pixels": f"{fraction:.1%}",
             "false-positive rate, pixels": f"{(scores[~mask] >= limit).mean():.1%}",
         }
         rows |= {
@@ -167,22 +168,22 @@ class StreetView(View):
         "The scene in words."
         scene, heat = self.scenes["test"][state["scene"]], self.maps(state["method"])["test"][state["scene"]]
         called, bad, good = (
-            heat >= self.threshold(state["method"], state["share"]),
+            heat >= self.threshold(state["method"], state["fraction"]),
             scene.anomaly == 1,
             scene.anomaly == 0,
         )
-        caught = (
-            f"{called[bad].mean():.0%} of its true-positive rate, pixels" if bad.any() else "nothing anomalous in it"
+        found = (
+            f"{called[bad].mean():.0%} of its anomalous pixels called" if bad.any() else "nothing anomalous in it"
         )
         return (
-            f"{scene.key}, {self.scorer.labels[state['method']]}: {caught}, "
+            f"{scene.key}, {self.scorer.labels[state['method']]}: {found}, "
             f"{called[good].mean():.1%} of the normal ones called."
         )
 
     def draw(self, state: State) -> tuple[Figure, pd.DataFrame]:  # figure, now, report
         "Image, prediction, heat and fates, over the scores of all test pixels."
         scene, method = self.scenes["test"][state["scene"]], state["method"]
-        heat, limit = self.maps(method)["test"][state["scene"]], self.threshold(method, state["share"])
+        heat, limit = self.maps(method)["test"][state["scene"]], self.threshold(method, state["fraction"])
         scores = self.pixels(method, "test")[1]
         low, high = float(np.median(scores)), float(np.quantile(scores, 0.999))
         prediction = class_colours(self.outputs["test"][state["scene"]].logits.argmax(1)[0].cpu().numpy())
@@ -191,7 +192,8 @@ class StreetView(View):
             "prediction": prediction,
             "heat": overlay(scene.image, heat, (low, max(high, low + 1e-6)), state["strength"]),
         }
-        shown["hits green, misses orange, false alarms blue"] = fate_image(scene.image, scene.anomaly, heat, limit)
+        fates = "true positives green, false negatives orange, false positives blue"
+        shown[fates] = fate_image(scene.image, scene.anomaly, heat, limit)
         with figure_style():
             fig = Figure(figsize=(8.4, 7.4))
             parts: Any = fig.subfigures(2, 1, height_ratios=[3, 1])
@@ -204,8 +206,8 @@ class StreetView(View):
             self._draw_histogram(parts[1].subplots(), method, limit)
             parts[0].suptitle(self.describe(state), fontsize=10, x=0.01, ha="left")
         start = self.state()
-        return fig, self.table(method, state["share"]).rename(columns={"value": "now"}).assign(
-            report=self.table(start["method"], start["share"])["value"]
+        return fig, self.table(method, state["fraction"]).rename(columns={"value": "now"}).assign(
+            report=self.table(start["method"], start["fraction"])["value"]
         )
 
     def _maps(self, method: str) -> dict[str, list[np.ndarray]]:

@@ -60,7 +60,7 @@ def frame_auc(
 def auc_table(
     frames: pd.DataFrame,  # video, frame, and one column of scores per modality
     labels: Mapping[str, np.ndarray],  # video -> (T,) bool, in the order of the frames
-    n: int = 1000,  # bootstrap replicates; 0 = no interval
+    n_resamples: int = 1000,  # of the bootstrap; 0 = no interval
     random_state: int = 0,  # seed of the bootstrap
 ) -> pd.DataFrame:  # scores, micro, micro_low, micro_high, macro, macro_padded, average_precision
     """Frame AUROC and average precision of every column of scores, with a 95 % interval of the micro value over
@@ -70,18 +70,22 @@ def auc_table(
     for column in frames.columns.drop(["video", "frame"]):
         scores = {str(v): part[column].to_numpy() for v, part in frames.groupby("video", sort=True)}
         row = {"scores": column, **frame_auc(labels, scores)}
-        if n:
+        if n_resamples:
             names = sorted(scores, key=natural_key)
             micro = lambda y, s: roc_auc(np.concatenate(y), np.concatenate(s))
             interval = bootstrap_interval(
-                micro, [labels[v] for v in names], [scores[v] for v in names], n=n, random_state=random_state
+                micro,
+                [labels[v] for v in names],
+                [scores[v] for v in names],
+                n_resamples=n_resamples,
+                random_state=random_state,
             )
             row |= {"micro_low": interval.low, "micro_high": interval.high}
         rows.append(row)
     order = [
         "scores",
         "micro",
-        *(["micro_low", "micro_high"] if n else []),
+        *(["micro_low", "micro_high"] if n_resamples else []),
         "macro",
         "macro_padded",
         "average_precision",

@@ -181,7 +181,7 @@ def extract_videos(
 # %% ../../nbs/08_video/06_extraction.ipynb #99546ee5
 def _still_true(
     folder: Path,
-    about: Record,  # settings
+    settings: Record,  # that decide the features
     made_of: Contents,  # contents of the videos and the background, as they are now
 ) -> tuple[
     dict[str, tuple[str, ...]], Contents
@@ -190,9 +190,9 @@ def _still_true(
     if not (folder / INDEX).exists():
         return {}, {"videos": {}, "background": made_of["background"], "failed": {}}
     index, contents = read_index(folder), _read_contents(folder)
-    if index["sha256"] != sha256_json(about):
+    if index["sha256"] != sha256_json(settings):
         was = index["extractor"]
-        changed = sorted(k for k in about.keys() | was.keys() if about.get(k) != was.get(k))
+        changed = sorted(k for k in settings.keys() | was.keys() if settings.get(k) != was.get(k))
         raise DataError(
             f"{folder}: holds features made with other settings ({', '.join(f'{k}: {was.get(k)}' for k in changed)}); "
             "use another folder or remove it"

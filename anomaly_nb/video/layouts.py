@@ -63,7 +63,7 @@ class Film:
     declared: int | None  # by the header; None = it does not say
     fps: float | None  # frames per second
     size: tuple[int, int]  # height and width, upright
-    rotation: int  # degrees by which the frames are stored turned
+    rotation: int  # degrees by which the stored frames are rotated
     complete: bool
     note: str  # what is to be said about it, or ""
     times: np.ndarray = field(repr=False, compare=False)  # (frames,) float32 milliseconds at which each is shown

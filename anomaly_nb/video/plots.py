@@ -134,8 +134,8 @@ def draw_frames(
         video = by_name[row["video"]]
         ax.imshow(video.image(row["frame"]))
         title = f"{row['video']}/{row['frame']}: {row['combined']:.2f}"
-        hit = responsible[(responsible["video"] == row["video"]) & (responsible["frame"] == row["frame"])]
-        for box in hit.to_dict("records"):
+        its_objects = responsible[(responsible["video"] == row["video"]) & (responsible["frame"] == row["frame"])]
+        for box in its_objects.to_dict("records"):
             ax.add_patch(_box(box, ANOMALOUS, 2))
             title += f", {box['modality']}"
         if labels is not None:
@@ -153,7 +153,7 @@ def frame_in_time(
     scores: np.ndarray,  # (T,) of the video's frames
     objects: pd.DataFrame,  # video, frame, modality and box of every object
     responsible: pd.DataFrame,  # of `responsible_objects`
-    truth: np.ndarray | None = None,  # (T,) bool, shaded
+    y_true: np.ndarray | None = None,  # (T,) bool, shaded
     threshold: float = 1.0,  # 1 = end of the normal range
     name: str = "combined",  # of the scores
     title: str = "",
@@ -169,18 +169,18 @@ def frame_in_time(
     for box in guilty.to_dict("records"):
         left.add_patch(_box(box, ANOMALOUS, 2.2))
         left.set_title(f"raised by {box['modality']}", fontsize=9)
-    if truth is not None:
+    if y_true is not None:
         right.fill_between(
             np.arange(len(scores)),
             0,
             1,
-            where=truth,
+            where=y_true,
             transform=right.get_xaxis_transform(),
             color=ANOMALOUS,
             alpha=0.25,
             lw=0,
             step="mid",
-            label="truth",
+            label="ground truth",
         )
     right.plot(scores, color=NORMAL, label=name)
     right.axhline(threshold, color=THRESHOLD, lw=1, ls="--")

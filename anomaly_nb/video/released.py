@@ -190,7 +190,7 @@ def released_metrics(
     table: pd.DataFrame,  # test videos, one row each
     scores: Mapping[str, np.ndarray],  # video -> (snippets,)
     labels: Mapping[str, np.ndarray],  # video -> (16 * snippets,) bool
-    n: int = 1000,  # resamples; 0 = no interval
+    n_resamples: int = 1000,  # 0 = no interval
     random_state: int = 0,  # seed
 ) -> pd.DataFrame:  # label, videos, frames, anomalous (a fraction), auroc, average_precision and their intervals
     "AUROC and average precision of all frames, then of each class with the normal videos. NaN where a class is missing."
@@ -204,11 +204,11 @@ def released_metrics(
         both = 0 < y.sum() < len(y)
         row = {"label": kind, "videos": len(videos), "frames": len(y), "anomalous": float(y.mean())}
         row |= {"auroc": roc_auc(y, s) if both else np.nan, "average_precision": average_precision(y, s) if both else np.nan}
-        if n and kind == "all" and both and len(videos) > 1:
+        if n_resamples and kind == "all" and both and len(videos) > 1:
             histogram = ScoreHistogram()
             for v in videos:
                 histogram.update(labels[v], np.repeat(scores[v], SNIPPET), image=v)
-            intervals = histogram_intervals(histogram, n, random_state=random_state)
+            intervals = histogram_intervals(histogram, n_resamples, random_state=random_state)
             for name, key in (("auroc", "roc_auc"), ("average_precision", "average_precision")):
                 row |= {f"{name}_low": intervals[key].low, f"{name}_high": intervals[key].high}
         rows.append(row)

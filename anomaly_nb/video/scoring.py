@@ -201,7 +201,7 @@ def save_scorer(
     scorer: VideoScorer,  # fitted
     folder: str | Path,  # for the banks
     config: str | Path,  # config.yml, for the bounds
-    **about: object,  # further provenance: data set, sample
+    **extra: object,  # further values: data set, sample
 ) -> None:
     "Write the banks, then the bounds that belong to them. Raises `NotFittedError`."
     metadata, folder = provenance(scorer), Path(folder)
@@ -211,7 +211,7 @@ def save_scorer(
         save_velocity_model(folder / "velocity.npz", scorer.velocity_)
     write_json(folder / "scorer.json", {"modalities": list(scorer.ranges_)})
     percentiles = {f"percentiles_{m}": [float(p) for p in _percentiles(scorer)[m]] for m in scorer.ranges_}
-    write_calibration(config, scorer.ranges_, metadata | percentiles | about)
+    write_calibration(config, scorer.ranges_, metadata | percentiles | extra)
 
 
 def load_scorer(
@@ -262,8 +262,8 @@ def held_out_check(
     features: Mapping[str, ObjectFeatures],  # training features
     scorer: VideoScorer,  # its settings are used, not its banks
     folds: int = 4,  # parts the videos are divided into, in turn held out
-) -> pd.DataFrame:  # modality, stated, held_out, objects: shares above the upper bound
-    """Share of normal objects above the range when their videos were not used for it.
+) -> pd.DataFrame:  # modality, stated, held_out, objects: fractions above the upper bound
+    """Fraction of normal objects above the range when their videos were not used for it.
 
     Raises `DataError` for fewer than 3 videos.
     """

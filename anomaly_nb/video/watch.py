@@ -191,7 +191,7 @@ class Clips:
         delay: int = 0,  # frames between a frame and the news about it
     ):
         self.folder, self.fps = (None if folder is None else Path(folder)), fps
-        self.kept: deque[bytes] = deque(maxlen=max(1, round(before * fps)) + delay)
+        self.frames: deque[bytes] = deque(maxlen=max(1, round(before * fps)) + delay)
         self.most, self.left = round(longest * fps), 0
         self.writer: Any = None
         self.final: Path | None = None
@@ -204,17 +204,17 @@ class Clips:
         cv2 = quiet_opencv()
         bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         if self.writer is None:
-            self.kept.append(cv2.imencode(".jpg", bgr)[1].tobytes())
+            self.frames.append(cv2.imencode(".jpg", bgr)[1].tobytes())
         elif self.left:
             self._write(bgr)
 
     def open(self, first: str) -> None:
         "An event has opened: its clip begins with what was kept."
-        if self.folder is None or self.writer is not None or not self.kept:
+        if self.folder is None or self.writer is not None or not self.frames:
             return
         cv2 = quiet_opencv()
-        images = [cv2.imdecode(np.frombuffer(b, np.uint8), cv2.IMREAD_COLOR) for b in self.kept]
-        self.kept.clear()
+        images = [cv2.imdecode(np.frombuffer(b, np.uint8), cv2.IMREAD_COLOR) for b in self.frames]
+        self.frames.clear()
         height, width = images[-1].shape[:2]
         self.size, self.left = (width // 2 * 2, height // 2 * 2), self.most
         self.writer, self.final, self.partial = film_writer(self.folder, f"event_{first}", self.fps, self.size)
