@@ -37,7 +37,7 @@ def summary_html(
     )
     return f'<table class="anomaly-nb-summary">{caption}{rows}</table>'
 
-# %% ../../nbs/00_core/07_display.ipynb #bd0f1d88
+# %% ../../nbs/00_core/07_display.ipynb #f7afe867
 WORDS = {
     "auroc": "AUROC", "ap": "average precision", "aupro": "AUPRO", "aupimo": "AUPIMO", "miou": "mIoU", "iou": "IoU",
     "fpr95": "FPR at 95 % recall", "f1": "F1", "jsd": "JSD", "srd": "SRD", "sd": "standard deviation", "std": "standard deviation",
@@ -52,6 +52,8 @@ NAMES = {
     "oracle_auroc": "image AUROC of the best, chosen by test labels",
     "chosen_auroc": "image AUROC of the choice without test labels",
     "jsd": "Jensen-Shannon divergence",
+    "best_mean": "mean metric of the best method",
+    "best_auroc_0_shots": "best image AUROC without normal images",
 }
 
 

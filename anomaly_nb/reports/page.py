@@ -205,6 +205,11 @@ def verdict_first(
     return rest[:after] + chosen + rest[after:]
 
 
+def _titled(mark: str, subject: str) -> str:
+    "The end of a page's title: what it is about, after the title's own mark or a colon."
+    return f'{mark}<span class="subject">{"" if mark else ":"} {html.escape(subject)}</span></h1>'
+
+
 def _marked(cells: list[Any], mark: str) -> list[Any]:
     "The outputs whose metadata hold a mark, in their order."
     return [o for c in cells for o in c.get("outputs", []) if o.get("metadata", {}).get(mark)]
@@ -230,7 +235,7 @@ def notebook_page(
             template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
         ).from_notebook_node(content)
         body = _unlike_anchors(re.sub(r'<a class="anchor-link".*?</a>', "", body))
-        body = body.replace("</h1>", f'<span class="subject">: {html.escape(subject)}</span></h1>', 1 if subject else 0)
+        body = re.sub("([?!.]?)</h1>", lambda end: _titled(end[1], subject), body, count=1) if subject else body
         body = re.sub(r'<i data-figure="(\d+)"></i>', lambda place: figures[int(place[1])], body)
     except (OSError, ValueError, struct.error, nbformat.reader.NotJSONError) as e:
         body = (

@@ -45,6 +45,10 @@ const plain = (v) => (v === null || v === undefined ? "" : typeof v === "string"
 const file = (run, ...parts) => ["runs", run.folder, ...parts].map(encodeURIComponent).join("/");
 const byFolder = new Map(runs.map((run, i) => [run.folder, Object.assign(run, { order: i })]));
 
+// A metric's key as words, and which way it is better.
+const say = (name) => words[name]?.[0] ?? name;
+const direction = (name) => words[name]?.[1] ?? "";
+
 const metricNames = new Map(); // name -> { runs, fractional, from, to }
 for (const run of runs) {
   for (const [name, value] of Object.entries(run.metrics)) {
@@ -53,7 +57,7 @@ for (const run of runs) {
     about.runs += 1;
     if (isNumber(value)) {
       const { low, high } = figure(run, name);
-      about.fractional ||= !Number.isInteger(value);
+      about.fractional ||= !Number.isInteger(value) || direction(name) === "higher is better";
       about.from = Math.min(about.from, value, low ?? value);
       about.to = Math.max(about.to, value, high ?? value);
     }
@@ -79,9 +83,6 @@ function number(value, fractional = true, decimals = 4) {
   return size >= 1e4 || (size > 0 && size < 10 ** -decimals) ? value.toExponential(2) : value.toFixed(decimals);
 }
 
-// A metric's key as words, and which way it is better.
-const say = (name) => words[name]?.[0] ?? name;
-const direction = (name) => words[name]?.[1] ?? "";
 const asText = (name, value) => number(value, metricNames.get(name)?.fractional);
 const interval = ({ low, high }) => (low === null || high === null ? "" : `${number(low, true, 3)} – ${number(high, true, 3)}`);
 
