@@ -40,8 +40,9 @@ def summary_html(
 # %% ../../nbs/00_core/07_display.ipynb #f7afe867
 WORDS = {
     "auroc": "AUROC", "ap": "average precision", "aupro": "AUPRO", "aupimo": "AUPIMO", "miou": "mIoU", "iou": "IoU",
-    "fpr95": "FPR at 95 % recall", "f1": "F1", "jsd": "JSD", "srd": "SRD", "sd": "standard deviation", "std": "standard deviation",
-    "rbdc": "RBDC", "tbdc": "TBDC", "mil": "MIL", "clip": "CLIP", "msp": "MSP", "sml": "SML", "heat": "HEAT", "vim": "ViM", "knn": "kNN",
+    "fpr95": "FPR at 95 % recall", "f1": "F1", "jsd": "JSD", "srd": "SRD", "rbdc": "RBDC", "tbdc": "TBDC",
+    "sd": "standard deviation", "std": "standard deviation", "mil": "MIL", "clip": "CLIP",
+    "msp": "MSP", "sml": "SML", "heat": "HEAT", "vim": "ViM", "knn": "kNN",
     "s": "(s)", "ms": "(ms)", "mb": "(MB)", "mib": "(MiB)", "gb": "(GB)",
 }  # fmt: skip
 NAMES = {

@@ -128,8 +128,10 @@ def plot_curves(
             ax.fill_between(
                 x, rows["low"].fillna(rows["mean"]), rows["high"].fillna(rows["mean"]), color=f"C{i}", alpha=0.15, lw=0
             )
-        ax.set(xticks=range(len(shots)), xticklabels=shots, xlabel="normal images to learn from", ylabel=f"{label}, higher is better")
-        bottom, top = ax.get_ylim()  # the interval of few draws can leave the metric's range, the axis does not
+        ax.set(xticks=range(len(shots)), xticklabels=shots)
+        ax.set(xlabel="normal images to learn from", ylabel=f"{label}, higher is better")
+        # the interval of few draws can leave the metric's range, the axis does not
+        bottom, top = ax.get_ylim()
         ax.set(ylim=(max(bottom, -0.01), min(top, 1.01)))
         ax.legend(fontsize=8)
     return fig
