@@ -63,7 +63,7 @@ def commands():
             found.append("python:\n" + block)
             continue
         for found_line in re.finditer(r"^[^\n]*<<'(\w+)'\n.*?^\1$|^[^\n]+$", block.replace("\\\n", " "), re.S | re.M):
-            line = found_line[0] if found_line[1] else re.sub(r"\s+#.*", "", found_line[0]).strip()
+            line = found_line[0] if found_line[1] else re.sub(r"(^|\s+)#.*", "", found_line[0]).strip()
             found += [line] if line else []
     return found
 
