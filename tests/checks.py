@@ -1,4 +1,4 @@
-"""The checks of `make test` that are not unit tests: `python -m tests.checks [name ...]`; `readme --write` renews the README.
+"""The checks of `make test` that are not unit tests: `python -m tests.checks [name ...]`; `readme --write` renews the README and the sidebar of the docs.
 
 With ANOMALY_NB_FAST=1 (`make test FAST=1`) only the notebooks that changed since the merge base with main are run,
 and of the tests (`tests/conftest.py`) those that changed or import a module that did.
@@ -240,6 +240,7 @@ def readme(write=False):
                 if "data" in output:
                     output.data = {k: v for k, v in output.data.items() if k in ("text/plain", "text/markdown")}
     text, _ = MarkdownExporter().from_notebook_node(notebook)
+    text = re.sub(r"\]\((?!\.\./|https?:|#)", "](nbs/", text)  # the index lies in nbs/, the README above it
     text = re.sub(r"\n{3,}", "\n\n", text.replace("../figures/", "figures/").replace("](../", "](")).strip() + "\n"
     if write:
         (ROOT / "README.md").write_text(text)
@@ -247,11 +248,26 @@ def readme(write=False):
         raise SystemExit("README.md differs from nbs/index.ipynb; run `make export`")
 
 
-CHECKS = {"export": export, "readme": readme, "hygiene": hygiene, "lint": lint, "notebooks": notebooks}
+def sidebar(write=False):
+    "nbs/sidebar.yml names every notebook once; nbdev's own drops the numbers of folders, so that its links lead nowhere."
+    rooms = sorted(p.name for p in (ROOT / "nbs").iterdir() if p.is_dir() and p.name[:2].isdigit())
+    lines = ["website:", "  sidebar:", "    contents:", "      - index.ipynb", "      - start.ipynb"]
+    for folder in ("explore", "reports", *rooms, "benchmarks"):
+        names = sorted(p.name for p in (ROOT / "nbs" / folder).glob("*.ipynb"))
+        lines += [f"      - section: {folder.lstrip('0123456789_')}", "        contents:", *(f"          - {folder}/{n}" for n in names)]
+    text, path = "\n".join(lines) + "\n", ROOT / "nbs" / "sidebar.yml"
+    if write:
+        path.write_text(text)
+    elif path.read_text() != text:
+        raise SystemExit("nbs/sidebar.yml does not name every notebook; run `make export`")
+
+
+CHECKS = {"export": export, "readme": readme, "sidebar": sidebar, "hygiene": hygiene, "lint": lint, "notebooks": notebooks}
 
 
 def main(names):
     if names[:2] == ["readme", "--write"]:
+        sidebar(write=True)
         return readme(write=True)
     for name in names or CHECKS:
         start = time.perf_counter()

@@ -42,6 +42,7 @@ def make_run(figures, number, status="ok", figure_names=(), report="image_anomal
         Image.new("RGB", (320, 200), PALETTE[(number + i) % 8]).save(path, pnginfo=caption)
     write_text(folder / "report.html", "<!doctype html><title>report</title>")
     write_text(folder / "scores.csv", "image,score\n")
+    write_json(folder / "verdict.json", {"subject": "nut by knn", "sentences": [f"Image AUROC {auroc:.3f}.", "More of it."]})
     return folder.name
 
 
@@ -103,6 +104,7 @@ def test_gallery_is_one_document_that_loads_nothing(figures):
     assert [r["folder"] for r in runs] == [r["folder"] for r in read_runs(figures)] and len(runs) == 12
     assert next(r for r in runs if r["folder"].endswith("10"))["parameters"]["category"] == HOSTILE
     assert not any("out" in r["parameters"] for r in runs)
+    assert {r["verdict"][:24] for r in runs} == {"nut by knn: Image AUROC "} and json.loads(page.scripts[0][1])["words"]["image_auroc"] == ["image AUROC", "higher is better"]
     assert f'href="runs/{runs[0]["folder"]}' in text[text.index("<noscript>") :]
 
 
@@ -272,11 +274,11 @@ def test_search_filters_and_order(figures, visit):
     assert tab.locator("[aria-sort]").count() == 0
     tab.fill("#limit", "")
     heads = tab.locator(".runs thead")
-    heads.get_by_role("button", name="image_auroc").click()
+    heads.get_by_role("button", name="image AUROC").click()
     values = [float(v) for v in tab.locator(".runs .value .number").all_inner_texts()]
     assert values == sorted(values, reverse=True) and tab.get_attribute("[aria-sort]", "aria-sort") == "descending"
     assert shown(tab)[-3:] == [11, 7, 6], "runs without the metric come last"
-    heads.get_by_role("button", name="image_auroc").click()
+    heads.get_by_role("button", name="image AUROC").click()
     values = [float(v) for v in tab.locator(".runs .value .number").all_inner_texts()]
     assert values == sorted(values) and tab.get_attribute("[aria-sort]", "aria-sort") == "ascending"
     tab.select_option("#sort", "seconds")
@@ -318,7 +320,7 @@ def test_comparison_shows_what_differs(figures, visit):
     assert ["backbone", "filters", "filters"] in [r[:3] for r in rows()]
     assert re.search(r"packages torch\s+2\.0\s+2\.1", view.locator(".facing").last.inner_text()) and re.search(r"seeds seed\s+0\s+1", view.locator(".facing").last.inner_text())
     metrics = view.locator(".facing.gapped")
-    line = metrics.locator("tr", has_text="image_auroc").inner_text()
+    line = metrics.locator("tr", has_text="image AUROC").inner_text()
     a, b = (0.6 + 0.39 * ((n * 37) % 101) / 101 for n in (0, 3))
     assert f"{a:.4f}" in line and f"{a - 0.05:.3f} – {a + 0.03:.3f}" in line.replace("\n", "") and f"+{b - a:.4f}".replace("+-", "−") in line
     names = view.locator(".figures h3").all_inner_texts()

@@ -204,7 +204,7 @@ def test_commands_without_normal_images(circles, tmp_path, monkeypatch):
     words = ("--backbone", "open_clip:tiny", "--recipe", "winclip", "--prompts", words_of_trays(circles))
     none = run("fit", f"{root}/train", "--out", "zero", "--shots", "0", *words)
     assert none.exit_code == 0 and "promises none" in none.output and "0.5 by even odds (promise none)" in none.output
-    assert "promises no false-alarm rate" in (tmp_path / "zero" / "detector.html").read_text()
+    assert "promises no false-positive rate" in (tmp_path / "zero" / "detector.html").read_text()
     told = run("predict", "zero", f"{root}/test", "--out", "p.csv", "--maps", "maps")
     rows = pd.read_csv("p.csv")
     assert told.exit_code in (0, 3) and rows["error"].isna().all() and rows["p_value"].isna().all() and len(list((tmp_path / "maps").rglob("*.tiff"))) == len(rows)

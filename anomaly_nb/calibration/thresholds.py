@@ -78,7 +78,7 @@ def conformal_bound(
     `alpha`: that of the largest score."""
     return false_alarm_bound(n, conformal_rank(n, alpha, too_few="largest")[0], confidence)
 
-# %% ../../nbs/05_calibration/03_thresholds.ipynb #b2e1e957
+# %% ../../nbs/05_calibration/03_thresholds.ipynb #3569b40f
 @dataclass(frozen=True)
 class Threshold:
     "A decision threshold and where it came from; anomalous where score >= value."
@@ -136,6 +136,21 @@ class Threshold:
         return summary_html(
             "Threshold" + (" (oracle: saw test labels)" if self.oracle else ""),
             facts | {"scores": self.scores_sha256[:12]},
+        )
+
+    def promise(self) -> str:
+        "What the threshold promises of new normal images, in a sentence."
+        if self.oracle:
+            return "The threshold was chosen with the test labels (an oracle), so it promises nothing."
+        known = self.parameters
+        rate = known.get("promised", known.get("false_alarms"))
+        if not isinstance(rate, int | float):
+            return "No normal image stands behind the threshold, so it promises no false-positive rate."
+        rate = rate if self.method == "conformal" else 1 - rate
+        bound = f", with 95 % confidence at most {known['bound95']:.1%}" if "bound95" in known else ""
+        return (
+            f"The threshold {self.value:.4g} comes from {self.n} {self.calibrated_on}: of new normal images like "
+            f"these, at most {rate:.1%} are expected to reach it{bound}."
         )
 
     def __str__(self) -> str:

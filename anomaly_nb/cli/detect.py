@@ -287,7 +287,7 @@ def fit(
             f"budget: {plan['coreset']} of {plan['of']} patches are kept; features take {plan['features_ms']:.1f} ms, "
             f"the search {plan['bank_ms']:.1f} ms"
         )
-    page = write_card(detector, out, root.resolve().name, seconds)
+    page = write_card(detector, out, seconds=seconds)
     promised = detector.threshold_.parameters.get("promised", 0.0)
     typer.echo(f"learned from {len(detector.paths_)} normal images; threshold {detector.threshold_}")
     if not detector.paths_:

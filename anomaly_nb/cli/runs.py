@@ -121,15 +121,18 @@ def show(run: RunId, figures: Figures = "figures") -> None:
 
 @app.command()
 def diff(
-    a: RunId,
-    b: RunId,
+    a: Annotated[str, typer.Argument(help="A run's id or a unique beginning of it; empty for the last but one.")] = "",
+    b: Annotated[str, typer.Argument(help="The other run's; empty for the newest.")] = "",
     figures: Figures = "figures",
 ) -> None:
     "Show what differs between two runs: parameters, inputs, environment, metrics, outputs."
     from anomaly_nb.reports.ledger import QUIET, Ledger
 
     ledger = Ledger(figures)
-    one, two = ledger[a].record, ledger[b].record
+    newest = [r["run_id"] for r in ledger.records()[:2]]
+    if not (a and b) and len(newest) < 2:
+        raise typer.BadParameter("there are no two runs to compare")
+    one, two = ledger[a or newest[1]].record, ledger[b or newest[0]].record
     rows = []
     for kind in ("status", "error", "parameters", "inputs", "provenance", "metrics", "outputs"):
         old, new = _leaves(one.get(kind), kind), _leaves(two.get(kind), kind)

@@ -162,7 +162,7 @@ def wilcoxon_pairs(
             pairs.append(Pair(methods[i], methods[j], float(np.median(difference)), wins, ties, losses, p, p))
     return [pair._replace(p_holm=float(p)) for pair, p in zip(pairs, holm([pair.p for pair in pairs]))]
 
-# %% ../../nbs/01_metrics/09_ranks.ipynb #a9d92cd3
+# %% ../../nbs/01_metrics/09_ranks.ipynb #e9fce514
 @figure_style()
 def plot_critical_difference(
     values: ArrayLike,  # (n, k) the metric of k methods on n data sets, finite
@@ -180,7 +180,9 @@ def plot_critical_difference(
     if ax is None:
         import matplotlib.pyplot as plt
 
-        ax = plt.subplots(figsize=(6.4, 1.1 + 0.26 * half + 0.1 * len(groups)))[1]
+        ax = plt.subplots(figsize=(7.2, 1.1 + 0.26 * half + 0.1 * len(groups)))[1]
+    label = min(0.078 * (max(len(str(m)) for m in methods) + 6), 2.7)  # inches beside the ranks, at the figure's width
+    beside = label * (1.2 * k - 1) / (7.2 - 2 * label)
     ax.hlines(0, 1, k, color="black", linewidth=1)
     ax.plot(np.arange(1, k + 1), np.zeros(k), "|", color="black", markersize=8)
     for tick in range(1, k + 1):
@@ -202,7 +204,7 @@ def plot_critical_difference(
     ax.hlines(1.4, 1, 1 + difference, color="black", linewidth=2)
     ax.text(1 + difference / 2, 1.55, f"critical difference {difference:.2f}", ha="center", va="bottom")
     ax.set(
-        xlim=(1 - 0.45 * k, k + 0.45 * k),
+        xlim=(1 - 0.1 * k - beside, k + 0.1 * k + beside),
         ylim=(-(bars + 0.8 + half), 2.6),
         title=f"Mean ranks of {k} methods on {n} data sets, 1 = best",
     )

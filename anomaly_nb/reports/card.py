@@ -8,10 +8,12 @@ __all__ = ['write_card']
 # %% ../../nbs/10_reports/14_card.ipynb #3c0bf23e
 import base64
 import html
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.display import table_html
 from ..core.files import write_text
 from ..core.plain import Record
 from .folder import figure_png
@@ -27,24 +29,30 @@ def _image(fig: "Figure", text: str) -> str:
     "A figure inside the page."
     import matplotlib.pyplot as plt
 
-    png = base64.b64encode(figure_png(fig, text)).decode()
+    png = figure_png(fig, text)
     plt.close(fig)
+    width, height = struct.unpack(">II", png[16:24])
     return (
-        f'<figure><img alt="{html.escape(text)}" '
-        f'src="data:image/png;base64,{png}"><figcaption>{html.escape(text)}</figcaption></figure>'
+        f'<figure><img alt="{html.escape(text)}" width="{width}" height="{height}" '
+        f'src="data:image/png;base64,{base64.b64encode(png).decode()}"><figcaption>{html.escape(text)}</figcaption></figure>'
     )
 
 
 def _rows(facts: Mapping[str, object]) -> str:
     "A table of names and values."
     return (
-        "<table>"
+        '<table class="facts">'
         + "".join(
             f'<tr><th scope="row">{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>'
             for k, v in facts.items()
         )
         + "</table>"
     )
+
+
+def _scrolled(label: str, table: str) -> str:
+    "A table that scrolls inside its own frame where the page is narrow."
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(label)}">{table}</div>'
 
 # %% ../../nbs/10_reports/14_card.ipynb #71c4e09c
 def _held_out_figure(detector: "Detector") -> "Figure":
@@ -76,24 +84,21 @@ def _choice(choice: Record) -> list[str]:
         if mixed.get("compared"):
             mixtures = pd.DataFrame(mixed["compared"])
             auroc = ["{:.3f} [{:.3f}, {:.3f}]".format(*row) for row in mixtures[["auroc", "low", "high"]].to_numpy()]
-            body.append(
-                mixtures[["mixture", "weights"]]
-                .assign(**{"image AUROC on synthetic anomalies": auroc})
-                .to_html(index=False, border=0)
-            )
+            shown = mixtures[["mixture", "weights"]].assign(**{"image AUROC on synthetic anomalies": auroc})
+            body.append(_scrolled("Mixtures", table_html(shown)))
     if choice.get("recipes"):
         table = pd.DataFrame(choice["recipes"])
-        shown: dict[str, pd.Series | list[str]] = {"recipe": table["recipe"]}
+        columns_shown: dict[str, pd.Series | list[str]] = {"recipe": table["recipe"]}
         for name, columns in (
             ("image AUROC on synthetic anomalies", ("auroc", "low", "high")),
             ("behind the first", ("behind", "behind_low", "behind_high")),
         ):
-            shown[name] = ["{:.3f} [{:.3f}, {:.3f}]".format(*row) for row in table[list(columns)].to_numpy()]
+            columns_shown[name] = ["{:.3f} [{:.3f}, {:.3f}]".format(*row) for row in table[list(columns)].to_numpy()]
         body.append(
             "<p>Recipe: detection of synthetic anomalies in normal images that were kept back; no label took part. "
             f"{html.escape(choice['compared_on'])}.</p>"
         )
-        body.append(pd.DataFrame(shown).to_html(index=False, border=0))
+        body.append(_scrolled("Recipes", table_html(pd.DataFrame(columns_shown))))
     return body
 
 
@@ -111,8 +116,14 @@ def _budget(chosen: Record) -> str:
     )
 
 # %% ../../nbs/10_reports/14_card.ipynb #d225f788
+def _main(body: list[str]) -> str:
+    "The parts of the page in its frame."
+    parts = "\n".join(body)
+    return f'<div class="report">\n<main id="report">\n{parts}\n</main>\n</div>'
+
+
 def write_card(
-    detector: "Detector",  # fitted, that was saved in `folder`
+    detector: "Detector",  # a fitted `Detector` that was saved in `folder`
     folder: str | Path,
     name: str = "",  # of what it inspects; "" = the folder's
     seconds: float = 0.0,  # an image takes from file to decision; 0 = not measured
@@ -125,22 +136,12 @@ def write_card(
 
     folder, threshold, parts = Path(folder), detector.decision_threshold(), detector.parts()
     name = name or folder.name
-    promise = (
-        threshold.parameters["false_alarms"]
-        if threshold.method == "conformal"
-        else 1 - threshold.parameters.get("promised", 0.0)
-    )
-    sentence = (
-        f"of new normal images like these, at most {promise:.1%} are expected to reach it"
-        if detector.paths_
-        else "no normal image stands behind it, so it promises no false-alarm rate"
-    )
-    body = [f"<h1>{html.escape(name)}</h1>"]
+    method = f"{html.escape(detector.recipe)} on {html.escape(parts.backbone.split('?')[0])}"
+    body = [f'<h1>Detector {html.escape(name)}<span class="subject">: {method}</span></h1>']
     body.append(
-        f"<p>Learned from {len(detector.paths_)} normal images. An image is called anomalous from a score of "
-        f"{threshold.value:.4g} on; "
-        f"{sentence}. Recipe <b>{html.escape(detector.recipe)}</b> on {html.escape(parts.backbone)}, "
-        f"version {detector.version_}.</p>"
+        f'<div class="verdict"><p>Learned from {len(detector.paths_)} normal images, version {detector.version_}. An '
+        f"image is called anomalous from a score of {threshold.value:.4g} on.</p>"
+        f"<p>{html.escape(threshold.promise())}</p></div>"
     )
     facts = {
         "recipe": detector.recipe,
@@ -184,7 +185,7 @@ def write_card(
                 "Scores of normal training images, each scored without itself, and the threshold.",
             )
         )
-    body += ["<h2>What it is</h2>", _rows(facts)]
+    body += ["<h2>What it is</h2>", _scrolled("What it is", _rows(facts))]
     body += _choice(detector.choice_)
     listed = "".join(f"<li>{html.escape(Path(p).name)}</li>" for p in detector.paths_[:200])
     more = f"<li>and {len(detector.paths_) - 200} more, in training.csv</li>" if len(detector.paths_) > 200 else ""
@@ -192,6 +193,6 @@ def write_card(
         f"<h2>What it learned from</h2><details><summary>{len(detector.paths_)} "
         f"images</summary><ul>{listed}{more}</ul></details>"
     )
-    path = write_text(folder / "detector.html", document(f"{name}: detector", "\n".join(body)))
+    path = write_text(folder / "detector.html", document(f"{name}: detector", _main(body)))
     write_detector_manifest(detector, folder)
     return path

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['DATA', 'METHOD', 'MAIN', 'TELLING', 'THUMB', 'TAKEN', 'read_runs', 'facets', 'main_metric', 'FigureFacts',
-           'figure_facts', 'telling_figure', 'make_thumb', 'write_gallery']
+           'figure_facts', 'telling_figure', 'make_thumb', 'read_verdict', 'write_gallery']
 
-# %% ../../nbs/10_reports/06_gallery.ipynb #acfc1c94
+# %% ../../nbs/10_reports/06_gallery.ipynb #cd31e7a0
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
+from ..core.display import direction, said
+from ..core.errors import DataError
 from ..core.files import atomic_write, locked, to_json, write_text
+from ..core.plain import read_json
 from ..core.plain import Record
 from .page import asset, document, flat
 from .record import RunRecord, load_record
@@ -171,7 +174,7 @@ def make_thumb(
     with atomic_write(target) as f:
         canvas.resize(THUMB, Image.Resampling.LANCZOS).save(f, "JPEG", quality=82)
 
-# %% ../../nbs/10_reports/06_gallery.ipynb #bffdb153
+# %% ../../nbs/10_reports/06_gallery.ipynb #8e20320c
 TAKEN = {
     "run_id",
     "report",
@@ -189,6 +192,18 @@ TAKEN = {
 }
 
 
+def read_verdict(
+    folder: Path,  # of a run
+) -> str:
+    "What a run found, in one sentence; empty where it kept none or its file is damaged."
+    try:
+        kept = read_json(folder / "verdict.json")
+        subject, sentence = str(kept["subject"]), str(kept["sentences"][0])
+    except (OSError, DataError, KeyError, IndexError, TypeError):
+        return ""
+    return f"{subject}: {sentence}"[:400]
+
+
 def _entry(figures: Path, record: RunRecord, origins: dict[str, int]) -> Record:
     "What the gallery shows of one run; its provenance joins `origins`."
     folder = figures / "runs" / record["folder"]
@@ -204,6 +219,7 @@ def _entry(figures: Path, record: RunRecord, origins: dict[str, int]) -> Record:
         "report": record["report"],
         "status": record["status"],
         "error": record["error"],
+        "verdict": read_verdict(folder),
         "started": record["started"],
         "seconds": record["seconds"],
         "parameters": parameters,
@@ -239,7 +255,9 @@ def write_gallery(
         )
         body = asset("gallery.html") + f"<noscript><ul>{links}</ul></noscript>"
         parameters = [n for kinds in (DATA, METHOD) for names in kinds.values() for n in names]
-        data = to_json({"runs": runs, "origins": [json.loads(o) for o in origins], "told": parameters}, indent=None)
+        words = {n: [said(n), direction(n)] for n in sorted({n for r in runs for n in r["metrics"]})}
+        content = {"runs": runs, "origins": [json.loads(o) for o in origins], "told": parameters, "words": words}
+        data = to_json(content, indent=None)
         return write_text(
             figures / "index.html", document("anomaly_nb: runs", body, ("page.css", "gallery.css"), "gallery.js", data)
         )

@@ -186,19 +186,42 @@ def flat(values: Mapping[str, object], before: str = "") -> dict[str, object]:
         result |= flat(value, f"{before}{key} ") if isinstance(value, Mapping) else {f"{before}{key}": value}
     return result
 
-# %% ../../nbs/10_reports/05_page.ipynb #9ac1d2e4
+# %% ../../nbs/10_reports/05_page.ipynb #edd68c71
 def verdict_first(
     cells: "list[NotebookNode]",  # of a notebook
 ) -> "list[NotebookNode]":
-    "The cells, those with the tag `verdict` right behind the title; as they are where one of them was not run."
+    """The cells with a verdict right behind the title: outputs marked `verdict`, `lead` and `note`, then tagged cells.
+
+    Without a verdict, as in a run that failed before it, tagged cells are left out and the rest is as it was.
+    """
+    from nbformat.v4 import new_code_cell, new_markdown_cell
+
+    marked = {mark: _marked(cells, mark) for mark in ("verdict", "lead", "note")}
     chosen = [c for c in cells if "verdict" in c.metadata.get("tags", [])]
-    if not any(c.get("outputs") for c in chosen):
-        return [c for c in cells if c not in chosen]
     rest = [c for c in cells if c not in chosen]
+    if marked["verdict"]:
+        told = [*marked["verdict"][-1:], *marked["lead"], *marked["note"]]
+        for cell in cells:
+            if cell.cell_type == "code":
+                cell.outputs = [o for o in cell.outputs if o not in told]
+        chosen = [c for c in chosen if c.get("outputs")]
+        chosen = [new_markdown_cell("## The verdict"), new_code_cell(outputs=told), *chosen]
+    elif not any(c.get("outputs") for c in chosen):
+        return rest
     after = next((i + 1 for i, c in enumerate(rest) if c.cell_type == "markdown"), 0)
     return rest[:after] + chosen + rest[after:]
 
-# %% ../../nbs/10_reports/05_page.ipynb #23f03562
+
+def _titled(mark: str, subject: str) -> str:
+    "The end of a page's title: what it is about, after the title's own mark or a colon."
+    return f'{mark}<span class="subject">{"" if mark else ":"} {html.escape(subject)}</span></h1>'
+
+
+def _marked(cells: "list[NotebookNode]", mark: str) -> "list[NotebookNode]":
+    "The outputs whose metadata hold a mark, in their order."
+    return [o for c in cells for o in c.get("outputs", []) if o.get("metadata", {}).get(mark)]
+
+# %% ../../nbs/10_reports/05_page.ipynb #9097c590
 def notebook_page(
     notebook: str | Path,  # executed notebook, perhaps only up to a failure
     record: "RunRecord",  # contents of run.json
@@ -212,12 +235,14 @@ def notebook_page(
         content = nbformat.read(notebook, as_version=4)
         # told above the title
         content.cells = [c for c in content.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]
+        subject = next((str(o.metadata["verdict"]) for o in _marked(content.cells, "verdict")[::-1]), "")
         content.cells = verdict_first(content.cells)
         figures = _take_figures(content.cells)
         body, _ = HTMLExporter(
             template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
         ).from_notebook_node(content)
         body = _unlike_anchors(re.sub(r'<a class="anchor-link".*?</a>', "", body))
+        body = re.sub("([?!.]?)</h1>", lambda end: _titled(end[1], subject), body, count=1) if subject else body
         body = re.sub(r'<i data-figure="(\d+)"></i>', lambda place: figures[int(place[1])], body)
     except (OSError, ValueError, struct.error, nbformat.reader.NotJSONError) as e:
         body = (
@@ -231,6 +256,7 @@ def notebook_page(
         f'<div class="report">\n{_bar(record)}\n{_contents(body)}\n<main id="report" '
         f'tabindex="-1">\n{body}\n</main>\n</div>'
     )
+    title = html.unescape(re.sub("<[^>]+>", "", next(iter(re.findall("<h1.*?</h1>", body, re.S)), ""))).strip()
     return document(
-        f"{record['report']} {record['run_id']}", f'<a class="skip" href="#report">Skip to the report</a>\n{inner}'
+        f"{title or record['report']} ({record['run_id']})", f'<a class="skip" href="#report">Skip to the report</a>\n{inner}'
     )

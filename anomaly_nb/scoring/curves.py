@@ -79,7 +79,7 @@ def shot_curves(
         )
     return pd.DataFrame(rows), notes
 
-# %% ../../nbs/06_scoring/21_curves.ipynb #0fe444a5
+# %% ../../nbs/06_scoring/21_curves.ipynb #983611ce
 def curve_table(
     runs: pd.DataFrame,  # of `shot_curves`
     metric: str = "image_auroc",  # one of its columns
@@ -132,6 +132,10 @@ def plot_curves(
             ax.fill_between(
                 x, rows["low"].fillna(rows["mean"]), rows["high"].fillna(rows["mean"]), color=f"C{i}", alpha=0.15, lw=0
             )
-        ax.set(xticks=range(len(shots)), xticklabels=shots, xlabel="normal images to learn from", ylabel=label)
+        ax.set(xticks=range(len(shots)), xticklabels=shots)
+        ax.set(xlabel="normal images to learn from", ylabel=f"{label}, higher is better")
+        # the interval of few draws can leave the metric's range, the axis does not
+        bottom, top = ax.get_ylim()
+        ax.set(ylim=(max(bottom, -0.01), min(top, 1.01)))
         ax.legend(fontsize=8)
     return fig

@@ -70,7 +70,7 @@ def hottest_box(
     "The box of the hottest place."
     return Layout(patch_hw).of(size).box(patch_scores, limit)
 
-# %% ../../nbs/06_scoring/07_result.ipynb #5a612b7d
+# %% ../../nbs/06_scoring/07_result.ipynb #8d21dcf7
 @dataclass
 class Evaluation:
     "What a detector found in images; arrays share the order of `meta`."
@@ -199,18 +199,23 @@ class Evaluation:
         return {name: rows for name, rows in chosen.items() if rows.size}
 
     def verdict(self) -> str:
-        "What was found, in two sentences."
+        "What was found, in two or three sentences."
+        return " ".join(self.sentences())
+
+    def sentences(self) -> list[str]:
+        "How well the images are ranked, what the threshold finds, and what it promises."
         bad, good = int((self.labels == 1).sum()), int((self.labels == 0).sum())
         tp, fp = int((self.called & (self.labels == 1)).sum()), int((self.called & (self.labels == 0)).sum())
         if not self.both:
-            text = f"{int(self.called.sum())} of {len(self)} images are called anomalous"
-            return f"{text} at the threshold {self.threshold}."
+            return [f"{int(self.called.sum())} of {len(self)} images are called anomalous.", self.threshold.promise()]
         m = self.image_metrics()
         ranked = (
             f"Image AUROC {m['image_auroc']:.3f} [{m['image_auroc_low']:.3f}, "
             f"{m['image_auroc_high']:.3f}] (higher is better)"
         )
-        return (
-            f"{ranked}. At the threshold {tp} of {bad} anomalous images are found, and {fp} of {good} "
-            f"normal ones are called anomalous; threshold {self.threshold}."
-        )
+        return [
+            f"{ranked}.",
+            f"At the threshold {tp} of {bad} anomalous images are found, and {fp} of {good} normal ones are called "
+            "anomalous.",
+            self.threshold.promise(),
+        ]

@@ -19,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..calibration.thresholds import counted_threshold
+from ..core.display import said
 from ..core.errors import DataError
 from ..core.runtime import progress
 from ..core.style import ANOMALOUS, figure_style
@@ -364,7 +365,7 @@ def ablation_plot(
         ax.set(
             yticks=range(len(rows)),
             yticklabels=rows["config"],
-            xlabel=f"{rows['metric'].iloc[0]}, %",
+            xlabel=f"{said(rows['metric'].iloc[0])}, %, higher is better",
             title=f"{int(first['runs'])} seeds each, mean and sd",
         )
         ax.invert_yaxis()

@@ -2,7 +2,7 @@
 // The gallery of runs. Everything a record says reaches the page as text, never as markup.
 // The view (filters, order, chosen runs) is kept in the address after "#", so that it can be shared and gone back to.
 
-const { runs, origins, told } = JSON.parse(document.getElementById("records").textContent);
+const { runs, origins, told, words } = JSON.parse(document.getElementById("records").textContent);
 const $ = (id) => document.getElementById(id);
 const MOST = 4; // runs side by side
 const LETTERS = "ABCD";
@@ -45,6 +45,10 @@ const plain = (v) => (v === null || v === undefined ? "" : typeof v === "string"
 const file = (run, ...parts) => ["runs", run.folder, ...parts].map(encodeURIComponent).join("/");
 const byFolder = new Map(runs.map((run, i) => [run.folder, Object.assign(run, { order: i })]));
 
+// A metric's key as words, and which way it is better.
+const say = (name) => words[name]?.[0] ?? name;
+const direction = (name) => words[name]?.[1] ?? "";
+
 const metricNames = new Map(); // name -> { runs, fractional, from, to }
 for (const run of runs) {
   for (const [name, value] of Object.entries(run.metrics)) {
@@ -53,7 +57,7 @@ for (const run of runs) {
     about.runs += 1;
     if (isNumber(value)) {
       const { low, high } = figure(run, name);
-      about.fractional ||= !Number.isInteger(value);
+      about.fractional ||= !Number.isInteger(value) || direction(name) === "higher is better";
       about.from = Math.min(about.from, value, low ?? value);
       about.to = Math.max(about.to, value, high ?? value);
     }
@@ -102,8 +106,8 @@ const shape = (run) => ["ok", "running"].includes(run.status) ? run.status : "fa
 const title = (run) => spaced(run.report);
 
 for (const run of runs) {
-  const words = Object.entries(run.parameters).map(([name, value]) => `${name}=${plain(value)}`);
-  run.text = [run.report, title(run), run.id, run.folder, run.status, run.error, run.started, ...words, ...Object.values(run.about).map(plain), ...Object.keys(run.metrics)].join("\n").toLowerCase();
+  const settings = Object.entries(run.parameters).map(([name, value]) => `${name}=${plain(value)}`);
+  run.text = [run.verdict, run.report, title(run), run.id, run.folder, run.status, run.error, run.started, ...settings, ...Object.values(run.about).map(plain), ...Object.keys(run.metrics), ...Object.keys(run.metrics).map(say)].join("\n").toLowerCase();
 }
 
 // ---------------------------------------------------------------- filters and order
@@ -174,6 +178,7 @@ function row(run) {
       el("div", { class: "name" },
         opens ? el("a", { href: file(run, "report.html") }, title(run)) : title(run),
         run.status !== "ok" && el("span", { class: `status ${shape(run)}` }, run.status)),
+      run.verdict && el("p", { class: "told" }, run.verdict),
       about.length > 0 && el("div", { class: "varies" }, ...about),
       run.error && el("div", { class: "error" }, el("span", { class: "clamp" }, run.error)),
       el("button", { type: "button", class: "plain", onclick: () => open([run.folder]) }, "Details", el("span", { class: "aside" }, ` of ${name(run)}`))),
@@ -196,7 +201,7 @@ function fillValue(run) {
   const [from, to] = state.metric ? [about.from, about.to] : [0, 1];
   const drawn = isNumber(shown.value) && about.fractional && (state.metric || (about.from >= 0 && about.to <= 1));
   run.valueCell.replaceChildren(
-    ...(state.metric ? [] : [el("span", { class: "of" }, shown.name)]),
+    ...(state.metric ? [] : [el("span", { class: "of" }, [say(shown.name), direction(shown.name)].filter(Boolean).join(", "))]),
     el("span", { class: "number" }, asText(shown.name, shown.value)),
     ...(interval(shown) ? [el("span", { class: "between", title: "95 % interval as the report states it" }, interval(shown))] : []),
     ...(drawn ? [dot(shown, from, to)] : []));
@@ -208,7 +213,7 @@ function head() {
     const about = key === "metric" && state.metric && metricNames.get(state.metric);
     const kind = { run: "run", metric: "value", started: "when", seconds: "took" }[key] || key;
     return el("th", { scope: "col", role: "columnheader", class: kind, "aria-sort": sort },
-      el("button", { type: "button", "data-sort": key, onclick: () => order(key) }, key === "metric" && state.metric ? state.metric : column.label),
+      el("button", { type: "button", "data-sort": key, onclick: () => order(key) }, key === "metric" && state.metric ? say(state.metric) : column.label),
       about && about.fractional && el("span", { class: "scale", "aria-hidden": "true" }, el("span", {}, number(about.from, true, 2)), el("span", {}, number(about.to, true, 2))));
   });
   const hidden = (text, kind) => el("th", { scope: "col", role: "columnheader", class: kind }, el("span", { class: "aside" }, text));
@@ -264,7 +269,8 @@ function renderControls() {
     for (const [key, count] of [...counted].sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true }))) {
       const cut = select === "data" || select === "method" ? key.indexOf(":") : -1;
       const group = cut < 0 ? "" : key.slice(0, cut);
-      groups.set(group, [...(groups.get(group) || []), entry(key, `${key.slice(cut + 1)} (${count})`)]);
+      const label = select === "metric" ? say(key) : select === "report" ? spaced(key) : key.slice(cut + 1);
+      groups.set(group, [...(groups.get(group) || []), entry(key, `${label} (${count})`)]);
     }
     const inner = [...groups].flatMap(([group, entries]) => (group ? [el("optgroup", { label: group }, ...entries)] : entries));
     $(select).replaceChildren(entry("", first), ...inner);
@@ -281,7 +287,7 @@ function renderControls() {
   options("method", "All methods", count(matching("method"), (r) => pairs(r.method)), state.method);
   options("status", "Any", count(matching("status"), (r) => [r.status]), state.status);
   options("metric", "Each report's main one", count(matching("metric"), (r) => Object.keys(r.metrics).filter((n) => !bound(r, n))), state.metric);
-  $("sort").replaceChildren(el("option", { value: "" }, "Failures first, newest"), ...Object.entries(COLUMNS).map(([key, c]) => el("option", { value: key }, key === "metric" && state.metric ? state.metric : c.label)));
+  $("sort").replaceChildren(el("option", { value: "" }, "Failures first, newest"), ...Object.entries(COLUMNS).map(([key, c]) => el("option", { value: key }, key === "metric" && state.metric ? say(state.metric) : c.label)));
   for (const key of ["sort", "side", "limit"]) $(key).value = state[key];
   if (document.activeElement !== $("q")) $("q").value = state.q;
   const filters = ["report", "data", "method", "status", "metric", "limit", "sort"].filter((key) => state[key] !== "").length;
@@ -336,6 +342,7 @@ function side(run, label) {
     el("p", {}, [facet(run, "data"), facet(run, "method")].filter(Boolean).join(" · ")),
     el("p", { class: "soft" }, run.id ? "Run " : "", el("span", { class: "mono" }, run.id || run.folder)),
     el("p", { class: "soft" }, el("span", { class: `status ${shape(run)}` }, run.status), ` · ${run.started.slice(0, 16).replace("T", " ")} UTC · ${duration(run.seconds)}`),
+    run.verdict && el("p", {}, run.verdict),
     run.error && el("p", { class: "error" }, run.error),
     el("ul", { class: "links", "aria-label": "Files" }, ...Object.entries(known).filter(([path]) => run.files.includes(path)).map(([path, text]) => link(path, text)), link("run.json", "Record")),
     run.tables.length > 0 && el("ul", { class: "links", "aria-label": "Tables" }, el("li", { class: "soft" }, "Tables:"), ...run.tables.map((t) => link(`${t}.csv`, t))));
@@ -386,7 +393,7 @@ function measures(chosen) {
       interval(f) && el("span", { class: "between" }, interval(f)),
       chosen.length > 1 && fractional && isNumber(f.value) && to > from && dot(f, from, to)));
     return el("tr", { class: `metric ${chosen.length > 1 && new Set(found.map((f) => f.value)).size === 1 ? "same" : "differ"}` },
-      el("th", { scope: "row" }, n), ...cells, ...found.slice(1).map((f) => el("td", { class: "number gap" }, gap(found[0], f, fractional))));
+      el("th", { scope: "row" }, say(n), direction(n) && el("span", { class: "of" }, direction(n))), ...cells, ...found.slice(1).map((f) => el("td", { class: "number gap" }, gap(found[0], f, fractional))));
   });
   const note = chosen.length > 1 && el("p", { class: "soft" }, "Intervals are each run's own, 95 % in the library's reports. “Apart” means they do not overlap; runs on the same images can differ surely even where they do. Marks lie on the range of all runs.");
   return el("div", {}, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Metrics" }, el("table", { class: "facing gapped" }, headRow(chosen, ...gaps), el("tbody", {}, ...lines))), note);

@@ -1,0 +1,216 @@
+"""Every command of the README, run as it is printed, in order, in one folder with drawn parts; what cannot run here is named with its reason.
+
+The quick ones always run; those that take minutes with ANOMALY_NB_SLOW=1.
+"""
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SLOW = os.environ.get("ANOMALY_NB_SLOW") == "1"
+
+# beginning of a command -> why it is not run here, or which test runs it
+ELSEWHERE = {
+    "git clone": "sets the checkout up, which is there",
+    "make ": "sets up and runs what the checks of `make test` and the other tests run",
+    "anomaly-nb street train runs/hazards": "tests/test_segmentation_newcomer.py runs the block",
+    "anomaly-nb street evaluate runs/hazards": "tests/test_segmentation_newcomer.py runs the block",
+    "anomaly-nb street score runs/hazards": "tests/test_segmentation_newcomer.py runs the block",
+    "anomaly-nb street ablate studies/heat": "tests/test_segmentation_newcomer.py runs the block",
+    "anomaly-nb street compare runs/hazards": "tests/test_segmentation_newcomer.py runs the block",
+    "anomaly-nb street evaluate --model": "tests/test_segmentation_own.py runs such networks under every name",
+    "anomaly-nb street evaluate --logits": "tests/test_segmentation_own.py runs it",
+    "anomaly-nb street evaluate --scores": "tests/test_segmentation_own.py runs it",
+    "anomaly-nb score-video --dataset-name ped2": "needs the films of Ped2; tests/test_video_room.py runs it on drawn ones",
+    "HAZARDS=": "a variable of the block",
+    "ROAD=": "a variable of the block",
+}
+# beginning of a command -> exit codes that are right
+QUICK = {
+    "anomaly-nb predict detectors/my_part new_images/": {3},  # there are bad ones among them
+    "anomaly-nb inspect my_parts": {0},
+    "anomaly-nb update detectors/my_part more_good/": {0},
+    "anomaly-nb serve detectors/ --new-key": {0},
+    "anomaly-nb new my_report": {0},
+    "anomaly-nb runs list": {0},
+}
+LONG = (
+    "anomaly-nb fit my_parts --out detectors/my_part", "anomaly-nb evaluate detectors/my_part test_parts/", "anomaly-nb report image_anomaly",
+    "anomaly-nb report few_shot", "anomaly-nb serve detectors/ --drift", "curl ", "anomaly-nb sweep plan.yml",
+    "anomaly-nb benchmark benchmark.yml", "anomaly-nb runs diff", "anomaly-nb runs verify --all", "cat > ", "python:",
+)  # fmt: skip
+
+
+def commands():
+    "Every command of the README in order: shell lines with what continues them, and blocks of Python as `python:` and the code."
+    found = []
+    for language, block in re.findall(r"^```(bash|python)\n(.*?)^```", README, re.S | re.M):
+        if language == "python":
+            found.append("python:\n" + block)
+            continue
+        for found_line in re.finditer(r"^[^\n]*<<'(\w+)'\n.*?^\1$|^[^\n]+$", block.replace("\\\n", " "), re.S | re.M):
+            line = found_line[0] if found_line[1] else re.sub(r"(^|\s+)#.*", "", found_line[0]).strip()
+            found += [line] if line else []
+    return found
+
+
+def kind(command):
+    "elsewhere, long or quick."
+    if any(command.startswith(c) for c in ELSEWHERE):
+        return "elsewhere"
+    if any(command.startswith(c) for c in LONG):
+        return "long"
+    assert any(command.startswith(c) for c in QUICK), f"a new command of the README, say how it is tested: {command}"
+    return "quick"
+
+
+def test_every_command_is_accounted_for():
+    kinds = [kind(c) for c in commands()]
+    print({k: kinds.count(k) for k in ("quick", "long", "elsewhere")})
+    assert kinds.count("quick") >= 7 and kinds.count("long") >= 19 and len(kinds) == 43
+    assert all(any(c.startswith(named) for c in commands()) for named in (*ELSEWHERE, *QUICK, *LONG)), "named here and not in the README"
+    for reason in ELSEWHERE.values():
+        for name in re.findall(r"tests/\w+\.py", reason):
+            assert (ROOT / name).is_file()
+
+
+def parts(folder, numbers, defect=""):
+    "Drawn parts, good or with a defect, as PNGs."
+    from anomaly_nb.data import draw_sample
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in numbers:
+        image = draw_sample("nut", defect or "good", number=i, size=64)[0]
+        Image.fromarray(np.asarray(image)).save(folder / f"{defect or 'good'}_{i:03d}.png")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    "The folder a reader works in, with the files that the README's text names."
+    folder = tmp_path_factory.mktemp("reader")
+    parts(folder / "my_parts" / "good", range(24))
+    parts(folder / "my_parts" / "scratch", range(100, 103), "scratch")
+    parts(folder / "new_images", range(30, 33))
+    parts(folder / "new_images", range(110, 113), "stain")
+    parts(folder / "more_good", range(40, 44))
+    parts(folder / "test_parts" / "good", range(50, 55))
+    parts(folder / "test_parts" / "stain", range(120, 123), "stain")
+    shutil.copy(folder / "new_images" / "stain_110.png", folder / "part.png")
+    (folder / "my_words.yml").write_text("object: nut\nnormal: ['flawless {}']\ndefect: ['damaged {}']\ntemplates: ['a photo of a {}.']\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("HF_HOME", "TORCH_HOME", "HF_HUB_CACHE"):  # a reader's machine has no weights yet
+            patch.setenv(name, str(folder / "hub"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.delenv("ANOMALY_NB_DATA", raising=False)
+        yield folder
+
+
+def run(command, codes):
+    "Run a line of `anomaly-nb`; its output."
+    from anomaly_nb.cli.main import app
+
+    start = time.perf_counter()
+    done = CliRunner().invoke(app, shlex.split(command)[1:])
+    print(f"{time.perf_counter() - start:6.1f} s  exit {done.exit_code}  {command}")
+    assert done.exit_code in codes, (command, done.exit_code, done.output[-1500:], done.exception)
+    return done.output
+
+
+def test_the_quick_commands(place):
+    "On a detector of one recipe: what `fit` chooses takes a minute, and is among the long ones."
+    from anomaly_nb.data import read_index
+    from anomaly_nb.scoring import Detector
+
+    Detector(image_size=64).fit(read_index("folder", "my_parts")).save("detectors/my_part")
+    ran = 0
+    for command in commands():
+        if kind(command) == "quick":
+            codes = next(QUICK[c] for c in QUICK if command.startswith(c))
+            run(command, codes)
+            ran += 1
+    print(f"{ran} commands ran")
+    assert (place / "predictions.csv").read_text().count("\n") == 7 and len(list((place / "maps").glob("*.tiff"))) == 6
+    assert (place / "detectors" / "my_part" / "detector.html").is_file() and (place / "my_report.ipynb").is_file()
+
+
+def random_weights(place):
+    "Checkpoints under the names that the README gives, of the networks it names, untrained."
+    import open_clip
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    torch.save(timm.create_model("vit_small_patch14_dinov2", img_size=518, num_classes=0).state_dict(), place / "dinov2_s14.pth")
+    model = open_clip.create_model("ViT-B-16-plus-240")
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, place / "vit_b_16_plus_240.safetensors")
+
+
+def served(command, place, ask, key):
+    "Start the service, ask it once as printed, and end it."
+    with socket.socket() as free:
+        if free.connect_ex(("127.0.0.1", 8357)) == 0:
+            pytest.skip("port 8357, which the README names, is taken")
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-m", "anomaly_nb.cli.main", *shlex.split(command)[1:]], cwd=place, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        for _ in range(300):
+            assert process.poll() is None, process.stdout.read()
+            try:
+                urllib.request.urlopen("http://localhost:8357/health", timeout=1)
+                break
+            except urllib.error.HTTPError:
+                break
+            except OSError:
+                time.sleep(0.2)
+        if shutil.which("curl"):
+            answer = subprocess.run(["bash", "-c", ask.replace("KEY", key)], cwd=place, capture_output=True, text=True, timeout=60).stdout
+        else:
+            words = shlex.split(ask.replace("KEY", key))
+            request = urllib.request.Request(words[-1], (place / "part.png").read_bytes(), dict([words[words.index("-H") + 1].split(": ")]))
+            answer = urllib.request.urlopen(request, timeout=60).read().decode()
+        assert '"score"' in answer and '"anomalous"' in answer, answer
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.mark.skipif(not SLOW, reason="minutes; ANOMALY_NB_SLOW=1 runs it")
+def test_all_commands_in_order(place):
+    random_weights(place)
+    key, serving, ran = "", "", 0
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    for command in commands():
+        if kind(command) == "elsewhere":
+            continue
+        ran += 1
+        if command.startswith("anomaly-nb serve detectors/ --drift"):
+            serving = command
+        elif command.startswith("curl "):
+            served(serving, place, command, key)
+        elif command.startswith("cat > "):
+            subprocess.run(["bash", "-c", command], cwd=place, check=True)
+        elif command.startswith("python:"):
+            subprocess.run([sys.executable, "-c", command.removeprefix("python:")], cwd=place, check=True, env=environ)
+        else:
+            (place / "my_report.ipynb").unlink(missing_ok=True)
+            said = run(command, next((QUICK[c] for c in QUICK if command.startswith(c) and kind(command) == "quick"), {0}))
+            if "--new-key" in command:
+                key = re.search(r"\b[\w-]{20,}\b", said)[0]
+    print(f"{ran} commands ran, {len(commands()) - ran} elsewhere")
+    assert (place / "line" / "predict.py").is_file()
