@@ -54,11 +54,11 @@ def features_of(index: pd.DataFrame, backbone: str, weights: str = "") -> Featur
     return extract_features(index, create_backbone(backbone, weights or None, SIZE))
 
 
-def golden(features: FeatureSet, recipes=NAMES, backbone: str = "filters") -> dict[str, dict[str, float]]:
+def golden(features: FeatureSet, recipes=NAMES, backbone: str = "filters", weights: str = "") -> dict[str, dict[str, float]]:
     "What each recipe says: image AUROC, images called anomalous, threshold and mean score."
     rows = {}
     for name in recipes:
-        found = make_detector(name, backbone).fit(features).evaluate(features)
+        found = make_detector(name, backbone, weights).fit(features).evaluate(features)
         metrics = found.image_metrics()
         rows[name] = {"image_auroc": metrics["image_auroc"], "called": int(found.called.sum()), "threshold": found.threshold.value, "mean_score": float(found.scores.mean())}
     return rows
@@ -83,7 +83,7 @@ def table(recipes=NAMES, keep=lambda rows: None) -> dict[str, dict[str, dict[str
             index = real_index(name) if name in real else sample_index(name, folder)
             known = BACKBONES | ({MOBILENET: str(DATA / "weights/mobilenetv2_100_imagenet.safetensors")} if name in real else {})
             for backbone, weights in known.items():
-                rows[f"{name} {backbone.partition('?')[0]}"] = golden(features_of(index, backbone, weights), recipes, backbone)
+                rows[f"{name} {backbone.partition('?')[0]}"] = golden(features_of(index, backbone, weights), recipes, backbone, weights)
                 print(f"{name} {backbone}", flush=True)
                 keep(rows)
     return rows

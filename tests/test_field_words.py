@@ -15,7 +15,7 @@ NAMES = {  # (name, end of the module's path): why it stays
     ("ground_truth", ""): "the field's word; also the name of a folder",
     ("ground_truths", ""): "forms of ground truth",
     ("GROUND_TRUTHS", ""): "the same",
-    ("shares", "metrics/regions.py"): "name of an array in stored histograms",
+    ("shares", "metrics/region_histogram.py"): "name of an array in stored histograms",
     ("share", "banks/mutual.py"): "a parameter in banks saved earlier",
     ("pictures", "features/shards.py"): "key of stored plans and manifests; part of their checksum",
     ("pictures", "reports/cluster.py"): "the same key",

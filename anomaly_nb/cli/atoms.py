@@ -174,7 +174,7 @@ def run_command(
     out_dir: Annotated[
         Path, typer.Option("--out_dir", help="Written; a labelled run is added to manifest.csv beside it.")
     ],
-    about: AboutFrames,
+    tables: AboutFrames,
     segments: Segments,
     presence: Presence,
 ) -> None:
@@ -186,14 +186,14 @@ def run_command(
 
     record = run_pipeline(
         frames_root,
-        about.labels_csv,
+        tables.labels_csv,
         out_dir,
-        about.ontology,
+        tables.ontology,
         presence.settings(),
         SegmentSettings(**vars(segments)),
-        about.qwen_json,
-        about.dry_caption,
-        about.events_csv,
+        tables.qwen_json,
+        tables.dry_caption,
+        tables.events_csv,
     )
     typer.echo(f"{record['frames']} frames of {record['videos']} videos, {len(record['atoms'])} atoms")
     typer.echo(f"delta {record['delta']:.3g}: {record['boundaries']:.1%} of frames start a segment")

@@ -108,7 +108,7 @@ def evaluate(
     source: InPlaceOfRun,
     scenes: EvaluatedScenes,
     size: EvaluationSize,
-    own: OwnOptions,
+    options: OwnOptions,
     written: Written,
     device: Device = "auto",
 ) -> None:
@@ -151,8 +151,8 @@ def evaluate(
     validation: StreetEvaluation | None = None
     network: SceneNetwork | None = None
     if source.scores:
-        name = own.name or Path(source.scores).name
-        result = evaluate_scores(source.scores, dataset, scenes.protocol, name, own.code(), run=name)
+        name = options.name or Path(source.scores).name
+        result = evaluate_scores(source.scores, dataset, scenes.protocol, name, options.code(), run=name)
     elif place and run:
         trained, first = place.network(device), dataset[0]
         if size.refit:
@@ -170,8 +170,8 @@ def evaluate(
             thresholds_at=validation.metadata.get("sizes", []),
         )
     else:
-        network, scorer = own_network(dataset, own.training(scenes, at), source, own, device)
-        network.name, dataset = own.name or network.name, other_classes(dataset, network, source.model)
+        network, scorer = own_network(dataset, options.training(scenes, at), source, options, device)
+        network.name, dataset = options.name or network.name, other_classes(dataset, network, source.model)
         result = evaluate_all(network, scorer, dataset, protocol=scenes.protocol, run=network.name)
     folder = save_evaluation(free_folder(run / "evaluations" if run else written.out, result), result)
     text = _write_results(folder, result, scorer, validation, written.resamples, size.other_size)

@@ -108,7 +108,7 @@ def own_network(
     dataset: "StreetDataset",  # to evaluate
     training: "StreetDataset | None",  # scenes that scores are fitted on
     source: InPlaceOfRun,  # its logits or its models
-    own: OwnOptions,
+    options: OwnOptions,
     device: str = "auto",
 ) -> tuple["SceneNetwork", "PixelScorer"]:
     "Networks of one's own, or stored logits, and the scores fitted for them. Raises `DataError`."
@@ -116,33 +116,33 @@ def own_network(
     from anomaly_nb.segmentation.network import StoredLogits
     from anomaly_nb.segmentation.scorer import UNFITTED, PixelScorer, check_methods
 
-    names = check_methods(own.methods.split(",") if own.methods else UNFITTED[:3])
+    names = check_methods(options.methods.split(",") if options.methods else UNFITTED[:3])
     fitted = [m for m in names if m not in UNFITTED]
-    classes = dataset.table.names if own.same_classes else ()
+    classes = dataset.table.names if options.same_classes else ()
     if fitted and training is None:
         raise DataError(
             f"methods {', '.join(fitted)} are fitted on training images; name them with "
             "--fit-data, --fit-root and --fit-split"
         )
     if source.logits:
-        if training is not None and not own.fit_logits:
+        if training is not None and not options.fit_logits:
             raise DataError(
                 "--fit-data with --logits needs the logits of these scenes too; give their folder with --fit-logits"
             )
-        network: SceneNetwork = StoredLogits(source.logits, dataset.keys, classes, own.resize_logits)
+        network: SceneNetwork = StoredLogits(source.logits, dataset.keys, classes, options.resize_logits)
         fitted_on = network
         if training is not None:
-            fitted_on = StoredLogits(own.fit_logits, training.keys, classes, own.resize_logits)
+            fitted_on = StoredLogits(options.fit_logits, training.keys, classes, options.resize_logits)
     else:
-        network = fitted_on = _networks(source.model, classes, own, device)
-    if own.patches:
-        network, fitted_on = (_with_patches(n, own, device) for n in (network, fitted_on))
-    fit_images = own.fit_images or (None if training is not None else 32)
-    scorer = PixelScorer(names, temperature=own.temperature, fit_images=fit_images)
+        network = fitted_on = _networks(source.model, classes, options, device)
+    if options.patches:
+        network, fitted_on = (_with_patches(n, options, device) for n in (network, fitted_on))
+    fit_images = options.fit_images or (None if training is not None else 32)
+    scorer = PixelScorer(names, temperature=options.temperature, fit_images=fit_images)
     return network, scorer.fit(fitted_on, dataset if training is None else training, every_pixel=training is None)
 
 # %% ../../nbs/11_cli/13_street_own.ipynb #ac388c19
-def _networks(model: list[str], classes: tuple[str, ...], own: OwnOptions, device: str) -> "SceneNetwork":
+def _networks(model: list[str], classes: tuple[str, ...], options: OwnOptions, device: str) -> "SceneNetwork":
     "One network, or the ensemble of several."
     from anomaly_nb.core.device import choose_device
     from anomaly_nb.segmentation.network import load_network
@@ -154,17 +154,17 @@ def _networks(model: list[str], classes: tuple[str, ...], own: OwnOptions, devic
         if (Path(name) / "best.pt").is_file():
             networks.append(StreetRun(name).network(device))
         else:
-            network = load_network(name, own.image_input, classes=classes, **own.normalisation())
+            network = load_network(name, options.image_input, classes=classes, **options.normalisation())
             networks.append(network.to(choose_device(device)))
-    return networks[0] if len(networks) == 1 else NetworkEnsemble(networks, own.average)
+    return networks[0] if len(networks) == 1 else NetworkEnsemble(networks, options.average)
 
 
-def _with_patches(network: "SceneNetwork", own: OwnOptions, device: str) -> "SceneNetwork":
+def _with_patches(network: "SceneNetwork", options: OwnOptions, device: str) -> "SceneNetwork":
     "A network with the patches of a backbone as its features."
     from anomaly_nb.features import create_backbone
     from anomaly_nb.segmentation.together import WithPatches
 
-    backbone = create_backbone(own.patches, own.patch_weights or None, own.patch_size or None, device)
+    backbone = create_backbone(options.patches, options.patch_weights or None, options.patch_size or None, device)
     return WithPatches(network, backbone)
 
 # %% ../../nbs/11_cli/13_street_own.ipynb #478d20d6

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 from .errors import DataError, check_file
 
 # %% ../../nbs/00_core/11_plain.ipynb #65a9f9e1
-# None, truth values, numbers, text, and lists and objects of these
+# None, booleans, numbers, text, and lists and objects of these
 JsonValue: TypeAlias = bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"] | None
 # a JSON object whose entries are read, each used as what its writer put there
 Record: TypeAlias = dict[str, Any]
