@@ -2,7 +2,6 @@
 
 import json
 import os
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -94,13 +93,13 @@ def test_without_a_rate_of_frames_there_is_no_promise_and_the_scores_are_there(t
     assert not (tmp_path / "out" / "events.csv").exists() and run("--fps", "10").exit_code == 0 and (tmp_path / "out" / "events.csv").exists()
 
 
-@pytest.mark.skipif(os.environ.get("ANOMALY_NB_SLOW") != "1", reason="set ANOMALY_NB_SLOW=1 for twenty data sets (ten minutes)")
+@pytest.mark.skipif(os.environ.get("ANOMALY_NB_SLOW") != "1", reason="set ANOMALY_NB_SLOW=1 for twenty data sets (half an hour)")
 def test_intruders_are_called_within_half_a_second_and_false_alarms_within_the_promise_over_twenty_seeds(tmp_path):
-    "Cyclists, runners, carts and nobody, with scores smoothed along tracks; what is called, when, and how often nobody was there."
+    "Cyclists, runners, carts and nobody; what is called, when, and how often nobody was there. A minute of normal film: with 24 s a single odd frame sets the threshold."
     errors, missed, false, hours, promised = [], 0, 0, 0.0, []
     for seed in range(20):
-        root = make_video_dataset(tmp_path / f"{seed}", intruders=("cyclist", "runner", "cart", None, None), random_state=seed)
-        plan, config = replace(plan_for("clips", None, root, cache=tmp_path / "cache"), track_sigma=1.0), tmp_path / f"{seed}.yml"
+        root = make_video_dataset(tmp_path / f"{seed}", n_train=18, intruders=("cyclist", "runner", "cart", None, None), random_state=seed)
+        plan, config = plan_for("clips", None, root, cache=tmp_path / "cache"), tmp_path / f"{seed}.yml"
         extract_dataset(plan)
         calibrate_dataset(plan, config)
         frames, objects = score_dataset(plan, config)
@@ -113,7 +112,7 @@ def test_intruders_are_called_within_half_a_second_and_false_alarms_within_the_p
             missed += not len(own)
             errors += [own["start"].min() - stretch["start"]] if len(own) else []
     print(f"\n{len(errors)} of {len(errors) + missed} intruders called; starts {np.round(sorted(errors), 1).tolist()} s from the ground truth; {false} false events in {60 * hours:.1f} minutes of normal film, promised {np.mean(promised):.0f} an hour")
-    assert np.mean(np.abs(errors) <= 0.5 + 1e-9) >= 0.95 and len(errors) >= 0.8 * (len(errors) + missed)
+    assert np.mean(np.abs(errors) <= 0.5 + 1e-9) >= 0.95 and missed <= 0.05 * (len(errors) + missed)
     assert false <= np.mean(promised) * hours + 2 * (np.mean(promised) * hours) ** 0.5
 
 

@@ -42,9 +42,10 @@ def rise(
     before: np.ndarray,  # (n,) scores of the frames before a run, in order of time
     level: float,  # still part of the rise
 ) -> int:  # frames by which the event began before the run
-    "How many frames directly before a run are at or above `level`."
-    below = np.flatnonzero(np.asarray(before) < level)
-    return len(before) - (int(below[-1]) + 1 if len(below) else 0)
+    "How many frames directly before a run are at or above `level` and lead up to it without a fall."
+    before = np.asarray(before)
+    low, falls = np.flatnonzero(before < level), np.flatnonzero(np.diff(before) < 0)
+    return len(before) - max(int(low[-1]) + 1 if len(low) else 0, int(falls[-1]) + 1 if len(falls) else 0)
 
 # %% ../../nbs/08_video/13_events.ipynb #437fdcf2
 def held_out_frames(
