@@ -1,6 +1,8 @@
-"""Run benchmarks by name: `python -m bench [names] [--small]`. A full run writes figures/bench.json and figures/bench.png, figures/bench_float32.json and .png on a machine without fast bfloat16.
+"""Run benchmarks by name: `python -m bench [names] [--small]`. A full run writes figures/bench.json and
+figures/bench.png, figures/bench_float32.json and .png on a machine without fast bfloat16.
 
-A row is a dict: name, ours_s, reference_s (None without one), ratio (reference / ours), work (what was done), note; where it says something, flop or bytes of the work as well.
+A row is a dict: name, ours_s, reference_s (None without one), ratio (reference / ours), work (what was done), note;
+where it says something, flop or bytes of the work as well.
 """
 
 import argparse
@@ -35,13 +37,30 @@ def copied() -> float:
 def machine() -> dict:
     "What the figures were measured on, and what it can do."
     can = capability()
-    about = {"cpu": can.name, "cores": os.cpu_count(), "threads": can.threads, "instructions": list(can.instructions), "device": can.device}
-    about |= {"float32_gflops": round(can.float32 / 1e9), "bfloat16_gflops": round(can.bfloat16 / 1e9), "bf16": can.bf16, "copy_gbs": round(copied() / 1e9, 1)}
-    return about | {"system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(), "versions": versions()}
+    about = {
+        "cpu": can.name,
+        "cores": os.cpu_count(),
+        "threads": can.threads,
+        "instructions": list(can.instructions),
+        "device": can.device,
+    }
+    about |= {
+        "float32_gflops": round(can.float32 / 1e9),
+        "bfloat16_gflops": round(can.bfloat16 / 1e9),
+        "bf16": can.bf16,
+        "copy_gbs": round(copied() / 1e9, 1),
+    }
+    return about | {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
 
 
 def reached(row: dict, about: dict) -> str:
-    "How much of what the machine can do the work asked of it, where a row says how much work it was: above all of it, work was avoided."
+    """How much of what the machine can do the work asked of it, where a row says how much work it was: above all of it,
+    work was avoided.
+    """
     if row.get("flop"):
         rate = row["flop"] / row["ours_s"] / 1e9
         return f"; {rate:.0f} GFLOP/s of plain work, the machine's float32 does {about['float32_gflops']}"
@@ -55,7 +74,10 @@ def show(row: dict, about: dict) -> None:
     "Print a row, ours and the reference side by side."
     reference = f"{row['reference_s']:8.2f} s" if row["reference_s"] is not None else " " * 10
     ratio = f"{row['ratio']:6.1f} x" if row["ratio"] is not None else " " * 8
-    print(f"{row['name']:34s} ours {row['ours_s']:8.3f} s   reference {reference} {ratio}   {row['work']}; {row['note']}{reached(row, about)}", flush=True)
+    print(
+        f"{row['name']:34s} ours {row['ours_s']:8.3f} s   reference {reference} {ratio}   {row['work']}; {row['note']}{reached(row, about)}",
+        flush=True,
+    )
 
 
 def draw(results: dict, name: str) -> None:
@@ -71,10 +93,28 @@ def draw(results: dict, name: str) -> None:
             ax.barh(i + 0.18, row["ours_s"], 0.34, color=NORMAL, label="ours" if i == 0 else None)
             label = f" {row['ours_s']:.2f} s"
             if row["reference_s"] is not None:
-                ax.barh(i - 0.18, row["reference_s"], 0.34, color=ANOMALOUS, label="reference" if "reference" not in ax.get_legend_handles_labels()[1] else None)
-                ax.text(row["reference_s"], i - 0.18, f" {row['reference_s']:.2f} s, {row['ratio']:.0f} x", va="center", fontsize=8)
+                ax.barh(
+                    i - 0.18,
+                    row["reference_s"],
+                    0.34,
+                    color=ANOMALOUS,
+                    label="reference" if "reference" not in ax.get_legend_handles_labels()[1] else None,
+                )
+                ax.text(
+                    row["reference_s"],
+                    i - 0.18,
+                    f" {row['reference_s']:.2f} s, {row['ratio']:.0f} x",
+                    va="center",
+                    fontsize=8,
+                )
             ax.text(row["ours_s"], i + 0.18, label, va="center", fontsize=8)
-        ax.set(yticks=range(len(rows)), yticklabels=[row["name"] for row in rows], xscale="log", xlabel="seconds", title="Seconds taken; results checked against each other")
+        ax.set(
+            yticks=range(len(rows)),
+            yticklabels=[row["name"] for row in rows],
+            xscale="log",
+            xlabel="seconds",
+            title="Seconds taken; results checked against each other",
+        )
         ax.margins(x=0.2)
         ax.grid(axis="y", visible=False)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
@@ -85,9 +125,13 @@ def draw(results: dict, name: str) -> None:
 
 def main() -> None:
     "Run the named benchmarks, all by default."
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(MODULES)}; all if none is given")
-    parser.add_argument("--small", action="store_true", help="a fraction of the work in seconds; prints, writes nothing")
+    parser.add_argument(
+        "--small", action="store_true", help="a fraction of the work in seconds; prints, writes nothing"
+    )
     args = parser.parse_args()
     if unknown := set(args.names) - set(MODULES):
         parser.error(f"no benchmark named {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
@@ -97,7 +141,10 @@ def main() -> None:
     path = FIGURES / f"{name}.json"
     results = read_json(path) if path.exists() else {"rows": {}}
     if results.get("machine", {}).get("cpu", about["cpu"]) != about["cpu"]:
-        print(f"{path.name} holds figures of another machine, {results['machine']['cpu']}; those of this one take their place", flush=True)
+        print(
+            f"{path.name} holds figures of another machine, {results['machine']['cpu']}; those of this one take their place",
+            flush=True,
+        )
         results = {"rows": {}}
     for module in args.names or MODULES:
         rows = importlib.import_module(f"bench.{module}").run(args.small)

@@ -1,6 +1,8 @@
-"""`recipe=auto` beside the default and the best in hindsight: `python -m bench.auto` writes figures/auto.json, the table of the README.
+"""`recipe=auto` beside the default and the best in hindsight: `python -m bench.auto` writes figures/auto.json, the
+table of the README.
 
-Magnetic tile and leather of the folder named by ANOMALY_NB_DATA, and the five samples, at 96 pixels a side. The choice sees normal training images alone.
+Magnetic tile and leather of the folder named by ANOMALY_NB_DATA, and the five samples, at 96 pixels a side. The choice
+sees normal training images alone.
 """
 
 import argparse
@@ -24,14 +26,19 @@ DATA = Path(os.environ.get("ANOMALY_NB_DATA") or "nowhere")
 SAMPLES = ("weave", "wood", "granite", "nut", "capsule")
 BACKBONES = {
     "filters": ("filters", ""),
-    "mobilenetv2": ("timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5", str(DATA / "weights/mobilenetv2_100_imagenet.safetensors")),
+    "mobilenetv2": (
+        "timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5",
+        str(DATA / "weights/mobilenetv2_100_imagenet.safetensors"),
+    ),
 }
 SIZE, CORESET = 96, 0.25
 FIGURE = Path(__file__).parent.parent / "figures/auto.json"
 
 
 def index_of(name: str, folder: str, every: int = 1) -> pd.DataFrame:
-    "Leather as published; of the tiles every so many-th of each kind; of a sample 40 images to learn from, 20 normal and 8 of each defect to test on."
+    """Leather as published; of the tiles every so many-th of each kind; of a sample 40 images to learn from, 20 normal
+    and 8 of each defect to test on.
+    """
     if name == "leather":
         return read_index("mvtec", DATA / "images/mvtec", "leather", "keep")
     if name == "magnetic_tile":
@@ -53,8 +60,17 @@ def compared(index: pd.DataFrame, backbone: str, weights: str) -> dict:
     scores = {r: Detector(r, **given).fit(features).score(tested) for r in CANDIDATES}
     auroc = {r: roc_auc(labels, s) for r, s in scores.items()}
     best = max(CANDIDATES, key=lambda r: auroc[r])
-    row = {"train": int((features.meta["split"] == "train").sum()), "normal": int((labels == 0).sum()), "anomalous": int((labels == 1).sum())}
-    row |= {"seconds": round(seconds, 1), "chosen": chosen, "best": best, "auroc": {r: round(a, 4) for r, a in auroc.items()}}
+    row = {
+        "train": int((features.meta["split"] == "train").sum()),
+        "normal": int((labels == 0).sum()),
+        "anomalous": int((labels == 1).sum()),
+    }
+    row |= {
+        "seconds": round(seconds, 1),
+        "chosen": chosen,
+        "best": best,
+        "auroc": {r: round(a, 4) for r, a in auroc.items()},
+    }
     row |= {"synthetic": None if table is None else {r: round(a, 4) for r, a in zip(table["recipe"], table["auroc"])}}
     for key, recipe in (("of_chosen", chosen), ("of_default", "knn"), ("of_best", best)):
         row[key] = [round(v, 4) for v in bootstrap_interval(roc_auc, labels, scores[recipe])]
@@ -65,17 +81,27 @@ def compared(index: pd.DataFrame, backbone: str, weights: str) -> dict:
 
 def markdown(rows: dict[str, dict]) -> str:
     "The table of the README."
-    lines = ["| data, backbone | normal training images | auto | AUROC of auto | default (`knn`) | best in hindsight | best minus auto |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| data, backbone | normal training images | auto | AUROC of auto | default (`knn`) | best in hindsight | best minus auto |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, r in rows.items():
-        value = {k: "{:.3f} [{:.3f}, {:.3f}]".format(*r[k]) for k in ("of_chosen", "of_default", "of_best", "best_minus_chosen")}
+        value = {
+            k: "{:.3f} [{:.3f}, {:.3f}]".format(*r[k])
+            for k in ("of_chosen", "of_default", "of_best", "best_minus_chosen")
+        }
         said = r["chosen"] + ("" if r["synthetic"] else " (too few to choose)")
-        lines.append(f"| {name} | {r['train']} | {said} | {value['of_chosen']} | {value['of_default']} | {r['best']} {value['of_best']} | {value['best_minus_chosen']} |")
+        lines.append(
+            f"| {name} | {r['train']} | {said} | {value['of_chosen']} | {value['of_default']} | {r['best']} {value['of_best']} | {value['best_minus_chosen']} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
     "Every data set at hand, or those named."
-    parser = argparse.ArgumentParser(prog="python -m bench.auto", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.auto", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sets", default=",".join((("magnetic_tile", "leather") if DATA.is_dir() else ()) + SAMPLES))
     parser.add_argument("--backbones", default="filters,mobilenetv2" if DATA.is_dir() else "filters")
     parser.add_argument("--every", type=int, default=1, help="of the tiles take every so many-th image")

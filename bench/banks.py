@@ -1,4 +1,6 @@
-"""Banks against their plain forms: greedy selection by the loop, neighbours by a flat FAISS index, leave-one-out by refitting."""
+"""Banks against their plain forms: greedy selection by the loop, neighbours by a flat FAISS index, leave-one-out by
+refitting.
+"""
 
 from functools import partial
 
@@ -10,12 +12,16 @@ from bench.metrics import row, timed
 
 
 def patchlike(n: int, d: int, inner: int = 20, seed: int = 0) -> np.ndarray:
-    "Vectors of length one that fill `inner` dimensions, in 40 clumps, with a little noise in all: much like patches of a frozen network."
+    """Vectors of length one that fill `inner` dimensions, in 40 clumps, with a little noise in all: much like patches
+    of a frozen network.
+    """
     rng = np.random.default_rng(99)
     basis, clumps = rng.normal(size=(inner, d)).astype(np.float32), rng.normal(size=(40, inner)).astype(np.float32)
     rng = np.random.default_rng(seed)
     inside = clumps[rng.integers(40, size=n)] + rng.normal(size=(n, inner)).astype(np.float32)
-    return unit_rows(inside @ basis / np.float32(np.sqrt(d)) + rng.normal(size=(n, d)).astype(np.float32) * np.float32(0.08))
+    return unit_rows(
+        inside @ basis / np.float32(np.sqrt(d)) + rng.normal(size=(n, d)).astype(np.float32) * np.float32(0.08)
+    )
 
 
 def plain_loop(x: np.ndarray, n: int) -> np.ndarray:
@@ -38,7 +44,13 @@ def coreset(name: str, x: np.ndarray, n: int) -> dict:
     common = np.intersect1d(picks, expected).size / n
     cover = [float(nearest(x, np.ascontiguousarray(x[p]))[0].max()) ** 0.5 for p in (picks, expected)]
     assert common > 0.99 and abs(cover[0] / cover[1] - 1) < 1e-3, "both must pick the same up to ties"
-    return row(f"greedy_coreset, {name}", ours, theirs, f"{n} of {len(x)} x {x.shape[1]}", f"{common:.2%} of the picks in common, cover radius {cover[0]:.5f} and {cover[1]:.5f}")
+    return row(
+        f"greedy_coreset, {name}",
+        ours,
+        theirs,
+        f"{n} of {len(x)} x {x.shape[1]}",
+        f"{common:.2%} of the picks in common, cover radius {cover[0]:.5f} and {cover[1]:.5f}",
+    )
 
 
 def by_turns(ours, theirs, repeat: int):
@@ -66,9 +78,13 @@ def neighbours(name: str, queries: np.ndarray, bank: np.ndarray, repeat: int = 3
     nearest(queries[:2048], bank, method="shortlist")  # loads kernels
     ours, theirs, (distance, _), (_, found) = by_turns(lambda: nearest(queries, bank), flat, repeat)
     expected = exact_distances(queries, bank, found)
-    assert np.allclose(distance, expected, rtol=1e-5, atol=1e-7) and (distance <= expected * (1 + 1e-6)).all(), "the same distances, or nearer"
+    assert np.allclose(distance, expected, rtol=1e-5, atol=1e-7) and (distance <= expected * (1 + 1e-6)).all(), (
+        "the same distances, or nearer"
+    )
     note = f"equal distances; medians of {repeat} turns, {torch.get_num_threads()} threads each"
-    return row(f"nearest / IndexFlat, {name}", ours, theirs, f"{len(queries)} queries, {len(bank)} x {bank.shape[1]}", note) | {"flop": 2 * len(queries) * bank.size}
+    return row(
+        f"nearest / IndexFlat, {name}", ours, theirs, f"{len(queries)} queries, {len(bank)} x {bank.shape[1]}", note
+    ) | {"flop": 2 * len(queries) * bank.size}
 
 
 def leave_one_out(n: int, p: int, d: int) -> list[dict]:
@@ -85,9 +101,19 @@ def leave_one_out(n: int, p: int, d: int) -> list[dict]:
         ours, scores = timed(partial(bank.leave_one_image_out, x))
         once, _ = timed(partial(bank.score, x))
         theirs, refitted = timed(partial(lambda kind: np.concatenate([refit(kind, i) for i in range(few)]), type(bank)))
-        assert np.allclose(scores[:few], refitted, rtol=1e-3, atol=1e-5), "the scores of a bank refitted without the image"
+        assert np.allclose(scores[:few], refitted, rtol=1e-3, atol=1e-5), (
+            "the scores of a bank refitted without the image"
+        )
         note = f"one plain scoring takes {once:.2f} s; the reference is {few} refits times {n / few:.0f}; equal scores"
-        rows.append(row(f"leave one image out, {type(bank).__name__}", ours, theirs * n / few, f"{n} images of {p} patches, {d} dimensions", note))
+        rows.append(
+            row(
+                f"leave one image out, {type(bank).__name__}",
+                ours,
+                theirs * n / few,
+                f"{n} images of {p} patches, {d} dimensions",
+                note,
+            )
+        )
     return rows
 
 
@@ -95,7 +121,10 @@ def run(small: bool) -> list[dict]:
     "All rows of this module."
     rng = np.random.default_rng(0)
     n, d = (6000, 128) if small else (40_000, 384)
-    rows = [coreset("patch-like", patchlike(n, d), n // 10), coreset("isotropic", rng.normal(size=(n, d)).astype(np.float32), n // 10)]
+    rows = [
+        coreset("patch-like", patchlike(n, d), n // 10),
+        coreset("isotropic", rng.normal(size=(n, d)).astype(np.float32), n // 10),
+    ]
     n, m = (2000, 20_000) if small else (20_000, 80_000)
     rows.append(neighbours("patch-like", patchlike(n, 384, seed=1), patchlike(m, 384)))
     rows.append(neighbours("isotropic", *(rng.normal(size=(k, 384)).astype(np.float32) for k in (n, m))))

@@ -1,6 +1,8 @@
-"""From files to decisions: `predict` and the exported graph beside anomalib's PatchCore, with the same network, weights and memory bank.
+"""From files to decisions: `predict` and the exported graph beside anomalib's PatchCore, with the same network, weights
+and memory bank.
 
-anomalib gets an environment of its own, `.venv-anomalib`, made once (or the Python that ANOMALY_NB_ANOMALIB names); where it does not install, our figures stand alone.
+anomalib gets an environment of its own, `.venv-anomalib`, made once (or the Python that ANOMALY_NB_ANOMALIB names);
+where it does not install, our figures stand alone.
 """
 
 import json
@@ -18,7 +20,7 @@ from PIL import Image
 from anomaly_nb.features import create_backbone
 from bench.metrics import row
 
-OURS = '''
+OURS = """
 import json, sys, time
 import numpy as np
 import onnxruntime
@@ -46,9 +48,9 @@ def graph(files):
 
 ways = {"predict": predict, "onnxruntime": fast, "graph": graph}
 print("ready", flush=True)
-'''
+"""
 
-ANOMALIB = '''
+ANOMALIB = """
 import json, logging, sys, time, warnings
 warnings.simplefilter("ignore"); logging.disable(logging.WARNING)
 import numpy as np
@@ -93,22 +95,27 @@ def by_engine(files):
 
 ways = {"plain loop": plain, "Engine.predict": by_engine}
 print("ready", flush=True)
-'''
+"""
 
-LOOP = '''
+LOOP = """
 for line in sys.stdin:
     way, files = json.loads(line)
     start = time.perf_counter()
     scores = ways[way](files)
     print(json.dumps([time.perf_counter() - start, scores]), flush=True)
-'''
+"""
 
 
 class Child:
     "A process that is asked to score files, and says how long it took."
 
     def __init__(self, python: str, code: str, *words: str):
-        self.process = subprocess.Popen([python, "-W", "ignore", "-c", code + LOOP, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [python, "-W", "ignore", "-c", code + LOOP, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.line("ready")
 
     def line(self, wanted: str = "") -> str:
@@ -140,7 +147,11 @@ def anomalib_python() -> str:
         if not given and not Path(python).exists():
             subprocess.run([sys.executable, "-m", "venv", folder], check=True)
             subprocess.run([python, "-m", "pip", "install", "--quiet", *pins, "anomalib==2.7.*"], check=True)
-        subprocess.run([python, "-c", "import importlib.metadata as m; assert m.version('anomalib').startswith('2.7')"], check=True, capture_output=True)
+        subprocess.run(
+            [python, "-c", "import importlib.metadata as m; assert m.version('anomalib').startswith('2.7')"],
+            check=True,
+            capture_output=True,
+        )
     except (subprocess.CalledProcessError, OSError) as e:
         print(f"anomalib is skipped, it does not install here: {e}")
         return ""
@@ -160,17 +171,24 @@ def write_images(folder: Path, count: int, side: int, seed: int, suffix: str = "
         if i % 3 == 2:
             image[side // 3 : side // 3 + side // 12, side // 2 : side // 2 + side // 12] -= 60
         paths.append(str(folder / f"{i:03}.{suffix}"))
-        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(paths[-1], **({"quality": 90} if suffix == "jpg" else {}))
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(
+            paths[-1], **({"quality": 90} if suffix == "jpg" else {})
+        )
     return paths
 
 
-def compare(folder: Path, name: str, backbone: str, size: int, side: int, suffix: str, counts: tuple[int, int, int], python: str) -> list[dict]:
+def compare(
+    folder: Path, name: str, backbone: str, size: int, side: int, suffix: str, counts: tuple[int, int, int], python: str
+) -> list[dict]:
     "Rows of `predict` with both engines, and of the graph on PNGs."
     import torch
 
     torch.manual_seed(0)
     torch.save(create_backbone(backbone, "random", size).model.state_dict(), folder / "weights.pth")
-    train, same, files = (write_images(folder / what, n, s, k, suffix) for k, (what, n, s) in enumerate((("train", counts[0], side), ("same", 6, size), ("test", counts[1], side))))
+    train, same, files = (
+        write_images(folder / what, n, s, k, suffix)
+        for k, (what, n, s) in enumerate((("train", counts[0], side), ("same", 6, size), ("test", counts[1], side)))
+    )
     (folder / "paths.json").write_text(json.dumps({"train": train}))
     words = (str(folder), backbone, str(size), str(os.cpu_count()), "graph" if suffix == "png" else "")
     ours = Child(sys.executable, OURS, *words)
@@ -179,7 +197,9 @@ def compare(folder: Path, name: str, backbone: str, size: int, side: int, suffix
     except RuntimeError:
         print("anomalib is skipped, it does not start here")
         other = None
-    ways = [(ours, "predict"), (ours, "onnxruntime"), (ours, "graph")][: 3 if suffix == "png" else 2] + ([(other, "plain loop"), (other, "Engine.predict")] if other else [])
+    ways = [(ours, "predict"), (ours, "onnxruntime"), (ours, "graph")][: 3 if suffix == "png" else 2] + (
+        [(other, "plain loop"), (other, "Engine.predict")] if other else []
+    )
     checked = {way: np.array(child.ask(way, same)[1]) for child, way in ways}  # at the input's own size nobody resizes
     squared = {way: s if child is ours else s**2 for (child, way), s in zip(ways, checked.values(), strict=True)}
     for way, scores in squared.items():
@@ -198,7 +218,15 @@ def compare(folder: Path, name: str, backbone: str, size: int, side: int, suffix
     rates = ", ".join(f"{way} {1 / s:.1f}" for way, s in median.items())
     work = f"{len(files)} {suffix.upper()} of {side} x {side} at {size}, the same weights and bank of {rows[0]} x {rows[1]}, scores of both equal"
     note = f"images per second: {rates}" + ("; the faster way of anomalib" if other else "; anomalib did not install")
-    return [row(f"{what}, {name}", median[way], theirs, work, note) for what, way in (("predict", "predict"), ("predict --engine onnxruntime", "onnxruntime"), ("ONNX graph", "graph")) if way in median]
+    return [
+        row(f"{what}, {name}", median[way], theirs, work, note)
+        for what, way in (
+            ("predict", "predict"),
+            ("predict --engine onnxruntime", "onnxruntime"),
+            ("ONNX graph", "graph"),
+        )
+        if way in median
+    ]
 
 
 SCALED = "&mean=(0.485,0.456,0.406)&std=(0.229,0.224,0.225)"  # as anomalib does for every network

@@ -1,4 +1,6 @@
-"Leave-one-video-out distances against rebuilding a FAISS index for every video, with and without one object of huge norm."
+"""Leave-one-video-out distances against rebuilding a FAISS index for every video, with and without one object of huge
+norm.
+"""
 
 import time
 
@@ -20,7 +22,9 @@ def rebuild(features: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
     return out
 
 
-def compared(features: np.ndarray, groups: np.ndarray, odd: np.ndarray, turns: int = 3) -> tuple[float, float]:  # medians in seconds
+def compared(
+    features: np.ndarray, groups: np.ndarray, odd: np.ndarray, turns: int = 3
+) -> tuple[float, float]:  # medians in seconds
     "Both ways in turn; equal but for the `odd` rows, whose distances FAISS cannot tell."
     ours, reference = [], []
     for _ in range(turns):
@@ -39,7 +43,9 @@ def run(small: bool) -> list[dict]:
     n, dimensions, videos = (4_000, 128, 20) if small else (20_000, 512, 40)
     rng, rows = np.random.default_rng(0), []
     groups = np.repeat(np.arange(videos), n // videos)
-    features = (rng.normal(size=(n, dimensions)) + 0.5 * rng.normal(size=(videos, dimensions))[groups]).astype(np.float32)
+    features = (rng.normal(size=(n, dimensions)) + 0.5 * rng.normal(size=(videos, dimensions))[groups]).astype(
+        np.float32
+    )
     leave_one_group_out_distances(features[:: n // 500], groups[:: n // 500])  # start the thread pools
     for name in ("leave-one-video-out distances", "leave-one-video-out, one object of norm 1e6"):
         odd = np.zeros(n, bool)
@@ -47,6 +53,18 @@ def run(small: bool) -> list[dict]:
             odd[n // 3] = True
             features[odd] *= 1e6 / np.linalg.norm(features[odd])
         ours, reference = compared(features, groups, odd)
-        work, note = f"{n} x {dimensions}, {videos} videos, k = 2", "reference: FAISS IndexFlatL2 rebuilt per video; equal to 1e-4, ours exact; medians of 3 turns"
-        rows.append({"name": name, "ours_s": ours, "reference_s": reference, "ratio": reference / ours, "work": work, "note": note})
+        work, note = (
+            f"{n} x {dimensions}, {videos} videos, k = 2",
+            "reference: FAISS IndexFlatL2 rebuilt per video; equal to 1e-4, ours exact; medians of 3 turns",
+        )
+        rows.append(
+            {
+                "name": name,
+                "ours_s": ours,
+                "reference_s": reference,
+                "ratio": reference / ours,
+                "work": work,
+                "note": note,
+            }
+        )
     return rows

@@ -1,8 +1,11 @@
-"""Sound parts that are missing, too many or swapped: `python -m bench.logical [seeds]` writes figures/logical.json, row by row.
+"""Sound parts that are missing, too many or swapped: `python -m bench.logical [seeds]` writes figures/logical.json, row
+by row.
 
-Each seed draws its own bag and kit, 24 normal images to learn from, 12 normal ones and 6 of each kind of defect to test on, at 96 pixels. All recipes
+Each seed draws its own bag and kit, 24 normal images to learn from, 12 normal ones and 6 of each kind of defect to test
+on, at 96 pixels. All recipes
 see the same filters. Rows that are in the file already are not made again.
 """
+
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -37,7 +40,12 @@ def numbers(found: Evaluation) -> dict[str, float]:
 
 def missing_rows(seed: int, recipes: tuple[str, ...], known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     "The rows of a seed that are not known yet, on both categories."
-    wanted = [(c, r) for c in LOGICAL for r in recipes if (seed, c, r) not in {(k["seed"], k["category"], k["recipe"]) for k in known}]
+    wanted = [
+        (c, r)
+        for c in LOGICAL
+        for r in recipes
+        if (seed, c, r) not in {(k["seed"], k["category"], k["recipe"]) for k in known}
+    ]
     if not wanted:
         return
     network = create_backbone("filters", None, SIZE)
@@ -49,7 +57,9 @@ def missing_rows(seed: int, recipes: tuple[str, ...], known: list[dict[str, Any]
             for recipe in [r for c, r in wanted if c == category]:
                 detector = Detector(recipe, image_size=SIZE, random_state=seed).fit(features)
                 weights = detector.choice_.get("fusion", {}).get("weights", [])
-                yield {"seed": seed, "category": category, "recipe": recipe, "weights": weights} | numbers(detector.evaluate(features))
+                yield {"seed": seed, "category": category, "recipe": recipe, "weights": weights} | numbers(
+                    detector.evaluate(features)
+                )
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ for step in sys.argv[4].split(","):
 def peaks(bank: str, dimensions: int, steps: list[str], size: int) -> dict[str, tuple[float, float]]:
     "For each step (fit, score, own): the peak in times of `size` MiB of features, which are among it, and seconds."
     n = size * 2**20 // (256 * 4 * dimensions)
-    run = subprocess.run([sys.executable, "-c", CHILD, bank, str(n), str(dimensions), ",".join(steps)], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", CHILD, bank, str(n), str(dimensions), ",".join(steps)], capture_output=True, text=True
+    )
     if run.returncode:
         raise RuntimeError(run.stderr[-2000:])
     numbers = list(map(float, run.stdout.split()[-2 * len(steps) :]))
@@ -54,8 +56,16 @@ def peaks(bank: str, dimensions: int, steps: list[str], size: int) -> dict[str, 
 def run(small: bool) -> list[dict]:
     "Fitting and scoring; small: 64 MiB of features, else 400."
     size, rows = 64 if small else 400, []
-    for bank, dimensions in (("KNNBank()", 2048), ("KNNBank(coreset=0.02)", 2048), ("MahalanobisBank()", 128), ("SubspaceBank(0.9)", 128), ("PositionalBank()", 1024)):
+    for bank, dimensions in (
+        ("KNNBank()", 2048),
+        ("KNNBank(coreset=0.02)", 2048),
+        ("MahalanobisBank()", 128),
+        ("SubspaceBank(0.9)", 128),
+        ("PositionalBank()", 1024),
+    ):
         found = peaks(bank, dimensions, ["fit", "score"], size)
         note = ", ".join(f"{step} {peak:.2f} times the features" for step, (peak, _) in found.items())
-        rows.append(row(f"peak memory, {bank}", found["fit"][1], None, f"{size} MiB of features, {dimensions} dimensions", note))
+        rows.append(
+            row(f"peak memory, {bank}", found["fit"][1], None, f"{size} MiB of features, {dimensions} dimensions", note)
+        )
     return rows

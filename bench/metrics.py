@@ -6,7 +6,15 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from anomaly_nb.metrics import RegionHistogram, ScoreHistogram, aupro, aupro_bounds, average_precision, histogram_intervals, roc_auc
+from anomaly_nb.metrics import (
+    RegionHistogram,
+    ScoreHistogram,
+    aupro,
+    aupro_bounds,
+    average_precision,
+    histogram_intervals,
+    roc_auc,
+)
 
 
 def timed(function, repeat: int = 1):
@@ -21,11 +29,20 @@ def timed(function, repeat: int = 1):
 
 def row(name: str, ours: float, reference: float | None, work: str, note: str) -> dict:
     "One row of the report."
-    return {"name": name, "ours_s": ours, "reference_s": reference, "ratio": None if reference is None else reference / ours, "work": work, "note": note}
+    return {
+        "name": name,
+        "ours_s": ours,
+        "reference_s": reference,
+        "ratio": None if reference is None else reference / ours,
+        "work": work,
+        "note": note,
+    }
 
 
 def images(n: int, shape: tuple[int, int], seed: int = 0):
-    "Yield n masks and smooth noisy maps, made from eight by shifting: about 1 % anomalous pixels, a quarter of the images normal."
+    """Yield n masks and smooth noisy maps, made from eight by shifting: about 1 % anomalous pixels, a quarter of the
+    images normal.
+    """
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(seed)
@@ -64,14 +81,22 @@ def full_sort_aupro(masks, maps, limit: float = 0.3) -> float:
 
 
 def _stream(n: int, shape: tuple[int, int]) -> tuple[float, float, float]:
-    "Seconds to count n images and read every metric, AUROC's bracket, and peak memory in MB; run in a process of its own."
+    """Seconds to count n images and read every metric, AUROC's bracket, and peak memory in MB; run in a process of its
+    own.
+    """
     histogram, seconds = RegionHistogram(), 0.0
     for mask, score in images(n, shape):
         start = time.perf_counter()
         histogram.update(mask, score)
         seconds += time.perf_counter() - start
     start = time.perf_counter()
-    for metric in (histogram.roc_auc, histogram.average_precision, histogram.fpr_at_tpr, histogram.best_f1, histogram.youden):
+    for metric in (
+        histogram.roc_auc,
+        histogram.average_precision,
+        histogram.fpr_at_tpr,
+        histogram.best_f1,
+        histogram.youden,
+    ):
         metric()
     low, high = histogram.bounds()["roc_auc"]
     aupro_bounds(histogram.pro_curve())
@@ -109,12 +134,23 @@ def pixels(n: int) -> list[dict]:
     theirs, expected = timed(lambda: (roc_auc_score(y_true, score), average_precision_score(y_true, score)))
     assert np.allclose(exact, expected, rtol=0, atol=1e-12), "the sorted metrics must equal scikit-learn's"
     stored = histogram.stored(score)
-    assert np.allclose((histogram.roc_auc(), histogram.average_precision()), (roc_auc(y_true, stored), average_precision(y_true, stored)), rtol=0, atol=1e-12)
+    assert np.allclose(
+        (histogram.roc_auc(), histogram.average_precision()),
+        (roc_auc(y_true, stored), average_precision(y_true, stored)),
+        rtol=0,
+        atol=1e-12,
+    )
     bounds = histogram.bounds()
     assert all(low <= v <= high for v, (low, high) in zip(expected, (bounds["roc_auc"], bounds["average_precision"])))
     work = f"AUROC + AP of {n:.0e} pixels"
     return [
-        row("ScoreHistogram / scikit-learn", ours, theirs, work, f"exact for half floats, AUROC of float32 bracketed to {bounds['roc_auc'][1] - bounds['roc_auc'][0]:.0e}"),
+        row(
+            "ScoreHistogram / scikit-learn",
+            ours,
+            theirs,
+            work,
+            f"exact for half floats, AUROC of float32 bracketed to {bounds['roc_auc'][1] - bounds['roc_auc'][0]:.0e}",
+        ),
         row("roc_auc, average_precision / same", plain, theirs, work, "equal to 1e-12"),
     ]
 
@@ -125,7 +161,15 @@ def regions(n: int, side: int) -> list[dict]:
     ours, value = timed(lambda: aupro(masks, maps), 2)
     theirs, expected = timed(lambda: full_sort_aupro(masks, maps))
     assert abs(value - expected) < 1e-9, "both must be the same number"
-    return [row("aupro / full sort", ours, theirs, f"AUPRO of {n} maps {side}x{side}", f"differ by {abs(value - expected):.0e}")]
+    return [
+        row(
+            "aupro / full sort",
+            ours,
+            theirs,
+            f"AUPRO of {n} maps {side}x{side}",
+            f"differ by {abs(value - expected):.0e}",
+        )
+    ]
 
 
 def stream(n: int, shape: tuple[int, int]) -> list[dict]:
@@ -134,7 +178,18 @@ def stream(n: int, shape: tuple[int, int]) -> list[dict]:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         seconds, width, memory = pool.submit(_stream, n, shape).result()
     note = f"{memory:.0f} MB of memory at most, AUROC known to {width:.0e}"
-    return [{**row(f"RegionHistogram, {n} x {size}", seconds, None, f"all metrics and AUPRO of {n} maps {size}, streamed", note), "peak_mb": memory}]
+    return [
+        {
+            **row(
+                f"RegionHistogram, {n} x {size}",
+                seconds,
+                None,
+                f"all metrics and AUPRO of {n} maps {size}, streamed",
+                note,
+            ),
+            "peak_mb": memory,
+        }
+    ]
 
 
 def bootstrap(n: int, n_resamples: int) -> list[dict]:
@@ -143,11 +198,21 @@ def bootstrap(n: int, n_resamples: int) -> list[dict]:
     for i, (mask, score) in enumerate(images(n, (256, 256))):
         histogram.update(mask, score, image=f"{i:04d}")
     ours, _ = timed(lambda: histogram_intervals(histogram, n_resamples=n_resamples))
-    return [row("histogram_intervals", ours, None, f"{n_resamples} bootstrap resamples of 6 metrics, {n} images", "every resample exact")]
+    return [
+        row(
+            "histogram_intervals",
+            ours,
+            None,
+            f"{n_resamples} bootstrap resamples of 6 metrics, {n} images",
+            "every resample exact",
+        )
+    ]
 
 
 def run(small: bool) -> list[dict]:
     "All rows of this module."
     if small:
         return pixels(10**6) + regions(10, 300) + stream(20, (512, 512)) + stream(20, (720, 1280)) + bootstrap(20, 100)
-    return pixels(10**7) + regions(83, 900) + stream(1500, (512, 512)) + stream(1500, (720, 1280)) + bootstrap(300, 1000)
+    return (
+        pixels(10**7) + regions(83, 900) + stream(1500, (512, 512)) + stream(1500, (720, 1280)) + bootstrap(300, 1000)
+    )

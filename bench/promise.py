@@ -1,7 +1,9 @@
 """Are promised false alarms kept, from both sides? `python -m bench.promise` writes figures/promise.json.
 
-`filters` with `knn` at 64 pixels a side, threshold at the 95 % quantile of held-out scores: 5 % of new normal images are promised to reach it, and not much
-fewer should. Normal images are split at random, one part sets the threshold, the other is new. Where images have siblings (frames of one video, squares of
+`filters` with `knn` at 64 pixels a side, threshold at the 95 % quantile of held-out scores: 5 % of new normal images
+are promised to reach it, and not much
+fewer should. Normal images are split at random, one part sets the threshold, the other is new. Where images have
+siblings (frames of one video, squares of
 one image), whole groups go to one side, and the detector leaves them out together or, for comparison, does not.
 """
 
@@ -30,7 +32,12 @@ def features_of(images: list[np.ndarray], groups: list[str]) -> FeatureSet:
     "Features of normal images."
     network = create_backbone("filters", image_size=SIZE)
     found = [network(network.transform(image)[None]) for image in images]
-    return FeatureSet(np.concatenate([f[0] for f in found]), found[0][1], pd.DataFrame({"group": groups}), np.concatenate([f[2] for f in found]))
+    return FeatureSet(
+        np.concatenate([f[0] for f in found]),
+        found[0][1],
+        pd.DataFrame({"group": groups}),
+        np.concatenate([f[2] for f in found]),
+    )
 
 
 def normal_images(name: str) -> tuple[list[np.ndarray], list[str]]:
@@ -46,7 +53,9 @@ def normal_images(name: str) -> tuple[list[np.ndarray], list[str]]:
         index = read_index("mvtec", DATA / "images/mvtec", "leather", "keep")
         paths = list(index["image_path"][index["label"] == 0])
         places = [(y, x) for y in range(0, 1024, 256) for x in range(0, 1024, 256)]
-        return [i[y : y + 256, x : x + 256] for i in map(read_image, paths) for y, x in places], [Path(p).parent.parent.name + Path(p).stem for p in paths for _ in places]
+        return [i[y : y + 256, x : x + 256] for i in map(read_image, paths) for y, x in places], [
+            Path(p).parent.parent.name + Path(p).stem for p in paths for _ in places
+        ]
     with tempfile.TemporaryDirectory() as folder:
         write_samples(folder, n_train=160, n_good=1, n_defect=1, size=SIZE)
         index = read_index("mvtec", folder, name)
@@ -60,7 +69,10 @@ def rates(features: FeatureSet, coreset: float, grouped: bool, splits: int) -> l
     names = np.unique(group) if grouped or group[0] else np.arange(len(group))
     found = []
     for seed in range(splits):
-        new = np.isin(group if group[0] else np.arange(len(group)), np.random.default_rng(seed).permutation(names)[: len(names) // 2])
+        new = np.isin(
+            group if group[0] else np.arange(len(group)),
+            np.random.default_rng(seed).permutation(names)[: len(names) // 2],
+        )
         train = features.where(~new)
         if not grouped:
             train = FeatureSet(train.patches, train.patch_hw, train.meta.drop(columns="group"), train.cls)
@@ -71,8 +83,12 @@ def rates(features: FeatureSet, coreset: float, grouped: bool, splits: int) -> l
 
 def main() -> None:
     "Every set at hand, or those named."
-    parser = argparse.ArgumentParser(prog="python -m bench.promise", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", default=",".join((("magnetic_tile", "ped2", "leather") if DATA.is_dir() else ()) + SAMPLES))
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.promise", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sets", default=",".join((("magnetic_tile", "ped2", "leather") if DATA.is_dir() else ()) + SAMPLES)
+    )
     parser.add_argument("--splits", type=int, default=10)
     args = parser.parse_args()
     for name in args.sets.split(","):
@@ -81,8 +97,18 @@ def main() -> None:
         for coreset in (0.25, 1.0):
             for grouped in (True, False) if groups[0] else (False,):
                 found = rates(features, coreset, grouped, args.splits)
-                row = {"images": len(images), "groups": len(set(groups)) if groups[0] else 0, "left out by group": grouped, "coreset": coreset}
-                row |= {"mean": round(float(np.mean(found)), 4), "low": round(min(found), 4), "high": round(max(found), 4), "splits": len(found)}
+                row = {
+                    "images": len(images),
+                    "groups": len(set(groups)) if groups[0] else 0,
+                    "left out by group": grouped,
+                    "coreset": coreset,
+                }
+                row |= {
+                    "mean": round(float(np.mean(found)), 4),
+                    "low": round(min(found), 4),
+                    "high": round(max(found), 4),
+                    "splits": len(found),
+                }
                 known = read_json(FIGURE) if FIGURE.is_file() else {}
                 write_json(FIGURE, known | {f"{name}, coreset {coreset:.0%}" + (", by group" if grouped else ""): row})
                 print(name, row, flush=True)

@@ -1,8 +1,12 @@
-"""Leather and magnetic tile through `anomaly-nb benchmark`: `python -m bench.small_benchmark FOLDER` writes figures/small_benchmark.csv.
+"""Leather and magnetic tile through `anomaly-nb benchmark`: `python -m bench.small_benchmark FOLDER` writes
+figures/small_benchmark.csv.
 
-FOLDER takes the plan, the list of tiles, features and runs; started again, it goes on where it was. Real data are read from the folder named by
-ANOMALY_NB_DATA: of the tiles every third normal one, 100 to learn from and the rest to test on, and every sixth damaged one. Of leather there are 4 normal images to learn from, so that it has no rows of 8 and 16, and few seeds of 2 and 4.
+FOLDER takes the plan, the list of tiles, features and runs; started again, it goes on where it was. Real data are read
+from the folder named by
+ANOMALY_NB_DATA: of the tiles every third normal one, 100 to learn from and the rest to test on, and every sixth damaged
+one. Of leather there are 4 normal images to learn from, so that it has no rows of 8 and 16, and few seeds of 2 and 4.
 """
+
 import os
 import sys
 from pathlib import Path
@@ -34,8 +38,11 @@ cache: {cache}
 
 def tiles(path: Path) -> Path:
     "The list of tiles."
+
     def some(kind: str, step: int) -> list[str]:
-        return [p.as_posix() for p in list_images(DATA / f"images/magnetic_tile/MT_{kind}/Imgs") if p.suffix == ".jpg"][::step]
+        return [p.as_posix() for p in list_images(DATA / f"images/magnetic_tile/MT_{kind}/Imgs") if p.suffix == ".jpg"][
+            ::step
+        ]
 
     rows = [(f, "train" if i < 100 else "test", 0, "good") for i, f in enumerate(some("Free", 3))]
     rows += [(f, "test", 1, kind.lower()) for kind in KINDS for f in some(kind, 6)]
@@ -45,9 +52,19 @@ def tiles(path: Path) -> Path:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    text = PLAN.format(data=DATA.as_posix(), tiles=tiles(folder / "tiles.csv").as_posix(), cache=(folder / "cache").as_posix())
+    text = PLAN.format(
+        data=DATA.as_posix(), tiles=tiles(folder / "tiles.csv").as_posix(), cache=(folder / "cache").as_posix()
+    )
     try:
-        main(["benchmark", str(write_text(folder / "small_benchmark.yml", text)), "--figures", str(folder / "figures"), *sys.argv[2:]])
+        main(
+            [
+                "benchmark",
+                str(write_text(folder / "small_benchmark.yml", text)),
+                "--figures",
+                str(folder / "figures"),
+                *sys.argv[2:],
+            ]
+        )
     finally:
         made = folder / "figures/benchmarks/small_benchmark.csv"
         if made.is_file():

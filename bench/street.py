@@ -1,4 +1,6 @@
-"The whole evaluation of a street data set beyond the network: score maps counted, classes counted, both protocols with intervals, written."
+"""The whole evaluation of a street data set beyond the network: score maps counted, classes counted, both protocols
+with intervals, written.
+"""
 
 import tempfile
 import time
@@ -36,7 +38,9 @@ def _evaluate(n: int, n_resamples: int) -> tuple[float, float, float, float]:
 
 
 def _components(n: int) -> tuple[float, float, float]:
-    "Seconds to count pixels and components of n maps, the table included, its F1*, and peak memory in MB; run in a process of its own."
+    """Seconds to count pixels and components of n maps, the table included, its F1*, and peak memory in MB; run in a
+    process of its own.
+    """
     from anomaly_nb.segmentation.evaluation import StreetEvaluation, count_components
     from anomaly_nb.segmentation.tables import results_table
     from anomaly_nb.segmentation.scorer import PixelScorer
@@ -58,7 +62,9 @@ def _components(n: int) -> tuple[float, float, float]:
         pass
     making = time.perf_counter() - making
     start = time.perf_counter()
-    count_components(evaluation, ((k, {"max_logit": scorer.ranked("max_logit", s)}, a) for k, a, s in scenes()), "anomaly")
+    count_components(
+        evaluation, ((k, {"max_logit": scorer.ranked("max_logit", s)}, a) for k, a, s in scenes()), "anomaly"
+    )
     table = results_table(evaluation, 200)
     return spent + time.perf_counter() - start - making, float(table["f1_star"].iloc[0]), peak_memory()
 
@@ -73,5 +79,26 @@ def run(small: bool) -> list[dict]:
     assert 0.5 < auroc < 1, "the maps hold a signal"
     note = f"counting {counting:.1f} s, tables with {n_resamples} bootstrap resamples {tables:.1f} s; {memory:.0f} MB of memory at most"
     assert 0 <= f1 <= 1
-    parts = {**row(f"street components, {n} maps", seconds, None, f"pixels and components of {n} maps 512x512, with intervals", f"{most:.0f} MB of memory at most"), "peak_mb": most}
-    return [{**row(f"street evaluation, {n} maps", counting + tables, None, f"mIoU, pooled and per-image figures of {n} maps 512x512", note), "peak_mb": memory}, parts]
+    parts = {
+        **row(
+            f"street components, {n} maps",
+            seconds,
+            None,
+            f"pixels and components of {n} maps 512x512, with intervals",
+            f"{most:.0f} MB of memory at most",
+        ),
+        "peak_mb": most,
+    }
+    return [
+        {
+            **row(
+                f"street evaluation, {n} maps",
+                counting + tables,
+                None,
+                f"mIoU, pooled and per-image figures of {n} maps 512x512",
+                note,
+            ),
+            "peak_mb": memory,
+        },
+        parts,
+    ]

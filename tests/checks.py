@@ -1,8 +1,10 @@
-"""The checks of `make test` that are not unit tests: `python -m tests.checks [name ...]`; `readme --write` renews the README and the sidebar of the docs.
+"""The checks of `make test` that are not unit tests: `python -m tests.checks [name ...]`; `readme --write` renews the
+README and the sidebar of the docs.
 
 With ANOMALY_NB_FAST=1 (`make test FAST=1`) only the notebooks that changed since the merge base with main are run,
 and of the tests (`tests/conftest.py`) those that changed or import a module that did.
 """
+
 import ast
 import contextlib
 import filecmp
@@ -36,7 +38,14 @@ def run(*command, cwd=ROOT, **environ):
 def differences(a, b):
     "Files that differ between two folders, either way."
     compared = filecmp.dircmp(a, b, ignore=["__pycache__", ".ipynb_checkpoints"])
-    own = [Path(a) / n for n in [*compared.left_only, *compared.right_only, *filecmp.cmpfiles(a, b, compared.common_files, shallow=False)[1]]]
+    own = [
+        Path(a) / n
+        for n in [
+            *compared.left_only,
+            *compared.right_only,
+            *filecmp.cmpfiles(a, b, compared.common_files, shallow=False)[1],
+        ]
+    ]
     return own + [d for sub in compared.common_dirs for d in differences(Path(a) / sub, Path(b) / sub)]
 
 
@@ -45,7 +54,9 @@ def export():
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / ROOT.name
         for name in ("nbs", "anomaly_nb"):
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+            shutil.copytree(
+                ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+            )
         for name in ("settings.ini", "pyproject.toml", "README.md"):
             shutil.copy(ROOT / name, copy / name)
         for module in (copy / "anomaly_nb").rglob("*.py"):
@@ -55,11 +66,15 @@ def export():
         run(BIN / "nbdev_clean", cwd=copy)
         changed = [d for name in ("nbs", "anomaly_nb") for d in differences(ROOT / name, copy / name)]
         if changed:
-            raise SystemExit("run `make export`; these differ: " + ", ".join(str(p.relative_to(ROOT) if p.is_relative_to(ROOT) else p.name) for p in changed))
+            raise SystemExit(
+                "run `make export`; these differ: "
+                + ", ".join(str(p.relative_to(ROOT) if p.is_relative_to(ROOT) else p.name) for p in changed)
+            )
 
 
 def changed():
     "Files that differ from the merge base with main, committed or not."
+
     def git(*words):
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, env=os.environ)
 
@@ -69,7 +84,9 @@ def changed():
             break
     else:
         raise SystemExit("FAST=1 compares with the branch main, and there is none here; run all: make test")
-    names = git("diff", "--name-only", "-z", base).stdout + git("ls-files", "--others", "--exclude-standard", "-z").stdout
+    names = (
+        git("diff", "--name-only", "-z", base).stdout + git("ls-files", "--others", "--exclude-standard", "-z").stdout
+    )
     return [path for name in sorted(set(names.split("\0")) - {""}) if (path := ROOT / name).is_file()]
 
 
@@ -148,7 +165,9 @@ def run_notebook(path, told):
 
 
 def begin(path):
-    "Run a notebook in a process of its own: whatever it sets ends with it. Returns the process and the end of its pipe."
+    """Run a notebook in a process of its own: whatever it sets ends with it. Returns the process and the end of its
+    pipe.
+    """
     told, to_tell = multiprocessing.get_context("fork").Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=run_notebook, args=(path, to_tell))
     process.start()
@@ -162,7 +181,10 @@ def notebooks():
     os.chdir(ROOT)
     from nbdev.doclinks import nbglob
 
-    named = {p.relative_to(ROOT / "nbs").with_suffix("").as_posix(): p for p in sorted(nbglob(as_path=True).map(Path.resolve))}
+    named = {
+        p.relative_to(ROOT / "nbs").with_suffix("").as_posix(): p
+        for p in sorted(nbglob(as_path=True).map(Path.resolve))
+    }
     named = {name: p for name, p in named.items() if not (p.parent / ".notest").exists()}
     if FAST:
         named = {name: p for name, p in named.items() if p in changed()}
@@ -174,7 +196,9 @@ def notebooks():
         import sklearn.metrics  # noqa: F401
         import torch._dynamo  # noqa: F401
     known, seconds, failed, running = taken("notebooks"), {}, [], {}
-    waiting = sorted(named, key=lambda name: known.get(name, [0, 0])[0], reverse=not FAST)  # the quick ones first where time may end
+    waiting = sorted(
+        named, key=lambda name: known.get(name, [0, 0])[0], reverse=not FAST
+    )  # the quick ones first where time may end
     start = time.perf_counter()
     while waiting or running:
         if FAST and time.perf_counter() - start > LONGEST["notebooks"] and waiting:
@@ -249,12 +273,18 @@ def readme(write=False):
 
 
 def sidebar(write=False):
-    "nbs/sidebar.yml names every notebook once; nbdev's own drops the numbers of folders, so that its links lead nowhere."
+    """nbs/sidebar.yml names every notebook once; nbdev's own drops the numbers of folders, so that its links lead
+    nowhere.
+    """
     rooms = sorted(p.name for p in (ROOT / "nbs").iterdir() if p.is_dir() and p.name[:2].isdigit())
     lines = ["website:", "  sidebar:", "    contents:", "      - index.ipynb", "      - start.ipynb"]
     for folder in ("explore", "reports", *rooms, "benchmarks"):
         names = sorted(p.name for p in (ROOT / "nbs" / folder).glob("*.ipynb"))
-        lines += [f"      - section: {folder.lstrip('0123456789_')}", "        contents:", *(f"          - {folder}/{n}" for n in names)]
+        lines += [
+            f"      - section: {folder.lstrip('0123456789_')}",
+            "        contents:",
+            *(f"          - {folder}/{n}" for n in names),
+        ]
     text, path = "\n".join(lines) + "\n", ROOT / "nbs" / "sidebar.yml"
     if write:
         path.write_text(text)
@@ -262,7 +292,14 @@ def sidebar(write=False):
         raise SystemExit("nbs/sidebar.yml does not name every notebook; run `make export`")
 
 
-CHECKS = {"export": export, "readme": readme, "sidebar": sidebar, "hygiene": hygiene, "lint": lint, "notebooks": notebooks}
+CHECKS = {
+    "export": export,
+    "readme": readme,
+    "sidebar": sidebar,
+    "hygiene": hygiene,
+    "lint": lint,
+    "notebooks": notebooks,
+}
 
 
 def main(names):

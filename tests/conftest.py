@@ -1,4 +1,5 @@
 """Seconds of every test, and what `make test FAST=1` leaves out."""
+
 import time
 
 import pytest

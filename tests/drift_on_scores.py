@@ -1,9 +1,12 @@
-"""Drift verdicts on somebody's own scores: random halves of the normal files, the second half with a fraction of real defects.
+"""Drift verdicts on somebody's own scores: random halves of the normal files, the second half with a fraction of real
+defects.
 
     python -m tests.drift_on_scores figures/runs/image_anomaly-XXXX/scores.csv
 
-Needs the columns `score` and `label` (0 normal, 1 defective) of an image report. 200 random splits per fraction, seeds 0 to 199.
+Needs the columns `score` and `label` (0 normal, 1 defective) of an image report. 200 random splits per fraction, seeds
+0 to 199.
 """
+
 import sys
 
 import numpy as np
@@ -16,7 +19,9 @@ SPLITS = 200
 
 
 def table(scores: pd.DataFrame, fractions=(0.0, 0.05, 0.1, 0.2, 0.3)) -> pd.DataFrame:
-    "One row per fraction of defects: how many of the splits the plain rule fails, the verdict is unstable, the sequential alarm rings."
+    """One row per fraction of defects: how many of the splits the plain rule fails, the verdict is unstable, the
+    sequential alarm rings.
+    """
     if not {"score", "label"} <= set(scores):
         raise DataError("the table needs columns score and label; use the scores.csv of an image report")
     good, bad = (scores.loc[scores.label == k, "score"].to_numpy() for k in (0, 1))
@@ -31,7 +36,9 @@ def table(scores: pd.DataFrame, fractions=(0.0, 0.05, 0.1, 0.2, 0.3)) -> pd.Data
             alarm = SequentialAlarm(0.05, random_state=i).fit(order[:n]).update(rng.permutation(now))
             counts += [not result.is_stable, result.verdict == "unstable", alarm.alarm_]
         rows.append([f"{fraction:.0%}", n, len(good) - n, *counts.tolist()])
-    return pd.DataFrame(rows, columns=["defects", "reference", "current", "plain rule fails", "verdict unstable", "sequential alarm"])
+    return pd.DataFrame(
+        rows, columns=["defects", "reference", "current", "plain rule fails", "verdict unstable", "sequential alarm"]
+    )
 
 
 if __name__ == "__main__":

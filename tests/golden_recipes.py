@@ -1,13 +1,17 @@
-"""The golden table: samples, leather and magnetic tile through every recipe, so that a change which was not meant is seen.
+"""The golden table: samples, leather and magnetic tile through every recipe, so that a change which was not meant is
+seen.
 
     python -m tests.golden_recipes [recipes] [--write]      # prints what differs from golden_recipes.json, and renews it
 
 Real data are read from the folder named by ANOMALY_NB_DATA; without it only the samples are made.
 
-Against the code from before the second version of the filters, on leather and the samples: `filters-1` gives what `filters` gave to 1e-6 in all nine recipes
-there were, but for one change that was meant. Held-out scores of a coreset have its holes filled since, which moves the thresholds of `patchcore`, so that it
+Against the code from before the second version of the filters, on leather and the samples: `filters-1` gives what
+`filters` gave to 1e-6 in all nine recipes
+there were, but for one change that was meant. Held-out scores of a coreset have its holes filled since, which moves the
+thresholds of `patchcore`, so that it
 calls other images. `filters` is the second version, and differs everywhere.
 """
+
 import os
 import sys
 import tempfile
@@ -45,7 +49,10 @@ def real_index(name: str) -> pd.DataFrame:
         return read_index("mvtec", DATA / "images/mvtec", "leather", "keep")
     index = read_index("magnetic_tile", DATA / "images/magnetic_tile")
     some = {"train": 40, "good": 30}
-    parts = [g.iloc[np.linspace(0, len(g) - 1, some.get(s if s == "train" else d, 10)).astype(int)] for (s, d), g in index.groupby(["split", "defect"])]
+    parts = [
+        g.iloc[np.linspace(0, len(g) - 1, some.get(s if s == "train" else d, 10)).astype(int)]
+        for (s, d), g in index.groupby(["split", "defect"])
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -54,13 +61,20 @@ def features_of(index: pd.DataFrame, backbone: str, weights: str = "") -> Featur
     return extract_features(index, create_backbone(backbone, weights or None, SIZE))
 
 
-def golden(features: FeatureSet, recipes=NAMES, backbone: str = "filters", weights: str = "") -> dict[str, dict[str, float]]:
+def golden(
+    features: FeatureSet, recipes=NAMES, backbone: str = "filters", weights: str = ""
+) -> dict[str, dict[str, float]]:
     "What each recipe says: image AUROC, images called anomalous, threshold and mean score."
     rows = {}
     for name in recipes:
         found = make_detector(name, backbone, weights).fit(features).evaluate(features)
         metrics = found.image_metrics()
-        rows[name] = {"image_auroc": metrics["image_auroc"], "called": int(found.called.sum()), "threshold": found.threshold.value, "mean_score": float(found.scores.mean())}
+        rows[name] = {
+            "image_auroc": metrics["image_auroc"],
+            "called": int(found.called.sum()),
+            "threshold": found.threshold.value,
+            "mean_score": float(found.scores.mean()),
+        }
     return rows
 
 
@@ -81,9 +95,13 @@ def table(recipes=NAMES, keep=lambda rows: None) -> dict[str, dict[str, dict[str
         real = ("leather", "magnetic_tile") if DATA.is_dir() else ()
         for name in (*SAMPLES, *real):
             index = real_index(name) if name in real else sample_index(name, folder)
-            known = BACKBONES | ({MOBILENET: str(DATA / "weights/mobilenetv2_100_imagenet.safetensors")} if name in real else {})
+            known = BACKBONES | (
+                {MOBILENET: str(DATA / "weights/mobilenetv2_100_imagenet.safetensors")} if name in real else {}
+            )
             for backbone, weights in known.items():
-                rows[f"{name} {backbone.partition('?')[0]}"] = golden(features_of(index, backbone, weights), recipes, backbone, weights)
+                rows[f"{name} {backbone.partition('?')[0]}"] = golden(
+                    features_of(index, backbone, weights), recipes, backbone, weights
+                )
                 print(f"{name} {backbone}", flush=True)
                 keep(rows)
     return rows

@@ -1,4 +1,7 @@
-"""JupyterLab for the tests: a server of its own, a browser that leaves the machine for nothing, and images of both: `python -m tests.lab`."""
+"""JupyterLab for the tests: a server of its own, a browser that leaves the machine for nothing, and images of both:
+`python -m tests.lab`.
+"""
+
 import contextlib
 import json
 import os
@@ -27,22 +30,43 @@ def free_port():
 
 @contextlib.contextmanager
 def server(folder):
-    "JupyterLab over copies of the start page and the exploration notebooks, with the project's configuration; ended by its process id."
+    """JupyterLab over copies of the start page and the exploration notebooks, with the project's configuration; ended
+    by its process id.
+    """
     folder = Path(folder)
     (folder / "nbs").mkdir(parents=True)
-    shutil.copytree(ROOT / "nbs" / "explore", folder / "nbs" / "explore", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    shutil.copytree(
+        ROOT / "nbs" / "explore", folder / "nbs" / "explore", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
+    )
     for name in ("nbs/start.ipynb", "settings.ini"):
         shutil.copy(ROOT / name, folder / name)
     if (ROOT / "data" / "samples" / "manifest.json").is_file():  # else the notebook draws them
         shutil.copytree(ROOT / "data" / "samples", folder / "data" / "samples")
     home, port, token = folder.parent / "home", free_port(), secrets.token_hex(12)
     home.mkdir(exist_ok=True)
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "IPYTHON", "MPLBACKEND", "ANOMALY_NB", "XDG"))}
-    own = {"HOME": str(home), "PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_PATH": str(ROOT / ".lab"), "JUPYTER_RUNTIME_DIR": str(home / "runtime")}
-    options = (f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}", "--ServerApp.root_dir=.", "--ServerApp.allow_root=True")
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("JUPYTER", "IPYTHON", "MPLBACKEND", "ANOMALY_NB", "XDG"))
+    }
+    own = {
+        "HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "JUPYTER_CONFIG_PATH": str(ROOT / ".lab"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+    }
+    options = (
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={token}",
+        "--ServerApp.root_dir=.",
+        "--ServerApp.allow_root=True",
+    )
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", *options]
     with open(folder.parent / "server.log", "w") as log:
-        running = subprocess.Popen(command, cwd=folder, env=kept | own, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        running = subprocess.Popen(
+            command, cwd=folder, env=kept | own, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             _wait(f"http://127.0.0.1:{port}/api/status?token={token}", running, folder.parent / "server.log")
             yield f"http://127.0.0.1:{port}", token
@@ -73,7 +97,10 @@ def browser(width=1500, height=1000):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        chromium = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"),
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
         context = chromium.new_context(viewport={"width": width, "height": height})
         page, errors, beyond = context.new_page(), [], []
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
@@ -108,10 +135,16 @@ def run_all(page, url, token, notebook):
 
 def screenshots(figures=ROOT / "figures"):
     "Write `lab_start.png` and `lab_images.png`."
-    with tempfile.TemporaryDirectory() as folder, server(Path(folder) / "project") as (url, token), browser(1440, 900) as (page, _, _):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        server(Path(folder) / "project") as (url, token),
+        browser(1440, 900) as (page, _, _),
+    ):
         for name, notebook in (("lab_start", "nbs/start.ipynb"), ("lab_images", "nbs/explore/images.ipynb")):
             run_all(page, url, token, notebook)
-            page.wait_for_selector("img.anomaly-nb-image" if name == "lab_images" else ".jp-OutputArea-output img", timeout=120_000)
+            page.wait_for_selector(
+                "img.anomaly-nb-image" if name == "lab_images" else ".jp-OutputArea-output img", timeout=120_000
+            )
             page.wait_for_timeout(1500)
             if name == "lab_images":
                 page.locator("img.anomaly-nb-image").scroll_into_view_if_needed()

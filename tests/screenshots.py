@@ -1,6 +1,10 @@
-"""The README's images of the gallery, made anew: `python -m tests.screenshots [folder]` (ten minutes the first time, then seconds).
+"""The README's images of the gallery, made anew: `python -m tests.screenshots [folder]` (ten minutes the first time,
+then seconds).
 
-Runs `anomaly-nb demo` and a few runs more into the folder, all on generated samples, and photographs the gallery over them."""
+Runs `anomaly-nb demo` and a few runs more into the folder, all on generated samples, and photographs the gallery over
+them.
+"""
+
 import shutil
 import sys
 from pathlib import Path
@@ -32,10 +36,14 @@ def photograph(browser, page, name, hash="", width=1280, height=860, scheme="lig
     "One image, small enough for a README."
     from PIL import Image
 
-    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce")
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
+    )
     tab = context.new_page()
     tab.goto(page + hash)
-    while not tab.evaluate("[...document.images].filter((i) => i.checkVisibility() && i.getBoundingClientRect().top < innerHeight).every((i) => i.complete)"):
+    while not tab.evaluate(
+        "[...document.images].filter((i) => i.checkVisibility() && i.getBoundingClientRect().top < innerHeight).every((i) => i.complete)"
+    ):
         tab.wait_for_timeout(50)
     path = TARGET / f"{name}.png"
     tab.screenshot(path=path)
@@ -55,7 +63,13 @@ def main(folder="build/gallery"):
             raise
     more_runs(folder)
     page = write_gallery(folder).resolve().as_uri()
-    nuts = {r["parameters"]["bank"]: r["folder"] for r in read_runs(folder) if r["parameters"].get("category") == "nut" and r["parameters"].get("k") == 1 and r["parameters"]["image_size"] == 160}
+    nuts = {
+        r["parameters"]["bank"]: r["folder"]
+        for r in read_runs(folder)
+        if r["parameters"].get("category") == "nut"
+        and r["parameters"].get("k") == 1
+        and r["parameters"]["image_size"] == 160
+    }
     pair = f"#show={nuts['knn']}&show={nuts['mahalanobis']}"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])

@@ -1,4 +1,6 @@
-"What the tests of both services share: where somebody may put an application, odd paths, and a client of its own OpenAPI."
+"""What the tests of both services share: where somebody may put an application, odd paths, and a client of its own
+OpenAPI.
+"""
 
 import socket
 from contextlib import closing
@@ -45,11 +47,19 @@ def places(app, own_path):
 def mangled(path):
     "A path in every way that proxies and attackers know."
     odd = ("{}", "/{}", "//{}", "{}/", "{}//", "/./{}", "/x/../{}", "/%2e%2e{}", "{}%2f", "{}%00", "{};a=b", "{}/.")
-    return [path.upper(), path.replace("/", "%2f"), path.replace("/", "%2F"), path.replace("/", "//"), *(o.format(path) for o in odd)]
+    return [
+        path.upper(),
+        path.replace("/", "%2f"),
+        path.replace("/", "%2F"),
+        path.replace("/", "//"),
+        *(o.format(path) for o in odd),
+    ]
 
 
 def no_answer(app, routes, own_path, verbs=(), **given):
-    "Ask every (method, path) without a key, in every place and every way, and by other verbs: how often; never an answer."
+    """Ask every (method, path) without a key, in every place and every way, and by other verbs: how often; never an
+    answer.
+    """
     asked = 0
     for name, client, prefix in places(app, own_path):
         for method, straight in routes:
@@ -58,14 +68,21 @@ def no_answer(app, routes, own_path, verbs=(), **given):
                     r = client.request(verb, prefix + path, follow_redirects=False, **given if verb == "POST" else {})
                     asked += 1
                     own = r.headers.get("content-type") == "application/problem+json"
-                    assert (r.status_code == 401 if own or verb == "HEAD" else r.status_code in (404, 307)), (name, verb, prefix + path, r.status_code)
+                    assert r.status_code == 401 if own or verb == "HEAD" else r.status_code in (404, 307), (
+                        name,
+                        verb,
+                        prefix + path,
+                        r.status_code,
+                    )
             assert client.request(method, prefix + straight).status_code == 401, (name, straight)
         assert client.get(f"{prefix}/health").status_code == 200, name
     print(f"{asked} requests without a key in {len(places(app, own_path))} places: none answered")
 
 
 def conforms(app, document, mode, headers, examples, excluded=()):
-    "Requests made from the service's own document, valid or invalid: nothing fails on its side, and answers are as documented."
+    """Requests made from the service's own document, valid or invalid: nothing fails on its side, and answers are as
+    documented.
+    """
     schema, tried = schemathesis.openapi.from_dict(document), 0
     schema.app = app
 
@@ -76,10 +93,14 @@ def conforms(app, document, mode, headers, examples, excluded=()):
         assert response.status_code < 500, (case, response.text)
         if response.status_code == 404 and response.text == '{"detail":"Not Found"}':
             return  # the app around it: a name with dots and slashes leads out of the mount; the service itself answers in problem+json
-        case.validate_response(response, headers=headers, excluded_checks=[negative_data_rejection, *excluded])  # it counts the key that is sent here as missing
+        case.validate_response(
+            response, headers=headers, excluded_checks=[negative_data_rejection, *excluded]
+        )  # it counts the key that is sent here as missing
 
     for operation in (o.ok() for o in schema.get_all_operations()):
-        wanted = hypothesis_settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        wanted = hypothesis_settings(
+            max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        )
         try:
             wanted(given(operation.as_strategy(generation_mode=mode))(check))()
         except Unsatisfiable:  # an operation without parameters has no invalid form

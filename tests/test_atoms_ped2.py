@@ -1,4 +1,5 @@
 """Real text: descriptions of UCSD Ped2 frames become atoms, roles are learned on some videos and scored on the others."""
+
 import os
 from pathlib import Path
 
@@ -18,17 +19,28 @@ from anomaly_nb.cli.main import app
 from anomaly_nb.metrics import roc_auc
 
 DATA = Path(os.environ.get("ANOMALY_NB_DATA", "")) / "video"
-pytestmark = pytest.mark.skipif(not os.environ.get("ANOMALY_NB_DATA") or not (DATA / "ped2_text").is_dir(), reason="ANOMALY_NB_DATA/video/ped2_text is not there")
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("ANOMALY_NB_DATA") or not (DATA / "ped2_text").is_dir(),
+    reason="ANOMALY_NB_DATA/video/ped2_text is not there",
+)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ped2")
     frames = list_frames(DATA / "ped2" / "testing" / "frames")
-    write_captions(folder / "captions.json", captions_from_text(DATA / "ped2_text" / "test_frame_description", frames, load_ontology("walkway")))
+    write_captions(
+        folder / "captions.json",
+        captions_from_text(DATA / "ped2_text" / "test_frame_description", frames, load_ontology("walkway")),
+    )
     about = run_pipeline(
-        DATA / "ped2" / "testing" / "frames", DATA / "ped2_text" / "test_frame", folder / "run", "walkway",
-        PresenceSettings(lambda_atoms=1.0, lambda_resemble=0.0), SegmentSettings(delta_quantile=0.95), folder / "captions.json",
+        DATA / "ped2" / "testing" / "frames",
+        DATA / "ped2_text" / "test_frame",
+        folder / "run",
+        "walkway",
+        PresenceSettings(lambda_atoms=1.0, lambda_resemble=0.0),
+        SegmentSettings(delta_quantile=0.95),
+        folder / "captions.json",
     )
     assert about["frames"] == 2010 and about["videos"] == 12
     return folder
@@ -36,15 +48,22 @@ def runs(tmp_path_factory):
 
 def test_held_out_videos(runs):
     folds = "0" if os.environ.get("ANOMALY_NB_SLOW") == "1" else "4"  # one video at a time, or in four parts
-    result = CliRunner().invoke(app, ["atoms", "evaluate", "--manifest_csv", str(runs / "manifest.csv"), "--clip_frames", "15", "--folds", folds])
+    result = CliRunner().invoke(
+        app,
+        ["atoms", "evaluate", "--manifest_csv", str(runs / "manifest.csv"), "--clip_frames", "15", "--folds", folds],
+    )
     assert result.exit_code == 0, result.output
     print("\n" + result.output)
     table = pd.read_csv(runs / "evaluation" / "evaluation.csv").set_index(["of", "method"])
-    assert set(table.index) == {(of, m) for of in ("frames", "clips") for m in METHODS} and (table["videos"] == 12).all()
+    assert (
+        set(table.index) == {(of, m) for of in ("frames", "clips") for m in METHODS} and (table["videos"] == 12).all()
+    )
     roles = table.loc[("frames", "roles")]
     assert roles["auroc"] > 0.8 and roles["low"] < roles["auroc"] < roles["high"]
     scores = pd.read_csv(runs / "evaluation" / "held_out_scores.csv")
-    assert len(scores) == 2010 and np.isclose(roc_auc(load_run(runs / "run").labels, scores.filter(like="roles").iloc[:, 0].to_numpy()), roles["auroc"])
+    assert len(scores) == 2010 and np.isclose(
+        roc_auc(load_run(runs / "run").labels, scores.filter(like="roles").iloc[:, 0].to_numpy()), roles["auroc"]
+    )
 
 
 def test_an_atom_is_what_was_said(runs):

@@ -1,4 +1,7 @@
-"""Planted roles, over seeds: do learned strengths find the atoms behind the events, and do events rank as well as the baselines rank them?"""
+"""Planted roles, over seeds: do learned strengths find the atoms behind the events, and do events rank as well as the
+baselines rank them?
+"""
+
 import os
 import time
 
@@ -25,18 +28,26 @@ def planted_run(seed, baselines=True, **world_of):
     "Recovery AUROC per role, and video and frame AUROC of roles and baselines on 100 unseen videos."
     world = planted_presences(random_state=seed, **world_of)
     p = torch.tensor(world.p)
-    p = segment_presence(p, video_boundaries(p, world.video, delta=fit_delta(divergence(p, world.video), video=world.video)))
+    p = segment_presence(
+        p, video_boundaries(p, world.video, delta=fit_delta(divergence(p, world.video), video=world.video))
+    )
     learn = torch.from_numpy(world.video < 300)
     seen, unseen = world.video[world.video < 300], world.video[world.video >= 300]
     args = (p[learn], seen, world.labels[:300])
     models = {"roles": fit_roles(*args, seeds=1, random_state=seed)}
     if baselines:
-        models |= {"probe": MILProbe(random_state=seed).fit(*args), "bottleneck": ConceptBottleneck(random_state=seed).fit(*args)}
+        models |= {
+            "probe": MILProbe(random_state=seed).fit(*args),
+            "bottleneck": ConceptBottleneck(random_state=seed).fit(*args),
+        }
     strength = models["roles"].roles()[0]
     recovery = [over_events(world.roles == k + 1, strength[k]) for k in range(3)]
     frames = world.frame_events[world.video >= 300]
     videos = np.array([world.frame_events[world.video == v].any(0) for v in range(300, world.video[-1] + 1)])
-    event = {m: (over_events(videos, x.score_videos(p[~learn], unseen)), over_events(frames, x.score_frames(p[~learn]))) for m, x in models.items()}
+    event = {
+        m: (over_events(videos, x.score_videos(p[~learn], unseen)), over_events(frames, x.score_frames(p[~learn])))
+        for m, x in models.items()
+    }
     return recovery, event
 
 

@@ -1,4 +1,7 @@
-"""Banks and detectors at the edges: few images, one patch, constant features, other grids, ties, and one search by every way."""
+"""Banks and detectors at the edges: few images, one patch, constant features, other grids, ties, and one search by
+every way.
+"""
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,7 +9,17 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 
-from anomaly_nb.banks import FusedBank, KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank, greedy_coreset, load_bank
+from anomaly_nb.banks import (
+    FusedBank,
+    KNNBank,
+    MahalanobisBank,
+    MutualBank,
+    PositionalBank,
+    RetrievalBank,
+    SubspaceBank,
+    greedy_coreset,
+    load_bank,
+)
 from anomaly_nb.banks.coreset import coreset_count
 from anomaly_nb.banks.neighbours import nearest
 from anomaly_nb.core.errors import DataError
@@ -14,7 +27,15 @@ from anomaly_nb.features import FeatureSet
 from anomaly_nb.scoring import RECIPES, Detector, Preparation, conformal_threshold, held_out_scores, make_detector
 from anomaly_nb.scoring.recipes import WORD_RECIPES
 
-BANKS = [KNNBank(), KNNBank(2, "euclidean", 0.5), KNNBank(metric="sqeuclidean"), MahalanobisBank(), MahalanobisBank(True, 0.1), SubspaceBank(0.9), PositionalBank()]
+BANKS = [
+    KNNBank(),
+    KNNBank(2, "euclidean", 0.5),
+    KNNBank(metric="sqeuclidean"),
+    MahalanobisBank(),
+    MahalanobisBank(True, 0.1),
+    SubspaceBank(0.9),
+    PositionalBank(),
+]
 BANKS += [MutualBank((1,)), FusedBank((KNNBank(), MahalanobisBank(True, 0.1)))]
 
 
@@ -48,7 +69,9 @@ def test_other_dimensions_are_refused(bank):
         bank.fit(random(6, 9, 5), (3, 3)).score(random(2, 9, 4))
 
 
-@pytest.mark.parametrize("bank", [KNNBank(), MahalanobisBank(True, 0.1), SubspaceBank(0.9), PositionalBank(), RetrievalBank(3)], ids=str)
+@pytest.mark.parametrize(
+    "bank", [KNNBank(), MahalanobisBank(True, 0.1), SubspaceBank(0.9), PositionalBank(), RetrievalBank(3)], ids=str
+)
 def test_images_of_one_patch(bank):
     train = random(8, 1, 5)
     given = {"cls": random(8, 3)} if isinstance(bank, RetrievalBank) else {}
@@ -63,7 +86,9 @@ def test_constant_features():
     for bank in (MahalanobisBank(), MahalanobisBank(True), SubspaceBank()):
         with pytest.raises(DataError, match="constant"):
             bank.fit(same, (3, 3))
-    assert np.allclose(KNNBank().fit(np.zeros((2, 9, 5)), (3, 3)).score(same), 0.5)  # zero has no direction: half the squared length of a unit vector
+    assert np.allclose(
+        KNNBank().fit(np.zeros((2, 9, 5)), (3, 3)).score(same), 0.5
+    )  # zero has no direction: half the squared length of a unit vector
     assert np.isfinite(Detector(preparation=Preparation(True)).fit(same).score(same)).all()
 
 
@@ -103,7 +128,13 @@ def test_shortlist_with_ties_offsets_and_scales():
         assert (distance == 0).all() and (rows == np.arange(320)[:, None] // 5 * 5 + np.arange(5)).all()
 
 
-CLOUDS = {"flat": random(500, 3), "deep": random(500, 60), "copies": np.repeat(random(50, 4), 10, 0), "grid": np.round(random(500, 2)), "zero": np.zeros((20, 3))}
+CLOUDS = {
+    "flat": random(500, 3),
+    "deep": random(500, 60),
+    "copies": np.repeat(random(50, 4), 10, 0),
+    "grid": np.round(random(500, 2)),
+    "zero": np.zeros((20, 3)),
+}
 
 
 @pytest.mark.parametrize("x", CLOUDS.values(), ids=CLOUDS)
@@ -140,7 +171,9 @@ def test_detector_of_one_image_scores_but_does_not_decide(tmp_path):
     assert detector.threshold_ is None and len(detector.bank_.bank_) == 8 * 64
     test = index[index.split == "test"]
     again = Detector.load(detector.save(tmp_path / "saved"))
-    assert np.array_equal(again.score(test), detector.score(test)) and again.explain(test).equals(detector.explain(test))
+    assert np.array_equal(again.score(test), detector.score(test)) and again.explain(test).equals(
+        detector.explain(test)
+    )
     with pytest.raises(DataError, match="no threshold"):
         again.predict(test)
     with pytest.raises(DataError, match="expected a FeatureSet"):
@@ -194,7 +227,9 @@ def test_detector_is_an_estimator():
     assert np.array_equal(fresh.fit(normal).score(test), detector.score(test))
     assert fresh.set_params(bank__k=1).fit(normal).bank_.k == 1 and detector.bank_.k == 2
 
-    piped = Pipeline([("prepare", Preparation(True)), ("detect", Detector(bank=KNNBank(2, "euclidean"), reduce="max"))]).fit(normal)
+    piped = Pipeline(
+        [("prepare", Preparation(True)), ("detect", Detector(bank=KNNBank(2, "euclidean"), reduce="max"))]
+    ).fit(normal)
     np.testing.assert_allclose(piped.score(test), detector.score(test), rtol=1e-5)
     assert piped.predict(test).tolist() == detector.predict(test).tolist() and piped.predict(test)[3:].all()
     assert clone(piped).set_params(detect__bank__metric="cosine").get_params()["detect__bank"].metric == "cosine"
@@ -202,7 +237,10 @@ def test_detector_is_an_estimator():
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in WORD_RECIPES])
 def test_detectors_come_back_from_disk(name, tmp_path):
-    train, test = (FeatureSet(random(n, 9, 8, seed=n), (3, 3), pd.DataFrame({"image_path": ["p"] * n}), random(n, 4, seed=n)) for n in (12, 5))
+    train, test = (
+        FeatureSet(random(n, 9, 8, seed=n), (3, 3), pd.DataFrame({"image_path": ["p"] * n}), random(n, 4, seed=n))
+        for n in (12, 5)
+    )
     detector = make_detector(name, "filters")
     detector.fit(train)
     again = Detector.load(detector.save(tmp_path / "saved"))
@@ -214,7 +252,9 @@ def test_detectors_come_back_from_disk(name, tmp_path):
 
 @pytest.mark.parametrize("wrong", [1.5, 0.0, -0.1, 0, -1, True, "all"])
 def test_a_coreset_is_a_fraction_or_a_count(wrong):
-    with pytest.raises(DataError, match=r"a fraction as a float in \(0, 1\], a count as an int from 1, or None for all"):
+    with pytest.raises(
+        DataError, match=r"a fraction as a float in \(0, 1\], a count as an int from 1, or None for all"
+    ):
         coreset_count(wrong, 10)
     assert [coreset_count(c, 10) for c in (1.0, 1, 0.25, 3, 99, None)] == [10, 1, 2, 3, 10, 10]
 

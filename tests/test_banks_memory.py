@@ -1,4 +1,7 @@
-"""Peak memory of every bank, in a process of its own, against the features it was given: twice as much when fitting, and half a bank more when searching."""
+"""Peak memory of every bank, in a process of its own, against the features it was given: twice as much when fitting,
+and half a bank more when searching.
+"""
+
 import os
 
 import pytest
@@ -29,6 +32,8 @@ CASES = {  # bank -> dimensions (many, so that few patches are searched), and th
 def test_peak_memory(bank):
     dimensions, most = CASES[bank]
     found = {step: peak for step, (peak, _) in peaks(bank, dimensions, list(most), SIZE).items()}
-    print(f"{bank}: {SIZE} MiB of features; peaks in times of that: {', '.join(f'{k} {v:.2f}' for k, v in found.items())}")
+    print(
+        f"{bank}: {SIZE} MiB of features; peaks in times of that: {', '.join(f'{k} {v:.2f}' for k, v in found.items())}"
+    )
     for step, limit in most.items():
         assert found[step] <= limit + ROOM / SIZE

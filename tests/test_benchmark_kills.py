@@ -1,4 +1,7 @@
-"A benchmark of 120 rows, killed at random moments and started again, ends complete, its table the same to the bit (ANOMALY_NB_SLOW=1, minutes)."
+"""A benchmark of 120 rows, killed at random moments and started again, ends complete, its table the same to the bit
+(ANOMALY_NB_SLOW=1, minutes).
+"""
+
 import os
 import random
 import signal
@@ -30,7 +33,13 @@ def start(place):
     (place / "plan.yml").write_text(PLAN)
     call = "from anomaly_nb.cli.main import main; main(['benchmark', 'plan.yml', '--workers', '2'])"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([sys.executable, "-c", call], cwd=place, start_new_session=True, env=os.environ | {"ANOMALY_NB_PROGRESS": "0"}, **quiet)
+    return subprocess.Popen(
+        [sys.executable, "-c", call],
+        cwd=place,
+        start_new_session=True,
+        env=os.environ | {"ANOMALY_NB_PROGRESS": "0"},
+        **quiet,
+    )
 
 
 def rows(place):
@@ -41,7 +50,10 @@ def table(place):
     return pd.read_csv(place / "figures/benchmarks/plan.csv", dtype=str, keep_default_na=False).drop(columns=MEASURED)
 
 
-@pytest.mark.skipif(not os.environ.get("ANOMALY_NB_SLOW"), reason="set ANOMALY_NB_SLOW=1 for a benchmark of 120 rows, made twice (minutes)")
+@pytest.mark.skipif(
+    not os.environ.get("ANOMALY_NB_SLOW"),
+    reason="set ANOMALY_NB_SLOW=1 for a benchmark of 120 rows, made twice (minutes)",
+)
 def test_killed_at_random_and_started_again(tmp_path):
     write_samples(tmp_path / "samples", n_train=20, n_good=4, n_defect=1, size=48)
     whole, killed, dice, seen = tmp_path / "whole", tmp_path / "killed", random.Random(), []
@@ -54,13 +66,21 @@ def test_killed_at_random_and_started_again(tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         end = time.monotonic() + 60
-        while "running" in {r["status"] for r in (Ledger(killed / "figures").records() if (killed / "figures").is_dir() else [])} and time.monotonic() < end:
+        while (
+            "running"
+            in {r["status"] for r in (Ledger(killed / "figures").records() if (killed / "figures").is_dir() else [])}
+            and time.monotonic() < end
+        ):
             time.sleep(0.2)  # the children of the group are gone, too
         seen.append(rows(killed) - before)
     assert start(killed).wait(900) == 0
     expected, found = table(whole), table(killed)
-    print(f"{KILLS} kills in {took:.0f} s of work, {seen} rows made between them; {len(found)} rows, {(found['status'] == 'ok').sum()} with a number")
-    few, alone = (found["error"].str.contains(words).sum() for words in ("the index has 20 training images", "has no covariance"))
+    print(
+        f"{KILLS} kills in {took:.0f} s of work, {seen} rows made between them; {len(found)} rows, {(found['status'] == 'ok').sum()} with a number"
+    )
+    few, alone = (
+        found["error"].str.contains(words).sum() for words in ("the index has 20 training images", "has no covariance")
+    )
     assert len(found) == 120 and (found["status"] == "ok").sum() == 82 and (few, alone) == (18, 20)
     pd.testing.assert_frame_equal(found, expected)
     statuses = [r["status"] for r in Ledger(killed / "figures").records() if r["report"] == "benchmark_run"]

@@ -1,4 +1,6 @@
-"Drift verdicts: SciPy's figures, every broken input, and the stated error rates by simulation (ANOMALY_NB_SLOW=1 for 2000 runs each)."
+"""Drift verdicts: SciPy's figures, every broken input, and the stated error rates by simulation (ANOMALY_NB_SLOW=1 for
+2000 runs each).
+"""
 
 import os
 
@@ -9,7 +11,14 @@ from scipy.stats import beta, binom
 
 from anomaly_nb.calibration.drift import VERDICTS, adjust_p_values, drift_metrics, judge_heads
 from anomaly_nb.calibration.shifts import METRICS, Thresholds
-from anomaly_nb.calibration.sample import Sample, ScoreSketch, bootstrap_quantiles, quantiles, sketch_edges, weighted_quantiles
+from anomaly_nb.calibration.sample import (
+    Sample,
+    ScoreSketch,
+    bootstrap_quantiles,
+    quantiles,
+    sketch_edges,
+    weighted_quantiles,
+)
 
 SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
 RUNS = 2000 if SLOW else 80
@@ -43,9 +52,13 @@ def test_shifts_by_hand(seed):
     rng = np.random.default_rng(seed)
     a, b = rng.random(400), rng.random(300) ** 2
     r = drift_metrics(a, b, resamples=50)
-    (a5, a25, a50, a75, a95), (b5, b25, b50, b75, b95) = (np.quantile(x, [0.05, 0.25, 0.5, 0.75, 0.95], method="linear") for x in (a, b))
+    (a5, a25, a50, a75, a95), (b5, b25, b50, b75, b95) = (
+        np.quantile(x, [0.05, 0.25, 0.5, 0.75, 0.95], method="linear") for x in (a, b)
+    )
     assert r.scale == "unit"
-    assert (r.apd_p5, r.apd_p95, r.median_drift) == pytest.approx((abs(b5 - a5), abs(b95 - a95), abs(b50 - a50)), abs=1e-12)
+    assert (r.apd_p5, r.apd_p95, r.median_drift) == pytest.approx(
+        (abs(b5 - a5), abs(b95 - a95), abs(b50 - a50)), abs=1e-12
+    )
     assert r.srd == pytest.approx(abs((b95 - b5) - (a95 - a5)) / (a95 - a5), abs=1e-12)
     assert r.iqr_drift == pytest.approx(abs((b75 - b25) - (a75 - a25)) / (a75 - a25), abs=1e-12)
     far = drift_metrics(a * 50 - 7, b * 50 - 7, resamples=50)
@@ -91,12 +104,20 @@ def test_one_gap_is_counted_and_told(gap):
     rng = np.random.default_rng(1)
     a, b = rng.gamma(4, size=500), rng.gamma(4, size=500)
     r = drift_metrics(a, np.r_[b, gap])
-    assert r.lost_current == 1 and "1 new scores were no numbers" in r.reason and r.verdict == drift_metrics(a, b).verdict == "no evidence of drift"
+    assert (
+        r.lost_current == 1
+        and "1 new scores were no numbers" in r.reason
+        and r.verdict == drift_metrics(a, b).verdict == "no evidence of drift"
+    )
 
 
 def test_a_head_that_stops_working_is_unstable_for_that_reason():
     a = np.random.default_rng(0).gamma(4, size=500)
-    for now, says in ((np.full(500, 0.5), "every score is 0.5"), (np.full(500, np.nan), "stopped giving scores"), (np.r_[a[:100], np.full(400, 2.0)], "half of the scores are 2")):
+    for now, says in (
+        (np.full(500, 0.5), "every score is 0.5"),
+        (np.full(500, np.nan), "stopped giving scores"),
+        (np.r_[a[:100], np.full(400, 2.0)], "half of the scores are 2"),
+    ):
         r = drift_metrics(a, now)
         assert r.verdict == "unstable" and not r.is_stable and says in r.reason
 
@@ -105,14 +126,20 @@ SIZES = (60, 200, 1000, 3500, 10_000)
 
 
 def verdict_table(runs, sizes=SIZES):
-    "n, shift in margins of the outer percentiles (0.05 of the range, or what n can decide where that is more) -> fraction of each verdict."
+    """n, shift in margins of the outer percentiles (0.05 of the range, or what n can decide where that is more) ->
+    fraction of each verdict.
+    """
     out, spread = {}, float(np.ptp(beta.ppf([0.05, 0.95], 4, 8)))
     for n in sizes:
         for times in (0.0, 0.5, 2.0):
             rng, seen = np.random.default_rng(n), []
             shift = times * max(0.05, 3.92 * 0.75 * np.sqrt(2 / n)) * spread
             for i in range(runs):
-                seen.append(drift_metrics(rng.beta(4, 8, n), rng.beta(4, 8, n) + shift, scale="reference", resamples=400, random_state=i).verdict)
+                seen.append(
+                    drift_metrics(
+                        rng.beta(4, 8, n), rng.beta(4, 8, n) + shift, scale="reference", resamples=400, random_state=i
+                    ).verdict
+                )
             out[n, times] = {v: seen.count(v) / runs for v in VERDICTS}
     return out
 
@@ -130,10 +157,19 @@ def test_verdicts_over_sizes():
 
 @pytest.mark.parametrize("n", [3500, 10_000])
 def test_drift_at_the_margin_is_rarely_called_stable(n):
-    "A shift of exactly 0.05 of the range, the widest margin: stable in at most half of alpha, whatever grade the files can decide."
-    rng, said, runs, spread = np.random.default_rng(n), 0, RUNS if SLOW else 60, float(np.ptp(beta.ppf([0.05, 0.95], 4, 8)))
+    """A shift of exactly 0.05 of the range, the widest margin: stable in at most half of alpha, whatever grade the
+    files can decide.
+    """
+    rng, said, runs, spread = (
+        np.random.default_rng(n),
+        0,
+        RUNS if SLOW else 60,
+        float(np.ptp(beta.ppf([0.05, 0.95], 4, 8))),
+    )
     for i in range(runs):
-        r = drift_metrics(rng.beta(4, 8, n), rng.beta(4, 8, n) + 0.05 * spread, scale="reference", resamples=400, random_state=i)
+        r = drift_metrics(
+            rng.beta(4, 8, n), rng.beta(4, 8, n) + 0.05 * spread, scale="reference", resamples=400, random_state=i
+        )
         said += r.verdict == "stable"
         assert set(r.margins) == set(r.widths) == set(METRICS) and 0.01 <= r.margins["apd_p5"] <= 0.05
     print(f"shift at the margin, n={n}: called stable in {said / runs:.2%}")
@@ -156,7 +192,10 @@ def test_only_the_thresholds_themselves_where_asked():
 def test_unstable_without_drift_at_most_the_stated_rate(shape, sizes):
     rng = np.random.default_rng([*map(ord, shape), *sizes])
     draw, runs = SHAPES[shape], RUNS if SLOW or max(sizes) <= 1000 else 20
-    alarms = sum(drift_metrics(draw(rng, sizes[0]), draw(rng, sizes[1]), alpha=ALPHA, random_state=i).verdict == "unstable" for i in range(runs))
+    alarms = sum(
+        drift_metrics(draw(rng, sizes[0]), draw(rng, sizes[1]), alpha=ALPHA, random_state=i).verdict == "unstable"
+        for i in range(runs)
+    )
     print(f"no drift, {shape}, {sizes[0]} against {sizes[1]}: {alarms} of {runs} unstable ({alarms / runs:.2%})")
     assert alarms <= allowed(runs)
 
@@ -167,22 +206,31 @@ def test_rate_without_any_tolerance(shape, n):
     "Thresholds near zero leave nothing but the test itself: its level must still hold."
     rng = np.random.default_rng([*map(ord, shape), n, 7])
     draw, none = SHAPES[shape], Thresholds(1e-9, 1e-9, 1e-9, 1e-9, 1e-9)
-    alarms = sum(drift_metrics(draw(rng, n), draw(rng, n), none, alpha=ALPHA, random_state=i).verdict == "unstable" for i in range(RUNS))
+    alarms = sum(
+        drift_metrics(draw(rng, n), draw(rng, n), none, alpha=ALPHA, random_state=i).verdict == "unstable"
+        for i in range(RUNS)
+    )
     print(f"no drift, no tolerance, {shape}, n={n}: {alarms / RUNS:.2%}")
     assert alarms <= allowed(RUNS)
 
 
 @pytest.mark.parametrize("spread", [0.5, 1.5])
 def test_rate_with_correlated_groups(spread):
-    "20 against 20 videos of 30 frames that resemble each other: counted as frames they raise alarms, as videos they do not."
+    """20 against 20 videos of 30 frames that resemble each other: counted as frames they raise alarms, as videos they
+    do not.
+    """
     rng, alarms, naive = np.random.default_rng(int(spread * 10)), 0, 0
     runs = RUNS if SLOW else 40
     groups = np.repeat(np.arange(20), 30)
     for i in range(runs):
         a, b = ((rng.normal(size=(20, 30)) + spread * rng.normal(size=(20, 1))).ravel() for _ in range(2))
-        alarms += drift_metrics(Sample(a, groups), Sample(b, groups), resamples=200, random_state=i).verdict == "unstable"
+        alarms += (
+            drift_metrics(Sample(a, groups), Sample(b, groups), resamples=200, random_state=i).verdict == "unstable"
+        )
         naive += drift_metrics(a, b, resamples=200, random_state=i).verdict == "unstable"
-    print(f"groups, spread {spread}: {alarms / runs:.2%} unstable by group, {naive / runs:.2%} if frames were independent")
+    print(
+        f"groups, spread {spread}: {alarms / runs:.2%} unstable by group, {naive / runs:.2%} if frames were independent"
+    )
     assert alarms <= allowed(runs) and naive > 4 * max(alarms, 1)
 
 
@@ -191,7 +239,9 @@ def test_rate_over_twenty_heads(correction):
     rng, any_alarm = np.random.default_rng(3), 0
     runs = RUNS if SLOW else 30
     for _ in range(runs):
-        heads = {str(h): drift_metrics(rng.gamma(2, size=200), rng.gamma(2, size=200), random_state=h) for h in range(20)}
+        heads = {
+            str(h): drift_metrics(rng.gamma(2, size=200), rng.gamma(2, size=200), random_state=h) for h in range(20)
+        }
         any_alarm += any(r.verdict == "unstable" for r in judge_heads(heads, correction).values())
     print(f"20 heads, {correction}: {any_alarm / runs:.2%} of runs with any alarm")
     assert any_alarm <= allowed(runs)
@@ -200,7 +250,10 @@ def test_rate_over_twenty_heads(correction):
 @pytest.mark.parametrize("n, shift, power", [(60, 1.5, 0.9), (300, 0.6, 0.9), (1000, 0.4, 0.9), (10_000, 0.2, 0.95)])
 def test_planted_shift_is_found(n, shift, power):
     rng, runs = np.random.default_rng(n), RUNS if SLOW else 40
-    found = sum(drift_metrics(rng.normal(size=n), rng.normal(shift, size=n), random_state=i).verdict == "unstable" for i in range(runs))
+    found = sum(
+        drift_metrics(rng.normal(size=n), rng.normal(shift, size=n), random_state=i).verdict == "unstable"
+        for i in range(runs)
+    )
     print(f"shift of {shift} sd, n={n}: found in {found / runs:.1%}")
     assert found >= power * runs - 3 * np.sqrt(runs * power * (1 - power))
 
@@ -223,7 +276,9 @@ def test_planned_sample_size_decides(shape):
     of = {"widest": "excellent"}  # by the thresholds themselves, whatever n can decide
     plans = [drift_metrics(draw(rng, 400), draw(rng, 400), wide, random_state=i, **of).n_needed for i in range(25)]
     n = int(np.median([p for p in plans if p]))
-    stable = sum(drift_metrics(draw(rng, n), draw(rng, n), wide, random_state=i, **of).verdict == "stable" for i in range(runs))
+    stable = sum(
+        drift_metrics(draw(rng, n), draw(rng, n), wide, random_state=i, **of).verdict == "stable" for i in range(runs)
+    )
     print(f"{shape}: planned {n} on each side, stable in {stable / runs:.1%}")
     assert stable >= 0.7 * runs
 
@@ -259,9 +314,14 @@ def test_bootstrap_shortcuts_equal_resampling():
         s = Sample(rng.exponential(size=n))
         quick = bootstrap_quantiles(s, rng, 8000)
         slow = np.quantile(rng.choice(s.values, (8000, n)), [0.05, 0.25, 0.5, 0.75, 0.95], axis=1).T
-        assert np.allclose(quick.mean(0), slow.mean(0), atol=5 * slow.std(0) / np.sqrt(4000)) and np.allclose(quick.std(0), slow.std(0), rtol=0.08)
+        assert np.allclose(quick.mean(0), slow.mean(0), atol=5 * slow.std(0) / np.sqrt(4000)) and np.allclose(
+            quick.std(0), slow.std(0), rtol=0.08
+        )
     w = rng.integers(0, 3, (10, s.n))
-    assert np.allclose(weighted_quantiles(s.values, w), [np.quantile(np.repeat(s.values, row), [0.05, 0.25, 0.5, 0.75, 0.95]) for row in w])
+    assert np.allclose(
+        weighted_quantiles(s.values, w),
+        [np.quantile(np.repeat(s.values, row), [0.05, 0.25, 0.5, 0.75, 0.95]) for row in w],
+    )
     assert np.allclose(quantiles(s), np.quantile(s.values, [0.05, 0.25, 0.5, 0.75, 0.95]))
 
 
@@ -286,4 +346,7 @@ def test_groups_are_given_for_both_sides_or_none():
     a, b = rng.normal(size=200), rng.normal(size=200)
     with pytest.raises(ValueError, match="one side only"):
         drift_metrics(Sample(a, np.arange(200) % 20), b)
-    assert "7 groups only; at least 8" in drift_metrics(Sample(a, np.arange(200) % 7), Sample(b, np.arange(200) % 20)).reason
+    assert (
+        "7 groups only; at least 8"
+        in drift_metrics(Sample(a, np.arange(200) % 7), Sample(b, np.arange(200) % 20)).reason
+    )

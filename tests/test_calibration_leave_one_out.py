@@ -39,7 +39,9 @@ def test_ragged_groups(sizes, k, dimensions, metric, offset, seed):
         return
     found = leave_one_group_out_distances(features, groups, k, metric)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, brute_force(features, groups, k, metric), rtol=1e-5, atol=1e-12 if metric != "euclidean" else 1e-6)
+    np.testing.assert_allclose(
+        found, brute_force(features, groups, k, metric), rtol=1e-5, atol=1e-12 if metric != "euclidean" else 1e-6
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0])
@@ -57,7 +59,9 @@ def test_all_the_same_and_one_object_groups():
     same = np.full((300, 8), 7.5, np.float32)
     assert (leave_one_group_out_distances(same, np.arange(300) % 3) == 0).all()
     x = np.random.default_rng(0).normal(size=(50, 6))
-    np.testing.assert_allclose(leave_one_group_out_distances(x, np.arange(50), 3), brute_force(x, np.arange(50), 3), rtol=1e-6)
+    np.testing.assert_allclose(
+        leave_one_group_out_distances(x, np.arange(50), 3), brute_force(x, np.arange(50), 3), rtol=1e-6
+    )
 
 
 def test_names_as_groups_and_float64_kept():
@@ -72,7 +76,9 @@ def test_empty_and_single_group():
         leave_one_group_out_distances(np.zeros((5, 4)), np.array(["one"] * 5))
 
 
-@pytest.mark.parametrize("bad, words", [(np.full((4, 2), np.nan), "NaN"), (np.zeros(4), "must be"), (np.zeros((4, 2)), "all zeros")])
+@pytest.mark.parametrize(
+    "bad, words", [(np.full((4, 2), np.nan), "NaN"), (np.zeros(4), "must be"), (np.zeros((4, 2)), "all zeros")]
+)
 def test_bad_values(bad, words):
     with pytest.raises(DataError, match=words):
         leave_one_group_out_distances(bad, np.array([0, 0, 1, 1]), 1, "cosine")

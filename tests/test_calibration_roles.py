@@ -1,4 +1,6 @@
-"Normal, unlabelled, defect: nothing is calibrated on a known defect. Production decides by files alone. Old stores open. Files are never lost (ANOMALY_NB_SLOW=1 for full size)."
+"""Normal, unlabelled, defect: nothing is calibrated on a known defect. Production decides by files alone. Old stores
+open. Files are never lost (ANOMALY_NB_SLOW=1 for full size).
+"""
 
 import json
 import os
@@ -46,11 +48,27 @@ def report_folder(folder, defects, n=200, seed=0):
     rng, folder = np.random.default_rng(seed), folder
     folder.mkdir()
     held_out, good, bad = rng.gamma(4, size=n), rng.gamma(4, size=100), 9 + rng.gamma(4, size=defects)
-    pd.DataFrame({"image_path": names("train", n), "split": "train", "label": 0, "defect": "good", "score": held_out, "role": "normal", "model": "mobilenet"}).to_csv(
-        folder / "calibration_scores.csv", index=False
-    )
+    pd.DataFrame(
+        {
+            "image_path": names("train", n),
+            "split": "train",
+            "label": 0,
+            "defect": "good",
+            "score": held_out,
+            "role": "normal",
+            "model": "mobilenet",
+        }
+    ).to_csv(folder / "calibration_scores.csv", index=False)
     labels = np.repeat([0, 1], [100, defects])
-    pd.DataFrame({"image_path": names("test", 100 + defects), "split": "test", "label": labels, "defect": "x", "score": np.r_[good, bad]}).to_csv(folder / "scores.csv", index=False)
+    pd.DataFrame(
+        {
+            "image_path": names("test", 100 + defects),
+            "split": "test",
+            "label": labels,
+            "defect": "x",
+            "score": np.r_[good, bad],
+        }
+    ).to_csv(folder / "scores.csv", index=False)
     return held_out, good, bad
 
 
@@ -60,13 +78,34 @@ def test_a_store_of_a_report_decides_as_the_report(here, capsys):
     assert call("drift", "run", "--scores", "run", "--head", "leather") == 0
     calibration = load_calibration("data/calibrations", "mobilenet", "leather")  # the model is named in the file
     assert calibration["threshold"] == limit
-    assert call("drift", "tag", "--scores", "run/scores.csv", "--model", "mobilenet", "--head", "leather", "--store", "data/calibrations", "--out", "out.csv") == 0
+    assert (
+        call(
+            "drift",
+            "tag",
+            "--scores",
+            "run/scores.csv",
+            "--model",
+            "mobilenet",
+            "--head",
+            "leather",
+            "--store",
+            "data/calibrations",
+            "--out",
+            "out.csv",
+        )
+        == 0
+    )
     out = pd.read_csv("out.csv")
-    assert list(out) == ["file", "score", "anomalous"] and out.anomalous.tolist() == [int(s >= limit) for s in np.r_[good, bad]]
+    assert list(out) == ["file", "score", "anomalous"] and out.anomalous.tolist() == [
+        int(s >= limit) for s in np.r_[good, bad]
+    ]
     assert out.anomalous[100:].sum() >= 23 and out.anomalous[:100].mean() <= calibration["false_alarm_bound"]
     store = CalibrationStore("data/calibrations")
     assert store.table("SELECT sum(anomalous) FROM tags").iloc[0, 0] == out.anomalous.sum()
-    assert store.table("SELECT role, count(*) AS n FROM scores GROUP BY role").set_index("role").n.to_dict() == {"defect": 25, "normal": 300}
+    assert store.table("SELECT role, count(*) AS n FROM scores GROUP BY role").set_index("role").n.to_dict() == {
+        "defect": 25,
+        "normal": 300,
+    }
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.3, 0.6])
@@ -116,19 +155,44 @@ def test_production_on_a_second_machine(tmp_path, monkeypatch):
     for turn in (1, 2):
         pack_calibrations(dev.root, f"set{turn}.zip")
         assert call("drift", "pull", f"set{turn}.zip", "--into", "line") == 0
-        assert call("drift", "tag", "--scores", "today.csv", "--model", "net", "--head", "leather", "--store", "line", "--out", "out.csv") == 0
+        assert (
+            call(
+                "drift",
+                "tag",
+                "--scores",
+                "today.csv",
+                "--model",
+                "net",
+                "--head",
+                "leather",
+                "--store",
+                "line",
+                "--out",
+                "out.csv",
+            )
+            == 0
+        )
         dev.tag("net", "leather", [f"{turn}_{n}" for n in names("x", 1000)], scores)
-        ours = dev.table("SELECT anomalous FROM tags JOIN files ON files.id = file_id WHERE file LIKE ? ORDER BY tags.file_id", [f"{turn}_%"]).anomalous
+        ours = dev.table(
+            "SELECT anomalous FROM tags JOIN files ON files.id = file_id WHERE file LIKE ? ORDER BY tags.file_id",
+            [f"{turn}_%"],
+        ).anomalous
         assert pd.read_csv("out.csv").anomalous.tolist() == ours.tolist() and 0 < ours.sum() < 1000
         assert not list((tmp_path / "line").glob("*.sqlite*"))
         dev.run()
         dev.promote("net", "leather", 2)
-    assert call("drift", "run", "--scores", "today.csv", "--head", "leather", "--store", "line") == 2  # production: refused before anything is written
+    assert (
+        call("drift", "run", "--scores", "today.csv", "--head", "leather", "--store", "line") == 2
+    )  # production: refused before anything is written
     assert not list((tmp_path / "line").glob("*.sqlite*"))
 
 
 def test_pull_into_a_folder_in_use(tmp_path, monkeypatch):
-    rng, dev, line = np.random.default_rng(0), CalibrationStore(tmp_path / "dev", DEV), CalibrationStore(tmp_path / "line", DEV)
+    rng, dev, line = (
+        np.random.default_rng(0),
+        CalibrationStore(tmp_path / "dev", DEV),
+        CalibrationStore(tmp_path / "line", DEV),
+    )
     for store, wide in ((dev, 3), (line, 1)):
         store.tag("net", "leather", names("a", 200), wide * rng.gamma(4, size=200))
         store.run()
@@ -142,7 +206,10 @@ def test_pull_into_a_folder_in_use(tmp_path, monkeypatch):
     assert line.table("SELECT count(*) FROM tags WHERE anomalous").iloc[0, 0] < 10 and line.repair()["written"] == []
     line.tag("net", "leather", names("b", 200), rng.gamma(4, size=200))
     line.run()
-    line.promote("net", "leather", 1), line.promote("net", "leather", 2)  # one's own again: what was pulled is kept aside
+    (
+        line.promote("net", "leather", 1),
+        line.promote("net", "leather", 2),
+    )  # one's own again: what was pulled is kept aside
     assert load_calibration(line.root, "net", "leather")["version"] == 2
     assert [json.loads(p.read_text()) for p in line.root.glob("net/heads/*.kept-*.json")] == [pulled]
 
@@ -151,10 +218,29 @@ def test_heads_of_several_labels(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "models/effnet/heads"
     folder.mkdir(parents=True)
-    labels = {"happy": {"p5": 0.1, "p95": 0.9, "method": "minmax"}, "sad": {"p5": 0.2, "p95": 0.8, "method": "minmax", "threshold": 0.7}}
+    labels = {
+        "happy": {"p5": 0.1, "p95": 0.9, "method": "minmax"},
+        "sad": {"p5": 0.2, "p95": 0.8, "method": "minmax", "threshold": 0.7},
+    }
     (folder / "mood.cal.json").write_text(json.dumps({"labels": labels}))  # copied by hand, as the specification does
     pd.DataFrame({"file": ["a", "b"], "happy": [0.5, 0.9], "sad": [0.2, 0.75]}).to_csv("scores.csv", index=False)
-    assert call("drift", "tag", "--scores", "scores.csv", "--model", "effnet", "--head", "mood", "--store", "models", "--out", "out.csv") == 0
+    assert (
+        call(
+            "drift",
+            "tag",
+            "--scores",
+            "scores.csv",
+            "--model",
+            "effnet",
+            "--head",
+            "mood",
+            "--store",
+            "models",
+            "--out",
+            "out.csv",
+        )
+        == 0
+    )
     out = pd.read_csv("out.csv").set_index(["file", "label"])
     assert out.loc[("a", "happy"), "value"] == pytest.approx(0.5) and np.isnan(out.loc[("a", "happy"), "anomalous"])
     assert out.anomalous.xs("sad", level="label").tolist() == [0, 1]
@@ -181,7 +267,9 @@ def test_a_lost_database_does_not_overwrite_versions(tmp_path):
     again.tag("net", "h", names("c", 100), rng.random(100))
     with pytest.warns(Notice, match="up to version 2"):
         assert again.run()["version"] == 3
-    assert {n: (tmp_path / "net/heads" / n).read_text() for n in before} == before and load_calibration(tmp_path, "net", "h")["version"] == 3
+    assert {n: (tmp_path / "net/heads" / n).read_text() for n in before} == before and load_calibration(
+        tmp_path, "net", "h"
+    )["version"] == 3
 
 
 @pytest.mark.parametrize("policy", ["auto", "spec"])
@@ -190,12 +278,20 @@ def test_policies_without_drift_and_with_creep(tmp_path, policy):
     moved, triggered = [], []
     for seed in range(10 if SLOW else 2):
         rng = np.random.default_rng(seed)
-        store = CalibrationStore(tmp_path / str(seed), Settings(calibrate_heads=True, calibration_policy=policy, calibration_window="new"))
+        store = CalibrationStore(
+            tmp_path / str(seed), Settings(calibrate_heads=True, calibration_policy=policy, calibration_window="new")
+        )
         for k in range(12 if SLOW else 6):
             store.tag("net", "calm", names(k, 300), rng.beta(4, 8, 300))
             store.tag("net", "creep", names(k, 300), rng.beta(4, 8, 300) + 0.02 * k)
             report = store.run()
-        moved.append(len(store.table("SELECT 1 FROM reference_moves m JOIN heads h ON h.id = m.head_id WHERE head_name = 'calm' AND from_version IS NOT NULL")))
+        moved.append(
+            len(
+                store.table(
+                    "SELECT 1 FROM reference_moves m JOIN heads h ON h.id = m.head_id WHERE head_name = 'calm' AND from_version IS NOT NULL"
+                )
+            )
+        )
         triggered.append(report["heads"]["net/creep"]["alarm"]["rung"])
     assert np.mean(moved) <= 0.3 if policy == "auto" else np.mean(moved) >= 1
     assert all(triggered)
@@ -207,7 +303,9 @@ def year(folder, creep, weeks, seed, per_week=100):
     for week in range(weeks):
         store.tag("net", "h", names(week, per_week), rng.beta(4, 8, per_week) + creep * week)
         report = store.run()
-        out.append((report["summary"]["converged"], report["heads"]["net/h"]["verdict"], report["heads"]["net/h"]["alarm"]))
+        out.append(
+            (report["summary"]["converged"], report["heads"]["net/h"]["verdict"], report["heads"]["net/h"]["alarm"])
+        )
         store.extend()
     return store, out
 
@@ -220,7 +318,10 @@ def test_a_year_of_pooling_converges_and_creep_does_not(tmp_path):
     assert store.table("SELECT max(file_count) FROM calibration_runs").iloc[0, 0] >= 100 * (weeks - 2)
     crept = [year(tmp_path / f"creep{i}", 0.01, 20, i) for i in range(repeats if SLOW else 1)]
     assert not any(out[-1][0] for _, out in crept)
-    print([out[-1][:2] for _, out in calm], [next((w for w, o in enumerate(out) if o[2] and o[2]["rung"]), None) for _, out in crept])
+    print(
+        [out[-1][:2] for _, out in calm],
+        [next((w for w, o in enumerate(out) if o[2] and o[2]["rung"]), None) for _, out in crept],
+    )
 
 
 OLD = [  # what the tables held after two runs, a promotion and `retag_all` under schema 1
@@ -243,15 +344,53 @@ def old_store(root):
     "A store as schema 1 left it."
     from hashlib import sha256
 
-    drift = {"intervals": {}, "p_value": 1.0, "n_needed": None, "scale": "unit", "thresholds": {"apd": 0.01, "srd": 0.05, "jsd": 0.1, "median": 0.05, "iqr": 0.1}, "failed_metrics": []}
+    drift = {
+        "intervals": {},
+        "p_value": 1.0,
+        "n_needed": None,
+        "scale": "unit",
+        "thresholds": {"apd": 0.01, "srd": 0.05, "jsd": 0.1, "median": 0.05, "iqr": 0.1},
+        "failed_metrics": [],
+    }
     with closing(connect(root / "calibration.sqlite", MIGRATIONS[:1])) as db, transaction(db):
         for query in OLD:
             db.execute(query)
         for version, low in ((1, 0.25), (2, 2.5)):
-            payload = {"model_name": "net", "head_name": "leather", "version": version, "file_count": 2, "timestamp": 11, "labels": {"anomalous": {"p5": low, "p95": low + 0.25, "method": "minmax"}}}
-            text = json.dumps(payload | {"quartiles": [low] * 3, "percentile_method": "linear", "threshold": low + 1, "alpha": 0.05, "false_alarms_90": 0.1, "exact": True})
+            payload = {
+                "model_name": "net",
+                "head_name": "leather",
+                "version": version,
+                "file_count": 2,
+                "timestamp": 11,
+                "labels": {"anomalous": {"p5": low, "p95": low + 0.25, "method": "minmax"}},
+            }
+            text = json.dumps(
+                payload
+                | {
+                    "quartiles": [low] * 3,
+                    "percentile_method": "linear",
+                    "threshold": low + 1,
+                    "alpha": 0.05,
+                    "false_alarms_90": 0.1,
+                    "exact": True,
+                }
+            )
             detail = json.dumps({"drift": drift, "alarm": None})
-            db.execute(OLD_RUN, (version, 11, low, low + 0.25, version - 1 or None, 2 * version - 2, 2 * version, detail, text, sha256(text.encode()).hexdigest()))
+            db.execute(
+                OLD_RUN,
+                (
+                    version,
+                    11,
+                    low,
+                    low + 0.25,
+                    version - 1 or None,
+                    2 * version - 2,
+                    2 * version,
+                    detail,
+                    text,
+                    sha256(text.encode()).hexdigest(),
+                ),
+            )
 
 
 def test_a_store_of_the_first_schema_opens(tmp_path):
@@ -269,7 +408,10 @@ def test_a_store_of_the_first_schema_opens(tmp_path):
     assert report["version"] == 3 and report["heads"]["net/leather"]["alarm"]["since_version"] == 2
     with closing(sqlite3.connect(tmp_path / "calibration.sqlite")) as db:
         assert tuple(r[1] for r in db.execute("PRAGMA table_info(calibration_runs)")) == COLUMNS
-        assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok" and db.execute("PRAGMA foreign_key_check").fetchall() == []
+        assert (
+            db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+            and db.execute("PRAGMA foreign_key_check").fetchall() == []
+        )
 
 
 def test_many_scores_are_tagged_without_a_query_each(tmp_path):

@@ -1,4 +1,6 @@
-"The calibration service against a client of its own OpenAPI, against many clients at once, and its latency (ANOMALY_NB_SLOW=1 for full size)."
+"""The calibration service against a client of its own OpenAPI, against many clients at once, and its latency
+(ANOMALY_NB_SLOW=1 for full size).
+"""
 
 import multiprocessing
 import os
@@ -54,19 +56,41 @@ def small_app(tmp_path_factory):
 @pytest.mark.parametrize("place", ["plain", "mounted"])
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
 def test_own_openapi(small_app, mode, place):
-    "Requests made from the service's own document, valid and invalid: nothing may fail on the server's side, and answers are as documented."
+    """Requests made from the service's own document, valid and invalid: nothing may fail on the server's side, and
+    answers are as documented.
+    """
     app, root = (small_app, "") if place == "plain" else (mounted(small_app), "/api/v2")
     document = TestClient(app, headers=AUTH).get(f"{root}/openapi.json").json()
     assert document.get("servers", [{"url": ""}]) == [{"url": root}]
     conforms(app, document, mode, AUTH, 500 if SLOW else 8)
 
 
-@pytest.mark.parametrize("path, method", [("run", "POST"), ("history", "GET"), ("trend?model=a&head=b", "GET"), ("promote", "POST"), ("extend", "POST"), ("retag-all", "POST"), ("jobs", "GET")])
+@pytest.mark.parametrize(
+    "path, method",
+    [
+        ("run", "POST"),
+        ("history", "GET"),
+        ("trend?model=a&head=b", "GET"),
+        ("promote", "POST"),
+        ("extend", "POST"),
+        ("retag-all", "POST"),
+        ("jobs", "GET"),
+    ],
+)
 def test_every_route_wants_the_key_and_the_mode(tmp_path, path, method):
     off = TestClient(create_app(CalibrationStore(tmp_path), HASH), raise_server_exceptions=False)
-    for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": f"Basic {KEY}"}, {"Authorization": f"Bearer {HASH}"}):
+    for headers in (
+        {},
+        {"Authorization": "Bearer nonsense"},
+        {"Authorization": f"Basic {KEY}"},
+        {"Authorization": f"Bearer {HASH}"},
+    ):
         r = off.request(method, f"/admin/calibration/{path}", headers=headers, content=b"{not json")
-        assert r.status_code == 401 and r.headers["www-authenticate"] == "Bearer" and r.headers["content-type"] == "application/problem+json"
+        assert (
+            r.status_code == 401
+            and r.headers["www-authenticate"] == "Bearer"
+            and r.headers["content-type"] == "application/problem+json"
+        )
     r = off.request(method, f"/admin/calibration/{path}", headers=AUTH)
     assert r.status_code == 403 and "calibrate_heads" in r.json()["detail"]
 
@@ -77,17 +101,32 @@ def test_bodies_are_those_of_the_specification(tmp_path):
     assert away.status_code == 404 and away.headers["content-type"] == "application/problem+json"
     run = client.post("/admin/calibration/run").json()
     assert set(run) == {"status", "calibration"} and run["status"] == "ok"
-    assert {"version", "library_size", "heads", "saved_files", "reference_updates", "summary"} <= set(run["calibration"])
+    assert {"version", "library_size", "heads", "saved_files", "reference_updates", "summary"} <= set(
+        run["calibration"]
+    )
     head = run["calibration"]["heads"]["net/leather"]
     assert {"model_name", "head_name", "labels", "drift_metrics", "is_stable", "reference_version"} <= set(head)
-    assert set(head["drift_metrics"]) == {"apd_p5", "apd_p95", "srd", "jsd", "median_drift", "iqr_drift", "is_stable", "failed_metrics"}
+    assert set(head["drift_metrics"]) == {
+        "apd_p5",
+        "apd_p95",
+        "srd",
+        "jsd",
+        "median_drift",
+        "iqr_drift",
+        "is_stable",
+        "failed_metrics",
+    }
     summary = run["calibration"]["summary"]
     assert {"total_heads", "stable_heads", "unstable_heads", "verdicts", "references", "converged"} <= set(summary)
     assert summary["total_heads"] == sum(summary["verdicts"].values()) == sum(summary["references"].values()) == 2
     history = client.get("/admin/calibration/history", params={"model": "net", "head": "grid"}).json()
     assert history["status"] == "ok" and history["count"] == len(history["runs"]) > 0
     wanted = "id model_name head_name version file_count timestamp p5 p95 range reference_version apd_p5 apd_p95 srd jsd median_drift iqr_drift is_stable".split()
-    assert set(wanted) <= set(history["runs"][0]) and isinstance(history["runs"][0]["is_stable"], bool) and history["runs"][0]["timestamp"] > 1.6e12
+    assert (
+        set(wanted) <= set(history["runs"][0])
+        and isinstance(history["runs"][0]["is_stable"], bool)
+        and history["runs"][0]["timestamp"] > 1.6e12
+    )
 
 
 def test_scores_are_tagged_in_both_modes(tmp_path):
@@ -95,22 +134,47 @@ def test_scores_are_tagged_in_both_modes(tmp_path):
     fill(store, rng, "a")
     store.run()
     names, scores = [f"x{i}" for i in range(1000)], rng.gamma(5, size=1000)
-    wish = {"model": "net", "head": "leather", "items": [{"file": n, "score": s} for n, s in zip(names, scores.tolist())] + [{"file": "gap", "score": None}]}
+    wish = {
+        "model": "net",
+        "head": "leather",
+        "items": [{"file": n, "score": s} for n, s in zip(names, scores.tolist())] + [{"file": "gap", "score": None}],
+    }
     answers = []
     for mode in (True, False):
         client = TestClient(create_app(CalibrationStore(tmp_path, Settings(calibrate_heads=mode)), HASH), headers=AUTH)
         answers.append(client.post("/tag", json=wish).json()["decisions"])
         assert client.post("/tag", json=wish, headers={"Authorization": "Bearer no"}).status_code == 401
-        r = client.post("/tag", json=wish | {"head": "wood"})  # no reference: kept for its first run, or told which heads there are
+        r = client.post(
+            "/tag", json=wish | {"head": "wood"}
+        )  # no reference: kept for its first run, or told which heads there are
         if mode:
-            assert r.status_code == 200 and r.json()["message"] == "1001 new scores kept, none decided: net/wood has no reference yet; make a calibration run"
+            assert (
+                r.status_code == 200
+                and r.json()["message"]
+                == "1001 new scores kept, none decided: net/wood has no reference yet; make a calibration run"
+            )
             assert {d["anomalous"] for d in r.json()["decisions"]} == {None}
         else:
-            assert r.status_code == 404 and r.json()["detail"] == "net/wood has no reference here; there are references of net/grid, net/leather; pull calibrations, or make a calibration run"
+            assert (
+                r.status_code == 404
+                and r.json()["detail"]
+                == "net/wood has no reference here; there are references of net/grid, net/leather; pull calibrations, or make a calibration run"
+            )
         assert client.post("/tag", json=wish | {"items": wish["items"][:1] * 2}).status_code == 409
         assert client.post("/tag", json=wish | {"label": "happy"}).status_code == 409
-    assert answers[0] == answers[1] and answers[0][-1] == {"file": "gap", "score": None, "anomalous": None, "value": None}
-    tags = store.table("SELECT file, anomalous FROM tags JOIN files ON files.id = file_id JOIN heads ON heads.id = head_id WHERE file LIKE 'x%' AND head_name = 'leather'").set_index("file").anomalous
+    assert answers[0] == answers[1] and answers[0][-1] == {
+        "file": "gap",
+        "score": None,
+        "anomalous": None,
+        "value": None,
+    }
+    tags = (
+        store.table(
+            "SELECT file, anomalous FROM tags JOIN files ON files.id = file_id JOIN heads ON heads.id = head_id WHERE file LIKE 'x%' AND head_name = 'leather'"
+        )
+        .set_index("file")
+        .anomalous
+    )
     assert len(tags) == 1000 and all(tags[d["file"]] == d["anomalous"] for d in answers[0][:-1])
 
 
@@ -125,31 +189,59 @@ def test_errors_show_nothing_of_the_inside(small_app, tmp_path):
         client.get("/nowhere"),
         client.put("/health"),
     ):
-        assert 400 <= r.status_code < 500 and r.json()["status"] == r.status_code and r.headers["content-type"] == "application/problem+json"
+        assert (
+            400 <= r.status_code < 500
+            and r.json()["status"] == r.status_code
+            and r.headers["content-type"] == "application/problem+json"
+        )
         assert not any(word in r.text for word in ("Traceback", "sqlite", ".py", str(tmp_path.parent)))
     store = CalibrationStore(tmp_path, DEV)
     (tmp_path / "calibration.sqlite").write_bytes(b"no database" * 1000)
-    broken = TestClient(create_app(store, HASH), headers=AUTH, raise_server_exceptions=False).get("/admin/calibration/history")
+    broken = TestClient(create_app(store, HASH), headers=AUTH, raise_server_exceptions=False).get(
+        "/admin/calibration/history"
+    )
     assert broken.status_code == 500 and broken.json()["detail"] == "the server failed; its log says why"
 
 
 def test_repeated_wrong_keys_have_to_wait(tmp_path):
     client = TestClient(create_app(CalibrationStore(tmp_path, DEV), HASH))
-    codes = [client.get("/admin/calibration/jobs", headers={"Authorization": f"Bearer {i}"}).status_code for i in range(15)]
+    codes = [
+        client.get("/admin/calibration/jobs", headers={"Authorization": f"Bearer {i}"}).status_code for i in range(15)
+    ]
     assert codes[0] == 401 and codes[-1] == 429
     last = client.get("/admin/calibration/jobs")
     assert last.status_code == 429 and 1 <= int(last.headers["retry-after"]) <= 61
     assert client.get("/admin/calibration/jobs", headers=AUTH).status_code == 200
 
 
-ROUTES = [("POST", "run"), ("GET", "history"), ("GET", "trend?model=a&head=b"), ("POST", "promote"), ("POST", "extend"), ("POST", "retag-all"), ("GET", "jobs")]
+ROUTES = [
+    ("POST", "run"),
+    ("GET", "history"),
+    ("GET", "trend?model=a&head=b"),
+    ("POST", "promote"),
+    ("POST", "extend"),
+    ("POST", "retag-all"),
+    ("GET", "jobs"),
+]
+
+
 def test_no_key_no_answer_wherever_it_is_mounted(small_app):
-    "Every route but health, mangled in every way that proxies and attackers know: 401, and never an answer; with the key the straight path works."
+    """Every route but health, mangled in every way that proxies and attackers know: 401, and never an answer; with the
+    key the straight path works.
+    """
     before = TestClient(small_app, headers=AUTH).get("/admin/calibration/history").json()
-    routes = [(method, f"/admin/calibration/{path}") for method, path in ROUTES] + [("POST", "/tag"), ("GET", "/openapi.json"), ("GET", "/nowhere")]
+    routes = [(method, f"/admin/calibration/{path}") for method, path in ROUTES] + [
+        ("POST", "/tag"),
+        ("GET", "/openapi.json"),
+        ("GET", "/nowhere"),
+    ]
     no_answer(small_app, routes, "/admin/calibration", ("GET", "POST", "PUT", "HEAD", "OPTIONS") if SLOW else ())
     for name, client, prefix in places(small_app, "/admin/calibration"):
-        assert client.get(f"{prefix}/admin/calibration/history", headers=AUTH).status_code == client.get(f"{prefix}/openapi.json", headers=AUTH).status_code == 200, name
+        assert (
+            client.get(f"{prefix}/admin/calibration/history", headers=AUTH).status_code
+            == client.get(f"{prefix}/openapi.json", headers=AUTH).status_code
+            == 200
+        ), name
     assert TestClient(small_app, headers=AUTH).get("/admin/calibration/history").json() == before
 
 
@@ -164,14 +256,18 @@ def walk(routes, prefix=""):
 
 @pytest.mark.parametrize("place", ["plain", "mounted"])
 def test_every_route_has_its_guard(tmp_path, place):
-    "Walks all routes there are: each is of a kind that asks its guard, each but health refuses without a key, and no other can be registered."
+    """Walks all routes there are: each is of a kind that asks its guard, each but health refuses without a key, and no
+    other can be registered.
+    """
     app = create_app(CalibrationStore(tmp_path, DEV), HASH, failures=100)
     outer = app if place == "plain" else mounted(app)
     own = [(path, r) for path, r in walk(outer.routes) if r in app.router.routes]
     assert len(own) == len(app.router.routes) == 10
     assert [path.removeprefix("/api/v2") for path, r in own if not r.needs_key] == ["/health"]
     for path, route in own:
-        assert all(TestClient(outer).request(m, path).status_code == (401 if route.needs_key else 200) for m in route.methods), path
+        assert all(
+            TestClient(outer).request(m, path).status_code == (401 if route.needs_key else 200) for m in route.methods
+        ), path
     plain = APIRouter()
     plain.get("/y")(lambda: 1)
     for register in (
@@ -190,7 +286,12 @@ def test_every_route_has_its_guard(tmp_path, place):
     app.get("/late")(lambda: 1)
     app.add_api_route("/later", lambda: 1)
     assert len(app.router.routes) == 12 and {TestClient(app).get(p).status_code for p in ("/late", "/later")} == {401}
-    assert TestClient(create_app(CalibrationStore(tmp_path, DEV), HASH, public_schema=True)).get("/openapi.json").status_code == 200
+    assert (
+        TestClient(create_app(CalibrationStore(tmp_path, DEV), HASH, public_schema=True))
+        .get("/openapi.json")
+        .status_code
+        == 200
+    )
 
 
 def deep(n):
@@ -210,15 +311,29 @@ BODIES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["application/json", "text/plain", "multipart/form-data; boundary=x", "application/json; charset=utf-16", ""])
+@pytest.mark.parametrize(
+    "kind",
+    ["application/json", "text/plain", "multipart/form-data; boundary=x", "application/json; charset=utf-16", ""],
+)
 def test_hostile_bodies(small_app, kind):
-    "One sentence and a 4xx for every body, however it is sent and whatever it says it is; its bytes are counted before they are parsed."
+    """One sentence and a 4xx for every body, however it is sent and whatever it says it is; its bytes are counted
+    before they are parsed.
+    """
     for name, (status, body) in BODIES.items():
         for client, root in ((TestClient(small_app), ""), (TestClient(mounted(small_app)), "/api/v2")):
             for path in ("promote", "run") if status == 413 else ("promote",):
-                r = client.post(f"{root}/admin/calibration/{path}", content=chunks(*body) if isinstance(body, list) else body, headers=AUTH | ({"Content-Type": kind} if kind else {}))
+                r = client.post(
+                    f"{root}/admin/calibration/{path}",
+                    content=chunks(*body) if isinstance(body, list) else body,
+                    headers=AUTH | ({"Content-Type": kind} if kind else {}),
+                )
                 wanted = status if kind.startswith("application/json") or status != 409 else 422
-                assert r.status_code == wanted and r.json()["status"] == wanted and "\n" not in r.json()["detail"] and "Traceback" not in r.text, (name, kind, r.status_code, r.text)
+                assert (
+                    r.status_code == wanted
+                    and r.json()["status"] == wanted
+                    and "\n" not in r.json()["detail"]
+                    and "Traceback" not in r.text
+                ), (name, kind, r.status_code, r.text)
     r = TestClient(small_app).post("/admin/calibration/promote", content=chunks(*[b" " * 4096] * 5))
     assert r.status_code == 401  # before a byte is counted
 
@@ -236,12 +351,20 @@ def test_keys_are_named_rotated_and_revoked_while_it_runs(tmp_path):
     assert (status(one), status(two)) == (200, 401)
     update_settings(config, {"calibration_api_keys": {"anna": two_hash}})
     assert (status(one), status(two)) == (200, 200)
-    moved = client.post("/admin/calibration/promote", json={"model": "net", "head": "grid", "version": 2, "reason": "new lamp"}, headers={"Authorization": f"Bearer {two}"})
+    moved = client.post(
+        "/admin/calibration/promote",
+        json={"model": "net", "head": "grid", "version": 2, "reason": "new lamp"},
+        headers={"Authorization": f"Bearer {two}"},
+    )
     assert moved.status_code == 200
     update_settings(config, {"calibration_api_keys": {"anna": None}})
     assert (status(one), status(two)) == (200, 401)
-    rows = client.get("/admin/calibration/history", params={"head": "grid"}, headers={"Authorization": f"Bearer {one}"}).json()["runs"]
-    assert [[m["by"] for m in r["moves"]] for r in rows] == [["service: anna"], ["review"]] and rows[0]["moves"][0]["reason"] == "new lamp"
+    rows = client.get(
+        "/admin/calibration/history", params={"head": "grid"}, headers={"Authorization": f"Bearer {one}"}
+    ).json()["runs"]
+    assert [[m["by"] for m in r["moves"]] for r in rows] == [["service: anna"], ["review"]] and rows[0]["moves"][0][
+        "reason"
+    ] == "new lamp"
     assert abs(rows[0]["moves"][0]["timestamp"] / 1000 - time.time()) < 60
     assert store.table("SELECT by FROM reference_moves ORDER BY id DESC LIMIT 1").by[0] == "service: anna"
     text = config.read_text()
@@ -265,11 +388,16 @@ def test_extend_pools_and_says_who_asked(tmp_path):
     assert told == {"net/grid": "pooled with the files of version 2: 120 -> 240"}
     row = client.get("/admin/calibration/history", params={"head": "grid", "limit": 1}).json()["runs"][0]
     assert row["version"] == 3 and row["file_count"] == 240
-    assert [(m["by"], m["from_version"], m["reason"]) for m in row["moves"]] == [("service: default", 1, told["net/grid"])]
+    assert [(m["by"], m["from_version"], m["reason"]) for m in row["moves"]] == [
+        ("service: default", 1, told["net/grid"])
+    ]
     assert set(client.post("/admin/calibration/extend").json()["heads"]) == {"net/grid", "net/leather"}
     assert client.post("/admin/calibration/extend", json={"model": "net", "head": "wood"}).status_code == 404
     off = TestClient(create_app(CalibrationStore(tmp_path), HASH))
-    assert off.post("/admin/calibration/extend").status_code == 401 and off.post("/admin/calibration/extend", headers=AUTH).status_code == 403
+    assert (
+        off.post("/admin/calibration/extend").status_code == 401
+        and off.post("/admin/calibration/extend", headers=AUTH).status_code == 403
+    )
 
 
 @pytest.fixture
@@ -278,7 +406,13 @@ def server(tmp_path):
     (tmp_path / "config.yml").write_text("calibrate_heads: true\n")
     store, port = CalibrationStore(tmp_path / "store", DEV), free_port()
     fill(store, np.random.default_rng(0), "start")
-    given = {"port": port, "store": tmp_path / "store", "config": tmp_path / "config.yml", "api_key": KEY, "request_seconds": 1.0}
+    given = {
+        "port": port,
+        "store": tmp_path / "store",
+        "config": tmp_path / "config.yml",
+        "api_key": KEY,
+        "request_seconds": 1.0,
+    }
     process = multiprocessing.get_context("spawn").Process(target=serve, kwargs=given, daemon=True)
     process.start()
     url = f"http://127.0.0.1:{port}"
@@ -306,7 +440,9 @@ HALVES = {
 
 
 def test_half_sent_requests_are_dropped(server):
-    "Over a real socket, all at once: after the stated second the connection is closed, and meanwhile others are served."
+    """Over a real socket, all at once: after the stated second the connection is closed, and meanwhile others are
+    served.
+    """
     url, _ = server
     port, began, closed, answers = int(url.rsplit(":", 1)[1]), time.monotonic(), {}, {}
 
@@ -339,13 +475,25 @@ def test_half_sent_requests_are_dropped(server):
     threads = [threading.Thread(target=send, args=pair) for pair in HALVES.items()] + [threading.Thread(target=drip)]
     for t in threads:
         t.start()
-    assert httpx.get(f"{url}/health").status_code == 200 and httpx.post(f"{url}/admin/calibration/run", headers=AUTH).status_code == 200
+    assert (
+        httpx.get(f"{url}/health").status_code == 200
+        and httpx.post(f"{url}/admin/calibration/run", headers=AUTH).status_code == 200
+    )
     for t in threads:
         t.join()
     code = {k: int(v.split(b" ")[1]) if v else None for k, v in answers.items()}
     print({k: (round(s, 1), code.get(k)) for k, s in closed.items()})
     assert max(closed.values()) < 8 and len(closed) == len(HALVES) + 1
-    assert code == {"nothing": None, "half a header": None, "half a body": 408, "half a chunk": 408, "half a body without a key": 401, "half a body of health": 408, "half a second request": 200, "endless chunks": 413}
+    assert code == {
+        "nothing": None,
+        "half a header": None,
+        "half a body": 408,
+        "half a chunk": 408,
+        "half a body without a key": 401,
+        "half a body of health": 408,
+        "half a second request": 200,
+        "endless chunks": 413,
+    }
 
 
 def test_many_clients_lose_nothing(server):
@@ -359,7 +507,12 @@ def test_many_clients_lose_nothing(server):
             for asked in count():
                 if asked >= 10 and time.time() > stop:
                     return
-                what = str(rng.choice(["history", "trend", "run", "promote", "retag", "jobs", "health"], p=[0.35, 0.15, 0.1, 0.1, 0.05, 0.15, 0.1]))
+                what = str(
+                    rng.choice(
+                        ["history", "trend", "run", "promote", "retag", "jobs", "health"],
+                        p=[0.35, 0.15, 0.1, 0.1, 0.05, 0.15, 0.1],
+                    )
+                )
                 began = time.perf_counter()
                 try:
                     if what == "history":
@@ -369,7 +522,15 @@ def test_many_clients_lose_nothing(server):
                     elif what == "run":
                         r = http.post("/admin/calibration/run")
                     elif what == "promote":
-                        r = http.post("/admin/calibration/promote", json={"model": "net", "head": "grid", "version": int(rng.integers(1, 4)), "reason": f"client {k}"})
+                        r = http.post(
+                            "/admin/calibration/promote",
+                            json={
+                                "model": "net",
+                                "head": "grid",
+                                "version": int(rng.integers(1, 4)),
+                                "reason": f"client {k}",
+                            },
+                        )
                     elif what == "retag":
                         r = http.post("/admin/calibration/retag-all")
                     else:
@@ -404,8 +565,12 @@ def test_many_clients_lose_nothing(server):
         versions = {v for (v,) in db.execute("SELECT version FROM runs")}
         moves = number("SELECT count(*) FROM reference_moves WHERE by = 'service: default'")
         jobs, files = number("SELECT count(*) FROM jobs"), number("SELECT count(*) FROM files")
-    slowest = {w: f"{np.percentile([s for v, s in times if v == w], 95) * 1000:.0f} ms" for w in sorted({v for v, _ in times})}
-    print(f"{clients} clients, {seconds} s: {sum(codes.values())} answers {dict(Counter(c for _, c in codes.elements()))}, {len(versions)} versions, {moves} moves, {jobs} jobs; 95th percentiles {slowest}")
+    slowest = {
+        w: f"{np.percentile([s for v, s in times if v == w], 95) * 1000:.0f} ms" for w in sorted({v for v, _ in times})
+    }
+    print(
+        f"{clients} clients, {seconds} s: {sum(codes.values())} answers {dict(Counter(c for _, c in codes.elements()))}, {len(versions)} versions, {moves} moves, {jobs} jobs; 95th percentiles {slowest}"
+    )
     assert not errors and not [c for _, c in codes if c >= 500], (errors[:3], codes)
     assert sum(codes.values()) >= 10 * clients
     assert {c for _, c in codes} <= {200, 404, 409}
@@ -420,7 +585,9 @@ def test_history_over_many_rows(server):
     heads = [f"head_{i}" for i in range(20)]
     with closing(sqlite3.connect(store.root / "calibration.sqlite")) as db:
         versions = rows // 20
-        db.executemany("INSERT INTO runs VALUES (?, ?, 0, 1, 0, '{}', '{}')", [(v, str(v)) for v in range(1, versions + 1)])
+        db.executemany(
+            "INSERT INTO runs VALUES (?, ?, 0, 1, 0, '{}', '{}')", [(v, str(v)) for v in range(1, versions + 1)]
+        )
         db.executemany(
             "INSERT INTO calibration_runs (model_name, head_name, version, file_count, timestamp, p5, p95, range, reference_version, apd_p5, apd_p95, srd, jsd, median_drift, iqr_drift,"
             " is_stable, verdict, reason, proposed, first_score, last_score, detail) VALUES ('net', ?, ?, 1000, 0, .1, .9, .8, 1, .01, .01, .01, .01, .01, .01, 1, 'stable', '', 0, 0, 0, '{}')",
@@ -435,5 +602,7 @@ def test_history_over_many_rows(server):
                 r = http.get("/admin/calibration/history", params=params)
                 spans.append(time.perf_counter() - began)
                 assert r.status_code == 200 and r.json()["count"] == (0 if params.get("model") == "none" else 50)
-            print(f"history over {rows} rows, {params or 'no filter'}: median {np.median(spans) * 1000:.1f} ms, 95 % {np.percentile(spans, 95) * 1000:.1f} ms")
+            print(
+                f"history over {rows} rows, {params or 'no filter'}: median {np.median(spans) * 1000:.1f} ms, 95 % {np.percentile(spans, 95) * 1000:.1f} ms"
+            )
             assert np.median(spans) < 0.25

@@ -39,8 +39,15 @@ def rows(store, query, *values):
 
 
 def check_files(store, settled, since=0.0):
-    "Every file written `since` parses and is what the database holds; if `settled`, every row has its file and references are today's."
-    payload = {(m, h, v): p for m, h, v, p in rows(store, "SELECT model_name, head_name, version, payload FROM calibration_runs WHERE payload IS NOT NULL")}
+    """Every file written `since` parses and is what the database holds; if `settled`, every row has its file and
+    references are today's.
+    """
+    payload = {
+        (m, h, v): p
+        for m, h, v, p in rows(
+            store, "SELECT model_name, head_name, version, payload FROM calibration_runs WHERE payload IS NOT NULL"
+        )
+    }
     reference = {(m, h): v for m, h, v in rows(store, "SELECT model_name, head_name, reference_version FROM heads")}
     seen = set()
     for path in store.root.glob("*/heads/*-calibration*.json"):
@@ -53,7 +60,9 @@ def check_files(store, settled, since=0.0):
         if settled and "-v" not in path.name:
             assert content["version"] == reference[key[:2]], path
     if settled:
-        assert seen == {(m, f"{h}-calibration-v{v}.json") for m, h, v in payload} | {(m, f"{h}-calibration.json") for (m, h), v in reference.items() if v}
+        assert seen == {(m, f"{h}-calibration-v{v}.json") for m, h, v in payload} | {
+            (m, f"{h}-calibration.json") for (m, h), v in reference.items() if v
+        }
     for (model, head), version in reference.items():
         assert version is None or (model, head, version) in payload, "the reference names no complete run"
 
@@ -63,9 +72,13 @@ def check_versions(store):
     versions = [v for (v,) in rows(store, "SELECT version FROM runs ORDER BY version")]
     assert versions == list(range(1, len(versions) + 1))
     for version, heads, distinct, report in rows(
-        store, "SELECT r.version, count(*), count(DISTINCT c.model_name || '/' || c.head_name), r.report FROM runs r JOIN calibration_runs c USING (version) GROUP BY version"
+        store,
+        "SELECT r.version, count(*), count(DISTINCT c.model_name || '/' || c.head_name), r.report FROM runs r JOIN calibration_runs c USING (version) GROUP BY version",
     ):
-        assert heads == distinct == json.loads(report)["summary"]["total_heads"] and json.loads(report)["version"] == version
+        assert (
+            heads == distinct == json.loads(report)["summary"]["total_heads"]
+            and json.loads(report)["version"] == version
+        )
     assert len(rows(store, "SELECT DISTINCT version FROM calibration_runs")) == len(versions)
     assert rows(store, "PRAGMA integrity_check") == [("ok",)]
     return len(versions)
@@ -74,7 +87,9 @@ def check_versions(store):
 def live(root, seed):
     "Everything the store does, over and over, until killed."
     rng = np.random.default_rng(seed)
-    store = CalibrationStore(root, DEV.model_copy(update={"calibration_policy": "auto", "calibration_drift_min_files": 20}))
+    store = CalibrationStore(
+        root, DEV.model_copy(update={"calibration_policy": "auto", "calibration_drift_min_files": 20})
+    )
     turn = 0
     while True:
         for head in ("leather", "grid", "wood"):
@@ -88,7 +103,9 @@ def live(root, seed):
 def test_kills_at_random_moments(tmp_path):
     kills, rng = (200 if SLOW else 12), np.random.default_rng(0)
     store = CalibrationStore(tmp_path, DEV)
-    with closing(sqlite3.connect(tmp_path / "calibration.sqlite")) as db:  # a witness of every decision that a job has made
+    with closing(
+        sqlite3.connect(tmp_path / "calibration.sqlite")
+    ) as db:  # a witness of every decision that a job has made
         db.executescript(
             "CREATE TABLE effects (job_id, head_id, file_id); CREATE TRIGGER witness AFTER INSERT ON tags WHEN NEW.job_id IS NOT NULL "
             "BEGIN INSERT INTO effects VALUES (NEW.job_id, NEW.head_id, NEW.file_id); END;"
@@ -100,7 +117,10 @@ def test_kills_at_random_moments(tmp_path):
         child.start()
         while i == 0 and not rows(store, "SELECT 1 FROM jobs LIMIT 1") and time.time() < began + 120:
             time.sleep(0.05)  # the first life gets as far as a job, on a busy machine too
-        spent, life = psutil.Process(child.pid).cpu_times, rng.uniform(0.01, 0.15 if i < 12 else 0.3)  # seconds of CPU: a busy machine shortens no life, and a fuller store takes longer
+        spent, life = (
+            psutil.Process(child.pid).cpu_times,
+            rng.uniform(0.01, 0.15 if i < 12 else 0.3),
+        )  # seconds of CPU: a busy machine shortens no life, and a fuller store takes longer
         while sum(spent()[:2]) < life:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.01))  # while it waits for the disk, too
@@ -116,18 +136,29 @@ def test_kills_at_random_moments(tmp_path):
     store.work(lease=0.05)
     check_files(store, settled=True)
     versions = check_versions(store)
-    assert rows(store, "SELECT state, count(*) FROM jobs GROUP BY state") == [("done", total)], f"attempts allowed: {ATTEMPTS}"
+    assert rows(store, "SELECT state, count(*) FROM jobs GROUP BY state") == [("done", total)], (
+        f"attempts allowed: {ATTEMPTS}"
+    )
     assert rows(store, "SELECT 1 FROM effects GROUP BY job_id, head_id HAVING count(*) > 1") == []
     missing = "SELECT count(*) FROM jobs j JOIN (SELECT DISTINCT head_id, file_id FROM scores) s ON s.file_id = j.file_id LEFT JOIN effects e ON e.job_id = j.id AND e.head_id = s.head_id WHERE j.kind = 'retag' AND e.job_id IS NULL"
-    late = rows(store, missing)[0][0]  # files whose third head was only scored after the job: at most one batch of each life
-    print(f"{kills} kills: {versions} runs, {total} jobs all done once; files owing after {unsettled} kills, {len(interrupted)} of them at the end, {late} late heads")
+    late = rows(store, missing)[0][
+        0
+    ]  # files whose third head was only scored after the job: at most one batch of each life
+    print(
+        f"{kills} kills: {versions} runs, {total} jobs all done once; files owing after {unsettled} kills, {len(interrupted)} of them at the end, {late} late heads"
+    )
     assert late <= 2 * 25 * kills and versions >= kills / 4
-    assert rows(store, "SELECT count(*) FROM tags t JOIN scores s ON s.head_id = t.head_id AND s.file_id = t.file_id WHERE t.score != s.score") == [(0,)]
+    assert rows(
+        store,
+        "SELECT count(*) FROM tags t JOIN scores s ON s.head_id = t.head_id AND s.file_id = t.file_id WHERE t.score != s.score",
+    ) == [(0,)]
 
 
 def many_runs(root, who, runs, out):
     rng, got = np.random.default_rng(who), []
-    store = CalibrationStore(root, DEV.model_copy(update={"calibration_policy": "auto", "calibration_drift_min_files": 20}))
+    store = CalibrationStore(
+        root, DEV.model_copy(update={"calibration_policy": "auto", "calibration_drift_min_files": 20})
+    )
     for i in range(runs):
         store.tag("net", f"head_{i % 2}", names(f"{who}_{i}", 25), rng.gamma(4, size=25))
         got.append(store.run(wait=120)["version"])
@@ -186,7 +217,9 @@ def test_twenty_runs_of_small_creep_end_in_an_alarm(tmp_path):
         trend = store.trend("net", "creep")[1:]
         first.append(next((r["version"] for r in trend if r["verdict"] == "unstable" or r["alarm"]["rung"]), 99))
         assert trend[-1]["verdict"] == "unstable" or trend[-1]["alarm"]["rung"]
-        assert report["reference_updates"]["net/creep"] == "proposed" and rows(store, "SELECT DISTINCT reference_version FROM heads") == [(1,)]
+        assert report["reference_updates"]["net/creep"] == "proposed" and rows(
+            store, "SELECT DISTINCT reference_version FROM heads"
+        ) == [(1,)]
     print(f"creep of 0.03 sd a run, 200 files a run: alarm in {repeats} of {repeats}, at run {sorted(first)}")
 
 
@@ -202,23 +235,44 @@ def test_a_surge_of_defects_and_who_moves_the_reference(tmp_path, policy, after)
     assert report["verdict"] == "unstable" and report["is_stable"] is False
     assert load_calibration(tmp_path, "net", "leather")["version"] == after
     for i in range(5):  # and not by persistence either
-        store.tag("net", "leather", names(f"c{i}", 100), np.where(rng.random(100) < 0.3, 15, 0) + rng.gamma(4, size=100))
+        store.tag(
+            "net", "leather", names(f"c{i}", 100), np.where(rng.random(100) < 0.3, 15, 0) + rng.gamma(4, size=100)
+        )
         now = store.run()
         head = now["heads"]["net/leather"]
-        moved = "updated" if policy == "auto" and head["verdict"] == "unstable" else "proposed" if head["verdict"] == "unstable" or head["alarm"]["rung"] else "kept"
-        assert now["reference_updates"]["net/leather"] == moved and head["alarm"]["rung"], "the alarm counts from the first reference, whoever moves it"
+        moved = (
+            "updated"
+            if policy == "auto" and head["verdict"] == "unstable"
+            else "proposed"
+            if head["verdict"] == "unstable" or head["alarm"]["rung"]
+            else "kept"
+        )
+        assert now["reference_updates"]["net/leather"] == moved and head["alarm"]["rung"], (
+            "the alarm counts from the first reference, whoever moves it"
+        )
     if policy == "review":
         assert load_calibration(tmp_path, "net", "leather") == before
-        assert store.promote("net", "leather")["to_version"] == 7 and load_calibration(tmp_path, "net", "leather")["version"] == 7
-        assert store.promote("net", "leather", 1)["from_version"] == 7 and load_calibration(tmp_path, "net", "leather") == before
+        assert (
+            store.promote("net", "leather")["to_version"] == 7
+            and load_calibration(tmp_path, "net", "leather")["version"] == 7
+        )
+        assert (
+            store.promote("net", "leather", 1)["from_version"] == 7
+            and load_calibration(tmp_path, "net", "leather") == before
+        )
 
 
 @pytest.mark.parametrize("n", [60, 300])
 def test_the_sequential_alarm_ever_rings_at_most_at_its_rate(n):
     streams, length, alpha = (2000, 1000, 0.05) if SLOW else (60, 400, 0.05)
     rng = np.random.default_rng(n)
-    triggered = sum(SequentialAlarm(alpha, random_state=i).fit(rng.gamma(2, size=n)).update(rng.gamma(2, size=length)).alarm_ for i in range(streams))
-    print(f"sequential alarm, reference {n}, {length} scores: rang in {triggered / streams:.2%} of {streams} streams (stated {alpha:.0%})")
+    triggered = sum(
+        SequentialAlarm(alpha, random_state=i).fit(rng.gamma(2, size=n)).update(rng.gamma(2, size=length)).alarm_
+        for i in range(streams)
+    )
+    print(
+        f"sequential alarm, reference {n}, {length} scores: rang in {triggered / streams:.2%} of {streams} streams (stated {alpha:.0%})"
+    )
     assert triggered <= binom.ppf(0.999, streams, alpha)
 
 
@@ -231,14 +285,38 @@ def test_is_stable_and_rows_are_as_specified(tmp_path):
     store.tag("effnet", "mood_happy", names("b", 1000), more)
     two = store.run()
     row = store.history()[0]
-    assert list(row)[:17] == ["id", "model_name", "head_name", "version", "file_count", "timestamp", "p5", "p95", "range", "reference_version", *METRICS, "is_stable"]
+    assert list(row)[:17] == [
+        "id",
+        "model_name",
+        "head_name",
+        "version",
+        "file_count",
+        "timestamp",
+        "p5",
+        "p95",
+        "range",
+        "reference_version",
+        *METRICS,
+        "is_stable",
+    ]
     both = np.r_[first, more]
-    assert row["file_count"] == 2000 and two["library_size"] == 2000 and row["reference_version"] == 1 and isinstance(row["is_stable"], bool)
-    assert (row["p5"], row["p95"]) == tuple(np.quantile(both, [0.05, 0.95])) and row["range"] == pytest.approx(row["p95"] - row["p5"])
+    assert (
+        row["file_count"] == 2000
+        and two["library_size"] == 2000
+        and row["reference_version"] == 1
+        and isinstance(row["is_stable"], bool)
+    )
+    assert (row["p5"], row["p95"]) == tuple(np.quantile(both, [0.05, 0.95])) and row["range"] == pytest.approx(
+        row["p95"] - row["p5"]
+    )
     assert row["apd_p5"] == pytest.approx(abs(np.quantile(both, 0.05) - np.quantile(first, 0.05)), abs=1e-12)
     body = two["heads"]["effnet/mood_happy"]
-    assert body["is_stable"] == all(body["drift_metrics"][m] < t for m, t in zip(METRICS, [0.01, 0.01, 0.05, 0.1, 0.05, 0.1]))
-    assert one["heads"]["effnet/mood_happy"]["labels"]["anomalous"]["method"] == "minmax" and one["reference_updates"] == {"effnet/mood_happy": "updated"}
+    assert body["is_stable"] == all(
+        body["drift_metrics"][m] < t for m, t in zip(METRICS, [0.01, 0.01, 0.05, 0.1, 0.05, 0.1])
+    )
+    assert one["heads"]["effnet/mood_happy"]["labels"]["anomalous"]["method"] == "minmax" and one[
+        "reference_updates"
+    ] == {"effnet/mood_happy": "updated"}
     assert two["saved_files"]["effnet/mood_happy"].endswith("/effnet/heads/mood_happy-calibration-v2.json")
 
 
@@ -263,13 +341,24 @@ def test_heads_that_cannot_be_judged(tmp_path):
     store.tag("net", "tied", names("a", 200), rng.random(200).round(1))
     store.tag("net", "good", names("a", 200), rng.random(200))
     one = store.run()
-    assert {k: b["verdict"] for k, b in one["heads"].items()} == {"net/few": "insufficient", "net/constant": "unstable", "net/tied": "insufficient", "net/good": "unstable"}
-    assert one["reference_updates"]["net/few"] == one["reference_updates"]["net/constant"] == "none" and one["reference_updates"]["net/good"] == "updated"
+    assert {k: b["verdict"] for k, b in one["heads"].items()} == {
+        "net/few": "insufficient",
+        "net/constant": "unstable",
+        "net/tied": "insufficient",
+        "net/good": "unstable",
+    }
+    assert (
+        one["reference_updates"]["net/few"] == one["reference_updates"]["net/constant"] == "none"
+        and one["reference_updates"]["net/good"] == "updated"
+    )
     assert not any(b["is_stable"] for b in one["heads"].values())
     store.tag("net", "few", names("b", 90), rng.random(90))
     two = store.run()
     assert two["reference_updates"]["net/few"] == "updated"
-    assert two["heads"]["net/good"]["verdict"] == "insufficient" and "no files since version 1" in two["heads"]["net/good"]["reason"]
+    assert (
+        two["heads"]["net/good"]["verdict"] == "insufficient"
+        and "no files since version 1" in two["heads"]["net/good"]["reason"]
+    )
     assert not any(b["is_stable"] for b in two["heads"].values())
     check_files(store, settled=True)
     with pytest.raises(ValueError, match="holds no calibration"):
@@ -280,21 +369,29 @@ def test_heads_that_cannot_be_judged(tmp_path):
 
 def test_groups_are_counted_as_groups(tmp_path):
     rng = np.random.default_rng(5)
-    videos = lambda k, v: (np.repeat(rng.normal(size=v), 50) * 1.5 + rng.normal(size=v * 50), [f"{k}{i}" for i in range(v) for _ in range(50)])
+    videos = lambda k, v: (
+        np.repeat(rng.normal(size=v), 50) * 1.5 + rng.normal(size=v * 50),
+        [f"{k}{i}" for i in range(v) for _ in range(50)],
+    )
     store = CalibrationStore(tmp_path, DEV)
     for k in "ab":
         scores, groups = videos(k, 20)
         store.tag("net", "video", names(k, 1000), scores, groups)
         store.tag("net", "naive", names(k, 1000), scores)
         report = store.run()["heads"]
-    assert report["net/naive"]["verdict"] == "unstable" and report["net/video"]["verdict"] in ("no evidence of drift", "inconclusive")
+    assert report["net/naive"]["verdict"] == "unstable" and report["net/video"]["verdict"] in (
+        "no evidence of drift",
+        "inconclusive",
+    )
     assert report["net/video"]["alarm"]["watched"] == 19
 
 
 def test_own_limits_change_one_head_only(tmp_path):
     rng = np.random.default_rng(6)
     wide = {"net/wide": {"apd": 2, "srd": 2, "jsd": 0.9, "median": 2, "iqr": 2}}
-    store = CalibrationStore(tmp_path, Settings.model_validate({"calibrate_heads": True, "calibration_drift_heads": wide}))
+    store = CalibrationStore(
+        tmp_path, Settings.model_validate({"calibrate_heads": True, "calibration_drift_heads": wide})
+    )
     for i, shift in enumerate((0, 0.3)):
         for head in ("wide", "plain"):
             store.tag("net", head, names(i, 300), rng.random(300) + shift)
@@ -339,7 +436,9 @@ def test_same_scores_in_two_stores_give_the_same_run(tmp_path):
             report = store.run()
         reports.append({k: v for k, v in report["heads"]["net/h"].items()})
     assert reports[0] == reports[1]
-    keys = [rows(CalibrationStore(tmp_path / n), "SELECT content_key FROM runs ORDER BY version") for n in ("one", "two")]
+    keys = [
+        rows(CalibrationStore(tmp_path / n), "SELECT content_key FROM runs ORDER BY version") for n in ("one", "two")
+    ]
     assert keys[0] == keys[1]
 
 
@@ -377,7 +476,9 @@ def test_a_damaged_calibration_in_the_database_is_told(tmp_path):
     store = CalibrationStore(tmp_path, DEV)
     store.tag("net", "h", names("a", 100), np.random.default_rng(0).random(100))
     store.run()
-    assert all(sha256(p.encode()).hexdigest() == s for p, s in rows(store, "SELECT payload, sha256 FROM calibration_runs"))
+    assert all(
+        sha256(p.encode()).hexdigest() == s for p, s in rows(store, "SELECT payload, sha256 FROM calibration_runs")
+    )
     with closing(sqlite3.connect(tmp_path / "calibration.sqlite")) as db:
         db.execute("UPDATE calibration_runs SET payload = replace(payload, '\"p5\": 0', '\"p5\": 1')")
         db.commit()

@@ -54,7 +54,11 @@ def test_no_function_takes_more_than_ten():
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
-                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs) if a.arg not in ("self", "cls")]
+                names = [
+                    a.arg
+                    for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                    if a.arg not in ("self", "cls")
+                ]
                 if len(names) > 10 and (path.name, node.name) != ("detector.py", "__init__"):
                     long.append(f"{path.relative_to(PACKAGE)}: {node.name} takes {len(names)}")
     assert not long, "\n".join(long)

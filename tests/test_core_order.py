@@ -24,7 +24,14 @@ def test_the_order_is_transitive(a, b, c):
     assert natural_key(a) <= natural_key(b) <= natural_key(c) and natural_key(a) <= natural_key(c)
 
 
-@given(st.text(st.sampled_from("abXY_-."), max_size=5), st.integers(0, 10**30), st.integers(0, 10**30), st.integers(0, 4), st.integers(0, 4), st.sampled_from(["", "_gt", ".5"]))
+@given(
+    st.text(st.sampled_from("abXY_-."), max_size=5),
+    st.integers(0, 10**30),
+    st.integers(0, 10**30),
+    st.integers(0, 4),
+    st.integers(0, 4),
+    st.sampled_from(["", "_gt", ".5"]),
+)
 def test_digit_runs_compare_as_numbers_whatever_their_zeros(prefix, m, n, p, q, suffix):
     a, b = f"{prefix}{'0' * p}{m}{suffix}", f"{prefix}{'0' * q}{n}{suffix}"
     if m != n:
@@ -41,13 +48,21 @@ def test_digits_of_every_script_count(zero):
 
 
 def test_superscripts_and_endless_numbers_are_no_accident():
-    assert sorted(["x²", "x1", "x" + "9" * 6000, "x" + "8" * 6000], key=natural_key)[:3] == ["x1", "x" + "8" * 6000, "x" + "9" * 6000]
+    assert sorted(["x²", "x1", "x" + "9" * 6000, "x" + "8" * 6000], key=natural_key)[:3] == [
+        "x1",
+        "x" + "8" * 6000,
+        "x" + "9" * 6000,
+    ]
     assert natural_key("²") > natural_key("1") and sorted(["½", "²", "Ⅷ"], key=natural_key) == ["²", "½", "ⅷ".upper()]
     assert name_number("x²") is None and name_number("1" * 6000) is None
 
 
 @settings(max_examples=50)
-@given(st.lists(st.integers(0, 300), min_size=1, max_size=8, unique=True), st.lists(st.integers(301, 400), max_size=4, unique=True), st.randoms())
+@given(
+    st.lists(st.integers(0, 300), min_size=1, max_size=8, unique=True),
+    st.lists(st.integers(301, 400), max_size=4, unique=True),
+    st.randoms(),
+)
 def test_videos_find_their_partner_by_number_whatever_lies_beside_it(numbers, more, random):
     others = [f"test_{i:03d}" for i in numbers + more]
     random.shuffle(others)
@@ -64,7 +79,10 @@ def test_a_join_by_place_is_never_made():
     assert pair_names(["cam1_2", "cam2_2"], ["2_2", "1_2"], "here") == {"cam1_2": "1_2", "cam2_2": "2_2"}
     with pytest.raises(ValueError, match=r"'cam1_2'"):  # another number speaks against it
         pair_names(["cam1_2"], ["cam9_2"], "here")
-    assert pair_names(["01", "2"], ["ped2_test_02", "ped2_test_01"], "here") == {"01": "ped2_test_01", "2": "ped2_test_02"}
+    assert pair_names(["01", "2"], ["ped2_test_02", "ped2_test_01"], "here") == {
+        "01": "ped2_test_01",
+        "2": "ped2_test_02",
+    }
 
 
 def test_images_come_in_natural_order_through_every_door(tmp_path):
@@ -93,12 +111,18 @@ def test_images_come_in_natural_order_through_every_door(tmp_path):
 
 
 def test_a_piece_is_no_whole_and_says_no_number():
-    assert [name_part(n) for n in ("01_part2", "Test_01 PT.2", "01b", "cam1_vol03", "vol03", "part2", "ped2_test", "01_0014", "3_label")] == ["part2", "PT.2", "b", "vol03", None, None, None, None, None]
+    assert [
+        name_part(n)
+        for n in ("01_part2", "Test_01 PT.2", "01b", "cam1_vol03", "vol03", "part2", "ped2_test", "01_0014", "3_label")
+    ] == ["part2", "PT.2", "b", "vol03", None, None, None, None, None]
     assert name_number("01b") is None and name_number("vol03") == 3
     for name, others in (("Test_01_part2", ["01", "02"]), ("01b", ["01"]), ("02", ["Test_01_part2"])):
         with pytest.raises(ValueError, match=rf"'{name}' beyond doubt"):
             pair_names([name], others, "here")
-    assert pair_names(["Test_01_part2", "2b"], ["01_pt2", "01_pt1", "x02B"], "here") == {"Test_01_part2": "01_pt2", "2b": "x02B"}
+    assert pair_names(["Test_01_part2", "2b"], ["01_pt2", "01_pt1", "x02B"], "here") == {
+        "Test_01_part2": "01_pt2",
+        "2b": "x02B",
+    }
 
 
 def test_the_last_number_joins_only_where_the_others_say_nothing():
@@ -106,7 +130,10 @@ def test_the_last_number_joins_only_where_the_others_say_nothing():
         pair_names(["cam1_2", "cam2_3"], ["2", "3"], "here")
     with pytest.raises(ValueError, match=r"'Test_02_1'"):  # two cuts of video 2, or videos 1 and 2 of set 2?
         pair_names(["Test_02_1", "Test_02_2"], ["01", "02", "03"], "here")
-    assert pair_names(["Test_02_1", "Test_02_2"], ["1", "2"], "here") == {"Test_02_1": "1", "Test_02_2": "2"}  # the whole set
+    assert pair_names(["Test_02_1", "Test_02_2"], ["1", "2"], "here") == {
+        "Test_02_1": "1",
+        "Test_02_2": "2",
+    }  # the whole set
     assert pair_names(["ped9_test_01"], ["01", "02"], "here") == {"ped9_test_01": "01"}  # 9 is nobody
 
 

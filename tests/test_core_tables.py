@@ -1,4 +1,6 @@
-"""Tables as spreadsheets and scripts leave them: names stay text, numbers are asked for, and what does not fit names its line."""
+"""Tables as spreadsheets and scripts leave them: names stay text, numbers are asked for, and what does not fit names
+its line.
+"""
 
 import io
 
@@ -16,7 +18,28 @@ from anomaly_nb.core.tables import read_rows, read_table
 from anomaly_nb.features import FeatureSet, load_features, save_features
 from anomaly_nb.features.featureset import read_meta
 
-NAMES = ("01", "1", "1.0", "NA", "nan", "None", "null", "1e3", "1_000", "+1", " a ", "-0", "0x10", "True", "∞", "2026-01-02", '"', "a,b", "two\nlines", "")
+NAMES = (
+    "01",
+    "1",
+    "1.0",
+    "NA",
+    "nan",
+    "None",
+    "null",
+    "1e3",
+    "1_000",
+    "+1",
+    " a ",
+    "-0",
+    "0x10",
+    "True",
+    "∞",
+    "2026-01-02",
+    '"',
+    "a,b",
+    "two\nlines",
+    "",
+)
 
 
 @pytest.fixture
@@ -35,7 +58,15 @@ def test_every_name_stays_as_it_is(table):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"]), max_size=6), st.text("01.eE,;NA \n\r\"'", max_size=6)), max_size=6))
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(exclude_characters="\0\ufeff", exclude_categories=["Cs"]), max_size=6),
+            st.text("01.eE,;NA \n\r\"'", max_size=6),
+        ),
+        max_size=6,
+    )
+)
 def test_what_was_written_is_read(tmp_path_factory, cells):
     cells = [c for c in cells if "".join(c).strip()]
     path = tmp_path_factory.mktemp("t") / "t.csv"
@@ -62,7 +93,10 @@ def test_numbers_are_what_digits_say(table, text, kind, value):
 def test_a_gap_is_missing_only_where_one_is_expected(table):
     path = table("name,value,count\na,,\nb,2,3\n")
     found = read_table(path, types={"value": float, "count": int}, gaps=["value", "count"])
-    assert found["value"].isna().tolist() == found["count"].isna().tolist() == [True, False] and found["count"].iloc[1] == 3
+    assert (
+        found["value"].isna().tolist() == found["count"].isna().tolist() == [True, False]
+        and found["count"].iloc[1] == 3
+    )
     assert read_table(path)["value"].tolist() == ["", "2"]
     with pytest.raises(DataError, match="line 2: count ''"):
         read_table(path, types={"value": float, "count": int}, gaps=["value"])
@@ -106,7 +140,11 @@ def test_spreadsheets_may_add_a_mark_empty_lines_spaces_and_columns(table, end):
 def test_heads_of_scores_are_not_joined(table):
     path = table("file,score,head,group\n01,1,01,1\n1,2,1.0,01\n1.0,3,1,1.0\nNA,4,NA,\n")
     found = read_scores(path)
-    assert found["head"].tolist() == ["01", "1.0", "1", "NA"] and found["file"].tolist() == ["01", "1", "1.0", "NA"] and found["group"].tolist() == ["1", "01", "1.0", ""]
+    assert (
+        found["head"].tolist() == ["01", "1.0", "1", "NA"]
+        and found["file"].tolist() == ["01", "1", "1.0", "NA"]
+        and found["group"].tolist() == ["1", "01", "1.0", ""]
+    )
     path = table("file,score,split\na,,train\nb,x,test\n")
     with pytest.raises(DataError, match="line 3: score 'x'"):
         read_scores(path, "test")
@@ -129,7 +167,11 @@ def test_a_table_of_images_keeps_all_that_is_text(tmp_path):
 def test_videos_and_events_are_read_by_name(table, tmp_path):
     path = table("video_id,fire,smoke\n01,1,0\n1,0,0\n")
     assert read_events(path, ["1", "01"], ["smoke", "fire"]).tolist() == [[0, 0], [0, 1]]
-    for content, told in (("01,1,0\n01,0,0", "line 3: each video must have one row"), ("01,2,0", "line 2: each video"), ("01,,0", "line 2: fire ''")):
+    for content, told in (
+        ("01,1,0\n01,0,0", "line 3: each video must have one row"),
+        ("01,2,0", "line 2: each video"),
+        ("01,,0", "line 2: fire ''"),
+    ):
         with pytest.raises(DataError, match=f"t.csv, {told}"):
             read_events(table(f"video_id,fire,smoke\n{content}\n"), ["01"], ["fire", "smoke"])
     with pytest.raises(DataError, match=r"m.csv, line 1: no column 'labels_csv'"):
@@ -138,7 +180,11 @@ def test_videos_and_events_are_read_by_name(table, tmp_path):
 
 def test_labels_without_a_header_name_their_line(table):
     assert read_labels(table("\ufeffv/1.png,0\n\nv/2.png,1\n")).label == {"v/1": 0, "v/2": 1}
-    for content, told in (("v/1.png,0\n\nv/2.png;1\n", "line 3: must be"), ("v/1.png,0\nv/1.jpg,1\n", "line 2: frame"), ('v/1.png,0\n"v/2.png,1\n', "line 2: not a row")):
+    for content, told in (
+        ("v/1.png,0\n\nv/2.png;1\n", "line 3: must be"),
+        ("v/1.png,0\nv/1.jpg,1\n", "line 2: frame"),
+        ('v/1.png,0\n"v/2.png,1\n', "line 2: not a row"),
+    ):
         with pytest.raises(DataError, match=f"t.csv, {told}"):
             read_labels(table(content))
 
@@ -148,5 +194,8 @@ def test_frames_of_every_suffix_the_library_reads_are_listed(tmp_path):
 
     (tmp_path / "v").mkdir()
     for name in ("10.png", "9.GIF", "2.jfif", "1.ppm", ".hidden.png", "notes.txt"):
-        Image.new("RGB", (4, 4)).save(tmp_path / "v" / name, {"9.GIF": "GIF", "2.jfif": "JPEG"}.get(name, "PNG" if name.endswith("png") else "PPM"))
+        Image.new("RGB", (4, 4)).save(
+            tmp_path / "v" / name,
+            {"9.GIF": "GIF", "2.jfif": "JPEG"}.get(name, "PNG" if name.endswith("png") else "PPM"),
+        )
     assert list_frames(tmp_path).keys == ("v/1", "v/2", "v/9", "v/10")

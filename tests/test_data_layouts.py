@@ -1,4 +1,5 @@
 """Published layouts, written from random names: what comes back is what was written, and every damage is named."""
+
 import json
 from pathlib import Path
 
@@ -14,7 +15,12 @@ from anomaly_nb.metrics import spro
 ENDINGS = (".png", ".jpg", ".bmp", ".JPG", ".tiff")
 TREES = {  # layout -> normal folders (with their split), anomalous folder, mask folder, mask suffix
     "mvtec": ({"train/good": "train", "test/good": "test"}, "test/crack", "ground_truth/crack", "_mask"),
-    "mvtec_ad2": ({"train/good": "train", "validation/good": "validation", "test_public/good": "test"}, "test_public/bad", "test_public/ground_truth/bad", "_mask"),
+    "mvtec_ad2": (
+        {"train/good": "train", "validation/good": "validation", "test_public/good": "test"},
+        "test_public/bad",
+        "test_public/ground_truth/bad",
+        "_mask",
+    ),
     "btad": ({"train/ok": "train", "test/ok": "test"}, "test/ko", "ground_truth/ko", ""),
     "mpdd": ({"train/good": "train", "test/good": "test"}, "test/hole", "ground_truth/hole", "_mask"),
     "visa": ({"1cls/train/good": "train", "1cls/test/good": "test"}, "1cls/test/bad", "1cls/ground_truth/bad", ""),
@@ -37,7 +43,10 @@ def write_tree(root, layout, rng, count=6):
     stems = [f"{i:03d}" for i in rng.choice(900, count, replace=False)]
     for stem in stems:
         draw_image(below(anomalous) / f"{stem}{rng.choice(ENDINGS)}")
-    return {stem: draw_image(below(masks) / f"{stem}{suffix}{rng.choice(['.png', '.bmp'])}", int(rng.integers(1, 256))) for stem in rng.permutation(stems)}
+    return {
+        stem: draw_image(below(masks) / f"{stem}{suffix}{rng.choice(['.png', '.bmp'])}", int(rng.integers(1, 256)))
+        for stem in rng.permutation(stems)
+    }
 
 
 @pytest.mark.parametrize("layout", TREES)
@@ -46,11 +55,15 @@ def test_trees_are_paired_by_stem_whatever_the_ending(tmp_path, layout, seed):
     masks = write_tree(tmp_path, layout, np.random.default_rng(seed))
     index = read_index(layout, tmp_path)
     bad = index.query("label == 1")
-    assert {Path(i).stem: m for i, m in zip(bad.image_path, bad.mask_path)} == {k: p.as_posix() for k, p in masks.items()}
+    assert {Path(i).stem: m for i, m in zip(bad.image_path, bad.mask_path)} == {
+        k: p.as_posix() for k, p in masks.items()
+    }
     assert all(read_mask(m, t).all() for m, t in zip(bad.mask_path, bad.mask_threshold))
     normal = TREES[layout][0]
     assert index.query("label == 0").split.value_counts().to_dict() == dict.fromkeys(normal.values(), 3)
-    assert (index.query("label == 0").mask_path == "").all() and set(index.category) == {"part" if layout == "visa" else "01"}
+    assert (index.query("label == 0").mask_path == "").all() and set(index.category) == {
+        "part" if layout == "visa" else "01"
+    }
 
 
 @pytest.mark.parametrize("layout", TREES)
@@ -77,12 +90,18 @@ def test_private_images_of_ad2_are_unknown(tmp_path):
     for name in ("test_private", "test_private_mixed"):
         draw_image(tmp_path / "01" / name / "000_regular.png")
     unknown = read_index("mvtec_ad2", tmp_path).query("label == -1")
-    assert unknown.defect.tolist() == ["test_private", "test_private_mixed"] and (unknown.mask_path == "").all() and (unknown.split == "test").all()
+    assert (
+        unknown.defect.tolist() == ["test_private", "test_private_mixed"]
+        and (unknown.mask_path == "").all()
+        and (unknown.split == "test").all()
+    )
 
 
 def test_visa_splits_with_anomalous_training_images(tmp_path):
     lines = ["object,split,label,image,mask"]
-    for i, (split, label) in enumerate([("train", "normal"), ("train", "anomaly"), ("test", "normal"), ("test", "anomaly")]):
+    for i, (split, label) in enumerate(
+        [("train", "normal"), ("train", "anomaly"), ("test", "normal"), ("test", "anomaly")]
+    ):
         image, mask = f"pcb1/Data/Images/{i}.JPG", f"pcb1/Data/Masks/Anomaly/{i}.png" if label == "anomaly" else ""
         draw_image(tmp_path / image)
         if mask:
@@ -113,7 +132,12 @@ def test_realiad_lists(tmp_path):
     folder.mkdir(parents=True)
     (folder / "usb.json").write_text(json.dumps(table))
     index = LAYOUTS["realiad"](tmp_path, lists="realiad_jsons_sv")
-    assert index.groupby(["split", "defect"]).size().to_dict() == {("train", "good"): 3, ("test", "good"): 2, ("test", "HS"): 2, ("test", "PS"): 1}
+    assert index.groupby(["split", "defect"]).size().to_dict() == {
+        ("train", "good"): 3,
+        ("test", "good"): 2,
+        ("test", "HS"): 2,
+        ("test", "PS"): 1,
+    }
     (folder / "usb.json").write_text(json.dumps({"meta": {}, "train": [{"image_path": "a.jpg"}], "test": []}))
     with pytest.raises(DataError, match=r"usb.json: expected meta, train and test"):
         LAYOUTS["realiad"](tmp_path, lists="realiad_jsons_sv")
@@ -141,7 +165,9 @@ def test_loco_regions_saturate(tmp_path):
     assert read_mask(row.mask_path, row.mask_threshold, (4, 5)).all()
     regions, saturation = loco_regions(row.mask_path)
     normal = np.full((4, 5), -1.0)
-    assert saturation == [4] and np.isclose(spro([regions, []], [saturation, []], [np.arange(20.0).reshape(4, 5), normal], fpr_limit=1.0), 1)
+    assert saturation == [4] and np.isclose(
+        spro([regions, []], [saturation, []], [np.arange(20.0).reshape(4, 5), normal], fpr_limit=1.0), 1
+    )
     (part / "defects_config.json").write_text("{}")
     with pytest.raises(DataError, match="holds the values"):
         loco_regions(row.mask_path)

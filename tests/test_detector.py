@@ -1,4 +1,6 @@
-"""The image detector from fit to predict: one pipeline everywhere, files that belong together, damaged and foreign input."""
+"""The image detector from fit to predict: one pipeline everywhere, files that belong together, damaged and foreign
+input.
+"""
 
 import itertools
 import json
@@ -26,7 +28,17 @@ from anomaly_nb.scoring.detector_files import check_backbone
 from anomaly_nb.scoring.view import ImageView, report_detector
 
 PLAIN = ("knn", "knn-euclidean", "mahalanobis", "placed", "subspace", "positional", "retrieval")
-PARAMETERS = {"backbone": "filters", "weights": "", "bank": "", "k": 1, "similar": 0, "coreset": 1.0, "image_size": 64, "threshold": "quantile:0.9", "seed": 0}
+PARAMETERS = {
+    "backbone": "filters",
+    "weights": "",
+    "bank": "",
+    "k": 1,
+    "similar": 0,
+    "coreset": 1.0,
+    "image_size": 64,
+    "threshold": "quantile:0.9",
+    "seed": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,24 +49,40 @@ def line(tmp_path_factory):
     return folder, index, extract_features(index, create_backbone("filters", image_size=64))
 
 
-@pytest.mark.parametrize(("recipe", "reduce"), [*itertools.product(PLAIN, ("max", "top1%", "mean")), ("retrieval", "retrieval"), ("spade", "retrieval")])
+@pytest.mark.parametrize(
+    ("recipe", "reduce"),
+    [*itertools.product(PLAIN, ("max", "top1%", "mean")), ("retrieval", "retrieval"), ("spade", "retrieval")],
+)
 def test_report_detector_explorer_and_command_agree(line, recipe, reduce):
     _, index, features = line
     test = features.where(index.split == "test")
     wired = report_detector(PARAMETERS | {"recipe": recipe, "image_reduce": reduce}).fit(features)
-    plain = Detector(recipe, backbone="filters", image_size=64, reduce=reduce, k=1, coreset=1.0, threshold="quantile:0.9").fit(index)
-    result, shown = wired.evaluate(features), ImageView(wired, features.where(index.split == "train"), test, "quantile:0.9")
-    assert np.array_equal(result.scores, plain.score(index[index.split == "test"])) and wired.threshold_ == plain.threshold_
+    plain = Detector(
+        recipe, backbone="filters", image_size=64, reduce=reduce, k=1, coreset=1.0, threshold="quantile:0.9"
+    ).fit(index)
+    result, shown = (
+        wired.evaluate(features),
+        ImageView(wired, features.where(index.split == "train"), test, "quantile:0.9"),
+    )
+    assert (
+        np.array_equal(result.scores, plain.score(index[index.split == "test"]))
+        and wired.threshold_ == plain.threshold_
+    )
     scores, held_out = shown.scores(wired.bank_.k if isinstance(wired.bank_, KNNBank) else 1, reduce)
     assert np.array_equal(scores, result.scores) and np.allclose(held_out, wired.held_out_)
     files = list(predict_files(plain, index["image_path"][index.split == "test"]))
-    assert np.allclose([p.score for p in files], result.scores, rtol=1e-5, atol=1e-7) and [p.normal_path for p in files] == result.explanation["normal_path"].tolist()
+    assert (
+        np.allclose([p.score for p in files], result.scores, rtol=1e-5, atol=1e-7)
+        and [p.normal_path for p in files] == result.explanation["normal_path"].tolist()
+    )
 
 
 def test_two_training_images_and_one_similar_image(line):
     _, index, features = line
     few = features.where((index.split == "test") | (np.arange(len(index)) < 2))
-    with pytest.raises(DataError, match="no covariance; add normal"):  # a Gaussian at each place needs two images, and one is left out
+    with pytest.raises(
+        DataError, match="no covariance; add normal"
+    ):  # a Gaussian at each place needs two images, and one is left out
         Detector("placed", image_size=64).fit(few)
     for recipe in set(PLAIN) - {"placed"}:
         detector = Detector(recipe, image_size=64, similar=1).fit(few)
@@ -65,7 +93,14 @@ def test_files_that_do_not_belong_together_are_refused_by_name(line, tmp_path):
     _, _index, features = line
     detector = Detector("placed", image_size=64).fit(features)
     detector.save(tmp_path / "good")
-    for file in ("bank/bank.npz", "bank/bank.json", "preparation.npz", "threshold.json", "detector.json", "training.csv"):
+    for file in (
+        "bank/bank.npz",
+        "bank/bank.json",
+        "preparation.npz",
+        "threshold.json",
+        "detector.json",
+        "training.csv",
+    ):
         for damage in ("cut", "swapped", "gone"):
             shutil.rmtree(tmp_path / "bad", ignore_errors=True)
             shutil.copytree(tmp_path / "good", tmp_path / "bad")
@@ -92,7 +127,10 @@ def test_a_save_that_fails_leaves_the_old_detector(line, tmp_path, monkeypatch):
     first = Detector("placed", image_size=64).fit(features)
     first.save(tmp_path / "det")
     before = {p.name: p.read_bytes() for p in (tmp_path / "det").glob("*.*")}
-    monkeypatch.setattr("anomaly_nb.scoring.detector_files.write_manifest", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "anomaly_nb.scoring.detector_files.write_manifest",
+        lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
     with pytest.raises(OSError, match="No space left"):
         Detector("knn", image_size=64).fit(features).save(tmp_path / "det")
     assert {p.name: p.read_bytes() for p in (tmp_path / "det").glob("*.*")} == before and not list(tmp_path.glob(".*"))
@@ -107,14 +145,29 @@ def test_detectors_of_older_days_open(line, tmp_path):
     for name in ("manifest.json", "training.csv"):
         (folder / name).unlink()
     about = read_json(folder / "detector.json")
-    old = {"backbone": "filters", "weights": "", "image_size": 64, "angles": [0.0], "object_threshold": None, "reduce": "top1%", "rerank": [], "sigma": 4.0}
+    old = {
+        "backbone": "filters",
+        "weights": "",
+        "image_size": 64,
+        "angles": [0.0],
+        "object_threshold": None,
+        "reduce": "top1%",
+        "rerank": [],
+        "sigma": 4.0,
+    }
     old |= {"threshold": "quantile:0.95", "random_state": 0, "intensity": "auto"}
     kept = {k: about[k] for k in ("patch_hw", "dimensions", "paths", "spec", "preparation")}
-    write_json(folder / "detector.json", kept | {"params": old, "bank": True, "cells": 64, "intensity": about["intensity"]})
+    write_json(
+        folder / "detector.json", kept | {"params": old, "bank": True, "cells": 64, "intensity": about["intensity"]}
+    )
     arrays = {name: getattr(detector.preparation_, name) for name in ("channel_", "mean_", "scale_", "white_")}
     save_arrays(folder / "preparation.npz", arrays | {"held_out_": detector.held_out_})
     again = Detector.load(folder)
-    assert np.array_equal(again.score(features), detector.score(features)) and np.array_equal(again.score(index), detector.score(features)) and again.threshold_ == detector.threshold_
+    assert (
+        np.array_equal(again.score(features), detector.score(features))
+        and np.array_equal(again.score(index), detector.score(features))
+        and again.threshold_ == detector.threshold_
+    )
     assert again.evaluate(features).patch_limit == float("inf") and next(predict_files(again, index["image_path"])).box
 
 
@@ -165,9 +218,22 @@ def test_files_of_one_name_and_odd_names(line, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         source.save(path)
     (tmp_path / "in/b/cut.png").write_bytes((tmp_path / "in/b/x.png").read_bytes()[:300])
-    done = CliRunner().invoke(app, ["predict", str(detector), str(tmp_path / "in"), "--out", str(tmp_path / "p.csv"), "--maps", str(tmp_path / "maps")])
+    done = CliRunner().invoke(
+        app,
+        [
+            "predict",
+            str(detector),
+            str(tmp_path / "in"),
+            "--out",
+            str(tmp_path / "p.csv"),
+            "--maps",
+            str(tmp_path / "maps"),
+        ],
+    )
     table = pd.read_csv(tmp_path / "p.csv")
-    assert len(table) == 6 and table["error"].notna().sum() == 1 and len(list((tmp_path / "maps").rglob("*.tiff"))) == 5, done.output
+    assert (
+        len(table) == 6 and table["error"].notna().sum() == 1 and len(list((tmp_path / "maps").rglob("*.tiff"))) == 5
+    ), done.output
     assert table["score"].nunique() == 1 and done.exit_code in (0, 3)
 
 
@@ -193,15 +259,25 @@ def test_what_was_chosen_is_kept(line, tmp_path, monkeypatch):
     for name in ("HF_HOME", "TORCH_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "no weights"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
-    done = CliRunner().invoke(app, ["fit", str(folder / "nut/train/good"), "--out", str(tmp_path / "det"), "--image-size", "32"])
+    done = CliRunner().invoke(
+        app, ["fit", str(folder / "nut/train/good"), "--out", str(tmp_path / "det"), "--image-size", "32"]
+    )
     assert done.exit_code == 0 and "filters need none" in done.output, done.output
     detector = Detector.load(tmp_path / "det")
     compared = pd.DataFrame(detector.choice_["recipes"])
-    assert detector.recipe == compared["recipe"][0] and compared["auroc"].is_monotonic_decreasing and detector.backbone == "filters"
-    assert "kept back" in (tmp_path / "det/detector.html").read_text() and "no weights in" in detector.choice_["backbone"]
+    assert (
+        detector.recipe == compared["recipe"][0]
+        and compared["auroc"].is_monotonic_decreasing
+        and detector.backbone == "filters"
+    )
+    assert (
+        "kept back" in (tmp_path / "det/detector.html").read_text() and "no weights in" in detector.choice_["backbone"]
+    )
     again = Detector.load(detector.update([index["image_path"].iloc[-1]]).save(tmp_path / "det"))
     assert again.choice_ == detector.choice_ and again.version_ == 2
-    written = Detector(backbone="auto", image_size=32).fit(index[index["split"] == "train"].head(3)).save(tmp_path / "auto")
+    written = (
+        Detector(backbone="auto", image_size=32).fit(index[index["split"] == "train"].head(3)).save(tmp_path / "auto")
+    )
     assert read_json(written / "detector.json")["params"]["backbone"] == "filters"  # another machine may have weights
     with pytest.raises(MissingFileError, match="no such file or folder of weights"):
         Detector(backbone="auto", weights=str(tmp_path / "lost.pth")).parts()
@@ -209,7 +285,24 @@ def test_what_was_chosen_is_kept(line, tmp_path, monkeypatch):
 
 def test_fit_here_predict_there(line, tmp_path):
     folder, _index, _ = line
-    assert CliRunner().invoke(app, ["fit", str(folder / "nut/train/good"), "--out", str(tmp_path / "det"), "--recipe", "placed", "--image-size", "64"]).exit_code == 0
+    assert (
+        CliRunner()
+        .invoke(
+            app,
+            [
+                "fit",
+                str(folder / "nut/train/good"),
+                "--out",
+                str(tmp_path / "det"),
+                "--recipe",
+                "placed",
+                "--image-size",
+                "64",
+            ],
+        )
+        .exit_code
+        == 0
+    )
     (tmp_path / "home").mkdir()
     code = "import sys; from anomaly_nb.cli.main import main; main(sys.argv[1:])"
     done = subprocess.run([sys.executable, "-c", code, "predict", "../det", str(folder / "nut/test"), "--out", "p.csv"], cwd=tmp_path / "home", capture_output=True, text=True,

@@ -1,4 +1,6 @@
-"Exported graphs against the detectors they came from: recipes, networks, sizes, depths, and a process that cannot import torch."
+"""Exported graphs against the detectors they came from: recipes, networks, sizes, depths, and a process that cannot
+import torch.
+"""
 
 import json
 import os
@@ -56,11 +58,17 @@ def run(path, images, outputs=("score", "map", "patches")):
         ("patchcore", {}),
         ("padim", {"backbone": "timm:resnet18?layers=(1,2,3)&pool=0"}),
         ("gauss_knn", {"reduce": "top5%"}),
-        pytest.param("subspace", {"backbone": "open_clip:ViT-S-32-alt", "image_size": 224}, marks=pytest.mark.skipif(not SLOW, reason="a large network")),
+        pytest.param(
+            "subspace",
+            {"backbone": "open_clip:ViT-S-32-alt", "image_size": 224},
+            marks=pytest.mark.skipif(not SLOW, reason="a large network"),
+        ),
     ],
 )
 def test_scores_are_the_librarys(index, tmp_path, recipe, given):
-    "Files of several sizes, one by one: score, patch scores and map to 1e-4 of what `predict` says, relative above one."
+    """Files of several sizes, one by one: score, patch scores and map to 1e-4 of what `predict` says, relative above
+    one.
+    """
     detector = fitted(index, recipe, **given)
     path = detector.export(tmp_path)
     rng, session = np.random.default_rng(0), onnxruntime.InferenceSession(path)
@@ -71,10 +79,16 @@ def test_scores_are_the_librarys(index, tmp_path, recipe, given):
         Image.fromarray((base * rng.uniform(0.8, 1)).astype(np.uint8)).save(file)
         plain = next(predict_files(detector, [file]))
         score, heat, patches = session.run(["score", "map", "patches"], {"image": np.asarray(Image.open(file))[None]})
-        assert near(score[0], plain.score) and near(patches.reshape(-1), plain.patch_scores).all(), (shape, score[0], plain.score)
+        assert near(score[0], plain.score) and near(patches.reshape(-1), plain.patch_scores).all(), (
+            shape,
+            score[0],
+            plain.score,
+        )
         assert heat.shape == (1, *shape) and near(heat[0], detector.heatmaps([file])[0]).all()
     about = read_json(tmp_path / "export.json")
-    assert about["differs_by"] <= 1e-4 and about["threshold"] == detector.threshold_.value and len(about["held_out"]) == 6
+    assert (
+        about["differs_by"] <= 1e-4 and about["threshold"] == detector.threshold_.value and len(about["held_out"]) == 6
+    )
     print(f"{recipe}, {detector.parts().backbone}: differs by {about['differs_by']:.1e}")
 
 
@@ -85,7 +99,9 @@ def test_script_runs_where_torch_cannot_be_imported(index, tmp_path):
         np.save(tmp_path / "part.npy", np.asarray(Image.open(path).convert("RGB")))
         words = [sys.executable, "-I", "-c", ALONE, str(tmp_path / "line/predict.py"), str(tmp_path / "part.npy")]
         said = json.loads(subprocess.run(words, capture_output=True, text=True, check=True, cwd="/").stdout)
-        assert abs(said["score"] - plain.score) <= 1e-4 * max(1, plain.score) and said["anomalous"] == bool(plain.anomalous)
+        assert abs(said["score"] - plain.score) <= 1e-4 * max(1, plain.score) and said["anomalous"] == bool(
+            plain.anomalous
+        )
         assert said["p_value"] == pytest.approx(plain.p_value)
         y, x = said["hottest"]
         assert 0 <= y < 80 and 0 <= x < 80
@@ -99,7 +115,9 @@ def test_torchscript_and_batches(index, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 50, 70, 3), dtype=np.uint8)
     whole = run(graph, images)
     for i in range(3):
-        for a, b, c in zip(run(graph, images[i : i + 1]), whole, script(torch.from_numpy(images[i : i + 1])), strict=True):
+        for a, b, c in zip(
+            run(graph, images[i : i + 1]), whole, script(torch.from_numpy(images[i : i + 1])), strict=True
+        ):
             np.testing.assert_allclose(a[0], b[i], rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose(a[0], c[0].numpy(), rtol=1e-4, atol=1e-4)
 
@@ -114,7 +132,9 @@ def test_deep_cameras(tmp_path):
     assert not detector.intensity_.eight_bit
     path = detector.export(tmp_path / "out")
     values = np.repeat(np.asarray(Image.open(paths[3])).astype(np.float32)[None, ..., None], 3, axis=3)
-    assert run(path, values, ["score"])[0][0] == pytest.approx(next(predict_files(detector, paths[3:4])).score, abs=1e-4)
+    assert run(path, values, ["score"])[0][0] == pytest.approx(
+        next(predict_files(detector, paths[3:4])).score, abs=1e-4
+    )
     assert read_json(tmp_path / "out/export.json")["input"] == "float32"
 
 

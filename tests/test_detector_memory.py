@@ -1,4 +1,6 @@
-"""Reports on large and on many images in bounded memory, small here; at their full sizes with ANOMALY_NB_SLOW=1, which takes half an hour."""
+"""Reports on large and on many images in bounded memory, small here; at their full sizes with ANOMALY_NB_SLOW=1, which
+takes half an hour.
+"""
 
 import os
 import subprocess
@@ -24,7 +26,11 @@ slow = pytest.mark.skipif(not os.environ.get("ANOMALY_NB_SLOW"), reason="half an
 def surrounds(box, spot, most):
     """Whether a box holds the middle of a planted defect, and is not much larger."""
     left, top, right, bottom = box
-    return left <= spot[1] + SPOT / 2 < right and top <= spot[0] + SPOT / 2 < bottom and max(right - left, bottom - top) <= most
+    return (
+        left <= spot[1] + SPOT / 2 < right
+        and top <= spot[0] + SPOT / 2 < bottom
+        and max(right - left, bottom - top) <= most
+    )
 
 
 def peak_mib(work):
@@ -39,7 +45,9 @@ def peak_mib(work):
 
 @pytest.mark.parametrize("how", [{"image_size": 64}, {"tile": 192, "overlap": 16, **NETWORK}])
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch, how):
-    monkeypatch.setattr("anomaly_nb.metrics.regions.PORTION", 1 << 16)  # scores that are sorted at a time, 8 million otherwise
+    monkeypatch.setattr(
+        "anomaly_nb.metrics.regions.PORTION", 1 << 16
+    )  # scores that are sorted at a time, 8 million otherwise
     write_sheets(tmp_path, (300, 400), 2, 9, 3)
     index = read_index("mvtec", tmp_path, "sheet")
     detector = Detector(coreset=100, **({"backbone": "filters"} | how)).fit(index)
@@ -50,7 +58,9 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch, h
         result.pixel_metrics()
         plot_cases(result, [0])
 
-    few, many = (peak_mib(lambda rows=rows: report(rows)) for rows in (test.iloc[3:], test.iloc[[*range(12), *range(6)]]))
+    few, many = (
+        peak_mib(lambda rows=rows: report(rows)) for rows in (test.iloc[3:], test.iloc[[*range(12), *range(6)]])
+    )
     assert many < few + 1  # maps of nine more images are 4 MiB
 
 
@@ -65,8 +75,13 @@ def test_panels_of_a_large_image_are_made_small(tmp_path):
     panels = case_panels(result, 0, (0.0, 1.0))
     assert max(max(p.shape[:2]) for p in panels) <= 480
     image = 3000 * 3000 * 3 / 2**20
-    assert peak_mib(lambda: case_panels(result, 0, (0.0, 1.0))) < 2.2 * image  # the image and its grey values; no map at its size
-    assert np.abs(result.heatmap(0, (480, 480)) - result.maps[0][::25, ::25].repeat(4, 0).repeat(4, 1)[:480, :480]).max() < 0.05 * np.ptp(result.maps[0]) + 1e-6
+    assert (
+        peak_mib(lambda: case_panels(result, 0, (0.0, 1.0))) < 2.2 * image
+    )  # the image and its grey values; no map at its size
+    assert (
+        np.abs(result.heatmap(0, (480, 480)) - result.maps[0][::25, ::25].repeat(4, 0).repeat(4, 1)[:480, :480]).max()
+        < 0.05 * np.ptp(result.maps[0]) + 1e-6
+    )
 
 
 PEAK = r"""
@@ -85,9 +100,13 @@ print(read, peak() - before)
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's peak of a process")
 def test_a_large_image_is_in_memory_once(tmp_path):
     Image.new("L", (8000, 8000), 110).save(tmp_path / "huge.png")
-    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "huge.png")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "huge.png")], capture_output=True, text=True, check=True
+    )
     read, shrunk = map(float, done.stdout.split())
-    assert 180 < read < 300 and shrunk < 330  # grey 61 MiB and RGB 183; whole, Pillow's RGB would be 244 more, and its bytes 366
+    assert (
+        180 < read < 300 and shrunk < 330
+    )  # grey 61 MiB and RGB 183; whole, Pillow's RGB would be 244 more, and its bytes 366
 
 
 def test_large_images_band_by_band_keep_their_bits(tmp_path):
@@ -100,16 +119,24 @@ def test_large_images_band_by_band_keep_their_bits(tmp_path):
     for name in ("L", "RGB", "RGBA", "LA", "P"):
         file = Image.open(tmp_path / f"{name}.png")
         full = file.convert("RGBA")
-        assert np.array_equal(read_image(tmp_path / f"{name}.png"), np.asarray(Image.alpha_composite(Image.new("RGBA", full.size, (0, 0, 0, 255)), full).convert("RGB"))), name
+        assert np.array_equal(
+            read_image(tmp_path / f"{name}.png"),
+            np.asarray(Image.alpha_composite(Image.new("RGBA", full.size, (0, 0, 0, 255)), full).convert("RGB")),
+        ), name
     deep = rng.integers(0, 4096, (1600, 3001), np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png", compress_level=1)
     rule = Intensity("window 100..3000", 100.0, 3000.0, "uint16")
     made, clipped = rule.apply(deep)
-    assert np.array_equal(made, np.rint(np.clip((deep - 100.0) * (255 / 2900), 0, 255)).astype(np.uint8)) and clipped == ((deep < 100) | (deep > 3000)).sum()
+    assert (
+        np.array_equal(made, np.rint(np.clip((deep - 100.0) * (255 / 2900), 0, 255)).astype(np.uint8))
+        and clipped == ((deep < 100) | (deep > 3000)).sum()
+    )
     assert np.array_equal(read_image(tmp_path / "deep.png", rule)[..., 1], made)
     heat = rng.random((1600, 3001), np.float32)
     image, halves = read_image(tmp_path / "RGB.png"), (slice(0, 700), slice(700, 1600))
-    assert np.array_equal(overlay(image, heat, (0.1, 0.8)), np.concatenate([overlay(image[h], heat[h], (0.1, 0.8)) for h in halves]))
+    assert np.array_equal(
+        overlay(image, heat, (0.1, 0.8)), np.concatenate([overlay(image[h], heat[h], (0.1, 0.8)) for h in halves])
+    )
 
 
 def test_tiles_find_what_squeezing_misses(tmp_path):
@@ -122,7 +149,9 @@ def test_tiles_find_what_squeezing_misses(tmp_path):
     for i, spot in zip(np.flatnonzero(result.labels == 1), spots, strict=True):
         assert surrounds(result.box(i), spot, 64) and result.maps[i].shape == (768, 1024)
     squeezed = Detector(image_size=160, reduce="max", threshold="quantile:0.8", **NETWORK).fit(index).evaluate(index)
-    assert squeezed.image_metrics()["image_auroc"] < 1 and not any(surrounds(squeezed.box(i), s, 64) for i, s in zip(np.flatnonzero(squeezed.labels == 1), spots, strict=True))
+    assert squeezed.image_metrics()["image_auroc"] < 1 and not any(
+        surrounds(squeezed.box(i), s, 64) for i, s in zip(np.flatnonzero(squeezed.labels == 1), spots, strict=True)
+    )
 
 
 @slow
@@ -140,7 +169,11 @@ def test_fifty_images_of_24_megapixels(tmp_path):
     squeezed = measure(tmp_path, tmp_path / "figures", image_size=320, **SHARP)
     tiled = measure(tmp_path, tmp_path / "figures", image_size=0, tile=512, overlap=64, **SHARP)
     print(squeezed, tiled)
-    assert tiled["peak_mib"] < 2000 and tiled["metrics"]["recall"] == 1 and squeezed["metrics"]["image_auroc"] < tiled["metrics"]["image_auroc"] == 1
+    assert (
+        tiled["peak_mib"] < 2000
+        and tiled["metrics"]["recall"] == 1
+        and squeezed["metrics"]["image_auroc"] < tiled["metrics"]["image_auroc"] == 1
+    )
     deterministic(0)
     detector, paths = Detector.load(f"{tiled['folder']}/detector"), sorted((tmp_path / "sheet/test/spot").iterdir())
     result = detector.evaluate([str(p) for p in paths])

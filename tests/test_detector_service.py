@@ -1,4 +1,6 @@
-"The detectors' service against hostile images, a client of its own OpenAPI, odd paths, and many clients at once (ANOMALY_NB_SLOW=1 for a minute of them)."
+"""The detectors' service against hostile images, a client of its own OpenAPI, odd paths, and many clients at once
+(ANOMALY_NB_SLOW=1 for a minute of them).
+"""
 
 import io
 import multiprocessing
@@ -37,7 +39,9 @@ SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
 KEY, HASH = new_key()
 AUTH = {"Authorization": f"Bearer {KEY}"}
 PREDICT = "/v1/detectors/nut/predict"
-NOT_IN_A_SCHEMA = [positive_data_acceptance]  # that bytes are an image, and a name one of the detectors', no schema says
+NOT_IN_A_SCHEMA = [
+    positive_data_acceptance
+]  # that bytes are an image, and a name one of the detectors', no schema says
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,9 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("served")
     write_samples(root / "samples", n_train=8, n_good=2, n_defect=1, size=64)
     for name in ("nut", "weave"):
-        Detector(image_size=64, coreset=0.5).fit(read_index("mvtec", root / "samples", name)).save(root / "detectors" / name)
+        Detector(image_size=64, coreset=0.5).fit(read_index("mvtec", root / "samples", name)).save(
+            root / "detectors" / name
+        )
     return root
 
 
@@ -78,8 +84,16 @@ def png(width, height, rows=b"\0" * 100, *more):
 def one_sentence(response, *statuses):
     "Whether an answer is a refusal that tells nothing of the inside."
     said = response.json()
-    good = response.status_code in statuses and said["status"] == response.status_code and response.headers["content-type"] == "application/problem+json"
-    return good and "\n" not in said["detail"] and not any(word in response.text for word in ("Traceback", "/tmp", ".py", "tmp"))
+    good = (
+        response.status_code in statuses
+        and said["status"] == response.status_code
+        and response.headers["content-type"] == "application/problem+json"
+    )
+    return (
+        good
+        and "\n" not in said["detail"]
+        and not any(word in response.text for word in ("Traceback", "/tmp", ".py", "tmp"))
+    )
 
 
 def test_bits_are_those_of_predict(client, folder, files):
@@ -87,10 +101,22 @@ def test_bits_are_those_of_predict(client, folder, files):
     for path, plain in zip(files, predict_files(model, files), strict=True):
         for sent in ({"content": path.read_bytes()}, {"files": {"image": (path.name, path.read_bytes())}}):
             said = client.post(PREDICT, **sent).json()
-            assert [said[k] for k in ("score", "p_value", "percentile", "distance", "clipped")] == [plain.score, plain.p_value, plain.percentile, plain.distance, plain.clipped]
-            assert tuple(said["box"].values()) == plain.box and said["anomalous"] == bool(plain.anomalous) and plain.normal_path.endswith(said["nearest_normal"])
+            assert [said[k] for k in ("score", "p_value", "percentile", "distance", "clipped")] == [
+                plain.score,
+                plain.p_value,
+                plain.percentile,
+                plain.distance,
+                plain.clipped,
+            ]
+            assert (
+                tuple(said["box"].values()) == plain.box
+                and said["anomalous"] == bool(plain.anomalous)
+                and plain.normal_path.endswith(said["nearest_normal"])
+            )
     cards = client.get("/v1/detectors").json()["detectors"]
-    assert [c["name"] for c in cards] == ["nut", "weave"] and all(len(c["manifest"]) == 64 and c["version"] == 1 and c["normal_images"] == 8 for c in cards)
+    assert [c["name"] for c in cards] == ["nut", "weave"] and all(
+        len(c["manifest"]) == 64 and c["version"] == 1 and c["normal_images"] == 8 for c in cards
+    )
     assert said["manifest"] == cards[0]["manifest"] and said["threshold"] == model.threshold_.value
 
 
@@ -114,15 +140,23 @@ def test_hostile_bodies(client, files):
     before = psutil.Process().memory_info().rss
     for name, body in bodies.items():
         began = time.perf_counter()
-        for sent in ({"content": body}, {"files": {"image": ("a.png", body)}}, {"content": body, "headers": {"Content-Type": "application/json"}}):
+        for sent in (
+            {"content": body},
+            {"files": {"image": ("a.png", body)}},
+            {"content": body, "headers": {"Content-Type": "application/json"}},
+        ):
             r = client.post(PREDICT, **sent)
             assert one_sentence(r, 413, 422), (name, r.status_code, r.text)
         assert time.perf_counter() - began < 10, name
     assert client.post(PREDICT, content=bodies["100 megapixels"]).status_code == 413
     assert psutil.Process().memory_info().rss - before < 300e6
-    assert one_sentence(client.post(PREDICT, content=b"--x--", headers={"Content-Type": "multipart/form-data; boundary=x"}), 422)
+    assert one_sentence(
+        client.post(PREDICT, content=b"--x--", headers={"Content-Type": "multipart/form-data; boundary=x"}), 422
+    )
     assert one_sentence(client.post(PREDICT, content=b"x", headers={"Content-Type": "multipart/form-data"}), 422)
-    assert one_sentence(client.post("/v1/detectors/wood/predict", content=good), 404) and one_sentence(client.get(PREDICT), 405)
+    assert one_sentence(client.post("/v1/detectors/wood/predict", content=good), 404) and one_sentence(
+        client.get(PREDICT), 405
+    )
     deep = io.BytesIO()
     Image.fromarray(np.full((64, 64), 900, np.uint16)).save(deep, "PNG")
     r = client.post(PREDICT, content=deep.getvalue())
@@ -130,14 +164,27 @@ def test_hostile_bodies(client, files):
     assert client.post(PREDICT, content=good).status_code == 200
 
 
-FORMATS = {"PNG": "RGB", "JPEG": "RGB", "TIFF": "RGB", "GIF": "P", "WEBP": "RGB", "BMP": "RGB", "DDS": "RGB", "TGA": "RGB", "ICO": "RGBA", "JPEG2000": "RGB"}
+FORMATS = {
+    "PNG": "RGB",
+    "JPEG": "RGB",
+    "TIFF": "RGB",
+    "GIF": "P",
+    "WEBP": "RGB",
+    "BMP": "RGB",
+    "DDS": "RGB",
+    "TGA": "RGB",
+    "ICO": "RGBA",
+    "JPEG2000": "RGB",
+}
 
 
 def encoded(form, mode):
     "A small image in a format, or nothing where this Pillow cannot write it."
     whole = io.BytesIO()
     try:
-        Image.fromarray((np.random.default_rng(0).random((24, 20, 3)) * 255).astype(np.uint8)).convert(mode).save(whole, form)
+        Image.fromarray((np.random.default_rng(0).random((24, 20, 3)) * 255).astype(np.uint8)).convert(mode).save(
+            whole, form
+        )
     except (KeyError, OSError):
         return b""
     return whole.getvalue()
@@ -147,8 +194,18 @@ def test_broken_images_never_fail_on_the_servers_side(client):
     "Bytes of images in ten formats changed, cut and doubled at random: 200 or one sentence, never a 5xx."
     wholes, codes = [w for w in (encoded(*pair) for pair in FORMATS.items()) if w], Counter()
 
-    @hypothesis_settings(max_examples=3000 if SLOW else 150, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
-    @given(strategies.sampled_from(wholes), strategies.lists(strategies.tuples(strategies.integers(0, 400), strategies.binary(max_size=4)), max_size=6), strategies.integers(0, 2000))
+    @hypothesis_settings(
+        max_examples=3000 if SLOW else 150,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(
+        strategies.sampled_from(wholes),
+        strategies.lists(strategies.tuples(strategies.integers(0, 400), strategies.binary(max_size=4)), max_size=6),
+        strategies.integers(0, 2000),
+    )
     @example(b"DDS " + b"\0" * 124, [], 2000)
     def check(whole, changes, end):
         body = bytearray(whole)
@@ -165,7 +222,9 @@ def test_broken_images_never_fail_on_the_servers_side(client):
 
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
 def test_own_openapi(app, mode):
-    "Requests made from the service's own document, valid and invalid, where it is mounted: nothing fails on its side, and answers are as documented."
+    """Requests made from the service's own document, valid and invalid, where it is mounted: nothing fails on its side,
+    and answers are as documented.
+    """
     outer = mounted(app)
     document = TestClient(outer, headers=AUTH).get("/api/v2/openapi.json").json()
     content = document["paths"]["/v1/detectors/{name}/predict"]["post"]["requestBody"]["content"]
@@ -176,7 +235,12 @@ def test_own_openapi(app, mode):
 
 def test_no_key_no_answer_wherever_it_is_mounted(app, files):
     image = files[0].read_bytes()
-    no_answer(app, [("POST", PREDICT), ("GET", "/v1/detectors"), ("GET", "/openapi.json"), ("GET", "/nowhere")], "/v1/detectors", content=image)
+    no_answer(
+        app,
+        [("POST", PREDICT), ("GET", "/v1/detectors"), ("GET", "/openapi.json"), ("GET", "/nowhere")],
+        "/v1/detectors",
+        content=image,
+    )
     for name, client, prefix in places(app, "/v1/detectors"):
         assert client.post(prefix + PREDICT, content=image, headers=AUTH).status_code == 200, name
 
@@ -194,7 +258,9 @@ def test_every_route_has_its_guard(app):
 
 
 def test_limits_are_told_with_the_time_to_wait(folder, files):
-    "Bytes, images per minute, and places: 413, 429 and 503; who is sent away leaves nothing behind, and places come free again."
+    """Bytes, images per minute, and places: 413, 429 and 503; who is sent away leaves nothing behind, and places come
+    free again.
+    """
     detectors, image = read_detectors(folder / "detectors/nut"), files[0].read_bytes()
     assert list(detectors) == ["nut"]
     small = TestClient(create_detector_app(detectors, HASH, largest=1000), headers=AUTH)
@@ -220,16 +286,27 @@ def test_limits_are_told_with_the_time_to_wait(folder, files):
     hold.set()
     for t in waiting:
         t.join()
-    assert [a.status_code for a in answers] == [200, 200] and TestClient(full, headers=AUTH).post(PREDICT, content=image).status_code == 200
+    assert [a.status_code for a in answers] == [200, 200] and TestClient(full, headers=AUTH).post(
+        PREDICT, content=image
+    ).status_code == 200
 
 
 def test_scores_go_to_the_store_and_a_lost_store_keeps_nobody_waiting(folder, files, tmp_path):
     store = CalibrationStore(tmp_path / "drift", Settings(calibrate_heads=True))
     client = TestClient(create_detector_app(read_detectors(folder / "detectors/nut", store), HASH), headers=AUTH)
-    said = [client.post(PREDICT, content=p.read_bytes(), params={"file": p.name + str(i)}).json() for i, p in enumerate(files)]
+    said = [
+        client.post(PREDICT, content=p.read_bytes(), params={"file": p.name + str(i)}).json()
+        for i, p in enumerate(files)
+    ]
     assert {s["drift"] for s in said} == {"kept"}
-    rows = store.table("SELECT file, score, role, head_name FROM scores JOIN files ON files.id = file_id JOIN heads ON heads.id = head_id").set_index("file")
-    assert set(rows.head_name) == {"v1"} and (rows.role == "normal").sum() == 8 and all(rows.score[s["file"]] == s["score"] for s in said)
+    rows = store.table(
+        "SELECT file, score, role, head_name FROM scores JOIN files ON files.id = file_id JOIN heads ON heads.id = head_id"
+    ).set_index("file")
+    assert (
+        set(rows.head_name) == {"v1"}
+        and (rows.role == "normal").sum() == 8
+        and all(rows.score[s["file"]] == s["score"] for s in said)
+    )
     (tmp_path / "drift/calibration.sqlite").unlink()
     (tmp_path / "drift/calibration.sqlite").mkdir()
     r = client.post(PREDICT, content=files[0].read_bytes())
@@ -255,7 +332,12 @@ def test_what_cannot_be_served_stops_the_start_by_name(folder, tmp_path):
 
 def start(folder, port, hashed):
     "The service in a process of its own."
-    run_app(create_detector_app(read_detectors(folder / "detectors"), hashed, seconds=1.0, places=16), "127.0.0.1", port, 1.0)
+    run_app(
+        create_detector_app(read_detectors(folder / "detectors"), hashed, seconds=1.0, places=16),
+        "127.0.0.1",
+        port,
+        1.0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +366,9 @@ def test_half_sent_images_are_dropped(server):
 
 
 def test_many_clients(server, files):
-    "32 clients at once: only decisions, or 503 with the time to wait; the same image has the same bits whoever sends it, and memory stays."
+    """32 clients at once: only decisions, or 503 with the time to wait; the same image has the same bits whoever sends
+    it, and memory stays.
+    """
     url, process = server
     clients, seconds = 32, 60 if SLOW else 3
     images = [p.read_bytes() for p in files]
@@ -298,7 +382,10 @@ def test_many_clients(server, files):
                 i += 1
                 began = time.perf_counter()
                 try:
-                    r = http.post(("/v1/detectors/nut/predict", "/v1/detectors/weave/predict")[i % 2], content=images[i % len(images)])
+                    r = http.post(
+                        ("/v1/detectors/nut/predict", "/v1/detectors/weave/predict")[i % 2],
+                        content=images[i % len(images)],
+                    )
                 except httpx.TransportError as e:
                     errors.append(repr(e))
                     continue
@@ -318,6 +405,10 @@ def test_many_clients(server, files):
         t.join()
     after = process.memory_info().rss
     p50, p95 = np.percentile(times, [50, 95]) * 1000
-    print(f"{clients} clients, {seconds} s: {codes[200] / seconds:.0f} decisions a second, p50 {p50:.0f} ms, p95 {p95:.0f} ms, {dict(codes)}; memory {before / 1e6:.0f} -> {after / 1e6:.0f} MB")
-    assert not errors and set(codes) <= {200, 503} and codes[200] > seconds and all(len(s) == 1 for s in scores.values())
+    print(
+        f"{clients} clients, {seconds} s: {codes[200] / seconds:.0f} decisions a second, p50 {p50:.0f} ms, p95 {p95:.0f} ms, {dict(codes)}; memory {before / 1e6:.0f} -> {after / 1e6:.0f} MB"
+    )
+    assert (
+        not errors and set(codes) <= {200, 503} and codes[200] > seconds and all(len(s) == 1 for s in scores.values())
+    )
     assert after - before < 200e6

@@ -47,7 +47,13 @@ def tiled(good):
 def holds(box, spot, most=60):
     """Whether a box holds a defect, and is not much larger."""
     left, top, right, bottom = box
-    return left <= spot[1] + 2 and right >= spot[1] + 8 and top <= spot[0] + 2 and bottom >= spot[0] + 8 and max(right - left, bottom - top) < most
+    return (
+        left <= spot[1] + 2
+        and right >= spot[1] + 8
+        and top <= spot[0] + 2
+        and bottom >= spot[0] + 8
+        and max(right - left, bottom - top) < most
+    )
 
 
 def test_the_same_bits_in_another_process(tiled, good, tmp_path):
@@ -60,12 +66,20 @@ def test_the_same_bits_in_another_process(tiled, good, tmp_path):
     env = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=env)
     there, here = np.load(tmp_path / "out.npz"), tiled.evaluate([bad, *good[:2]])
-    assert np.array_equal(there["scores"], tiled.score([bad, *good[:2]])) and np.array_equal(there["scores"], here.scores)
-    assert np.array_equal(there["cells"], here.patch_scores[0]) and np.array_equal(there["heat"], here.maps[0]) and tuple(there["box"]) == here.box(0)
+    assert np.array_equal(there["scores"], tiled.score([bad, *good[:2]])) and np.array_equal(
+        there["scores"], here.scores
+    )
+    assert (
+        np.array_equal(there["cells"], here.patch_scores[0])
+        and np.array_equal(there["heat"], here.maps[0])
+        and tuple(there["box"]) == here.box(0)
+    )
     assert np.array_equal(there["held"], tiled.held_out_) and tiled.threshold_ == Detector.load(folder).threshold_
 
 
-@pytest.mark.parametrize("spot", [(40, 60), (72, 130), (70, 67), (135, 205)])  # within a tile, on a seam, where four tiles meet, in the corner
+@pytest.mark.parametrize(
+    "spot", [(40, 60), (72, 130), (70, 67), (135, 205)]
+)  # within a tile, on a seam, where four tiles meet, in the corner
 def test_a_defect_is_found_once_wherever_the_seams_are(tiled, good, tmp_path, spot):
     bad = sheet(tmp_path / "bad.png", spot=spot, seed=9)
     result = tiled.evaluate([bad, *good[:1]])
@@ -75,18 +89,37 @@ def test_a_defect_is_found_once_wherever_the_seams_are(tiled, good, tmp_path, sp
     hot = np.unravel_index(heat.argmax(), heat.shape)
     assert abs(hot[0] - spot[0] - 5) < 14 and abs(hot[1] - spot[1] - 5) < 14
     (done,) = predict_files(tiled, [bad])
-    assert done.box == result.box(0) and done.score == pytest.approx(result.scores[0], rel=1e-6) and done.normal_path == result.explanation["normal_path"][0]
+    assert (
+        done.box == result.box(0)
+        and done.score == pytest.approx(result.scores[0], rel=1e-6)
+        and done.normal_path == result.explanation["normal_path"][0]
+    )
 
 
-@pytest.mark.parametrize("how", [{"resize": "pad"}, {"resize": "short"}, {"resize": "short", "recipe": "mahalanobis"}, {"resize": "short", "image_size": 112, "backbone": "timm:test_vit", "weights": "random"}, {"resize": "pad", "recipe": "retrieval"}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"resize": "pad"},
+        {"resize": "short"},
+        {"resize": "short", "recipe": "mahalanobis"},
+        {"resize": "short", "image_size": 112, "backbone": "timm:test_vit", "weights": "random"},
+        {"resize": "pad", "recipe": "retrieval"},
+    ],
+)
 def test_kept_aspect_of_mixed_shapes(good, tmp_path, how):
     torch.manual_seed(0)
     detector = Detector(**({"backbone": "filters", "image_size": 128, "threshold": "quantile:0.8"} | how)).fit(good)
     bad = sheet(tmp_path / "bad.png", (180, 240), spot=(100, 40), seed=9)
     result = detector.evaluate([bad, *good])
-    assert len(detector.held_out_) == len(good) and result.scores.argmax() == 0 and (result.called[0] or "weights" in how)
+    assert (
+        len(detector.held_out_) == len(good) and result.scores.argmax() == 0 and (result.called[0] or "weights" in how)
+    )
     left, top, right, bottom = result.box(0)
-    assert left < 50 and right > 40 and top < 110 and bottom > 100 if "weights" in how else holds(result.box(0), (100, 40), 120)  # random weights: it touches
+    assert (
+        left < 50 and right > 40 and top < 110 and bottom > 100
+        if "weights" in how
+        else holds(result.box(0), (100, 40), 120)
+    )  # random weights: it touches
     assert [m.shape for m in result.maps] == [(180, 240), *SHAPES]
     torch.manual_seed(0)  # random weights are made again
     again = Detector.load(detector.save(tmp_path / "det"))
@@ -98,7 +131,9 @@ def test_cells_of_the_padding_do_not_count(good, tmp_path):
     flat = tmp_path / "strip.png"
     Image.fromarray(np.full((20, 128), 130, np.uint8)).save(flat)
     result, cells = detector.evaluate([str(flat)]), detector.layout_.of((20, 128))
-    assert cells.count.mean() < 0.2 and result.scores[0] == pytest.approx(result.patch_scores[0][cells.count].mean(), rel=1e-5)
+    assert cells.count.mean() < 0.2 and result.scores[0] == pytest.approx(
+        result.patch_scores[0][cells.count].mean(), rel=1e-5
+    )
     assert result.patch_scores[0][~cells.count].max() <= result.patch_scores[0][cells.count].min()
 
 
@@ -112,14 +147,25 @@ def test_what_lies_off_the_region_is_not_seen(tmp_path):
         for how in ({"tile": 96, "overlap": 24}, {"image_size": 96}):
             detector = Detector(backbone="filters", region=region, threshold="quantile:0.8", **how).fit(same)
             result = detector.evaluate([off, on])
-            assert result.scores[1] > 3 * result.scores[0] and result.called[1] and holds(result.box(1), (60, 50), 80) and result.box(0)[2] <= 128
-            assert np.ptp(result.maps[1][:, 115:]) == 0 and result.maps[1][:, 115:].max() <= result.maps[1][:, :110].min()
+            assert (
+                result.scores[1] > 3 * result.scores[0]
+                and result.called[1]
+                and holds(result.box(1), (60, 50), 80)
+                and result.box(0)[2] <= 128
+            )
+            assert (
+                np.ptp(result.maps[1][:, 115:]) == 0 and result.maps[1][:, 115:].max() <= result.maps[1][:, :110].min()
+            )
     folder = detector.save(tmp_path / "box")
     masked = Detector(backbone="filters", region=str(tmp_path / "left.png"), image_size=96).fit(same)
     scores, folder = masked.score([off, on]), masked.save(tmp_path / "masked")
     (tmp_path / "left.png").rename(tmp_path / "moved.png")  # the mask is stored with the detector
     again = Detector.load(folder)
-    assert np.array_equal(again.score([off, on]), scores) and again.save(folder) == folder and np.array_equal(Detector.load(folder).score([off, on]), scores)
+    assert (
+        np.array_equal(again.score([off, on]), scores)
+        and again.save(folder) == folder
+        and np.array_equal(Detector.load(folder).score([off, on]), scores)
+    )
     with pytest.raises(DataError, match="gone or was changed"):
         masked.save(tmp_path / "other")
 
@@ -129,14 +175,20 @@ def test_update_equals_a_fit_on_all(tiled, good, tmp_path):
     bad = sheet(tmp_path / "bad.png", spot=(40, 60))
     grown = Detector.load(tiled.save(tmp_path / "det")).update(more)
     whole = Detector(**TILES).fit(good + more)
-    assert grown.version_ == 2 and np.allclose(grown.score([bad, *good]), whole.score([bad, *good]), atol=1e-6) and grown.threshold_ == whole.threshold_
+    assert (
+        grown.version_ == 2
+        and np.allclose(grown.score([bad, *good]), whole.score([bad, *good]), atol=1e-6)
+        and grown.threshold_ == whole.threshold_
+    )
 
 
 def test_a_bank_of_many_tiles_learns_from_a_part_and_is_judged_on_all(good, tmp_path, monkeypatch):
     monkeypatch.setattr("anomaly_nb.scoring.learning.TILED_CELLS", 900)
     part = Detector(**TILES).fit(good)
     assert part.learned_["cells"] == 900 < part.learned_["of"] and len(part.bank_.bank_) == 400
-    assert part.held_out_patches_.size == part.learned_["of"]  # held-out scores are those of all cells, as a new image's are
+    assert (
+        part.held_out_patches_.size == part.learned_["of"]
+    )  # held-out scores are those of all cells, as a new image's are
     again = Detector(**TILES).fit(good)
     assert np.array_equal(part.bank_.bank_, again.bank_.bank_) and np.array_equal(part.held_out_, again.held_out_)
     assert Detector.load(part.save(tmp_path / "det")).learned_ == part.learned_
@@ -145,7 +197,10 @@ def test_a_bank_of_many_tiles_learns_from_a_part_and_is_judged_on_all(good, tmp_
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"tile": 96, "overlap": 24, "recipe": "placed"}, r"recipe='placed' with tile=96: a MahalanobisBank .* needs one grid"),
+        (
+            {"tile": 96, "overlap": 24, "recipe": "placed"},
+            r"recipe='placed' with tile=96: a MahalanobisBank .* needs one grid",
+        ),
         ({"resize": "short", "recipe": "retrieval"}, r"several shapes: a RetrievalBank .* needs one grid"),
         ({"tile": 96}, "an overlap of at most half a tile"),
         ({"tile": 96, "overlap": 24, "resize": "pad"}, "tiles are square"),
@@ -180,7 +235,17 @@ def test_a_report_in_tiles(good, tmp_path, monkeypatch):
         os.link(path, f"data/good/{i}.png")
     for i, spot in enumerate([(40, 60), (72, 130), (100, 150)]):
         sheet(tmp_path / f"data/hole/{i}.png", spot=spot, seed=30 + i)
-    given = {"dataset": "folder", "root": "data", "category": "", "train_fraction": 0.7, "tile": 96, "overlap": 24, "coreset": 300, "threshold": "quantile:0.75", "on_missing": "keep"}
+    given = {
+        "dataset": "folder",
+        "root": "data",
+        "category": "",
+        "train_fraction": 0.7,
+        "tile": 96,
+        "overlap": 24,
+        "coreset": 300,
+        "threshold": "quantile:0.75",
+        "on_missing": "keep",
+    }
     run = run_report("image_anomaly", given, tmp_path / "figures")
     assert run.metrics["recall"] == 1 and run.metrics["image_auroc"] == 1
     model = Detector.load(run.page.parent / "detector")
@@ -191,26 +256,42 @@ def test_siblings_are_pointed_out_when_no_groups_are_given(tmp_path):
     parts = [sheet(tmp_path / f"part{i}_a.png", seed=i, noise=20) for i in range(7)]
     parts.append(sheet(tmp_path / "part3_b.png", seed=3, noise=20))
     plain = {"backbone": "filters", "image_size": 96, "threshold": "quantile:0.8"}
-    with pytest.warns(Notice, match=r"2 of 8 training images are nearly the same as another \(part3_a.png and part3_b.png\); .* give groups"):
+    with pytest.warns(
+        Notice,
+        match=r"2 of 8 training images are nearly the same as another \(part3_a.png and part3_b.png\); .* give groups",
+    ):
         found = Detector(**plain).fit(parts)
     assert found.alike_ == [(parts[3], parts[7])]
     with warnings.catch_warnings():
         warnings.simplefilter("error", Notice)
-        assert Detector(**plain, groups="^(part[0-9]+)_").fit(parts).alike_ == [] == Detector(**plain).fit(parts[:7]).alike_
+        assert (
+            Detector(**plain, groups="^(part[0-9]+)_").fit(parts).alike_
+            == []
+            == Detector(**plain).fit(parts[:7]).alike_
+        )
 
 
 def test_a_bank_for_a_budget(good, tmp_path):
     plain = {"backbone": "filters", "image_size": 96, "threshold": "quantile:0.8"}
     small = Detector(**plain, budget_mb=0.05).fit(good)
     kept = small.budget_["coreset"]
-    assert small.bank_.bank_.nbytes + small.bank_.rows_.nbytes <= 50_000 and len(small.bank_.bank_) == kept == 50_000 // (4 * 49 + 8)
+    assert small.bank_.bank_.nbytes + small.bank_.rows_.nbytes <= 50_000 and len(
+        small.bank_.bank_
+    ) == kept == 50_000 // (4 * 49 + 8)
     folder = small.save(tmp_path / "det")
     write_card(small, folder)
-    assert read_json(folder / "manifest.json")["budget"] == small.budget_ and f"{kept} of 864 patches are kept" in (folder / "detector.html").read_text()
+    assert (
+        read_json(folder / "manifest.json")["budget"] == small.budget_
+        and f"{kept} of 864 patches are kept" in (folder / "detector.html").read_text()
+    )
     grown = Detector.load(folder).update([sheet(tmp_path / "more.png", seed=40)])
     assert grown.budget_ == small.budget_ and len(grown.bank_.bank_) == kept  # the choice is made once
     timed = Detector(**(TILES | {"coreset": None}), budget_ms=60_000).fit(good[:3])
-    assert timed.budget_["coreset"] == timed.budget_["of"] == len(timed.bank_.bank_) and timed.budget_["features_ms"] > 0 and timed.budget_["bank_ms"] > 0
+    assert (
+        timed.budget_["coreset"] == timed.budget_["of"] == len(timed.bank_.bank_)
+        and timed.budget_["features_ms"] > 0
+        and timed.budget_["bank_ms"] > 0
+    )
     with pytest.raises(DataError, match="with the smallest bank; give at least that"):
         Detector(**plain, budget_ms=0.01).fit(good)
     with pytest.raises(DataError, match="a SubspaceBank has no size to choose"):

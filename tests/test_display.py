@@ -1,4 +1,5 @@
 """What the main objects show in a notebook: their facts, escaped, also before they are fitted."""
+
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from anomaly_nb.reports import Run
 from anomaly_nb.scoring import Detector, quantile_threshold
 
 PATCHES = np.random.default_rng(0).normal(size=(6, 9, 4)).astype(np.float32)
-FEATURES = FeatureSet(PATCHES, (3, 3), pd.DataFrame({"image_path": ["a.png"] * 6, "defect": ["good"] * 5 + ["<script>"]}))
+FEATURES = FeatureSet(
+    PATCHES, (3, 3), pd.DataFrame({"image_path": ["a.png"] * 6, "defect": ["good"] * 5 + ["<script>"]})
+)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +42,13 @@ def test_a_table_of_facts(shown, words):
 
 
 def test_a_run_and_a_store(tmp_path):
-    record = {"report": "atoms", "seconds": 1.5, "error": "<b>", "parameters": {"k": 3, "out": "x"}, "metrics": {"auroc": 0.98765}}
+    record = {
+        "report": "atoms",
+        "seconds": 1.5,
+        "error": "<b>",
+        "parameters": {"k": 3, "out": "x"},
+        "metrics": {"auroc": 0.98765},
+    }
     shown = Run(Path("figures/runs/x"), "failed", record)._repr_html_()
     assert "&lt;b&gt;" in shown and "0.9877" in shown and "k=3" in shown and "out=" not in shown
     store = CalibrationStore(tmp_path / "store")

@@ -1,4 +1,7 @@
-"""The docs as a stranger finds them: the table of contents answers in one step, its configuration is what Quarto reads, and no link leads nowhere."""
+"""The docs as a stranger finds them: the table of contents answers in one step, its configuration is what Quarto reads,
+and no link leads nowhere.
+"""
+
 import ast
 import json
 import re
@@ -14,7 +17,9 @@ NBS = ROOT / "nbs"
 
 
 def pages():
-    "Every notebook of the docs: its path below nbs/, title and subtitle as the sidebar and the head of the page show them."
+    """Every notebook of the docs: its path below nbs/, title and subtitle as the sidebar and the head of the page show
+    them.
+    """
     found = {}
     for path in sorted(NBS.rglob("*.ipynb")):
         if ".ipynb_checkpoints" in path.parts or path.parent.name.startswith(("_", ".")):
@@ -43,6 +48,7 @@ QUESTIONS = {
 
 def entries(words):
     "Pages whose title holds all words; where no title does, those whose title and subtitle together do."
+
     def having(text):
         return [p for p in PAGES if all(w.lower() in text(*PAGES[p]).lower() for w in words)]
 
@@ -53,7 +59,13 @@ def defined(page):
     "Names of functions and classes that a notebook exports."
     cells = json.loads((NBS / page).read_text())["cells"]
     code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    return {n.name for text in code if text.startswith("#| export") for n in ast.parse(text).body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    return {
+        n.name
+        for text in code
+        if text.startswith("#| export")
+        for n in ast.parse(text).body
+        if isinstance(n, ast.FunctionDef | ast.ClassDef)
+    }
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -65,7 +77,7 @@ def test_the_table_of_contents_answers_in_one_step(question):
 
 
 def test_the_door_of_a_new_bank_shows_one():
-    page, = entries(QUESTIONS["how do I add a bank"][0])
+    (page,) = entries(QUESTIONS["how do I add a bank"][0])
     cells = ["".join(c["source"]) for c in json.loads((NBS / page).read_text())["cells"]]
     assert any(re.search(r"class \w+\(Bank\)", text) for text in cells)
 
@@ -149,14 +161,23 @@ def test_links_of_the_documents_lead_somewhere(name):
 
 
 def test_links_of_the_docs_lead_somewhere():
-    "Notebooks name each other below nbs/, where the docs hold them; images and tables of `figures/` are copied by the workflow."
+    """Notebooks name each other below nbs/, where the docs hold them; images and tables of `figures/` are copied by the
+    workflow.
+    """
     wrong = {}
     for page in PAGES:
         cells = json.loads((NBS / page).read_text())["cells"]
         text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
         found = list(broken(text, (NBS / page).parent))
-        inside = [t for t in re.findall(r"\]\((\.\.[^)#\s]+)", text) if not ((NBS / page).parent / t).resolve().is_relative_to(NBS)]
+        inside = [
+            t
+            for t in re.findall(r"\]\((\.\.[^)#\s]+)", text)
+            if not ((NBS / page).parent / t).resolve().is_relative_to(NBS)
+        ]
         found += [t for t in inside if not re.match(r"(\.\./)+figures/[^/]+\.(png|csv|json)$", t)]
         wrong |= {page: found} if found else {}
     assert not wrong
-    assert "cp figures/*.png figures/*.csv figures/*.json _docs/figures/" in (ROOT / ".github" / "workflows" / "docs.yml").read_text()
+    assert (
+        "cp figures/*.png figures/*.csv figures/*.json _docs/figures/"
+        in (ROOT / ".github" / "workflows" / "docs.yml").read_text()
+    )

@@ -1,4 +1,5 @@
 """A file of every form people have, made here, and the value that must come out of it."""
+
 import shutil
 
 import numpy as np
@@ -9,7 +10,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from anomaly_nb.core.errors import DataError, MissingFileError
-from anomaly_nb.data import IMAGE_SUFFIXES, Intensity, fit_intensity, image_info, index_folder, inspect_folder, read_ids, read_image, read_index, read_mask
+from anomaly_nb.data import (
+    IMAGE_SUFFIXES,
+    Intensity,
+    fit_intensity,
+    image_info,
+    index_folder,
+    inspect_folder,
+    read_ids,
+    read_image,
+    read_index,
+    read_mask,
+)
 from anomaly_nb.data.folder import pair_by_name, place_of
 from anomaly_nb.data.images import read_counted
 from anomaly_nb.data.inspection import inspection_lines
@@ -74,7 +86,16 @@ def test_every_orientation_is_upright(tmp_path, form, turn):
     scene = np.zeros((40, 60, 3), np.uint8)
     scene[:20, :30] = (250, 10, 10)
     scene[20:, 30:] = (10, 10, 250)
-    undo = {1: [], 2: ["FLIP_LEFT_RIGHT"], 3: ["ROTATE_180"], 4: ["FLIP_TOP_BOTTOM"], 5: ["TRANSPOSE"], 6: ["ROTATE_90"], 7: ["TRANSVERSE"], 8: ["ROTATE_270"]}
+    undo = {
+        1: [],
+        2: ["FLIP_LEFT_RIGHT"],
+        3: ["ROTATE_180"],
+        4: ["FLIP_TOP_BOTTOM"],
+        5: ["TRANSPOSE"],
+        6: ["ROTATE_90"],
+        7: ["TRANSVERSE"],
+        8: ["ROTATE_270"],
+    }
     stored = Image.fromarray(scene)
     for step in undo[turn]:
         stored = stored.transpose(getattr(Image.Transpose, step))
@@ -90,7 +111,16 @@ def test_every_orientation_is_upright(tmp_path, form, turn):
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_deep_images_are_upright_too(tmp_path, turn):
     values = np.arange(6 * 4, dtype=np.uint16).reshape(6, 4) * 1000
-    undo = {1: lambda v: v, 2: np.fliplr, 3: lambda v: v[::-1, ::-1], 4: np.flipud, 5: lambda v: v.T, 6: lambda v: np.rot90(v), 7: lambda v: v[::-1, ::-1].T, 8: lambda v: np.rot90(v, -1)}
+    undo = {
+        1: lambda v: v,
+        2: np.fliplr,
+        3: lambda v: v[::-1, ::-1],
+        4: np.flipud,
+        5: lambda v: v.T,
+        6: lambda v: np.rot90(v),
+        7: lambda v: v[::-1, ::-1].T,
+        8: lambda v: np.rot90(v, -1),
+    }
     exif = Image.Exif()
     exif[0x0112] = turn
     stored = Image.fromarray(np.ascontiguousarray(undo[turn](values)))
@@ -99,7 +129,10 @@ def test_deep_images_are_upright_too(tmp_path, turn):
     rule = Intensity("window", 0, 23000, "uint16")
     expected = np.rint(values * (255 / 23000)).astype(np.uint8)
     for name in ("a.png", "a.tif"):
-        assert (read_image(tmp_path / name, rule)[..., 0] == expected).all() and image_info(tmp_path / name).size == (6, 4), name
+        assert (read_image(tmp_path / name, rule)[..., 0] == expected).all() and image_info(tmp_path / name).size == (
+            6,
+            4,
+        ), name
 
 
 @pytest.mark.parametrize(("make", "text"), [
@@ -129,7 +162,9 @@ def test_colour_of_16_bits_keeps_its_levels(tmp_path):
         cv2.imwrite(str(tmp_path / name), deep[..., ::-1])
         assert image_info(tmp_path / name).type == "uint16"
         rule = fit_intensity([tmp_path / name])
-        assert rule.text == "12 of 16 bits" and (read_image(tmp_path / name, rule) == np.rint(deep * (255 / 4095))).all()
+        assert (
+            rule.text == "12 of 16 bits" and (read_image(tmp_path / name, rule) == np.rint(deep * (255 / 4095))).all()
+        )
 
 
 def test_unsigned_32_bit_does_not_wrap(tmp_path):
@@ -154,7 +189,10 @@ def test_values_that_mean_nothing_are_refused(tmp_path):
     with pytest.raises(DataError, match="no customary range"):
         fit_intensity([big])
     plain, deep = save(tmp_path / "8.png", GREY), save(tmp_path / "16.png", GREY.astype(np.uint16) * 9)
-    with pytest.raises(DataError, match=r"16\.png: holds uint16, but the training images hold 1 uint16, 2 uint8; convert them to one depth"):
+    with pytest.raises(
+        DataError,
+        match=r"16\.png: holds uint16, but the training images hold 1 uint16, 2 uint8; convert them to one depth",
+    ):
         fit_intensity([plain, deep, save(tmp_path / "p.png", GREY)])
     for rule in ("window:0,99", "percentile:1,99"):
         with pytest.raises(DataError, match="all training images are 8-bit, which are never changed"):
@@ -163,13 +201,31 @@ def test_values_that_mean_nothing_are_refused(tmp_path):
     assert fit_intensity([big], "percentile:0,100").high == 1e9
 
 
-@pytest.mark.parametrize("rule", ["", "Auto", "window", "window:3", "window:5,5", "window:9,1", "window:a,b", "percentile:-1,5", "percentile:0,101", "window:0,inf", "full:1,2"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "",
+        "Auto",
+        "window",
+        "window:3",
+        "window:5,5",
+        "window:9,1",
+        "window:a,b",
+        "percentile:-1,5",
+        "percentile:0,101",
+        "window:0,inf",
+        "full:1,2",
+    ],
+)
 def test_rules_that_are_none(rule):
     with pytest.raises(DataError, match="use auto, full, window"):
         parse_intensity(rule)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"plain text", b"II*\0\xff\xff\xff\xff", b"BM" + b"\0" * 20, b"GIF89a" + b"\xff" * 9])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x89PNG\r\n\x1a\n", b"plain text", b"II*\0\xff\xff\xff\xff", b"BM" + b"\0" * 20, b"GIF89a" + b"\xff" * 9],
+)
 def test_damaged_files_are_one_sentence(tmp_path, content):
     (tmp_path / "x.png").write_bytes(content)
     for reader in (read_image, read_mask, read_ids, image_info):
@@ -210,14 +266,29 @@ MASKS = {
     "grey jpeg": ("m.jpeg", (SHAPE * 128).astype(np.uint8), {"quality": 70}, "half of the maximum"),
     "lossy webp": ("m.webp", (SHAPE * 255).astype(np.uint8), {"quality": 50}, "half of the maximum"),
     "lossless webp": ("l.webp", (SHAPE * 3).astype(np.uint8), {"lossless": True}, "non-zero"),
-    "alpha": ("a.png", np.dstack([np.full(SHAPE.shape, 200, np.uint8)] * 3 + [(SHAPE * 255).astype(np.uint8)]), {}, "alpha"),
-    "opaque": ("o.png", np.dstack([(SHAPE * 9).astype(np.uint8)] * 3 + [np.full(SHAPE.shape, 255, np.uint8)]), {}, "non-zero"),
+    "alpha": (
+        "a.png",
+        np.dstack([np.full(SHAPE.shape, 200, np.uint8)] * 3 + [(SHAPE * 255).astype(np.uint8)]),
+        {},
+        "alpha",
+    ),
+    "opaque": (
+        "o.png",
+        np.dstack([(SHAPE * 9).astype(np.uint8)] * 3 + [np.full(SHAPE.shape, 255, np.uint8)]),
+        {},
+        "non-zero",
+    ),
     "0 and 1": ("z.png", SHAPE.astype(np.uint8), {}, "non-zero"),
     "1 bit": ("b.png", SHAPE, {}, "non-zero"),
     "ids": ("i.png", (SHAPE * 17).astype(np.uint8), {}, "non-zero"),
     "16 bit ids": ("d.png", (SHAPE * 300).astype(np.uint16), {}, "non-zero"),
     "float": ("f.tif", SHAPE.astype(np.float32) * 0.5, {}, "non-zero"),
-    "dark blue": ("c.png", np.dstack([np.zeros(SHAPE.shape, np.uint8)] * 2 + [(SHAPE * 2).astype(np.uint8)]), {}, "non-zero"),
+    "dark blue": (
+        "c.png",
+        np.dstack([np.zeros(SHAPE.shape, np.uint8)] * 2 + [(SHAPE * 2).astype(np.uint8)]),
+        {},
+        "non-zero",
+    ),
 }
 
 
@@ -254,7 +325,11 @@ def test_inspect_says_what_masks_hold(tmp_path):
         save(tmp_path / "images" / name.rsplit("/", 1)[1], GREY)
     seen = inspect_folder(tmp_path)
     assert seen["mask_values"] == {"labels": "6 values from 0 to 11", "maskannot": "0, 255"}
-    assert {f["folder"]: f["role"] for f in seen["folders"]} == {"images": "images", "labels": "masks", "maskannot": "masks"}
+    assert {f["folder"]: f["role"] for f in seen["folders"]} == {
+        "images": "images",
+        "labels": "masks",
+        "maskannot": "masks",
+    }
     assert "masks in maskannot hold 0, 255" in inspection_lines(seen)
 
 
@@ -270,7 +345,20 @@ def parts(root, *names):
 GOOD = [f"good/{i}.png" for i in range(10)]
 
 
-@pytest.mark.parametrize("masks", ["masks/bad", "ground_truth/bad", "labels/bad", "bad_masks", "bad/masks", "masks", "Ground Truth/bad", "mask_bad", "bad/gt"])
+@pytest.mark.parametrize(
+    "masks",
+    [
+        "masks/bad",
+        "ground_truth/bad",
+        "labels/bad",
+        "bad_masks",
+        "bad/masks",
+        "masks",
+        "Ground Truth/bad",
+        "mask_bad",
+        "bad/gt",
+    ],
+)
 @pytest.mark.parametrize("stem", ["a", "a_mask", "a-mask", "a_GT"])
 def test_mask_folders_are_no_defects(tmp_path, masks, stem):
     parts(tmp_path, *GOOD, "bad/a.png", f"{masks}/{stem}.png")
@@ -280,7 +368,9 @@ def test_mask_folders_are_no_defects(tmp_path, masks, stem):
 
 
 def test_nesting_is_kept_and_everything_is_counted(tmp_path):
-    parts(tmp_path, *GOOD, *(f"good/line2/{i}.png" for i in range(10)), "bad/deep/x.png", "loose.png", "unlabelled/u.png")
+    parts(
+        tmp_path, *GOOD, *(f"good/line2/{i}.png" for i in range(10)), "bad/deep/x.png", "loose.png", "unlabelled/u.png"
+    )
     (tmp_path / "readme.md").write_text("-")
     index = read_index("folder", tmp_path)
     assert index.defect.value_counts().to_dict() == {"good": 20, "bad/deep": 1, "unknown": 1}
@@ -298,7 +388,13 @@ def test_a_normal_folder_of_unknown_name_is_asked_for(tmp_path, name):
 
 
 def test_mvtec_trees_are_found_from_either_end(tmp_path):
-    parts(tmp_path / "all" / "cap", "train/good/0.png", "test/good/0.png", "test/hole/0.png", "ground_truth/hole/0_mask.png")
+    parts(
+        tmp_path / "all" / "cap",
+        "train/good/0.png",
+        "test/good/0.png",
+        "test/hole/0.png",
+        "ground_truth/hole/0_mask.png",
+    )
     expected = read_index("mvtec", tmp_path / "all", "cap")
     for found in (read_index("mvtec", tmp_path / "all" / "cap"), read_index("folder", tmp_path / "all" / "cap")):
         assert found.equals(expected)
@@ -316,7 +412,9 @@ def test_the_same_image_in_training_and_test_is_said(tmp_path):
 
 def test_masks_that_may_belong_to_two_images_and_strays_are_named(tmp_path):
     parts(tmp_path, *GOOD, "crack/0.png", "cut/0.png", "masks/0.png")
-    with pytest.raises(DataError, match=r"masks.0\.png: may belong to .*crack.0\.png and .*cut.0\.png, which have the same stem"):
+    with pytest.raises(
+        DataError, match=r"masks.0\.png: may belong to .*crack.0\.png and .*cut.0\.png, which have the same stem"
+    ):
         index_folder(tmp_path)
     (tmp_path / "cut/0.png").unlink()
     parts(tmp_path, "loose.png", "ground_truth/0_mask.png")
@@ -332,10 +430,15 @@ def test_masks_that_may_belong_to_two_images_and_strays_are_named(tmp_path):
         index_folder(tmp_path / "two")
     shutil.rmtree(tmp_path / "two")
     index = read_index("folder", tmp_path)
-    assert len(index) == 11 and {why: s["files"] for why, s in index.attrs["census"]["skipped"].items()} == {"beside the folders of types; move it into one": 1}
+    assert len(index) == 11 and {why: s["files"] for why, s in index.attrs["census"]["skipped"].items()} == {
+        "beside the folders of types; move it into one": 1
+    }
 
 
-@given(st.lists(st.text("ab01_ü ", min_size=1, max_size=4).map(str.strip).filter(bool), unique=True, max_size=8), st.randoms())
+@given(
+    st.lists(st.text("ab01_ü ", min_size=1, max_size=4).map(str.strip).filter(bool), unique=True, max_size=8),
+    st.randoms(),
+)
 def test_pairing_does_not_depend_on_order(stems, random):
     from pathlib import Path
 
@@ -360,10 +463,16 @@ def test_the_same_images_in_three_depths_give_the_same_features(tmp_path):
     grey = rng.integers(0, 256, (5, 32, 32), dtype=np.uint8)
     grey[:, 0, 0] = 255
     found = {}
-    for form, make in {"png": lambda g: g, "tif": lambda g: g.astype(np.uint16) * 257, "tiff": lambda g: g.astype(np.float32) / 255}.items():
+    for form, make in {
+        "png": lambda g: g,
+        "tif": lambda g: g.astype(np.uint16) * 257,
+        "tiff": lambda g: g.astype(np.float32) / 255,
+    }.items():
         for i, g in enumerate(grey):
             save(tmp_path / form / "good" / f"{i}.{form}", make(g))
-        found[form] = extract_features(read_index("folder", tmp_path / form, n_train=4), create_backbone("filters", None, 32)).patches
+        found[form] = extract_features(
+            read_index("folder", tmp_path / form, n_train=4), create_backbone("filters", None, 32)
+        ).patches
     assert (found["png"] == found["tif"]).all() and (found["png"] == found["tiff"]).all()
 
 
@@ -372,14 +481,18 @@ def test_clipped_values_are_said(tmp_path):
     save(tmp_path / "test/good/b.png", np.full((32, 32), 3000, np.uint16))
     index = read_index("folder", tmp_path)
     assert index.attrs["intensity"]["text"] == "10 of 16 bits"
-    with pytest.warns(UserWarning, match=r"1 of 2 images hold values outside 10 of 16 bits, clipped; most in .*b\.png, 100\.00%"):
+    with pytest.warns(
+        UserWarning, match=r"1 of 2 images hold values outside 10 of 16 bits, clipped; most in .*b\.png, 100\.00%"
+    ):
         extract_features(index, create_backbone("filters", None, 32))
 
 
 def test_an_image_of_another_depth_is_refused_by_name(tmp_path):
     save(tmp_path / "train/good/a.png", np.full((32, 32), 900, np.uint16))
     save(tmp_path / "test/good/b.png", GREY)
-    with pytest.raises(DataError, match=r"b\.png: holds uint8 values, but the data set's intensity rule is '10 of 16 bits'"):
+    with pytest.raises(
+        DataError, match=r"b\.png: holds uint8 values, but the data set's intensity rule is '10 of 16 bits'"
+    ):
         extract_features(read_index("folder", tmp_path), create_backbone("filters", None, 32))
 
 
@@ -449,12 +562,27 @@ def test_the_report_gives_the_same_auroc_in_every_depth(tmp_path, form):
     from anomaly_nb.data import draw_sample
     from anomaly_nb.reports import run_report
 
-    make = {"png8": lambda a: a, "png16": lambda a: a.astype(np.uint16) * 257, "float": lambda a: a.astype(np.float32) / 255}[form]
+    make = {
+        "png8": lambda a: a,
+        "png16": lambda a: a.astype(np.uint16) * 257,
+        "float": lambda a: a.astype(np.float32) / 255,
+    }[form]
     suffix = {"png8": "png", "png16": "png", "float": "tif"}[form]
     for kind, count in (("good", 16), ("spot", 6), ("crack", 6)):
         for i in range(count):
             grey = np.array(Image.fromarray(draw_sample("granite", kind, i, size=64)[0]).convert("L"))
             grey[0, 0] = 255  # one white pixel, so that 16 bits are seen to be full
             save(tmp_path / "data" / kind / f"{i}.{suffix}", make(grey))
-    run = run_report("image_anomaly", {"dataset": "folder", "root": str(tmp_path / "data"), "category": "", "image_size": 64, "cache": str(tmp_path / "c")}, figures=tmp_path / "f", gallery=False)
+    run = run_report(
+        "image_anomaly",
+        {
+            "dataset": "folder",
+            "root": str(tmp_path / "data"),
+            "category": "",
+            "image_size": 64,
+            "cache": str(tmp_path / "c"),
+        },
+        figures=tmp_path / "f",
+        gallery=False,
+    )
     assert abs(run.metrics["image_auroc"] - AUROC.setdefault("first", run.metrics["image_auroc"])) < 0.01

@@ -1,4 +1,7 @@
-"""Members of each kind that nobody has named yet: folders, names, links, types, tables and detector folders as strangers bring them."""
+"""Members of each kind that nobody has named yet: folders, names, links, types, tables and detector folders as
+strangers bring them.
+"""
+
 import json
 import os
 import re
@@ -15,7 +18,16 @@ from anomaly_nb.cli.main import app, in_command, main
 from anomaly_nb.core.errors import DataError, MissingFileError
 from anomaly_nb.core.files import MANIFEST, list_files, printable, verify_manifest, write_json, write_manifest
 from anomaly_nb.core.plain import read_json
-from anomaly_nb.data import draw_sample, fit_intensity, image_info, index_folder, inspect_folder, one_category, read_image, read_index
+from anomaly_nb.data import (
+    draw_sample,
+    fit_intensity,
+    image_info,
+    index_folder,
+    inspect_folder,
+    one_category,
+    read_image,
+    read_index,
+)
 from anomaly_nb.data.images import read_counted
 from anomaly_nb.data.index import folder_meaning
 from anomaly_nb.data.intensity import Intensity
@@ -37,14 +49,35 @@ def parts(root, *names, array=None):
 # ---- what a folder's name says
 
 
-@pytest.mark.parametrize("name", ["Pass", "io", "i.O", "GUT", "undamaged", "ok_images", "Good Parts", "not-defective", "no defects", "Intact"])
+@pytest.mark.parametrize(
+    "name",
+    ["Pass", "io", "i.O", "GUT", "undamaged", "ok_images", "Good Parts", "not-defective", "no defects", "Intact"],
+)
 def test_words_for_normal(tmp_path, name):
     assert folder_meaning(name) == "normal"
     parts(tmp_path, *(f"{name}/{i}.png" for i in range(4)), "kratzer/a.png")
     assert index_folder(tmp_path, n_train=1.0).defect.value_counts().to_dict() == {"good": 4, "kratzer": 1}
 
 
-@pytest.mark.parametrize("name", ["NOK", "n_ok", "nogood", "no-good", "abnormal", "ng", "fail", "Failed parts", "defect_3", "bad2", "n.i.O", "not ok", "scratch", "images_damaged"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NOK",
+        "n_ok",
+        "nogood",
+        "no-good",
+        "abnormal",
+        "ng",
+        "fail",
+        "Failed parts",
+        "defect_3",
+        "bad2",
+        "n.i.O",
+        "not ok",
+        "scratch",
+        "images_damaged",
+    ],
+)
 def test_nobody_is_told_to_learn_from_defects(tmp_path, name):
     assert folder_meaning(name) == "defect"
     parts(tmp_path, *(f"{name}/{i}.png" for i in range(9)), "zzz/a.png")
@@ -100,7 +133,9 @@ def test_other_words_for_good_in_an_mvtec_tree(tmp_path, word):
 
 
 @pytest.mark.parametrize("good", ["good", "gut"])
-@pytest.mark.parametrize("masks", ["masks/{}/000.png", "ground_truth/{}/000_mask.png", "{}_masks/000.png", "{}/masks/000.png"])
+@pytest.mark.parametrize(
+    "masks", ["masks/{}/000.png", "ground_truth/{}/000_mask.png", "{}_masks/000.png", "{}/masks/000.png"]
+)
 def test_masks_of_normal_images_stay_with_them(tmp_path, good, masks):
     parts(tmp_path, f"{good}/000.png", f"{good}/001.png", "d/000.png", masks.format(good), masks.format("d"))
     index = index_folder(tmp_path, n_train=1.0)
@@ -153,7 +188,14 @@ def test_what_is_no_file_is_counted_with_its_reason(odd_folder):
     files, odd = list_files(odd_folder)
     counts = pd.Series(list(odd.values())).value_counts().to_dict()
     assert len(files) == 5
-    assert counts == {"name that is not UTF-8, rename it": 2, "link in a loop": 2, "link that leads nowhere": 1, "link to a folder, not entered": 1, "named pipe": 1, "socket": 1}
+    assert counts == {
+        "name that is not UTF-8, rename it": 2,
+        "link in a loop": 2,
+        "link that leads nowhere": 1,
+        "link to a folder, not entered": 1,
+        "named pipe": 1,
+        "socket": 1,
+    }
     index = read_index("folder", odd_folder, n_train=1.0)
     assert len(index) == 5 and sum(s["files"] for s in index.attrs["census"]["skipped"].values()) == 8
     done = CliRunner().invoke(app, ["inspect", str(odd_folder), "--json"])
@@ -161,7 +203,13 @@ def test_what_is_no_file_is_counted_with_its_reason(odd_folder):
     with pytest.raises(DataError, match="not UTF-8"):
         read_index("folder", next(p for p in odd_folder.iterdir() if printable(p) != str(p)))
     found, passed = find_images([odd_folder])
-    assert len(found) == 7 and sorted(set(passed.values())) == ["link in a loop", "link that leads nowhere", "link to a folder, not entered", "named pipe", "socket"]
+    assert len(found) == 7 and sorted(set(passed.values())) == [
+        "link in a loop",
+        "link that leads nowhere",
+        "link to a folder, not entered",
+        "named pipe",
+        "socket",
+    ]
 
 
 # ---- types and values
@@ -170,16 +218,42 @@ def test_what_is_no_file_is_counted_with_its_reason(odd_folder):
 def tiff(path, bits, form, samples=1, content=b""):
     "A TIFF of one strip, written by hand: types that Pillow does not write."
     size = 8 * 8 * samples * bits // 8
-    tags = [(256, 8), (257, 8), (258, bits), (259, 1), (262, 2 if samples == 3 else 1), (273, 8), (277, samples), (278, 8), (279, size), (339, form)]
+    tags = [
+        (256, 8),
+        (257, 8),
+        (258, bits),
+        (259, 1),
+        (262, 2 if samples == 3 else 1),
+        (273, 8),
+        (277, samples),
+        (278, 8),
+        (279, size),
+        (339, form),
+    ]
     data, at = content.ljust(size, b"\0"), 8 + size
     extra, entries = b"", b""
     for tag, value in tags:
         if tag in (258, 339) and samples > 2:
-            entries += np.array([tag, 3], "<u2").tobytes() + np.array([samples, at + 2 + 12 * len(tags) + 4 + len(extra)], "<u4").tobytes()
+            entries += (
+                np.array([tag, 3], "<u2").tobytes()
+                + np.array([samples, at + 2 + 12 * len(tags) + 4 + len(extra)], "<u4").tobytes()
+            )
             extra += np.full(samples, value, "<u2").tobytes()
         else:
-            entries += np.array([tag, 3], "<u2").tobytes() + np.array([1], "<u4").tobytes() + np.array([value, 0], "<u2").tobytes()
-    path.write_bytes(b"II*\0" + np.array([at], "<u4").tobytes() + data + np.array([len(tags)], "<u2").tobytes() + entries + b"\0\0\0\0" + extra)
+            entries += (
+                np.array([tag, 3], "<u2").tobytes()
+                + np.array([1], "<u4").tobytes()
+                + np.array([value, 0], "<u2").tobytes()
+            )
+    path.write_bytes(
+        b"II*\0"
+        + np.array([at], "<u4").tobytes()
+        + data
+        + np.array([len(tags)], "<u2").tobytes()
+        + entries
+        + b"\0\0\0\0"
+        + extra
+    )
     return path
 
 
@@ -195,7 +269,13 @@ def test_types_that_are_not_read_are_named(tmp_path, bits, form, samples, said):
 
 
 def test_types_that_are_read_still_are(tmp_path):
-    for bits, form, samples, name in ((8, 1, 1, "uint8"), (8, 1, 3, "uint8"), (16, 1, 1, "uint16"), (32, 3, 1, "float32"), (16, 2, 1, "int32")):
+    for bits, form, samples, name in (
+        (8, 1, 1, "uint8"),
+        (8, 1, 3, "uint8"),
+        (16, 1, 1, "uint16"),
+        (32, 3, 1, "float32"),
+        (16, 2, 1, "int32"),
+    ):
         assert image_info(tiff(tmp_path / "a.tif", bits, form, samples)).type == name
 
 
@@ -234,12 +314,29 @@ def test_all_damaged_images_are_named_at_once(tmp_path):
 
 
 def test_damage_deep_in_files_is_named_at_once(tmp_path, capsys):
-    parts(tmp_path, *(f"good/{i}.png" for i in range(9)), array=np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))
+    parts(
+        tmp_path,
+        *(f"good/{i}.png" for i in range(9)),
+        array=np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8),
+    )
     for i in range(3):
         path = tmp_path / f"good/{i}.png"
         path.write_bytes(path.read_bytes()[:1500])
     with pytest.raises(SystemExit) as stop:
-        main(["fit", str(tmp_path), "--out", str(tmp_path / "d"), "--recipe", "placed", "--backbone", "filters", "--image-size", "48"])
+        main(
+            [
+                "fit",
+                str(tmp_path),
+                "--out",
+                str(tmp_path / "d"),
+                "--recipe",
+                "placed",
+                "--backbone",
+                "filters",
+                "--image-size",
+                "48",
+            ]
+        )
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "3 images cannot be read" in said and said.count("truncated") == 3
 
@@ -259,12 +356,21 @@ def test_pages_that_nobody_reads_are_said(tmp_path):
 def test_an_image_in_both_splits_of_a_table_is_said(tmp_path):
     parts(tmp_path, "a.png", "b.png", "c.png")
     shutil.copy(tmp_path / "a.png", tmp_path / "copy.png")
-    (tmp_path / "t.csv").write_text("image_path,split,label\na.png,train,0\nb.png,train,0\nb.png,test,0\ncopy.png,test,1\nc.png,validation,0\n")
+    (tmp_path / "t.csv").write_text(
+        "image_path,split,label\na.png,train,0\nb.png,train,0\nb.png,test,0\ncopy.png,test,1\nc.png,validation,0\n"
+    )
     assert read_index("csv", tmp_path / "t.csv").attrs["census"]["n_in_train_and_test"] == 2
     assert any("2 test image(s) are also in training" in line for line in inspect_folder(tmp_path / "t.csv")["reading"])
 
 
-@pytest.mark.parametrize(("content", "said"), [("image_path,split\n", "a header and no rows"), ("", "line 1: is empty"), ("image_path,split\na.png,train\n", None)])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("image_path,split\n", "a header and no rows"),
+        ("", "line 1: is empty"),
+        ("image_path,split\na.png,train\n", None),
+    ],
+)
 def test_tables_that_hold_nothing(tmp_path, content, said):
     parts(tmp_path, "a.png")
     (tmp_path / "t.csv").write_text(content)
@@ -286,7 +392,12 @@ def test_categories_of_a_table_and_of_none(tmp_path):
         read_index("csv", tmp_path / "t.csv", "z")
     with pytest.raises(DataError, match="the layout folder has no categories"):
         read_index("folder", tmp_path, "x")
-    assert [one_category(*pair) for pair in (("samples", ""), ("samples", "weave"), ("mvtec", ""), ("folder", ""))] == ["nut", "weave", "", ""]
+    assert [one_category(*pair) for pair in (("samples", ""), ("samples", "weave"), ("mvtec", ""), ("folder", ""))] == [
+        "nut",
+        "weave",
+        "",
+        "",
+    ]
     with pytest.warns(UserWarning, match="left out: the layout folder has no categories"):
         assert one_category("folder", "nut") == ""
 
@@ -294,7 +405,11 @@ def test_categories_of_a_table_and_of_none(tmp_path):
 def test_twins_of_two_formats_are_images(tmp_path):
     parts(tmp_path, "good/a.jpg", "good/a.png", "good/b.jpg")
     seen = inspect_folder(tmp_path)
-    assert [f["role"] for f in seen["folders"]] == ["images"] and "no split there" in seen["reading"][-1] and "3 images: 3 good" in " ".join(seen["reading"])
+    assert (
+        [f["role"] for f in seen["folders"]] == ["images"]
+        and "no split there" in seen["reading"][-1]
+        and "3 images: 3 good" in " ".join(seen["reading"])
+    )
 
 
 # ---- commands
@@ -302,15 +417,33 @@ def test_twins_of_two_formats_are_images(tmp_path):
 
 def test_advice_is_in_the_words_of_the_command():
     said = "name it, e.g. normal=line1; or give intensity=window:0,1, root=/x or -p recipe=knn, on_missing=keep"
-    assert in_command("fit", said) == "name it, e.g. --normal line1; or give --intensity window:0,1, /x or -p recipe=knn, on_missing=keep".replace("-p recipe=knn", "-p --recipe knn")
-    assert in_command("report", said) == "name it, e.g. -p normal=line1; or give -p intensity=window:0,1, -p root=/x or -p recipe=knn, -p on_missing=keep"
+    assert in_command(
+        "fit", said
+    ) == "name it, e.g. --normal line1; or give --intensity window:0,1, /x or -p recipe=knn, on_missing=keep".replace(
+        "-p recipe=knn", "-p --recipe knn"
+    )
+    assert (
+        in_command("report", said)
+        == "name it, e.g. -p normal=line1; or give -p intensity=window:0,1, -p root=/x or -p recipe=knn, -p on_missing=keep"
+    )
     assert in_command("no-such", said) == said
 
 
 def test_commands_refuse_numbers_out_of_range(tmp_path):
     parts(tmp_path, "good/a.png", "good/b.png")
-    for option, value in (("--seed", "-1"), ("--seed", str(2**40)), ("--image-size", "-3"), ("--tile", "-1"), ("--overlap", "-9"), ("--coreset", "0"), ("--coreset", "-2"), ("--false-alarms", "1.5")):
-        done = CliRunner().invoke(app, ["fit", str(tmp_path), "--out", str(tmp_path / "d"), option, value, "--backbone", "filters"])
+    for option, value in (
+        ("--seed", "-1"),
+        ("--seed", str(2**40)),
+        ("--image-size", "-3"),
+        ("--tile", "-1"),
+        ("--overlap", "-9"),
+        ("--coreset", "0"),
+        ("--coreset", "-2"),
+        ("--false-alarms", "1.5"),
+    ):
+        done = CliRunner().invoke(
+            app, ["fit", str(tmp_path), "--out", str(tmp_path / "d"), option, value, "--backbone", "filters"]
+        )
         assert done.exit_code and (option in done.output or option in str(done.exception)), (option, value, done.output)
     with pytest.raises(DataError, match="seed=-1"):
         check_parameters("image_anomaly", {"seed": "-1"})
@@ -345,7 +478,12 @@ def test_exit_codes_of_predict(fitted, tmp_path):
     (fine / "cut.png").write_bytes(b"\x89PNG")
     done = predicted(fitted, fine)
     table = pd.read_csv(fitted / "p.csv")
-    assert done.exit_code == 4 and len(table) == 3 and table.error.notna().sum() == 2 and "2 of 3 images could not be read" in done.output
+    assert (
+        done.exit_code == 4
+        and len(table) == 3
+        and table.error.notna().sum() == 2
+        and "2 of 3 images could not be read" in done.output
+    )
     assert predicted(fitted, fine, tmp_path / "odd").exit_code == 3
     done = predicted(fitted, fine / "cut.png")
     assert done.exit_code == 1 and "no image could be read" in done.output
@@ -362,7 +500,10 @@ def test_predict_says_what_it_learned_from_and_what_it_did_not_look_at(fitted, t
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
     assert [p.frames for p in predict_files(model, [tmp_path / "film.gif", tmp_path / "new.png"])] == [4, 1]
     done = predicted(fitted, tmp_path)
-    assert "1 of 4 images are among those that the detector learned from" in done.output and "3 others were not" in done.output
+    assert (
+        "1 of 4 images are among those that the detector learned from" in done.output
+        and "3 others were not" in done.output
+    )
 
 
 def test_update_says_what_it_does_not_take(fitted, tmp_path):
@@ -379,8 +520,12 @@ def test_update_says_what_it_does_not_take(fitted, tmp_path):
 
 def test_clipped_images_are_counted(tmp_path):
     for i in range(6):
-        parts(tmp_path, f"good/{i}.tif", array=draw_sample("nut", "good", i, size=48)[0][..., 0].astype(np.float32) / 255)
-    Detector("placed", backbone="filters", image_size=48).fit(read_index("folder", tmp_path, n_train=1.0)).save(tmp_path / "det")
+        parts(
+            tmp_path, f"good/{i}.tif", array=draw_sample("nut", "good", i, size=48)[0][..., 0].astype(np.float32) / 255
+        )
+    Detector("placed", backbone="filters", image_size=48).fit(read_index("folder", tmp_path, n_train=1.0)).save(
+        tmp_path / "det"
+    )
     parts(tmp_path, "new/a.tif", array=np.full((48, 48), 7, np.float32))
     parts(tmp_path, "new/b.tif", array=np.full((48, 48), -7, np.float32))
     done = predicted(tmp_path, tmp_path / "new")
@@ -400,7 +545,11 @@ def forge(folder, name, change):
 
 FORGED = {
     "a list": ("detector.json", lambda a: [a], "not a saved detector"),
-    "later": ("detector.json", lambda a: a | {"format": 9}, "is of format 9, this version of the library reads up to 1"),
+    "later": (
+        "detector.json",
+        lambda a: a | {"format": 9},
+        "is of format 9, this version of the library reads up to 1",
+    ),
     "no spec": ("detector.json", lambda a: {k: v for k, v in a.items() if k != "spec"}, "not a saved detector"),
     "paths": ("detector.json", lambda a: a | {"patch_hw": 3}, "not a saved detector"),
     "params": ("detector.json", lambda a: a | {"params": "x"}, "not a saved detector"),

@@ -1,4 +1,5 @@
 """Bad input and bad luck: one clear error that names the file, nothing lost, nothing half-written."""
+
 import errno
 import os
 import signal
@@ -23,7 +24,9 @@ def samples(tmp_path):
 
 
 def command(*arguments, cwd):
-    return subprocess.run([sys.executable, "-m", "anomaly_nb.cli.main", *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "anomaly_nb.cli.main", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
+    )
 
 
 @pytest.mark.parametrize(("spoil", "words"), [
@@ -43,12 +46,36 @@ def test_one_line_from_the_command_line(samples, tmp_path, spoil, words):
 def test_going_on_without_partners(samples, tmp_path):
     (samples / "nut/ground_truth/spot/000_mask.png").unlink()
     for switch, images in (("keep", 8), ("drop", 7)):
-        done = command("extract", samples, "--category", "nut", "--image-size", 64, "--on-missing", switch, "--out", tmp_path / switch, cwd=tmp_path)
+        done = command(
+            "extract",
+            samples,
+            "--category",
+            "nut",
+            "--image-size",
+            64,
+            "--on-missing",
+            switch,
+            "--out",
+            tmp_path / switch,
+            cwd=tmp_path,
+        )
         assert done.returncode == 0 and f"FeatureSet({images} images" in done.stdout, done.stderr
 
 
 def test_extract_writes_the_specified_files(samples, tmp_path):
-    done = command("extract", samples, "--category", "nut", "--image-size", 64, "--name", "dino", "--out", tmp_path / "d", cwd=tmp_path)
+    done = command(
+        "extract",
+        samples,
+        "--category",
+        "nut",
+        "--image-size",
+        64,
+        "--name",
+        "dino",
+        "--out",
+        tmp_path / "d",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     names = sorted(p.relative_to(tmp_path / "d").as_posix() for p in (tmp_path / "d").rglob("*.*") if p.is_file())
     assert names == ["featurebanks/dinov2_b14/nut_bank_dinov2_b14.npz", "featurebanks/dinov2_b14/nut_bank_meta.csv",

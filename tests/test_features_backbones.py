@@ -1,4 +1,5 @@
 """Grid, class token and checkpoints of every family, with random weights; MobileNetV2 with its own."""
+
 import os
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def test_grid_and_vector(name):
     patches, hw, cls = net(np.stack([net.transform(IMAGE)] * 2))
     assert hw == (size // patch,) * 2 and net.spec.patch == patch and patches.shape[:2] == (2, hw[0] * hw[1])
     assert cls.shape[0] == 2 and np.isfinite(cls).all()
-    np.testing.assert_allclose(patches[0], patches[1], atol=1e-4)  # a matrix product may round two rows of one batch differently
+    np.testing.assert_allclose(
+        patches[0], patches[1], atol=1e-4
+    )  # a matrix product may round two rows of one batch differently
     if name.startswith("timm"):
         assert net.has_class_token == token and net.spec.licence
 
@@ -55,14 +58,23 @@ def test_the_changed_patch_is_where_the_token_changes(name):
         assert divmod(int(np.abs(net(y)[0] - before)[0].sum(1).argmax()), w) == (row, column)
 
 
-@pytest.mark.parametrize("name", ["timm:vit_small_patch14_reg4_dinov2?depth=2", "timm:vit_base_patch16_224.mae?depth=2", "open_clip:ViT-S-32-alt?layers=0,2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm:vit_small_patch14_reg4_dinov2?depth=2",
+        "timm:vit_base_patch16_224.mae?depth=2",
+        "open_clip:ViT-S-32-alt?layers=0,2",
+    ],
+)
 def test_positions_are_interpolated_from_the_checkpoint(name, tmp_path):
     "A position embedding that is smooth over the grid stays the same function of place at another size."
     torch.manual_seed(2)
     native = create_backbone(name, "random")
     key = "pos_embed" if name.startswith("timm") else "positional_embedding"
     state = native.model.state_dict()
-    extra = 1 if (state[key].shape[-2] - 1) ** 0.5 % 1 == 0 else 0  # timm's register models have no position for the class token
+    extra = (
+        1 if (state[key].shape[-2] - 1) ** 0.5 % 1 == 0 else 0
+    )  # timm's register models have no position for the class token
     side = round((state[key].shape[-2] - extra) ** 0.5)
     ramp = torch.linspace(-1, 1, side)[None].expand(side, side).reshape(-1, 1)
     state[key][..., extra:, :] = ramp
@@ -70,7 +82,10 @@ def test_positions_are_interpolated_from_the_checkpoint(name, tmp_path):
     size = native.spec.patch * 5
     moved = create_backbone(name, tmp_path / "w.pt", size)
     found = moved.model.state_dict()[key].reshape(-1, state[key].shape[-1])[extra:].reshape(5, 5, -1)
-    assert np.allclose(found.numpy(), found[:1, :, :1].numpy(), atol=1e-4) and (np.diff(found[0, :, 0].numpy()) > 0.2).all()
+    assert (
+        np.allclose(found.numpy(), found[:1, :, :1].numpy(), atol=1e-4)
+        and (np.diff(found[0, :, 0].numpy()) > 0.2).all()
+    )
     assert moved(moved.transform(IMAGE)[None])[1] == (5, 5)
 
 

@@ -38,17 +38,35 @@ def test_one_extractor_is_one_whatever_its_files_are_called(tmp_path):
     save_tensors(tmp_path / "b/pose.pt", {"w": torch.zeros(1)})
     shutil.copy(tmp_path / "a/pose.pt", tmp_path / "renamed.pt")
     train, test = old(tmp_path / "train.npy", 0), old(tmp_path / "test.npy", 1)
-    one, other, size = ({"model": "pose", "size": s, "weights": tmp_path / w} for w, s in (("a/pose.pt", 64), ("b/pose.pt", 64), ("a/pose.pt", 32)))
+    one, other, size = (
+        {"model": "pose", "size": s, "weights": tmp_path / w}
+        for w, s in (("a/pose.pt", 64), ("b/pose.pt", 64), ("a/pose.pt", 32))
+    )
     first = made(tmp_path, train, "1", one)
-    assert first == made(tmp_path, test, "2", one) == made(tmp_path, test, "3", one | {"weights": str(tmp_path / "renamed.pt")})
-    assert len({first, made(tmp_path, old(tmp_path / "x/pose.npy", 0), "4", other), made(tmp_path, old(tmp_path / "y/pose.npy", 0), "5", size)}) == 3
+    assert (
+        first
+        == made(tmp_path, test, "2", one)
+        == made(tmp_path, test, "3", one | {"weights": str(tmp_path / "renamed.pt")})
+    )
+    assert (
+        len(
+            {
+                first,
+                made(tmp_path, old(tmp_path / "x/pose.npy", 0), "4", other),
+                made(tmp_path, old(tmp_path / "y/pose.npy", 0), "5", size),
+            }
+        )
+        == 3
+    )
     assert made(tmp_path, train, "6", "pose") == made(tmp_path, test, "7", "pose") != made(tmp_path, test, "8", "other")
     assert read_index(tmp_path / "1")["sources"]["keypoints"]["name"] == "train.npy"
 
 
 def test_an_unknown_extractor_is_equal_to_itself_only(tmp_path):
     with pytest.warns(Notice, match=r"pose.npy: nothing says what made these features"):
-        found = [made(tmp_path, old(tmp_path / f"{i}/pose.npy", seed), f"t{i}", None) for i, seed in enumerate((0, 1, 0))]
+        found = [
+            made(tmp_path, old(tmp_path / f"{i}/pose.npy", seed), f"t{i}", None) for i, seed in enumerate((0, 1, 0))
+        ]
     assert found[0] != found[1] and found[0] == found[2]
 
 
@@ -59,7 +77,10 @@ def test_modalities_keep_their_own_makers(tmp_path):
             made(tmp_path, old(tmp_path / "k2.npy", 5), "u", "pose")
         convert_pickled(old(tmp_path / "v.npy", 1), tmp_path / split, "velocity", FRAMES, trust=True, extractor="flow")
     index = read_index(tmp_path / "t")
-    assert index["extractor"] == {"converted": {"keypoints": {"name": "pose"}, "velocity": {"name": "flow"}}} and index["sha256"] == read_index(tmp_path / "u")["sha256"]
+    assert (
+        index["extractor"] == {"converted": {"keypoints": {"name": "pose"}, "velocity": {"name": "flow"}}}
+        and index["sha256"] == read_index(tmp_path / "u")["sha256"]
+    )
     convert_pickled(old(tmp_path / "v.npy", 2), tmp_path / "t", "velocity", FRAMES, trust=True, extractor="flow")
     for modality in ("keypoints", "velocity"):
         assert len(load_object_features(tmp_path / "t", modality)) == 8
@@ -70,7 +91,14 @@ def split(tmp_path):
     for modality in ("keypoints", "velocity"):
         for i, (video, frames) in enumerate(FRAMES.items()):
             for j, frame in enumerate(frames):
-                save_frame(tmp_path, modality, video, frame, np.full((1, 2), 10 * i + j + 100 * (modality == "velocity")), np.zeros((1, 4)))
+                save_frame(
+                    tmp_path,
+                    modality,
+                    video,
+                    frame,
+                    np.full((1, 2), 10 * i + j + 100 * (modality == "velocity")),
+                    np.zeros((1, 4)),
+                )
     write_index(tmp_path, FRAMES, {"flow": "dis"}, ("keypoints", "velocity"))
     return tmp_path
 
@@ -85,7 +113,9 @@ def test_exchanged_files_are_named(split, a, b):
     first.write_bytes(content[1])
     second.write_bytes(content[0])
     kind = {"KEYPOINTS": "keypoints", "VELOCITIES": "velocity"}[b.split("/")[0]]
-    with pytest.raises(DataError, match=rf"{a}.npz: holds the {kind} features of {b.split('/', 1)[1]}; were the two files exchanged"):
+    with pytest.raises(
+        DataError, match=rf"{a}.npz: holds the {kind} features of {b.split('/', 1)[1]}; were the two files exchanged"
+    ):
         load_object_features(split, "keypoints")
 
 
@@ -119,7 +149,9 @@ def test_an_index_that_grows_reads_new_videos_only(split, monkeypatch):
 
 
 def features(names, spec=None, value=0.0):
-    meta = pd.DataFrame({"category": "01", "split": "train", "label": 0, "defect": "good", "image_path": [f"/a/{n}.png" for n in names]})
+    meta = pd.DataFrame(
+        {"category": "01", "split": "train", "label": 0, "defect": "good", "image_path": [f"/a/{n}.png" for n in names]}
+    )
     return FeatureSet(np.full((len(names), 4, 3), value, np.float32), (2, 2), meta, spec=spec or {})
 
 
@@ -137,11 +169,15 @@ def test_exchanged_feature_files_are_named(tmp_path):
     one, two = (tmp_path / f"{c}_dinov2_vitb14.npz" for c in ("01", "02"))
     content = one.read_bytes(), two.read_bytes()
     one.write_bytes(content[1])
-    with pytest.raises(DataError, match=r"01_dinov2_vitb14.npz: is of other images than 01_meta.csv; was one of the two exchanged"):
+    with pytest.raises(
+        DataError, match=r"01_dinov2_vitb14.npz: is of other images than 01_meta.csv; was one of the two exchanged"
+    ):
         load_features(tmp_path, "01")
     one.write_bytes(content[0])
     table = pd.read_csv(tmp_path / "01_meta.csv", dtype=str)
-    table.assign(note="mine", image_path=table.image_path.str.replace("/a/", "/elsewhere/")).to_csv(tmp_path / "01_meta.csv", index=False)
+    table.assign(note="mine", image_path=table.image_path.str.replace("/a/", "/elsewhere/")).to_csv(
+        tmp_path / "01_meta.csv", index=False
+    )
     assert load_features(tmp_path, "01").meta["note"].tolist() == ["mine"] * 2
     table[::-1].to_csv(tmp_path / "01_meta.csv", index=False)
     with pytest.raises(DataError, match="is of other images"):
@@ -150,7 +186,11 @@ def test_exchanged_feature_files_are_named(tmp_path):
 
 def test_a_bank_of_another_extractor_is_refused(tmp_path):
     spec = {"name": "timm:x", "sha256": "ab"}
-    for bank_spec, told in ((spec, None), (spec | {"sha256": "cd"}, "the bank of 01 was made with another sha256 than its features"), ({}, None)):
+    for bank_spec, told in (
+        (spec, None),
+        (spec | {"sha256": "cd"}, "the bank of 01 was made with another sha256 than its features"),
+        ({}, None),
+    ):
         save_features(tmp_path / "features_dinov2_b14", "01", features("ab", spec))
         save_features(tmp_path / "featurebanks/dinov2_b14", "01", features("ab", bank_spec), bank=True)
         if told:
@@ -167,9 +207,15 @@ def test_converted_features_are_told_by_content(tmp_path):
     held = {"patches": np.zeros((2, 4, 3), np.float32), "patch_hw": (2, 2), "meta": features("ab").meta}
     for name, more in (("train", {}), ("test", {"spec": {"name": "net"}})):
         (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(held | more))
-    train, test = (convert_features(tmp_path / f"{n}.pkl", trust=True, extractor={"model": "net", "weights": tmp_path / "w.pt"}) for n in ("train", "test"))
+    train, test = (
+        convert_features(tmp_path / f"{n}.pkl", trust=True, extractor={"model": "net", "weights": tmp_path / "w.pt"})
+        for n in ("train", "test")
+    )
     assert train.spec == test.spec and len(train.spec["weights"]) == 64
-    assert convert_features(tmp_path / "test.pkl", trust=True).spec == {"name": "net"} and convert_features(tmp_path / "train.pkl", trust=True).spec == {}
+    assert (
+        convert_features(tmp_path / "test.pkl", trust=True).spec == {"name": "net"}
+        and convert_features(tmp_path / "train.pkl", trust=True).spec == {}
+    )
     assert json.dumps(train.spec)
 
 

@@ -1,4 +1,5 @@
 """Extraction that is killed for good at random moments, watched for memory, and damaged on purpose."""
+
 import os
 import signal
 import subprocess
@@ -82,7 +83,9 @@ def test_killed_again_and_again_nothing_is_lost_or_repeated(tmp_path, index):
     whole = extract_features(index, create_backbone("filters", image_size=32), batch_size=3, dtype="float16")
     assert kills >= 3 and np.array_equal(np.asarray(found.patches), whole.patches)
     assert found.meta.image_path.tolist() == index.image_path.tolist()
-    assert sorted(p.name for p in folder.iterdir() if p.suffix == ".npy") == [f"{k}-{i:05d}.npy" for k in ("cls", "patches") for i in range(10)]
+    assert sorted(p.name for p in folder.iterdir() if p.suffix == ".npy") == [
+        f"{k}-{i:05d}.npy" for k in ("cls", "patches") for i in range(10)
+    ]
     assert not list(folder.glob(".*.tmp"))
 
 
@@ -148,7 +151,11 @@ def test_values_beyond_float16_are_refused(tmp_path, index):
 
     with pytest.raises(DataError, match="patches as float16"):
         extract_shards(index, Loud(BackboneSpec("loud", 32)), tmp_path / "s")
-    assert extract_shards(index, Loud(BackboneSpec("loud", 32)), tmp_path / "t", dtype="float32").patches.shape == (40, 4, 2)
+    assert extract_shards(index, Loud(BackboneSpec("loud", 32)), tmp_path / "t", dtype="float32").patches.shape == (
+        40,
+        4,
+        2,
+    )
 
 
 def test_categories_that_look_like_numbers_stay_text(tmp_path, index):
@@ -159,7 +166,12 @@ def test_categories_that_look_like_numbers_stay_text(tmp_path, index):
 def test_features_are_known_by_images_backbone_type_and_rule(tmp_path, index):
     few = index[:3]
     small, large = (create_backbone("filters", image_size=s) for s in (32, 48))
-    keys = {features_key(few, small), features_key(few, large), features_key(few, small, "float16"), features_key(few[:2], small)}
+    keys = {
+        features_key(few, small),
+        features_key(few, large),
+        features_key(few, small, "float16"),
+        features_key(few[:2], small),
+    }
     for i in range(3):
         Image.fromarray(np.full((20, 20), 1000 * (i + 1), np.uint16)).save(tmp_path / f"deep{i}.png")
     deep = few.assign(image_path=[str(tmp_path / f"deep{i}.png") for i in range(3)])

@@ -32,7 +32,21 @@ def holds(model, state):
     return all(model.state_dict()[k].equal(v) for k, v in state.items())
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "encoder.", "_orig_mod.", "model.", "module.encoder.", "_orig_mod.module.backbone.", "model.model.", "image_encoder.body."])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "",
+        "module.",
+        "backbone.",
+        "encoder.",
+        "_orig_mod.",
+        "model.",
+        "module.encoder.",
+        "_orig_mod.module.backbone.",
+        "model.model.",
+        "image_encoder.body.",
+    ],
+)
 @pytest.mark.parametrize("container", ["", "state_dict", "model", "net", "model_state_dict", "checkpoint.weights"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_every_wrapping_is_taken_off(tmp_path, prefix, container, suffix):
@@ -43,11 +57,19 @@ def test_every_wrapping_is_taken_off(tmp_path, prefix, container, suffix):
         save_file(under(f"{container}." if container else "", held), tmp_path / "w.safetensors")
     else:
         for key in reversed(container.split(".") if container else []):
-            held = {key: held, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}}
+            held = {
+                key: held,
+                "epoch": 3,
+                "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]},
+            }
         torch.save(held, tmp_path / "w.pth")
     model = net()
     loaded = load_weights(model, tmp_path / f"w{suffix}")
-    assert holds(model, A) and (loaded.used, loaded.missing, loaded.left) == (9, [], []) and loaded.network == ".".join(filter(None, (container, prefix.strip("."))))
+    assert (
+        holds(model, A)
+        and (loaded.used, loaded.missing, loaded.left) == (9, [], [])
+        and loaded.network == ".".join(filter(None, (container, prefix.strip("."))))
+    )
 
 
 @pytest.mark.parametrize(("held", "names"), [
@@ -62,7 +84,9 @@ def test_every_wrapping_is_taken_off(tmp_path, prefix, container, suffix):
 def test_of_several_networks_one_is_chosen_by_name(tmp_path, held, names):
     torch.save(held | {"loss": {"center": torch.ones(1, 5)}}, tmp_path / "w.pth")
     model = net()
-    with pytest.raises(DataError, match=rf"w.pth: holds 2 networks that fit, .*{names[0]}.*; choose one as weights=w.pth::") as e:
+    with pytest.raises(
+        DataError, match=rf"w.pth: holds 2 networks that fit, .*{names[0]}.*; choose one as weights=w.pth::"
+    ) as e:
         load_weights(model, tmp_path / "w.pth")
     assert names[1] in str(e.value)
     for name, state in zip(names, (A, B)):
@@ -70,7 +94,10 @@ def test_of_several_networks_one_is_chosen_by_name(tmp_path, held, names):
         assert holds(model, state)
     with pytest.raises(DataError, match=r"holds no network 'mean'; it has .*"):
         load_weights(model, f"{tmp_path / 'w.pth'}::mean")
-    assert len({weights_identity(f"{tmp_path / 'w.pth'}::{n}") for n in names} | {weights_identity(tmp_path / "w.pth")}) == 3
+    assert (
+        len({weights_identity(f"{tmp_path / 'w.pth'}::{n}") for n in names} | {weights_identity(tmp_path / "w.pth")})
+        == 3
+    )
 
 
 def test_no_choice_is_asked_for_where_there_is_none(tmp_path):
@@ -97,13 +124,26 @@ class Launch:
 
 
 def test_settings_beside_the_weights_are_left_out_and_nothing_runs(tmp_path):
-    settings = {"args": argparse.Namespace(lr=0.1, out=pathlib.Path("x")), "best": np.float64(0.9), "names": collections.defaultdict(list, a=[1]), "more": types.SimpleNamespace(a=1)}
+    settings = {
+        "args": argparse.Namespace(lr=0.1, out=pathlib.Path("x")),
+        "best": np.float64(0.9),
+        "names": collections.defaultdict(list, a=[1]),
+        "more": types.SimpleNamespace(a=1),
+    }
     for old in (False, True):
-        torch.save({"model": A} | (settings if not old else {"args": settings["args"], "best": settings["best"]}), tmp_path / "w.pth", _use_new_zipfile_serialization=not old)
+        torch.save(
+            {"model": A} | (settings if not old else {"args": settings["args"], "best": settings["best"]}),
+            tmp_path / "w.pth",
+            _use_new_zipfile_serialization=not old,
+        )
         model = net()
         load_weights(model, tmp_path / "w.pth")
         assert holds(model, A)
-    for thing, named in ((Launch(tmp_path / "ran"), "builtins.getattr"), (Module(), "test_features_weights.Module"), (nn.Linear(2, 2), "torch.nn.modules.linear.Linear")):
+    for thing, named in (
+        (Launch(tmp_path / "ran"), "builtins.getattr"),
+        (Module(), "test_features_weights.Module"),
+        (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+    ):
         torch.save({"model": A, "x": thing}, tmp_path / "w.pth")
         with pytest.raises(UnsafeFileError, match=rf"w.pth: holds objects of .*{named}"):
             load_weights(net(), tmp_path / "w.pth")
@@ -139,26 +179,47 @@ def test_what_fits_in_part_is_refused_and_counted(tmp_path, change, told):
 def test_what_is_beside_the_network_is_counted_and_said(tmp_path, recwarn):
     torch.save(A | {"head.weight": torch.ones(2)}, tmp_path / "w.pth")
     loaded = load_weights(net(), tmp_path / "w.pth")
-    assert loaded.left == ["head.weight"] and not recwarn and str(loaded) == "w.pth: 9 tensors used, missing none, left over 1 (head.weight)"
+    assert (
+        loaded.left == ["head.weight"]
+        and not recwarn
+        and str(loaded) == "w.pth: 9 tensors used, missing none, left over 1 (head.weight)"
+    )
     torch.save({k: v for k, v in A.items() if "num_batches" not in k} | {"queue": torch.ones(2)}, tmp_path / "w.pth")
-    with pytest.warns(Notice, match=r"w.pth: 8 tensors used, missing 1 \(1.num_batches_tracked\), left over 1 \(queue\)"):
+    with pytest.warns(
+        Notice, match=r"w.pth: 8 tensors used, missing 1 \(1.num_batches_tracked\), left over 1 \(queue\)"
+    ):
         load_weights(net(), tmp_path / "w.pth")
 
 
 def test_every_door_takes_wrapped_checkpoints(tmp_path):
     name = "timm:vit_tiny_patch16_224?depth=1"
     tiny, other = (create_backbone(name, "random", 64).model.state_dict() for _ in range(2))
-    torch.save({"teacher": under("module.backbone.", tiny), "student": under("module.backbone.", other), "args": argparse.Namespace()}, tmp_path / "dino.pth")
+    torch.save(
+        {
+            "teacher": under("module.backbone.", tiny),
+            "student": under("module.backbone.", other),
+            "args": argparse.Namespace(),
+        },
+        tmp_path / "dino.pth",
+    )
     with pytest.raises(DataError, match=r"dino.pth: holds 2 networks that fit, teacher, student"):
         create_backbone(name, tmp_path / "dino.pth", 64)
     made = {n: create_backbone(name, f"{tmp_path / 'dino.pth'}::{n}", 64) for n in ("teacher", "student")}
     assert holds(made["teacher"].model, tiny) and holds(made["student"].model, other)
-    assert made["teacher"].spec.weights == "dino.pth::teacher" != made["student"].spec.weights and "tensors used" in repr(made["teacher"])
+    assert made["teacher"].spec.weights == "dino.pth::teacher" != made[
+        "student"
+    ].spec.weights and "tensors used" in repr(made["teacher"])
 
     from anomaly_nb.segmentation.models import build_model
 
     encoder = build_model("unet:resnet18", ("a", "b")).network.encoder.state_dict()
-    torch.save({"state_dict": under("model.encoder.", encoder) | {"model.fc.weight": torch.ones(2)}, "args": argparse.Namespace()}, tmp_path / "street.ckpt")
+    torch.save(
+        {
+            "state_dict": under("model.encoder.", encoder) | {"model.fc.weight": torch.ones(2)},
+            "args": argparse.Namespace(),
+        },
+        tmp_path / "street.ckpt",
+    )
     model = build_model("unet:resnet18", ("a", "b"), tmp_path / "street.ckpt")
     assert holds(model.network.encoder, encoder) and model.weights_report["network"] == "state_dict.model.encoder"
 
@@ -179,7 +240,10 @@ def test_clip_reads_wrapped_checkpoints(tmp_path):
 
     state = load_file(next(tiny_clip_folder().glob("*.safetensors")))
     torch.save({"state_dict": under("module.", state), "args": argparse.Namespace(), "epoch": 1}, tmp_path / "clip.pt")
-    assert load_clip("tiny", str(tmp_path / "clip.pt")).sha256 == load_clip("tiny", str(next(tiny_clip_folder().glob("*.safetensors")))).sha256
+    assert (
+        load_clip("tiny", str(tmp_path / "clip.pt")).sha256
+        == load_clip("tiny", str(next(tiny_clip_folder().glob("*.safetensors")))).sha256
+    )
     torch.save({"a": torch.ones(1)}, tmp_path / "clip.pt")
     with pytest.raises(DataError, match=r"weights do not fit: matches 0 of"):
         load_clip("tiny", str(tmp_path / "clip.pt"))

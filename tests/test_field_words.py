@@ -1,4 +1,5 @@
 "The field's words in names and prose: image, metric, ground truth, fraction, true and false positive, resample."
+
 import ast
 import io
 import json
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-WORDS = set("share shares truth truths replicate replicates draws trial trials rung hit hits miss misses caught turned picture pictures merit spoilt".split())
+WORDS = set(
+    "share shares truth truths replicate replicates draws trial trials rung hit hits miss misses caught turned picture pictures merit spoilt".split()
+)
 HOLDS_NOTHING = set("about asked found given held kept known own told".split())  # a name says what is in it
 NAMES = {  # (name, end of the module's path): why it stays
     ("ground_truth", ""): "the field's word; also the name of a folder",
@@ -72,7 +75,9 @@ def parts(name):
 
 
 def names(source):
-    "Every name of a source: (name, line, whether it is one that others see: a definition, parameter, field or attribute)."
+    """Every name of a source: (name, line, whether it is one that others see: a definition, parameter, field or
+    attribute).
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name, node.lineno, True
@@ -86,7 +91,11 @@ def names(source):
             yield node.target.id, node.lineno, True
         elif isinstance(node, ast.Name):
             yield node.id, node.lineno, False
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"[\w.\-]{1,40}", node.value):
+        elif (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and re.fullmatch(r"[\w.\-]{1,40}", node.value)
+        ):
             yield node.value, node.lineno, False  # keys, columns, options
 
 
@@ -121,7 +130,9 @@ def test_names_of_modules():
 
 
 def test_prose_of_modules():
-    bad = [b for p in modules() for n, text in prose(p.read_text()) for b in bad_lines(text, f"{p.relative_to(ROOT)}:{n}")]
+    bad = [
+        b for p in modules() for n, text in prose(p.read_text()) for b in bad_lines(text, f"{p.relative_to(ROOT)}:{n}")
+    ]
     assert not bad, "\n".join(bad)
 
 
@@ -141,11 +152,15 @@ def test_pages():
     "README, and the prose of all notebooks, from which the site is made."
     bad = bad_lines((ROOT / "README.md").read_text(), "README.md")
     for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
-        bad += [b for kind, source in cells(path) if kind == "markdown" for b in bad_lines(source, path.relative_to(ROOT))]
+        bad += [
+            b for kind, source in cells(path) if kind == "markdown" for b in bad_lines(source, path.relative_to(ROOT))
+        ]
     assert not bad, "\n".join(bad)
 
 
 def test_the_check_finds_what_it_should():
     source = "def f(draws, *, truth):\n    self.kept = {'hits': 1}  # of all trials\n    return kept\n"
     assert [b.split(": ")[1] for b in bad_names(source, "x.py")] == ["draws", "truth", "kept", "hits"]
-    assert len(bad_lines("the share of pictures, and the truth", "x")) == 4 and not bad_lines("two tiles share pixels of the ground truth", "x")
+    assert len(bad_lines("the share of pictures, and the truth", "x")) == 4 and not bad_lines(
+        "two tiles share pixels of the ground truth", "x"
+    )

@@ -1,4 +1,7 @@
-"""The gallery and the report pages: as documents, and in a real browser by mouse, by keyboard, on a phone, with a thousand runs."""
+"""The gallery and the report pages: as documents, and in a real browser by mouse, by keyboard, on a phone, with a
+thousand runs.
+"""
+
 import ast
 import json
 import re
@@ -26,8 +29,21 @@ def make_run(figures, number, status="ok", figure_names=(), report="image_anomal
 
     folder = figures / "runs" / f"{report}-{number:04d}"
     auroc = 0.6 + 0.39 * ((number * 37) % 101) / 101
-    parameters = {"dataset": "samples", "category": "nut", "bank": "knn", "backbone": "filters", "k": 1, "out": folder.as_posix()} | parameters
-    metrics = {"image_auroc": auroc, "image_auroc_low": auroc - 0.05, "image_auroc_high": min(1, auroc + 0.03), "test_images": 37, "recall": 1 - auroc / 2}
+    parameters = {
+        "dataset": "samples",
+        "category": "nut",
+        "bank": "knn",
+        "backbone": "filters",
+        "k": 1,
+        "out": folder.as_posix(),
+    } | parameters
+    metrics = {
+        "image_auroc": auroc,
+        "image_auroc_low": auroc - 0.05,
+        "image_auroc_high": min(1, auroc + 0.03),
+        "test_images": 37,
+        "recall": 1 - auroc / 2,
+    }
     write_json(folder / "run.json", {
         "run_id": f"{number:012x}", "report": report, "parameters": parameters, "status": status, "error": None if status == "ok" else "DataError: 004.png: damaged",
         "started": f"2026-03-{1 + number // 1440 % 28:02d}T{number // 60 % 24:02d}:{number % 60:02d}:00+00:00", "seconds": 10.0 + number,
@@ -42,7 +58,9 @@ def make_run(figures, number, status="ok", figure_names=(), report="image_anomal
         Image.new("RGB", (320, 200), PALETTE[(number + i) % 8]).save(path, pnginfo=caption)
     write_text(folder / "report.html", "<!doctype html><title>report</title>")
     write_text(folder / "scores.csv", "image,score\n")
-    write_json(folder / "verdict.json", {"subject": "nut by knn", "sentences": [f"Image AUROC {auroc:.3f}.", "More of it."]})
+    write_json(
+        folder / "verdict.json", {"subject": "nut by knn", "sentences": [f"Image AUROC {auroc:.3f}.", "More of it."]}
+    )
     return folder.name
 
 
@@ -51,7 +69,14 @@ def figures(tmp_path_factory):
     "A dozen runs: three reports, two banks, a failure, one under way, one with hostile words."
     folder = tmp_path_factory.mktemp("figures")
     for n in range(6):
-        make_run(folder, n, figure_names=(("true_positives", "roc")) if n < 4 else ("roc",), bank="padim" if n % 2 else "knn", k=n // 2 + 1, category=("nut", "wood", "weave")[n % 3])
+        make_run(
+            folder,
+            n,
+            figure_names=(("true_positives", "roc")) if n < 4 else ("roc",),
+            bank="padim" if n % 2 else "knn",
+            k=n // 2 + 1,
+            category=("nut", "wood", "weave")[n % 3],
+        )
     make_run(folder, 6, "failed", category="wood")
     make_run(folder, 7, "running")
     make_run(folder, 8, report="video_calibration", dataset="clips", figure_names=("top_frames",))
@@ -96,7 +121,10 @@ def test_gallery_is_one_document_that_loads_nothing(figures):
     text = (figures / "index.html").read_text()
     page = Reader(text)
     assert all(a.startswith(("#", "runs/")) for a in page.addresses), page.addresses
-    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|WebSocket|sendBeacon|import\(|eval\(|innerHTML|insertAdjacentHTML|document\.write", text)
+    assert not re.search(
+        r"@import|url\(|fetch\(|XMLHttpRequest|WebSocket|sendBeacon|import\(|eval\(|innerHTML|insertAdjacentHTML|document\.write",
+        text,
+    )
     assert "default-src 'none'" in page.policy and "http" not in page.policy
     assert len(page.ids) == len(set(page.ids)) and {"link", "iframe", "object"}.isdisjoint(page.tags)
     assert [kind for kind, _ in page.scripts] == ["application/json", ""]
@@ -104,7 +132,9 @@ def test_gallery_is_one_document_that_loads_nothing(figures):
     assert [r["folder"] for r in runs] == [r["folder"] for r in read_runs(figures)] and len(runs) == 12
     assert next(r for r in runs if r["folder"].endswith("10"))["parameters"]["category"] == HOSTILE
     assert not any("out" in r["parameters"] for r in runs)
-    assert {r["verdict"][:24] for r in runs} == {"nut by knn: Image AUROC "} and json.loads(page.scripts[0][1])["words"]["image_auroc"] == ["image AUROC", "higher is better"]
+    assert {r["verdict"][:24] for r in runs} == {"nut by knn: Image AUROC "} and json.loads(page.scripts[0][1])[
+        "words"
+    ]["image_auroc"] == ["image AUROC", "higher is better"]
     assert f'href="runs/{runs[0]["folder"]}' in text[text.index("<noscript>") :]
 
 
@@ -120,14 +150,24 @@ def test_gallery_script_is_the_one_its_policy_allows(figures):
 def test_failures_first_and_damaged_records_are_shown(figures, tmp_path):
     shutil.copytree(figures / "runs", tmp_path / "runs")
     write_text(tmp_path / "runs" / "cut" / "run.json", '{"run_id": "1')
-    write_text(tmp_path / "runs" / "odd" / "run.json", '{"run_id": "3", "report": "mine", "status": "ok", "parameters": {}, "metrics": [1]}')
-    write_text(tmp_path / "runs" / "nan" / "run.json", '{"run_id": "2", "report": "mine", "status": "ok", "parameters": {}, "metrics": {"x": NaN, "y": Infinity, "z": 1}}')
+    write_text(
+        tmp_path / "runs" / "odd" / "run.json",
+        '{"run_id": "3", "report": "mine", "status": "ok", "parameters": {}, "metrics": [1]}',
+    )
+    write_text(
+        tmp_path / "runs" / "nan" / "run.json",
+        '{"run_id": "2", "report": "mine", "status": "ok", "parameters": {}, "metrics": {"x": NaN, "y": Infinity, "z": 1}}',
+    )
     (tmp_path / "runs" / "image_anomaly-0000" / "figures" / "true_positives.png").write_bytes(b"no image")
     statuses = {r["folder"]: r["status"] for r in read_runs(tmp_path)}
     assert statuses["cut"] == statuses["odd"] == statuses["nan"] == "damaged"
     assert list(statuses.values()).index("ok") == sum(s != "ok" for s in statuses.values())
     runs = {r["folder"]: r for r in json.loads(Reader(write_gallery(tmp_path).read_text()).scripts[0][1])["runs"]}
-    assert runs["nan"]["metrics"] == {} and "NaN is not JSON" in runs["nan"]["error"] and "not valid JSON" in runs["cut"]["error"]
+    assert (
+        runs["nan"]["metrics"] == {}
+        and "NaN is not JSON" in runs["nan"]["error"]
+        and "not valid JSON" in runs["cut"]["error"]
+    )
     assert [f["name"] for f in runs["image_anomaly-0000"]["figures"]] == ["roc"]
 
 
@@ -156,21 +196,44 @@ def test_report_page_has_its_captions_contents_and_no_script(tmp_path):
         new_output("display_data", data={"text/html": '<script src="https://example.org/x.js"></script><b>widget</b>'}),
         new_output("error", ename="ValueError", evalue=HOSTILE, traceback=[f"\x1b[31m{HOSTILE}\x1b[0m"]),
     ]
-    cells = [new_markdown_cell("papermill says so too", metadata={"tags": ["papermill-error-cell-tag"]}), new_markdown_cell("# Title\n> subtitle"), *[new_markdown_cell(f"## Part {i}\n$x^2$") for i in range(4)], new_code_cell("hidden_source()", outputs=outputs)]
+    cells = [
+        new_markdown_cell("papermill says so too", metadata={"tags": ["papermill-error-cell-tag"]}),
+        new_markdown_cell("# Title\n> subtitle"),
+        *[new_markdown_cell(f"## Part {i}\n$x^2$") for i in range(4)],
+        new_code_cell("hidden_source()", outputs=outputs),
+    ]
     nbformat.write(new_notebook(cells=cells), tmp_path / "notebook.ipynb")
-    record = {"run_id": "1", "report": HOSTILE, "status": "failed", "error": HOSTILE, "started": "2026-01-01T00:00:00", "seconds": 2.0, "parameters": {"category": HOSTILE}}
+    record = {
+        "run_id": "1",
+        "report": HOSTILE,
+        "status": "failed",
+        "error": HOSTILE,
+        "started": "2026-01-01T00:00:00",
+        "seconds": 2.0,
+        "parameters": {"category": HOSTILE},
+    }
     text = notebook_page(tmp_path / "notebook.ipynb", record)
     page = Reader(text)
     assert "script-src 'none'" in page.policy and "default-src 'none'" in page.policy
-    assert re.search(r'<figure><img [^>]*alt="The caption\."[^>]*><figcaption>', text) and "hidden_source" not in text and "papermill says" not in text
-    assert {"#Part-0", "#Part-3", "#How-it-was-made", "../../index.html"} <= set(page.addresses) and {"Part-0", "Part-3", "How-it-was-made"} <= set(page.ids)
+    assert (
+        re.search(r'<figure><img [^>]*alt="The caption\."[^>]*><figcaption>', text)
+        and "hidden_source" not in text
+        and "papermill says" not in text
+    )
+    assert {"#Part-0", "#Part-3", "#How-it-was-made", "../../index.html"} <= set(page.addresses) and {
+        "Part-0",
+        "Part-3",
+        "How-it-was-made",
+    } <= set(page.ids)
     assert not re.search("mathjax|require(\\.min)?\\.js|mermaid", text, re.I)
     assert page.tags.count("img") == 1, "the hostile words became an element"
 
 
 def test_all_figures_are_drawn_in_the_house_style():
     "Every figure of the package and of the report templates is made inside `figure_style`, in its colours or greys."
-    sources = {p: p.read_text() for p in (ROOT / "anomaly_nb").rglob("*.py") if p.name not in ("_modidx.py", "style.py")}
+    sources = {
+        p: p.read_text() for p in (ROOT / "anomaly_nb").rglob("*.py") if p.name not in ("_modidx.py", "style.py")
+    }
     for path in (ROOT / "nbs" / "reports").glob("*.ipynb"):
         cells = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
         sources[path] = "\n".join(cells)
@@ -178,19 +241,44 @@ def test_all_figures_are_drawn_in_the_house_style():
     for path, source in sources.items():
         tree = ast.parse(source)
         styled = [n for n in ast.walk(tree) if isinstance(n, ast.With) and "figure_style" in ast.unparse(n.items[0])]
-        styled += [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and any("figure_style" in ast.unparse(d) for d in n.decorator_list)]
+        styled += [
+            n
+            for n in ast.walk(tree)
+            if isinstance(n, ast.FunctionDef) and any("figure_style" in ast.unparse(d) for d in n.decorator_list)
+        ]
         inside = {id(n) for block in styled for n in ast.walk(block)}
-        called = {n.func.id for block in styled for n in ast.walk(block) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
-        inside |= {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name.startswith("_") and f.name in called for n in ast.walk(f)}
-        makes = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func) in ("plt.subplots", "plt.figure", "Figure")]
+        called = {
+            n.func.id
+            for block in styled
+            for n in ast.walk(block)
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        }
+        inside |= {
+            id(n)
+            for f in ast.walk(tree)
+            if isinstance(f, ast.FunctionDef) and f.name.startswith("_") and f.name in called
+            for n in ast.walk(f)
+        }
+        makes = [
+            n
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Call) and ast.unparse(n.func) in ("plt.subplots", "plt.figure", "Figure")
+        ]
         drawn += len(makes)
         assert all(id(n) in inside for n in makes), f"{path}: a figure outside figure_style()"
         if makes:
-            colours = set(re.findall(r"#[0-9a-f]{6}\b", "\n".join(line for line in source.lower().splitlines() if not line.startswith("# %%"))))
+            colours = set(
+                re.findall(
+                    r"#[0-9a-f]{6}\b",
+                    "\n".join(line for line in source.lower().splitlines() if not line.startswith("# %%")),
+                )
+            )
             grey = {c for c in colours if c[1:3] == c[3:5] == c[5:7]}
             seen += [(path.name, c) for c in colours - allowed - grey]
     assert drawn > 15
-    assert {name for name, _ in seen} <= {"panels.py"}, seen  # street scenes keep the colours their classes have everywhere
+    assert {name for name, _ in seen} <= {"panels.py"}, (
+        seen
+    )  # street scenes keep the colours their classes have everywhere
 
 
 # ---------------------------------------------------------------- in a browser
@@ -220,7 +308,10 @@ def visit(browser):
         tab.set_default_timeout(10_000)
         tab.on("console", lambda m: complaints.append(f"console {m.type}: {m.text}"))
         tab.on("pageerror", lambda e: complaints.append(f"error: {e}"))
-        tab.on("request", lambda r: None if r.url.startswith(("file://", "data:")) else complaints.append(f"request: {r.url}"))
+        tab.on(
+            "request",
+            lambda r: None if r.url.startswith(("file://", "data:")) else complaints.append(f"request: {r.url}"),
+        )
         tab.on("requestfailed", lambda r: complaints.append(f"not found: {r.url}"))
         tab.goto(Path(path).resolve().as_uri() + hash)
         return tab
@@ -241,12 +332,19 @@ def until(tab, expression, seconds=20):
 
 def shown(tab):
     "Numbers of the runs in the table, in their order."
-    return [int(re.search(r"-(\d{4})/", a)[1]) for a in tab.eval_on_selector_all(".runs tbody .name a", "links => links.map(a => a.getAttribute('href'))")]
+    return [
+        int(re.search(r"-(\d{4})/", a)[1])
+        for a in tab.eval_on_selector_all(".runs tbody .name a", "links => links.map(a => a.getAttribute('href'))")
+    ]
 
 
 def test_search_filters_and_order(figures, visit):
     tab = visit(figures / "index.html")
-    assert tab.inner_text("#count") == "All 12 runs, 3 failed" and shown(tab)[:3] == [11, 7, 6]  # 7 says running, but nobody is at work
+    assert tab.inner_text("#count") == "All 12 runs, 3 failed" and shown(tab)[:3] == [
+        11,
+        7,
+        6,
+    ]  # 7 says running, but nobody is at work
     errors = tab.locator(".runs tr.failed .error")
     assert any("004.png: damaged" in text for text in errors.all_inner_texts()) and errors.first.is_visible()
     tab.fill("#q", "bank=padim K=2")
@@ -298,16 +396,26 @@ def test_address_restores_the_view_and_back_leaves_the_comparison(figures, visit
         tab.check(f"input[aria-label$='{n:012x}']")
     before = shown(tab)
     again = visit(figures / "index.html", "#" + tab.url.split("#")[1])
-    assert shown(again) == before and len(before) > 2 and again.input_value("#q") == "k=1 nut" and again.input_value("#metric") == "recall"
+    assert (
+        shown(again) == before
+        and len(before) > 2
+        and again.input_value("#q") == "k=1 nut"
+        and again.input_value("#metric") == "recall"
+    )
     assert again.inner_text("#chosen-text") == "2 runs chosen" and again.locator("tr.picked").count() == 2
     again.click("#open")
     compared = again.url
     assert again.locator("#compare h2").first.inner_text() == "2 runs side by side"
     again.go_back()
-    assert again.locator("#browse").is_visible() and not again.locator("#compare").is_visible() and shown(again) == before
+    assert (
+        again.locator("#browse").is_visible() and not again.locator("#compare").is_visible() and shown(again) == before
+    )
     third = visit(figures / "index.html", "#" + compared.split("#")[1])
     assert third.locator("#compare .side").count() == 2
-    assert visit(figures / "index.html", "#show=absent&sort=toString&limit=x&metric=none&q=%3Cb%3E").inner_text("#count") == "0 of 12 runs"
+    assert (
+        visit(figures / "index.html", "#show=absent&sort=toString&limit=x&metric=none&q=%3Cb%3E").inner_text("#count")
+        == "0 of 12 runs"
+    )
 
 
 def test_comparison_shows_what_differs(figures, visit):
@@ -315,21 +423,39 @@ def test_comparison_shows_what_differs(figures, visit):
     tab.click("#open")
     view = tab.locator("#compare")
     rows = lambda: [r.split("\t") for r in view.locator(".facing").first.inner_text().split("\n") if "\t" in r]
-    assert [r[:3] for r in rows() if r[0] in ("bank", "k", "backbone", "category")] == [["bank", "knn", "padim"], ["k", "1", "2"]]
+    assert [r[:3] for r in rows() if r[0] in ("bank", "k", "backbone", "category")] == [
+        ["bank", "knn", "padim"],
+        ["k", "1", "2"],
+    ]
     tab.check("text=Show also what is the same")
     assert ["backbone", "filters", "filters"] in [r[:3] for r in rows()]
-    assert re.search(r"packages torch\s+2\.0\s+2\.1", view.locator(".facing").last.inner_text()) and re.search(r"seeds seed\s+0\s+1", view.locator(".facing").last.inner_text())
+    assert re.search(r"packages torch\s+2\.0\s+2\.1", view.locator(".facing").last.inner_text()) and re.search(
+        r"seeds seed\s+0\s+1", view.locator(".facing").last.inner_text()
+    )
     metrics = view.locator(".facing.gapped")
     line = metrics.locator("tr", has_text="image AUROC").inner_text()
     a, b = (0.6 + 0.39 * ((n * 37) % 101) / 101 for n in (0, 3))
-    assert f"{a:.4f}" in line and f"{a - 0.05:.3f} – {a + 0.03:.3f}" in line.replace("\n", "") and f"+{b - a:.4f}".replace("+-", "−") in line
+    assert (
+        f"{a:.4f}" in line
+        and f"{a - 0.05:.3f} – {a + 0.03:.3f}" in line.replace("\n", "")
+        and f"+{b - a:.4f}".replace("+-", "−") in line
+    )
     names = view.locator(".figures h3").all_inner_texts()
     assert names == ["True positives", "Roc"]
     images = view.locator(".figures img")
-    assert [images.nth(i).get_attribute("src") for i in (0, 1)] == [f"runs/image_anomaly-000{n}/figures/true_positives.png" for n in (0, 3)]
-    assert images.first.get_attribute("alt") == "What to see in true_positives." and "What to see in roc." in view.inner_text()
+    assert [images.nth(i).get_attribute("src") for i in (0, 1)] == [
+        f"runs/image_anomaly-000{n}/figures/true_positives.png" for n in (0, 3)
+    ]
+    assert (
+        images.first.get_attribute("alt") == "What to see in true_positives."
+        and "What to see in roc." in view.inner_text()
+    )
     links = set(view.locator(".side a").evaluate_all("links => links.map(a => a.getAttribute('href'))"))
-    assert {"runs/image_anomaly-0003/report.html", "runs/image_anomaly-0003/run.json", "runs/image_anomaly-0000/scores.csv"} <= links
+    assert {
+        "runs/image_anomaly-0003/report.html",
+        "runs/image_anomaly-0003/run.json",
+        "runs/image_anomaly-0000/scores.csv",
+    } <= links
     for i in range(images.count()):
         images.nth(i).scroll_into_view_if_needed()
     until(tab, "[...document.querySelectorAll('#compare img')].every(i => i.naturalWidth === 320)")
@@ -337,12 +463,19 @@ def test_comparison_shows_what_differs(figures, visit):
     assert "This run has no such figure." in lonely.inner_text("#compare")
     single = visit(figures / "index.html")
     single.locator("tr", has_text="damaged").first.get_by_role("button", name="Details").click()
-    assert "DataError: 004.png: damaged" in single.inner_text("#compare") and single.inner_text("#compare .facing") and "attempts" in single.inner_text("#compare") and "torch" not in single.inner_text("#compare")
+    assert (
+        "DataError: 004.png: damaged" in single.inner_text("#compare")
+        and single.inner_text("#compare .facing")
+        and "attempts" in single.inner_text("#compare")
+        and "torch" not in single.inner_text("#compare")
+    )
 
 
 def test_by_keyboard_alone(figures, visit):
     tab = visit(figures / "index.html", "#report=image_anomaly&status=ok")
-    focus = lambda: tab.evaluate("document.activeElement.id || document.activeElement.getAttribute('aria-label') || document.activeElement.textContent")
+    focus = lambda: tab.evaluate(
+        "document.activeElement.id || document.activeElement.getAttribute('aria-label') || document.activeElement.textContent"
+    )
     tab.keyboard.press("Tab")
     assert focus() == "Skip to the runs" and tab.locator(".skip").bounding_box()["y"] >= 0
     tab.keyboard.press("Enter")
@@ -373,15 +506,22 @@ def test_by_keyboard_alone(figures, visit):
     sort = tab.locator("thead button", has_text="Run")
     sort.focus()
     tab.keyboard.press("Enter")
-    assert tab.get_attribute("[aria-sort]", "aria-sort") == "ascending" and focus().startswith("Run"), "sorting lost the focus"
+    assert tab.get_attribute("[aria-sort]", "aria-sort") == "ascending" and focus().startswith("Run"), (
+        "sorting lost the focus"
+    )
 
 
 def test_four_runs_at_most(figures, visit):
     tab = visit(figures / "index.html", "#" + "&".join(f"pick=image_anomaly-000{n}" for n in range(4)))
     assert "the most" in tab.inner_text("#chosen-text")
-    assert tab.locator("input[aria-label$='000000000005']").is_disabled() and tab.locator("input[aria-label$='000000000003']").is_enabled()
+    assert (
+        tab.locator("input[aria-label$='000000000005']").is_disabled()
+        and tab.locator("input[aria-label$='000000000003']").is_enabled()
+    )
     tab.click("#open")
-    assert tab.locator("#compare .side").count() == 4 and tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.locator("#compare .side").count() == 4 and tab.evaluate(
+        "document.documentElement.scrollWidth <= innerWidth"
+    )
 
 
 def test_hostile_words_stay_words(figures, visit):
@@ -396,7 +536,15 @@ def test_hostile_words_stay_words(figures, visit):
     assert HOSTILE in tab.inner_text("#compare .facing") and tab.locator("img[src='x']").count() == 0
 
 
-@pytest.mark.parametrize("hash", ["", "#metric=image_auroc&pick=image_anomaly-0001&pick=image_anomaly-0002", "#show=image_anomaly-0001&show=image_anomaly-0010", "#show=image_anomaly-0006"])
+@pytest.mark.parametrize(
+    "hash",
+    [
+        "",
+        "#metric=image_auroc&pick=image_anomaly-0001&pick=image_anomaly-0002",
+        "#show=image_anomaly-0001&show=image_anomaly-0010",
+        "#show=image_anomaly-0006",
+    ],
+)
 @pytest.mark.parametrize("width", [320, 375, 800])
 def test_nothing_scrolls_sideways(figures, visit, width, hash):
     tab = visit(figures / "index.html", hash, width=width, height=700)
@@ -436,12 +584,24 @@ AUDIT = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("hash", ["", "#pick=image_anomaly-0001&metric=recall", "#show=image_anomaly-0001&show=image_anomaly-0002", "#show=image_anomaly-0006"])
+@pytest.mark.parametrize(
+    "hash",
+    [
+        "",
+        "#pick=image_anomaly-0001&metric=recall",
+        "#show=image_anomaly-0001&show=image_anomaly-0002",
+        "#show=image_anomaly-0006",
+    ],
+)
 def test_accessible(figures, visit, scheme, hash):
     tab = visit(figures / "index.html", hash, color_scheme=scheme)
     assert tab.evaluate(AUDIT) == []
     if not hash:
-        assert tab.get_by_role("row").count() == 13 and tab.get_by_role("search").count() == 1 and tab.get_by_role("main").count() == 1
+        assert (
+            tab.get_by_role("row").count() == 13
+            and tab.get_by_role("search").count() == 1
+            and tab.get_by_role("main").count() == 1
+        )
         narrow = visit(figures / "index.html", width=375, color_scheme=scheme)
         assert narrow.evaluate(AUDIT) == [] and narrow.get_by_role("row").count() == 12, "cards lost what they are"
 
@@ -457,8 +617,17 @@ def test_a_thousand_runs(tmp_path, visit):
     for n in range(1, 1000):
         folder = tmp_path / "runs" / f"image_anomaly-{n:04d}"
         shutil.copytree(tmp_path / "runs" / "image_anomaly-0000", folder)
-        parameters = first["parameters"] | {"bank": ("knn", "padim", "mahalanobis")[n % 3], "category": f"part{n % 15}", "k": n % 7}
-        about = {"run_id": f"{n:012x}", "parameters": parameters, "metrics": first["metrics"] | {"image_auroc": n / 1000 + 1e-6}, "error": None}
+        parameters = first["parameters"] | {
+            "bank": ("knn", "padim", "mahalanobis")[n % 3],
+            "category": f"part{n % 15}",
+            "k": n % 7,
+        }
+        about = {
+            "run_id": f"{n:012x}",
+            "parameters": parameters,
+            "metrics": first["metrics"] | {"image_auroc": n / 1000 + 1e-6},
+            "error": None,
+        }
         about |= {"status": "failed", "error": "DataError: 004.png: damaged"} if n % 97 == 0 else {}
         (folder / "run.json").write_text(json.dumps(first | about))
         shutil.copy(tmp_path / "thumb.jpg", tmp_path / "thumbs" / f"{folder.name}.jpg")
@@ -469,15 +638,27 @@ def test_a_thousand_runs(tmp_path, visit):
     loaded = tab.evaluate("performance.timing.domContentLoadedEventEnd - performance.timing.navigationStart")
     assert tab.inner_text("#count") == "All 1000 runs, 10 failed"
     timed = "new Promise((done) => {{ const start = performance.now(); {}; document.body.offsetHeight; requestAnimationFrame(() => setTimeout(() => done(performance.now() - start))); }})"
-    search = tab.evaluate(timed.format("document.getElementById('q').value = 'part3 k=2'; document.getElementById('q').dispatchEvent(new Event('input'))"))
+    search = tab.evaluate(
+        timed.format(
+            "document.getElementById('q').value = 'part3 k=2'; document.getElementById('q').dispatchEvent(new Event('input'))"
+        )
+    )
     assert 0 < len(shown(tab)) < 20
     clear = tab.evaluate(timed.format("document.getElementById('reset').click()"))
     order = tab.evaluate(timed.format("document.querySelector('[data-sort=metric]').click()"))
     until(tab, "document.querySelectorAll('.runs tbody tr').length === 1000")
     assert shown(tab)[:3] == [999, 998, 997] and set(shown(tab)) == set(range(1000))
     images = tab.evaluate("[...document.images].filter((i) => i.naturalWidth).length")
-    print(f"1000 runs: {page.stat().st_size / 1e6:.2f} MB written in {written:.2f} s, shown in {loaded / 1000:.2f} s, search {search:.0f} ms, clear {clear:.0f} ms, sort {order:.0f} ms, {images} images loaded")
-    assert written < 15 and loaded < 5000 and max(search, clear, order) < 1500 and 5 < images < 300 and page.stat().st_size < 4e6
+    print(
+        f"1000 runs: {page.stat().st_size / 1e6:.2f} MB written in {written:.2f} s, shown in {loaded / 1000:.2f} s, search {search:.0f} ms, clear {clear:.0f} ms, sort {order:.0f} ms, {images} images loaded"
+    )
+    assert (
+        written < 15
+        and loaded < 5000
+        and max(search, clear, order) < 1500
+        and 5 < images < 300
+        and page.stat().st_size < 4e6
+    )
 
 
 def test_report_page_on_paper_and_phone(tmp_path, visit):
@@ -499,11 +680,23 @@ def test_report_page_on_paper_and_phone(tmp_path, visit):
         new_output("display_data", data={"text/html": wide}), new_output("stream", text="x" * 400 + "\n"),
         new_output("error", ename="E", evalue="v", traceback=["\x1b[38;5;167;01mE\x1b[39;00m: v\n\x1b[38;5;129min\x1b[39m \x1b[33mhere\x1b[0m"]),
     ]  # fmt: skip
-    cells = [new_markdown_cell("# Report\n> about"), *[new_markdown_cell(f"## Part {i}\n\n### Detail\n\n" + "words " * 60) for i in range(5)], new_code_cell("", outputs=outputs)]
+    cells = [
+        new_markdown_cell("# Report\n> about"),
+        *[new_markdown_cell(f"## Part {i}\n\n### Detail\n\n" + "words " * 60) for i in range(5)],
+        new_code_cell("", outputs=outputs),
+    ]
     folder = tmp_path / "runs" / "a"
     folder.mkdir(parents=True)
     nbformat.write(new_notebook(cells=cells), folder / "notebook.ipynb")
-    record = {"run_id": "1", "report": "mine", "status": "failed", "error": "DataError: " + "x" * 300, "started": "2026-01-01T00:00:00", "seconds": 2.0, "parameters": {"root": "/a/long/path" * 20}}
+    record = {
+        "run_id": "1",
+        "report": "mine",
+        "status": "failed",
+        "error": "DataError: " + "x" * 300,
+        "started": "2026-01-01T00:00:00",
+        "seconds": 2.0,
+        "parameters": {"root": "/a/long/path" * 20},
+    }
     page = write_text(folder / "report.html", notebook_page(folder / "notebook.ipynb", record))
     write_json(folder / "run.json", record)
     write_gallery(tmp_path)
@@ -516,7 +709,9 @@ def test_report_page_on_paper_and_phone(tmp_path, visit):
         assert visit(page, color_scheme=scheme).evaluate(AUDIT) == []
     tab.click(".toc a >> text=Part 4")
     assert tab.evaluate("location.hash") == "#Part-4"
-    assert tab.pdf(format="A4").startswith(b"%PDF") and (tab.emulate_media(media="print") or not tab.locator(".toc").is_visible())
+    assert tab.pdf(format="A4").startswith(b"%PDF") and (
+        tab.emulate_media(media="print") or not tab.locator(".toc").is_visible()
+    )
     tab.emulate_media(media="screen")
     tab.click("text=All runs")
     tab.wait_for_selector(".runs")

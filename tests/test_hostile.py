@@ -1,4 +1,6 @@
-"Hostile and unlucky input: archives, files, database pages, full disks, folders nobody may write to. One line each, bounded memory, nothing half-written (ANOMALY_NB_SLOW=1 for full size)."
+"""Hostile and unlucky input: archives, files, database pages, full disks, folders nobody may write to. One line each,
+bounded memory, nothing half-written (ANOMALY_NB_SLOW=1 for full size).
+"""
 
 import bz2
 import gzip
@@ -46,7 +48,9 @@ def say(capsys, *words):
 def one_line(capsys, *words, says=""):
     "A command that must fail in one line."
     code, err = say(capsys, *words)
-    assert code in (1, 2) and err.count("\n") == 1 and err.startswith("anomaly-nb: ") and says in err and len(err) < 1000, (words, code, err[-2000:])
+    assert (
+        code in (1, 2) and err.count("\n") == 1 and err.startswith("anomaly-nb: ") and says in err and len(err) < 1000
+    ), (words, code, err[-2000:])
     return err
 
 
@@ -106,7 +110,9 @@ def dense(path):
 
 
 def dense_manifest(path):
-    zip_of(path, [("manifest.json", b'{"files":[' + b"[]," * 690_000 + b"[]]}"), ("net/heads/h-calibration.json", TEXT)])
+    zip_of(
+        path, [("manifest.json", b'{"files":[' + b"[]," * 690_000 + b"[]]}"), ("net/heads/h-calibration.json", TEXT)]
+    )
 
 
 def xz_inside(path):
@@ -162,7 +168,11 @@ def cut(path):
 
 def locked_zip(path):
     zip_of(path, [("net/heads/h-calibration.json", TEXT)])
-    path.write_bytes(path.read_bytes().replace(b"PK\x03\x04\x14\x00\x00\x00", b"PK\x03\x04\x14\x00\x01\x00").replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01\x00"))
+    path.write_bytes(
+        path.read_bytes()
+        .replace(b"PK\x03\x04\x14\x00\x00\x00", b"PK\x03\x04\x14\x00\x01\x00")
+        .replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01\x00")
+    )
 
 
 def wide(path):
@@ -199,7 +209,9 @@ print(before, peak())
 
 
 def test_no_archive_takes_memory_or_writes_anything(tmp_path):
-    "Each attack in turn in one process, whose peak counts; the limit is 300 MB, the interpreter and its libraries included."
+    """Each attack in turn in one process, whose peak counts; the limit is 300 MB, the interpreter and its libraries
+    included.
+    """
     paths = []
     for i, make in enumerate(ATTACKS):
         paths.append(tmp_path / f"{i:02}-{make.__name__}")
@@ -213,7 +225,9 @@ def test_no_archive_takes_memory_or_writes_anything(tmp_path):
         assert line.startswith(str(path)) and words in line and "<newline>" not in line, line
     print(f"{before:.0f} MB before, {after:.0f} MB at the peak of {len(paths)} archives")
     assert after < 300
-    assert not [p for p in tmp_path.rglob("*") if p.suffix in (".json", ".tmp")] and not list((tmp_path / "line").glob("*/heads/*"))
+    assert not [p for p in tmp_path.rglob("*") if p.suffix in (".json", ".tmp")] and not list(
+        (tmp_path / "line").glob("*/heads/*")
+    )
 
 
 def test_pull_of_random_damage_is_a_line_or_a_whole_set(tmp_path):
@@ -243,7 +257,10 @@ def test_pull_of_random_damage_is_a_line_or_a_whole_set(tmp_path):
     print(f"{taken} taken of {3000 if SLOW else 300} damaged archives, the rest refused in a line")
 
 
-DEEP_YAML, BOMB = "a: " + "[" * 5000, "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+DEEP_YAML, BOMB = (
+    "a: " + "[" * 5000,
+    "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)),
+)
 FILES = {
     "deep": ("[" * 100_000).encode(), "deep in YAML": DEEP_YAML.encode(), "closed and deep": b'{"a":' * 500 + b"1" + b"}" * 500, "UTF-16": '{"a": 1}'.encode("utf-16"), "no UTF-8": b'{"a": "\xff\xfe"}',
     "bomb": BOMB.encode(), "itself": b"a: &a [*a]", "NUL": bytes(1000), "binary": bytes(range(256)) * 8, "no int": b"a: !!int x", "no day": b"a: 2026-13-45", "huge": b"1" * 100_000, "cut": b'{"a": [1, ',
@@ -252,7 +269,9 @@ FILES = {
 
 @pytest.mark.parametrize("kind", FILES)
 def test_hostile_files_in_every_command(here, capsys, kind):
-    "The same bytes as settings, plan, notebook, ontology, scores, calibration set, archive: one line each, and nothing is left behind."
+    """The same bytes as settings, plan, notebook, ontology, scores, calibration set, archive: one line each, and
+    nothing is left behind.
+    """
     bad = Path("bad")
     scores("good.csv", 0)
     before = {p for p in here.rglob("*")}
@@ -261,7 +280,18 @@ def test_hostile_files_in_every_command(here, capsys, kind):
     for folder in ("set", "set2"):
         Path(folder, "net/heads").mkdir(parents=True)
     Path("set/net/heads/h-calibration.json").write_bytes(FILES[kind])
-    Path("set/manifest.json").write_text(json.dumps({"files": {"net/heads/h-calibration.json": {"sha256": sha256(FILES[kind]).hexdigest(), "size": len(FILES[kind])}}}))
+    Path("set/manifest.json").write_text(
+        json.dumps(
+            {
+                "files": {
+                    "net/heads/h-calibration.json": {
+                        "sha256": sha256(FILES[kind]).hexdigest(),
+                        "size": len(FILES[kind]),
+                    }
+                }
+            }
+        )
+    )
     Path("set2/manifest.json").write_bytes(FILES[kind])
     given = {p for p in here.rglob("*")}
     for words in (
@@ -281,8 +311,15 @@ def test_hostile_files_in_every_command(here, capsys, kind):
         if (kind, words[1:3]) == ("itself", ("serve", "--new-key")):  # somebody else's key, kept
             continue
         one_line(capsys, *words)
-        left = {p.relative_to(here).as_posix() for p in here.rglob("*")} - {p.relative_to(here).as_posix() for p in given}
-        assert not [p for p in left if not p.endswith(".lock") and p not in ("data", "data/calibrations", "data/calibrations/calibration.sqlite")], (words, left)
+        left = {p.relative_to(here).as_posix() for p in here.rglob("*")} - {
+            p.relative_to(here).as_posix() for p in given
+        }
+        assert not [
+            p
+            for p in left
+            if not p.endswith(".lock")
+            and p not in ("data", "data/calibrations", "data/calibrations/calibration.sqlite")
+        ], (words, left)
     assert before < given and not bad.exists()
 
 
@@ -301,28 +338,45 @@ def test_records_of_runs(here, capsys):
 def test_parameters_that_no_record_can_keep(here, capsys):
     Path("plan.yml").write_text("template: image_anomaly\ngrid:\n  category: [2024-01-01, weave]\n  coreset: [.nan]\n")
     for value in ("nan", "inf", "-inf", "1e999"):
-        assert f"coreset={float(value)} is not finite" in one_line(capsys, "report", "image_anomaly", "-p", f"coreset={value}")
+        assert f"coreset={float(value)} is not finite" in one_line(
+            capsys, "report", "image_anomaly", "-p", f"coreset={value}"
+        )
     one_line(capsys, "sweep", "plan.yml", says="is not finite")
 
 
 def test_misspelt_settings_and_heads_are_told(here, capsys):
-    Path("config.yml").write_text("calibrate_heads: true\ncalibration_drift_apdd: 0.5\ncalibration_drift_heads: {net/lether: {apd: 0.5}}\n")
+    Path("config.yml").write_text(
+        "calibrate_heads: true\ncalibration_drift_apdd: 0.5\ncalibration_drift_heads: {net/lether: {apd: 0.5}}\n"
+    )
     code, err = say(capsys, "drift", "run", "--scores", scores("a.csv", 0), "--model", "net", "--head", "leather")
     assert code == 0 and err.splitlines() == [
         "anomaly-nb: note: config.yml: nobody reads 'calibration_drift_apdd'; did you mean 'calibration_drift_apd'?",
         "anomaly-nb: note: calibration_drift_heads: there is no head 'net/lether'; did you mean 'net/leather'?",
     ]
     Path("config.yml").write_text("calibrate_heads: true\n")
-    assert "differs from 'leather' only by case" in one_line(capsys, "drift", "run", "--scores", "a.csv", "--model", "net", "--head", "Leather")
-    assert "differs from 'net' only by case" in one_line(capsys, "drift", "run", "--scores", "a.csv", "--model", "NET", "--head", "grid")
+    assert "differs from 'leather' only by case" in one_line(
+        capsys, "drift", "run", "--scores", "a.csv", "--model", "net", "--head", "Leather"
+    )
+    assert "differs from 'net' only by case" in one_line(
+        capsys, "drift", "run", "--scores", "a.csv", "--model", "NET", "--head", "grid"
+    )
     with pytest.warns(Notice, match="net/lether"):
-        CalibrationStore("data/calibrations", Settings(calibrate_heads=True, calibration_drift_heads={"net/lether": {"apd": 0.5}})).run()
+        CalibrationStore(
+            "data/calibrations", Settings(calibrate_heads=True, calibration_drift_heads={"net/lether": {"apd": 0.5}})
+        ).run()
 
 
 def test_thresholds_given_as_text(tmp_path):
     root = tmp_path / "net/heads"
     root.mkdir(parents=True)
-    for field, value in [("threshold", "1.5"), ("p5", "0.1"), ("p95", True), ("threshold", [1]), ("p95", 10**400), ("threshold", {})]:
+    for field, value in [
+        ("threshold", "1.5"),
+        ("p5", "0.1"),
+        ("p95", True),
+        ("threshold", [1]),
+        ("p95", 10**400),
+        ("threshold", {}),
+    ]:
         bad = json.loads(TEXT)
         (bad if field == "threshold" else bad["labels"]["anomalous"])[field] = value
         (root / "h-calibration.json").write_text(json.dumps(bad))
@@ -330,11 +384,20 @@ def test_thresholds_given_as_text(tmp_path):
             load_calibration(tmp_path, "net", "h")
 
 
-LOOK = [("history",), ("trend", "net", "h"), ("promote", "net", "h", "--version", "1"), ("run",), ("worker", "--retag"), ("repair",)]
+LOOK = [
+    ("history",),
+    ("trend", "net", "h"),
+    ("promote", "net", "h", "--version", "1"),
+    ("run",),
+    ("worker", "--retag"),
+    ("repair",),
+]
 
 
 def test_damaged_pages(here, capsys):
-    "Each page of the database in turn lost, torn or full of noise: every command says so in a line, or does not need that page."
+    """Each page of the database in turn lost, torn or full of noise: every command says so in a line, or does not need
+    that page.
+    """
     for k in range(3):
         ok("drift", "run", "--scores", scores("a.csv", k, 60), "--model", "net", "--head", "h")
     capsys.readouterr()
@@ -342,7 +405,12 @@ def test_damaged_pages(here, capsys):
     whole = path.read_bytes()
     pages = len(whole) // 4096
     for page in range(pages) if SLOW else sorted({0, 1, *rng.sample(range(pages), 7)}):
-        for damage in (bytes(4096), rng.randbytes(4096), whole[page * 4096 :][:2048] + rng.randbytes(2048), bytearray(whole[page * 4096 :][:4096])):
+        for damage in (
+            bytes(4096),
+            rng.randbytes(4096),
+            whole[page * 4096 :][:2048] + rng.randbytes(2048),
+            bytearray(whole[page * 4096 :][:4096]),
+        ):
             if isinstance(damage, bytearray):
                 for _ in range(40):
                     damage[rng.randrange(4096)] = rng.randrange(256)
@@ -385,7 +453,9 @@ for limit, words in json.loads(sys.argv[1]):
 
 
 def unlucky(cases):
-    "Exit code, stdout, stderr and state of the store after each command, in a process whose files cannot grow or which may not write."
+    """Exit code, stdout, stderr and state of the store after each command, in a process whose files cannot grow or
+    which may not write.
+    """
     done = subprocess.run([sys.executable, "-c", UNLUCKY, json.dumps(cases)], capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -403,13 +473,21 @@ def test_a_full_disk(here):
     cases = [[100, ["drift", "pull", "set.zip", "--into", "line"]], *([limit, run] for limit in limits)]
     outcomes = unlucky(cases)
     for (limit, words), (code, _, err, state) in zip(cases, outcomes):
-        assert ((code == 2 and err.count("\n") == 1 and "full" in err) or "arge" in err) or (code == 0 and not err), (limit, words, code, err)
+        assert ((code == 2 and err.count("\n") == 1 and "full" in err) or "arge" in err) or (code == 0 and not err), (
+            limit,
+            words,
+            code,
+            err,
+        )
         assert state in (["ok", 2000, 1], ["ok", 4000, 1], ["ok", 4000, 2]), (limit, state)
         print(limit - size, code, err.strip()[-80:], state)
     assert not [p for p in here.rglob("*") if p.suffix == ".tmp"] and not list(Path("line").rglob("*.json"))
     assert sum(code == 2 for code, *_ in outcomes) >= 4
     ok(*run)
-    assert CalibrationStore("data/calibrations").repair()["written"] == [] and CalibrationStore("data/calibrations").history()[0]["version"] == 2
+    assert (
+        CalibrationStore("data/calibrations").repair()["written"] == []
+        and CalibrationStore("data/calibrations").history()[0]["version"] == 2
+    )
 
 
 def test_a_folder_nobody_may_write_to():
@@ -442,6 +520,8 @@ def test_leftovers_of_killed_writers(here, capsys):
     assert len(list(Path("data").rglob(".*.tmp"))) == 1
     capsys.readouterr()
     ok("drift", "repair")
-    assert "left by a killed writer, removed: net/heads/.h-calibration.json." in capsys.readouterr().out and not list(Path("data").rglob(".*.tmp"))
+    assert "left by a killed writer, removed: net/heads/.h-calibration.json." in capsys.readouterr().out and not list(
+        Path("data").rglob(".*.tmp")
+    )
     with closing(sqlite3.connect("data/calibrations/calibration.sqlite")) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -1,4 +1,7 @@
-"""JupyterLab in a real browser: the exploration notebook runs, the slider moves image and numbers, and nothing leaves the machine."""
+"""JupyterLab in a real browser: the exploration notebook runs, the slider moves image and numbers, and nothing leaves
+the machine.
+"""
+
 import shutil
 
 import pytest
@@ -28,22 +31,36 @@ def test_the_slider_moves_image_and_numbers(tmp_path):
         handle.focus()
         for _ in range(3):
             handle.press("ArrowRight")
-        page.wait_for_function("before => document.querySelector('img.anomaly-nb-image').src !== before", arg=before, timeout=30_000)
-        page.wait_for_function("said => document.querySelector('table.anomaly-nb-numbers').innerText !== said", arg=said, timeout=30_000)
+        page.wait_for_function(
+            "before => document.querySelector('img.anomaly-nb-image').src !== before", arg=before, timeout=30_000
+        )
+        page.wait_for_function(
+            "said => document.querySelector('table.anomaly-nb-numbers').innerText !== said", arg=said, timeout=30_000
+        )
         assert "threshold" in image.get_attribute("alt") and image.get_attribute("alt") != alt
         assert numbers.locator("td[style*='700']").count() >= 1  # what differs from the report is bold
 
         moved = image.get_attribute("src")
         page.locator('.widget-checkbox:has-text("errors only") input').click()
         listed = page.locator(".widget-select select").first.locator("option")
-        page.wait_for_function("() => [...document.querySelectorAll('.widget-select select option')].every(o => /FALSE.(NEGATIVE|POSITIVE)|no.errors/.test(o.text))", timeout=30_000)
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.widget-select select option')].every(o => /FALSE.(NEGATIVE|POSITIVE)|no.errors/.test(o.text))",
+            timeout=30_000,
+        )
         assert listed.count() >= 1
         moved = image.get_attribute("src")
         heat = slider(page, "heat")
         heat.focus()
         heat.press("Home")
-        page.wait_for_function("before => document.querySelector('img.anomaly-nb-image').src !== before", arg=moved, timeout=30_000)
+        page.wait_for_function(
+            "before => document.querySelector('img.anomaly-nb-image').src !== before", arg=moved, timeout=30_000
+        )
 
-        assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr'], .jp-OutputArea-output .jp-mod-error").count() == 0
+        assert (
+            page.locator(
+                ".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr'], .jp-OutputArea-output .jp-mod-error"
+            ).count()
+            == 0
+        )
         assert not beyond, beyond
         assert not errors, errors

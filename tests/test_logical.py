@@ -1,4 +1,5 @@
 "Composition and fusion from the command line to the card, on the logical samples."
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,13 +30,26 @@ def test_composition_finds_what_patches_do_not(kit, tmp_path):
 
 
 def test_a_fusion_is_fitted_by_command_saved_and_explained(kit, tmp_path):
-    fit = ["fit", str(kit / "kit/train/good"), "--out", str(tmp_path / "det"), "--recipe", "fusion:knn+composition", "--backbone", "filters", "--image-size", "96"]
+    fit = [
+        "fit",
+        str(kit / "kit/train/good"),
+        "--out",
+        str(tmp_path / "det"),
+        "--recipe",
+        "fusion:knn+composition",
+        "--backbone",
+        "filters",
+        "--image-size",
+        "96",
+    ]
     done = CliRunner().invoke(app, fit)
     assert done.exit_code == 0, done.output
     detector = Detector.load(tmp_path / "det")
     mixed = detector.choice_["fusion"]
     assert mixed["members"] == ["knn", "composition"] and abs(sum(mixed["weights"]) - 1) < 1e-9
-    assert np.allclose(detector.bank_.weights_, mixed["weights"]) and f"weights knn {mixed['weights'][0]:g}" in done.output
+    assert (
+        np.allclose(detector.bank_.weights_, mixed["weights"]) and f"weights knn {mixed['weights'][0]:g}" in done.output
+    )
     card = (tmp_path / "det/detector.html").read_text()
     assert "Weights of the members: knn" in card and "equal weights" in card
     out = tmp_path / "predictions.csv"

@@ -1,4 +1,5 @@
 """How often intervals hold the value they are about: the simulation behind `SIMULATED`."""
+
 import os
 
 import numpy as np
@@ -29,7 +30,11 @@ def counted(rng, images, named=True):
 @pytest.mark.parametrize(("images", "sets"), [(10, 300), (30, 300), (100, 100)])
 def test_coverage(images, sets):
     whole = counted(np.random.default_rng(999), 8000, named=False)
-    value = {"roc_auc": whole.roc_auc(), "average_precision": whole.average_precision(), "fpr_at_tpr": whole.fpr_at_tpr()}
+    value = {
+        "roc_auc": whole.roc_auc(),
+        "average_precision": whole.average_precision(),
+        "fpr_at_tpr": whole.fpr_at_tpr(),
+    }
     covered = dict.fromkeys(METRICS, 0)
     for i in range(sets):
         found = histogram_intervals(counted(np.random.default_rng([images, i]), images), 200, random_state=i)

@@ -1,4 +1,7 @@
-"""What looks like numbers and is not, at every public metric: refused in one sentence, or honoured; never converted quietly."""
+"""What looks like numbers and is not, at every public metric: refused in one sentence, or honoured; never converted
+quietly.
+"""
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,7 +9,17 @@ import torch
 
 from anomaly_nb.calibration import CalibrationRanges, conformal_pvalues, drift_metrics
 from anomaly_nb.core.errors import DataError
-from anomaly_nb.metrics import ScoreHistogram, aupimo, aupro, average_precision, best_f1, confusion_matrix, fpr_at_tpr, roc_auc, youden
+from anomaly_nb.metrics import (
+    ScoreHistogram,
+    aupimo,
+    aupro,
+    average_precision,
+    best_f1,
+    confusion_matrix,
+    fpr_at_tpr,
+    roc_auc,
+    youden,
+)
 from anomaly_nb.scoring import heatmaps, image_scores, quantile_threshold
 
 rng = np.random.default_rng(0)
@@ -26,7 +39,9 @@ ON_SCORES = {
     "conformal_pvalues": lambda s: conformal_pvalues(s, S[:3]).tolist(),
     "drift_metrics": lambda s: drift_metrics(S, s).srd,
     "confusion_matrix": lambda s: confusion_matrix(Y, s, 2),
-    "image_scores": lambda s: image_scores(s.reshape(8, 10) if isinstance(s, np.ndarray | torch.Tensor) else s, "mean").tolist(),
+    "image_scores": lambda s: image_scores(
+        s.reshape(8, 10) if isinstance(s, np.ndarray | torch.Tensor) else s, "mean"
+    ).tolist(),
 }
 ON_MAPS = {
     "aupro": lambda m: aupro(MASKS, m),
@@ -72,4 +87,9 @@ def test_labels_too():
         roc_auc(masked(Y), S)
     with pytest.raises(DataError, match=r"y_true holds .*nan"):
         roc_auc(pd.array([None, *Y[1:]], dtype="Int64"), S)
-    assert roc_auc(pd.Series(Y, dtype="Int64"), S) == roc_auc(Y.astype(object), S) == roc_auc(torch.from_numpy(Y), S) == roc_auc(Y, S)
+    assert (
+        roc_auc(pd.Series(Y, dtype="Int64"), S)
+        == roc_auc(Y.astype(object), S)
+        == roc_auc(torch.from_numpy(Y), S)
+        == roc_auc(Y, S)
+    )

@@ -1,4 +1,6 @@
-"""Ranking metrics and score histograms: equal to scikit-learn, exact on stored scores, true inside the bounds, the same bits in any order."""
+"""Ranking metrics and score histograms: equal to scikit-learn, exact on stored scores, true inside the bounds, the same
+bits in any order.
+"""
 
 import itertools
 
@@ -9,7 +11,16 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from anomaly_nb.core.errors import DataError
-from anomaly_nb.metrics import ScoreHistogram, average_precision, best_f1, choose_key, fpr_at_tpr, roc_auc, threshold_table, youden
+from anomaly_nb.metrics import (
+    ScoreHistogram,
+    average_precision,
+    best_f1,
+    choose_key,
+    fpr_at_tpr,
+    roc_auc,
+    threshold_table,
+    youden,
+)
 
 
 def sample(seed, n, decimals=None, fraction=0.2, dtype=np.float64):
@@ -28,12 +39,16 @@ def test_equal_to_scikit_learn(n, decimals, dtype):
     for seed in range(3):
         y_true, score = sample(seed, n, decimals, dtype=dtype)
         assert roc_auc(y_true, score) == pytest.approx(roc_auc_score(y_true, score), abs=1e-12, rel=0)
-        assert average_precision(y_true, score) == pytest.approx(average_precision_score(y_true, score), abs=1e-12, rel=0)
+        assert average_precision(y_true, score) == pytest.approx(
+            average_precision_score(y_true, score), abs=1e-12, rel=0
+        )
         fpr, tpr, threshold = roc_curve(y_true, score, drop_intermediate=False)
         for rate in (0.5, 0.95, 1.0):
             assert fpr_at_tpr(y_true, score, rate) == fpr[np.argmax(tpr >= rate)]
         j, at = youden(y_true, score)
-        assert j == pytest.approx((tpr - fpr).max(), abs=1e-12) and j == pytest.approx((tpr - fpr)[threshold == at][0], abs=1e-12)
+        assert j == pytest.approx((tpr - fpr).max(), abs=1e-12) and j == pytest.approx(
+            (tpr - fpr)[threshold == at][0], abs=1e-12
+        )
         precision, recall, cuts = precision_recall_curve(y_true, score)
         with np.errstate(invalid="ignore"):
             f1 = np.nan_to_num(2 * precision * recall / (precision + recall))[:-1]
@@ -99,7 +114,13 @@ SCALES = [(1, 0), (1e-3, 0), (8, 0), (0.01, 30), (0.01, -30)]
 
 
 def values(t):
-    return {"roc_auc": t.roc_auc(), "average_precision": t.average_precision(), "fpr_at_tpr": t.fpr_at_tpr(), "best_f1": t.best_f1()[0], "youden": t.youden()[0]}
+    return {
+        "roc_auc": t.roc_auc(),
+        "average_precision": t.average_precision(),
+        "fpr_at_tpr": t.fpr_at_tpr(),
+        "best_f1": t.best_f1()[0],
+        "youden": t.youden()[0],
+    }
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda k: k[0])
@@ -113,7 +134,9 @@ def test_histogram_equals_the_sort_of_stored_scores(key, scale, shift):
         assert value == pytest.approx(values(stored)[name], abs=1e-13, rel=0), name
     assert h.best_f1()[1] == stored.best_f1()[1] and h.youden()[1] == stored.youden()[1]
     for cut in (h.best_f1()[1], h.youden()[1]):  # a threshold acts on the float32 scores exactly as it was counted
-        assert h.at(cut)["tp"] == (y_true & (score >= cut)).sum() and h.at(cut)["fp"] == (~y_true & (score >= cut)).sum()
+        assert (
+            h.at(cut)["tp"] == (y_true & (score >= cut)).sum() and h.at(cut)["fp"] == (~y_true & (score >= cut)).sum()
+        )
 
 
 @pytest.mark.parametrize("key", [*KEYS, ("float32", None)], ids=lambda k: k[0])
@@ -130,7 +153,10 @@ def test_the_exact_value_is_inside_the_bounds(key, scale, shift, fraction):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 40)), min_size=2, max_size=40), st.sampled_from([1.0, 2**-14, 2**-11]))
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 40)), min_size=2, max_size=40),
+    st.sampled_from([1.0, 2**-14, 2**-11]),
+)
 def test_bounds_hold_for_crowded_bins(pairs, step):
     y_true = np.array([t for t, _ in pairs])
     if y_true.all() or not y_true.any():
@@ -168,7 +194,9 @@ def test_merging_in_any_order_gives_the_same_bits(key, tmp_path):
     parts = np.array_split(np.arange(y_true.size), 4)
 
     def part(i):
-        return ScoreHistogram(*key).update(y_true[parts[i]], score[parts[i]], image=None if key[0] == "float32" else f"{i}")
+        return ScoreHistogram(*key).update(
+            y_true[parts[i]], score[parts[i]], image=None if key[0] == "float32" else f"{i}"
+        )
 
     files, seen = set(), set()
     for order in itertools.permutations(range(4)):
@@ -199,20 +227,32 @@ def test_images_are_kept_apart():
 
 
 def test_scores_out_of_range_are_never_dropped():
-    for h, bad in ((ScoreHistogram("linear16", (0, 1)), 1.01), (ScoreHistogram("linear16", (0, 1)), -0.01), (ScoreHistogram(), 1e6), (ScoreHistogram(), -65520.0)):
+    for h, bad in (
+        (ScoreHistogram("linear16", (0, 1)), 1.01),
+        (ScoreHistogram("linear16", (0, 1)), -0.01),
+        (ScoreHistogram(), 1e6),
+        (ScoreHistogram(), -65520.0),
+    ):
         h.update([0, 1], [0.2, 0.4])
         before = h.counts.copy()
         with pytest.raises(DataError, match=r"outside value_range|beyond the range of float16"):
             h.update([0, 1], [0.5, bad])
         assert (h.counts == before).all()
-    h = ScoreHistogram("linear16", (0.1, 0.7)).update([0, 1], [0.1, 0.7])  # the ends belong to the range, whatever their rounding
+    h = ScoreHistogram("linear16", (0.1, 0.7)).update(
+        [0, 1], [0.1, 0.7]
+    )  # the ends belong to the range, whatever their rounding
     assert h.roc_auc() == 1
     with pytest.raises(DataError, match="NaN or infinite"):
         ScoreHistogram("float32").update([0, 1], [0.0, 1e300])
 
 
 def test_refused_uses(tmp_path):
-    for make in (lambda: ScoreHistogram("float8"), lambda: ScoreHistogram("linear16"), lambda: ScoreHistogram("float16", (0, 1)), lambda: ScoreHistogram("linear16", (1, 1))):
+    for make in (
+        lambda: ScoreHistogram("float8"),
+        lambda: ScoreHistogram("linear16"),
+        lambda: ScoreHistogram("float16", (0, 1)),
+        lambda: ScoreHistogram("linear16", (1, 1)),
+    ):
         with pytest.raises(DataError):
             make()
     h = ScoreHistogram().update([0, 1], [0.0, 1.0], image="a")
@@ -237,7 +277,14 @@ def test_refused_uses(tmp_path):
 def test_chosen_key_is_never_the_much_worse_one():
     rng = np.random.default_rng(0)
     n = 20_000
-    for scores in (rng.normal(500, 5, n), -1 + rng.beta(0.3, 8, n), np.exp(2 * rng.normal(size=n)), rng.normal(size=n), rng.random(n) * 1e9, np.full(10, 3.0)):
+    for scores in (
+        rng.normal(500, 5, n),
+        -1 + rng.beta(0.3, 8, n),
+        np.exp(2 * rng.normal(size=n)),
+        rng.normal(size=n),
+        rng.random(n) * 1e9,
+        np.full(10, 3.0),
+    ):
         y_true = rng.random(scores.size) < 0.3
         y_true[:2] = 0, 1
         width = {}

@@ -1,4 +1,6 @@
-"""Region, segmentation and uncertainty metrics: equal to plainly written definitions, and unmoved by what must not move them."""
+"""Region, segmentation and uncertainty metrics: equal to plainly written definitions, and unmoved by what must not move
+them.
+"""
 
 import itertools
 
@@ -66,7 +68,11 @@ def test_metamorphic():
     h = RegionHistogram()
     for m, s in zip(masks, maps):
         h.update(m, s)
-    for change in (lambda s: 5 * s - 3, lambda s: np.exp(s.astype(np.float64)), lambda s: s.astype(np.float64) ** 3):  # monotone maps
+    for change in (
+        lambda s: 5 * s - 3,
+        lambda s: np.exp(s.astype(np.float64)),
+        lambda s: s.astype(np.float64) ** 3,
+    ):  # monotone maps
         assert aupro(masks, [change(s) for s in maps]) == pytest.approx(value, abs=1e-9)
     assert aupro(masks * 2, maps * 2) == pytest.approx(value, abs=1e-12)  # duplication
     low = np.full((360, 360), min(s.min() for s in maps) - 1, np.float32)
@@ -85,8 +91,15 @@ def test_linspace200_equals_its_definition():
     low, high = min(m.min() for m in maps), max(m.max() for m in maps)
     points = []
     for cut in (float(low) + (float(high) - float(low)) / 200 * k for k in range(200)):
-        overlap = [(s[numbers == r] > cut).mean() for m, s in zip(masks, maps) for numbers, n in [label(m, np.ones((3, 3)))] for r in range(1, n + 1)]
-        points.append((sum((s[~m] > cut).sum() for m, s in zip(masks, maps)) / sum((~m).sum() for m in masks), np.mean(overlap)))
+        overlap = [
+            (s[numbers == r] > cut).mean()
+            for m, s in zip(masks, maps)
+            for numbers, n in [label(m, np.ones((3, 3)))]
+            for r in range(1, n + 1)
+        ]
+        points.append(
+            (sum((s[~m] > cut).sum() for m, s in zip(masks, maps)) / sum((~m).sum() for m in masks), np.mean(overlap))
+        )
     x, y = np.array([p for p in points if p[0] < 0.3]).T
     assert aupro(masks, maps, protocol="linspace200") == pytest.approx(-np.trapezoid(y, x / x.max()), abs=1e-12)
 
@@ -168,7 +181,15 @@ def test_saturated_pro_equals_counting():
     x, y = [0.0], [0.0]
     for cut in np.unique(np.concatenate([s.ravel() for s in maps]))[::-1]:
         x.append((normal >= cut).mean())
-        y.append(np.mean([min((s[r] >= cut).sum() / min(k, r.sum()), 1) for rs, ks, s in zip(regions, saturation, maps) for r, k in zip(rs, ks)]))
+        y.append(
+            np.mean(
+                [
+                    min((s[r] >= cut).sum() / min(k, r.sum()), 1)
+                    for rs, ks, s in zip(regions, saturation, maps)
+                    for r, k in zip(rs, ks)
+                ]
+            )
+        )
     fine = np.unique(np.append(np.linspace(0, 0.3, 400_001), np.array(x)[np.array(x) <= 0.3]))
     approx = np.trapezoid(np.interp(fine, x, y), fine) / 0.3
     assert spro(regions, saturation, maps, 0.3) == pytest.approx(approx, abs=1e-4)
@@ -207,8 +228,12 @@ def test_street_protocols_equal_their_definitions():
     maps = (rng.normal(size=labels.shape) + (labels == 14)).astype(np.float16)  # float16: the histogram is exact
     kept = ~np.isin(labels[:5], (1, 4))
     assert street_metrics(labels, maps)["roc_auc"] == pytest.approx(roc_auc(labels == 14, maps), abs=1e-12)
-    assert street_metrics(labels, maps, "mask2anomaly")["average_precision"] == pytest.approx(average_precision(labels[:5][kept] == 14, maps[:5][kept]), abs=1e-12)
-    assert street_metrics(labels, maps, "anomaly_seg")["roc_auc"] == pytest.approx(np.mean([roc_auc(y == 14, s) for y, s in zip(labels[:5], maps[:5])]), abs=1e-12)
+    assert street_metrics(labels, maps, "mask2anomaly")["average_precision"] == pytest.approx(
+        average_precision(labels[:5][kept] == 14, maps[:5][kept]), abs=1e-12
+    )
+    assert street_metrics(labels, maps, "anomaly_seg")["roc_auc"] == pytest.approx(
+        np.mean([roc_auc(y == 14, s) for y, s in zip(labels[:5], maps[:5])]), abs=1e-12
+    )
 
 
 def test_bootstrap_covers_and_is_wider_than_pixels_suggest():
@@ -258,7 +283,9 @@ def _only_whole(x):
 def test_bench_rows():
     from bench.metrics import bootstrap, pixels, regions, stream
 
-    rows = pixels(20_000) + regions(4, 100) + stream(4, (64, 64)) + bootstrap(8, 20)  # each asserts that the results are equal
+    rows = (
+        pixels(20_000) + regions(4, 100) + stream(4, (64, 64)) + bootstrap(8, 20)
+    )  # each asserts that the results are equal
     for row in rows:
         assert {"name", "ours_s", "reference_s", "ratio", "work", "note"} <= row.keys() and row["ours_s"] > 0
     assert rows[-2]["peak_mb"] < 200

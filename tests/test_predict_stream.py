@@ -1,4 +1,7 @@
-"From files to decisions in threads side by side: the same bits as in one, in order, no further ahead than a few images, with either engine."
+"""From files to decisions in threads side by side: the same bits as in one, in order, no further ahead than a few
+images, with either engine.
+"""
+
 import itertools
 
 import numpy as np
@@ -58,7 +61,9 @@ def test_side_by_side_gives_the_bits_of_one_thread(line, two_threads, backbone, 
 def test_an_endless_stream_is_read_a_few_images_ahead(line, two_threads):
     index, detector = line
     taken = []
-    stream = predict_files(detector, (taken.append(path) or path for path in itertools.cycle(index["image_path"])), size=2)
+    stream = predict_files(
+        detector, (taken.append(path) or path for path in itertools.cycle(index["image_path"])), size=2
+    )
     for _ in range(5):
         next(stream)
     stream.close()
@@ -67,8 +72,13 @@ def test_an_endless_stream_is_read_a_few_images_ahead(line, two_threads):
 
 def test_onnxruntime_decides_alike(line, two_threads):
     index, detector = line
-    torch_rows, fast = list(predict_files(detector, index["image_path"])), list(predict_files(detector, index["image_path"], engine="auto"))
-    assert [p.anomalous for p in fast] == [p.anomalous for p in torch_rows] and [p.box for p in fast] == [p.box for p in torch_rows]
+    torch_rows, fast = (
+        list(predict_files(detector, index["image_path"])),
+        list(predict_files(detector, index["image_path"], engine="auto")),
+    )
+    assert [p.anomalous for p in fast] == [p.anomalous for p in torch_rows] and [p.box for p in fast] == [
+        p.box for p in torch_rows
+    ]
     assert np.allclose([p.score for p in fast], [p.score for p in torch_rows], rtol=1e-4)
     assert list(detector.network().engines) == [1]  # made once, and kept for the next call
     with pytest.raises(ValueError, match="use torch, onnxruntime or auto"):

@@ -1,7 +1,9 @@
-"""Every command of the README, run as it is printed, in order, in one folder with drawn parts; what cannot run here is named with its reason.
+"""Every command of the README, run as it is printed, in order, in one folder with drawn parts; what cannot run here is
+named with its reason.
 
 The quick ones always run; those that take minutes with ANOMALY_NB_SLOW=1.
 """
+
 import os
 import re
 import shlex
@@ -56,7 +58,9 @@ LONG = (
 
 
 def commands():
-    "Every command of the README in order: shell lines with what continues them, and blocks of Python as `python:` and the code."
+    """Every command of the README in order: shell lines with what continues them, and blocks of Python as `python:` and
+    the code.
+    """
     found = []
     for language, block in re.findall(r"^```(bash|python)\n(.*?)^```", README, re.S | re.M):
         if language == "python":
@@ -82,7 +86,9 @@ def test_every_command_is_accounted_for():
     kinds = [kind(c) for c in commands()]
     print({k: kinds.count(k) for k in ("quick", "long", "elsewhere")})
     assert kinds.count("quick") >= 7 and kinds.count("long") >= 19 and len(kinds) == 43
-    assert all(any(c.startswith(named) for c in commands()) for named in (*ELSEWHERE, *QUICK, *LONG)), "named here and not in the README"
+    assert all(any(c.startswith(named) for c in commands()) for named in (*ELSEWHERE, *QUICK, *LONG)), (
+        "named here and not in the README"
+    )
     for reason in ELSEWHERE.values():
         for name in re.findall(r"tests/\w+\.py", reason):
             assert (ROOT / name).is_file()
@@ -110,7 +116,9 @@ def place(tmp_path_factory):
     parts(folder / "test_parts" / "good", range(50, 55))
     parts(folder / "test_parts" / "stain", range(120, 123), "stain")
     shutil.copy(folder / "new_images" / "stain_110.png", folder / "part.png")
-    (folder / "my_words.yml").write_text("object: nut\nnormal: ['flawless {}']\ndefect: ['damaged {}']\ntemplates: ['a photo of a {}.']\n")
+    (folder / "my_words.yml").write_text(
+        "object: nut\nnormal: ['flawless {}']\ndefect: ['damaged {}']\ntemplates: ['a photo of a {}.']\n"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in ("HF_HOME", "TORCH_HOME", "HF_HUB_CACHE"):  # a reader's machine has no weights yet
@@ -156,7 +164,10 @@ def random_weights(place):
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    torch.save(timm.create_model("vit_small_patch14_dinov2", img_size=518, num_classes=0).state_dict(), place / "dinov2_s14.pth")
+    torch.save(
+        timm.create_model("vit_small_patch14_dinov2", img_size=518, num_classes=0).state_dict(),
+        place / "dinov2_s14.pth",
+    )
     model = open_clip.create_model("ViT-B-16-plus-240")
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, place / "vit_b_16_plus_240.safetensors")
 
@@ -167,7 +178,14 @@ def served(command, place, ask, key):
         if free.connect_ex(("127.0.0.1", 8357)) == 0:
             pytest.skip("port 8357, which the README names, is taken")
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-m", "anomaly_nb.cli.main", *shlex.split(command)[1:]], cwd=place, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "anomaly_nb.cli.main", *shlex.split(command)[1:]],
+        cwd=place,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
         for _ in range(300):
             assert process.poll() is None, process.stdout.read()
@@ -179,10 +197,14 @@ def served(command, place, ask, key):
             except OSError:
                 time.sleep(0.2)
         if shutil.which("curl"):
-            answer = subprocess.run(["bash", "-c", ask.replace("KEY", key)], cwd=place, capture_output=True, text=True, timeout=60).stdout
+            answer = subprocess.run(
+                ["bash", "-c", ask.replace("KEY", key)], cwd=place, capture_output=True, text=True, timeout=60
+            ).stdout
         else:
             words = shlex.split(ask.replace("KEY", key))
-            request = urllib.request.Request(words[-1], (place / "part.png").read_bytes(), dict([words[words.index("-H") + 1].split(": ")]))
+            request = urllib.request.Request(
+                words[-1], (place / "part.png").read_bytes(), dict([words[words.index("-H") + 1].split(": ")])
+            )
             answer = urllib.request.urlopen(request, timeout=60).read().decode()
         assert '"score"' in answer and '"anomalous"' in answer, answer
     finally:
@@ -209,7 +231,9 @@ def test_all_commands_in_order(place):
             subprocess.run([sys.executable, "-c", command.removeprefix("python:")], cwd=place, check=True, env=environ)
         else:
             (place / "my_report.ipynb").unlink(missing_ok=True)
-            said = run(command, next((QUICK[c] for c in QUICK if command.startswith(c) and kind(command) == "quick"), {0}))
+            said = run(
+                command, next((QUICK[c] for c in QUICK if command.startswith(c) and kind(command) == "quick"), {0})
+            )
             if "--new-key" in command:
                 key = re.search(r"\b[\w-]{20,}\b", said)[0]
     print(f"{ran} commands ran, {len(commands()) - ran} elsewhere")

@@ -1,4 +1,5 @@
 """Small parts of real data sets, read from the folder named by ANOMALY_NB_DATA; skipped where it is absent."""
+
 import os
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from anomaly_nb.data import index_magnetic_tile, index_mvtec, read_mask
 from anomaly_nb.reports import run_report
 
 ROOT = Path(os.environ.get("ANOMALY_NB_DATA", "")).resolve()
-pytestmark = pytest.mark.skipif(not (os.environ.get("ANOMALY_NB_DATA") and ROOT.is_dir()), reason="set ANOMALY_NB_DATA to the folder of real data")
+pytestmark = pytest.mark.skipif(
+    not (os.environ.get("ANOMALY_NB_DATA") and ROOT.is_dir()), reason="set ANOMALY_NB_DATA to the folder of real data"
+)
 MOBILENET = "timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5"
 
 

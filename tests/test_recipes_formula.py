@@ -1,9 +1,21 @@
-"""Every recipe, from features to image scores, against its formula written out in float64: no code is shared with the package."""
+"""Every recipe, from features to image scores, against its formula written out in float64: no code is shared with the
+package.
+"""
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from anomaly_nb.banks import FusedBank, KNNBank, MahalanobisBank, MutualBank, PositionalBank, RetrievalBank, SubspaceBank, greedy_coreset
+from anomaly_nb.banks import (
+    FusedBank,
+    KNNBank,
+    MahalanobisBank,
+    MutualBank,
+    PositionalBank,
+    RetrievalBank,
+    SubspaceBank,
+    greedy_coreset,
+)
 from anomaly_nb.features import FeatureSet
 from anomaly_nb.scoring import RECIPES, make_detector
 from anomaly_nb.scoring.recipes import WORD_RECIPES
@@ -16,7 +28,9 @@ def feature_set(n, seed):
     rng = np.random.default_rng(seed)
     mix = np.random.default_rng(99).normal(size=(D, D)) * np.linspace(0.2, 2, D)
     patches = (rng.normal(size=(n, P, D)) @ mix + np.random.default_rng(98).normal(size=(P, D))).astype(np.float32)
-    return FeatureSet(patches, (H, W), pd.DataFrame({"image_path": [""] * n}), rng.normal(size=(n, 7)).astype(np.float32))
+    return FeatureSet(
+        patches, (H, W), pd.DataFrame({"image_path": [""] * n}), rng.normal(size=(n, 7)).astype(np.float32)
+    )
 
 
 TRAIN, TEST = feature_set(N, 0), feature_set(M, 1)
@@ -76,14 +90,22 @@ def rad():
     out = np.empty((M, P))
     for n, p in np.ndindex(M, P):
         near = [q for q in range(P) if abs(q // W - p // W) <= 1 and abs(q % W - p % W) <= 1]
-        out[n, p] = (1 - unit(X[:, near].reshape(-1, D)) @ unit(Y[n, p])).min()  # all twenty images: there are fewer than 150
+        out[n, p] = (
+            1 - unit(X[:, near].reshape(-1, D)) @ unit(Y[n, p])
+        ).min()  # all twenty images: there are fewer than 150
     return top(out, 0.01)
 
 
 def musc():
     scores = np.zeros((M, P))
     for r in (0, 1, 2):
-        mean = np.stack([Y[:, [q for q in range(P) if max(abs(q // W - p // W), abs(q % W - p % W)) <= r]].mean(1) for p in range(P)], 1)
+        mean = np.stack(
+            [
+                Y[:, [q for q in range(P) if max(abs(q // W - p // W), abs(q % W - p % W)) <= r]].mean(1)
+                for p in range(P)
+            ],
+            1,
+        )
         z = unit(mean)
         for n, p in np.ndindex(M, P):
             near = np.sort([np.linalg.norm(z[m] - z[n, p], axis=1).min() for m in range(M) if m != n])
@@ -132,7 +154,9 @@ def gauss_knn():
         for p in range(P):
             c = np.cov(train[:, p].T)
             away = asked[:, p] - train[:, p].mean(0)
-            out[:, p] = np.sqrt(np.einsum("nd,de,ne->n", away, np.linalg.inv(0.9 * c + 0.1 * np.trace(c) / D * np.eye(D)), away))
+            out[:, p] = np.sqrt(
+                np.einsum("nd,de,ne->n", away, np.linalg.inv(0.9 * c + 0.1 * np.trace(c) / D * np.eye(D)), away)
+            )
         return out
 
     def nearest(train, asked):
@@ -185,7 +209,10 @@ def composition():
         for cells in (H, W):
             place = np.clip((np.arange(cells) + 0.5) * 3 / cells - 0.5, 0, 2)
             tent[cells] = np.maximum(1 - np.abs(place[None] - np.arange(3)[:, None]), 0)
-        return [fractions.sum((1, 2)), *(np.einsum("h,w,nhwk->nk", tent[H][i], tent[W][j], fractions) for i in range(3) for j in range(3))]
+        return [
+            fractions.sum((1, 2)),
+            *(np.einsum("h,w,nhwk->nk", tent[H][i], tent[W][j], fractions) for i in range(3) for j in range(3)),
+        ]
 
     def distance(normal, asked):
         c, away = np.cov(normal.T), asked - normal.mean(0)
@@ -203,12 +230,41 @@ def composition():
 
 def fusion():
     found = [make_detector(name, "filters").fit(TRAIN) for name in ("knn", "placed", "spade", "composition")]
-    return np.mean([(d.score(TEST).astype(float) - d.held_out_.astype(float).mean()) / d.held_out_.astype(float).std() for d in found], axis=0)
+    return np.mean(
+        [
+            (d.score(TEST).astype(float) - d.held_out_.astype(float).mean()) / d.held_out_.astype(float).std()
+            for d in found
+        ],
+        axis=0,
+    )
 
 
 # with all of the few images similar, plain retrieval is plain nearest neighbours
-FORMULAS = {"knn": anomalydino, "knn-euclidean": euclidean, "subspace": subspacead, "positional": rad, "retrieval": euclidean}
-FORMULAS |= {f.__name__: f for f in (mahalanobis, placed, patchcore, padim, anomalydino, subspacead, rad, musc, spade, whitened, gauss_knn, composition, fusion)} | {"whitened-euclidean": whitened_euclidean}
+FORMULAS = {
+    "knn": anomalydino,
+    "knn-euclidean": euclidean,
+    "subspace": subspacead,
+    "positional": rad,
+    "retrieval": euclidean,
+}
+FORMULAS |= {
+    f.__name__: f
+    for f in (
+        mahalanobis,
+        placed,
+        patchcore,
+        padim,
+        anomalydino,
+        subspacead,
+        rad,
+        musc,
+        spade,
+        whitened,
+        gauss_knn,
+        composition,
+        fusion,
+    )
+} | {"whitened-euclidean": whitened_euclidean}
 
 
 def test_every_recipe_has_a_formula():
@@ -220,7 +276,9 @@ def test_recipe_is_its_formula(name):
     detector = make_detector(name, "filters")
     scores = detector.fit(TRAIN).score(TEST)
     np.testing.assert_allclose(scores, FORMULAS[name](), rtol=1e-5, atol=1e-5)
-    assert name == "fusion" or ((detector.score_patches(TEST) >= 0).all() and (detector.score_patches(TRAIN) >= 0).all())
+    assert name == "fusion" or (
+        (detector.score_patches(TEST) >= 0).all() and (detector.score_patches(TRAIN) >= 0).all()
+    )
 
 
 def test_the_coreset_of_patchcore_is_the_plain_greedy_one():
@@ -229,8 +287,22 @@ def test_the_coreset_of_patchcore_is_the_plain_greedy_one():
     assert picked.tolist() == brute_coreset(flat.astype(float), 18, int(picked[0]))
 
 
-BANKS = [FusedBank((KNNBank(), MahalanobisBank())), KNNBank(3), KNNBank(2, "euclidean"), KNNBank(1, "sqeuclidean"), MahalanobisBank(), MahalanobisBank(True, 0.1), SubspaceBank(0.9)]
-BANKS += [PositionalBank(), PositionalBank(0, 4, 2), RetrievalBank(3, 2), RetrievalBank(4, 1, "cosine"), MutualBank((1, 3), 0.3, 3)]
+BANKS = [
+    FusedBank((KNNBank(), MahalanobisBank())),
+    KNNBank(3),
+    KNNBank(2, "euclidean"),
+    KNNBank(1, "sqeuclidean"),
+    MahalanobisBank(),
+    MahalanobisBank(True, 0.1),
+    SubspaceBank(0.9),
+]
+BANKS += [
+    PositionalBank(),
+    PositionalBank(0, 4, 2),
+    RetrievalBank(3, 2),
+    RetrievalBank(4, 1, "cosine"),
+    MutualBank((1, 3), 0.3, 3),
+]
 
 
 @pytest.mark.parametrize("bank", BANKS, ids=str)

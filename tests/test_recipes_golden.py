@@ -1,4 +1,7 @@
-"Every recipe gives what it gave: golden_recipes.json, which `python -m tests.golden_recipes --write` renews where a change was meant."
+"""Every recipe gives what it gave: golden_recipes.json, which `python -m tests.golden_recipes --write` renews where a
+change was meant.
+"""
+
 import os
 
 import pytest
@@ -18,8 +21,14 @@ def test_all_recipes_on_one_sample(tmp_path):
     assert len(golden_recipes.differences(changed, KEPT["capsule filters"])) == 1
 
 
-@pytest.mark.skipif(not os.environ.get("ANOMALY_NB_SLOW"), reason="set ANOMALY_NB_SLOW=1 for all data sets and recipes (minutes)")
+@pytest.mark.skipif(
+    not os.environ.get("ANOMALY_NB_SLOW"), reason="set ANOMALY_NB_SLOW=1 for all data sets and recipes (minutes)"
+)
 def test_all_recipes_on_everything_at_hand():
     now = golden_recipes.table()
     assert len(now) >= 2 * len(golden_recipes.SAMPLES)
-    assert {name: golden_recipes.differences(rows, KEPT[name]) for name, rows in now.items() if golden_recipes.differences(rows, KEPT[name])} == {}
+    assert {
+        name: golden_recipes.differences(rows, KEPT[name])
+        for name, rows in now.items()
+        if golden_recipes.differences(rows, KEPT[name])
+    } == {}

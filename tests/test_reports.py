@@ -1,4 +1,5 @@
 """Every report template through a real kernel: with small parameters, with others, twice to the same bits, and refused."""
+
 import json
 import re
 from pathlib import Path
@@ -13,8 +14,22 @@ from anomaly_nb.reports import ReportError, run_report, templates
 SMALL = {
     "image_anomaly": [
         {"category": "granite", "image_size": 96},
-        {"category": "nut", "recipe": "winclip", "backbone": "open_clip:tiny", "image_size": 0, "image_reduce": "", "shots": 0},
-        {"category": "weave", "image_size": 96, "bank": "mahalanobis", "image_reduce": "max", "threshold": "youden", "seed": 3},
+        {
+            "category": "nut",
+            "recipe": "winclip",
+            "backbone": "open_clip:tiny",
+            "image_size": 0,
+            "image_reduce": "",
+            "shots": 0,
+        },
+        {
+            "category": "weave",
+            "image_size": 96,
+            "bank": "mahalanobis",
+            "image_reduce": "max",
+            "threshold": "youden",
+            "seed": 3,
+        },
     ],
     "atoms": [{"videos": 40, "epochs": 10}, {"videos": 100, "epochs": 5, "random_state": 1, "calibrate": "quantile"}],
     "street_anomaly": [
@@ -27,21 +42,53 @@ SMALL = {
     ],
     "method_comparison": [
         {"categories": "nut", "recipes": "patchcore,padim,subspacead", "image_size": 64, "n_resamples": 50},
-        {"categories": "wood,weave", "recipes": "anomalydino,whitened", "image_size": 64, "seeds": "0,1", "validate": False, "n_resamples": 50, "shots": "0,2", "n_repeats": 2},
+        {
+            "categories": "wood,weave",
+            "recipes": "anomalydino,whitened",
+            "image_size": 64,
+            "seeds": "0,1",
+            "validate": False,
+            "n_resamples": 50,
+            "shots": "0,2",
+            "n_repeats": 2,
+        },
     ],
     "calibration_drift": [{"batches": 3}, {"batches": 2, "policy": "auto", "min_files": 40, "seed": 5}],
-    "few_shot": [{"categories": "red circle", "recipes": "winclip,knn", "shots": "0,1", "seeds": 2}, {"dataset": "samples", "categories": "nut", "recipes": "knn", "backbones": "filters", "image_size": 48, "shots": "1,4", "seeds": 2, "sample": "order"}],
-    "video_calibration": [{"image_size": 32}, {"image_size": 32, "k": 1, "metric": "cosine", "max_image_count": 90, "seed": 2}],
+    "few_shot": [
+        {"categories": "red circle", "recipes": "winclip,knn", "shots": "0,1", "seeds": 2},
+        {
+            "dataset": "samples",
+            "categories": "nut",
+            "recipes": "knn",
+            "backbones": "filters",
+            "image_size": 48,
+            "shots": "1,4",
+            "seeds": 2,
+            "sample": "order",
+        },
+    ],
+    "video_calibration": [
+        {"image_size": 32},
+        {"image_size": 32, "k": 1, "metric": "cosine", "max_image_count": 90, "seed": 2},
+    ],
 }
 
 
 SMALL |= {
     "benchmark_run": [{"category": "nut", "image_size": 48, "shots": [2]}],
-    "benchmark": [{"results": "results.csv"}, {"results": "results.csv", "metric": "aupro", "references": "published.csv"}],
+    "benchmark": [
+        {"results": "results.csv"},
+        {"results": "results.csv", "metric": "aupro", "references": "published.csv"},
+    ],
 }
 DRAWN = {"benchmark_run": 0, "few_shot": 1}  # images on the page; 2 of all others
 RESULTS = """data,method,recipe,backbone,shots,seed,status,error,image_auroc,aupro
-""" + "".join(f"{d},{m},{m},filters,{s},0,ok,,{0.8 + 0.02 * i + 0.01 * j},{0.5 + 0.03 * i}\n" for j, d in enumerate("abcdef") for i, m in enumerate(("knn", "padim", "spade")) for s in (2, -1))
+""" + "".join(
+    f"{d},{m},{m},filters,{s},0,ok,,{0.8 + 0.02 * i + 0.01 * j},{0.5 + 0.03 * i}\n"
+    for j, d in enumerate("abcdef")
+    for i, m in enumerate(("knn", "padim", "spade"))
+    for s in (2, -1)
+)
 PUBLISHED = "method,backbone,data,metric,value,source\nknn,resnet,a,aupro,0.9,a paper\n"
 
 
@@ -59,7 +106,10 @@ def place(tmp_path_factory):
 def essence(notebook):
     "Sources and outputs of an executed notebook, without times, ids and the name of the run's folder."
     cells = json.loads(Path(notebook).read_text())["cells"]
-    kept = [[c["source"], [{k: v for k, v in o.items() if k != "execution_count"} for o in c.get("outputs", [])]] for c in cells]
+    kept = [
+        [c["source"], [{k: v for k, v in o.items() if k != "execution_count"} for o in c.get("outputs", [])]]
+        for c in cells
+    ]
     return re.sub(r'out = \\"[^"]*\\"', "", json.dumps(kept))
 
 
@@ -108,7 +158,9 @@ def test_own_folder_without_defects(place):
         path = place / "mine" / f"{i}.jpg"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(draw_sample("wood", number=i, size=96)[0]).save(path)
-    run = run_report("image_anomaly", {"dataset": "folder", "root": "mine", "category": "", "image_size": 96}, figures="figures")
+    run = run_report(
+        "image_anomaly", {"dataset": "folder", "root": "mine", "category": "", "image_size": 96}, figures="figures"
+    )
     assert run.metrics["threshold"] > 0 and "image_auroc" not in run.metrics
 
 
@@ -119,5 +171,9 @@ def test_damaged_data_fails_with_the_file_and_a_page(place):
     victim = place / "broken" / "wood" / "train" / "good" / "001.png"
     victim.write_bytes(victim.read_bytes()[:900])
     with pytest.raises(ReportError, match=r"001\.png: damaged") as caught:
-        run_report("image_anomaly", {"dataset": "mvtec", "root": "broken", "category": "wood", "image_size": 64}, figures="figures")
+        run_report(
+            "image_anomaly",
+            {"dataset": "mvtec", "root": "broken", "category": "wood", "image_size": 64},
+            figures="figures",
+        )
     assert Path(re.search(r"see (\S+)", str(caught.value))[1]).exists()

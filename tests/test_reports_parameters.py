@@ -1,4 +1,5 @@
 """Parameters of reports: the annotation is the type, and whatever is wrong is said before a kernel starts."""
+
 import nbformat
 import pytest
 from typer.testing import CliRunner
@@ -27,7 +28,12 @@ plain = 5"""
 
 @pytest.fixture
 def template(tmp_path):
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SOURCE, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell("print(y)")])
+    book = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell(SOURCE, metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell("print(y)"),
+        ]
+    )
     nbformat.write(book, tmp_path / "own.ipynb")
     return tmp_path / "own.ipynb"
 

@@ -1,4 +1,7 @@
-"""Sweeps under bad luck: killed at any moment, a worker killed, cancelled, run twice at once; nothing twice, nothing lost, the same bits."""
+"""Sweeps under bad luck: killed at any moment, a worker killed, cancelled, run twice at once; nothing twice, nothing
+lost, the same bits.
+"""
+
 import os
 import random
 import signal
@@ -38,7 +41,10 @@ print(f"{sum(values):.12f}")"""
 
 
 def write_template(folder):
-    cells = [new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), *map(new_code_cell, (IMPORTS, MISBEHAVE, RESULT))]
+    cells = [
+        new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+        *map(new_code_cell, (IMPORTS, MISBEHAVE, RESULT)),
+    ]
     nbformat.write(new_notebook(cells=cells), folder / "tiny.ipynb")
 
 
@@ -56,12 +62,21 @@ def serial(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder := tmp_path_factory.mktemp("serial"))
         write_template(folder)
-        made = [run_report("tiny.ipynb", {"a": a, "seed": s}, "figures", gallery=False) for a in (0.5, 2.0) for s in range(RUNS // 2)]
+        made = [
+            run_report("tiny.ipynb", {"a": a, "seed": s}, "figures", gallery=False)
+            for a in (0.5, 2.0)
+            for s in range(RUNS // 2)
+        ]
     return {r.record["run_id"]: r.record["outputs"] for r in made}
 
 
 def plan(runs=RUNS, **parameters):
-    return {"template": "tiny.ipynb", "parameters": parameters, "grid": {"a": [0.5, 2.0]}, "seeds": list(range(runs // 2))}
+    return {
+        "template": "tiny.ipynb",
+        "parameters": parameters,
+        "grid": {"a": [0.5, 2.0]},
+        "seeds": list(range(runs // 2)),
+    }
 
 
 def start(plan, figures="figures", workers=2, **more):
@@ -100,7 +115,9 @@ def test_killed_at_random_moments_and_restarted(place, serial):
         time.sleep(dice.uniform(0, 8 if SLOW else 2))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        wait_for(lambda: "running" not in {r["status"] for r in Ledger("figures").records()})  # the children of the group are gone, too
+        wait_for(
+            lambda: "running" not in {r["status"] for r in Ledger("figures").records()}
+        )  # the children of the group are gone, too
     left = Ledger("figures").records()
     print(f"{kills} kills, {finished()} of {RUNS} finished, {sum(r['status'] == 'crashed' for r in left)} crashed")
     done = sweep(plan(), "figures", workers=2)
@@ -132,7 +149,12 @@ def cancel_on(client):
     from anomaly_nb.reports.cluster import run_on_cluster
     from anomaly_nb.reports.sweep import _task, read_plan
 
-    checked = read_plan({"template": "tiny.ipynb", "list": [{"how": "", "seed": 100}, *({"how": "endless", "seed": s} for s in range(3))]})
+    checked = read_plan(
+        {
+            "template": "tiny.ipynb",
+            "list": [{"how": "", "seed": 100}, *({"how": "endless", "seed": s} for s in range(3))],
+        }
+    )
     going = run_on_cluster({i: _task(checked, i, "cancelled") for i in range(4)}, client)
     assert next(going)[1]["status"] == "ok"
     wait_for(lambda: any("kernel" in r for r in Ledger("cancelled").records()))
@@ -167,17 +189,31 @@ HEED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);
 def test_interrupt_ends_children_and_closes_records(place):
     import psutil
 
-    (place / "plan.yml").write_text("template: tiny.ipynb\nparameters: {how: slow}\ngrid: {a: [0.5, 2.0]}\nseeds: [0, 1]\n")
-    process = subprocess.Popen([sys.executable, "-c", HEED + "main(['sweep', 'plan.yml', '--workers', '2'])"], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    (place / "plan.yml").write_text(
+        "template: tiny.ipynb\nparameters: {how: slow}\ngrid: {a: [0.5, 2.0]}\nseeds: [0, 1]\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEED + "main(['sweep', 'plan.yml', '--workers', '2'])"],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_for(lambda: finished() >= 1)
     wait_for(lambda: any(r["status"] == "running" and "kernel" in r for r in Ledger("figures").records()))
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and err == "cancelled; the same command goes on from here\n", (process.returncode, out, err)
+    assert process.returncode == 130 and err == "cancelled; the same command goes on from here\n", (
+        process.returncode,
+        out,
+        err,
+    )
     assert not [p for p in psutil.wait_procs(family, timeout=5)[1] if p.status() != psutil.STATUS_ZOMBIE]
     left = Ledger("figures").records()
-    assert {r["status"] for r in left} <= {"ok", "failed"} and {r["reason"] for r in left if r["status"] == "failed"} == {"cancelled"}
+    assert {r["status"] for r in left} <= {"ok", "failed"} and {
+        r["reason"] for r in left if r["status"] == "failed"
+    } == {"cancelled"}
     assert all((place / "figures" / "runs" / r["folder"] / "report.html").exists() for r in left)
     again = sweep("plan.yml", "figures", workers=3)
     assert [r["status"] for r in again.records] == ["ok"] * 4 and len(Ledger("figures")) == 4
@@ -186,7 +222,11 @@ def test_interrupt_ends_children_and_closes_records(place):
 def test_interrupt_of_one_report(place):
     import psutil
 
-    process = subprocess.Popen([sys.executable, "-c", HEED + "main(['report', 'tiny.ipynb', '-p', 'how=endless'])"], start_new_session=True, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEED + "main(['report', 'tiny.ipynb', '-p', 'how=endless'])"],
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+    )
     wait_for(lambda: any("kernel" in r for r in Ledger("figures").records()))
     kernel = Ledger("figures").records()[0]["kernel"]["pid"]
     time.sleep(1)
@@ -198,7 +238,15 @@ def test_interrupt_of_one_report(place):
 
 def test_bad_runs_stop_nobody(place):
     how = ["raise", "die", "endless", "greedy", "", ""]
-    done = sweep({"template": "tiny.ipynb", "list": [{"how": h, "seed": i} for i, h in enumerate(how)], "limits": {"seconds": 12, "memory_mb": 300}}, "figures", workers=2)
+    done = sweep(
+        {
+            "template": "tiny.ipynb",
+            "list": [{"how": h, "seed": i} for i, h in enumerate(how)],
+            "limits": {"seconds": 12, "memory_mb": 300},
+        },
+        "figures",
+        workers=2,
+    )
     reasons = [r["reason"] for r in done.records]
     assert reasons == ["error", "died", "timeout", "memory", None, None]
     assert [r["status"] for r in done.records] == ["failed"] * 4 + ["ok"] * 2
@@ -213,7 +261,12 @@ def test_retries_are_counted(place):
     done = sweep({"template": "tiny.ipynb", "parameters": {"how": "raise"}, "retries": 1}, "figures", workers=1)
     assert done.records[0]["attempts"] == 2 and done.records[0]["status"] == "failed"
     assert not any(sweep({"template": "tiny.ipynb", "parameters": {"how": "raise"}}, "figures").made)
-    assert sweep({"template": "tiny.ipynb", "parameters": {"how": "raise"}}, "figures", retry_failed=True).records[0]["attempts"] == 3
+    assert (
+        sweep({"template": "tiny.ipynb", "parameters": {"how": "raise"}}, "figures", retry_failed=True).records[0][
+            "attempts"
+        ]
+        == 3
+    )
 
 
 def test_damaged_records_and_a_folder_that_cannot_be_written(place):
@@ -269,7 +322,11 @@ def test_a_store_keeps_failures_and_successes(place):
 ])  # fmt: skip
 def test_bad_plans_are_one_line_and_run_nothing(place, text, words):
     (place / "plan.yml").write_text(text)
-    done = subprocess.run([sys.executable, "-c", "from anomaly_nb.cli.main import main; main(['sweep', 'plan.yml'])"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "from anomaly_nb.cli.main import main; main(['sweep', 'plan.yml'])"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr, done.stderr
     assert not (place / "figures").exists()
 

@@ -1,4 +1,7 @@
-"""Verification in fresh processes: the same bits, and the cause where a package, a thread count or a data file was changed; the ledger at speed."""
+"""Verification in fresh processes: the same bits, and the cause where a package, a thread count or a data file was
+changed; the ledger at speed.
+"""
+
 import os
 import subprocess
 import sys
@@ -38,26 +41,42 @@ def install(folder, version, factor):
         (old / "METADATA").unlink()
         old.rmdir()
     (site / f"shelf_of_weights-{version}.dist-info").mkdir(parents=True)
-    (site / f"shelf_of_weights-{version}.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: shelf-of-weights\nVersion: {version}\n")
+    (site / f"shelf_of_weights-{version}.dist-info" / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: shelf-of-weights\nVersion: {version}\n"
+    )
     (site / "shelf_of_weights.py").write_text(f"FACTOR = {factor}\n")
 
 
 def call(folder, *arguments, threads=2):
     "The command line in a fresh process."
     path = os.pathsep.join([str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}  # a Dask cluster of an earlier test sets some of them
+    env = {
+        k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")
+    }  # a Dask cluster of an earlier test sets some of them
     env |= {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run([sys.executable, "-c", "from anomaly_nb.cli.main import main; main()", *arguments], cwd=folder, env=env, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", "from anomaly_nb.cli.main import main; main()", *arguments],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_the_same_bits(place):
     done = call(place, "runs", "verify", "--all")
-    assert done.returncode == 0 and "the same bits (2 outputs)\n1 of 1 gave the same bits" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "the same bits (2 outputs)\n1 of 1 gave the same bits" in done.stdout, (
+        done.stdout + done.stderr
+    )
 
 
 def test_another_thread_count_is_named(place):
     done = call(place, "runs", "verify", "--all", threads=1)
-    assert done.returncode == 1 and "differs in notebook" in done.stdout and "'2 threads' was, '1 threads' is now" in done.stdout, done.stdout
+    assert (
+        done.returncode == 1
+        and "differs in notebook" in done.stdout
+        and "'2 threads' was, '1 threads' is now" in done.stdout
+    ), done.stdout
     assert "cause: threads: OMP_NUM_THREADS 2, torch 2 was, OMP_NUM_THREADS 1, torch 1 is now" in done.stdout
 
 
@@ -75,15 +94,22 @@ def test_a_changed_data_file_is_named(place):
     (place / "scores.txt").unlink()
     gone = call(place, "runs", "verify", "--all")
     (place / "scores.txt").write_text("0.25 0.5 0.75")
-    assert done.returncode == 1 and "cause: data: what scores=scores.txt names has other content" in done.stdout, done.stdout
-    assert gone.returncode == 1 and "now fails: FileNotFoundError" in gone.stdout and "is no longer there" in gone.stdout, gone.stdout
+    assert done.returncode == 1 and "cause: data: what scores=scores.txt names has other content" in done.stdout, (
+        done.stdout
+    )
+    assert (
+        gone.returncode == 1 and "now fails: FileNotFoundError" in gone.stdout and "is no longer there" in gone.stdout
+    ), gone.stdout
 
 
 def test_a_change_without_effect_is_no_difference(place):
     install(place, "1.0.post1", 1)
     done = call(place, "runs", "verify", "--all")
     install(place, "1.0", 1)
-    assert done.returncode == 0 and "the same bits (2 outputs), although package shelf-of-weights: 1.0 was, 1.0.post1 is now" in done.stdout
+    assert (
+        done.returncode == 0
+        and "the same bits (2 outputs), although package shelf-of-weights: 1.0 was, 1.0.post1 is now" in done.stdout
+    )
 
 
 def test_record_names_no_machine(place):
@@ -91,7 +117,11 @@ def test_record_names_no_machine(place):
 
     record = Ledger(place / "figures").records()[0]
     about = record["provenance"]
-    assert about["packages"]["shelf-of-weights"] == "1.0" and about["threads"]["torch"] == 2 and about["machine"]["cores"] == os.cpu_count()
+    assert (
+        about["packages"]["shelf-of-weights"] == "1.0"
+        and about["threads"]["torch"] == 2
+        and about["machine"]["cores"] == os.cpu_count()
+    )
     assert record["peak_memory_mb"] > 100 and record["attempts"] == 1 and record["template"] == "mean.ipynb"
     text = (place / "figures" / "runs" / record["folder"] / "run.json").read_text()
     assert platform.node() not in text and str(place) not in text and os.path.expanduser("~") not in text
@@ -100,8 +130,18 @@ def test_record_names_no_machine(place):
 def test_two_hundred_records_are_listed_in_half_a_second(tmp_path):
     packages = {f"package-{n}": "1.2.3" for n in range(200)}
     for i in range(200):
-        record = {"run_id": f"{i:012x}", "report": "image_anomaly", "status": "ok" if i % 7 else "running", "started": f"2026-01-01T00:{i // 60:02}:{i % 60:02}"}
-        record |= {"seconds": 1.0, "parameters": {"k": i}, "metrics": {"auroc": i / 200}, "provenance": {"packages": packages}}
+        record = {
+            "run_id": f"{i:012x}",
+            "report": "image_anomaly",
+            "status": "ok" if i % 7 else "running",
+            "started": f"2026-01-01T00:{i // 60:02}:{i % 60:02}",
+        }
+        record |= {
+            "seconds": 1.0,
+            "parameters": {"k": i},
+            "metrics": {"auroc": i / 200},
+            "provenance": {"packages": packages},
+        }
         write_json(tmp_path / "runs" / f"image_anomaly-{i:012x}" / "run.json", record)
     taken = []
     for _ in range(3):
@@ -137,7 +177,16 @@ def test_measured_columns_are_not_compared(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = "import random, pandas as pd; from anomaly_nb.reports.folder import ReportFolder; report, t = ReportFolder(out), random.SystemRandom().random()"
     tables = "report.table(pd.DataFrame({'m': ['a'], 'seconds': [t]}), 'speed', 'Speed.', measured=['seconds']); report.metrics({'fps': t, 'k': 1}, measured=['fps'])"
-    nbformat.write(new_notebook(cells=[new_code_cell("out: str = ''", metadata={"tags": ["parameters"]}), new_code_cell(code), new_code_cell(tables)]), "timed.ipynb")
+    nbformat.write(
+        new_notebook(
+            cells=[
+                new_code_cell("out: str = ''", metadata={"tags": ["parameters"]}),
+                new_code_cell(code),
+                new_code_cell(tables),
+            ]
+        ),
+        "timed.ipynb",
+    )
     run = run_report("timed.ipynb")
     again = verify(run)
     assert again.same and again.compared == 3 and "speed.csv" in run.record["outputs"]

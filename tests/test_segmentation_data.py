@@ -1,4 +1,5 @@
 """Layouts as their publishers made them, rebuilt in miniature, and the input that breaks other readers."""
+
 import json
 
 import numpy as np
@@ -27,7 +28,13 @@ def hazards(root):
     for part, split, raw in (("train", "training", [[1, 2], [4, 8]]), ("test", "test", [[14, 2], [1, 8]])):
         write(root / part / "images" / split / "t5" / "0.png", np.full((2, 2, 4), 9))  # RGBA, as published
         write(root / part / "annotations" / split / "t5" / "0.png", raw)
-        entry = {"dbName": "StreetHazards", "width": 1280, "height": 720, "fpath_img": f"{part}/images/{split}/t5/0.png", "fpath_segm": f"{part}/annotations/{split}/t5/0.png"}
+        entry = {
+            "dbName": "StreetHazards",
+            "width": 1280,
+            "height": 720,
+            "fpath_img": f"{part}/images/{split}/t5/0.png",
+            "fpath_segm": f"{part}/annotations/{split}/t5/0.png",
+        }
         (root / part / f"{part}.odgt").write_text(json.dumps([entry]))
 
 
@@ -35,7 +42,11 @@ def test_street_hazards_and_its_void_policies(root):
     hazards(root)
     scene = street_hazards(root, "test")[0]
     assert street_hazards(root, "train").table.num_trained_classes == 13
-    assert scene.image.shape == (2, 2, 3) and scene.labels.tolist() == [[VOID, 1], [0, 7]] and scene.anomaly.tolist() == [[1, 0], [0, 0]]
+    assert (
+        scene.image.shape == (2, 2, 3)
+        and scene.labels.tolist() == [[VOID, 1], [0, 7]]
+        and scene.anomaly.tolist() == [[1, 0], [0, 0]]
+    )
     assert street_hazards(root, "test", "unlabeled_other")[0].anomaly.tolist() == [[1, 0], [VOID, 0]]
     assert street_hazards(root, "train", "other")[0].anomaly.tolist() == [[0, 0], [VOID, 0]]
     with pytest.raises(ValueError, match="choose one of"):
@@ -79,7 +90,11 @@ def test_fishyscapes_lost_and_found_needs_no_overlay(root):
     write(root / "laf" / "test" / "04_Maurener_Weg_8_000000_000030_leftImg8bit.png", np.full((2, 2, 3), 7))
     write(root / "fs" / "0000_04_Maurener_Weg_8_000000_000030_labels.png", [[0, 1], [255, 0]])
     data = fishyscapes(root / "fs", root / "laf")
-    assert data.name == "fishyscapes_lost_and_found" and (data[0].image == 7).all() and data[0].anomaly.tolist() == [[0, 1], [VOID, 0]]
+    assert (
+        data.name == "fishyscapes_lost_and_found"
+        and (data[0].image == 7).all()
+        and data[0].anomaly.tolist() == [[0, 1], [VOID, 0]]
+    )
 
 
 def test_scenes_come_in_natural_order_and_no_key_has_two_files(root):
@@ -135,7 +150,11 @@ def test_a_target_appears_zoom_times_its_size(zoom):
 
 
 def test_windows_of_the_log():
-    assert [zoom_window((1280, 2048), (512, 512), zoom) for zoom in (2.0, 1.0, 0.5)] == [(256, 256), (512, 512), (1024, 1024)]
+    assert [zoom_window((1280, 2048), (512, 512), zoom) for zoom in (2.0, 1.0, 0.5)] == [
+        (256, 256),
+        (512, 512),
+        (1024, 1024),
+    ]
     assert zoom_window((720, 1280), (512, 512), 0.5) == (720, 720)  # no more than there is, and no padding
 
 
@@ -172,7 +191,10 @@ def test_ids_given_by_hand(root):
     write(root / "images" / "a.png", np.zeros((2, 2, 3)))
     write(root / "labels_masks" / "a.png", [[0, 2], [255, 1]])
     data = open_streets("smiyc", root, anomaly_ids=[2], ignore_ids=[255])
-    assert data[0].anomaly.tolist() == [[0, 1], [VOID, 0]] and data.identity["labels"] != open_streets("smiyc", root).identity["labels"]
+    assert (
+        data[0].anomaly.tolist() == [[0, 1], [VOID, 0]]
+        and data.identity["labels"] != open_streets("smiyc", root).identity["labels"]
+    )
     assert open_streets("road_anomaly", root, ignore_ids=[1, 255])[0].anomaly.tolist() == [[0, 1], [VOID, VOID]]
     with pytest.raises(ValueError, match="two roles"):
         open_streets("smiyc", root, anomaly_ids=[2, 255], ignore_ids=[255])
@@ -184,7 +206,9 @@ def test_classes_of_several_raw_ids(root):
     write(root / "test" / "images" / "a.png", np.zeros((2, 2, 3)))
     write(root / "test" / "labels" / "a.png", [[1, 2], [3, 9]])
     (root / "classes.json").write_text(json.dumps({"classes": {"flat": [1, 2], "car": 3}, "anomaly": [9]}))
-    assert open_streets("folder", root)[0].labels.tolist() == [[0, 0], [1, VOID]] and open_streets("folder", root)[0].anomaly.tolist() == [[0, 0], [0, 1]]
+    assert open_streets("folder", root)[0].labels.tolist() == [[0, 0], [1, VOID]] and open_streets("folder", root)[
+        0
+    ].anomaly.tolist() == [[0, 0], [0, 1]]
     (root / "classes.json").write_text(json.dumps({"classes": {}, "anomaly": [9], "normal": [1, 2, 3]}))
     assert open_streets("folder", root)[0].anomaly.tolist() == [[0, 0], [0, 1]]
     with pytest.raises(ValueError, match="are trained classes"):

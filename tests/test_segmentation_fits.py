@@ -1,4 +1,5 @@
 """Fits that stream: two readings, the batch formula to 1e-9, and the same memory for any number of images."""
+
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from anomaly_nb.segmentation import HybridEnergyThresholding, PixelMahalanobis, PixelScorer, StandardizedMaxLogit, ViM, street_samples
+from anomaly_nb.segmentation import (
+    HybridEnergyThresholding,
+    PixelMahalanobis,
+    PixelScorer,
+    StandardizedMaxLogit,
+    ViM,
+    street_samples,
+)
 from anomaly_nb.segmentation.cells import CellReservoir, ClassMoments
 from anomaly_nb.segmentation.feature_scores import VimSubspace
 from anomaly_nb.segmentation.heat import TermMoments
@@ -60,7 +68,13 @@ def close(a, b, tolerance=1e-9):
 
 
 def test_two_readings_whatever_is_fitted(scenes):
-    for methods, readings in ((UNMASKED, 2), (("max_logit", "msp", "energy"), 1), (("sml",), 2), (("heat", "vim"), 2), (("knn",), 2)):
+    for methods, readings in (
+        (UNMASKED, 2),
+        (("max_logit", "msp", "energy"), 1),
+        (("sml",), 2),
+        (("heat", "vim"), 2),
+        (("knn",), 2),
+    ):
         model = Tiny(scenes.table.names)
         PixelScorer(methods).fit(model, scenes)
         assert model.calls == readings * len(scenes), methods
@@ -94,7 +108,15 @@ def test_equal_to_the_batch_formulas(scenes):
     unit = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     assert sorted(map(tuple, ours)) == sorted(map(tuple, unit))
     # SML: mean and unbiased variance of the max logit by predicted class, rare classes as all pixels
-    top, predicted = (torch.cat([m.reshape(-1) for m in part]).numpy() for part in zip(*[(v[labels != 255].double(), i[labels != 255]) for (v, i), labels in ((o.logits.max(1), lab) for o, lab in outs)]))
+    top, predicted = (
+        torch.cat([m.reshape(-1) for m in part]).numpy()
+        for part in zip(
+            *[
+                (v[labels != 255].double(), i[labels != 255])
+                for (v, i), labels in ((o.logits.max(1), lab) for o, lab in outs)
+            ]
+        )
+    )
     sml = scorer.fitted_["sml"]
     for c in range(len(scenes.table.names)):
         mine = top[predicted == c] if (predicted == c).sum() >= 100 else top
@@ -107,7 +129,9 @@ def test_equal_to_the_batch_formulas(scenes):
         close([mean, deviation], [values.mean(), values.std()])
     # the common scale: as many pixels as there are, so the quantiles of those sampled
     for method, maps in scorer.score(outs[0][0]).items():
-        assert np.isfinite(scorer.ranked(method, maps)).all() and abs(np.median(scorer.ranked(method, maps))) < 3, method
+        assert np.isfinite(scorer.ranked(method, maps)).all() and abs(np.median(scorer.ranked(method, maps))) < 3, (
+            method
+        )
 
 
 def test_every_sum_merges(scenes):
@@ -119,7 +143,10 @@ def test_every_sum_merges(scenes):
     for i, (r, y) in enumerate(zip(rows, labels)):
         whole.add(r, y)
         halves[i % 2].add(r, y)
-    close(PixelMahalanobis().fit_moments(halves[0].merge(halves[1])).whiten_, PixelMahalanobis().fit(np.concatenate(rows), np.concatenate(labels)).whiten_)
+    close(
+        PixelMahalanobis().fit_moments(halves[0].merge(halves[1])).whiten_,
+        PixelMahalanobis().fit(np.concatenate(rows), np.concatenate(labels)).whiten_,
+    )
     heat = HybridEnergyThresholding().set_gaussian(None)
     terms, parts, maxima = TermMoments(), [TermMoments(), TermMoments()], [None, None, None]
     for i, (out, y) in enumerate(outs):
@@ -131,7 +158,10 @@ def test_every_sum_merges(scenes):
     one, two = (HybridEnergyThresholding().set_gaussian(None).set_scale(t) for t in (terms, parts[0].merge(parts[1])))
     for name in one.scale_:
         close(one.scale_[name], two.scale_[name])
-    close(StandardizedMaxLogit().fit_moments(maxima[0].merge(maxima[1])).var_, StandardizedMaxLogit().fit_moments(maxima[2]).var_)
+    close(
+        StandardizedMaxLogit().fit_moments(maxima[0].merge(maxima[1])).var_,
+        StandardizedMaxLogit().fit_moments(maxima[2]).var_,
+    )
 
 
 def test_a_reservoir_is_a_uniform_sample_of_all_images():
@@ -177,13 +207,36 @@ def fit_many(count):
     torch.set_num_threads(1)
     scenes = street_samples("train", 8, (128, 192))  # 384 cells an image, more than are kept of one
     scenes = replace(scenes, scenes=[s._replace(key=f"{i}/{s.key}") for i in range(count // 8) for s in scenes.scenes])
-    PixelScorer(("sml", "heat", "vim", "mahalanobis", "knn"), cells_per_image=200).fit(Tiny(scenes.table.names, 1024), scenes)
+    PixelScorer(("sml", "heat", "vim", "mahalanobis", "knn"), cells_per_image=200).fit(
+        Tiny(scenes.table.names, 1024), scenes
+    )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-@pytest.mark.parametrize("many", [pytest.param(1600, marks=pytest.mark.skipif("not __import__('os').environ.get('ANOMALY_NB_SLOW')", reason="minutes; set ANOMALY_NB_SLOW=1"))])
+@pytest.mark.parametrize(
+    "many",
+    [
+        pytest.param(
+            1600,
+            marks=pytest.mark.skipif(
+                "not __import__('os').environ.get('ANOMALY_NB_SLOW')", reason="minutes; set ANOMALY_NB_SLOW=1"
+            ),
+        )
+    ],
+)
 def test_memory_does_not_grow_with_the_images(many):
     code = "import sys, tests.test_segmentation_fits as t; print(t.fit_many(int(sys.argv[1])))"
-    few, more = (float(subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(n)], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True).stdout) for n in (160, many))
+    few, more = (
+        float(
+            subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", code, str(n)],
+                cwd=Path(__file__).parent.parent,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for n in (160, many)
+    )
     print(f"\n160 images {few:.0f} MB, {many} images {more:.0f} MB")
     assert more < 1.1 * few and more < 2000

@@ -1,4 +1,5 @@
 """StreetHazards as published, made small: the README's commands alone, and a log file that never falls silent."""
+
 import glob
 import json
 import os
@@ -37,7 +38,15 @@ def hazards(root):
             for path, array in zip(paths, (np.concatenate([image, opaque], 2), labels)):
                 (root / path).parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array).save(root / path)
-            entries.append({"dbName": "StreetHazards", "width": 1280, "height": 720, "fpath_img": paths[0].removeprefix(f"{part}/"), "fpath_segm": paths[1].removeprefix(f"{part}/")})
+            entries.append(
+                {
+                    "dbName": "StreetHazards",
+                    "width": 1280,
+                    "height": 720,
+                    "fpath_img": paths[0].removeprefix(f"{part}/"),
+                    "fpath_segm": paths[1].removeprefix(f"{part}/"),
+                }
+            )
         (root / part / f"{split}.odgt").write_text(json.dumps(entries))
     (root / "train" / "training.odgt").rename(root / "train" / "train.odgt")
 
@@ -76,14 +85,22 @@ def test_readme_commands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = commands()
     assert [c.split()[2] for c in asked] == ["train", "evaluate", "evaluate", "score", "ablate", "compare"]
-    first = shlex.split(asked[0])[1:] + ["--model", "deeplabv3plus_mobilenetv2", "--weights", ""]  # no download in a test
+    first = shlex.split(asked[0])[1:] + [
+        "--model",
+        "deeplabv3plus_mobilenetv2",
+        "--weights",
+        "",
+    ]  # no download in a test
     log = stamped(first, tmp_path)
     text = "\n".join(line for _, line in log)
     assert "epoch 1/2: loss" in text and "epoch 2/2: loss" in text and "min left" in text and "statistics" in text, text
     chosen = re.search(r"windows; (float32|bfloat16) on \w+", text)
     assert chosen, text  # what --precision auto chose
     gaps = np.diff([t for t, _ in log])
-    assert gaps.max() < 60, (gaps.max(), text)  # a line a minute; lines come every half second here, so this is a busy machine
+    assert gaps.max() < 60, (
+        gaps.max(),
+        text,
+    )  # a line a minute; lines come every half second here, so this is a busy machine
     page = (tmp_path / "runs/hazards/report.html").read_text()
     assert "finished" in page and (tmp_path / "runs/hazards/training.png").stat().st_size > 1000
     (record,) = Ledger(tmp_path).records()
@@ -97,7 +114,11 @@ def test_readme_commands(tmp_path, monkeypatch):
     assert evaluations == ["streethazards-test-48x64", "streethazards-test-48x64-void_other"], evaluations
     whole = read_json(tmp_path / "runs/hazards/evaluations" / evaluations[0] / "evaluation.json")
     assert whole["about"]["images"] == COUNTS["test"] and whole["about"]["sizes"] == [[48, 64]]
-    assert (tmp_path / "scores/scores.csv").is_file() and (tmp_path / "studies/heat/results.md").is_file() and any((tmp_path / "comparison").glob("*.md"))
+    assert (
+        (tmp_path / "scores/scores.csv").is_file()
+        and (tmp_path / "studies/heat/results.md").is_file()
+        and any((tmp_path / "comparison").glob("*.md"))
+    )
 
 
 def test_a_run_that_dies_is_a_record_too(tmp_path, monkeypatch):
@@ -118,4 +139,8 @@ def test_a_run_that_dies_is_a_record_too(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="out of memory"):
         CliRunner().invoke(app, shlex.split(line), catch_exceptions=False)
     (record,) = Ledger(tmp_path).records()
-    assert record["status"] == "failed" and record["error"] == "RuntimeError: out of memory" and "after epoch 1" in (tmp_path / "runs/hazards/report.html").read_text()
+    assert (
+        record["status"] == "failed"
+        and record["error"] == "RuntimeError: out of memory"
+        and "after epoch 1" in (tmp_path / "runs/hazards/report.html").read_text()
+    )

@@ -1,4 +1,5 @@
 """One network as a callable, a file of three kinds, a transformers folder and a folder of its logits: one table."""
+
 import json
 import sys
 import types
@@ -11,7 +12,15 @@ from typer.testing import CliRunner
 
 from anomaly_nb.cli.main import app
 from anomaly_nb.core.runtime import import_torchvision
-from anomaly_nb.segmentation import OwnNetwork, PixelScorer, StoredLogits, evaluate, load_network, results_table, street_samples
+from anomaly_nb.segmentation import (
+    OwnNetwork,
+    PixelScorer,
+    StoredLogits,
+    evaluate,
+    load_network,
+    results_table,
+    street_samples,
+)
 from anomaly_nb.segmentation.network import IMAGENET
 
 SIZE = (64, 96)
@@ -66,9 +75,16 @@ def segformer():
     import_torchvision()
     transformers = pytest.importorskip("transformers", reason="needs the extra hf (transformers)")
     torch.manual_seed(0)
-    sizes = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 2, 2], "decoder_hidden_size": 16}
+    sizes = {
+        "hidden_sizes": [8, 16, 24, 32],
+        "depths": [1, 1, 1, 1],
+        "num_attention_heads": [1, 1, 2, 2],
+        "decoder_hidden_size": 16,
+    }
     model = transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(num_labels=5, **sizes)).eval()
-    model.decode_head.classifier.weight.data *= 5000  # logits as large as trained ones; fresh ones differ by less than the rounding of an entropy
+    model.decode_head.classifier.weight.data *= (
+        5000  # logits as large as trained ones; fresh ones differ by less than the rounding of an entropy
+    )
     return model
 
 
@@ -76,9 +92,20 @@ def test_a_segformer_of_transformers(scenes, tmp_path):
     model = segformer()
     model.save_pretrained(tmp_path / "segformer")
     own = OwnNetwork("callable", lambda x: model(pixel_values=normalised(x)).logits, module=model)
-    networks = {"callable": own, "hf": load_network(f"hf:{tmp_path / 'segformer'}"), "logits": store(own, scenes, tmp_path / "logits")}
+    networks = {
+        "callable": own,
+        "hf": load_network(f"hf:{tmp_path / 'segformer'}"),
+        "logits": store(own, scenes, tmp_path / "logits"),
+    }
     try:
-        torch.onnx.export(LogitsOf(model).eval(), (torch.zeros(1, 3, *SIZE),), str(tmp_path / "segformer.onnx"), input_names=["images"], output_names=["logits"], dynamo=False)
+        torch.onnx.export(
+            LogitsOf(model).eval(),
+            (torch.zeros(1, 3, *SIZE),),
+            str(tmp_path / "segformer.onnx"),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamo=False,
+        )
         networks["onnx"] = load_network(tmp_path / "segformer.onnx")
     except ImportError:  # the extra export is not installed; the other three are compared
         pass
@@ -106,9 +133,23 @@ def test_an_onnx_file(scenes, tmp_path):
     pytest.importorskip("onnxruntime", reason="needs the extra export (onnxruntime)")
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 5, 4, 2), nn.ReLU(), nn.Conv2d(8, 6, 1)).eval()
-    torch.onnx.export(net, (torch.zeros(1, 3, *SIZE),), str(tmp_path / "net.onnx"), input_names=["images"], output_names=["logits"], dynamo=False)
+    torch.onnx.export(
+        net,
+        (torch.zeros(1, 3, *SIZE),),
+        str(tmp_path / "net.onnx"),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamo=False,
+    )
     own = OwnNetwork("callable", lambda x: net(normalised(x)), module=net)
-    all_equal({"callable": own, "onnx": load_network(tmp_path / "net.onnx"), "logits": store(own, scenes, tmp_path / "logits")}, scenes)
+    all_equal(
+        {
+            "callable": own,
+            "onnx": load_network(tmp_path / "net.onnx"),
+            "logits": store(own, scenes, tmp_path / "logits"),
+        },
+        scenes,
+    )
 
 
 class Given(nn.Module):
@@ -117,13 +158,21 @@ class Given(nn.Module):
     def __init__(self, masks):
         super().__init__()
         torch.manual_seed(0)
-        self.net, self.classes, self.masks = nn.Conv2d(3, 12 if masks else 5, 5, 4, 2), nn.Parameter(torch.randn(1, 12, 6)), masks
+        self.net, self.classes, self.masks = (
+            nn.Conv2d(3, 12 if masks else 5, 5, 4, 2),
+            nn.Parameter(torch.randn(1, 12, 6)),
+            masks,
+        )
 
     def forward(self, pixel_values, output_hidden_states=False):
         found = self.net(pixel_values)
         if self.masks:
-            return types.SimpleNamespace(class_queries_logits=self.classes.expand(len(found), -1, -1), masks_queries_logits=found)
-        return types.SimpleNamespace(logits=found, hidden_states=(found, found[:, :3]) if output_hidden_states else None)
+            return types.SimpleNamespace(
+                class_queries_logits=self.classes.expand(len(found), -1, -1), masks_queries_logits=found
+            )
+        return types.SimpleNamespace(
+            logits=found, hidden_states=(found, found[:, :3]) if output_hidden_states else None
+        )
 
 
 def stand_in(monkeypatch, masks):
@@ -132,7 +181,9 @@ def stand_in(monkeypatch, masks):
     for name in ("AutoModelForSemanticSegmentation", "AutoModelForUniversalSegmentation"):
 
         def from_pretrained(folder, local_files_only, name=name):
-            assert local_files_only and name == ("AutoModelForUniversalSegmentation" if masks else "AutoModelForSemanticSegmentation")
+            assert local_files_only and name == (
+                "AutoModelForUniversalSegmentation" if masks else "AutoModelForSemanticSegmentation"
+            )
             return made
 
         setattr(module, name, types.SimpleNamespace(from_pretrained=from_pretrained))
@@ -141,31 +192,43 @@ def stand_in(monkeypatch, masks):
 
 
 def folder(tmp_path, architecture, **prepared):
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture], "id2label": {str(i): f"c{i}" for i in range(5)}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architectures": [architecture], "id2label": {str(i): f"c{i}" for i in range(5)}})
+    )
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(prepared))
     return f"hf:{tmp_path}"
 
 
 def test_what_is_asked_of_transformers(scenes, tmp_path, monkeypatch):
     made = stand_in(monkeypatch, masks=False)
-    network = load_network(folder(tmp_path, "SegformerForSemanticSegmentation", image_mean=[0.5] * 3, image_std=[0.25] * 3))
+    network = load_network(
+        folder(tmp_path, "SegformerForSemanticSegmentation", image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    )
     image = torch.from_numpy(np.array(scenes[0].image)).permute(2, 0, 1)[None]
     with torch.no_grad():
         by_hand = made((image.float() / 255 - 0.5) / 0.25, True)
     out = network.see(scenes[0])
     whole = nn.functional.interpolate(by_hand.logits, SIZE, mode="bilinear", align_corners=False)
-    assert torch.allclose(out.logits, whole, atol=1e-5) and torch.allclose(out.features, by_hand.hidden_states[-1], atol=1e-5)
+    assert torch.allclose(out.logits, whole, atol=1e-5) and torch.allclose(
+        out.features, by_hand.hidden_states[-1], atol=1e-5
+    )
     assert network.classes == tuple(f"c{i}" for i in range(5))
     plain = load_network(folder(tmp_path, "SegformerForSemanticSegmentation", image_mean=[0.5] * 3, do_normalize=False))
     with torch.no_grad():
-        assert torch.allclose(plain(image).logits, nn.functional.interpolate(made(image.float() / 255).logits, SIZE, mode="bilinear"), atol=1e-5)
+        assert torch.allclose(
+            plain(image).logits,
+            nn.functional.interpolate(made(image.float() / 255).logits, SIZE, mode="bilinear"),
+            atol=1e-5,
+        )
 
 
 def test_masks_of_transformers(scenes, tmp_path, monkeypatch):
     made = stand_in(monkeypatch, masks=True)
     network = load_network(folder(tmp_path, "Mask2FormerForUniversalSegmentation"))
     assert network.classes == () and network.see(scenes[0]).logits.shape == (1, 5, *SIZE)
-    own = OwnNetwork("masks", lambda x: {"pred_logits": made.classes, "pred_masks": made.net(normalised(x))}, module=made)
+    own = OwnNetwork(
+        "masks", lambda x: {"pred_logits": made.classes, "pred_masks": made.net(normalised(x))}, module=made
+    )
     found = tables({"own": own, "hf": network}, scenes, ("max_logit", "rba", "mask2anomaly", "eam"))
     assert np.abs(found["own"] - found["hf"]).max() < 1e-5
     with pytest.raises(ValueError, match="OneFormer takes a task"):

@@ -1,4 +1,5 @@
 """Component metrics against the counting rules of the SMIYC benchmark, written out pixel set by pixel set."""
+
 import numpy as np
 import pytest
 from scipy.ndimage import label
@@ -58,7 +59,9 @@ def test_random_scenes(track):
         fits[: big.shape[0], : big.shape[1]] = big
         labels = np.where(fits | (rng.random((height, width)) < 0.02), 1, 0).astype(np.uint8)
         labels[rng.random((height, width)) < 0.05] = 255
-        detected = np.roll(fits, rng.integers(-6, 7, 2), (0, 1)) & (rng.random((height, width)) < 0.95) | (rng.random((height, width)) < 0.03)
+        detected = np.roll(fits, rng.integers(-6, 7, 2), (0, 1)) & (rng.random((height, width)) < 0.95) | (
+            rng.random((height, width)) < 0.03
+        )
         counted += compare(labels, detected, least.min_pixels, least.min_true).siou.size
     assert counted > 20
 
@@ -110,7 +113,12 @@ def test_cases_made_by_hand(case, void):
 def test_signs_of_the_thresholds():
     mask, detected = CASES["sIoU exactly one half"]
     half = component_scores(mask, detected, None, 500, 100)
-    assert half.siou.tolist() == [0.5] and half.ppv.tolist() == [0.5] and half.counts(0.5) == (1, 0, 0) and half.f1(0.5) == 1.0
+    assert (
+        half.siou.tolist() == [0.5]
+        and half.ppv.tolist() == [0.5]
+        and half.counts(0.5) == (1, 0, 0)
+        and half.f1(0.5) == 1.0
+    )
     assert half.f1(0.55) == 0.0 and half.f1_star() == pytest.approx(6 / 11)
     both = join_components([half, component_scores(mask, mask, None, 500, 100)])
     assert both.counts(0.75) == (0, 2, 1)  # 400 px: a thing from 100 on, a detection from 500 on

@@ -1,4 +1,5 @@
 """CamVid, RoadAnomaly21 and Fishyscapes Static as they lie on disk; skipped where they are not."""
+
 import os
 import time
 from pathlib import Path
@@ -7,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly_nb.segmentation import HybridEnergyThresholding, PixelScorer, build_model, evaluate, open_streets, predict, results_table
+from anomaly_nb.segmentation import (
+    HybridEnergyThresholding,
+    PixelScorer,
+    build_model,
+    evaluate,
+    open_streets,
+    predict,
+    results_table,
+)
 from anomaly_nb.segmentation.datasets import VOID
 from anomaly_nb.segmentation.models import architecture
 from anomaly_nb.segmentation.training import segmentation_loss
@@ -26,12 +35,13 @@ def test_camvid_with_a_class_held_out():
     assert (scene.labels[scene.anomaly == 1] == VOID).all() and scene.image.shape == (360, 480, 3)
 
 
-
 @here
 def test_given_weights_match_the_encoder():
     weights = DATA / "weights/mobilenetv2_100_imagenet.safetensors"
     model = build_model("deeplabv3plus_mobilenetv2", ("a", "b"), weights, mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert model.weights_report["used"] == 306 and all(n.startswith(("bn2.", "conv_head.")) for n in model.weights_report["left"])
+    assert model.weights_report["used"] == 306 and all(
+        n.startswith(("bn2.", "conv_head.")) for n in model.weights_report["left"]
+    )
     with pytest.raises(ValueError, match="weights do not fit"):
         build_model("unet:resnet18", ("a", "b"), weights)
 
@@ -45,7 +55,10 @@ def test_heat_of_a_real_image():
     model = build_model("deeplabv3plus_mobilenetv2", train.table.names, weights, mean=(0.5,) * 3, std=(0.5,) * 3).eval()
     outputs = [predict(model, scene.image) for scene in train]
     assert outputs[0].extent == (368, 480) and outputs[0].features.shape[-2:] == (23, 30)
-    batches = [(o.logits * 20, o.features, torch.from_numpy(np.array(s.labels))[None], o.extent) for o, s in zip(outputs, train)]  # as large as trained logits
+    batches = [
+        (o.logits * 20, o.features, torch.from_numpy(np.array(s.labels))[None], o.extent)
+        for o, s in zip(outputs, train)
+    ]  # as large as trained logits
     fitted = HybridEnergyThresholding().fit(batches)
     logits, features, _, extent = batches[0]
     ours = fitted.score(logits, features, extent).numpy()
@@ -72,12 +85,18 @@ def test_smiyc_sets_are_scored_whole():
 @pytest.mark.skipif(not os.environ.get("ANOMALY_NB_SLOW"), reason="large networks; set ANOMALY_NB_SLOW=1")
 @pytest.mark.parametrize("name", ["deeplabv3plus_resnet50", "deeplabv3plus_resnet101", "segformer_b5", "upernet_hiera"])
 def test_named_architectures(name):
-    "Built, one training step, one image of 512x512, HEAT on its feature layer; printed: parameters, seconds of the image, memory."
+    """Built, one training step, one image of 512x512, HEAT on its feature layer; printed: parameters, seconds of the
+    image, memory.
+    """
     torch.manual_seed(0)
     model = build_model(name, ("a", "b", "c"))
     images, labels = torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8), torch.randint(0, 3, (2, 96, 128))
     out = model(images)
-    assert out.logits.shape == (2, 3, 96, 128) and out.auxiliary.shape == out.logits.shape and architecture(name).feature_stage is not None
+    assert (
+        out.logits.shape == (2, 3, 96, 128)
+        and out.auxiliary.shape == out.logits.shape
+        and architecture(name).feature_stage is not None
+    )
     loss = segmentation_loss(out, labels)
     loss.backward()
     assert torch.isfinite(loss) and all(p.grad is not None for p in model.network.encoder.parameters())
@@ -90,4 +109,6 @@ def test_named_architectures(name):
     heat = HybridEnergyThresholding().fit([(whole.logits, whole.features, torch.zeros(1, 512, 512, dtype=torch.uint8))])
     assert heat.label == "HEAT" and heat.score(whole.logits, whole.features).shape == (1, 512, 512)
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"\n{name}: {size:.0f} M parameters, features {tuple(whole.features.shape[1:])}, 512x512 in {seconds:.1f} s, peak {peak_memory():.0f} MB")
+    print(
+        f"\n{name}: {size:.0f} M parameters, features {tuple(whole.features.shape[1:])}, 512x512 in {seconds:.1f} s, peak {peak_memory():.0f} MB"
+    )

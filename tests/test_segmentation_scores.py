@@ -1,11 +1,21 @@
 """Scores against independent float64 formulas, written from the papers with plain NumPy and SciPy."""
+
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 from scipy.special import logsumexp, softmax
 
-from anomaly_nb.segmentation import HybridEnergyThresholding, PixelMahalanobis, StandardizedMaxLogit, boundary_suppression, dilated_smoothing, energy, max_logit, msp
+from anomaly_nb.segmentation import (
+    HybridEnergyThresholding,
+    PixelMahalanobis,
+    StandardizedMaxLogit,
+    boundary_suppression,
+    dilated_smoothing,
+    energy,
+    max_logit,
+    msp,
+)
 from anomaly_nb.segmentation.feature_scores import PixelKNN, ReAct
 from anomaly_nb.segmentation.heat import entropy, local_variance, spatial_divergence
 from anomaly_nb.segmentation.mask_scores import eam, mask2anomaly, mask_class_logits, rba
@@ -64,7 +74,9 @@ def test_standardized_max_logit(logits):
 def boundary_by_hand(scores, prediction, width=4):
     "Written with SciPy's morphology; shares nothing with the tested code."
     cross, square = ndimage.generate_binary_structure(2, 1), np.ones((3, 3), bool)
-    border = ndimage.grey_dilation(prediction, footprint=cross, mode="nearest") != ndimage.grey_erosion(prediction, footprint=square, mode="nearest")
+    border = ndimage.grey_dilation(prediction, footprint=cross, mode="nearest") != ndimage.grey_erosion(
+        prediction, footprint=square, mode="nearest"
+    )
     for turn in range(width):
         r = width - 1 - turn
         rows, columns = np.mgrid[-r : r + 1, -r : r + 1]
@@ -116,7 +128,9 @@ def heat_raw(logits, features, gaussian, extent):
     around = sum(pad[..., i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9
     framed = np.pad(free, ((0, 0), (1, 1), (1, 1)), mode="reflect")
     log_p = np.log(np.maximum(p, 1e-300))
-    squared = np.stack([np.einsum("bdhw,de,behw->bhw", f - m[:, None, None], gaussian[1], f - m[:, None, None]) for m in gaussian[0]]).min(0)
+    squared = np.stack(
+        [np.einsum("bdhw,de,behw->bhw", f - m[:, None, None], gaussian[1], f - m[:, None, None]) for m in gaussian[0]]
+    ).min(0)
     return {
         "energy": free,
         "spatial": (p * (log_p - np.log(around))).sum(1),
@@ -127,7 +141,9 @@ def heat_raw(logits, features, gaussian, extent):
 
 
 def heat_by_hand(train, logits, features, extent):
-    "HEAT from its definition in the notebook, statistics included; shares nothing with the tested code. `train`: (logits, features, labels) whose cells all count."
+    """HEAT from its definition in the notebook, statistics included; shares nothing with the tested code. `train`:
+    (logits, features, labels) whose cells all count.
+    """
     h, w = logits.shape[-2:]
     rows, classes = [], []
     for _, f, labels in train:
@@ -140,11 +156,18 @@ def heat_by_hand(train, logits, features, extent):
     names = np.unique(y)
     means = np.stack([x[y == c].mean(0) for c in names])
     covariance = sum((x[y == c] - m).T @ (x[y == c] - m) for c, m in zip(names, means)) / (len(x) - len(names))
-    gaussian = means, np.linalg.inv(covariance + 1e-3 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
+    gaussian = (
+        means,
+        np.linalg.inv(covariance + 1e-3 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))),
+    )
     pixels = [{n: v[labels != 255] for n, v in heat_raw(z, f, gaussian, extent).items()} for z, f, labels in train]
     every = {n: np.concatenate([one[n] for one in pixels]) for n in pixels[0]}
     raw = heat_raw(logits, features, gaussian, extent)
-    trust = {"energy": 1 / (1 + raw["entropy"] / every["entropy"].mean()), "mahalanobis": 1.0, "spatial": 1 / (1 + raw["variance"] / every["variance"].mean())}
+    trust = {
+        "energy": 1 / (1 + raw["entropy"] / every["entropy"].mean()),
+        "mahalanobis": 1.0,
+        "spatial": 1 / (1 + raw["variance"] / every["variance"].mean()),
+    }
     return sum(t * (raw[n] - every[n].mean()) / every[n].std() for n, t in trust.items()) / sum(trust.values())
 
 
@@ -156,9 +179,14 @@ def test_heat(logits, extent):
     labels[:, :3, :5] = 255
     train = [(logits[i : i + 1], features[i : i + 1], labels[i : i + 1]) for i in range(2)]
     fitted = HybridEnergyThresholding().fit([(*map(t, one), extent) for one in train])
-    close(fitted.score(t(logits), t(features), extent), heat_by_hand(train, logits, features, extent or logits.shape[-2:]))
+    close(
+        fitted.score(t(logits), t(features), extent), heat_by_hand(train, logits, features, extent or logits.shape[-2:])
+    )
     assert min(fitted.terms(t(logits), t(features)).fractions().values()) > 0.05
-    assert np.corrcoef(fitted.score(t(logits), t(features)).numpy().ravel(), energy(t(logits)).numpy().ravel())[0, 1] < 0.999
+    assert (
+        np.corrcoef(fitted.score(t(logits), t(features)).numpy().ravel(), energy(t(logits)).numpy().ravel())[0, 1]
+        < 0.999
+    )
 
 
 def test_mahalanobis_with_a_class_that_has_no_cell():

@@ -1,4 +1,7 @@
-"""A run depends on its configuration alone: not on kills, not on reading processes; and it stops when it has stopped learning."""
+"""A run depends on its configuration alone: not on kills, not on reading processes; and it stops when it has stopped
+learning.
+"""
+
 import os
 import signal
 import subprocess
@@ -12,7 +15,16 @@ import pytest
 import torch
 
 import anomaly_nb.segmentation.training as training
-from anomaly_nb.segmentation import PixelScorer, TrainConfig, build_model, evaluate, load_checkpoint, results_table, street_samples, train
+from anomaly_nb.segmentation import (
+    PixelScorer,
+    TrainConfig,
+    build_model,
+    evaluate,
+    load_checkpoint,
+    results_table,
+    street_samples,
+    train,
+)
 
 SIZE = (48, 64)
 CONFIG = TrainConfig(epochs=3, batch_size=4, lr=3e-3, output=SIZE, patience=9, precision="bfloat16", seed=2)
@@ -40,7 +52,11 @@ def witness(tmp_path_factory):
 
 def test_killed_in_the_middle_of_an_epoch(witness, tmp_path):
     code = f"import tests.test_segmentation_training as t; t.start({str(tmp_path)!r})"
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], cwd=Path(__file__).parent.parent, env=os.environ | {"ANOMALY_NB_PROGRESS": "0"})
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"ANOMALY_NB_PROGRESS": "0"},
+    )
     deadline = time.monotonic() + 240
     while not (tmp_path / "history.csv").is_file():
         assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
@@ -87,6 +103,9 @@ def test_a_scene_of_anomaly_only(witness):
 def test_the_moving_average_depends_on_the_order_and_says_so(witness):
     scorer = PixelScorer(("heat",), adapt=0.9).fit(witness.model, data("train", 2))
     test = data("test", 4)
-    once, twice, backwards = (evaluate(witness.model, scorer, test.keep(order)).histograms["heat"].counts for order in (range(4), range(4), range(3, -1, -1)))
+    once, twice, backwards = (
+        evaluate(witness.model, scorer, test.keep(order)).histograms["heat"].counts
+        for order in (range(4), range(4), range(3, -1, -1))
+    )
     assert "transductive, moving average 0.9" in scorer.labels["heat"]
     assert np.array_equal(once, twice) and not np.array_equal(once, backwards)

@@ -26,8 +26,12 @@ FRAMES = 12
 
 
 def town(folder: Path, intruder: str | None, seed: int) -> Path:
-    "A data set called `videos` in a folder of its own; one with and one without an intruder have the same names and lengths."
-    root = make_video_dataset(folder / "videos", n_train=3, intruders=(intruder or "walker",), frames=FRAMES, random_state=seed)
+    """A data set called `videos` in a folder of its own; one with and one without an intruder have the same names and
+    lengths.
+    """
+    root = make_video_dataset(
+        folder / "videos", n_train=3, intruders=(intruder or "walker",), frames=FRAMES, random_state=seed
+    )
     shutil.rmtree(root / "testing" / "masks")
     return root
 
@@ -35,7 +39,22 @@ def town(folder: Path, intruder: str | None, seed: int) -> Path:
 def scores(root: Path, home: Path, *more: str) -> np.ndarray:
     "What `score-video` writes."
     out = home / "out"
-    result = CliRunner().invoke(app, ["score-video", "--dataset-name", "clips", "--root", str(root), "--config", str(home / "config.yml"), "--out", str(out), "--all", *more])
+    result = CliRunner().invoke(
+        app,
+        [
+            "score-video",
+            "--dataset-name",
+            "clips",
+            "--root",
+            str(root),
+            "--config",
+            str(home / "config.yml"),
+            "--out",
+            str(out),
+            "--all",
+            *more,
+        ],
+    )
     assert result.exit_code == 0, result.output
     return pd.read_csv(out / "frame_scores.csv")["combined"].to_numpy()
 
@@ -148,13 +167,33 @@ def test_a_film_file_replaced_by_one_of_equal_name_length_and_size(tmp_path):
 
 def test_the_report_and_the_commands_share_one_cache(home):
     root = town(home / "north", "cyclist", 1)
-    result = CliRunner().invoke(app, ["extract-video", "--dataset-name", "clips", "--root", str(root), "--config", "none.yml", "--image-size", "16"])
+    result = CliRunner().invoke(
+        app,
+        ["extract-video", "--dataset-name", "clips", "--root", str(root), "--config", "none.yml", "--image-size", "16"],
+    )
     assert result.exit_code == 0, result.output
-    given = dict(dataset="clips", root=str(root), backbone="filters", weights="", image_size=16, k=1, metric="euclidean", ground_truth="", events="", seed=3, cache="data/features/video")
+    given = dict(
+        dataset="clips",
+        root=str(root),
+        backbone="filters",
+        weights="",
+        image_size=16,
+        k=1,
+        metric="euclidean",
+        ground_truth="",
+        events="",
+        seed=3,
+        cache="data/features/video",
+    )
     plan = plan_of_report(given)
-    assert extract_dataset(plan).empty and plan.features == located(plan_for("clips", None, root, extraction={"image_size": 16})).features
+    assert (
+        extract_dataset(plan).empty
+        and plan.features == located(plan_for("clips", None, root, extraction={"image_size": 16})).features
+    )
     shutil.copytree(root, home / "elsewhere")
-    assert plan_of_report(given | {"root": str(home / "elsewhere")}).features == plan.features  # a data set that was moved
+    assert (
+        plan_of_report(given | {"root": str(home / "elsewhere")}).features == plan.features
+    )  # a data set that was moved
 
 
 def test_features_from_before_contents_were_kept_are_read_and_made_again_when_extracted(tmp_path):
@@ -168,7 +207,11 @@ def test_features_from_before_contents_were_kept_are_read_and_made_again_when_ex
     assert score_dataset(plan, tmp_path / "c.yml")[0].equals(frames)
     assert not extract_dataset(plan).empty and score_dataset(plan, tmp_path / "c.yml")[0].equals(frames)
     known = json.loads((tmp_path / "features" / "testing" / "content.json").read_text())
-    assert known["videos"]["01"]["by"] == "sha256" and known["videos"]["01"]["files"] == FRAMES and list(read_index(tmp_path / "features" / "testing")["videos"]) == ["01"]
+    assert (
+        known["videos"]["01"]["by"] == "sha256"
+        and known["videos"]["01"]["files"] == FRAMES
+        and list(read_index(tmp_path / "features" / "testing")["videos"]) == ["01"]
+    )
     (tmp_path / "features" / "testing" / "content.json").write_text("[]")
     with pytest.raises(DataError, match="is no record of contents"):
         score_dataset(plan, tmp_path / "c.yml")

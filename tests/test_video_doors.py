@@ -37,7 +37,11 @@ def frames(folder, n=T, name="{:03d}.png", value=None):
     "A video: frames that are bright everywhere, so that none of them looks like an empty mask."
     folder.mkdir(parents=True)
     for t in range(1, n + 1):
-        a = np.full((6, 8), 200, np.uint8) if value is None else np.where(np.eye(6, 8), value[t - 1] * 255, 0).astype(np.uint8)
+        a = (
+            np.full((6, 8), 200, np.uint8)
+            if value is None
+            else np.where(np.eye(6, 8), value[t - 1] * 255, 0).astype(np.uint8)
+        )
         Image.fromarray(a).save(folder / name.format(t))
 
 
@@ -69,7 +73,10 @@ def ped2(root, mask="{:03d}.bmp", script=True, count=12):
         frames(root / "Test" / f"Test{i:03d}", name="{:03d}.tif")
         frames(root / "Test" / f"Test{i:03d}_gt", name=mask, value=anomalous(i))
     if script:
-        lines = [f"TestVideoFile{{end+1}}.gt_frame = [{', '.join(f'{a:g}:{b:g}' for a, b in spans(i).T)}];" for i in range(1, count + 1)]
+        lines = [
+            f"TestVideoFile{{end+1}}.gt_frame = [{', '.join(f'{a:g}:{b:g}' for a, b in spans(i).T)}];"
+            for i in range(1, count + 1)
+        ]
         write_text(root / "Test" / "UCSDped2.m", "% ground truth\nTestVideoFile = {};\n" + "\n".join(lines) + "\n")
     return root
 
@@ -80,14 +87,18 @@ def test_ped2_as_published(tmp_path):
     (root / "Test" / "Test001" / "._001.tif").write_bytes(b"\0\5\x16\7")
     assert [v.name for v in list_videos(root, "training")] == [f"Train{i:03d}" for i in range(1, 13)]
     testing = list_videos(root, "testing")
-    assert [v.name for v in testing] == [f"Test{i:03d}" for i in range(1, 13)] and all(len(v.frames) == T for v in testing)
+    assert [v.name for v in testing] == [f"Test{i:03d}" for i in range(1, 13)] and all(
+        len(v.frames) == T for v in testing
+    )
     assert list(ground_truths(root)) == ["masks", "gt_frame"]
     for kind in (None, "masks", "gt_frame"):
         assert stated(frame_labels(root, testing, kind)), kind
     assert stated(frame_labels(root, testing[6:8]))  # some of the videos
     for i in (1, 2, 4, 12):
         shutil.rmtree(root / "Test" / f"Test{i:03d}")  # its masks stay
-    assert [v.name for v in list_videos(root, "testing")][:2] == ["Test003", "Test005"] and stated(frame_labels(root, list_videos(root, "testing")))
+    assert [v.name for v in list_videos(root, "testing")][:2] == ["Test003", "Test005"] and stated(
+        frame_labels(root, list_videos(root, "testing"))
+    )
 
 
 def test_ped2_with_masks_called_frame001_and_an_error_where_masks_and_script_differ(tmp_path):
@@ -96,7 +107,10 @@ def test_ped2_with_masks_called_frame001_and_an_error_where_masks_and_script_dif
     assert stated(frame_labels(root, testing))
     script = root / "Test" / "UCSDped2.m"
     write_text(script, script.read_text().replace("[2:4]", "[2:5, 9]"))
-    with pytest.raises(DataError, match=r"2 ground truths \(masks, gt_frame\), and they differ: in video Test002, 3 frames .* by masks and 5 by gt_frame; name one"):
+    with pytest.raises(
+        DataError,
+        match=r"2 ground truths \(masks, gt_frame\), and they differ: in video Test002, 3 frames .* by masks and 5 by gt_frame; name one",
+    ):
         frame_labels(root, testing)
     assert frame_labels(root, testing, "gt_frame")["Test002"].nonzero()[0].tolist() == [1, 2, 3, 4, 8]
     write_text(script, script.read_text().replace("[2:5, 9]", "[2:13]"))
@@ -122,7 +136,10 @@ def test_avenue_volumes_with_two_videos_on_disk(tmp_path):
     testing = videos(tmp_path, ["03", "05"])
     for i in range(1, 22):
         (tmp_path / "testing_label_mask").mkdir(exist_ok=True)
-        savemat(tmp_path / "testing_label_mask" / f"{i}_label.mat", {"volLabel": cells([np.full((3, 4), int(y)) for y in (anomalous(i) if i < 13 else np.ones(T))])})
+        savemat(
+            tmp_path / "testing_label_mask" / f"{i}_label.mat",
+            {"volLabel": cells([np.full((3, 4), int(y)) for y in (anomalous(i) if i < 13 else np.ones(T))])},
+        )
     assert stated(frame_labels(tmp_path, testing))
     (tmp_path / "testing_label_mask" / "5_label.mat").unlink()
     with pytest.raises(DataError, match=r"testing_label_mask: video 05 is number 5"):
@@ -130,11 +147,20 @@ def test_avenue_volumes_with_two_videos_on_disk(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["cells", "variables"])
-@pytest.mark.parametrize("names", [[str(i) for i in range(1, 13)], [f"{i:02d}" for i in range(1, 13)], ["03", "05"], ["Test10", "Test9"]])
+@pytest.mark.parametrize(
+    "names", [[str(i) for i in range(1, 13)], [f"{i:02d}" for i in range(1, 13)], ["03", "05"], ["Test10", "Test9"]]
+)
 def test_intervals_belong_to_the_number_of_the_video(tmp_path, names, form):
     testing = videos(tmp_path, names)
-    savemat(tmp_path / "gt.mat", {"gt": cells([spans(i) for i in range(1, 13)])} if form == "cells" else {f"{i:02d}": spans(i) for i in range(1, 13)})
-    assert stated(frame_labels(tmp_path, testing)) and [v.name for v in testing] == sorted(names, key=lambda n: int(n.removeprefix("Test")))
+    savemat(
+        tmp_path / "gt.mat",
+        {"gt": cells([spans(i) for i in range(1, 13)])}
+        if form == "cells"
+        else {f"{i:02d}": spans(i) for i in range(1, 13)},
+    )
+    assert stated(frame_labels(tmp_path, testing)) and [v.name for v in testing] == sorted(
+        names, key=lambda n: int(n.removeprefix("Test"))
+    )
 
 
 def test_videos_counted_from_zero_and_videos_without_numbers_need_the_whole_set(tmp_path):
@@ -145,7 +171,9 @@ def test_videos_counted_from_zero_and_videos_without_numbers_need_the_whole_set(
         frame_labels(tmp_path, testing[:2])
     shutil.rmtree(tmp_path / "testing")
     testing = videos(tmp_path, ["01_0014", "01_002", "10_1"])
-    assert stated(frame_labels(tmp_path, testing), {"01_002": 1, "01_0014": 2, "10_1": 3})  # natural order of the whole set
+    assert stated(
+        frame_labels(tmp_path, testing), {"01_002": 1, "01_0014": 2, "10_1": 3}
+    )  # natural order of the whole set
     with pytest.raises(DataError, match=r"labels for 3 videos, here are 2, and the name '01_002' does not say which"):
         frame_labels(tmp_path, testing[:2])
     frames(tmp_path / "testing" / "frames" / "entrance")
@@ -167,15 +195,25 @@ def test_tables_of_two_events(tmp_path):
         savemat(tmp_path / "gt.mat", {"gt": cells([np.array(table), np.zeros((0, 0))])})
         labels = frame_labels(tmp_path, testing)
         assert np.array_equal(labels["1"], right) and not labels["2"].any()
-    savemat(tmp_path / "gt.mat", {"gt": cells([np.array([[2, 3], [4, 9]]), np.array([[1, 2, 3], [1, 2, 3]])])})  # rows in order, the other table in columns
-    with pytest.raises(DataError, match=r"video 1 has two events, \[\[2, 3\], \[4, 9\]\], in order in rows, and other tables of the file have them in columns"):
+    savemat(
+        tmp_path / "gt.mat", {"gt": cells([np.array([[2, 3], [4, 9]]), np.array([[1, 2, 3], [1, 2, 3]])])}
+    )  # rows in order, the other table in columns
+    with pytest.raises(
+        DataError,
+        match=r"video 1 has two events, \[\[2, 3\], \[4, 9\]\], in order in rows, and other tables of the file have them in columns",
+    ):
         frame_labels(tmp_path, testing)
     assert frame_labels(tmp_path, testing, events="columns")["1"].sum() == 8
     savemat(tmp_path / "gt.mat", {"gt": cells([np.array([[2, 13], [4, 9]]), spans(2)])})
     with pytest.raises(DataError, match=r"video 1 has two events, .* in neither columns nor rows"):
         frame_labels(tmp_path, testing)
-    savemat(tmp_path / "gt.mat", {"gt": cells([np.array([[2, 4], [6, 7], [9, 9]]), np.array([[5, 6]])])})  # (3, 2) and (1, 2)
-    assert {v: y.nonzero()[0].tolist() for v, y in frame_labels(tmp_path, testing).items()} == {"1": [1, 2, 3, 5, 6, 8], "2": [4, 5]}
+    savemat(
+        tmp_path / "gt.mat", {"gt": cells([np.array([[2, 4], [6, 7], [9, 9]]), np.array([[5, 6]])])}
+    )  # (3, 2) and (1, 2)
+    assert {v: y.nonzero()[0].tolist() for v, y in frame_labels(tmp_path, testing).items()} == {
+        "1": [1, 2, 3, 5, 6, 8],
+        "2": [4, 5],
+    }
     with pytest.raises(DataError, match=r"events='both'"):
         frame_labels(tmp_path, testing, events="both")
     savemat(tmp_path / "gt.mat", {"gt": cells([np.array([[2.5], [4]]), spans(2)])})
@@ -211,7 +249,9 @@ def test_labels_end_to_end_are_split_in_natural_order(tmp_path, shape):
 
 
 def save_hdf5(path, cell_values):
-    "What MATLAB's `save('-v7.3')` writes for a row of cells: a header of 512 bytes, transposed arrays, references, empties as their size."
+    """What MATLAB's `save('-v7.3')` writes for a row of cells: a header of 512 bytes, transposed arrays, references,
+    empties as their size.
+    """
     h5py = pytest.importorskip("h5py")
     with h5py.File(path, "w", userblock_size=512) as f:
         refs = np.empty((len(cell_values), 1), h5py.ref_dtype)
@@ -241,7 +281,9 @@ def test_matlab_7_3(tmp_path, monkeypatch):
         load_mat(tmp_path / "gt.mat")
 
 
-@pytest.mark.parametrize("content", [b"", b"MATLAB 5.0 MAT-file".ljust(200), b"\x89HDF\r\n\x1a\n" + bytes(40), b"gt = 1"])
+@pytest.mark.parametrize(
+    "content", [b"", b"MATLAB 5.0 MAT-file".ljust(200), b"\x89HDF\r\n\x1a\n" + bytes(40), b"gt = 1"]
+)
 def test_damaged_mat_files_name_the_file(tmp_path, content):
     (tmp_path / "gt.mat").write_bytes(content)
     with pytest.raises(DataError, match=r"gt.mat: cannot be read as a MATLAB file"):
@@ -255,7 +297,9 @@ def test_unpadded_frames_and_masks(tmp_path):
     testing = videos(tmp_path, ["1"], name="frame_{}.png")
     frames(tmp_path / "testing" / "masks" / "1", name="frame_{}.png", value=anomalous(9))
     assert testing[0].frames == tuple(f"frame_{t}" for t in range(1, 13))
-    assert np.array_equal(frame_labels(tmp_path, testing)["1"], anomalous(9))  # frames 9, 10, 11, not frame_9, frame_1, frame_10
+    assert np.array_equal(
+        frame_labels(tmp_path, testing)["1"], anomalous(9)
+    )  # frames 9, 10, 11, not frame_9, frame_1, frame_10
 
 
 def test_masks_of_videos_named_otherwise_and_lossy_masks(tmp_path):
@@ -310,7 +354,10 @@ def test_mask_folders_in_any_case_are_no_videos_and_agree_with_the_script(tmp_pa
     for i in (1, 2, 3):
         (root / "Test" / f"Test{i:03d}_gt").rename(root / "Test" / f"Test{i:03d}{ending}")
     testing = list_videos(root, "testing")
-    assert [v.name for v in testing] == ["Test001", "Test002", "Test003"] and list(ground_truths(root)) == ["masks", "gt_frame"]
+    assert [v.name for v in testing] == ["Test001", "Test002", "Test003"] and list(ground_truths(root)) == [
+        "masks",
+        "gt_frame",
+    ]
     assert stated(frame_labels(root, testing))  # two kinds that agree: nothing to choose
     frames(root / "Test" / "Test001_gT", value=anomalous(2))
     with pytest.raises(DataError, match=r"are both the masks of video Test001; keep one"):
@@ -321,7 +368,15 @@ def test_what_systems_leave_behind_is_nobody_s_file(tmp_path):
     testing = videos(tmp_path, ["03", "05"])
     for folder in ("testing/frames", "testing/frames/03", "testing/masks", "testing_label_mask", "."):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        for name in ("._Test001.mat", ".DS_Store", "Thumbs.db", "._001.png", "._3_label.mat", "._frame_labels.npy", "._a.m"):
+        for name in (
+            "._Test001.mat",
+            ".DS_Store",
+            "Thumbs.db",
+            "._001.png",
+            "._3_label.mat",
+            "._frame_labels.npy",
+            "._a.m",
+        ):
             (tmp_path / folder / name).write_bytes(b"\0\5\x16\7 gt_frame")
     (tmp_path / "testing" / "frames" / "__MACOSX").mkdir()
     frames(tmp_path / "testing" / "frames" / "__MACOSX" / "03")
@@ -329,21 +384,29 @@ def test_what_systems_leave_behind_is_nobody_s_file(tmp_path):
     for i in (3, 5):
         frames(tmp_path / "testing" / "masks" / f"mask{i}", value=anomalous(i))
         (tmp_path / "testing" / "masks" / f"mask{i}" / "._001.png").write_bytes(b"\0\5\x16\7")
-        savemat(tmp_path / "testing_label_mask" / f"{i}_label.mat", {"volLabel": cells([np.full((3, 4), int(y)) for y in anomalous(i)])})
+        savemat(
+            tmp_path / "testing_label_mask" / f"{i}_label.mat",
+            {"volLabel": cells([np.full((3, 4), int(y)) for y in anomalous(i)])},
+        )
     again = list_videos(tmp_path, "testing")
     assert again == testing and list(ground_truths(tmp_path)) == ["masks", "volumes"]
     assert stated(frame_labels(tmp_path, again)) and stated(frame_labels(tmp_path, again, "masks"))
 
 
 @pytest.mark.parametrize("kind", ["gt.mat", "masks", "testing_label_mask"])
-@pytest.mark.parametrize("names", [["Test_01_part1", "Test_01_part2"], ["Test_01_part2"], ["01a", "01b"], ["01_vol1", "02"], ["1 pt 1", "2"]])
+@pytest.mark.parametrize(
+    "names", [["Test_01_part1", "Test_01_part2"], ["Test_01_part2"], ["01a", "01b"], ["01_vol1", "02"], ["1 pt 1", "2"]]
+)
 def test_a_piece_of_a_video_does_not_get_the_labels_of_a_whole_one(tmp_path, names, kind):
     testing = videos(tmp_path, names)
     savemat(tmp_path / "gt.mat", {"gt": cells([spans(1), spans(2)])})
     for i in (1, 2):
         frames(tmp_path / "testing" / "masks" / f"{i:02d}", value=anomalous(i))
         (tmp_path / "testing_label_mask").mkdir(exist_ok=True)
-        savemat(tmp_path / "testing_label_mask" / f"{i}_label.mat", {"volLabel": cells([np.full((3, 4), int(y)) for y in anomalous(i)])})
+        savemat(
+            tmp_path / "testing_label_mask" / f"{i}_label.mat",
+            {"volLabel": cells([np.full((3, 4), int(y)) for y in anomalous(i)])},
+        )
     with pytest.raises((DataError, MissingFileError), match=rf"video '?{testing[0].name}"):
         frame_labels(tmp_path, testing, {"gt.mat": "intervals", "testing_label_mask": "volumes"}.get(kind, kind))
 
@@ -352,12 +415,18 @@ def test_a_number_in_front_of_all_names_is_no_number_of_a_video(tmp_path):
     savemat(tmp_path / "gt.mat", {"gt": cells([spans(i) for i in range(1, 13)])})
     named = {f"ped2_test_{i:02d}": i for i in range(1, 13)}
     assert stated(frame_labels(tmp_path, videos(tmp_path, named)), named)
-    for some in (["ped2_test_03", "ped2_test_05"], ["01_0002", "01_0003"], ["ped2_test_03"]):  # of video 2? of scene 1? labels of 1 to 12 say neither
+    for some in (
+        ["ped2_test_03", "ped2_test_05"],
+        ["01_0002", "01_0003"],
+        ["ped2_test_03"],
+    ):  # of video 2? of scene 1? labels of 1 to 12 say neither
         shutil.rmtree(tmp_path / "testing")
         with pytest.raises(DataError, match=rf"the name '{some[0]}' does not say which"):
             frame_labels(tmp_path, videos(tmp_path, some))
     shutil.rmtree(tmp_path / "testing")
-    assert stated(frame_labels(tmp_path, videos(tmp_path, ["cam77_3", "cam77_5"])), {"cam77_3": 3, "cam77_5": 5})  # 77 is no video
+    assert stated(
+        frame_labels(tmp_path, videos(tmp_path, ["cam77_3", "cam77_5"])), {"cam77_3": 3, "cam77_5": 5}
+    )  # 77 is no video
 
 
 @pytest.mark.parametrize("names", [["02", "entrance"], ["Test1", "cam1"], ["1", "01"], ["2", "walk"]])
@@ -371,7 +440,10 @@ def test_numbers_with_a_gap_are_not_counted_from_zero(tmp_path):
     testing = videos(tmp_path, ["00", "01", "02"])
     (tmp_path / "testing_label_mask").mkdir()
     for i in (1, 2, 4):
-        savemat(tmp_path / "testing_label_mask" / f"{i}_label.mat", {"volLabel": cells([np.full((3, 4), int(y)) for y in anomalous(i)])})
+        savemat(
+            tmp_path / "testing_label_mask" / f"{i}_label.mat",
+            {"volLabel": cells([np.full((3, 4), int(y)) for y in anomalous(i)])},
+        )
     with pytest.raises(DataError, match=r"video 00 is number 0, and there are labels for 1, 2, 4"):
         frame_labels(tmp_path, testing)
 
@@ -408,7 +480,10 @@ def test_two_ones_for_two_frames_may_mean_two_things(tmp_path):
 def test_masks_of_a_volume_that_are_no_numbers_name_the_video(tmp_path):
     testing = videos(tmp_path, ["1"])
     (tmp_path / "testing_label_mask").mkdir()
-    savemat(tmp_path / "testing_label_mask" / "1_label.mat", {"volLabel": cells([np.full((3, 4), np.nan) for _ in range(T)])})
+    savemat(
+        tmp_path / "testing_label_mask" / "1_label.mat",
+        {"volLabel": cells([np.full((3, 4), np.nan) for _ in range(T)])},
+    )
     with pytest.raises(DataError, match=r"1_label.mat: the masks of video 1 hold values that are no numbers"):
         frame_labels(tmp_path, testing)
 
@@ -417,8 +492,16 @@ def test_labels_and_events_can_be_chosen_in_the_config(tmp_path):
     testing = videos(tmp_path / "data", ["1", "2"])
     two = np.array([[2, 3], [4, 9]])
     savemat(tmp_path / "data" / "gt.mat", {"gt": cells([two, np.array([[5], [6]])])})
-    config = lambda **own: write_text(tmp_path / "config.yml", "datasets:\n  mine:\n    root: " + str(tmp_path / "data") + "".join(f"\n    {k}: {v}" for k, v in own.items()) + "\n")
-    labels = lambda plan: {v: y.nonzero()[0].tolist() for v, y in frame_labels(plan.root, testing, plan.ground_truth, plan.events).items()}
+    config = lambda **own: write_text(
+        tmp_path / "config.yml",
+        "datasets:\n  mine:\n    root: "
+        + str(tmp_path / "data")
+        + "".join(f"\n    {k}: {v}" for k, v in own.items())
+        + "\n",
+    )
+    labels = lambda plan: {
+        v: y.nonzero()[0].tolist() for v, y in frame_labels(plan.root, testing, plan.ground_truth, plan.events).items()
+    }
     plan = lambda: plan_for("mine", tmp_path / "config.yml")
     config()
     with pytest.raises(DataError, match=r"video 1 has two events"):
@@ -444,6 +527,13 @@ def test_a_script_with_a_gap_is_no_ground_truth(tmp_path):
     for gone in (root / "Test").glob("*_gt"):
         shutil.rmtree(gone)
     script = root / "Test" / "UCSDped2.m"
-    write_text(script, script.read_text().replace("TestVideoFile{end+1}", "TestVideoFile{3}", 1).replace("TestVideoFile{end+1}", "TestVideoFile{1}"))
-    with pytest.raises(DataError, match=r"UCSDped2.m: gives frames for videos .*; the numbers must run from 1 without a gap"):
+    write_text(
+        script,
+        script.read_text()
+        .replace("TestVideoFile{end+1}", "TestVideoFile{3}", 1)
+        .replace("TestVideoFile{end+1}", "TestVideoFile{1}"),
+    )
+    with pytest.raises(
+        DataError, match=r"UCSDped2.m: gives frames for videos .*; the numbers must run from 1 without a gap"
+    ):
         frame_labels(root, list_videos(root, "testing"))

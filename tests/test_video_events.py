@@ -17,7 +17,14 @@ from anomaly_nb.video.events import Decision, decide, find_events, held_out_fram
 from anomaly_nb.video.feature_files import ObjectFeatures
 from anomaly_nb.video.ground_truth import frame_labels
 from anomaly_nb.video.layouts import list_videos, probe_film
-from anomaly_nb.video.pipeline import calibrate_dataset, dataset_delays, dataset_events, evaluate_dataset, extract_dataset, score_dataset
+from anomaly_nb.video.pipeline import (
+    calibrate_dataset,
+    dataset_delays,
+    dataset_events,
+    evaluate_dataset,
+    extract_dataset,
+    score_dataset,
+)
 from anomaly_nb.video.plan import plan_for
 from anomaly_nb.video.scoring import VideoScorer
 
@@ -26,7 +33,9 @@ pytest.importorskip("cv2")
 
 def say(*args: str):
     "A command of the group on the drawn clips."
-    return CliRunner().invoke(app, ["video", *args, "--dataset-name", "clips", "--config", "config.yml", "--root", "clips"])
+    return CliRunner().invoke(
+        app, ["video", *args, "--dataset-name", "clips", "--config", "config.yml", "--root", "clips"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,29 +55,62 @@ def scored(tmp_path_factory):
 def test_an_intruder_is_an_event_that_starts_in_time(scored):
     home, output = scored
     events = pd.read_csv(home / "out" / "events.csv", dtype={"video": str}, keep_default_na=False)
-    assert list(events.columns[:5]) == ["video", "start", "end", "peak", "why"] and list(events.columns)[-1] == "incomplete"
+    assert (
+        list(events.columns[:5]) == ["video", "start", "end", "peak", "why"]
+        and list(events.columns)[-1] == "incomplete"
+    )
     anomalous = frame_labels(home / "clips", list_videos(home / "clips", "testing"))["01"].nonzero()[0]
     runner = events[events["video"] == "01"]
-    assert len(runner) >= 1 and abs(runner["start"].min() - anomalous[0] / 10) <= 0.5 and "unusual motion" in runner["why"].iloc[0]
+    assert (
+        len(runner) >= 1
+        and abs(runner["start"].min() - anomalous[0] / 10) <= 0.5
+        and "unusual motion" in runner["why"].iloc[0]
+    )
     assert "02" not in set(events["video"])  # a walker among walkers
-    assert "false events a normal hour on average, from 0.4 minutes" in output and f"{len(events)} events" in output and output.count(" s to ") == len(events)
+    assert (
+        "false events a normal hour on average, from 0.4 minutes" in output
+        and f"{len(events)} events" in output
+        and output.count(" s to ") == len(events)
+    )
 
 
 def test_all_in_one_gives_the_same_bytes_and_the_old_names_stay(scored, monkeypatch):
     home, _ = scored
     monkeypatch.chdir(home)
     assert say("score", "--all", "--out", "again", "--false-alarms-per-hour", "200").exit_code == 0
-    old = CliRunner().invoke(app, ["score-video", "--dataset-name", "clips", "--config", "config.yml", "--root", "clips", "--out", "old", "--false-alarms-per-hour", "200"])
+    old = CliRunner().invoke(
+        app,
+        [
+            "score-video",
+            "--dataset-name",
+            "clips",
+            "--config",
+            "config.yml",
+            "--root",
+            "clips",
+            "--out",
+            "old",
+            "--false-alarms-per-hour",
+            "200",
+        ],
+    )
     assert old.exit_code == 0
     for table in ("frame_scores.csv", "events.csv", "objects.csv", "auroc.csv", "videos.csv", "decision.json"):
-        assert (home / "out" / table).read_bytes() == (home / "again" / table).read_bytes() == (home / "old" / table).read_bytes(), table
+        assert (
+            (home / "out" / table).read_bytes()
+            == (home / "again" / table).read_bytes()
+            == (home / "old" / table).read_bytes()
+        ), table
 
 
 def test_a_rate_that_little_film_cannot_promise_is_said(scored, monkeypatch):
     home, _ = scored
     monkeypatch.chdir(home)
     result = say("score", "--out", "strict", "--false-alarms-per-hour", "0.5")
-    assert "at most 150 false events a normal hour" in result.output and "2 hours of normal film are needed to promise 0.5" in result.output
+    assert (
+        "at most 150 false events a normal hour" in result.output
+        and "2 hours of normal film are needed to promise 0.5" in result.output
+    )
     assert json.loads((home / "strict" / "decision.json").read_text())["hours"] == pytest.approx(240 / 10 / 3600)
 
 
@@ -78,7 +120,11 @@ def test_films_and_sheet(scored, monkeypatch):
     result = say("render", "--out", "films", "--video", "01", "--false-alarms-per-hour", "200")
     assert result.exit_code == 0, result.output
     films = [p for p in (home / "films").iterdir() if p.stem == "01"]
-    assert len(films) == 1 and probe_film(films[0]).frames == 40 and Image.open(home / "films" / "contact_sheet.png").width == 1080
+    assert (
+        len(films) == 1
+        and probe_film(films[0]).frames == 40
+        and Image.open(home / "films" / "contact_sheet.png").width == 1080
+    )
     wrong = say("render", "--video", "07")
     assert wrong.exit_code != 0 and "--video 07: is not among the scored videos (01, 02)" in str(wrong.exception)
 
@@ -86,19 +132,39 @@ def test_films_and_sheet(scored, monkeypatch):
 def test_without_a_rate_of_frames_there_is_no_promise_and_the_scores_are_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_video_dataset(tmp_path / "clips", n_train=2, intruders=("runner",), frames=10)
-    write_text(tmp_path / "config.yml", 'datasets: {yard: {root: clips, extraction: {backbone: "", min_area: 40}, n_components: 1}}\n')
-    run = lambda *more: CliRunner().invoke(app, ["video", "score", "--dataset-name", "yard", "--config", "config.yml", "--all", "--out", "out", *more])
+    write_text(
+        tmp_path / "config.yml",
+        'datasets: {yard: {root: clips, extraction: {backbone: "", min_area: 40}, n_components: 1}}\n',
+    )
+    run = lambda *more: CliRunner().invoke(
+        app, ["video", "score", "--dataset-name", "yard", "--config", "config.yml", "--all", "--out", "out", *more]
+    )
     result = run()
-    assert result.exit_code == 0 and "no events" in result.output and "datasets.yard.fps" in result.output and (tmp_path / "out" / "frame_scores.csv").exists()
-    assert not (tmp_path / "out" / "events.csv").exists() and run("--fps", "10").exit_code == 0 and (tmp_path / "out" / "events.csv").exists()
+    assert (
+        result.exit_code == 0
+        and "no events" in result.output
+        and "datasets.yard.fps" in result.output
+        and (tmp_path / "out" / "frame_scores.csv").exists()
+    )
+    assert (
+        not (tmp_path / "out" / "events.csv").exists()
+        and run("--fps", "10").exit_code == 0
+        and (tmp_path / "out" / "events.csv").exists()
+    )
 
 
-@pytest.mark.skipif(os.environ.get("ANOMALY_NB_SLOW") != "1", reason="set ANOMALY_NB_SLOW=1 for twenty data sets (half an hour)")
+@pytest.mark.skipif(
+    os.environ.get("ANOMALY_NB_SLOW") != "1", reason="set ANOMALY_NB_SLOW=1 for twenty data sets (half an hour)"
+)
 def test_intruders_are_called_within_half_a_second_and_false_alarms_within_the_promise_over_twenty_seeds(tmp_path):
-    "Cyclists, runners, carts and nobody; what is called, when, and how often nobody was there. A minute of normal film: with 24 s a single odd frame sets the threshold."
+    """Cyclists, runners, carts and nobody; what is called, when, and how often nobody was there. A minute of normal
+    film: with 24 s a single odd frame sets the threshold.
+    """
     errors, missed, false, hours, promised = [], 0, 0, 0.0, []
     for seed in range(20):
-        root = make_video_dataset(tmp_path / f"{seed}", n_train=18, intruders=("cyclist", "runner", "cart", None, None), random_state=seed)
+        root = make_video_dataset(
+            tmp_path / f"{seed}", n_train=18, intruders=("cyclist", "runner", "cart", None, None), random_state=seed
+        )
         plan, config = plan_for("clips", None, root, cache=tmp_path / "cache"), tmp_path / f"{seed}.yml"
         extract_dataset(plan)
         calibrate_dataset(plan, config)
@@ -108,10 +174,16 @@ def test_intruders_are_called_within_half_a_second_and_false_alarms_within_the_p
         delays, wrong, normal = dataset_delays(plan, labels, events, decision)
         false, hours, promised = false + wrong, hours + normal, [*promised, decision.event(150).parameters["promised"]]
         for stretch in delays.to_dict("records"):
-            own = events[(events["video"] == stretch["video"]) & (events["end"] > stretch["start"]) & (events["start"] < stretch["end"])]
+            own = events[
+                (events["video"] == stretch["video"])
+                & (events["end"] > stretch["start"])
+                & (events["start"] < stretch["end"])
+            ]
             missed += not len(own)
             errors += [own["start"].min() - stretch["start"]] if len(own) else []
-    print(f"\n{len(errors)} of {len(errors) + missed} intruders called; starts {np.round(sorted(errors), 1).tolist()} s from the ground truth; {false} false events in {60 * hours:.1f} minutes of normal film, promised {np.mean(promised):.0f} an hour")
+    print(
+        f"\n{len(errors)} of {len(errors) + missed} intruders called; starts {np.round(sorted(errors), 1).tolist()} s from the ground truth; {false} false events in {60 * hours:.1f} minutes of normal film, promised {np.mean(promised):.0f} an hour"
+    )
     assert np.mean(np.abs(errors) <= 0.5 + 1e-9) >= 0.95 and missed <= 0.05 * (len(errors) + missed)
     assert false <= np.mean(promised) * hours + 2 * (np.mean(promised) * hours) ** 0.5
 
@@ -135,9 +207,22 @@ def test_false_events_stay_within_the_promise_over_twenty_seeds():
         draw = lambda rng=rng: features(rng.standard_gamma(2, (16 * 50, 3)).astype(np.float32))
         train, test = draw(), draw()
         scorer = VideoScorer(sigma=1.0).fit({"deep": train})
-        decision = decide(scorer, held_out_frames(scorer, {"deep": train}, lambda v, f=train: {"deep": of_videos(f, {v})}), 10.0)
-        assert decision.hours == pytest.approx(hours) and decision.event(rate).parameters["promised"] <= rate * (1 + 1e-6)
-        found.append(len(find_events(scorer.score({"deep": test}), pd.DataFrame(columns=["video", "frame", "modality", "score", "y1", "x1", "y2", "x2"]), decision, rate)))
+        decision = decide(
+            scorer, held_out_frames(scorer, {"deep": train}, lambda v, f=train: {"deep": of_videos(f, {v})}), 10.0
+        )
+        assert decision.hours == pytest.approx(hours) and decision.event(rate).parameters["promised"] <= rate * (
+            1 + 1e-6
+        )
+        found.append(
+            len(
+                find_events(
+                    scorer.score({"deep": test}),
+                    pd.DataFrame(columns=["video", "frame", "modality", "score", "y1", "x1", "y2", "x2"]),
+                    decision,
+                    rate,
+                )
+            )
+        )
     assert 0.5 <= np.mean(found) <= 3 + 2 * np.std(found) / 20**0.5
 
 
@@ -147,7 +232,9 @@ def test_runs(gap, expected):
 
 
 def test_another_rate_of_a_film_moves_its_events_in_seconds_and_a_lower_event_threshold_never_hides_one():
-    frames = pd.DataFrame({"video": "a", "frame": [f"{i}" for i in range(20)], "combined": [0.0] * 10 + [3.0] * 4 + [0.0] * 6})
+    frames = pd.DataFrame(
+        {"video": "a", "frame": [f"{i}" for i in range(20)], "combined": [0.0] * 10 + [3.0] * 4 + [0.0] * 6}
+    )
     nobody = pd.DataFrame(columns=["video", "frame", "modality", "score", "y1", "x1", "y2", "x2"])
     decision = Decision(Threshold(2.0, "quantile", "frames", 10), (2.5, 2.2), 1.0, 10.0, 0.5, "")
     assert find_events(frames, nobody, decision)[["start", "end"]].values.tolist() == [[1.0, 1.4]]

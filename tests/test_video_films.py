@@ -1,4 +1,6 @@
-"Films as people have them: whole, cut, empty, mislabelled, rotated, of every container; each is right or named, and the others go on."
+"""Films as people have them: whole, cut, empty, mislabelled, rotated, of every container; each is right or named, and
+the others go on.
+"""
 
 import struct
 import wave
@@ -84,9 +86,17 @@ def test_eight_films_go_through_score_with_one_line_for_each_that_was_not_whole(
     monkeypatch.chdir(tmp_path)
     root = eight(tmp_path / "data")
     write_text(tmp_path / "config.yml", 'datasets: {clips: {extraction: {backbone: ""}}}\n')  # velocities alone: quick
-    result = CliRunner().invoke(app, ["score-video", "--dataset-name", "clips", "--root", str(root), "--all", "--out", "out"])
+    result = CliRunner().invoke(
+        app, ["score-video", "--dataset-name", "clips", "--root", str(root), "--all", "--out", "out"]
+    )
     assert result.exit_code == 4, result.output
-    for line in ("5_damaged: is incomplete: ", "8_one: has one frame", "2_cut.mp4: was cut off before its index", "3_text.mp4: is text and no film", "4_sound.mp4: holds sound and no image"):
+    for line in (
+        "5_damaged: is incomplete: ",
+        "8_one: has one frame",
+        "2_cut.mp4: was cut off before its index",
+        "3_text.mp4: is text and no film",
+        "4_sound.mp4: holds sound and no image",
+    ):
         assert result.output.count(line) == 1, (line, result.output)
     told = [line for line in result.output.splitlines() if " peak " not in line]  # events apart
     assert not any(f"{name}:" in line for line in told for name in ("1_good", "6_phone", "7_web.webm"))
@@ -98,17 +108,36 @@ def test_eight_films_go_through_score_with_one_line_for_each_that_was_not_whole(
         marked = pd.read_csv(tmp_path / "out" / table, keep_default_na=False)
         assert set(marked.loc[marked["incomplete"] != "", "video"]) == {"5_damaged"}
     videos = pd.read_csv(tmp_path / "out" / "videos.csv", keep_default_na=False).set_index("video")
-    assert list(videos.index[~videos["complete"]]) == ["5_damaged", "2_cut.mp4", "3_text.mp4", "4_sound.mp4"] and len(videos) == 8
+    assert (
+        list(videos.index[~videos["complete"]]) == ["5_damaged", "2_cut.mp4", "3_text.mp4", "4_sound.mp4"]
+        and len(videos) == 8
+    )
     assert f"{read} frames could be read, its header says {N}" in videos.loc["5_damaged", "note"]
 
 
-@pytest.mark.parametrize("name, codec", [("a.mp4", "mp4v"), ("a.MP4", "mp4v"), ("a.m4v", "mp4v"), ("a.mov", "mp4v"), ("a.avi", "MJPG"), ("a.mkv", "FFV1"), ("a.webm", "VP80"), ("a.ts", "mpg2"), ("a.wmv", "WMV2"), ("a.flv", "FLV1")])
+@pytest.mark.parametrize(
+    "name, codec",
+    [
+        ("a.mp4", "mp4v"),
+        ("a.MP4", "mp4v"),
+        ("a.m4v", "mp4v"),
+        ("a.mov", "mp4v"),
+        ("a.avi", "MJPG"),
+        ("a.mkv", "FFV1"),
+        ("a.webm", "VP80"),
+        ("a.ts", "mpg2"),
+        ("a.wmv", "WMV2"),
+        ("a.flv", "FLV1"),
+    ],
+)
 def test_every_container_is_found_and_half_of_it_is_no_film_or_an_incomplete_one(tmp_path, name, codec):
     path = film(tmp_path / name, codec)
     if not path.exists():
         pytest.skip(f"this OpenCV cannot write {codec}")
     video = list_videos(tmp_path)[0]
-    assert (len(video.frames), video.complete, video.note, video.fps) == (N, True, "", 10.0) and probe_film(path).size == (64, 96)
+    assert (len(video.frames), video.complete, video.note, video.fps) == (N, True, "", 10.0) and probe_film(
+        path
+    ).size == (64, 96)
     assert next(iter(video))[1].shape == (64, 96, 3) and Path(name).suffix.lower() in FILMS
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     try:
@@ -116,10 +145,15 @@ def test_every_container_is_found_and_half_of_it_is_no_film_or_an_incomplete_one
     except DataError as e:
         assert "was cut off before its index" in str(e)
     else:
-        assert len(half.frames) < N and (not half.complete or half.note or codec == "mpg2")  # a transport stream has no header to disagree with
+        assert len(half.frames) < N and (
+            not half.complete or half.note or codec == "mpg2"
+        )  # a transport stream has no header to disagree with
 
 
-@pytest.mark.parametrize("name, codec", [("a.mp4", "mp4v"), ("a.avi", "MJPG"), ("a.mkv", "FFV1"), ("a.webm", "VP80"), ("a.ts", "mpg2"), ("a.wmv", "WMV2")])
+@pytest.mark.parametrize(
+    "name, codec",
+    [("a.mp4", "mp4v"), ("a.avi", "MJPG"), ("a.mkv", "FFV1"), ("a.webm", "VP80"), ("a.ts", "mpg2"), ("a.wmv", "WMV2")],
+)
 def test_a_frame_is_found_without_decoding_from_the_start(tmp_path, monkeypatch, name, codec):
     from anomaly_nb.video import layouts
 
@@ -133,7 +167,9 @@ def test_a_frame_is_found_without_decoding_from_the_start(tmp_path, monkeypatch,
         assert np.array_equal(video.image(f"{number:06d}"), images[f"{number:06d}"]), number
     assert [n for n in decoded if n > 17] == [] or codec in ("mpg2", "WMV2")  # they may have no times of their own
     known = probe_film(path)
-    monkeypatch.setattr(layouts, "probe_film", lambda path: replace(known, times=known.times[::-1]))  # times that tell nothing
+    monkeypatch.setattr(
+        layouts, "probe_film", lambda path: replace(known, times=known.times[::-1])
+    )  # times that tell nothing
     assert np.array_equal(video.image("000050"), images["000050"]) and decoded[-1] == 51
 
 
@@ -141,7 +177,10 @@ def test_a_frame_is_found_without_decoding_from_the_start(tmp_path, monkeypatch,
 def test_declared_and_decoded_frames_agree_within_the_tolerance(tmp_path, missing, complete):
     path = film(tmp_path / "a.avi", "MJPG")
     content = bytearray(path.read_bytes())
-    for place in (content.find(b"avih") + 8 + 16, content.find(b"strh") + 8 + 32):  # number of frames, length of the stream
+    for place in (
+        content.find(b"avih") + 8 + 16,
+        content.find(b"strh") + 8 + 32,
+    ):  # number of frames, length of the stream
         content[place : place + 4] = struct.pack("<I", N + missing)
     path.write_bytes(content)
     found = probe_film(path)
@@ -155,8 +194,14 @@ def test_a_turned_film_is_upright_and_seen_against_its_own_background(tmp_path):
         film(root / "training" / "videos" / f"{i}.mp4", seed=i)
     rotated(film(root / "testing" / "videos" / "phone.mp4", seed=3))
     video = list_videos(root, "testing")[0]
-    assert probe_film(video.path).size == (96, 64) and probe_film(video.path).rotation in (90, 270) and next(iter(video))[1].shape == (96, 64, 3)
-    report = extract_videos([video], tmp_path / "f", Extraction(min_area=20, backbone=""), background_from=list_videos(root, "training"))
+    assert (
+        probe_film(video.path).size == (96, 64)
+        and probe_film(video.path).rotation in (90, 270)
+        and next(iter(video))[1].shape == (96, 64, 3)
+    )
+    report = extract_videos(
+        [video], tmp_path / "f", Extraction(min_area=20, backbone=""), background_from=list_videos(root, "training")
+    )
     assert report["frames"] == N and not report["failed"] and len(load_object_features(tmp_path / "f", "velocity")) > N
 
 
@@ -172,9 +217,16 @@ def test_a_folder_of_frames_that_change_their_size_or_are_damaged_is_named_and_t
     videos = list_videos(tmp_path / "v")
     with pytest.warns(Notice) as notes:
         report = extract_videos(videos, tmp_path / "f", Extraction(min_area=20, backbone=""))
-    assert report["videos"] == 1 and set(report["failed"]) == {"2", "3"} and "6.png" in report["failed"]["3"] and "shape" in report["failed"]["2"]
+    assert (
+        report["videos"] == 1
+        and set(report["failed"]) == {"2", "3"}
+        and "6.png" in report["failed"]["3"]
+        and "shape" in report["failed"]["2"]
+    )
     assert [str(n.message).split(": ")[0] for n in notes] == [str(tmp_path / "v" / "2"), str(tmp_path / "v" / "3")]
-    assert check_extracted(tmp_path / "f", videos) == report["failed"] and set(load_object_features(tmp_path / "f", "velocity").video) == {"1"}
+    assert check_extracted(tmp_path / "f", videos) == report["failed"] and set(
+        load_object_features(tmp_path / "f", "velocity").video
+    ) == {"1"}
     with pytest.raises(DataError, match=r"v/2: .*shape"), pytest.warns(Notice):
         extract_videos(videos[1:2], tmp_path / "g", Extraction(min_area=20, backbone=""))
 
@@ -193,7 +245,13 @@ def test_what_is_no_video_is_named(tmp_path):
         assert [v.name for v in list_videos(tmp_path)] == ["1"]
     said = {str(n.message).split(": ")[0].rsplit("/", 1)[1]: str(n.message).split(": ", 1)[1] for n in notes}
     assert list(said) == ["2.rmvb", "3", "4", "5.png", "6.mp4"]
-    assert "no film of a known kind" in said["2.rmvb"] and "no frames" in said["3"] and "holds folders" in said["4"] and "image in no video" in said["5.png"] and "is empty" in said["6.mp4"]
+    assert (
+        "no film of a known kind" in said["2.rmvb"]
+        and "no frames" in said["3"]
+        and "holds folders" in said["4"]
+        and "image in no video" in said["5.png"]
+        and "is empty" in said["6.mp4"]
+    )
 
 
 def test_two_forms_of_a_split_must_hold_the_same_videos(tmp_path):

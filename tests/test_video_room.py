@@ -1,4 +1,6 @@
-"The video room beyond its notebooks: fresh processes, damaged features, a pose network, other forms on disk, real video."
+"""The video room beyond its notebooks: fresh processes, damaged features, a pose network, other forms on disk, real
+video.
+"""
 
 import json
 import os
@@ -30,7 +32,9 @@ from anomaly_nb.video.watch import watch
 
 DATA = os.environ.get("ANOMALY_NB_DATA", "")
 PED2 = Path(DATA) / "video" / "ped2"
-needs_ped2 = pytest.mark.skipif(not DATA or not PED2.is_dir(), reason="set ANOMALY_NB_DATA to the folder with video/ped2")
+needs_ped2 = pytest.mark.skipif(
+    not DATA or not PED2.is_dir(), reason="set ANOMALY_NB_DATA to the folder with video/ped2"
+)
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +100,18 @@ def test_a_lost_file_is_an_error_and_never_a_shift(done, tmp_path, split, folder
     victim = tmp_path / "features" / split / folder / ("01.npz" if form == "videos" else "01/007.npz")
     victim.rename(victim.with_name("0071.npz")) if renamed else victim.unlink()
     with pytest.raises(MissingFileError, match=victim.name):
-        calibrate_dataset(broken, tmp_path / "c.yml") if split == "training" else score_dataset(broken, home / "config.yml")
+        calibrate_dataset(broken, tmp_path / "c.yml") if split == "training" else score_dataset(
+            broken, home / "config.yml"
+        )
 
 
 def test_a_damaged_or_pickled_file_is_named(done, tmp_path):
     _, plan, _ = done
     for form, name in (("videos", "01.npz"), ("frames", "01/003.npz")):
         t = tmp_path / form
-        shutil.copytree(plan.features / "training", t) if form == "videos" else export_frames(plan.features / "training", t)
+        shutil.copytree(plan.features / "training", t) if form == "videos" else export_frames(
+            plan.features / "training", t
+        )
         victim = t / "VELOCITIES" / name
         victim.write_bytes(victim.read_bytes()[:100])
         with pytest.raises(DataError, match=f"{name}: changed since"):
@@ -112,7 +120,14 @@ def test_a_damaged_or_pickled_file_is_named(done, tmp_path):
         (t / "index.json").write_text(json.dumps(index | {"checksums": {}}))  # from before checksums were kept
         with pytest.raises(DataError, match=f"{name}: damaged"):
             load_object_features(t, "velocity")
-        np.savez(victim, values=np.array([{}], object), boxes=np.zeros((1, 4)), frames=np.array([{}], object), counts=np.zeros(1), of=np.zeros(2))
+        np.savez(
+            victim,
+            values=np.array([{}], object),
+            boxes=np.zeros((1, 4)),
+            frames=np.array([{}], object),
+            counts=np.zeros(1),
+            of=np.zeros(2),
+        )
         with pytest.raises(DataError, match="pickled"):
             load_object_features(t, "velocity")
 
@@ -126,7 +141,9 @@ def test_features_in_the_specified_form_give_the_same_scores_and_an_extraction_g
     old = replace(plan, features=tmp_path / "old")
     scores = score_dataset(plan, home / "config.yml")
     assert all(a.equals(b) for a, b in zip(scores, score_dataset(old, home / "config.yml")))
-    assert len(list((tmp_path / "old" / "training" / "VELOCITIES").glob("*/*.npz"))) == 60 and not list((tmp_path / "old").glob("*/VELOCITIES/*.npz"))
+    assert len(list((tmp_path / "old" / "training" / "VELOCITIES").glob("*/*.npz"))) == 60 and not list(
+        (tmp_path / "old").glob("*/VELOCITIES/*.npz")
+    )
     assert extract_dataset(old).empty  # nothing to do: they are complete
     content = json.loads((tmp_path / "old" / "testing" / "content.json").read_text())
     content["videos"]["01"]["sha256"] = "0" * 64  # another film now
@@ -152,7 +169,9 @@ def test_film_and_folder_give_the_same_objects(tmp_path):
     root = make_video_dataset(tmp_path / "clips", n_train=1, intruders=(), frames=12)
     video = list_videos(root, "training")[0]
     (tmp_path / "films").mkdir()
-    film = cv2.VideoWriter(str(tmp_path / "films" / "01.avi"), cv2.VideoWriter_fourcc(*"FFV1"), 10, (160, 96))  # lossless
+    film = cv2.VideoWriter(
+        str(tmp_path / "films" / "01.avi"), cv2.VideoWriter_fourcc(*"FFV1"), 10, (160, 96)
+    )  # lossless
     for _, image in video:
         film.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     film.release()
@@ -167,7 +186,9 @@ def test_film_and_folder_give_the_same_objects(tmp_path):
 @pytest.mark.parametrize("background", ["split", "video", "none"])
 def test_backgrounds(tmp_path, background):
     root = make_video_dataset(tmp_path / "clips", n_train=2, intruders=(), frames=10)
-    report = extract_videos(list_videos(root, "training"), tmp_path / "f", Extraction(min_area=20, background=background, backbone=""))
+    report = extract_videos(
+        list_videos(root, "training"), tmp_path / "f", Extraction(min_area=20, background=background, backbone="")
+    )
     assert report["frames"] == 20 and read_index(tmp_path / "f")["modalities"] == ["velocity"]
     assert len(load_object_features(tmp_path / "f", "velocity")) > 5
 
@@ -177,7 +198,9 @@ def test_box_height_scaling_and_bins(tmp_path):
     videos = list_videos(root, "training")
     loaded = []
     for i, scaled in enumerate((False, True)):
-        extract_videos(videos, tmp_path / str(i), Extraction(min_area=40, backbone="", bins=4, box_height_scaling=scaled))
+        extract_videos(
+            videos, tmp_path / str(i), Extraction(min_area=40, backbone="", bins=4, box_height_scaling=scaled)
+        )
         loaded.append(load_object_features(tmp_path / str(i), "velocity"))
     heights = loaded[0].boxes[:, 2] - loaded[0].boxes[:, 0]
     assert loaded[0].values.shape[1] == 4
@@ -205,8 +228,20 @@ def _onnx_heatmaps() -> bytes:
 
     kernel = struct.pack("<6f", 1, 0, 0, 0, 1, 0)
     weights = b"".join(number(1, d) for d in (2, 3, 1, 1)) + number(2, 1) + field(8, b"w") + field(9, kernel)
-    node = field(1, b"x") + field(1, b"w") + field(2, b"y") + field(4, b"Conv") + field(5, field(1, b"kernel_shape") + number(8, 1) + number(8, 1) + b"\xa0\x01\x07")
-    graph = field(1, node) + field(2, b"g") + field(5, weights) + field(11, value_info("x", (1, 3, 64, 48))) + field(12, value_info("y", (1, 2, 64, 48)))
+    node = (
+        field(1, b"x")
+        + field(1, b"w")
+        + field(2, b"y")
+        + field(4, b"Conv")
+        + field(5, field(1, b"kernel_shape") + number(8, 1) + number(8, 1) + b"\xa0\x01\x07")
+    )
+    graph = (
+        field(1, node)
+        + field(2, b"g")
+        + field(5, weights)
+        + field(11, value_info("x", (1, 3, 64, 48)))
+        + field(12, value_info("y", (1, 2, 64, 48)))
+    )
     return number(1, 8) + field(7, graph) + field(8, number(2, 13))
 
 
@@ -243,7 +278,10 @@ def test_a_piece_of_ped2_end_to_end(tmp_path):
     shorten = lambda v, step: Video(v.name, v.path, v.frames[::step])
     training, testing = list_videos(PED2, "training")[:4], list_videos(PED2, "testing")[:1]
     empty = [shorten(v, 10) for v in training]
-    parts = [Video(v.name, v.path, v.frames[:12]) for v in training], [Video(v.name, v.path, v.frames[:10] + v.frames[120:130]) for v in testing]
+    parts = (
+        [Video(v.name, v.path, v.frames[:12]) for v in training],
+        [Video(v.name, v.path, v.frames[:10] + v.frames[120:130]) for v in testing],
+    )
     for split, videos in zip(("training", "testing"), parts):
         extract_videos(videos, tmp_path / split, plan.extraction, background_from=empty)
     scorer = replace(plan, sigma=0).scorer().fit({"velocity": load_object_features(tmp_path / "training", "velocity")})
@@ -255,7 +293,13 @@ def test_a_piece_of_ped2_end_to_end(tmp_path):
 @pytest.mark.skipif(not os.environ.get("ANOMALY_NB_SLOW"), reason="about twenty minutes; set ANOMALY_NB_SLOW=1")
 def test_ped2_auroc(tmp_path):
     weights = Path(DATA) / "weights" / "mobilenetv2_100_imagenet.safetensors"
-    plan = plan_for("ped2", None, PED2, tmp_path, {"backbone": "timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5", "weights": str(weights), "image_size": 224})
+    plan = plan_for(
+        "ped2",
+        None,
+        PED2,
+        tmp_path,
+        {"backbone": "timm:mobilenetv2_100?pad_type=same&mean=0.5&std=0.5", "weights": str(weights), "image_size": 224},
+    )
     extract_dataset(plan)
     calibrate_dataset(plan, tmp_path / "config.yml")
     table, _ = evaluate_dataset(plan, score_dataset(plan, tmp_path / "config.yml")[0])
@@ -293,7 +337,12 @@ def test_scores_along_tracks_have_thresholds_of_their_own(done, tmp_path):
     _, objects = score_dataset(along, tmp_path / "config.yml")
     _, plain = score_dataset(plan, home / "config.yml")
     assert "track" in objects and objects["raw"].equals(plain["raw"]) and not objects["score"].equals(plain["score"])
-    assert objects.groupby(["modality", "video"])["score"].max().le(plain.groupby(["modality", "video"])["score"].max() + 1e-9).all()
+    assert (
+        objects.groupby(["modality", "video"])["score"]
+        .max()
+        .le(plain.groupby(["modality", "video"])["score"].max() + 1e-9)
+        .all()
+    )
     assert load_decision(along, tmp_path / "config.yml")[1].made_with
     with pytest.raises(DataError, match="was made with other banks, weights or smoothing"):
         load_decision(replace(along, track_sigma=0.0), tmp_path / "config.yml")

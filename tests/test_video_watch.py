@@ -35,7 +35,12 @@ def film(path, images):
 
 def hours_of(clips: int, every: int) -> np.ndarray:
     "Walkers, and a runner in one clip of `every`."
-    return np.concatenate([make_clip("runner" if i % every == every - 1 else None, 30, SIZE, 2, random_state=50 + i)[0] for i in range(clips)])
+    return np.concatenate(
+        [
+            make_clip("runner" if i % every == every - 1 else None, 30, SIZE, 2, random_state=50 + i)[0]
+            for i in range(clips)
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,25 +50,50 @@ def home(tmp_path_factory):
         home = tmp_path_factory.mktemp("watch")
         patch.chdir(home)
         for i in range(4):
-            film(home / "yard" / "training" / "videos" / f"{i}.avi", hours_of(2, 99) if i else make_clip(None, 60, SIZE, 2, random_state=7)[0])
+            film(
+                home / "yard" / "training" / "videos" / f"{i}.avi",
+                hours_of(2, 99) if i else make_clip(None, 60, SIZE, 2, random_state=7)[0],
+            )
         film(home / "yard" / "testing" / "videos" / "door.avi", hours_of(4, 2))
-        write_text(home / "config.yml", 'datasets: {yard: {root: yard, n_components: 1, sigma: 2.0, extraction: {backbone: "", min_area: 20, bins: 1, speed: median, flow_scale: 1}}}\n')
-        result = CliRunner().invoke(app, ["video", "score", "--dataset-name", "yard", "--all", "--out", "out", "--false-alarms-per-hour", "300"])
+        write_text(
+            home / "config.yml",
+            'datasets: {yard: {root: yard, n_components: 1, sigma: 2.0, extraction: {backbone: "", min_area: 20, bins: 1, speed: median, flow_scale: 1}}}\n',
+        )
+        result = CliRunner().invoke(
+            app, ["video", "score", "--dataset-name", "yard", "--all", "--out", "out", "--false-alarms-per-hour", "300"]
+        )
         assert result.exit_code == 0, result.output
         yield home
 
 
 def test_watching_a_film_gives_the_events_of_score_and_a_clip_of_each(home, monkeypatch):
     monkeypatch.chdir(home)
-    result = CliRunner().invoke(app, ["video", "watch", "yard/testing/videos/door.avi", "--dataset-name", "yard", "--false-alarms-per-hour", "300", "--out", "kept"])
+    result = CliRunner().invoke(
+        app,
+        [
+            "video",
+            "watch",
+            "yard/testing/videos/door.avi",
+            "--dataset-name",
+            "yard",
+            "--false-alarms-per-hour",
+            "300",
+            "--out",
+            "kept",
+        ],
+    )
     assert result.exit_code == 0, result.output
     said = [json.loads(line) for line in result.stdout.splitlines()]
     closed = pd.DataFrame([e for e in said if e["state"] == "closed"])
-    scored = pd.read_csv(home / "out" / "events.csv", dtype={"first": str, "last": str, "peak_frame": str}, keep_default_na=False)
+    scored = pd.read_csv(
+        home / "out" / "events.csv", dtype={"first": str, "last": str, "peak_frame": str}, keep_default_na=False
+    )
     assert len(scored) >= 1 and len(closed) == len(scored) and "120 frames" in result.stderr
     for column in ("video", "why", "first", "last", "peak_frame", "box"):
         assert closed[column].tolist() == [f"{v:06d}" if isinstance(v, int) else v for v in scored[column]], column
-    np.testing.assert_allclose(closed[["start", "end", "peak", "peak_at"]], scored[["start", "end", "peak", "peak_at"]], rtol=1e-6)
+    np.testing.assert_allclose(
+        closed[["start", "end", "peak", "peak_at"]], scored[["start", "end", "peak", "peak_at"]], rtol=1e-6
+    )
     assert [e["first"] for e in said if e["state"] == "open"] == closed["first"].tolist()
     assert all(probe_film(home / "kept" / name).frames > 5 for name in closed["clip"])
 
@@ -91,7 +121,9 @@ def test_memory_and_latency_do_not_grow_with_the_film(home, monkeypatch, tmp_pat
     tracemalloc.stop()
     assert summary.frames == frames and len(closed) >= 5
     if os.environ.get("ANOMALY_NB_SLOW"):
-        print(f"\n{frames} frames, {summary.say()}; held {max(held[: len(held) // 2])} and {max(held[len(held) // 2 :])} bytes; median {1000 * np.median(taken[50 : frames // 3]):.1f} and {1000 * np.median(taken[-frames // 3 :]):.1f} ms")
+        print(
+            f"\n{frames} frames, {summary.say()}; held {max(held[: len(held) // 2])} and {max(held[len(held) // 2 :])} bytes; median {1000 * np.median(taken[50 : frames // 3]):.1f} and {1000 * np.median(taken[-frames // 3 :]):.1f} ms"
+        )
     assert max(held[len(held) // 2 :]) < max(held[: len(held) // 2]) + 200_000  # bytes
     first, last = np.median(taken[50 : frames // 3]), np.median(taken[-frames // 3 :])
     assert last < 3 * first
@@ -100,7 +132,17 @@ def test_memory_and_latency_do_not_grow_with_the_film(home, monkeypatch, tmp_pat
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_ends_the_watch_of_a_folder(home):
     (home / "inbox").mkdir()
-    command = [sys.executable, "-m", "anomaly_nb.cli.main", "video", "watch", "inbox", "--dataset-name", "yard", "--no-clips"]
+    command = [
+        sys.executable,
+        "-m",
+        "anomaly_nb.cli.main",
+        "video",
+        "watch",
+        "inbox",
+        "--dataset-name",
+        "yard",
+        "--no-clips",
+    ]
     for t, image in enumerate(hours_of(1, 9)[:3]):
         cv2.imwrite(str(home / "inbox" / f"{t:03d}.png"), image)
     process = subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

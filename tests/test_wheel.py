@@ -1,7 +1,9 @@
-"""The wheel in a fresh environment outside the checkout, with what it requires and nothing else: imports everything, runs a report.
+"""The wheel in a fresh environment outside the checkout, with what it requires and nothing else: imports everything,
+runs a report.
 
 The packages it requires are linked from this environment; ANOMALY_NB_SLOW=1 has pip download and install them.
 """
+
 import importlib.metadata as metadata
 import os
 import re
@@ -53,9 +55,13 @@ def required(wheel):
     for text in wanted:  # grows
         need = Requirement(text)
         key = canonicalize_name(need.name), *sorted(need.extras)
-        if key not in found and (need.marker is None or any(need.marker.evaluate({"extra": e}) for e in need.extras or [""])):
+        if key not in found and (
+            need.marker is None or any(need.marker.evaluate({"extra": e}) for e in need.extras or [""])
+        ):
             found[key] = metadata.distribution(need.name)
-            assert need.specifier.contains(found[key].version, prereleases=True), f"{text}: {found[key].version} is installed"
+            assert need.specifier.contains(found[key].version, prereleases=True), (
+                f"{text}: {found[key].version} is installed"
+            )
             for inner in map(Requirement, found[key].requires or []):
                 if inner.marker is None or any(inner.marker.evaluate({"extra": e}) for e in ["", *need.extras]):
                     inner.marker = None
@@ -81,10 +87,25 @@ def fresh(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     for name in ("anomaly_nb", "nbs", "data"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", *unwanted(name), ".ipynb_checkpoints"))
+        shutil.copytree(
+            ROOT / name,
+            source / name,
+            ignore=shutil.ignore_patterns("__pycache__", *unwanted(name), ".ipynb_checkpoints"),
+        )
     for name in ("setup.py", "settings.ini", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, source)
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        folder,
+        source,
+    )
     wheel = next(folder.glob("anomaly_nb-*.whl"))
     run(sys.executable, "-m", "venv", *([] if SLOW else ["--without-pip"]), folder / "venv")
     python = folder / "venv" / "bin" / "python"
@@ -112,7 +133,14 @@ def test_wheel_runs_a_report(fresh):
     folder, python = fresh
     work = folder / "work"
     work.mkdir()
-    run(python, "-I", "-c", "from anomaly_nb.data import write_samples; write_samples('parts', n_train=6, n_good=3, n_defect=1, size=64)", cwd=work, env=clean_environment())
+    run(
+        python,
+        "-I",
+        "-c",
+        "from anomaly_nb.data import write_samples; write_samples('parts', n_train=6, n_good=3, n_defect=1, size=64)",
+        cwd=work,
+        env=clean_environment(),
+    )
     words = [x for p in ("dataset=mvtec", "root=parts", "category=wood", "image_size=64") for x in ("-p", p)]
     out = run(python.parent / "anomaly-nb", "report", "image_anomaly", *words, cwd=work, env=clean_environment())
     assert "image_auroc" in out
@@ -138,4 +166,6 @@ def test_the_page_on_a_package_index_needs_nothing_beside_it():
     assert len(places) > 10 and not [p for p in places if not p.startswith(("https://", "#"))], places
     assert "Framework :: Jupyter" in about and metadata.version("anomaly_nb") in about
     changes, citation = (ROOT / "CHANGELOG.md").read_text(), (ROOT / "CITATION.cff").read_text()
-    assert f"## {metadata.version('anomaly_nb')}" in changes and f"version: {metadata.version('anomaly_nb')}" in citation
+    assert (
+        f"## {metadata.version('anomaly_nb')}" in changes and f"version: {metadata.version('anomaly_nb')}" in citation
+    )

@@ -1,4 +1,7 @@
-"Words as detectors: WinCLIP's formulas against loops in float64, detectors of words through files and commands, and what wrong words do."
+"""Words as detectors: WinCLIP's formulas against loops in float64, detectors of words through files and commands, and
+what wrong words do.
+"""
+
 import itertools
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from anomaly_nb.metrics import roc_auc
 from anomaly_nb.scoring import Detector, few_shot
 from anomaly_nb.scoring.benchmark import Method, measure
 
+
 def cosine(a, b):
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
@@ -31,7 +35,10 @@ def winclip_by_loops(windows, tokens, cls, texts, scale, grid, references):
     `windows`: side -> {(row, column): embedding}; `references`: the same of each normal image, with its tokens.
     """
     h, w = grid
-    text = lambda x: np.exp(scale * cosine(x, texts[1])) / (np.exp(scale * cosine(x, texts[0])) + np.exp(scale * cosine(x, texts[1])))
+    text = lambda x: (
+        np.exp(scale * cosine(x, texts[1]))
+        / (np.exp(scale * cosine(x, texts[0])) + np.exp(scale * cosine(x, texts[1])))
+    )
     covered = lambda side, r, c: [(i, j) for i, j in windows[side] if i <= r < i + side and j <= c < j + side]
     harmonic = lambda values: len(values) / sum(1 / v for v in values)
     maps, near = np.empty(grid), np.empty(grid)
@@ -66,14 +73,20 @@ def test_winclip_equals_its_formulas(k):
     def unpacked(one):
         x = one.astype(np.float64)
         begins = lambda s: itertools.product(range(h - s + 1), range(w - s + 1))
-        return {s: {(i, j): x[i * w + j, n * wide : (n + 1) * wide] for i, j in begins(s)} for n, s in enumerate(sides)}, list(x[:, 2 * wide :])
+        return {
+            s: {(i, j): x[i * w + j, n * wide : (n + 1) * wide] for i, j in begins(s)} for n, s in enumerate(sides)
+        }, list(x[:, 2 * wide :])
 
     references = [unpacked(p) for p in packed[2:]]
     for i in range(2):
-        wanted, image = winclip_by_loops(*unpacked(packed[i]), cls[i].astype(np.float64), texts, scale, grid, references)
+        wanted, image = winclip_by_loops(
+            *unpacked(packed[i]), cls[i].astype(np.float64), texts, scale, grid, references
+        )
         assert np.abs(scores[i] - wanted).max() < 1e-6 and abs(images[i] - image) < 1e-6
     if k > 1:  # each normal image by the others
-        wanted, image = winclip_by_loops(*unpacked(packed[2]), cls[2].astype(np.float64), texts, scale, grid, references[1:])
+        wanted, image = winclip_by_loops(
+            *unpacked(packed[2]), cls[2].astype(np.float64), texts, scale, grid, references[1:]
+        )
         assert np.abs(bank.leave_one_image_out(packed[2:])[0] - wanted).max() < 1e-6
         assert abs(bank.image_score(cls[2:], training=True, patches=packed[2:])[0] - image) < 1e-6
 
@@ -111,12 +124,18 @@ def auroc(detector, index):
 
 def test_words_find_foreign_bodies(circles, tmp_path):
     prompts = words_of_trays(circles)
-    made = {k: Detector("winclip", "open_clip:tiny", prompts=prompts).fit(few_shot(circles, k, 0, "random")) for k in (0, 4)}
+    made = {
+        k: Detector("winclip", "open_clip:tiny", prompts=prompts).fit(few_shot(circles, k, 0, "random")) for k in (0, 4)
+    }
     none, four = (auroc(d, circles) for d in made.values())
     print(f"winclip: image AUROC {none:.3f} without normal images, {four:.3f} with four")
     assert none > 0.9
     text = Path(prompts).read_text()
-    swapped = text.replace("red circle", "x").replace("green square", "red circle").replace("object: x", "object: green square")
+    swapped = (
+        text.replace("red circle", "x")
+        .replace("green square", "red circle")
+        .replace("object: x", "object: green square")
+    )
     path = write_text(tmp_path / "swapped.yml", swapped)
     assert auroc(Detector("winclip", "open_clip:tiny", prompts=str(path)).fit([]), circles) < 0.1
     assert made[0].threshold_.value == 0.5 and "promise" in made[0].threshold_.parameters
@@ -125,33 +144,57 @@ def test_words_find_foreign_bodies(circles, tmp_path):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_four_normal_images_help_where_words_alone_are_unsure(tmp_path, seed):
-    "Green squares of 0.6 times the parts' size: words alone see them well above chance, with four normal images better, with wrong words worse."
+    """Green squares of 0.6 times the parts' size: words alone see them well above chance, with four normal images
+    better, with wrong words worse.
+    """
     folder = write_trays(tmp_path, n_train=12, n_good=40, n_defect=40, random_state=seed, size=0.6)
     index, prompts = read_index("mvtec", folder, "red_circle"), folder / "prompts_red_circle.yml"
-    make = lambda k, words, s=0: Detector("winclip", "open_clip:tiny", prompts=str(words)).fit(few_shot(index, k, s, "random"))
+    make = lambda k, words, s=0: Detector("winclip", "open_clip:tiny", prompts=str(words)).fit(
+        few_shot(index, k, s, "random")
+    )
     none, four = auroc(make(0, prompts), index), [auroc(make(4, prompts, s), index) for s in range(3)]
-    swapped = write_text(tmp_path / "wrong.yml", prompts.read_text().replace("red circle", "@").replace("green square", "red circle").replace("@", "green square"))
+    swapped = write_text(
+        tmp_path / "wrong.yml",
+        prompts.read_text()
+        .replace("red circle", "@")
+        .replace("green square", "red circle")
+        .replace("@", "green square"),
+    )
     wrong = auroc(make(0, swapped), index)
-    print(f"winclip, small foreign bodies, seed {seed}: image AUROC {none:.3f} by words alone, {np.round(four, 3).tolist()} with four normal images, {wrong:.3f} by wrong words")
+    print(
+        f"winclip, small foreign bodies, seed {seed}: image AUROC {none:.3f} by words alone, {np.round(four, 3).tolist()} with four normal images, {wrong:.3f} by wrong words"
+    )
     assert none > 0.7 and min(four) > none + 0.1 and wrong < 0.4
 
 
 def test_dense_words_give_scores(circles):
     for k in (0, 2):
-        made = Detector("clip_text", "open_clip:tiny", prompts=words_of_trays(circles)).fit(few_shot(circles, k, 0, "random"))
+        made = Detector("clip_text", "open_clip:tiny", prompts=words_of_trays(circles)).fit(
+            few_shot(circles, k, 0, "random")
+        )
         scores = made.score(circles[circles.split == "test"])
         assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1 and len(set(scores.tolist())) > 10
 
 
 def test_files_hold_the_words(circles, tmp_path):
-    own = write_text(tmp_path / "mine.yml", "object: disc\nnormal: ['sound {}']\ndefect: ['damaged {}']\ntemplates: ['a photo of a {}.', '{}']\n")
+    own = write_text(
+        tmp_path / "mine.yml",
+        "object: disc\nnormal: ['sound {}']\ndefect: ['damaged {}']\ntemplates: ['a photo of a {}.', '{}']\n",
+    )
     for k in (0, 3):
         made = Detector("winclip", "open_clip:tiny", prompts=str(own)).fit(few_shot(circles, k, 1, "random"))
         made.save(tmp_path / f"made{k}")
         again = Detector.load(tmp_path / f"made{k}")
-        assert np.array_equal(again.score(circles[circles.split == "test"]), made.score(circles[circles.split == "test"]))
-        assert list(again.bank_.names_) == ["sound disc", "damaged disc"] and read_prompts(again.prompts).object == "disc"
-        assert not list((tmp_path / f"made{k}").rglob("*.pkl")) and "prompts/mine.yml" in read_json(tmp_path / f"made{k}" / "manifest.json")["files"]
+        assert np.array_equal(
+            again.score(circles[circles.split == "test"]), made.score(circles[circles.split == "test"])
+        )
+        assert (
+            list(again.bank_.names_) == ["sound disc", "damaged disc"] and read_prompts(again.prompts).object == "disc"
+        )
+        assert (
+            not list((tmp_path / f"made{k}").rglob("*.pkl"))
+            and "prompts/mine.yml" in read_json(tmp_path / f"made{k}" / "manifest.json")["files"]
+        )
     own.unlink()
     again.update(circles[circles.split == "train"])  # by the prompts of its folder
     assert len(again.paths_) == 6 and again.version_ == 2
@@ -165,13 +208,23 @@ def test_trained_vectors_take_the_place_of_prompts(circles, tmp_path):
     from safetensors.torch import save_file
 
     tiny = create_backbone("open_clip:tiny?windows=(2,3)")
-    vectors = {side: tiny.encode_texts([f"{word} red circle" for word in words]) for side, words in (("normal", ("flawless", "perfect")), ("defect", ("damaged",)))}
+    vectors = {
+        side: tiny.encode_texts([f"{word} red circle" for word in words])
+        for side, words in (("normal", ("flawless", "perfect")), ("defect", ("damaged",)))
+    }
     written = Detector("winclip", "open_clip:tiny", prompts="red circle").fit([])
     save_arrays(tmp_path / "v.npz", vectors)
     save_tensors(tmp_path / "v.pt", {k: torch.as_tensor(v) for k, v in vectors.items()})
     save_file({k: torch.as_tensor(v) for k, v in vectors.items()}, tmp_path / "v.safetensors")
-    scores = [Detector("winclip", "open_clip:tiny", prompts=str(tmp_path / f"v.{end}")).fit([]).score(circles) for end in ("npz", "pt", "safetensors")]
-    assert np.array_equal(scores[0], scores[1]) and np.array_equal(scores[0], scores[2]) and not np.array_equal(scores[0], written.score(circles))
+    scores = [
+        Detector("winclip", "open_clip:tiny", prompts=str(tmp_path / f"v.{end}")).fit([]).score(circles)
+        for end in ("npz", "pt", "safetensors")
+    ]
+    assert (
+        np.array_equal(scores[0], scores[1])
+        and np.array_equal(scores[0], scores[2])
+        and not np.array_equal(scores[0], written.score(circles))
+    )
     save_arrays(tmp_path / "narrow.npz", {"normal": np.ones((1, 8)), "defect": np.eye(8)[:1]})
     with pytest.raises(DataError, match="vectors of 8 dimensions, but"):
         Detector("winclip", "open_clip:tiny", prompts=str(tmp_path / "narrow.npz")).fit([])
@@ -191,9 +244,23 @@ def test_what_cannot_be_is_said(circles, given, said):
 def test_shots_are_measured(circles, tmp_path):
     with pytest.raises(DataError, match="shots=0: knn learns from normal images"):
         measure(circles, Method("knn"), shots=0, cache=tmp_path)
-    done = measure(circles, Method("winclip", "open_clip:tiny", prompts=words_of_trays(circles)), shots=0, cache=tmp_path, pixels=False)
+    done = measure(
+        circles,
+        Method("winclip", "open_clip:tiny", prompts=words_of_trays(circles)),
+        shots=0,
+        cache=tmp_path,
+        pixels=False,
+    )
     assert done.metrics["image_auroc"] > 0.9 and len(done.scores) == (circles.split == "test").sum()
-    one = measure(circles, Method("winclip", "open_clip:tiny", prompts="red circle"), shots=1, seed=2, cache=tmp_path, pixels=False, sample="random")
+    one = measure(
+        circles,
+        Method("winclip", "open_clip:tiny", prompts="red circle"),
+        shots=1,
+        seed=2,
+        cache=tmp_path,
+        pixels=False,
+        sample="random",
+    )
     assert "f1" not in one.metrics  # one image gives no threshold
 
 
@@ -207,7 +274,12 @@ def test_commands_without_normal_images(circles, tmp_path, monkeypatch):
     assert "promises no false-positive rate" in (tmp_path / "zero" / "detector.html").read_text()
     told = run("predict", "zero", f"{root}/test", "--out", "p.csv", "--maps", "maps")
     rows = pd.read_csv("p.csv")
-    assert told.exit_code in (0, 3) and rows["error"].isna().all() and rows["p_value"].isna().all() and len(list((tmp_path / "maps").rglob("*.tiff"))) == len(rows)
+    assert (
+        told.exit_code in (0, 3)
+        and rows["error"].isna().all()
+        and rows["p_value"].isna().all()
+        and len(list((tmp_path / "maps").rglob("*.tiff"))) == len(rows)
+    )
     some = run("fit", f"{root}/train", "--out", "four", "--shots", "4", *words)
     assert some.exit_code == 0 and "4 images can promise 20.0% false alarms at best" in some.output
     refused = run("fit", f"{root}/train", "--out", "knn", "--shots", "0", "--recipe", "knn", "--backbone", "filters")
