@@ -19,6 +19,7 @@ from .drift import DriftResult, drift_metrics
 from .shifts import METRICS, Thresholds
 from .insight import VERDICTS, example_year, grade
 from .tables import read_scores
+from ..core.display import said
 from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, THRESHOLD, figure_style
 from ..core.views import Choice, Control, Slider, State, View
@@ -56,7 +57,7 @@ def plot_comparison(
         right.set_xscale("symlog", linthresh=1)
         right.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
         right.set(xlabel="in units of the limit", xlim=(0, None))
-        right.set_yticks(range(len(shown)), shown)
+        right.set_yticks(range(len(shown)), [said(m) for m in shown])
         right.invert_yaxis()
         heading = f"{title}{result.verdict.upper()}" + (f": {result.reason}" if result.reason else "")
         fig.suptitle(textwrap.fill(heading, 115), fontsize=10, x=0.01, ha="left")

@@ -220,7 +220,7 @@ def _say_events(
     "Write events.csv and say the events and the promise; with labels delays.csv, and how soon the events came."
     from anomaly_nb.core.errors import MissingFileError
     from anomaly_nb.core.files import write_text
-    from anomaly_nb.video.events import say_events
+    from anomaly_nb.video.events import film_needed, say_events
     from anomaly_nb.video.pipeline import dataset_delays, dataset_events, mark_incomplete
 
     try:
@@ -235,7 +235,7 @@ def _say_events(
     more = (
         ""
         if promised <= false_alarms_per_hour
-        else f"; {1 / false_alarms_per_hour:.2g} hours of normal film are needed to promise {false_alarms_per_hour:g}"
+        else f"; {film_needed(false_alarms_per_hour)} to promise {false_alarms_per_hour:g}"
     )
     film = f"from {decision.hours * 60:.1f} minutes of held-out normal film"
     unit = " (alarm; 1 is what one in a hundred normal frames reaches)" if decision.scales else ""

@@ -53,6 +53,11 @@ NAMES = {
     "oracle_auroc": "image AUROC of the best, chosen by test labels",
     "chosen_auroc": "image AUROC of the choice without test labels",
     "jsd": "Jensen-Shannon divergence",
+    "apd_p5": "5th percentile (APD)",
+    "apd_p95": "95th percentile (APD)",
+    "srd": "range (SRD)",
+    "median_drift": "median",
+    "iqr_drift": "interquartile range",
     "best_mean": "mean metric of the best method",
     "best_auroc_0_shots": "best image AUROC without normal images",
 }

@@ -161,7 +161,7 @@ def comparison_plot(
                     ax.hlines(y, 100 * mine[f"{column}_low"], 100 * mine[f"{column}_high"], color=colour, lw=1.2)
                 ax.plot(x, y, "o", ms=4, color=colour, label=model)
             ax.set(title=title, yticks=range(len(methods)), yticklabels=methods, xlabel="%")
-        axes[0].invert_yaxis()
+        axes[0].set_ylim(len(methods) - 0.5, -0.5)  # the first on top
         if len(models) > 1:
             axes[2].legend(fontsize=8)
     return fig

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['runs', 'rise', 'held_out_frames', 'Decision', 'decide', 'made_with', 'find_events', 'Reason', 'reason_of',
-           'say_events', 'verdict']
+           'say_events', 'film_needed', 'verdict']
 
 # %% ../../nbs/08_video/13_events.ipynb #5323bf81
 from collections.abc import Callable, Hashable, Mapping
@@ -284,6 +284,14 @@ def say_events(events: pd.DataFrame) -> list[str]:  # of `find_events`
     ]
 
 # %% ../../nbs/08_video/13_events.ipynb #5ab25b34
+def film_needed(
+    false_alarms_per_hour: float,  # to be promised
+) -> str:
+    "How much normal film a promise needs, in words."
+    hours = f"{1 / false_alarms_per_hour:.2g}"
+    return "1 hour of normal film is needed" if hours == "1" else f"{hours} hours of normal film are needed"
+
+
 def verdict(
     events: pd.DataFrame,  # of `find_events`
     videos: pd.DataFrame,  # of `pipeline.dataset_videos`: video, scored, complete
@@ -308,7 +316,7 @@ def verdict(
     promised = threshold.parameters["promised"]
     text = f"At most {promised:.3g} an hour on average, from {decision.hours * 60:.1f} minutes of held-out normal film"
     more = (
-        f"; to promise {false_alarms_per_hour:g}, {1 / false_alarms_per_hour:.2g} hours of normal film are needed"
+        f"; to promise {false_alarms_per_hour:g}, {film_needed(false_alarms_per_hour)}"
         if promised > false_alarms_per_hour
         else ""
     )
