@@ -441,13 +441,13 @@ def test_comparison_shows_what_differs(figures, visit):
         and f"+{b - a:.4f}".replace("+-", "−") in line
     )
     names = view.locator(".figures h3").all_inner_texts()
-    assert names == ["True positives", "Roc"]
+    assert names == ["Roc", "True positives"]
     images = view.locator(".figures img")
-    assert [images.nth(i).get_attribute("src") for i in (0, 1)] == [
+    assert [images.nth(i).get_attribute("src") for i in (2, 3)] == [
         f"runs/image_anomaly-000{n}/figures/true_positives.png" for n in (0, 3)
     ]
     assert (
-        images.first.get_attribute("alt") == "What to see in true_positives."
+        images.nth(2).get_attribute("alt") == "What to see in true_positives."
         and "What to see in roc." in view.inner_text()
     )
     links = set(view.locator(".side a").evaluate_all("links => links.map(a => a.getAttribute('href'))"))
