@@ -340,7 +340,7 @@ def update(
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.detector_files import check_backbone
-    from anomaly_nb.scoring.predict import find_images
+    from anomaly_nb.scoring.predict import find_images, predict_files
 
     model = Detector.load(detector, weights)
     check_backbone(model)
@@ -350,7 +350,15 @@ def update(
         raise DataError(f"{odd[0]}: {NOT_UTF8} ({len(odd)} such)")
     for why, n in Counter(passed.values()).items():
         typer.echo(f"passed over: {n}, {why}", err=True)
-    model.update([Path(p).resolve().as_posix() for p in images])
+    files = [Path(p).resolve().as_posix() for p in images]
+    flagged = [p.image_path for p in predict_files(model, files) if p.anomalous == 1] if before else []
+    if flagged:
+        typer.echo(
+            f"{len(flagged)} of {len(files)} new images are called anomalous by version {model.version_} "
+            f"({Path(flagged[0]).name} first); they are learned as normal: look at them",
+            err=True,
+        )
+    model.update(files)
     write_card(model, model.save(detector))
     was = f"{before.value:.4g}" if before else "none"
     typer.echo(

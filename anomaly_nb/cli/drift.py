@@ -33,7 +33,7 @@ app = typer.Typer(
     help="""Calibrations that remember: feed scores, compare with the reference, promote or not.
 
 \b
-  anomaly-nb drift run --scores january.csv --model mobilenet --head leather
+  anomaly-nb drift run --develop --scores january.csv --model mobilenet --head leather
   anomaly-nb drift run --scores february.csv --model mobilenet --head leather
   anomaly-nb drift trend mobilenet leather
   anomaly-nb drift promote mobilenet leather""",
@@ -72,7 +72,7 @@ def run(
     Needs `calibrate_heads: true` in config.yml, which `--develop` writes.
 
     \b
-    Example:  anomaly-nb drift run --scores figures/runs/image_anomaly-0001 --model mobilenet --head leather
+    Example:  anomaly-nb drift run --develop --scores figures/runs/image_anomaly-0001 --model mobilenet --head leather
               anomaly-nb drift run --scores january.csv --model mobilenet --head leather
     """
     from anomaly_nb.calibration.insight import next_steps, verdict_table

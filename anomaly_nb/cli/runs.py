@@ -61,6 +61,7 @@ def list_(
     limit: Annotated[int, typer.Option("--limit", "-n", help="At most so many lines; 0 for all.")] = 50,
 ) -> None:
     "List runs, newest first."
+    from anomaly_nb.core.errors import DataError
     from anomaly_nb.reports.ledger import Ledger, changing, counted
 
     records = Ledger(figures).records()
@@ -80,6 +81,8 @@ def list_(
         return value is not None, number, str(value)
 
     have = [r for r in records if key(r)[0]]
+    if records and not have:
+        raise DataError(f"--sort {sort}: no run has it; take a metric, a parameter, or a field such as started")
     records = sorted(have, key=key, reverse=not sort.startswith("-")) + [r for r in records if not key(r)[0]]
     shown = records[:limit] if limit else records
     columns = changing(shown)[:6]

@@ -143,6 +143,8 @@ def evaluate(
 
     if sum(map(bool, (run, source.scores, source.logits, source.model))) != 1:
         raise DataError("give one of: the folder of a run, --scores, --logits, --model")
+    if run and options.methods:
+        raise DataError("--methods: a run scores with the methods it was trained with; leave it out, or train with others")
     component_protocol(scenes.protocol)
     place = StreetRun(run) if run else None
     at = size.of(place)

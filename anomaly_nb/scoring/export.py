@@ -33,9 +33,15 @@ FORMATS = {"onnx": "detector.onnx", "torchscript": "detector.pt"}
 SCRIPT = """"Decide on an image: python predict.py part.png. Needs onnxruntime, numpy and, but for .npy files, Pillow."
 import json, sys, numpy as np, onnxruntime
 from pathlib import Path
-here, path = Path(__file__).parent, sys.argv[1]
+here, path = Path(__file__).parent, sys.argv[1] if len(sys.argv) == 2 else sys.exit(__doc__)
 settings, session = json.loads((here / "export.json").read_text()), onnxruntime.InferenceSession(here / "detector.onnx")
-image = np.load(path) if path.endswith(".npy") else np.asarray(__import__("PIL.Image").Image.open(path).convert("RGB"))
+def read(path):
+    from PIL import Image, ImageOps
+    file = Image.open(path)
+    if file.mode in ("L", "RGB") and settings["input"] == "uint8": return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+    raise OSError(f"{path}: only grey and RGB files of 8 bits are read here; give a .npy, or use anomaly-nb predict")
+try: image = np.load(path) if path.endswith(".npy") else read(path)
+except (OSError, ValueError) as e: sys.exit(str(e))
 score, heat = (values[0] for values in session.run(["score", "map"], {"image": image[None].astype(settings["input"])}))
 p_value = (1 + sum(s >= score for s in settings["held_out"])) / (1 + len(settings["held_out"]))
 hottest = [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]  # row, column

@@ -276,6 +276,11 @@ def open_streets(
         "road_anomaly": road_anomaly,
         "fishyscapes": fishyscapes,
     }
+    taken = {"samples": ("count", "seed"), "streethazards": ("void",), "fishyscapes": ("images",)}
+    for option in options:
+        if option not in taken.get(name, ()):
+            having = " and ".join(n for n, takes in taken.items() if option in takes) or "no data set"
+            raise DataError(f"{name} takes no {option!r}; {having} does")
     if name == "samples":
         from anomaly_nb.segmentation.samples import street_samples
 
