@@ -49,7 +49,11 @@ class VideoData:
         Path, typer.Option(help="Settings file; calibrations are written into it and read from it.")
     ] = Path("config.yml")
     root: Annotated[
-        Path | None, typer.Option(help="Folder with training/ and testing/; the config's root if left out.")
+        Path | None,
+        typer.Option(
+            help="Folder with training/ and testing/, each with frames/VIDEO/ or films in videos/; the config's root if "
+            "left out."
+        ),
     ] = None
     features: Annotated[
         Path | None,

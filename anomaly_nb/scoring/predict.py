@@ -81,7 +81,9 @@ def find_images(
             images += [
                 p.as_posix() for p in sorted([*filter(is_image, files), *unnamed], key=lambda p: natural_key(str(p)))
             ]
-            passed |= {p.as_posix(): why_skipped(p) for p in files if not is_image(p) and not p.name.startswith(".")}
+            # a hidden file is named only where it would be an image
+            hidden = {p for p in files if p.name.startswith(".") and not is_image(Path(f"x{p.name}"))}
+            passed |= {p.as_posix(): why_skipped(p) for p in files if not is_image(p) and p not in hidden}
             passed |= {printable(p): why for p, why in odd.items() if p not in unnamed}
         elif path.exists():
             images.append(path.as_posix())

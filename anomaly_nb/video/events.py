@@ -40,12 +40,11 @@ def runs(
 # %% ../../nbs/08_video/13_events.ipynb #409befe2
 def rise(
     before: np.ndarray,  # (n,) scores of the frames before a run, in order of time
-    level: float,  # still part of the rise
+    frame_threshold: float,  # at which the run began
 ) -> int:  # frames by which the event began before the run
-    "How many frames directly before a run are at or above `level` and lead up to it without a fall."
-    before = np.asarray(before)
-    low, falls = np.flatnonzero(before < level), np.flatnonzero(np.diff(before) < 0)
-    return len(before) - max(int(low[-1]) + 1 if len(low) else 0, int(falls[-1]) + 1 if len(falls) else 0)
+    "How many frames directly before a run are at or above three quarters of the frame threshold."
+    below = np.flatnonzero(np.asarray(before) < 0.75 * frame_threshold)
+    return len(before) - (int(below[-1]) + 1 if len(below) else 0)
 
 # %% ../../nbs/08_video/13_events.ipynb #437fdcf2
 def held_out_frames(
@@ -225,7 +224,7 @@ def find_events(
         names, scores, rate = part["frame"].to_numpy(), decision.alarm(part), (fps or {}).get(str(video), decision.fps)
         free = 0  # first frame after the run before
         for a, b in runs(scores, low, round(decision.gap * rate)):
-            begin, free = a - rise(scores[max(free, a - round(decision.onset * rate)) : a], low / 2), b + 1
+            begin, free = a - rise(scores[max(free, a - round(decision.onset * rate)) : a], low), b + 1
             at = a + int(scores[a : b + 1].argmax())
             if scores[at] < enter:
                 continue
@@ -270,7 +269,7 @@ def reason_of(row: Reason | dict[Hashable, Any]) -> tuple[str, str]:  # in words
         row["modality"]
     ]
     box = [round(float(row[side])) for side in ("y1", "x1", "y2", "x2")]
-    return f"{words} ({row['modality']} {row['score']:.2f}, 1 is the end of normal)", " ".join(map(str, box))
+    return f"{words} ({row['modality']} {row['score']:.2f} on its calibrated scale)", " ".join(map(str, box))
 
 
 def say_events(events: pd.DataFrame) -> list[str]:  # of `find_events`

@@ -129,7 +129,7 @@ class EventFinder:
                     run["later"].append((self.t, reason))  # counts if the run goes on
             return
         if run is None:
-            early = rise(np.array([s for _, s in self.recent]), self.low / 2)
+            early = rise(np.array([s for _, s in self.recent]), self.low)
             first = self.recent[-early][0] if early else name
             self.run = run = {"a": self.t - early, "first": first, "at": self.t, "peak": -np.inf, "open": False}
             run |= {"before": None, "after": None, "newest": None, "later": []}
