@@ -165,7 +165,8 @@ class MahalanobisBank(Bank):
         if len(x) < 3:
             raise DataError(f"{len(x)} training images; leaving one out needs at least 3")
         mean = x.mean(axis=0) if self.per_position else x.mean(axis=(0, 1))[None]
-        # the mean of standardised patches is rounding alone, so their spread counts; image by image, which needs no copy
+        # the mean of standardised patches is rounding alone, so their spread counts; image by image, which needs no
+        # copy
         spread = max(float(image.std()) for image in x)
         if not np.allclose(mean, self.mean_, rtol=1e-3, atol=1e-3 * np.abs(self.mean_).max() + 1e-4 * spread):
             raise DataError("patches: the bank was fitted on others; pass its training images")

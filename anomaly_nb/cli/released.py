@@ -15,7 +15,9 @@ import typer
 def score_features(
     train: Annotated[Path, typer.Option(help="CSV with path,label: videos to learn from; normal ones alone are used.")],
     test: Annotated[Path, typer.Option(help="CSV with path,label: videos to score.")],
-    features: Annotated[Path, typer.Option(help="Folder that holds the listed .npy files, at any depth of their paths.")],
+    features: Annotated[
+        Path, typer.Option(help="Folder that holds the listed .npy files, at any depth of their paths.")
+    ],
     annotations: Annotated[
         Path | None, typer.Option(help="Text file: video, class, start and end frame of every stretch.")
     ] = None,

@@ -74,9 +74,7 @@ class EvaluatedScenes(Scenes):
 
     def at(self, size: tuple[int, int] | None) -> "StreetDataset":
         "The split at a size; None = as stored."
-        return self.open(
-            self.split, size, self.anomaly_ids, self.ignore_ids, void=self.void, images=self.images
-        )
+        return self.open(self.split, size, self.anomaly_ids, self.ignore_ids, void=self.void, images=self.images)
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,9 @@ def evaluate(
     if sum(map(bool, (run, source.scores, source.logits, source.model))) != 1:
         raise DataError("give one of: the folder of a run, --scores, --logits, --model")
     if run and options.methods:
-        raise DataError("--methods: a run scores with the methods it was trained with; leave it out, or train with others")
+        raise DataError(
+            "--methods: a run scores with the methods it was trained with; leave it out, or train with others"
+        )
     component_protocol(scenes.protocol)
     place = StreetRun(run) if run else None
     at = size.of(place)

@@ -51,8 +51,8 @@ class VideoData:
     root: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with training/ and testing/, each with frames/VIDEO/ or films in videos/; the config's root if "
-            "left out."
+            help="Folder with training/ and testing/, each with frames/VIDEO/ or films in videos/; "
+            "the config's root if left out."
         ),
     ] = None
     features: Annotated[

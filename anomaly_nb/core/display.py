@@ -39,12 +39,33 @@ def summary_html(
 
 # %% ../../nbs/00_core/07_display.ipynb #f7afe867
 WORDS = {
-    "auroc": "AUROC", "ap": "average precision", "aupro": "AUPRO", "aupimo": "AUPIMO", "miou": "mIoU", "iou": "IoU",
-    "fpr95": "FPR at 95 % recall", "f1": "F1", "jsd": "JSD", "srd": "SRD", "rbdc": "RBDC", "tbdc": "TBDC",
-    "sd": "standard deviation", "std": "standard deviation", "mil": "MIL", "clip": "CLIP",
-    "msp": "MSP", "sml": "SML", "heat": "HEAT", "vim": "ViM", "knn": "kNN",
-    "s": "(s)", "ms": "(ms)", "mb": "(MB)", "mib": "(MiB)", "gb": "(GB)",
-}  # fmt: skip
+    "auroc": "AUROC",
+    "ap": "average precision",
+    "aupro": "AUPRO",
+    "aupimo": "AUPIMO",
+    "miou": "mIoU",
+    "iou": "IoU",
+    "fpr95": "FPR at 95 % recall",
+    "f1": "F1",
+    "jsd": "JSD",
+    "srd": "SRD",
+    "rbdc": "RBDC",
+    "tbdc": "TBDC",
+    "sd": "standard deviation",
+    "std": "standard deviation",
+    "mil": "MIL",
+    "clip": "CLIP",
+    "msp": "MSP",
+    "sml": "SML",
+    "heat": "HEAT",
+    "vim": "ViM",
+    "knn": "kNN",
+    "s": "(s)",
+    "ms": "(ms)",
+    "mb": "(MB)",
+    "mib": "(MiB)",
+    "gb": "(GB)",
+}
 NAMES = {
     "micro": "frame AUROC, all frames together",
     "macro": "frame AUROC, mean over videos",
@@ -72,7 +93,21 @@ def said(
     return " ".join(WORDS.get(w.lower(), w) for w in name.split("_") if w) or name
 
 
-HIGHER = {"auroc", "ap", "aupro", "aupimo", "miou", "iou", "f1", "recall", "precision", "rbdc", "tbdc", "micro", "macro"}
+HIGHER = {
+    "auroc",
+    "ap",
+    "aupro",
+    "aupimo",
+    "miou",
+    "iou",
+    "f1",
+    "recall",
+    "precision",
+    "rbdc",
+    "tbdc",
+    "micro",
+    "macro",
+}
 LOWER = {"fpr95", "fpr", "jsd", "unstable", "failed", "above", "difference", "loss"}
 
 
@@ -103,7 +138,9 @@ def table_html(
 
 def _missing(value: Any) -> bool:
     "None, NaN or pandas' own."
-    return value is None or (isinstance(value, float) and value != value) or type(value).__name__ in ("NAType", "NaTType")
+    return (
+        value is None or (isinstance(value, float) and value != value) or type(value).__name__ in ("NAType", "NaTType")
+    )
 
 
 def _numeric(column: "pd.Series") -> bool:

@@ -34,7 +34,8 @@ def _image(fig: "Figure", text: str) -> str:
     width, height = struct.unpack(">II", png[16:24])
     return (
         f'<figure><img alt="{html.escape(text)}" width="{width}" height="{height}" '
-        f'src="data:image/png;base64,{base64.b64encode(png).decode()}"><figcaption>{html.escape(text)}</figcaption></figure>'
+        f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+        f'<figcaption>{html.escape(text)}</figcaption></figure>'
     )
 
 

@@ -258,5 +258,6 @@ def notebook_page(
     )
     title = html.unescape(re.sub("<[^>]+>", "", next(iter(re.findall("<h1.*?</h1>", body, re.S)), ""))).strip()
     return document(
-        f"{title or record['report']} ({record['run_id']})", f'<a class="skip" href="#report">Skip to the report</a>\n{inner}'
+        f"{title or record['report']} ({record['run_id']})",
+        f'<a class="skip" href="#report">Skip to the report</a>\n{inner}',
     )

@@ -201,7 +201,9 @@ class Detector(BaseEstimator):
             return self._by_bank(patch_scores, f.cls, training, f)
         return np.array([c.reduce(s, self.reduction) for c, s in zip(self._cells(f.meta), patch_scores)], np.float32)
 
-    def _by_bank(self, patch_scores: np.ndarray, cls: np.ndarray | None, training: bool, f: FeatureSet | None) -> np.ndarray:
+    def _by_bank(
+        self, patch_scores: np.ndarray, cls: np.ndarray | None, training: bool, f: FeatureSet | None
+    ) -> np.ndarray:
         "Image scores where all cells count; those of words also look at the features, as the bank gets them."
         x = self.preparation_.transform(f.patches) if f is not None and self.reduction == "words" else None
         return bank_image_scores(self.bank_, self.reduction, patch_scores, cls, training, x)

@@ -105,7 +105,9 @@ def read_outputs(
     keep = keep[np.argsort(-score[keep], kind="stable")]
     if not done and len(keep):
         sides = np.concatenate([corners[keep, :2], corners[keep, 2:] - corners[keep, :2]], axis=1)
-        keep = keep[np.sort(np.asarray(cv2.dnn.NMSBoxes(sides.tolist(), score[keep].tolist(), confidence, overlap)).reshape(-1))]
+        keep = keep[
+            np.sort(np.asarray(cv2.dnn.NMSBoxes(sides.tolist(), score[keep].tolist(), confidence, overlap)).reshape(-1))
+        ]
     return np.concatenate([corners[keep][:, [1, 0, 3, 2]], score[keep, None]], axis=1)
 
 
@@ -123,7 +125,9 @@ class OnnxDetector:
         try:
             self.session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except Exception as e:  # onnxruntime's errors have no common class
-            raise DataError(f"{path}: is no ONNX model that onnxruntime reads ({str(e).splitlines()[0][:200]})") from None
+            raise DataError(
+                f"{path}: is no ONNX model that onnxruntime reads ({str(e).splitlines()[0][:200]})"
+            ) from None
         inputs = self.session.get_inputs()
         shape = inputs[0].shape if inputs else []
         if len(inputs) != 1 or len(shape) != 4 or shape[1] not in (3, "3", None) or inputs[0].type != "tensor(float)":

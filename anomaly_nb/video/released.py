@@ -61,7 +61,9 @@ def read_feature_list(
         )
     videos = pd.DataFrame(rows, index=table.index, columns=["video", "crop", "label", "normal", "file"])
     if (twice := videos.duplicated(["video", "crop"])).any():
-        raise DataError(f"{path}, line {videos.index[twice][0]}: video {videos.loc[twice, 'video'].iloc[0]} stands twice")
+        raise DataError(
+            f"{path}, line {videos.index[twice][0]}: video {videos.loc[twice, 'video'].iloc[0]} stands twice"
+        )
     return videos
 
 
@@ -86,10 +88,14 @@ def read_annotations(
             continue
         numbers = words[1:] if words[1:] and re.fullmatch(r"-?\d+", words[1]) else words[2:]
         if len(numbers) % 2 or not all(re.fullmatch(r"-?\d{1,9}", w) for w in numbers):
-            raise DataError(f"{path}, line {line}: {text.strip()[:80]!r}: expected a video, a class, and pairs of frames")
+            raise DataError(
+                f"{path}, line {line}: {text.strip()[:80]!r}: expected a video, a class, and pairs of frames"
+            )
         pairs = [(int(a), int(b)) for a, b in zip(numbers[::2], numbers[1::2]) if (int(a), int(b)) != (-1, -1)]
         if bad := [p for p in pairs if not 0 <= p[0] < p[1]]:
-            raise DataError(f"{path}, line {line}: a stretch from {bad[0][0]} to {bad[0][1]}; it must end after it starts")
+            raise DataError(
+                f"{path}, line {line}: a stretch from {bad[0][0]} to {bad[0][1]}; it must end after it starts"
+            )
         name = words[0].removesuffix(".mp4")
         if name in stretches:
             raise DataError(f"{path}, line {line}: video {name} was annotated above; keep one line a video")
@@ -193,7 +199,10 @@ def released_metrics(
     n_resamples: int = 1000,  # 0 = no interval
     random_state: int = 0,  # seed
 ) -> pd.DataFrame:  # label, videos, frames, anomalous (a fraction), auroc, average_precision and their intervals
-    "AUROC and average precision of all frames, then of each class with the normal videos. NaN where a class is missing."
+    """AUROC and average precision of all frames, then of each class with the normal videos.
+
+    NaN where a class is missing.
+    """
     rows = []
     normal = set(table.loc[table["normal"], "video"])
     kinds = [k for k in table["label"].unique() if k not in NORMAL]
@@ -203,7 +212,10 @@ def released_metrics(
         s = np.concatenate([np.repeat(scores[v], SNIPPET) for v in videos])
         both = 0 < y.sum() < len(y)
         row = {"label": kind, "videos": len(videos), "frames": len(y), "anomalous": float(y.mean())}
-        row |= {"auroc": roc_auc(y, s) if both else np.nan, "average_precision": average_precision(y, s) if both else np.nan}
+        row |= {
+            "auroc": roc_auc(y, s) if both else np.nan,
+            "average_precision": average_precision(y, s) if both else np.nan,
+        }
         if n_resamples and kind == "all" and both and len(videos) > 1:
             histogram = ScoreHistogram()
             for v in videos:

@@ -34,7 +34,9 @@ STRIP = 72  # pixels of the curve
 def joined_boxes(
     objects: pd.DataFrame,  # modality, score, y1, x1, y2, x2 of one frame
 ) -> pd.DataFrame:  # the same columns, lowest score first
-    "Boxes of one modality that overlap, as the pieces of one large object do, joined into one with their highest score."
+    """Boxes of one modality that overlap, as the pieces of one large object do, joined into one with their highest
+    score.
+    """
     rows: list[dict] = []
     for row in objects.sort_values("score", ascending=False)[["modality", "score", *SIDES]].to_dict("records"):
         touching: list[dict] = [row]

@@ -169,7 +169,9 @@ def stream_objects(
     for frame, previous, image, following in _in_time(tools, frames):
         with tools.stage("objects"):
             before = previous if previous is not None else following
-            boxes, all_boxes, pixels = _frame_objects(tools, image, background if background is not None else before, frame)
+            boxes, all_boxes, pixels = _frame_objects(
+                tools, image, background if background is not None else before, frame
+            )
         with tools.stage("flow"):
             motion = tools.flow(previous, image) if previous is not None else -tools.flow(following, image)
         with tools.stage("velocities"):
