@@ -239,7 +239,7 @@ def sweep(
 
     \b
     template: image_anomaly
-    grid: {category: [nut, wood], bank: [knn, padim]}
+    grid: {category: [nut, wood], recipe: [knn, padim]}
     seeds: [0, 1, 2]
     limits: {seconds: 600, memory_mb: 4000}
     """

@@ -155,7 +155,7 @@ def score_video(
     *,
     deep: DeepFeatures,
 ) -> None:
-    """Score every test frame with the stored calibration, name the responsible object, and compare with the ground
+    """Score every test frame with the stored calibration, name the responsible object, and compare with the
     ground truth if there is one.
 
     Exit code 4: everything was scored that could be, and some videos were not whole.

@@ -64,7 +64,7 @@ def _checked_keys(name: str, tree: object, keys: Sequence[str], where: str) -> M
             near = difflib.get_close_matches(str(key), keys, 1)
             raise DataError(
                 f"{name}: {where} has no key "
-                f"{key!r}{f'; did you mean {near[0]!r}?' if near else ''} It takes {', '.join(keys)}"
+                f"{key!r}{f'; did you mean {near[0]!r}?' if near else '.'} It takes {', '.join(keys)}"
             )
     return tree
 

@@ -60,7 +60,7 @@ def read_plan(
             near = difflib.get_close_matches(str(key), KEYS, 1)
             raise DataError(
                 f"{name}: unknown key "
-                f"{key!r}{f'; did you mean {near[0]!r}?' if near else ''} It takes {', '.join(KEYS)}"
+                f"{key!r}{f'; did you mean {near[0]!r}?' if near else '.'} It takes {', '.join(KEYS)}"
             )
     template, retries = str(tree["template"]), tree.get("retries") or 0
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:

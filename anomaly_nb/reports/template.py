@@ -187,7 +187,7 @@ def check_parameters(
             near = difflib.get_close_matches(name, parameters, 1)
             raise DataError(
                 f"{Path(template).stem}: no parameter "
-                f"{name!r}{f'; did you mean {near[0]!r}?' if near else ''} It takes {', '.join(parameters)}"
+                f"{name!r}{f'; did you mean {near[0]!r}?' if near else '.'} It takes {', '.join(parameters)}"
             )
         values[name] = _storable(name, _typed(name, value, parameters[name]["type"]))
         if name == "seed":
