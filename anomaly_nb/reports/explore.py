@@ -22,7 +22,7 @@ import pandas as pd
 from ..core.errors import DataError, require
 from ..core.plain import read_json
 from ..core.views import Check, Choice, Control, Slider, View
-from .folder import figure_png
+from .folder import figure_png, show_notices
 from .run import Run
 from .template import check_parameters
 
@@ -75,6 +75,7 @@ def open_view(
     if report not in VIEWS:
         raise DataError(f"there is no view of {report!r}; there are views of {', '.join(VIEWS)}")
     module, name = VIEWS[report]
+    show_notices()
     values = check_parameters(report, parameters)
     if isinstance(run, Run):
         values |= run.record["parameters"] | {"out": run.folder.as_posix()}
