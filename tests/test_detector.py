@@ -209,6 +209,20 @@ def test_commands_end_in_one_line(line, tmp_path, capsys):
     assert not (tmp_path / "d").exists()
 
 
+def test_an_update_names_what_it_would_have_called(line, tmp_path, capsys):
+    _folder, index, features = line
+    detector = Detector("placed", image_size=64).fit(features).save(tmp_path / "det")
+    good, bad = index["image_path"].iloc[-1], tmp_path / "more/black.png"
+    bad.parent.mkdir()
+    Image.new("RGB", Image.open(good).size).save(bad)
+    assert next(predict_files(Detector.load(detector), [bad])).anomalous == 1
+    with pytest.raises(SystemExit) as stop:
+        main(["update", str(detector), str(bad.parent)])
+    said = capsys.readouterr()
+    assert stop.value.code == 0 and "1 of 1 new images are called anomalous by version 1 (black.png first)" in said.err
+    assert "version 2" in said.out
+
+
 def test_files_of_one_name_and_odd_names(line, tmp_path):
     _folder, index, features = line
     detector = Detector("placed", image_size=64).fit(features).save(tmp_path / "det")

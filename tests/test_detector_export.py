@@ -108,6 +108,29 @@ def test_script_runs_where_torch_cannot_be_imported(index, tmp_path):
     assert len((tmp_path / "line/predict.py").read_text().splitlines()) <= 18
 
 
+def test_script_reads_files_as_predict_does_or_refuses_them(index, tmp_path):
+    detector = fitted(index, "patchcore")
+    detector.export(tmp_path / "line")
+    image, exif = Image.open(index.image_path.iloc[-1]).convert("RGB"), Image.Exif()
+    exif[0x0112] = 6  # rotated by a quarter
+    image.crop((0, 0, 80, 50)).save(tmp_path / "rotated.png", exif=exif)
+    image.convert("L").save(tmp_path / "grey.png")
+    image.convert("RGBA").save(tmp_path / "rgba.png")
+    Image.fromarray(np.full((80, 80), 900, np.uint16)).save(tmp_path / "deep.tif")
+    (tmp_path / "text.jpg").write_text("no image")
+    script = [sys.executable, str(tmp_path / "line/predict.py")]
+    answer = lambda *names: subprocess.run(
+        [*script, *(str(tmp_path / n) for n in names)], capture_output=True, text=True, check=False
+    )
+    for name in ("rotated.png", "grey.png"):
+        plain = next(predict_files(detector, [tmp_path / name]))
+        assert json.loads(answer(name).stdout)["score"] == pytest.approx(plain.score, rel=1e-4), name
+    for names in (("rgba.png",), ("deep.tif",), ("text.jpg",), ("gone.png",), (), ("grey.png", "rotated.png")):
+        said = answer(*names)
+        assert said.returncode == 1 and not said.stdout and len(said.stderr.strip().splitlines()) == 1, (names, said)
+        assert (names[0] if len(names) == 1 else "python predict.py part.png") in said.stderr
+
+
 def test_torchscript_and_batches(index, tmp_path):
     "TorchScript gives what ONNX gives, and several images at once what each gives alone."
     detector = fitted(index, "patchcore")

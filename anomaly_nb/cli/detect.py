@@ -340,7 +340,7 @@ def update(
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.detector_files import check_backbone
-    from anomaly_nb.scoring.predict import find_images, predict_files
+    from anomaly_nb.scoring.predict import find_images, needs_batch, predict_files
 
     model = Detector.load(detector, weights)
     check_backbone(model)
@@ -351,7 +351,8 @@ def update(
     for why, n in Counter(passed.values()).items():
         typer.echo(f"passed over: {n}, {why}", err=True)
     files = [Path(p).resolve().as_posix() for p in images]
-    flagged = [p.image_path for p in predict_files(model, files) if p.anomalous == 1] if before else []
+    judged = predict_files(model, files) if before and not needs_batch(model) else ()
+    flagged = [p.image_path for p in judged if p.anomalous == 1]
     if flagged:
         typer.echo(
             f"{len(flagged)} of {len(files)} new images are called anomalous by version {model.version_} "

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..core.errors import DataError
 from ..core.files import sha256_file
-from ..data.images import resize_image
+from ..data.images import resize_image, resize_rgb
 from ..data.masks import read_mask
 
 # %% ../../nbs/03_features/06_geometry.ipynb #50ea9943
@@ -106,7 +106,7 @@ def fit_bytes(
     (h, w), (top, left), (height, width) = placement.resized, placement.offset, placement.shape
     if size != (h, w):
         image = (
-            image.resize((w, h), Image.Resampling.BICUBIC)
+            resize_rgb(image, (h, w))
             if isinstance(image, Image.Image)
             else resize_image(image, (h, w))
         )

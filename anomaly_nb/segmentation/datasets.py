@@ -21,7 +21,7 @@ from ..core.files import sha256_json
 from ..core.order import natural_key
 from ..data.census import files_left, table_of_read
 from ..data.headers import is_image
-from ..data.images import read_image
+from ..data.images import read_image, resize_image
 from ..data.masks import read_ids
 from ..core.plain import Record
 from ..core.runtime import progress
@@ -125,7 +125,7 @@ def resized_image(
     return (
         image
         if image.shape[:2] == tuple(size)
-        else np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        else resize_image(image, size, Image.Resampling.BILINEAR)
     )
 
 
