@@ -73,7 +73,7 @@ def test_scores_are_the_librarys(index, tmp_path, recipe, given):
     path = detector.export(tmp_path)
     rng, session = np.random.default_rng(0), onnxruntime.InferenceSession(path)
     near = lambda a, b: np.abs(a - b) <= 1e-4 * np.maximum(np.abs(b), 1)
-    for i, shape in enumerate([(80, 80), (64, 64), (31, 150)]):
+    for i, shape in enumerate([(80, 80), (64, 64), (31, 150), (150, 31), (80, 50)]):
         file = tmp_path / f"{i}.png"
         base = np.asarray(Image.open(index.image_path[i]).convert("RGB").resize(shape[::-1]))
         Image.fromarray((base * rng.uniform(0.8, 1)).astype(np.uint8)).save(file)
