@@ -26,7 +26,7 @@ cls = np.random.default_rng(0).normal(size=(n, 16))
 given = lambda m: {"cls": cls[:m]} if getattr(bank, "similar", None) else {}
 few = features(4)
 bank.fit(few, (16, 16), **given(4)).score(few, **given(4))  # loads every library
-nearest(few[0], few[0], method="shortlist")
+nearest(few[0], few[0], method="axes")
 vars(bank).pop("bank_", None)
 del few
 before, x = resident("VmRSS"), features(n)
