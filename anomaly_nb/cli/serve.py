@@ -22,7 +22,10 @@ class Limits:
 
     max_mb: Annotated[float, typer.Option("--max-mb", min=0.01, help="Largest body in MB.")] = 32.0
     max_megapixels: Annotated[
-        float, typer.Option("--max-megapixels", min=0.01, help="Largest image, from its header.")
+        float,
+        typer.Option(
+            "--max-megapixels", min=0.01, max=178.9, help="Largest image, from its header; more is never opened."
+        ),
     ] = 50.0
     per_minute: Annotated[
         int, typer.Option("--per-minute", min=0, help="Images that a key may send in a minute; 0 for no limit.")
