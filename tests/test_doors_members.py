@@ -307,7 +307,7 @@ def test_all_damaged_images_are_named_at_once(tmp_path):
     parts(tmp_path, *(f"good/{i}.png" for i in range(9)))
     for i in range(7):
         (tmp_path / f"good/{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(DataError, match=r"7 images cannot be read: .*0\.png.* \| .*4\.png.* \| \.\.\.$"):
+    with pytest.raises(DataError, match=r"7 images cannot be read; mend .*: .*0\.png.* \| .*4\.png.* \| and 2 more$"):
         read_index("folder", tmp_path, n_train=1.0)
     seen = inspect_folder(tmp_path)
     assert seen["images"] == 9 and len(seen["damaged"]) == 7 and seen["usable"]
@@ -501,7 +501,7 @@ def test_predict_says_what_it_learned_from_and_what_it_did_not_look_at(fitted, t
     assert [p.frames for p in predict_files(model, [tmp_path / "film.gif", tmp_path / "new.png"])] == [4, 1]
     done = predicted(fitted, tmp_path)
     assert (
-        "1 of 4 images are among those that the detector learned from" in done.output
+        "the detector learned from 1 of 4 images" in done.output
         and "3 others were not" in done.output
     )
 
@@ -529,7 +529,7 @@ def test_clipped_images_are_counted(tmp_path):
     parts(tmp_path, "new/a.tif", array=np.full((48, 48), 7, np.float32))
     parts(tmp_path, "new/b.tif", array=np.full((48, 48), -7, np.float32))
     done = predicted(tmp_path, tmp_path / "new")
-    assert "1 images clipped by more than 1 %: their values lie outside float 0..1" in done.output
+    assert "1 image clipped by more than 1 %: values lie outside float 0..1" in done.output
     assert "holds negative values" in pd.read_csv(tmp_path / "p.csv").error.dropna().item()
 
 

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'grade', 'verdict_table', 'plot_trend', 'head_scores', 'plot_then_and_now', 'quality_report',
-           'suggest_files', 'suggest_from_store', 'next_steps', 'example_year', 'replay', 'log_to_mlflow']
+           'suggest_files', 'suggest_from_store', 'next_steps', 'alarming', 'run_sentence', 'example_year', 'replay',
+           'log_to_mlflow']
 
 # %% ../../nbs/05_calibration/25_insight.ipynb #5f4872e1
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -24,7 +26,7 @@ from .windows import read_window
 from .sample import Sample, ScoreSketch, quantiles
 from .store import CalibrationStore
 from .tagging import find_head
-from ..core.errors import DataError, check_finite, require
+from ..core.errors import DataError, check_finite, number_of, require
 from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
 
@@ -327,6 +329,26 @@ def next_steps(report: Record) -> pd.DataFrame:  # head, verdict, do; the most u
             order, do = 5, "nothing: the calibration holds"
         rows.append((order, {"head": name, "verdict": head["verdict"], "do": do}))
     return pd.DataFrame([row for _, row in sorted(rows, key=lambda r: (r[0], r[1]["head"]))])
+
+# %% ../../nbs/05_calibration/25_insight.ipynb #7f735a1e
+def alarming(report: Record) -> list[str]:
+    "Heads of a run that drifted from their reference, whose alarm rang, or of whose scores nothing could be made."
+    return [
+        name
+        for name, head in report["heads"].items()
+        if (head["verdict"] == "unstable" and (head["reference_version"] is not None or not head["labels"]))
+        or (head["alarm"] and head["alarm"]["rung"])
+    ]
+
+
+def run_sentence(report: Record) -> str:
+    "The verdicts of a run in one sentence."
+    heads = report["heads"].values()
+    fresh = sum(h["reference_version"] is None and bool(h["labels"]) for h in heads)
+    counts = Counter(h["verdict"] for h in heads if h["reference_version"] is not None or not h["labels"])
+    told = [f"{n} {v}" for v, n in counts.items()] + ([f"{fresh} new, with a reference since this run"] if fresh else [])
+    end = "converged" if report["summary"].get("converged") else "not converged"
+    return f"{number_of(len(heads), 'head')}: {', '.join(told)}; {end}"
 
 # %% ../../nbs/05_calibration/25_insight.ipynb #6cb43953
 def example_year(

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import exit_code, with_options
+from .options import Answer, exit_code, with_options
 from anomaly_nb.cli.stores import (
     CONFIG,
     STORE,
@@ -41,7 +41,9 @@ app = typer.Typer(
 
 # %% ../../nbs/11_cli/06_drift.ipynb #f725b439
 @app.command()
+@with_options
 def run(
+    answer: Answer,
     scores: Annotated[
         list[Path] | None,
         typer.Option(
@@ -69,7 +71,8 @@ def run(
     says what was found, for scripts.
 
     \b
-    Exit codes: 0 no head is unstable; 3 some head is unstable; 2 a wrong option, file or setting.
+    Exit codes: 0 no head drifted; 3 a head is unstable against its reference, or its alarm rang; 2 a wrong option,
+    file or setting.
 
     Of a report's folder its `calibration_scores.csv` is taken: held-out normal scores. Columns `role` (normal,
     unlabelled, defect) and `label` (0, 1) are honoured: known defects are tagged and never calibrated on.
@@ -79,33 +82,28 @@ def run(
     Example:  anomaly-nb drift run --develop --scores figures/runs/image_anomaly-0001 --model mobilenet --head leather
               anomaly-nb drift run --scores january.csv --model mobilenet --head leather
     """
-    from anomaly_nb.calibration.insight import next_steps, verdict_table
+    from anomaly_nb.calibration.insight import alarming, next_steps, run_sentence, verdict_table
     from anomaly_nb.calibration.runs import RunInProgress
     from anomaly_nb.core.errors import DataError, number_of
 
     if develop:
-        start_development(config)
+        start_development(config, answer.say)
     opened = open_store(store, config, new=bool(scores), development=True)
     for path in scores or []:
         for name in each_label(label):
-            tag_table(opened, path, split, model, head, name)
+            tag_table(opened, path, split, model, head, name, answer.say)
     try:
         report = opened.run(wait=60)
     except RunInProgress as e:
         raise DataError(str(e)) from None
-    summary = report["summary"]
-    counts = ", ".join(f"{n} {v}" for v, n in summary.get("verdicts", {}).items() if n)
-    typer.echo(
-        f"{number_of(summary['total_heads'], 'head')}: {counts}; "
-        f"{'converged' if summary.get('converged') else 'not converged'}"
-    )
-    typer.echo(f"version {report['version']}, {number_of(report['library_size'], 'file')}")
+    answer.verdict(run_sentence(report))
+    answer.say(f"version {report['version']}, {number_of(report['library_size'], 'file')}")
     table = verdict_table(report).drop(columns="verdict").dropna(subset="value")
     if len(table):
-        typer.echo(table.to_string(index=False, float_format=lambda v: f"{v:.4f}", na_rep="-"))
+        answer.say(table.to_string(index=False, float_format=lambda v: f"{v:.4f}", na_rep="-"))
     for step in next_steps(report).itertuples():
-        typer.echo(f"{step.head}: {step.verdict}: {report['heads'][step.head]['reason']}. Do: {step.do}")
-    raise typer.Exit(exit_code(summary["total_heads"], 0, summary.get("verdicts", {}).get("unstable", 0)))
+        answer.say(f"{step.head}: {step.verdict}: {report['heads'][step.head]['reason']}. Do: {step.do}")
+    raise typer.Exit(exit_code(len(report["heads"]), 0, len(alarming(report))))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #f2929e77
 @app.command()
@@ -323,7 +321,9 @@ def worker(
 
 # %% ../../nbs/11_cli/06_drift.ipynb #32d67285
 @app.command()
+@with_options
 def pull(
+    answer: Answer,
     source: Annotated[
         str | None, typer.Argument(help="Folder, archive or URL; without it, `calibration_repo` of config.yml.")
     ] = None,
@@ -339,7 +339,7 @@ def pull(
     Example:  anomaly-nb drift pull https://example.org/calibrations.zip --sha256 5f1c...
     """
     from anomaly_nb.calibration.pull import pull_calibrations
-    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.errors import DataError, number_of
     from anomaly_nb.core.settings import load_settings
 
     source = source or load_settings(config).calibration_repo
@@ -347,8 +347,8 @@ def pull(
         raise DataError(
             "nothing to pull from: name a folder, an archive or a URL, or set calibration_repo in config.yml"
         )
-    for name in pull_calibrations(source, into, sha256, say=typer.echo):
-        typer.echo(f"{into / name}")
+    names = list(pull_calibrations(source, into, sha256, say=answer.say))
+    answer.verdict(f"{number_of(len(names), 'file')} from {source} -> {into}", *(into / name for name in names))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #f227f882
 @app.command()

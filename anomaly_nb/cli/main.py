@@ -21,6 +21,7 @@ from .atoms import app as atoms
 from .benchmark import benchmark
 from .detect import evaluate, fit, update
 from .drift import app as drift
+from .options import say_run
 from .predict import predict
 from .runs import app as runs
 from .runs import new, sweep
@@ -276,10 +277,7 @@ def report(
                 param_hint="--parameter",
             )
         parameters[name] = value
-    run = run_report(template, parameters, figures, force)
-    for name, value in run.metrics.items():
-        typer.echo(f"  {name}: {value:.4f}" if isinstance(value, float) else f"  {name}: {value}")
-    typer.echo(run.page.as_posix())
+    say_run(run_report(template, parameters, figures, force))
 
 # %% ../../nbs/11_cli/01_main.ipynb #32c89722
 def _demo_detector(figures: Path) -> None:

@@ -155,6 +155,7 @@ def train(
     import torch
 
     from anomaly_nb.core.device import choose_device
+    from anomaly_nb.core.errors import number_of
     from anomaly_nb.segmentation.models import build_model
     from anomaly_nb.segmentation.run import StreetRun, size_text
     from anomaly_nb.segmentation.scorer import check_methods
@@ -194,8 +195,10 @@ def train(
         "temperature": fit.temperature,
     }
     typer.echo(
-        f"{len(train_set)} scenes to train on, {len(val_set)} to validate; {len(train_set.table.names)} classes; "
-        f"{size_text(config.output)} windows; {config.precision} on {choose_device(device)}"
+        f"{number_of(len(train_set), 'scene')} to train on, {len(val_set)} to validate; "
+        f"{len(train_set.table.names)} classes; {size_text(config.output)} windows; {config.precision} on "
+        f"{choose_device(device)}",
+        err=True,  # what came out stands first
     )
     with _recorded(run, size, metadata, parameters) as record:
         result = train_network(model, train_set, val_set, out, config, device, workers, after_epoch=record)

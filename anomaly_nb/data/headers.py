@@ -259,11 +259,14 @@ def _info(file: Image.Image, path: Path) -> ImageInfo:
 def join_errors(
     errors: Sequence[str],  # a sentence each, that begins with the file
 ) -> DataError:
-    "One error for several files: how many, and what is wrong with the first five."
+    "One error for several files: how many, how to go on without them, and what is wrong with the first five."
     if len(errors) == 1:
         return DataError(errors[0])
+    first = [e.removesuffix("; restore or remove it") for e in errors[:5]]
+    more = f" | and {len(errors) - 5} more" if len(errors) > 5 else ""
     return DataError(
-        f"{len(errors)} images cannot be read: {' | '.join(errors[:5])}{' | ...' if len(errors) > 5 else ''}"
+        f"{len(errors)} images cannot be read; mend them, or move them away to go on without them: "
+        f"{' | '.join(first)}{more}"
     )
 
 

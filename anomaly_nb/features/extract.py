@@ -22,6 +22,7 @@ from ..core.runtime import cpu_threads, in_order, progress, side_by_side
 from ..data.headers import image_info
 from ..data.images import read_counted, read_upright
 from ..data.intensity import Intensity, fit_intensity
+from ..data.values import all_damaged
 from .base import Backbone
 from .featureset import FeatureSet
 from .geometry import cell_centres, cells_inside
@@ -117,8 +118,21 @@ def feature_batches(
 ) -> Iterator[tuple[np.ndarray, tuple[int, int], np.ndarray]]:  # patches (B, P, D) float32, (h, w), cls (B, Dc) float32
     """Features of the images or their parts, batch by batch, in order.
 
-    Raises `DataError` for a damaged image, or one with another grid than the first.
+    Raises `DataError` that names all damaged images, or for one with another grid than the first.
     """
+    with all_damaged(paths):
+        yield from _batches(paths, backbone, batch_size, intensity, boxes, mixed)
+
+
+def _batches(
+    paths: Sequence[str],
+    backbone: Backbone,
+    batch_size: int,
+    intensity: Intensity | None,
+    boxes: np.ndarray | None,
+    mixed: bool,
+) -> Iterator[tuple[np.ndarray, tuple[int, int], np.ndarray]]:
+    "The batches of `feature_batches`."
     workers, clipped = backbone_threads(backbone), dict[str, float]()
     batch_size = max(1, min(batch_size, -(-len(paths) // workers)))
     inputs = _inputs(paths, backbone, batch_size, intensity, boxes, mixed, clipped)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.runtime import progress
+from ..data.values import all_damaged
 from ..features import FeatureSet, create_backbone
 from ..features.extract import extract_features
 from .detector import Detector
@@ -76,7 +77,7 @@ def choose_recipe(
     )
     some = train.iloc[np.sort(rng.permutation(len(train))[: max(LEARNED * 3 // 2, FEWEST)])].reset_index(drop=True)
     some.attrs = train.attrs
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, all_damaged(train["image_path"]):
         samples = artificial_validation(
             some, folder, random_state=random_state, side=2 * network.spec.image_size, groups=image_groups(some, groups)
         )

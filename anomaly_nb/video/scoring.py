@@ -217,6 +217,7 @@ def save_scorer(
 def load_scorer(
     folder: str | Path,  # of the banks
     config: str | Path,  # config.yml with the bounds
+    dataset: str = "",  # whose; "" = those that belong to the banks
     **settings: Any,  # of `VideoScorer`
 ) -> VideoScorer:
     """Banks and their bounds.
@@ -228,7 +229,7 @@ def load_scorer(
     scorer.banks_ = {m: load_array(folder / f"{m}.npy") for m in modalities if m != "velocity"}
     scorer.velocity_ = load_velocity_model(folder / "velocity.npz") if "velocity" in modalities else None
     scorer.ranges_ = {}
-    ranges = read_calibration(config, provenance(scorer)).ranges
+    ranges = read_calibration(config, provenance(scorer), dataset).ranges
     if set(ranges) != set(modalities):
         raise DataError(
             f"{config}: is calibrated for {', '.join(ranges)}, but {folder} holds "
