@@ -347,7 +347,7 @@ def test_pages_that_nobody_reads_are_said(tmp_path):
     for name in ("a.tif", "b.gif", "c.webp", "d.png"):
         frames[0].save(tmp_path / "good" / name, save_all=True, append_images=frames[1:])
     notes = read_index("folder", tmp_path, n_train=1.0).attrs["census"]["notes"]
-    assert notes == ["4 image(s) hold several pages or frames, the first a.tif: one of each is read, 16 others are not"]
+    assert notes == ["several pages or frames in 4 images, the first a.tif: one of each is read, 16 others passed over"]
 
 
 # ---- tables
@@ -387,7 +387,7 @@ def test_categories_of_a_table_and_of_none(tmp_path):
     parts(tmp_path, "a.png", "b.png")
     (tmp_path / "t.csv").write_text("image_path,split,category\na.png,train,x\nb.png,train,y\n")
     assert len(read_index("csv", tmp_path / "t.csv", "x")) == 1
-    assert "2 categories are taken as one" in str(read_index("csv", tmp_path / "t.csv").attrs["census"]["notes"])
+    assert "2 categories taken as one" in str(read_index("csv", tmp_path / "t.csv").attrs["census"]["notes"])
     with pytest.raises(MissingFileError, match="no category 'z'; there are x, y"):
         read_index("csv", tmp_path / "t.csv", "z")
     with pytest.raises(DataError, match="the layout folder has no categories"):
@@ -502,7 +502,7 @@ def test_predict_says_what_it_learned_from_and_what_it_did_not_look_at(fitted, t
     done = predicted(fitted, tmp_path)
     assert (
         "the detector learned from 1 of 4 images" in done.output
-        and "3 others were not" in done.output
+        and "in 1 image: only the first of each was looked at, 3 others passed over" in done.output
     )
 
 

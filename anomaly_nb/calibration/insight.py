@@ -204,7 +204,7 @@ def _quality(sample: Sample | ScoreSketch, alpha: float) -> dict[str, object]:
         if bound > 1.5 * alpha
         else "scores pile up on one value: look at the model's output"
         if ties > 0.02
-        else f"only {groups} groups: add other lots or videos"
+        else f"only {number_of(groups, 'group')}: add other lots or videos"
         if groups is not None and groups < 20
         else "long upper tail: look for defects among the calibration files"
         if top > 8
@@ -288,8 +288,8 @@ def _go_on(head: Record) -> str:
     if head.get("short_side") == "reference" and head["verdict"] == "inconclusive":
         return "look at the new scores; if they are normal, promote this version, which has more files, or go on"
     if head.get("short_side") == "reference":
-        return f"go on; to prove stability, pool the reference with drift extend, to about {head['n_needed']} files"
-    return f"go on; about {head.get('n_needed_new') or head['n_needed']} new files would decide"
+        return f"go on; to prove stability, pool the reference with drift extend, to about {number_of(head['n_needed'], 'file')}"
+    return f"go on; about {number_of(head.get('n_needed_new') or head['n_needed'], 'new file')} would decide"
 
 
 def next_steps(report: Record) -> pd.DataFrame:  # head, verdict, do; the most urgent first

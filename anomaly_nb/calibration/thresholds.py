@@ -16,7 +16,7 @@ from scipy import stats
 
 from .sample import Sample, ScoreSketch
 from ..core.display import summary_html
-from ..core.errors import DataError, check_finite, real_array
+from ..core.errors import DataError, check_finite, number_of, real_array
 from ..core.files import sha256_array, write_json
 from ..core.plain import Record, read_json
 
@@ -52,7 +52,7 @@ def conformal_rank(
         or not (confidence is None or 0 < confidence < 1)
         or too_few not in ("error", "largest")
     ):
-        arguments = f"false_alarms={false_alarms}, confidence={confidence}, too_few={too_few!r} of {n} scores"
+        arguments = f"false_alarms={false_alarms}, confidence={confidence}, too_few={too_few!r} of {number_of(n, 'score')}"
         raise DataError(f"{arguments}; use rates in (0, 1), at least one score, and 'error' or 'largest'")
     if confidence is None:
         rank, needed = int(np.ceil((n + 1) * (1 - false_alarms) - 1e-9)), int(np.ceil(1 / false_alarms - 1e-9)) - 1
@@ -64,7 +64,7 @@ def conformal_rank(
         return rank, false_alarms
     if too_few == "error":
         raise DataError(
-            f"{n} normal scores cannot promise {false_alarms:.3g} false alarms; it takes {needed}, or a higher rate"
+            f"{number_of(n, 'normal score')} cannot promise {false_alarms:.3g} false alarms; it takes {needed}, or a higher rate"
         )
     return n, 1 / (n + 1) if confidence is None else false_alarm_bound(n, n, confidence)
 
@@ -243,7 +243,7 @@ def quantile_threshold(
     """
     sample = _normal(normal_scores)
     if not 0 < q < 1 or not sample.n:
-        raise DataError(f"q={q} of {sample.n} scores; use 0 < q < 1 and at least one score")
+        raise DataError(f"q={q} of {number_of(sample.n, 'score')}; use 0 < q < 1 and at least one score")
     threshold = sample_threshold(sample, 1 - q, None, calibrated_on, too_few)
     parameters = {
         "q": q,

@@ -14,6 +14,7 @@ import typer
 
 from .options import with_options
 from .stores import Keys, keys_changed
+from ..core.errors import number_of
 
 # %% ../../nbs/11_cli/05_serve.ipynb #2a740903
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def serve(
     )
     for each in served.values():
         typer.echo(
-            f"{each.name}: version {each.detector.version_}, {len(each.detector.paths_)} normal images, threshold "
+            f"{each.name}: version {each.detector.version_}, {number_of(len(each.detector.paths_), 'normal image')}, threshold "
             f"{each.threshold.value:.4g}"
         )
     typer.echo(f"http://{settings.host}:{settings.port}/health")

@@ -229,7 +229,7 @@ def compare(
     labels = names.split(",") if names else _names(evaluations)
     if len(labels) != len(evaluations) or len(set(labels)) != len(evaluations):
         raise DataError(
-            f"{len(evaluations)} evaluations and the names {', '.join(labels)}; give one "
+            f"{number_of(len(evaluations), 'evaluation')} and the names {', '.join(labels)}; give one "
             "different name each with --names"
         )
     by_label = dict(zip(labels, map(load_evaluation, evaluations)))
@@ -327,4 +327,4 @@ def submit(
     written = write_submission(
         out, scores, list(sizes), form, dataset, method, (code[0], code[1]) if code else None, sizes
     )
-    typer.echo(f"{len(written)} maps of {form}: {written[0].parent}")
+    typer.echo(f"{number_of(len(written), 'map')} of {form}: {written[0].parent}")

@@ -142,7 +142,7 @@ def real_array(
         values = (values.float() if values.is_floating_point() and values.element_size() < 4 else values).numpy()
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise DataError(
-            f"{name}: {int(np.ma.getmaskarray(values).sum())} entries are masked; leave them out, or fill them, before"
+            f"{name}: masked entries: {int(np.ma.getmaskarray(values).sum())}; leave them out, or fill them, before"
         )
     array = np.asarray(values)
     if array.dtype == object:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError, check_finite
+from ..core.errors import DataError, check_finite, number_of
 from ..core.runtime import cpu_threads, in_order, progress, side_by_side
 from ..data.headers import image_info
 from ..data.images import read_counted, read_upright
@@ -144,7 +144,7 @@ def _batches(
     if clipped:
         worst = max(clipped, key=lambda p: clipped[p])
         message = (
-            f"{len(clipped)} of {len(set(paths))} images hold values outside "
+            f"{len(clipped)} of {number_of(len(set(paths)), 'image')} with values outside "
             f"{intensity.text if intensity else 'their range'}, clipped"
         )
         warnings.warn(f"{message}; most in {worst}, {clipped[worst]:.2%} of its values", stacklevel=2)

@@ -92,11 +92,11 @@ def choose_recipe(
         random_state=random_state,
     )
     counts = samples.groupby(["split", "label"]).size()
-    notes = [f"{len(train) - len(some)} images"] * (len(some) < len(train)) + [samples.attrs["left_out"]] * bool(
+    notes = [number_of(len(train) - len(some), "image")] * (len(some) < len(train)) + [samples.attrs["left_out"]] * bool(
         samples.attrs["left_out"]
     )
     table.attrs["compared_on"] = (
-        f"{counts['train', 0]} images to learn from, {counts['validation', 0]} kept back and "
+        f"{number_of(counts['train', 0], 'image')} to learn from, {counts['validation', 0]} kept back and "
         f"{counts['validation', 1]} copies of these with synthetic anomalies"
     ) + (f"; left out: {' and '.join(notes)}" if notes else "")
     table.attrs["seconds"] = time.perf_counter() - start

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
 from ..banks import coreset_of_report
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.files import sha256_file
 from ..core.style import ANOMALOUS, figure_style
 from ..core.views import Check, Choice, Control, Slider, State, View
@@ -341,7 +341,7 @@ def unseen(
     learned = {sha256_file(p) for p in detector.paths_ if Path(p).is_file()}
     train_mask = np.array([str(p) in detector.paths_ or sha256_file(p) in learned for p in index["image_path"]])
     if train_mask.all():
-        raise DataError(f"the detector learned from all {len(index)} images; test it on others")
+        raise DataError(f"the detector learned from all of {number_of(len(index), 'image')}; test it on others")
     rest = index[~train_mask].assign(split="test")
     rest.attrs = index.attrs
     return rest, int(train_mask.sum())

@@ -19,7 +19,7 @@ from ..calibration.leave_one_out import kth_neighbour_distances, leave_one_group
 from ..calibration.ranges import score_range
 from ..calibration.video_config import read_calibration, write_calibration
 from ..core.arrays import load_array, save_array
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.files import sha256_array, write_json
 from ..core.order import natural_key
 from ..core.plain import Record, read_json
@@ -270,7 +270,7 @@ def held_out_check(
     """
     names = sorted(next(iter(features.values())).frames, key=natural_key)
     if len(names) < 3:
-        raise DataError(f"features: {len(names)} videos cannot be held out in turn; at least 3 are needed")
+        raise DataError(f"features: {number_of(len(names), 'video')} cannot be held out in turn; at least 3 are needed")
     above: dict[str, list[np.ndarray]] = {m: [] for m in features}
     for fold in range(min(folds, len(names))):
         out = set(names[fold :: min(folds, len(names))])
