@@ -213,7 +213,7 @@ def compare(
       anomaly-nb street compare runs/a/evaluations/camvid-test-as_stored runs/b/evaluations/camvid-test-as_stored \\
           --names a,b
     """
-    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.errors import DataError, number_of
     from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.compare import (
         comparable_groups,
@@ -314,7 +314,7 @@ def submit(
       anomaly-nb street submit scores submission --images dataset_AnomalyTrack/images --dataset AnomalyTrack-all \\
           --method heat
     """
-    from anomaly_nb.core.errors import DataError, check_folder
+    from anomaly_nb.core.errors import DataError, check_folder, number_of
     from anomaly_nb.core.order import path_key
     from anomaly_nb.data.headers import image_info, is_image
     from anomaly_nb.segmentation.score_maps import write_submission
