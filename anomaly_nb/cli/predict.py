@@ -114,7 +114,8 @@ def predict(
     else:
         if not images:
             raise DataError(
-                f"{', '.join(map(str, paths))}: no image is there ({number_of(len(passed), 'other file')}); see `anomaly-nb inspect`"
+                f"{', '.join(map(str, paths))}: no image is there ({number_of(len(passed), 'other file')}); see "
+                "`anomaly-nb inspect`"
             )
         with atomic_write(out, "w") as file:
             csv.DictWriter(file, columns, lineterminator="\n").writeheader()

@@ -64,8 +64,8 @@ def friedman(
     n, k = ranks.shape
     if k < 3 or n < 2:
         raise DataError(
-            f"{number_of(k, 'method')} on {number_of(n, 'data set')}; Friedman's test needs at least 3 methods and 2 data sets; two methods are "
-            "compared by wilcoxon_pairs"
+            f"{number_of(k, 'method')} on {number_of(n, 'data set')}; Friedman's test needs at least 3 methods and 2 "
+            "data sets; two methods are compared by wilcoxon_pairs"
         )
     if (ranks == ranks[:, :1]).all():
         return Friedman(0.0, 1.0, 0.0, 1.0)

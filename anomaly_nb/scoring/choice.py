@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..core.errors import number_of
 from ..core.runtime import progress
 from ..data.values import all_damaged
 from ..features import FeatureSet, create_backbone
