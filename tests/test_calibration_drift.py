@@ -106,7 +106,7 @@ def test_one_gap_is_counted_and_told(gap):
     r = drift_metrics(a, np.r_[b, gap])
     assert (
         r.lost_current == 1
-        and "1 new scores were no numbers" in r.reason
+        and "left out as no number: 1 new score" in r.reason
         and r.verdict == drift_metrics(a, b).verdict == "no evidence of drift"
     )
 

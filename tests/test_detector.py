@@ -219,7 +219,7 @@ def test_an_update_names_what_it_would_have_called(line, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["update", str(detector), str(bad.parent)])
     said = capsys.readouterr()
-    assert stop.value.code == 0 and "1 of 1 new images are called anomalous by version 1 (black.png first)" in said.err
+    assert stop.value.code == 0 and "version 1 called 1 of 1 new image anomalous (black.png first); it is learned as normal" in said.err
     assert "version 2" in said.out
 
 

@@ -258,7 +258,7 @@ def test_siblings_are_pointed_out_when_no_groups_are_given(tmp_path):
     plain = {"backbone": "filters", "image_size": 96, "threshold": "quantile:0.8"}
     with pytest.warns(
         Notice,
-        match=r"2 of 8 training images are nearly the same as another \(part3_a.png and part3_b.png\); .* give groups",
+        match=r"2 of 8 training images nearly the same as another \(part3_a.png and part3_b.png\); .* give groups",
     ):
         found = Detector(**plain).fit(parts)
     assert found.alike_ == [(parts[3], parts[7])]

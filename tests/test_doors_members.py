@@ -307,7 +307,7 @@ def test_all_damaged_images_are_named_at_once(tmp_path):
     parts(tmp_path, *(f"good/{i}.png" for i in range(9)))
     for i in range(7):
         (tmp_path / f"good/{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(DataError, match=r"7 images cannot be read: .*0\.png.* \| .*4\.png.* \| \.\.\.$"):
+    with pytest.raises(DataError, match=r"7 images cannot be read; mend .*: .*0\.png.* \| .*4\.png.* \| and 2 more$"):
         read_index("folder", tmp_path, n_train=1.0)
     seen = inspect_folder(tmp_path)
     assert seen["images"] == 9 and len(seen["damaged"]) == 7 and seen["usable"]
@@ -347,7 +347,7 @@ def test_pages_that_nobody_reads_are_said(tmp_path):
     for name in ("a.tif", "b.gif", "c.webp", "d.png"):
         frames[0].save(tmp_path / "good" / name, save_all=True, append_images=frames[1:])
     notes = read_index("folder", tmp_path, n_train=1.0).attrs["census"]["notes"]
-    assert notes == ["4 image(s) hold several pages or frames, the first a.tif: one of each is read, 16 others are not"]
+    assert notes == ["several pages or frames in 4 images, the first a.tif: one of each is read, 16 others passed over"]
 
 
 # ---- tables
@@ -387,7 +387,7 @@ def test_categories_of_a_table_and_of_none(tmp_path):
     parts(tmp_path, "a.png", "b.png")
     (tmp_path / "t.csv").write_text("image_path,split,category\na.png,train,x\nb.png,train,y\n")
     assert len(read_index("csv", tmp_path / "t.csv", "x")) == 1
-    assert "2 categories are taken as one" in str(read_index("csv", tmp_path / "t.csv").attrs["census"]["notes"])
+    assert "2 categories taken as one" in str(read_index("csv", tmp_path / "t.csv").attrs["census"]["notes"])
     with pytest.raises(MissingFileError, match="no category 'z'; there are x, y"):
         read_index("csv", tmp_path / "t.csv", "z")
     with pytest.raises(DataError, match="the layout folder has no categories"):
@@ -501,8 +501,8 @@ def test_predict_says_what_it_learned_from_and_what_it_did_not_look_at(fitted, t
     assert [p.frames for p in predict_files(model, [tmp_path / "film.gif", tmp_path / "new.png"])] == [4, 1]
     done = predicted(fitted, tmp_path)
     assert (
-        "1 of 4 images are among those that the detector learned from" in done.output
-        and "3 others were not" in done.output
+        "the detector learned from 1 of 4 images" in done.output
+        and "in 1 image: only the first of each was looked at, 3 others passed over" in done.output
     )
 
 
@@ -529,7 +529,7 @@ def test_clipped_images_are_counted(tmp_path):
     parts(tmp_path, "new/a.tif", array=np.full((48, 48), 7, np.float32))
     parts(tmp_path, "new/b.tif", array=np.full((48, 48), -7, np.float32))
     done = predicted(tmp_path, tmp_path / "new")
-    assert "1 images clipped by more than 1 %: their values lie outside float 0..1" in done.output
+    assert "1 image clipped by more than 1 %: values lie outside float 0..1" in done.output
     assert "holds negative values" in pd.read_csv(tmp_path / "p.csv").error.dropna().item()
 
 

@@ -715,4 +715,4 @@ def test_report_page_on_paper_and_phone(tmp_path, visit):
     tab.emulate_media(media="screen")
     tab.click("text=All runs")
     tab.wait_for_selector(".runs")
-    assert tab.inner_text("#count") == "All 1 runs, 1 failed"
+    assert tab.inner_text("#count") == "All 1 run, 1 failed"

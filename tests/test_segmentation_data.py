@@ -69,7 +69,7 @@ def test_evaluation_only_sets(root):
     write(root / "smiyc" / "images" / "hidden.webp", np.zeros((2, 2, 3)))
     write(root / "smiyc" / "labels_masks" / "a_labels_semantic.png", [[0, 1], [255, 0]])
     data = smiyc(root / "smiyc")
-    assert data.keys == ["a"] and "1 images without public labels" in data.notes[0]
+    assert data.keys == ["a"] and "1 image without public labels" in data.notes[0]
     assert data[0].anomaly.tolist() == [[0, 1], [VOID, 0]] and (data[0].labels == VOID).all()
     write(root / "ra" / "frames" / "x.jpg", np.zeros((2, 2, 3)))
     write(root / "ra" / "frames" / "x.labels" / "labels_semantic.png", [[0, 2], [0, 0]])

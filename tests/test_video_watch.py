@@ -153,4 +153,4 @@ def test_ctrl_c_ends_the_watch_of_a_folder(home):
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert out == "" and process.returncode == 0 and "frames, 0 events, 0 frames dropped" in err
+    assert out == "" and process.returncode == 0 and "frames, 0 events, 0 dropped" in err

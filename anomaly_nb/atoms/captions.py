@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..core.errors import DataError, check_folder, require
+from ..core.errors import DataError, check_folder, number_of, require
 from ..core.files import write_json
 from ..core.plain import parse_json, read_json, read_text
 from ..core.order import pair_names
@@ -88,7 +88,7 @@ class JsonCaptions:
         without = [k for k in frames.keys if k not in captions]
         if without:
             raise DataError(
-                f"{self.path}: {len(without)} of {len(frames)} frames have no caption, the first is {without[0]!r}; "
+                f"{self.path}: no caption for {len(without)} of {number_of(len(frames), 'frame')}, the first is {without[0]!r}; "
                 "caption them or use --lambda_atoms 0"
             )
         return {k: captions[k] for k in frames.keys}
@@ -200,7 +200,7 @@ def captions_from_text(
         keys = [k for k in frames.keys if k.rsplit("/", 1)[0] == video]
         lines = read_text(path).splitlines()
         if len(lines) != len(keys):
-            raise DataError(f"{path}: {len(lines)} lines for {len(keys)} frames of video {video!r}")
+            raise DataError(f"{path}: {number_of(len(lines), 'line')} for {number_of(len(keys), 'frame')} of video {video!r}")
         out |= {k: Caption(tuple(atoms_in_text(line, ontology))) for k, line in zip(keys, lines)}
     return out
 

@@ -17,7 +17,7 @@ from .baselines import ConceptBottleneck, MILProbe
 from .pipeline import TrainingSet, select_videos
 from .roles import RoleFit, fit_roles
 from .union import video_ranges
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.runtime import progress
 from ..metrics import bootstrap_interval, roc_auc
 
@@ -56,7 +56,8 @@ def held_out_scores(
     turns = min(folds or len(names), len(names))
     if turns < 2 or len(names) < 3:
         raise DataError(
-            f"{len(names)} videos in {turns} parts cannot be kept out in turn; at least 3 videos and 2 parts are needed"
+            f"{number_of(len(names), 'video')} in {number_of(turns, 'part')} cannot be kept out in turn; at least 3 "
+            "videos and 2 parts are needed"
         )
     if unknown := [m for m in methods if m not in METHODS]:
         raise DataError(f"methods: {unknown[0]!r} is unknown; use some of {', '.join(METHODS)}")

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ..core.errors import DataError, check_file, check_folder, require
+from ..core.errors import DataError, check_file, check_folder, number_of, require
 from ..core.files import atomic_write
 from ..core.order import natural_key
 from ..core.tables import read_rows
@@ -134,12 +134,12 @@ class FrameLabels:
         extra = [k for k in self.label if k not in keys]
         if without:
             raise DataError(
-                f"{len(without)} of {len(frames)} frames have no label, the first is {without[0]!r}; add "
+                f"no label for {len(without)} of {number_of(len(frames), 'frame')}, the first is {without[0]!r}; add "
                 "rows for them or remove the frames"
             )
         if extra:
             raise DataError(
-                f"{len(extra)} labels have no frame, the first is {extra[0]!r}; add the frames or remove the rows"
+                f"{number_of(len(extra), 'label')} without a frame, the first is {extra[0]!r}; add the frames or remove the rows"
             )
         return np.array([self.label[k] for k in frames.keys], dtype=np.int64)
 

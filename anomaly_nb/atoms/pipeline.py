@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..core.errors import DataError, check_folder
+from ..core.errors import DataError, check_folder, number_of
 from ..core.arrays import load_tensors, save_tensors
 from ..core.files import locked, sha256_file, sha256_json, write_json, write_text
 from ..core.plain import Record, read_json
@@ -284,7 +284,7 @@ def read_events(
     table = table.set_index("video_id")
     without = [v for v in videos if v not in table.index]
     if without:
-        raise DataError(f"{events_csv}: {len(without)} videos have no row, the first is {without[0]!r}; add it")
+        raise DataError(f"{events_csv}: no row for {number_of(len(without), 'video')}, the first is {without[0]!r}; add it")
     return table.loc[list(videos), list(events)].to_numpy(np.int64)
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #ee059aa1

@@ -9,7 +9,7 @@ __all__ = ['whitening', 'scatter_matrix', 'leave_one_out_shared', 'leave_one_out
 import numpy as np
 
 from .base import Bank, check_patches
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.runtime import progress
 
 # %% ../../nbs/04_banks/03_gaussian.ipynb #2d31aa7d
@@ -163,7 +163,7 @@ class MahalanobisBank(Bank):
         self._fitted()
         x = check_patches(patches, self.patch_hw_, self.mean_.shape[1])
         if len(x) < 3:
-            raise DataError(f"{len(x)} training images; leaving one out needs at least 3")
+            raise DataError(f"{number_of(len(x), 'training image')}; leaving one out needs at least 3")
         mean = x.mean(axis=0) if self.per_position else x.mean(axis=(0, 1))[None]
         # the mean of standardised patches is rounding alone, so their spread counts; image by image, which needs no
         # copy

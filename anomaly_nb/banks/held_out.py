@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.base import clone
 
 from .base import Bank
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.runtime import progress
 
 # %% ../../nbs/04_banks/12_held_out.ipynb #b0a34bf1
@@ -23,7 +23,7 @@ def held_out_folds(
     "The fold of each image. Raises `DataError` with fewer than two images or groups."
     names, group = np.unique(np.arange(n) if groups is None else np.asarray(groups), return_inverse=True)
     if len(group) != n:
-        raise DataError(f"groups: {len(group)} for {n} images")
+        raise DataError(f"groups: {len(group)} for {number_of(n, 'image')}")
     if len(names) < 2:
         what = (
             "images"

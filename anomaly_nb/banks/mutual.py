@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from .base import Bank, check_patches
 from .neighbours import unit_rows
-from ..core.errors import DataError, check_finite
+from ..core.errors import DataError, check_finite, number_of
 from ..core.runtime import progress
 
 # %% ../../nbs/04_banks/08_mutual.ipynb #4247f5b4
@@ -65,7 +65,7 @@ def mutual_scores(
     n, p, d = x.shape
     if n < 2 or not 0 < fraction <= 1 or parts < 1 or d % parts:
         raise DataError(
-            f"{n} images, fraction={fraction}, parts={parts}; use at least 2 images, a fraction in (0, 1] and "
+            f"{number_of(n, 'image')}, fraction={fraction}, parts={parts}; use at least 2 images, a fraction in (0, 1] and "
             f"parts that divide {d} dimensions"
         )
     count = max(1, int(fraction * (n - 1) + 1e-9))

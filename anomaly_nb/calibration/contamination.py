@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from .sample import Sample, ScoreSketch
+from ..core.errors import number_of
 
 # %% ../../nbs/05_calibration/08_contamination.ipynb #e1f2e812
 def excess_above(
@@ -81,7 +82,7 @@ def contamination(
     above = sample.n - _below(sample, threshold)
     if not excess_above(above, sample.n, promised):
         return None
-    message = f"{above} of {sample.n} scores ({above / sample.n:.1%}) are at or above the reference's threshold"
+    message = f"{above} of {number_of(sample.n, 'score')} ({above / sample.n:.1%}) at or above the reference's threshold"
     return f"{message}, which promises at most {promised:.1%}: drift, or defects among them"
 
 

@@ -37,7 +37,7 @@ from anomaly_nb.calibration.shifts import (
     shift_intervals,
     shift_p_values,
 )
-from ..core.errors import DataError, real_array
+from ..core.errors import DataError, number_of, real_array
 from ..core.plain import Record
 
 # %% ../../nbs/05_calibration/06_drift.ipynb #90b78239
@@ -109,12 +109,12 @@ def _prepared(
     else:
         sample = Sample.of(side)
     if sample.n < min_files:
-        return sample, f"only {sample.n} {name} scores; at least {min_files} are needed"
+        return sample, f"only {number_of(sample.n, f'{name} score')}; at least {min_files} are needed"
     at = quantiles(sample)
     if at[4] <= at[0] or at[3] <= at[1]:
         return sample, f"the {name} scores are constant, or half of them are equal"
     if isinstance(sample, Sample) and sample.groups is not None and sample.n_groups < MIN_GROUPS:
-        return sample, f"the {name} scores come from {sample.n_groups} groups only; at least {MIN_GROUPS} are needed"
+        return sample, f"the {name} scores come from {number_of(sample.n_groups, 'group')} only; at least {MIN_GROUPS} are needed"
     return sample, ""
 
 # %% ../../nbs/05_calibration/06_drift.ipynb #e42b4054
@@ -126,7 +126,7 @@ def collapse(
     "Why a head has stopped working: it gives no finite scores any more, or always the same one."
     total = sample.n + sample.lost
     if total >= min_files and sample.lost / total > usual + LOST:
-        return f"{sample.lost} of {total} scores are missing, NaN or infinite: the head has stopped giving scores"
+        return f"{sample.lost} of {number_of(total, 'score')} missing, NaN or infinite: the head has stopped giving scores"
     if sample.n < min_files:
         return None
     low, first, middle, third, high = quantiles(sample)
@@ -237,7 +237,7 @@ def _judged(result: DriftResult, drifted: bool) -> DriftResult:
         result.margins,
         {"n_needed": None, "n_needed_new": None, "short_side": None},
     )
-    lost = f"; {result.lost_current} new scores were no numbers and are left out" if result.lost_current else ""
+    lost = f"; left out as no number: {number_of(result.lost_current, 'new score')}" if result.lost_current else ""
     if drifted:
         worst = [m for m in METRICS if result.p_values[m] <= result.alpha] or [
             min(METRICS, key=lambda m: result.p_values[m])
@@ -260,7 +260,7 @@ def _judged(result: DriftResult, drifted: bool) -> DriftResult:
         return replace(result, verdict="no evidence of drift", reason=reason)
     if result.short_side == "reference":
         mend = "who finds the new ones normal can promote a larger one"
-        plan = f"; the reference is the short side with {result.n_reference} files: {mend}"
+        plan = f"; the reference is the short side with {number_of(result.n_reference, 'file')}: {mend}"
     reason = f"something has moved, and {', '.join(open_)} could be on either side of the margin{plan}{lost}"
     return replace(result, verdict="inconclusive", reason=reason)
 
@@ -270,7 +270,7 @@ def _plan(result: DriftResult) -> str:
     if result.n_needed is None:
         return ""
     if result.short_side == "reference":
-        few = f"with its {result.n_reference} files no number of new ones decides"
+        few = f"with its {number_of(result.n_reference, 'file')} no number of new ones decides"
         return f"; the reference is the short side: {few}, pool it (drift extend) to about {result.n_needed}"
     many = f"about {result.n_needed_new} would decide, and there are {result.n_current}"
     return f"; the new files are the short side: {many}"

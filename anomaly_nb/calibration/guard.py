@@ -19,7 +19,7 @@ from .database import NotNow
 from .keys import Doorkeeper, Keys, Recent
 from .runs import RunInProgress
 from .tagging import UnknownHead
-from ..core.errors import DataError, require
+from ..core.errors import DataError, number_of, require
 from ..core.plain import parse_json
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Guard:
         await self._body(scope, receive, largest, False, keep=False)
         if wait:
             raise HTTPException(
-                429, f"the key sent {self.sent.most} files within a minute; wait", {"Retry-After": str(wait)}
+                429, f"the key sent {number_of(self.sent.most, 'file')} within a minute; wait", {"Retry-After": str(wait)}
             )
         raise HTTPException(503, "all places are taken; try again", {"Retry-After": "1"})
 

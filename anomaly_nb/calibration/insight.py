@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'grade', 'verdict_table', 'plot_trend', 'head_scores', 'plot_then_and_now', 'quality_report',
-           'suggest_files', 'suggest_from_store', 'next_steps', 'example_year', 'replay', 'log_to_mlflow']
+           'suggest_files', 'suggest_from_store', 'next_steps', 'alarming', 'run_sentence', 'example_year', 'replay',
+           'log_to_mlflow']
 
 # %% ../../nbs/05_calibration/25_insight.ipynb #5f4872e1
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -24,7 +26,7 @@ from .windows import read_window
 from .sample import Sample, ScoreSketch, quantiles
 from .store import CalibrationStore
 from .tagging import find_head
-from ..core.errors import DataError, check_finite, require
+from ..core.errors import DataError, check_finite, number_of, require
 from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
 
@@ -202,7 +204,7 @@ def _quality(sample: Sample | ScoreSketch, alpha: float) -> dict[str, object]:
         if bound > 1.5 * alpha
         else "scores pile up on one value: look at the model's output"
         if ties > 0.02
-        else f"only {groups} groups: add other lots or videos"
+        else f"only {number_of(groups, 'group')}: add other lots or videos"
         if groups is not None and groups < 20
         else "long upper tail: look for defects among the calibration files"
         if top > 8
@@ -286,8 +288,8 @@ def _go_on(head: Record) -> str:
     if head.get("short_side") == "reference" and head["verdict"] == "inconclusive":
         return "look at the new scores; if they are normal, promote this version, which has more files, or go on"
     if head.get("short_side") == "reference":
-        return f"go on; to prove stability, pool the reference with drift extend, to about {head['n_needed']} files"
-    return f"go on; about {head.get('n_needed_new') or head['n_needed']} new files would decide"
+        return f"go on; to prove stability, pool the reference with drift extend, to about {number_of(head['n_needed'], 'file')}"
+    return f"go on; about {number_of(head.get('n_needed_new') or head['n_needed'], 'new file')} would decide"
 
 
 def next_steps(report: Record) -> pd.DataFrame:  # head, verdict, do; the most urgent first
@@ -327,6 +329,26 @@ def next_steps(report: Record) -> pd.DataFrame:  # head, verdict, do; the most u
             order, do = 5, "nothing: the calibration holds"
         rows.append((order, {"head": name, "verdict": head["verdict"], "do": do}))
     return pd.DataFrame([row for _, row in sorted(rows, key=lambda r: (r[0], r[1]["head"]))])
+
+# %% ../../nbs/05_calibration/25_insight.ipynb #7f735a1e
+def alarming(report: Record) -> list[str]:
+    "Heads of a run that drifted from their reference, whose alarm rang, or of whose scores nothing could be made."
+    return [
+        name
+        for name, head in report["heads"].items()
+        if (head["verdict"] == "unstable" and (head["reference_version"] is not None or not head["labels"]))
+        or (head["alarm"] and head["alarm"]["rung"])
+    ]
+
+
+def run_sentence(report: Record) -> str:
+    "The verdicts of a run in one sentence."
+    heads = report["heads"].values()
+    fresh = sum(h["reference_version"] is None and bool(h["labels"]) for h in heads)
+    counts = Counter(h["verdict"] for h in heads if h["reference_version"] is not None or not h["labels"])
+    told = [f"{n} {v}" for v, n in counts.items()] + ([f"{fresh} new, with a reference since this run"] if fresh else [])
+    end = "converged" if report["summary"].get("converged") else "not converged"
+    return f"{number_of(len(heads), 'head')}: {', '.join(told)}; {end}"
 
 # %% ../../nbs/05_calibration/25_insight.ipynb #6cb43953
 def example_year(

@@ -37,7 +37,7 @@ from .keys import Doorkeeper, keys_of
 from .schema import HistoryRow, RunReport, TrendRow
 from .store import CalibrationStore, tag_or_keep
 from .tagging import UnknownHead
-from ..core.errors import DataError, require
+from ..core.errors import DataError, number_of, require
 from ..core.settings import load_settings
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _add_routes(route: Callable, store: CalibrationStore) -> None:
     def retag_all() -> RetagAnswer:
         put, waiting = store.retag_all()
         more = f"; {waiting - put} were waiting already" if waiting > put else ""
-        return RetagAnswer(enqueued=put, message=f"Enqueued {put} tagged files for re-tagging{more}")
+        return RetagAnswer(enqueued=put, message=f"Enqueued {number_of(put, 'tagged file')} for re-tagging{more}")
 
     @route("GET", "/jobs")
     def jobs() -> JobsAnswer:

@@ -41,7 +41,7 @@ from anomaly_nb.calibration.tagging import (
     tag_scores,
 )
 from ..core.display import summary_html
-from ..core.errors import DataError, MissingFileError, Notice, real_array
+from ..core.errors import DataError, MissingFileError, Notice, number_of, real_array
 from ..core.plain import Record
 from ..core.settings import Settings, stray_limits
 
@@ -64,7 +64,7 @@ def tag_by_reference(
     name, _ = label_of(calibration, label)
     scores = real_array(f"scores of {model}/{head}", scores, np.float64).reshape(-1)
     if len(files) != scores.size:
-        raise DataError(f"{len(files)} files and {scores.size} scores; give one score for each file")
+        raise DataError(f"{number_of(len(files), 'file')} and {number_of(scores.size, 'score')}; give one score for each file")
     database = Path(root) / "calibration.sqlite"
     if database.is_file():
         with opened(database) as db:
@@ -103,7 +103,7 @@ def tag_or_keep(
         return (
             table,
             (
-                f"{added} new scores kept, none decided: {model}/{with_label(head, label)} has no "
+                f"{number_of(added, 'new score')} kept, none decided: {model}/{with_label(head, label)} has no "
                 "reference yet; make a calibration run"
             ),
         )

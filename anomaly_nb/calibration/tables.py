@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .tagging import ROLES
-from ..core.errors import DataError, MissingFileError, Notice, check_file
+from ..core.errors import DataError, MissingFileError, Notice, check_file, number_of
 from ..core.tables import read_table
 
 # %% ../../nbs/05_calibration/16_tables.ipynb #9490955d
@@ -81,7 +81,7 @@ def read_scores(
         out["role"] = roles
         if calibrate and "defect" in roles and not {"normal", "unlabelled"} & set(roles):
             raise DataError(
-                f"{path}: all {len(roles)} files are known defects; a calibration needs scores of normal files, as "
+                f"{path}: nothing but {number_of(len(roles), 'known defect')}; a calibration needs scores of normal files, as "
                 "calibration_scores.csv of an image report has them"
             )
     for column in ("group", "head", "model"):
@@ -104,7 +104,7 @@ def _numbers(table: pd.DataFrame, column: str, path: str | Path) -> np.ndarray:
     scores[~np.isfinite(scores)] = np.nan
     if lost := int(np.isnan(scores).sum()):
         warnings.warn(
-            f"{path}: {lost} of {scores.size} scores are missing, NaN or infinite; they are counted, not compared",
+            f"{path}: {lost} of {number_of(scores.size, 'score')} missing, NaN or infinite; counted, not compared",
             Notice,
             stacklevel=3,
         )

@@ -16,7 +16,7 @@ from scipy import stats
 
 from .sample import Sample, ScoreSketch
 from ..core.display import summary_html
-from ..core.errors import DataError, check_finite, real_array
+from ..core.errors import DataError, check_finite, number_of, real_array
 from ..core.files import sha256_array, write_json
 from ..core.plain import Record, read_json
 
@@ -52,7 +52,7 @@ def conformal_rank(
         or not (confidence is None or 0 < confidence < 1)
         or too_few not in ("error", "largest")
     ):
-        arguments = f"false_alarms={false_alarms}, confidence={confidence}, too_few={too_few!r} of {n} scores"
+        arguments = f"false_alarms={false_alarms}, confidence={confidence}, too_few={too_few!r} of {number_of(n, 'score')}"
         raise DataError(f"{arguments}; use rates in (0, 1), at least one score, and 'error' or 'largest'")
     if confidence is None:
         rank, needed = int(np.ceil((n + 1) * (1 - false_alarms) - 1e-9)), int(np.ceil(1 / false_alarms - 1e-9)) - 1
@@ -64,7 +64,7 @@ def conformal_rank(
         return rank, false_alarms
     if too_few == "error":
         raise DataError(
-            f"{n} normal scores cannot promise {false_alarms:.3g} false alarms; it takes {needed}, or a higher rate"
+            f"{number_of(n, 'normal score')} cannot promise {false_alarms:.3g} false alarms; it takes {needed}, or a higher rate"
         )
     return n, 1 / (n + 1) if confidence is None else false_alarm_bound(n, n, confidence)
 
@@ -138,15 +138,22 @@ class Threshold:
             facts | {"scores": self.scores_sha256[:12]},
         )
 
+    def rate(self) -> float | None:
+        "The fraction of new normal images expected to reach it, at most; None where nothing is promised."
+        rate = self.parameters.get("promised", self.parameters.get("false_alarms"))
+        if self.oracle or "false_alarms_per_hour" in self.parameters or not isinstance(rate, int | float):
+            return None
+        return rate if self.method == "conformal" else 1 - rate
+
     def promise(self) -> str:
         "What the threshold promises of new normal images, in a sentence."
         if self.oracle:
             return "The threshold was chosen with the test labels (an oracle), so it promises nothing."
-        known = self.parameters
-        rate = known.get("promised", known.get("false_alarms"))
-        if not isinstance(rate, int | float):
+        known, rate = self.parameters, self.rate()
+        if "false_alarms_per_hour" in known:
+            return f"The threshold is {self}."
+        if rate is None:
             return "No normal image stands behind the threshold, so it promises no false-positive rate."
-        rate = rate if self.method == "conformal" else 1 - rate
         bound = f", with 95 % confidence at most {known['bound95']:.1%}" if "bound95" in known else ""
         return (
             f"The threshold {self.value:.4g} comes from {self.n} {self.calibrated_on}: of new normal images like "
@@ -154,11 +161,20 @@ class Threshold:
         )
 
     def __str__(self) -> str:
-        items = ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.parameters.items())
-        label = " (oracle: saw test labels)" if self.oracle else ""
-        return (
-            f"{self.value:.4g} by {self.method}{f' ({items})' if items else ''} of {self.n} {self.calibrated_on}{label}"
-        )
+        known, of = self.parameters, f"{self.n} {self.calibrated_on}"
+        if self.oracle:
+            best = {"youden": "TPR - FPR", "best_f1": "F1"}.get(self.method, self.method)
+            return f"{self.value:.4g}, of the largest {best} on {of} (oracle: saw test labels)"
+        rate = self.rate()
+        if "false_alarms_per_hour" in known:
+            events = f"at most {known['promised']:.3g} false events a normal hour expected"
+            return f"{self.value:.4g}, from {known['hours']:.3g} hours of {self.calibrated_on}; {events}"
+        if rate is None:
+            return f"{self.value:.4g} by {self.method}, without a normal image behind it; it promises nothing"
+        q = known.get("q", 1 - known["false_alarms"] if "false_alarms" in known else None)
+        rule = f"the {100 * q:.4g} % quantile" if q is not None and 1 - q >= rate - 1e-9 else "the largest"
+        bound = f" ({known['bound95']:.1%} with 95 % confidence)" if "bound95" in known else ""
+        return f"{self.value:.4g}, {rule} of the scores of {of}; at most {rate:.1%} false positives expected{bound}"
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #e03e2574
 HELD_OUT = "held-out normal training images"
@@ -227,7 +243,7 @@ def quantile_threshold(
     """
     sample = _normal(normal_scores)
     if not 0 < q < 1 or not sample.n:
-        raise DataError(f"q={q} of {sample.n} scores; use 0 < q < 1 and at least one score")
+        raise DataError(f"q={q} of {number_of(sample.n, 'score')}; use 0 < q < 1 and at least one score")
     threshold = sample_threshold(sample, 1 - q, None, calibrated_on, too_few)
     parameters = {
         "q": q,

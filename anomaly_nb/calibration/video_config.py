@@ -7,12 +7,14 @@ __all__ = ['BOUNDS', 'write_calibration', 'VideoCalibration', 'read_calibration'
 
 # %% ../../nbs/05_calibration/27_video_config.ipynb #ad2d19a0
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.errors import DataError
-from ..core.settings import Settings, load_settings, update_settings
+from ..core.errors import DataError, Notice
+from ..core.plain import Record
+from ..core.settings import Calibration, Settings, load_settings, update_settings
 
 # %% ../../nbs/05_calibration/27_video_config.ipynb #4129c434
 BOUNDS = {
@@ -27,9 +29,11 @@ def write_calibration(
     ranges: Mapping[str, tuple[float, float]],  # modality -> lower and upper bound of its normal scores
     provenance: Mapping[str, object],  # JSON values: k, metric, bank checksums ... what a reader must agree with
 ) -> Settings:  # the file as it is now
-    """Write the bounds and their provenance into the `calibration:` block.
+    """Write the bounds and their provenance into the `calibration:` block; what stands there for another data set
+    (`dataset` of the provenance) moves to its name under `calibrations:`.
 
-    Raises `DataError` for an unknown modality or an empty range, and then changes nothing.
+    Raises `DataError` for an unknown modality or an empty range, and then changes nothing. A `Notice` says where
+    bounds without a data set's name are replaced.
     """
     block: dict[str, float] = {}
     for modality, (low, high) in ranges.items():
@@ -41,12 +45,33 @@ def write_calibration(
                 "finite"
             )
         block |= dict(zip(BOUNDS[modality], (float(low), float(high))))
-    settings = load_settings(path).calibration.model_dump() if Path(path).exists() else {}
-    stale = {
-        name: None for pair in BOUNDS.values() for name in pair if name not in block and settings.get(name) is not None
-    }
-    gone = {name: None for name in settings.get("provenance") or {} if name not in provenance}
-    return update_settings(path, {"calibration": {**stale, **block, "provenance": {**gone, **provenance}}})
+    settings = load_settings(path) if Path(path).exists() else Settings()
+    old = _filled(settings.calibration)
+    stale = {name: None for pair in BOUNDS.values() for name in pair if name not in block and name in old}
+    gone = {name: None for name in old.get("provenance", {}) if name not in provenance}
+    changes = {"calibration": {**stale, **block, "provenance": {**gone, **provenance}}}
+    return update_settings(path, changes | _moved(settings, old, str(provenance.get("dataset") or ""), path))
+
+
+def _filled(calibration: Calibration | None) -> Record:
+    "A block without its empty entries; {} where there is none."
+    block = {k: v for k, v in calibration.model_dump().items() if v is not None} if calibration else {}
+    kept = {k: v for k, v in (block.pop("provenance", None) or {}).items() if v is not None}
+    return block | ({"provenance": kept} if kept else {})
+
+
+def _moved(settings: Settings, old: Record, dataset: str, path: str | Path) -> Record:
+    "The change that keeps the calibration of another data set, and takes the one of this from among the others."
+    bounded = any(name in old for pair in BOUNDS.values() for name in pair)
+    name, moved = str(old.get("provenance", {}).get("dataset") or ""), {}
+    if bounded and name and name != dataset:
+        moved[name] = old
+    elif bounded and not name and dataset:
+        said = f"{path}: the calibration that named no data set is replaced by that of {dataset}"
+        warnings.warn(Notice(said), stacklevel=4)
+    if dataset and settings.calibrations.get(dataset) is not None:
+        moved[dataset] = None
+    return {"calibrations": moved} if moved else {}
 
 # %% ../../nbs/05_calibration/27_video_config.ipynb #e0ee91dc
 @dataclass(frozen=True)
@@ -60,21 +85,36 @@ class VideoCalibration:
 def read_calibration(
     path: str | Path,  # config.yml
     expected: Mapping[str, object] | None = None,  # provenance entries that must agree
+    dataset: str = "",  # whose; "" = whichever agrees, the `calibration:` block first
 ) -> VideoCalibration:
-    """Read the `calibration:` block.
+    """Read the calibration of a data set: the `calibration:` block, or its own under `calibrations:`.
 
     Raises `MissingFileError`, or `DataError` where there is none or it was made with something else.
     """
-    block = load_settings(Path(path)).calibration.model_dump()
-    pairs = {m: (block.get(low), block.get(high)) for m, (low, high) in BOUNDS.items()}
-    ranges = {m: (float(low), float(high)) for m, (low, high) in pairs.items() if low is not None and high is not None}
-    if not ranges:
-        raise DataError(f"{path}: has no calibration; run  anomaly-nb calibrate-video  first")
-    provenance = {k: v for k, v in (block.get("provenance") or {}).items() if v is not None}
-    for name, value in (expected or {}).items():
-        if provenance.get(name) != value:
-            raise DataError(
-                f"{path}: was calibrated with {name}={provenance.get(name, 'unknown')}, not {value}; calibrate again, "
-                "or use what it was made with"
-            )
-    return VideoCalibration(ranges, provenance)
+    settings = load_settings(Path(path))
+    blocks = [_filled(c) for c in (settings.calibration, *settings.calibrations.values())]
+    found = [c for c in map(_calibration, blocks) if c.ranges]
+    mend = f"anomaly-nb calibrate-video{f' --dataset-name {dataset}' if dataset else ''}"
+    if not found:
+        raise DataError(f"{path}: has no calibration; run  {mend}  first")
+    wanted = (expected or {}).items()
+    for calibration in found:
+        if all(calibration.provenance.get(name) == value for name, value in wanted):
+            return calibration
+    named = [c for c in found if dataset and c.provenance.get("dataset") == dataset]
+    others = [str(c.provenance["dataset"]) for c in found if "dataset" in c.provenance]
+    if dataset and not named and len(others) == len(found):
+        raise DataError(f"{path}: holds calibrations of {', '.join(others)}, none of {dataset}; run  {mend}  first")
+    calibration = (named or found)[0]
+    name, value = next((n, v) for n, v in wanted if calibration.provenance.get(n) != v)
+    raise DataError(
+        f"{path}: was calibrated with {name}={calibration.provenance.get(name, 'unknown')}, not {value}; calibrate "
+        "again, or use what it was made with"
+    )
+
+
+def _calibration(block: Record) -> VideoCalibration:
+    "The bounds that a block holds."
+    pairs = {m: (block[low], block[high]) for m, (low, high) in BOUNDS.items() if low in block and high in block}
+    ranges = {m: (float(low), float(high)) for m, (low, high) in pairs.items()}
+    return VideoCalibration(ranges, block.get("provenance", {}))

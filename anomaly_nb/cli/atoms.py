@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import After, with_options
+from ..core.errors import number_of
+from .options import After, Answer, with_options
 
 if TYPE_CHECKING:
     from anomaly_nb.atoms.presence import PresenceSettings
@@ -46,7 +47,7 @@ def frames_command(
 
     for path in video:
         written = extract_frames(path, out_dir, fps)
-        typer.echo(f"{len(written)} frames of {path.name} in {written[0].parent}")
+        typer.echo(f"{number_of(len(written), 'frame')} of {path.name} in {written[0].parent}")
 
 
 @app.command("captions")
@@ -78,7 +79,7 @@ def captions_command(
     else:
         captions = QwenCaptions(model).caption(frames)
     write_captions(out, captions)
-    typer.echo(f"{len(captions)} captions in {out}")
+    typer.echo(f"{number_of(len(captions), 'caption')} in {out}")
 
 # %% ../../nbs/11_cli/09_atoms.ipynb #4517f02a
 @dataclass(frozen=True)
@@ -195,8 +196,11 @@ def run_command(
         tables.dry_caption,
         tables.events_csv,
     )
-    typer.echo(f"{record['frames']} frames of {record['videos']} videos, {len(record['atoms'])} atoms")
-    typer.echo(f"delta {record['delta']:.3g}: {record['boundaries']:.1%} of frames start a segment")
+    typer.echo(
+        f"{number_of(record['frames'], 'frame')} of {number_of(record['videos'], 'video')}, "
+        f"{number_of(len(record['atoms']), 'atom')}: {record['boundaries']:.1%} of frames start a segment (delta "
+        f"{record['delta']:.3g})"
+    )
     unknown = record.get("captions_unknown_atoms", [])
     if unknown:
         typer.echo(f"captions name atoms the ontology does not know, for instance {', '.join(unknown[:3])}")
@@ -235,13 +239,14 @@ def train_command(
     fit = train_from_manifest(
         manifest_csv, out_dir, clip_frames, epochs=epochs, topk=topk, freeze_bias_epochs=freeze_bias_epochs, seeds=seeds
     )
-    table = fit.table()
+    table, where = fit.table(), out_dir or manifest_csv.parent / "roles"
+    heard = number_of(table["event"].nunique(), "event")
+    typer.echo(f"{number_of(len(table), 'role')} in {heard}, by {number_of(seeds, 'fit')} -> {where}")
     typer.echo(
         table.groupby(["event", "role"], sort=False).head(3).to_string(index=False, float_format=lambda v: f"{v:.2f}")
         if len(table)
         else "no role is stronger than 0.1"
     )
-    typer.echo(f"roles in {out_dir or manifest_csv.parent / 'roles'}")
 
 # %% ../../nbs/11_cli/09_atoms.ipynb #f705f068
 @app.command("score")
@@ -264,16 +269,19 @@ def score_command(
     out = out_dir or run_dir
     write_text(out / "frame_scores.csv", frames.to_csv(index=False, lineterminator="\n"))
     write_text(out / "video_scores.csv", videos.to_csv(index=False, lineterminator="\n"))
-    for row in videos.sort_values("score", ascending=False, kind="stable").head(5).to_dict("records"):
+    ranked = videos.sort_values("score", ascending=False, kind="stable").head(5).to_dict("records")
+    seen = f"{number_of(len(frames), 'frame')} of {number_of(videos['video'].nunique(), 'video')}"
+    highest = f", highest {ranked[0]['event']} {ranked[0]['score']:.2f} in {ranked[0]['video']}" if ranked else ""
+    typer.echo(f"{seen} scored{highest}")
+    typer.echo(f"logits in {out / 'frame_scores.csv'} and {out / 'video_scores.csv'}")
+    for row in ranked:
         typer.echo(f"{row['video']}: {row['event']} {row['score']:.2f}, most at {row['frame']}, {row['why']}")
-    typer.echo(
-        f"{len(frames)} frames of {videos['video'].nunique()} videos scored; logits in {out / 'frame_scores.csv'} and "
-        f"{out / 'video_scores.csv'}"
-    )
 
 # %% ../../nbs/11_cli/09_atoms.ipynb #63c7dfac
 @app.command("evaluate")
+@with_options
 def evaluate_command(
+    answer: Answer,
     manifest_csv: Annotated[
         Path, typer.Option("--manifest_csv", help="run_dir,labels_csv; `run` writes it beside its folders.")
     ],
@@ -323,14 +331,17 @@ def evaluate_command(
                 f"{row['difference_high']:+.3f}] to the linear probe"
             )
         )
-        typer.echo(
+        answer.say(
             f"{row['event']}, {row['of']}, {row['method']}: AUROC {row['auroc']:.3f} "
             f"[{row['low']:.3f}, {row['high']:.3f}]{more}"
         )
     for method, why in scores.left_out.items():
-        typer.echo(f"{method} left out: {why}")
-    clips = f" in {len(set(data.video))} clips" if clip_frames else ""
-    typer.echo(
-        f"{len(set(video_of(data.video)))} videos{clips}, each scored by models that have not seen it; 95 % intervals "
-        f"over videos; tables in {out}"
+        answer.say(f"{method} left out: {why}")
+    clips = f" in {number_of(len(set(data.video)), 'clip')}" if clip_frames else ""
+    seen = f"{number_of(len(set(video_of(data.video))), 'video')}{clips}"
+    best = table[table["method"] == "roles"].to_dict("records")
+    ranked = "; ".join(f"{r['event']}, {r['of']} {r['auroc']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for r in best[:3])
+    answer.verdict(
+        f"roles rank {seen}, each scored by models that have not seen it, with an AUROC of {ranked}",
+        f"tables in {out}; 95 % intervals over videos",
     )

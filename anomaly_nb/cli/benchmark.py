@@ -11,8 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
+from .options import Answer, with_options
+
 # %% ../../nbs/11_cli/11_benchmark.ipynb #4e2775a4
+@with_options
 def benchmark(
+    answer: Answer,
     plan: Annotated[
         Path,
         typer.Argument(
@@ -62,9 +66,10 @@ def benchmark(
     """
     import os
 
-    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.errors import DataError, number_of
     from anomaly_nb.core.files import write_text
     from anomaly_nb.reports.benchmark import benchmark_table, expected_seconds, read_benchmark, score_matrix
+    from anomaly_nb.reports.gallery import read_verdict
     from anomaly_nb.reports.ledger import Ledger
     from anomaly_nb.reports.run import run_report
     from anomaly_nb.reports.sweep import read_plan
@@ -86,23 +91,24 @@ def benchmark(
     )
     note = f", {len(checked.wanted) - len(todo)} of the runs found" if len(todo) < len(checked.wanted) else ""
     typer.echo(
-        f"{plan}: {len(checked.wanted) * each} rows in {len(checked.wanted)} runs{note}, {at_once} at once"
-        + (f"; {usual}" if todo else "")
+        f"{plan}: {number_of(len(checked.wanted) * each, 'row')} in {number_of(len(checked.wanted), 'run')}{note}, "
+        f"{at_once} at once" + (f"; {usual}" if todo else ""),
+        err=not check,  # what came out stands first
     )
     if check:
         return
     result = run_sweep(config, figures, at_once, retry_failed=retry_failed)
-    typer.echo(str(result))
+    answer.say(str(result))
     table = benchmark_table(result.records)
     bad = table[table["status"] != "ok"]
     row: Any
     for row in bad.head(20).itertuples():
-        typer.echo(
+        answer.say(
             f"  no number for {row.method} on {row.data}, {'all' if row.shots == -1 else row.shots} images, seed "
             f"{row.seed}: {row.error!s}"
         )
     if len(bad) > 20:
-        typer.echo(f"  and {len(bad) - 20} more")
+        answer.say(f"  and {len(bad) - 20} more")
     if not (table["status"] == "ok").any():
         raise DataError(f"{plan}: no row has a result; the first says: {table['error'].iloc[0]}")
     csv = write_text(Path(figures) / "benchmarks" / f"{plan.stem}.csv", table.to_csv(index=False, lineterminator="\n"))
@@ -112,5 +118,5 @@ def benchmark(
         {"results": str(csv), "metric": metric, "references": str(references or ""), "title": plan.stem},
         figures,
     )
-    typer.echo(f"{csv}\n{run.page.as_posix()}")
+    answer.verdict(read_verdict(run.folder) or str(result), csv, run.page.as_posix())
     raise typer.Exit(1 if result.failed else 0)

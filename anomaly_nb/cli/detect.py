@@ -8,19 +8,14 @@ __all__ = ['LAYOUT', 'Layout', 'NormalImages', 'DetectorOptions', 'fit', 'update
 # %% ../../nbs/11_cli/03_detect.ipynb #285580b1
 import math
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from .options import After, with_options
+from .options import After, Answer, say_passed, say_run, with_options
 
-if TYPE_CHECKING:
-    import pandas as pd
 
 # %% ../../nbs/11_cli/03_detect.ipynb #2a7294b8
 LAYOUT = (
@@ -179,6 +174,7 @@ class DetectorOptions:
 # %% ../../nbs/11_cli/03_detect.ipynb #c1614c37
 @with_options
 def fit(
+    answer: Answer,
     root: Annotated[
         Path,
         typer.Argument(
@@ -203,7 +199,7 @@ def fit(
     anomaly-nb fit my_parts --out detectors/my_part --backbone timm:vit_small_patch14_dinov2 \\
         --weights dinov2_s14.pth --image-size 448
     """
-    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.errors import DataError, number_of
     from anomaly_nb.data import census_lines, read_index
     from anomaly_nb.features import auto_backbone
     from anomaly_nb.reports.card import write_card
@@ -224,7 +220,7 @@ def fit(
         )
     if words and made.backbone == "auto":
         made = replace(made, backbone="")
-        typer.echo(
+        answer.say(
             f"backbone {RECIPES[made.recipe].backbone}: the recipe's own; any other image-text model "
             "as --backbone open_clip:<model>"
         )
@@ -233,11 +229,11 @@ def fit(
         best = auto_backbone("" if hub else made.weights, hub=hub)
         choice["backbone"] = f"{best.name}: {best.why}"
         made = replace(made, backbone=best.name, weights=best.weights)
-        typer.echo(f"backbone {choice['backbone']}")
+        answer.say(f"backbone {choice['backbone']}")
     settings, recipe = made.settings(images.intensity, seed), made.recipe
     if recipe == "auto" and not made.whole:
         recipe = "knn"
-        typer.echo("took knn: recipes are compared on whole images, squeezed to a square; name another with --recipe")
+        answer.say("took knn: recipes are compared on whole images, squeezed to a square; name another with --recipe")
     Detector("knn" if recipe == "auto" else recipe, **settings).network()  # what can be wrong with it is wrong now
     index = read_index(
         images.dataset,
@@ -249,31 +245,27 @@ def fit(
         n_train=1.0 if images.dataset == "folder" else None,
         intensity=images.intensity,
     )
-    typer.echo("\n".join(census_lines(index.attrs["census"], index.attrs["intensity"])))
+    answer.say("\n".join(census_lines(index.attrs["census"], index.attrs["intensity"])))
     if images.shots >= 0:
         index = few_shot(index, images.shots, seed, "random")
     if recipe == "auto":
-        with _all_damaged(index):
-            recipe, chosen = choose_recipe(
-                index,
-                **{k: settings[k] for k in ("backbone", "weights", "image_size", "coreset", "random_state", "groups")},
-            )
+        known = ("backbone", "weights", "image_size", "coreset", "random_state", "groups")
+        recipe, chosen = choose_recipe(index, **{k: settings[k] for k in known})
         if chosen is None:
-            typer.echo(f"chose {recipe}: there are too few images to compare recipes on")
+            answer.say(f"chose {recipe}: there are too few images to compare recipes on")
         else:
             choice |= {"recipes": chosen.round(6).to_dict("records"), "compared_on": chosen.attrs["compared_on"]}
             compared = ", ".join(f"{r.recipe} {r.auroc:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in chosen.itertuples())
-            typer.echo(
+            answer.say(
                 f"chose {recipe} by image AUROC on synthetic anomalies, in {chosen.attrs['seconds']:.0f} s: {compared}"
             )
-            typer.echo(f"compared on {chosen.attrs['compared_on']}")
-    with _all_damaged(index):
-        detector = Detector(recipe, **settings).fit(index)
+            answer.say(f"compared on {chosen.attrs['compared_on']}")
+    detector = Detector(recipe, **settings).fit(index)
     if detector.threshold_ is None:
         raise DataError(f"{root}: one normal image gives no threshold; add at least one more, better 20 or more")
     detector.choice_ |= choice
     if mixed := detector.choice_.get("fusion"):
-        typer.echo(
+        answer.say(
             f"weights {', '.join(f'{m} {w:g}' for m, w in zip(mixed['members'], mixed['weights']))}: {mixed['by']}"
         )
     detector.save(out)
@@ -283,46 +275,40 @@ def fit(
         list(predict_files(detector, some))
         seconds = (time.perf_counter() - start) / len(some)
     if plan := detector.budget_:
-        typer.echo(
+        answer.say(
             f"budget: {plan['coreset']} of {plan['of']} patches are kept; features take {plan['features_ms']:.1f} ms, "
             f"the search {plan['bank_ms']:.1f} ms"
         )
     page = write_card(detector, out, seconds=seconds)
     promised = detector.threshold_.parameters.get("promised", 0.0)
-    typer.echo(f"learned from {len(detector.paths_)} normal images; threshold {detector.threshold_}")
+    answer.verdict(
+        f"learned from {number_of(len(detector.paths_), 'normal image')} by {detector.recipe} on "
+        f"{detector.parts().backbone.partition('?')[0]}: threshold {detector.threshold_}",
+        out,
+        page.as_posix(),
+        f"next: anomaly-nb predict {out} new_images/ --out predictions.csv",
+    )
     if not detector.paths_:
-        typer.echo(
+        answer.say(
             "note: without normal images nothing can be said of false alarms: the threshold promises none; look at the "
             "scores of some good parts before you rely on it",
             err=True,
         )
     if 0 < detector.learned_.get("cells", 0) < detector.learned_["of"]:
-        typer.echo(
+        answer.say(
             f"the bank learned from {detector.learned_['cells']} of {detector.learned_['of']} cells, the same number "
             "of each image; held-out scores are those of all"
         )
     elif 1 - promised > made.false_alarms + 1e-9:
         best_rate = f"{1 - promised:.1%} false alarms at best, not {made.false_alarms:.1%}"
         enough = math.ceil(1 / made.false_alarms - 1e-9) - 1
-        typer.echo(f"note: {len(detector.paths_)} images can promise {best_rate}; {enough} could", err=True)
-    typer.echo(f"{out}\n{page.as_posix()}\nnext: anomaly-nb predict {out} new_images/ --out predictions.csv")
-
-# %% ../../nbs/11_cli/03_detect.ipynb #3b94f17f
-@contextmanager
-def _all_damaged(index: "pd.DataFrame") -> Iterator[None]:
-    "Where learning fails over a damaged image, name all that are damaged, not the first alone. Raises `DataError`."
-    from anomaly_nb.core.errors import DataError
-    from anomaly_nb.data.headers import image_infos
-    from anomaly_nb.data.values import read_values
-
-    try:
-        yield
-    except DataError:
-        image_infos(index["image_path"][(index["split"] == "train") & (index["label"] == 0)], read_values)
-        raise
+        few = number_of(len(detector.paths_), "image")
+        answer.say(f"note: {few} can promise {best_rate}; {enough} could", err=True)
 
 # %% ../../nbs/11_cli/03_detect.ipynb #63321b9a
+@with_options
 def update(
+    answer: Answer,
     detector: Annotated[
         Path,
         typer.Argument(help="Folder of a detector, of `anomaly-nb fit`; it is replaced when the new one is whole."),
@@ -335,7 +321,7 @@ def update(
     \b
     anomaly-nb update detectors/my_part more_good/
     """
-    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.errors import DataError, number_of, plural
     from anomaly_nb.core.files import NOT_UTF8, printable
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.scoring import Detector
@@ -348,23 +334,25 @@ def update(
     images, passed = find_images(paths)
     if odd := [printable(p) for p in images if printable(p) != p]:
         raise DataError(f"{odd[0]}: {NOT_UTF8} ({len(odd)} such)")
-    for why, n in Counter(passed.values()).items():
-        typer.echo(f"passed over: {n}, {why}", err=True)
     files = [Path(p).resolve().as_posix() for p in images]
     judged = predict_files(model, files) if before and not needs_batch(model) else ()
     flagged = [p.image_path for p in judged if p.anomalous == 1]
     if flagged:
-        typer.echo(
-            f"{len(flagged)} of {len(files)} new images are called anomalous by version {model.version_} "
-            f"({Path(flagged[0]).name} first); they are learned as normal: look at them",
+        answer.say(
+            f"version {model.version_} called {len(flagged)} of {number_of(len(files), 'new image')} anomalous "
+            f"({Path(flagged[0]).name} first); {plural(len(flagged), 'it is', 'they are')} learned as normal: look at "
+            f"{plural(len(flagged), 'it', 'them')}",
             err=True,
         )
     model.update(files)
     write_card(model, model.save(detector))
     was = f"{before.value:.4g}" if before else "none"
-    typer.echo(
-        f"version {model.version_}: {len(model.paths_)} normal images; threshold {was} -> {model.decision_threshold()}"
+    answer.verdict(
+        f"version {model.version_}: learned from {number_of(len(model.paths_), 'normal image')}; threshold {was} -> "
+        f"{model.decision_threshold()}",
+        detector,
     )
+    say_passed(passed, answer.say)
 
 # %% ../../nbs/11_cli/03_detect.ipynb #962de249
 @with_options
@@ -397,7 +385,4 @@ def evaluate(
         "weights": weights,
         "on_missing": on_missing,
     }
-    run = run_report("image_anomaly", parameters, figures)
-    for name, value in run.metrics.items():
-        typer.echo(f"  {name}: {value:.4f}" if isinstance(value, float) else f"  {name}: {value}")
-    typer.echo(run.page.as_posix())
+    say_run(run_report("image_anomaly", parameters, figures))

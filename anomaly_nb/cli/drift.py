@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import with_options
+from .options import Answer, exit_code, with_options
 from anomaly_nb.cli.stores import (
     CONFIG,
     STORE,
@@ -41,7 +41,9 @@ app = typer.Typer(
 
 # %% ../../nbs/11_cli/06_drift.ipynb #f725b439
 @app.command()
+@with_options
 def run(
+    answer: Answer,
     scores: Annotated[
         list[Path] | None,
         typer.Option(
@@ -65,7 +67,12 @@ def run(
     store: Store = STORE,
     config: Config = CONFIG,
 ):
-    """Tag scores and make a calibration run: the next version of every head, compared with its reference.
+    """Tag scores and make a calibration run: the next version of every head, compared with its reference. The exit code
+    says what was found, for scripts.
+
+    \b
+    Exit codes: 0 no head drifted; 3 a head is unstable against its reference, or its alarm rang; 2 a wrong option,
+    file or setting.
 
     Of a report's folder its `calibration_scores.csv` is taken: held-out normal scores. Columns `role` (normal,
     unlabelled, defect) and `label` (0, 1) are honoured: known defects are tagged and never calibrated on.
@@ -75,31 +82,28 @@ def run(
     Example:  anomaly-nb drift run --develop --scores figures/runs/image_anomaly-0001 --model mobilenet --head leather
               anomaly-nb drift run --scores january.csv --model mobilenet --head leather
     """
-    from anomaly_nb.calibration.insight import next_steps, verdict_table
+    from anomaly_nb.calibration.insight import alarming, next_steps, run_sentence, verdict_table
     from anomaly_nb.calibration.runs import RunInProgress
-    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.errors import DataError, number_of
 
     if develop:
-        start_development(config)
+        start_development(config, answer.say)
     opened = open_store(store, config, new=bool(scores), development=True)
     for path in scores or []:
         for name in each_label(label):
-            tag_table(opened, path, split, model, head, name)
+            tag_table(opened, path, split, model, head, name, answer.say)
     try:
         report = opened.run(wait=60)
     except RunInProgress as e:
         raise DataError(str(e)) from None
-    typer.echo(f"version {report['version']}, {report['library_size']} files")
+    answer.verdict(run_sentence(report))
+    answer.say(f"version {report['version']}, {number_of(report['library_size'], 'file')}")
     table = verdict_table(report).drop(columns="verdict").dropna(subset="value")
     if len(table):
-        typer.echo(table.to_string(index=False, float_format=lambda v: f"{v:.4f}", na_rep="-"))
+        answer.say(table.to_string(index=False, float_format=lambda v: f"{v:.4f}", na_rep="-"))
     for step in next_steps(report).itertuples():
-        typer.echo(f"{step.head}: {step.verdict}: {report['heads'][step.head]['reason']}. Do: {step.do}")
-    summary = report["summary"]
-    counts = ", ".join(f"{n} {v}" for v, n in summary.get("verdicts", {}).items() if n)
-    typer.echo(
-        f"{summary['total_heads']} heads: {counts}; {'converged' if summary.get('converged') else 'not converged'}"
-    )
+        answer.say(f"{step.head}: {step.verdict}: {report['heads'][step.head]['reason']}. Do: {step.do}")
+    raise typer.Exit(exit_code(len(report["heads"]), 0, len(alarming(report))))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #f2929e77
 @app.command()
@@ -128,6 +132,9 @@ def tag(
     undecided.
 
     \b
+    Exit codes: 0 none anomalous; 3 some anomalous; 2 a wrong option, file or reference.
+
+    \b
     Example:  anomaly-nb drift tag --scores today.csv --model net --head leather --store data/pulled --out decided.csv
     """
     import pandas as pd
@@ -135,7 +142,7 @@ def tag(
     from anomaly_nb.calibration.exports import load_calibration
     from anomaly_nb.calibration.store import tag_or_keep
     from anomaly_nb.calibration.tagging import label_of
-    from anomaly_nb.core.errors import MissingFileError
+    from anomaly_nb.core.errors import MissingFileError, number_of
     from anomaly_nb.core.files import write_text
     from anomaly_nb.core.settings import load_settings
 
@@ -164,10 +171,12 @@ def tag(
     if message or calibration is None:
         return
     undecided = "" if not open_ else f", {open_} undecided: without a score, or the calibration names no threshold"
+    found = int(table["anomalous"].sum())
     typer.echo(
-        f"{out}: {len(table)} scores, {int(table['anomalous'].sum())} anomalous{undecided} (version "
-        f"{calibration.get('version', 'without a number')})"
+        f"{number_of(len(table), 'score')}: {found} anomalous{undecided} (version "
+        f"{calibration.get('version', 'without a number')}) -> {out}"
     )
+    raise typer.Exit(exit_code(len(table), 0, found))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #7480ab87
 def _said(move: dict) -> str:
@@ -218,8 +227,11 @@ def trend(
     Example:  anomaly-nb drift trend mobilenet leather --plot trend.png
     """
     from anomaly_nb.calibration.insight import plot_trend
+    from anomaly_nb.core.errors import number_of
 
     runs = open_store(store, config).trend(model, head)
+    last = runs[-1]
+    typer.echo(f"{model}/{head}: {last['verdict']} in version {last['version']}, the newest of {len(runs)}")
     for r in runs:
         numbers = (
             " ".join(f"{m}={r[m]:.4f}" for m in ("apd_p5", "apd_p95", "srd", "jsd", "median_drift", "iqr_drift"))
@@ -227,7 +239,7 @@ def trend(
             else ""
         )
         typer.echo(
-            f"v{r['version']} ({r['file_count']} files, reference v{r['reference_version'] or '-'}) "
+            f"v{r['version']} ({number_of(r['file_count'], 'file')}, reference v{r['reference_version'] or '-'}) "
             f"{r['verdict']}: {r['reason']} {numbers}".rstrip()
         )
     if plot is not None:
@@ -294,20 +306,24 @@ def worker(
     """
     import time
 
+    from anomaly_nb.core.errors import number_of
+
     opened = open_store(store, config)
     if retag:
-        typer.echo(f"{opened.retag_all()[0]} files put in line")
+        typer.echo(f"{number_of(opened.retag_all()[0], 'file')} put in line")
     while True:
         result = opened.work()
         if result["done"] or watch is None:
-            typer.echo(f"{result['done']} jobs done, {result['failed']} failed, {result['waiting']} waiting")
+            typer.echo(f"{number_of(result['done'], 'job')} done, {result['failed']} failed, {result['waiting']} waiting")
         if watch is None:
             return
         time.sleep(watch)
 
 # %% ../../nbs/11_cli/06_drift.ipynb #32d67285
 @app.command()
+@with_options
 def pull(
+    answer: Answer,
     source: Annotated[
         str | None, typer.Argument(help="Folder, archive or URL; without it, `calibration_repo` of config.yml.")
     ] = None,
@@ -323,7 +339,7 @@ def pull(
     Example:  anomaly-nb drift pull https://example.org/calibrations.zip --sha256 5f1c...
     """
     from anomaly_nb.calibration.pull import pull_calibrations
-    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.errors import DataError, number_of
     from anomaly_nb.core.settings import load_settings
 
     source = source or load_settings(config).calibration_repo
@@ -331,8 +347,8 @@ def pull(
         raise DataError(
             "nothing to pull from: name a folder, an archive or a URL, or set calibration_repo in config.yml"
         )
-    for name in pull_calibrations(source, into, sha256, say=typer.echo):
-        typer.echo(f"{into / name}")
+    names = list(pull_calibrations(source, into, sha256, say=answer.say))
+    answer.verdict(f"{number_of(len(names), 'file')} from {source} -> {into}", *(into / name for name in names))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #f227f882
 @app.command()
@@ -342,14 +358,16 @@ def repair(store: Store = STORE, config: Config = CONFIG):
     \b
     Example:  anomaly-nb drift repair
     """
+    from anomaly_nb.core.errors import number_of
+
     summary = open_store(store, config).repair()
+    typer.echo(f"{number_of(summary['checked'], 'file')} checked, {len(summary['written'])} written")
     for name in summary["written"]:
         typer.echo(f"written: {name}")
     for name in summary["removed"]:
         typer.echo(f"left by a killed writer, removed: {name}")
     for name in summary["unknown"]:
         typer.echo(f"not of this store, left alone: {name}")
-    typer.echo(f"{summary['checked']} files checked, {len(summary['written'])} written")
 
 # %% ../../nbs/11_cli/06_drift.ipynb #a480ff4f
 @app.command()

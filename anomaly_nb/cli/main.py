@@ -21,6 +21,7 @@ from .atoms import app as atoms
 from .benchmark import benchmark
 from .detect import evaluate, fit, update
 from .drift import app as drift
+from .options import say_run
 from .predict import predict
 from .runs import app as runs
 from .runs import new, sweep
@@ -181,15 +182,13 @@ def in_command(command: str, message: str) -> str:
     name=value` of a report.
     """
     group: Any = typer.main.get_command(app)
-    params = (
-        {p.name: p for p in group.commands[command].params}
-        if command in group.commands
-        else {}
-    )  # type: ignore[attr-defined]
+    for word in command.split():
+        group = getattr(group, "commands", {}).get(word, group)
+    params = {} if getattr(group, "commands", {}) else {p.name: p for p in group.params}
 
     def typed(match: re.Match) -> str:
         name, value = match["name"], match["value"]
-        if command in ("report", "sweep"):
+        if command.partition(" ")[0] in ("report", "sweep"):
             return f"-p {name}={value}" if name in ADVISED and match["lead"] != "-p " else match[0]
         if name not in params:
             return match[0]
@@ -278,10 +277,7 @@ def report(
                 param_hint="--parameter",
             )
         parameters[name] = value
-    run = run_report(template, parameters, figures, force)
-    for name, value in run.metrics.items():
-        typer.echo(f"  {name}: {value:.4f}" if isinstance(value, float) else f"  {name}: {value}")
-    typer.echo(run.page.as_posix())
+    say_run(run_report(template, parameters, figures, force))
 
 # %% ../../nbs/11_cli/01_main.ipynb #32c89722
 def _demo_detector(figures: Path) -> None:
@@ -370,7 +366,7 @@ def main(argv: list[str] | None = None) -> None:
             warnings.showwarning = show
             app(argv, standalone_mode=True)
     except (DataError, MissingFileError, MissingExtraError) as e:
-        _fail(in_command(next(iter(sys.argv[1:] if argv is None else argv), ""), str(e)))
+        _fail(in_command(" ".join((sys.argv[1:] if argv is None else argv)[:2]), str(e)))
     except OSError as e:  # no permission, disk full, somebody else writing
         _fail(f"{e.filename}: {e.strerror}" if getattr(e, "filename", None) else str(e))
     except RuntimeError as e:

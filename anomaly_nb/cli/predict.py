@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .options import exit_code, say_passed, say_unread
+
 # %% ../../nbs/11_cli/16_predict.ipynb #dba5ae94
 def predict(
     detector: Annotated[Path, typer.Argument(help="Folder of a detector, of `anomaly-nb fit`.")],
@@ -64,7 +66,7 @@ def predict(
     anomaly-nb predict detectors/can mvtec_ad_2/can/test_private mvtec_ad_2/can/test_private_mixed \\
         --maps submission --layout mvtec-ad-2
     """
-    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.errors import DataError, number_of
     from anomaly_nb.core.files import atomic_write
     from anomaly_nb.core.runtime import progress
     from anomaly_nb.features.engine import with_engine
@@ -112,41 +114,38 @@ def predict(
     else:
         if not images:
             raise DataError(
-                f"{', '.join(map(str, paths))}: no image is there ({len(passed)} other files); see `anomaly-nb inspect`"
-            )
-        if n := count_learned(model, images):
-            typer.echo(
-                f"note: {n} of {len(images)} images are among those that the detector learned from; their "
-                "scores are too low to judge it by",
-                err=True,
+                f"{', '.join(map(str, paths))}: no image is there ({number_of(len(passed), 'other file')}); see "
+                "`anomaly-nb inspect`"
             )
         with atomic_write(out, "w") as file:
             csv.DictWriter(file, columns, lineterminator="\n").writeheader()
             write(file, images)
     total = counts["anomalous"] + counts["normal"] + counts["error"]
     typer.echo(
-        f"{total} images: {counts['anomalous']} anomalous, {counts['normal']} normal, "
+        f"{number_of(total, 'image')}: {counts['anomalous']} anomalous, {counts['normal']} normal, "
         f"{counts['error']} could not be read -> {out}"
     )
+    if not watch and (n := count_learned(model, images)):
+        typer.echo(
+            f"note: the detector learned from {n} of {number_of(total, 'image')}; such scores are too low to judge it "
+            "by",
+            err=True,
+        )
     if counts["clipped"]:
         typer.echo(
-            f"note: {counts['clipped']} images clipped by more than 1 %: their values lie outside {window}, "
+            f"note: {number_of(counts['clipped'], 'image')} clipped by more than 1 %: values lie outside {window}, "
             "which the detector was fitted with",
             err=True,
         )
     if counts["paged"]:
         typer.echo(
-            f"note: {counts['paged']} images hold several pages or frames: the first of each was looked at, "
-            f"{counts['pages']} others were not",
+            f"note: several pages or frames in {number_of(counts['paged'], 'image')}: only the first of each was "
+            f"looked at, {number_of(counts['pages'], 'other')} passed over",
             err=True,
         )
-    for why, n in Counter(passed.values()).items():
-        typer.echo(f"passed over: {n}, {why}, the first {next(p for p, w in passed.items() if w == why)}", err=True)
-    none = total and counts["error"] == total
-    if counts["error"]:
-        unread = "no image could be read" if none else f"{counts['error']} of {total} images could not be read"
-        typer.echo(f"{unread}; the column error of {out} says why", err=True)
-    raise typer.Exit(3 if counts["anomalous"] else 1 if none else 4 if counts["error"] else 0)
+    say_passed(passed)
+    say_unread(counts["error"], total, out)
+    raise typer.Exit(exit_code(total, counts["error"], counts["anomalous"]))
 
 # %% ../../nbs/11_cli/16_predict.ipynb #606dfbc0
 def _read_paths(out: Path) -> list[str]:

@@ -11,8 +11,12 @@ from typing import Annotated
 
 import typer
 
+from .options import Answer, with_options
+
 # %% ../../nbs/11_cli/14_released.ipynb #b10644d2
+@with_options
 def score_features(
+    answer: Answer,
     train: Annotated[Path, typer.Option(help="CSV with path,label: videos to learn from; normal ones alone are used.")],
     test: Annotated[Path, typer.Option(help="CSV with path,label: videos to score.")],
     features: Annotated[
@@ -38,7 +42,7 @@ def score_features(
     """
     import pandas as pd
 
-    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.errors import DataError, number_of
     from anomaly_nb.core.files import write_text
     from anomaly_nb.video.released import (
         SNIPPET,
@@ -64,25 +68,28 @@ def score_features(
     rows = [(v, i, i * SNIPPET, s) for v, curve in scores.items() for i, s in enumerate(curve)]
     table = pd.DataFrame(rows, columns=["video", "snippet", "first_frame", "score"])
     write_text(out / "snippet_scores.csv", table.to_csv(index=False, lineterminator="\n"))
-    typer.echo(
-        f"{len(table)} snippets of {len(tested)} videos by {len(bank)} of "
-        f"{learned.loc[learned['normal'], 'video'].nunique()} normal ones; scores in {out / 'snippet_scores.csv'}"
-    )
+    normal = number_of(int(learned.loc[learned["normal"], "video"].nunique()), "normal video")
+    seen = f"{number_of(len(table), 'snippet')} of {number_of(len(tested), 'video')} by {len(bank)} snippets of {normal}"
+    path = f"scores in {out / 'snippet_scores.csv'}"
+    answer.verdict(seen, path)
     snippets = {v: len(curve) for v, curve in scores.items()}
     if ground_truth is not None:
         labels = split_labels(ground_truth, tested, snippets)
     elif marked is not None:
         labels = released_labels(tested, snippets, marked)
     else:
-        typer.echo("  no metrics: give --annotations or --ground-truth")
+        answer.say("  no metrics: give --annotations or --ground-truth")
         return
     metrics = released_metrics(tested, scores, labels)
     write_text(out / "metrics.csv", metrics.to_csv(index=False, lineterminator="\n"))
+    whole = metrics.set_index("label").loc["all"]
+    answer.verdict(f"frame AUROC {whole['auroc']:.3f}: {seen}", path)
     for row in metrics.to_dict("records"):
         low = {m: row.get(f"{m}_low") for m in ("auroc", "average_precision")} if row["label"] == "all" else {}
         between = {m: f" [{v:.3f}, {row[f'{m}_high']:.3f}]" for m, v in low.items() if v is not None}
-        typer.echo(
+        answer.say(
             f"  {row['label']:16s} frame AUROC {row['auroc']:.3f}{between.get('auroc', '')}, average precision "
-            f"{row['average_precision']:.3f}{between.get('average_precision', '')}, {row['videos']} videos, "
+            f"{row['average_precision']:.3f}{between.get('average_precision', '')}, "
+            f"{number_of(row['videos'], 'video')}, "
             f"{row['anomalous']:.1%} of the frames anomalous"
         )

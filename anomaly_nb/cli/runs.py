@@ -12,6 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.errors import number_of
+from .options import Answer, with_options
+
 # %% ../../nbs/11_cli/10_runs.ipynb #8e3cda77
 app = typer.Typer(
     no_args_is_help=True,
@@ -104,9 +107,9 @@ def list_(
                 str(r.get("error") or ""),
             ]
         )
+    typer.echo(f"{counted(records)} in {figures}" + (f", {len(shown)} shown" if len(shown) < len(records) else ""))
     if shown:
         typer.echo(_columns(rows))
-    typer.echo(f"{counted(records)} in {figures}" + (f", {len(shown)} shown" if len(shown) < len(records) else ""))
 
 # %% ../../nbs/11_cli/10_runs.ipynb #49900055
 @app.command()
@@ -142,9 +145,8 @@ def diff(
         names = [n for n in dict.fromkeys([*old, *new]) if old.get(n) != new.get(n) and n.split(".")[-1] not in QUIET]
         cut = 12 if kind in ("inputs", "outputs") or kind == "provenance" else 40
         rows += [[n, _text(old.get(n))[:cut], _text(new.get(n))[:cut]] for n in names]
+    typer.echo(number_of(len(rows), "difference") if rows else "no difference")
     typer.echo(_columns([["", one["run_id"][:8], two["run_id"][:8]], *rows], widest=60))
-    if not rows:
-        typer.echo("no difference")
 
 
 def _leaves(value: Any, name: str) -> dict[str, Any]:
@@ -174,12 +176,15 @@ def rerun(run: RunId, figures: Figures = "figures") -> None:
 
 
 @app.command()
+@with_options
 def verify(
+    answer: Answer,
     runs: Annotated[list[str] | None, typer.Argument(help="Ids, or unique beginnings of them.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every run that succeeded.")] = False,
     figures: Figures = "figures",
 ) -> None:
     "Execute runs again in a temporary folder and say whether they gave the same bits; exits 1 if one did not."
+    from anomaly_nb.core.runtime import progress
     from anomaly_nb.reports.ledger import Ledger
     from anomaly_nb.reports.verify import verify as again
 
@@ -190,11 +195,11 @@ def verify(
         raise typer.BadParameter("name the runs to verify, or say --all")
     entries = [ledger[n] for n in names]
     results = []
-    for run in entries:
+    for run in progress(entries, "verify", unit="run"):
         results.append(again(run))
-        typer.echo(str(results[-1]))
+        answer.say(str(results[-1]))
     same = sum(r.same for r in results)
-    typer.echo(f"{same} of {len(results)} gave the same bits")
+    answer.verdict(f"{same} of {number_of(len(results), 'run')} gave the same bits")
     if same < len(results):
         raise typer.Exit(1)
 
@@ -207,7 +212,7 @@ def fetch(
     "Copy runs from an object store, those that are not here yet, and renew the gallery."
     from anomaly_nb.reports.store import Store
 
-    typer.echo(f"{len(Store(url).fetch(figures))} runs copied to {figures.as_posix()}")
+    typer.echo(f"{number_of(len(Store(url).fetch(figures)), 'run')} copied to {figures.as_posix()}")
 
 
 def _local(figures: str) -> None:
@@ -247,7 +252,7 @@ def sweep(
     from anomaly_nb.reports.sweep import sweep as run_sweep
 
     if check:
-        typer.echo(f"{plan}: {len(read_plan(plan).wanted)} runs")
+        typer.echo(f"{plan}: {number_of(len(read_plan(plan).wanted), 'run')}")
         return
     try:
         result = run_sweep(plan, figures, workers or None, scheduler or None, retry_failed)

@@ -14,6 +14,7 @@ import typer
 
 from .options import with_options
 from .stores import Keys, keys_changed
+from ..core.errors import number_of
 
 # %% ../../nbs/11_cli/05_serve.ipynb #2a740903
 @dataclass(frozen=True)
@@ -22,7 +23,10 @@ class Limits:
 
     max_mb: Annotated[float, typer.Option("--max-mb", min=0.01, help="Largest body in MB.")] = 32.0
     max_megapixels: Annotated[
-        float, typer.Option("--max-megapixels", min=0.01, help="Largest image, from its header.")
+        float,
+        typer.Option(
+            "--max-megapixels", min=0.01, max=178.9, help="Largest image, from its header; more is never opened."
+        ),
     ] = 50.0
     per_minute: Annotated[
         int, typer.Option("--per-minute", min=0, help="Images that a key may send in a minute; 0 for no limit.")
@@ -82,7 +86,7 @@ def serve(
     )
     for each in served.values():
         typer.echo(
-            f"{each.name}: version {each.detector.version_}, {len(each.detector.paths_)} normal images, threshold "
+            f"{each.name}: version {each.detector.version_}, {number_of(len(each.detector.paths_), 'normal image')}, threshold "
             f"{each.threshold.value:.4g}"
         )
     typer.echo(f"http://{settings.host}:{settings.port}/health")

@@ -7,6 +7,7 @@ __all__ = ['Store', 'Config', 'STORE', 'CONFIG', 'Keys', 'start_development', 'o
            'tag_table', 'keys_changed']
 
 # %% ../../nbs/11_cli/04_stores.ipynb #b3f35333
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,13 +50,16 @@ class Keys:
     ] = None
 
 # %% ../../nbs/11_cli/04_stores.ipynb #2372674b
-def start_development(config: Path) -> "Settings":
-    "Switch development mode on in `config`, if it is off."
+def start_development(
+    config: Path,
+    say: Callable[[str], None] = typer.echo,
+) -> "Settings":
+    "Switch development mode on in `config`, if it is off, and say so."
     from anomaly_nb.core.settings import load_settings, update_settings
 
     if not config.is_file() or not load_settings(config).calibrate_heads:
         update_settings(config, {"calibrate_heads": True})
-        typer.echo(f"calibrate_heads: true is written into {config}")
+        say(f"calibrate_heads: true is written into {config}")
     return load_settings(config)
 
 # %% ../../nbs/11_cli/04_stores.ipynb #9d75ad67
@@ -103,11 +107,12 @@ def tag_table(
     model: str | None,
     head: str | None,
     label: str | None,  # None: the head has one score, in the column `score`
+    say: Callable[[str], None] = typer.echo,
 ) -> None:
     "Tag the scores of a CSV, head by head, and say what came in."
     from anomaly_nb.calibration.schema import with_label
     from anomaly_nb.calibration.tables import find_scores, read_scores
-    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.errors import DataError, number_of
 
     path = find_scores(path)
     table = read_scores(path, split, column=label or "score")
@@ -121,8 +126,8 @@ def tag_table(
         scores = rows["score"].to_numpy()
         added = store.tag(str(of), str(name), rows["file"].tolist(), scores, columns["group"], columns["role"], label)
         defects = (columns["role"] or []).count("defect")
-        note = f"; {defects} known defects, tagged and not calibrated on" if defects else ""
-        typer.echo(f"{path}: {added} new scores of {of}/{with_label(str(name), label)}{note}")
+        note = f"; tagged and not calibrated on: {number_of(defects, 'known defect')}" if defects else ""
+        say(f"{path}: {number_of(added, 'new score')} of {of}/{with_label(str(name), label)}{note}")
 
 # %% ../../nbs/11_cli/04_stores.ipynb #79f27581
 def keys_changed(

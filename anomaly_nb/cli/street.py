@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import with_options
+from .options import exit_code, say_passed, say_unread, with_options
 from .street_evaluation import evaluate
 from .street_studies import ablate, classes, compare, submit
 from anomaly_nb.cli.street_options import (
@@ -155,6 +155,7 @@ def train(
     import torch
 
     from anomaly_nb.core.device import choose_device
+    from anomaly_nb.core.errors import number_of
     from anomaly_nb.segmentation.models import build_model
     from anomaly_nb.segmentation.run import StreetRun, size_text
     from anomaly_nb.segmentation.scorer import check_methods
@@ -194,8 +195,10 @@ def train(
         "temperature": fit.temperature,
     }
     typer.echo(
-        f"{len(train_set)} scenes to train on, {len(val_set)} to validate; {len(train_set.table.names)} classes; "
-        f"{size_text(config.output)} windows; {config.precision} on {choose_device(device)}"
+        f"{number_of(len(train_set), 'scene')} to train on, {len(val_set)} to validate; "
+        f"{len(train_set.table.names)} classes; {size_text(config.output)} windows; {config.precision} on "
+        f"{choose_device(device)}",
+        err=True,  # what came out stands first
     )
     with _recorded(run, size, metadata, parameters) as record:
         result = train_network(model, train_set, val_set, out, config, device, workers, after_epoch=record)
@@ -236,6 +239,9 @@ def score(
     The network sees each image at the size of the run's thresholds; scores have that size, overlays the image's.
 
     \b
+    Exit codes: 0 all read and scored; 4 some images could not be read; 1 none could; 2 a wrong option, file or run.
+
+    \b
     Example:
       anomaly-nb street score runs/bicyclist-0 my_images --method heat --quantile 0.99
     """
@@ -245,12 +251,11 @@ def score(
     import pandas as pd
     from PIL import Image
 
-    from anomaly_nb.core.errors import DataError
     from anomaly_nb.core.arrays import save_array
-    from anomaly_nb.core.files import atomic_write, write_text
-    from anomaly_nb.core.order import path_key
-    from anomaly_nb.data.headers import is_image
+    from anomaly_nb.core.errors import DataError, number_of
+    from anomaly_nb.core.files import NOT_UTF8, atomic_write, printable, write_text
     from anomaly_nb.data.images import read_image
+    from anomaly_nb.scoring.predict import find_images
     from anomaly_nb.segmentation.datasets import resized_image, resized_labels
     from anomaly_nb.segmentation.evaluation import check_sizes
     from anomaly_nb.segmentation.models import predict
@@ -262,14 +267,23 @@ def score(
     scorer, validation = place.fitted(at, other_size=size.other_size)
     if method not in scorer.methods:
         raise DataError(f"method {method!r} was not fitted in {run}; it has {', '.join(scorer.methods)}")
-    paths = [images] if images.is_file() else sorted((p for p in images.rglob("*") if is_image(p)), key=path_key)
+    found, passed = find_images([images])
+    paths = [Path(p) for p in found]
     if not paths:
         raise DataError(f"{images}: no image there; give an image or a folder of them")
     network = place.network(device)
     threshold = scorer.unranked(method, normal_quantile(validation.histograms[method], quantile))
-    rows = []
+    rows: list[dict[str, object]] = []
     for path in paths:
-        image = read_image(path)
+        relative = path.relative_to(path.parent if images.is_file() else images).as_posix()
+        name = printable(relative)
+        try:
+            if name != relative:
+                raise DataError(f"{name}: {NOT_UTF8}")
+            image = read_image(path)
+        except (DataError, OSError) as e:
+            rows.append({"image": name, "method": scorer.labels[method], "threshold": threshold, "error": str(e)})
+            continue
         inputs = image if at is None else resized_image(image, at)
         if not size.other_size:
             check_sizes(
@@ -281,7 +295,6 @@ def score(
         flagged = maps >= threshold
         shown = resized_labels(flagged.astype(np.uint8), (image.shape[0], image.shape[1])).astype(bool)
         painted = np.where(shown[..., None], (0.4 * image + 0.6 * np.array([230, 159, 0])).astype(np.uint8), image)
-        name = path.name if images.is_file() else path.relative_to(images).as_posix()
         save_array(out / f"{name}.npy", maps)
         buffer = io.BytesIO()
         Image.fromarray(painted).save(buffer, "PNG")
@@ -294,9 +307,18 @@ def score(
             "width": maps.shape[1],
             "threshold": threshold,
         }
-        rows.append(row | {"max": float(maps.max()), "flagged_fraction": float(flagged.mean())})
-    write_text(out / "scores.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
-    typer.echo(f"{len(rows)} images scored with {scorer.labels[method]}, threshold {threshold:.4f}: {out}")
+        rows.append(row | {"max": float(maps.max()), "flagged_fraction": float(flagged.mean()), "error": ""})
+    columns = ["image", "method", "height", "width", "threshold", "max", "flagged_fraction", "error"]
+    table = pd.DataFrame(rows, columns=columns).astype({"height": "Int64", "width": "Int64"})
+    write_text(out / "scores.csv", table.to_csv(index=False, lineterminator="\n"))
+    unread = int((table["error"] != "").sum())
+    typer.echo(
+        f"{number_of(len(rows) - unread, 'image')} scored with {scorer.labels[method]}, threshold {threshold:.4f}"
+        f"{f', {unread} could not be read' if unread else ''} -> {out}"
+    )
+    say_passed(passed)
+    say_unread(unread, len(rows), out / "scores.csv")
+    raise typer.Exit(exit_code(len(rows), unread))
 
 # %% ../../nbs/11_cli/07_street.ipynb #8e48671f
 for _command in (ablate, compare, classes, submit):

@@ -17,6 +17,8 @@ from .street_options import Device, Resamples, RunSize, Scenes
 from .street_own import InPlaceOfRun, OwnOptions, other_classes, own_network
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from anomaly_nb.segmentation.datasets import StreetDataset
     from anomaly_nb.segmentation.evaluation import StreetEvaluation
     from anomaly_nb.segmentation.scorer import PixelScorer, SceneNetwork
@@ -29,14 +31,14 @@ def _write_results(
     validation: "StreetEvaluation | None",  # of a run; its thresholds make operating points
     resamples: int,
     other_size: bool,
-) -> str:
-    "Tables and plots of an evaluation; the table as Markdown."
+) -> "pd.DataFrame":  # of `results_table`
+    "Write tables and plots of an evaluation."
     import matplotlib.pyplot as plt
 
     from anomaly_nb.core.files import write_text
     from anomaly_nb.core.style import figure_style, save_figure
     from anomaly_nb.metrics.plots import plot_precision_recall, plot_roc
-    from anomaly_nb.segmentation.compare import comparison_plot, to_markdown, write_comparison
+    from anomaly_nb.segmentation.compare import comparison_plot, write_comparison
     from anomaly_nb.segmentation.tables import difference_table, operating_points, results_table
 
     table = results_table(result, resamples)
@@ -54,7 +56,7 @@ def _write_results(
             plot_roc(histogram, label=result.labels[method], ax=left)
             plot_precision_recall(histogram, label=result.labels[method], ax=right)
     save_figure(folder / "curves.png", curves)
-    return to_markdown(table)
+    return table
 
 # %% ../../nbs/11_cli/15_street_evaluation.ipynb #35a52709
 @dataclass(frozen=True)
@@ -133,11 +135,13 @@ def evaluate(
           --held-out Bicyclist --methods max_logit,entropy
     """
     from anomaly_nb.core.errors import DataError
+    from anomaly_nb.segmentation.compare import to_markdown
     from anomaly_nb.segmentation.evaluation import evaluate as evaluate_all
     from anomaly_nb.segmentation.evaluation_files import free_folder, save_evaluation
     from anomaly_nb.segmentation.run import StreetRun
     from anomaly_nb.segmentation.score_maps import component_protocol, evaluate_scores
     from anomaly_nb.segmentation.scorer_files import load_scorer
+    from anomaly_nb.segmentation.tables import best_sentence
 
     if sum(map(bool, (run, source.scores, source.logits, source.model))) != 1:
         raise DataError("give one of: the folder of a run, --scores, --logits, --model")
@@ -176,10 +180,10 @@ def evaluate(
         network.name, dataset = options.name or network.name, other_classes(dataset, network, source.model)
         result = evaluate_all(network, scorer, dataset, protocol=scenes.protocol, run=network.name)
     folder = save_evaluation(free_folder(run / "evaluations" if run else written.out, result), result)
-    text = _write_results(folder, result, scorer, validation, written.resamples, size.other_size)
+    table = _write_results(folder, result, scorer, validation, written.resamples, size.other_size)
     if written.panels and network is not None and scorer is not None:
         _panels(folder, network, scorer, dataset, result, written.panels)
-    typer.echo("".join(f"{n}\n" for n in dataset.notes) + text + f"\n{folder}")
+    typer.echo("\n".join([best_sentence(table), str(folder), *dataset.notes, to_markdown(table)]))
 
 # %% ../../nbs/11_cli/15_street_evaluation.ipynb #6c6804de
 def _panels(

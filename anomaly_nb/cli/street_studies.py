@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from .options import After, with_options
+from .options import After, Answer, with_options
 from anomaly_nb.cli.street_options import (
     AblationNetwork,
     AblationTraining,
@@ -52,13 +52,14 @@ def _study_run(
     size: RunSize,
     methods: tuple[str, ...],
     device: str,
+    answer: Answer,
 ) -> None:
     """Studies of a trained run: HEAT's terms over the images; the promise from validation counts; thresholds and
     subsampling from those of `street evaluate`.
     """
     import pandas as pd
 
-    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.errors import DataError, number_of
     from anomaly_nb.core.files import write_text
     from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.ablation import (
@@ -73,7 +74,7 @@ def _study_run(
     from anomaly_nb.segmentation.evaluation import evaluation_identity
     from anomaly_nb.segmentation.evaluation_files import find_evaluation, load_evaluation, save_evaluation
     from anomaly_nb.segmentation.run import StreetRun
-    from anomaly_nb.segmentation.tables import difference_table, results_table
+    from anomaly_nb.segmentation.tables import best_sentence, difference_table, results_table
 
     if not study.run:
         raise DataError(f"the study {study.study} is one of a trained network; name its folder with --run")
@@ -82,7 +83,8 @@ def _study_run(
     if study.study == "promise":
         rates = promise_study(place.fitted(at, other_size=size.other_size)[1])
         write_text(out / "promise.csv", rates.to_csv(index=False, lineterminator="\n"))
-        typer.echo(rates.round(4).to_string(index=False) + f"\n{out}")
+        answer.verdict(f"{number_of(len(rates), 'rate')} promised on validation images and tried on others", out)
+        answer.say(rates.round(4).to_string(index=False))
         return
     dataset = scenes.open(study.split, at)
     scorer, validation = place.fitted(at, [dataset[0].labels.shape], size.other_size)
@@ -95,7 +97,8 @@ def _study_run(
         save_figure(out / "results.png", comparison_plot(table))
         write_text(out / "differences.csv", difference_table(result, "heat").to_csv(index=False, lineterminator="\n"))
         fractions = ", ".join(f"{n} {v:.2f}" for n, v in result.metadata["fractions"].items())
-        typer.echo(to_markdown(table[table["protocol"] == "pooled"]) + f"\nfractions of the terms: {fractions}\n{out}")
+        answer.verdict(best_sentence(table), out)
+        answer.say(to_markdown(table[table["protocol"] == "pooled"]) + f"\nfractions of the terms: {fractions}")
         return
     counts = load_evaluation(
         find_evaluation(place.folder / "evaluations", evaluation_identity(network, scorer, dataset))
@@ -119,11 +122,13 @@ def _study_run(
             )
         write_text(out / f"{study.study}_{method}.csv", frame.to_csv(index=False, lineterminator="\n"))
         save_figure(out / f"{study.study}_{method}.png", sensitivity_plot(percent, promised, sample))
-        typer.echo(frame.round(4).to_string(index=False) + "\n")
+        answer.say(frame.round(4).to_string(index=False) + "\n")
+    answer.verdict(f"{study.study} of {number_of(len(methods), 'score')}: {', '.join(methods)}", out)
 
 # %% ../../nbs/11_cli/12_street_studies.ipynb #f212111c
 @with_options
 def ablate(
+    answer: Answer,
     out: Annotated[Path, typer.Argument(help="folder of the study; runs that are there are not done again")],
     study: Study,
     scenes: Scenes,
@@ -151,7 +156,8 @@ def ablate(
 
     size, names = training.size, check_methods(methods.split(","))
     if study.study in ("heat", "promise", "thresholds", "subsampling"):
-        return _study_run(out, study, scenes, training.run_size, names, device)
+        return _study_run(out, study, scenes, training.run_size, names, device, answer)
+    from anomaly_nb.core.errors import number_of
     from anomaly_nb.core.files import write_text
     from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.ablation import ablation_plot, ablation_summary, run_ablation, study_configs
@@ -174,7 +180,13 @@ def ablate(
         summary = ablation_summary(runs, metric)
         write_text(out / f"summary_{metric}.csv", summary.to_csv(index=False, lineterminator="\n"))
         save_figure(out / f"summary_{metric}.png", ablation_plot(summary))
-        typer.echo(summary.round(4).to_string(index=False) + "\n")
+        answer.say(summary.round(4).to_string(index=False) + "\n")
+        top = summary.sort_values("mean", kind="stable").iloc[-1]  # of the last: average precision
+    answer.verdict(
+        f"{top['config']} is best of {number_of(len(summary), 'configuration')}: average precision {top['mean']:.3f} "
+        f"over {number_of(int(top['runs']), 'run')}",
+        out,
+    )
 
 # %% ../../nbs/11_cli/12_street_studies.ipynb #08b69af9
 def _names(folders: list[Path]) -> list[str]:
@@ -183,7 +195,9 @@ def _names(folders: list[Path]) -> list[str]:
     return [f"{r}/{p.name}" if runs.count(r) > 1 else r for r, p in zip(runs, folders)]
 
 
+@with_options
 def compare(
+    answer: Answer,
     evaluations: Annotated[list[Path], typer.Argument(help="folders of `street evaluate`, of the same images")],
     out: Annotated[Path, typer.Option(help="folder for comparison.csv, .md, .json and the plot")] = Path("comparison"),
     names: Annotated[str, typer.Option(help="comma-separated names of the models; '' = their run folders")] = "",
@@ -199,7 +213,7 @@ def compare(
       anomaly-nb street compare runs/a/evaluations/camvid-test-as_stored runs/b/evaluations/camvid-test-as_stored \\
           --names a,b
     """
-    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.errors import DataError, number_of
     from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.compare import (
         comparable_groups,
@@ -210,11 +224,12 @@ def compare(
         write_comparison,
     )
     from anomaly_nb.segmentation.evaluation_files import load_evaluation
+    from anomaly_nb.segmentation.tables import best_sentence
 
     labels = names.split(",") if names else _names(evaluations)
     if len(labels) != len(evaluations) or len(set(labels)) != len(evaluations):
         raise DataError(
-            f"{len(evaluations)} evaluations and the names {', '.join(labels)}; give one "
+            f"{number_of(len(evaluations), 'evaluation')} and the names {', '.join(labels)}; give one "
             "different name each with --names"
         )
     by_label = dict(zip(labels, map(load_evaluation, evaluations)))
@@ -225,6 +240,7 @@ def compare(
             f"{one} and {two} do not belong in one table; they differ in "
             f"{', '.join(incomparable(by_label[one], by_label[two]))}; --separate makes a table of each"
         )
+    best = ""
     for i, group in enumerate(groups):
         table, name = comparison_table(group, resamples), "comparison" if len(groups) == 1 else f"comparison_{i + 1}"
         write_comparison(out, table, name)
@@ -242,8 +258,10 @@ def compare(
             if i
             else ""
         )
-        typer.echo(f"{heading}\n{apart}" + to_markdown(table))
-    typer.echo(str(out))
+        answer.say(f"{heading}\n{apart}" + to_markdown(table))
+        best = best or best_sentence(table)
+    more = f" (the first of {len(groups)} tables)" if len(groups) > 1 else ""
+    answer.verdict(best + more, out)
 
 # %% ../../nbs/11_cli/12_street_studies.ipynb #976a3ad4
 @with_options
@@ -296,7 +314,7 @@ def submit(
       anomaly-nb street submit scores submission --images dataset_AnomalyTrack/images --dataset AnomalyTrack-all \\
           --method heat
     """
-    from anomaly_nb.core.errors import DataError, check_folder
+    from anomaly_nb.core.errors import DataError, check_folder, number_of
     from anomaly_nb.core.order import path_key
     from anomaly_nb.data.headers import image_info, is_image
     from anomaly_nb.segmentation.score_maps import write_submission
@@ -309,4 +327,4 @@ def submit(
     written = write_submission(
         out, scores, list(sizes), form, dataset, method, (code[0], code[1]) if code else None, sizes
     )
-    typer.echo(f"{len(written)} maps of {form}: {written[0].parent}")
+    typer.echo(f"{number_of(len(written), 'map')} of {form}: {written[0].parent}")

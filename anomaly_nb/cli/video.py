@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import After, with_options
+from .options import After, Answer, with_options
 from .released import score_features
 
 if TYPE_CHECKING:
@@ -77,15 +77,15 @@ class VideoData:
         return located(replace(plan, fps=fps) if fps else plan)
 
 
-def _extract(plan: "VideoPlan", splits: tuple[str, ...]) -> None:
-    "Extract and print the seconds of every stage."
+def _extract(plan: "VideoPlan", splits: tuple[str, ...], answer: Answer) -> None:
+    "Extract and say the seconds of every stage."
     from anomaly_nb.video.pipeline import extract_dataset, features_of
 
     timings = extract_dataset(plan, splits)
     for split in splits:
         rows = timings[timings["split"] == split]
         stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in zip(rows["stage"], rows["seconds"]))
-        typer.echo(
+        answer.say(
             f"{features_of(plan) / split}: "
             + (f"extracted in {rows['seconds'].sum():.0f} s ({stages})" if len(rows) else "complete, nothing to do")
         )
@@ -93,6 +93,7 @@ def _extract(plan: "VideoPlan", splits: tuple[str, ...]) -> None:
 
 @with_options
 def extract_video(
+    answer: Answer,
     data: VideoData,
     split: Annotated[str, typer.Option(help="training, testing or both.")] = "both",
     *,
@@ -105,21 +106,28 @@ def extract_video(
     anomaly-nb extract-video --dataset-name ped2 --root data/ped2 --backbone timm:mobilenetv2_100 \\
         --weights mobilenet.safetensors
     """
-    _extract(data.plan(deep), ("training", "testing") if split == "both" else (split,))
+    _extract(data.plan(deep), ("training", "testing") if split == "both" else (split,), answer)
 
 # %% ../../nbs/11_cli/08_video.ipynb #c2896c5b
-def _calibrate(plan: "VideoPlan", config: Path, max_image_count: int) -> None:
-    "Calibrate and print the ranges."
+def _calibrate(plan: "VideoPlan", config: Path, max_image_count: int, answer: Answer) -> str:  # the verdict
+    "Calibrate and say the ranges."
+    from anomaly_nb.core.errors import number_of
     from anomaly_nb.video.pipeline import calibrate_dataset, features_of
+    from anomaly_nb.video.plan import located
 
-    scorer = calibrate_dataset(plan, config, max_image_count)
+    scorer, plan = calibrate_dataset(plan, config, max_image_count), located(plan)
     for modality, (low, high) in scorer.ranges_.items():
-        typer.echo(f"  {modality}: {low:.6g} .. {high:.6g} from {len(scorer.calibration_scores_[modality])} objects")
-    typer.echo(f"calibration in {config}, banks in {features_of(plan) / 'bank'}")
+        objects = number_of(len(scorer.calibration_scores_[modality]), "object")
+        answer.say(f"  {modality}: {low:.6g} .. {high:.6g} from {objects}")
+    answer.say(f"calibration in {config}, banks in {plan.bank or features_of(plan) / 'bank'}")
+    most = max(map(len, scorer.calibration_scores_.values()))
+    ranges = number_of(len(scorer.ranges_), "modality")
+    return f"{plan.name}: {ranges} calibrated on {number_of(most, 'normal object')}"
 
 
 @with_options
 def calibrate_video(
+    answer: Answer,
     data: VideoData,
     deep: DeepFeatures,
     max_image_count: Annotated[
@@ -135,11 +143,12 @@ def calibrate_video(
     \b
     anomaly-nb calibrate-video --dataset-name shanghaitech --max-image-count 4000 --config config.yml
     """
-    _calibrate(data.plan(deep, fps), data.config, max_image_count)
+    answer.verdict(_calibrate(data.plan(deep, fps), data.config, max_image_count, answer))
 
 # %% ../../nbs/11_cli/08_video.ipynb #ab5990ce
 @with_options
 def score_video(
+    answer: Answer,
     data: VideoData,
     out: Annotated[
         Path,
@@ -166,7 +175,7 @@ def score_video(
     import time
     import warnings
 
-    from anomaly_nb.core.errors import Notice
+    from anomaly_nb.core.errors import Notice, number_of
     from anomaly_nb.core.files import write_text
     from anomaly_nb.video.pipeline import dataset_videos, evaluate_dataset, mark_incomplete, score_dataset
     from anomaly_nb.video.scoring import responsible_objects
@@ -175,10 +184,10 @@ def score_video(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # what is not whole is said once, below
         if everything:
-            _extract(plan, ("training", "testing"))
+            _extract(plan, ("training", "testing"), answer)
             middle = time.perf_counter()
-            _calibrate(plan, data.config, max_image_count)
-            typer.echo(f"calibrated in {time.perf_counter() - middle:.0f} s")
+            answer.say(_calibrate(plan, data.config, max_image_count, answer))
+            answer.say(f"calibrated in {time.perf_counter() - middle:.0f} s")
         middle = time.perf_counter()
         frames, objects = score_dataset(plan, data.config)
     videos = dataset_videos(plan)
@@ -187,26 +196,33 @@ def score_video(
         out / "objects.csv", mark_incomplete(responsible_objects(objects, plan.weights), videos).to_csv(index=False)
     )
     write_text(out / "videos.csv", videos.to_csv(index=False))
-    typer.echo(f"scored {len(frames)} frames in {time.perf_counter() - middle:.0f} s")
+    answer.say(f"scored in {time.perf_counter() - middle:.0f} s")
     results = evaluate_dataset(plan, frames, objects)
     if results:
         write_text(out / "auroc.csv", results[0].to_csv(index=False))
         for row in results[0].to_dict("records"):
             interval = f"{row['micro']:.4f} [{row['micro_low']:.4f}, {row['micro_high']:.4f}]"
-            typer.echo(
+            answer.say(
                 f"  {row['scores']:10s} micro {interval}  macro {row['macro']:.4f}  macro padded "
                 f"{row['macro_padded']:.4f}  AP {row['average_precision']:.4f}"
             )
             if "rbdc" in row:
-                typer.echo(
+                answer.say(
                     f"  {'':10s} RBDC {row['rbdc']:.4f}  TBDC {row['tbdc']:.4f} "
-                    f"({row['tracks']} tracks, {row['tracks_from']})"
+                    f"({number_of(row['tracks'], 'track')}, {row['tracks_from']})"
                 )
     labels = results[1] if results else None
-    _say_events(plan, frames, objects, videos, data.config, false_alarms_per_hour, out, labels)
+    events = _say_events(plan, frames, objects, videos, data.config, false_alarms_per_hour, out, answer, labels)
     for row in videos[videos["note"] != ""].to_dict("records"):
-        typer.echo(f"  {row['video']}: {row['note']}" + ("" if row["scored"] else " (not scored)"))
-    typer.echo(f"scores in {out}; {time.perf_counter() - start:.0f} s in all")
+        answer.say(f"  {row['video']}: {row['note']}" + ("" if row["scored"] else " (not scored)"))
+    seen = f"{number_of(len(frames), 'frame')} of {number_of(frames['video'].nunique(), 'video')}"
+    happened = "no events, as nothing decides on them" if events is None else number_of(events, "event")
+    ranked = ""
+    if results:
+        best = results[0].set_index("scores").loc["combined"]
+        ranked = f"; frame AUROC {best['micro']:.3f} [{best['micro_low']:.3f}, {best['micro_high']:.3f}]"
+    answer.verdict(f"{plan.name}: {happened} in {seen}{ranked}", f"scores in {out}")
+    answer.say(f"{time.perf_counter() - start:.0f} s in all")
     if not videos["complete"].all():
         raise typer.Exit(4)
 
@@ -219,10 +235,11 @@ def _say_events(
     config: Path,
     false_alarms_per_hour: float,
     out: Path,
+    answer: Answer,
     labels: dict[str, Any] | None = None,  # of `evaluate_dataset`
-) -> None:
+) -> int | None:  # events; None where nothing decides on them
     "Write events.csv and say the events and the promise; with labels delays.csv, and how soon the events came."
-    from anomaly_nb.core.errors import MissingFileError
+    from anomaly_nb.core.errors import MissingFileError, number_of
     from anomaly_nb.core.files import write_text
     from anomaly_nb.video.events import film_needed, say_events
     from anomaly_nb.video.pipeline import dataset_delays, dataset_events, mark_incomplete
@@ -230,8 +247,8 @@ def _say_events(
     try:
         events, decision = dataset_events(plan, frames, objects, config, false_alarms_per_hour)
     except MissingFileError as e:
-        typer.echo(f"  no events: {e}")
-        return
+        answer.say(f"  no events: {e}")
+        return None
     write_text(out / "events.csv", mark_incomplete(events, videos).to_csv(index=False))
     threshold = decision.event(false_alarms_per_hour)
     decision.save(out / "decision.json")
@@ -243,17 +260,16 @@ def _say_events(
     )
     film = f"from {decision.hours * 60:.1f} minutes of held-out normal film"
     unit = " (alarm; 1 is what one in a hundred normal frames reaches)" if decision.scales else ""
-    typer.echo(
+    answer.say(
         f"  threshold {threshold.value:.3f}{unit}: at most {promised:.3g} false events a "
         f"normal hour on average, {film}{more}"
     )
-    typer.echo(
+    answer.say(
         f"  frames from {decision.frame.value:.3f} on are called; a normal one is with probability "
         f"{1 - decision.frame.parameters['promised']:.3g}"
     )
-    typer.echo(f"  {len(events)} events")
     for line in say_events(events):
-        typer.echo(f"  {line}")
+        answer.say(f"  {line}")
     if labels:
         delays, false, hours = dataset_delays(plan, labels, events, decision)
         write_text(out / "delays.csv", delays.to_csv(index=False))
@@ -262,14 +278,16 @@ def _say_events(
             if delays["delay"].notna().any()
             else ""
         )
-        typer.echo(
-            f"  {delays['delay'].notna().sum()} of {len(delays)} anomalous stretches were called{soon}; {false} false "
-            f"events in {hours * 60:.1f} minutes of normal film"
+        answer.say(
+            f"  called {delays['delay'].notna().sum()} of {number_of(len(delays), 'anomalous stretch')}{soon}; "
+            f"{number_of(false, 'false event')} in {hours * 60:.1f} minutes of normal film"
         )
+    return len(events)
 
 # %% ../../nbs/11_cli/08_video.ipynb #45843e8a
 @with_options
 def render_videos(
+    answer: Answer,
     data: VideoData,
     out: Annotated[Path, typer.Option(help="Folder for the films and contact_sheet.png.")] = Path("data/films"),
     video: Annotated[
@@ -286,7 +304,7 @@ def render_videos(
     \b
     anomaly-nb video render --dataset-name ped2 --root data/ped2 --video 01 --out films
     """
-    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.errors import DataError, number_of
     from anomaly_nb.video.layouts import list_videos
     from anomaly_nb.video.pipeline import dataset_events, score_dataset
     from anomaly_nb.video.render import contact_sheet, render_video
@@ -314,9 +332,13 @@ def render_videos(
             decision.alarm(rows),
             plan.fps or videos[name].fps or decision.fps,
         )
-        typer.echo(f"{path}: {len(rows)} frames, {int((events['video'] == name).sum())} events")
+        happened = number_of(int((events["video"] == name).sum()), "event")
+        answer.say(f"{path}: {number_of(len(rows), 'frame')}, {happened}")
     sheet = contact_sheet(events, videos, objects, out / "contact_sheet.png")
-    typer.echo(f"{sheet}: the highest events" if sheet else "no events, no contact sheet")
+    answer.say(f"{sheet}: the highest events" if sheet else "no events, no contact sheet")
+    chosen = list(video or videos)
+    happened = number_of(int(events["video"].isin(chosen).sum()), "event")
+    answer.verdict(f"{number_of(len(chosen), 'film')} with {happened} -> {out}")
 
 # %% ../../nbs/11_cli/08_video.ipynb #628a71cf
 @with_options

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DataError', 'MissingFileError', 'UnsafeFileError', 'Notice', 'MissingExtraError', 'require', 'check_file',
-           'check_folder', 'naming', 'check_random_state', 'real_array', 'check_finite', 'check_labels_and_scores']
+           'check_folder', 'plural', 'number_of', 'naming', 'check_random_state', 'real_array', 'check_finite',
+           'check_labels_and_scores']
 
 # %% ../../nbs/00_core/01_errors.ipynb #3e8262a1
 from collections.abc import Iterator
@@ -73,6 +74,30 @@ def check_folder(
         raise MissingFileError(f"{path}: no such folder" + (f"; {mend}" if mend else ""))
     return path
 
+# %% ../../nbs/00_core/01_errors.ipynb #00af71e5
+def plural(
+    n: float,  # how many; what is no 1 takes the plural
+    noun: str,  # in the singular; of several words, the last one changes
+    several: str = "",  # the plural where no rule gives it, e.g. "axes", or a phrase: "images of nuts"
+) -> str:
+    "The form of a noun for a number: image, images; box, boxes; category, categories."
+    if n == 1:
+        return noun
+    if several:
+        return several
+    if noun.endswith("y") and noun[-2:-1] not in tuple("aeiou"):
+        return f"{noun[:-1]}ies"
+    return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+
+
+def number_of(
+    n: float,  # how many
+    noun: str,  # as in `plural`
+    several: str = "",
+) -> str:
+    "A number with its noun: 1 image, 2 images."
+    return f"{n} {plural(n, noun, several)}"
+
 # %% ../../nbs/00_core/01_errors.ipynb #ce9b1736
 @contextmanager
 def naming(
@@ -117,7 +142,7 @@ def real_array(
         values = (values.float() if values.is_floating_point() and values.element_size() < 4 else values).numpy()
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise DataError(
-            f"{name}: {int(np.ma.getmaskarray(values).sum())} entries are masked; leave them out, or fill them, before"
+            f"{name}: masked entries: {int(np.ma.getmaskarray(values).sum())}; leave them out, or fill them, before"
         )
     array = np.asarray(values)
     if array.dtype == object:

@@ -77,7 +77,8 @@ class Settings(BaseModel):
     calibration_api_key_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     # name -> SHA-256 of its key; None: revoked
     calibration_api_keys: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None] = {}
-    calibration: Calibration = Calibration()
+    calibration: Calibration = Calibration()  # the one that was made last
+    calibrations: dict[str, Calibration | None] = {}  # those of other data sets, by name
     datasets: dict[str, dict[str, Any]] = {}  # name -> root and whatever else its reader takes
 
 # %% ../../nbs/00_core/03_settings.ipynb #3148a5c3

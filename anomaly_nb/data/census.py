@@ -13,7 +13,7 @@ from typing import TypedDict
 
 import pandas as pd
 
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.files import list_files, printable, sha256_file
 from .headers import image_info, list_images, why_skipped
 from .masks import mask_rule
@@ -67,8 +67,8 @@ def _unread_frames(frames: dict[str, int]) -> list[str]:  # one sentence, or non
     first = next(iter(frames))
     return [
         (
-            f"{len(frames)} image(s) hold several pages or frames, the first {Path(first).name}: one of each is read, "
-            f"{sum(frames.values()) - len(frames)} others are not"
+            f"several pages or frames in {number_of(len(frames), 'image')}, the first {Path(first).name}: one of each is read, "
+            f"{number_of(sum(frames.values()) - len(frames), 'other')} passed over"
         )
     ]
 
@@ -84,7 +84,7 @@ def _other_sizes(bad: pd.DataFrame) -> list[str]:  # one sentence, or none
                 )
         except (DataError, OSError):
             continue
-    return [f"{len(other)} mask(s) have another size than their image, the first {other[0]}"] if other else []
+    return [f"of another size than their image: {number_of(len(other), 'mask')}, the first {other[0]}"] if other else []
 
 # %% ../../nbs/02_data/06_census.ipynb #03fa6a6d
 def files_left(
@@ -171,12 +171,12 @@ def census_lines(
     splits = ", ".join(f"{n} {key}" for key, n in list(census["by_split"].items())[:8])
     more = ", ..." if len(census["by_split"]) > 8 else ""
     lines.append(
-        f"{census['images']} images: {splits}{more}" + (f"; intensity {intensity['text']}" if intensity else "")
+        f"{number_of(census['images'], 'image')}: {splits}{more}" + (f"; intensity {intensity['text']}" if intensity else "")
     )
     if census["masks"] or census["without_mask"]:
         rules = ", ".join(f"{n} by {rule!r}" for rule, n in census["mask_rules"].items())
         lines.append(
-            f"{census['masks']} masks paired ({rules or 'none'}), {census['without_mask']} "
+            f"{number_of(census['masks'], 'mask')} paired ({rules or 'none'}), {census['without_mask']} "
             "anomalous images without a mask"
         )
     lines += [f"skipped {s['files']}: {why}, first {s['first']}" for why, s in census["skipped"].items()] or [

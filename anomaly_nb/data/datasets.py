@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.errors import DataError, MissingFileError, Notice, check_file, check_random_state
+from ..core.errors import DataError, MissingFileError, Notice, check_file, check_random_state, number_of
 from ..core.order import natural_key, path_key
 from ..core.tables import read_table
 from .census import take_census
@@ -198,7 +198,7 @@ def read_index(
         index.attrs["notes"] = [
             *index.attrs.get("notes", []),
             (
-                f"{n} categories are taken as one: {', '.join(index['category'].unique()[:4])} "
+                f"{number_of(n, 'category')} taken as one: {', '.join(index['category'].unique()[:4])} "
                 "...; category=<name> takes one"
             ),
         ]

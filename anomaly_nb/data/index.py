@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError, MissingFileError, check_folder
+from ..core.errors import DataError, MissingFileError, check_folder, number_of
 from ..core.files import printable
 from ..core.order import natural_key, path_key
 from .headers import list_images
@@ -319,7 +319,7 @@ def split_normals(
         raise DataError(f"n_train={n_train!r}; give a fraction as a float in (0, 1], or a count as an int from 1")
     count = round(n_train * len(keys)) if isinstance(n_train, float) else int(n_train)
     if not 0 < count <= len(keys):
-        raise DataError(f"n_train={n_train} asks for {count} of {len(keys)} normal images")
+        raise DataError(f"n_train={n_train} asks for {count} of {number_of(len(keys), 'normal image')}")
     chosen = np.random.default_rng(random_state).permutation(len(keys))[:count]
     names = sorted(keys)  # letter by letter: an order for the draw, the same as ever, that nobody reads
     return {names[i] for i in chosen}

@@ -17,7 +17,7 @@ from typing import TypedDict
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError, check_folder
+from ..core.errors import DataError, check_folder, number_of
 from ..core.files import list_files, printable
 from ..core.order import path_key
 from ..core.runtime import progress
@@ -56,7 +56,7 @@ def folder_table(
             {
                 "folder": folder.relative_to(root).as_posix(),
                 "images": len(paths),
-                "role": "masks" if masks == len(paths) else f"{masks} masks among images" if masks else "images",
+                "role": "masks" if masks == len(paths) else f"{number_of(masks, 'mask')} among images" if masks else "images",
                 "size": _span([f"{i.size[1]} x {i.size[0]}" for i in headers]),
                 "type": _span([i.type for i in headers]),
                 "mode": _span([i.mode for i in headers]),
@@ -197,7 +197,7 @@ def _value_words(values: list[float]) -> str:
     return (
         ", ".join(f"{v:g}" for v in values)
         if len(values) <= 4
-        else f"{len(values)} values from {values[0]:g} to {values[-1]:g}"
+        else f"{number_of(len(values), 'value')} from {values[0]:g} to {values[-1]:g}"
     )
 
 # %% ../../nbs/02_data/14_inspection.ipynb #9e1fce41
@@ -255,7 +255,7 @@ def inspection_lines(
     named = ", ".join(seen["layouts"])
     types = ", ".join(f"{n} {t}" for t, n in seen["types"].items()) or "none"
     bad = f"; {len(seen['damaged'])} cannot be read" if seen["damaged"] else ""
-    lines = [f"{seen['root']}: layout {named}; {seen['images']} image files ({types}){bad}"]
+    lines = [f"{seen['root']}: layout {named}; {number_of(seen['images'], 'image file')} ({types}){bad}"]
     if seen["folders"]:
         lines.append(pd.DataFrame(seen["folders"]).to_string(index=False))
     if seen["partners"]:

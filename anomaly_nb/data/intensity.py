@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from .headers import image_infos
-from .values import bands, read_values
+from .values import all_damaged, bands, read_values
 
 # %% ../../nbs/02_data/11_intensity.ipynb #c4c58b3b
 DEPTHS = (8, 10, 12, 14, 16, 20, 24, 28, 31, 32)  # bits that cameras and converters fill
@@ -190,6 +190,12 @@ def fit_intensity(
     paths = list(paths)
     if not paths:
         raise DataError("intensity: there are no training images to decide on")
+    with all_damaged(paths):
+        return _decided(paths, rule, kind, low, high)
+
+
+def _decided(paths: list[str | Path], rule: str, kind: str, low: float, high: float) -> Intensity:
+    "The rule of `fit_intensity`, of images that are read one after the other."
     types = {p: info.type for p, info in image_infos(paths).items()}
     counts = Counter(types.values())
     if len(counts) > 1:

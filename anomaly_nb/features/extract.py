@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError, check_finite
+from ..core.errors import DataError, check_finite, number_of
 from ..core.runtime import cpu_threads, in_order, progress, side_by_side
 from ..data.headers import image_info
 from ..data.images import read_counted, read_upright
 from ..data.intensity import Intensity, fit_intensity
+from ..data.values import all_damaged
 from .base import Backbone
 from .featureset import FeatureSet
 from .geometry import cell_centres, cells_inside
@@ -117,8 +118,21 @@ def feature_batches(
 ) -> Iterator[tuple[np.ndarray, tuple[int, int], np.ndarray]]:  # patches (B, P, D) float32, (h, w), cls (B, Dc) float32
     """Features of the images or their parts, batch by batch, in order.
 
-    Raises `DataError` for a damaged image, or one with another grid than the first.
+    Raises `DataError` that names all damaged images, or for one with another grid than the first.
     """
+    with all_damaged(paths):
+        yield from _batches(paths, backbone, batch_size, intensity, boxes, mixed)
+
+
+def _batches(
+    paths: Sequence[str],
+    backbone: Backbone,
+    batch_size: int,
+    intensity: Intensity | None,
+    boxes: np.ndarray | None,
+    mixed: bool,
+) -> Iterator[tuple[np.ndarray, tuple[int, int], np.ndarray]]:
+    "The batches of `feature_batches`."
     workers, clipped = backbone_threads(backbone), dict[str, float]()
     batch_size = max(1, min(batch_size, -(-len(paths) // workers)))
     inputs = _inputs(paths, backbone, batch_size, intensity, boxes, mixed, clipped)
@@ -130,7 +144,7 @@ def feature_batches(
     if clipped:
         worst = max(clipped, key=lambda p: clipped[p])
         message = (
-            f"{len(clipped)} of {len(set(paths))} images hold values outside "
+            f"{len(clipped)} of {number_of(len(set(paths)), 'image')} with values outside "
             f"{intensity.text if intensity else 'their range'}, clipped"
         )
         warnings.warn(f"{message}; most in {worst}, {clipped[worst]:.2%} of its values", stacklevel=2)

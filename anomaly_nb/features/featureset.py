@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core.arrays import load_arrays, save_arrays
 from ..core.display import summary_html
-from ..core.errors import DataError, MissingFileError, check_file, check_finite, check_folder
+from ..core.errors import DataError, MissingFileError, check_file, check_finite, check_folder, number_of
 from ..core.files import sha256_json, to_json, write_text
 from ..core.order import natural_key
 from ..core.plain import Record, parse_json
@@ -46,9 +46,9 @@ class FeatureSet:
         if self.patch_hw[0] * self.patch_hw[1] != p:
             raise DataError(f"patch_hw: {self.patch_hw[0]} x {self.patch_hw[1]} does not make {p} patches")
         if len(self.meta) != n:
-            raise DataError(f"meta: {len(self.meta)} rows for {n} images")
+            raise DataError(f"meta: {number_of(len(self.meta), 'row')} for {number_of(n, 'image')}")
         if self.cls is not None and len(self.cls) != n:
-            raise DataError(f"cls: {len(self.cls)} vectors for {n} images")
+            raise DataError(f"cls: {number_of(len(self.cls), 'vector')} for {number_of(n, 'image')}")
         check_finite("patches", self.patches)
         self.meta = self.meta.reset_index(drop=True)
 
@@ -90,7 +90,7 @@ class FeatureSet:
         cls = f", cls {self.cls.shape[1]}" if self.cls is not None else ""
         size, name = self.patches.nbytes / 2**20, self.spec.get("name", "unknown backbone")
         grid = f"grid {self.patch_hw[0]} x {self.patch_hw[1]}"
-        return f"FeatureSet({n} images, {grid}, {d} dimensions{cls}, {self.patches.dtype}, {size:.1f} MiB, {name})"
+        return f"FeatureSet({number_of(n, 'image')}, {grid}, {d} dimensions{cls}, {self.patches.dtype}, {size:.1f} MiB, {name})"
 
 # %% ../../nbs/03_features/01_featureset.ipynb #2fdd08e4
 @dataclass(frozen=True)

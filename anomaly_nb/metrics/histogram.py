@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..core.arrays import load_arrays, save_arrays
-from ..core.errors import DataError, check_finite, check_labels_and_scores, real_array
+from ..core.errors import DataError, check_finite, check_labels_and_scores, plural, real_array
 from .ranking import ThresholdTable
 from .score_keys import KEYS, Grid, order_code, quantisation_bounds
 
@@ -134,7 +134,7 @@ class ScoreHistogram:
         return f"{kind}(key={self.key!r}{f', value_range={self.value_range}' if self.value_range else ''}{step})"
 
     def __repr__(self) -> str:
-        suffix = f", {len(self.images):,} images" if self.images else ""
+        suffix = f", {len(self.images):,} {plural(len(self.images), 'image')}" if self.images else ""
         return f"{self._identity()}: {self.negatives:,} normal, {self.positives:,} anomalous{suffix}"
 
     def _check_new(self, images: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.style import PALETTE, figure_style
 from .plots import _figure
 
@@ -64,8 +64,8 @@ def friedman(
     n, k = ranks.shape
     if k < 3 or n < 2:
         raise DataError(
-            f"{k} methods on {n} data sets; Friedman's test needs at least 3 methods and 2 data sets; two methods are "
-            "compared by wilcoxon_pairs"
+            f"{number_of(k, 'method')} on {number_of(n, 'data set')}; Friedman's test needs at least 3 methods and 2 "
+            "data sets; two methods are compared by wilcoxon_pairs"
         )
     if (ranks == ranks[:, :1]).all():
         return Friedman(0.0, 1.0, 0.0, 1.0)
@@ -206,7 +206,7 @@ def plot_critical_difference(
     ax.set(
         xlim=(1 - 0.1 * k - beside, k + 0.1 * k + beside),
         ylim=(-(bars + 0.8 + half), 2.6),
-        title=f"Mean ranks of {k} methods on {n} data sets, 1 = best",
+        title=f"Mean ranks of {k} methods on {number_of(n, 'data set')}, 1 = best",
     )
     ax.axis("off")
     return _figure(ax)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from .histogram import ScoreHistogram
 from .region_histogram import RegionHistogram
 
@@ -190,11 +190,11 @@ def coverage_note(
     if images > most:
         return ""
     if images < min(SIMULATED):
-        return f"Intervals over {images} images were not simulated; read them as rough."
+        return f"Intervals over {number_of(images, 'image')} were not simulated; read them as rough."
     near = max(n for n in SIMULATED if n <= images)
     names = {"roc_auc": "AUROC", "average_precision": "AP", "fpr_at_tpr": "FPR95"}
     coverage = ", ".join(f"{names[k]} {v:.0f} %" for k, v in SIMULATED[near].items())
-    return f"95 % intervals over {images} images; simulated coverage with {near}: {coverage}."
+    return f"95 % intervals over {number_of(images, 'image')}; simulated coverage with {near}: {coverage}."
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #2bff4b6c
 def clustered_interval(

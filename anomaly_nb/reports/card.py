@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.display import table_html
+from ..core.errors import number_of
 from ..core.files import write_text
 from ..core.plain import Record
 from .folder import figure_png
@@ -140,7 +141,7 @@ def write_card(
     method = f"{html.escape(detector.recipe)} on {html.escape(parts.backbone.split('?')[0])}"
     body = [f'<h1>Detector {html.escape(name)}<span class="subject">: {method}</span></h1>']
     body.append(
-        f'<div class="verdict"><p>Learned from {len(detector.paths_)} normal images, version {detector.version_}. An '
+        f'<div class="verdict"><p>Learned from {number_of(len(detector.paths_), "normal image")}, version {detector.version_}. An '
         f"image is called anomalous from a score of {threshold.value:.4g} on.</p>"
         f"<p>{html.escape(threshold.promise())}</p></div>"
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.errors import DataError, MissingFileError
+from ..core.errors import DataError, MissingFileError, number_of
 from .record import RunRecord, load_record
 from .run import Run
 from .store import Store, is_store
@@ -89,7 +89,7 @@ def counted(records: Iterable[RunRecord]) -> str:
     counts: dict[str, int] = {}
     for r in records:
         counts[r["status"]] = counts.get(r["status"], 0) + 1
-    return f"{sum(counts.values())} runs" + (
+    return number_of(sum(counts.values()), "run") + (
         f" ({', '.join(f'{n} {s}' for s, n in sorted(counts.items(), key=lambda c: -c[1]))})" if counts else ""
     )
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..core.display import summary_html
-from ..core.errors import DataError, MissingFileError
+from ..core.errors import DataError, MissingFileError, Notice
 from ..core.files import locked, sha256_file, sha256_json, write_json, write_text
 from ..core.plain import Record, read_json
 from .gallery import write_gallery
@@ -102,7 +102,7 @@ class Wanted:
         return f"{self.template.stem}-{self.run_id}"
 
 
-PLACES = ("root", "weights", "frames_root", "labels_csv", "captions_json")  # parameters that name what a report reads
+PLACES = ("root", "detector", "weights", "frames_root", "labels_csv", "captions_json")  # parameters that name what a report reads
 
 
 def prepare(
@@ -119,9 +119,27 @@ def prepare(
             and not str(values[name]).startswith(("hub", "random", "imagenet"))
         ):
             raise MissingFileError(f"{name}={values[name]}: no such file or folder; {path.stem} reads it")
+    if values.get("detector"):
+        values |= _detectors_own(values, parameters)
     inputs = run_inputs(path, values)
     fixed = {k: v for k, v in values.items() if k != "out"}
     return Wanted(path, values, inputs, sha256_json({"parameters": fixed, "inputs": inputs})[:12])
+
+
+def _detectors_own(values: Record, given: Mapping[str, object]) -> Record:
+    """The settings of the detector that a report tests, in the place of the report's own defaults.
+
+    Raises as `Detector.load` does; what was asked for and is not the detector's is a `Notice`.
+    """
+    from anomaly_nb.scoring.detector import Detector
+    from anomaly_nb.scoring.view import detector_parameters
+
+    detector = Detector.load(values["detector"], values.get("weights") or "")
+    own = {k: v for k, v in detector_parameters(detector).items() if k in values}
+    if other := [k for k in own if k in given and values[k] != own[k]]:
+        told = ", ".join(f"{k}={own[k]}" for k in other)
+        warnings.warn(Notice(f"{values['detector']}: was fitted with {told}; this is what is tested"), stacklevel=3)
+    return own
 
 # %% ../../nbs/10_reports/04_run.ipynb #6dc91824
 @dataclass(frozen=True)

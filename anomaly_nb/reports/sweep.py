@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.plain import Record, read_yaml
 from ..core.runtime import progress
 from .kernel import Limits
@@ -98,7 +98,7 @@ def _points(name: str, template: str, tree: Mapping[str, object]) -> Iterator[di
     seeds = _seeds(name, template, tree.get("seeds"))
     count = (math.prod(map(len, grid.values())) * bool(grid) + len(listed)) * len(seeds)
     if count > MOST:
-        raise DataError(f"{name}: {count} points; at most {MOST}")
+        raise DataError(f"{name}: {number_of(count, 'point')}; at most {MOST}")
     combinations = (
         (dict(zip(grid, values)) for values in itertools.product(*grid.values())) if grid or not listed else iter(())
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.files import write_json
 from ..core.plain import read_json
 from ..core.tables import read_rows
@@ -132,7 +132,7 @@ class Verification:
     def __str__(self) -> str:
         head = f"{self.report} {self.run_id}: "
         if self.same:
-            return f"{head}the same bits ({self.compared} outputs)" + (
+            return f"{head}the same bits ({number_of(self.compared, 'output')})" + (
                 f", although {'; '.join(self.causes)}" if self.causes else ""
             )
         why = "; ".join(self.causes) or "nothing recorded has changed, so the computation itself is not repeatable"

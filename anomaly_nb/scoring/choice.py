@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..core.errors import number_of
 from ..core.runtime import progress
+from ..data.values import all_damaged
 from ..features import FeatureSet, create_backbone
 from ..features.extract import extract_features
 from .detector import Detector
@@ -76,7 +78,7 @@ def choose_recipe(
     )
     some = train.iloc[np.sort(rng.permutation(len(train))[: max(LEARNED * 3 // 2, FEWEST)])].reset_index(drop=True)
     some.attrs = train.attrs
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, all_damaged(train["image_path"]):
         samples = artificial_validation(
             some, folder, random_state=random_state, side=2 * network.spec.image_size, groups=image_groups(some, groups)
         )
@@ -91,11 +93,11 @@ def choose_recipe(
         random_state=random_state,
     )
     counts = samples.groupby(["split", "label"]).size()
-    notes = [f"{len(train) - len(some)} images"] * (len(some) < len(train)) + [samples.attrs["left_out"]] * bool(
+    notes = [number_of(len(train) - len(some), "image")] * (len(some) < len(train)) + [samples.attrs["left_out"]] * bool(
         samples.attrs["left_out"]
     )
     table.attrs["compared_on"] = (
-        f"{counts['train', 0]} images to learn from, {counts['validation', 0]} kept back and "
+        f"{number_of(counts['train', 0], 'image')} to learn from, {counts['validation', 0]} kept back and "
         f"{counts['validation', 1]} copies of these with synthetic anomalies"
     ) + (f"; left out: {' and '.join(notes)}" if notes else "")
     table.attrs["seconds"] = time.perf_counter() - start

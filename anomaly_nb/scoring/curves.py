@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.runtime import progress
 from ..core.style import figure_style
 from ..features.base import parse_name
@@ -63,7 +63,7 @@ def shot_curves(
         for k in sorted(set(shots)):
             need = (max(seeds) + 1) * k if sample == "order" else k
             if need > there:
-                notes.append(f"{method.recipe} with {k} images: {need} are needed, {there} are there")
+                notes.append(f"{method.recipe} with {number_of(k, 'image')}: needed {need}, there {there}")
             elif k == 0 and not method.uses_words:
                 notes.append(f"{method.recipe} with 0 images: it needs normal images")
             else:

@@ -17,7 +17,7 @@ from sklearn.exceptions import NotFittedError
 from ..banks import Bank, rerank_scores
 from ..banks.knn import origin
 from ..core.display import summary_html
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.plain import Record
 from ..data.headers import image_info
 from ..features import FeatureSet, auto_backbone, create_backbone, extract_features
@@ -456,7 +456,7 @@ class Detector(BaseEstimator):
         if "bank_" in vars(self):
             fields = {
                 "bank": repr(self.bank_),
-                "learned from": f"{len(self.paths_)} images",
+                "learned from": number_of(len(self.paths_), "image"),
                 "images are seen as": self.layout_.said(),
             }
         return summary_html(

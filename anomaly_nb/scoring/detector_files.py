@@ -7,8 +7,6 @@ __all__ = ['ARRAYS', 'FORMAT', 'SPEC', 'training_table', 'write_detector', 'writ
            'check_backbone']
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #83c5b575
-import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +20,7 @@ from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError, MissingFileError, Notice, check_file
 from anomaly_nb.core.files import (
     MANIFEST,
+    atomic_folder,
     atomic_write,
     sha256_file,
     verify_manifest,
@@ -89,12 +88,8 @@ def write_detector(
     target = Path(folder)
     if target.is_dir() and any(target.iterdir()) and not (target / "detector.json").is_file():
         raise DataError(f"{target}: holds other files; give a detector a folder of its own")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as staged:
-        _write_files(detector, Path(staged) / "new")
-        if target.is_dir():
-            os.replace(target, Path(staged) / "old")
-        os.replace(Path(staged) / "new", target)
+    with atomic_folder(target) as staged:
+        _write_files(detector, staged)
     return target
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #82272af5

@@ -18,10 +18,11 @@ from scipy import ndimage
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from ..banks import MahalanobisBank
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.runtime import in_order, side_by_side
 from ..data.images import read_image, read_upright
 from ..data.intensity import Intensity
+from ..data.values import all_damaged
 from ..features import FeatureSet
 from ..features.base import Backbone
 from ..features.extract import backbone_threads
@@ -139,7 +140,7 @@ def image_features(
             )
         )
 
-    with side_by_side(workers) as pool:
+    with all_damaged(index["image_path"]), side_by_side(workers) as pool:
         for batch, hw, cls in in_order(pool, seen, (views[i : i + step] for i in range(0, len(views), step)), workers):
             patches.append(batch)
             vectors.append(cls)
@@ -258,5 +259,5 @@ def said_of_duplicates(
         return ""
     named = ", ".join(f"{Path(paths[i]).name} and {Path(paths[j]).name}" for i, j in pairs[:3])
     count, more = len({i for pair in pairs for i in pair}), ", ..." if len(pairs) > 3 else ""
-    same = f"{count} of {len(paths)} training images are nearly the same as another ({named}{more})"
+    same = f"{count} of {number_of(len(paths), 'training image')} nearly the same as another ({named}{more})"
     return f"{same}; if they show one part, give groups, or there will be more false alarms than promised"

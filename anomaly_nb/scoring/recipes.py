@@ -26,7 +26,7 @@ from anomaly_nb.banks import (
     SubspaceBank,
     WordBank,
 )
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..features.base import parse_name
 from .fusion import FusionBank
 from .preparation import Preparation
@@ -350,7 +350,7 @@ def few_shot(
     else:
         train = train.iloc[seed * shots : (seed + 1) * shots]
     if shots < 0 or len(train) < shots:
-        raise DataError(f"shots={shots}, seed={seed}: the index has {n_train} training images")
+        raise DataError(f"shots={shots}, seed={seed}: the index has {number_of(n_train, 'training image')}")
     subset = pd.concat([train, index[index["split"] != "train"]], ignore_index=True)
     subset.attrs = dict(index.attrs)
     return subset

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..calibration.ranges import conformal_pvalues
+from ..core.errors import number_of
 from ..data.headers import image_info
 from ..data.intensity import Intensity
 from ..metrics.regions import ProCurve
@@ -207,7 +208,7 @@ class Evaluation:
         bad, good = int((self.labels == 1).sum()), int((self.labels == 0).sum())
         tp, fp = int((self.called & (self.labels == 1)).sum()), int((self.called & (self.labels == 0)).sum())
         if not self.both:
-            return [f"{int(self.called.sum())} of {len(self)} images are called anomalous.", self.threshold.promise()]
+            return [f"Called anomalous: {int(self.called.sum())} of {number_of(len(self), 'image')}.", self.threshold.promise()]
         m = self.image_metrics()
         ranked = (
             f"Image AUROC {m['image_auroc']:.3f} [{m['image_auroc_low']:.3f}, "
@@ -215,7 +216,7 @@ class Evaluation:
         )
         return [
             f"{ranked}.",
-            f"At the threshold {tp} of {bad} anomalous images are found, and {fp} of {good} normal ones are called "
-            "anomalous.",
+            f"At the threshold it finds {tp} of {number_of(bad, 'anomalous image')}, and calls {fp} of "
+            f"{number_of(good, 'normal one')} anomalous.",
             self.threshold.promise(),
         ]

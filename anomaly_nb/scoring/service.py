@@ -40,7 +40,7 @@ from ..calibration.tagging import check_name
 from ..core.errors import DataError, MissingFileError, check_folder, require
 from ..core.files import MANIFEST, sha256_file
 from ..core.plain import Record
-from ..data.headers import image_info
+from ..data.headers import TooLargeError, image_info
 from .detector import Detector
 from .detector_files import check_backbone
 from .predict import Prediction, check_single, predict_files
@@ -217,14 +217,13 @@ class Served:
         try:
             h, w = image_info(path).size
             if h * w > self.largest:
-                raise BadImage(
-                    f"the image has {w} x {h} pixels; at most {self.largest} are taken, cut it or make it smaller", 413
-                )
+                raise TooLargeError(path, h * w)
             prediction = next(predict_files(self.detector, [path], limit=self.limit))
             if prediction.error:
                 raise DataError(prediction.error)
-        except BadImage:
-            raise
+        except TooLargeError as e:
+            most = f"at most {self.largest / 1e6:g} are taken (--max-megapixels)"
+            raise BadImage(f"the image has {e.pixels / 1e6:.1f} megapixels; {most}, cut it or make it smaller", 413) from None
         except DataError as e:
             raise BadImage(str(e).replace(path, "the body").replace(Path(path).name, "the body")) from None
         return prediction, (h, w)

@@ -21,6 +21,7 @@ from ..core.errors import DataError
 from ..core.runtime import progress
 from ..data.headers import image_info
 from ..data.intensity import Intensity
+from ..data.values import all_damaged
 from ..features import FeatureSet
 from ..features.base import Backbone
 from ..features.extract import feature_batches
@@ -50,7 +51,8 @@ def part_batches(
 
     Raises `DataError` for a damaged image, a region that does not fit, or a grid other than the layout's.
     """
-    cells = [layout.of(image_info(p).size) for p in paths]
+    with all_damaged(paths):
+        cells = [layout.of(image_info(p).size) for p in paths]
     counts = [len(c.boxes) for c in cells]
     owner = np.repeat(np.arange(len(paths)), counts)
     starts = np.cumsum([0, *counts])

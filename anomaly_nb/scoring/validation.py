@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.files import atomic_write
 from ..data.images import read_image, resize_image
 from ..data.synthetic import KINDS, synthetic_anomaly
@@ -103,7 +103,7 @@ def artificial_validation(
             "more: the images are too small or too uniform"
         )
     dropped = len(train) - len(plain)
-    notes = [f"{dropped} images"] * bool(dropped) + [
+    notes = [number_of(dropped, "image")] * bool(dropped) + [
         f"{len(failed)} anomalies that do not show ({', '.join(sorted(set(failed)))})"
     ] * bool(failed)
     samples.attrs = {"left_out": " and ".join(notes)}  # census and intensity were those of the data set

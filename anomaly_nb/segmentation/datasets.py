@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..core.errors import DataError, MissingFileError, check_folder
+from ..core.errors import DataError, MissingFileError, check_folder, number_of
 from ..core.files import sha256_json
 from ..core.order import natural_key
 from ..data.census import files_left, table_of_read
@@ -230,7 +230,7 @@ class StreetDataset:
         """
         index = [i for i in range(len(self)) if not np.isin(self.raw_labels(i), list(self.table.anomaly)).any()]
         return self.keep(
-            index, f"{len(self) - len(index)} of {len(self)} {self.split} scenes left out because they hold the anomaly"
+            index, f"{len(self) - len(index)} of {number_of(len(self), f'{self.split} scene')} left out for holding the anomaly"
         )
 
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #1e907a12

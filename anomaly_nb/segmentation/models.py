@@ -9,7 +9,8 @@ __all__ = ['ARCHITECTURES', 'DECODERS', 'Architecture', 'architecture', 'StreetO
 # %% ../../nbs/07_segmentation/07_models.ipynb #b0c1429b
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -188,17 +189,31 @@ def build_model(
     import_torchvision()
     smp = require("segmentation_models_pytorch", "street")
     downloaded = "imagenet" if weights == "imagenet" else None
+    build = partial(getattr(smp, spec.decoder), spec.encoder, classes=len(classes), **spec.options)
     try:
-        network = getattr(smp, spec.decoder)(
-            spec.encoder, encoder_weights=downloaded, classes=len(classes), **spec.options
-        )
-    except (KeyError, ValueError, RuntimeError) as e:
+        network = build(encoder_weights=downloaded)
+    except Exception as e:  # the clients of hubs raise all kinds
+        if downloaded and _builds(build):
+            raise DataError(
+                f"{name}: ImageNet weights of {spec.encoder} are not on this machine and could not be downloaded "
+                f"({type(e).__name__}); give a checkpoint file of the encoder as weights=<file>, or weights='' to start "
+                "from random ones"
+            ) from None
         raise DataError(f"{name}: segmentation-models-pytorch cannot build it ({e})") from None
     model = StreetModel(name, classes, network, auxiliary, **normalisation)
     model.weights_report = {"source": downloaded or "random", "used": 0, "left": []}
     if weights and not downloaded:
         model.weights_report = load_encoder(network.encoder, weights)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _builds(build: Callable[..., object]) -> bool:
+    "Whether a network can be built without its published weights: then it is they that are missing."
+    try:
+        build(encoder_weights=None)
+    except Exception:  # whatever it is, the first error says it
+        return False
+    return True
 
 
 def load_encoder(

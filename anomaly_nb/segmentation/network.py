@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.arrays import load_array, load_arrays
-from ..core.errors import DataError, MissingFileError, check_file, check_folder, require
+from ..core.errors import DataError, MissingFileError, check_file, check_folder, number_of, require
 from ..core.files import sha256_file
 from ..core.plain import read_json
 from ..core.runtime import import_torchvision
@@ -307,8 +307,8 @@ def partners(
     alone = [k for k, path in joined.items() if path is None]
     orphans = sorted(set(files.values()) - {p for p in joined.values() if p is not None})
     if alone or orphans:
-        missing_text = f"{len(alone)} of {len(keys)} scenes have no file, the first is {alone[0]!r}" if alone else ""
-        extra = f"{len(orphans)} files belong to no scene, the first is {orphans[0].name}" if orphans else ""
+        missing_text = f"no file for {len(alone)} of {number_of(len(keys), 'scene')}, the first is {alone[0]!r}" if alone else ""
+        extra = f"of no scene: {number_of(len(orphans), 'file')}, the first {orphans[0].name}" if orphans else ""
         raise MissingFileError(
             f"{where}: {'; '.join(t for t in (missing_text, extra) if t)}; name each file after its scene"
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.arrays import load_arrays
-from ..core.errors import DataError, MissingFileError, check_file, check_folder
+from ..core.errors import DataError, MissingFileError, check_file, check_folder, number_of
 from ..core.order import natural_key
 from ..core.plain import read_json
 from ..data.headers import is_image
@@ -89,7 +89,7 @@ def smiyc(
         "val",
         BINARY,
         scenes,
-        notes=[f"{len(hidden)} images without public labels left out"] if hidden else [],
+        notes=[f"{number_of(len(hidden), 'image')} without public labels left out"] if hidden else [],
     )
 
 

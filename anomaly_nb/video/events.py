@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.files import sha256_array, sha256_json, write_json
 from ..core.order import natural_key
 from ..core.plain import read_json
@@ -302,7 +302,7 @@ def verdict(
     summary = (
         "No event"
         if not count
-        else f"{count} event{'s' * (count > 1)} in {events['video'].nunique()} of {scored} videos"
+        else f"{number_of(count, 'event')} in {events['video'].nunique()} of {number_of(scored, 'video')}"
     )
     rows = [("What happened?", f"{summary}.")]
     if count:

@@ -16,7 +16,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from ..core.errors import DataError, MissingFileError, Notice
+from ..core.errors import DataError, MissingFileError, Notice, number_of
 from ..core.files import locked, sha256_json, write_json
 from ..core.plain import Record, read_json
 from ..core.runtime import progress
@@ -167,7 +167,7 @@ def extract_videos(
         if not video_frames:
             raise DataError(
                 f"{todo[0].path}: {failed[todo[0].name]}"
-                + (f"; and {len(failed) - 1} more videos failed" if len(failed) > 1 else "")
+                + (f"; and {number_of(len(failed) - 1, 'more video')} failed" if len(failed) > 1 else "")
             )
     read = [v for v in todo if v.name not in failed]
     return {

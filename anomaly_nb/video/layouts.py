@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.cache import Content, content_of
-from ..core.errors import DataError, MissingFileError, Notice, check_file, check_folder, require
+from ..core.errors import DataError, MissingFileError, Notice, check_file, check_folder, number_of, require
 from ..core.order import natural_key
 from ..data.headers import is_image
 from ..data.images import read_image
@@ -98,7 +98,7 @@ def _probe(path: Path, *_: int) -> Film:
     if declared is None:
         note = note or f"does not say how many frames it has; {frames} were read"
     if not complete:
-        note = f"is incomplete: {frames} frames could be read, its header says {declared}"
+        note = f"is incomplete: {number_of(frames, 'frame')} could be read, its header says {declared}"
     return Film(
         frames,
         declared,

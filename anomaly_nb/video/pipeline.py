@@ -123,6 +123,7 @@ def score_dataset(
     scorer = load_scorer(
         plan.bank or folder / "bank",
         config,
+        plan.name,
         k=plan.k,
         metric=plan.metric,
         n_components=plan.n_components,
@@ -164,6 +165,7 @@ def load_decision(
     scorer = load_scorer(
         bank,
         config,
+        plan.name,
         k=plan.k,
         metric=plan.metric,
         n_components=plan.n_components,

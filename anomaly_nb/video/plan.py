@@ -95,11 +95,9 @@ def plan_for(
     """
     path = Path(config) if config is not None and Path(config).exists() else None
     entries = load_settings(path).datasets if path else {}
-    if name not in DATASETS and name not in entries and root is None and features is None:
-        raise DataError(
-            f"dataset {name!r} is unknown; known are {', '.join(sorted({*DATASETS, *entries}))}; others need an entry "
-            "under datasets: in config.yml, or a root"
-        )
+    if name not in DATASETS and name not in entries:
+        more = "" if config is None else f"; give others an entry under datasets: in {config}, such as  {name}: {{root: FOLDER}}"
+        raise DataError(f"dataset {name!r} is unknown; known are {', '.join(sorted({*DATASETS, *entries}))}{more}")
     entry = dict(entries.get(name) or {})
     merged = {**DATASETS.get(name, {}), **{k: v for k, v in entry.items() if k != "extraction"}}
     merged["extraction"] = Extraction.from_settings(

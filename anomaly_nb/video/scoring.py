@@ -19,7 +19,7 @@ from ..calibration.leave_one_out import kth_neighbour_distances, leave_one_group
 from ..calibration.ranges import score_range
 from ..calibration.video_config import read_calibration, write_calibration
 from ..core.arrays import load_array, save_array
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.files import sha256_array, write_json
 from ..core.order import natural_key
 from ..core.plain import Record, read_json
@@ -217,6 +217,7 @@ def save_scorer(
 def load_scorer(
     folder: str | Path,  # of the banks
     config: str | Path,  # config.yml with the bounds
+    dataset: str = "",  # whose; "" = those that belong to the banks
     **settings: Any,  # of `VideoScorer`
 ) -> VideoScorer:
     """Banks and their bounds.
@@ -228,7 +229,7 @@ def load_scorer(
     scorer.banks_ = {m: load_array(folder / f"{m}.npy") for m in modalities if m != "velocity"}
     scorer.velocity_ = load_velocity_model(folder / "velocity.npz") if "velocity" in modalities else None
     scorer.ranges_ = {}
-    ranges = read_calibration(config, provenance(scorer)).ranges
+    ranges = read_calibration(config, provenance(scorer), dataset).ranges
     if set(ranges) != set(modalities):
         raise DataError(
             f"{config}: is calibrated for {', '.join(ranges)}, but {folder} holds "
@@ -269,7 +270,7 @@ def held_out_check(
     """
     names = sorted(next(iter(features.values())).frames, key=natural_key)
     if len(names) < 3:
-        raise DataError(f"features: {len(names)} videos cannot be held out in turn; at least 3 are needed")
+        raise DataError(f"features: {number_of(len(names), 'video')} cannot be held out in turn; at least 3 are needed")
     above: dict[str, list[np.ndarray]] = {m: [] for m in features}
     for fold in range(min(folds, len(names))):
         out = set(names[fold :: min(folds, len(names))])

@@ -19,7 +19,7 @@ from typing import Any, Generic, TypedDict, TypeVar
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.files import sha256_json
 from .events import Decision, Reason, reason_of, rise
 from .extraction import background_of
@@ -259,7 +259,7 @@ class Summary:
             if self.frames
             else ""
         )
-        return f"{self.frames} frames, {self.events} events, {self.dropped} frames dropped{each}"
+        return f"{number_of(self.frames, 'frame')}, {number_of(self.events, 'event')}, {self.dropped} dropped{each}"
 
 # %% ../../nbs/08_video/16_watch.ipynb #607ae7c7
 def watch(

@@ -255,7 +255,7 @@ function render() {
   if (state.metric !== drawn.metric || list.length !== drawn.list.length || list.some((run, i) => run !== drawn.list[i])) draw(list);
   const found = list.length ? table : nothing;
   if ($("results").firstChild !== found) $("results").replaceChildren(found);
-  $("count").textContent = `${list.length === runs.length ? "All" : `${list.length} of`} ${runs.length} runs${failed ? `, ${failed} failed` : ""}`;
+  $("count").textContent = `${list.length === runs.length ? "All" : `${list.length} of`} ${runs.length} ${runs.length === 1 ? "run" : "runs"}${failed ? `, ${failed} failed` : ""}`;
   $("reset").hidden = Object.keys(EMPTY).every((key) => key === "pick" || key === "show" || state[key] === EMPTY[key]);
   renderControls();
   renderChosen();
