@@ -226,14 +226,14 @@ def scores_of(
         def fitted(rows: np.ndarray) -> tuple:
             preparation = clone(parts.preparation).fit(x[rows])
             bank = clone(parts.bank).fit(preparation.transform(x[rows]), grid, cls[rows])
-            return preparation, bank, lambda a, c: image_scores(bank.score(preparation.transform(a), c), parts.reduce)
+            return preparation, bank, lambda a, c: image_scores(bank.score(preparation.transform(a), c), parts.aggregation)
 
         preparation, bank, score = fitted(rest)
         out[recipe] = {"asked": score(asked, asked_cls)} | {
             f"half{k}": fitted(rest[k::2])[2](asked, asked_cls) for k in (0, 1)
         }
         out[recipe]["held_out"] = image_scores(
-            held_out_scores(bank, preparation.transform(x[rest]), grid, cls=cls[rest]), parts.reduce
+            held_out_scores(bank, preparation.transform(x[rest]), grid, cls=cls[rest]), parts.aggregation
         )
         out[recipe]["test"] = fitted(np.arange(len(x)))[2](tested, tested_cls)
     return out

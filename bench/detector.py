@@ -30,7 +30,7 @@ folder, backbone, size, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), in
 import torch
 torch.set_num_threads(threads)
 paths = json.load(open(f"{folder}/paths.json"))
-model = Detector("patchcore", backbone, f"{folder}/weights.pth", size, reduce="max", threshold="quantile:0.9").fit(paths["train"])
+model = Detector("patchcore", backbone, f"{folder}/weights.pth", size, aggregation="max", threshold="quantile:0.9").fit(paths["train"])
 np.save(f"{folder}/bank.npy", model.bank_.bank_)
 if sys.argv[5] == "graph":
     options = onnxruntime.SessionOptions()

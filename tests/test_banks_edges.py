@@ -218,7 +218,7 @@ def test_similar_images_need_vectors(name):
 def test_detector_is_an_estimator():
     normal, test = random(20, 9, 5), random(6, 9, 5, seed=1)
     test[3:, 4] += 9
-    detector = Detector(bank=KNNBank(2, "euclidean"), preparation=Preparation(True), reduce="max")
+    detector = Detector(bank=KNNBank(2, "euclidean"), preparation=Preparation(True), aggregation="max")
     detector.fit(normal)
     fresh = clone(detector)
     assert not hasattr(fresh, "bank_") and fresh.get_params()["bank__k"] == 2
@@ -228,7 +228,7 @@ def test_detector_is_an_estimator():
     assert fresh.set_params(bank__k=1).fit(normal).bank_.k == 1 and detector.bank_.k == 2
 
     piped = Pipeline(
-        [("prepare", Preparation(True)), ("detect", Detector(bank=KNNBank(2, "euclidean"), reduce="max"))]
+        [("prepare", Preparation(True)), ("detect", Detector(bank=KNNBank(2, "euclidean"), aggregation="max"))]
     ).fit(normal)
     np.testing.assert_allclose(piped.score(test), detector.score(test), rtol=1e-5)
     assert piped.predict(test).tolist() == detector.predict(test).tolist() and piped.predict(test)[3:].all()

@@ -95,7 +95,7 @@ def measure(
     if not len(meta):
         raise DataError("the index has no labelled test image; there is nothing to measure")
     patch_scores = detector.score_patches(test)
-    scores = detector.reduce_patches(patch_scores, test.cls, features=test)
+    scores = detector.aggregate_patches(patch_scores, test.cls, features=test)
     cost = {
         "fit_s": fitted - start,
         "score_ms": 1000 * (time.perf_counter() - fitted) / len(meta),
