@@ -92,15 +92,17 @@ def leave_one_out(n: int, p: int, d: int) -> list[dict]:
     x, rows = patchlike(n * p, d).reshape(n, p, d), []
     side = int(p**0.5)
 
-    def refit(kind, i):
-        return kind().fit(np.delete(x, i, 0), (side, side)).score(x[i : i + 1])
+    def refit(bank_class, i):
+        return bank_class().fit(np.delete(x, i, 0), (side, side)).score(x[i : i + 1])
 
     few = 3
     for bank in (KNNBank(), MahalanobisBank()):
         bank.fit(x, (side, side))
         ours, scores = timed(partial(bank.leave_one_image_out, x))
         once, _ = timed(partial(bank.score, x))
-        theirs, refitted = timed(partial(lambda kind: np.concatenate([refit(kind, i) for i in range(few)]), type(bank)))
+        theirs, refitted = timed(
+            partial(lambda bank_class: np.concatenate([refit(bank_class, i) for i in range(few)]), type(bank))
+        )
         assert np.allclose(scores[:few], refitted, rtol=1e-3, atol=1e-5), (
             "the scores of a bank refitted without the image"
         )

@@ -139,8 +139,8 @@ def test_prose_of_modules():
 @pytest.mark.parametrize("path", sorted((ROOT / "nbs" / "reports").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_templates(path):
     bad = []
-    for kind, source in cells(path):
-        if kind == "markdown":
+    for cell_type, source in cells(path):
+        if cell_type == "markdown":
             bad += bad_lines(source, path.name)
             continue
         source = "\n".join("" if re.match(r"\s*[%!]", line) else line for line in source.split("\n"))
@@ -153,7 +153,10 @@ def test_pages():
     bad = bad_lines((ROOT / "README.md").read_text(), "README.md")
     for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
         bad += [
-            b for kind, source in cells(path) if kind == "markdown" for b in bad_lines(source, path.relative_to(ROOT))
+            b
+            for cell_type, source in cells(path)
+            if cell_type == "markdown"
+            for b in bad_lines(source, path.relative_to(ROOT))
         ]
     assert not bad, "\n".join(bad)
 

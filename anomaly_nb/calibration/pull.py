@@ -154,11 +154,11 @@ def _members(path: Path, source: str) -> dict[str, bytes]:
     "Names and contents of what counts in a folder, zip or tar. Raises `DataError` naming the source."
     if not path.is_dir() and path.stat().st_size > LARGEST_SET:
         raise DataError(f"{source}: larger than {LARGEST_SET >> 20} MiB, so no set of calibrations")
-    kind = _of_folder if path.is_dir() else _of_zip if zipfile.is_zipfile(path) else _of_tar
+    reader = _of_folder if path.is_dir() else _of_zip if zipfile.is_zipfile(path) else _of_tar
     contents: dict[str, bytes] = {}
     total = 0
     try:
-        for name, content in kind(path):
+        for name, content in reader(path):
             total += len(content)
             if total > LARGEST_SUM or len(content) > LARGEST_MANIFEST:
                 raise DataError(f"its calibrations are more than {LARGEST_SUM >> 20} MiB")

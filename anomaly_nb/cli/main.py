@@ -99,7 +99,7 @@ def samples(
     size: Annotated[int, typer.Option(help="Pixels per side.")] = 160,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Other seeds draw other images.")] = 0,
 ) -> None:
-    "Write the sample images: five product lines, five kinds of defect with masks, MVTec AD layout."
+    "Write the sample images: five product lines, five types of defect with masks, MVTec AD layout."
     from anomaly_nb.data import write_samples
 
     typer.echo(f"samples in {write_samples(folder, size=size, random_state=seed)}")

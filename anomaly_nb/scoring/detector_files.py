@@ -173,7 +173,7 @@ def _copy_region(detector: "Detector", folder: Path) -> None:
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #4f49d882
 def read_detector(
     folder: str | Path,  # that `write_detector` filled
-    kind: type["Detector"],  # `Detector`, or a class derived from it
+    detector_class: type["Detector"],  # `Detector`, or a class derived from it
     weights: str = "",  # where the backbone's checkpoint is now; "" = where it was
 ) -> "Detector":  # fitted
     """Read a detector.
@@ -191,7 +191,7 @@ def read_detector(
         )
     _check_manifest(folder, metadata)
     try:
-        return _rebuilt(folder, metadata, kind, weights)
+        return _rebuilt(folder, metadata, detector_class, weights)
     except DataError:
         raise
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
@@ -224,13 +224,13 @@ def _check_manifest(folder: Path, manifest: Record) -> None:
             raise DataError(f"{path}: is not named in {MANIFEST}; copy the whole folder again, or fit again")
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #37b60b94
-def _rebuilt(folder: Path, manifest: Record, kind: type["Detector"], weights: str) -> "Detector":
+def _rebuilt(folder: Path, manifest: Record, detector_class: type["Detector"], weights: str) -> "Detector":
     "A detector from its files. Raises what a field of another form raises."
     names = {stored: name for name, stored in STORED.items()}
     params: Record = {names.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in manifest["params"].items()}
     arrays = load_arrays(folder / "preparation.npz", [*ARRAYS, "held_out_"], ["held_out_patches_", "cells_"])
     bank, preparation = load_bank(folder / "bank"), Preparation(**(manifest["preparation"] or {}))
-    detector = kind(
+    detector = detector_class(
         **params,
         bank=clone(bank) if manifest["bank"] else None,
         preparation=clone(preparation) if manifest["preparation"] else None,

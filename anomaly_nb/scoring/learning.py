@@ -59,9 +59,13 @@ def check_parts(
     if object_threshold is not None and tile:
         raise DataError("object_threshold: the object is found in a whole image; leave tile or object_threshold out")
     if bank.whole_images and not one_grid:
-        kind, how = type(bank).__name__, f"tile={tile}" if tile else f"resize={resize!r} of images of several shapes"
+        bank_class, how = (
+            type(bank).__name__,
+            f"tile={tile}" if tile else f"resize={resize!r} of images of several shapes",
+        )
         raise DataError(
-            f"recipe={recipe!r} with {how}: a {kind} compares places, or images with images, and needs one grid; use "
+            f"recipe={recipe!r} with {how}: a {bank_class} compares places, or images with "
+            "images, and needs one grid; use "
             "resize='pad', or a recipe such as 'knn'"
         )
 

@@ -108,10 +108,10 @@ RECIPES = {
         "filters",
         0,
         CompositionBank(),
-        "ours, after ComAD (Liu et al. 2023) and CSAD (Hsieh and Lai 2024): numbers of 12 kinds of patches in the "
+        "ours, after ComAD (Liu et al. 2023) and CSAD (Hsieh and Lai 2024): numbers of 12 types of patches in the "
         "image and in 3 x 3 windows, shrunk Mahalanobis distance; "
         "for parts that are missing, too many or swapped, and no use for scratches",
-        "kinds are clusters of patches, shared softly, where the papers segment parts; no "
+        "types are clusters of patches, shared softly, where the papers segment parts; no "
         "second branch for local defects",
         preparation=Preparation(True),
     ),

@@ -70,7 +70,7 @@ class ImageView(View):
         self.source = source
         self.meta, self.scores = source.meta, source.scores
         self.labels = self.meta["label"].to_numpy()
-        self.kinds = self.meta["defect"].to_numpy().astype(str)
+        self.defects = self.meta["defect"].to_numpy().astype(str)
         aggregation = self.detector.image_aggregation
         self.defaults: State = {"k": source.k, "aggregation": aggregation, "rule": rule}
         rules = [r for r in RULES if ":" in r[1] or len(set(self.labels[self.labels >= 0])) == 2]
@@ -100,12 +100,12 @@ class ImageView(View):
         key = {
             "high": -scores,
             "low": scores,
-            "name": np.argsort(np.argsort(self.kinds + name)),
+            "name": np.argsort(np.argsort(self.defects + name)),
             "hard": np.where(wrong, -far - 1e6 * (self.labels == 1) - 1e6, far),
         }
         order = [int(i) for i in np.argsort(key[state["order"]], kind="stable") if wrong[i] or not state["errors"]]
         mark = np.where(wrong, np.where(self.labels == 1, "  FALSE NEGATIVE", "  FALSE POSITIVE"), "")
-        options = tuple((f"{scores[i]:.3g}  {self.kinds[i]} {name[i]}{mark[i]}", i) for i in order) or (
+        options = tuple((f"{scores[i]:.3g}  {self.defects[i]} {name[i]}{mark[i]}", i) for i in order) or (
             ("no errors at this threshold", -1),
         )
         image = state["image"] if state["image"] in order else options[0][1]
@@ -223,7 +223,7 @@ class ImageView(View):
         score = self.scores(*self._setting(state))[0][i]
         verdict = "called anomalous" if score >= state["threshold"] else "passed"
         return (
-            f"{self.kinds[i]} image {self.meta['image_path'].iloc[i].rpartition('/')[2]}: score {score:.3g}, "
+            f"{self.defects[i]} image {self.meta['image_path'].iloc[i].rpartition('/')[2]}: score {score:.3g}, "
             f"threshold {state['threshold']:.3g}, {verdict}."
         )
 
@@ -239,7 +239,7 @@ class ImageView(View):
             if i >= 0:
                 self._draw_image(top, i, k, state)
                 top.suptitle(self.describe(state), fontsize=10, x=0.01, ha="left")
-            plot_decisions(bottom.subplots(), self.kinds, self.labels, scores, held_out, state["threshold"], i)
+            plot_decisions(bottom.subplots(), self.defects, self.labels, scores, held_out, state["threshold"], i)
         table, report = self.table(state), self.table(self.state()).set_index("figure")["value"]
         return fig, table.rename(columns={"value": "now"}).assign(
             report=[report.get(f.removesuffix(" (oracle)"), "") for f in table["figure"]]

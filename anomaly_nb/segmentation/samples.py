@@ -42,11 +42,11 @@ class _Canvas:
         shift = self.rng.integers(-spread, spread + 1) + self.rng.integers(-spread // 3, spread // 3 + 1, 3)
         return tuple(int(v) for v in np.clip(np.array(base) + shift, 0, 255))
 
-    def shape(self, kind: str, box: list[float], colour: tuple[int, ...], raw_id: int | None = None) -> None:
+    def shape(self, shape_type: str, box: list[float], colour: tuple[int, ...], raw_id: int | None = None) -> None:
         "An ellipse, rectangle or polygon; without an id only the image is painted."
-        getattr(self._image, kind)(box, fill=colour)
+        getattr(self._image, shape_type)(box, fill=colour)
         if raw_id is not None:
-            getattr(self._labels, kind)(box, fill=raw_id)
+            getattr(self._labels, shape_type)(box, fill=raw_id)
 
 # %% ../../nbs/07_segmentation/05_samples.ipynb #014ae44f
 def _background(c: _Canvas) -> tuple[float, float]:
@@ -120,15 +120,15 @@ def _person(c: _Canvas, x: float, y: float, m: float) -> None:
 # %% ../../nbs/07_segmentation/05_samples.ipynb #a9198c58
 def _unknown(c: _Canvas, x: float, y: float, m: float) -> None:
     "A barrel, tyre, box or striped ball."
-    kind = int(c.rng.integers(4))
-    if kind == 0:
+    object_type = int(c.rng.integers(4))
+    if object_type == 0:
         c.shape("rectangle", [x - 0.45 * m, y - 1.2 * m, x + 0.45 * m, y], (225, 120, 30), UNKNOWN)
         for stripe in (0.25, 0.75):
             c.shape("rectangle", [x - 0.45 * m, y - (stripe + 0.2) * m, x + 0.45 * m, y - stripe * m], (240, 240, 235))
-    elif kind == 1:
+    elif object_type == 1:
         c.shape("ellipse", [x - 0.6 * m, y - 1.2 * m, x + 0.6 * m, y], (30, 28, 30), UNKNOWN)
         c.shape("ellipse", [x - 0.25 * m, y - 0.85 * m, x + 0.25 * m, y - 0.35 * m], (170, 150, 60))
-    elif kind == 2:
+    elif object_type == 2:
         c.shape("rectangle", [x - 0.7 * m, y - 1.0 * m, x + 0.7 * m, y], (190, 150, 90), UNKNOWN)
         c.shape("rectangle", [x - 0.08 * m, y - 1.0 * m, x + 0.08 * m, y], (120, 40, 40))
     else:
@@ -203,10 +203,10 @@ def write_street_samples(
     root = Path(root)
     for split, count in zip(_SPLITS, counts):
         for i in range(count):
-            for kind, array in zip(("images", "labels"), draw_street(i, split, size, seed)):
+            for part, array in zip(("images", "labels"), draw_street(i, split, size, seed)):
                 buffer = io.BytesIO()
                 Image.fromarray(array).save(buffer, "PNG")
-                with atomic_write(root / split / kind / f"{i:04}.png") as f:
+                with atomic_write(root / split / part / f"{i:04}.png") as f:
                     f.write(buffer.getvalue())
     write_json(root / "classes.json", {"classes": STREET_CLASSES, "anomaly": [UNKNOWN], "void": [0]})
     write_manifest(root, source="procedural street scenes", seed=seed)
