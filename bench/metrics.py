@@ -156,7 +156,7 @@ def pixels(n: int) -> list[dict]:
 
 
 def regions(n: int, side: int) -> list[dict]:
-    "AUPRO of n square maps: in two readings, and by the full sort."
+    "AUPRO of n square maps: in two passes, and by the full sort."
     masks, maps = (list(part) for part in zip(*images(n, (side, side))))
     ours, value = timed(lambda: aupro(masks, maps), 2)
     theirs, expected = timed(lambda: full_sort_aupro(masks, maps))
