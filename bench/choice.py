@@ -226,7 +226,11 @@ def scores_of(
         def fitted(rows: np.ndarray) -> tuple:
             preparation = clone(parts.preparation).fit(x[rows])
             bank = clone(parts.bank).fit(preparation.transform(x[rows]), grid, cls[rows])
-            return preparation, bank, lambda a, c: image_scores(bank.score(preparation.transform(a), c), parts.aggregation)
+            return (
+                preparation,
+                bank,
+                lambda a, c: image_scores(bank.score(preparation.transform(a), c), parts.aggregation),
+            )
 
         preparation, bank, score = fitted(rest)
         out[recipe] = {"asked": score(asked, asked_cls)} | {

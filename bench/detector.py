@@ -158,11 +158,11 @@ def anomalib_python() -> str:
     return python
 
 
-def write_images(folder: Path, count: int, side: int, seed: int, suffix: str = "png") -> list[str]:
+def write_images(folder: Path, count: int, side: int, random_state: int, suffix: str = "png") -> list[str]:
     "Cloudy images with a spot in every third."
     from scipy.ndimage import gaussian_filter
 
-    rng, paths = np.random.default_rng(seed), []
+    rng, paths = np.random.default_rng(random_state), []
     folder.mkdir(parents=True)
     clouds = [gaussian_filter(rng.normal(size=(side, side, 3)), (s, s, 0)) for s in (2, 6, 20)]
     base = sum(c / c.std() for c in clouds)

@@ -166,7 +166,7 @@ def test_detector_of_one_image_scores_but_does_not_decide(tmp_path):
     from anomaly_nb.scoring import few_shot
 
     write_samples(tmp_path / "data", n_train=3, n_good=1, n_defect=1, size=64)
-    index = few_shot(read_index("mvtec", tmp_path / "data", "nut"), 1, seed=2)
+    index = few_shot(read_index("mvtec", tmp_path / "data", "nut"), 1, random_state=2)
     detector = make_detector("anomalydino", "filters", image_size=64, shots=1).fit(index)
     assert detector.threshold_ is None and len(detector.bank_.bank_) == 8 * 64
     test = index[index.split == "test"]

@@ -148,7 +148,9 @@ def test_tiles_find_what_squeezing_misses(tmp_path):
     assert result.called.tolist() == (result.labels == 1).tolist()
     for i, spot in zip(np.flatnonzero(result.labels == 1), spots, strict=True):
         assert surrounds(result.box(i), spot, 64) and result.maps[i].shape == (768, 1024)
-    squeezed = Detector(image_size=160, aggregation="max", threshold="quantile:0.8", **NETWORK).fit(index).evaluate(index)
+    squeezed = (
+        Detector(image_size=160, aggregation="max", threshold="quantile:0.8", **NETWORK).fit(index).evaluate(index)
+    )
     assert squeezed.image_metrics()["image_auroc"] < 1 and not any(
         surrounds(squeezed.box(i), s, 64) for i, s in zip(np.flatnonzero(squeezed.labels == 1), spots, strict=True)
     )

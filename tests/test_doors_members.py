@@ -447,7 +447,7 @@ def test_commands_refuse_numbers_out_of_range(tmp_path):
         assert done.exit_code and (option in done.output or option in str(done.exception)), (option, value, done.output)
     with pytest.raises(DataError, match="seed=-1"):
         check_parameters("image_anomaly", {"seed": "-1"})
-    with pytest.raises(DataError, match="seed=-5"):
+    with pytest.raises(DataError, match="random_state=-5"):
         read_index("folder", tmp_path, random_state=-5)
     done = CliRunner().invoke(app, ["report", "image_anomaly", "-p", "=3"])
     assert done.exit_code == 2 and "with the name of a parameter" in done.output

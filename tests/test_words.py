@@ -256,7 +256,7 @@ def test_shots_are_measured(circles, tmp_path):
         circles,
         Method("winclip", "open_clip:tiny", prompts="red circle"),
         shots=1,
-        seed=2,
+        random_state=2,
         cache=tmp_path,
         pixels=False,
         sample="random",

@@ -249,7 +249,7 @@ def fit_roles(
     events: Sequence[str] | None = None,  # E names
     mask: ArrayLike | None = None,  # (C, E) bool, which atoms may play a role (ontology); None for all
     topk: int = 10,  # frames of a video that may count, see `log_no_event`
-    seeds: int = 3,  # how many fits
+    n_fits: int = 3,  # each from another random state
     random_state: int = 0,  # of the first; the others follow
     **training: Any,  # epochs, freeze_bias_epochs, sparsity and the other fields of `VideoTraining`
 ) -> RoleFit:
@@ -271,7 +271,7 @@ def fit_roles(
         raise DataError(f"{len(atoms)} atom names for presences of {p.shape[1]} atoms")
     y, lengths = check_labels(labels, len(names), events), np.diff(bounds).tolist()
     models, history = [], []
-    for seed in progress(range(random_state, random_state + seeds), "roles", unit="fit"):
+    for seed in progress(range(random_state, random_state + n_fits), "roles", unit="fit"):
         model = RoleModel(
             len(atoms), len(events), None if mask is None else torch.as_tensor(np.asarray(mask)), random_state=seed
         )

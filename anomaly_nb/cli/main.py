@@ -189,6 +189,7 @@ def in_command(command: str, message: str) -> str:
 
     def typed(match: re.Match) -> str:
         name, value = match["name"], match["value"]
+        name = "seed" if name == "random_state" and name not in params else name  # what commands call it
         if command in ("report", "sweep"):
             return f"-p {name}={value}" if name in ADVISED and match["lead"] != "-p " else match[0]
         if name not in params:

@@ -201,8 +201,14 @@ def synthetic_anomaly(
 
 
 def _made(
-    plain: np.ndarray, anomaly_type: str, strength: int, seed: list[int], y: int, x: int, area: np.ndarray | None
+    plain: np.ndarray,
+    anomaly_type: str,
+    strength: int,
+    random_state: list[int],
+    y: int,
+    x: int,
+    area: np.ndarray | None,
 ) -> np.ndarray:
     "The image with the defect, float32, changed within the area only."
-    output = ANOMALY_TYPES[anomaly_type](np.random.default_rng([*seed, 1]), plain, y, x, strength - 1)
+    output = ANOMALY_TYPES[anomaly_type](np.random.default_rng([*random_state, 1]), plain, y, x, strength - 1)
     return output if area is None else np.where(area[..., None], output, plain)

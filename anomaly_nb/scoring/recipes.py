@@ -335,8 +335,8 @@ def recipe_parts(
 def few_shot(
     index: pd.DataFrame,  # of one category
     shots: int,  # training images to keep
-    seed: int = 0,  # which
-    # "order": the seed-th group of so many, by their names (as AnomalyDINO); "random": drawn by the seed (as PatchCore,
+    random_state: int = 0,  # which
+    # "order": the group of so many with this number, by their names (as AnomalyDINO); "random": drawn (as PatchCore,
     # WinCLIP), more shots hold the fewer
     sample: str = "order",
 ) -> pd.DataFrame:
@@ -346,11 +346,11 @@ def few_shot(
     if sample not in ("order", "random"):
         raise DataError(f"sample={sample!r}; use 'order' or 'random'")
     if sample == "random":
-        train = train.iloc[np.random.default_rng(seed).permutation(n_train)[:shots]].sort_values("image_path")
+        train = train.iloc[np.random.default_rng(random_state).permutation(n_train)[:shots]].sort_values("image_path")
     else:
-        train = train.iloc[seed * shots : (seed + 1) * shots]
+        train = train.iloc[random_state * shots : (random_state + 1) * shots]
     if shots < 0 or len(train) < shots:
-        raise DataError(f"shots={shots}, seed={seed}: the index has {n_train} training images")
+        raise DataError(f"shots={shots}, random_state={random_state}: the index has {n_train} training images")
     subset = pd.concat([train, index[index["split"] != "train"]], ignore_index=True)
     subset.attrs = dict(index.attrs)
     return subset

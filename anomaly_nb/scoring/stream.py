@@ -155,12 +155,12 @@ def training_cells(
     )
 
 
-def _within_quota(count: np.ndarray, quota: int, seed: tuple[int, int]) -> np.ndarray:
+def _within_quota(count: np.ndarray, quota: int, random_state: tuple[int, int]) -> np.ndarray:
     "Which cells of an image are kept."
     if count.sum() <= quota:
         return count
     out = np.zeros_like(count)
-    out[np.random.default_rng(seed).choice(np.flatnonzero(count), quota, replace=False)] = True
+    out[np.random.default_rng(random_state).choice(np.flatnonzero(count), quota, replace=False)] = True
     return out
 
 # %% ../../nbs/06_scoring/15_stream.ipynb #61c43e27

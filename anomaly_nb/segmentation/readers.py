@@ -266,7 +266,7 @@ def open_streets(
     # raw ids of the anomaly in the place of the reader's own, such as 2 in RoadAnomaly bundles
     anomaly_ids: Sequence[int] = (),
     ignore_ids: Sequence[int] = (),  # raw ids that do not count, in the place of the reader's own
-    **options,  # of the reader: void (streethazards), images (fishyscapes), count and seed (samples)
+    **options,  # of the reader: void (streethazards), images (fishyscapes), count and random_state (samples)
 ) -> StreetDataset:
     "Open a street data set by name. Raises `DataError` for a name that is not known, else what the reader raises."
     with_split: dict[str, Callable[..., StreetDataset]] = {
@@ -281,7 +281,7 @@ def open_streets(
         "road_anomaly": road_anomaly,
         "fishyscapes": fishyscapes,
     }
-    taken = {"samples": ("count", "seed"), "streethazards": ("void",), "fishyscapes": ("images",)}
+    taken = {"samples": ("count", "random_state"), "streethazards": ("void",), "fishyscapes": ("images",)}
     for option in options:
         if option not in taken.get(name, ()):
             having = " and ".join(n for n, takes in taken.items() if option in takes) or "no data set"
