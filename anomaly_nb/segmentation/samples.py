@@ -194,20 +194,20 @@ def _drawn(index: int, split: str, size: tuple[int, int], random_state: int) -> 
 
 # %% ../../nbs/07_segmentation/05_samples.ipynb #1cb1dd11
 def write_street_samples(
-    root: str | Path,  # folder to create
+    folder: str | Path,  # to create
     counts: tuple[int, int, int] = (48, 12, 24),  # scenes of train, val, test
     size: tuple[int, int] = (128, 192),  # (height, width), pixels
     random_state: int = 0,
 ) -> Path:
     "Write the procedural set as PNG files in the plain layout of `datasets.folder`, with a manifest."
-    root = Path(root)
+    folder = Path(folder)
     for split, count in zip(_SPLITS, counts):
         for i in range(count):
             for part, array in zip(("images", "labels"), draw_street(i, split, size, random_state)):
                 buffer = io.BytesIO()
                 Image.fromarray(array).save(buffer, "PNG")
-                with atomic_write(root / split / part / f"{i:04}.png") as f:
+                with atomic_write(folder / split / part / f"{i:04}.png") as f:
                     f.write(buffer.getvalue())
-    write_json(root / "classes.json", {"classes": STREET_CLASSES, "anomaly": [UNKNOWN], "void": [0]})
-    write_manifest(root, source="procedural street scenes", seed=random_state)
-    return root
+    write_json(folder / "classes.json", {"classes": STREET_CLASSES, "anomaly": [UNKNOWN], "void": [0]})
+    write_manifest(folder, source="procedural street scenes", seed=random_state)
+    return folder

@@ -135,7 +135,7 @@ def _path(rng: np.random.Generator, size: tuple[int, int], start: int) -> tuple:
 
 # %% ../../nbs/08_video/01_clips.ipynb #d10f61bd
 def make_video_dataset(
-    root: str | Path,  # folder to write
+    folder: str | Path,  # to write
     n_train: int = 6,  # normal clips
     # one test clip each; None = nobody who does not walk
     intruders: tuple[str | None, ...] = ("cyclist", "runner", "cart"),
@@ -144,17 +144,17 @@ def make_video_dataset(
     random_state: int = 0,  # equal seeds give equal files
 ) -> Path:  # the same folder
     "Write walkers for training and one intruder per test clip, with masks."
-    root = Path(root)
+    folder = Path(folder)
     for i in range(n_train):
         images, _ = make_clip(
             None, frames, size, 4, random_state * 1000 + i, random_state, frames // 4 if i == n_train - 1 else 0
         )
-        _write(root / "training" / "frames" / f"{i + 1:02d}", images)
+        _write(folder / "training" / "frames" / f"{i + 1:02d}", images)
     for i, figure_type in enumerate(intruders):
         images, masks = make_clip(figure_type, frames, size, 4, random_state * 1000 + 900 + i, random_state)
-        _write(root / "testing" / "frames" / f"{i + 1:02d}", images)
-        _write(root / "testing" / "masks" / f"{i + 1:02d}", masks.astype(np.uint8) * 255)
-    return root
+        _write(folder / "testing" / "frames" / f"{i + 1:02d}", images)
+        _write(folder / "testing" / "masks" / f"{i + 1:02d}", masks.astype(np.uint8) * 255)
+    return folder
 
 
 def _write(folder: Path, images: np.ndarray) -> None:
