@@ -36,7 +36,7 @@ FIGURE = Path(__file__).parent.parent / "figures/auto.json"
 
 
 def index_of(name: str, folder: str, every: int = 1) -> pd.DataFrame:
-    """Leather as published; of the tiles every so many-th of each kind; of a sample 40 images to learn from, 20 normal
+    """Leather as published; of the tiles every so many-th of each type; of a sample 40 images to learn from, 20 normal
     and 8 of each defect to test on.
     """
     if name == "leather":

@@ -11,13 +11,13 @@ from anomaly_nb.banks.neighbours import exact_distances, nearest, unit_rows
 from bench.metrics import row, timed
 
 
-def patchlike(n: int, d: int, inner: int = 20, seed: int = 0) -> np.ndarray:
+def patchlike(n: int, d: int, inner: int = 20, random_state: int = 0) -> np.ndarray:
     """Vectors of length one that fill `inner` dimensions, in 40 clumps, with a little noise in all: much like patches
     of a frozen network.
     """
     rng = np.random.default_rng(99)
     basis, clumps = rng.normal(size=(inner, d)).astype(np.float32), rng.normal(size=(40, inner)).astype(np.float32)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(random_state)
     inside = clumps[rng.integers(40, size=n)] + rng.normal(size=(n, inner)).astype(np.float32)
     return unit_rows(
         inside @ basis / np.float32(np.sqrt(d)) + rng.normal(size=(n, d)).astype(np.float32) * np.float32(0.08)
@@ -92,15 +92,17 @@ def leave_one_out(n: int, p: int, d: int) -> list[dict]:
     x, rows = patchlike(n * p, d).reshape(n, p, d), []
     side = int(p**0.5)
 
-    def refit(kind, i):
-        return kind().fit(np.delete(x, i, 0), (side, side)).score(x[i : i + 1])
+    def refit(bank_class, i):
+        return bank_class().fit(np.delete(x, i, 0), (side, side)).score(x[i : i + 1])
 
     few = 3
     for bank in (KNNBank(), MahalanobisBank()):
         bank.fit(x, (side, side))
         ours, scores = timed(partial(bank.leave_one_image_out, x))
         once, _ = timed(partial(bank.score, x))
-        theirs, refitted = timed(partial(lambda kind: np.concatenate([refit(kind, i) for i in range(few)]), type(bank)))
+        theirs, refitted = timed(
+            partial(lambda bank_class: np.concatenate([refit(bank_class, i) for i in range(few)]), type(bank))
+        )
         assert np.allclose(scores[:few], refitted, rtol=1e-3, atol=1e-5), (
             "the scores of a bank refitted without the image"
         )
@@ -126,8 +128,8 @@ def run(small: bool) -> list[dict]:
         coreset("isotropic", rng.normal(size=(n, d)).astype(np.float32), n // 10),
     ]
     n, m = (2000, 20_000) if small else (20_000, 80_000)
-    rows.append(neighbours("patch-like", patchlike(n, 384, seed=1), patchlike(m, 384)))
+    rows.append(neighbours("patch-like", patchlike(n, 384, random_state=1), patchlike(m, 384)))
     rows.append(neighbours("isotropic", *(rng.normal(size=(k, 384)).astype(np.float32) for k in (n, m))))
-    rows.append(neighbours("medium", patchlike(n // 5, 384, seed=1), patchlike(m // 4, 384), 5))
-    rows.append(neighbours("small", patchlike(n // 10, 64, seed=1), patchlike(m // 10, 64), 15))
+    rows.append(neighbours("medium", patchlike(n // 5, 384, random_state=1), patchlike(m // 4, 384), 5))
+    rows.append(neighbours("small", patchlike(n // 10, 64, random_state=1), patchlike(m // 10, 64), 15))
     return rows + (leave_one_out(20, 64, 128) if small else leave_one_out(150, 256, 384))

@@ -27,7 +27,7 @@ from anomaly_nb.core.errors import DataError
 from anomaly_nb.core.files import write_json
 from anomaly_nb.data import read_image, read_index
 from anomaly_nb.data.samples import smooth_noise, write_samples
-from anomaly_nb.data.synthetic import KINDS, synthetic_anomaly
+from anomaly_nb.data.synthetic import ANOMALY_TYPES, synthetic_anomaly
 from anomaly_nb.features import create_backbone
 from anomaly_nb.metrics import roc_auc
 from anomaly_nb.scoring import image_scores, synthetic_auroc
@@ -185,13 +185,13 @@ def made(train: Images) -> tuple[np.ndarray, Images, pd.DataFrame]:
     apart = np.sort(rng.permutation(len(train))[:APART])
     images, rows = [], []
     for i in apart:
-        for kind in KINDS:
+        for anomaly_type in ANOMALY_TYPES:
             for strength in STRENGTHS:
                 try:
-                    images.append(synthetic_anomaly(train[i], kind, strength, int(i))[0])
+                    images.append(synthetic_anomaly(train[i], anomaly_type, strength, int(i))[0])
                 except DataError:
                     continue
-                rows.append((i, kind, strength))
+                rows.append((i, anomaly_type, strength))
     others = np.setdiff1d(np.arange(len(train)), apart)
     for i in apart:
         images.append(foreign_patch(train[i], train[rng.choice(others)], rng))
@@ -226,14 +226,18 @@ def scores_of(
         def fitted(rows: np.ndarray) -> tuple:
             preparation = clone(parts.preparation).fit(x[rows])
             bank = clone(parts.bank).fit(preparation.transform(x[rows]), grid, cls[rows])
-            return preparation, bank, lambda a, c: image_scores(bank.score(preparation.transform(a), c), parts.reduce)
+            return (
+                preparation,
+                bank,
+                lambda a, c: image_scores(bank.score(preparation.transform(a), c), parts.aggregation),
+            )
 
         preparation, bank, score = fitted(rest)
         out[recipe] = {"asked": score(asked, asked_cls)} | {
             f"half{k}": fitted(rest[k::2])[2](asked, asked_cls) for k in (0, 1)
         }
         out[recipe]["held_out"] = image_scores(
-            held_out_scores(bank, preparation.transform(x[rest]), grid, cls=cls[rest]), parts.reduce
+            held_out_scores(bank, preparation.transform(x[rest]), grid, cls=cls[rest]), parts.aggregation
         )
         out[recipe]["test"] = fitted(np.arange(len(x)))[2](tested, tested_cls)
     return out

@@ -31,7 +31,7 @@ folder, backbone, size, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), in
 import torch
 torch.set_num_threads(threads)
 paths = json.load(open(f"{folder}/paths.json"))
-model = Detector("patchcore", backbone, f"{folder}/weights.pth", size, reduce="max", threshold="quantile:0.9").fit(paths["train"])
+model = Detector("patchcore", backbone, f"{folder}/weights.pth", size, aggregation="max", threshold="quantile:0.9").fit(paths["train"])
 np.save(f"{folder}/bank.npy", model.bank_.bank_)
 if sys.argv[5] == "graph":
     options = onnxruntime.SessionOptions()
@@ -163,11 +163,11 @@ def anomalib_python() -> str:
     return python
 
 
-def write_images(folder: Path, count: int, side: int, seed: int, suffix: str = "png") -> list[str]:
+def write_images(folder: Path, count: int, side: int, random_state: int, suffix: str = "png") -> list[str]:
     "Cloudy images with a spot in every third."
     from scipy.ndimage import gaussian_filter
 
-    rng, paths = np.random.default_rng(seed), []
+    rng, paths = np.random.default_rng(random_state), []
     folder.mkdir(parents=True)
     clouds = [gaussian_filter(rng.normal(size=(side, side, 3)), (s, s, 0)) for s in (2, 6, 20)]
     base = sum(c / c.std() for c in clouds)

@@ -1,7 +1,7 @@
 """Sound parts that are missing, too many or swapped: `python -m bench.logical [seeds]` writes figures/logical.json, row
 by row.
 
-Each seed draws its own bag and kit, 24 normal images to learn from, 12 normal ones and 6 of each kind of defect to test
+Each seed draws its own bag and kit, 24 normal images to learn from, 12 normal ones and 6 of each type of defect to test
 on, at 96 pixels. All recipes
 see the same filters. Rows that are in the file already are not made again.
 """
@@ -26,14 +26,14 @@ FIGURE = Path(__file__).parent.parent / "figures/logical.json"
 
 
 def numbers(found: Evaluation) -> dict[str, float]:
-    "AUROC of each kind of defect against the normal images, and saturated PRO of the logical and of the other ones."
-    kinds, row = found.meta["defect"].to_numpy(), {}
+    "AUROC of each type of defect against the normal images, and saturated PRO of the logical and of the other ones."
+    defects, row = found.meta["defect"].to_numpy(), {}
     for defect in LOGICAL_DEFECTS:
-        some = (kinds == defect) | (kinds == "good")
-        row[defect] = roc_auc(kinds[some] != "good", found.scores[some])
+        some = (defects == defect) | (defects == "good")
+        row[defect] = roc_auc(defects[some] != "good", found.scores[some])
     for name, wanted in (("spro_logical", LOGICAL_DEFECTS[:3]), ("spro_cracked", LOGICAL_DEFECTS[3:])):
-        at = [i for i, kind in enumerate(kinds) if kind in ("good", *wanted)]
-        regions = [loco_regions(found.meta["mask_path"][i]) if kinds[i] != "good" else ([], []) for i in at]
+        at = [i for i, defect in enumerate(defects) if defect in ("good", *wanted)]
+        regions = [loco_regions(found.meta["mask_path"][i]) if defects[i] != "good" else ([], []) for i in at]
         row[name] = spro([r for r, _ in regions], [s for _, s in regions], [found.heatmap(i) for i in at])
     return row
 

@@ -39,13 +39,13 @@ def row(name: str, ours: float, reference: float | None, work: str, note: str) -
     }
 
 
-def images(n: int, shape: tuple[int, int], seed: int = 0):
+def images(n: int, shape: tuple[int, int], random_state: int = 0):
     """Yield n masks and smooth noisy maps, made from eight by shifting: about 1 % anomalous pixels, a quarter of the
     images normal.
     """
     from scipy.ndimage import gaussian_filter
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(random_state)
     noise = [gaussian_filter(rng.normal(size=shape), 8).astype(np.float32) for _ in range(8)]
     noise = [b / b.std() for b in noise]
     fine = [rng.normal(size=shape).astype(np.float32) * np.float32(0.3) for _ in range(8)]
@@ -156,7 +156,7 @@ def pixels(n: int) -> list[dict]:
 
 
 def regions(n: int, side: int) -> list[dict]:
-    "AUPRO of n square maps: in two readings, and by the full sort."
+    "AUPRO of n square maps: in two passes, and by the full sort."
     masks, maps = (list(part) for part in zip(*images(n, (side, side))))
     ours, value = timed(lambda: aupro(masks, maps), 2)
     theirs, expected = timed(lambda: full_sort_aupro(masks, maps))

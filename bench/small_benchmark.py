@@ -19,7 +19,7 @@ from anomaly_nb.data.headers import list_images
 
 DATA = Path(os.environ.get("ANOMALY_NB_DATA") or "nowhere")
 FIGURE = Path(__file__).parent.parent / "figures/small_benchmark.csv"
-KINDS = ("Blowhole", "Break", "Crack", "Fray", "Uneven")
+DEFECTS = ("Blowhole", "Break", "Crack", "Fray", "Uneven")
 PLAN = """data:
   - {{dataset: mvtec, root: {data}/images/mvtec, category: leather}}
   - {{dataset: csv, root: {tiles}, category: magnetic_tile}}
@@ -39,13 +39,13 @@ cache: {cache}
 def tiles(path: Path) -> Path:
     "The list of tiles."
 
-    def some(kind: str, step: int) -> list[str]:
-        return [p.as_posix() for p in list_images(DATA / f"images/magnetic_tile/MT_{kind}/Imgs") if p.suffix == ".jpg"][
-            ::step
-        ]
+    def some(defect: str, step: int) -> list[str]:
+        return [
+            p.as_posix() for p in list_images(DATA / f"images/magnetic_tile/MT_{defect}/Imgs") if p.suffix == ".jpg"
+        ][::step]
 
     rows = [(f, "train" if i < 100 else "test", 0, "good") for i, f in enumerate(some("Free", 3))]
-    rows += [(f, "test", 1, kind.lower()) for kind in KINDS for f in some(kind, 6)]
+    rows += [(f, "test", 1, defect.lower()) for defect in DEFECTS for f in some(defect, 6)]
     table = pd.DataFrame(rows, columns=["image_path", "split", "label", "defect"]).assign(category="magnetic_tile")
     return write_text(path, table.to_csv(index=False, lineterminator="\n"))
 

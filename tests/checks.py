@@ -125,25 +125,25 @@ def tests_of(paths):
     return found
 
 
-def taken(kind):
-    "Seconds on the clock and of CPU of each of `kind` (notebooks, tests) when it last ran here."
-    return json.loads(TAKEN.read_text()).get(kind, {}) if TAKEN.exists() else {}
+def taken(checked):
+    "Seconds on the clock and of CPU of each of `checked` (notebooks, tests) when it last ran here."
+    return json.loads(TAKEN.read_text()).get(checked, {}) if TAKEN.exists() else {}
 
 
-def keep_taken(kind, seconds):
+def keep_taken(checked, seconds):
     "Add to what `taken` gives."
     known = json.loads(TAKEN.read_text()) if TAKEN.exists() else {}
-    known[kind] = known.get(kind, {}) | seconds
+    known[checked] = known.get(checked, {}) | seconds
     part = TAKEN.with_suffix(f".{os.getpid()}.tmp")
     part.write_text(json.dumps(known, indent=0))
     part.replace(TAKEN)
 
 
-def table(kind, seconds, rows=15):
+def table(checked, seconds, rows=15):
     "The slowest of `seconds`, name -> (on the clock, of CPU)."
     slowest = sorted(seconds.items(), key=lambda item: -item[1][0])
     clock, cpu = (sum(s[i] for s in seconds.values()) for i in (0, 1))
-    lines = [f"{kind}: {len(seconds)} took {clock:.0f} s, {cpu:.0f} s of CPU; the slowest, on the clock and of CPU:"]
+    lines = [f"{checked}: {len(seconds)} took {clock:.0f} s, {cpu:.0f} s of CPU; the slowest, on the clock and of CPU:"]
     return "\n".join(lines + [f"{s[0]:8.1f} {s[1]:8.1f}  {name}" for name, s in slowest[:rows]])
 
 

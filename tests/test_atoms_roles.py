@@ -34,7 +34,7 @@ def planted_run(seed, baselines=True, **world_of):
     learn = torch.from_numpy(world.video < 300)
     seen, unseen = world.video[world.video < 300], world.video[world.video >= 300]
     args = (p[learn], seen, world.labels[:300])
-    models = {"roles": fit_roles(*args, seeds=1, random_state=seed)}
+    models = {"roles": fit_roles(*args, n_fits=1, random_state=seed)}
     if baselines:
         models |= {
             "probe": MILProbe(random_state=seed).fit(*args),
@@ -129,9 +129,9 @@ def test_cost_of_a_long_video_set():
     segments = time.perf_counter() - start
     video = np.repeat(np.arange(100), 200)
     labels = (np.random.default_rng(0).random((100, 6)) < 0.5).astype(int)
-    fit_roles(pbar, video, labels, epochs=1, seeds=1, freeze_bias_epochs=0)  # warms up threads and allocator
+    fit_roles(pbar, video, labels, epochs=1, n_fits=1, freeze_bias_epochs=0)  # warms up threads and allocator
     start = time.perf_counter()
-    fit_roles(pbar, video, labels, epochs=3, seeds=1, freeze_bias_epochs=0)
+    fit_roles(pbar, video, labels, epochs=3, n_fits=1, freeze_bias_epochs=0)
     epoch = (time.perf_counter() - start) / 3  # an upper bound: holds the start of the bias and validation too
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"\nsegments {segments:.3f} s, epoch {epoch:.2f} s, peak memory of the process {memory:.2f} GB")
@@ -147,7 +147,7 @@ def test_training_of_fifteen_thousand_frames():
         p[v * 100 : (v + 1) * 100, e] *= 0.3
         p[v * 100 + 20 : v * 100 + 40, e] = np.where(labels[v, e], 0.95, p[v * 100 + 20 : v * 100 + 40, e])
     start = time.perf_counter()
-    fit = fit_roles(torch.tensor(p), video, labels, seeds=5)
+    fit = fit_roles(torch.tensor(p), video, labels, n_fits=5)
     took = time.perf_counter() - start
     print(f"\n15 000 frames, 60 atoms, 6 events, five fits of {len(fit.history) / 5:.0f} epochs: {took:.0f} s")
     assert took < 180 and (fit.roles()[:, 0].argmax(1) == np.arange(6)).all()

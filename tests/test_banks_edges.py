@@ -166,7 +166,7 @@ def test_detector_of_one_image_scores_but_does_not_decide(tmp_path):
     from anomaly_nb.scoring import few_shot
 
     write_samples(tmp_path / "data", n_train=3, n_good=1, n_defect=1, size=64)
-    index = few_shot(read_index("mvtec", tmp_path / "data", "nut"), 1, seed=2)
+    index = few_shot(read_index("mvtec", tmp_path / "data", "nut"), 1, random_state=2)
     detector = make_detector("anomalydino", "filters", image_size=64, shots=1).fit(index)
     assert detector.threshold_ is None and len(detector.bank_.bank_) == 8 * 64
     test = index[index.split == "test"]
@@ -218,7 +218,7 @@ def test_similar_images_need_vectors(name):
 def test_detector_is_an_estimator():
     normal, test = random(20, 9, 5), random(6, 9, 5, seed=1)
     test[3:, 4] += 9
-    detector = Detector(bank=KNNBank(2, "euclidean"), preparation=Preparation(True), reduce="max")
+    detector = Detector(bank=KNNBank(2, "euclidean"), preparation=Preparation(True), aggregation="max")
     detector.fit(normal)
     fresh = clone(detector)
     assert not hasattr(fresh, "bank_") and fresh.get_params()["bank__k"] == 2
@@ -228,7 +228,7 @@ def test_detector_is_an_estimator():
     assert fresh.set_params(bank__k=1).fit(normal).bank_.k == 1 and detector.bank_.k == 2
 
     piped = Pipeline(
-        [("prepare", Preparation(True)), ("detect", Detector(bank=KNNBank(2, "euclidean"), reduce="max"))]
+        [("prepare", Preparation(True)), ("detect", Detector(bank=KNNBank(2, "euclidean"), aggregation="max"))]
     ).fit(normal)
     np.testing.assert_allclose(piped.score(test), detector.score(test), rtol=1e-5)
     assert piped.predict(test).tolist() == detector.predict(test).tolist() and piped.predict(test)[3:].all()

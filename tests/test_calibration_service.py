@@ -256,7 +256,7 @@ def walk(routes, prefix=""):
 
 @pytest.mark.parametrize("place", ["plain", "mounted"])
 def test_every_route_has_its_guard(tmp_path, place):
-    """Walks all routes there are: each is of a kind that asks its guard, each but health refuses without a key, and no
+    """Walks all routes there are: each is of a type that asks its guard, each but health refuses without a key, and no
     other can be registered.
     """
     app = create_app(CalibrationStore(tmp_path, DEV), HASH, failures=100)
@@ -312,10 +312,10 @@ BODIES = {
 
 
 @pytest.mark.parametrize(
-    "kind",
+    "content_type",
     ["application/json", "text/plain", "multipart/form-data; boundary=x", "application/json; charset=utf-16", ""],
 )
-def test_hostile_bodies(small_app, kind):
+def test_hostile_bodies(small_app, content_type):
     """One sentence and a 4xx for every body, however it is sent and whatever it says it is; its bytes are counted
     before they are parsed.
     """
@@ -325,15 +325,15 @@ def test_hostile_bodies(small_app, kind):
                 r = client.post(
                     f"{root}/admin/calibration/{path}",
                     content=chunks(*body) if isinstance(body, list) else body,
-                    headers=AUTH | ({"Content-Type": kind} if kind else {}),
+                    headers=AUTH | ({"Content-Type": content_type} if content_type else {}),
                 )
-                wanted = status if kind.startswith("application/json") or status != 409 else 422
+                wanted = status if content_type.startswith("application/json") or status != 409 else 422
                 assert (
                     r.status_code == wanted
                     and r.json()["status"] == wanted
                     and "\n" not in r.json()["detail"]
                     and "Traceback" not in r.text
-                ), (name, kind, r.status_code, r.text)
+                ), (name, content_type, r.status_code, r.text)
     r = TestClient(small_app).post("/admin/calibration/promote", content=chunks(*[b" " * 4096] * 5))
     assert r.status_code == 401  # before a byte is counted
 

@@ -28,7 +28,11 @@ def classes_of(command):
     own = command.callback
     while hasattr(own, "__wrapped__"):
         own = own.__wrapped__
-    return [kind for kind in get_type_hints(own, include_extras=True).values() if dataclasses.is_dataclass(kind)]
+    return [
+        options_class
+        for options_class in get_type_hints(own, include_extras=True).values()
+        if dataclasses.is_dataclass(options_class)
+    ]
 
 
 TAKE_CLASSES = [(words, command) for words, command in commands(typer.main.get_command(app)) if classes_of(command)]
@@ -43,7 +47,7 @@ def test_the_long_commands_take_classes():
 def test_help_shows_every_field(words, command):
     said = re.sub(r"\s+", "", CliRunner().invoke(app, [*words, "--help"]).output)
     by_name = {p.name: p for p in command.params}
-    for field in (field for kind in classes_of(command) for field in options_of(kind)):
+    for field in (field for options_class in classes_of(command) for field in options_of(options_class)):
         option = by_name[field.name]
         assert option.opts[0] in said and re.sub(r"\s+", "", getattr(option, "help", None) or "") in said, field.name
 

@@ -76,18 +76,18 @@ def test_what_was_written_is_read(tmp_path_factory, cells):
     assert read_table(path)[["a", "b"]].to_numpy().tolist() == [list(c) for c in cells]
 
 
-@pytest.mark.parametrize(("text", "kind", "value"), [
+@pytest.mark.parametrize(("text", "number_type", "value"), [
     ("1", int, 1), ("1.0", int, 1), (" 7 ", int, 7), ("-3", int, -3), ("1.5", int, None), ("", int, None), ("1e3", int, None), ("9" * 30, int, None),
     ("0.5", float, 0.5), (".5", float, 0.5), ("5.", float, 5.0), ("1e-3", float, 1e-3), ("+2", float, 2.0), ("nan", float, None), ("inf", float, None),
     ("1e999", float, None), ("1_000", float, None), ("0x10", float, None), ("٣", int, None), ("1 000", float, None), ("NA", float, None), ("true", int, None),
 ])  # fmt: skip
-def test_numbers_are_what_digits_say(table, text, kind, value):
+def test_numbers_are_what_digits_say(table, text, number_type, value):
     path = table(f'name,value\na,0\nb,"{text}"\n')
     if value is None:
         with pytest.raises(DataError, match=r"t.csv, line 3: value .* is not a (whole|finite) number; write it"):
-            read_table(path, ["value"], {"value": kind})
+            read_table(path, ["value"], {"value": number_type})
     else:
-        assert read_table(path, ["value"], {"value": kind})["value"].tolist() == [0, value]
+        assert read_table(path, ["value"], {"value": number_type})["value"].tolist() == [0, value]
 
 
 def test_a_gap_is_missing_only_where_one_is_expected(table):

@@ -120,11 +120,11 @@ def test_visa_splits_with_anomalous_training_images(tmp_path):
 
 def test_realiad_lists(tmp_path):
     table = {"meta": {"prefix": "usb/"}, "train": [], "test": []}
-    for split, kind, count in (("train", "OK", 3), ("test", "OK", 2), ("test", "HS", 2), ("test", "PS", 1)):
+    for split, label, count in (("train", "OK", 3), ("test", "OK", 2), ("test", "HS", 2), ("test", "PS", 1)):
         for i in range(count):
-            image = f"{kind}/S{i:04d}/usb_{split}_{i}_{kind}.jpg"
-            mask = None if kind == "OK" else image.replace(".jpg", ".png")
-            table[split].append({"image_path": image, "mask_path": mask, "anomaly_class": kind})
+            image = f"{label}/S{i:04d}/usb_{split}_{i}_{label}.jpg"
+            mask = None if label == "OK" else image.replace(".jpg", ".png")
+            table[split].append({"image_path": image, "mask_path": mask, "anomaly_class": label})
             draw_image(tmp_path / "realiad_512/usb" / image)
             if mask:
                 draw_image(tmp_path / "realiad_512/usb" / mask, 1)

@@ -50,15 +50,15 @@ def line(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "reduce"),
+    ("recipe", "aggregation"),
     [*itertools.product(PLAIN, ("max", "top1%", "mean")), ("retrieval", "retrieval"), ("spade", "retrieval")],
 )
-def test_report_detector_explorer_and_command_agree(line, recipe, reduce):
+def test_report_detector_explorer_and_command_agree(line, recipe, aggregation):
     _, index, features = line
     test = features.where(index.split == "test")
-    wired = report_detector(PARAMETERS | {"recipe": recipe, "image_reduce": reduce}).fit(features)
+    wired = report_detector(PARAMETERS | {"recipe": recipe, "image_reduce": aggregation}).fit(features)
     plain = Detector(
-        recipe, backbone="filters", image_size=64, reduce=reduce, k=1, coreset=1.0, threshold="quantile:0.9"
+        recipe, backbone="filters", image_size=64, aggregation=aggregation, k=1, coreset=1.0, threshold="quantile:0.9"
     ).fit(index)
     result, shown = (
         wired.evaluate(features),
@@ -68,7 +68,7 @@ def test_report_detector_explorer_and_command_agree(line, recipe, reduce):
         np.array_equal(result.scores, plain.score(index[index.split == "test"]))
         and wired.threshold_ == plain.threshold_
     )
-    scores, held_out = shown.scores(wired.bank_.k if isinstance(wired.bank_, KNNBank) else 1, reduce)
+    scores, held_out = shown.scores(wired.bank_.k if isinstance(wired.bank_, KNNBank) else 1, aggregation)
     assert np.array_equal(scores, result.scores) and np.allclose(held_out, wired.held_out_)
     files = list(predict_files(plain, index["image_path"][index.split == "test"]))
     assert (
@@ -263,7 +263,7 @@ def test_a_false_alarm_rate_that_holds():
     rates = []
     for seed in range(30):
         train, new = (_normal_line(look, n, 2 * seed + i) for i, n in enumerate((49, 300)))
-        detector = Detector("knn-euclidean", reduce="max", coreset=0.1, threshold="quantile:0.9").fit(train)
+        detector = Detector("knn-euclidean", aggregation="max", coreset=0.1, threshold="quantile:0.9").fit(train)
         rates.append(detector.predict(new).mean())
     assert 0.07 < np.mean(rates) < 0.12, np.mean(rates)
 

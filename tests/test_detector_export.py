@@ -54,10 +54,10 @@ def run(path, images, outputs=("score", "map", "patches")):
     [
         ("knn", {"backbone": "filters"}),
         ("placed", {"backbone": "filters"}),
-        ("knn-euclidean", {"backbone": "timm:vit_tiny_patch16_224", "k": 3, "reduce": "mean", "sigma": 0.0}),
+        ("knn-euclidean", {"backbone": "timm:vit_tiny_patch16_224", "k": 3, "aggregation": "mean", "sigma": 0.0}),
         ("patchcore", {}),
         ("padim", {"backbone": "timm:resnet18?layers=(1,2,3)&pool=0"}),
-        ("gauss_knn", {"reduce": "top5%"}),
+        ("gauss_knn", {"aggregation": "top5%"}),
         pytest.param(
             "subspace",
             {"backbone": "open_clip:ViT-S-32-alt", "image_size": 224},
@@ -167,7 +167,7 @@ def test_deep_cameras(tmp_path):
         ("positional", {"backbone": "filters"}, "PositionalBank is not exported"),
         ("retrieval", {"backbone": "filters"}, "RetrievalBank is not exported"),
         ("musc", {"backbone": "filters"}, "re-ranking is not exported"),
-        ("spade", {"backbone": "filters"}, "reduce='retrieval' is not exported"),
+        ("spade", {"backbone": "filters"}, "aggregation='retrieval' is not exported"),
         ("knn", {"backbone": "filters", "object_threshold": 1.0}, "mask"),
         ("knn", {"backbone": "filters?resize=short"}, "resize='short' is not exported"),
         ("knn", {"backbone": "filters-1"}, "is not exported"),

@@ -143,12 +143,14 @@ def test_tiles_find_what_squeezing_misses(tmp_path):
     torch.manual_seed(0)
     spots = write_sheets(tmp_path, (768, 1024), 5, 2, 2)
     index = read_index("mvtec", tmp_path, "sheet")
-    tiled = Detector(tile=256, overlap=32, reduce="max", threshold="quantile:0.8", **NETWORK).fit(index)
+    tiled = Detector(tile=256, overlap=32, aggregation="max", threshold="quantile:0.8", **NETWORK).fit(index)
     result = tiled.evaluate(index)
     assert result.called.tolist() == (result.labels == 1).tolist()
     for i, spot in zip(np.flatnonzero(result.labels == 1), spots, strict=True):
         assert surrounds(result.box(i), spot, 64) and result.maps[i].shape == (768, 1024)
-    squeezed = Detector(image_size=160, reduce="max", threshold="quantile:0.8", **NETWORK).fit(index).evaluate(index)
+    squeezed = (
+        Detector(image_size=160, aggregation="max", threshold="quantile:0.8", **NETWORK).fit(index).evaluate(index)
+    )
     assert squeezed.image_metrics()["image_auroc"] < 1 and not any(
         surrounds(squeezed.box(i), s, 64) for i, s in zip(np.flatnonzero(squeezed.labels == 1), spots, strict=True)
     )

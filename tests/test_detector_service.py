@@ -71,8 +71,8 @@ def client(app):
     return TestClient(app, headers=AUTH, raise_server_exceptions=False)
 
 
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def chunk(chunk_type, data):
+    return struct.pack(">I", len(data)) + chunk_type + data + struct.pack(">I", zlib.crc32(chunk_type + data))
 
 
 def png(width, height, rows=b"\0" * 100, *more):

@@ -127,7 +127,7 @@ def test_kept_aspect_of_mixed_shapes(good, tmp_path, how):
 
 
 def test_cells_of_the_padding_do_not_count(good, tmp_path):
-    detector = Detector(backbone="filters", image_size=128, resize="pad", reduce="mean").fit(good)
+    detector = Detector(backbone="filters", image_size=128, resize="pad", aggregation="mean").fit(good)
     flat = tmp_path / "strip.png"
     Image.fromarray(np.full((20, 128), 130, np.uint8)).save(flat)
     result, cells = detector.evaluate([str(flat)]), detector.layout_.of((20, 128))

@@ -568,11 +568,11 @@ def test_the_report_gives_the_same_auroc_in_every_depth(tmp_path, form):
         "float": lambda a: a.astype(np.float32) / 255,
     }[form]
     suffix = {"png8": "png", "png16": "png", "float": "tif"}[form]
-    for kind, count in (("good", 16), ("spot", 6), ("crack", 6)):
+    for defect, count in (("good", 16), ("spot", 6), ("crack", 6)):
         for i in range(count):
-            grey = np.array(Image.fromarray(draw_sample("granite", kind, i, size=64)[0]).convert("L"))
+            grey = np.array(Image.fromarray(draw_sample("granite", defect, i, size=64)[0]).convert("L"))
             grey[0, 0] = 255  # one white pixel, so that 16 bits are seen to be full
-            save(tmp_path / "data" / kind / f"{i}.{suffix}", make(grey))
+            save(tmp_path / "data" / defect / f"{i}.{suffix}", make(grey))
     run = run_report(
         "image_anomaly",
         {

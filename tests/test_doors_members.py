@@ -1,4 +1,4 @@
-"""Members of each kind that nobody has named yet: folders, names, links, types, tables and detector folders as
+"""Members of each type that nobody has named yet: folders, names, links, types, tables and detector folders as
 strangers bring them.
 """
 
@@ -143,7 +143,7 @@ def test_masks_of_normal_images_stay_with_them(tmp_path, good, masks):
     assert list(index.attrs["skipped"].values()) == ["mask of a normal image"]
 
 
-def test_a_mask_of_another_kind_is_not_the_second_of_an_image(tmp_path):
+def test_a_mask_of_another_defect_is_not_the_second_of_an_image(tmp_path):
     parts(tmp_path, "good/1.png", "good/2.png", "d/000.png", "masks/a/000.png", "masks/d/000.png", "masks/e/000.png")
     index = index_folder(tmp_path, on_missing="keep", n_train=1.0)
     assert index.query("label == 1").mask_path.item().endswith("masks/d/000.png")
@@ -447,7 +447,7 @@ def test_commands_refuse_numbers_out_of_range(tmp_path):
         assert done.exit_code and (option in done.output or option in str(done.exception)), (option, value, done.output)
     with pytest.raises(DataError, match="seed=-1"):
         check_parameters("image_anomaly", {"seed": "-1"})
-    with pytest.raises(DataError, match="seed=-5"):
+    with pytest.raises(DataError, match="random_state=-5"):
         read_index("folder", tmp_path, random_state=-5)
     done = CliRunner().invoke(app, ["report", "image_anomaly", "-p", "=3"])
     assert done.exit_code == 2 and "with the name of a parameter" in done.output

@@ -112,9 +112,10 @@ def test_exchanged_files_are_named(split, a, b):
     assert load_object_features(split, "keypoints").values[:, 0].tolist() == [0, 1, 10, 11]
     first.write_bytes(content[1])
     second.write_bytes(content[0])
-    kind = {"KEYPOINTS": "keypoints", "VELOCITIES": "velocity"}[b.split("/")[0]]
+    modality = {"KEYPOINTS": "keypoints", "VELOCITIES": "velocity"}[b.split("/")[0]]
     with pytest.raises(
-        DataError, match=rf"{a}.npz: holds the {kind} features of {b.split('/', 1)[1]}; were the two files exchanged"
+        DataError,
+        match=rf"{a}.npz: holds the {modality} features of {b.split('/', 1)[1]}; were the two files exchanged",
     ):
         load_object_features(split, "keypoints")
 

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 WORDS = set(
-    "share shares truth truths replicate replicates draws trial trials rung hit hits miss misses caught turned picture pictures merit spoilt".split()
+    "share shares truth truths replicate replicates draws trial trials rung hit hits miss misses caught turned picture pictures merit spoilt "
+    "kind kinds reduce reduces reduction".split()
 )
 HOLDS_NOTHING = set("about asked found given held kept known own told".split())  # a name says what is in it
 NAMES = {  # (name, end of the module's path): why it stays
@@ -33,6 +34,24 @@ NAMES = {  # (name, end of the module's path): why it stays
     ("kept_", "segmentation/feature_scores.py"): "an attribute in stored scorers",
     ("known_", "calibration/sequential.py"): "an attribute in stored alarms",
     ("about", "segmentation/evaluation_files.py"): "key of stored evaluations",
+    ("kind", "calibration/jobs.py"): "a column of the store's table of jobs",
+    ("kind", "calibration/pull.py"): "key of manifests",
+    ("kind", "scoring/detector_files.py"): "the same key",
+    ("kind", "cli/options.py"): "a field of inspect.Parameter",
+    ("kinds", "banks/composition.py"): "a parameter in banks saved earlier",
+    ("reduce", "scoring/detector_files.py"): "a parameter's name in saved detectors",
+    ("reduce", "scoring/fusion.py"): "key of saved fusions",
+    ("image_reduce", "scoring/view.py"): "a parameter of the report, in plans and in records of runs",
+    ("image_reduce", "image_anomaly.ipynb"): "the same parameter",
+    ("reduce", "data/masks.py"): "of NumPy's functions",
+    ("__reduce__", "features/convert.py"): "of pickle",
+    ("reduction", "features/networks.py"): "timm's word for a stride",
+    ("reduction", "segmentation/training.py"): "a parameter of torch",
+    ("allow_bf16_reduced_precision_reduction", "banks/neighbours.py"): "a setting of torch",
+}
+SEEDS = {  # parameters of functions outside cli: why they stay
+    ("seeds", "reports/sweep.py"): "key of a plan",
+    ("seed", "benchmark_run.ipynb"): "a column of the table, which names the row",
 }
 PROSE = [  # nouns that have another word in the field; verbs (two tiles share pixels, a function draws) stay
     (r"\b(the|a|its|their|this|each|of|no|any|highest|small|large|equal) shares?\b(?! (a|an|the|one|its|their|of no)\b)", "fraction"),
@@ -49,6 +68,9 @@ PROSE = [  # nouns that have another word in the field; verbs (two tiles share p
     (r"\bpictures?\b", "image"),
     (r"\bfigures? of merit\b", "metric"),
     (r"\bspoil(t|ed)\b", "synthetic anomaly"),
+    (r"\b(one|first|second|two|both|single|each) readings?\b", "pass"),
+    (r"(?<!any )(?<!own )(?<!same )(?<!of a )(?<!of the )(?<!of that )\bkinds?\b", "type"),
+    (r"\breductions?\b", "aggregation"),
 ]  # fmt: skip
 SENTENCES = {  # part of a line: why it stays
     "a picture of {{}}": "a template of prompts for CLIP",
@@ -58,6 +80,16 @@ SENTENCES = {  # part of a line: why it stays
     "draws that are not valid": "the verb's noun, of one resample",
     r"ground[_\- ]?truth": "a pattern for names of folders",
     "what earlier reports call them": "the same",
+    "call `n_types` `kinds`": "names the earlier word",
+    "kind TEXT NOT NULL": "a column of the store's table of jobs",
+    "ON jobs (kind,": "the same column",
+    "INTO jobs (kind,": "the same column",
+    "id, kind, file_id": "the same column",
+    "WHERE kind = ": "the same column",
+    "ORDER BY kind": "the same column",
+    "torch raise all kinds": "plain English",
+    "at most one reading is in order": "how a file is to be understood",
+    "both readings say the same": "the same",
 }
 
 
@@ -74,6 +106,13 @@ def parts(name):
     return set(re.split(r"[^a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower()))
 
 
+def foreign(node):
+    "Whether a `kind` is NumPy's: of a dtype, or the way to sort."
+    if isinstance(node, ast.keyword):
+        return node.arg == "kind" and isinstance(node.value, ast.Constant) and node.value.value == "stable"
+    return isinstance(node, ast.Attribute) and bool(re.search(r"dtype(\(.*\))?\.kind$", ast.unparse(node)))
+
+
 def names(source):
     """Every name of a source: (name, line, whether it is one that others see: a definition, parameter, field or
     attribute).
@@ -83,6 +122,8 @@ def names(source):
             yield node.name, node.lineno, True
         elif isinstance(node, ast.arg):
             yield node.arg, node.lineno, True
+        elif foreign(node):
+            continue
         elif isinstance(node, ast.keyword) and node.arg:
             yield node.arg, node.value.lineno, False
         elif isinstance(node, ast.Attribute):
@@ -108,6 +149,14 @@ def bad_names(source, path):
     ]
 
 
+def bad_seeds(source, path):
+    "Parameters called seed: what decides a function's draws is its `random_state`."
+    functions = (n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.arguments))
+    parameters = [a for f in functions for a in (*f.posonlyargs, *f.args, *f.kwonlyargs)]
+    allowed = lambda name: any(name == n and str(path).endswith(end) for n, end in SEEDS)
+    return [f"{path}:{a.lineno}: {a.arg}" for a in parameters if a.arg in ("seed", "seeds") and not allowed(a.arg)]
+
+
 def bad_lines(text, where):
     return [
         f"{where}: {line.strip()[:140]} (say {word})"
@@ -129,6 +178,11 @@ def test_names_of_modules():
     assert not bad, "\n".join(bad)
 
 
+def test_seeds_of_commands_alone():
+    bad = [b for p in modules() if p.parent.name != "cli" for b in bad_seeds(p.read_text(), p.relative_to(ROOT))]
+    assert not bad, "\n".join(bad)
+
+
 def test_prose_of_modules():
     bad = [
         b for p in modules() for n, text in prose(p.read_text()) for b in bad_lines(text, f"{p.relative_to(ROOT)}:{n}")
@@ -139,12 +193,16 @@ def test_prose_of_modules():
 @pytest.mark.parametrize("path", sorted((ROOT / "nbs" / "reports").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_templates(path):
     bad = []
-    for kind, source in cells(path):
-        if kind == "markdown":
+    for cell_type, source in cells(path):
+        if cell_type == "markdown":
             bad += bad_lines(source, path.name)
             continue
         source = "\n".join("" if re.match(r"\s*[%!]", line) else line for line in source.split("\n"))
-        bad += [b for _, text in prose(source) for b in bad_lines(text, path.name)] + bad_names(source, path.name)
+        bad += (
+            [b for _, text in prose(source) for b in bad_lines(text, path.name)]
+            + bad_names(source, path.name)
+            + bad_seeds(source, path.name)
+        )
     assert not bad, "\n".join(bad)
 
 
@@ -153,7 +211,10 @@ def test_pages():
     bad = bad_lines((ROOT / "README.md").read_text(), "README.md")
     for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
         bad += [
-            b for kind, source in cells(path) if kind == "markdown" for b in bad_lines(source, path.relative_to(ROOT))
+            b
+            for cell_type, source in cells(path)
+            if cell_type == "markdown"
+            for b in bad_lines(source, path.relative_to(ROOT))
         ]
     assert not bad, "\n".join(bad)
 
@@ -164,3 +225,16 @@ def test_the_check_finds_what_it_should():
     assert len(bad_lines("the share of pictures, and the truth", "x")) == 4 and not bad_lines(
         "two tiles share pixels of the ground truth", "x"
     )
+    source = (
+        "def f(kind, *, reduce):\n    self.kinds = a.argsort(kind='stable')\n    return a.dtype.kind, sort(kind='x')\n"
+    )
+    assert [b.split(": ")[1] for b in bad_names(source, "x.py")] == ["kind", "reduce", "kinds", "kind"]
+    assert (
+        len(bad_seeds("def f(seed, *, seeds=1): g = lambda seed: config.seed\ndef g(random_state): f(seed=1)", "x.py"))
+        == 3
+    )
+    assert (
+        len(bad_lines("the kinds of defects in two readings, and the reduction\na second reading of every kind", "x"))
+        == 5
+    )
+    assert not bad_lines("a histogram of any kind is read in one pass; reading it again, nothing of the kind", "x")

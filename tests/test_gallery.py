@@ -127,7 +127,7 @@ def test_gallery_is_one_document_that_loads_nothing(figures):
     )
     assert "default-src 'none'" in page.policy and "http" not in page.policy
     assert len(page.ids) == len(set(page.ids)) and {"link", "iframe", "object"}.isdisjoint(page.tags)
-    assert [kind for kind, _ in page.scripts] == ["application/json", ""]
+    assert [script_type for script_type, _ in page.scripts] == ["application/json", ""]
     runs = json.loads(page.scripts[0][1])["runs"]
     assert [r["folder"] for r in runs] == [r["folder"] for r in read_runs(figures)] and len(runs) == 12
     assert next(r for r in runs if r["folder"].endswith("10"))["parameters"]["category"] == HOSTILE

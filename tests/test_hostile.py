@@ -75,9 +75,9 @@ def scores(name, seed, n=100):
     return name
 
 
-def tar_header(name, size, kind=tarfile.REGTYPE):
+def tar_header(name, size, member_type=tarfile.REGTYPE):
     info = tarfile.TarInfo(name)
-    info.size, info.type = size, kind
+    info.size, info.type = size, member_type
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
@@ -85,8 +85,8 @@ def padded(data):
     return data + b"\0" * (-len(data) % 512)
 
 
-def zip_of(path, members, kind=zipfile.ZIP_DEFLATED):
-    with zipfile.ZipFile(path, "w", kind) as z:
+def zip_of(path, members, compression=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", compression) as z:
         for name, content in members:
             z.writestr(name, content)
 
@@ -132,12 +132,12 @@ def tar_long_name(path):
             f.write(b"a" * (1 << 20))
 
 
-def tar_pax(kind, chained):
+def tar_pax(member_type, chained):
     def make(path):
         record = "".join(f"{len(k := f' {i:x}=b') + 3:d}{k}\n" for i in range(0x1000, 0x1500)).encode()
         with bz2.open(path, "wb") if SLOW else gzip.open(path, "wb", 1) as f:
             for i in range(20_000 if SLOW else 500):
-                f.write(tar_header("pax", len(record), kind) + padded(record))
+                f.write(tar_header("pax", len(record), member_type) + padded(record))
                 if not chained:
                     f.write(tar_header(f"f{i}", 0))
         return record
@@ -267,8 +267,8 @@ FILES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", FILES)
-def test_hostile_files_in_every_command(here, capsys, kind):
+@pytest.mark.parametrize("file_type", FILES)
+def test_hostile_files_in_every_command(here, capsys, file_type):
     """The same bytes as settings, plan, notebook, ontology, scores, calibration set, archive: one line each, and
     nothing is left behind.
     """
@@ -276,23 +276,23 @@ def test_hostile_files_in_every_command(here, capsys, kind):
     scores("good.csv", 0)
     before = {p for p in here.rglob("*")}
     for name in ("bad.yml", "bad.ipynb", "bad.csv", "bad.json", "bad.zip"):
-        Path(name).write_bytes(FILES[kind])
+        Path(name).write_bytes(FILES[file_type])
     for folder in ("set", "set2"):
         Path(folder, "net/heads").mkdir(parents=True)
-    Path("set/net/heads/h-calibration.json").write_bytes(FILES[kind])
+    Path("set/net/heads/h-calibration.json").write_bytes(FILES[file_type])
     Path("set/manifest.json").write_text(
         json.dumps(
             {
                 "files": {
                     "net/heads/h-calibration.json": {
-                        "sha256": sha256(FILES[kind]).hexdigest(),
-                        "size": len(FILES[kind]),
+                        "sha256": sha256(FILES[file_type]).hexdigest(),
+                        "size": len(FILES[file_type]),
                     }
                 }
             }
         )
     )
-    Path("set2/manifest.json").write_bytes(FILES[kind])
+    Path("set2/manifest.json").write_bytes(FILES[file_type])
     given = {p for p in here.rglob("*")}
     for words in (
         ("drift", "run", "--config", "bad.yml", "--scores", "good.csv", "--head", "h"),
@@ -302,13 +302,13 @@ def test_hostile_files_in_every_command(here, capsys, kind):
         ("drift", "pull", "set"),
         ("drift", "pull", "set2"),
         ("drift", "pull", "bad.zip"),
-        ("drift", "pull", "bad.zip", "--sha256", sha256(FILES[kind]).hexdigest()),
+        ("drift", "pull", "bad.zip", "--sha256", sha256(FILES[file_type]).hexdigest()),
         ("sweep", "bad.yml"),
         ("report", "bad.ipynb"),
         ("report", "bad.ipynb", "--list"),
         ("new", "mine", "--from", "bad.ipynb"),
     ):
-        if (kind, words[1:3]) == ("itself", ("serve", "--new-key")):  # somebody else's key, kept
+        if (file_type, words[1:3]) == ("itself", ("serve", "--new-key")):  # somebody else's key, kept
             continue
         one_line(capsys, *words)
         left = {p.relative_to(here).as_posix() for p in here.rglob("*")} - {

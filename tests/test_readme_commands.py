@@ -72,7 +72,7 @@ def commands():
     return found
 
 
-def kind(command):
+def run_type(command):
     "elsewhere, long or quick."
     if any(command.startswith(c) for c in ELSEWHERE):
         return "elsewhere"
@@ -83,9 +83,9 @@ def kind(command):
 
 
 def test_every_command_is_accounted_for():
-    kinds = [kind(c) for c in commands()]
-    print({k: kinds.count(k) for k in ("quick", "long", "elsewhere")})
-    assert kinds.count("quick") >= 7 and kinds.count("long") >= 19 and len(kinds) == 43
+    run_types = [run_type(c) for c in commands()]
+    print({k: run_types.count(k) for k in ("quick", "long", "elsewhere")})
+    assert run_types.count("quick") >= 7 and run_types.count("long") >= 19 and len(run_types) == 43
     assert all(any(c.startswith(named) for c in commands()) for named in (*ELSEWHERE, *QUICK, *LONG)), (
         "named here and not in the README"
     )
@@ -147,7 +147,7 @@ def test_the_quick_commands(place):
     Detector(image_size=64).fit(read_index("folder", "my_parts")).save("detectors/my_part")
     ran = 0
     for command in commands():
-        if kind(command) == "quick":
+        if run_type(command) == "quick":
             codes = next(QUICK[c] for c in QUICK if command.startswith(c))
             run(command, codes)
             ran += 1
@@ -218,7 +218,7 @@ def test_all_commands_in_order(place):
     key, serving, ran = "", "", 0
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     for command in commands():
-        if kind(command) == "elsewhere":
+        if run_type(command) == "elsewhere":
             continue
         ran += 1
         if command.startswith("anomaly-nb serve detectors/ --drift"):
@@ -232,7 +232,7 @@ def test_all_commands_in_order(place):
         else:
             (place / "my_report.ipynb").unlink(missing_ok=True)
             said = run(
-                command, next((QUICK[c] for c in QUICK if command.startswith(c) and kind(command) == "quick"), {0})
+                command, next((QUICK[c] for c in QUICK if command.startswith(c) and run_type(command) == "quick"), {0})
             )
             if "--new-key" in command:
                 key = re.search(r"\b[\w-]{20,}\b", said)[0]

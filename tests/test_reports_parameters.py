@@ -20,7 +20,7 @@ many: list[int] = [1, 2]
 words: list = ["a"]
 about: dict = {"a": 1}
 where: Path = ""
-kind: Literal["red", "blue"] = "red"
+colour: Literal["red", "blue"] = "red"
 shade = "dark"  # type: Literal["dark","light"] a type comment, as papermill has it
 maybe: int | None = None
 plain = 5"""
@@ -41,7 +41,7 @@ def template(tmp_path):
 @pytest.mark.parametrize(("name", "given", "value"), [
     ("y", 0.5, 0.5), ("y", "0.5", 0.5), ("y", 1, 1.0), ("n", "7", 7), ("flag", "yes", True), ("flag", "false", False), ("many", "3,4", [3, 4]),
     ("many", "[3, 4]", [3, 4]), ("many", [5], [5]), ("words", "x, y", ["x", "y"]), ("about", '{"b": [1]}', {"b": [1]}), ("about", {"c": 2}, {"c": 2}),
-    ("where", "x/y", "x/y"), ("kind", "blue", "blue"), ("shade", "light", "light"), ("maybe", 4, 4), ("maybe", None, None), ("plain", "6", 6),
+    ("where", "x/y", "x/y"), ("colour", "blue", "blue"), ("shade", "light", "light"), ("maybe", 4, 4), ("maybe", None, None), ("plain", "6", 6),
 ])  # fmt: skip
 def test_values_take_their_annotated_type(template, name, given, value):
     found = check_parameters(template, {name: given})[name]
@@ -50,7 +50,7 @@ def test_values_take_their_annotated_type(template, name, given, value):
 
 @pytest.mark.parametrize(("name", "given"), [
     ("y", "much"), ("y", "nan"), ("y", float("inf")), ("y", True), ("n", 2.5), ("n", "2.5"), ("n", True), ("flag", "maybe"), ("flag", 2),
-    ("many", "3,x"), ("many", 3), ("about", "{"), ("about", "[1]"), ("kind", "green"), ("shade", "green"), ("where", 3), ("plain", "six"),
+    ("many", "3,x"), ("many", 3), ("about", "{"), ("about", "[1]"), ("colour", "green"), ("shade", "green"), ("where", 3), ("plain", "six"),
 ])  # fmt: skip
 def test_wrong_values_are_one_sentence(template, name, given):
     with pytest.raises(DataError, match=f"{name}=") as e:

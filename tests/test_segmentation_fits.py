@@ -1,4 +1,4 @@
-"""Fits that stream: two readings, the batch formula to 1e-9, and the same memory for any number of images."""
+"""Fits that stream: two passes, the batch formula to 1e-9, and the same memory for any number of images."""
 
 import subprocess
 import sys
@@ -67,8 +67,8 @@ def close(a, b, tolerance=1e-9):
     assert np.abs(np.asarray(a) - np.asarray(b)).max() <= tolerance * max(1, np.abs(np.asarray(b)).max())
 
 
-def test_two_readings_whatever_is_fitted(scenes):
-    for methods, readings in (
+def test_two_passes_whatever_is_fitted(scenes):
+    for methods, passes in (
         (UNMASKED, 2),
         (("max_logit", "msp", "energy"), 1),
         (("sml",), 2),
@@ -77,7 +77,7 @@ def test_two_readings_whatever_is_fitted(scenes):
     ):
         model = Tiny(scenes.table.names)
         PixelScorer(methods).fit(model, scenes)
-        assert model.calls == readings * len(scenes), methods
+        assert model.calls == passes * len(scenes), methods
 
 
 def test_equal_to_the_batch_formulas(scenes):

@@ -34,7 +34,7 @@ def hazards(root):
             image, labels = draw_street(i, {"training": "train", "validation": "val"}.get(split, split), SIZE)
             labels = np.where(labels == UNKNOWN, 14, labels + 1).astype(np.uint8)
             opaque = np.full((*SIZE, 1), 255, np.uint8)
-            paths = [f"{part}/{kind}/{split}/{town}/{i}.png" for kind in ("images", "annotations")]
+            paths = [f"{part}/{folder}/{split}/{town}/{i}.png" for folder in ("images", "annotations")]
             for path, array in zip(paths, (np.concatenate([image, opaque], 2), labels)):
                 (root / path).parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(array).save(root / path)

@@ -1,4 +1,4 @@
-"""One network as a callable, a file of three kinds, a transformers folder and a folder of its logits: one table."""
+"""One network as a callable, a file of three types, a transformers folder and a folder of its logits: one table."""
 
 import json
 import sys

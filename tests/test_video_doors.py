@@ -45,10 +45,10 @@ def frames(folder, n=T, name="{:03d}.png", value=None):
         Image.fromarray(a).save(folder / name.format(t))
 
 
-def videos(root, names, place="testing/frames", **kinds):
+def videos(root, names, place="testing/frames", **settings):
     "Frame folders of these names."
     for name in names:
-        frames(root / place / name, **kinds)
+        frames(root / place / name, **settings)
     return list_videos(root, "testing")
 
 
@@ -91,8 +91,8 @@ def test_ped2_as_published(tmp_path):
         len(v.frames) == T for v in testing
     )
     assert list(ground_truths(root)) == ["masks", "gt_frame"]
-    for kind in (None, "masks", "gt_frame"):
-        assert stated(frame_labels(root, testing, kind)), kind
+    for label_type in (None, "masks", "gt_frame"):
+        assert stated(frame_labels(root, testing, label_type)), label_type
     assert stated(frame_labels(root, testing[6:8]))  # some of the videos
     for i in (1, 2, 4, 12):
         shutil.rmtree(root / "Test" / f"Test{i:03d}")  # its masks stay
@@ -358,7 +358,7 @@ def test_mask_folders_in_any_case_are_no_videos_and_agree_with_the_script(tmp_pa
         "masks",
         "gt_frame",
     ]
-    assert stated(frame_labels(root, testing))  # two kinds that agree: nothing to choose
+    assert stated(frame_labels(root, testing))  # two types that agree: nothing to choose
     frames(root / "Test" / "Test001_gT", value=anomalous(2))
     with pytest.raises(DataError, match=r"are both the masks of video Test001; keep one"):
         frame_labels(root, testing, "masks")
@@ -393,11 +393,11 @@ def test_what_systems_leave_behind_is_nobody_s_file(tmp_path):
     assert stated(frame_labels(tmp_path, again)) and stated(frame_labels(tmp_path, again, "masks"))
 
 
-@pytest.mark.parametrize("kind", ["gt.mat", "masks", "testing_label_mask"])
+@pytest.mark.parametrize("label_type", ["gt.mat", "masks", "testing_label_mask"])
 @pytest.mark.parametrize(
     "names", [["Test_01_part1", "Test_01_part2"], ["Test_01_part2"], ["01a", "01b"], ["01_vol1", "02"], ["1 pt 1", "2"]]
 )
-def test_a_piece_of_a_video_does_not_get_the_labels_of_a_whole_one(tmp_path, names, kind):
+def test_a_piece_of_a_video_does_not_get_the_labels_of_a_whole_one(tmp_path, names, label_type):
     testing = videos(tmp_path, names)
     savemat(tmp_path / "gt.mat", {"gt": cells([spans(1), spans(2)])})
     for i in (1, 2):
@@ -408,7 +408,9 @@ def test_a_piece_of_a_video_does_not_get_the_labels_of_a_whole_one(tmp_path, nam
             {"volLabel": cells([np.full((3, 4), int(y)) for y in anomalous(i)])},
         )
     with pytest.raises((DataError, MissingFileError), match=rf"video '?{testing[0].name}"):
-        frame_labels(tmp_path, testing, {"gt.mat": "intervals", "testing_label_mask": "volumes"}.get(kind, kind))
+        frame_labels(
+            tmp_path, testing, {"gt.mat": "intervals", "testing_label_mask": "volumes"}.get(label_type, label_type)
+        )
 
 
 def test_a_number_in_front_of_all_names_is_no_number_of_a_video(tmp_path):

@@ -246,7 +246,7 @@ def test_what_is_no_video_is_named(tmp_path):
     said = {str(n.message).split(": ")[0].rsplit("/", 1)[1]: str(n.message).split(": ", 1)[1] for n in notes}
     assert list(said) == ["2.rmvb", "3", "4", "5.png", "6.mp4"]
     assert (
-        "no film of a known kind" in said["2.rmvb"]
+        "no film of a known type" in said["2.rmvb"]
         and "no frames" in said["3"]
         and "holds folders" in said["4"]
         and "image in no video" in said["5.png"]

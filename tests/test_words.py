@@ -234,7 +234,7 @@ def test_trained_vectors_take_the_place_of_prompts(circles, tmp_path):
     ({"backbone": "filters"}, "compares images with words, which backbone='filters'"),
     ({"backbone": "open_clip:tiny", "tile": 64, "overlap": 16}, "whole images"),
     ({"backbone": "open_clip:tiny", "prompts": "absent.yml"}, "give a YAML file of prompts"),
-    ({"recipe": "knn", "reduce": "words"}, "compares with none"),
+    ({"recipe": "knn", "aggregation": "words"}, "compares with none"),
 ])  # fmt: skip
 def test_what_cannot_be_is_said(circles, given, said):
     with pytest.raises((DataError, FileNotFoundError), match=said):
@@ -256,7 +256,7 @@ def test_shots_are_measured(circles, tmp_path):
         circles,
         Method("winclip", "open_clip:tiny", prompts="red circle"),
         shots=1,
-        seed=2,
+        random_state=2,
         cache=tmp_path,
         pixels=False,
         sample="random",

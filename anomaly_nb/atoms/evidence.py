@@ -187,7 +187,7 @@ def log_pair_absence(
 
 # %% ../../nbs/09_atoms/06_evidence.ipynb #599cc5d9
 class Evidence(NamedTuple):
-    """Logits of the three kinds of evidence, each (T, E) float64.
+    """Logits of the three types of evidence, each (T, E) float64.
 
     High `direct` and `indirect` speak for the event, high `counter` against it.
     """

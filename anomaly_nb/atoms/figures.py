@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 from ..core.errors import DataError
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
-from .roles import KINDS, RoleFit
+from .roles import EVIDENCE_TYPES, RoleFit
 
-COLOURS = dict(zip(KINDS, (ANOMALOUS, PALETTE[2], NORMAL)))  # for, only together, against
+COLOURS = dict(zip(EVIDENCE_TYPES, (ANOMALOUS, PALETTE[2], NORMAL)))  # for, only together, against
 
 # %% ../../nbs/09_atoms/12_figures.ipynb #1b0d4052
 def role_image(
@@ -41,14 +41,14 @@ def role_image(
             e = fit.events.index(name)
             order = np.argsort(-mean[:, :, e].max(0), kind="stable")[:top]
             left = np.zeros(len(order))
-            for k, kind in enumerate(KINDS):
+            for k, evidence_type in enumerate(EVIDENCE_TYPES):
                 ax.barh(
                     range(len(order)),
                     mean[k, order, e],
                     left=left,
                     xerr=spread[k, order, e],
-                    color=COLOURS[kind],
-                    label=kind,
+                    color=COLOURS[evidence_type],
+                    label=evidence_type,
                     error_kw={"lw": 0.8, "ecolor": THRESHOLD},
                 )
                 left += mean[k, order, e]
@@ -77,8 +77,8 @@ def _draw_evidence(ax: Axes, table: pd.DataFrame) -> None:
     shown = table[table["term"] > 1e-3]
     ax.barh(
         range(len(shown)),
-        shown["term"] * np.where(shown["kind"] == "counter", -1, 1),
-        color=[COLOURS[k] for k in shown["kind"]],
+        shown["term"] * np.where(shown["evidence_type"] == "counter", -1, 1),
+        color=[COLOURS[k] for k in shown["evidence_type"]],
     )
     ax.set_yticks(range(len(shown)), shown["atoms"], fontsize=8)
     ax.invert_yaxis()

@@ -47,11 +47,11 @@ def score_run(
 
 
 def _why(roles: RoleFit, presences: Tensor, event: int) -> str:
-    "The strongest atoms of each kind, as far as they matter."
+    "The strongest atoms of each type, as far as they matter."
     table = explain(roles.models[0], presences, event, roles.atoms, top=1)
     return (
         "; ".join(
-            f"{row['kind']} {row['atoms']} ({row['term']:.2f})"
+            f"{row['evidence_type']} {row['atoms']} ({row['term']:.2f})"
             for row in table.to_dict("records")
             if row["term"] >= 0.01
         )

@@ -124,7 +124,7 @@ class AtomsView(View):
             load_manifest(runs / "manifest.csv", p["clip_frames"] or None),
             [n for i, n in enumerate(names) if i % p["folds"]],
         )
-        settings = {n: p[n] for n in ("epochs", "topk", "seeds", "random_state")}
+        settings = {"n_fits": p["seeds"]} | {n: p[n] for n in ("epochs", "topk", "random_state")}
         fit = fit_roles(part.pbar, part.video, part.labels, part.atoms, part.events, part.mask, **settings)
         return cls(
             runs, frames_root, labels_csv, fit, np.isin(video, names[:: p["folds"]]), p["window"], p["delta_quantile"]

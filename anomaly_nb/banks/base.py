@@ -128,7 +128,7 @@ def load_bank(
 ) -> Bank:
     """Read a saved bank.
 
-    Raises `MissingFileError`, or `DataError` for an unknown kind or files that do not belong together.
+    Raises `MissingFileError`, or `DataError` for an unknown type or files that do not belong together.
     """
     folder = Path(folder)
     metadata = read_json(folder / "bank.json")

@@ -213,7 +213,8 @@ class WordBank(Bank):
             return text.astype(np.float32)
         if patches is None:
             raise DataError(
-                "patches: an image's score also looks at its places; pass them, or use another reduction, such as 'max'"
+                "patches: an image's score also looks at its places; pass them, or use another aggregation, such as "
+                "'max'"
             )
         places = self.association_maps(patches, training) if self.sides else self._maps(patches, cls, training)
         return ((text + places.max(axis=1)) / 2).astype(np.float32)

@@ -210,10 +210,11 @@ def check_case(db: sqlite3.Connection, model: str, head: str) -> None:
     head, column = split_label(head)[0], "substr(head_name, 1, instr(head_name || ':', ':') - 1)"  # without its label
     models = "SELECT model_name FROM heads WHERE lower(model_name) = lower(?) LIMIT 1"
     heads = f"SELECT {column} FROM heads WHERE lower(model_name) = lower(?) AND lower({column}) = lower(?) LIMIT 1"
-    for query, parameters, kind in ((models, (model,), "model"), (heads, (model, head), "head")):
+    for query, parameters, name_type in ((models, (model,), "model"), (heads, (model, head), "head")):
         row = db.execute(query, parameters).fetchone()
         if row and row[0] != parameters[-1]:
             raise NotNow(
-                f"{kind} {parameters[-1]!r} differs from {row[0]!r} only by case, and both would share a file on many "
+                f"{name_type} {parameters[-1]!r} differs from {row[0]!r} only by case, and "
+                "both would share a file on many "
                 f"disks; use {row[0]!r} or another name"
             )

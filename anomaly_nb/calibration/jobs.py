@@ -140,10 +140,10 @@ def drain_jobs(
             jobs = lease_jobs(db, owner, batch if limit is None else min(batch, limit - n_done), lease)
             if not jobs:
                 break
-            for kind in sorted({j["kind"] for j in jobs}, reverse=True):
-                some = [j for j in jobs if j["kind"] == kind]
+            for job_type in sorted({j["kind"] for j in jobs}, reverse=True):
+                some = [j for j in jobs if j["kind"] == job_type]
                 try:
-                    if kind == "run":
+                    if job_type == "run":
                         run()
                         with transaction(db):
                             finish_jobs(db, owner, [j["id"] for j in some], int(time.time() * 1000))

@@ -154,11 +154,11 @@ def _members(path: Path, source: str) -> dict[str, bytes]:
     "Names and contents of what counts in a folder, zip or tar. Raises `DataError` naming the source."
     if not path.is_dir() and path.stat().st_size > LARGEST_SET:
         raise DataError(f"{source}: larger than {LARGEST_SET >> 20} MiB, so no set of calibrations")
-    kind = _of_folder if path.is_dir() else _of_zip if zipfile.is_zipfile(path) else _of_tar
+    reader = _of_folder if path.is_dir() else _of_zip if zipfile.is_zipfile(path) else _of_tar
     contents: dict[str, bytes] = {}
     total = 0
     try:
-        for name, content in kind(path):
+        for name, content in reader(path):
             total += len(content)
             if total > LARGEST_SUM or len(content) > LARGEST_MANIFEST:
                 raise DataError(f"its calibrations are more than {LARGEST_SUM >> 20} MiB")
@@ -200,15 +200,15 @@ def _check_cases(source: str, names: list[str]) -> None:
 # %% ../../nbs/05_calibration/24_pull.ipynb #91497cf5
 def pull_calibrations(
     source: str | Path,  # folder, `.zip` or `.tar*`, http(s) URL of an archive or of a GitHub repository
-    root: str | Path,  # where the reference files go
+    folder: str | Path,  # where the reference files go
     sha256_of_archive: str | None = None,  # hex; needed where the set has no manifest
     say: Callable[[str], object] = lambda line: None,  # gets a line for each head: new, changed, or as it was
-) -> list[str]:  # the files that were written, relative to `root`
+) -> list[str]:  # the files that were written, relative to `folder`
     """Bring reference files from elsewhere.
 
     Raises `MissingFileError`, or `DataError` on a wrong or absent checksum or a file that is no calibration.
     """
-    root = Path(root)
+    folder = Path(folder)
     with tempfile.TemporaryDirectory() as work:
         if str(source).startswith(("http://", "https://")):
             path = _download(str(source), Path(work) / "set")
@@ -225,15 +225,16 @@ def pull_calibrations(
                 )
         contents = _checked(str(source), _members(path, str(source)), verified=sha256_of_archive is not None)
     files = {calibration_path(Path(), model, head).as_posix(): content for (model, head), content in contents.items()}
-    with locked(root / "export"):
+    with locked(folder / "export"):
         _check_cases(
-            str(source), [*files, *(p.relative_to(root).as_posix() for p in root.glob("*/heads/*-calibration.json"))]
+            str(source),
+            [*files, *(p.relative_to(folder).as_posix() for p in folder.glob("*/heads/*-calibration.json"))],
         )
         for (model, head), content in contents.items():
-            say(f"{model}/{head}: {_change(calibration_path(root, model, head), content)}")
-        if (root / "calibration.sqlite").is_file():
-            _note(root, contents, str(source))
-        return [p.relative_to(root).as_posix() for p in write_files(root, files)]
+            say(f"{model}/{head}: {_change(calibration_path(folder, model, head), content)}")
+        if (folder / "calibration.sqlite").is_file():
+            _note(folder, contents, str(source))
+        return [p.relative_to(folder).as_posix() for p in write_files(folder, files)]
 
 # %% ../../nbs/05_calibration/24_pull.ipynb #148f6dfc
 def _change(path: Path, content: bytes) -> str:

@@ -99,9 +99,9 @@ def table_columns(
     out = []
     for name, field in model.model_fields.items():
         options = get_args(field.annotation) if isinstance(field.annotation, UnionType) else ()
-        kind = SQL_TYPES.get(options[0] if options else field.annotation, "TEXT")  # type: ignore[arg-type]
+        sql_type = SQL_TYPES.get(options[0] if options else field.annotation, "TEXT")  # type: ignore[arg-type]
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-        out.append(f"{name} {kind} {extra.get('sql', '' if type(None) in options else 'NOT NULL')}".strip())
+        out.append(f"{name} {sql_type} {extra.get('sql', '' if type(None) in options else 'NOT NULL')}".strip())
     return ", ".join(out)
 
 

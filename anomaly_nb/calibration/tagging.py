@@ -20,12 +20,12 @@ from .schema import Calibration, LabelRange, split_label, with_label
 from ..core.errors import DataError, real_array
 
 # %% ../../nbs/05_calibration/11_tagging.ipynb #f808d621
-def check_name(kind: str, name: str) -> str:
+def check_name(name_type: str, name: str) -> str:
     "`name` if it can be part of a file name. Raises `DataError`."
     plain = name.replace("-", "").replace("_", "").replace(".", "")
     if not (isinstance(name, str) and plain.isalnum() and plain.isascii() and name[0] not in "-." and len(name) <= 100):
         raise DataError(
-            f"{kind} {name!r} cannot be part of a file name; use up to 100 letters, digits, '-', '_' and '.'"
+            f"{name_type} {name!r} cannot be part of a file name; use up to 100 letters, digits, '-', '_' and '.'"
         )
     return name
 

@@ -87,12 +87,12 @@ def _measured(device: str) -> Capability:
     "Times of a product on a device."
     import torch
 
-    kind = torch.device(device).type
+    device_type = torch.device(device).type
     instructions = tuple(
-        name for name, question in INSTRUCTIONS.items() if kind == "cpu" and getattr(torch.cpu, question, bool)()
+        name for name, question in INSTRUCTIONS.items() if device_type == "cpu" and getattr(torch.cpu, question, bool)()
     )
-    name = torch.cuda.get_device_name(device) if kind == "cuda" else processor()
-    rates = [_rate(device, dtype, 256 if kind == "cpu" else 4096) for dtype in (torch.float32, torch.bfloat16)]
+    name = torch.cuda.get_device_name(device) if device_type == "cuda" else processor()
+    rates = [_rate(device, dtype, 256 if device_type == "cpu" else 4096) for dtype in (torch.float32, torch.bfloat16)]
     return Capability(device, name, instructions, torch.get_num_threads(), *rates)
 
 # %% ../../nbs/00_core/13_device.ipynb #2f9d1352

@@ -19,7 +19,7 @@ def natural_key(
     name: str,  # a file's stem, a folder's name
 ) -> tuple:  # to be compared with other natural keys only
     "Sort key under which frame 9 comes before frame 10: `sorted(names, key=natural_key)`."
-    parts = re.split(r"(\d+)", name)  # text, digits, text, ..., text: what is compared is always of one kind
+    parts = re.split(r"(\d+)", name)  # text, digits, text, ..., text: what is compared is always of one type
     return tuple(_number(part) if i % 2 else part.casefold() for i, part in enumerate(parts)), name
 
 

@@ -50,7 +50,7 @@ def check_plain(
     value: _T,
     name: str | Path,  # of the file, for messages
     largest: int | None = None,  # values in all, those behind aliases counted each time
-    foreign: bool = False,  # True: other kinds of values may be in it
+    foreign: bool = False,  # True: other types of values may be in it
 ) -> _T:  # the same value
     """`value` if it is plain data of at most `DEEPEST` levels: mappings with simple keys, lists, text, numbers.
 

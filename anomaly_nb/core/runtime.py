@@ -27,7 +27,7 @@ from .plain import Record
 
 # %% ../../nbs/00_core/04_runtime.ipynb #90cbcb02
 def deterministic(
-    seed: int = 0,  # for Python, NumPy and torch
+    random_state: int = 0,  # for Python, NumPy and torch
     threads: int | None = None,  # CPU threads of torch and FAISS; None leaves them
 ) -> None:
     """Seed every generator and ask torch for deterministic kernels.
@@ -35,12 +35,12 @@ def deterministic(
     The same bits follow for the same versions, device and thread count.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that draw from the global generator
+    random.seed(random_state)
+    np.random.seed(random_state % 2**32)  # noqa: NPY002 - for libraries that draw from the global generator
     if "torch" in sys.modules or _installed("torch"):
         import torch
 
-        torch.manual_seed(seed)
+        torch.manual_seed(random_state)
         # as `use_deterministic_algorithms`, without importing torch's compiler, which takes seconds
         torch.set_deterministic_debug_mode("warn")
         torch.backends.cudnn.benchmark = False

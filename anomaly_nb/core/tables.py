@@ -94,9 +94,9 @@ def read_table(
         list(zip(*(cells for _, cells in rows))) or [()] * len(names),
     )
     table = pd.DataFrame({n: pd.Series(list(c), index=lines, dtype=str) for n, c in zip(names, columns)}, index=lines)
-    for name, kind in (types or {}).items():
+    for name, number_type in (types or {}).items():
         if name in table:
-            table[name] = to_numbers(path, table[name], kind, name in set(gaps))
+            table[name] = to_numbers(path, table[name], number_type, name in set(gaps))
     return table
 
 # %% ../../nbs/00_core/09_tables.ipynb #1bfc60ee
@@ -122,7 +122,7 @@ def _columns(where: str, names: list[str], required: list[str]) -> list[str]:
 def to_numbers(
     path: str | Path,  # of the table, for messages
     cells: "pd.Series",  # text, a column of `read_table` or some rows of it
-    kind: type,  # `float` or `int`
+    number_type: type,  # `float` or `int`
     gaps: bool = False,  # empty cells are missing values
 ) -> "pd.Series":  # float64, int64, or Int64 with gaps
     "Text as numbers. Raises `DataError` naming the line of the first that is none."
@@ -132,15 +132,17 @@ def to_numbers(
     for line, cell in zip(cells.index.tolist(), cells.tolist()):
         text = cell.strip()
         value: int | float | None = None
-        if NUMBERS[kind].fullmatch(text):
-            value = int(text.partition(".")[0]) if kind is int else float(text)
+        if NUMBERS[number_type].fullmatch(text):
+            value = int(text.partition(".")[0]) if number_type is int else float(text)
         if (value is None and not (gaps and not text)) or value in (float("inf"), float("-inf")):
-            expected = "a whole number" if kind is int else "a finite number"
+            expected = "a whole number" if number_type is int else "a finite number"
             raise DataError(
                 f"{path}, line {line}: {cells.name} {cell[:60]!r} is not {expected}; write it with digits and a point"
             )
         values.append(value)
-    return pd.Series(values, index=cells.index, dtype=("Int64" if gaps else "int64") if kind is int else "float64")
+    return pd.Series(
+        values, index=cells.index, dtype=("Int64" if gaps else "int64") if number_type is int else "float64"
+    )
 
 
 def _cells(n: int) -> str:

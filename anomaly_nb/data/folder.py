@@ -37,7 +37,7 @@ UNKNOWN_FOLDERS = ("unknown", "unlabelled", "unlabeled")
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation"), "validation")
 MASK_STEM = re.compile(r"[_\-. ](mask|masks|gt|label|ground_truth)$", re.I)
-_AFFIX = re.compile(r"^(?:(?P<kind>.+)[_\- ](?:masks?|gt|ground_truth|labels)|(?:masks?|gt)[_\- ](?P<other>.+))$")
+_AFFIX = re.compile(r"^(?:(?P<type>.+)[_\- ](?:masks?|gt|ground_truth|labels)|(?:masks?|gt)[_\- ](?P<other>.+))$")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def place_of(
     root: Path,
 ) -> Place:
     "Read split, role and type off a path."
-    split, mask, kind = "", False, []
+    split, mask, parts = "", False, []
     for part in path.relative_to(root).parts[:-1]:
         word = part.lower().strip()
         plain = word.replace("-", "_").replace(" ", "_")
@@ -66,10 +66,10 @@ def place_of(
             mask = True
         elif affix := _AFFIX.match(word):
             mask = True
-            kind.append(affix["kind"] or affix["other"])
+            parts.append(affix["type"] or affix["other"])
         else:
-            kind.append(word)
-    return Place(path, split, mask, tuple(kind), path.stem)
+            parts.append(word)
+    return Place(path, split, mask, tuple(parts), path.stem)
 
 # %% ../../nbs/02_data/05_folder.ipynb #c55ff8d4
 def _is_normal(place: Place, normal: tuple[str, ...]) -> bool:
@@ -261,8 +261,8 @@ def _splits(images: list[Place], good: set[Path], n_train: int | float, random_s
 
 def _row(category: str, place: Place, split: str, normal: bool, mask: Path | None) -> dict:
     "An image's row."
-    kind = "good" if normal else "/".join(place.type) or "unknown"
-    unknown = kind == "unknown" or (bool(place.type) and place.type[0] in UNKNOWN_FOLDERS)
+    defect = "good" if normal else "/".join(place.type) or "unknown"
+    unknown = defect == "unknown" or (bool(place.type) and place.type[0] in UNKNOWN_FOLDERS)
     return index_row(
-        category, split, "unknown" if unknown and not normal else kind, place.path, mask.as_posix() if mask else ""
+        category, split, "unknown" if unknown and not normal else defect, place.path, mask.as_posix() if mask else ""
     )

@@ -118,7 +118,7 @@ def loco_regions(
     folder = check_folder(mask_folder)
     config_file = folder.parents[2] / "defects_config.json"
     try:
-        kinds = {
+        region_types = {
             int(d["pixel_value"]): (float(d["saturation_threshold"]), bool(d["relative_saturation"]))
             for d in read_json(config_file)
         }
@@ -130,9 +130,9 @@ def loco_regions(
     for path in list_images(folder):
         values = read_ids(path)
         ids = sorted(set(np.unique(values).tolist()) - {0})
-        if len(ids) != 1 or ids[0] not in kinds:
+        if len(ids) != 1 or ids[0] not in region_types:
             raise DataError(f"{path}: holds the values {ids}; expected one that {config_file.name} names")
-        limit, relative = kinds[ids[0]]
+        limit, relative = region_types[ids[0]]
         regions.append(values > 0)
         area = int(regions[-1].sum())
         saturations.append(max(1, int(limit * area) if relative else min(int(limit), area)))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'RADIUS', 'Region', 'BAG', 'KIT', 'SLOTS', 'LOGICAL', 'LOGICAL_DEFECTS', 'part_area', 'lay_part', 'draw_bag',
-           'draw_kit', 'region_kinds', 'draw_logical', 'write_logical_samples']
+           'draw_kit', 'region_types', 'draw_logical', 'write_logical_samples']
 
 # %% ../../nbs/02_data/02_logical.ipynb #670e240d
 from pathlib import Path
@@ -76,7 +76,7 @@ def lay_part(
     return ground + inside[..., None] * (metal - ground), inside > 0.5
 
 # %% ../../nbs/02_data/02_logical.ipynb #2fc5beb7
-Region = tuple[np.ndarray, str]  # (H, W) bool, and a kind of `region_kinds`
+Region = tuple[np.ndarray, str]  # (H, W) bool, and one of `region_types`
 BAG = ("washer", "washer", "washer", "nut", "nut", "pin", "pin")
 KIT = ("nut", "washer", "pin", "washer", "nut", "washer")  # row by row
 SLOTS = tuple((row, column) for row in (-0.5, 0.5) for column in (-0.64, 0.0, 0.64))
@@ -150,17 +150,17 @@ LOGICAL = {"bag": draw_bag, "kit": draw_kit}
 LOGICAL_DEFECTS = ("missing", "extra", "swapped", "cracked")
 
 
-def region_kinds(
+def region_types(
     size: int,  # pixels per side of the image
 ) -> list[dict[str, object]]:  # of `defects_config.json`, in the order of their pixel values
-    "The kinds of regions with their saturations, as MVTec LOCO writes them."
-    kinds: list[tuple[str, float, bool]] = [
+    "The types of regions with their saturations, as MVTec LOCO writes them."
+    named: list[tuple[str, float, bool]] = [
         (f"{what} {part}", part_area(part, size), False) for what in ("missing", "extra") for part in PARTS
     ]
-    kinds += [(name, 1.0, True) for name in ("swapped", "cracked")]
+    named += [(name, 1.0, True) for name in ("swapped", "cracked")]
     return [
         {"defect_name": name, "pixel_value": 200 + i, "saturation_threshold": full, "relative_saturation": relative}
-        for i, (name, full, relative) in enumerate(kinds)
+        for i, (name, full, relative) in enumerate(named)
     ]
 
 
@@ -171,14 +171,14 @@ def draw_logical(
     split: str = "test",  # or "train" or "validation": their images differ
     size: int = 160,  # pixels per side
     random_state: int = 0,
-) -> tuple[np.ndarray, list[Region]]:  # (size, size, 3) uint8; regions with their kinds
+) -> tuple[np.ndarray, list[Region]]:  # (size, size, 3) uint8; regions with their types
     "Draw one image and its regions, the same for the same arguments."
-    kinds = ["good", *LOGICAL_DEFECTS]
+    defects = ["good", *LOGICAL_DEFECTS]
     rng = np.random.default_rng(
         [
             random_state,
             list(LOGICAL).index(category),
-            kinds.index(defect),
+            defects.index(defect),
             ["train", "validation", "test"].index(split),
             number,
         ]
@@ -195,7 +195,7 @@ def write_logical_samples(
     folder: str | Path,  # where to write; categories become its subfolders
     n_train: int = 40,  # normal images to train on, per category
     n_good: int = 20,  # normal images to test on, per category; half as many are set apart for validation
-    n_defect: int = 10,  # images per kind of defect, per category
+    n_defect: int = 10,  # images per type of defect, per category
     size: int = 160,  # pixels per side
     random_state: int = 0,
 ) -> Path:  # the folder
@@ -220,17 +220,17 @@ def write_logical_samples(
         ("test", "good", n_good),
         *(("test", d, n_defect) for d in LOGICAL_DEFECTS),
     ]
-    value = {str(kind["defect_name"]): 200 + i for i, kind in enumerate(region_kinds(size))}
+    value = {str(region_type["defect_name"]): 200 + i for i, region_type in enumerate(region_types(size))}
     for category in progress(LOGICAL, "drawing logical samples", unit="category"):
-        write_json(folder / category / "defects_config.json", region_kinds(size))
+        write_json(folder / category / "defects_config.json", region_types(size))
         for split, defect, count in plan:
             for number in range(count):
                 image, regions = draw_logical(category, defect, number, split, size, random_state)
                 _write(folder / category / split / defect / f"{number:03d}.png", image)
-                for i, (region, kind) in enumerate(regions):
+                for i, (region, region_type) in enumerate(regions):
                     _write(
                         folder / category / "ground_truth" / defect / f"{number:03d}" / f"{i:03d}.png",
-                        region.astype(np.uint8) * np.uint8(value[kind]),
+                        region.astype(np.uint8) * np.uint8(value[region_type]),
                     )
     write_manifest(folder, logical=settings, licence="Apache-2.0", source="drawn by anomaly_nb.data.logical")
     return folder

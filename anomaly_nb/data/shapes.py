@@ -144,11 +144,11 @@ def write_trays(
     plan = [("train", "good", n_train), ("test", "good", n_good), ("test", "foreign", n_defect)]
     for part in parts:
         top = folder / part.replace(" ", "_")
-        for split, kind, number in ((s, d, i) for s, d, n in plan for i in range(n)):
-            image, mask = draw_tray(part, "" if kind == "good" else foreign, number, split, random_state, size)
-            files = {top / split / kind / f"{number:03d}.png": image}
-            if kind != "good":
-                files[top / "ground_truth" / kind / f"{number:03d}_mask.png"] = mask.astype(np.uint8) * 255
+        for split, defect, number in ((s, d, i) for s, d, n in plan for i in range(n)):
+            image, mask = draw_tray(part, "" if defect == "good" else foreign, number, split, random_state, size)
+            files = {top / split / defect / f"{number:03d}.png": image}
+            if defect != "good":
+                files[top / "ground_truth" / defect / f"{number:03d}_mask.png"] = mask.astype(np.uint8) * 255
             for path, array in files.items():
                 with atomic_write(path) as f:
                     Image.fromarray(array).save(f, format="png", compress_level=1)

@@ -53,11 +53,14 @@ REBUILT: dict[str, object] = {  # name in the pickle -> what is called in its st
     **{f"{core}.multiarray.scalar": np.float64(0).__reduce__()[0] for core in _CORES},
     **{f"{core}.numeric._frombuffer": _frombuffer for core in _CORES},
     **{f"{builtin}.slice": slice for builtin in ("builtins", "__builtin__")},
-    **{f"pandas.core.indexes.numeric.{kind}": pd.Index for kind in ("Int64Index", "UInt64Index", "Float64Index")},
     **{
-        f"{module}.{kind}Path": getattr(pathlib, f"Pure{kind.removeprefix('Pure')}Path")
+        f"pandas.core.indexes.numeric.{class_name}": pd.Index
+        for class_name in ("Int64Index", "UInt64Index", "Float64Index")
+    },
+    **{
+        f"{module}.{class_name}Path": getattr(pathlib, f"Pure{class_name.removeprefix('Pure')}Path")
         for module in ("pathlib", "pathlib._local")
-        for kind in ("Posix", "Windows", "PurePosix", "PureWindows")
+        for class_name in ("Posix", "Windows", "PurePosix", "PureWindows")
     },
 }
 AS_NAMED = {  # of pandas 1 to 3: called as the pickle names them

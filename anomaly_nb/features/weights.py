@@ -61,7 +61,10 @@ SETTINGS = (  # modules and classes whose objects are settings beside the weight
     "lightning.",
     "typing.Any",
     "__main__.",
-    *(f"builtins.{kind}" for kind in ("bool", "bytes", "dict", "float", "int", "list", "set", "str", "tuple")),
+    *(
+        f"builtins.{class_name}"
+        for class_name in ("bool", "bytes", "dict", "float", "int", "list", "set", "str", "tuple")
+    ),
 )
 # in files of before 1.6
 OLD_FORMAT = (
@@ -240,7 +243,7 @@ Converter: TypeAlias = Callable[[dict[str, "Tensor"], "Module"], dict[str, "Tens
 def find_fits(
     model: "Module",
     checkpoint: object,  # of `read_checkpoint`
-    convert: Converter | None = None
+    convert: Converter | None = None,
 ) -> list[Fit]:
     "Every set of tensors in a checkpoint, with each wrapper taken off, compared with the network."
     tensors, fits = model.state_dict(), []
@@ -333,7 +336,7 @@ def choose_fit(
 def load_weights(
     model: "Module",  # filled
     weights: str | Path,  # `.pth`, `.pt`, `.bin`, `.ckpt` or `.safetensors`, with ::network where several are inside
-    convert: Converter | None = None
+    convert: Converter | None = None,
 ) -> LoadedWeights:
     """Fill a network from a checkpoint, all of it or not at all.
 

@@ -21,11 +21,11 @@ def order_code(
     score: np.ndarray,  # (n,) float32 or float16, finite
 ) -> np.ndarray:  # (n,) uint32 or uint16, rising with the score
     "The bits of a float, made to sort like the float: sign flipped, negative numbers inverted; -0.0 becomes 0.0."
-    kind, signed = (np.uint16, np.int16) if score.dtype == np.float16 else (np.uint32, np.int32)
-    bits: Any = score.view(kind)
+    code_type, signed = (np.uint16, np.int16) if score.dtype == np.float16 else (np.uint32, np.int32)
+    bits: Any = score.view(code_type)
     top = 8 * score.itemsize - 1
-    code = bits ^ ((bits.view(signed) >> top).view(kind) | kind(1 << top))
-    code += code == kind((1 << top) - 1)  # -0.0 would sort just below 0.0
+    code = bits ^ ((bits.view(signed) >> top).view(code_type) | code_type(1 << top))
+    code += code == code_type((1 << top) - 1)  # -0.0 would sort just below 0.0
     return code
 
 
@@ -33,8 +33,8 @@ def order_value(
     code: np.ndarray,  # (n,) uint32 or uint16
 ) -> np.ndarray:  # (n,) float32 or float16
     "The float that `order_code` maps to `code`."
-    kind, real = (np.uint16, np.float16) if code.dtype == np.uint16 else (np.uint32, np.float32)
-    top = kind(1 << (8 * code.itemsize - 1))
+    code_type, real = (np.uint16, np.float16) if code.dtype == np.uint16 else (np.uint32, np.float32)
+    top = code_type(1 << (8 * code.itemsize - 1))
     return np.where(code & top, code ^ top, ~code).view(real)
 
 # %% ../../nbs/01_metrics/01_score_keys.ipynb #f8b84b4a

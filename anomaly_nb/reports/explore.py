@@ -126,9 +126,11 @@ def make_widget(control: Control) -> "Widget":
         options = {"options": control.options, "value": control.value, "layout": wide}
         part = w.Select(rows=9, **options) if control.long else w.Dropdown(**options)
         return w.VBox([w.Label(control.label), part], layout=w.Layout(width="100%"))
-    kind = w.IntSlider if control.digits == 0 else w.FloatSlider
+    slider_class = w.IntSlider if control.digits == 0 else w.FloatSlider
     shown = {} if control.digits == 0 else {"readout_format": f".{control.digits}f"}
-    slider = kind(value=control.value, min=control.low, max=control.high, step=control.step, layout=wide, **shown)
+    slider = slider_class(
+        value=control.value, min=control.low, max=control.high, step=control.step, layout=wide, **shown
+    )
     return w.VBox([w.Label(control.label), slider], layout=w.Layout(width="100%"))
 
 

@@ -49,21 +49,21 @@ METHOD = {
 
 def facets(
     parameters: Mapping[str, object],
-    kinds: Mapping[str, tuple[str, ...]],  # DATA or METHOD: what a filter is called -> parameters that tell it
+    parameters_of: Mapping[str, tuple[str, ...]],  # DATA or METHOD: what a filter is called -> parameters that tell it
 ) -> list[tuple[str, list[str]]]:  # filters with their values
     "What the parameters say of a run's data or method."
     filters = []
-    for kind, names in kinds.items():
+    for filter_name, names in parameters_of.items():
         texts = [
             str(parameters[n]) for n in names if isinstance(parameters.get(n), str | int) and str(parameters[n]).strip()
         ]
         parts = [
-            Path(t).name if kind == "root" else t
+            Path(t).name if filter_name == "root" else t
             for text in texts
-            for t in (text.split() if kind == "backbone" else text.split(","))
+            for t in (text.split() if filter_name == "backbone" else text.split(","))
         ]
         if parts := [p.strip() for p in parts if p.strip()]:
-            filters.append((kind, list(dict.fromkeys(parts))))
+            filters.append((filter_name, list(dict.fromkeys(parts))))
     return filters
 
 
@@ -254,7 +254,7 @@ def write_gallery(
             for r, page in pages
         )
         body = asset("gallery.html") + f"<noscript><ul>{links}</ul></noscript>"
-        parameters = [n for kinds in (DATA, METHOD) for names in kinds.values() for n in names]
+        parameters = [n for parameters_of in (DATA, METHOD) for names in parameters_of.values() for n in names]
         words = {n: [said(n), direction(n)] for n in sorted({n for r in runs for n in r["metrics"]})}
         content = {"runs": runs, "origins": [json.loads(o) for o in origins], "told": parameters, "words": words}
         data = to_json(content, indent=None)

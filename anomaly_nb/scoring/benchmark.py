@@ -68,7 +68,7 @@ def measure(
     index: pd.DataFrame,  # of `read_index`, with a split
     method: Method,
     shots: int = -1,  # normal images to learn from; -1 = all
-    seed: int = 0,  # of shots, coreset and folds
+    random_state: int = 0,  # of shots, coreset and folds
     category: str = "",  # decides on masks of the object, see `make_detector`
     pixels: bool = True,  # also pixel metrics, where there are masks
     cache: str | Path = "data/features",  # folder where features are kept
@@ -82,9 +82,9 @@ def measure(
         raise DataError(
             f"shots={shots}: {method.recipe} learns from normal images; give a number of them, or -1 for all"
         )
-    detector = method.detector(category, max(shots, 0), seed)
+    detector = method.detector(category, max(shots, 0), random_state)
     features = cached_features(index, detector.network(), cache, category or "data")
-    rows = index if shots == -1 else few_shot(index, shots, seed, sample)
+    rows = index if shots == -1 else few_shot(index, shots, random_state, sample)
     rows.attrs = index.attrs  # its intensity rule
     learned = (index["split"] == "train").to_numpy() & index["image_path"].isin(rows["image_path"]).to_numpy()
     start = time.perf_counter()
@@ -95,7 +95,7 @@ def measure(
     if not len(meta):
         raise DataError("the index has no labelled test image; there is nothing to measure")
     patch_scores = detector.score_patches(test)
-    scores = detector.reduce_patches(patch_scores, test.cls, features=test)
+    scores = detector.aggregate_patches(patch_scores, test.cls, features=test)
     cost = {
         "fit_s": fitted - start,
         "score_ms": 1000 * (time.perf_counter() - fitted) / len(meta),

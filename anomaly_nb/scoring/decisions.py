@@ -52,17 +52,17 @@ def decision_table(
 # %% ../../nbs/06_scoring/26_decisions.ipynb #f09a5b23
 def plot_decisions(
     ax: Axes,
-    kinds: np.ndarray,  # (n,) text, "good" first
+    defects: np.ndarray,  # (n,) text, "good" first
     labels: np.ndarray,  # (n,) 0, 1 or -1
     scores: np.ndarray,  # (n,)
     held_out: np.ndarray,  # (m,) of normal training images; may be empty
     threshold: float,
     chosen: int | None = None,  # the image to mark
 ) -> None:
-    "Scores of every image by kind, with the threshold."
-    names = sorted(set(kinds.tolist()), key=lambda kind: (kind != "good", kind))
+    "Scores of every image by type, with the threshold."
+    names = sorted(set(defects.tolist()), key=lambda defect: (defect != "good", defect))
     rows = [("held-out normal", held_out, np.zeros(len(held_out)), None)] + [
-        (n, scores[kinds == n], labels[kinds == n], np.flatnonzero(kinds == n)) for n in names
+        (n, scores[defects == n], labels[defects == n], np.flatnonzero(defects == n)) for n in names
     ]
     for y, (_, values, classes, where) in enumerate(rows):
         colours = np.where(classes == 1, ANOMALOUS, NORMAL) if where is not None else np.full(len(values), PALETTE[6])

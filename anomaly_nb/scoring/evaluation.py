@@ -154,27 +154,27 @@ def defect_table(
     index: pd.DataFrame,  # test rows
     scores: np.ndarray,  # (n,) image scores, in the index's order
     threshold: Threshold,
-) -> pd.DataFrame:  # one row per kind: defect, images, auroc, flagged, lowest, median, highest
-    "Ranking and detection of each kind of defect; of normal images, `flagged` is the false-positive rate."
+) -> pd.DataFrame:  # one row per type: defect, images, auroc, flagged, lowest, median, highest
+    "Ranking and detection of each type of defect; of normal images, `flagged` is the false-positive rate."
     scores = np.asarray(scores)
     normal = scores[(index["label"] == 0).to_numpy()]
     rows = []
-    for kind, at in index.reset_index(drop=True).groupby("defect").groups.items():
-        kind_scores = scores[np.asarray(at)]
+    for defect, at in index.reset_index(drop=True).groupby("defect").groups.items():
+        defect_scores = scores[np.asarray(at)]
         auroc = (
-            roc_auc(np.repeat([0, 1], [normal.size, kind_scores.size]), np.concatenate([normal, kind_scores]))
-            if kind != "good" and normal.size
+            roc_auc(np.repeat([0, 1], [normal.size, defect_scores.size]), np.concatenate([normal, defect_scores]))
+            if defect != "good" and normal.size
             else np.nan
         )
         rows.append(
             {
-                "defect": kind,
-                "images": kind_scores.size,
+                "defect": defect,
+                "images": defect_scores.size,
                 "auroc": auroc,
-                "flagged": float(threshold.predict(kind_scores).mean()),
-                "lowest": kind_scores.min(),
-                "median": np.median(kind_scores),
-                "highest": kind_scores.max(),
+                "flagged": float(threshold.predict(defect_scores).mean()),
+                "lowest": defect_scores.min(),
+                "median": np.median(defect_scores),
+                "highest": defect_scores.max(),
             }
         )
     return pd.DataFrame(rows).sort_values("auroc", na_position="first", ignore_index=True)

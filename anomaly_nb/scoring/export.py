@@ -116,7 +116,7 @@ def _distance(detector: "Detector", outputs: tuple[np.ndarray, ...], image: np.n
         FeatureSet(patches, patch_hw, _no_files(1), cls, detector.spec_, detector.intensity_)
     )
     expected = (
-        detector.reduce_patches(scores, cls),
+        detector.aggregate_patches(scores, cls),
         heatmaps(scores, patch_hw, shown.shape[:2], detector.smoothing),
         scores.reshape(1, *patch_hw),
     )

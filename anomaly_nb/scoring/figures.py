@@ -38,23 +38,23 @@ def shrunk(
 
 def plot_examples(
     index: pd.DataFrame,
-    per_kind: int = 1,  # images of each kind
+    per_defect: int = 1,  # images of each type
     columns: int = 6,
 ) -> Figure:
-    "The first images of each kind, training images first."
-    kinds = (
-        index.assign(kind=np.where(index["split"] == "train", "train: ", "") + index["defect"])
-        .groupby("kind", sort=False)
-        .head(per_kind)
+    "The first images of each type, training images first."
+    images = (
+        index.assign(title=np.where(index["split"] == "train", "train: ", "") + index["defect"])
+        .groupby("title", sort=False)
+        .head(per_defect)
     )
-    rows, rule = -(-len(kinds) // columns), index_intensity(index)
+    rows, rule = -(-len(images) // columns), index_intensity(index)
     with figure_style():
         fig, axes = plt.subplots(rows, columns, figsize=(1.5 * columns, 1.7 * rows), squeeze=False)
         for ax in axes.flat:
             ax.axis("off")
-        for ax, kind, path in zip(axes.flat, kinds["kind"], kinds["image_path"]):
+        for ax, title, path in zip(axes.flat, images["title"], images["image_path"]):
             ax.imshow(shrunk(read_image(path, rule)))
-            ax.set_title(kind, fontsize=9)
+            ax.set_title(title, fontsize=9)
     return fig
 
 # %% ../../nbs/06_scoring/11_figures.ipynb #3b40fc7c

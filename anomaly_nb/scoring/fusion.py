@@ -35,7 +35,7 @@ class FusionBank(Bank):
     def __init__(
         self,
         members: tuple[str, ...] = (),  # names, for people
-        # of each: (preparation, bank, reduction of `image_scores`, or "retrieval"), unfitted
+        # of each: (preparation, bank, aggregation of `image_scores`, or "retrieval"), unfitted
         parts: tuple[tuple[Preparation, Bank, str], ...] = (),
         weights: tuple[float, ...] | None = None,  # of each, not negative, their sum 1; None = equal
         random_state: int = 0,  # of the folds of held-out scores
@@ -48,7 +48,7 @@ class FusionBank(Bank):
     @property
     def uses_vectors(self) -> bool:  # type: ignore[override]
         "Whether a member does."
-        return any(bank.uses_vectors or reduce == "retrieval" for _, bank, reduce in self.parts)
+        return any(bank.uses_vectors or aggregation == "retrieval" for _, bank, aggregation in self.parts)
 
     @property
     def whole_images(self) -> bool:
@@ -86,7 +86,7 @@ class FusionBank(Bank):
                 "no held-out scores; leave it out"
             )
         banks, prepared, units = [], [], []
-        for weight, (preparation, bank, reduce) in zip(weights, self.parts):
+        for weight, (preparation, bank, aggregation) in zip(weights, self.parts):
             preparation = clone(preparation)
             prepared.append(preparation.fit(patches))
             if not weight:
@@ -96,8 +96,8 @@ class FusionBank(Bank):
             x = preparation.transform(patches)
             banks.append(clone(bank).fit(x, patch_hw, cls))
             held_out = held_out_scores(banks[-1], x, patch_hw, random_state=self.random_state, cls=cls)
-            by_image = reduce == "retrieval"
-            image = banks[-1].image_score(cls, training=True) if by_image else image_scores(held_out, reduce)
+            by_image = aggregation == "retrieval"
+            image = banks[-1].image_score(cls, training=True) if by_image else image_scores(held_out, aggregation)
             units.append(
                 [
                     image.mean(dtype=np.float64),
@@ -123,12 +123,14 @@ class FusionBank(Bank):
         "Fused scores. Raises `NotFittedError`, `DataError`."
         self._fitted()
         image, cells = np.zeros(len(patches)), np.zeros(np.shape(patches)[:2])
-        for weight, bank, preparation, (mean, spread, cell_mean, cell_spread), (_, _, reduce) in zip(
+        for weight, bank, preparation, (mean, spread, cell_mean, cell_spread), (_, _, aggregation) in zip(
             self.weights_, self.fitted_banks_, self.prepared_, self.units_, self.parts
         ):
             if weight:
                 patch_scores = bank.score(preparation.transform(patches), cls)
-                image_score = bank.image_score(cls) if reduce == "retrieval" else image_scores(patch_scores, reduce)
+                image_score = (
+                    bank.image_score(cls) if aggregation == "retrieval" else image_scores(patch_scores, aggregation)
+                )
                 image += weight * (image_score.astype(np.float64) - mean) / spread
                 cells += weight * (patch_scores.astype(np.float64) - cell_mean) / cell_spread
         return np.asarray(cells - cells.max(axis=1, keepdims=True) + image[:, None], np.float32)

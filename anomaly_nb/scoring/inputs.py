@@ -89,21 +89,22 @@ def training_rule(
 def known_groups(
     meta: pd.DataFrame,  # of the training images
     rule: str,  # of `image_groups`
-    reduction: str = "max",  # patches to image
+    aggregation: str = "max",  # patches to image
 ) -> tuple[
     np.ndarray | None, list[str]
 ]:  # (N,) text, None where each is on its own; the same as it is kept, empty where nothing was said
     """The training images' groups.
 
-    Raises `DataError` as `image_groups` does, and for a reduction that leaves out one at a time.
+    Raises `DataError` as `image_groups` does, and for an aggregation that leaves out one at a time.
     """
     groups = image_groups(meta, rule)
     labels = [] if groups is None else groups.tolist()
     if groups is not None and len(set(labels)) == len(groups):
         groups = None
-    if groups is not None and reduction in OWN_SCORES:
+    if groups is not None and aggregation in OWN_SCORES:
         raise DataError(
-            f"reduce={reduction!r} leaves out one image at a time, not groups; use another reduction, or no groups"
+            f"aggregation={aggregation!r} leaves out one image at a time, not groups; use another aggregation, or "
+            "no groups"
         )
     return groups, labels
 

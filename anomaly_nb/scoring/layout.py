@@ -60,12 +60,12 @@ class Cells:
             )
         return scores if self.count.all() else np.where(self.count, scores, scores[self.count].min())
 
-    def reduce(
+    def aggregate(
         self,
         scores: np.ndarray,  # (C,)
         how: str = "max",  # of `image_scores`
     ) -> float:
-        "The image's score: the highest of its parts, each reduced over the cells that count."
+        "The image's score: the highest of its parts, each aggregated over the cells that count."
         inside = [scores[part][self.count[part]] for part in map(self.part, range(len(self.boxes)))]
         return max(float(image_scores(some[None], how)[0]) for some in inside if some.size)
 

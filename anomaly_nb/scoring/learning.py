@@ -59,9 +59,13 @@ def check_parts(
     if object_threshold is not None and tile:
         raise DataError("object_threshold: the object is found in a whole image; leave tile or object_threshold out")
     if bank.whole_images and not one_grid:
-        kind, how = type(bank).__name__, f"tile={tile}" if tile else f"resize={resize!r} of images of several shapes"
+        bank_class, how = (
+            type(bank).__name__,
+            f"tile={tile}" if tile else f"resize={resize!r} of images of several shapes",
+        )
         raise DataError(
-            f"recipe={recipe!r} with {how}: a {kind} compares places, or images with images, and needs one grid; use "
+            f"recipe={recipe!r} with {how}: a {bank_class} compares places, or images with "
+            "images, and needs one grid; use "
             "resize='pad', or a recipe such as 'knn'"
         )
 
@@ -168,14 +172,15 @@ def learn(
             f"threshold={detector.threshold!r}; a detector sees no labels, use 'quantile:<q>' or 'conformal:<rate>'"
         )
     bank = detector.parts().bank
-    if detector.reduction == "words" and not bank.uses_words:
+    if detector.image_aggregation == "words" and not bank.uses_words:
         raise DataError(
-            f"reduce='words': a {type(bank).__name__} compares with none; use recipe='winclip', or another reduction"
+            f"aggregation='words': a {type(bank).__name__} compares with none; use "
+            "recipe='winclip', or another aggregation"
         )
-    if detector.reduction == "retrieval" and (not bank.scores_images or bank.uses_words):
+    if detector.image_aggregation == "retrieval" and (not bank.scores_images or bank.uses_words):
         raise DataError(
-            f"reduce='retrieval': a {type(bank).__name__} has no image score of its own; use "
-            "recipe='spade', or another reduction"
+            f"aggregation='retrieval': a {type(bank).__name__} has no image score of its own; use "
+            "recipe='spade', or another aggregation"
         )
     detector.__dict__.pop("layout_", None)
     if bank.uses_words:
@@ -296,14 +301,14 @@ def _learn_grid(detector: "Detector", bank: Bank, f: FeatureSet, budget: Record 
     x = detector.preparation_.transform(f.patches)
     _weigh(detector, bank, f.meta)
     _fit_bank(detector, bank, x, f.patch_hw, f.cls, x[:1, :n_cells], budget)
-    groups, detector.groups_ = known_groups(f.meta, detector.groups, detector.reduction)
+    groups, detector.groups_ = known_groups(f.meta, detector.groups, detector.image_aggregation)
     detector.alike_ = alike_images(x[:0] if detector.groups_ else x, detector.paths_)
     if len(x) > 1:
         patches = held_out_scores(
             detector.bank_, x, f.patch_hw, random_state=detector.random_state, cls=f.cls, groups=groups
         )
         detector.held_out_patches_ = detector.masked(patches[:, :n_cells], f)
-        detector.held_out_ = detector.reduced(f, detector.held_out_patches_, training=True)
+        detector.held_out_ = detector.aggregated(f, detector.held_out_patches_, training=True)
         detector.threshold_ = choose_threshold(detector.threshold, detector.held_out_, np.empty(0), np.empty(0))
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #5313fadc
@@ -324,7 +329,7 @@ def _learn_parts(
     )
     detector.cells_ = np.stack([learned.image, learned.cell], axis=1)[detector.reference_.rows_]
     detector.learned_ = {"cells": len(learned.x), "of": learned.total}
-    groups, detector.groups_ = known_groups(table, detector.groups, detector.reduction)
+    groups, detector.groups_ = known_groups(table, detector.groups, detector.image_aggregation)
     detector.alike_ = alike_images(learned.cls[:0] if detector.groups_ else learned.cls, detector.paths_)
     if len(table) < 2:
         return
@@ -339,6 +344,9 @@ def _learn_parts(
     for i, scores in held_out_cells(
         detector.bank_, x, learned, cells, held_out_folds(len(cells), 10, detector.random_state, groups), read_again
     ):
-        detector.held_out_[i], patch_scores[i] = cells[i].reduce(scores, detector.reduction), scores[cells[i].count]
+        detector.held_out_[i], patch_scores[i] = (
+            cells[i].aggregate(scores, detector.image_aggregation),
+            scores[cells[i].count],
+        )
     detector.held_out_patches_ = some_of(np.concatenate(patch_scores), random_state=detector.random_state)
     detector.threshold_ = choose_threshold(detector.threshold, detector.held_out_, np.empty(0), np.empty(0))

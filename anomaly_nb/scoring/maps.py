@@ -22,45 +22,45 @@ if TYPE_CHECKING:
 # %% ../../nbs/06_scoring/01_maps.ipynb #7e8ab318
 def image_scores(
     patch_scores: np.ndarray,  # (N, P)
-    reduce: str = "max",  # "max", "mean", or the mean of the highest fraction: "top1%", "top5%" ...
+    aggregation: str = "max",  # "max", "mean", or the mean of the highest fraction: "top1%", "top5%" ...
 ) -> np.ndarray:  # (N,)
     "One score an image from its patches. `top q%` means the highest int(q P / 100), at least one. Raises `DataError`."
     scores = check_finite("patch_scores", real_array("patch_scores", patch_scores))
     if scores.ndim != 2 or scores.shape[1] == 0:
         raise DataError(f"patch_scores: expected (N, P), got {scores.shape}")
-    if reduce == "max":
+    if aggregation == "max":
         return scores.max(axis=1)
-    if reduce == "mean":
+    if aggregation == "mean":
         return scores.mean(axis=1)
     try:
         fraction = (
-            float(reduce.removeprefix("top").removesuffix("%")) / 100
-            if reduce.startswith("top") and reduce.endswith("%")
+            float(aggregation.removeprefix("top").removesuffix("%")) / 100
+            if aggregation.startswith("top") and aggregation.endswith("%")
             else 0
         )
     except ValueError:
         fraction = 0
     if not 0 < fraction <= 1:
-        raise DataError(f"reduce={reduce!r}; use 'max', 'mean' or a fraction such as 'top1%'")
+        raise DataError(f"aggregation={aggregation!r}; use 'max', 'mean' or a fraction such as 'top1%'")
     count = max(1, int(fraction * scores.shape[1] + 1e-9))
     return np.partition(scores, -count, axis=1)[:, -count:].mean(axis=1)
 
 # %% ../../nbs/06_scoring/01_maps.ipynb #617d2e47
-OWN_SCORES = ("retrieval", "words")  # reductions that are a bank's own
+OWN_SCORES = ("retrieval", "words")  # aggregations that are a bank's own
 
 
 def bank_image_scores(
     bank: "Bank",  # fitted
-    reduce: str,  # of `OWN_SCORES` or `image_scores`
+    aggregation: str,  # of `OWN_SCORES` or `image_scores`
     patch_scores: np.ndarray,  # (N, P) of the bank
     cls: np.ndarray | None = None,  # (N, Dc) the images' vectors
     training: bool = False,  # these are the training images
     patches: np.ndarray | None = None,  # (N, P, D) as the bank gets them; words look at them
 ) -> np.ndarray:  # (N,)
     "One score an image, from its patches or by the bank itself. Raises as these do."
-    if reduce == "words":
+    if aggregation == "words":
         return bank.image_score(cls, training, patches)
-    return bank.image_score(cls, training) if reduce == "retrieval" else image_scores(patch_scores, reduce)
+    return bank.image_score(cls, training) if aggregation == "retrieval" else image_scores(patch_scores, aggregation)
 
 # %% ../../nbs/06_scoring/01_maps.ipynb #db7c371f
 def bilinear_matrix(

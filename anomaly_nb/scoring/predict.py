@@ -244,7 +244,7 @@ def _at_once(detector: Detector, network: Backbone, files: list[_Read]) -> tuple
             patch_scores = detector.score_patches(f)
             matches, scores = (
                 detector.nearest_normal(f, patch_scores),
-                detector.reduce_patches(patch_scores, f.cls, features=f),
+                detector.aggregate_patches(patch_scores, f.cls, features=f),
             )
             records |= {i: (patch_scores[j], float(scores[j]), matches.iloc[j]) for j, i in enumerate(some)}
         except DataError as e:

@@ -23,11 +23,11 @@ from .result import Evaluation, patch_limit
 
 # %% ../../nbs/06_scoring/24_view_scores.ipynb #222f88ad
 class GridScores:
-    """Scores of images on one grid, from features that are kept: for any number of neighbours and any reduction, each
-    computed when it is first asked for.
+    """Scores of images on one grid, from features that are kept: for any number of neighbours and any aggregation,
+    each computed when it is first asked for.
     """
 
-    reduces = True  # patches to image in other ways than the detector's own
+    aggregates = True  # patches to image in other ways than the detector's own
 
     def __init__(
         self,
@@ -60,19 +60,19 @@ class GridScores:
         finally:
             detector.bank_.set_params(k=self.k)
 
-    def scores(self, k: int, reduce: str) -> tuple[np.ndarray, np.ndarray]:
+    def scores(self, k: int, aggregation: str) -> tuple[np.ndarray, np.ndarray]:
         "Image scores of the test images and of the held-out training images."
-        (test, held_out), usual = self.patches(k), self.detector.reduce
-        self.detector.set_params(reduce=reduce)
+        (test, held_out), usual = self.patches(k), self.detector.aggregation
+        self.detector.set_params(aggregation=aggregation)
         try:
             train_scores = (
-                image_scores(held_out, reduce)
+                image_scores(held_out, aggregation)
                 if self.train is None
-                else self.detector.reduce_patches(held_out, self.train.cls, training=True, features=self.train)
+                else self.detector.aggregate_patches(held_out, self.train.cls, training=True, features=self.train)
             )
-            return self.detector.reduce_patches(test, self.test.cls, features=self.test), train_scores
+            return self.detector.aggregate_patches(test, self.test.cls, features=self.test), train_scores
         finally:
-            self.detector.set_params(reduce=usual)
+            self.detector.set_params(aggregation=usual)
 
     def image(self, i: int, k: int) -> tuple[np.ndarray, pd.Series]:  # (P,), of `Detector.nearest_places`
         "Patch scores of a test image, and the normal patch most like its hottest."
@@ -100,7 +100,7 @@ class PartScores:
     when one is looked at.
     """
 
-    reduces, k, most = False, 1, 0  # as in `GridScores`
+    aggregates, k, most = False, 1, 0  # as in `GridScores`
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class PartScores:
         self.test_scores = recorded
         self.seen = lru_cache(maxsize=8)(self._seen)
 
-    def scores(self, k: int, reduce: str) -> tuple[np.ndarray, np.ndarray]:
+    def scores(self, k: int, aggregation: str) -> tuple[np.ndarray, np.ndarray]:
         "Image scores of the test images and of the held-out training images."
         return self.test_scores, self.detector.held_out_
 

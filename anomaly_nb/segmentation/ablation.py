@@ -78,7 +78,7 @@ def run_ablation(
     configs: Mapping[str, TrainConfig],  # name -> configuration; the first one is the reference
     data: Mapping[str, StreetDataset],  # "train", "val", "test"
     folder: str | Path,  # one subfolder per configuration and seed
-    seeds: Sequence[int] = (0, 1),
+    random_states: Sequence[int] = (0, 1),
     model: str = "deeplabv3plus_resnet50",
     weights: str | Path | None = "imagenet",
     methods: Sequence[str] = ("max_logit",),
@@ -91,28 +91,30 @@ def run_ablation(
     """
     rows = []
     for name, config in configs.items():
-        for seed in seeds:
-            place = Path(folder) / f"{name.replace(' ', '_')}-{seed}"
-            torch.manual_seed(seed)
+        for random_state in random_states:
+            place = Path(folder) / f"{name.replace(' ', '_')}-{random_state}"
+            torch.manual_seed(random_state)
             fresh = build_model(model, data["train"].table.names, weights, **normalisation)
-            result = train(fresh, data["train"], data["val"], place, replace(config, seed=seed), device)
+            result = train(fresh, data["train"], data["val"], place, replace(config, seed=random_state), device)
             if (place / "evaluation" / "evaluation.json").is_file():
                 evaluation = load_evaluation(place / "evaluation")
             else:
                 scorer = PixelScorer(methods).fit(result.model, data["train"])
-                evaluation = evaluate(result.model, scorer, data["test"], seed=seed, config=name)
+                evaluation = evaluate(result.model, scorer, data["test"], seed=random_state, config=name)
                 save_evaluation(place / "evaluation", evaluation)
-            rows += _ablation_rows(name, seed, result.best_miou, result.best_epoch, len(result.history), evaluation)
+            rows += _ablation_rows(
+                name, random_state, result.best_miou, result.best_epoch, len(result.history), evaluation
+            )
     return pd.DataFrame(rows)
 
 
 def _ablation_rows(
-    name: str, seed: int, miou: float, best: int, epochs: int, evaluation: StreetEvaluation
+    name: str, random_state: int, miou: float, best: int, epochs: int, evaluation: StreetEvaluation
 ) -> list[dict[str, object]]:
     "Rows of one run, one per method."
     start = {
         "config": name,
-        "seed": seed,
+        "seed": random_state,
         "val_miou": miou,
         "test_miou": evaluation.miou(),
         "best_epoch": best + 1,

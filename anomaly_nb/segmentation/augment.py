@@ -72,10 +72,10 @@ class Augmentation:
         image: np.ndarray,  # (H, W, 3) uint8
         labels: np.ndarray,  # (H, W) uint8
         output: tuple[int, int],  # (height, width), pixels
-        seed: int | Sequence[int],  # decides every draw
+        random_state: int | Sequence[int],  # decides every draw
     ) -> tuple[torch.Tensor, torch.Tensor]:  # (3, height, width) uint8, (height, width) uint8
         "One random view of a scene, a pure function of its arguments. Raises `DataError`."
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(random_state)
         pixels, classes = torch.from_numpy(np.array(image)).permute(2, 0, 1), torch.from_numpy(np.array(labels))
         if self.rotate:
             pixels, classes = rotated(pixels, classes, rng.uniform(-self.rotate, self.rotate))

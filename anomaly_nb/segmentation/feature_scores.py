@@ -143,7 +143,7 @@ class ViM:
 
 # %% ../../nbs/07_segmentation/02_feature_scores.ipynb #419566e6
 class VimSubspace:
-    "First of two readings of ViM: the second moment of the cells about the origin."
+    "First of two passes of ViM: the second moment of the cells about the origin."
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class VimSubspace:
         return self
 
     def close(self) -> "VimScale":
-        "The subspace is known; go on with the second reading. Raises `DataError` where there was no cell."
+        "The subspace is known; go on with the second pass. Raises `DataError` where there was no cell."
         if self.count < 2:
             raise DataError(f"{self.count} labelled training cells; give training images with labels")
         self.vim._set_subspace(self.total / self.count)
@@ -175,12 +175,12 @@ class VimSubspace:
 
 # %% ../../nbs/07_segmentation/02_feature_scores.ipynb #7d9ea78f
 class VimScale:
-    "Second of two readings of ViM: the mean of the largest logit over the mean length of the residual."
+    "Second of two passes of ViM: the mean of the largest logit over the mean length of the residual."
 
     def __init__(self, vim: ViM):
         self.vim, self.top, self.length = vim, 0.0, 0.0
 
-    def add(self, features: np.ndarray) -> "VimScale":  # (n, D), the cells of the first reading
+    def add(self, features: np.ndarray) -> "VimScale":  # (n, D), the cells of the first pass
         "Count a batch of cells."
         rows, vim = np.asarray(features, np.float64), self.vim
         self.top += float((rows @ vim.weight_.T + vim.bias_).max(1).sum())

@@ -120,7 +120,7 @@ class HybridEnergyThresholding:
         # extent if padded
         batches: Iterable,
     ) -> Self:
-        """Class statistics, then the scale of each term, in two readings of training batches.
+        """Class statistics, then the scale of each term, in two passes over the training batches.
 
         Raises `DataError` on a generator or without a labelled pixel.
         """

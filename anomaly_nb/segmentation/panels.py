@@ -87,12 +87,12 @@ def scene_panels(
             squeeze=False,
         )
         for line, scene, row in zip(axes, scenes, rows):
-            for ax, (title, (image, kind)) in zip(line, row.items()):
-                if kind == "score":
+            for ax, (title, (image, panel_type)) in zip(line, row.items()):
+                if panel_type == "score":
                     ax.imshow(image, vmin=limits[title][0], vmax=limits[title][1])
-                elif kind == "confidence":
+                elif panel_type == "confidence":
                     ax.imshow(image, vmin=0, vmax=1, cmap="viridis")
-                elif kind == "error":
+                elif panel_type == "error":
                     ax.imshow(image, vmin=0, vmax=2, cmap=ListedColormap(["#1b1b1b", "#d55e00", "#e1e1e1"]))
                 else:
                     ax.imshow(image)
@@ -107,7 +107,7 @@ def scene_panels(
 def _panel_row(
     scene: Scene, model: SceneNetwork, scorer: PixelScorer, methods: tuple[str, ...]
 ) -> Mapping[str, tuple[np.ndarray, str]]:
-    "Title -> (image, kind) of one scene."
+    "Title -> (image, type) of one scene."
     out = model.see(scene)
     prediction = out.logits.argmax(1)[0].cpu().numpy()
     colours = class_colours(prediction)

@@ -42,11 +42,11 @@ class _Canvas:
         shift = self.rng.integers(-spread, spread + 1) + self.rng.integers(-spread // 3, spread // 3 + 1, 3)
         return tuple(int(v) for v in np.clip(np.array(base) + shift, 0, 255))
 
-    def shape(self, kind: str, box: list[float], colour: tuple[int, ...], raw_id: int | None = None) -> None:
+    def shape(self, shape_type: str, box: list[float], colour: tuple[int, ...], raw_id: int | None = None) -> None:
         "An ellipse, rectangle or polygon; without an id only the image is painted."
-        getattr(self._image, kind)(box, fill=colour)
+        getattr(self._image, shape_type)(box, fill=colour)
         if raw_id is not None:
-            getattr(self._labels, kind)(box, fill=raw_id)
+            getattr(self._labels, shape_type)(box, fill=raw_id)
 
 # %% ../../nbs/07_segmentation/05_samples.ipynb #014ae44f
 def _background(c: _Canvas) -> tuple[float, float]:
@@ -120,15 +120,15 @@ def _person(c: _Canvas, x: float, y: float, m: float) -> None:
 # %% ../../nbs/07_segmentation/05_samples.ipynb #a9198c58
 def _unknown(c: _Canvas, x: float, y: float, m: float) -> None:
     "A barrel, tyre, box or striped ball."
-    kind = int(c.rng.integers(4))
-    if kind == 0:
+    object_type = int(c.rng.integers(4))
+    if object_type == 0:
         c.shape("rectangle", [x - 0.45 * m, y - 1.2 * m, x + 0.45 * m, y], (225, 120, 30), UNKNOWN)
         for stripe in (0.25, 0.75):
             c.shape("rectangle", [x - 0.45 * m, y - (stripe + 0.2) * m, x + 0.45 * m, y - stripe * m], (240, 240, 235))
-    elif kind == 1:
+    elif object_type == 1:
         c.shape("ellipse", [x - 0.6 * m, y - 1.2 * m, x + 0.6 * m, y], (30, 28, 30), UNKNOWN)
         c.shape("ellipse", [x - 0.25 * m, y - 0.85 * m, x + 0.25 * m, y - 0.35 * m], (170, 150, 60))
-    elif kind == 2:
+    elif object_type == 2:
         c.shape("rectangle", [x - 0.7 * m, y - 1.0 * m, x + 0.7 * m, y], (190, 150, 90), UNKNOWN)
         c.shape("rectangle", [x - 0.08 * m, y - 1.0 * m, x + 0.08 * m, y], (120, 40, 40))
     else:
@@ -140,12 +140,12 @@ def draw_street(
     index: int,  # which scene
     split: str = "train",  # "train", "val", "test"; only "test" has unknown objects
     size: tuple[int, int] = (128, 192),  # (height, width), pixels
-    seed: int = 0,
+    random_state: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:  # (H, W, 3) uint8 image, (H, W) uint8 raw ids
     "Draw one street scene, a pure function of its arguments. Raises `DataError` for an unknown split."
     if split not in _SPLITS:
         raise DataError(f"split={split!r}; the street samples have {', '.join(_SPLITS)}")
-    rng = np.random.default_rng([seed, _SPLITS[split], index])
+    rng = np.random.default_rng([random_state, _SPLITS[split], index])
     c = _Canvas(size, rng)
     horizon, centre = _background(c)
     things = [(_car, 0.7)] * int(rng.integers(1, 4)) + [(_person, 1.1)] * int(rng.integers(1, 4))
@@ -166,14 +166,14 @@ def street_samples(
     split: str = "train",
     count: int = 32,  # scenes
     size: tuple[int, int] = (128, 192),  # (height, width), pixels
-    seed: int = 0,
+    random_state: int = 0,
 ) -> StreetDataset:
     "Procedural street scenes as a data set, drawn when asked for. Raises `DataError`."
     scenes = [ScenePaths(f"{split}/{i:04}", Path(), Path()) for i in range(count)]
     height_width = (int(size[0]), int(size[1]))
 
     def drawn(paths: ScenePaths) -> tuple[np.ndarray, np.ndarray]:
-        return _drawn(int(paths.key[-4:]), split, height_width, seed)
+        return _drawn(int(paths.key[-4:]), split, height_width, random_state)
 
     return StreetDataset(
         "street_samples",
@@ -183,31 +183,31 @@ def street_samples(
         (size[0], size[1]),
         read_image=lambda paths: drawn(paths)[0].copy(),
         read_labels=lambda paths: drawn(paths)[1].copy(),
-        made=f"seed {seed}",
+        made=f"seed {random_state}",
     )
 
 
 @lru_cache(maxsize=256)  # a training asks for every scene in every epoch: 25 MB at most at the usual size
-def _drawn(index: int, split: str, size: tuple[int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _drawn(index: int, split: str, size: tuple[int, int], random_state: int) -> tuple[np.ndarray, np.ndarray]:
     "A scene as `draw_street` draws it, once."
-    return draw_street(index, split, size, seed)
+    return draw_street(index, split, size, random_state)
 
 # %% ../../nbs/07_segmentation/05_samples.ipynb #1cb1dd11
 def write_street_samples(
-    root: str | Path,  # folder to create
+    folder: str | Path,  # to create
     counts: tuple[int, int, int] = (48, 12, 24),  # scenes of train, val, test
     size: tuple[int, int] = (128, 192),  # (height, width), pixels
-    seed: int = 0,
+    random_state: int = 0,
 ) -> Path:
     "Write the procedural set as PNG files in the plain layout of `datasets.folder`, with a manifest."
-    root = Path(root)
+    folder = Path(folder)
     for split, count in zip(_SPLITS, counts):
         for i in range(count):
-            for kind, array in zip(("images", "labels"), draw_street(i, split, size, seed)):
+            for part, array in zip(("images", "labels"), draw_street(i, split, size, random_state)):
                 buffer = io.BytesIO()
                 Image.fromarray(array).save(buffer, "PNG")
-                with atomic_write(root / split / kind / f"{i:04}.png") as f:
+                with atomic_write(folder / split / part / f"{i:04}.png") as f:
                     f.write(buffer.getvalue())
-    write_json(root / "classes.json", {"classes": STREET_CLASSES, "anomaly": [UNKNOWN], "void": [0]})
-    write_manifest(root, source="procedural street scenes", seed=seed)
-    return root
+    write_json(folder / "classes.json", {"classes": STREET_CLASSES, "anomaly": [UNKNOWN], "void": [0]})
+    write_manifest(folder, source="procedural street scenes", seed=random_state)
+    return folder

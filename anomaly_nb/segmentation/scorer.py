@@ -78,7 +78,7 @@ def _last_layer(model: SceneNetwork) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 class _First:
-    "What the first reading collects for some methods."
+    "What the first pass collects for some methods."
 
     def __init__(self, scorer: "PixelScorer", model: SceneNetwork):
         methods = set(scorer.methods)
@@ -117,7 +117,7 @@ class _First:
                 self.activations.add(rows, np.random.default_rng([self.scorer.random_state, 5, i]).random(len(rows)))
 
     def close(self, fitted: dict[str, Any]) -> VimScale | None:
-        "Put what is known into `fitted`; give what the second reading goes on with."
+        "Put what is known into `fitted`; give what the second pass goes on with."
         gaussian = PixelMahalanobis().fit_moments(self.moments) if self.moments.count.size else None
         for name in self.scorer.methods:
             if name == "sml":
@@ -142,7 +142,7 @@ SCALE_PIXELS = 1 << 16  # sampled in all for the common scale
 
 
 class _Second:
-    "What the second reading collects: HEAT's terms, ViM's scale, and a sample of every score."
+    "What the second pass collects: HEAT's terms, ViM's scale, and a sample of every score."
 
     def __init__(self, scorer: "PixelScorer", vim: VimScale | None):
         self.scorer, self.vim = scorer, vim
@@ -227,7 +227,7 @@ class PixelScorer:
         # True: take every pixel as labelled, to find the scale of scores that need no fit without looking at labels
         every_pixel: bool = False,
     ) -> "PixelScorer":
-        """Fit every score that needs it in two readings of the training images.
+        """Fit every score that needs it in two passes over the training images.
 
         Raises `DataError` for an unknown method or without a labelled pixel.
         """
@@ -239,14 +239,14 @@ class PixelScorer:
             train_set = train_set.keep(
                 sorted(map(int, chosen)), f"statistics from {self.fit_images} of {len(train_set)} scenes"
             )
-        passes = TrainingPasses(model, train_set, precision, "statistics, first reading", every_pixel)
+        passes = TrainingPasses(model, train_set, precision, "statistics, first pass", every_pixel)
         self.fitted_: dict[str, Any] = {}
         first = _First(self, model)
         if first.wanted:
             for i, (out, labels) in enumerate(passes):
                 first.add(i, out, labels)
         second = _Second(self, first.close(self.fitted_))
-        passes.what = "statistics, second reading"
+        passes.what = "statistics, second pass"
         for i, (out, labels) in enumerate(passes):
             second.add(i, out, labels)
         self.scale_ = second.close()
@@ -271,7 +271,7 @@ class PixelScorer:
         labels: torch.Tensor,  # (1, H, W), 255 = void
         extent: tuple[int, int] | None,  # pixels the cells span
     ) -> tuple[np.ndarray, np.ndarray]:  # (n, D), (n,)
-        "The cells of a training image that fits take, the same in both readings."
+        "The cells of a training image that fits take, the same in both passes."
         return sample_cells(
             features, labels, self.cells_per_image, np.random.default_rng([self.random_state, 1, i]), extent
         )

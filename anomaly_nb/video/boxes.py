@@ -168,6 +168,6 @@ def create_detector(
     min_area: float = 100.0,  # pixels; smaller boxes are left out
 ) -> BoxTable | OnnxDetector | TorchvisionDetector:  # `begin(video, frames)`, then called with image and frame
     "The detector of a file, by its suffix. Raises `MissingFileError`, `DataError`."
-    kinds: dict[str, type[BoxTable] | type[OnnxDetector]] = {".csv": BoxTable, ".onnx": OnnxDetector}
-    kind = kinds.get(Path(path).suffix.lower(), TorchvisionDetector)
-    return kind(path, min_area=min_area)
+    classes: dict[str, type[BoxTable] | type[OnnxDetector]] = {".csv": BoxTable, ".onnx": OnnxDetector}
+    detector_class = classes.get(Path(path).suffix.lower(), TorchvisionDetector)
+    return detector_class(path, min_area=min_area)

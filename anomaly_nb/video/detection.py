@@ -204,14 +204,14 @@ def detected_regions(
         else {m: 1.0 if weights is None else float(weights.get(m, 0.0)) for m in names}
     )
     objects, parts = objects[objects["modality"].isin([m for m, w in used.items() if w])], []
-    kind, score, boxes = (
+    modalities, score, boxes = (
         objects["modality"].to_numpy(),
         objects["score"].to_numpy(float),
         objects[SIDES].to_numpy(float),
     )
     keys = []
     for key, rows in objects.groupby(["video", "frame"], sort=False).indices.items():
-        parts.append(_frame_regions(kind[rows], score[rows], boxes[rows], used, cover))
+        parts.append(_frame_regions(modalities[rows], score[rows], boxes[rows], used, cover))
         keys += [key] * len(parts[-1][1])
     regions, scores = (np.concatenate(p) for p in zip(*parts)) if parts else (np.zeros((0, 4)), np.zeros(0))
     named = pd.DataFrame(keys, columns=["video", "frame"], dtype=str)
@@ -219,15 +219,15 @@ def detected_regions(
 
 
 def _frame_regions(
-    kind: np.ndarray, score: np.ndarray, boxes: np.ndarray, weights: Mapping[str, float], cover: float
+    modalities: np.ndarray, score: np.ndarray, boxes: np.ndarray, weights: Mapping[str, float], cover: float
 ) -> tuple[np.ndarray, np.ndarray]:
     "Boxes (N, 4) and scores (N,) of one frame, the highest first."
     alone = np.unique(boxes, axis=0)
     total = np.zeros(len(alone))
     for modality, weight in weights.items():
-        candidates = boxes[kind == modality]
+        candidates = boxes[modalities == modality]
         if weight and len(candidates):
-            values = score[kind == modality]
+            values = score[modalities == modality]
             exact = (alone[:, None] == candidates[None]).all(-1)
             holds = np.where(exact.any(1)[:, None], exact, _covered(alone[:, None], candidates[None]) >= 0.95)
             total += weight * np.where(holds.any(1), np.where(holds, values, -np.inf).max(1), 0.0)

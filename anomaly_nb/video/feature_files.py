@@ -345,8 +345,8 @@ def _read_video(
             "the index lists; extract again"
         )
     joined = [
-        np.concatenate([part[n] for n in sorted(part) if n.startswith(f"{kind}.")] or [np.zeros((0, d))])
-        for kind, d in (("values", 0), ("boxes", 4))
+        np.concatenate([part[n] for n in sorted(part) if n.startswith(f"{array}.")] or [np.zeros((0, d))])
+        for array, d in (("values", 0), ("boxes", 4))
     ]
     ends, name_set = np.cumsum(part["counts"]), set(names)
     if len(joined[0]) != len(joined[1]) or len(joined[0]) != (ends[-1] if len(ends) else 0):
@@ -365,11 +365,11 @@ def _changed(folder: Path, index: FeatureIndex, modality: str, path: Path) -> Da
     """
     digest = sha256_file(path)
     for video in index["videos"]:
-        for kind, sums in _checksums(folder, index, video).items():
+        for other, sums in _checksums(folder, index, video).items():
             named = {sums: video} if isinstance(sums, str) else {s: f"{video}/{f}" for f, s in sums.items()}
             if digest in named:
                 return DataError(
-                    f"{path}: holds the {kind} features of {named[digest]}; were the two files exchanged? "
+                    f"{path}: holds the {other} features of {named[digest]}; were the two files exchanged? "
                     "Put them back or extract again"
                 )
     return DataError(f"{path}: changed since {INDEX} was written; restore it or extract again")

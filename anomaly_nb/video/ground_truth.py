@@ -26,7 +26,7 @@ EVENTS = ("columns", "rows")  # how a table of events may be meant
 
 
 def ground_truths(root: str | Path) -> dict[str, Path]:
-    "The kinds of ground truth a data set's folder holds, with their places. Raises `DataError` where one has several."
+    "The types of ground truth a data set's folder holds, with their places. Raises `DataError` where one has several."
     root = check_folder(root)
     published = [root / "Test"] if any(video_of_masks(p) for p in root.glob("Test/*")) else []
     files = lambda *patterns: [p for pattern in patterns for p in root.glob(pattern) if not is_hidden(p)]
@@ -40,17 +40,17 @@ def ground_truths(root: str | Path) -> dict[str, Path]:
         "intervals": files("*.mat", "testing/*.mat"),
         "frame_labels": files("frame_labels*.npy", "testing/frame_labels*.npy"),
     }
-    for kind, paths in places.items():
+    for label_type, paths in places.items():
         if len(paths) > 1:
             names = ", ".join(sorted(p.relative_to(root).as_posix() for p in paths))
-            raise DataError(f"{root}: {names} all may be {kind}; keep the one that is meant")
-    return {kind: paths[0] for kind, paths in places.items() if paths}
+            raise DataError(f"{root}: {names} all may be {label_type}; keep the one that is meant")
+    return {label_type: paths[0] for label_type, paths in places.items() if paths}
 
 # %% ../../nbs/08_video/17_ground_truth.ipynb #020d54b9
 def frame_labels(
     root: str | Path,  # the data set's folder
     videos: list[Video],  # of the test split
-    kind: str | None = None,  # of `ground_truths`; None = the one that is there, or all if they agree
+    label_type: str | None = None,  # of `ground_truths`; None = the one that is there, or all if they agree
     events: str | None = None,  # "columns" or "rows" of a table of intervals; None = told from the tables
 ) -> dict[str, np.ndarray]:  # video name -> (T,) bool, True = anomalous
     """Frame labels of every test video.
@@ -60,19 +60,19 @@ def frame_labels(
     places = ground_truths(root)
     if not places:
         raise MissingFileError(f"{root}: has no ground truth of a known form")
-    if kind is not None and kind not in places:
-        raise MissingFileError(f"{root}: has no ground truth of kind {kind!r}; it has {', '.join(places)}")
+    if label_type is not None and label_type not in places:
+        raise MissingFileError(f"{root}: has no ground truth of type {label_type!r}; it has {', '.join(places)}")
     if events not in (None, *EVENTS):
         raise DataError(f"events={events!r}; use 'columns' (2, n), 'rows' (n, 2) or None")
-    if kind is not None or len(places) == 1:
-        kind = kind or next(iter(places))
-        return _read_labels(kind, places[kind], videos, events)
+    if label_type is not None or len(places) == 1:
+        label_type = label_type or next(iter(places))
+        return _read_labels(label_type, places[label_type], videos, events)
     several, labels = f"{root}: has {len(places)} ground truths ({', '.join(places)})", {}
-    for kind, place in places.items():
+    for label_type, place in places.items():
         try:
-            labels[kind] = _read_labels(kind, place, videos, events)
+            labels[label_type] = _read_labels(label_type, place, videos, events)
         except (DataError, MissingFileError) as e:
-            raise DataError(f"{several}, and {kind} cannot be read ({e}); name one") from None
+            raise DataError(f"{several}, and {label_type} cannot be read ({e}); name one") from None
     first, *others = labels
     for other in others:
         for v, y in labels[first].items():
@@ -82,8 +82,8 @@ def frame_labels(
     return labels[first]
 
 # %% ../../nbs/08_video/17_ground_truth.ipynb #c63d8473
-def _read_labels(kind: str, place: Path, videos: list[Video], events: str | None) -> dict[str, np.ndarray]:
-    "Labels of one kind, with their lengths checked."
+def _read_labels(label_type: str, place: Path, videos: list[Video], events: str | None) -> dict[str, np.ndarray]:
+    "Labels of one type, with their lengths checked."
     if len({v.name for v in videos}) < len(videos):
         raise DataError("videos: two of them have the same name")
     readers: dict[str, Callable[[Path, list[Video]], dict[str, np.ndarray]]] = {
@@ -94,7 +94,7 @@ def _read_labels(kind: str, place: Path, videos: list[Video], events: str | None
         "intervals": lambda place, videos: _from_intervals(place, videos, events),
         "frame_labels": _from_concatenated,
     }
-    labels = readers[kind](place, videos)
+    labels = readers[label_type](place, videos)
     for video in videos:
         n, y = len(video.frames), labels[video.name]
         if y.shape != (n,):
@@ -302,7 +302,7 @@ def _event_labels(
         elif n == 2 and table.size == 2 and (table == 1).all():
             raise DataError(
                 f"{where} has two frames and labels [1, 1], which may be an event in its first frame or a label for "
-                "each; write them as 0 and 1 of another kind"
+                "each; write them as 0 and 1 of another type"
             )
         elif table.size == n and 1 in table.shape and np.isin(table, (0, 1)).all():
             labels[video] = _binary(where, table)

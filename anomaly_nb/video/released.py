@@ -205,18 +205,18 @@ def released_metrics(
     """
     rows = []
     normal = set(table.loc[table["normal"], "video"])
-    kinds = [k for k in table["label"].unique() if k not in NORMAL]
-    for kind in ["all", *kinds]:
-        videos = [v for v, k in zip(table["video"], table["label"]) if kind in ("all", k) or v in normal]
+    classes = [k for k in table["label"].unique() if k not in NORMAL]
+    for label in ["all", *classes]:
+        videos = [v for v, k in zip(table["video"], table["label"]) if label in ("all", k) or v in normal]
         y = np.concatenate([labels[v] for v in videos])
         s = np.concatenate([np.repeat(scores[v], SNIPPET) for v in videos])
         both = 0 < y.sum() < len(y)
-        row = {"label": kind, "videos": len(videos), "frames": len(y), "anomalous": float(y.mean())}
+        row = {"label": label, "videos": len(videos), "frames": len(y), "anomalous": float(y.mean())}
         row |= {
             "auroc": roc_auc(y, s) if both else np.nan,
             "average_precision": average_precision(y, s) if both else np.nan,
         }
-        if n_resamples and kind == "all" and both and len(videos) > 1:
+        if n_resamples and label == "all" and both and len(videos) > 1:
             histogram = ScoreHistogram()
             for v in videos:
                 histogram.update(labels[v], np.repeat(scores[v], SNIPPET), image=v)

@@ -139,5 +139,5 @@ def open_source(
     if not path.exists():
         raise MissingFileError(f"{text}: no such film or folder; give a number for a camera, or an address with ://")
     if path.suffix.lower() not in FILMS:
-        raise DataError(f"{text}: is no film of a known kind ({', '.join(sorted(FILMS))})")
+        raise DataError(f"{text}: is no film of a known type ({', '.join(sorted(FILMS))})")
     return Source(text, probe_film(path).fps)
