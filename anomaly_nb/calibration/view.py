@@ -24,7 +24,7 @@ from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, THRESHOLD, figure_style
 from ..core.views import Choice, Control, Slider, State, View
 
-# %% ../../nbs/05_calibration/28_view.ipynb #cbe2f162
+# %% ../../nbs/05_calibration/28_view.ipynb #492eeacd
 def plot_comparison(
     then: np.ndarray,  # (n,) scores behind the reference
     now: np.ndarray,  # (m,) scores compared with them
@@ -56,14 +56,15 @@ def plot_comparison(
         right.axvline(1, color=THRESHOLD, lw=1, ls="--")
         right.set_xscale("symlog", linthresh=1)
         right.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
-        right.set(xlabel="in units of the limit", xlim=(0, None))
+        right.set(xlabel="drift in units of the limit (logarithmic above 1)", xlim=(0, None))
         right.set_yticks(range(len(shown)), [said(m) for m in shown])
         right.invert_yaxis()
-        heading = f"{title}{result.verdict.upper()}" + (f": {result.reason}" if result.reason else "")
-        fig.suptitle(textwrap.fill(heading, 115), fontsize=10, x=0.01, ha="left")
+        reason = re.sub(r"\b(" + "|".join(METRICS) + r")\b", lambda key: said(key[1]), result.reason or "")
+        heading = f"{title}{result.verdict}" + (f": {reason}" if reason else "")
+        fig.suptitle(textwrap.fill(heading, 100), fontsize=10, x=0.01, ha="left")
     return fig
 
-# %% ../../nbs/05_calibration/28_view.ipynb #f95a0a7a
+# %% ../../nbs/05_calibration/28_view.ipynb #353bd108
 class DriftView(View):
     "Batches of scores compared at any limits. Raises as `drift_metrics` does."
 
@@ -153,7 +154,7 @@ class DriftView(View):
         for m, (low, high) in ((m, result.intervals[m]) for m in METRICS if m in result.intervals):
             rows.append(
                 (
-                    m,
+                    said(m),
                     getattr(result, m),
                     f"{low:.3g} to {high:.3g}",
                     result.thresholds.of(m),
