@@ -24,7 +24,7 @@ from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, THRESHOLD, figure_style
 from ..core.views import Choice, Control, Slider, State, View
 
-# %% ../../nbs/05_calibration/28_view.ipynb #492eeacd
+# %% ../../nbs/05_calibration/28_view.ipynb #ce1e6cde
 def plot_comparison(
     then: np.ndarray,  # (n,) scores behind the reference
     now: np.ndarray,  # (m,) scores compared with them
@@ -56,11 +56,11 @@ def plot_comparison(
         right.axvline(1, color=THRESHOLD, lw=1, ls="--")
         right.set_xscale("symlog", linthresh=1)
         right.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
-        right.set(xlabel="drift in units of the limit (logarithmic above 1)", xlim=(0, None))
+        right.set(xlabel="drift, in units of its limit", xlim=(0, None))
         right.set_yticks(range(len(shown)), [said(m) for m in shown])
         right.invert_yaxis()
         reason = re.sub(r"\b(" + "|".join(METRICS) + r")\b", lambda key: said(key[1]), result.reason or "")
-        heading = f"{title}{result.verdict}" + (f": {reason}" if reason else "")
+        heading = f"{title}{result.verdict}" + (f" ({reason})" if reason else "")
         fig.suptitle(textwrap.fill(heading, 100), fontsize=10, x=0.01, ha="left")
     return fig
 

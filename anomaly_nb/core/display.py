@@ -38,7 +38,7 @@ def summary_html(
     )
     return f'<table class="anomaly-nb-summary">{caption}{rows}</table>'
 
-# %% ../../nbs/00_core/07_display.ipynb #db275e78
+# %% ../../nbs/00_core/07_display.ipynb #f2346bd7
 WORDS = {
     "auroc": "AUROC",
     "ap": "average precision",
@@ -122,6 +122,8 @@ HIGHER = {
     "tbdc",
     "micro",
     "macro",
+    "tpr",
+    "artificial",
 }
 LOWER = {"fpr95", "fpr", "jsd", "unstable", "failed", "above", "difference", "loss"}
 
@@ -182,7 +184,7 @@ def metric_table(
     frame = pd.DataFrame(rows, columns=["metric", "value", "95 % interval", "better"], dtype=object)
     return frame.dropna(axis="columns", how="all")
 
-# %% ../../nbs/00_core/07_display.ipynb #9d6c162e
+# %% ../../nbs/00_core/07_display.ipynb #59e7d649
 class _Column(NamedTuple):
     "A column as it is shown."
 
@@ -210,7 +212,7 @@ def _columns(frame: "pd.DataFrame", decimals: int) -> list[_Column]:
             continue
         words = set(names[i].split("_"))
         arrow = "" if words & {"promised", "above", "difference"} else direction(names[i])
-        heading += {"higher is better": " ↑", "lower is better": " ↓"}.get(arrow, "")
+        heading += {"higher is better": "\N{NO-BREAK SPACE}↑", "lower is better": "\N{NO-BREAK SPACE}↓"}.get(arrow, "")
         if names[i] in FLAGS and set(column) <= {0, 1}:
             columns.append(_Column(said(names[i]), ["yes" if v else "no" for v in column], False))
         elif i in ends:

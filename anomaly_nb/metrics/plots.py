@@ -181,13 +181,13 @@ def plot_threshold_sweep(
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return _figure(ax)
 
-# %% ../../nbs/01_metrics/07_plots.ipynb #bf03f8b5
+# %% ../../nbs/01_metrics/07_plots.ipynb #e0b29286
 @figure_style()
 def plot_score_densities(
     y_true: Any,  # (n,) labels; or a ScoreHistogram, then without y_score
     y_score: np.ndarray | None = None,  # (n,) higher = more anomalous
     threshold: float | None = None,  # drawn as a dashed line
-    bins: int | None = None,  # of equal width on the axis; None: more for more scores, 10 to 80
+    bins: int | None = None,  # of equal width on the axis; None: more for more scores, 24 to 80
     log: bool = False,  # logarithmic fraction
     ax: Axes | None = None,  # where to draw; None = a new figure
 ) -> Figure:
@@ -199,7 +199,7 @@ def plot_score_densities(
         ground_truth, value = check_labels_and_scores(y_true, y_score)
         groups = (~ground_truth).astype(int), ground_truth.astype(int)
     count = int(min(groups[0].sum(), groups[1].sum()))
-    n_bins, ax = bins or int(np.clip(2 * np.sqrt(count), 10, 80)), _axes(ax)
+    n_bins, ax = bins or int(np.clip(2 * np.sqrt(count), 24, 80)), _axes(ax)
     wide = 0 < value.min() and value.max() > 10 * value.min()
     edges = np.geomspace(value.min(), value.max(), n_bins + 1) if wide else np.histogram_bin_edges(value, n_bins)
     edges[0], edges[-1] = min(edges[0], value.min()), max(edges[-1], value.max())  # rounding leaves none out
