@@ -137,7 +137,7 @@ def direction(
         return "lower is better"
     return "higher is better" if words & HIGHER else ""
 
-# %% ../../nbs/00_core/07_display.ipynb #23b7e077
+# %% ../../nbs/00_core/07_display.ipynb #24b8694c
 def table_html(
     frame: "pd.DataFrame",  # without its index
     decimals: int = 3,  # of numbers that are no counts, more where they are small
@@ -179,7 +179,8 @@ def metric_table(
         if name.removesuffix("_low").removesuffix("_high") in set(values) - {name}:
             continue
         ends = [values.get(f"{name}_{end}") for end in ("low", "high")]
-        interval = None if None in ends else "{:.3f} to {:.3f}".format(*ends)
+        low, high = (v if isinstance(v, int | float) else None for v in ends)
+        interval = None if low is None or high is None else f"{low:.3f} to {high:.3f}"
         rows.append((said(name), value, interval, direction(name).removesuffix(" is better") or None))
     frame = pd.DataFrame(rows, columns=["metric", "value", "95 % interval", "better"], dtype=object)
     return frame.dropna(axis="columns", how="all")

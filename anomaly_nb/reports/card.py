@@ -116,7 +116,7 @@ def _budget(chosen: Record) -> str:
         f"neighbours; measured here: {took}"
     )
 
-# %% ../../nbs/10_reports/14_card.ipynb #70f2496b
+# %% ../../nbs/10_reports/14_card.ipynb #c67ead39
 def _main(body: list[str]) -> str:
     "The parts of the page in its frame."
     parts = "\n".join(body)
@@ -145,7 +145,7 @@ def write_card(
         f"image is called anomalous from a score of {threshold.value:.4g} on.</p>"
         f"<p>{html.escape(threshold.promise())}</p></div>"
     )
-    facts = {
+    facts: dict[str, object] = {
         "recipe": detector.recipe,
         "source": parts.source,
         "differs from it in": parts.differs or "nothing",
