@@ -216,7 +216,11 @@ def test_report_page_has_its_captions_contents_and_no_script(tmp_path):
     page = Reader(text)
     assert "script-src 'none'" in page.policy and "default-src 'none'" in page.policy
     assert (
-        re.search(r'<figure><img [^>]*alt="The caption\."[^>]*><figcaption>', text)
+        re.search(
+            r'<figure><div class="wide" tabindex="0" role="region"[^>]*--width: \d+px">'
+            r'<img [^>]*alt="The caption\."[^>]*></div><figcaption>',
+            text,
+        )
         and "hidden_source" not in text
         and "papermill says" not in text
     )

@@ -159,9 +159,9 @@ class QwenCaptions:
         from PIL import Image
 
         device = choose_device(self.device)
-        kind = torch.bfloat16 if device.type == "cuda" else torch.float32
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         model = (
-            transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(self.model, torch_dtype=kind)
+            transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(self.model, torch_dtype=dtype)
             .to(device)
             .eval()
         )

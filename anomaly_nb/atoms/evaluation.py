@@ -46,7 +46,7 @@ def held_out_scores(
     folds: int = 0,  # parts the videos are divided into, in turn kept out; 0 = one video at a time
     methods: Sequence[str] = METHODS,
     random_state: int = 0,
-    **fitting: Any,  # seeds, epochs, topk, ... of `fit_roles`
+    **fitting: Any,  # n_fits, epochs, topk, ... of `fit_roles`
 ) -> HeldOut:
     """Score every video by models fitted on the others.
 

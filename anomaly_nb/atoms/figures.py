@@ -61,7 +61,7 @@ def role_image(
         fig.supxlabel("strength", fontsize=9)
     return fig
 
-# %% ../../nbs/09_atoms/12_figures.ipynb #c0f40b96
+# %% ../../nbs/09_atoms/12_figures.ipynb #2310977c
 def _draw_presence(ax: Axes, p: np.ndarray, boundary: np.ndarray, atoms: Sequence[str], top: int) -> None:
     "Presence of the most variable atoms over a video."
     shown = np.argsort(-p.std(0), kind="stable")[:top]
@@ -69,7 +69,7 @@ def _draw_presence(ax: Axes, p: np.ndarray, boundary: np.ndarray, atoms: Sequenc
     ax.set_yticks(range(len(shown)), [atoms[c] for c in shown], fontsize=8)
     for t in np.flatnonzero(boundary[1:] > 0.5) + 1:
         ax.axvline(t - 0.5, color="white", lw=1, ls=":")
-    ax.set_title("presence of atoms, dotted where a segment starts", fontsize=9)
+    ax.set_title("presence of atoms, 0 dark to 1 bright; dotted: a segment starts", fontsize=9)
 
 
 def _draw_evidence(ax: Axes, table: pd.DataFrame) -> None:

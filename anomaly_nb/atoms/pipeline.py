@@ -374,7 +374,7 @@ def train_from_manifest(
     out_dir: str | Path | None = None,  # written; default: `roles` beside the manifest
     clip_frames: int | None = None,  # see `load_manifest`
     videos: Sequence[str] | None = None,  # see `load_manifest`
-    **fitting: Any,  # epochs, topk, freeze_bias_epochs, seeds, ... of `fit_roles`
+    **fitting: Any,  # epochs, topk, freeze_bias_epochs, n_fits, ... of `fit_roles`
 ) -> RoleFit:
     "Learn roles from the runs of a manifest; writes `roles.pt`, `roles.csv`, `stability.csv` and `history.csv`."
     data = load_manifest(manifest_csv, clip_frames, videos)

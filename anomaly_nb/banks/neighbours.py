@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.device import choose_device, fast_bf16
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.runtime import progress
 
 if TYPE_CHECKING:
@@ -413,7 +413,9 @@ def nearest(
     """
     hidden = 0 if skip is None else int((skip[:, 1] - skip[:, 0]).max(initial=0))
     if not 1 <= k <= len(bank) - hidden:
-        raise DataError(f"k={k}, but the bank holds {len(bank) - hidden} patches; add normal images or lower k")
+        raise DataError(
+            f"k={k}, but the bank holds {number_of(len(bank) - hidden, 'patch')}; add normal images or lower k"
+        )
     n, prepare = len(queries), prepare or np.ascontiguousarray
     rows, distance = np.full((n, k), -1, np.int64), np.empty((n, k), np.float32)
     large = n * len(bank) * bank.shape[1] >= SHORTLIST_FROM and bank.shape[1] >= 64 and k <= 32

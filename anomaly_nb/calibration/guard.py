@@ -54,7 +54,7 @@ def _problem(status: int, detail: str, headers: dict[str, str] | None = None):
 
 
 def add_errors(app) -> None:
-    "Turn every kind of exception into a problem."
+    "Turn every type of exception into a problem."
     exceptions = require("fastapi.exceptions", "serve")
     from starlette.exceptions import HTTPException
 
@@ -223,15 +223,15 @@ class Guard:
 class GuardedRoutes(list):
     "Routes that all have a guard. Raises `TypeError` for another."
 
-    def __init__(self, kind: type, routes: Iterable = ()):
-        self.kind = kind
+    def __init__(self, route_class: type, routes: Iterable = ()):
+        self.route_class = route_class
         super().__init__(self._checked(r) for r in routes)
 
     def _checked(self, route: object) -> object:
-        if not isinstance(route, self.kind):
+        if not isinstance(route, self.route_class):
             raise TypeError(
                 f"{type(route).__name__} {getattr(route, 'path', '')}: a route without a guard; register it with one "
-                "of the kinds of guarded_app"
+                "of the route types of guarded_app"
             )
         return route
 
@@ -263,7 +263,7 @@ def guarded_app(
     version: str = "1",
     public_schema: bool = False,  # True: /openapi.json without a key
     largest_file: int = LARGEST_FILE,  # bytes
-):  # (fastapi.FastAPI, {kind of guard -> function(method, path, **options) that registers a handler})
+):  # (fastapi.FastAPI, {type of route -> function(method, path, **options) that registers a handler})
     "An application every route of which has the guard. Raises `MissingExtraError` without the extra `serve`."
     fastapi = require("fastapi", "serve")
     from fastapi.routing import APIRoute
@@ -303,7 +303,7 @@ def guarded_app(
 
     app.router.default = unknown
 
-    def kind(route_class: type[Keyed]):
+    def registration(route_class: type[Keyed]):
         def register(method: str, path: str, **options: object):
             def keep(handler):
                 app.router.add_api_route(path, handler, methods=[method], route_class_override=route_class, **options)
@@ -313,20 +313,20 @@ def guarded_app(
 
         return register
 
-    kinds = {
-        "open": kind(Open),
-        "keyed": kind(Keyed),
-        "scores": kind(Scores),
-        "files": kind(Files),
-        "development": kind(Development),
+    route_types = {
+        "open": registration(Open),
+        "keyed": registration(Keyed),
+        "scores": registration(Scores),
+        "files": registration(Files),
+        "development": registration(Development),
     }
 
-    @kinds["open" if public_schema else "keyed"]("GET", "/openapi.json", include_in_schema=False)
+    @route_types["open" if public_schema else "keyed"]("GET", "/openapi.json", include_in_schema=False)
     def openapi(request: fastapi.Request) -> dict[str, Any]:  # type: ignore[name-defined]
         root = request.scope.get("root_path", "").rstrip("/")
         return app.openapi() | ({"servers": [{"url": root}]} if root else {})
 
-    return app, kinds
+    return app, route_types
 
 # %% ../../nbs/05_calibration/22_guard.ipynb #6ebbddac
 def as_problems(app):

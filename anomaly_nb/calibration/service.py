@@ -67,12 +67,12 @@ def create_app(
     keys = needed_keys((keys_of(store.settings) if config is None else {}) | fixed, config, "anomaly-nb drift serve")
     settings = store.settings
     guard = Guard(Doorkeeper(keys, failures), lambda: settings.calibrate_heads, seconds)
-    app, kinds = guarded_app(guard, "anomaly_nb calibration", public_schema=public_schema)
+    app, route_types = guarded_app(guard, "anomaly_nb calibration", public_schema=public_schema)
     add_errors(app)
     options = described(400, 401, 403, 404, 405, 408, 409, 413, 422, 429, 503)
-    _add_routes(lambda method, path: kinds["development"](method, f"/admin/calibration{path}", **options), store)
+    _add_routes(lambda method, path: route_types["development"](method, f"/admin/calibration{path}", **options), store)
 
-    @kinds["scores"]("POST", "/tag", **options)
+    @route_types["scores"]("POST", "/tag", **options)
     def tag(wish: TagRequest) -> TagAnswer:
         files, scores = [i.file for i in wish.items], np.array([i.score for i in wish.items], dtype=np.float64)
         if len(set(files)) < len(files):  # no schema can say it
@@ -89,7 +89,7 @@ def create_app(
         decisions = [Decision.model_validate(dict(zip(rows, r))) for r in rows.to_numpy().tolist()]
         return TagAnswer(count=len(rows), decisions=decisions, message=message)
 
-    @kinds["open"]("GET", "/health", **described(400, 405, 408, 413, 422, 503, keyed=False))
+    @route_types["open"]("GET", "/health", **described(400, 405, 408, 413, 422, 503, keyed=False))
     def health() -> Health:
         store.history(limit=1)
         return Health(calibrate_heads=store.settings.calibrate_heads)

@@ -63,7 +63,8 @@ def _filled(calibration: Calibration | None) -> Record:
 def _moved(settings: Settings, old: Record, dataset: str, path: str | Path) -> Record:
     "The change that keeps the calibration of another data set, and takes the one of this from among the others."
     bounded = any(name in old for pair in BOUNDS.values() for name in pair)
-    name, moved = str(old.get("provenance", {}).get("dataset") or ""), {}
+    name = str(old.get("provenance", {}).get("dataset") or "")
+    moved: dict[str, Record | None] = {}
     if bounded and name and name != dataset:
         moved[name] = old
     elif bounded and not name and dataset:

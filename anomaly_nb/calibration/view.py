@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_comparison', 'DriftView']
 
-# %% ../../nbs/05_calibration/28_view.ipynb #65a1e30f
+# %% ../../nbs/05_calibration/28_view.ipynb #45ec5006
 import re
 import textwrap
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from matplotlib.figure import Figure
 
 from .drift import DriftResult, drift_metrics
 from .shifts import METRICS, Thresholds
-from .insight import VERDICTS, example_year, grade
+from .insight import VERDICTS, example_year
 from .tables import read_scores
 from ..core.display import said
 from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, THRESHOLD, figure_style
 from ..core.views import Choice, Control, Slider, State, View
 
-# %% ../../nbs/05_calibration/28_view.ipynb #cbe2f162
+# %% ../../nbs/05_calibration/28_view.ipynb #ce1e6cde
 def plot_comparison(
     then: np.ndarray,  # (n,) scores behind the reference
     now: np.ndarray,  # (m,) scores compared with them
@@ -56,14 +56,15 @@ def plot_comparison(
         right.axvline(1, color=THRESHOLD, lw=1, ls="--")
         right.set_xscale("symlog", linthresh=1)
         right.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
-        right.set(xlabel="in units of the limit", xlim=(0, None))
+        right.set(xlabel="drift, in units of its limit", xlim=(0, None))
         right.set_yticks(range(len(shown)), [said(m) for m in shown])
         right.invert_yaxis()
-        heading = f"{title}{result.verdict.upper()}" + (f": {result.reason}" if result.reason else "")
-        fig.suptitle(textwrap.fill(heading, 115), fontsize=10, x=0.01, ha="left")
+        reason = re.sub(r"\b(" + "|".join(METRICS) + r")\b", lambda key: said(key[1]), result.reason or "")
+        heading = f"{title}{result.verdict}" + (f" ({reason})" if reason else "")
+        fig.suptitle(textwrap.fill(heading, 100), fontsize=10, x=0.01, ha="left")
     return fig
 
-# %% ../../nbs/05_calibration/28_view.ipynb #f95a0a7a
+# %% ../../nbs/05_calibration/28_view.ipynb #aae85ccb
 class DriftView(View):
     "Batches of scores compared at any limits. Raises as `drift_metrics` does."
 
@@ -145,22 +146,23 @@ class DriftView(View):
         what = f"{state['head']}, batch {int(state['batch'])} against the first {int(state['reference'])}"
         return f"{what}: {result.verdict}. {result.reason}"
 
-    def draw(self, state: State) -> tuple[Figure, pd.DataFrame]:  # metric, value, interval, limit, grade
+    def draw(self, state: State) -> tuple[Figure, pd.DataFrame]:  # metric, value, interval, limit, what is beyond it
         "The comparison."
         then, now, result = self.compare(state)
         made_up = "made up: " if state["shift"] or state["defects"] else ""
         rows = []
         for m, (low, high) in ((m, result.intervals[m]) for m in METRICS if m in result.intervals):
+            limit = result.thresholds.of(m)
             rows.append(
                 (
-                    m,
+                    said(m),
                     getattr(result, m),
                     f"{low:.3g} to {high:.3g}",
-                    result.thresholds.of(m),
-                    grade(m, getattr(result, m)),
+                    limit,
+                    "with its interval" if low > limit else "the value" if getattr(result, m) > limit else "no",
                 )
             )
         table = pd.DataFrame(
-            rows, columns=["metric", "value", "95 % interval" if result.alpha == 0.05 else "interval", "limit", "grade"]
+            rows, columns=["metric", "value", "95 % interval" if result.alpha == 0.05 else "interval", "limit", "beyond it"]
         )
         return plot_comparison(then, now, result, f"{state['head']}, {made_up}"), table

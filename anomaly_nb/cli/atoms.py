@@ -106,9 +106,9 @@ class Presence:
     model: Annotated[
         str, typer.Option("--model", help="open_clip name, hf-hub:owner/model, local-dir:folder, or tiny.")
     ] = "ViT-B-32"
-    pretrained: Annotated[
-        str, typer.Option("--pretrained", help="Tag of published weights, or a checkpoint file.")
-    ] = "openai"
+    pretrained: Annotated[str, typer.Option("--pretrained", help="Tag of published weights, or a checkpoint file.")] = (
+        "openai"
+    )
     calibrate: Annotated[
         str | None, typer.Option("--calibrate", help="affine or quantile, fitted on frames labelled 0.")
     ] = None
@@ -237,7 +237,13 @@ def train_command(
     from anomaly_nb.atoms.pipeline import train_from_manifest
 
     fit = train_from_manifest(
-        manifest_csv, out_dir, clip_frames, epochs=epochs, topk=topk, freeze_bias_epochs=freeze_bias_epochs, seeds=seeds
+        manifest_csv,
+        out_dir,
+        clip_frames,
+        epochs=epochs,
+        topk=topk,
+        freeze_bias_epochs=freeze_bias_epochs,
+        n_fits=seeds,
     )
     table, where = fit.table(), out_dir or manifest_csv.parent / "roles"
     heard = number_of(table["event"].nunique(), "event")
@@ -312,7 +318,7 @@ def evaluate_command(
     from anomaly_nb.core.files import write_text
 
     data = load_manifest(manifest_csv, clip_frames)
-    scores = held_out_scores(data, folds, epochs=epochs, topk=topk, seeds=seeds)
+    scores = held_out_scores(data, folds, epochs=epochs, topk=topk, n_fits=seeds)
     table, out = evaluation_table(data, scores), out_dir or manifest_csv.parent / "evaluation"
     columns = {
         f"{method}: {event}": s[:, e] for method, s in scores.frames.items() for e, event in enumerate(data.events)

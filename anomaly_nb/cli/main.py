@@ -100,7 +100,7 @@ def samples(
     size: Annotated[int, typer.Option(help="Pixels per side.")] = 160,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Other seeds draw other images.")] = 0,
 ) -> None:
-    "Write the sample images: five product lines, five kinds of defect with masks, MVTec AD layout."
+    "Write the sample images: five product lines, five types of defect with masks, MVTec AD layout."
     from anomaly_nb.data import write_samples
 
     typer.echo(f"samples in {write_samples(folder, size=size, random_state=seed)}")
@@ -188,6 +188,7 @@ def in_command(command: str, message: str) -> str:
 
     def typed(match: re.Match) -> str:
         name, value = match["name"], match["value"]
+        name = "seed" if name == "random_state" and name not in params else name  # what commands call it
         if command.partition(" ")[0] in ("report", "sweep"):
             return f"-p {name}={value}" if name in ADVISED and match["lead"] != "-p " else match[0]
         if name not in params:

@@ -109,11 +109,11 @@ def _is_options(hint: object) -> TypeGuard[type]:
 
 
 def options_of(
-    kind: type,  # a dataclass whose fields are options, or options classes
+    options_class: type,  # a dataclass whose fields are options, or options classes
 ) -> Iterator[inspect.Parameter]:
     "The fields of an options class as parameters of a function."
-    hints = get_type_hints(kind, include_extras=True)
-    for option in fields(kind):
+    hints = get_type_hints(options_class, include_extras=True)
+    for option in fields(options_class):
         hint = hints[option.name]
         if _is_options(hint):
             yield from options_of(hint)
@@ -136,13 +136,13 @@ def _in_order(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
 T = TypeVar("T")
 
 
-def _filled(kind: type[T], values: dict[str, object]) -> T:
+def _filled(options_class: type[T], values: dict[str, object]) -> T:
     "An options class from the values of all options of a command."
-    hints = get_type_hints(kind)
-    return kind(
+    hints = get_type_hints(options_class)
+    return options_class(
         **{
             f.name: _filled(hints[f.name], values) if _is_options(hints[f.name]) else values[f.name]
-            for f in fields(kind)  # type: ignore[arg-type]
+            for f in fields(options_class)  # type: ignore[arg-type]
         }
     )
 
@@ -152,12 +152,12 @@ def with_options(
 ) -> Callable[..., None]:  # the same command; its parameters are the fields of these classes
     "A command that takes options classes, as a function that typer can read."
     hints = get_type_hints(function, include_extras=True)
-    kinds = {name: kind for name, kind in hints.items() if _is_options(kind)}
+    options_classes = {name: options_class for name, options_class in hints.items() if _is_options(options_class)}
     answers = [name for name, kind in hints.items() if kind is Answer]  # no options: what the command prints
     parameters: list[inspect.Parameter] = []
     for own in inspect.signature(function).parameters.values():
-        if own.name in kinds:
-            parameters += options_of(kinds[own.name])
+        if own.name in options_classes:
+            parameters += options_of(options_classes[own.name])
         elif own.name not in answers:
             parameters.append(own.replace(kind=_PLAIN, annotation=hints[own.name]))
     signature = inspect.Signature(_in_order(parameters), return_annotation=None)
@@ -167,9 +167,9 @@ def with_options(
         given = signature.bind(*args, **options)
         given.apply_defaults()
         values = given.arguments
-        own = {name: values[name] for name in hints if name in values and name not in kinds}
+        own = {name: values[name] for name in hints if name in values and name not in options_classes}
         with Answer() as answer:
-            given_options: dict[str, object] = {name: _filled(kind, values) for name, kind in kinds.items()}
+            given_options: dict[str, object] = {name: _filled(options_class, values) for name, options_class in options_classes.items()}
             function(**dict.fromkeys(answers, answer), **own, **given_options)
 
     command.__signature__ = signature  # type: ignore[attr-defined]

@@ -140,10 +140,10 @@ def diff(
         raise typer.BadParameter("there are no two runs to compare")
     one, two = ledger[a or newest[1]].record, ledger[b or newest[0]].record
     rows = []
-    for kind in ("status", "error", "parameters", "inputs", "provenance", "metrics", "outputs"):
-        old, new = _leaves(one.get(kind), kind), _leaves(two.get(kind), kind)
+    for section in ("status", "error", "parameters", "inputs", "provenance", "metrics", "outputs"):
+        old, new = _leaves(one.get(section), section), _leaves(two.get(section), section)
         names = [n for n in dict.fromkeys([*old, *new]) if old.get(n) != new.get(n) and n.split(".")[-1] not in QUIET]
-        cut = 12 if kind in ("inputs", "outputs") or kind == "provenance" else 40
+        cut = 12 if section in ("inputs", "outputs") or section == "provenance" else 40
         rows += [[n, _text(old.get(n))[:cut], _text(new.get(n))[:cut]] for n in names]
     typer.echo(number_of(len(rows), "difference") if rows else "no difference")
     typer.echo(_columns([["", one["run_id"][:8], two["run_id"][:8]], *rows], widest=60))

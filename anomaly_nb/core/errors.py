@@ -120,7 +120,7 @@ def naming(
 # %% ../../nbs/00_core/01_errors.ipynb #56038284
 def check_random_state(
     value: object,  # seed of a random generator
-    name: str = "seed",  # argument, for the message
+    name: str = "random_state",  # argument, for the message
 ) -> int:
     "Return `value` if it is a seed: a whole number from 0 on. Raises `DataError`."
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**32:

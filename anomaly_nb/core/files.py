@@ -271,8 +271,8 @@ def odd_file(path: Path) -> str:  # "" for a file that can be read
             if path.is_symlink()
             else f"cannot be looked at ({e.strerror})"
         )
-    kinds = {"link to a folder, not entered": stat.S_ISDIR, "named pipe": stat.S_ISFIFO, "socket": stat.S_ISSOCK}
-    return next((name for name, fits in kinds.items() if fits(mode)), "device")
+    file_types = {"link to a folder, not entered": stat.S_ISDIR, "named pipe": stat.S_ISFIFO, "socket": stat.S_ISSOCK}
+    return next((name for name, fits in file_types.items() if fits(mode)), "device")
 
 
 def list_files(

@@ -125,7 +125,7 @@ def in_order(
     while waiting:
         yield waiting.popleft().result()
 
-# %% ../../nbs/00_core/04_runtime.ipynb #2d65d1ad
+# %% ../../nbs/00_core/04_runtime.ipynb #bc208895
 class _Lines:
     "Where a bar would be redrawn, a line."
 
@@ -153,7 +153,11 @@ def progress(
 
     wish = os.environ.get("ANOMALY_NB_PROGRESS", "")
     if wish in ("0", "1") or sys.stderr.isatty() or "ipykernel" in sys.modules:
-        return tqdm(items, desc=desc, total=total, unit=unit, disable=wish == "0", leave=False, smoothing=0.1)
+        # a bar of a notebook leaves an empty output behind; after fifty of them JupyterLab hides what follows
+        delay = 2.0 if "ipykernel" in sys.modules and wish != "1" else 0.0
+        return tqdm(
+            items, desc=desc, total=total, unit=unit, disable=wish == "0", leave=False, smoothing=0.1, delay=delay
+        )
     seconds = float(os.environ.get("ANOMALY_NB_PROGRESS_SECONDS", "30"))
     form = "{desc}: {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} left{postfix}"
     lines = _Lines(sys.stderr)

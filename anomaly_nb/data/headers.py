@@ -120,8 +120,8 @@ def _tiff_shorts(path: Path) -> dict[int, tuple[int, int]]:
         number = lambda n: int.from_bytes(f.read(n), order)  # type: ignore[arg-type]
         f.seek(number(4))
         for _ in range(number(2)):
-            tag, kind, count, at = number(2), number(2), number(4), f.tell()
-            if kind == 3:  # short; more than two of them stand elsewhere
+            tag, value_type, count, at = number(2), number(2), number(4), f.tell()
+            if value_type == 3:  # short; more than two of them stand elsewhere
                 place = at if count <= 2 else number(4)
                 f.seek(place)
                 tags[tag] = number(2), place

@@ -26,7 +26,7 @@ COLUMNS = ["category", "split", "label", "defect", "image_path", "mask_path", "m
 def index_row(
     category: str,
     split: str,  # "train", "validation" or "test"
-    defect: str,  # kind of defect, "good" or "unknown"
+    defect: str,  # type of defect, "good" or "unknown"
     image: Path,
     mask: str = "",  # mask file, or a folder of masks that belong together
     mask_threshold: int = 0,  # see `read_mask`; 0 = the rule of the mask's format
@@ -291,16 +291,16 @@ def index_magnetic_tile(
     root = check_folder(root, "pass the folder that holds MT_Free, MT_Crack, ...")
     rows: list[dict] = []
     for folder in sorted(root.glob("MT_*/Imgs"), key=path_key):
-        kind = folder.parent.name.removeprefix("MT_").lower()
+        defect = folder.parent.name.removeprefix("MT_").lower()
         images = {p.stem: p for p in sorted(folder.glob("*.jpg"), key=path_key)}
-        if kind == "free":
+        if defect == "free":
             train = split_normals(list(images), n_train, random_state)
             rows += [
                 index_row("magnetic_tile", "train" if k in train else "test", "good", p) for k, p in images.items()
             ]
         else:
             pairs = pair_masks(images, {p.stem: p for p in folder.glob("*.png")}, on_missing)
-            rows += [index_row("magnetic_tile", "test", kind, image, mask, 128) for image, mask in pairs.values()]
+            rows += [index_row("magnetic_tile", "test", defect, image, mask, 128) for image, mask in pairs.values()]
     if not any(r["split"] == "train" for r in rows):
         raise MissingFileError(f"{root}: no MT_Free/Imgs/*.jpg; pass the folder that holds MT_Free, MT_Crack, ...")
     return make_index(rows)

@@ -99,14 +99,16 @@ class Intensity:
 # %% ../../nbs/02_data/11_intensity.ipynb #ff52e467
 def parse_intensity(
     rule: str,  # "auto", "full", "window:<low>,<high>" or "percentile:<low>,<high>"
-) -> tuple[str, float, float]:  # kind, low, high
+) -> tuple[str, float, float]:  # type of rule, low, high
     "An intensity rule as typed. Raises `DataError` naming the four forms."
-    kind, _, rest = rule.strip().partition(":")
+    rule_type, _, rest = rule.strip().partition(":")
     try:
         low, high = (float(p) for p in rest.split(",")) if rest else (0.0, 1.0)
-        fits = (kind in ("auto", "full") and not rest) or (kind in ("window", "percentile") and rest and low < high)
-        if fits and np.isfinite([low, high]).all() and not (kind == "percentile" and (low < 0 or high > 100)):
-            return kind, low, high
+        fits = (rule_type in ("auto", "full") and not rest) or (
+            rule_type in ("window", "percentile") and rest and low < high
+        )
+        if fits and np.isfinite([low, high]).all() and not (rule_type == "percentile" and (low < 0 or high > 100)):
+            return rule_type, low, high
     except ValueError:
         pass
     raise DataError(f"intensity={rule!r}; use auto, full, window:<low>,<high> or percentile:<low>,<high> (0 to 100)")
@@ -186,15 +188,15 @@ def fit_intensity(
 
     Raises `DataError` for mixed depths or a rule that does not fit.
     """
-    kind, low, high = parse_intensity(rule)
+    rule_type, low, high = parse_intensity(rule)
     paths = list(paths)
     if not paths:
         raise DataError("intensity: there are no training images to decide on")
     with all_damaged(paths):
-        return _decided(paths, rule, kind, low, high)
+        return _decided(paths, rule, rule_type, low, high)
 
 
-def _decided(paths: list[str | Path], rule: str, kind: str, low: float, high: float) -> Intensity:
+def _decided(paths: list[str | Path], rule: str, rule_type: str, low: float, high: float) -> Intensity:
     "The rule of `fit_intensity`, of images that are read one after the other."
     types = {p: info.type for p, info in image_infos(paths).items()}
     counts = Counter(types.values())
@@ -205,17 +207,17 @@ def _decided(paths: list[str | Path], rule: str, kind: str, low: float, high: fl
         raise DataError(f"{first}: holds {rare}, but the training images hold {summary}; convert them to one depth")
     type = next(iter(counts))
     if type == "uint8":
-        if kind in ("window", "percentile"):
+        if rule_type in ("window", "percentile"):
             raise DataError(
                 f"intensity={rule!r}: all training images are 8-bit, which are never changed; leave it at auto"
             )
         return Intensity()
-    if kind == "auto":
+    if rule_type == "auto":
         return _automatic(paths, type)
-    if kind == "full":
+    if rule_type == "full":
         top = 1.0 if type == "float32" else float(np.iinfo(type).max)
         return Intensity(f"full range of {type}", 0.0, top, type)
-    if kind == "percentile":
+    if rule_type == "percentile":
         bottom, top = _percentiles(paths, low, high)
         return Intensity(f"percentile {low:g}..{high:g}: {bottom:g}..{top:g}", bottom, top, type)
     return Intensity(f"window {low:g}..{high:g}", low, high, type)

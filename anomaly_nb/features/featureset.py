@@ -80,7 +80,7 @@ class FeatureSet:
             "own vector": "" if self.cls is None else self.cls.shape[1],
         }
         facts |= {
-            "kinds": ", ".join(f"{k} {v}" for k, v in counts.items()),
+            "defects": ", ".join(f"{k} {v}" for k, v in counts.items()),
             "memory": f"{self.patches.nbytes / 2**20:.1f} MiB, {self.patches.dtype}",
         }
         return summary_html("FeatureSet", facts | {"backbone": self.spec.get("name", "")})

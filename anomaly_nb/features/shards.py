@@ -256,7 +256,7 @@ def _prepare(
     files = read_json(folder / MANIFEST)["files"] if (folder / MANIFEST).is_file() else {}
     shards = -(-plan["pictures"] // plan["shard_size"])
     on_disk = {
-        i for i in range(shards) if all(_whole(folder / f"{kind}-{i:05d}.npy", files) for kind in ("patches", "cls"))
+        i for i in range(shards) if all(_whole(folder / f"{part}-{i:05d}.npy", files) for part in ("patches", "cls"))
     }
     if files and len(on_disk) < shards:
         (folder / MANIFEST).unlink()  # written again when the damaged shards are

@@ -129,9 +129,9 @@ class ScoreHistogram:
 
     def _identity(self) -> str:
         "Key, range and pass, in words."
-        kind = type(self).__name__
+        class_name = type(self).__name__
         step = {"float32": ", second pass" if self.second else ", first pass"}.get(self.key, "")
-        return f"{kind}(key={self.key!r}{f', value_range={self.value_range}' if self.value_range else ''}{step})"
+        return f"{class_name}(key={self.key!r}{f', value_range={self.value_range}' if self.value_range else ''}{step})"
 
     def __repr__(self) -> str:
         suffix = f", {len(self.images):,} {plural(len(self.images), 'image')}" if self.images else ""
@@ -163,7 +163,7 @@ class ScoreHistogram:
     def merge(self, other: "ScoreHistogram") -> "ScoreHistogram":
         """Add another histogram's counts to this one's.
 
-        Raises `DataError` if kind, key, range or pass differ, or an image is in both.
+        Raises `DataError` if type, key, range or pass differ, or an image is in both.
         """
         self._add(other)
         return self
@@ -293,9 +293,9 @@ class ScoreHistogram:
             self._grid.add(code, times)
 
     def _add(self, other: "ScoreHistogram") -> None:
-        "Add another's counts. Raises `DataError` if kind, key, range or pass differ, or an image is in both."
+        "Add another's counts. Raises `DataError` if type, key, range or pass differ, or an image is in both."
         if (mine := self._identity()) != (yours := other._identity()):
-            raise DataError(f"cannot merge {yours} into {mine}; kind, key and range must be equal")
+            raise DataError(f"cannot merge {yours} into {mine}; type, key and range must be equal")
         self._check_new(other.images)
         if self._grid is not None and other._grid is not None:
             if self.second:

@@ -61,7 +61,7 @@ def _thin(x: np.ndarray, y: np.ndarray, cells: int = 1000) -> tuple[np.ndarray, 
     keep = np.append(True, moves) | np.append(moves, True)
     return x[keep], y[keep]
 
-# %% ../../nbs/01_metrics/07_plots.ipynb #cbc87922
+# %% ../../nbs/01_metrics/07_plots.ipynb #68da24b4
 @figure_style()
 def plot_roc(
     y_true: "np.ndarray | ScoreHistogram | ThresholdTable",  # (n,) labels; or counts, then without y_score
@@ -73,7 +73,7 @@ def plot_roc(
     "Receiver operating characteristic with its area. Raises `DataError` as `roc_auc` does."
     table, ax = _table(y_true, y_score), _axes(ax)
     x, y = _thin(np.append(0, table.fpr()), np.append(0, table.tpr()))
-    (line,) = ax.plot(x, y, label=f"{label} AUROC {table.roc_auc():.4f}".strip())
+    (line,) = ax.plot(x, y, label=f"{label} AUROC {table.roc_auc():.3f}".strip())
     if not ax.get_xlabel():
         ax.plot([0, 1], [0, 1], color=THRESHOLD, linewidth=0.8, linestyle=":")
         ax.set(
@@ -95,7 +95,7 @@ def plot_roc(
     ax.legend(loc="lower right")
     return _figure(ax)
 
-# %% ../../nbs/01_metrics/07_plots.ipynb #88347a51
+# %% ../../nbs/01_metrics/07_plots.ipynb #21cc0087
 @figure_style()
 def plot_precision_recall(
     y_true: "np.ndarray | ScoreHistogram | ThresholdTable",  # (n,) labels; or counts, then without y_score
@@ -108,16 +108,16 @@ def plot_precision_recall(
     reached = table.tp > 0
     recall, precision = table.tpr()[reached], table.precision()[reached]
     x, y = _thin(np.append(0, recall), np.append(precision[0], precision))
-    ax.step(x, y, where="pre", label=f"{label} AP {table.average_precision():.4f}".strip())
+    ax.step(x, y, where="pre", label=f"{label} AP {table.average_precision():.3f}".strip())
     if not ax.get_xlabel():
         ax.axhline(table.positives / (table.positives + table.negatives), color=THRESHOLD, linewidth=0.8, linestyle=":")
         ax.set(
             xlabel="recall", ylabel="precision", title="Precision and recall", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01)
         )
-    ax.legend(loc="upper right")
+    ax.legend(loc="lower left")
     return _figure(ax)
 
-# %% ../../nbs/01_metrics/07_plots.ipynb #ad792156
+# %% ../../nbs/01_metrics/07_plots.ipynb #1d4fa3dc
 @figure_style()
 def plot_pro(
     masks: Sequence | np.ndarray | ProCurve,  # N masks (H, W) bool or {0, 1}; or a ProCurve, then without maps
@@ -132,7 +132,7 @@ def plot_pro(
     """
     curve, ax = masks if isinstance(masks, ProCurve) else pro_curve(masks, maps, fpr_limit), _axes(ax)
     x, y = _thin(np.append(0, curve.fpr), np.append(0, curve.pro))
-    ax.plot(x, y, label=f"{label} AUPRO {curve.area(fpr_limit):.4f} up to {fpr_limit:g}".strip())
+    ax.plot(x, y, label=f"{label} AUPRO {curve.area(fpr_limit):.3f} up to {fpr_limit:g}".strip())
     if not ax.get_xlabel():
         ax.set(
             xlabel="false-positive rate of normal pixels",
@@ -181,17 +181,17 @@ def plot_threshold_sweep(
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return _figure(ax)
 
-# %% ../../nbs/01_metrics/07_plots.ipynb #6f61651c
+# %% ../../nbs/01_metrics/07_plots.ipynb #e0b29286
 @figure_style()
 def plot_score_densities(
     y_true: Any,  # (n,) labels; or a ScoreHistogram, then without y_score
     y_score: np.ndarray | None = None,  # (n,) higher = more anomalous
     threshold: float | None = None,  # drawn as a dashed line
-    bins: int | None = None,  # of equal width; None: more for more scores, 10 to 80
-    log: bool = False,  # logarithmic density
+    bins: int | None = None,  # of equal width on the axis; None: more for more scores, 24 to 80
+    log: bool = False,  # logarithmic fraction
     ax: Axes | None = None,  # where to draw; None = a new figure
 ) -> Figure:
-    "Densities of normal and anomalous scores, each of area one. Raises `DataError` on one class or non-finite scores."
+    "Histograms of normal and anomalous scores, each of its own class. Raises `DataError` as `roc_auc` does."
     if y_score is None:
         table = _table(y_true, None)
         value, groups = table.threshold, (np.diff(table.fp, prepend=0), np.diff(table.tp, prepend=0))
@@ -199,14 +199,23 @@ def plot_score_densities(
         ground_truth, value = check_labels_and_scores(y_true, y_score)
         groups = (~ground_truth).astype(int), ground_truth.astype(int)
     count = int(min(groups[0].sum(), groups[1].sum()))
-    ax, edges = _axes(ax), np.histogram_bin_edges(value, bins or int(np.clip(2 * np.sqrt(count), 10, 80)))
+    n_bins, ax = bins or int(np.clip(2 * np.sqrt(count), 24, 80)), _axes(ax)
+    wide = 0 < value.min() and value.max() > 10 * value.min()
+    edges = np.geomspace(value.min(), value.max(), n_bins + 1) if wide else np.histogram_bin_edges(value, n_bins)
+    edges[0], edges[-1] = min(edges[0], value.min()), max(edges[-1], value.max())  # rounding leaves none out
     for name, weight, color in zip(("normal", "anomalous"), groups, (NORMAL, ANOMALOUS)):
-        density, _ = np.histogram(value, edges, weights=weight, density=True)
+        part = np.histogram(value, edges, weights=weight)[0] / max(weight.sum(), 1)
         ax.stairs(
-            density, edges, fill=not log, alpha=1 if log else 0.55, color=color, label=f"{name} ({int(weight.sum()):,})"
+            part, edges, fill=not log, alpha=1 if log else 0.55, color=color, label=f"{name} ({int(weight.sum()):,})"
         )
     if threshold is not None:
         ax.axvline(threshold, color=THRESHOLD, linewidth=1.2, linestyle="--", label=f"threshold {threshold:.4g}")
-    ax.set(xlabel="score", ylabel="density", title="Scores of both classes", yscale="log" if log else "linear")
+    ax.set(xlabel="score", ylabel="fraction of the class", title="Scores of both classes")
+    ax.set(xscale="log" if wide else "linear", yscale="log" if log else "linear")
+    if wide and value.max() < 1000 * value.min():  # ticks to read where there are few powers of ten
+        ticks = [m * 10.0**e for e in range(-9, 10) for m in (1, 2, 5)]
+        ticks = [t for t in ticks if edges[0] <= t <= edges[-1]]
+        ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        ax.minorticks_off()
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return _figure(ax)

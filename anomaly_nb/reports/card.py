@@ -117,7 +117,7 @@ def _budget(chosen: Record) -> str:
         f"neighbours; measured here: {took}"
     )
 
-# %% ../../nbs/10_reports/14_card.ipynb #d225f788
+# %% ../../nbs/10_reports/14_card.ipynb #c67ead39
 def _main(body: list[str]) -> str:
     "The parts of the page in its frame."
     parts = "\n".join(body)
@@ -138,6 +138,7 @@ def write_card(
 
     folder, threshold, parts = Path(folder), detector.decision_threshold(), detector.parts()
     name = name or folder.name
+    rule = [threshold.method, *([f"{threshold.parameters['q']:g}"] if "q" in threshold.parameters else [])]
     method = f"{html.escape(detector.recipe)} on {html.escape(parts.backbone.split('?')[0])}"
     body = [f'<h1>Detector {html.escape(name)}<span class="subject">: {method}</span></h1>']
     body.append(
@@ -145,13 +146,13 @@ def write_card(
         f"image is called anomalous from a score of {threshold.value:.4g} on.</p>"
         f"<p>{html.escape(threshold.promise())}</p></div>"
     )
-    facts = {
+    facts: dict[str, object] = {
         "recipe": detector.recipe,
         "source": parts.source,
-        "differs": parts.differs or "-",
+        "differs from it in": parts.differs or "nothing",
         "backbone": parts.backbone,
         "bank": parts.bank,
-        "threshold": threshold,
+        "threshold": f"{threshold.value:.4g}, by {' '.join(rule)} of {threshold.n} {threshold.calibrated_on}",
     }
     facts |= {"images are seen as": detector.layout_.said()}
     facts |= {

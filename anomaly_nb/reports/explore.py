@@ -6,10 +6,11 @@
 __all__ = ['VIEWS', 'UNSEEN', 'project_folder', 'finished_runs', 'open_view', 'image_html', 'numbers_html', 'make_widget',
            'part_with_value', 'set_widget', 'Explorer', 'explore']
 
-# %% ../../nbs/10_reports/13_explore.ipynb #4fff818c
+# %% ../../nbs/10_reports/13_explore.ipynb #76d19a36
 import base64
 import html
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -81,7 +82,7 @@ def open_view(
         values |= run.record["parameters"] | {"out": run.folder.as_posix()}
     return getattr(import_module(module), name).from_report(values)
 
-# %% ../../nbs/10_reports/13_explore.ipynb #be9e1edf
+# %% ../../nbs/10_reports/13_explore.ipynb #84c7696e
 def image_html(
     png: bytes,
     text: str,  # what it shows
@@ -96,20 +97,27 @@ def image_html(
     )
 
 
+def _of_numbers(column: pd.Series) -> bool:
+    "Whether every entry begins with a number, or is empty."
+    texts = [str(v) for v in column if v is not None and str(v) not in ("", "-")]
+    return bool(texts) and all(re.match(r"[+-]?[\d.]", t) for t in texts)
+
+
 def numbers_html(
     table: pd.DataFrame,  # its first column names the row
 ) -> str:
     "A table in which what differs between the columns `now` and `report` is bold."
+    sides = ["right" if i and _of_numbers(table.iloc[:, i]) else "left" for i in range(table.shape[1])]
     head = "".join(
-        f'<th scope="col" style="text-align:left;padding:1px 14px 1px 0">{html.escape(str(c))}</th>'
-        for c in table.columns
+        f'<th scope="col" style="text-align:{side};padding:1px 14px 1px 0">{html.escape(str(c))}</th>'
+        for c, side in zip(table.columns, sides)
     )
     rows = ""
     for row in table.to_dict("records"):
         moved = "report" in row and row["report"] != "" and row["now"] != row["report"]
         cells = [f"{v:.4g}" if isinstance(v, float) else html.escape(str(v)) for v in row.values()]
         style = "padding:1px 14px 1px 0;font-variant-numeric:tabular-nums" + (";font-weight:700" if moved else "")
-        rows += "<tr>" + "".join(f'<td style="text-align:left;{style}">{c}</td>' for c in cells) + "</tr>"
+        rows += "<tr>" + "".join(f'<td style="text-align:{s};{style}">{c}</td>' for c, s in zip(cells, sides)) + "</tr>"
     return (
         '<table class="anomaly-nb-numbers" '
         f'style="border-collapse:collapse;line-height:1.35"><tr>{head}</tr>{rows}</table>'

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ReportFolder', 'show_notices', 'figure_png']
 
-# %% ../../nbs/10_reports/01_folder.ipynb #a4e8aeb2
+# %% ../../nbs/10_reports/01_folder.ipynb #43ff13b5
 import html
 import re
 import warnings
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from ..core.display import table_html
+from ..core.display import table_html, table_notes
 from ..core.errors import DataError, Notice
 from ..core.files import atomic_write, write_json, write_text
 from ..core.plain import read_json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # they take a second to import, and whoever lists runs needs 
     from IPython.display import DisplayObject
     from matplotlib.figure import Figure
 
-# %% ../../nbs/10_reports/01_folder.ipynb #f30cf113
+# %% ../../nbs/10_reports/01_folder.ipynb #92374a61
 class ReportFolder:
     """Shows and keeps what a report produces: `verdict.json`, `figures/*.png`, `*.csv`, `metrics.json`.
 
@@ -79,24 +79,27 @@ class ReportFolder:
         frame: "pd.DataFrame",  # shown without its index, kept whole
         name: str,  # file name without ending, unique in the report
         caption: str = "",  # what to see in it, one sentence
-        rows: int = 30,  # how many rows to show
-        decimals: int = 4,  # decimals shown; the file keeps them all
+        rows: int = 30,  # how many rows to show; 0 only says where they are
+        decimals: int = 3,  # decimals shown; the file keeps them all
         measured: Sequence[str] | bool = (),  # columns of seconds or memory, other at every run; True: all of it
+        shown: "pd.DataFrame | None" = None,  # what to show in its place, where the file is not made to be read
     ) -> None:
         "Show the first `rows` of `frame` and keep all of it as `<name>.csv`."
-        from IPython.display import HTML
+        from IPython.display import HTML, Markdown, display
 
         self._claim(name)
         if self.folder:
             write_text(self.folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
-        more = f" The first {rows} of {len(frame)} rows." if len(frame) > rows else ""
-        shown = table_html(frame.head(rows), decimals)
-        self._show(
-            HTML(shown),
-            (caption + more).strip(),
-            f"{name}.csv" if measured else "",
-            () if measured is True else measured or (),
-        )
+        file, columns = f"{name}.csv" if measured else "", () if measured is True else measured or ()
+        if not rows:
+            display(Markdown(f"{caption} {len(frame)} rows in `{name}.csv`.".strip()))
+            if file and self.folder:
+                self._note(file, columns)
+            return
+        shown = frame if shown is None else shown
+        more = f"The first {rows} of {len(shown)} rows." if len(shown) > rows else ""
+        words = " ".join(s for s in (caption, table_notes(shown.head(rows), caption), more) if s)
+        self._show(HTML(table_html(shown.head(rows), decimals)), words, file, columns)
 
     def metrics(
         self,

@@ -31,7 +31,7 @@ def read_runs(
         newest, key=lambda r: ("running", "ok").index(r["status"]) if r["status"] in ("running", "ok") else -1
     )
 
-# %% ../../nbs/10_reports/06_gallery.ipynb #24715f20
+# %% ../../nbs/10_reports/06_gallery.ipynb #4ef1ef64
 DATA = {
     "category": ("category", "categories", "heads", "held_out"),
     "dataset": ("dataset", "data", "ontology"),
@@ -67,7 +67,11 @@ def facets(
     return filters
 
 
-MAIN = {"street_anomaly": "max_logit_auroc", "atoms": "frame_auroc_roles", "calibration_drift": "heads_unstable"}
+MAIN = {
+    "street_anomaly": ("best_ap", "max_logit_auroc"),  # what earlier runs have
+    "atoms": ("frame_auroc_roles",),
+    "calibration_drift": ("heads_unstable",),
+}
 
 
 def main_metric(
@@ -75,8 +79,9 @@ def main_metric(
     report: str = "",  # some of our own have theirs
 ) -> str | None:
     "The metric to show first: one with an interval, before an AUROC, before other fractions, before counts."
-    if MAIN.get(report) in metrics:
-        return MAIN[report]
+    for name in MAIN.get(report, ()):
+        if name in metrics:
+            return name
     numbers = [
         n
         for n, v in metrics.items()

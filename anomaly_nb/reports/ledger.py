@@ -80,8 +80,8 @@ def flat(
 ) -> dict[str, object]:
     "A record as one row."
     row = {k: record.get(k) for k in COLUMNS}
-    kinds = {"parameters": record.get("parameters"), "metrics": record.get("metrics")}
-    return row | {f"{kind}.{k}": v for kind, values in kinds.items() for k, v in (values or {}).items()}
+    parts = {"parameters": record.get("parameters"), "metrics": record.get("metrics")}
+    return row | {f"{part}.{k}": v for part, values in parts.items() for k, v in (values or {}).items()}
 
 
 def counted(records: Iterable[RunRecord]) -> str:

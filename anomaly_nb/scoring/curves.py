@@ -45,7 +45,7 @@ def shot_curves(
     index: pd.DataFrame,  # of `read_index`, of one category
     methods: Sequence[Method],  # see `method_grid`
     shots: Sequence[int] = SHOTS,  # normal images to learn from
-    seeds: Sequence[int] = (0, 1, 2, 3, 4),  # of the draw
+    random_states: Sequence[int] = (0, 1, 2, 3, 4),  # of the draw
     sample: str = "random",  # how images are chosen, of `few_shot`
     category: str = "",  # for the table, and for masks of the object
     pixels: bool = False,  # also pixel metrics
@@ -61,17 +61,17 @@ def shot_curves(
             notes.append(f"{method.recipe} on {method.backbone}: compares with words")
             continue
         for k in sorted(set(shots)):
-            need = (max(seeds) + 1) * k if sample == "order" else k
+            need = (max(random_states) + 1) * k if sample == "order" else k
             if need > there:
                 notes.append(f"{method.recipe} with {number_of(k, 'image')}: needed {need}, there {there}")
             elif k == 0 and not method.uses_words:
                 notes.append(f"{method.recipe} with 0 images: it needs normal images")
             else:
-                plan += [(method, k, seed) for seed in (seeds if k else seeds[:1])]
-    for method, k, seed in progress(plan, f"few-shot, {category}".strip(", "), unit="run"):
-        run = measure(index, method, k, seed, category, pixels, cache, sample)
+                plan += [(method, k, random_state) for random_state in (random_states if k else random_states[:1])]
+    for method, k, random_state in progress(plan, f"few-shot, {category}".strip(", "), unit="run"):
+        run = measure(index, method, k, random_state, category, pixels, cache, sample)
         names = {"category": category, "recipe": method.recipe, "backbone": method.backbone or "its own"}
-        rows.append(names | {"shots": k, "seed": seed} | run.metrics)
+        rows.append(names | {"shots": k, "seed": random_state} | run.metrics)
     if not rows:
         raise DataError(
             f"shots={list(shots)}: nothing can be measured ({'; '.join(notes)}); use other "

@@ -56,7 +56,7 @@ class Detector(BaseEstimator):
         coreset: float | int | None = None,
         similar: int = 0,  # images a positional or retrieval bank compares with; 0 = the recipe's
         # patches to image, of `image_scores`; "retrieval" and "words" = the bank's own image score; "" = the recipe's
-        reduce: str = "",
+        aggregation: str = "",
         rerank: tuple[int, ...] | None = None,  # of `rerank_scores`; () = none, None = the recipe's
         sigma: float | None = None,  # pixels of smoothing of heatmaps; None = the recipe's
         angles: tuple[float, ...] = (0.0,),  # degrees by which reference images are rotated; the first must be 0
@@ -79,7 +79,7 @@ class Detector(BaseEstimator):
     ):
         self.recipe, self.backbone, self.weights, self.image_size = recipe, backbone, weights, image_size
         self.bank, self.preparation, self.k, self.coreset, self.similar = bank, preparation, k, coreset, similar
-        self.reduce, self.rerank, self.sigma = reduce, rerank, sigma
+        self.aggregation, self.rerank, self.sigma = aggregation, rerank, sigma
         self.angles, self.object_threshold = angles, object_threshold
         self.threshold, self.groups, self.intensity, self.random_state = threshold, groups, intensity, random_state
         self.resize, self.tile, self.overlap, self.region = resize, tile, overlap, region
@@ -111,9 +111,9 @@ class Detector(BaseEstimator):
         )
 
     @property
-    def reduction(self) -> str:
+    def image_aggregation(self) -> str:
         "How patches become an image's score."
-        return self.reduce or self.parts().reduce
+        return self.aggregation or self.parts().aggregation
 
     @property
     def smoothing(self) -> float:
@@ -197,22 +197,24 @@ class Detector(BaseEstimator):
 
     def alone(self, f: FeatureSet, patch_scores: np.ndarray, training: bool = False) -> np.ndarray:
         "Scores of images, each without a look at the others; of cells that count, where some do not."
-        if self.layout_.plain or self.reduction in OWN_SCORES:
+        if self.layout_.plain or self.image_aggregation in OWN_SCORES:
             return self._by_bank(patch_scores, f.cls, training, f)
-        return np.array([c.reduce(s, self.reduction) for c, s in zip(self._cells(f.meta), patch_scores)], np.float32)
+        return np.array(
+            [c.aggregate(s, self.image_aggregation) for c, s in zip(self._cells(f.meta), patch_scores)], np.float32
+        )
 
     def _by_bank(
         self, patch_scores: np.ndarray, cls: np.ndarray | None, training: bool, f: FeatureSet | None
     ) -> np.ndarray:
         "Image scores where all cells count; those of words also look at the features, as the bank gets them."
-        x = self.preparation_.transform(f.patches) if f is not None and self.reduction == "words" else None
-        return bank_image_scores(self.bank_, self.reduction, patch_scores, cls, training, x)
+        x = self.preparation_.transform(f.patches) if f is not None and self.image_aggregation == "words" else None
+        return bank_image_scores(self.bank_, self.image_aggregation, patch_scores, cls, training, x)
 
-    def reduced(self, f: FeatureSet, patch_scores: np.ndarray, training: bool = False) -> np.ndarray:
+    def aggregated(self, f: FeatureSet, patch_scores: np.ndarray, training: bool = False) -> np.ndarray:
         "Image scores, averaged over similar images where the recipe does."
         return self._reranked(self.alone(f, patch_scores, training), f.cls)
 
-    def reduce_patches(
+    def aggregate_patches(
         self,
         patch_scores: np.ndarray,  # (n, P) of `score_patches`
         cls: np.ndarray | None = None,  # (n, Dc) the images' vectors, where they are used
@@ -243,9 +245,9 @@ class Detector(BaseEstimator):
 
     def scored_parts(self, batches: Iterable[PartBatch], cells: Sequence[Cells], bank: Bank) -> Iterator[Scored]:
         "Scores of images from the features of their parts."
-        reduce = "max" if self.reduction in OWN_SCORES else self.reduction
+        aggregation = "max" if self.image_aggregation in OWN_SCORES else self.image_aggregation
         return scored_images(
-            batches, cells.__getitem__, self.preparation_.transform, bank.score, reduce, self.object_threshold
+            batches, cells.__getitem__, self.preparation_.transform, bank.score, aggregation, self.object_threshold
         )
 
     def scored(
@@ -269,7 +271,7 @@ class Detector(BaseEstimator):
             )
         read = batches or part_batches(paths, self.network(), self.layout_, self.intensity_)
         for record in self.scored_parts(read, cells, self.bank_):
-            if self.reduction == "retrieval":
+            if self.image_aggregation == "retrieval":
                 record.score = float(self.bank_.image_score(record.cls[None])[0])
             yield record
 
@@ -306,7 +308,7 @@ class Detector(BaseEstimator):
             pairs = [(s.score, s.cls) for s in self.scored(paths)]
             return self._reranked(np.array([score for score, _ in pairs], np.float32), [cls for _, cls in pairs])
         f = self.features(X)
-        return self.reduced(f, self.score_patches(f))
+        return self.aggregated(f, self.score_patches(f))
 
     def decision_threshold(self) -> Threshold:
         "The threshold. Raises `NotFittedError`, or `DataError` where one training image gave none."

@@ -88,7 +88,7 @@ def image_panels(
         like = shrunk(normal[layout.of(normal.shape[:2]).window(place["normal_patch"])]).copy()
     return [small, heat, overlay(small, heat, value_range, strength), crop, like]
 
-# %% ../../nbs/06_scoring/11_figures.ipynb #e93ffecf
+# %% ../../nbs/06_scoring/11_figures.ipynb #84541e92
 def case_panels(
     result: Evaluation,
     i: int,  # which image
@@ -119,7 +119,7 @@ def plot_cases(
     )
     titles = ("image", "mask", "heatmap", "overlay", "hottest place", "nearest normal")
     with figure_style():
-        fig, axes = plt.subplots(len(rows), 6, figsize=(9.6, 1.75 * len(rows)), squeeze=False)
+        fig, axes = plt.subplots(len(rows), 6, figsize=(9.6, 1.7 * len(rows) + 0.1), squeeze=False)
         for axs, i in zip(axes, rows):
             for ax, panel, title in zip(axs, case_panels(result, int(i), (low, high)), titles):
                 limits = (low, high) if title == "heatmap" else (0, 1)

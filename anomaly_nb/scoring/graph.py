@@ -298,7 +298,7 @@ def check_export(
     reasons = {
         "the object's mask (object_threshold)": detector.object_threshold is not None,
         "re-ranking": bool(detector.parts().rerank if detector.rerank is None else detector.rerank),
-        "reduce='retrieval'": detector.reduction == "retrieval",
+        "aggregation='retrieval'": detector.image_aggregation == "retrieval",
         f"resize={spec.resize!r}": spec.resize != "square",
         "tiles and a region": not spec.whole,
         f"precision={spec.precision}": spec.precision != "float32",
@@ -346,7 +346,12 @@ def build_graph(
     import torch
 
     check_export(detector)
-    spec, (h, w), reduce, sigma = detector.network().spec, detector.patch_hw_, detector.reduction, detector.smoothing
+    spec, (h, w), aggregation, sigma = (
+        detector.network().spec,
+        detector.patch_hw_,
+        detector.image_aggregation,
+        detector.smoothing,
+    )
     network, prepare, scorer, rule = (
         network_of(detector.network()),
         prepared(detector.preparation_),
@@ -354,7 +359,7 @@ def build_graph(
         detector.intensity_,
     )
     mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (spec.mean, spec.std))
-    fraction = float(reduce.removeprefix("top").removesuffix("%")) / 100 if reduce.startswith("top") else 0.0
+    fraction = float(aggregation.removeprefix("top").removesuffix("%")) / 100 if aggregation.startswith("top") else 0.0
     count = max(1, int(fraction * h * w + 1e-9))
 
     class Graph(torch.nn.Module):
@@ -366,9 +371,9 @@ def build_graph(
             scores = scorer(prepare(network(x)))
             score = (
                 scores.amax(dim=1)
-                if reduce == "max"
+                if aggregation == "max"
                 else scores.mean(dim=1)
-                if reduce == "mean"
+                if aggregation == "mean"
                 else scores.topk(count, dim=1).values.mean(dim=1)
             )
             down, across = (map_weights(images.shape[i], cells, sigma) for i, cells in ((1, h), (2, w)))

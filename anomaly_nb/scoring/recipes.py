@@ -44,7 +44,7 @@ class Recipe:
     preparation: Preparation | None = None
     angles: tuple[float, ...] = (0.0,)  # of reference images, few-shot only
     object_threshold: float | None = None  # for `OBJECTS` only
-    reduce: str = "max"
+    aggregation: str = "max"
     rerank: tuple[int, ...] = ()
     sigma: float = 4.0  # pixels of smoothing of heatmaps
     needs: str = ""  # options that any backbone of it must have, for methods that compare with words
@@ -60,58 +60,58 @@ RECIPES = {
         0,
         KNNBank(1, "cosine"),
         "plain: the nearest normal patch by cosine, mean of the top 1 %",
-        reduce="top1%",
+        aggregation="top1%",
     ),
     "knn-euclidean": Recipe(
         "filters",
         0,
         KNNBank(1, "euclidean"),
         "plain: the nearest normal patch by distance, mean of the top 1 %",
-        reduce="top1%",
+        aggregation="top1%",
     ),
     "mahalanobis": Recipe(
         "filters",
         0,
         MahalanobisBank(),
         "plain: one Gaussian of all places (shrinkage 0.01), mean of the top 1 %",
-        reduce="top1%",
+        aggregation="top1%",
     ),
     "placed": Recipe(
         "filters",
         0,
         MahalanobisBank(per_position=True),
         "plain: a Gaussian at each place, all channels (shrinkage 0.01), mean of the top 1 %",
-        reduce="top1%",
+        aggregation="top1%",
     ),
     "subspace": Recipe(
         "filters",
         0,
         SubspaceBank(),
         "plain: squared distance to the subspace of 99 % variance, mean of the top 1 %",
-        reduce="top1%",
+        aggregation="top1%",
     ),
     "positional": Recipe(
         "filters",
         0,
         PositionalBank(),
         "plain: the nearest normal patch by cosine near the same place, mean of the top 1 %",
-        reduce="top1%",
+        aggregation="top1%",
     ),
     "retrieval": Recipe(
         "filters",
         0,
         RetrievalBank(50),
         "plain: the nearest patch among the 50 most similar normal images, mean of the top 1 %",
-        reduce="top1%",
+        aggregation="top1%",
     ),
     "composition": Recipe(
         "filters",
         0,
         CompositionBank(),
-        "ours, after ComAD (Liu et al. 2023) and CSAD (Hsieh and Lai 2024): numbers of 12 kinds of patches in the "
+        "ours, after ComAD (Liu et al. 2023) and CSAD (Hsieh and Lai 2024): numbers of 12 types of patches in the "
         "image and in 3 x 3 windows, shrunk Mahalanobis distance; "
         "for parts that are missing, too many or swapped, and no use for scratches",
-        "kinds are clusters of patches, shared softly, where the papers segment parts; no "
+        "types are clusters of patches, shared softly, where the papers segment parts; no "
         "second branch for local defects",
         preparation=Preparation(True),
     ),
@@ -143,7 +143,7 @@ RECIPES = {
         "images are squeezed to a square, where the code keeps their aspect",
         angles=ANGLES,
         object_threshold=10.0,
-        reduce="top1%",
+        aggregation="top1%",
     ),
     "subspacead": Recipe(
         "timm:vit_giant_patch14_reg4_dinov2.lvd142m?layers=(22,23,24,25,26,27,28)",
@@ -154,7 +154,7 @@ RECIPES = {
         "8 angles instead of 30 random turns; top 1 % of patches instead of pixels",
         preparation=Preparation(average=7),
         angles=ANGLES,
-        reduce="top1%",
+        aggregation="top1%",
     ),
     "rad": Recipe(
         "timm:vit_base_patch16_dinov3.lvd1689m?layers=(3,6,9,11)",
@@ -163,7 +163,7 @@ RECIPES = {
         "RAD (ICML 2026): DINOv3 ViT-B/16 at 448, blocks 3, 6, 9, 11, 150 images most similar by CLS, places within "
         "radius 1, mean of 1 - cos, sigma 1, top 1 %",
         "images are not cropped from 512; top 1 % of patches instead of pixels",
-        reduce="top1%",
+        aggregation="top1%",
         sigma=1.0,
     ),
     "musc": Recipe(
@@ -181,7 +181,7 @@ RECIPES = {
         "Cohen and Hoshen 2020: WideResNet-50-2, 50 nearest images by pooled features, "
         "nearest patch among theirs, sigma 4",
         "layers meet on the coarsest grid, not the finest",
-        reduce="retrieval",
+        aggregation="retrieval",
     ),
     "whitened": Recipe(
         "timm:wide_resnet50_2?layers=(2,3)&pool=3",
@@ -190,7 +190,7 @@ RECIPES = {
         "ours: channels standardised and decorrelated (shrinkage 0.1), then the nearest patch by cosine, mean of the "
         "top 5 %; may fall below chance on plain surfaces",
         preparation=Preparation(True, 0.1),
-        reduce="top5%",
+        aggregation="top5%",
     ),
     "whitened-euclidean": Recipe(
         "timm:wide_resnet50_2?layers=(2,3)&pool=3",
@@ -198,7 +198,7 @@ RECIPES = {
         KNNBank(1, "euclidean"),
         "ours: as whitened, but the nearest patch by distance",
         preparation=Preparation(True, 0.1),
-        reduce="top5%",
+        aggregation="top5%",
     ),
     "gauss_knn": Recipe(
         "timm:wide_resnet50_2?layers=(2,3)&pool=3",
@@ -225,7 +225,7 @@ RECIPES = {
         "whole image against prompts, "
         "harmonic means, association with the normal images there are",
         "the temperature is the model's own; prompts are those of a file that can be edited; maps are smoothed",
-        reduce="words",
+        aggregation="words",
         needs="windows=(2,3)&norm=True",
     ),
     "clip_text": Recipe(
@@ -236,7 +236,7 @@ RECIPES = {
         "most half of them, against prompts",
         "two sides of prompts instead of many classes, so nothing is taken off as common to all classes; with normal "
         "images, the mean with association as in WinCLIP+",
-        reduce="words",
+        aggregation="words",
         needs="dense=True",
     ),
 }
@@ -322,7 +322,7 @@ def recipe_parts(
             )
             for m in chosen.members
         ]
-        chosen.set_params(parts=tuple((m.preparation, m.bank, m.reduce) for m in members))
+        chosen.set_params(parts=tuple((m.preparation, m.bank, m.aggregation) for m in members))
     return replace(
         recipe,
         backbone=backbone or recipe.backbone,
@@ -335,8 +335,8 @@ def recipe_parts(
 def few_shot(
     index: pd.DataFrame,  # of one category
     shots: int,  # training images to keep
-    seed: int = 0,  # which
-    # "order": the seed-th group of so many, by their names (as AnomalyDINO); "random": drawn by the seed (as PatchCore,
+    random_state: int = 0,  # which
+    # "order": the group of so many with this number, by their names (as AnomalyDINO); "random": drawn (as PatchCore,
     # WinCLIP), more shots hold the fewer
     sample: str = "order",
 ) -> pd.DataFrame:
@@ -346,11 +346,11 @@ def few_shot(
     if sample not in ("order", "random"):
         raise DataError(f"sample={sample!r}; use 'order' or 'random'")
     if sample == "random":
-        train = train.iloc[np.random.default_rng(seed).permutation(n_train)[:shots]].sort_values("image_path")
+        train = train.iloc[np.random.default_rng(random_state).permutation(n_train)[:shots]].sort_values("image_path")
     else:
-        train = train.iloc[seed * shots : (seed + 1) * shots]
+        train = train.iloc[random_state * shots : (random_state + 1) * shots]
     if shots < 0 or len(train) < shots:
-        raise DataError(f"shots={shots}, seed={seed}: the index has {number_of(n_train, 'training image')}")
+        raise DataError(f"shots={shots}, random_state={random_state}: the index has {number_of(n_train, 'training image')}")
     subset = pd.concat([train, index[index["split"] != "train"]], ignore_index=True)
     subset.attrs = dict(index.attrs)
     return subset

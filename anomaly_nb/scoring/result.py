@@ -145,7 +145,7 @@ class Evaluation:
         return Lazy(len(self), lambda i: read_masks(self.meta.iloc[[i]], [self.sizes[i]])[0])
 
     def image_metrics(self) -> dict[str, float]:
-        "Ranking and decision metrics of the images with known labels; empty without both kinds."
+        "Ranking and decision metrics of the images with known labels; empty without both classes."
         label_mask = self.labels >= 0
         return image_metrics(self.labels[label_mask], self.scores[label_mask], self.threshold) if self.both else {}
 

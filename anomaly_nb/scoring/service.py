@@ -182,12 +182,12 @@ class Served:
     def predict(
         self,
         body: bytes,  # of the request
-        kind: str,  # Content-Type
+        content_type: str,  # Content-Type
         file: str | None,  # its name
         folder: Path,  # for what is being read
     ) -> Answer:
         "The decision on one image. Raises `BadImage`."
-        image, named = image_of(body, kind)
+        image, named = image_of(body, content_type)
         file = file or named or hashlib.sha256(image).hexdigest()
         path = folder / secrets.token_hex(16)
         try:
@@ -243,14 +243,14 @@ class Served:
 # %% ../../nbs/06_scoring/19_service.ipynb #985b4e10
 def image_of(
     body: bytes,
-    kind: str,  # Content-Type
+    content_type: str,  # Content-Type
 ) -> tuple[bytes, str]:  # the image, and the name a form gave it
     """The image in a request: the body, or the first file of a form.
 
     Raises `BadImage` for an empty one, or a form without a file.
     """
-    if kind.lower().startswith("multipart/"):
-        boundary = re.search(r'boundary="?([^";,]{1,70})', kind, re.IGNORECASE)
+    if content_type.lower().startswith("multipart/"):
+        boundary = re.search(r'boundary="?([^";,]{1,70})', content_type, re.IGNORECASE)
         parts = (b"\r\n" + body).split(b"\r\n--" + boundary[1].strip().encode("latin-1"))[1:-1] if boundary else []
         for head, _, content in (p.partition(b"\r\n\r\n") for p in parts):
             name = re.search(rb'filename="([^"\r\n]*)"', head)
@@ -313,7 +313,7 @@ def create_detector_app(
     fastapi = require("fastapi", "serve")
     keys = needed_keys({"default": api_key_sha256} if api_key_sha256 else {}, config, "anomaly-nb serve")
     guard = Guard(Doorkeeper(keys, failures), seconds=seconds, places=places, per_minute=per_minute)
-    app, kinds = guarded_app(guard, "anomaly_nb detectors", public_schema=public_schema, largest_file=largest)
+    app, route_types = guarded_app(guard, "anomaly_nb detectors", public_schema=public_schema, largest_file=largest)
     add_errors(app)
     app.state.folder = tempfile.TemporaryDirectory(prefix="anomaly-nb-")
     route_arguments = described(400, 401, 404, 405, 408, 413, 422, 429, 503)
@@ -325,7 +325,7 @@ def create_detector_app(
         "multipart/form-data": {"schema": form},
     }
 
-    @kinds["files"](
+    @route_types["files"](
         "POST",
         "/v1/detectors/{name}/predict",
         openapi_extra={"requestBody": {"required": True, "content": content}},
@@ -353,11 +353,11 @@ def create_detector_app(
         except BadImage as e:
             raise fastapi.HTTPException(e.status, " ".join(str(e).split())) from None
 
-    @kinds["keyed"]("GET", "/v1/detectors", **route_arguments)
+    @route_types["keyed"]("GET", "/v1/detectors", **route_arguments)
     def cards() -> Cards:
         return Cards(count=len(detectors), detectors=[d.card() for d in detectors.values()])
 
-    @kinds["open"]("GET", "/health", **described(400, 405, 408, 413, 422, keyed=False))
+    @route_types["open"]("GET", "/health", **described(400, 405, 408, 413, 422, keyed=False))
     def health() -> Alive:
         return Alive(detectors=len(detectors))
 

@@ -157,12 +157,12 @@ def training_cells(
     )
 
 
-def _within_quota(count: np.ndarray, quota: int, seed: tuple[int, int]) -> np.ndarray:
+def _within_quota(count: np.ndarray, quota: int, random_state: tuple[int, int]) -> np.ndarray:
     "Which cells of an image are kept."
     if count.sum() <= quota:
         return count
     out = np.zeros_like(count)
-    out[np.random.default_rng(seed).choice(np.flatnonzero(count), quota, replace=False)] = True
+    out[np.random.default_rng(random_state).choice(np.flatnonzero(count), quota, replace=False)] = True
     return out
 
 # %% ../../nbs/06_scoring/15_stream.ipynb #61c43e27
@@ -182,7 +182,7 @@ def scored_images(
     cells: Callable[[int], Cells],  # of an image
     transform: Callable[[np.ndarray], np.ndarray],  # of patches (b, P, D), as the bank gets them
     score: Callable[[np.ndarray, np.ndarray], np.ndarray],  # (b, P, D), (b, Dc) -> (b, P), a bank's
-    reduce: str,  # of `image_scores`
+    aggregation: str,  # of `image_scores`
     object_threshold: float | None = None,  # of `foreground`
 ) -> Iterator[Scored]:
     "Scores of images, each when its last part is done."
@@ -207,7 +207,9 @@ def scored_images(
                 hot, best = part.start + int(inside.argmax()), x[j, int(inside.argmax())].copy()
         if batch.first + len(scores) == len(grid.boxes):
             values = grid.filled(values)
-            yield Scored(values, grid.reduce(values, reduce), hot, best, (vectors / len(grid.boxes)).astype(np.float32))
+            yield Scored(
+                values, grid.aggregate(values, aggregation), hot, best, (vectors / len(grid.boxes)).astype(np.float32)
+            )
 
 # %% ../../nbs/06_scoring/15_stream.ipynb #4e8302ce
 class DiskRows(Sequence):

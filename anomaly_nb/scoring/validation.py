@@ -15,7 +15,7 @@ from PIL import Image
 from ..core.errors import DataError, number_of
 from ..core.files import atomic_write
 from ..data.images import read_image, resize_image
-from ..data.synthetic import KINDS, synthetic_anomaly
+from ..data.synthetic import ANOMALY_TYPES, synthetic_anomaly
 from ..features.extract import index_intensity
 from ..metrics.uncertainty import interval_of
 
@@ -55,7 +55,7 @@ def artificial_validation(
     most: int = MOST,  # copies with an anomaly
     side: int = 0,  # pixels to which larger images are shrunk first, by their longer side; 0 = as they are
     groups: np.ndarray | None = None,  # of the index's rows, see `image_groups`; None = each image on its own
-) -> pd.DataFrame:  # an index; copies have label 1, their kind as defect, a strength and the row they were made of
+) -> pd.DataFrame:  # an index; copies have label 1, their type as defect, a strength and the row they were made of
     """Set normal training images apart, and put synthetic anomalies into copies of them.
 
     Raises `DataError` if either part would be empty.
@@ -82,19 +82,21 @@ def artificial_validation(
         np.where(apart[plain.index], plain.index, -1),
     )
     rows, failed = [plain], []
-    each = int(np.clip(most // (len(KINDS) * len(pixels)), 1, len(STRENGTHS)))
+    each = int(np.clip(most // (len(ANOMALY_TYPES) * len(pixels)), 1, len(STRENGTHS)))
     for turn, (i, image) in enumerate(pixels.items()):
-        for number, kind in enumerate(KINDS):
+        for number, anomaly_type in enumerate(ANOMALY_TYPES):
             for step in range(each):
                 strength = STRENGTHS[(turn + number + step) % len(STRENGTHS)]
                 try:
-                    copy, _ = synthetic_anomaly(image, kind, strength, int(rng.integers(2**31)))
+                    copy, _ = synthetic_anomaly(image, anomaly_type, strength, int(rng.integers(2**31)))
                 except DataError:
-                    failed.append(kind)
+                    failed.append(anomaly_type)
                     continue
-                path = _written(copy, folder, f"{i:05d}_{Path(train['image_path'][i]).stem}_{kind}_{strength}")
+                path = _written(copy, folder, f"{i:05d}_{Path(train['image_path'][i]).stem}_{anomaly_type}_{strength}")
                 rows.append(
-                    plain.loc[[i]].assign(label=1, defect=kind, image_path=path, mask_path="", strength=strength)
+                    plain.loc[[i]].assign(
+                        label=1, defect=anomaly_type, image_path=path, mask_path="", strength=strength
+                    )
                 )
     samples = pd.concat(rows, ignore_index=True)
     if len(rows) == 1:
@@ -154,7 +156,7 @@ def synthetic_auroc(
     order = normal_rows[np.argsort(source[normal_rows])]
     originals = np.searchsorted(source[order], source[label == 1])
     test = pd.factorize(meta["defect"].astype(str) + meta["strength"].astype(str))[0][label == 1]
-    tests = (test[:, None] == np.unique(test)).astype(np.float32)  # (m, kinds and strengths)
+    tests = (test[:, None] == np.unique(test)).astype(np.float32)  # (m, types and strengths)
     total = len(next(iter(held_out.values()))) if held_out else 0
     more = np.unique(np.linspace(0, total - 1, min(total, 100)).astype(int))
     rng, n = np.random.default_rng(random_state), len(order) + len(more)

@@ -7,7 +7,7 @@ __all__ = ['AUGMENTATIONS', 'SCALE_RANGES', 'OFFSETS', 'RATIOS', 'HEAT_VARIANTS'
            'ablation_summary', 'threshold_sensitivity', 'quantile_sensitivity', 'promise_study', 'subsampling_study',
            'heat_study', 'ablation_plot', 'sensitivity_plot']
 
-# %% ../../nbs/07_segmentation/13_ablation.ipynb #4da930c7
+# %% ../../nbs/07_segmentation/13_ablation.ipynb #6ec167cb
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..calibration.thresholds import counted_threshold
-from ..core.display import said
+from ..core.display import direction, said
 from ..core.errors import DataError
 from ..core.runtime import progress
 from ..core.style import ANOMALOUS, figure_style
@@ -351,7 +351,7 @@ def heat_study(
     result.metadata["fractions"] = {n: float(np.mean([s[n] for s in fractions])) for n in fractions[0]}
     return result
 
-# %% ../../nbs/07_segmentation/13_ablation.ipynb #22a51064
+# %% ../../nbs/07_segmentation/13_ablation.ipynb #ac0a0c15
 def ablation_plot(
     summary: pd.DataFrame,  # of `ablation_summary`
 ) -> Figure:
@@ -362,15 +362,15 @@ def ablation_plot(
         rows = summary[summary["method"] == summary["method"].iloc[0]]
         fig, ax = plt.subplots(figsize=(6, 0.8 + 0.32 * len(rows)))
         first, spread = rows.iloc[0], rows["sd"].fillna(0)
-        ax.axvspan(100 * (first["mean"] - spread.iloc[0]), 100 * (first["mean"] + spread.iloc[0]), color="#dddddd")
-        ax.errorbar(100 * rows["mean"], range(len(rows)), xerr=100 * spread, fmt="o", capsize=3)
+        ax.axvspan(first["mean"] - spread.iloc[0], first["mean"] + spread.iloc[0], color="#dddddd")
+        ax.errorbar(rows["mean"], range(len(rows)), xerr=spread, fmt="o", capsize=3)
         ax.set(
             yticks=range(len(rows)),
             yticklabels=rows["config"],
-            xlabel=f"{said(rows['metric'].iloc[0])}, %, higher is better",
-            title=f"{int(first['runs'])} seeds each, mean and sd",
+            xlabel=", ".join(w for m in [rows["metric"].iloc[0]] for w in (said(m), direction(m)) if w),
+            title=f"Mean and standard deviation of {int(first['runs'])} seeds",
+            ylim=(len(rows) - 0.5, -0.5),
         )
-        ax.invert_yaxis()
     return fig
 
 
@@ -385,13 +385,15 @@ def sensitivity_plot(
     with figure_style():
         fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.8))
         for ax, frame, title in (
-            (axes[0], percentages, "threshold moved by a percentage"),
-            (axes[1], quantiles, "promised FPR x 8 ... / 8"),
+            (axes[0], percentages, "Threshold moved in percent"),
+            (axes[1], quantiles, "Promised FPR moved"),
         ):
             ax.plot(OFFSETS, frame["f1"], marker="o", label="F1")
             ax.plot(OFFSETS, frame["recall"], color=ANOMALOUS, label="recall")
-            ax.set(title=title, xlabel="offset", ylim=(0, 1))
+            ax.set(title=title, ylabel="F1, recall", ylim=(-0.02, 1.02))
+        axes[0].set(xlabel="offset of the threshold", xticks=(-1, 0, 1), xticklabels=("-100 %", "0", "+100 %"))
+        axes[1].set(xlabel="promised false-positive rate", xticks=(-1, 0, 1), xticklabels=("8 x", "1 x", "1/8 x"))
         axes[0].legend()
         axes[2].errorbar(subsamples["ratio"], subsamples["ap_mean"], yerr=subsamples["ap_sd"], marker="o", capsize=3)
-        axes[2].set(title="AP of a subsample, sd of 5 repetitions", xlabel="fraction of pixels", xscale="log")
+        axes[2].set(title="Subsamples", xlabel="fraction of the pixels", ylabel="average precision", xscale="log")
     return fig

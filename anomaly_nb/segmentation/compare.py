@@ -130,7 +130,7 @@ def write_comparison(
         write_json(folder / f"{name}.json", rows),
     ]
 
-# %% ../../nbs/07_segmentation/11_compare.ipynb #48d602a8
+# %% ../../nbs/07_segmentation/11_compare.ipynb #78ba0346
 def comparison_plot(
     table: pd.DataFrame,  # of `comparison_table` or `results_table`
     protocol: str = "pooled",  # "pooled" or "per image"
@@ -146,9 +146,9 @@ def comparison_plot(
         for ax, (column, title) in zip(
             axes,
             {
-                "auroc": "AUROC, higher is better",
-                "ap": "AP, higher is better",
-                "fpr95": "FPR95, lower is better",
+                "auroc": "AUROC (higher is better)",
+                "ap": "AP (higher is better)",
+                "fpr95": "FPR95 (lower is better)",
             }.items(),
         ):
             for j, model in enumerate(models):
@@ -156,11 +156,11 @@ def comparison_plot(
                 y = np.array([methods.index(m) for m in mine["method"]]) + (j - (len(models) - 1) / 2) * 0.6 / len(
                     models
                 )
-                x, colour = 100 * mine[column].to_numpy(), PALETTE[j % len(PALETTE)]
+                x, colour = mine[column].to_numpy(), PALETTE[j % len(PALETTE)]
                 if f"{column}_low" in mine and mine[f"{column}_low"].notna().all():
-                    ax.hlines(y, 100 * mine[f"{column}_low"], 100 * mine[f"{column}_high"], color=colour, lw=1.2)
+                    ax.hlines(y, mine[f"{column}_low"], mine[f"{column}_high"], color=colour, lw=1.2)
                 ax.plot(x, y, "o", ms=4, color=colour, label=model)
-            ax.set(title=title, yticks=range(len(methods)), yticklabels=methods, xlabel="%")
+            ax.set(title=title, yticks=range(len(methods)), yticklabels=methods)
         axes[0].set_ylim(len(methods) - 0.5, -0.5)  # the first on top
         if len(models) > 1:
             axes[2].legend(fontsize=8)

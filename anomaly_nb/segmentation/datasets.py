@@ -240,11 +240,11 @@ def pair_by_key(
     where: str | Path,  # named in the error
 ) -> list[ScenePaths]:  # sorted by key
     "Join images and labels by key. Raises `MissingFileError` naming the first image or label without a partner."
-    for have, lack, kind in ((images, labels, "label image"), (labels, images, "image")):
+    for have, lack, file_type in ((images, labels, "label image"), (labels, images, "image")):
         alone = sorted(set(have) - set(lack))
         if alone:
             raise MissingFileError(
-                f"{have[alone[0]]}: no {kind} of that name in {where} ({len(alone)} such "
+                f"{have[alone[0]]}: no {file_type} of that name in {where} ({len(alone)} such "
                 "files); add it or move the file away"
             )
     return [ScenePaths(k, images[k], labels[k]) for k in sorted(images, key=natural_key)]

@@ -187,10 +187,10 @@ def _from_transformers(folder: Path) -> OwnNetwork:
         raise DataError(
             f"{folder}: OneFormer takes a task beside the image; wrap it in a function and give --model module:function"
         )
-    kind = (
+    network_class = (
         transformers.AutoModelForUniversalSegmentation if universal else transformers.AutoModelForSemanticSegmentation
     )
-    network = kind.from_pretrained(str(folder), local_files_only=True).eval()
+    network = network_class.from_pretrained(str(folder), local_files_only=True).eval()
     prepared = read_json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
     mean, std = (prepared.get(k, v) for k, v in zip(("image_mean", "image_std"), IMAGENET))
     mean, std = (mean, std) if prepared.get("do_normalize", True) else ((0.0,) * 3, (1.0,) * 3)

@@ -60,7 +60,7 @@ def error_map(
     "Where the prediction is right, wrong, or cannot be judged."
     return np.where(labels == VOID, 2, (labels != prediction).astype(np.uint8)).astype(np.uint8)
 
-# %% ../../nbs/07_segmentation/12_panels.ipynb #544bb038
+# %% ../../nbs/07_segmentation/12_panels.ipynb #c5e618bc
 def scene_panels(
     scenes: list[Scene],
     model: SceneNetwork,
@@ -79,15 +79,19 @@ def scene_panels(
         if rows[0][t][1] == "score"
     }
     height, width = scenes[0].labels.shape
+    columns = min(4, len(titles))  # more would be too small to see anything in
+    lines = -(-len(titles) // columns)
     with figure_style():
         fig, axes = plt.subplots(
-            len(scenes),
-            len(titles),
-            figsize=(1.75 * len(titles), 0.25 + 1.75 * height / width * len(scenes)),
+            len(scenes) * lines,
+            columns,
+            figsize=(2.4 * columns, (0.25 + 2.4 * height / width) * len(scenes) * lines),
             squeeze=False,
         )
-        for line, scene, row in zip(axes, scenes, rows):
-            for ax, (title, (image, panel_type)) in zip(line, row.items()):
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for place, scene, row in zip(axes.reshape(len(scenes), -1), scenes, rows):
+            for ax, (title, (image, panel_type)) in zip(place, row.items()):
                 if panel_type == "score":
                     ax.imshow(image, vmin=limits[title][0], vmax=limits[title][1])
                 elif panel_type == "confidence":
@@ -98,9 +102,7 @@ def scene_panels(
                     ax.imshow(image)
                 if (scene.anomaly == 1).any():
                     ax.contour(scene.anomaly == 1, levels=[0.5], colors=[ANOMALOUS], linewidths=0.8)
-                ax.set_axis_off()
-                if line is axes[0]:
-                    ax.set_title(title, fontsize=8)
+                ax.set_title(title, fontsize=9)
     return fig
 
 

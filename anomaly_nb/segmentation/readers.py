@@ -142,14 +142,19 @@ CITYSCAPES = {
 }
 
 
-def _published_pairs(root: Path, split: str, kinds: Sequence[str]) -> list[ScenePaths]:
-    "Pairs of leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine or gtCoarse/<split>/<city>/*_<kind>_labelIds.png."
+def _published_pairs(root: Path, split: str, label_types: Sequence[str]) -> list[ScenePaths]:
+    """Pairs of leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine or gtCoarse/<split>/<city>/*_<label
+    type>_labelIds.png.
+    """
     images = {k: p for k, p in images_by_key(root / "leftImg8bit" / split, "_leftImg8bit").items()}
-    for kind in kinds:
-        if (root / kind / split).is_dir():
-            return pair_by_key(images, images_by_key(root / kind / split, f"_{kind}_labelIds"), root / kind / split)
+    for label_type in label_types:
+        if (root / label_type / split).is_dir():
+            return pair_by_key(
+                images, images_by_key(root / label_type / split, f"_{label_type}_labelIds"), root / label_type / split
+            )
     raise MissingFileError(
-        f"{root}: none of {', '.join(f'{k}/{split}' for k in kinds)} is there; unpack the labels beside leftImg8bit"
+        f"{root}: none of {', '.join(f'{k}/{split}' for k in label_types)} is there; "
+        "unpack the labels beside leftImg8bit"
     )
 
 
@@ -210,8 +215,8 @@ def fishyscapes(
             np.uint8
         )
 
-    kind = "static" if list(root.glob("*_rgb.npz")) else "lost_and_found"
-    return StreetDataset(f"fishyscapes_{kind}", "val", BINARY, scenes, read_image=read)
+    subset = "static" if list(root.glob("*_rgb.npz")) else "lost_and_found"
+    return StreetDataset(f"fishyscapes_{subset}", "val", BINARY, scenes, read_image=read)
 
 # %% ../../nbs/07_segmentation/04_readers.ipynb #096aa1d8
 def folder(
@@ -261,7 +266,7 @@ def open_streets(
     # raw ids of the anomaly in the place of the reader's own, such as 2 in RoadAnomaly bundles
     anomaly_ids: Sequence[int] = (),
     ignore_ids: Sequence[int] = (),  # raw ids that do not count, in the place of the reader's own
-    **options,  # of the reader: void (streethazards), images (fishyscapes), count and seed (samples)
+    **options,  # of the reader: void (streethazards), images (fishyscapes), count and random_state (samples)
 ) -> StreetDataset:
     "Open a street data set by name. Raises `DataError` for a name that is not known, else what the reader raises."
     with_split: dict[str, Callable[..., StreetDataset]] = {
@@ -276,7 +281,7 @@ def open_streets(
         "road_anomaly": road_anomaly,
         "fishyscapes": fishyscapes,
     }
-    taken = {"samples": ("count", "seed"), "streethazards": ("void",), "fishyscapes": ("images",)}
+    taken = {"samples": ("count", "random_state"), "streethazards": ("void",), "fishyscapes": ("images",)}
     for option in options:
         if option not in taken.get(name, ()):
             having = " and ".join(n for n, takes in taken.items() if option in takes) or "no data set"

@@ -54,7 +54,7 @@ def _table(counts: np.ndarray) -> ThresholdTable:
 def per_image_figures(
     histogram: ScoreHistogram,  # with counts per image
 ) -> pd.DataFrame:  # image, anomalous, normal, auroc, ap, fpr95, f1_oracle
-    "The metrics of every image by itself; nan where it holds one kind of pixel only."
+    "The metrics of every image by itself; nan where it holds one class of pixels only."
     rows = []
     for image, (_, counts) in sorted(histogram.images.items()):
         rows.append(

@@ -90,7 +90,7 @@ def fate_image(
         shown[where] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return shown.astype(np.uint8)
 
-# %% ../../nbs/07_segmentation/14_view.ipynb #d457f081
+# %% ../../nbs/07_segmentation/14_view.ipynb #4f14b3d9
 class StreetView(View):
     "Test scenes with score, threshold and the fate of every pixel."
 
@@ -190,16 +190,16 @@ class StreetView(View):
         shown = {
             "image": scene.image,
             "prediction": prediction,
-            "heat": overlay(scene.image, heat, (low, max(high, low + 1e-6)), state["strength"]),
+            "score over the image": overlay(scene.image, heat, (low, max(high, low + 1e-6)), state["strength"]),
         }
-        fates = "true positives green, false negatives orange, false positives blue"
+        fates = "green: true, orange: false negative, blue: false positive"
         shown[fates] = fate_image(scene.image, scene.anomaly, heat, limit)
         with figure_style():
             fig = Figure(figsize=(8.4, 7.4))
             parts: Any = fig.subfigures(2, 1, height_ratios=[3, 1])
             for ax, (title, image) in zip(parts[0].subplots(2, 2).flat, shown.items()):
                 ax.imshow(image)
-                if (scene.anomaly == 1).any() and title in ("image", "heat"):
+                if (scene.anomaly == 1).any() and title in ("image", "score over the image"):
                     ax.contour(scene.anomaly == 1, levels=[0.5], colors=[ANOMALOUS], linewidths=0.9)
                 ax.set_title(title, fontsize=9)
                 ax.axis("off")
@@ -236,5 +236,5 @@ class StreetView(View):
         ):
             ax.hist(np.clip(values, edges[0], edges[-1]), edges, density=True, color=colour, alpha=0.55, label=name)
         ax.axvline(limit, color=THRESHOLD, lw=1.2, ls="--")
-        ax.set(xlabel=f"{self.scorer.labels[method]}, all test pixels", yticks=[])
+        ax.set(xlabel=f"{self.scorer.labels[method]}, all test pixels", ylabel="density")
         ax.legend(fontsize=8)

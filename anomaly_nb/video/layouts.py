@@ -342,7 +342,7 @@ def read_video(path: Path) -> Video:
         what = (
             "is an image in no video's folder"
             if is_image(path)
-            else f"is no film of a known kind ({', '.join(sorted(FILMS))})"
+            else f"is no film of a known type ({', '.join(sorted(FILMS))})"
         )
         raise DataError(f"{path}: {what}")
     film = probe_film(path)

@@ -54,7 +54,7 @@ class VideoPlan:
     features: Path | None = None  # training/, testing/ and bank/ below it; None: in the cache, where `located` finds it
     root: Path | None = None  # frames and ground truth; None: features are all there is
     extraction: Extraction = field(default_factory=Extraction)
-    ground_truth: str | None = None  # kind, where the data set has several
+    ground_truth: str | None = None  # its type, where the data set has several
     events: str | None = None  # "columns" or "rows", where its tables of events can be read both ways
     k: int = 2
     metric: str = "sqeuclidean"

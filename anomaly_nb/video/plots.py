@@ -18,7 +18,7 @@ from ..core.order import natural_key
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
 from .layouts import Video
 
-# %% ../../nbs/08_video/10_plots.ipynb #c1d57a30
+# %% ../../nbs/08_video/10_plots.ipynb #04495fb9
 @figure_style()
 def timelines(
     frames: pd.DataFrame,  # video, frame, and the column to draw
@@ -31,7 +31,7 @@ def timelines(
     names = sorted(frames["video"].unique(), key=natural_key)
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 1.5 * rows + 0.3), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 1.5 * rows + 0.6), sharey=True, squeeze=False)
     for ax in axes.flat[len(names) :]:
         ax.remove()
     for ax, name in zip(axes.flat, names):
@@ -53,9 +53,11 @@ def timelines(
             ax.axhline(threshold, color=THRESHOLD, lw=0.8, ls="--")
         ax.set_title(f"video {name}", fontsize=9)
         ax.margins(x=0)
+    fig.supxlabel("frame", fontsize=9)
+    fig.supylabel(f"{column} score", fontsize=9)
     return fig
 
-# %% ../../nbs/08_video/10_plots.ipynb #2404efb6
+# %% ../../nbs/08_video/10_plots.ipynb #58f772ff
 @figure_style()
 def score_distributions(
     scores: Mapping[str, np.ndarray],  # modality -> raw scores of the normal training objects
@@ -79,7 +81,7 @@ def score_distributions(
                 histtype="step",
                 color=ANOMALOUS,
                 lw=1.5,
-                label="new (last bin: and above)",
+                label="test, scaled to as many (last bin: and above)",
             )
         for bound in (low, high):
             ax.axvline(bound, color=THRESHOLD, ls="--", lw=1)
@@ -190,7 +192,7 @@ def frame_in_time(
     fig.suptitle(title, fontsize=10, x=0.01, ha="left")
     return fig
 
-# %% ../../nbs/08_video/10_plots.ipynb #84c9e23d
+# %% ../../nbs/08_video/10_plots.ipynb #61c45a84
 @figure_style()
 def filmstrips(
     events: pd.DataFrame,  # of `find_events`
@@ -203,7 +205,8 @@ def filmstrips(
     by_name, top = {v.name: v for v in videos}, events.sort_values("peak", ascending=False, kind="stable").head(count)
     if not len(top):
         return None
-    fig = Figure(figsize=(10, 1.75 * len(top) + 0.2), layout="constrained")
+    height, width = by_name[str(top["video"].iloc[0])].image(str(top["first"].iloc[0])).shape[:2]
+    fig = Figure(figsize=(10, (9.6 / frames * height / width + 0.3) * len(top)), layout="constrained")
     for axes, event in zip(fig.subplots(len(top), frames, squeeze=False), top.to_dict("records")):
         video = by_name[str(event["video"])]
         a, b, peak = (video.frames.index(str(event[k])) for k in ("first", "last", "peak_frame"))
@@ -215,11 +218,11 @@ def filmstrips(
             for box in here.to_dict("records"):
                 ax.add_patch(_box(box, ANOMALOUS, 1.5))
             ax.set_title(
-                "peak" if at == peak else f"frame {video.frames[at]}",
-                fontsize=7,
-                color=ANOMALOUS if at == peak else "black",
+                f"frame {video.frames[at]}" + (", peak" if at == peak else ""),
+                fontsize=9,
+                fontweight="bold" if at == peak else "normal",
             )
-        axes[0].set_ylabel(f"{video.name}, {event['start']:.1f} s", fontsize=8)
+        axes[0].set_ylabel(f"video {video.name}\nfrom {event['start']:.1f} s", fontsize=9)
         for ax in axes:
             ax.set(xticks=[], yticks=[])
             ax.grid(False)

@@ -51,7 +51,7 @@ def plan_of_report(
         )
     )
 
-# %% ../../nbs/08_video/12_view.ipynb #c49e17d1
+# %% ../../nbs/08_video/12_view.ipynb #c486f916
 class VideoView(View):
     "Frames of test videos with their objects, timeline, and figures over all videos. Raises as `VideoScorer` does."
 
@@ -113,7 +113,10 @@ class VideoView(View):
             ("false positives, frames", f"{(called & ~ground_truth).sum()} of {(~ground_truth).sum()}"),
         ]
         auc = frame_auc(self.labels, {str(v): part[column].to_numpy() for v, part in frames.groupby("video")})
-        rows += [("frame AUROC, micro", f"{auc['micro']:.4f}"), ("frame AUROC, macro", f"{auc['macro']:.4f}")]
+        rows += [
+            ("frame AUROC, all frames together (micro)", f"{auc['micro']:.4f}"),
+            ("frame AUROC, mean over videos (macro)", f"{auc['macro']:.4f}"),
+        ]
         return pd.DataFrame(rows, columns=["figure", "value"])
 
     def follow(self, state: State, changed: str) -> dict[str, Control]:

@@ -80,7 +80,8 @@ function number(value, fractional = true, decimals = 4) {
   if (!isNumber(value)) return plain(value);
   if (!fractional) return value.toLocaleString("en");
   const size = Math.abs(value);
-  return size >= 1e4 || (size > 0 && size < 10 ** -decimals) ? value.toExponential(2) : value.toFixed(decimals);
+  if (size >= 1e4 || (size > 0 && size < 1e-6)) return value.toExponential(2);
+  return size > 0 && size < 0.01 && decimals > 1 ? value.toFixed(1 - Math.floor(Math.log10(size)) + 1) : value.toFixed(decimals); // three digits that tell something
 }
 
 const asText = (name, value) => number(value, metricNames.get(name)?.fractional);
