@@ -88,7 +88,8 @@ class JsonCaptions:
         without = [k for k in frames.keys if k not in captions]
         if without:
             raise DataError(
-                f"{self.path}: no caption for {len(without)} of {number_of(len(frames), 'frame')}, the first is {without[0]!r}; "
+                f"{self.path}: no caption for {len(without)} of "
+                f"{number_of(len(frames), 'frame')}, the first is {without[0]!r}; "
                 "caption them or use --lambda_atoms 0"
             )
         return {k: captions[k] for k in frames.keys}
@@ -200,7 +201,9 @@ def captions_from_text(
         keys = [k for k in frames.keys if k.rsplit("/", 1)[0] == video]
         lines = read_text(path).splitlines()
         if len(lines) != len(keys):
-            raise DataError(f"{path}: {number_of(len(lines), 'line')} for {number_of(len(keys), 'frame')} of video {video!r}")
+            raise DataError(
+                f"{path}: {number_of(len(lines), 'line')} for {number_of(len(keys), 'frame')} of video {video!r}"
+            )
         out |= {k: Caption(tuple(atoms_in_text(line, ontology))) for k, line in zip(keys, lines)}
     return out
 

@@ -139,7 +139,8 @@ class FrameLabels:
             )
         if extra:
             raise DataError(
-                f"{number_of(len(extra), 'label')} without a frame, the first is {extra[0]!r}; add the frames or remove the rows"
+                f"{number_of(len(extra), 'label')} without a frame, the first is {extra[0]!r}; "
+                "add the frames or remove the rows"
             )
         return np.array([self.label[k] for k in frames.keys], dtype=np.int64)
 

@@ -284,7 +284,9 @@ def read_events(
     table = table.set_index("video_id")
     without = [v for v in videos if v not in table.index]
     if without:
-        raise DataError(f"{events_csv}: no row for {number_of(len(without), 'video')}, the first is {without[0]!r}; add it")
+        raise DataError(
+            f"{events_csv}: no row for {number_of(len(without), 'video')}, the first is {without[0]!r}; add it"
+        )
     return table.loc[list(videos), list(events)].to_numpy(np.int64)
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #ee059aa1

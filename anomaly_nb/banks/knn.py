@@ -81,7 +81,9 @@ class KNNBank(Bank):
         flat = x.reshape(-1, x.shape[2])
         rows = coreset_rows(flat, self.metric, self.coreset, self.random_state)
         if self.k < 1 or self.k > len(rows):
-            raise DataError(f"k={self.k}, but the bank holds {number_of(len(rows), 'patch')}; add normal images or lower k")
+            raise DataError(
+                f"k={self.k}, but the bank holds {number_of(len(rows), 'patch')}; add normal images or lower k"
+            )
         self.bank_ = searched(flat if len(rows) == len(flat) else flat[rows], self.metric)
         self.rows_, self.patch_hw_ = rows, (int(patch_hw[0]), int(patch_hw[1]))
         return self

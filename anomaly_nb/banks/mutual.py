@@ -65,7 +65,8 @@ def mutual_scores(
     n, p, d = x.shape
     if n < 2 or not 0 < fraction <= 1 or parts < 1 or d % parts:
         raise DataError(
-            f"{number_of(n, 'image')}, fraction={fraction}, parts={parts}; use at least 2 images, a fraction in (0, 1] and "
+            f"{number_of(n, 'image')}, fraction={fraction}, parts={parts}; use at least 2 "
+            "images, a fraction in (0, 1] and "
             f"parts that divide {d} dimensions"
         )
     count = max(1, int(fraction * (n - 1) + 1e-9))

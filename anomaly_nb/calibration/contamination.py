@@ -82,7 +82,9 @@ def contamination(
     above = sample.n - _below(sample, threshold)
     if not excess_above(above, sample.n, promised):
         return None
-    message = f"{above} of {number_of(sample.n, 'score')} ({above / sample.n:.1%}) at or above the reference's threshold"
+    message = (
+        f"{above} of {number_of(sample.n, 'score')} ({above / sample.n:.1%}) at or above the reference's threshold"
+    )
     return f"{message}, which promises at most {promised:.1%}: drift, or defects among them"
 
 

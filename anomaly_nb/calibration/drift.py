@@ -114,7 +114,10 @@ def _prepared(
     if at[4] <= at[0] or at[3] <= at[1]:
         return sample, f"the {name} scores are constant, or half of them are equal"
     if isinstance(sample, Sample) and sample.groups is not None and sample.n_groups < MIN_GROUPS:
-        return sample, f"the {name} scores come from {number_of(sample.n_groups, 'group')} only; at least {MIN_GROUPS} are needed"
+        return (
+            sample,
+            f"the {name} scores come from {number_of(sample.n_groups, 'group')} only; at least {MIN_GROUPS} are needed",
+        )
     return sample, ""
 
 # %% ../../nbs/05_calibration/06_drift.ipynb #e42b4054
@@ -126,7 +129,9 @@ def collapse(
     "Why a head has stopped working: it gives no finite scores any more, or always the same one."
     total = sample.n + sample.lost
     if total >= min_files and sample.lost / total > usual + LOST:
-        return f"{sample.lost} of {number_of(total, 'score')} missing, NaN or infinite: the head has stopped giving scores"
+        return (
+            f"{sample.lost} of {number_of(total, 'score')} missing, NaN or infinite: the head has stopped giving scores"
+        )
     if sample.n < min_files:
         return None
     low, first, middle, third, high = quantiles(sample)

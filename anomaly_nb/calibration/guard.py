@@ -179,7 +179,9 @@ class Guard:
         await self._body(scope, receive, largest, False, keep=False)
         if wait:
             raise HTTPException(
-                429, f"the key sent {number_of(self.sent.most, 'file')} within a minute; wait", {"Retry-After": str(wait)}
+                429,
+                f"the key sent {number_of(self.sent.most, 'file')} within a minute; wait",
+                {"Retry-After": str(wait)},
             )
         raise HTTPException(503, "all places are taken; try again", {"Retry-After": "1"})
 
@@ -188,9 +190,7 @@ class Guard:
         if scope.pop("has_place", False):
             self.free += 1
 
-    async def _body(
-        self, scope: "Scope", receive: "Receive", largest: int, is_json: bool, keep: bool = True
-    ) -> bytes:
+    async def _body(self, scope: "Scope", receive: "Receive", largest: int, is_json: bool, keep: bool = True) -> bytes:
         "The body, small, in time, and JSON where it should be."
         from starlette.exceptions import HTTPException
 

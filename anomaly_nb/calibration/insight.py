@@ -314,7 +314,10 @@ def _go_on(head: Record) -> str:
     if head.get("short_side") == "reference" and head["verdict"] == "inconclusive":
         return "look at the new scores; if they are normal, promote this version, which has more files, or go on"
     if head.get("short_side") == "reference":
-        return f"go on; to prove stability, pool the reference with drift extend, to about {number_of(head['n_needed'], 'file')}"
+        return (
+            "go on; to prove stability, pool the reference with drift extend, to about "
+            f"{number_of(head['n_needed'], 'file')}"
+        )
     return f"go on; about {number_of(head.get('n_needed_new') or head['n_needed'], 'new file')} would decide"
 
 
@@ -372,7 +375,9 @@ def run_sentence(report: Record) -> str:
     heads = report["heads"].values()
     fresh = sum(h["reference_version"] is None and bool(h["labels"]) for h in heads)
     counts = Counter(h["verdict"] for h in heads if h["reference_version"] is not None or not h["labels"])
-    told = [f"{n} {v}" for v, n in counts.items()] + ([f"{fresh} new, with a reference since this run"] if fresh else [])
+    told = [f"{n} {v}" for v, n in counts.items()] + (
+        [f"{fresh} new, with a reference since this run"] if fresh else []
+    )
     end = "converged" if report["summary"].get("converged") else "not converged"
     return f"{number_of(len(heads), 'head')}: {', '.join(told)}; {end}"
 

@@ -64,7 +64,9 @@ def tag_by_reference(
     name, _ = label_of(calibration, label)
     scores = real_array(f"scores of {model}/{head}", scores, np.float64).reshape(-1)
     if len(files) != scores.size:
-        raise DataError(f"{number_of(len(files), 'file')} and {number_of(scores.size, 'score')}; give one score for each file")
+        raise DataError(
+            f"{number_of(len(files), 'file')} and {number_of(scores.size, 'score')}; give one score for each file"
+        )
     database = Path(root) / "calibration.sqlite"
     if database.is_file():
         with opened(database) as db:
@@ -152,9 +154,7 @@ def read_moves(
     return out
 
 
-def read_trend(
-    db: sqlite3.Connection, model: str, head: str, limit: int = 1000
-) -> list[Record]:  # oldest first
+def read_trend(db: sqlite3.Connection, model: str, head: str, limit: int = 1000) -> list[Record]:  # oldest first
     "One head's runs with intervals, thresholds, reason and alarm. Raises `DataError` for an unknown head."
     head = find_head(db, model, head)["head_name"]
     rows = db.execute(

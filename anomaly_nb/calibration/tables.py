@@ -81,7 +81,8 @@ def read_scores(
         out["role"] = roles
         if calibrate and "defect" in roles and not {"normal", "unlabelled"} & set(roles):
             raise DataError(
-                f"{path}: nothing but {number_of(len(roles), 'known defect')}; a calibration needs scores of normal files, as "
+                f"{path}: nothing but {number_of(len(roles), 'known defect')}; a calibration "
+                "needs scores of normal files, as "
                 "calibration_scores.csv of an image report has them"
             )
     for column in ("group", "head", "model"):

@@ -52,7 +52,9 @@ def conformal_rank(
         or not (confidence is None or 0 < confidence < 1)
         or too_few not in ("error", "largest")
     ):
-        arguments = f"false_alarms={false_alarms}, confidence={confidence}, too_few={too_few!r} of {number_of(n, 'score')}"
+        arguments = (
+            f"false_alarms={false_alarms}, confidence={confidence}, too_few={too_few!r} of {number_of(n, 'score')}"
+        )
         raise DataError(f"{arguments}; use rates in (0, 1), at least one score, and 'error' or 'largest'")
     if confidence is None:
         rank, needed = int(np.ceil((n + 1) * (1 - false_alarms) - 1e-9)), int(np.ceil(1 / false_alarms - 1e-9)) - 1
@@ -64,7 +66,8 @@ def conformal_rank(
         return rank, false_alarms
     if too_few == "error":
         raise DataError(
-            f"{number_of(n, 'normal score')} cannot promise {false_alarms:.3g} false alarms; it takes {needed}, or a higher rate"
+            f"{number_of(n, 'normal score')} cannot promise {false_alarms:.3g} false alarms; it "
+            f"takes {needed}, or a higher rate"
         )
     return n, 1 / (n + 1) if confidence is None else false_alarm_bound(n, n, confidence)
 

@@ -163,6 +163,7 @@ class DriftView(View):
                 )
             )
         table = pd.DataFrame(
-            rows, columns=["metric", "value", "95 % interval" if result.alpha == 0.05 else "interval", "limit", "beyond it"]
+            rows,
+            columns=["metric", "value", "95 % interval" if result.alpha == 0.05 else "interval", "limit", "beyond it"],
         )
         return plot_comparison(then, now, result, f"{state['head']}, {made_up}"), table

@@ -16,7 +16,6 @@ import typer
 
 from .options import After, Answer, say_passed, say_run, with_options
 
-
 # %% ../../nbs/11_cli/03_detect.ipynb #2a7294b8
 LAYOUT = (
     "Layout of the folder: folder, csv, mvtec, mvtec_ad2, mvtec_loco, visa, btad, mpdd, "
@@ -45,9 +44,7 @@ class NormalImages(Layout):
     ] = ""
     intensity: Annotated[
         str,
-        typer.Option(
-            help="Values deeper than 8 bits: auto, full, window:<low>,<high> or percentile:<low>,<high>."
-        ),
+        typer.Option(help="Values deeper than 8 bits: auto, full, window:<low>,<high> or percentile:<low>,<high>."),
         After("normal"),
     ] = "auto"
     shots: Annotated[
@@ -87,9 +84,9 @@ class DetectorOptions:
         ),
     ] = ""
     image_size: Annotated[int, typer.Option(min=0, help="Pixels per side of the backbone's input; 0 for its own.")] = 0
-    false_alarms: Annotated[
-        float, typer.Option(help="Fraction of new normal images that may be called anomalous.")
-    ] = 0.05
+    false_alarms: Annotated[float, typer.Option(help="Fraction of new normal images that may be called anomalous.")] = (
+        0.05
+    )
     coreset: Annotated[
         float,
         typer.Option(

@@ -314,7 +314,9 @@ def worker(
     while True:
         result = opened.work()
         if result["done"] or watch is None:
-            typer.echo(f"{number_of(result['done'], 'job')} done, {result['failed']} failed, {result['waiting']} waiting")
+            typer.echo(
+                f"{number_of(result['done'], 'job')} done, {result['failed']} failed, {result['waiting']} waiting"
+            )
         if watch is None:
             return
         time.sleep(watch)

@@ -169,7 +169,9 @@ def with_options(
         values = given.arguments
         own = {name: values[name] for name in hints if name in values and name not in options_classes}
         with Answer() as answer:
-            given_options: dict[str, object] = {name: _filled(options_class, values) for name, options_class in options_classes.items()}
+            given_options: dict[str, object] = {
+                name: _filled(options_class, values) for name, options_class in options_classes.items()
+            }
             function(**dict.fromkeys(answers, answer), **own, **given_options)
 
     command.__signature__ = signature  # type: ignore[attr-defined]

@@ -69,7 +69,9 @@ def score_features(
     table = pd.DataFrame(rows, columns=["video", "snippet", "first_frame", "score"])
     write_text(out / "snippet_scores.csv", table.to_csv(index=False, lineterminator="\n"))
     normal = number_of(int(learned.loc[learned["normal"], "video"].nunique()), "normal video")
-    seen = f"{number_of(len(table), 'snippet')} of {number_of(len(tested), 'video')} by {len(bank)} snippets of {normal}"
+    seen = (
+        f"{number_of(len(table), 'snippet')} of {number_of(len(tested), 'video')} by {len(bank)} snippets of {normal}"
+    )
     path = f"scores in {out / 'snippet_scores.csv'}"
     answer.verdict(seen, path)
     snippets = {v: len(curve) for v, curve in scores.items()}

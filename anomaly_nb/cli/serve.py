@@ -86,7 +86,8 @@ def serve(
     )
     for each in served.values():
         typer.echo(
-            f"{each.name}: version {each.detector.version_}, {number_of(len(each.detector.paths_), 'normal image')}, threshold "
+            f"{each.name}: version {each.detector.version_}, "
+            f"{number_of(len(each.detector.paths_), 'normal image')}, threshold "
             f"{each.threshold.value:.4g}"
         )
     typer.echo(f"http://{settings.host}:{settings.port}/health")

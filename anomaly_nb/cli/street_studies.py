@@ -285,9 +285,7 @@ def classes(
     typer.echo(
         table.assign(
             fraction=table["fraction"].map("{:.3%}".format), raw_ids=table["raw_ids"].str.slice(0, 24)
-        ).to_string(
-            index=False
-        )
+        ).to_string(index=False)
     )
 
 # %% ../../nbs/11_cli/12_street_studies.ipynb #b55f811c

@@ -45,9 +45,9 @@ class VideoData:
         str,
         typer.Option(help="Data set: ped2, avenue, shanghaitech, clips, or an entry under datasets: in the config."),
     ] = "shanghaitech"
-    config: Annotated[
-        Path, typer.Option(help="Settings file; calibrations are written into it and read from it.")
-    ] = Path("config.yml")
+    config: Annotated[Path, typer.Option(help="Settings file; calibrations are written into it and read from it.")] = (
+        Path("config.yml")
+    )
     root: Annotated[
         Path | None,
         typer.Option(
@@ -290,9 +290,7 @@ def render_videos(
     answer: Answer,
     data: VideoData,
     out: Annotated[Path, typer.Option(help="Folder for the films and contact_sheet.png.")] = Path("data/films"),
-    video: Annotated[
-        list[str], typer.Option(help="Render this video only; may be repeated.")
-    ] = [],  # noqa: B006 - typer copies it
+    video: Annotated[list[str], typer.Option(help="Render this video only; may be repeated.")] = [],  # noqa: B006 - typer copies it
     false_alarms_per_hour: Rate = 1.0,
     *,
     deep: DeepFeatures,

@@ -220,7 +220,9 @@ def _columns(frame: "pd.DataFrame", decimals: int) -> list[_Column]:
             low, high = (values[j] for j in ends[i])
             columns.append(_Column(heading, _intervals(column, low, high, decimals), True, True))
         else:
-            columns.append(_Column(heading, _numbers(column, decimals, "" if heading.endswith(")") else kinds[i]), True))
+            columns.append(
+                _Column(heading, _numbers(column, decimals, "" if heading.endswith(")") else kinds[i]), True)
+            )
     return columns
 
 

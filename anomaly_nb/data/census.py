@@ -67,7 +67,8 @@ def _unread_frames(frames: dict[str, int]) -> list[str]:  # one sentence, or non
     first = next(iter(frames))
     return [
         (
-            f"several pages or frames in {number_of(len(frames), 'image')}, the first {Path(first).name}: one of each is read, "
+            f"several pages or frames in {number_of(len(frames), 'image')}, the first "
+            f"{Path(first).name}: one of each is read, "
             f"{number_of(sum(frames.values()) - len(frames), 'other')} passed over"
         )
     ]
@@ -171,7 +172,8 @@ def census_lines(
     splits = ", ".join(f"{n} {key}" for key, n in list(census["by_split"].items())[:8])
     more = ", ..." if len(census["by_split"]) > 8 else ""
     lines.append(
-        f"{number_of(census['images'], 'image')}: {splits}{more}" + (f"; intensity {intensity['text']}" if intensity else "")
+        f"{number_of(census['images'], 'image')}: {splits}{more}"
+        + (f"; intensity {intensity['text']}" if intensity else "")
     )
     if census["masks"] or census["without_mask"]:
         rules = ", ".join(f"{n} by {rule!r}" for rule, n in census["mask_rules"].items())

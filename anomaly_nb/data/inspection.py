@@ -56,7 +56,11 @@ def folder_table(
             {
                 "folder": folder.relative_to(root).as_posix(),
                 "images": len(paths),
-                "role": "masks" if masks == len(paths) else f"{number_of(masks, 'mask')} among images" if masks else "images",
+                "role": "masks"
+                if masks == len(paths)
+                else f"{number_of(masks, 'mask')} among images"
+                if masks
+                else "images",
                 "size": _span([f"{i.size[1]} x {i.size[0]}" for i in headers]),
                 "type": _span([i.type for i in headers]),
                 "mode": _span([i.mode for i in headers]),

@@ -90,7 +90,10 @@ class FeatureSet:
         cls = f", cls {self.cls.shape[1]}" if self.cls is not None else ""
         size, name = self.patches.nbytes / 2**20, self.spec.get("name", "unknown backbone")
         grid = f"grid {self.patch_hw[0]} x {self.patch_hw[1]}"
-        return f"FeatureSet({number_of(n, 'image')}, {grid}, {d} dimensions{cls}, {self.patches.dtype}, {size:.1f} MiB, {name})"
+        return (
+            f"FeatureSet({number_of(n, 'image')}, {grid}, {d} dimensions{cls}, "
+            f"{self.patches.dtype}, {size:.1f} MiB, {name})"
+        )
 
 # %% ../../nbs/03_features/01_featureset.ipynb #2fdd08e4
 @dataclass(frozen=True)

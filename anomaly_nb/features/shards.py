@@ -125,7 +125,8 @@ class ShardedFeatures:
         n, _, d = self.patches.shape
         grid, size = f"grid {self.patch_hw[0]} x {self.patch_hw[1]}", self.patches.nbytes / 2**20
         return (
-            f"ShardedFeatures({number_of(n, 'image')} in {number_of(len(self.starts), 'shard')}, {grid}, {d} dimensions, "
+            f"ShardedFeatures({number_of(n, 'image')} in "
+            f"{number_of(len(self.starts), 'shard')}, {grid}, {d} dimensions, "
             f"{self.patches.dtype}, {size:.1f} MiB on disk)"
         )
 
@@ -140,7 +141,8 @@ def load_shards(
     if not (folder / MANIFEST).is_file():
         count, total = len(list(folder.glob("patches-*.npy"))), -(-plan["pictures"] // plan["shard_size"])
         raise DataError(
-            f"{folder}: extraction is not finished, {count} of {number_of(total, 'shard')} there; run it again and it goes on"
+            f"{folder}: extraction is not finished, {count} of {number_of(total, 'shard')} "
+            "there; run it again and it goes on"
         )
     manifest = verify_manifest(folder) if verify else read_json(folder / MANIFEST)
     for name, entry in manifest["files"].items():

@@ -264,9 +264,7 @@ class ScoreHistogram:
     def load(cls, path: str | Path) -> "ScoreHistogram":
         "Read what `save` wrote. Raises `MissingFileError`, or `DataError` for a damaged file."
         sums = [stored for _, stored in cls.sums]
-        arrays = load_arrays(
-            path, ["key", "value_range", *sums, "image", "image_end", "image_code", "image_counts"]
-        )
+        arrays = load_arrays(path, ["key", "value_range", *sums, "image", "image_end", "image_code", "image_counts"])
         low_high: Any = tuple(float(v) for v in arrays["value_range"]) or None
         histogram = cls(str(arrays["key"]), low_high)
         unpack(histogram, arrays, str(path))

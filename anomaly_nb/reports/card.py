@@ -36,7 +36,7 @@ def _image(fig: "Figure", text: str) -> str:
     return (
         f'<figure><img alt="{html.escape(text)}" width="{width}" height="{height}" '
         f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        f'<figcaption>{html.escape(text)}</figcaption></figure>'
+        f"<figcaption>{html.escape(text)}</figcaption></figure>"
     )
 
 
@@ -142,7 +142,8 @@ def write_card(
     method = f"{html.escape(detector.recipe)} on {html.escape(parts.backbone.split('?')[0])}"
     body = [f'<h1>Detector {html.escape(name)}<span class="subject">: {method}</span></h1>']
     body.append(
-        f'<div class="verdict"><p>Learned from {number_of(len(detector.paths_), "normal image")}, version {detector.version_}. An '
+        f'<div class="verdict"><p>Learned from {number_of(len(detector.paths_), "normal image")}, '
+        f"version {detector.version_}. An "
         f"image is called anomalous from a score of {threshold.value:.4g} on.</p>"
         f"<p>{html.escape(threshold.promise())}</p></div>"
     )

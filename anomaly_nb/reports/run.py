@@ -102,7 +102,8 @@ class Wanted:
         return f"{self.template.stem}-{self.run_id}"
 
 
-PLACES = ("root", "detector", "weights", "frames_root", "labels_csv", "captions_json")  # parameters that name what a report reads
+# parameters that name what a report reads
+PLACES = ("root", "detector", "weights", "frames_root", "labels_csv", "captions_json")
 
 
 def prepare(

@@ -93,9 +93,9 @@ def choose_recipe(
         random_state=random_state,
     )
     counts = samples.groupby(["split", "label"]).size()
-    notes = [number_of(len(train) - len(some), "image")] * (len(some) < len(train)) + [samples.attrs["left_out"]] * bool(
+    notes = [number_of(len(train) - len(some), "image")] * (len(some) < len(train)) + [
         samples.attrs["left_out"]
-    )
+    ] * bool(samples.attrs["left_out"])
     table.attrs["compared_on"] = (
         f"{number_of(counts['train', 0], 'image')} to learn from, {counts['validation', 0]} kept back and "
         f"{counts['validation', 1]} copies of these with synthetic anomalies"

@@ -350,7 +350,9 @@ def few_shot(
     else:
         train = train.iloc[random_state * shots : (random_state + 1) * shots]
     if shots < 0 or len(train) < shots:
-        raise DataError(f"shots={shots}, random_state={random_state}: the index has {number_of(n_train, 'training image')}")
+        raise DataError(
+            f"shots={shots}, random_state={random_state}: the index has {number_of(n_train, 'training image')}"
+        )
     subset = pd.concat([train, index[index["split"] != "train"]], ignore_index=True)
     subset.attrs = dict(index.attrs)
     return subset

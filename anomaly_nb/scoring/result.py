@@ -208,7 +208,10 @@ class Evaluation:
         bad, good = int((self.labels == 1).sum()), int((self.labels == 0).sum())
         tp, fp = int((self.called & (self.labels == 1)).sum()), int((self.called & (self.labels == 0)).sum())
         if not self.both:
-            return [f"Called anomalous: {int(self.called.sum())} of {number_of(len(self), 'image')}.", self.threshold.promise()]
+            return [
+                f"Called anomalous: {int(self.called.sum())} of {number_of(len(self), 'image')}.",
+                self.threshold.promise(),
+            ]
         m = self.image_metrics()
         ranked = (
             f"Image AUROC {m['image_auroc']:.3f} [{m['image_auroc_low']:.3f}, "

@@ -223,7 +223,9 @@ class Served:
                 raise DataError(prediction.error)
         except TooLargeError as e:
             most = f"at most {self.largest / 1e6:g} are taken (--max-megapixels)"
-            raise BadImage(f"the image has {e.pixels / 1e6:.1f} megapixels; {most}, cut it or make it smaller", 413) from None
+            raise BadImage(
+                f"the image has {e.pixels / 1e6:.1f} megapixels; {most}, cut it or make it smaller", 413
+            ) from None
         except DataError as e:
             raise BadImage(str(e).replace(path, "the body").replace(Path(path).name, "the body")) from None
         return prediction, (h, w)

@@ -122,11 +122,7 @@ def resized_image(
     size: tuple[int, int],  # (height, width)
 ) -> np.ndarray:  # (height, width, 3) uint8
     "An image at another size, bilinear with antialiasing."
-    return (
-        image
-        if image.shape[:2] == tuple(size)
-        else resize_image(image, size, Image.Resampling.BILINEAR)
-    )
+    return image if image.shape[:2] == tuple(size) else resize_image(image, size, Image.Resampling.BILINEAR)
 
 
 def resized_labels(
@@ -230,7 +226,9 @@ class StreetDataset:
         """
         index = [i for i in range(len(self)) if not np.isin(self.raw_labels(i), list(self.table.anomaly)).any()]
         return self.keep(
-            index, f"{len(self) - len(index)} of {number_of(len(self), f'{self.split} scene')} left out for holding the anomaly"
+            index,
+            f"{len(self) - len(index)} of {number_of(len(self), f'{self.split} scene')} "
+            "left out for holding the anomaly",
         )
 
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #1e907a12

@@ -196,7 +196,8 @@ def build_model(
         if downloaded and _builds(build):
             raise DataError(
                 f"{name}: ImageNet weights of {spec.encoder} are not on this machine and could not be downloaded "
-                f"({type(e).__name__}); give a checkpoint file of the encoder as weights=<file>, or weights='' to start "
+                f"({type(e).__name__}); give a checkpoint file of the encoder as "
+                "weights=<file>, or weights='' to start "
                 "from random ones"
             ) from None
         raise DataError(f"{name}: segmentation-models-pytorch cannot build it ({e})") from None

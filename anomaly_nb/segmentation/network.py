@@ -307,7 +307,9 @@ def partners(
     alone = [k for k, path in joined.items() if path is None]
     orphans = sorted(set(files.values()) - {p for p in joined.values() if p is not None})
     if alone or orphans:
-        missing_text = f"no file for {len(alone)} of {number_of(len(keys), 'scene')}, the first is {alone[0]!r}" if alone else ""
+        missing_text = (
+            f"no file for {len(alone)} of {number_of(len(keys), 'scene')}, the first is {alone[0]!r}" if alone else ""
+        )
         extra = f"of no scene: {number_of(len(orphans), 'file')}, the first {orphans[0].name}" if orphans else ""
         raise MissingFileError(
             f"{where}: {'; '.join(t for t in (missing_text, extra) if t)}; name each file after its scene"

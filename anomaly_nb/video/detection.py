@@ -121,7 +121,6 @@ def _links(before: np.ndarray, boxes: np.ndarray) -> dict[int, int]:  # index in
             matches[i] = j
     return matches
 
-
 # %% ../../nbs/08_video/15_detection.ipynb #5bbca522
 @dataclass(frozen=True)
 class DetectionCurve:

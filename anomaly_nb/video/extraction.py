@@ -183,9 +183,7 @@ def _still_true(
     folder: Path,
     settings: Record,  # that decide the features
     made_of: Contents,  # contents of the videos and the background, as they are now
-) -> tuple[
-    dict[str, tuple[str, ...]], Contents
-]:  # frames of the videos that are done, contents they were made of
+) -> tuple[dict[str, tuple[str, ...]], Contents]:  # frames of the videos that are done, contents they were made of
     "What of a folder of features can be kept. Raises `DataError` for other settings."
     if not (folder / INDEX).exists():
         return {}, {"videos": {}, "background": made_of["background"], "failed": {}}

@@ -96,7 +96,11 @@ def plan_for(
     path = Path(config) if config is not None and Path(config).exists() else None
     entries = load_settings(path).datasets if path else {}
     if name not in DATASETS and name not in entries:
-        more = "" if config is None else f"; give others an entry under datasets: in {config}, such as  {name}: {{root: FOLDER}}"
+        more = (
+            ""
+            if config is None
+            else f"; give others an entry under datasets: in {config}, such as  {name}: {{root: FOLDER}}"
+        )
         raise DataError(f"dataset {name!r} is unknown; known are {', '.join(sorted({*DATASETS, *entries}))}{more}")
     entry = dict(entries.get(name) or {})
     merged = {**DATASETS.get(name, {}), **{k: v for k, v in entry.items() if k != "extraction"}}
