@@ -16,6 +16,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -31,7 +32,16 @@ from .plain import read_json
 
 # %% ../../nbs/00_core/02_files.ipynb #d24415d6
 _cleared: set[tuple[int, Path]] = set()  # folders that this process has looked through for files of killed writers
-_HERE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _machine() -> str:
+    "Checksum of the machine; of the container on it, where processes have their own numbers."
+    numbers = Path("/proc/self/ns/pid")
+    where = os.readlink(numbers) if numbers.is_symlink() else ""
+    return hashlib.sha256(f"{socket.gethostname()} {uuid.getnode()} {where}".encode()).hexdigest()[:8]
+
+
+_HERE = _machine()
 
 
 def temporary_prefix(name: str) -> str:
