@@ -151,6 +151,7 @@ class Shortlist:
         self.dtype = torch.bfloat16 if axes is None else torch.float32
         self.width = -(-(d + 6) // 16) * 16 if axes is None else axes.shape[1] + 2
         self.lost, self.skew, self.tiles = 0.0, 0.0, []
+        self.overflow = False  # whether squares of lengths leave float32; then nothing can be ruled out
         self.by_group = torch.empty(0, 0, device=device)  # on principal axes, the rows of every group in one
         if axes is not None:
             gram = axes.double().T @ axes.double()
@@ -159,6 +160,7 @@ class Shortlist:
         for start in range(0, m, TILE):
             rows = self.bank[start : start + TILE]
             low, length, lost = self._points(rows, -(-len(rows) // GROUP) * GROUP)
+            self.overflow |= not bool(length.square().isfinite().all())
             if axes is None:
                 low[:, d + 3 : d + 6] = 1
                 low[: len(rows), d : d + 3] = bf16_pieces(-length.square() / 2)
@@ -249,15 +251,18 @@ class Shortlist:
         queries: "Tensor",  # (n, D)
         query: "Tensor",  # (p,) query numbers
         row: "Tensor",  # (p,) bank rows
+        dtype: "torch.dtype | None" = None,  # of the sums; None: the bank's
         block: int = 2**19,  # numbers at a time, which bounds the memory
     ) -> "Tensor":  # (p,)
         "Squared distances of pairs, from the differences."
         import torch
 
-        out, step = torch.empty(len(row), dtype=self.bank.dtype, device=row.device), max(1, block // queries.shape[1])
+        dtype, step = dtype or self.bank.dtype, max(1, block // queries.shape[1])
+        out = torch.empty(len(row), dtype=dtype, device=row.device)
         for i in range(0, len(row), step):
             some = self.bank.index_select(0, row[i : i + step])
-            out[i : i + step] = some.sub_(queries.index_select(0, query[i : i + step])).square_().sum(dim=1)
+            some.sub_(queries.index_select(0, query[i : i + step])).square_()
+            out[i : i + step] = some.sum(dim=1, dtype=dtype)
         return out
 
     def _reach(
@@ -322,6 +327,7 @@ class Shortlist:
         flat = places(keep)
         who = query.index_select(0, flat // GROUP)
         crowded |= torch.bincount(who, minlength=n) > at_most * m / COSTLY + 2 * GROUP * k
+        crowded |= ~length.square().isfinite()
         few = ~crowded.index_select(0, who)
         return who[few], rows.flatten().index_select(0, flat[few]), crowded
 
@@ -483,6 +489,8 @@ def _by_shortlist(
             if not pays:
                 return
             short = Shortlist(bank, where, axes)
+            if short.overflow:
+                return
             for i in progress(range(0, len(queries), block), "nearest neighbours", unit="block"):
                 part = slice(i, min(i + block, len(queries)))
                 q, hide = torch.from_numpy(prepare(queries[part])).to(where), None if skip is None else skip[part]

@@ -5,14 +5,19 @@
 # %% auto #0
 __all__ = ['METRICS', 'SPARE', 'HUGE', 'leave_one_group_out_distances', 'kth_neighbour_distances']
 
-# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #06b3ff72
+# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #57426a42
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..banks.neighbours import SHORTLIST_FROM, Shortlist, choose_shortlist, robust_centre
 from ..core.device import choose_device
 from ..core.errors import DataError, check_finite
 from ..core.runtime import progress
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../../nbs/05_calibration/26_leave_one_out.ipynb #051c97a8
 METRICS = ("sqeuclidean", "euclidean", "cosine")
@@ -101,21 +106,9 @@ def _merge(best, block, offset: int) -> None:
     best[0].copy_(values)
     best[1].copy_(index.gather(1, order))
 
-# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #f3025b72
+# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #5ab02730
 SPARE = 2  # candidates kept beyond k
 HUGE = 1e36  # squared norms from which single precision may overflow
-
-
-def _centre(
-    features: np.ndarray,  # (N, D)
-) -> np.ndarray:  # (D,) float64
-    """The mean of about a thousand rows without the odd ones among them; any point would do, a near one costs fewer
-    digits.
-    """
-    some = features[:: max(1, len(features) // 1024)].astype(np.float64)
-    middle = np.median(some, axis=0)
-    far = np.linalg.norm(some - middle, axis=1)
-    return some[far <= 2 * np.median(far)].mean(axis=0)
 
 
 def _centred(
@@ -261,7 +254,30 @@ def _in_metric(squared: np.ndarray, metric: str) -> np.ndarray:
         np.float32
     )
 
-# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #430916b0
+# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #01a190fb
+def _shortlisted(
+    x: np.ndarray,  # (N, D), sorted by group
+    skip: np.ndarray,  # (N, 2) first and last + 1 row of each one's group
+    k: int,  # neighbour asked for
+    device: "torch.device",
+    axes: "torch.Tensor | None",  # of `choose_shortlist`
+) -> np.ndarray:  # (N,) float64 squared distance of the k-th neighbour; NaN where a full search is less work
+    "Exact squared k-th distances by `Shortlist`."
+    import torch
+
+    answer = np.full(len(x), np.nan)
+    with torch.inference_mode():
+        short = Shortlist(x, device, axes)
+        for a, b in [] if short.overflow else progress(list(_blocks(len(x), 1024)), desc="neighbours", unit="block"):
+            queries = torch.from_numpy(x[a:b]).to(device)
+            query, row, _ = short.candidates(queries, k, skip[a:b])
+            squared = short.distances(queries, query, row, torch.float64).cpu().numpy()
+            who = query.cpu().numpy()
+            first = np.flatnonzero(np.diff(who, prepend=-1))
+            answer[a + who[first]] = squared[np.lexsort((squared, who))[first + k - 1]]
+    return answer
+
+# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #fdaea221
 def leave_one_group_out_distances(
     features: np.ndarray,  # (N, D) one row per object
     groups: np.ndarray,  # (N,) video of each object
@@ -280,11 +296,25 @@ def leave_one_group_out_distances(
     if not len(x):
         return np.zeros(0, np.float32)
     x = x[order]
-    centre, m, where = _centre(x), min(k + SPARE, len(x)), choose_device(device)
-    bank = _centred(x, centre, torch.float32, where)
-    distances, index = (t.cpu().numpy() for t in _search_symmetric(bank, m, bounds))
+    centre, m, where = robust_centre(x), min(k + SPARE, len(x)), choose_device(device)
     first, last = np.repeat(bounds[:-1], np.diff(bounds)), np.repeat(bounds[1:], np.diff(bounds))
-    exact = _finish(x, x, distances, index, bank[1].cpu().numpy(), bank[1].max().item(), k, centre, (first, last))
+    exact = np.full(len(x), np.nan)
+    if len(x) ** 2 * x.shape[1] >= SHORTLIST_FROM and k <= 32:
+        some, skip = np.unique(np.linspace(0, len(x) - 1, 32).astype(int)), np.stack([first, last], axis=1)
+        pays, axes = choose_shortlist(x, x[some], k, skip[some], where, full=0.5)
+        if pays:
+            exact = _shortlisted(x, skip, k, where, axes)
+    late = np.flatnonzero(np.isnan(exact))
+    if 4 * len(late) > len(x):
+        bank = _centred(x, centre, torch.float32, where)
+        distances, index = (t.cpu().numpy() for t in _search_symmetric(bank, m, bounds))
+        exact = _finish(x, x, distances, index, bank[1].cpu().numpy(), bank[1].max().item(), k, centre, (first, last))
+    elif len(late):
+        bank, hidden = _centred(x, centre, torch.float32, where), (first[late], last[late])
+        queries = bank[0][late], bank[1][late]
+        distances, index = (t.cpu().numpy() for t in _search(queries, bank, m, hidden))
+        norms = queries[1].cpu().numpy(), bank[1].max().item()
+        exact[late] = _finish(x[late], x, distances, index, *norms, k, centre, hidden)
     out = np.empty(len(x), np.float32)
     out[order] = _in_metric(exact, metric)
     return out
@@ -312,7 +342,7 @@ def kth_neighbour_distances(
         raise DataError(
             f"queries have {x.shape[1]} dimensions and the bank {y.shape[1]}; both must come from the same extraction"
         )
-    centre, m, where = _centre(y), min(k + SPARE, len(y)), choose_device(device)
+    centre, m, where = robust_centre(y), min(k + SPARE, len(y)), choose_device(device)
     q, b = _centred(x, centre, torch.float32, where), _centred(y, centre, torch.float32, where)
     distances, index = (t.cpu().numpy() for t in _search(q, b, m))
     return _in_metric(_finish(x, y, distances, index, q[1].cpu().numpy(), b[1].max().item(), k, centre), metric)
