@@ -157,10 +157,10 @@ class Threshold:
             return f"The threshold is {self}."
         if rate is None:
             return "No normal image stands behind the threshold, so it promises no false-positive rate."
-        bound = f", with 95 % confidence at most {known['bound95']:.1%}" if "bound95" in known else ""
+        bound = f", with 95 % confidence at most {100 * known['bound95']:.1f} %" if "bound95" in known else ""
         return (
             f"The threshold {self.value:.4g} comes from {self.n} {self.calibrated_on}: of new normal images like "
-            f"these, at most {rate:.1%} are expected to reach it{bound}."
+            f"these, at most {100 * rate:.1f} % are expected to reach it{bound}."
         )
 
     def __str__(self) -> str:
@@ -176,8 +176,11 @@ class Threshold:
             return f"{self.value:.4g} by {self.method}, without a normal image behind it; it promises nothing"
         q = known.get("q", 1 - known["false_alarms"] if "false_alarms" in known else None)
         rule = f"the {100 * q:.4g} % quantile" if q is not None and 1 - q >= rate - 1e-9 else "the largest"
-        bound = f" ({known['bound95']:.1%} with 95 % confidence)" if "bound95" in known else ""
-        return f"{self.value:.4g}, {rule} of the scores of {of}; at most {rate:.1%} false positives expected{bound}"
+        bound = f" ({100 * known['bound95']:.1f} % with 95 % confidence)" if "bound95" in known else ""
+        return (
+            f"{self.value:.4g}, {rule} of the scores of {of}; at most {100 * rate:.1f} % "
+            f"false positives expected{bound}"
+        )
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #e03e2574
 HELD_OUT = "held-out normal training images"
