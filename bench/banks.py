@@ -2,7 +2,9 @@
 refitting.
 """
 
+import os
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -87,6 +89,21 @@ def neighbours(name: str, queries: np.ndarray, bank: np.ndarray, repeat: int = 3
     ) | {"flop": 2 * len(queries) * bank.size}
 
 
+def tile_patches(layers: str, images: int) -> tuple[np.ndarray, np.ndarray] | None:  # queries, bank; None without data
+    "Patches of MobileNetV2 of magnetic tiles, from the folder named by ANOMALY_NB_DATA: of the first images, and of 20 others."
+    from anomaly_nb.data.images import read_image
+    from anomaly_nb.features import create_backbone
+
+    data = Path(os.environ.get("ANOMALY_NB_DATA") or "nowhere")
+    paths = sorted((data / "images" / "magnetic_tile" / "MT_Free").rglob("*.jpg"))[: images + 20]
+    weights = data / "weights" / "mobilenetv2_100_imagenet.safetensors"
+    if len(paths) < images + 20 or not weights.exists():
+        return None
+    network = create_backbone(f"timm:mobilenetv2_100?layers={layers}", str(weights), 256)
+    patches = [network.patches(network.transform(read_image(path))[None])[0][0] for path in paths]
+    return np.concatenate(patches[images:]), np.concatenate(patches[:images])
+
+
 def leave_one_out(n: int, p: int, d: int) -> list[dict]:
     "Scores of all training images by the others, against one search, and against refitting for each."
     x, rows = patchlike(n * p, d).reshape(n, p, d), []
@@ -132,4 +149,10 @@ def run(small: bool) -> list[dict]:
     rows.append(neighbours("isotropic", *(rng.normal(size=(k, 384)).astype(np.float32) for k in (n, m))))
     rows.append(neighbours("medium", patchlike(n // 5, 384, random_state=1), patchlike(m // 4, 384), 5))
     rows.append(neighbours("small", patchlike(n // 10, 64, random_state=1), patchlike(m // 10, 64), 15))
+    n, m, d = (1000, 10_000, 256) if small else (6000, 40_000, 768)
+    rows.append(neighbours("clustered", patchlike(n, d, seed=1), patchlike(m, d)))
+    rows.append(neighbours("uniform noise", *(rng.random((k, d), np.float32) for k in (n, m))))
+    for layers in ("(3,)", "(2,3)"):
+        if patches := tile_patches(layers, 20 if small else 300):
+            rows.append(neighbours(f"magnetic tiles, MobileNetV2 {layers}", *patches))
     return rows + (leave_one_out(20, 64, 128) if small else leave_one_out(150, 256, 384))
