@@ -16,14 +16,12 @@ __all__ = ['CONFIDENCE', 'CalibrationRanges', 'CalibrationStore', 'DriftResult',
 from .drift import DriftResult, drift_metrics, judge_heads
 from .exports import load_calibration
 from anomaly_nb.calibration.insight import (
-    example_year,
     grade,
     log_to_mlflow,
     next_steps,
     plot_then_and_now,
     plot_trend,
     quality_report,
-    replay,
     suggest_files,
     suggest_from_store,
     verdict_table,
@@ -38,6 +36,7 @@ from .sequential import SequentialAlarm
 from .service import create_app, serve
 from .shifts import Thresholds
 from .store import CalibrationStore, tag_by_reference
+from .stream import example_year, replay
 from .tables import find_scores, read_scores
 from .tagging import decide
 from anomaly_nb.calibration.thresholds import (

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'grade', 'verdict_table', 'plot_trend', 'head_scores', 'plot_shifts', 'plot_then_and_now',
            'quality_report', 'suggest_files', 'suggest_from_store', 'next_steps', 'alarming', 'run_sentence',
-           'example_year', 'replay', 'log_to_mlflow']
+           'log_to_mlflow']
 
 # %% ../../nbs/05_calibration/25_insight.ipynb #9799e409
 import json
@@ -375,51 +375,9 @@ def run_sentence(report: Record) -> str:
     heads = report["heads"].values()
     fresh = sum(h["reference_version"] is None and bool(h["labels"]) for h in heads)
     counts = Counter(h["verdict"] for h in heads if h["reference_version"] is not None or not h["labels"])
-    told = [f"{n} {v}" for v, n in counts.items()] + (
-        [f"{fresh} new, with a reference since this run"] if fresh else []
-    )
+    verdicts = [f"{n} {v}" for v, n in counts.items()] + [f"{fresh} new, with a reference since this run"] * bool(fresh)
     end = "converged" if report["summary"].get("converged") else "not converged"
-    return f"{number_of(len(heads), 'head')}: {', '.join(told)}; {end}"
-
-# %% ../../nbs/05_calibration/25_insight.ipynb #6cb43953
-def example_year(
-    files: int = 1500,  # per head
-    random_state: int = 0,
-) -> dict[str, pd.DataFrame]:  # head -> file, score
-    """Generated scores of three heads in the order of time: calm, creeping (by one standard deviation), and with a
-    surge in the last third."""
-    rng = np.random.default_rng(random_state)
-    time = np.linspace(0, 1, files)
-    names = [f"part_{i:06}.png" for i in range(files)]
-    normal = lambda: rng.gamma(4, 0.05, size=files)
-    surge = np.where((time > 2 / 3) & (rng.random(files) < 0.15), rng.gamma(9, 0.05, size=files) + 0.3, 0)
-    scores = {"calm": normal(), "creep": normal() + 0.1 * time, "surge": normal() + surge}
-    return {head: pd.DataFrame({"file": names, "score": s}) for head, s in scores.items()}
-
-
-def replay(
-    store: CalibrationStore,
-    model: str,
-    tables: dict[str, pd.DataFrame],  # head -> file, score[, group][, role], in the order of time
-    batches: int = 6,
-) -> list[Record]:  # the report of each run
-    """Tag the rows of each table batch by batch and make a run after each batch.
-
-    Raises `DataError` with fewer rows than batches.
-    """
-    if not tables or batches < 1 or min(len(t) for t in tables.values()) < batches:
-        raise DataError(
-            f"{batches} batches of {min((len(t) for t in tables.values()), default=0)} rows; give each batch at least "
-            "one row"
-        )
-    reports = []
-    for k in range(batches):
-        for head, table in tables.items():
-            rows = table.iloc[len(table) * k // batches : len(table) * (k + 1) // batches]
-            columns = {c: rows[c].tolist() if c in rows else None for c in ("group", "role")}
-            store.tag(model, head, rows["file"].tolist(), rows["score"].to_numpy(), columns["group"], columns["role"])
-        reports.append(store.run())
-    return reports
+    return f"{number_of(len(heads), 'head')}: {', '.join(verdicts)}; {end}"
 
 # %% ../../nbs/05_calibration/25_insight.ipynb #adf3f412
 def log_to_mlflow(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..banks.neighbours import SHORTLIST_FROM, Shortlist, choose_shortlist, robust_centre
+from ..banks.shortlist import SHORTLIST_FROM, Shortlist, choose_shortlist, robust_centre
 from ..core.device import choose_device
 from ..core.errors import DataError, check_finite
 from ..core.runtime import progress

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from .drift import DriftResult, drift_metrics
 from .shifts import METRICS, Thresholds
-from .insight import VERDICTS, example_year
+from .insight import VERDICTS
+from .stream import example_year
 from .tables import read_scores
 from ..core.display import said
 from ..core.plain import Record
