@@ -26,7 +26,7 @@ FEATURES = FeatureSet(
         (KNNBank(k=2).fit(PATCHES, (3, 3)), ["bank_ 54 x 4", "MiB"]),
         (MahalanobisBank().fit(PATCHES, (3, 3)), ["MahalanobisBank", "fitted"]),
         (Detector(image_size=64), ["Detector", "filters", "not fitted yet"]),
-        (Detector().fit(FEATURES), ["6 images", "whole images", "by quantile"]),
+        (Detector().fit(FEATURES), ["6 images", "whole images", "the largest of the scores of 6"]),
         (quantile_threshold(np.arange(20.0)), ["Threshold", "20 held-out normal"]),
         (CalibrationRanges(), ["not yet"]),
         (CalibrationRanges().fit(np.arange(101.0)), ["1 stands for", "95", "101"]),

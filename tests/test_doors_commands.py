@@ -66,7 +66,7 @@ def test_fit_says_the_verdict_first_in_words(fitted):
     assert "quantile" in first or "the largest of the scores" in first
     assert "bound95" not in first and "promised 0." not in first and where == str(fitted / "det")
     card = (fitted / "det/detector.html").read_text()
-    assert "bound95" not in card and "false positives expected" in card
+    assert "bound95" not in card and "are expected to reach it" in card
 
 
 def test_a_report_shows_the_settings_of_the_detector_it_tests(fitted, tmp_path, capsys):

@@ -83,7 +83,7 @@ def test_tensors_are_honoured(name):
 
 
 def test_labels_too():
-    with pytest.raises(DataError, match="y_true: 1 entries are masked"):
+    with pytest.raises(DataError, match="y_true: masked entries: 1"):
         roc_auc(masked(Y), S)
     with pytest.raises(DataError, match=r"y_true holds .*nan"):
         roc_auc(pd.array([None, *Y[1:]], dtype="Int64"), S)

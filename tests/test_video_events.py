@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from anomaly_nb.cli.main import app
+from anomaly_nb.core.errors import number_of
 from anomaly_nb.core.files import write_text
 from anomaly_nb.scoring.thresholds import Threshold
 from anomaly_nb.video.clips import make_video_dataset
@@ -69,7 +70,7 @@ def test_an_intruder_is_an_event_that_starts_in_time(scored):
     assert "02" not in set(events["video"])  # a walker among walkers
     assert (
         "false events a normal hour on average, from 0.4 minutes" in output
-        and f"{len(events)} events" in output
+        and number_of(len(events), "event") in output
         and output.count(" s to ") == len(events)
     )
 

@@ -144,7 +144,7 @@ def test_wheel_runs_a_report(fresh):
     words = [x for p in ("dataset=mvtec", "root=parts", "category=wood", "image_size=64") for x in ("-p", p)]
     out = run(python.parent / "anomaly-nb", "report", "image_anomaly", *words, cwd=work, env=clean_environment())
     assert "image_auroc" in out
-    page = work / out.strip().split("\n")[-1]
+    page = work / next(line for line in out.splitlines() if line.endswith(".html"))
     assert page.exists() and (work / "figures" / "index.html").exists()
 
 

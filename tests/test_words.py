@@ -270,7 +270,7 @@ def test_commands_without_normal_images(circles, tmp_path, monkeypatch):
     run = lambda *a: CliRunner().invoke(app, list(map(str, a)))
     words = ("--backbone", "open_clip:tiny", "--recipe", "winclip", "--prompts", words_of_trays(circles))
     none = run("fit", f"{root}/train", "--out", "zero", "--shots", "0", *words)
-    assert none.exit_code == 0 and "promises none" in none.output and "0.5 by even odds (promise none)" in none.output
+    assert none.exit_code == 0 and "promises none" in none.output and "threshold 0.5 by even odds, without a normal image behind it" in none.output
     assert "promises no false-positive rate" in (tmp_path / "zero" / "detector.html").read_text()
     told = run("predict", "zero", f"{root}/test", "--out", "p.csv", "--maps", "maps")
     rows = pd.read_csv("p.csv")

@@ -225,7 +225,7 @@ class Shortlist:
         return out
 
     def _reach(
-        self, queries: "Tensor", low: "Tensor", top: "Tensor", k: int, skip: "Tensor | None", seeds: int
+        self, queries: "Tensor", low: "Tensor", top: "Tensor", k: int, skip: "Tensor | None", starts: int
     ) -> "Tensor":  # (n,) float32
         "No less than the distance to the k-th neighbour: the k-th among rows that score best, of the best groups."
         import torch
@@ -234,13 +234,13 @@ class Shortlist:
         # the best group in each of the best chunks of groups (every 256th): all the best ones would take a sort
         chunks = min(256, top.shape[1])
         whole = top[:, : top.shape[1] // chunks * chunks].unflatten(1, (-1, chunks))
-        best = whole.amax(dim=1).topk(min(max(seeds, k), chunks), dim=1).indices
+        best = whole.amax(dim=1).topk(min(max(starts, k), chunks), dim=1).indices
         group = whole.gather(2, best[:, None].expand(-1, whole.shape[1], -1)).argmax(dim=1) * chunks + best
         rows = (group[:, :, None] * GROUP + torch.arange(GROUP, device=top.device)).flatten(1)
         seen = self._visible(who, rows, skip)
         if self.axes is not None:
             score = self._scores(low, who.repeat_interleave(group.shape[1]), group.flatten()).view(n, -1)
-            best = score.masked_fill_(~seen, FAR).topk(min(max(seeds, k), rows.shape[1]), dim=1).indices
+            best = score.masked_fill_(~seen, FAR).topk(min(max(starts, k), rows.shape[1]), dim=1).indices
             rows, seen = rows.gather(1, best), seen.gather(1, best)
         row = rows.clamp(max=len(self.bank) - 1).flatten()
         squared = self.distances(queries, who.repeat_interleave(rows.shape[1]), row).view(n, -1)

@@ -171,7 +171,9 @@ class Threshold:
         rate = self.rate()
         if "false_alarms_per_hour" in known:
             events = f"at most {known['promised']:.3g} false events a normal hour expected"
-            return f"{self.value:.4g}, from {known['hours']:.3g} hours of {self.calibrated_on}; {events}"
+            hours = known["hours"]
+            film = f"{hours:.3g} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
+            return f"{self.value:.4g}, from {film} of {self.calibrated_on}; {events}"
         if rate is None:
             return f"{self.value:.4g} by {self.method}, without a normal image behind it; it promises nothing"
         q = known.get("q", 1 - known["false_alarms"] if "false_alarms" in known else None)

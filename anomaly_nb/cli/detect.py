@@ -7,6 +7,7 @@ __all__ = ['LAYOUT', 'Layout', 'NormalImages', 'DetectorOptions', 'fit', 'update
 
 # %% ../../nbs/11_cli/03_detect.ipynb #285580b1
 import math
+import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -197,6 +198,7 @@ def fit(
         --weights dinov2_s14.pth --image-size 448
     """
     from anomaly_nb.core.errors import DataError, number_of
+    from anomaly_nb.core.files import MANIFEST
     from anomaly_nb.data import census_lines, read_index
     from anomaly_nb.features import auto_backbone
     from anomaly_nb.reports.card import write_card
@@ -265,6 +267,8 @@ def fit(
         answer.say(
             f"weights {', '.join(f'{m} {w:g}' for m, w in zip(mixed['members'], mixed['weights']))}: {mixed['by']}"
         )
+    if (out / MANIFEST).exists():
+        answer.say(f"note: {out} held an earlier detector; this one has taken its place", err=True)
     detector.save(out)
     some, start = detector.paths_[: 2 if made.tile else 8], time.perf_counter()
     seconds = 0.0
@@ -283,7 +287,7 @@ def fit(
         f"{detector.parts().backbone.partition('?')[0]}: threshold {detector.threshold_}",
         out,
         page.as_posix(),
-        f"next: anomaly-nb predict {out} new_images/ --out predictions.csv",
+        f"next: anomaly-nb predict {shlex.quote(str(out))} new_images/ --out predictions.csv",
     )
     if not detector.paths_:
         answer.say(
@@ -296,7 +300,7 @@ def fit(
             f"the bank learned from {detector.learned_['cells']} of {detector.learned_['of']} cells, the same number "
             "of each image; held-out scores are those of all"
         )
-    elif 1 - promised > made.false_alarms + 1e-9:
+    elif detector.paths_ and 1 - promised > made.false_alarms + 1e-9:
         best_rate = f"{1 - promised:.1%} false alarms at best, not {made.false_alarms:.1%}"
         enough = math.ceil(1 / made.false_alarms - 1e-9) - 1
         few = number_of(len(detector.paths_), "image")

@@ -72,8 +72,9 @@ class Answer:
         return self
 
     def __exit__(self, *failure: object) -> None:
+        failed = failure[0] is not None and not isinstance(failure[1], typer.Exit)  # then nothing came out
         for line, err in [*((text, False) for text in self.first), *self.lines]:
-            typer.echo(line, err=err)
+            typer.echo(line, err=err or failed)
 
 
 def say_run(

@@ -75,8 +75,10 @@ def predict(
     from anomaly_nb.scoring.predict import Prediction, count_learned, find_images, map_names, predict_files, write_maps
     from anomaly_nb.scoring.submission import submission_name, write_submission
 
-    if layout not in ("", "mvtec-ad-2") or (layout and maps is None):
-        raise DataError(f"--layout {layout}: use mvtec-ad-2, together with --maps <folder of the submission>")
+    if layout not in ("", "mvtec-ad-2"):
+        raise DataError(f"--layout {layout}: the only layout known is mvtec-ad-2")
+    if layout and maps is None:
+        raise DataError(f"--layout {layout}: name the folder of the submission with --maps <folder>")
     model = Detector.load(detector, weights)
     check_backbone(model)
     model.decision_threshold()

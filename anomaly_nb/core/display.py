@@ -202,7 +202,7 @@ def _columns(frame: "pd.DataFrame", decimals: int) -> list[_Column]:
     values = [frame.iloc[:, i].tolist() for i in range(len(names))]
     kept = [i for i, v in enumerate(values) if not v or not all(_missing(x) or x == "" for x in v)] or range(len(names))
     ends = _interval_ends(names, [_numeric(v) for v in values])
-    columns, kinds = [], [t.kind for t in frame.dtypes]  # what has a unit is no count
+    columns, codes = [], [frame.iloc[:, i].dtype.kind for i in range(len(names))]  # what has a unit is no count
     for i in kept:
         if i in {j for pair in ends.values() for j in pair}:
             continue
@@ -221,7 +221,7 @@ def _columns(frame: "pd.DataFrame", decimals: int) -> list[_Column]:
             columns.append(_Column(heading, _intervals(column, low, high, decimals), True, True))
         else:
             columns.append(
-                _Column(heading, _numbers(column, decimals, "" if heading.endswith(")") else kinds[i]), True)
+                _Column(heading, _numbers(column, decimals, "" if heading.endswith(")") else codes[i]), True)
             )
     return columns
 
@@ -274,13 +274,13 @@ def _numeric(column: list) -> bool:
     return bool(values) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
-def _numbers(column: list, decimals: int, kind: str) -> list[str]:
-    "Numbers of a column as text: with the same decimals, unless they are of different kinds or sizes."
+def _numbers(column: list, decimals: int, code: str) -> list[str]:
+    "Numbers of a column as text: with the same decimals, unless they are of different types or sizes."
     values = [v for v in column if not _missing(v)]
     sizes = [abs(v) for v in values if v]
-    if kind == "f" and all(abs(v) < 2**53 and v == int(v) for v in values) and any(abs(v) > 1 for v in values):
+    if code == "f" and all(abs(v) < 2**53 and v == int(v) for v in values) and any(abs(v) > 1 for v in values):
         return ["–" if _missing(v) else f"{v:.0f}" for v in column]
-    if kind == "O" or (sizes and max(sizes) >= 1e4 * min(sizes)):
+    if code == "O" or (sizes and max(sizes) >= 1e4 * min(sizes)):
         return [_cell(int(v) if isinstance(v, float) and abs(v) > 1 and v == v // 1 else v, decimals) for v in column]
     places = _places(values, decimals)
     return [f"{v:.{places}f}" if isinstance(v, float) and not _missing(v) else _cell(v, decimals) for v in column]

@@ -71,7 +71,8 @@ def check_folder(
     "Return `path` if it is a folder. Raises `MissingFileError`."
     path = Path(path)
     if not path.is_dir():
-        raise MissingFileError(f"{path}: no such folder" + (f"; {mend}" if mend else ""))
+        what = "is a file, not a folder" if path.is_file() else "no such folder"
+        raise MissingFileError(f"{path}: {what}" + (f"; {mend}" if mend else ""))
     return path
 
 # %% ../../nbs/00_core/01_errors.ipynb #00af71e5

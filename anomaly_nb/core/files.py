@@ -137,7 +137,11 @@ def atomic_write(
     if (seen := (os.getpid(), path.parent.absolute())) not in _cleared:  # a folder of many files is listed once
         clear_stale(path.parent)
         _cleared.add(seen)
-    handle, name = tempfile.mkstemp(prefix=temporary_prefix(path.name), suffix=".tmp", dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=temporary_prefix(path.name), suffix=".tmp", dir=path.parent)
+    except OSError as e:
+        e.filename = str(path)  # the name that its caller knows
+        raise
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as f:
             yield f
@@ -148,8 +152,8 @@ def atomic_write(
     except BaseException as e:
         with suppress(FileNotFoundError):
             os.unlink(name)
-        if isinstance(e, OSError) and e.filename is None:
-            e.filename = str(path)
+        if isinstance(e, OSError) and e.filename in (None, name):
+            e.filename, e.filename2 = str(path), None
         raise
     _sync_folder(path.parent)
 

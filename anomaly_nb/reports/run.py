@@ -127,7 +127,7 @@ def prepare(
     return Wanted(path, values, inputs, sha256_json({"parameters": fixed, "inputs": inputs})[:12])
 
 
-def _detectors_own(values: Record, given: Mapping[str, object]) -> Record:
+def _detectors_own(values: Record, named: Mapping[str, object]) -> Record:
     """The settings of the detector that a report tests, in the place of the report's own defaults.
 
     Raises as `Detector.load` does; what was asked for and is not the detector's is a `Notice`.
@@ -137,7 +137,7 @@ def _detectors_own(values: Record, given: Mapping[str, object]) -> Record:
 
     detector = Detector.load(values["detector"], values.get("weights") or "")
     own = {k: v for k, v in detector_parameters(detector).items() if k in values}
-    if other := [k for k in own if k in given and values[k] != own[k]]:
+    if other := [k for k in own if k in named and values[k] != own[k]]:
         told = ", ".join(f"{k}={own[k]}" for k in other)
         warnings.warn(Notice(f"{values['detector']}: was fitted with {told}; this is what is tested"), stacklevel=3)
     return own

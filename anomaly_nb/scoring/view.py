@@ -314,7 +314,7 @@ def detector_parameters(
         "bank": "",
         "backbone": detector.parts().backbone,
         "image_size": int(detector.spec_.get("image_size") or detector.image_size),
-        "image_reduce": detector.reduction,
+        "image_reduce": detector.image_aggregation,
         "coreset": -1.0 if detector.coreset is None else float(detector.coreset),
         "intensity": detector.intensity,
         "resize": detector.resize or "square",

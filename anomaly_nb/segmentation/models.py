@@ -192,7 +192,7 @@ def build_model(
     build = partial(getattr(smp, spec.decoder), spec.encoder, classes=len(classes), **spec.options)
     try:
         network = build(encoder_weights=downloaded)
-    except Exception as e:  # the clients of hubs raise all kinds
+    except Exception as e:  # the clients of hubs raise errors of every type
         if downloaded and _builds(build):
             raise DataError(
                 f"{name}: ImageNet weights of {spec.encoder} are not on this machine and could not be downloaded "
