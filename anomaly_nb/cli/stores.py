@@ -135,11 +135,15 @@ def keys_changed(
     keys: Keys,
 ) -> bool:  # whether that was all that was asked for
     "Make or revoke a key, and say so. Raises `DataError`."
-    from anomaly_nb.calibration.keys import add_key, drop_key
+    from anomaly_nb.calibration.keys import add_key, drop_key, keys_of
+    from anomaly_nb.core.settings import load_settings
 
     if keys.drop_key is not None:
         drop_key(config, keys.drop_key)
         typer.echo(f"the key {keys.drop_key} is revoked in {config}")
     elif keys.new_key:
-        typer.echo(f"the key, shown only now:  {add_key(config, keys.name)}\nits hash is in {config}")
+        name = keys.name or "default"
+        earlier = config.exists() and name in keys_of(load_settings(config))
+        gone = f"; the earlier key {name} is no longer valid" if earlier else ""
+        typer.echo(f"the key, shown only now:  {add_key(config, keys.name)}\nits hash is in {config}{gone}")
     return keys.new_key or keys.drop_key is not None

@@ -17,7 +17,7 @@ from typing import TypedDict
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError, check_folder, number_of
+from ..core.errors import DataError, check_folder, number_of, plural
 from ..core.files import list_files, printable
 from ..core.order import path_key
 from ..core.runtime import progress
@@ -227,6 +227,12 @@ def _reading(root: Path, layout: str, damaged: dict[str, str], normal: str, inte
         lines = census_lines(census, fit_intensity(readable, intensity).to_dict())
     except (DataError, FileNotFoundError) as e:
         return [f"not an image data set as it stands: {e}"], False
+    bad = sum(os.path.abspath(p) in damaged or p in damaged for p in index["image_path"])
+    if bad:
+        refused = (
+            f"{bad} of them cannot be read: fit and reports refuse the folder until {plural(bad, 'it is', 'they are')}"
+        )
+        lines.append(f"{refused} restored or removed; predict goes on without {plural(bad, 'it', 'them')}")
     lines += (
         ["no split there: fit learns from all normal images, a report from 70 % of them and tests on the others"]
         if free
