@@ -83,7 +83,8 @@ def say_run(
     "What an executed report found, its page, and its metrics."
     from anomaly_nb.reports.gallery import read_verdict
 
-    metrics = [f"  {k}: {v:.4f}" if isinstance(v, float) else f"  {k}: {v}" for k, v in run.metrics.items()]
+    digits = {k: ".4f" if isinstance(v, float) and (abs(v) >= 0.01 or not v) else ".4g" for k, v in run.metrics.items()}
+    metrics = [f"  {k}: {v:{digits[k]}}" if isinstance(v, float) else f"  {k}: {v}" for k, v in run.metrics.items()]
     typer.echo("\n".join([*filter(None, [read_verdict(run.folder)]), run.page.as_posix(), *metrics]))
 
 # %% ../../nbs/11_cli/02_options.ipynb #32c0354d

@@ -97,6 +97,8 @@ def _mend(root: Path, images: list[Place], masks: list[Place]) -> str:
     mixed = {f.split("/")[0] for f in _below(images, "defect")} | {m.type[0] for m in masks if m.type}
     counts = Counter(p.type[0] if p.type else "." for p in images)
     free = [f for f in counts if not folder_meaning(f) and f not in mixed]
+    if known := [f for f in counts if folder_meaning(f) == "normal"]:
+        return f"{known[0]} is known by its name: leave normal out, or name one of these"
     if not free:
         return f"all of them speak of defects, or hold masks; put images of normal parts into {root / 'good'}"
     return f"name the folder of normal images, e.g. normal={max(free, key=lambda f: counts[f])}"

@@ -19,7 +19,7 @@ from ..calibration.leave_one_out import kth_neighbour_distances, leave_one_group
 from ..calibration.ranges import score_range
 from ..calibration.video_config import read_calibration, write_calibration
 from ..core.arrays import load_array, save_array
-from ..core.errors import DataError, number_of
+from ..core.errors import DataError, check_file, number_of
 from ..core.files import sha256_array, write_json
 from ..core.order import natural_key
 from ..core.plain import Record, read_json
@@ -225,7 +225,8 @@ def load_scorer(
     Raises `MissingFileError`, and `DataError` where the bounds were measured with another bank, k or metric.
     """
     folder, scorer = Path(folder), VideoScorer(**settings)
-    modalities = read_json(folder / "scorer.json")["modalities"]
+    path = check_file(folder / "scorer.json", "make the banks first:  anomaly-nb calibrate-video")
+    modalities = read_json(path)["modalities"]
     scorer.banks_ = {m: load_array(folder / f"{m}.npy") for m in modalities if m != "velocity"}
     scorer.velocity_ = load_velocity_model(folder / "velocity.npz") if "velocity" in modalities else None
     scorer.ranges_ = {}
