@@ -123,12 +123,13 @@ def _by_shortlist(
             if not pays:
                 return
             short = Shortlist(bank, where, axes)
+            at_most = np.inf if method != "auto" else 0.5 if axes is None else 2.0
             if short.overflow:
                 return
             for i in progress(range(0, len(queries), block), "nearest neighbours", unit="block"):
                 part = slice(i, min(i + block, len(queries)))
                 q, hide = torch.from_numpy(prepare(queries[part])).to(where), None if skip is None else skip[part]
-                query, row, crowded = short.candidates(q, k, hide, 2 if method == "auto" else np.inf)
+                query, row, crowded = short.candidates(q, k, hide, at_most)
                 done, found = ranked(short, q, query, row, k)
                 rows[i + done] = found
                 if 2 * int(crowded.sum()) > len(q):

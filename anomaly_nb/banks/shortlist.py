@@ -109,7 +109,7 @@ class Shortlist:
         self.axes: Tensor | None = None if axes is None else axes.to(device)
         self.dtype = torch.bfloat16 if axes is None else torch.float32
         self.width = -(-(d + 6) // 16) * 16 if axes is None else axes.shape[1] + 2
-        self.lost, self.skew, self.tiles = 0.0, 0.0, []
+        self.lost, self.skew, self.longest, self.tiles = 0.0, 0.0, 0.0, []
         self.overflow = False  # whether squares of lengths leave float32; then nothing can be ruled out
         self.by_group = torch.empty(0, 0, device=device)  # on principal axes, the rows of every group in one
         if axes is not None:
@@ -120,6 +120,7 @@ class Shortlist:
             rows = self.bank[start : start + TILE]
             low, length, lost = self._points(rows, -(-len(rows) // GROUP) * GROUP)
             self.overflow |= not bool(length.square().isfinite().all())
+            self.longest = max(self.longest, float(length.max()) * (1 + 1e-6))
             if axes is None:
                 low[:, d + 3 : d + 6] = 1
                 low[: len(rows), d : d + 3] = bf16_pieces(-length.square() / 2)
@@ -170,7 +171,7 @@ class Shortlist:
     def _lowest(self, low: "Tensor", length: "Tensor", lost: "Tensor", reach: "Tensor") -> "Tensor":
         "The lowest score that a row within `reach` of each query can get."
         d, u = self.bank.shape[1], 2.0**-24
-        squared, far = reach.square(), length + reach
+        squared, far = reach.square(), (length + reach).clamp(max=self.longest)
         if self.axes is None:
             error = lost * far + (length + lost) * self.lost * far + 4 * (d + 8) * u * (length + far).square()
             return -(squared / 2 + error) * (1 + 2.0**-7)

@@ -302,7 +302,7 @@ def leave_one_group_out_distances(
     if len(x) ** 2 * x.shape[1] >= SHORTLIST_FROM and k <= 32:
         some, skip = np.unique(np.linspace(0, len(x) - 1, 32).astype(int)), np.stack([first, last], axis=1)
         pays, axes = choose_shortlist(x, x[some], k, skip[some], where, full=0.5)
-        if pays:
+        if pays and axes is not None:
             exact = _shortlisted(x, skip, k, where, axes)
     late = np.flatnonzero(np.isnan(exact))
     if 4 * len(late) > len(x):
