@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUP', 'TILE', 'FAR', 'AXES', 'SEEDS', 'AXES_FROM', 'COSTLY', 'SHORTLIST_FROM', 'robust_centre', 'bf16_pieces',
-           'principal_axes', 'hide_rows', 'places', 'Shortlist', 'ranked', 'choose_axes', 'choose_shortlist']
+           'principal_axes', 'hide_rows', 'places', 'Shortlist', 'ranked', 'centred', 'sampled_reach', 'work_of_axes',
+           'choose_axes', 'choose_shortlist']
 
 # %% ../../nbs/04_banks/15_shortlist.ipynb #7a3e4690
 from typing import TYPE_CHECKING
@@ -310,38 +311,54 @@ def ranked(
     at = np.flatnonzero(far == np.repeat(best, np.diff(first, append=len(who))))  # rows ascend: the first of equals
     return who[first], rows[at[np.flatnonzero(np.diff(who[at], prepend=-1))], None]
 
-# %% ../../nbs/04_banks/15_shortlist.ipynb #060894a5
-def choose_axes(
+# %% ../../nbs/04_banks/15_shortlist.ipynb #2dcc489a
+def centred(
+    rows: np.ndarray,  # (n, D) float32 or float64
+    centre: np.ndarray,  # (D,) of the same type
+) -> "Tensor":  # (n, D) float32
+    "Rows from a point near them."
+    import torch
+
+    return torch.from_numpy((rows - centre).astype(np.float32))
+
+
+def sampled_reach(
     bank: np.ndarray,  # (m, D) float32 or float64
-    queries: np.ndarray,  # (n, D), some of them
+    centre: np.ndarray,  # (D,)
+    x: "Tensor",  # (n, D) centred queries
     k: int,
     skip: np.ndarray | None,  # (n, 2) first and end of the bank rows each query must not see
-) -> tuple[
-    "Tensor | None", float
-]:  # (D, a) axes; work for a query and a row, in numbers of a product, D in a full search
-    "The number of principal axes with which a shortlist is least work."
+) -> "Tensor":  # (n,) float32
+    "The squared distance to the k-th neighbour among at most 20 000 rows."
+    import torch
+
+    every = -(-len(bank) // 20_000)
+    reach, length = torch.full((len(x), k), torch.inf), x.square().sum(dim=1)[:, None]
+    for start in range(0, len(bank), 4096):
+        y = centred(bank[start : start + 4096 : every], centre)
+        squared = torch.addmm(y.square().sum(dim=1), x, y.T, alpha=-2).add_(length)
+        if skip is not None:
+            for line, (first, end) in zip(squared, -(-np.clip(skip - start, 0, 4096) // every)):
+                line[first:end] = torch.inf
+        reach = torch.cat([reach, squared], dim=1).topk(k, largest=False).values
+    return reach[:, -1]
+
+# %% ../../nbs/04_banks/15_shortlist.ipynb #8f9d7f4e
+def work_of_axes(
+    bank: np.ndarray,  # (m, D) float32 or float64
+    centre: np.ndarray,  # (D,)
+    x: "Tensor",  # (n, D) centred queries
+    axes: "Tensor",  # (D, a) of `principal_axes`
+    counts: list[int],  # numbers of axes, at most a
+    reach: "Tensor",  # (n,) of `sampled_reach`
+    skip: np.ndarray | None,  # (n, 2) first and end of the bank rows each query must not see
+) -> dict[int, float]:  # of each number of axes; D in a full search
+    "Work for a query and a row, from how many of 256 groups of rows, and how many of their rows, would be left."
     import torch
 
     m, d = bank.shape
-    counts = [a for a in AXES if 4 * (a + 2) <= 3 * d]
-    if not counts or m < GROUP:
-        return None, float(d)
-    centre = robust_centre(bank).astype(bank.dtype)
-    centred = lambda rows: torch.from_numpy((rows - centre).astype(np.float32))
-    axes = principal_axes(some := centred(bank[:: -(-m // 1024)]), counts[-1])
-    if (some @ axes).square().sum() < 0.4 * some.square().sum():
-        return None, float(d)
-    x = centred(queries)
-    reach, length = torch.full((len(x), k), torch.inf), x.square().sum(dim=1)[:, None]
-    for start in range(0, m, 4096):
-        y = centred(bank[start : start + 4096 : -(-m // 20_000)])
-        squared = torch.addmm(y.square().sum(dim=1), x, y.T, alpha=-2).add_(length)
-        if skip is not None:
-            for line, (first, end) in zip(squared, -(-np.clip(skip - start, 0, 4096) // -(-m // 20_000))):
-                line[first:end] = torch.inf
-        reach = torch.cat([reach, squared], dim=1).topk(k, largest=False).values
     rows = (np.linspace(0, m - GROUP, min(256, m // GROUP)).astype(int)[:, None] + np.arange(GROUP)).reshape(-1)
-    some = centred(bank[rows])
+    some = centred(bank[rows], centre)
     seen = torch.ones(len(x), len(rows), dtype=torch.bool)
     if skip is not None:
         seen = torch.from_numpy((rows < skip[:, :1]) | (rows >= skip[:, 1:]))
@@ -352,10 +369,30 @@ def choose_axes(
     work = {}
     for a in counts:
         lower = torch.cdist(p[:, :a], q[:, :a]).square() + (rest[0][:, a - 1 : a] - rest[1][:, a - 1]) ** 2
-        near = seen & (lower <= reach[:, -1:])
+        near = seen & (lower <= reach[:, None])
         groups = near.view(len(x), -1, GROUP).any(dim=2).float().mean(dim=1)
         second = 2 * COSTLY * ((a + 2) * groups + d * near.float().mean(dim=1))  # twice: the bound is not the distance
         work[a] = 1.1 * (a + 2) + 30 + float(second.clamp(max=1.5 * d).mean())
+    return work
+
+# %% ../../nbs/04_banks/15_shortlist.ipynb #058d52f4
+def choose_axes(
+    bank: np.ndarray,  # (m, D) float32 or float64
+    queries: np.ndarray,  # (n, D), some of them
+    k: int,
+    skip: np.ndarray | None,  # (n, 2) first and end of the bank rows each query must not see
+) -> tuple["Tensor | None", float]:  # (D, a) axes; work for a query and a row, D in a full search
+    "The number of principal axes with which a shortlist is least work."
+    m, d = bank.shape
+    counts = [a for a in AXES if 4 * (a + 2) <= 3 * d]
+    if not counts or m < GROUP:
+        return None, float(d)
+    centre = robust_centre(bank).astype(bank.dtype)
+    axes = principal_axes(some := centred(bank[:: -(-m // 1024)], centre), counts[-1])
+    if (some @ axes).square().sum() < 0.4 * some.square().sum():
+        return None, float(d)
+    x = centred(queries, centre)
+    work = work_of_axes(bank, centre, x, axes, counts, sampled_reach(bank, centre, x, k, skip), skip)
     a = min(work, key=lambda a: work[a])
     return axes[:, :a].contiguous(), work[a]
 
