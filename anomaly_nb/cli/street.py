@@ -96,7 +96,7 @@ def _recorded(
             raise
         write("ok")
 
-# %% ../../nbs/11_cli/07_street.ipynb #39ac3307
+# %% ../../nbs/11_cli/07_street.ipynb #573ebff0
 @dataclass(frozen=True)
 class TrainScenes(Scenes):
     "The scenes of a training."
@@ -130,6 +130,7 @@ def train(
     *,
     scenes: TrainScenes,
     network: Network,
+    epochs: int = 40,
     training: Training,
     seed: int = 0,
     fit: Fit,
@@ -161,7 +162,8 @@ def train(
     from anomaly_nb.segmentation.scorer import check_methods
     from anomaly_nb.segmentation.training import train as train_network
 
-    size, names, config = training.size, check_methods(fit.methods.split(",")), training.config(device, seed)
+    size, names = training.size.pair, check_methods(fit.methods.split(","))
+    config = training.config(epochs, device, seed)
     train_set, val_set = (scenes.open(split, size) for split in ("train", "val"))
     train_set = train_set.without_anomalies() if scenes.exclude_scenes else train_set
     for dataset in (train_set, val_set):

@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['Device', 'Methods', 'Temperature', 'FitImages', 'Resamples', 'AsStored', 'OtherSize', 'FIVE', 'size_of', 'numbers',
-           'Scenes', 'Network', 'AblationNetwork', 'Training', 'RunSize', 'AblationTraining']
+           'Scenes', 'Network', 'ImageSize', 'Training', 'RunSize']
 
-# %% ../../nbs/11_cli/06_street_options.ipynb #8fc31a7b
+# %% ../../nbs/11_cli/06_street_options.ipynb #03d7500f
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-
-from .options import After
 
 if TYPE_CHECKING:  # a command's help imports no torch
     from anomaly_nb.segmentation.datasets import StreetDataset
@@ -100,7 +98,7 @@ class Scenes:
             **{k: v for k, v in of_reader.items() if v},
         )
 
-# %% ../../nbs/11_cli/06_street_options.ipynb #0bbf02f0
+# %% ../../nbs/11_cli/06_street_options.ipynb #7752daf2
 @dataclass(frozen=True)
 class Network:
     "A segmentation network and the weights it starts with."
@@ -121,32 +119,33 @@ class Network:
         float, typer.Option(help="input deviation of the encoder's training, all channels; -1 = ImageNet's own")
     ] = -1.0
 
-    def normalisation(self) -> dict[str, Any]:  # keywords of `build_model`
+    def normalisation(self) -> dict[str, tuple[float, float, float]]:  # keywords of `build_model`
         "Input mean and deviation, where they are not ImageNet's."
         return {k: (v, v, v) for k, v in (("mean", self.mean), ("std", self.std)) if v >= 0}
 
 
 @dataclass(frozen=True)
-class AblationNetwork(Network):
-    "The network of an ablation."
+class ImageSize:
+    "The size that images are brought to before anything else."
 
-    model: str = Network.model
+    height: Annotated[
+        int, typer.Option(help="resize images to this height first; 0 = as stored, or at the size of a trained run")
+    ] = 0
+    width: Annotated[int, typer.Option(help="and to this width")] = 0
+
+    @property
+    def pair(self) -> tuple[int, int] | None:
+        "(height, width); None where neither is given. Raises `DataError` where one is."
+        return size_of(self.height, self.width)
 
 
 @dataclass(frozen=True)
 class Training:
     "`TrainConfig` on the command line, and the size of images."
 
-    epochs: int = 40
     batch_size: int = 8
     lr: float = 5e-4
-    height: Annotated[
-        int,
-        typer.Option(
-            help="resize all images to this height, for training, fits, thresholds and evaluation; 0 = as stored"
-        ),
-    ] = 0
-    width: Annotated[int, typer.Option(help="and to this width")] = 0
+    size: ImageSize = ImageSize()
     crop_height: Annotated[
         int, typer.Option(help="height of the window the network sees while training; 0 = the size, or 512")
     ] = 0
@@ -157,34 +156,28 @@ class Training:
         str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the device has instructions for it")
     ] = "auto"
 
-    @property
-    def size(self) -> tuple[int, int] | None:
-        "(height, width) of all images; None = as stored. Raises `DataError`."
-        return size_of(self.height, self.width)
-
-    def config(self, device: str, seed: int = 0) -> "TrainConfig":
+    def config(self, epochs: int, device: str, seed: int = 0) -> "TrainConfig":
         "The configuration of a run. Raises `DataError`."
         from anomaly_nb.core.device import choose_precision
         from anomaly_nb.segmentation.training import TrainConfig
 
         return TrainConfig(
-            epochs=self.epochs,
+            epochs=epochs,
             batch_size=self.batch_size,
             lr=self.lr,
-            output=size_of(self.crop_height, self.crop_width, "crop-") or self.size or (512, 512),
+            output=size_of(self.crop_height, self.crop_width, "crop-") or self.size.pair or (512, 512),
             patience=self.patience,
             epoch_images=self.epoch_images or None,
             precision=choose_precision(self.precision, device),
             seed=seed,
         )
 
-# %% ../../nbs/11_cli/06_street_options.ipynb #d6c3763d
+# %% ../../nbs/11_cli/06_street_options.ipynb #e2a5a706
 @dataclass(frozen=True)
 class RunSize:
     "The size that a command on a trained run works at."
 
-    height: Annotated[int, typer.Option(help="resize images to this height; 0 = the run's own size")] = 0
-    width: Annotated[int, typer.Option(help="and to this width")] = 0
+    size: ImageSize = ImageSize()
     as_stored: AsStored = False
     other_size: OtherSize = False
 
@@ -195,26 +188,9 @@ class RunSize:
         "Given, as stored, or the run's own. Raises `DataError` where both are given."
         from anomaly_nb.core.errors import DataError
 
-        size = size_of(self.height, self.width)
+        size = self.size.pair
         if run is None:
             return size
         if size and self.as_stored:
             raise DataError("--as-stored and --height: give one of them")
         return None if self.as_stored else size or run.size
-
-
-@dataclass(frozen=True)
-class AblationTraining(Training):
-    "Training of an ablation, whose studies of a trained run take a size as `RunSize` does."
-
-    epochs: int = 20
-    height: Annotated[
-        int, typer.Option(help="resize all images to this height; 0 = as stored, or the size of --run")
-    ] = 0
-    as_stored: Annotated[AsStored, After("crop_width")] = False
-    other_size: Annotated[OtherSize, After("as_stored")] = False
-
-    @property
-    def run_size(self) -> RunSize:
-        "The size of a study of a trained run."
-        return RunSize(self.height, self.width, self.as_stored, self.other_size)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Study', 'ablate', 'compare', 'classes', 'submit']
 
-# %% ../../nbs/11_cli/12_street_studies.ipynb #3cf244a2
+# %% ../../nbs/11_cli/12_street_studies.ipynb #9957ccab
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,17 +14,19 @@ import typer
 
 from .options import After, Answer, with_options
 from anomaly_nb.cli.street_options import (
-    AblationNetwork,
-    AblationTraining,
+    AsStored,
     Device,
     Methods,
+    Network,
+    OtherSize,
     Resamples,
     RunSize,
     Scenes,
+    Training,
     numbers,
 )
 
-# %% ../../nbs/11_cli/12_street_studies.ipynb #5c7f2b5a
+# %% ../../nbs/11_cli/12_street_studies.ipynb #9984e4d5
 @dataclass(frozen=True)
 class Study:
     "Which study, and what it is of."
@@ -43,6 +45,8 @@ class Study:
         typer.Option(help="comma-separated; their spread is the noise that a difference has to beat"),
         After("held_out"),
     ] = "0,1"
+    as_stored: Annotated[AsStored, After("crop_width")] = False
+    other_size: Annotated[OtherSize, After("as_stored")] = False
 
 
 def _study_run(
@@ -125,15 +129,17 @@ def _study_run(
         answer.say(frame.round(4).to_string(index=False) + "\n")
     answer.verdict(f"{study.study} of {number_of(len(methods), 'score')}: {', '.join(methods)}", out)
 
-# %% ../../nbs/11_cli/12_street_studies.ipynb #f212111c
+# %% ../../nbs/11_cli/12_street_studies.ipynb #106af8be
 @with_options
 def ablate(
     answer: Answer,
     out: Annotated[Path, typer.Argument(help="folder of the study; runs that are there are not done again")],
     study: Study,
     scenes: Scenes,
-    network: AblationNetwork,
-    training: AblationTraining,
+    network: Network,
+    epochs: int = 20,
+    *,
+    training: Training,
     methods: Methods = "max_logit",
     device: Device = "auto",
 ) -> None:
@@ -154,15 +160,16 @@ def ablate(
     """
     from anomaly_nb.segmentation.scorer import check_methods
 
-    size, names = training.size, check_methods(methods.split(","))
+    size, names = training.size.pair, check_methods(methods.split(","))
     if study.study in ("heat", "promise", "thresholds", "subsampling"):
-        return _study_run(out, study, scenes, training.run_size, names, device, answer)
+        at = RunSize(training.size, study.as_stored, study.other_size)
+        return _study_run(out, study, scenes, at, names, device, answer)
     from anomaly_nb.core.errors import number_of
     from anomaly_nb.core.files import write_text
     from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.ablation import ablation_plot, ablation_summary, run_ablation, study_configs
 
-    configs = study_configs(study.study, training.config(device))
+    configs = study_configs(study.study, training.config(epochs, device))
     sets = {split: scenes.open(split, size) for split in ("train", "val", "test")}
     runs = run_ablation(
         configs,
