@@ -130,8 +130,8 @@ def _by_shortlist(
                 part = slice(i, min(i + block, len(queries)))
                 q, hide = torch.from_numpy(prepare(queries[part])).to(where), None if skip is None else skip[part]
                 query, row, crowded = short.candidates(q, k, hide, at_most)
-                done, found = ranked(short, q, query, row, k)
-                rows[i + done] = found
+                done, neighbours = ranked(short, q, query, row, k)
+                rows[i + done] = neighbours
                 if 2 * int(crowded.sum()) > len(q):
                     return
     finally:

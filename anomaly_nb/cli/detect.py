@@ -249,8 +249,8 @@ def fit(
     if images.shots >= 0:
         index = few_shot(index, images.shots, seed, "random")
     if recipe == "auto":
-        known = ("backbone", "weights", "image_size", "coreset", "random_state", "groups")
-        recipe, chosen = choose_recipe(index, **{k: settings[k] for k in known})
+        settings_of_choice = ("backbone", "weights", "image_size", "coreset", "random_state", "groups")
+        recipe, chosen = choose_recipe(index, **{k: settings[k] for k in settings_of_choice})
         if chosen is None:
             answer.say(f"chose {recipe}: there are too few images to compare recipes on")
         else:

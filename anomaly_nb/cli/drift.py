@@ -171,12 +171,12 @@ def tag(
     if message or calibration is None:
         return
     undecided = "" if not open_ else f", {open_} undecided: without a score, or the calibration names no threshold"
-    found = int(table["anomalous"].sum())
+    flagged = int(table["anomalous"].sum())
     typer.echo(
-        f"{number_of(len(table), 'score')}: {found} anomalous{undecided} (version "
+        f"{number_of(len(table), 'score')}: {flagged} anomalous{undecided} (version "
         f"{calibration.get('version', 'without a number')}) -> {out}"
     )
-    raise typer.Exit(exit_code(len(table), 0, found))
+    raise typer.Exit(exit_code(len(table), 0, flagged))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #7480ab87
 def _said(move: dict) -> str:

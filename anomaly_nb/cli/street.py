@@ -269,8 +269,8 @@ def score(
     scorer, validation = place.fitted(at, other_size=size.other_size)
     if method not in scorer.methods:
         raise DataError(f"method {method!r} was not fitted in {run}; it has {', '.join(scorer.methods)}")
-    found, passed = find_images([images])
-    paths = [Path(p) for p in found]
+    image_files, passed = find_images([images])
+    paths = [Path(p) for p in image_files]
     if not paths:
         raise DataError(f"{images}: no image there; give an image or a folder of them")
     network = place.network(device)

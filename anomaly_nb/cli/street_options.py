@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:  # a command's help imports no torch
+    from anomaly_nb.features.base import Options
     from anomaly_nb.segmentation.datasets import StreetDataset
     from anomaly_nb.segmentation.run import StreetRun
     from anomaly_nb.segmentation.training import TrainConfig
@@ -119,7 +120,7 @@ class Network:
         float, typer.Option(help="input deviation of the encoder's training, all channels; -1 = ImageNet's own")
     ] = -1.0
 
-    def normalisation(self) -> dict[str, tuple[float, float, float]]:  # keywords of `build_model`
+    def normalisation(self) -> "Options":  # keywords of `build_model`
         "Input mean and deviation, where they are not ImageNet's."
         return {k: (v, v, v) for k, v in (("mean", self.mean), ("std", self.std)) if v >= 0}
 

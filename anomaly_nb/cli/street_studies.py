@@ -109,8 +109,8 @@ def _study_run(
     )
     for method in methods:
         if method not in counts.histograms:
-            known = ", ".join(counts.histograms)
-            raise DataError(f"method {method!r} was not evaluated in {study.run}; it has {known}")
+            evaluated = ", ".join(counts.histograms)
+            raise DataError(f"method {method!r} was not evaluated in {study.run}; it has {evaluated}")
         test, normal = counts.histograms[method], validation.histograms[method]
         percent, promised, sample = (
             threshold_sensitivity(test, scorer, method),

@@ -15,6 +15,7 @@ from itertools import chain, pairwise
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from ..core.errors import DataError, check_finite, number_of
 from ..core.runtime import cpu_threads, in_order, progress, side_by_side
@@ -139,7 +140,7 @@ def feature_batches(
 # %% ../../nbs/03_features/03_extract.ipynb #4e6b8235
 def read_ahead(
     paths: Sequence[str],  # image files
-    transform: Callable[[np.ndarray], np.ndarray],  # an image or a part of it -> (3, h, w) float32
+    transform: Callable[[np.ndarray | Image.Image], np.ndarray],  # an image or a part of it -> (3, h, w) float32
     batch_size: int,
     intensity: Intensity | None,
     boxes: np.ndarray | None,  # (N, 4) int
