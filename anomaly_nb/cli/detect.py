@@ -99,8 +99,8 @@ class DetectorOptions:
     groups: Annotated[
         str,
         typer.Option(
-            help="Images of one part are left out together: parent (their folder), or a regular expression on names "
-            "such as '^(part[0-9]+)_'."
+            help="Images left out together, such as those of one part: parent (their folder), or a regular expression "
+            "on names such as '^(part[0-9]+)_'."
         ),
     ] = ""
     resize: Annotated[
@@ -177,10 +177,10 @@ def fit(
     root: Annotated[
         Path,
         typer.Argument(
-            help="Folder of good images, or of a whole data set: only its normal training images are learned."
+            help="Folder of good images, or of a whole data set, of which only normal training images are used."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the detector, made here.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the detector to.")],
     images: NormalImages,
     made: DetectorOptions,
     seed: Annotated[
@@ -365,7 +365,7 @@ def evaluate(
     ],
     layout: FolderLayout,
     figures: Annotated[
-        Path, typer.Option(help="The run goes to its runs/, the list of runs to its index.html.")
+        Path, typer.Option(help="Folder for the run (in runs/) and the list of all runs (index.html).")
     ] = Path("figures"),
     weights: Annotated[str, typer.Option(help="Where the backbone's checkpoint is now, if it was moved.")] = "",
     on_missing: Annotated[

@@ -45,17 +45,17 @@ First steps:
   anomaly-nb predict detectors/my_part new_images/   decide on the next ones
   anomaly-nb serve detectors/                        answer images with decisions over HTTP
   anomaly-nb demo                                    reports on generated samples; open figures/index.html
-  anomaly-nb report image_anomaly --list             what a report takes, with types and defaults
+  anomaly-nb report image_anomaly --list             parameters of a report, with types and defaults
   anomaly-nb report image_anomaly -p dataset=folder -p root=my_parts
-  anomaly-nb new my_report --from image_anomaly      a report of your own to begin with
+  anomaly-nb new my_report --from image_anomaly      start a report of your own
   anomaly-nb sweep plan.yml                          many runs from one YAML, here or on a cluster
   anomaly-nb benchmark plan.yml                      methods on data sets: ranks, tests, LaTeX and Markdown tables
   anomaly-nb runs --help                             all runs: list, compare, repeat, verify to the bit
   anomaly-nb samples my_samples                      write the sample images
-  anomaly-nb drift --help                            calibrations that remember, and notice drift
+  anomaly-nb drift --help                            versioned calibrations, and drift
   anomaly-nb score-video --help                      objects and frames of surveillance video
   anomaly-nb street --help                           segmentation networks and pixel scores
-  anomaly-nb atoms --help                            events from CLIP atoms and their roles""",
+  anomaly-nb atoms --help                            events in videos, from descriptions that CLIP recognises""",
 )
 
 # %% ../../nbs/11_cli/01_main.ipynb #5be0d7f4
@@ -243,10 +243,10 @@ def report(
         list[str] | None, typer.Option("--parameter", "-p", help="name=value; repeat for more.")
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="YAML file of parameters; -p wins over it.")] = None,
-    figures: Annotated[Path, typer.Option(help="Runs go to its runs/, the list of them to its index.html.")] = Path(
-        "figures"
-    ),
-    force: Annotated[bool, typer.Option("--force", help="Run again even if this very run is there.")] = False,
+    figures: Annotated[
+        Path, typer.Option(help="Folder for the run (in runs/) and the list of all runs (index.html).")
+    ] = Path("figures"),
+    force: Annotated[bool, typer.Option("--force", help="Run again even if this run exists.")] = False,
     list_: Annotated[
         bool, typer.Option("--list", help="Show the reports, or a report's parameters, and stop.")
     ] = False,
@@ -325,7 +325,7 @@ CATEGORIES = ("weave", "wood", "granite", "nut", "capsule")
 @app.command()
 def demo(
     figures: Annotated[Path, typer.Option(help="Where reports and index.html go.")] = Path("figures"),
-    force: Annotated[bool, typer.Option("--force", help="Run again what is already there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run again even if a run exists.")] = False,
 ) -> None:
     "Run every report on generated samples and print where to look."
     from anomaly_nb.reports.run import Run, run_report

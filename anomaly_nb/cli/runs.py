@@ -61,7 +61,7 @@ def list_(
     sort: Annotated[
         str, typer.Option(help="Column, parameter or metric; largest first, with a minus in front smallest first.")
     ] = "started",
-    limit: Annotated[int, typer.Option("--limit", "-n", help="At most so many lines; 0 for all.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-n", help="Lines to show at most; 0 for all.")] = 50,
 ) -> None:
     "List runs, newest first."
     from anomaly_nb.core.errors import DataError
@@ -158,7 +158,7 @@ def _leaves(value: Any, name: str) -> dict[str, Any]:
 # %% ../../nbs/11_cli/10_runs.ipynb #5b126b1b
 @app.command()
 def rerun(run: RunId, figures: Figures = "figures") -> None:
-    "Make a run again, with its parameters and the template and data as they are now."
+    "Repeat a run, with its parameters and the template and data as they are now."
     import tempfile
 
     from anomaly_nb.reports.ledger import Ledger
@@ -240,7 +240,7 @@ def sweep(
         bool, typer.Option("--check", help="Check the plan, say how many runs it wants, and stop.")
     ] = False,
 ) -> None:
-    """Make all runs of a plan that are not there yet; stop it and say it again, and it goes on.
+    """Make all runs of a plan that do not exist yet; an interrupted sweep continues when started again.
 
     \b
     template: image_anomaly
@@ -267,11 +267,11 @@ def sweep(
 def new(
     name: Annotated[str, typer.Argument(help="Name of your report; the notebook is <name>.ipynb.")],
     from_: Annotated[
-        str, typer.Option("--from", help="The report to begin with; `anomaly-nb report` lists them.")
+        str, typer.Option("--from", help="The report to copy; `anomaly-nb report` lists them.")
     ] = "image_anomaly",
     to: Annotated[Path, typer.Option(help="Folder to write it into.")] = Path("."),
 ) -> None:
-    """Begin a report of your own as a copy of one of ours.
+    """Start a report of your own from a copy of a built-in one.
 
     \b
     anomaly-nb new my_report --from image_anomaly

@@ -63,15 +63,15 @@ def _write_results(
 class EvaluatedScenes(Scenes):
     "The scenes of an evaluation, and what counts in them."
 
-    split: Annotated[str, After("root")] = "test"
-    void: Annotated[str, typer.Option(help="void policy of StreetHazards: none, other, unlabeled_other")] = ""
-    images: Annotated[str, typer.Option(help="Cityscapes or Lost&Found images, for fishyscapes")] = ""
+    split: Annotated[str, typer.Option(help="Split to evaluate."), After("root")] = "test"
+    void: Annotated[str, typer.Option(help="Void policy of StreetHazards: none, other, unlabeled_other.")] = ""
+    images: Annotated[str, typer.Option(help="Cityscapes or Lost&Found images, for fishyscapes.")] = ""
     anomaly_ids: Annotated[
-        str, typer.Option(help="raw ids of the anomaly, where they are not the data set's own, e.g. 2")
+        str, typer.Option(help="Raw ids of the anomaly, where they are not the data set's own, e.g. 2.")
     ] = ""
-    ignore_ids: Annotated[str, typer.Option(help="raw ids that do not count, e.g. 255")] = ""
+    ignore_ids: Annotated[str, typer.Option(help="Raw ids that do not count, e.g. 255.")] = ""
     protocol: Annotated[
-        str, typer.Option(help="pixels, anomaly_track or obstacle_track (SegmentMeIfYouCan: components too)")
+        str, typer.Option(help="pixels; anomaly_track or obstacle_track: components too, as SegmentMeIfYouCan.")
     ] = "pixels"
 
     def at(self, size: tuple[int, int] | None) -> "StreetDataset":
@@ -83,15 +83,15 @@ class EvaluatedScenes(Scenes):
 class Written:
     "What an evaluation leaves."
 
-    out: Annotated[Path, typer.Option(help="folder for evaluations without a run")] = Path("evaluations")
-    panels: Annotated[int, typer.Option(help="best and worst scenes to draw, each; 0 = none")] = 2
+    out: Annotated[Path, typer.Option(help="Folder for evaluations without a run.")] = Path("evaluations")
+    panels: Annotated[int, typer.Option(help="Best and worst scenes to draw, each; 0 = none.")] = 2
     resamples: Resamples = 200
 
 
 @with_options
 def evaluate(
     run: Annotated[
-        Path | None, typer.Argument(help="folder of `street train`; none with --scores, --logits or --model")
+        Path | None, typer.Argument(help="Folder of `street train`; none with --scores, --logits or --model.")
     ] = None,
     *,
     source: InPlaceOfRun,
@@ -99,7 +99,7 @@ def evaluate(
     size: RunSize,
     refit: Annotated[
         bool,
-        typer.Option("--refit", help="fit statistics and thresholds for this size first, on the run's own data"),
+        typer.Option("--refit", help="Fit statistics and thresholds for this size first, on the run's own data."),
         After("as_stored"),
     ] = False,
     options: OwnOptions,

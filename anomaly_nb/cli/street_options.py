@@ -19,21 +19,21 @@ if TYPE_CHECKING:  # a command's help imports no torch
     from anomaly_nb.segmentation.training import TrainConfig
 
 # %% ../../nbs/11_cli/06_street_options.ipynb #bdaf48a7
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, mps.")]
 Methods = Annotated[
-    str, typer.Option(help="comma-separated: max_logit, msp, energy, entropy, sml, heat, mahalanobis, vim, react, knn")
+    str, typer.Option(help="Comma-separated: max_logit, msp, energy, entropy, sml, heat, mahalanobis, vim, react, knn.")
 ]
-Temperature = Annotated[float, typer.Option(help="divides the logits of msp, energy, entropy, react and heat")]
-FitImages = Annotated[int, typer.Option(help="training images that statistics are taken from, 0 = all")]
+Temperature = Annotated[float, typer.Option(help="Divides the logits of msp, energy, entropy, react and heat.")]
+FitImages = Annotated[int, typer.Option(help="Training images that statistics are taken from, 0 = all.")]
 Resamples = Annotated[
-    int, typer.Option("--resamples", "--draws", help="bootstrap resamples of the images, 0 = no intervals")
+    int, typer.Option("--resamples", "--draws", help="Bootstrap resamples of the images, 0 = no intervals.")
 ]
-AsStored = Annotated[bool, typer.Option("--as-stored", help="do not resize images, whatever the run's size is")]
+AsStored = Annotated[bool, typer.Option("--as-stored", help="Do not resize images, whatever the run's size is.")]
 OtherSize = Annotated[
     bool,
     typer.Option(
         "--other-size",
-        help="use statistics and thresholds at a size they were not made at; their promise does not hold there",
+        help="Use statistics and thresholds at a size they were not made at; their promise does not hold there.",
     ),
 ]
 FIVE = "max_logit,msp,energy,sml,heat"
@@ -68,13 +68,13 @@ class Scenes:
     data: Annotated[
         str,
         typer.Option(
-            help="samples, camvid, streethazards, bdd_anomaly, cityscapes, smiyc, road_anomaly, "
-            "fishyscapes, lost_and_found or folder"
+            help="Data set: samples, camvid, streethazards, bdd_anomaly, cityscapes, smiyc, road_anomaly, "
+            "fishyscapes, lost_and_found or folder."
         ),
     ] = "samples"
-    root: Annotated[str, typer.Option(help="data set folder; the samples need none")] = ""
+    root: Annotated[str, typer.Option(help="Data set folder; the samples need none.")] = ""
     held_out: Annotated[
-        list[str], typer.Option(help="class to hold out as the anomaly; may be given several times")
+        list[str], typer.Option(help="Class to hold out as the anomaly; may be given several times.")
     ] = field(default_factory=list)
 
     def open(
@@ -107,17 +107,17 @@ class Network:
     model: Annotated[
         str,
         typer.Option(
-            help="deeplabv3plus_resnet50, deeplabv3plus_mobilenetv2, segformer_b5, ..., or <decoder>:<encoder>"
+            help="Network: deeplabv3plus_resnet50, deeplabv3plus_mobilenetv2, segformer_b5 ..., or <decoder>:<encoder>."
         ),
     ] = "deeplabv3plus_resnet50"
-    weights: Annotated[str, typer.Option(help="encoder: imagenet (download), a local file, or '' for random")] = (
+    weights: Annotated[str, typer.Option(help="Encoder: imagenet (download), a local file, or '' for random.")] = (
         "imagenet"
     )
     mean: Annotated[
-        float, typer.Option(help="input mean of the encoder's training, all channels; -1 = ImageNet's own")
+        float, typer.Option(help="Input mean of the encoder's training, all channels; -1 = ImageNet's own.")
     ] = -1.0
     std: Annotated[
-        float, typer.Option(help="input deviation of the encoder's training, all channels; -1 = ImageNet's own")
+        float, typer.Option(help="Input deviation of the encoder's training, all channels; -1 = ImageNet's own.")
     ] = -1.0
 
     def normalisation(self) -> "Options":  # keywords of `build_model`
@@ -130,9 +130,9 @@ class ImageSize:
     "The size that images are brought to before anything else."
 
     height: Annotated[
-        int, typer.Option(help="resize images to this height first; 0 = as stored, or at the size of a trained run")
+        int, typer.Option(help="Resize images to this height first; 0 = as stored, or at the size of a trained run.")
     ] = 0
-    width: Annotated[int, typer.Option(help="and to this width")] = 0
+    width: Annotated[int, typer.Option(help="And to this width.")] = 0
 
     @property
     def pair(self) -> tuple[int, int] | None:
@@ -144,17 +144,17 @@ class ImageSize:
 class Training:
     "`TrainConfig` on the command line, and the size of images."
 
-    batch_size: int = 8
-    lr: float = 5e-4
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 8
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 5e-4
     size: ImageSize = ImageSize()
     crop_height: Annotated[
-        int, typer.Option(help="height of the window the network sees while training; 0 = the size, or 512")
+        int, typer.Option(help="Height of the window the network sees while training; 0 = the size, or 512.")
     ] = 0
-    crop_width: Annotated[int, typer.Option(help="and its width")] = 0
-    epoch_images: Annotated[int, typer.Option(help="images between two validations, 0 = all once")] = 0
-    patience: int = 3
+    crop_width: Annotated[int, typer.Option(help="And its width.")] = 0
+    epoch_images: Annotated[int, typer.Option(help="Images between two validations, 0 = all once.")] = 0
+    patience: Annotated[int, typer.Option(help="Training stops after so many validations without a better mIoU.")] = 3
     precision: Annotated[
-        str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the device has instructions for it")
+        str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the device has instructions for it.")
     ] = "auto"
 
     def config(self, epochs: int, device: str, seed: int = 0) -> "TrainConfig":
