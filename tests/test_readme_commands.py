@@ -158,6 +158,9 @@ def test_the_quick_commands(place):
 
 def random_weights(place):
     "Checkpoints under the names that the README gives, of the networks it names, untrained."
+    from anomaly_nb.core.runtime import import_torchvision
+
+    import_torchvision()
     import open_clip
     import timm
     import torch
