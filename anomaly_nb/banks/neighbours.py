@@ -9,7 +9,8 @@ __all__ = ['unit_rows', 'rough_mean', 'exact_distances', 'nearest']
 from collections.abc import Callable
 import numpy as np
 
-from .shortlist import SHORTLIST_FROM, Shortlist, choose_axes, choose_shortlist, ranked
+from .shortlist import Shortlist, ranked
+from .shortlist_choice import SHORTLIST_FROM, choose_axes, choose_shortlist
 from ..core.device import choose_device
 from ..core.errors import DataError, number_of
 from ..core.runtime import progress
