@@ -51,7 +51,7 @@ QUICK = {
     "anomaly-nb runs list": {0},
 }
 LONG = (
-    "anomaly-nb fit my_parts --out detectors/my_part", "anomaly-nb evaluate detectors/my_part test_parts/", "anomaly-nb report image_anomaly",
+    "anomaly-nb fit my_parts --out detectors/", "anomaly-nb evaluate detectors/my_part test_parts/", "anomaly-nb report image_anomaly",
     "anomaly-nb report few_shot", "anomaly-nb serve detectors/ --drift", "curl ", "anomaly-nb sweep plan.yml",
     "anomaly-nb benchmark benchmark.yml", "anomaly-nb runs diff", "anomaly-nb runs verify --all", "cat > ", "python:",
 )  # fmt: skip
