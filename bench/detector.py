@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from anomaly_nb.core.device import choose_precision
 from anomaly_nb.features import create_backbone
 from bench.metrics import row
 
@@ -26,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
 from PIL import Image
+from anomaly_nb.core.device import choose_precision
 from anomaly_nb.scoring import Detector, predict_files
 folder, backbone, size, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 import torch
@@ -33,6 +35,9 @@ torch.set_num_threads(threads)
 paths = json.load(open(f"{folder}/paths.json"))
 model = Detector("patchcore", backbone, f"{folder}/weights.pth", size, aggregation="max", threshold="quantile:0.9").fit(paths["train"])
 np.save(f"{folder}/bank.npy", model.bank_.bank_)
+halved = None
+if choose_precision("auto", "cpu") == "bfloat16":  # fitted and asked in the same precision
+    halved = Detector("patchcore", backbone + "&precision=bfloat16", f"{folder}/weights.pth", size, aggregation="max", threshold="quantile:0.9").fit(paths["train"])
 if sys.argv[5] == "graph":
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # images side by side, as predict takes them: a file is decoded by one thread
@@ -44,6 +49,9 @@ def predict(files):
 def fast(files):
     return [p.score for p in predict_files(model, files, engine="onnxruntime")]
 
+def bfloat16(files):
+    return [p.score for p in predict_files(halved, files)]
+
 def decided(file):
     return float(session.run(["score", "map"], {"image": np.asarray(Image.open(file).convert("RGB"))[None]})[0][0])
 
@@ -51,7 +59,7 @@ def graph(files):
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(decided, files))
 
-ways = {"predict": predict, "onnxruntime": fast, "graph": graph}
+ways = {"predict": predict, "onnxruntime": fast, "graph": graph, "bfloat16": bfloat16}
 print("ready", flush=True)
 """
 
@@ -185,7 +193,7 @@ def write_images(folder: Path, count: int, side: int, random_state: int, suffix:
 def compare(
     folder: Path, name: str, backbone: str, size: int, side: int, suffix: str, counts: tuple[int, int, int], python: str
 ) -> list[dict]:
-    "Rows of `predict` with both engines, and of the graph on PNGs."
+    "Rows of `predict` with both engines, of the graph on PNGs, and in bfloat16 where the CPU has it."
     import torch
 
     torch.manual_seed(0)
@@ -202,13 +210,18 @@ def compare(
     except RuntimeError:
         print("anomalib is skipped, it does not start here")
         other = None
-    ways = [(ours, "predict"), (ours, "onnxruntime"), (ours, "graph")][: 3 if suffix == "png" else 2] + (
-        [(other, "plain loop"), (other, "Engine.predict")] if other else []
+    names = (
+        ["predict", "onnxruntime"]
+        + ["graph"] * (suffix == "png")
+        + ["bfloat16"] * (choose_precision("auto", "cpu") == "bfloat16")
     )
+    ways = [(ours, name) for name in names]
+    ways += [(other, "plain loop"), (other, "Engine.predict")] if other else []
     checked = {way: np.array(child.ask(way, same)[1]) for child, way in ways}  # at the input's own size nobody resizes
     squared = {way: s if child is ours else s**2 for (child, way), s in zip(ways, checked.values(), strict=True)}
     for way, scores in squared.items():
-        assert np.allclose(scores, squared["predict"], rtol=2e-3), (way, scores, squared["predict"])
+        rtol = 2e-2 if way == "bfloat16" else 2e-3
+        assert np.allclose(scores, squared["predict"], rtol=rtol), (way, scores, squared["predict"])
     seconds = {way: [] for _, way in ways}
     for child, way in ways:
         child.ask(way, files[:8])
@@ -229,6 +242,7 @@ def compare(
             ("predict", "predict"),
             ("predict --engine onnxruntime", "onnxruntime"),
             ("ONNX graph", "graph"),
+            ("predict, fitted in bfloat16", "bfloat16"),
         )
         if way in median
     ]
@@ -237,7 +251,7 @@ def compare(
 SCALED = "&mean=(0.485,0.456,0.406)&std=(0.229,0.224,0.225)"  # as anomalib does for every network
 # name -> backbone, input size, the images' side and format; one layer, since several are fused on another grid there
 CASES = {
-    "ResNet-18, layer 2": ("timm:resnet18?layers=(2,)&pool=3", 256, 700, "png"),
+    "ResNet-18, layer 2, PNG": ("timm:resnet18?layers=(2,)&pool=3", 256, 1024, "png"),
     "MobileNetV2, layer 3, JPEG": (f"timm:mobilenetv2_100?layers=(3,)&pool=3{SCALED}", 256, 1024, "jpg"),
     "ViT-S, JPEG": (f"timm:vit_small_patch16_224?layers=(8,)&pool=3{SCALED}", 224, 1024, "jpg"),
 }

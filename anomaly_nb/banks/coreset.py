@@ -51,16 +51,19 @@ class _Greedy:
         self.bound[rows] = -1
         self.m += len(rows)
 
-    def refresh(self, rows: np.ndarray, block: int = 256) -> None:
-        "Make the bounds of points exact: compare them with the centres they have not met."
-        rows = rows[np.argsort(self.seen[rows], kind="stable")]
-        for i in range(0, len(rows), block):
-            some = rows[i : i + block]
-            new = slice(self.seen[some[0]], self.m)
-            if new.start < new.stop:
+    def refresh(self, rows: np.ndarray, limit: float = -1.0, block: int = 256, step: int = 1024) -> None:
+        """Compare points with the centres they have not met, oldest first, until their bounds are exact or not above
+        `limit`.
+        """
+        while rows.size:
+            rows = rows[np.argsort(self.seen[rows], kind="stable")]
+            for i in range(0, len(rows), block):
+                some = rows[i : i + block]
+                new = slice(self.seen[some[0]], min(self.seen[some[0]] + step, self.m))
                 d = squared_distances(self.x[some], self.centres[new], self.squared[some], self.centre_squared[new])
                 self.bound[some] = np.minimum(self.bound[some], d.min(axis=1))
-        self.seen[rows] = self.m
+                self.seen[some] = np.maximum(self.seen[some], new.stop)
+            rows = rows[(self.bound[rows] > limit) & (self.seen[rows] < self.m)]
 
     def pick_among(self, rows: np.ndarray, limit: float) -> int:
         "Pick the farthest of `rows`, again and again, while it is farther than `limit`; how many were picked."
@@ -140,7 +143,7 @@ def greedy_coreset(
                 state.add(rows[: n - state.m])
                 break
             rows, limit = rows[:width], float(np.nextafter(np.float32(limit), np.float32(0)))
-        state.refresh(rows)
+        state.refresh(rows[state.seen[rows] < state.m], limit)
         rows = rows[state.bound[rows] > limit]
         if rows.size:
             state.pick_among(rows, limit)

@@ -69,23 +69,19 @@ def _check_groups(
             )
     return np.argsort(inverse.reshape(-1), kind="stable"), np.concatenate([[0], np.cumsum(counts)])
 
-# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #c45ce676
+# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #1878232c
 def _smallest(
     distances,  # (rows, columns) tensor
     m: int,  # how many
-    by_column: bool = False,  # read the matrix column by column
-):  # values (rows, m), column indices (rows, m); with `by_column` (columns, m), row indices; fewer if there are fewer
-    "The `m` smallest values of every row, or of every column."
+):  # values (rows, m), column indices (rows, m); fewer if there are fewer
+    "The `m` smallest values of every row."
     chunk = 32
-    lines = distances.T if by_column else distances
-    if lines.shape[1] % chunk or lines.shape[1] // chunk < 2 * m:
-        return lines.topk(min(m, lines.shape[1]), dim=1, largest=False)
-    # the minimum runs over memory as it lies: through the transposed view it would be forty times slower
-    minima = distances.unflatten(0, (-1, chunk)).amin(1).T if by_column else distances.unflatten(1, (-1, chunk)).amin(2)
-    winners = minima.topk(m, dim=1, largest=False).indices
+    if distances.shape[1] % chunk or distances.shape[1] // chunk < 2 * m:
+        return distances.topk(min(m, distances.shape[1]), dim=1, largest=False)
+    chunks = distances.unflatten(1, (-1, chunk))
+    winners = chunks.amin(2).topk(m, dim=1, largest=False).indices
     values, where = (
-        lines.unflatten(1, (-1, chunk))
-        .gather(1, winners.unsqueeze(-1).expand(len(lines), m, chunk))
+        chunks.gather(1, winners.unsqueeze(-1).expand(len(distances), m, chunk))
         .flatten(1)
         .topk(m, dim=1, largest=False)
     )
@@ -165,7 +161,7 @@ def _uncertain(
         certain = exact <= approximate.astype(np.float64) - (dimensions + 8) * 2.0**-24 * scale
     return np.flatnonzero(~certain)
 
-# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #61fb2dbd
+# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #73133f64
 def _search(
     queries,  # (Q, D) tensor with norms (Q,), centred
     bank,  # (N, D) tensor with norms (N,), centred
@@ -190,36 +186,64 @@ def _search(
             _merge((best[0][a:b], best[1][a:b]), _smallest(block, m), c)
     return best
 
-
-def _search_symmetric(
-    bank,  # (N, D) tensor with norms (N,), centred, sorted by group
-    m: int,  # candidates to keep
-    bounds: np.ndarray,  # (G + 1,) group bounds
-):  # distances (N, m), indices (N, m)
-    "The `m` nearest rows of other groups for every row; every block is computed once and read both ways."
+# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #c28731a4
+def _group_minima(
+    bank,  # (N, D) tensor with norms (N,), centred, sorted by video; N a multiple of `size`
+    size: int,  # rows of a group
+    bounds: np.ndarray,  # (V + 1,) bounds of the videos
+):  # (N, N / size) tensor
+    "The smallest distance of every row to the rows of other videos in every group."
     import torch
 
     x, norms = bank
-    buffer = torch.empty(min(len(x), 2048) ** 2, dtype=x.dtype, device=x.device)
-    best = (
-        torch.full((len(x), m), torch.inf, dtype=x.dtype, device=x.device),
-        torch.zeros((len(x), m), dtype=torch.int64, device=x.device),
-    )
-    for a, b in progress(list(_blocks(len(x))), desc="neighbours", unit="block"):
-        for c, d in _blocks(len(x)):
+    n = len(x)
+    buffer = torch.empty(min(n, 2048) ** 2, dtype=x.dtype, device=x.device)
+    minima = torch.empty(n, n // size, dtype=x.dtype, device=x.device)
+    for a, b in progress(list(_blocks(n)), desc="neighbours", unit="block"):
+        for c, d in _blocks(n):
             if c < a:
                 continue
             block = torch.addmm(
                 norms[c:d], x[a:b], x[c:d].T, alpha=-2, out=buffer[: (b - a) * (d - c)].view(b - a, d - c)
             ).add_(norms[a:b, None])
-            for g in range(np.searchsorted(bounds, c, "right") - 1, np.searchsorted(bounds, b, "left")):
+            for g in range(np.searchsorted(bounds, c, "right") - 1, np.searchsorted(bounds[:-1], b, "left")):
                 block[
                     max(bounds[g] - a, 0) : max(bounds[g + 1] - a, 0), max(bounds[g] - c, 0) : max(bounds[g + 1] - c, 0)
                 ] = torch.inf
-            _merge((best[0][a:b], best[1][a:b]), _smallest(block, m), c)
+            torch.amin(block.unflatten(1, (-1, size)), 2, out=minima[a:b, c // size : d // size])
             if c > a:
-                _merge((best[0][c:d], best[1][c:d]), _smallest(block, m, by_column=True), a)
-    return best
+                minima[c:d, a // size : b // size] = block.unflatten(0, (-1, size)).amin(1).T
+    return minima
+
+
+def _search_all(
+    bank,  # (N, D) tensor with norms (N,), centred, sorted by video
+    m: int,  # candidates to keep
+    bounds: np.ndarray,  # (V + 1,) bounds of the videos
+    size: int,  # rows of a group
+):  # distances (N, m), indices (N, m)
+    "The `m` nearest rows of other videos for every row."
+    import torch
+    from torch.nn.functional import pad
+
+    n, lacking = len(bank[0]), -len(bank[0]) % size
+    x, norms = pad(bank[0], (0, 0, 0, lacking)), pad(bank[1], (0, lacking), value=torch.inf)
+    video = torch.from_numpy(np.repeat(np.arange(len(bounds)), np.diff(bounds, append=len(x)))).to(x.device)
+    lowest, group = _group_minima((x, norms), size, bounds)[:n].topk(min(m, len(x) // size), dim=1, largest=False)
+    wanted, per_group = group.flatten().argsort(stable=True), torch.bincount(group.flatten(), minlength=len(x) // size)
+    values = torch.full((group.numel(), min(m, size)), torch.inf, dtype=x.dtype, device=x.device)
+    index = torch.zeros(values.shape, dtype=torch.int64, device=x.device)
+    for g, pairs in enumerate(wanted.split(per_group.tolist())):
+        row, rows = pairs // group.shape[1], slice(g * size, (g + 1) * size)
+        distances = torch.addmm(norms[rows], x[row], x[rows].T, alpha=-2).add_(norms[row, None])
+        distances.masked_fill_(video[row, None] == video[rows], torch.inf)
+        values[pairs], column = distances.topk(values.shape[1], dim=1, largest=False)
+        index[pairs] = column + g * size
+    best, column = values.view(n, -1).topk(m, dim=1, largest=False)
+    # a group that was passed over has nothing below the last minimum, as its block was rounded
+    best[:, -1] = torch.minimum(best[:, -1], lowest[:, -1]) if group.shape[1] == m else best[:, -1]
+    # where fewer than m can be seen, a row of the padding stands for none
+    return best, index.view(n, -1).gather(1, column).clamp(max=n - 1)
 
 # %% ../../nbs/05_calibration/26_leave_one_out.ipynb #8c4b8853
 def _finish(
@@ -278,7 +302,7 @@ def _shortlisted(
             answer[a + who[first]] = squared[np.lexsort((squared, who))[first + k - 1]]
     return answer
 
-# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #fdaea221
+# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #93cd9166
 def leave_one_group_out_distances(
     features: np.ndarray,  # (N, D) one row per object
     groups: np.ndarray,  # (N,) video of each object
@@ -305,10 +329,12 @@ def leave_one_group_out_distances(
         pays, axes = choose_shortlist(x, x[some], k, skip[some], where, full=0.5)
         if pays and axes is not None:
             exact = _shortlisted(x, skip, k, where, axes)
-    late = np.flatnonzero(np.isnan(exact))
-    if 4 * len(late) > len(x):
+    late, size = np.flatnonzero(np.isnan(exact)), 32
+    while len(x) ** 2 > size << 26:
+        size *= 2
+    if 4 * len(late) > len(x) and m <= 16 and size <= 2048:
         bank = _centred(x, centre, torch.float32, where)
-        distances, index = (t.cpu().numpy() for t in _search_symmetric(bank, m, bounds))
+        distances, index = (t.cpu().numpy() for t in _search_all(bank, m, bounds, size))
         exact = _finish(x, x, distances, index, bank[1].cpu().numpy(), bank[1].max().item(), k, centre, (first, last))
     elif len(late):
         bank, hidden = _centred(x, centre, torch.float32, where), (first[late], last[late])

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['AT_ONCE', 'LARGE', 'bands', 'read_values', 'all_damaged']
 
-# %% ../../nbs/02_data/10_values.ipynb #72144d60
+# %% ../../nbs/02_data/10_values.ipynb #46a73b9b
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,34 @@ def _on_black(image: Image.Image) -> Image.Image:
             return Image.alpha_composite(Image.new("RGBA", full.size, (0, 0, 0, 255)), full).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
-# %% ../../nbs/02_data/10_values.ipynb #aed6aa7a
+# %% ../../nbs/02_data/10_values.ipynb #1eb46d2b
+_CHANNELS = {"L": "mono", "RGB": "rgb", "RGBA": "rgba"}  # Pillow's modes in the words of kornia-rs
+
+
+@cache
+def _png_reader() -> Callable[[str, str], np.ndarray] | None:
+    "The PNG decoder of kornia-rs, None where it is not installed."
+    try:
+        from kornia_rs.io import read_image_png_u8
+    except ImportError:
+        return None
+    return read_image_png_u8
+
+
+def _decoded(file: Image.Image, path: Path) -> Image.Image:
+    "An opened image with its pixels, of any file that Pillow reads."
+    plain = file.format == "PNG" and file.mode in _CHANNELS and not {"transparency", "interlace"} & file.info.keys()
+    read = _png_reader() if plain and getattr(file, "n_frames", 1) == 1 else None
+    if read and file.width * file.height <= LARGE:
+        try:
+            pixels = read(str(path), _CHANNELS[file.mode])
+            return Image.fromarray(pixels[..., 0] if file.mode == "L" and pixels.ndim == 3 else pixels)
+        except Exception:  # it raises nothing narrower; what is wrong, Pillow says below
+            pass
+    file.load()
+    return file
+
+# %% ../../nbs/02_data/10_values.ipynb #379f86d6
 # by EXIF orientation
 _TURNS = dict(
     zip(
@@ -115,11 +143,11 @@ def _stored(path: Path, in_array: bool = False) -> tuple[Image.Image | np.ndarra
             file.seek(0)
         if info.type == "uint16" and not file.mode.startswith("I"):
             return _deep_colour(path, info), info
-        file.load()
-        if info.type == "uint8" and not in_array and file.width * file.height <= LARGE:
-            image = _on_black(file)
+        image = _decoded(file, path)
+        if info.type == "uint8" and not in_array and image.width * image.height <= LARGE:
+            image = _on_black(image)
             return image.transpose(_TURNS[info.orientation]) if info.orientation > 1 else image, info
-        values = _pixels(file, _on_black) if info.type == "uint8" else _pixels(file)
+        values = _pixels(image, _on_black) if info.type == "uint8" else _pixels(image)
     values = _upright(values, info.orientation)
     if info.type == "uint32":
         return values.view(np.uint32), info
