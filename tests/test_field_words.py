@@ -114,8 +114,8 @@ def foreign(node):
 
 
 def names(source):
-    """Every name of a source: (name, line, whether it is one that others see: a definition, parameter, field or
-    attribute).
+    """Every name of a source: (name, line, whether it is made there: a definition, parameter, field, attribute or
+    variable).
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -131,7 +131,7 @@ def names(source):
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             yield node.target.id, node.lineno, True
         elif isinstance(node, ast.Name):
-            yield node.id, node.lineno, False
+            yield node.id, node.lineno, isinstance(node.ctx, ast.Store)
         elif (
             isinstance(node, ast.Constant)
             and isinstance(node.value, str)
@@ -220,8 +220,8 @@ def test_pages():
 
 
 def test_the_check_finds_what_it_should():
-    source = "def f(draws, *, truth):\n    self.kept = {'hits': 1}  # of all trials\n    return kept\n"
-    assert [b.split(": ")[1] for b in bad_names(source, "x.py")] == ["draws", "truth", "kept", "hits"]
+    source = "def f(draws, *, truth):\n    self.kept = {'hits': 1}  # of all trials\n    found = kept\n"
+    assert [b.split(": ")[1] for b in bad_names(source, "x.py")] == ["draws", "truth", "kept", "found", "hits"]
     assert len(bad_lines("the share of pictures, and the truth", "x")) == 4 and not bad_lines(
         "two tiles share pixels of the ground truth", "x"
     )

@@ -51,7 +51,7 @@ QUICK = {
     "anomaly-nb runs list": {0},
 }
 LONG = (
-    "anomaly-nb fit my_parts --out detectors/my_part", "anomaly-nb evaluate detectors/my_part test_parts/", "anomaly-nb report image_anomaly",
+    "anomaly-nb fit my_parts --out detectors/", "anomaly-nb evaluate detectors/my_part test_parts/", "anomaly-nb report image_anomaly",
     "anomaly-nb report few_shot", "anomaly-nb serve detectors/ --drift", "curl ", "anomaly-nb sweep plan.yml",
     "anomaly-nb benchmark benchmark.yml", "anomaly-nb runs diff", "anomaly-nb runs verify --all", "cat > ", "python:",
 )  # fmt: skip
@@ -158,6 +158,9 @@ def test_the_quick_commands(place):
 
 def random_weights(place):
     "Checkpoints under the names that the README gives, of the networks it names, untrained."
+    from anomaly_nb.core.runtime import import_torchvision
+
+    import_torchvision()
     import open_clip
     import timm
     import torch

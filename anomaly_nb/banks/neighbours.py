@@ -9,7 +9,8 @@ __all__ = ['unit_rows', 'rough_mean', 'exact_distances', 'nearest']
 from collections.abc import Callable
 import numpy as np
 
-from .shortlist import SHORTLIST_FROM, Shortlist, choose_axes, choose_shortlist, ranked
+from .shortlist import Shortlist, ranked
+from .shortlist_choice import SHORTLIST_FROM, choose_axes, choose_shortlist
 from ..core.device import choose_device
 from ..core.errors import DataError, number_of
 from ..core.runtime import progress
@@ -130,8 +131,8 @@ def _by_shortlist(
                 part = slice(i, min(i + block, len(queries)))
                 q, hide = torch.from_numpy(prepare(queries[part])).to(where), None if skip is None else skip[part]
                 query, row, crowded = short.candidates(q, k, hide, at_most)
-                done, found = ranked(short, q, query, row, k)
-                rows[i + done] = found
+                done, neighbours = ranked(short, q, query, row, k)
+                rows[i + done] = neighbours
                 if 2 * int(crowded.sum()) > len(q):
                     return
     finally:

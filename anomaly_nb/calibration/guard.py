@@ -135,13 +135,13 @@ class Guard:
         body = await self._body(scope, receive, largest, not is_file)
         if scope["method"] != "GET":
             logging.getLogger(__name__).info("key %s: %s %s", scope.get("key_name"), scope["method"], scope["path"])
-        told = False
+        responded = False
 
         async def again():
-            nonlocal told
-            if told:
+            nonlocal responded
+            if responded:
                 return await receive()
-            told = True
+            responded = True
             return {"type": "http.request", "body": body, "more_body": False}
 
         return again

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..banks.shortlist import SHORTLIST_FROM, Shortlist, choose_shortlist, robust_centre
+from ..banks.shortlist import Shortlist, robust_centre
+from ..banks.shortlist_choice import SHORTLIST_FROM, choose_shortlist
 from ..core.device import choose_device
 from ..core.errors import DataError, check_finite
 from ..core.runtime import progress

@@ -60,9 +60,10 @@ def create_app(
     """
     fastapi = require("fastapi", "serve")
     if store is None:
-        found = service_settings()
-        store, api_key_sha256, config = found.open_store(), api_key_sha256 or found.key_sha256(), config or found.config
-        public_schema, seconds = public_schema or found.public_schema, found.request_seconds
+        defaults = service_settings()
+        store, config = defaults.open_store(), config or defaults.config
+        api_key_sha256, seconds = api_key_sha256 or defaults.key_sha256(), defaults.request_seconds
+        public_schema = public_schema or defaults.public_schema
     fixed = {"default": api_key_sha256} if api_key_sha256 else {}
     keys = needed_keys((keys_of(store.settings) if config is None else {}) | fixed, config, "anomaly-nb drift serve")
     settings = store.settings
@@ -78,14 +79,14 @@ def create_app(
         if len(set(files)) < len(files):  # no schema can say it
             raise fastapi.HTTPException(409, "a file comes twice in one batch; one score per file and head")
         try:
-            found, message = tag_or_keep(store.root, store.settings, wish.model, wish.head, files, scores, wish.label)
+            tags, message = tag_or_keep(store.root, store.settings, wish.model, wish.head, files, scores, wish.label)
         except UnknownHead as e:
             raise fastapi.HTTPException(404, str(e).encode("ascii", "replace").decode()) from None
         except NotNow as e:
             raise fastapi.HTTPException(409, str(e).encode("ascii", "replace").decode()) from None
         except DataError as e:
             raise fastapi.HTTPException(422, str(e).encode("ascii", "replace").decode()) from None
-        rows = found.astype(object).where(found.notna(), None)
+        rows = tags.astype(object).where(tags.notna(), None)
         decisions = [Decision.model_validate(dict(zip(rows, r))) for r in rows.to_numpy().tolist()]
         return TagAnswer(count=len(rows), decisions=decisions, message=message)
 

@@ -152,33 +152,33 @@ class Threshold:
         "What the threshold promises of new normal images, in a sentence."
         if self.oracle:
             return "The threshold was chosen with the test labels (an oracle), so it promises nothing."
-        known, rate = self.parameters, self.rate()
-        if "false_alarms_per_hour" in known:
+        provenance, rate = self.parameters, self.rate()
+        if "false_alarms_per_hour" in provenance:
             return f"The threshold is {self}."
         if rate is None:
             return "No normal image stands behind the threshold, so it promises no false-positive rate."
-        bound = f", with 95 % confidence at most {100 * known['bound95']:.1f} %" if "bound95" in known else ""
+        bound = f", with 95 % confidence at most {100 * provenance['bound95']:.1f} %" if "bound95" in provenance else ""
         return (
             f"The threshold {self.value:.4g} comes from {self.n} {self.calibrated_on}: of new normal images like "
             f"these, at most {100 * rate:.1f} % are expected to reach it{bound}."
         )
 
     def __str__(self) -> str:
-        known, of = self.parameters, f"{self.n} {self.calibrated_on}"
+        provenance, of = self.parameters, f"{self.n} {self.calibrated_on}"
         if self.oracle:
             best = {"youden": "TPR - FPR", "best_f1": "F1"}.get(self.method, self.method)
             return f"{self.value:.4g}, of the largest {best} on {of} (oracle: saw test labels)"
         rate = self.rate()
-        if "false_alarms_per_hour" in known:
-            events = f"at most {known['promised']:.3g} false events a normal hour expected"
-            hours = known["hours"]
+        if "false_alarms_per_hour" in provenance:
+            events = f"at most {provenance['promised']:.3g} false events a normal hour expected"
+            hours = provenance["hours"]
             film = f"{hours:.3g} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
             return f"{self.value:.4g}, from {film} of {self.calibrated_on}; {events}"
         if rate is None:
             return f"{self.value:.4g} by {self.method}, without a normal image behind it; it promises nothing"
-        q = known.get("q", 1 - known["false_alarms"] if "false_alarms" in known else None)
+        q = provenance.get("q", 1 - provenance["false_alarms"] if "false_alarms" in provenance else None)
         rule = f"the {100 * q:.4g} % quantile" if q is not None and 1 - q >= rate - 1e-9 else "the largest"
-        bound = f" ({100 * known['bound95']:.1f} % with 95 % confidence)" if "bound95" in known else ""
+        bound = f" ({100 * provenance['bound95']:.1f} % with 95 % confidence)" if "bound95" in provenance else ""
         return (
             f"{self.value:.4g}, {rule} of the scores of {of}; at most {100 * rate:.1f} % "
             f"false positives expected{bound}"

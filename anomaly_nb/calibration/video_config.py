@@ -56,8 +56,8 @@ def write_calibration(
 def _filled(calibration: Calibration | None) -> Record:
     "A block without its empty entries; {} where there is none."
     block = {k: v for k, v in calibration.model_dump().items() if v is not None} if calibration else {}
-    kept = {k: v for k, v in (block.pop("provenance", None) or {}).items() if v is not None}
-    return block | ({"provenance": kept} if kept else {})
+    origin = {k: v for k, v in (block.pop("provenance", None) or {}).items() if v is not None}
+    return block | ({"provenance": origin} if origin else {})
 
 
 def _moved(settings: Settings, old: Record, dataset: str, path: str | Path) -> Record:
@@ -94,19 +94,19 @@ def read_calibration(
     """
     settings = load_settings(Path(path))
     blocks = [_filled(c) for c in (settings.calibration, *settings.calibrations.values())]
-    found = [c for c in map(_calibration, blocks) if c.ranges]
+    read_calibrations = [c for c in map(_calibration, blocks) if c.ranges]
     mend = f"anomaly-nb calibrate-video{f' --dataset-name {dataset}' if dataset else ''}"
-    if not found:
+    if not read_calibrations:
         raise DataError(f"{path}: has no calibration; run  {mend}  first")
     wanted = (expected or {}).items()
-    for calibration in found:
+    for calibration in read_calibrations:
         if all(calibration.provenance.get(name) == value for name, value in wanted):
             return calibration
-    named = [c for c in found if dataset and c.provenance.get("dataset") == dataset]
-    others = [str(c.provenance["dataset"]) for c in found if "dataset" in c.provenance]
-    if dataset and not named and len(others) == len(found):
+    named = [c for c in read_calibrations if dataset and c.provenance.get("dataset") == dataset]
+    others = [str(c.provenance["dataset"]) for c in read_calibrations if "dataset" in c.provenance]
+    if dataset and not named and len(others) == len(read_calibrations):
         raise DataError(f"{path}: holds calibrations of {', '.join(others)}, none of {dataset}; run  {mend}  first")
-    calibration = (named or found)[0]
+    calibration = (named or read_calibrations)[0]
     name, value = next((n, v) for n, v in wanted if calibration.provenance.get(n) != v)
     raise DataError(
         f"{path}: was calibrated with {name}={calibration.provenance.get(name, 'unknown')}, not {value}; calibrate "

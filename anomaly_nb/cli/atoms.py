@@ -19,13 +19,13 @@ from .options import After, Answer, with_options
 if TYPE_CHECKING:
     from anomaly_nb.atoms.presence import PresenceSettings
 
-# %% ../../nbs/11_cli/09_atoms.ipynb #61e2a7f6
+# %% ../../nbs/11_cli/09_atoms.ipynb #6f4bfdd0
 app = typer.Typer(
     name="atoms",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Events in videos from atoms an image-text model can see, and the roles they play.
+    help="""Events in videos, from short descriptions (atoms) that an image-text model recognises.
 
 \b
   anomaly-nb atoms frames --video street.mp4 --out_dir data/frames --fps 1
@@ -42,7 +42,11 @@ def frames_command(
     out_dir: Annotated[Path, typer.Option("--out_dir", help="Frames go to OUT_DIR/<name of the video>/.")],
     fps: Annotated[float, typer.Option("--fps", help="Frames per second of video.")] = 1.0,
 ) -> None:
-    "Extract frames: anomaly-nb atoms frames --video street.mp4 --out_dir data/frames --fps 1"
+    """Extract frames from video files.
+
+    \b
+    anomaly-nb atoms frames --video street.mp4 --out_dir data/frames --fps 1
+    """
     from anomaly_nb.atoms.frames import extract_frames
 
     for path in video:
@@ -66,7 +70,11 @@ def captions_command(
         str, typer.Option("--ontology", help="incidents, walkway, shapes or a YAML file.")
     ] = "incidents",
 ) -> None:
-    "Say what is in each frame: anomaly-nb atoms captions --frames_root data/frames --out captions.json"
+    """Describe every frame with a language model.
+
+    \b
+    anomaly-nb atoms captions --frames_root data/frames --out captions.json
+    """
     from anomaly_nb.atoms.captions import MockCaptions, QwenCaptions, captions_from_text, write_captions
     from anomaly_nb.atoms.frames import list_frames
     from anomaly_nb.atoms.ontology import load_ontology
@@ -81,7 +89,7 @@ def captions_command(
     write_captions(out, captions)
     typer.echo(f"{number_of(len(captions), 'caption')} in {out}")
 
-# %% ../../nbs/11_cli/09_atoms.ipynb #4517f02a
+# %% ../../nbs/11_cli/09_atoms.ipynb #ba9f07d5
 @dataclass(frozen=True)
 class Segments:
     "`SegmentSettings` on the command line."
@@ -179,8 +187,10 @@ def run_command(
     segments: Segments,
     presence: Presence,
 ) -> None:
-    """Presences, boundaries and segments of all frames: anomaly-nb atoms run --frames_root data/frames --labels_csv
-    labels.csv --out_dir runs/demo
+    """Compute how present each atom is in every frame, scene boundaries and segments.
+
+    \b
+    anomaly-nb atoms run --frames_root data/frames --labels_csv labels.csv --out_dir runs/demo
     """
     from anomaly_nb.atoms.pipeline import run_pipeline
     from anomaly_nb.atoms.segments import SegmentSettings
@@ -214,7 +224,7 @@ def run_command(
         )
     )
 
-# %% ../../nbs/11_cli/09_atoms.ipynb #3781bb1f
+# %% ../../nbs/11_cli/09_atoms.ipynb #b00004f6
 @app.command("train")
 def train_command(
     manifest_csv: Annotated[
@@ -231,8 +241,10 @@ def train_command(
     ] = None,
     out_dir: Annotated[Path | None, typer.Option("--out_dir", help="Default: roles/ beside the manifest.")] = None,
 ) -> None:
-    """Learn roles from video-level labels: anomaly-nb atoms train --manifest_csv runs/manifest.csv --epochs 60 --topk
-    10 --freeze_bias_epochs 5
+    """Learn from labels of whole videos which atoms are evidence for or against an event.
+
+    \b
+    anomaly-nb atoms train --manifest_csv runs/manifest.csv --epochs 60 --topk 10 --freeze_bias_epochs 5
     """
     from anomaly_nb.atoms.pipeline import train_from_manifest
 
@@ -254,7 +266,7 @@ def train_command(
         else "no role is stronger than 0.1"
     )
 
-# %% ../../nbs/11_cli/09_atoms.ipynb #f705f068
+# %% ../../nbs/11_cli/09_atoms.ipynb #a5b425c3
 @app.command("score")
 def score_command(
     run_dir: Annotated[Path, typer.Option("--run_dir", help="Folder that `run` wrote, with or without labels.")],
@@ -264,8 +276,10 @@ def score_command(
         typer.Option("--out_dir", help="For frame_scores.csv and video_scores.csv. Default: the run's folder."),
     ] = None,
 ) -> None:
-    """Apply trained roles to the frames of a run: anomaly-nb atoms score --run_dir runs/today --roles
-    runs/roles/roles.pt
+    """Score the frames of a run with learned roles.
+
+    \b
+    anomaly-nb atoms score --run_dir runs/today --roles runs/roles/roles.pt
     """
     from anomaly_nb.atoms.roles import load_fit
     from anomaly_nb.atoms.scoring import score_run
@@ -283,7 +297,7 @@ def score_command(
     for row in ranked:
         typer.echo(f"{row['video']}: {row['event']} {row['score']:.2f}, most at {row['frame']}, {row['why']}")
 
-# %% ../../nbs/11_cli/09_atoms.ipynb #63c7dfac
+# %% ../../nbs/11_cli/09_atoms.ipynb #3ea62e99
 @app.command("evaluate")
 @with_options
 def evaluate_command(
@@ -308,8 +322,10 @@ def evaluate_command(
         ),
     ] = None,
 ) -> None:
-    """AUROC on videos kept out, beside a linear probe and a concept bottleneck: anomaly-nb atoms evaluate
-    --manifest_csv runs/manifest.csv
+    """Measure AUROC on held-out videos, beside a linear probe and a concept bottleneck.
+
+    \b
+    anomaly-nb atoms evaluate --manifest_csv runs/manifest.csv
     """
     import pandas as pd
 

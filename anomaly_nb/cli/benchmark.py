@@ -48,7 +48,7 @@ def benchmark(
         ),
     ] = False,
 ) -> None:
-    """Measure methods on data sets, and write the tables one can publish: ranks, tests, diagram, LaTeX, Markdown.
+    """Measure methods on data sets, and write tables to publish: ranks, tests, diagram, LaTeX, Markdown.
 
     \b
     data:

@@ -30,7 +30,7 @@ from anomaly_nb.cli.stores import (
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="""Calibrations that remember: feed scores, compare with the reference, promote or not.
+    help="""Versioned calibrations: record scores, compare them with a reference, decide on a new one.
 
 \b
   anomaly-nb drift run --develop --scores january.csv --model mobilenet --head leather
@@ -171,12 +171,12 @@ def tag(
     if message or calibration is None:
         return
     undecided = "" if not open_ else f", {open_} undecided: without a score, or the calibration names no threshold"
-    found = int(table["anomalous"].sum())
+    flagged = int(table["anomalous"].sum())
     typer.echo(
-        f"{number_of(len(table), 'score')}: {found} anomalous{undecided} (version "
+        f"{number_of(len(table), 'score')}: {flagged} anomalous{undecided} (version "
         f"{calibration.get('version', 'without a number')}) -> {out}"
     )
-    raise typer.Exit(exit_code(len(table), 0, found))
+    raise typer.Exit(exit_code(len(table), 0, flagged))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #7480ab87
 def _said(move: dict) -> str:
@@ -299,7 +299,8 @@ def worker(
     store: Store = STORE,
     config: Config = CONFIG,
 ):
-    """Do what waits: decisions to be made again, runs that became due. Can be killed and started again at any moment.
+    """Process the queue: decisions to repeat and calibration runs that are due. It can be killed and restarted at any
+    time.
 
     \b
     Example:  anomaly-nb drift worker --retag
@@ -335,7 +336,7 @@ def pull(
     ] = None,
     config: Config = CONFIG,
 ):
-    """Bring reference calibrations that were made elsewhere, checked against their checksums.
+    """Fetch reference calibrations that were made elsewhere, and check them against their checksums.
 
     \b
     Example:  anomaly-nb drift pull https://example.org/calibrations.zip --sha256 5f1c...
@@ -355,7 +356,7 @@ def pull(
 # %% ../../nbs/11_cli/06_drift.ipynb #f227f882
 @app.command()
 def repair(store: Store = STORE, config: Config = CONFIG):
-    """Check the database and write every calibration file anew that differs from it.
+    """Check the database, and rewrite every calibration file that differs from it.
 
     \b
     Example:  anomaly-nb drift repair

@@ -157,24 +157,24 @@ def with_options(
     options_classes = {name: options_class for name, options_class in hints.items() if _is_options(options_class)}
     answers = [name for name, kind in hints.items() if kind is Answer]  # no options: what the command prints
     parameters: list[inspect.Parameter] = []
-    for own in inspect.signature(function).parameters.values():
-        if own.name in options_classes:
-            parameters += options_of(options_classes[own.name])
-        elif own.name not in answers:
-            parameters.append(own.replace(kind=_PLAIN, annotation=hints[own.name]))
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.name in options_classes:
+            parameters += options_of(options_classes[parameter.name])
+        elif parameter.name not in answers:
+            parameters.append(parameter.replace(kind=_PLAIN, annotation=hints[parameter.name]))
     signature = inspect.Signature(_in_order(parameters), return_annotation=None)
 
     @functools.wraps(function)
     def command(*args: object, **options: object) -> None:
-        given = signature.bind(*args, **options)
-        given.apply_defaults()
-        values = given.arguments
-        own = {name: values[name] for name in hints if name in values and name not in options_classes}
+        bound = signature.bind(*args, **options)
+        bound.apply_defaults()
+        values = bound.arguments
+        own_values = {name: values[name] for name in hints if name in values and name not in options_classes}
         with Answer() as answer:
             given_options: dict[str, object] = {
                 name: _filled(options_class, values) for name, options_class in options_classes.items()
             }
-            function(**dict.fromkeys(answers, answer), **own, **given_options)
+            function(**dict.fromkeys(answers, answer), **own_values, **given_options)
 
     command.__signature__ = signature  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}

@@ -32,7 +32,7 @@ class Limits:
         int, typer.Option("--per-minute", min=0, help="Images that a key may send in a minute; 0 for no limit.")
     ] = 0
     places: Annotated[
-        int, typer.Option(min=1, help="Images in memory at once, waiting or worked on; the next is answered 503.")
+        int, typer.Option(min=1, help="Images in memory at once; further ones are answered with 503.")
     ] = 16
 
 

@@ -41,12 +41,12 @@ class Keys:
     name: Annotated[
         str | None,
         typer.Option(
-            "--name", help="Whose key it is: stands beside what its holder moves. Without it, the key `default`."
+            "--name", help="Name of the holder of the key, recorded with every change; without it, `default`."
         ),
     ] = None
     drop_key: Annotated[
         str | None,
-        typer.Option("--drop-key", help="Revoke the key of this name, and stop. A running service knows at once."),
+        typer.Option("--drop-key", help="Revoke the key of this name, also in a running service, and stop."),
     ] = None
 
 # %% ../../nbs/11_cli/04_stores.ipynb #2372674b

@@ -96,13 +96,13 @@ def _recorded(
             raise
         write("ok")
 
-# %% ../../nbs/11_cli/07_street.ipynb #39ac3307
+# %% ../../nbs/11_cli/07_street.ipynb #573ebff0
 @dataclass(frozen=True)
 class TrainScenes(Scenes):
     "The scenes of a training."
 
     exclude_scenes: Annotated[
-        bool, typer.Option(help="leave out training scenes that hold the held-out class; otherwise its pixels are void")
+        bool, typer.Option(help="Leave out training scenes with the held-out class; otherwise its pixels are void.")
     ] = False
 
 
@@ -113,12 +113,12 @@ class Fit:
     methods: Methods = FIVE
     temperature: Temperature = 1.0
     fit_images: FitImages = 0
-    fit_cells: Annotated[int, typer.Option(help="feature cells taken from each of them")] = 256
+    fit_cells: Annotated[int, typer.Option(help="Feature cells taken from each of them.")] = 256
     adapt: Annotated[
         float,
         typer.Option(
-            help="test-time moving average of HEAT's scales, e.g. 0.9; it then depends on the "
-            "order of the images; 0 = frozen"
+            help="Test-time moving average of HEAT's scales, e.g. 0.9; it then depends on the "
+            "order of the images; 0 = frozen."
         ),
     ] = 0.0
 
@@ -126,15 +126,16 @@ class Fit:
 @app.command()
 @with_options
 def train(
-    out: Annotated[Path, typer.Argument(help="run folder; an unfinished run in it goes on")],
+    out: Annotated[Path, typer.Argument(help="Run folder; an unfinished run in it is continued.")],
     *,
     scenes: TrainScenes,
     network: Network,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 40,
     training: Training,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Of initial weights, order and augmentation.")] = 0,
     fit: Fit,
     device: Device = "auto",
-    workers: Annotated[int, typer.Option(help="processes that read ahead")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that read ahead.")] = 0,
 ) -> None:
     """Train a network on normal scenes, fit the scores on them, keep validation counts for thresholds.
 
@@ -161,7 +162,8 @@ def train(
     from anomaly_nb.segmentation.scorer import check_methods
     from anomaly_nb.segmentation.training import train as train_network
 
-    size, names, config = training.size, check_methods(fit.methods.split(",")), training.config(device, seed)
+    size, names = training.size.pair, check_methods(fit.methods.split(","))
+    config = training.config(epochs, device, seed)
     train_set, val_set = (scenes.open(split, size) for split in ("train", "val"))
     train_set = train_set.without_anomalies() if scenes.exclude_scenes else train_set
     for dataset in (train_set, val_set):
@@ -225,16 +227,18 @@ app.command()(evaluate)
 @app.command()
 @with_options
 def score(
-    run: Annotated[Path, typer.Argument(help="folder of `street train`")],
-    images: Annotated[Path, typer.Argument(help="one image or a folder of images")],
-    out: Annotated[Path, typer.Option(help="folder for score maps and overlays")] = Path("scores"),
-    method: Annotated[str, typer.Option(help="one of the scores the run was fitted with")] = "max_logit",
-    quantile: Annotated[float, typer.Option(help="flag pixels above this quantile of normal validation pixels")] = 0.99,
+    run: Annotated[Path, typer.Argument(help="Folder of `street train`.")],
+    images: Annotated[Path, typer.Argument(help="One image or a folder of images.")],
+    out: Annotated[Path, typer.Option(help="Folder for score maps and overlays.")] = Path("scores"),
+    method: Annotated[str, typer.Option(help="One of the scores the run was fitted with.")] = "max_logit",
+    quantile: Annotated[
+        float, typer.Option(help="Flag pixels above this quantile of normal validation pixels.")
+    ] = 0.99,
     *,
     size: RunSize,
     device: Device = "auto",
 ) -> None:
-    """Score images of one's own: `<name>.npy` (raw scores), `<name>.png` (flagged pixels in orange), `scores.csv`.
+    """Score your own images: `<name>.npy` (raw scores), `<name>.png` (flagged pixels in orange), `scores.csv`.
 
     The network sees each image at the size of the run's thresholds; scores have that size, overlays the image's.
 
@@ -267,8 +271,8 @@ def score(
     scorer, validation = place.fitted(at, other_size=size.other_size)
     if method not in scorer.methods:
         raise DataError(f"method {method!r} was not fitted in {run}; it has {', '.join(scorer.methods)}")
-    found, passed = find_images([images])
-    paths = [Path(p) for p in found]
+    image_files, passed = find_images([images])
+    paths = [Path(p) for p in image_files]
     if not paths:
         raise DataError(f"{images}: no image there; give an image or a folder of them")
     network = place.network(device)

@@ -4,37 +4,36 @@
 
 # %% auto #0
 __all__ = ['Device', 'Methods', 'Temperature', 'FitImages', 'Resamples', 'AsStored', 'OtherSize', 'FIVE', 'size_of', 'numbers',
-           'Scenes', 'Network', 'AblationNetwork', 'Training', 'RunSize', 'AblationTraining']
+           'Scenes', 'Network', 'ImageSize', 'Training', 'RunSize']
 
-# %% ../../nbs/11_cli/06_street_options.ipynb #8fc31a7b
+# %% ../../nbs/11_cli/06_street_options.ipynb #03d7500f
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import After
-
 if TYPE_CHECKING:  # a command's help imports no torch
+    from anomaly_nb.features.base import Options
     from anomaly_nb.segmentation.datasets import StreetDataset
     from anomaly_nb.segmentation.run import StreetRun
     from anomaly_nb.segmentation.training import TrainConfig
 
 # %% ../../nbs/11_cli/06_street_options.ipynb #bdaf48a7
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps")]
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, mps.")]
 Methods = Annotated[
-    str, typer.Option(help="comma-separated: max_logit, msp, energy, entropy, sml, heat, mahalanobis, vim, react, knn")
+    str, typer.Option(help="Comma-separated: max_logit, msp, energy, entropy, sml, heat, mahalanobis, vim, react, knn.")
 ]
-Temperature = Annotated[float, typer.Option(help="divides the logits of msp, energy, entropy, react and heat")]
-FitImages = Annotated[int, typer.Option(help="training images that statistics are taken from, 0 = all")]
+Temperature = Annotated[float, typer.Option(help="Divides the logits of msp, energy, entropy, react and heat.")]
+FitImages = Annotated[int, typer.Option(help="Training images that statistics are taken from, 0 = all.")]
 Resamples = Annotated[
-    int, typer.Option("--resamples", "--draws", help="bootstrap resamples of the images, 0 = no intervals")
+    int, typer.Option("--resamples", "--draws", help="Bootstrap resamples of the images, 0 = no intervals.")
 ]
-AsStored = Annotated[bool, typer.Option("--as-stored", help="do not resize images, whatever the run's size is")]
+AsStored = Annotated[bool, typer.Option("--as-stored", help="Do not resize images, whatever the run's size is.")]
 OtherSize = Annotated[
     bool,
     typer.Option(
         "--other-size",
-        help="use statistics and thresholds at a size they were not made at; their promise does not hold there",
+        help="Use statistics and thresholds at a size they were not made at; their promise does not hold there.",
     ),
 ]
 FIVE = "max_logit,msp,energy,sml,heat"
@@ -69,13 +68,13 @@ class Scenes:
     data: Annotated[
         str,
         typer.Option(
-            help="samples, camvid, streethazards, bdd_anomaly, cityscapes, smiyc, road_anomaly, "
-            "fishyscapes, lost_and_found or folder"
+            help="Data set: samples, camvid, streethazards, bdd_anomaly, cityscapes, smiyc, road_anomaly, "
+            "fishyscapes, lost_and_found or folder."
         ),
     ] = "samples"
-    root: Annotated[str, typer.Option(help="data set folder; the samples need none")] = ""
+    root: Annotated[str, typer.Option(help="Data set folder; the samples need none.")] = ""
     held_out: Annotated[
-        list[str], typer.Option(help="class to hold out as the anomaly; may be given several times")
+        list[str], typer.Option(help="Class to hold out as the anomaly; may be given several times.")
     ] = field(default_factory=list)
 
     def open(
@@ -100,7 +99,7 @@ class Scenes:
             **{k: v for k, v in of_reader.items() if v},
         )
 
-# %% ../../nbs/11_cli/06_street_options.ipynb #0bbf02f0
+# %% ../../nbs/11_cli/06_street_options.ipynb #7752daf2
 @dataclass(frozen=True)
 class Network:
     "A segmentation network and the weights it starts with."
@@ -108,83 +107,78 @@ class Network:
     model: Annotated[
         str,
         typer.Option(
-            help="deeplabv3plus_resnet50, deeplabv3plus_mobilenetv2, segformer_b5, ..., or <decoder>:<encoder>"
+            help="Network: deeplabv3plus_resnet50, deeplabv3plus_mobilenetv2, segformer_b5 ..., or <decoder>:<encoder>."
         ),
     ] = "deeplabv3plus_resnet50"
-    weights: Annotated[str, typer.Option(help="encoder: imagenet (download), a local file, or '' for random")] = (
+    weights: Annotated[str, typer.Option(help="Encoder: imagenet (download), a local file, or '' for random.")] = (
         "imagenet"
     )
     mean: Annotated[
-        float, typer.Option(help="input mean of the encoder's training, all channels; -1 = ImageNet's own")
+        float, typer.Option(help="Input mean of the encoder's training, all channels; -1 = ImageNet's own.")
     ] = -1.0
     std: Annotated[
-        float, typer.Option(help="input deviation of the encoder's training, all channels; -1 = ImageNet's own")
+        float, typer.Option(help="Input deviation of the encoder's training, all channels; -1 = ImageNet's own.")
     ] = -1.0
 
-    def normalisation(self) -> dict[str, Any]:  # keywords of `build_model`
+    def normalisation(self) -> "Options":  # keywords of `build_model`
         "Input mean and deviation, where they are not ImageNet's."
         return {k: (v, v, v) for k, v in (("mean", self.mean), ("std", self.std)) if v >= 0}
 
 
 @dataclass(frozen=True)
-class AblationNetwork(Network):
-    "The network of an ablation."
+class ImageSize:
+    "The size that images are brought to before anything else."
 
-    model: str = Network.model
+    height: Annotated[
+        int, typer.Option(help="Resize images to this height first; 0 = as stored, or at the size of a trained run.")
+    ] = 0
+    width: Annotated[int, typer.Option(help="And to this width.")] = 0
+
+    @property
+    def pair(self) -> tuple[int, int] | None:
+        "(height, width); None where neither is given. Raises `DataError` where one is."
+        return size_of(self.height, self.width)
 
 
 @dataclass(frozen=True)
 class Training:
     "`TrainConfig` on the command line, and the size of images."
 
-    epochs: int = 40
-    batch_size: int = 8
-    lr: float = 5e-4
-    height: Annotated[
-        int,
-        typer.Option(
-            help="resize all images to this height, for training, fits, thresholds and evaluation; 0 = as stored"
-        ),
-    ] = 0
-    width: Annotated[int, typer.Option(help="and to this width")] = 0
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 8
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 5e-4
+    size: ImageSize = ImageSize()
     crop_height: Annotated[
-        int, typer.Option(help="height of the window the network sees while training; 0 = the size, or 512")
+        int, typer.Option(help="Height of the window the network sees while training; 0 = the size, or 512.")
     ] = 0
-    crop_width: Annotated[int, typer.Option(help="and its width")] = 0
-    epoch_images: Annotated[int, typer.Option(help="images between two validations, 0 = all once")] = 0
-    patience: int = 3
+    crop_width: Annotated[int, typer.Option(help="And its width.")] = 0
+    epoch_images: Annotated[int, typer.Option(help="Images between two validations, 0 = all once.")] = 0
+    patience: Annotated[int, typer.Option(help="Training stops after so many validations without a better mIoU.")] = 3
     precision: Annotated[
-        str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the device has instructions for it")
+        str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where the device has instructions for it.")
     ] = "auto"
 
-    @property
-    def size(self) -> tuple[int, int] | None:
-        "(height, width) of all images; None = as stored. Raises `DataError`."
-        return size_of(self.height, self.width)
-
-    def config(self, device: str, seed: int = 0) -> "TrainConfig":
+    def config(self, epochs: int, device: str, seed: int = 0) -> "TrainConfig":
         "The configuration of a run. Raises `DataError`."
         from anomaly_nb.core.device import choose_precision
         from anomaly_nb.segmentation.training import TrainConfig
 
         return TrainConfig(
-            epochs=self.epochs,
+            epochs=epochs,
             batch_size=self.batch_size,
             lr=self.lr,
-            output=size_of(self.crop_height, self.crop_width, "crop-") or self.size or (512, 512),
+            output=size_of(self.crop_height, self.crop_width, "crop-") or self.size.pair or (512, 512),
             patience=self.patience,
             epoch_images=self.epoch_images or None,
             precision=choose_precision(self.precision, device),
             seed=seed,
         )
 
-# %% ../../nbs/11_cli/06_street_options.ipynb #d6c3763d
+# %% ../../nbs/11_cli/06_street_options.ipynb #e2a5a706
 @dataclass(frozen=True)
 class RunSize:
     "The size that a command on a trained run works at."
 
-    height: Annotated[int, typer.Option(help="resize images to this height; 0 = the run's own size")] = 0
-    width: Annotated[int, typer.Option(help="and to this width")] = 0
+    size: ImageSize = ImageSize()
     as_stored: AsStored = False
     other_size: OtherSize = False
 
@@ -195,26 +189,9 @@ class RunSize:
         "Given, as stored, or the run's own. Raises `DataError` where both are given."
         from anomaly_nb.core.errors import DataError
 
-        size = size_of(self.height, self.width)
+        size = self.size.pair
         if run is None:
             return size
         if size and self.as_stored:
             raise DataError("--as-stored and --height: give one of them")
         return None if self.as_stored else size or run.size
-
-
-@dataclass(frozen=True)
-class AblationTraining(Training):
-    "Training of an ablation, whose studies of a trained run take a size as `RunSize` does."
-
-    epochs: int = 20
-    height: Annotated[
-        int, typer.Option(help="resize all images to this height; 0 = as stored, or the size of --run")
-    ] = 0
-    as_stored: Annotated[AsStored, After("crop_width")] = False
-    other_size: Annotated[OtherSize, After("as_stored")] = False
-
-    @property
-    def run_size(self) -> RunSize:
-        "The size of a study of a trained run."
-        return RunSize(self.height, self.width, self.as_stored, self.other_size)

@@ -25,13 +25,13 @@ class InPlaceOfRun:
 
     scores: Annotated[
         str,
-        typer.Option(help="folder of score maps <scene>.npy .npz .tif .png, higher = anomalous, in the place of a run"),
+        typer.Option(help="Folder of score maps <scene>.npy .npz .tif .png, higher = anomalous, instead of a run."),
     ] = ""
-    logits: Annotated[str, typer.Option(help="folder of logits <scene>.npy, (C, H, W), in the place of a run")] = ""
+    logits: Annotated[str, typer.Option(help="Folder of logits <scene>.npy, (C, H, W), instead of a run.")] = ""
     model: Annotated[
         list[str],
         typer.Option(
-            help="your own network: module:function, file .pt .pt2 .onnx, hf:folder, or a run; several = their ensemble"
+            help="Your own network: module:function, file .pt .pt2 .onnx, hf:folder, or a run; several = an ensemble."
         ),
     ] = field(default_factory=list)
 
@@ -43,49 +43,49 @@ class OwnOptions:
     methods: Annotated[
         str,
         typer.Option(
-            help="of --logits and --model, with commas; '' = max_logit,msp,energy. Also entropy, rba, "
-            "mask2anomaly, eam; others: --fit-data"
+            help="Scores of --logits and --model, comma-separated; '' = max_logit,msp,energy. Also entropy, rba, "
+            "mask2anomaly, eam; others: --fit-data."
         ),
     ] = ""
     temperature: Temperature = 1.0
-    average: Annotated[str, typer.Option(help="what an ensemble averages: logits or probabilities")] = "logits"
+    average: Annotated[str, typer.Option(help="What an ensemble averages: logits or probabilities.")] = "logits"
     patches: Annotated[
-        str, typer.Option(help="features of a backbone for knn and mahalanobis, e.g. timm:vit_small_patch14_dinov2")
+        str, typer.Option(help="Features of a backbone for knn and mahalanobis, e.g. timm:vit_small_patch14_dinov2.")
     ] = ""
-    patch_weights: Annotated[str, typer.Option(help="its weights file; '' = download")] = ""
-    patch_size: Annotated[int, typer.Option(help="pixels per side of its input; 0 = its own")] = 0
-    name: Annotated[str, typer.Option(help="name of --scores, --logits or --model in tables")] = ""
+    patch_weights: Annotated[str, typer.Option(help="Weights file of --patches; '' = download.")] = ""
+    patch_size: Annotated[int, typer.Option(help="Pixels per side of its input; 0 = its own.")] = 0
+    name: Annotated[str, typer.Option(help="Name of --scores, --logits or --model in tables.")] = ""
     scale: Annotated[
         str,
-        typer.Option(help="of --scores stored as whole numbers: score of the lowest and of the highest code, e.g. 0,1"),
+        typer.Option(help="For --scores stored as whole numbers: scores of the lowest and highest code, e.g. 0,1."),
     ] = ""
     resize_logits: Annotated[
-        bool, typer.Option("--resize-logits", help="bring --logits of another resolution to the scene's size")
+        bool, typer.Option("--resize-logits", help="Bring --logits of another resolution to the scene's size.")
     ] = False
     same_classes: Annotated[
         bool,
         typer.Option(
-            "--same-classes", help="outputs of --model or --logits are the data set's classes in its order; gives mIoU"
+            "--same-classes", help="Outputs of --model or --logits are the data set's classes in its order; gives mIoU."
         ),
     ] = False
     fit_data: Annotated[
         str,
-        typer.Option(help="training data of --model or --logits, for scores that are fitted: a data set as in --data"),
+        typer.Option(help="Training data of --model or --logits, for scores that are fitted: a data set as in --data."),
     ] = ""
-    fit_root: Annotated[str, typer.Option(help="its folder")] = ""
-    fit_split: Annotated[str, typer.Option(help="its split")] = "train"
-    fit_held_out: Annotated[list[str], typer.Option(help="classes held out of it; none = those of --held-out")] = field(
-        default_factory=list
-    )
-    fit_logits: Annotated[str, typer.Option(help="folder of logits of these scenes, with --logits")] = ""
+    fit_root: Annotated[str, typer.Option(help="Folder of --fit-data.")] = ""
+    fit_split: Annotated[str, typer.Option(help="Split of --fit-data.")] = "train"
+    fit_held_out: Annotated[
+        list[str], typer.Option(help="Classes held out of --fit-data; none = those of --held-out.")
+    ] = field(default_factory=list)
+    fit_logits: Annotated[str, typer.Option(help="Folder of logits of these scenes, with --logits.")] = ""
     fit_images: FitImages = 0
-    image_input: Annotated[
-        str, typer.Option("--input", help="what a file of --model takes: normalised or uint8")
-    ] = "normalised"
+    image_input: Annotated[str, typer.Option("--input", help="What a file of --model takes: normalised or uint8.")] = (
+        "normalised"
+    )
     mean: Annotated[
-        str, typer.Option(help="input mean of a file of --model, one or three numbers; '' = ImageNet's")
+        str, typer.Option(help="Input mean of a file of --model, one or three numbers; '' = ImageNet's.")
     ] = ""
-    std: Annotated[str, typer.Option(help="input deviation of it")] = ""
+    std: Annotated[str, typer.Option(help="Input deviation of a file of --model.")] = ""
 
     def training(self, scenes: Scenes, size: tuple[int, int] | None) -> "StreetDataset | None":
         "The scenes that scores are fitted on; None where none are named."

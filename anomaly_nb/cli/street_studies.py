@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Study', 'ablate', 'compare', 'classes', 'submit']
 
-# %% ../../nbs/11_cli/12_street_studies.ipynb #3cf244a2
+# %% ../../nbs/11_cli/12_street_studies.ipynb #9957ccab
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,17 +14,19 @@ import typer
 
 from .options import After, Answer, with_options
 from anomaly_nb.cli.street_options import (
-    AblationNetwork,
-    AblationTraining,
+    AsStored,
     Device,
     Methods,
+    Network,
+    OtherSize,
     Resamples,
     RunSize,
     Scenes,
+    Training,
     numbers,
 )
 
-# %% ../../nbs/11_cli/12_street_studies.ipynb #5c7f2b5a
+# %% ../../nbs/11_cli/12_street_studies.ipynb #9984e4d5
 @dataclass(frozen=True)
 class Study:
     "Which study, and what it is of."
@@ -32,17 +34,19 @@ class Study:
     study: Annotated[
         str,
         typer.Option(
-            help="augmentation (5 configurations) or scale_range (7); of a trained --run: heat, "
-            "promise, thresholds, subsampling"
+            help="Trains: augmentation (5 configurations) or scale_range (7); analyses --run: heat, "
+            "promise, thresholds, subsampling."
         ),
     ] = "augmentation"
-    run: Annotated[str, typer.Option(help="folder of `street train`, for the studies that train nothing")] = ""
-    split: Annotated[str, typer.Option(help="split of a run's study"), After("root")] = "test"
+    run: Annotated[str, typer.Option(help="Folder of `street train`, for the studies that train nothing.")] = ""
+    split: Annotated[str, typer.Option(help="Split of a run's study."), After("root")] = "test"
     seeds: Annotated[
         str,
-        typer.Option(help="comma-separated; their spread is the noise that a difference has to beat"),
+        typer.Option(help="Comma-separated; their spread is the noise that a difference has to beat."),
         After("held_out"),
     ] = "0,1"
+    as_stored: Annotated[AsStored, After("crop_width")] = False
+    other_size: Annotated[OtherSize, After("as_stored")] = False
 
 
 def _study_run(
@@ -105,8 +109,8 @@ def _study_run(
     )
     for method in methods:
         if method not in counts.histograms:
-            known = ", ".join(counts.histograms)
-            raise DataError(f"method {method!r} was not evaluated in {study.run}; it has {known}")
+            evaluated = ", ".join(counts.histograms)
+            raise DataError(f"method {method!r} was not evaluated in {study.run}; it has {evaluated}")
         test, normal = counts.histograms[method], validation.histograms[method]
         percent, promised, sample = (
             threshold_sensitivity(test, scorer, method),
@@ -125,20 +129,22 @@ def _study_run(
         answer.say(frame.round(4).to_string(index=False) + "\n")
     answer.verdict(f"{study.study} of {number_of(len(methods), 'score')}: {', '.join(methods)}", out)
 
-# %% ../../nbs/11_cli/12_street_studies.ipynb #f212111c
+# %% ../../nbs/11_cli/12_street_studies.ipynb #106af8be
 @with_options
 def ablate(
     answer: Answer,
-    out: Annotated[Path, typer.Argument(help="folder of the study; runs that are there are not done again")],
+    out: Annotated[Path, typer.Argument(help="Folder of the study; runs that exist are not repeated.")],
     study: Study,
     scenes: Scenes,
-    network: AblationNetwork,
-    training: AblationTraining,
+    network: Network,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 20,
+    *,
+    training: Training,
     methods: Methods = "max_logit",
     device: Device = "auto",
 ) -> None:
-    """Train every configuration of a study with every seed; differences stand beside their noise. Or take a trained
-    run apart.
+    """Train every configuration of a study with every seed, and show each difference beside the variation between
+    seeds. Or analyse a trained run.
 
     \b
     heat        each term of HEAT alone, HEAT without each, without its weights, without its scales
@@ -154,15 +160,16 @@ def ablate(
     """
     from anomaly_nb.segmentation.scorer import check_methods
 
-    size, names = training.size, check_methods(methods.split(","))
+    size, names = training.size.pair, check_methods(methods.split(","))
     if study.study in ("heat", "promise", "thresholds", "subsampling"):
-        return _study_run(out, study, scenes, training.run_size, names, device, answer)
+        at = RunSize(training.size, study.as_stored, study.other_size)
+        return _study_run(out, study, scenes, at, names, device, answer)
     from anomaly_nb.core.errors import number_of
     from anomaly_nb.core.files import write_text
     from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.ablation import ablation_plot, ablation_summary, run_ablation, study_configs
 
-    configs = study_configs(study.study, training.config(device))
+    configs = study_configs(study.study, training.config(epochs, device))
     sets = {split: scenes.open(split, size) for split in ("train", "val", "test")}
     runs = run_ablation(
         configs,
@@ -198,11 +205,11 @@ def _names(folders: list[Path]) -> list[str]:
 @with_options
 def compare(
     answer: Answer,
-    evaluations: Annotated[list[Path], typer.Argument(help="folders of `street evaluate`, of the same images")],
-    out: Annotated[Path, typer.Option(help="folder for comparison.csv, .md, .json and the plot")] = Path("comparison"),
-    names: Annotated[str, typer.Option(help="comma-separated names of the models; '' = their run folders")] = "",
+    evaluations: Annotated[list[Path], typer.Argument(help="Folders of `street evaluate`, of the same images.")],
+    out: Annotated[Path, typer.Option(help="Folder for comparison.csv, .md, .json and the plot.")] = Path("comparison"),
+    names: Annotated[str, typer.Option(help="Comma-separated names of the models; '' = their run folders.")] = "",
     separate: Annotated[
-        bool, typer.Option("--separate", help="a table each for what is not comparable, instead of refusing")
+        bool, typer.Option("--separate", help="A table each for what is not comparable, instead of refusing.")
     ] = False,
     resamples: Resamples = 200,
 ) -> None:
@@ -267,11 +274,11 @@ def compare(
 @with_options
 def classes(
     scenes: Scenes,
-    split: Annotated[str, typer.Option(help="train, val or test"), After("root")] = "train",
+    split: Annotated[str, typer.Option(help="Split: train, val or test."), After("root")] = "train",
     anomaly_ids: Annotated[
-        str, typer.Option(help="raw ids of the anomaly, where they are not the data set's own")
+        str, typer.Option(help="Raw ids of the anomaly, where they are not the data set's own.")
     ] = "",
-    ignore_ids: Annotated[str, typer.Option(help="raw ids that do not count")] = "",
+    ignore_ids: Annotated[str, typer.Option(help="Raw ids that do not count.")] = "",
 ) -> None:
     """Count the pixels and images of every class, of the anomaly and of what does not count.
 
@@ -290,18 +297,18 @@ def classes(
 
 # %% ../../nbs/11_cli/12_street_studies.ipynb #b55f811c
 def submit(
-    scores: Annotated[Path, typer.Argument(help="folder of score maps, such as `street score` writes")],
-    out: Annotated[Path, typer.Argument(help="folder for the files of the benchmark")],
+    scores: Annotated[Path, typer.Argument(help="Folder of score maps, such as `street score` writes.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the files of the benchmark.")],
     images: Annotated[
-        Path, typer.Option(help="folder of the benchmark's frames; every one needs a map, which is brought to its size")
+        Path, typer.Option(help="Folder of the benchmark's frames; each needs a map, which is brought to its size.")
     ],
-    form: Annotated[str, typer.Option(help="smiyc (.hdf5, float16) or fishyscapes (.npy, float32)")] = "smiyc",
+    form: Annotated[str, typer.Option(help="Server: smiyc (.hdf5, float16) or fishyscapes (.npy, float32).")] = "smiyc",
     dataset: Annotated[
-        str, typer.Option(help="of smiyc: AnomalyTrack-all, ObstacleTrack-all, LostAndFound-testNoKnown ...")
+        str, typer.Option(help="Of smiyc: AnomalyTrack-all, ObstacleTrack-all, LostAndFound-testNoKnown ...")
     ] = "AnomalyTrack-all",
-    method: Annotated[str, typer.Option(help="name of the method on the server")] = "mine",
+    method: Annotated[str, typer.Option(help="Name of the method on the server.")] = "mine",
     scale: Annotated[
-        str, typer.Option(help="of maps stored as whole numbers: score of the lowest and of the highest code, e.g. 0,1")
+        str, typer.Option(help="For maps stored as whole numbers: scores of the lowest and highest code, e.g. 0,1.")
     ] = "",
 ) -> None:
     """Write score maps as SegmentMeIfYouCan and Fishyscapes take them.

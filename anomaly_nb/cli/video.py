@@ -290,7 +290,7 @@ def render_videos(
     answer: Answer,
     data: VideoData,
     out: Annotated[Path, typer.Option(help="Folder for the films and contact_sheet.png.")] = Path("data/films"),
-    video: Annotated[list[str], typer.Option(help="Render this video only; may be repeated.")] = [],  # noqa: B006 - typer copies it
+    video: Annotated[list[str], typer.Option(help="Render this video only; may be repeated.")] = [],  # noqa: B006
     false_alarms_per_hour: Rate = 1.0,
     *,
     deep: DeepFeatures,

@@ -137,160 +137,12 @@ def direction(
         return "lower is better"
     return "higher is better" if words & HIGHER else ""
 
-# %% ../../nbs/00_core/07_display.ipynb #24b8694c
-def table_html(
-    frame: "pd.DataFrame",  # without its index
-    decimals: int = 3,  # of numbers that are no counts, more where they are small
-) -> str:
-    "A data frame as an HTML table: column names as words, numbers to the right, a dash for what is missing."
-    columns = _columns(frame, decimals)
-    right = [' class="number"' if c.numeric else "" for c in columns]
-    head = "".join(f'<th scope="col"{k}>{html.escape(c.heading)}</th>' for c, k in zip(columns, right))
-    rows = "".join(
-        "<tr>" + "".join(f"<td{k}>{html.escape(v)}</td>" for v, k in zip(row, right)) + "</tr>\n"
-        for row in zip(*(c.cells for c in columns))
-    )
-    return f'<table class="table">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>'
-
-
-def table_notes(
-    frame: "pd.DataFrame",  # shown by `table_html`
-    caption: str = "",  # what is said of it already
-) -> str:
-    "What a caption must add to a table: the folder of its paths, what brackets and arrows mean."
-    columns = _columns(frame, 3)
-    notes = [f"Paths start from {c.folder}." for c in columns if c.folder]
-    if any(c.interval for c in columns) and "interval" not in caption:
-        notes.append("Brackets hold the 95 % interval.")
-    signs = {c.heading[-1] for c in columns if c.heading[-1:] in ("↑", "↓")}
-    if signs and "is better" not in caption:
-        notes.append(", ".join(f"{s} {w} is better" for s, w in (("↑", "higher"), ("↓", "lower")) if s in signs) + ".")
-    return " ".join(notes)
-
-
-def metric_table(
-    values: Mapping[str, object],  # metrics; the ends of an interval as `<name>_low` and `<name>_high`
-) -> "pd.DataFrame":  # metric, value, 95 % interval, better
-    "Metrics in words, one a row."
-    import pandas as pd
-
-    rows = []
-    for name, value in values.items():
-        if name.removesuffix("_low").removesuffix("_high") in set(values) - {name}:
-            continue
-        ends = [values.get(f"{name}_{end}") for end in ("low", "high")]
-        low, high = (v if isinstance(v, int | float) else None for v in ends)
-        interval = None if low is None or high is None else f"{low:.3f} to {high:.3f}"
-        rows.append((said(name), value, interval, direction(name).removesuffix(" is better") or None))
-    frame = pd.DataFrame(rows, columns=["metric", "value", "95 % interval", "better"], dtype=object)
-    return frame.dropna(axis="columns", how="all")
-
-# %% ../../nbs/00_core/07_display.ipynb #59e7d649
-class _Column(NamedTuple):
-    "A column as it is shown."
-
-    heading: str
-    cells: list[str]
-    numeric: bool
-    interval: bool = False  # its cells hold one
-    folder: str = ""  # its paths start there
-
-
-def _columns(frame: "pd.DataFrame", decimals: int) -> list[_Column]:
-    "The columns of a frame as they are shown."
-    names = [str(n) for n in frame.columns]
-    values = [frame.iloc[:, i].tolist() for i in range(len(names))]
-    kept = [i for i, v in enumerate(values) if not v or not all(_missing(x) or x == "" for x in v)] or range(len(names))
-    ends = _interval_ends(names, [_numeric(v) for v in values])
-    columns, codes = [], [frame.iloc[:, i].dtype.kind for i in range(len(names))]  # what has a unit is no count
-    for i in kept:
-        if i in {j for pair in ends.values() for j in pair}:
-            continue
-        heading, column = said(names[i]), values[i]
-        if not _numeric(column):
-            cells, folder = _short_paths(column)
-            columns.append(_Column(heading, [_cell(v, decimals) for v in cells], False, folder=folder))
-            continue
-        words = set(names[i].split("_"))
-        arrow = "" if words & {"promised", "above", "difference"} else direction(names[i])
-        heading += {"higher is better": "\N{NO-BREAK SPACE}↑", "lower is better": "\N{NO-BREAK SPACE}↓"}.get(arrow, "")
-        if names[i] in FLAGS and set(column) <= {0, 1}:
-            columns.append(_Column(said(names[i]), ["yes" if v else "no" for v in column], False))
-        elif i in ends:
-            low, high = (values[j] for j in ends[i])
-            columns.append(_Column(heading, _intervals(column, low, high, decimals), True, True))
-        else:
-            columns.append(
-                _Column(heading, _numbers(column, decimals, "" if heading.endswith(")") else codes[i]), True)
-            )
-    return columns
-
-
-FLAGS = {"called", "anomalous"}  # columns of 0 and 1 that mean no and yes
-
-
-def _interval_ends(names: list[str], numeric: list[bool]) -> dict[int, tuple[int, int]]:
-    "Which columns are the ends of whose interval: `x_low` and `x_high` of `x`, or of the column before them."
-    ends: dict[int, tuple[int, int]] = {}
-    if len(set(names)) < len(names):
-        return ends
-    for low, name in enumerate(names):
-        high = name.removesuffix("low") + "high"
-        if not (name == "low" or name.endswith("_low")) or high not in names:
-            continue
-        base = name.removesuffix("low").removesuffix("_")
-        of = names.index(base) if base in names else low - 1
-        if of >= 0 and of not in ends and numeric[of] and numeric[low] and numeric[names.index(high)]:
-            ends[of] = (low, names.index(high))
-    return ends
-
-
-def _short_paths(column: list) -> tuple[list, str]:
-    "Paths from the folder they share, and that folder; other text as it is."
-    from os.path import commonpath
-
-    texts = [v for v in column if not _missing(v)]
-    if len(set(texts)) < 2 or not all(isinstance(v, str) and v.count("/") > 1 and " " not in v for v in texts):
-        return column, ""
-    try:
-        folder = commonpath([v.rpartition("/")[0] for v in texts])
-    except ValueError:  # some absolute, some not
-        return column, ""
-    if folder.strip("/") == "":
-        return column, ""
-    return [v if _missing(v) else v[len(folder) + 1 :] for v in column], folder
-
-
+# %% ../../nbs/00_core/07_display.ipynb #38259099
 def _missing(value: Any) -> bool:
     "None, NaN or pandas' own."
     return (
         value is None or (isinstance(value, float) and value != value) or type(value).__name__ in ("NAType", "NaTType")
     )
-
-
-def _numeric(column: list) -> bool:
-    "Whether a column holds numbers, apart from gaps."
-    values = [v for v in column if not _missing(v)]
-    return bool(values) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-
-
-def _numbers(column: list, decimals: int, code: str) -> list[str]:
-    "Numbers of a column as text: with the same decimals, unless they are of different types or sizes."
-    values = [v for v in column if not _missing(v)]
-    sizes = [abs(v) for v in values if v]
-    if code == "f" and all(abs(v) < 2**53 and v == int(v) for v in values) and any(abs(v) > 1 for v in values):
-        return ["–" if _missing(v) else f"{v:.0f}" for v in column]
-    if code == "O" or (sizes and max(sizes) >= 1e4 * min(sizes)):
-        return [_cell(int(v) if isinstance(v, float) and abs(v) > 1 and v == v // 1 else v, decimals) for v in column]
-    places = _places(values, decimals)
-    return [f"{v:.{places}f}" if isinstance(v, float) and not _missing(v) else _cell(v, decimals) for v in column]
-
-
-def _intervals(column: list, low: list, high: list, decimals: int) -> list[str]:
-    "Numbers with their intervals, all with the same decimals."
-    places = _places([v for c in (column, low, high) for v in c if not _missing(v)], decimals)
-    texts = [["–" if _missing(v) else f"{v:.{places}f}" for v in row] for row in zip(column, low, high)]
-    return [v if "–" in (a, b) else f"{v} [{a}, {b}]" for v, a, b in texts]
 
 
 def _places(values: list, decimals: int) -> int:
@@ -313,3 +165,151 @@ def _cell(value: Any, decimals: int) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.1e}" if 0 < abs(value) < 1e-6 else f"{value:.{_places([value], decimals)}f}"
+
+# %% ../../nbs/00_core/07_display.ipynb #3975bf63
+def _numeric(column: list) -> bool:
+    "Whether a column holds numbers, apart from gaps."
+    values = [v for v in column if not _missing(v)]
+    return bool(values) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+
+
+def _numbers(column: list, decimals: int, code: str) -> list[str]:
+    "Numbers of a column as text: with the same decimals, unless they are of different types or sizes."
+    values = [v for v in column if not _missing(v)]
+    sizes = [abs(v) for v in values if v]
+    if code == "f" and all(abs(v) < 2**53 and v == int(v) for v in values) and any(abs(v) > 1 for v in values):
+        return ["–" if _missing(v) else f"{v:.0f}" for v in column]
+    if code == "O" or (sizes and max(sizes) >= 1e4 * min(sizes)):
+        return [_cell(int(v) if isinstance(v, float) and abs(v) > 1 and v == v // 1 else v, decimals) for v in column]
+    places = _places(values, decimals)
+    return [f"{v:.{places}f}" if isinstance(v, float) and not _missing(v) else _cell(v, decimals) for v in column]
+
+# %% ../../nbs/00_core/07_display.ipynb #272729b3
+def _interval_ends(names: list[str], numeric: list[bool]) -> dict[int, tuple[int, int]]:
+    "Which columns are the ends of whose interval: `x_low` and `x_high` of `x`, or of the column before them."
+    ends: dict[int, tuple[int, int]] = {}
+    if len(set(names)) < len(names):
+        return ends
+    for low, name in enumerate(names):
+        high = name.removesuffix("low") + "high"
+        if not (name == "low" or name.endswith("_low")) or high not in names:
+            continue
+        base = name.removesuffix("low").removesuffix("_")
+        of = names.index(base) if base in names else low - 1
+        if of >= 0 and of not in ends and numeric[of] and numeric[low] and numeric[names.index(high)]:
+            ends[of] = (low, names.index(high))
+    return ends
+
+
+def _intervals(column: list, low: list, high: list, decimals: int) -> list[str]:
+    "Numbers with their intervals, all with the same decimals."
+    places = _places([v for c in (column, low, high) for v in c if not _missing(v)], decimals)
+    texts = [["–" if _missing(v) else f"{v:.{places}f}" for v in row] for row in zip(column, low, high)]
+    return [v if "–" in (a, b) else f"{v} [{a}, {b}]" for v, a, b in texts]
+
+# %% ../../nbs/00_core/07_display.ipynb #d2d9b51a
+def _short_paths(column: list) -> tuple[list, str]:
+    "Paths from the folder they share, and that folder; other text as it is."
+    from os.path import commonpath
+
+    texts = [v for v in column if not _missing(v)]
+    if len(set(texts)) < 2 or not all(isinstance(v, str) and v.count("/") > 1 and " " not in v for v in texts):
+        return column, ""
+    try:
+        folder = commonpath([v.rpartition("/")[0] for v in texts])
+    except ValueError:  # some absolute, some not
+        return column, ""
+    if folder.strip("/") == "":
+        return column, ""
+    return [v if _missing(v) else v[len(folder) + 1 :] for v in column], folder
+
+# %% ../../nbs/00_core/07_display.ipynb #2f49a6b1
+class _Column(NamedTuple):
+    "A column as it is shown."
+
+    heading: str
+    cells: list[str]
+    numeric: bool
+    interval: bool = False  # its cells hold one
+    folder: str = ""  # its paths start there
+
+
+FLAGS = {"called", "anomalous"}  # columns of 0 and 1 that mean no and yes
+
+
+def _columns(frame: "pd.DataFrame", decimals: int) -> list[_Column]:
+    "The columns of a frame as they are shown."
+    names = [str(n) for n in frame.columns]
+    values = [frame.iloc[:, i].tolist() for i in range(len(names))]
+    shown = [i for i, v in enumerate(values) if not v or not all(_missing(x) or x == "" for x in v)] or range(len(names))
+    ends = _interval_ends(names, [_numeric(v) for v in values])
+    columns, codes = [], [frame.iloc[:, i].dtype.kind for i in range(len(names))]  # what has a unit is no count
+    for i in shown:
+        if i in {j for pair in ends.values() for j in pair}:
+            continue
+        heading, column = said(names[i]), values[i]
+        if not _numeric(column):
+            cells, folder = _short_paths(column)
+            columns.append(_Column(heading, [_cell(v, decimals) for v in cells], False, folder=folder))
+            continue
+        words = set(names[i].split("_"))
+        arrow = "" if words & {"promised", "above", "difference"} else direction(names[i])
+        heading += {"higher is better": "\N{NO-BREAK SPACE}↑", "lower is better": "\N{NO-BREAK SPACE}↓"}.get(arrow, "")
+        if names[i] in FLAGS and set(column) <= {0, 1}:
+            columns.append(_Column(said(names[i]), ["yes" if v else "no" for v in column], False))
+        elif i in ends:
+            low, high = (values[j] for j in ends[i])
+            columns.append(_Column(heading, _intervals(column, low, high, decimals), True, True))
+        else:
+            columns.append(
+                _Column(heading, _numbers(column, decimals, "" if heading.endswith(")") else codes[i]), True)
+            )
+    return columns
+
+# %% ../../nbs/00_core/07_display.ipynb #c42899ee
+def table_html(
+    frame: "pd.DataFrame",  # without its index
+    decimals: int = 3,  # of numbers that are no counts, more where they are small
+) -> str:
+    "A data frame as an HTML table: column names as words, numbers to the right, a dash for what is missing."
+    columns = _columns(frame, decimals)
+    right = [' class="number"' if c.numeric else "" for c in columns]
+    head = "".join(f'<th scope="col"{k}>{html.escape(c.heading)}</th>' for c, k in zip(columns, right))
+    rows = "".join(
+        "<tr>" + "".join(f"<td{k}>{html.escape(v)}</td>" for v, k in zip(row, right)) + "</tr>\n"
+        for row in zip(*(c.cells for c in columns))
+    )
+    return f'<table class="table">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>'
+
+# %% ../../nbs/00_core/07_display.ipynb #f9941265
+def table_notes(
+    frame: "pd.DataFrame",  # shown by `table_html`
+    caption: str = "",  # what is said of it already
+) -> str:
+    "What a caption must add to a table: the folder of its paths, what brackets and arrows mean."
+    columns = _columns(frame, 3)
+    notes = [f"Paths start from {c.folder}." for c in columns if c.folder]
+    if any(c.interval for c in columns) and "interval" not in caption:
+        notes.append("Brackets hold the 95 % interval.")
+    signs = {c.heading[-1] for c in columns if c.heading[-1:] in ("↑", "↓")}
+    if signs and "is better" not in caption:
+        notes.append(", ".join(f"{s} {w} is better" for s, w in (("↑", "higher"), ("↓", "lower")) if s in signs) + ".")
+    return " ".join(notes)
+
+# %% ../../nbs/00_core/07_display.ipynb #6c01bcf6
+def metric_table(
+    values: Mapping[str, object],  # metrics; the ends of an interval as `<name>_low` and `<name>_high`
+) -> "pd.DataFrame":  # metric, value, 95 % interval, better
+    "Metrics in words, one a row."
+    import pandas as pd
+
+    rows = []
+    for name, value in values.items():
+        if name.removesuffix("_low").removesuffix("_high") in set(values) - {name}:
+            continue
+        ends = [values.get(f"{name}_{end}") for end in ("low", "high")]
+        low, high = (v if isinstance(v, int | float) else None for v in ends)
+        interval = None if low is None or high is None else f"{low:.3f} to {high:.3f}"
+        rows.append((said(name), value, interval, direction(name).removesuffix(" is better") or None))
+    frame = pd.DataFrame(rows, columns=["metric", "value", "95 % interval", "better"], dtype=object)
+    return frame.dropna(axis="columns", how="all")

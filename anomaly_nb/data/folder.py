@@ -97,8 +97,8 @@ def _mend(root: Path, images: list[Place], masks: list[Place]) -> str:
     mixed = {f.split("/")[0] for f in _below(images, "defect")} | {m.type[0] for m in masks if m.type}
     counts = Counter(p.type[0] if p.type else "." for p in images)
     free = [f for f in counts if not folder_meaning(f) and f not in mixed]
-    if known := [f for f in counts if folder_meaning(f) == "normal"]:
-        return f"{known[0]} is known by its name: leave normal out, or name one of these"
+    if named_normal := [f for f in counts if folder_meaning(f) == "normal"]:
+        return f"{named_normal[0]} is known by its name: leave normal out, or name one of these"
     if not free:
         return f"all of them speak of defects, or hold masks; put images of normal parts into {root / 'good'}"
     return f"name the folder of normal images, e.g. normal={max(free, key=lambda f: counts[f])}"
@@ -230,10 +230,10 @@ def index_folder(
     strays = [p for p in images if not p.type and not p.split and p.path not in good]
     skipped |= {p.path.as_posix(): "beside the folders of types; move it into one" for p in strays}
     images = [p for p in images if p.path.as_posix() not in skipped]
-    own = {m.path for m in masks if m.type and _is_normal(m, named)}  # their folder says that they are of normal images
-    pairs, lone = pair_by_name([p for p in images if p.path not in good], [m for m in masks if m.path not in own])
+    listed = {m.path for m in masks if m.type and _is_normal(m, named)}  # their folder says: of normal images
+    pairs, lone = pair_by_name([p for p in images if p.path not in good], [m for m in masks if m.path not in listed])
     of_normal, lone = pair_by_name(
-        [p for p in images if p.path in good], [m for m in masks if m.path in own or m.path in lone]
+        [p for p in images if p.path in good], [m for m in masks if m.path in listed or m.path in lone]
     )
     skipped |= {m.as_posix(): "mask of a normal image" for m in of_normal.values()}
     if lone and on_missing == "raise":

@@ -202,8 +202,8 @@ def read_verdict(
 ) -> str:
     "What a run found, in one sentence; empty where it kept none or its file is damaged."
     try:
-        kept = read_json(folder / "verdict.json")
-        subject, sentence = str(kept["subject"]), str(kept["sentences"][0])
+        stored = read_json(folder / "verdict.json")
+        subject, sentence = str(stored["subject"]), str(stored["sentences"][0])
     except (OSError, DataError, KeyError, IndexError, TypeError):
         return ""
     return f"{subject}: {sentence}"[:400]

@@ -207,12 +207,12 @@ def verdict_first(
     chosen = [c for c in cells if "verdict" in c.metadata.get("tags", [])]
     rest = [c for c in cells if c not in chosen]
     if marked["verdict"]:
-        told = [*marked["verdict"][-1:], *marked["lead"], *marked["note"]]
+        summary = [*marked["verdict"][-1:], *marked["lead"], *marked["note"]]
         for cell in cells:
             if cell.cell_type == "code":
-                cell.outputs = [o for o in cell.outputs if o not in told]
+                cell.outputs = [o for o in cell.outputs if o not in summary]
         chosen = [c for c in chosen if c.get("outputs")]
-        chosen = [new_markdown_cell("## The verdict"), new_code_cell(outputs=told), *chosen]
+        chosen = [new_markdown_cell("## The verdict"), new_code_cell(outputs=summary), *chosen]
     elif not any(c.get("outputs") for c in chosen):
         return rest
     after = next((i + 1 for i, c in enumerate(rest) if c.cell_type == "markdown"), 0)

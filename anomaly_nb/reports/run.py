@@ -136,11 +136,11 @@ def _detectors_own(values: Record, named: Mapping[str, object]) -> Record:
     from anomaly_nb.scoring.view import detector_parameters
 
     detector = Detector.load(values["detector"], values.get("weights") or "")
-    own = {k: v for k, v in detector_parameters(detector).items() if k in values}
-    if other := [k for k in own if k in named and values[k] != own[k]]:
-        told = ", ".join(f"{k}={own[k]}" for k in other)
-        warnings.warn(Notice(f"{values['detector']}: was fitted with {told}; this is what is tested"), stacklevel=3)
-    return own
+    settings = {k: v for k, v in detector_parameters(detector).items() if k in values}
+    if other := [k for k in settings if k in named and values[k] != settings[k]]:
+        in_words = ", ".join(f"{k}={settings[k]}" for k in other)
+        warnings.warn(Notice(f"{values['detector']}: was fitted with {in_words}; this is what is tested"), stacklevel=3)
+    return settings
 
 # %% ../../nbs/10_reports/04_run.ipynb #6dc91824
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ __all__ = ['defect_table', 'image_metrics', 'pixel_metrics', 'read_masks', 'plot
 
 # %% ../../nbs/06_scoring/00_scoring.ipynb #e6bd54af
 from ..banks import held_out_scores
-from .detector import Detector, make_detector
+from .choice import make_detector
+from .detector import Detector
 from .evaluation import defect_table, image_metrics, pixel_metrics, read_masks
 from .figures import plot_cases, plot_examples, plot_explained
 from .maps import colour_range, heatmaps, image_scores, overlay

@@ -17,7 +17,8 @@ import pandas as pd
 from ..core.errors import DataError
 from ..data.headers import image_info
 from ..features import cached_features
-from .detector import Detector, make_detector
+from .choice import make_detector
+from .detector import Detector
 from .evaluation import image_metrics, pixel_metrics, read_masks, saturated_metrics
 from .maps import heatmaps
 from .recipes import few_shot, recipe_parts

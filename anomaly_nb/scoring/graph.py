@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUP', 'EXPORTED', 'bicubic', 'resize_weights', 'resized_along', 'resized', 'taps', 'blurred_along', 'blurred',
-           'filter_vectors', 'network_of', 'prepared', 'patch_scorer', 'check_export', 'eight_bits', 'map_weights',
-           'build_graph']
+           'filter_vectors', 'network_of', 'prepared', 'nearest_scorer', 'patch_scorer', 'check_export', 'eight_bits',
+           'map_weights', 'build_graph']
 
 # %% ../../nbs/06_scoring/25_graph.ipynb #076efffa
 import copy
@@ -31,10 +31,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from anomaly_nb.scoring.detector import Detector
 
-# %% ../../nbs/06_scoring/25_graph.ipynb #b71392d5
-GROUP = 32  # pixels of a result that share a stretch of the image
-
-
+# %% ../../nbs/06_scoring/25_graph.ipynb #2259ba54
 def bicubic(
     x: "Tensor",  # distances in pixels of the coarser grid
 ) -> "Tensor":
@@ -44,6 +41,9 @@ def bicubic(
     x = x.abs()
     near, far = (1.5 * x - 2.5) * x * x + 1, (((x - 5) * x + 8) * x - 4) * -0.5
     return torch.where(x < 1, near, far) * (x < 2)
+
+# %% ../../nbs/06_scoring/25_graph.ipynb #da44505f
+GROUP = 32  # pixels of a result that share a stretch of the image
 
 
 def resize_weights(
@@ -72,7 +72,7 @@ def resize_weights(
     band = room.scatter(2, (first - start + near).long(), weight)[:, :, : stretch.shape[0]]
     return band, torch.minimum(start[:, 0] + stretch, n - 1).long()
 
-
+# %% ../../nbs/06_scoring/25_graph.ipynb #32271a49
 def resized_along(
     lines: "Tensor",  # (N, n, K) uint8: n pixels along the side that is resized
     size: int,  # pixels wanted
@@ -90,7 +90,7 @@ def resized_along(
     rounded = total[:, :, :GROUP] + 0.5 + total[:, :, GROUP:].floor() / 2.0**15
     return rounded.clamp(0, 255).to(torch.uint8).reshape(lines.shape[0], -1, lines.shape[2])[:, :size]
 
-
+# %% ../../nbs/06_scoring/25_graph.ipynb #b991c1e1
 def resized(
     images: "Tensor",  # (N, H, W, 3) uint8
     size: int,  # pixels wanted
@@ -101,7 +101,7 @@ def resized(
     across = resized_along(columns, size).reshape(n, size * c, height).transpose(1, 2)
     return resized_along(across, size).reshape(n, size, size, c).permute(0, 3, 1, 2)
 
-# %% ../../nbs/06_scoring/25_graph.ipynb #14e5e8d8
+# %% ../../nbs/06_scoring/25_graph.ipynb #5cc217e5
 def taps(
     sigma: float,  # pixels
     order: int = 0,  # of the derivative
@@ -112,7 +112,7 @@ def taps(
     point[radius] = 1
     return ndimage.gaussian_filter1d(point, sigma, order=order, mode="constant")[::-1].astype(np.float32)
 
-
+# %% ../../nbs/06_scoring/25_graph.ipynb #31aaf5e2
 def blurred_along(
     lines: "Tensor",  # (N, n, K) float32: n pixels along the side that is blurred
     sigma: float,  # pixels
@@ -213,13 +213,7 @@ def network_of(
         return lambda x: fuse_maps(tower.forward_intermediates(x, **clip_options)["image_intermediates"], spec.pool)[0]
     raise DataError(f"backbone={spec.name!r} is not exported; use filters, timm:<model> or open_clip:<model>")
 
-# %% ../../nbs/06_scoring/25_graph.ipynb #a18be007
-EXPORTED = (
-    "knn, knn-euclidean, mahalanobis, placed, subspace, patchcore, padim, whitened, gauss_knn; anomalydino and "
-    "subspacead without the object's mask"
-)
-
-
+# %% ../../nbs/06_scoring/25_graph.ipynb #94819997
 def prepared(
     preparation: Preparation,  # fitted
 ) -> Callable[["Tensor"], "Tensor"]:  # (N, P, D) to (N, P, D')
@@ -237,30 +231,8 @@ def prepared(
 
     return transform
 
-
-def patch_scorer(
-    bank: Bank,  # fitted
-) -> Callable[["Tensor"], "Tensor"]:  # (N, P, D) to scores (N, P)
-    "What `Bank.score` does. Raises `DataError` for a bank that is not exported."
-    import torch
-
-    if isinstance(bank, FusedBank):
-        each = [(patch_scorer(b), float(unit)) for b, unit in zip(bank.fitted_banks_, bank.units_)]
-        return lambda x: torch.stack([scorer(x) / unit for scorer, unit in each]).mean(dim=0)
-    if isinstance(bank, KNNBank):
-        return _nearest(bank)
-    if isinstance(bank, MahalanobisBank):
-        mean, white = torch.from_numpy(bank.mean_), torch.from_numpy(bank.white_)
-        if bank.per_position:
-            return lambda x: ((x - mean).transpose(0, 1) @ white).square().sum(dim=2).sqrt().transpose(0, 1)
-        return lambda x: ((x - mean[0]) @ white[0]).square().sum(dim=2).sqrt()
-    if isinstance(bank, SubspaceBank):
-        centre, parts = torch.from_numpy(bank.mean_), torch.from_numpy(bank.components_)
-        return lambda x: (x - centre - ((x - centre) @ parts) @ parts.T).square().sum(dim=2)
-    raise DataError(f"a {type(bank).__name__} is not exported; exported are {EXPORTED}")
-
-
-def _nearest(bank: KNNBank) -> Callable[["Tensor"], "Tensor"]:
+# %% ../../nbs/06_scoring/25_graph.ipynb #1a501042
+def nearest_scorer(bank: KNNBank) -> Callable[["Tensor"], "Tensor"]:
     "Mean distance to the nearest rows."
     import torch
 
@@ -289,6 +261,34 @@ def _nearest(bank: KNNBank) -> Callable[["Tensor"], "Tensor"]:
 
     return score
 
+# %% ../../nbs/06_scoring/25_graph.ipynb #15707197
+EXPORTED = (
+    "knn, knn-euclidean, mahalanobis, placed, subspace, patchcore, padim, whitened, gauss_knn; anomalydino and "
+    "subspacead without the object's mask"
+)
+
+
+def patch_scorer(
+    bank: Bank,  # fitted
+) -> Callable[["Tensor"], "Tensor"]:  # (N, P, D) to scores (N, P)
+    "What `Bank.score` does. Raises `DataError` for a bank that is not exported."
+    import torch
+
+    if isinstance(bank, FusedBank):
+        each = [(patch_scorer(b), float(unit)) for b, unit in zip(bank.fitted_banks_, bank.units_)]
+        return lambda x: torch.stack([scorer(x) / unit for scorer, unit in each]).mean(dim=0)
+    if isinstance(bank, KNNBank):
+        return nearest_scorer(bank)
+    if isinstance(bank, MahalanobisBank):
+        mean, white = torch.from_numpy(bank.mean_), torch.from_numpy(bank.white_)
+        if bank.per_position:
+            return lambda x: ((x - mean).transpose(0, 1) @ white).square().sum(dim=2).sqrt().transpose(0, 1)
+        return lambda x: ((x - mean[0]) @ white[0]).square().sum(dim=2).sqrt()
+    if isinstance(bank, SubspaceBank):
+        centre, parts = torch.from_numpy(bank.mean_), torch.from_numpy(bank.components_)
+        return lambda x: (x - centre - ((x - centre) @ parts) @ parts.T).square().sum(dim=2)
+    raise DataError(f"a {type(bank).__name__} is not exported; exported are {EXPORTED}")
+
 # %% ../../nbs/06_scoring/25_graph.ipynb #09a95224
 def check_export(
     detector: "Detector",  # fitted
@@ -311,7 +311,7 @@ def check_export(
     network_of(detector.network())
     patch_scorer(detector.bank_)
 
-# %% ../../nbs/06_scoring/25_graph.ipynb #701263a3
+# %% ../../nbs/06_scoring/25_graph.ipynb #fc1ec673
 def eight_bits(
     images: "Tensor",  # (N, H, W, 3) uint8 or float32
     rule: Intensity,
@@ -324,13 +324,13 @@ def eight_bits(
     values = (images.double() - rule.low) * (255.0 / (rule.high - rule.low))
     return values.clamp(0, 255).round().to(torch.uint8)
 
-
+# %% ../../nbs/06_scoring/25_graph.ipynb #ddb8e64d
 def map_weights(
     n: int,  # pixels along one side of the image
     cells: int,
     sigma: float,  # pixels of Gaussian smoothing, 0 for none
 ) -> "Tensor":  # (n, cells) float32
-    "What `bilinear_matrix` gives, smoothed: then the map is, for both go along one side after the other."
+    "What `bilinear_matrix` gives, smoothed."
     import torch
 
     pixels = torch.arange(n, dtype=torch.float64)

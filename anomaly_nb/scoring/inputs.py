@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['image_table', 'normal_training', 'any_normal', 'tested', 'to_learn_from', 'training_table', 'training_rule',
-           'known_groups', 'alike_images', 'with_added', 'portions']
+           'source_of', 'known_groups', 'alike_images', 'with_added', 'portions']
 
 # %% ../../nbs/06_scoring/22_inputs.ipynb #b1e289bc
 import warnings
@@ -84,6 +84,23 @@ def training_rule(
     if not isinstance(X, pd.DataFrame) or "image_path" not in X or len(X) == 0:
         return Intensity()  # `as_features` says what is wrong
     return index_intensity(X) if intensity == "auto" else fit_intensity(X["image_path"], intensity)
+
+# %% ../../nbs/06_scoring/22_inputs.ipynb #e52d93e9
+def source_of(
+    X: ImageSource,
+    fit: bool,  # to learn from; otherwise to score
+) -> Any:  # of the same type; shards become features in memory
+    "The images that are meant. Raises `DataError` as `to_learn_from` does, and for features of parts of images."
+    if fit:
+        X = to_learn_from(X)
+    elif isinstance(X, ShardedFeatures):
+        X = X.where(np.ones(len(X), bool))
+    if isinstance(X, FeatureSet) and (X.spec.get("tile") or X.spec.get("region")):
+        raise DataError(
+            "X: features of tiles or of a region; pass the images' index or files, of which a detector makes them one "
+            "by one"
+        )
+    return X
 
 # %% ../../nbs/06_scoring/22_inputs.ipynb #fd256a8c
 def known_groups(

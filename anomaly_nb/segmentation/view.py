@@ -172,9 +172,9 @@ class StreetView(View):
             scene.anomaly == 1,
             scene.anomaly == 0,
         )
-        found = f"{called[bad].mean():.0%} of its anomalous pixels called" if bad.any() else "nothing anomalous in it"
+        outcome = f"{called[bad].mean():.0%} of its anomalous pixels called" if bad.any() else "nothing anomalous in it"
         return (
-            f"{scene.key}, {self.scorer.labels[state['method']]}: {found}, "
+            f"{scene.key}, {self.scorer.labels[state['method']]}: {outcome}, "
             f"{called[good].mean():.1%} of the normal ones called."
         )
 
