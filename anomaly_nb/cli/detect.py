@@ -306,7 +306,7 @@ def fit(
         few = number_of(len(detector.paths_), "image")
         answer.say(f"note: {few} can promise {best_rate}; {enough} could", err=True)
 
-# %% ../../nbs/11_cli/03_detect.ipynb #63321b9a
+# %% ../../nbs/11_cli/03_detect.ipynb #b079ae2a
 @with_options
 def update(
     answer: Answer,
@@ -323,7 +323,8 @@ def update(
     anomaly-nb update detectors/my_part more_good/
     """
     from anomaly_nb.core.errors import DataError, number_of, plural
-    from anomaly_nb.core.files import NOT_UTF8, printable
+    from anomaly_nb.core.files import NOT_UTF8, printable, utf8_name
+    from anomaly_nb.data.census import frames_of, unread_frames
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.detector_files import check_backbone
@@ -333,7 +334,7 @@ def update(
     check_backbone(model)
     before = model.threshold_
     images, passed = find_images(paths)
-    if odd := [printable(p) for p in images if printable(p) != p]:
+    if odd := [printable(p) for p in images if utf8_name(p) != p]:
         raise DataError(f"{odd[0]}: {NOT_UTF8} ({len(odd)} such)")
     files = [Path(p).resolve().as_posix() for p in images]
     judged = predict_files(model, files) if before and not needs_batch(model) else ()
@@ -341,7 +342,7 @@ def update(
     if flagged:
         answer.say(
             f"version {model.version_} called {len(flagged)} of {number_of(len(files), 'new image')} anomalous "
-            f"({Path(flagged[0]).name} first); {plural(len(flagged), 'it is', 'they are')} learned as normal: look at "
+            f"({printable(Path(flagged[0]).name)} first); {plural(len(flagged), 'it is', 'they are')} learned as normal: look at "
             f"{plural(len(flagged), 'it', 'them')}",
             err=True,
         )
@@ -353,6 +354,8 @@ def update(
         f"{model.decision_threshold()}",
         detector,
     )
+    for sentence in unread_frames(frames_of(files)):
+        answer.say(printable(f"note: {sentence}"), err=True)
     say_passed(passed, answer.say)
 
 # %% ../../nbs/11_cli/03_detect.ipynb #962de249

@@ -6,7 +6,7 @@
 __all__ = ['COLUMNS', 'NORMAL_FOLDERS', 'DEFECT_FOLDERS', 'index_row', 'make_index', 'by_stem', 'pair_masks', 'folder_meaning',
            'index_mvtec', 'index_magnetic_tile', 'split_normals']
 
-# %% ../../nbs/02_data/01_index.ipynb #751a7e70
+# %% ../../nbs/02_data/01_index.ipynb #16b05053
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, MissingFileError, check_folder, number_of
-from ..core.files import printable
+from ..core.files import printable, utf8_name
 from ..core.order import natural_key, path_key
 from .headers import list_images
 
-# %% ../../nbs/02_data/01_index.ipynb #ec1a7761
+# %% ../../nbs/02_data/01_index.ipynb #6f21f826
 COLUMNS = ["category", "split", "label", "defect", "image_path", "mask_path", "mask_threshold"]
 
 
@@ -45,7 +45,7 @@ def make_index(
     frame = pd.DataFrame(list(rows), columns=COLUMNS)
     if frame.empty:
         raise DataError("no images found: check the root folder and the layout's name")
-    if odd := next((p for p in frame["image_path"] if printable(p) != p), None):
+    if odd := next((p for p in frame["image_path"] if utf8_name(p) != p), None):
         raise DataError(f"{printable(odd)}: the name is not UTF-8; rename the file")
     frame["mask_path"] = frame["mask_path"].fillna("")
     frame["mask_threshold"] = frame["mask_threshold"].fillna(0).astype(int)

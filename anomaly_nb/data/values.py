@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AT_ONCE', 'LARGE', 'bands', 'read_values', 'all_damaged']
 
-# %% ../../nbs/02_data/10_values.ipynb #72144d60
+# %% ../../nbs/02_data/10_values.ipynb #f62554e2
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.Image import Transpose as T
 
 from ..core.errors import DataError, require
-from .headers import ImageInfo, _info, _opened, image_infos
+from .headers import ImageInfo, _info, _opened, check_size, image_infos
 
 # %% ../../nbs/02_data/10_values.ipynb #12f2d8bc
 # pixels of an image that are worked on at a time; beyond which one is never held twice
@@ -141,7 +141,7 @@ def read_values(path: str | Path) -> np.ndarray:
     """
     return np.asarray(_stored(Path(path), in_array=True)[0])
 
-# %% ../../nbs/02_data/10_values.ipynb #c656bba0
+# %% ../../nbs/02_data/10_values.ipynb #7093f360
 @contextmanager
 def all_damaged(
     paths: Iterable[str | Path],  # image files that the block reads
@@ -150,5 +150,10 @@ def all_damaged(
     try:
         yield
     except DataError:
-        image_infos(dict.fromkeys(paths), read_values)
+        image_infos(dict.fromkeys(paths), _judged)
         raise
+
+
+def _judged(path: str | Path) -> None:
+    "Read an image that is learned from or judged. Raises `DataError`."
+    check_size(path, read_values(path).shape[:2])

@@ -6,7 +6,7 @@
 __all__ = ['BOX', 'part_index', 'part_cells', 'counted_cells', 'backbone_threads', 'feature_batches', 'store_as',
            'index_intensity', 'extract_features']
 
-# %% ../../nbs/03_features/03_extract.ipynb #7066818b
+# %% ../../nbs/03_features/03_extract.ipynb #099d82d1
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..core.errors import DataError, check_finite, number_of
 from ..core.runtime import cpu_threads, in_order, progress, side_by_side
-from ..data.headers import image_info
+from ..data.headers import check_size, image_info
 from ..data.images import read_counted, read_upright
 from ..data.intensity import Intensity, fit_intensity
 from ..data.values import all_damaged
@@ -149,7 +149,7 @@ def _batches(
         )
         warnings.warn(f"{message}; most in {worst}, {clipped[worst]:.2%} of its values", stacklevel=2)
 
-# %% ../../nbs/03_features/03_extract.ipynb #3b10c2ad
+# %% ../../nbs/03_features/03_extract.ipynb #3f7d8749
 def _inputs(
     paths: Sequence[str],
     backbone: Backbone,
@@ -173,6 +173,7 @@ def _inputs(
 
     def decode(path: str) -> np.ndarray:
         image, beyond = read_counted(path, intensity)
+        check_size(path, image.shape[:2])
         if beyond:
             clipped[path] = beyond
         return image
