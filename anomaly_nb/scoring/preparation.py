@@ -6,7 +6,7 @@
 __all__ = ['ImageSource', 'foreground', 'Preparation', 'rotated', 'image_features', 'as_features', 'image_groups',
            'image_vectors', 'near_duplicates', 'said_of_duplicates']
 
-# %% ../../nbs/06_scoring/05_preparation.ipynb #d4f92ba3
+# %% ../../nbs/06_scoring/05_preparation.ipynb #f7691501
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +19,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from ..banks import MahalanobisBank
 from ..core.errors import DataError, number_of
+from ..core.order import telling_names
 from ..core.runtime import in_order, side_by_side
 from ..data.images import read_image, read_upright
 from ..data.intensity import Intensity
@@ -211,7 +212,7 @@ def image_groups(
         raise DataError(f"groups={rule!r}: {paths[matches.index(None)].name} does not match; every image needs a group")
     return np.array([m[1] if m.groups() else m[0] for m in matches if m])
 
-# %% ../../nbs/06_scoring/05_preparation.ipynb #ddfe9f46
+# %% ../../nbs/06_scoring/05_preparation.ipynb #096c2d00
 def image_vectors(
     patches: np.ndarray,  # (N, P, D) float
     most: int = 4096,  # numbers of each image
@@ -257,7 +258,8 @@ def said_of_duplicates(
     "One sentence about images that are nearly the same; empty where there are none."
     if not pairs:
         return ""
-    named = ", ".join(f"{Path(paths[i]).name} and {Path(paths[j]).name}" for i, j in pairs[:3])
+    name = telling_names(paths[i] for pair in pairs for i in pair)
+    named = ", ".join(f"{name[paths[i]]} and {name[paths[j]]}" for i, j in pairs[:3])
     count, more = len({i for pair in pairs for i in pair}), ", ..." if len(pairs) > 3 else ""
     same = f"{count} of {number_of(len(paths), 'training image')} nearly the same as another ({named}{more})"
     return f"{same}; if they show one part, give groups, or there will be more false alarms than promised"
