@@ -169,7 +169,7 @@ class DetectorOptions:
             "random_state": random_state,
         }
 
-# %% ../../nbs/11_cli/03_detect.ipynb #c1614c37
+# %% ../../nbs/11_cli/03_detect.ipynb #320d9b53
 @with_options
 def fit(
     answer: Answer,
@@ -210,8 +210,12 @@ def fit(
         raise DataError(f"--false-alarms {made.false_alarms}: give a fraction between 0 and 1, such as 0.05")
     if out.is_dir() and any(out.iterdir()) and not (out / "detector.json").is_file():
         raise DataError(f"--out {out}: holds other files; give the detector a folder of its own")
+    if made.recipe not in ("auto", *RECIPES) and not made.recipe.startswith("fusion:"):
+        raise DataError(f"--recipe {made.recipe}: use auto, one of {', '.join(RECIPES)}, or fusion:<one>+<another>")
     choice: dict[str, Any] = {}
     words = made.recipe in RECIPES and RECIPES[made.recipe].bank.uses_words
+    if made.prompts and not words and not made.recipe.startswith("fusion:"):
+        raise DataError(f"--prompts: {made.recipe} does not compare with words; use --recipe winclip or clip_text")
     if images.shots == 0 and not words:
         raise DataError(
             f"--shots 0: {made.recipe} learns from normal images; use --recipe winclip or clip_text, which "

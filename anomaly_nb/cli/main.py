@@ -94,11 +94,11 @@ app.command()(new)
 for command in (extract_video, calibrate_video, score_video):
     app.command(command.__name__.replace("_", "-"))(command)
 
-# %% ../../nbs/11_cli/01_main.ipynb #88584d45
+# %% ../../nbs/11_cli/01_main.ipynb #d832320f
 @app.command()
 def samples(
     folder: Annotated[Path, typer.Argument(help="Where to write; one subfolder per category.")] = Path("data/samples"),
-    size: Annotated[int, typer.Option(help="Pixels per side.")] = 160,
+    size: Annotated[int, typer.Option(min=16, help="Pixels per side.")] = 160,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Other seeds draw other images.")] = 0,
 ) -> None:
     "Write the sample images: five product lines, five types of defect with masks, MVTec AD layout."
@@ -159,7 +159,7 @@ def extract(
         save_features(out / files.bank_folder, str(one), normal, name or backbone, bank=True)
         typer.echo(f"{one}: {features} -> {path}")
 
-# %% ../../nbs/11_cli/01_main.ipynb #4b89725b
+# %% ../../nbs/11_cli/01_main.ipynb #f567050c
 ADVISED = (
     "normal",
     "dataset",
@@ -179,8 +179,8 @@ ADVISED = (
 
 
 def in_command(command: str, message: str) -> str:
-    """A message's advice, `name=value` as in Python, as the running command takes it: `--name value`, or `-p
-    name=value` of a report.
+    """A message's advice, `name=value` or `long_name` as in Python, as the running command takes it: `--name value`,
+    or `-p name=value` of a report.
     """
     group: Any = typer.main.get_command(app)
     for word in command.split():
@@ -200,7 +200,10 @@ def in_command(command: str, message: str) -> str:
             else f"{match['lead']}{value}"
         )
 
-    return re.sub(r"(?P<lead>-p |(?<![\w.-]))(?P<name>[a-z_]+)=(?P<value>\S)", typed, message)
+    said = re.sub(r"(?P<lead>-p |(?<![\w.-]))(?P<name>[a-z_]+)=(?P<value>\S)", typed, message)
+    options = [n for n, p in params.items() if n and "_" in n and p.param_type_name == "option"]
+    names = "|".join(map(re.escape, options))  # such a name without a value is no English word either
+    return re.sub(rf"(?<![\w./=-])({names})(?![\w./=(-])", lambda m: params[m[1]].opts[0], said) if names else said
 
 # %% ../../nbs/11_cli/01_main.ipynb #7aad2e08
 @app.command()

@@ -16,7 +16,7 @@ import typer
 
 from .options import exit_code, files_in, say_earlier, say_passed, say_unread
 
-# %% ../../nbs/11_cli/16_predict.ipynb #2bf93fae
+# %% ../../nbs/11_cli/16_predict.ipynb #1ba9f92a
 def predict(
     detector: Annotated[Path, typer.Argument(help="Folder of a detector, of `anomaly-nb fit`.")],
     paths: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
@@ -48,9 +48,9 @@ def predict(
     watch: Annotated[
         bool, typer.Option("--watch", help="Go on with images that arrive in the folders; end with Ctrl-C.")
     ] = False,
-    every: Annotated[float, typer.Option(help="With --watch: seconds between two looks.")] = 1.0,
+    every: Annotated[float, typer.Option(min=0, help="With --watch: seconds between two looks.")] = 1.0,
     idle: Annotated[
-        float, typer.Option(help="With --watch: end after so many seconds without a new image; 0 for never.")
+        float, typer.Option(min=0, help="With --watch: end after so many seconds without a new image; 0 for never.")
     ] = 0.0,
 ) -> None:
     """Decide on images: a row for each. The exit code says what was found, for scripts.

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from anomaly_nb.video.pipeline import VideoPlan
 
-# %% ../../nbs/11_cli/08_video.ipynb #3acf2d35
+# %% ../../nbs/11_cli/08_video.ipynb #62871ac6
 Rate = Annotated[float, typer.Option(help="False events a normal hour may raise, on average.")]
-Fps = Annotated[float, typer.Option(help="Frames per second; 0 for what the films or the config say.")]
+Fps = Annotated[float, typer.Option(min=0, help="Frames per second; 0 for what the films or the config say.")]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,10 @@ def extract_video(
     anomaly-nb extract-video --dataset-name ped2 --root data/ped2 --backbone timm:mobilenetv2_100 \\
         --weights mobilenet.safetensors
     """
+    from anomaly_nb.core.errors import DataError
+
+    if split not in ("training", "testing", "both"):
+        raise DataError(f"--split {split}: use training, testing or both")
     _extract(data.plan(deep), ("training", "testing") if split == "both" else (split,), answer)
 
 # %% ../../nbs/11_cli/08_video.ipynb #c2896c5b
@@ -361,7 +365,7 @@ def render_videos(
     happened = number_of(int(events["video"].isin(chosen).sum()), "event")
     answer.verdict(f"{number_of(len(chosen), 'film')} with {happened} -> {out}")
 
-# %% ../../nbs/11_cli/08_video.ipynb #628a71cf
+# %% ../../nbs/11_cli/08_video.ipynb #cf459e58
 @with_options
 def watch_camera(
     source: Annotated[
@@ -372,7 +376,7 @@ def watch_camera(
     out: Annotated[Path, typer.Option(help="Folder for the clips of events.")] = Path("data/events"),
     clips: Annotated[bool, typer.Option(help="Keep a clip of every event.")] = True,
     until_idle: Annotated[
-        float, typer.Option(help="Seconds without a new image after which a folder has ended; 0 = never.")
+        float, typer.Option(min=0, help="Seconds without a new image after which a folder has ended; 0 = never.")
     ] = 0.0,
     false_alarms_per_hour: Rate = 1.0,
     *,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['folder_table', 'Partners', 'Inspection', 'inspection_lines', 'inspect_folder']
 
-# %% ../../nbs/02_data/14_inspection.ipynb #72113aff
+# %% ../../nbs/02_data/14_inspection.ipynb #57dc31c0
 import hashlib
 import os
 import re
@@ -25,7 +25,7 @@ from .census import census_lines, take_census
 from .datasets import LAYOUTS, TAKES, index_csv
 from .folder import MASK_STEM, place_of
 from .headers import SMALLEST, ImageInfo, image_info, is_image, why_skipped
-from .intensity import fit_intensity
+from .intensity import fit_intensity, parse_intensity
 from .layouts import recognise
 from .masks import read_mask
 from .values import read_values
@@ -286,7 +286,7 @@ def inspection_lines(
         told.append(f"{what}: {len(names)}, {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
     return lines + [printable(line) for line in told + seen["reading"]]
 
-# %% ../../nbs/02_data/14_inspection.ipynb #79cabb4a
+# %% ../../nbs/02_data/14_inspection.ipynb #7c719f1c
 def _table_files(path: Path) -> tuple[Path, list[Path]]:
     "The files that a CSV names, masks too, and the folder that all are below. Raises `DataError`."
     index = index_csv(path)
@@ -301,6 +301,7 @@ def inspect_folder(
     intensity: str = "auto",  # how values deeper than 8 bits are to be read, see `fit_intensity`
 ) -> Inspection:
     "What the library sees in a folder, before anything is computed. Raises `MissingFileError`, `DataError`."
+    parse_intensity(intensity)  # a wrong rule is no finding
     source = Path(root)
     odd: dict[Path, str] = {}
     if source.suffix.lower() == ".csv" and source.is_file():
