@@ -387,13 +387,18 @@ def verify_manifest(folder: str | Path) -> dict:
             raise DataError(f"{path}: changed since {MANIFEST} was written; restore it or write the manifest again")
     return manifest
 
-# %% ../../nbs/00_core/02_files.ipynb #31169bf5
+# %% ../../nbs/00_core/02_files.ipynb #c9dbe5ce
 @contextmanager
 def locked(
     path: str | Path,  # file to guard; the lock is `.<name>.lock` beside it
     timeout: float = 60.0,  # seconds to wait for another writer
 ) -> Iterator[None]:
-    "Hold the lock of `path` for the block. Raises `TimeoutError` when another process keeps it longer than `timeout`."
+    """Hold the lock of `path` for the block.
+
+    The lock file stays: whoever waits holds it open, and once it were removed he and the next comer, who makes a new
+    one, would both believe that they are alone. Raises `TimeoutError` when another process keeps it longer than
+    `timeout`.
+    """
     import filelock
 
     path = Path(path)

@@ -6,7 +6,7 @@
 __all__ = ['BOX', 'part_index', 'part_cells', 'counted_cells', 'backbone_threads', 'feature_batches', 'store_as',
            'index_intensity', 'extract_features']
 
-# %% ../../nbs/03_features/03_extract.ipynb #099d82d1
+# %% ../../nbs/03_features/03_extract.ipynb #bbd88c33
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from ..core.runtime import cpu_threads, in_order, progress, side_by_side
 from ..data.headers import check_size, image_info
 from ..data.images import read_counted, read_upright
 from ..data.intensity import Intensity, fit_intensity
-from ..data.values import all_damaged
+from ..data.values import all_damaged, read_judged
 from .base import Backbone
 from .featureset import FeatureSet
 from .geometry import cell_centres, cells_inside
@@ -106,7 +106,7 @@ def backbone_threads(
     on_cpu = backbone.device is None or backbone.device.type == "cpu"
     return cpu_threads() if on_cpu and backbone.spec.resize != "short" else 1
 
-# %% ../../nbs/03_features/03_extract.ipynb #6ab2d2af
+# %% ../../nbs/03_features/03_extract.ipynb #0615bf1c
 def feature_batches(
     paths: Sequence[str],  # image files
     backbone: Backbone,
@@ -120,7 +120,7 @@ def feature_batches(
 
     Raises `DataError` that names all damaged images, or for one with another grid than the first.
     """
-    with all_damaged(paths):
+    with all_damaged(paths, read_judged):
         yield from _batches(paths, backbone, batch_size, intensity, boxes, mixed)
 
 

@@ -6,7 +6,7 @@
 __all__ = ['ImageSource', 'foreground', 'Preparation', 'rotated', 'image_features', 'as_features', 'image_groups',
            'image_vectors', 'near_duplicates', 'said_of_duplicates']
 
-# %% ../../nbs/06_scoring/05_preparation.ipynb #f7691501
+# %% ../../nbs/06_scoring/05_preparation.ipynb #1c98b310
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..core.order import telling_names
 from ..core.runtime import in_order, side_by_side
 from ..data.images import read_image, read_upright
 from ..data.intensity import Intensity
-from ..data.values import all_damaged
+from ..data.values import all_damaged, read_judged
 from ..features import FeatureSet
 from ..features.base import Backbone
 from ..features.extract import backbone_threads
@@ -117,7 +117,7 @@ def rotated(
     "An image rotated about its centre, corners filled by reflection."
     return image if angle % 360 == 0 else ndimage.rotate(image, angle, reshape=False, order=1, mode="mirror")
 
-# %% ../../nbs/06_scoring/05_preparation.ipynb #4912e22d
+# %% ../../nbs/06_scoring/05_preparation.ipynb #ef4bc715
 def image_features(
     index: pd.DataFrame,  # with a column image_path
     backbone: Backbone,  # of `create_backbone`
@@ -141,7 +141,7 @@ def image_features(
             )
         )
 
-    with all_damaged(index["image_path"]), side_by_side(workers) as pool:
+    with all_damaged(index["image_path"], read_judged), side_by_side(workers) as pool:
         for batch, hw, cls in in_order(pool, seen, (views[i : i + step] for i in range(0, len(views), step)), workers):
             patches.append(batch)
             vectors.append(cls)
