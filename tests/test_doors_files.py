@@ -153,3 +153,62 @@ def test_watching_goes_on_in_the_columns_of_an_earlier_table(fitted, tmp_path, c
     assert len(table) == 8 and ",".join(table.columns) + "\n" == old and table["score"].notna().all()
     (tmp_path / "w.csv").write_text("name,price\n")
     assert "'name', so it is no table of decisions" in fails(capsys, *words, "--idle", 0.2)
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (("--recipe", "foo"), "--recipe foo: use auto, one of knn, "),
+        (("--recipe", "knn", "--tile", "10"), "--tile 10 is too small for filters; use at least 16"),
+        (("--recipe", "knn", "--image-size", "3"), "--image-size 3 is too small for filters; use at least 16"),
+        (("--recipe", "knn", "--region", "nowhere"), "--region nowhere: is neither a box"),
+        (("--recipe", "padim", "--budget-mb", "5"), "give --budget-ms and --budget-mb with a nearest-neighbour recipe"),
+        (("--recipe", "knn", "--prompts", "hex nut"), "--prompts: knn does not compare with words"),
+    ],
+)
+def test_errors_name_the_option_that_was_typed(fitted, tmp_path, capsys, words, says):
+    assert says in fails(capsys, "fit", fitted / "good", "--out", tmp_path / "det", "--backbone", "filters", *words)
+
+
+def test_wrong_words_are_refused_before_anything_is_looked_at(fitted, tmp_path, capsys):
+    assert "--on-missing 'foo'; use raise, keep or drop" in fails(
+        capsys, "extract", fitted / "good", "--dataset", "folder", "--on-missing", "foo", "--out", tmp_path
+    )
+    assert "--intensity 'foo'; use auto" in fails(capsys, "inspect", fitted / "good", "--intensity", "foo")
+    assert "--split foo: use training, testing or both" in fails(
+        capsys, "video", "extract", "--dataset-name", "clips", "--root", tmp_path, "--split", "foo"
+    )
+    for words in (("samples", tmp_path / "s", "--size", 3), ("score-video", "--fps", -1)):
+        code, said, _ = run(*words)
+        assert code == 2 and "Invalid value" in said
+
+
+def test_images_of_one_name_are_told_apart(tmp_path):
+    for i in range(4):
+        part(tmp_path / "parts/good" / f"line{i // 2}" / f"{i % 2}.png", i)
+    part(tmp_path / "parts/good/line1/alone.png", 5)
+    part(tmp_path / "parts/good/line0/0_copy.png", 0)
+    code, said, error = run("fit", tmp_path / "parts", "--out", tmp_path / "det", *FIT)
+    card = (tmp_path / "det/detector.html").read_text()
+    assert code == 0 and "<li>line0/0.png</li>" in card and "<li>line1/0.png</li>" in card, (said, error)
+    assert "<li>alone.png</li>" in card and "differs from it in" not in card and "by quantile" not in card
+    assert "of the scores of 6 held-out normal training images" in card and "the recipe is the same" in card
+
+
+def test_a_first_run_is_new_and_small_scores_keep_their_digits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name, more in (("a", 0), ("b", 3)):
+        scores = pd.DataFrame({"image_path": [f"{name}{i}" for i in range(60)], "score": rng.gamma(4, size=60) + more})
+        scores.assign(score=scores["score"] * 1e-5).to_csv(f"{name}.csv", index=False)
+    words = ("drift", "run", "--model", "net", "--head", "h", "--scores")
+    code, said, _ = run(*words, "a.csv", "--develop")
+    assert code == 0 and "unstable" not in said and "net/h, by 60 files: new: first run of this head" in said
+    assert "version 1; the store holds scores of 60 files" in said
+    code, said, _ = run(*words, "b.csv")
+    assert code == 3 and said.startswith("1 head: 1 unstable") and "by 60 files: unstable" in said
+    (moved,) = re.findall(r"median_drift +(\S+)", said)
+    assert 0 < float(moved) < 1e-3
+    history = run("drift", "history")[1]
+    assert " new " in history and "is_stable" not in history
+    assert "v1 (60 files, reference v-) new: " in run("drift", "trend", "net", "h")[1]

@@ -205,7 +205,7 @@ def in_command(command: str, message: str) -> str:
     names = "|".join(map(re.escape, options))  # such a name without a value is no English word either
     return re.sub(rf"(?<![\w./=-])({names})(?![\w./=(-])", lambda m: params[m[1]].opts[0], said) if names else said
 
-# %% ../../nbs/11_cli/01_main.ipynb #7aad2e08
+# %% ../../nbs/11_cli/01_main.ipynb #1c836f85
 @app.command()
 def inspect(
     root: Annotated[Path, typer.Argument(help="Folder of images, frames or masks; or a CSV of images.")],
@@ -225,8 +225,8 @@ def inspect(
     defect_free, ...
 
     \b
-    Exit codes: 0 all read; 4 some images cannot be read; 1 none can, or it is no image data set as it stands; 2 a
-    wrong option, or nothing is there.
+    Exit codes: 0 all read; 4 some images cannot be read; 1 none can, or it is no image data set as it stands;
+    2 a wrong option, or nothing is there.
 
     \b
     anomaly-nb inspect my_parts

@@ -16,7 +16,7 @@ import typer
 
 from .options import exit_code, files_in, say_earlier, say_passed, say_unread
 
-# %% ../../nbs/11_cli/16_predict.ipynb #1ba9f92a
+# %% ../../nbs/11_cli/16_predict.ipynb #de7605b6
 def predict(
     detector: Annotated[Path, typer.Argument(help="Folder of a detector, of `anomaly-nb fit`.")],
     paths: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
@@ -56,8 +56,7 @@ def predict(
     """Decide on images: a row for each. The exit code says what was found, for scripts.
 
     \b
-    Exit codes: 0 all read and none called anomalous; 3 some called anomalous; 4 none, but some images could not be
-    read;
+    Exit codes: 0 all read and none called anomalous; 3 some called anomalous; 4 none, but some images could not be read;
     1 no image could be read; 2 a wrong option, file or detector.
 
     \b

@@ -96,7 +96,7 @@ def _recorded(
             raise
         write("ok")
 
-# %% ../../nbs/11_cli/07_street.ipynb #39ac3307
+# %% ../../nbs/11_cli/07_street.ipynb #85d89654
 @dataclass(frozen=True)
 class TrainScenes(Scenes):
     "The scenes of a training."
@@ -131,7 +131,7 @@ def train(
     scenes: TrainScenes,
     network: Network,
     training: Training,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="other seeds draw other weights, windows and orders")] = 0,
     fit: Fit,
     device: Device = "auto",
     workers: Annotated[int, typer.Option(help="processes that read ahead")] = 0,

@@ -149,7 +149,7 @@ def calibrate_video(
     """
     answer.verdict(_calibrate(data.plan(deep, fps), data.config, max_image_count, answer))
 
-# %% ../../nbs/11_cli/08_video.ipynb #dad45996
+# %% ../../nbs/11_cli/08_video.ipynb #f31e748f
 @with_options
 def score_video(
     answer: Answer,
@@ -172,8 +172,8 @@ def score_video(
     ground truth if there is one.
 
     \b
-    Exit codes: 0 all videos scored and no event; 3 events; 4 none, but some videos were not whole; 1 no video could be
-    read; 2 a wrong option, file or calibration.
+    Exit codes: 0 all videos scored and no event; 3 events; 4 none, but some videos were not whole;
+    1 no video could be read; 2 a wrong option, file or calibration.
 
     \b
     anomaly-nb score-video --dataset-name ped2 --root data/ped2 --all
@@ -311,7 +311,7 @@ def _say_events(
         )
     return len(events), f"; {promise}"
 
-# %% ../../nbs/11_cli/08_video.ipynb #45843e8a
+# %% ../../nbs/11_cli/08_video.ipynb #a0e152bb
 @with_options
 def render_videos(
     answer: Answer,
@@ -330,6 +330,7 @@ def render_videos(
     anomaly-nb video render --dataset-name ped2 --root data/ped2 --video 01 --out films
     """
     from anomaly_nb.core.errors import DataError, number_of
+    from anomaly_nb.core.files import printable
     from anomaly_nb.video.layouts import list_videos
     from anomaly_nb.video.pipeline import dataset_events, score_dataset
     from anomaly_nb.video.render import contact_sheet, render_video
@@ -358,7 +359,7 @@ def render_videos(
             plan.fps or videos[name].fps or decision.fps,
         )
         happened = number_of(int((events["video"] == name).sum()), "event")
-        answer.say(f"{path}: {number_of(len(rows), 'frame')}, {happened}")
+        answer.say(printable(f"{path}: {number_of(len(rows), 'frame')}, {happened}"))
     sheet = contact_sheet(events, videos, objects, out / "contact_sheet.png")
     answer.say(f"{sheet}: the highest events" if sheet else "no events, no contact sheet")
     chosen = list(video or videos)
