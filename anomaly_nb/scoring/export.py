@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from anomaly_nb.scoring.detector import Detector
 
-# %% ../../nbs/06_scoring/18_export.ipynb #b179ec60
+# %% ../../nbs/06_scoring/18_export.ipynb #978e7fc5
 FORMATS = {"onnx": "detector.onnx", "torchscript": "detector.pt"}
 SCRIPT = """"Decide on an image: python predict.py part.png. Needs onnxruntime, numpy and, but for .npy files, Pillow."
 import json, sys
@@ -44,14 +44,15 @@ def read(path):
     file = Image.open(path)
     if file.mode[0] in "IF" or ";16" in str(file.tile) or settings["input"] != "uint8":
         raise ValueError("only files of 8 bits are read here; give a .npy, or use anomaly-nb predict")
-    if getattr(file, "n_frames", 1) > 1: print(f"{path}: the first of {file.n_frames} frames is read", file=sys.stderr), file.seek(0)
+    if (n := getattr(file, "n_frames", 1)) > 1: print(f"{path}: the first of {n} frames is read", file=sys.stderr), file.seek(0)
     image = ImageOps.exif_transpose(file)
     if file.mode in ("RGBA", "LA", "PA") or "transparency" in file.info:  # is laid on black
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     return np.asarray(image.convert("RGB"))
 try: image = np.load(path) if path.endswith(".npy") else read(path)
 except Exception as e: sys.exit(str(e) if path in str(e) else f"{path}: {e}")
-if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 8: sys.exit(f"{path}: holds {image.shape}, not (H, W, 3) of at least 8 x 8 pixels")
+if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 8:
+    sys.exit(f"{path}: holds {image.shape}, not (H, W, 3) of at least 8 x 8 pixels")
 score, heat = (values[0] for values in session.run(["score", "map"], {"image": image[None].astype(settings["input"])}))
 p_value = (1 + sum(s >= score for s in settings["held_out"])) / (1 + len(settings["held_out"]))
 hottest = [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]  # row, column
