@@ -244,7 +244,7 @@ def _reading(root: Path, layout: str, damaged: dict[str, str], normal: str, inte
     )
     return lines, True
 
-# %% ../../nbs/02_data/14_inspection.ipynb #5c61c634
+# %% ../../nbs/02_data/14_inspection.ipynb #3a47c187
 class Inspection(TypedDict):
     "What the library sees in a folder; JSON values."
 
@@ -274,8 +274,8 @@ def inspection_lines(
     for rows in (seen["folders"], seen["partners"]):
         if rows:
             cells = pd.DataFrame(rows)
-            names = {c: [printable(v, 120) if isinstance(v, str) else v for v in cells[c]] for c in cells}
-            lines.append(pd.DataFrame(names).to_string(index=False))
+            texts = {c: [printable(v, 120) if isinstance(v, str) else v for v in cells[c]] for c in cells}
+            lines.append(pd.DataFrame(texts).to_string(index=False))
     told = [f"skipped {s['files']}: {why}, first {s['first']}" for why, s in seen["skipped"].items()]
     errors = list(seen["damaged"].values())
     told += [f"cannot be read: {why}" for why in errors[:20]] + (
