@@ -52,6 +52,16 @@ def test_help_shows_every_field(words, command):
         assert option.opts[0] in said and re.sub(r"\s+", "", getattr(option, "help", None) or "") in said, field.name
 
 
+def test_every_option_says_what_it_is():
+    silent = [
+        f"{' '.join(words)} {p.opts[0]}"
+        for words, command in commands(typer.main.get_command(app))
+        for p in command.params
+        if not getattr(p, "help", None)
+    ]
+    assert not silent, silent
+
+
 def test_no_function_takes_more_than_ten():
     "Parameters that travel together are one value; `Detector` alone has scikit-learn's one for each setting."
     long = []

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 
@@ -105,7 +106,7 @@ def test_script_runs_where_torch_cannot_be_imported(index, tmp_path):
         assert said["p_value"] == pytest.approx(plain.p_value)
         y, x = said["hottest"]
         assert 0 <= y < 80 and 0 <= x < 80
-    assert len((tmp_path / "line/predict.py").read_text().splitlines()) <= 18
+    assert len((tmp_path / "line/predict.py").read_text().splitlines()) <= 28
 
 
 def test_script_reads_files_as_predict_does_or_refuses_them(index, tmp_path):
@@ -115,17 +116,31 @@ def test_script_reads_files_as_predict_does_or_refuses_them(index, tmp_path):
     exif[0x0112] = 6  # rotated by a quarter
     image.crop((0, 0, 80, 50)).save(tmp_path / "rotated.png", exif=exif)
     image.convert("L").save(tmp_path / "grey.png")
-    image.convert("RGBA").save(tmp_path / "rgba.png")
+    clear = image.convert("RGBA")
+    clear.putalpha(Image.fromarray(np.tile(np.arange(80, dtype=np.uint8) * 3, (80, 1))))
+    clear.save(tmp_path / "rgba.png")
+    clear.convert("LA").save(tmp_path / "la.png")
+    image.quantize(16).save(tmp_path / "palette.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.tif")
+    image.save(tmp_path / "film.gif", save_all=True, append_images=[image.rotate(90)])
+    image.crop((0, 0, 3, 2)).save(tmp_path / "tiny.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "grey.png").read_bytes()[:500])
+    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY\x01")
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((80, 80, 3), 900, np.uint16))
     Image.fromarray(np.full((80, 80), 900, np.uint16)).save(tmp_path / "deep.tif")
     (tmp_path / "text.jpg").write_text("no image")
     script = [sys.executable, str(tmp_path / "line/predict.py")]
     answer = lambda *names: subprocess.run(
         [*script, *(str(tmp_path / n) for n in names)], capture_output=True, text=True, check=False
     )
-    for name in ("rotated.png", "grey.png"):
+    for name in ("rotated.png", "grey.png", "rgba.png", "la.png", "palette.png", "cmyk.tif", "film.gif"):
         plain = next(predict_files(detector, [tmp_path / name]))
         assert json.loads(answer(name).stdout)["score"] == pytest.approx(plain.score, rel=1e-4), name
-    for names in (("rgba.png",), ("deep.tif",), ("text.jpg",), ("gone.png",), (), ("grey.png", "rotated.png")):
+    assert "film.gif: the first of 2 frames is read" in answer("film.gif").stderr
+    told = subprocess.run([*script, "--help"], capture_output=True, text=True, check=True)
+    assert "python predict.py part.png" in told.stdout and not told.stderr
+    bad = ("deep.tif", "deep.png", "text.jpg", "gone.png", "cut.png", "cut.npy", "tiny.png")
+    for names in (*((name,) for name in bad), (), ("grey.png", "rotated.png")):
         said = answer(*names)
         assert said.returncode == 1 and not said.stdout and len(said.stderr.strip().splitlines()) == 1, (names, said)
         assert (names[0] if len(names) == 1 else "python predict.py part.png") in said.stderr

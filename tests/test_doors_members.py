@@ -502,7 +502,7 @@ def test_predict_says_what_it_learned_from_and_what_it_did_not_look_at(fitted, t
     done = predicted(fitted, tmp_path)
     assert (
         "the detector learned from 1 of 4 images" in done.output
-        and "in 1 image: only the first of each was looked at, 3 others passed over" in done.output
+        and "in 1 image, the first film.gif: one of each is read, 3 others passed over" in done.output
     )
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
-from anomaly_nb.cli.main import app
+from anomaly_nb.cli.main import app, main
 from anomaly_nb.core.errors import DataError, Notice
 from anomaly_nb.core.files import write_text
 from anomaly_nb.video.clips import make_clip
@@ -89,7 +90,9 @@ def test_eight_films_go_through_score_with_one_line_for_each_that_was_not_whole(
     result = CliRunner().invoke(
         app, ["score-video", "--dataset-name", "clips", "--root", str(root), "--all", "--out", "out"]
     )
-    assert result.exit_code == 4, result.output
+    assert result.exit_code == (3 if "s to " in result.output else 4), result.output
+    first = result.output.splitlines()[0]
+    assert " of 5 videos, 4 of 8 videos not whole; at most " in first and "false events a normal hour" in first
     for line in (
         "5_damaged: is incomplete: ",
         "8_one: has one frame",
@@ -113,6 +116,33 @@ def test_eight_films_go_through_score_with_one_line_for_each_that_was_not_whole(
         and len(videos) == 8
     )
     assert f"{read} frames could be read, its header says {N}" in videos.loc["5_damaged", "note"]
+
+
+def test_where_no_film_can_be_read_each_is_named_once_and_the_code_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path / "config.yml", 'datasets: {clips: {fps: 10, extraction: {backbone: ""}}}\n')
+    for i in range(4):
+        folder = tmp_path / "data" / ("training" if i < 2 else "testing") / "frames" / f"0{i}"
+        folder.mkdir(parents=True)
+        for n, image in enumerate(make_clip(None, 12, (64, 96), random_state=i)[0]):
+            Image.fromarray(image).save(folder / f"{n:03d}.png")
+    for folder in sorted((tmp_path / "data/testing/frames").iterdir()):
+        (folder / "005.png").write_bytes((folder / "005.png").read_bytes()[:200])
+    write_text(tmp_path / "data/testing/frames/04.mp4", "no film\n" * 500)
+    words = ["score-video", "--dataset-name", "clips", "--root", "data", "--out", "out", "--features", "f"]
+    for more in (["--all"], []):  # the second time without reading them again
+        result = CliRunner().invoke(app, [*words, *more])
+        assert result.exit_code == 1 and result.output.startswith("clips: no video could be read\n"), result.output
+        for line in ("02: 005.png: damaged", "03: 005.png: damaged", "04.mp4: is text and no film"):
+            assert result.output.count(line) == 1 and "frames/0" not in result.output
+        table = pd.read_csv(tmp_path / "out/videos.csv")
+        assert len(table) == 3 and not table["scored"].any() and table["note"].notna().all()
+    for i in range(2):
+        (tmp_path / f"data/training/frames/0{i}/003.png").write_bytes(b"")
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--all", "--features", "g"])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("00: 003.png: damaged") == 1 == err.count("01: 003.png: damaged"), err
 
 
 @pytest.mark.parametrize(
@@ -227,7 +257,7 @@ def test_a_folder_of_frames_that_change_their_size_or_are_damaged_is_named_and_t
     assert check_extracted(tmp_path / "f", videos) == report["failed"] and set(
         load_object_features(tmp_path / "f", "velocity").video
     ) == {"1"}
-    with pytest.raises(DataError, match=r"v/2: .*shape"), pytest.warns(Notice):
+    with pytest.raises(DataError, match=r"v: holds no video that can be read: 2: .*shape"), pytest.warns(Notice):
         extract_videos(videos[1:2], tmp_path / "g", Extraction(min_area=20, backbone=""))
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'grade', 'verdict_table', 'plot_trend', 'head_scores', 'plot_then_and_now', 'plot_shifts',
-           'quality_report', 'suggest_files', 'suggest_from_store', 'next_steps', 'alarming', 'run_sentence',
-           'log_to_mlflow']
+           'quality_report', 'suggest_files', 'suggest_from_store', 'verdict_words', 'next_steps', 'alarming',
+           'run_sentence', 'log_to_mlflow']
 
 # %% ../../nbs/05_calibration/25_insight.ipynb #9799e409
 import json
@@ -320,7 +320,15 @@ def _go_on(head: Record) -> str:
         )
     return f"go on; about {number_of(head.get('n_needed_new') or head['n_needed'], 'new file')} would decide"
 
-# %% ../../nbs/05_calibration/25_insight.ipynb #f299650f
+# %% ../../nbs/05_calibration/25_insight.ipynb #15767cd7
+def verdict_words(
+    head: Record,  # of a run's report, or a row of `store.trend` or `store.history`
+) -> str:
+    "A head's verdict as people read it: new where this run made its first reference, otherwise as it is stored."
+    calibrated = head["labels"] if "labels" in head else head["p5"] is not None
+    return "new" if head["reference_version"] is None and calibrated else head["verdict"]
+
+# %% ../../nbs/05_calibration/25_insight.ipynb #06a091f4
 def next_steps(report: Record) -> pd.DataFrame:  # head, verdict, do; the most urgent first
     "What a run asks a person to do about each head."
     rows = []
@@ -356,25 +364,24 @@ def next_steps(report: Record) -> pd.DataFrame:  # head, verdict, do; the most u
             order, do = 4, _go_on(head)
         else:
             order, do = 5, "nothing: the calibration holds"
-        rows.append((order, {"head": name, "verdict": head["verdict"], "do": do}))
+        rows.append((order, {"head": name, "verdict": verdict_words(head), "do": do}))
     return pd.DataFrame([row for _, row in sorted(rows, key=lambda r: (r[0], r[1]["head"]))])
 
-# %% ../../nbs/05_calibration/25_insight.ipynb #e40fa83b
+# %% ../../nbs/05_calibration/25_insight.ipynb #eeda5d12
 def alarming(report: Record) -> list[str]:
     "Heads of a run that drifted from their reference, whose alarm rang, or of whose scores nothing could be made."
     return [
         name
         for name, head in report["heads"].items()
-        if (head["verdict"] == "unstable" and (head["reference_version"] is not None or not head["labels"]))
-        or (head["alarm"] and head["alarm"]["rung"])
+        if verdict_words(head) == "unstable" or (head["alarm"] and head["alarm"]["rung"])
     ]
 
-# %% ../../nbs/05_calibration/25_insight.ipynb #054387ab
+# %% ../../nbs/05_calibration/25_insight.ipynb #31bee096
 def run_sentence(report: Record) -> str:
     "The verdicts of a run in one sentence."
     heads = report["heads"].values()
-    fresh = sum(h["reference_version"] is None and bool(h["labels"]) for h in heads)
-    counts = Counter(h["verdict"] for h in heads if h["reference_version"] is not None or not h["labels"])
+    counts = Counter(map(verdict_words, heads))
+    fresh = counts.pop("new", 0)
     verdicts = [f"{n} {v}" for v, n in counts.items()] + [f"{fresh} new, with a reference since this run"] * bool(fresh)
     end = "converged" if report["summary"].get("converged") else "not converged"
     return f"{number_of(len(heads), 'head')}: {', '.join(verdicts)}; {end}"

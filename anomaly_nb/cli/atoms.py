@@ -6,7 +6,7 @@
 __all__ = ['app', 'frames_command', 'captions_command', 'Segments', 'Presence', 'AboutFrames', 'run_command', 'train_command',
            'score_command', 'evaluate_command']
 
-# %% ../../nbs/11_cli/09_atoms.ipynb #ff577833
+# %% ../../nbs/11_cli/09_atoms.ipynb #e3d4d474
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.errors import number_of
+from ..core.files import printable
 from .options import After, Answer, with_options
 
 if TYPE_CHECKING:
     from anomaly_nb.atoms.presence import PresenceSettings
 
-# %% ../../nbs/11_cli/09_atoms.ipynb #6f4bfdd0
+# %% ../../nbs/11_cli/09_atoms.ipynb #bb4cd192
 app = typer.Typer(
     name="atoms",
     no_args_is_help=True,
@@ -51,7 +52,7 @@ def frames_command(
 
     for path in video:
         written = extract_frames(path, out_dir, fps)
-        typer.echo(f"{number_of(len(written), 'frame')} of {path.name} in {written[0].parent}")
+        typer.echo(printable(f"{number_of(len(written), 'frame')} of {path.name} in {written[0].parent}"))
 
 
 @app.command("captions")
@@ -266,7 +267,7 @@ def train_command(
         else "no role is stronger than 0.1"
     )
 
-# %% ../../nbs/11_cli/09_atoms.ipynb #a5b425c3
+# %% ../../nbs/11_cli/09_atoms.ipynb #5d2aa1ef
 @app.command("score")
 def score_command(
     run_dir: Annotated[Path, typer.Option("--run_dir", help="Folder that `run` wrote, with or without labels.")],
@@ -292,10 +293,11 @@ def score_command(
     ranked = videos.sort_values("score", ascending=False, kind="stable").head(5).to_dict("records")
     seen = f"{number_of(len(frames), 'frame')} of {number_of(videos['video'].nunique(), 'video')}"
     highest = f", highest {ranked[0]['event']} {ranked[0]['score']:.2f} in {ranked[0]['video']}" if ranked else ""
-    typer.echo(f"{seen} scored{highest}")
+    typer.echo(printable(f"{seen} scored{highest}"))
     typer.echo(f"logits in {out / 'frame_scores.csv'} and {out / 'video_scores.csv'}")
     for row in ranked:
-        typer.echo(f"{row['video']}: {row['event']} {row['score']:.2f}, most at {row['frame']}, {row['why']}")
+        said = f"{row['video']}: {row['event']} {row['score']:.2f}, most at {row['frame']}, {row['why']}"
+        typer.echo(printable(said))
 
 # %% ../../nbs/11_cli/09_atoms.ipynb #3ea62e99
 @app.command("evaluate")

@@ -211,8 +211,12 @@ def fit(
         raise DataError(f"--false-alarms {made.false_alarms}: give a fraction between 0 and 1, such as 0.05")
     if out.is_dir() and any(out.iterdir()) and not (out / "detector.json").is_file():
         raise DataError(f"--out {out}: holds other files; give the detector a folder of its own")
+    if made.recipe not in ("auto", *RECIPES) and not made.recipe.startswith("fusion:"):
+        raise DataError(f"--recipe {made.recipe}: use auto, one of {', '.join(RECIPES)}, or fusion:<one>+<another>")
     choice: dict[str, Any] = {}
     words = made.recipe in RECIPES and RECIPES[made.recipe].bank.uses_words
+    if made.prompts and not words and not made.recipe.startswith("fusion:"):
+        raise DataError(f"--prompts: {made.recipe} does not compare with words; use --recipe winclip or clip_text")
     if images.shots == 0 and not words:
         raise DataError(
             f"--shots 0: {made.recipe} learns from normal images; use --recipe winclip or clip_text, which "
@@ -307,7 +311,7 @@ def fit(
         few = number_of(len(detector.paths_), "image")
         answer.say(f"note: {few} can promise {best_rate}; {enough} could", err=True)
 
-# %% ../../nbs/11_cli/03_detect.ipynb #63321b9a
+# %% ../../nbs/11_cli/03_detect.ipynb #b079ae2a
 @with_options
 def update(
     answer: Answer,
@@ -324,7 +328,8 @@ def update(
     anomaly-nb update detectors/my_part more_good/
     """
     from anomaly_nb.core.errors import DataError, number_of, plural
-    from anomaly_nb.core.files import NOT_UTF8, printable
+    from anomaly_nb.core.files import NOT_UTF8, printable, utf8_name
+    from anomaly_nb.data.census import frames_of, unread_frames
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.detector_files import check_backbone
@@ -334,7 +339,7 @@ def update(
     check_backbone(model)
     before = model.threshold_
     images, passed = find_images(paths)
-    if odd := [printable(p) for p in images if printable(p) != p]:
+    if odd := [printable(p) for p in images if utf8_name(p) != p]:
         raise DataError(f"{odd[0]}: {NOT_UTF8} ({len(odd)} such)")
     files = [Path(p).resolve().as_posix() for p in images]
     judged = predict_files(model, files) if before and not needs_batch(model) else ()
@@ -342,7 +347,7 @@ def update(
     if flagged:
         answer.say(
             f"version {model.version_} called {len(flagged)} of {number_of(len(files), 'new image')} anomalous "
-            f"({Path(flagged[0]).name} first); {plural(len(flagged), 'it is', 'they are')} learned as normal: look at "
+            f"({printable(Path(flagged[0]).name)} first); {plural(len(flagged), 'it is', 'they are')} learned as normal: look at "
             f"{plural(len(flagged), 'it', 'them')}",
             err=True,
         )
@@ -354,6 +359,8 @@ def update(
         f"{model.decision_threshold()}",
         detector,
     )
+    for sentence in unread_frames(frames_of(files)):
+        answer.say(printable(f"note: {sentence}"), err=True)
     say_passed(passed, answer.say)
 
 # %% ../../nbs/11_cli/03_detect.ipynb #af4c8365

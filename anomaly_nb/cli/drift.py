@@ -39,7 +39,7 @@ app = typer.Typer(
   anomaly-nb drift promote mobilenet leather""",
 )
 
-# %% ../../nbs/11_cli/06_drift.ipynb #f725b439
+# %% ../../nbs/11_cli/06_drift.ipynb #ea0c9289
 @app.command()
 @with_options
 def run(
@@ -97,12 +97,14 @@ def run(
     except RunInProgress as e:
         raise DataError(str(e)) from None
     answer.verdict(run_sentence(report))
-    answer.say(f"version {report['version']}, {number_of(report['library_size'], 'file')}")
+    answer.say(f"version {report['version']}; the store holds scores of {number_of(report['library_size'], 'file')}")
     table = verdict_table(report).drop(columns="verdict").dropna(subset="value")
     if len(table):
-        answer.say(table.to_string(index=False, float_format=lambda v: f"{v:.4f}", na_rep="-"))
+        answer.say(table.to_string(index=False, float_format=lambda v: f"{v:.3g}", na_rep="-"))
     for step in next_steps(report).itertuples():
-        answer.say(f"{step.head}: {step.verdict}: {report['heads'][step.head]['reason']}. Do: {step.do}")
+        seen = report["heads"][step.head]
+        files = number_of(seen["file_count"], "file")  # since its reference, or in the window
+        answer.say(f"{step.head}, by {files}: {step.verdict}: {seen['reason']}. Do: {step.do}")
     raise typer.Exit(exit_code(len(report["heads"]), 0, len(alarming(report))))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #f2929e77
@@ -178,7 +180,7 @@ def tag(
     )
     raise typer.Exit(exit_code(len(table), 0, flagged))
 
-# %% ../../nbs/11_cli/06_drift.ipynb #7480ab87
+# %% ../../nbs/11_cli/06_drift.ipynb #f30c9f18
 def _said(move: dict) -> str:
     "Who made a version the reference, when and why, in one piece."
     import pandas as pd
@@ -202,17 +204,20 @@ def history(
     """
     import pandas as pd
 
-    rows = pd.DataFrame(open_store(store, config).history(model, head, limit))
-    if rows.empty:
+    from anomaly_nb.calibration.insight import verdict_words
+
+    past = open_store(store, config).history(model, head, limit)
+    if not past:
         typer.echo("no runs yet")
         return
+    rows = pd.DataFrame(past).drop(columns="is_stable").assign(verdict=[verdict_words(r) for r in past])
     if rows["label"].isna().all():
         rows = rows.drop(columns="label")
     rows["moved by"] = ["; ".join(_said(m) for m in moves) for moves in rows.pop("moves")]
     rows["timestamp"] = pd.to_datetime(rows["timestamp"], unit="ms").dt.strftime("%Y-%m-%d %H:%M")
     typer.echo(rows.drop(columns="id").to_string(index=False, float_format=lambda v: f"{v:.4g}", na_rep="-"))
 
-# %% ../../nbs/11_cli/06_drift.ipynb #68e57ff7
+# %% ../../nbs/11_cli/06_drift.ipynb #4be5db20
 @app.command()
 def trend(
     model: Annotated[str, typer.Argument(help="Model of the head.")],
@@ -226,21 +231,21 @@ def trend(
     \b
     Example:  anomaly-nb drift trend mobilenet leather --plot trend.png
     """
-    from anomaly_nb.calibration.insight import plot_trend
+    from anomaly_nb.calibration.insight import plot_trend, verdict_words
     from anomaly_nb.core.errors import number_of
 
     runs = open_store(store, config).trend(model, head)
     last = runs[-1]
-    typer.echo(f"{model}/{head}: {last['verdict']} in version {last['version']}, the newest of {len(runs)}")
+    typer.echo(f"{model}/{head}: {verdict_words(last)} in version {last['version']}, the newest of {len(runs)}")
     for r in runs:
         numbers = (
-            " ".join(f"{m}={r[m]:.4f}" for m in ("apd_p5", "apd_p95", "srd", "jsd", "median_drift", "iqr_drift"))
+            " ".join(f"{m}={r[m]:.3g}" for m in ("apd_p5", "apd_p95", "srd", "jsd", "median_drift", "iqr_drift"))
             if r["jsd"] is not None
             else ""
         )
         typer.echo(
             f"v{r['version']} ({number_of(r['file_count'], 'file')}, reference v{r['reference_version'] or '-'}) "
-            f"{r['verdict']}: {r['reason']} {numbers}".rstrip()
+            f"{verdict_words(r)}: {r['reason']} {numbers}".rstrip()
         )
     if plot is not None:
         plot.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@
 __all__ = ['app', 'LAYOUTS', 'ADVISED', 'CATEGORIES', 'show_version', 'main_options', 'samples', 'extract', 'in_command',
            'inspect', 'report', 'demo', 'main']
 
-# %% ../../nbs/11_cli/01_main.ipynb #c62be4b5
+# %% ../../nbs/11_cli/01_main.ipynb #fa89bf67
 import json
 import platform
 import re
@@ -21,7 +21,8 @@ from .atoms import app as atoms
 from .benchmark import benchmark
 from .detect import evaluate, fit, update
 from .drift import app as drift
-from .options import say_run
+from .options import exit_code, say_run
+from ..core.files import printable
 from .predict import predict
 from .runs import app as runs
 from .runs import new, sweep
@@ -93,11 +94,11 @@ app.command()(new)
 for command in (extract_video, calibrate_video, score_video):
     app.command(command.__name__.replace("_", "-"))(command)
 
-# %% ../../nbs/11_cli/01_main.ipynb #88584d45
+# %% ../../nbs/11_cli/01_main.ipynb #d832320f
 @app.command()
 def samples(
     folder: Annotated[Path, typer.Argument(help="Where to write; one subfolder per category.")] = Path("data/samples"),
-    size: Annotated[int, typer.Option(help="Pixels per side.")] = 160,
+    size: Annotated[int, typer.Option(min=16, help="Pixels per side.")] = 160,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Other seeds draw other images.")] = 0,
 ) -> None:
     "Write the sample images: five product lines, five types of defect with masks, MVTec AD layout."
@@ -158,7 +159,7 @@ def extract(
         save_features(out / files.bank_folder, str(one), normal, name or backbone, bank=True)
         typer.echo(f"{one}: {features} -> {path}")
 
-# %% ../../nbs/11_cli/01_main.ipynb #4b89725b
+# %% ../../nbs/11_cli/01_main.ipynb #f567050c
 ADVISED = (
     "normal",
     "dataset",
@@ -178,8 +179,8 @@ ADVISED = (
 
 
 def in_command(command: str, message: str) -> str:
-    """A message's advice, `name=value` as in Python, as the running command takes it: `--name value`, or `-p
-    name=value` of a report.
+    """A message's advice, `name=value` or `long_name` as in Python, as the running command takes it: `--name value`,
+    or `-p name=value` of a report.
     """
     group: Any = typer.main.get_command(app)
     for word in command.split():
@@ -199,9 +200,12 @@ def in_command(command: str, message: str) -> str:
             else f"{match['lead']}{value}"
         )
 
-    return re.sub(r"(?P<lead>-p |(?<![\w.-]))(?P<name>[a-z_]+)=(?P<value>\S)", typed, message)
+    said = re.sub(r"(?P<lead>-p |(?<![\w.-]))(?P<name>[a-z_]+)=(?P<value>\S)", typed, message)
+    options = [n for n, p in params.items() if n and "_" in n and p.param_type_name == "option"]
+    names = "|".join(map(re.escape, options))  # such a name without a value is no English word either
+    return re.sub(rf"(?<![\w./=-])({names})(?![\w./=(-])", lambda m: params[m[1]].opts[0], said) if names else said
 
-# %% ../../nbs/11_cli/01_main.ipynb #367e2d14
+# %% ../../nbs/11_cli/01_main.ipynb #1c836f85
 @app.command()
 def inspect(
     root: Annotated[Path, typer.Argument(help="Folder of images, frames or masks; or a CSV of images.")],
@@ -219,7 +223,10 @@ def inspect(
     \b
     Folders of normal images: good, ok, normal, nominal, healthy, pass, io, gut, undamaged, intact, no_defect,
     defect_free, ...
-    Exit codes: 0, or 1 where it is no image data set as it stands; 2 where nothing is there.
+
+    \b
+    Exit codes: 0 all read; 4 some images cannot be read; 1 none can, or it is no image data set as it stands;
+    2 a wrong option, or nothing is there.
 
     \b
     anomaly-nb inspect my_parts
@@ -230,8 +237,7 @@ def inspect(
     census = inspect_folder(root, not headers, normal, intensity)
     census["reading"] = [in_command("inspect", line) for line in census["reading"]]
     typer.echo(json.dumps(census, indent=1) if as_json else "\n".join(inspection_lines(census)))
-    if not census["usable"]:
-        raise typer.Exit(1)
+    raise typer.Exit(exit_code(census["images"], len(census["damaged"])) if census["usable"] else 1)
 
 # %% ../../nbs/11_cli/01_main.ipynb #5aa38efe
 @app.command()
@@ -347,7 +353,7 @@ def demo(
     run("street_ablation")
     typer.echo(f"\nopen {(figures / 'index.html').resolve()}")
 
-# %% ../../nbs/11_cli/01_main.ipynb #5be02a59
+# %% ../../nbs/11_cli/01_main.ipynb #f6890ec5
 def main(argv: list[str] | None = None) -> None:
     "Entry point of `anomaly-nb`. Exits 2 with one line on an expected error."
     import warnings
@@ -358,7 +364,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def show(message, category, *where, **more) -> None:
         if issubclass(category, Notice):
-            typer.echo(f"anomaly-nb: note: {message}", err=True)
+            typer.echo(printable(f"anomaly-nb: note: {message}"), err=True)
         else:
             usual(message, category, *where, **more)
 
@@ -378,8 +384,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _fail(message: str, code: int = 2) -> None:
     "Print one line and exit; a message that quotes what a hostile file holds is cut."
-    line = " ".join(message.split())
-    typer.echo(f"anomaly-nb: {line if len(line) <= 800 else f'{line[:600]} ... {line[-150:]}'}", err=True)
+    typer.echo(f"anomaly-nb: {printable(' '.join(message.split()))}", err=True)
     sys.exit(code)
 
 # %% ../../nbs/11_cli/01_main.ipynb #3fd5e6b1

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['predict']
 
-# %% ../../nbs/11_cli/16_predict.ipynb #28e0095f
+# %% ../../nbs/11_cli/16_predict.ipynb #a8e66599
 import csv
 import time
 from collections import Counter
@@ -14,16 +14,16 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import exit_code, say_passed, say_unread
+from .options import exit_code, files_in, say_earlier, say_passed, say_unread
 
-# %% ../../nbs/11_cli/16_predict.ipynb #dba5ae94
+# %% ../../nbs/11_cli/16_predict.ipynb #de7605b6
 def predict(
     detector: Annotated[Path, typer.Argument(help="Folder of a detector, of `anomaly-nb fit`.")],
     paths: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
     out: Annotated[
         Path,
         typer.Option(
-            help="CSV of decisions: image_path, score, anomalous, p_value, percentile, box, normal image, error."
+            help="CSV of decisions: image_path, score, anomalous, p_value, percentile, box, normal image, error, note."
         ),
     ] = Path("predictions.csv"),
     maps: Annotated[
@@ -48,16 +48,15 @@ def predict(
     watch: Annotated[
         bool, typer.Option("--watch", help="Go on with images that arrive in the folders; end with Ctrl-C.")
     ] = False,
-    every: Annotated[float, typer.Option(help="With --watch: seconds between two looks.")] = 1.0,
+    every: Annotated[float, typer.Option(min=0, help="With --watch: seconds between two looks.")] = 1.0,
     idle: Annotated[
-        float, typer.Option(help="With --watch: end after so many seconds without a new image; 0 for never.")
+        float, typer.Option(min=0, help="With --watch: end after so many seconds without a new image; 0 for never.")
     ] = 0.0,
 ) -> None:
     """Decide on images: a row for each. The exit code says what was found, for scripts.
 
     \b
-    Exit codes: 0 all read and none called anomalous; 3 some called anomalous; 4 none, but some images could not be
-    read;
+    Exit codes: 0 all read and none called anomalous; 3 some called anomalous; 4 none, but some images could not be read;
     1 no image could be read; 2 a wrong option, file or detector.
 
     \b
@@ -67,8 +66,9 @@ def predict(
         --maps submission --layout mvtec-ad-2
     """
     from anomaly_nb.core.errors import DataError, number_of
-    from anomaly_nb.core.files import atomic_write
+    from anomaly_nb.core.files import atomic_write, printable
     from anomaly_nb.core.runtime import progress
+    from anomaly_nb.data.census import unread_frames
     from anomaly_nb.features.engine import with_engine
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.detector_files import check_backbone
@@ -84,13 +84,15 @@ def predict(
     model.decision_threshold()
     with_engine(model.network(), engine)  # what is not installed is said now
     counts: Counter[str] = Counter()
+    paged: dict[str, int] = {}  # files with several pages or frames
+    before = files_in(maps)
     columns = list(Prediction("").row())
     window = model.intensity_.text
 
     def write(file: Any, images: list[str]) -> None:
         names, writer = (
             {i: submission_name(i) for i in images} if layout else map_names(images),
-            csv.DictWriter(file, columns, lineterminator="\n"),
+            csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n"),
         )
         for pred in progress(predict_files(model, images, engine=engine), "predict", len(images), "image"):
             if maps and layout and not pred.error:
@@ -101,14 +103,12 @@ def predict(
             file.flush()
             counts["error" if pred.error else "anomalous" if pred.anomalous else "normal"] += 1
             counts["clipped"] += pred.clipped > 0.01
-            counts["paged"] += pred.frames > 1
-            counts["pages"] += pred.frames - 1
+            if pred.frames > 1:
+                paged[pred.image_path] = pred.frames
             if watch:
+                verdict = "error" if pred.error else "ANOMALOUS" if pred.anomalous else "normal"
                 message = pred.error or f"score {pred.score:.4g}, p {pred.p_value:.3g}"
-                typer.echo(
-                    f"{'error' if pred.error else 'ANOMALOUS' if pred.anomalous else 'normal':9} {pred.image_path}  "
-                    f"{message}"
-                )
+                typer.echo(printable(f"{verdict:9} {pred.image_path}  {message}"))
 
     images, passed = find_images(paths)
     if watch:
@@ -139,17 +139,15 @@ def predict(
             "which the detector was fitted with",
             err=True,
         )
-    if counts["paged"]:
-        typer.echo(
-            f"note: several pages or frames in {number_of(counts['paged'], 'image')}: only the first of each was "
-            f"looked at, {number_of(counts['pages'], 'other')} passed over",
-            err=True,
-        )
+    for sentence in unread_frames(paged):
+        typer.echo(printable(f"note: {sentence}"), err=True)
     say_passed(passed)
+    if not watch:  # which goes on from what is there
+        say_earlier(maps, before)
     say_unread(counts["error"], total, out)
     raise typer.Exit(exit_code(total, counts["error"], counts["anomalous"]))
 
-# %% ../../nbs/11_cli/16_predict.ipynb #606dfbc0
+# %% ../../nbs/11_cli/16_predict.ipynb #7fcc75cb
 def _read_paths(out: Path) -> list[str]:
     "The images that rows of a CSV name."
     if not out.is_file() or not out.stat().st_size:
@@ -160,10 +158,17 @@ def _read_paths(out: Path) -> list[str]:
 
 def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: float, idle: float) -> None:
     "Predict what arrives, each file once it has stopped growing; rows that an earlier watch wrote are not made again."
-    from anomaly_nb.core.files import printable
+    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.core.files import utf8_name
     from anomaly_nb.scoring.predict import find_images
 
     seen = set(_read_paths(out))
+    if out.is_file() and out.stat().st_size:  # rows go on in the columns that are there
+        with out.open(encoding="utf-8", newline="") as file:
+            there = next(csv.reader(file))
+        if unknown := [c for c in there if c not in columns]:
+            raise DataError(f"--out {out}: has a column {unknown[0]!r}, so it is no table of decisions; name another file")
+        columns[:] = there
     out.parent.mkdir(parents=True, exist_ok=True)
     sizes: dict[str, int] = {}
     last = time.monotonic()
@@ -176,13 +181,13 @@ def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: 
                 now = {
                     p: Path(p).stat().st_size
                     for p in find_images(paths)[0]
-                    if printable(p) not in seen and Path(p).exists()
+                    if utf8_name(p) not in seen and Path(p).exists()
                 }
                 ready = [p for p, size in now.items() if sizes.get(p) == size]
                 sizes = now
                 if ready:
                     write(file, ready)
-                    seen |= set(map(printable, ready))
+                    seen |= set(map(utf8_name, ready))
                     last = time.monotonic()
                 if idle and time.monotonic() - last > idle:
                     return

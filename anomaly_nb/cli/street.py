@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'TrainScenes', 'Fit', 'train', 'score']
 
-# %% ../../nbs/11_cli/07_street.ipynb #f81ef71c
+# %% ../../nbs/11_cli/07_street.ipynb #12d4a625
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import exit_code, say_passed, say_unread, with_options
+from .options import exit_code, files_in, say_earlier, say_passed, say_unread, with_options
 from .street_evaluation import evaluate
 from .street_studies import ablate, classes, compare, submit
 from anomaly_nb.cli.street_options import (
@@ -96,7 +96,7 @@ def _recorded(
             raise
         write("ok")
 
-# %% ../../nbs/11_cli/07_street.ipynb #573ebff0
+# %% ../../nbs/11_cli/07_street.ipynb #85d89654
 @dataclass(frozen=True)
 class TrainScenes(Scenes):
     "The scenes of a training."
@@ -132,7 +132,7 @@ def train(
     network: Network,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 40,
     training: Training,
-    seed: Annotated[int, typer.Option(help="Of initial weights, order and augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(help="other seeds draw other weights, windows and orders")] = 0,
     fit: Fit,
     device: Device = "auto",
     workers: Annotated[int, typer.Option(help="Processes that read ahead.")] = 0,
@@ -223,7 +223,7 @@ def train(
 # %% ../../nbs/11_cli/07_street.ipynb #21da2e6d
 app.command()(evaluate)
 
-# %% ../../nbs/11_cli/07_street.ipynb #5444655c
+# %% ../../nbs/11_cli/07_street.ipynb #77fc0a0e
 @app.command()
 @with_options
 def score(
@@ -238,7 +238,8 @@ def score(
     size: RunSize,
     device: Device = "auto",
 ) -> None:
-    """Score your own images: `<name>.npy` (raw scores), `<name>.png` (flagged pixels in orange), `scores.csv`.
+    """Score your own images: `<name>.npy` (raw scores), `<name>.overlay.png` (flagged pixels in orange),
+    `scores.csv`.
 
     The network sees each image at the size of the run's thresholds; scores have that size, overlays the image's.
 
@@ -249,17 +250,15 @@ def score(
     Example:
       anomaly-nb street score runs/bicyclist-0 my_images --method heat --quantile 0.99
     """
-    import io
-
     import numpy as np
     import pandas as pd
     from PIL import Image
 
     from anomaly_nb.core.arrays import save_array
     from anomaly_nb.core.errors import DataError, number_of
-    from anomaly_nb.core.files import NOT_UTF8, atomic_write, printable, write_text
+    from anomaly_nb.core.files import NOT_UTF8, atomic_write, utf8_name, write_text
     from anomaly_nb.data.images import read_image
-    from anomaly_nb.scoring.predict import find_images
+    from anomaly_nb.scoring.predict import find_images, map_names
     from anomaly_nb.segmentation.datasets import resized_image, resized_labels
     from anomaly_nb.segmentation.evaluation import check_sizes
     from anomaly_nb.segmentation.models import predict
@@ -278,9 +277,11 @@ def score(
     network = place.network(device)
     threshold = scorer.unranked(method, normal_quantile(validation.histograms[method], quantile))
     rows: list[dict[str, object]] = []
+    top = images.parent if images.is_file() else images
+    names, before = map_names(found, top), files_in(out)
     for path in paths:
-        relative = path.relative_to(path.parent if images.is_file() else images).as_posix()
-        name = printable(relative)
+        relative = path.relative_to(top).as_posix()
+        name = utf8_name(relative)
         try:
             if name != relative:
                 raise DataError(f"{name}: {NOT_UTF8}")
@@ -299,11 +300,9 @@ def score(
         flagged = maps >= threshold
         shown = resized_labels(flagged.astype(np.uint8), (image.shape[0], image.shape[1])).astype(bool)
         painted = np.where(shown[..., None], (0.4 * image + 0.6 * np.array([230, 159, 0])).astype(np.uint8), image)
-        save_array(out / f"{name}.npy", maps)
-        buffer = io.BytesIO()
-        Image.fromarray(painted).save(buffer, "PNG")
-        with atomic_write(out / f"{name}.png") as f:
-            f.write(buffer.getvalue())
+        save_array(out / f"{names[str(path)]}.npy", maps)
+        with atomic_write(out / f"{names[str(path)]}.overlay.png") as f:
+            Image.fromarray(painted).save(f, "PNG")
         row = {
             "image": name,
             "method": scorer.labels[method],
@@ -321,6 +320,7 @@ def score(
         f"{f', {unread} could not be read' if unread else ''} -> {out}"
     )
     say_passed(passed)
+    say_earlier(out, before)
     say_unread(unread, len(rows), out / "scores.csv")
     raise typer.Exit(exit_code(len(rows), unread))
 

@@ -58,12 +58,12 @@ def _write_results(
     save_figure(folder / "curves.png", curves)
     return table
 
-# %% ../../nbs/11_cli/15_street_evaluation.ipynb #a8b94eb2
+# %% ../../nbs/11_cli/15_street_evaluation.ipynb #173ce4dc
 @dataclass(frozen=True)
 class EvaluatedScenes(Scenes):
     "The scenes of an evaluation, and what counts in them."
 
-    split: Annotated[str, typer.Option(help="Split to evaluate."), After("root")] = "test"
+    split: Annotated[str, typer.Option(help="train, val or test"), After("root")] = "test"
     void: Annotated[str, typer.Option(help="Void policy of StreetHazards: none, other, unlabeled_other.")] = ""
     images: Annotated[str, typer.Option(help="Cityscapes or Lost&Found images, for fishyscapes.")] = ""
     anomaly_ids: Annotated[

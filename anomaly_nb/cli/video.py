@@ -6,14 +6,14 @@
 __all__ = ['Rate', 'Fps', 'video', 'DeepFeatures', 'VideoData', 'extract_video', 'calibrate_video', 'score_video',
            'render_videos', 'watch_camera']
 
-# %% ../../nbs/11_cli/08_video.ipynb #dcfa1df8
+# %% ../../nbs/11_cli/08_video.ipynb #ade5f317
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import After, Answer, with_options
+from .options import After, Answer, exit_code, files_in, say_earlier, with_options
 from .released import score_features
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from anomaly_nb.video.pipeline import VideoPlan
 
-# %% ../../nbs/11_cli/08_video.ipynb #3acf2d35
+# %% ../../nbs/11_cli/08_video.ipynb #62871ac6
 Rate = Annotated[float, typer.Option(help="False events a normal hour may raise, on average.")]
-Fps = Annotated[float, typer.Option(help="Frames per second; 0 for what the films or the config say.")]
+Fps = Annotated[float, typer.Option(min=0, help="Frames per second; 0 for what the films or the config say.")]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,10 @@ def extract_video(
     anomaly-nb extract-video --dataset-name ped2 --root data/ped2 --backbone timm:mobilenetv2_100 \\
         --weights mobilenet.safetensors
     """
+    from anomaly_nb.core.errors import DataError
+
+    if split not in ("training", "testing", "both"):
+        raise DataError(f"--split {split}: use training, testing or both")
     _extract(data.plan(deep), ("training", "testing") if split == "both" else (split,), answer)
 
 # %% ../../nbs/11_cli/08_video.ipynb #c2896c5b
@@ -145,7 +149,7 @@ def calibrate_video(
     """
     answer.verdict(_calibrate(data.plan(deep, fps), data.config, max_image_count, answer))
 
-# %% ../../nbs/11_cli/08_video.ipynb #ab5990ce
+# %% ../../nbs/11_cli/08_video.ipynb #f31e748f
 @with_options
 def score_video(
     answer: Answer,
@@ -167,7 +171,9 @@ def score_video(
     """Score every test frame with the stored calibration, name the responsible object, and compare with the
     ground truth if there is one.
 
-    Exit code 4: everything was scored that could be, and some videos were not whole.
+    \b
+    Exit codes: 0 all videos scored and no event; 3 events; 4 none, but some videos were not whole;
+    1 no video could be read; 2 a wrong option, file or calibration.
 
     \b
     anomaly-nb score-video --dataset-name ped2 --root data/ped2 --all
@@ -177,25 +183,33 @@ def score_video(
 
     from anomaly_nb.core.errors import Notice, number_of
     from anomaly_nb.core.files import write_text
+    from anomaly_nb.video.layouts import UnreadableVideosError
     from anomaly_nb.video.pipeline import dataset_videos, evaluate_dataset, mark_incomplete, score_dataset
     from anomaly_nb.video.scoring import responsible_objects
 
-    plan, start = data.plan(deep, fps), time.perf_counter()
+    plan, start, before = data.plan(deep, fps), time.perf_counter(), files_in(out)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # what is not whole is said once, below
         if everything:
-            _extract(plan, ("training", "testing"), answer)
+            _extract(plan, ("training",), answer)
             middle = time.perf_counter()
             answer.say(_calibrate(plan, data.config, max_image_count, answer))
             answer.say(f"calibrated in {time.perf_counter() - middle:.0f} s")
-        middle = time.perf_counter()
-        frames, objects = score_dataset(plan, data.config)
+        try:
+            if everything:
+                _extract(plan, ("testing",), answer)
+            middle = time.perf_counter()
+            frames, objects = score_dataset(plan, data.config)
+        except UnreadableVideosError:
+            _say_videos(plan, out, answer)
+            answer.verdict(f"{plan.name}: no video could be read", f"reasons in {out / 'videos.csv'}")
+            say_earlier(out, before, answer.say)
+            raise typer.Exit(1) from None
     videos = dataset_videos(plan)
     write_text(out / "frame_scores.csv", mark_incomplete(frames, videos).to_csv(index=False))
     write_text(
         out / "objects.csv", mark_incomplete(responsible_objects(objects, plan.weights), videos).to_csv(index=False)
     )
-    write_text(out / "videos.csv", videos.to_csv(index=False))
     answer.say(f"scored in {time.perf_counter() - middle:.0f} s")
     results = evaluate_dataset(plan, frames, objects)
     if results:
@@ -212,21 +226,36 @@ def score_video(
                     f"({number_of(row['tracks'], 'track')}, {row['tracks_from']})"
                 )
     labels = results[1] if results else None
-    events = _say_events(plan, frames, objects, videos, data.config, false_alarms_per_hour, out, answer, labels)
-    for row in videos[videos["note"] != ""].to_dict("records"):
-        answer.say(f"  {row['video']}: {row['note']}" + ("" if row["scored"] else " (not scored)"))
+    events, promise = _say_events(
+        plan, frames, objects, videos, data.config, false_alarms_per_hour, out, answer, labels
+    )
+    _say_videos(plan, out, answer)
     seen = f"{number_of(len(frames), 'frame')} of {number_of(frames['video'].nunique(), 'video')}"
+    partly = int((~videos["complete"]).sum())
+    seen += f", {partly} of {number_of(len(videos), 'video')} not whole" if partly else ""
     happened = "no events, as nothing decides on them" if events is None else number_of(events, "event")
     ranked = ""
     if results:
         best = results[0].set_index("scores").loc["combined"]
         ranked = f"; frame AUROC {best['micro']:.3f} [{best['micro_low']:.3f}, {best['micro_high']:.3f}]"
-    answer.verdict(f"{plan.name}: {happened} in {seen}{ranked}", f"scores in {out}")
+    answer.verdict(f"{plan.name}: {happened} in {seen}{promise}{ranked}", f"scores in {out}")
     answer.say(f"{time.perf_counter() - start:.0f} s in all")
-    if not videos["complete"].all():
-        raise typer.Exit(4)
+    say_earlier(out, before, answer.say)
+    # a video of which a part was read has scores: it makes 4, never 1
+    raise typer.Exit(exit_code(len(videos) + 1, partly, events or 0))
 
-# %% ../../nbs/11_cli/08_video.ipynb #cbba9a9c
+# %% ../../nbs/11_cli/08_video.ipynb #8ff7451d
+def _say_videos(plan: "VideoPlan", out: Path, answer: Answer) -> None:
+    "Write videos.csv, and say once of every video what is to be said of it."
+    from anomaly_nb.core.files import printable, write_text
+    from anomaly_nb.video.pipeline import dataset_videos
+
+    videos = dataset_videos(plan)
+    write_text(out / "videos.csv", videos.to_csv(index=False))
+    for row in videos[videos["note"] != ""].to_dict("records"):
+        answer.say(printable(f"  {row['video']}: {row['note']}") + ("" if row["scored"] else " (not scored)"))
+
+# %% ../../nbs/11_cli/08_video.ipynb #c53eb573
 def _say_events(
     plan: "VideoPlan",
     frames: "pd.DataFrame",  # of `score_dataset`
@@ -237,10 +266,10 @@ def _say_events(
     out: Path,
     answer: Answer,
     labels: dict[str, Any] | None = None,  # of `evaluate_dataset`
-) -> int | None:  # events; None where nothing decides on them
+) -> tuple[int | None, str]:  # events, None where nothing decides on them; what the threshold promises
     "Write events.csv and say the events and the promise; with labels delays.csv, and how soon the events came."
     from anomaly_nb.core.errors import MissingFileError, number_of
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.files import printable, write_text
     from anomaly_nb.video.events import film_needed, say_events
     from anomaly_nb.video.pipeline import dataset_delays, dataset_events, mark_incomplete
 
@@ -248,7 +277,7 @@ def _say_events(
         events, decision = dataset_events(plan, frames, objects, config, false_alarms_per_hour)
     except MissingFileError as e:
         answer.say(f"  no events: {e}")
-        return None
+        return None, ""
     write_text(out / "events.csv", mark_incomplete(events, videos).to_csv(index=False))
     threshold = decision.event(false_alarms_per_hour)
     decision.save(out / "decision.json")
@@ -260,16 +289,14 @@ def _say_events(
     )
     film = f"from {decision.hours * 60:.1f} minutes of held-out normal film"
     unit = " (alarm; 1 is what one in a hundred normal frames reaches)" if decision.scales else ""
-    answer.say(
-        f"  threshold {threshold.value:.3f}{unit}: at most {promised:.3g} false events a "
-        f"normal hour on average, {film}{more}"
-    )
+    promise = f"at most {promised:{'.0f' if promised >= 100 else '.3g'}} false events a normal hour on average"
+    answer.say(f"  threshold {threshold.value:.3f}{unit}: {promise}, {film}{more}")
     answer.say(
         f"  frames from {decision.frame.value:.3f} on are called; a normal one is with probability "
         f"{1 - decision.frame.parameters['promised']:.3g}"
     )
     for line in say_events(events):
-        answer.say(f"  {line}")
+        answer.say(printable(f"  {line}"))
     if labels:
         delays, false, hours = dataset_delays(plan, labels, events, decision)
         write_text(out / "delays.csv", delays.to_csv(index=False))
@@ -282,9 +309,9 @@ def _say_events(
             f"  called {delays['delay'].notna().sum()} of {number_of(len(delays), 'anomalous stretch')}{soon}; "
             f"{number_of(false, 'false event')} in {hours * 60:.1f} minutes of normal film"
         )
-    return len(events)
+    return len(events), f"; {promise}"
 
-# %% ../../nbs/11_cli/08_video.ipynb #45843e8a
+# %% ../../nbs/11_cli/08_video.ipynb #a0e152bb
 @with_options
 def render_videos(
     answer: Answer,
@@ -303,6 +330,7 @@ def render_videos(
     anomaly-nb video render --dataset-name ped2 --root data/ped2 --video 01 --out films
     """
     from anomaly_nb.core.errors import DataError, number_of
+    from anomaly_nb.core.files import printable
     from anomaly_nb.video.layouts import list_videos
     from anomaly_nb.video.pipeline import dataset_events, score_dataset
     from anomaly_nb.video.render import contact_sheet, render_video
@@ -331,14 +359,14 @@ def render_videos(
             plan.fps or videos[name].fps or decision.fps,
         )
         happened = number_of(int((events["video"] == name).sum()), "event")
-        answer.say(f"{path}: {number_of(len(rows), 'frame')}, {happened}")
+        answer.say(printable(f"{path}: {number_of(len(rows), 'frame')}, {happened}"))
     sheet = contact_sheet(events, videos, objects, out / "contact_sheet.png")
     answer.say(f"{sheet}: the highest events" if sheet else "no events, no contact sheet")
     chosen = list(video or videos)
     happened = number_of(int(events["video"].isin(chosen).sum()), "event")
     answer.verdict(f"{number_of(len(chosen), 'film')} with {happened} -> {out}")
 
-# %% ../../nbs/11_cli/08_video.ipynb #628a71cf
+# %% ../../nbs/11_cli/08_video.ipynb #cf459e58
 @with_options
 def watch_camera(
     source: Annotated[
@@ -349,7 +377,7 @@ def watch_camera(
     out: Annotated[Path, typer.Option(help="Folder for the clips of events.")] = Path("data/events"),
     clips: Annotated[bool, typer.Option(help="Keep a clip of every event.")] = True,
     until_idle: Annotated[
-        float, typer.Option(help="Seconds without a new image after which a folder has ended; 0 = never.")
+        float, typer.Option(min=0, help="Seconds without a new image after which a folder has ended; 0 = never.")
     ] = 0.0,
     false_alarms_per_hour: Rate = 1.0,
     *,

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NOT_UTF8', 'MANIFEST', 'temporary_prefix', 'clear_stale', 'atomic_write', 'staging_folder', 'atomic_folder',
            'remove_leftovers', 'write_files', 'to_json', 'write_text', 'write_json', 'sha256_file', 'sha256_array',
-           'sha256_json', 'printable', 'odd_file', 'list_files', 'build_manifest', 'write_manifest', 'verify_manifest',
-           'locked']
+           'sha256_json', 'utf8_name', 'printable', 'odd_file', 'list_files', 'build_manifest', 'write_manifest',
+           'verify_manifest', 'locked']
 
-# %% ../../nbs/00_core/02_files.ipynb #ccedc194
+# %% ../../nbs/00_core/02_files.ipynb #8b162377
 import hashlib
 import json
 import os
@@ -16,6 +16,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import unicodedata
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -258,20 +259,38 @@ def sha256_json(value: object) -> str:
     "SHA-256 of a JSON value, independent of key order, as hex."
     return hashlib.sha256(to_json(value, indent=None).encode()).hexdigest()
 
-# %% ../../nbs/00_core/02_files.ipynb #7ab43d05
+# %% ../../nbs/00_core/02_files.ipynb #9d5dcc80
 NOT_UTF8 = "name that is not UTF-8, rename it"
 
 
-def printable(path: str | Path) -> str:
-    "A path as text that can be written anywhere: bytes that are not UTF-8 as \\xNN."
+def utf8_name(path: str | Path) -> str:
+    "A path as text that any file can hold: bytes that are not UTF-8 as \\xNN. Equal to the path where it is UTF-8."
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
-# %% ../../nbs/00_core/02_files.ipynb #61b7db17
+
+def _shown(char: str) -> str:
+    "A character, or its escape where it would break a line, move the cursor or turn the direction of reading."
+    plain = char.isprintable() or unicodedata.category(char) == "Zs" or char in "\u200c\u200d"  # joiners of emoji
+    byte = ord(char) - 0xDC00  # how Python holds a byte that is not UTF-8
+    return char if plain else f"\\x{byte:02x}" if 0x80 <= byte < 0x100 else char.encode("unicode_escape").decode()
+
+
+def printable(
+    text: str | Path,  # name of a file, or a sentence with names in it
+    longest: int = 800,  # characters; the middle of what is longer is left out
+) -> str:
+    "One line that any terminal can show: line breaks, control characters and bytes that are not UTF-8 as escapes."
+    line = str(text) if str(text).isprintable() else "".join(map(_shown, str(text)))
+    if len(line) <= longest:
+        return line
+    return f"{line[: longest * 3 // 4]} ... {line[-(longest * 3 // 16) :]}"
+
+# %% ../../nbs/00_core/02_files.ipynb #bbf9a1bd
 def odd_file(path: Path) -> str:  # "" for a file that can be read
     """Why something in a folder is no file to read: its name, a link to nowhere or in a loop, a pipe, a socket, a
     device.
     """
-    if printable(path) != str(path):
+    if utf8_name(path) != str(path):
         return NOT_UTF8
     if path.is_file():
         return ""
@@ -288,7 +307,7 @@ def odd_file(path: Path) -> str:  # "" for a file that can be read
     file_types = {"link to a folder, not entered": stat.S_ISDIR, "named pipe": stat.S_ISFIFO, "socket": stat.S_ISSOCK}
     return next((name for name, fits in file_types.items() if fits(mode)), "device")
 
-# %% ../../nbs/00_core/02_files.ipynb #942c34a9
+# %% ../../nbs/00_core/02_files.ipynb #24d743f5
 def list_files(
     root: str | Path,  # a folder
 ) -> tuple[
@@ -299,7 +318,7 @@ def list_files(
     Raises `MissingFileError`, `DataError` for a root whose name is not UTF-8.
     """
     root = check_folder(root)
-    if printable(root) != str(root):
+    if utf8_name(root) != str(root):
         raise DataError(f"{printable(root)}: {NOT_UTF8}")
     files: list[Path] = []
     odd: dict[Path, str] = {}
@@ -368,13 +387,17 @@ def verify_manifest(folder: str | Path) -> dict:
             raise DataError(f"{path}: changed since {MANIFEST} was written; restore it or write the manifest again")
     return manifest
 
-# %% ../../nbs/00_core/02_files.ipynb #31169bf5
+# %% ../../nbs/00_core/02_files.ipynb #84a2bedb
 @contextmanager
 def locked(
     path: str | Path,  # file to guard; the lock is `.<name>.lock` beside it
     timeout: float = 60.0,  # seconds to wait for another writer
 ) -> Iterator[None]:
-    "Hold the lock of `path` for the block. Raises `TimeoutError` when another process keeps it longer than `timeout`."
+    """Hold the lock of `path` for the block. Raises `TimeoutError` when another process keeps it longer than `timeout`.
+
+    The lock file stays. A process that waits holds it open: if it were removed, the waiting process and the next one,
+    which makes a new file, would both have a lock.
+    """
     import filelock
 
     path = Path(path)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAYOUTS', 'TAKES', 'index_samples', 'index_logical_samples', 'index_csv', 'one_category', 'read_index']
 
-# %% ../../nbs/02_data/13_datasets.ipynb #ba79ded5
+# %% ../../nbs/02_data/13_datasets.ipynb #f0917fe8
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..core.order import natural_key, path_key
 from ..core.tables import read_table
 from .census import take_census
 from .folder import index_folder
-from .index import index_magnetic_tile, index_mvtec, index_row, make_index
+from .index import check_on_missing, index_magnetic_tile, index_mvtec, index_row, make_index
 from .intensity import fit_intensity
 from anomaly_nb.data.layouts import (
     index_btad,
@@ -154,7 +154,7 @@ def _like(root: str | Path, dataset: str) -> str:
         else ""
     )
 
-# %% ../../nbs/02_data/13_datasets.ipynb #1f9d6eae
+# %% ../../nbs/02_data/13_datasets.ipynb #4bd5d1f6
 def read_index(
     dataset: str,  # name of the layout, a key of `LAYOUTS`
     root: str | Path,  # its folder
@@ -190,6 +190,7 @@ def read_index(
             f"category={category!r}: the layout {dataset} has no categories; leave it out{_like(root, dataset)}"
         )
     check_random_state(random_state)
+    check_on_missing(on_missing)
     try:
         index = LAYOUTS[dataset](root, **{k: v for k, v in settings.items() if k in TAKES[dataset]})
     except DataError as e:

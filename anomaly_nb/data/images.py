@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['read_counted', 'read_upright', 'read_image', 'resize_rgb', 'resize_image']
 
-# %% ../../nbs/02_data/04_images.ipynb #3e891f5c
+# %% ../../nbs/02_data/04_images.ipynb #6e413708
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..core.errors import DataError
-from .headers import ImageInfo
+from .headers import ImageInfo, check_size
 from .intensity import Intensity
 from .values import AT_ONCE, _stored, bands, read_values
 
-# %% ../../nbs/02_data/04_images.ipynb #cde66846
+# %% ../../nbs/02_data/04_images.ipynb #e974d759
 def read_counted(
     path: str | Path,
     intensity: Intensity | None = None,  # of the data set; None = 8-bit as it is, 16-bit integers over their full range
@@ -47,9 +47,10 @@ def read_upright(
     """The same pixels as `read_counted` gives, as Pillow holds them unless they are many: what is resized next is
     spared two copies.
 
-    Raises as `read_counted` does.
+    Raises as `read_counted` does, and `DataError` for an image that is too small to show anything.
     """
     values, info = _stored(Path(path))
+    check_size(path, info.size)
     if isinstance(values, Image.Image):
         (intensity or Intensity()).apply(np.zeros(1, np.uint8), path)  # a rule for deeper values is refused
         return values, 0.0, info

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['folder_table', 'Partners', 'Inspection', 'inspection_lines', 'inspect_folder']
 
-# %% ../../nbs/02_data/14_inspection.ipynb #ca61fbf4
+# %% ../../nbs/02_data/14_inspection.ipynb #57dc31c0
 import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from pathlib import Path
 from typing import TypedDict
 
@@ -18,19 +18,19 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, check_folder, number_of, plural
-from ..core.files import list_files, printable
+from ..core.files import list_files, printable, utf8_name
 from ..core.order import path_key
 from ..core.runtime import progress
 from .census import census_lines, take_census
 from .datasets import LAYOUTS, TAKES, index_csv
 from .folder import MASK_STEM, place_of
-from .headers import ImageInfo, image_info, is_image, why_skipped
-from .intensity import fit_intensity
+from .headers import SMALLEST, ImageInfo, image_info, is_image, why_skipped
+from .intensity import fit_intensity, parse_intensity
 from .layouts import recognise
 from .masks import read_mask
 from .values import read_values
 
-# %% ../../nbs/02_data/14_inspection.ipynb #f17043d1
+# %% ../../nbs/02_data/14_inspection.ipynb #61a6a46f
 def _span(values: list[str]) -> str:
     "Different values, the commonest first, at most three."
     counts = Counter(values).most_common()
@@ -42,12 +42,14 @@ def folder_table(
     infos: dict[Path, ImageInfo],  # of the readable images
     root: Path,
     twins: bool = False,  # a PNG is the mask of the JPEG with its stem, as in the magnetic tiles
+    damaged: Collection[str] = (),  # files that decoding showed to be damaged: they are not counted
 ) -> pd.DataFrame:  # folder, images, role, size, type, mode
     "One row a folder: what its images are."
     groups = defaultdict(list)
     of_masks = _masks_among(infos, root, twins)
     for path in infos:
-        groups[path.parent].append(path)
+        if path.as_posix() not in damaged:
+            groups[path.parent].append(path)
     rows = []
     for folder, paths in sorted(groups.items(), key=lambda group: path_key(group[0])):
         headers = [infos[p] for p in paths]
@@ -150,7 +152,7 @@ def _look(paths: Iterable[Path]) -> tuple[dict[Path, ImageInfo], dict[str, str]]
             damaged[path.as_posix()] = str(e)
     return infos, damaged
 
-# %% ../../nbs/02_data/14_inspection.ipynb #a455ab2c
+# %% ../../nbs/02_data/14_inspection.ipynb #27de43b7
 def _suspicious(
     infos: dict[Path, ImageInfo], root: Path, pixels: bool, layout: str
 ) -> tuple[dict[str, list[str]], dict[str, str], dict[str, str]]:
@@ -173,6 +175,8 @@ def _suspicious(
                 odd["the same content twice"].append(f"{below(seen[size, digest])} = {below(path)}")
             seen.setdefault((size, digest), path)
     for path, info in infos.items():
+        if min(info.size) < SMALLEST and path not in masks:
+            odd[f"smaller than {SMALLEST} x {SMALLEST} pixels, refused by fit and predict"].append(below(path))
         if info.frames > 1:
             odd["several pages or frames, the first is read"].append(below(path))
         if not pixels:
@@ -240,7 +244,7 @@ def _reading(root: Path, layout: str, damaged: dict[str, str], normal: str, inte
     )
     return lines, True
 
-# %% ../../nbs/02_data/14_inspection.ipynb #5e76633c
+# %% ../../nbs/02_data/14_inspection.ipynb #3a47c187
 class Inspection(TypedDict):
     "What the library sees in a folder; JSON values."
 
@@ -266,21 +270,23 @@ def inspection_lines(
     types = ", ".join(f"{n} {t}" for t, n in seen["types"].items()) or "none"
     bad = f"; {len(seen['damaged'])} cannot be read" if seen["damaged"] else ""
     lines = [f"{seen['root']}: layout {named}; {number_of(seen['images'], 'image file')} ({types}){bad}"]
-    if seen["folders"]:
-        lines.append(pd.DataFrame(seen["folders"]).to_string(index=False))
-    if seen["partners"]:
-        lines.append(pd.DataFrame(seen["partners"]).to_string(index=False))
-    lines += [f"skipped {s['files']}: {why}, first {s['first']}" for why, s in seen["skipped"].items()]
+    lines = [printable(line) for line in lines]
+    for rows in (seen["folders"], seen["partners"]):
+        if rows:
+            cells = pd.DataFrame(rows)
+            texts = {c: [printable(v, 120) if isinstance(v, str) else v for v in cells[c]] for c in cells}
+            lines.append(pd.DataFrame(texts).to_string(index=False))
+    told = [f"skipped {s['files']}: {why}, first {s['first']}" for why, s in seen["skipped"].items()]
     errors = list(seen["damaged"].values())
-    lines += [f"cannot be read: {why}" for why in errors[:20]] + (
+    told += [f"cannot be read: {why}" for why in errors[:20]] + (
         [f"cannot be read: {len(errors) - 20} more"] if len(errors) > 20 else []
     )
-    lines += [f"masks in {folder} hold {values}" for folder, values in seen["mask_values"].items()]
+    told += [f"masks in {folder} hold {values}" for folder, values in seen["mask_values"].items()]
     for what, names in seen["suspicious"].items():
-        lines.append(f"{what}: {len(names)}, {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
-    return lines + seen["reading"]
+        told.append(f"{what}: {len(names)}, {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
+    return lines + [printable(line) for line in told + seen["reading"]]
 
-# %% ../../nbs/02_data/14_inspection.ipynb #4e7dcce1
+# %% ../../nbs/02_data/14_inspection.ipynb #7c719f1c
 def _table_files(path: Path) -> tuple[Path, list[Path]]:
     "The files that a CSV names, masks too, and the folder that all are below. Raises `DataError`."
     index = index_csv(path)
@@ -295,6 +301,7 @@ def inspect_folder(
     intensity: str = "auto",  # how values deeper than 8 bits are to be read, see `fit_intensity`
 ) -> Inspection:
     "What the library sees in a folder, before anything is computed. Raises `MissingFileError`, `DataError`."
+    parse_intensity(intensity)  # a wrong rule is no finding
     source = Path(root)
     odd: dict[Path, str] = {}
     if source.suffix.lower() == ".csv" and source.is_file():
@@ -305,13 +312,12 @@ def inspect_folder(
         files, odd = list_files(root)
         recognised = recognise(root)
     infos, damaged = _look(progress([p for p in files if is_image(p)], "headers", unit="image"))
-    types = Counter(i.type for i in infos.values())
     skipped: dict[str, list[str]] = defaultdict(list)
     for path in files:
         if not is_image(path):
             skipped[why_skipped(path)].append(path.relative_to(root).as_posix())
     for path, why in odd.items():
-        skipped[why].append(printable(path.relative_to(root)))
+        skipped[why].append(utf8_name(path.relative_to(root)))
     suspicious, more, values = _suspicious(infos, root, pixels, recognised[0])
     damaged |= more
     reading, usable = _reading(source, recognised[0], damaged, normal, intensity)
@@ -319,9 +325,9 @@ def inspect_folder(
         "root": source.as_posix(),
         "layouts": recognised,
         "images": sum(is_image(p) for p in files),
-        "folders": folder_table(infos, root, "magnetic_tile" in recognised[0]).to_dict("records"),
+        "folders": folder_table(infos, root, "magnetic_tile" in recognised[0], set(damaged)).to_dict("records"),
         "partners": _partners(infos, root),
-        "types": dict(types),
+        "types": dict(Counter(info.type for p, info in infos.items() if p.as_posix() not in damaged)),
         "skipped": {why: {"files": len(names), "first": names[0]} for why, names in sorted(skipped.items())},
         "damaged": damaged,
         "suspicious": suspicious,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEPTHS', 'FLOATS', 'Intensity', 'parse_intensity', 'fit_intensity']
 
-# %% ../../nbs/02_data/11_intensity.ipynb #eac1b26b
+# %% ../../nbs/02_data/11_intensity.ipynb #d4cc4189
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import DataError
+from ..core.order import telling_names
 from .headers import image_infos
 from .values import all_damaged, bands, read_values
 
@@ -113,7 +114,7 @@ def parse_intensity(
         pass
     raise DataError(f"intensity={rule!r}; use auto, full, window:<low>,<high> or percentile:<low>,<high> (0 to 100)")
 
-# %% ../../nbs/02_data/11_intensity.ipynb #61c4578b
+# %% ../../nbs/02_data/11_intensity.ipynb #558c3a21
 def _extremes(paths: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray]:  # (N,) float64 each
     "Lowest and highest stored value of each image."
     extremes = [(float((values := read_values(path)).min()), float(values.max())) for path in paths]
@@ -149,7 +150,8 @@ def _automatic(paths: Sequence[str | Path], type: str) -> Intensity:
             f"{paths[int(lows.argmin())]}: holds negative values ({low:g}); say what they mean by "
             "intensity=window:<low>,<high>"
         )
-    names = [Path(p).name for p in paths]
+    telling = telling_names(paths)
+    names = [telling[str(p)] for p in paths]
     if type != "float32":
         used, bits = next(b for b in DEPTHS if high < 2**b), int(type.removeprefix("u").removeprefix("int"))
         return Intensity(

@@ -37,7 +37,7 @@ def recorded_name(
     """
     return "filters-1" if name == "filters" else name
 
-# %% ../../nbs/03_features/02_backbones.ipynb #5d4afab7
+# %% ../../nbs/03_features/02_backbones.ipynb #b3a433dd
 def create_backbone(
     name: str = "filters",  # "filters", "timm:<model>" or "open_clip:<model>", options as ?key=value
     weights: str | Path | None = None,  # file, file::network, "hub" or "random"; None means "hub" for networks
@@ -63,8 +63,14 @@ def create_backbone(
         int(options.pop("overlap", overlap)),
         options.pop("region", region),
     )
-    options |= {"size": tile} if tile and "size" not in options else {}
-    network = _created(name, family, model_name, options, weights, device)
+    sized = bool(tile) and "size" not in options  # by the tile: what is wrong with the size is wrong with it
+    options |= {"size": tile} if sized else {}
+    try:
+        network = _created(name, family, model_name, options, weights, device)
+    except DataError as e:
+        if sized:
+            raise DataError(str(e).replace(f"image_size={tile}", f"tile={tile}")) from None
+        raise
     if tile and (network.spec.resize != "square" or not 0 <= overlap <= tile // 2):
         raise DataError(
             f"tile={tile}, overlap={overlap}, resize={network.spec.resize}: tiles are square; use resize=square and an "

@@ -6,7 +6,7 @@
 __all__ = ['BOX', 'part_index', 'part_cells', 'counted_cells', 'backbone_threads', 'feature_batches', 'read_ahead', 'same_shape',
            'store_as', 'index_intensity', 'extract_features']
 
-# %% ../../nbs/03_features/03_extract.ipynb #b41cddb3
+# %% ../../nbs/03_features/03_extract.ipynb #bbd88c33
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,10 +19,10 @@ from PIL import Image
 
 from ..core.errors import DataError, check_finite, number_of
 from ..core.runtime import cpu_threads, in_order, progress, side_by_side
-from ..data.headers import image_info
+from ..data.headers import check_size, image_info
 from ..data.images import read_counted, read_upright
 from ..data.intensity import Intensity, fit_intensity
-from ..data.values import all_damaged
+from ..data.values import all_damaged, read_judged
 from .base import Backbone
 from .featureset import FeatureSet
 from .geometry import cell_centres, cells_inside
@@ -106,7 +106,7 @@ def backbone_threads(
     on_cpu = backbone.device is None or backbone.device.type == "cpu"
     return cpu_threads() if on_cpu and backbone.spec.resize != "short" else 1
 
-# %% ../../nbs/03_features/03_extract.ipynb #4bf5fbbe
+# %% ../../nbs/03_features/03_extract.ipynb #0615bf1c
 def feature_batches(
     paths: Sequence[str],  # image files
     backbone: Backbone,
@@ -122,7 +122,7 @@ def feature_batches(
     """
     workers, clipped = backbone_threads(backbone), dict[str, float]()
     batch_size = max(1, min(batch_size, -(-len(paths) // workers)))
-    with all_damaged(paths):
+    with all_damaged(paths, read_judged):
         inputs = same_shape(read_ahead(paths, backbone.transform, batch_size, intensity, boxes, clipped), paths, mixed)
         if workers == 1:
             yield from map(backbone, inputs)
@@ -137,7 +137,7 @@ def feature_batches(
         )
         warnings.warn(f"{message}; most in {worst}, {clipped[worst]:.2%} of its values", stacklevel=2)
 
-# %% ../../nbs/03_features/03_extract.ipynb #4e6b8235
+# %% ../../nbs/03_features/03_extract.ipynb #3f7d8749
 def read_ahead(
     paths: Sequence[str],  # image files
     transform: Callable[[np.ndarray | Image.Image], np.ndarray],  # an image or a part of it -> (3, h, w) float32
@@ -159,6 +159,7 @@ def read_ahead(
 
     def decode(path: str) -> np.ndarray:
         image, beyond = read_counted(path, intensity)
+        check_size(path, image.shape[:2])
         if beyond:
             clipped[path] = beyond
         return image

@@ -6,7 +6,7 @@
 __all__ = ['RESIZES', 'Placement', 'place', 'place_tile', 'fit_shape', 'image_size', 'fit_bytes', 'fit_image', 'cells_inside',
            'cell_centres', 'cells_to_pixels', 'Region', 'read_region', 'tile_plan', 'part_plan', 'blend_tiles']
 
-# %% ../../nbs/03_features/06_geometry.ipynb #074b8ca2
+# %% ../../nbs/03_features/06_geometry.ipynb #50306638
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..core.errors import DataError
+from ..core.errors import DataError, MissingFileError
 from ..core.files import sha256_file
 from ..data.images import resize_image, resize_rgb
 from ..data.masks import read_mask
@@ -227,7 +227,7 @@ class Region:
         mask[top:bottom, left:right] = True if self.mask is None else self.mask[top:bottom, left:right]
         return mask
 
-# %% ../../nbs/03_features/06_geometry.ipynb #0c8b1be3
+# %% ../../nbs/03_features/06_geometry.ipynb #6050bdcd
 def read_region(
     region: str | Path,  # "top,left,bottom,right" or a mask file; "" for the whole image
 ) -> Region | None:
@@ -242,6 +242,10 @@ def read_region(
     try:
         box = tuple(float(v) for v in parts)
     except ValueError:
+        if not Path(text).is_file():
+            raise MissingFileError(
+                f"region={text}: is neither a box (top,left,bottom,right) nor a mask file that is there"
+            ) from None
         mask = read_mask(text)
         if not mask.any():
             raise DataError(

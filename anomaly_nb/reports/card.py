@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['write_card']
 
-# %% ../../nbs/10_reports/14_card.ipynb #3c0bf23e
+# %% ../../nbs/10_reports/14_card.ipynb #3fc25cd6
 import base64
 import html
 import struct
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from ..core.display import table_html
 from ..core.errors import number_of
-from ..core.files import write_text
+from ..core.files import printable, write_text
+from ..core.order import telling_names
 from ..core.plain import Record
 from .folder import figure_png
 from .page import document
@@ -117,7 +118,7 @@ def _budget(chosen: Record) -> str:
         f"neighbours; measured here: {took}"
     )
 
-# %% ../../nbs/10_reports/14_card.ipynb #c67ead39
+# %% ../../nbs/10_reports/14_card.ipynb #a9e03756
 def _main(body: list[str]) -> str:
     "The parts of the page in its frame."
     parts = "\n".join(body)
@@ -138,7 +139,6 @@ def write_card(
 
     folder, threshold, parts = Path(folder), detector.decision_threshold(), detector.parts()
     name = name or folder.name
-    rule = [threshold.method, *([f"{threshold.parameters['q']:g}"] if "q" in threshold.parameters else [])]
     method = f"{html.escape(detector.recipe)} on {html.escape(parts.backbone.split('?')[0])}"
     body = [f'<h1>Detector {html.escape(name)}<span class="subject">: {method}</span></h1>']
     body.append(
@@ -150,10 +150,10 @@ def write_card(
     facts: dict[str, object] = {
         "recipe": detector.recipe,
         "source": parts.source,
-        "differs from it in": parts.differs or "nothing",
+        "compared with the source": f"the recipe differs: {parts.differs}" if parts.differs else "the recipe is the same",
         "backbone": parts.backbone,
         "bank": parts.bank,
-        "threshold": f"{threshold.value:.4g}, by {' '.join(rule)} of {threshold.n} {threshold.calibrated_on}",
+        "threshold": str(threshold),
     }
     facts |= {"images are seen as": detector.layout_.said()}
     facts |= {
@@ -191,7 +191,8 @@ def write_card(
         )
     body += ["<h2>What it is</h2>", _scrolled("What it is", _rows(facts))]
     body += _choice(detector.choice_)
-    listed = "".join(f"<li>{html.escape(Path(p).name)}</li>" for p in detector.paths_[:200])
+    names = telling_names(detector.paths_)
+    listed = "".join(f"<li>{html.escape(printable(names[p]))}</li>" for p in detector.paths_[:200])
     more = f"<li>and {len(detector.paths_) - 200} more, in training.csv</li>" if len(detector.paths_) > 200 else ""
     body.append(
         f"<h2>What it learned from</h2><details><summary>{len(detector.paths_)} "

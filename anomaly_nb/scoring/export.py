@@ -28,20 +28,31 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from anomaly_nb.scoring.detector import Detector
 
-# %% ../../nbs/06_scoring/18_export.ipynb #834223d6
+# %% ../../nbs/06_scoring/18_export.ipynb #978e7fc5
 FORMATS = {"onnx": "detector.onnx", "torchscript": "detector.pt"}
 SCRIPT = """"Decide on an image: python predict.py part.png. Needs onnxruntime, numpy and, but for .npy files, Pillow."
-import json, sys, numpy as np, onnxruntime
+import json, sys
 from pathlib import Path
+if sys.argv[1:] in (["-h"], ["--help"]):
+    print(__doc__, "Prints score, anomalous, p_value, and row and column of the hottest pixel, as JSON.")
+    sys.exit()
+import numpy as np, onnxruntime
 here, path = Path(__file__).parent, sys.argv[1] if len(sys.argv) == 2 else sys.exit(__doc__)
 settings, session = json.loads((here / "export.json").read_text()), onnxruntime.InferenceSession(here / "detector.onnx")
 def read(path):
     from PIL import Image, ImageOps
     file = Image.open(path)
-    if file.mode in ("L", "RGB") and settings["input"] == "uint8": return np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
-    raise OSError(f"{path}: only grey and RGB files of 8 bits are read here; give a .npy, or use anomaly-nb predict")
+    if file.mode[0] in "IF" or ";16" in str(file.tile) or settings["input"] != "uint8":
+        raise ValueError("only files of 8 bits are read here; give a .npy, or use anomaly-nb predict")
+    if (n := getattr(file, "n_frames", 1)) > 1: print(f"{path}: the first of {n} frames is read", file=sys.stderr), file.seek(0)
+    image = ImageOps.exif_transpose(file)
+    if file.mode in ("RGBA", "LA", "PA") or "transparency" in file.info:  # is laid on black
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
 try: image = np.load(path) if path.endswith(".npy") else read(path)
-except (OSError, ValueError) as e: sys.exit(str(e))
+except Exception as e: sys.exit(str(e) if path in str(e) else f"{path}: {e}")
+if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 8:
+    sys.exit(f"{path}: holds {image.shape}, not (H, W, 3) of at least 8 x 8 pixels")
 score, heat = (values[0] for values in session.run(["score", "map"], {"image": image[None].astype(settings["input"])}))
 p_value = (1 + sum(s >= score for s in settings["held_out"])) / (1 + len(settings["held_out"]))
 hottest = [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]  # row, column

@@ -6,7 +6,7 @@
 __all__ = ['Found', 'Prediction', 'find_images', 'count_learned', 'needs_batch', 'check_single', 'predict_files', 'map_names',
            'prediction_map', 'write_maps']
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #deb5a2a5
+# %% ../../nbs/06_scoring/12_predict.ipynb #ba1725d5
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..calibration.ranges import conformal_pvalues
 from ..core.errors import DataError, MissingFileError
-from ..core.files import NOT_UTF8, atomic_write, list_files, printable, sha256_file
+from ..core.files import NOT_UTF8, atomic_write, list_files, sha256_file, utf8_name
 from ..core.runtime import cpu_threads, in_order, side_by_side
 from ..data.headers import is_image, why_skipped
 from ..data.images import read_image, read_upright
@@ -35,7 +35,7 @@ from .maps import colour_range, overlay
 from .result import patch_limit
 from .stream import image_batches
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #de3671a7
+# %% ../../nbs/06_scoring/12_predict.ipynb #b938da63
 @dataclass(frozen=True)
 class Prediction:
     "What a detector says of one file."
@@ -54,19 +54,21 @@ class Prediction:
     frames: int = 1  # pages or frames, the first of which is looked at
     patch_scores: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32), repr=False)  # (P,)
 
+    @property
+    def note(self) -> str:
+        "What of the file was not looked at; empty for most."
+        return f"holds {self.frames} pages or frames: the first was looked at" if self.frames > 1 else ""
+
     def row(self) -> dict[str, object]:
         "As a row of `predictions.csv`."
         names = ("left", "top", "right", "bottom")
         box = dict(zip(names, self.box)) if self.box else dict.fromkeys(names, "")
         first = {k: getattr(self, k) for k in ("image_path", "score", "anomalous", "p_value", "percentile")}
         first |= {"anomalous": self.anomalous if self.anomalous >= 0 else ""}
-        return (
-            first
-            | box
-            | {"normal_path": self.normal_path, "distance": self.distance, "clipped": self.clipped, "error": self.error}
-        )
+        rest = {k: getattr(self, k) for k in ("normal_path", "distance", "clipped", "error", "note")}
+        return first | box | rest
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #a744c33a
+# %% ../../nbs/06_scoring/12_predict.ipynb #90050937
 def find_images(
     paths: Iterable[str | Path],  # files and folders
 ) -> tuple[list[str], dict[str, str]]:  # images to predict; what is passed over in folders, with the reason
@@ -84,7 +86,7 @@ def find_images(
             # a hidden file is named only where it would be an image
             hidden = {p for p in files if p.name.startswith(".") and not is_image(Path(f"x{p.name}"))}
             passed |= {p.as_posix(): why_skipped(p) for p in files if not is_image(p) and p not in hidden}
-            passed |= {printable(p): why for p, why in odd.items() if p not in unnamed}
+            passed |= {utf8_name(p): why for p, why in odd.items() if p not in unnamed}
         elif path.exists():
             images.append(path.as_posix())
         else:
@@ -132,7 +134,7 @@ def check_single(
             f"recipe={detector.recipe!r} compares a batch of images with itself; use Detector.evaluate on all of them"
         )
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #c2a54ff0
+# %% ../../nbs/06_scoring/12_predict.ipynb #2bd7ce4d
 @dataclass
 class _Read:
     "A file that was read, or why it was not."
@@ -148,7 +150,7 @@ class _Read:
 
 def _read(detector: Detector, network: Backbone, path: str) -> _Read:
     "Read one file."
-    if (name := printable(path)) != path:
+    if (name := utf8_name(path)) != path:
         return _Read(name, error=f"{name}: {NOT_UTF8}")
     try:
         image, clipped, info = read_upright(path, detector.intensity_)
@@ -304,13 +306,14 @@ def _decided(
             patch_scores,
         )
 
-# %% ../../nbs/06_scoring/12_predict.ipynb #c2c3e10b
+# %% ../../nbs/06_scoring/12_predict.ipynb #c6ce6514
 def map_names(
     paths: Sequence[str],  # images
+    top: str | Path | None = None,  # folder of all; None = the one that they share
 ) -> dict[str, str]:  # image -> relative name without ending
-    "A name for the map of every image: its path below the folder all share, with its suffix only where two would meet."
+    "A name for the map of every image: its path below a folder, with its suffix only where two would meet."
     whole = [Path(os.path.abspath(p)) for p in paths]
-    top = Path(os.path.commonpath([p.parent for p in whole])) if whole else Path()
+    top = os.path.abspath(top) if top else os.path.commonpath([p.parent for p in whole]) if whole else ""
     names = [p.relative_to(top) for p in whole]
     stems = [n.with_suffix("").as_posix() for n in names]
     return {

@@ -6,7 +6,7 @@
 __all__ = ['ImageSource', 'foreground', 'Preparation', 'rotated', 'image_features', 'as_features', 'image_groups',
            'image_vectors', 'near_duplicates', 'said_of_duplicates']
 
-# %% ../../nbs/06_scoring/05_preparation.ipynb #d4f92ba3
+# %% ../../nbs/06_scoring/05_preparation.ipynb #1c98b310
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +19,11 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from ..banks import MahalanobisBank
 from ..core.errors import DataError, number_of
+from ..core.order import telling_names
 from ..core.runtime import in_order, side_by_side
 from ..data.images import read_image, read_upright
 from ..data.intensity import Intensity
-from ..data.values import all_damaged
+from ..data.values import all_damaged, read_judged
 from ..features import FeatureSet
 from ..features.base import Backbone
 from ..features.extract import backbone_threads
@@ -116,7 +117,7 @@ def rotated(
     "An image rotated about its centre, corners filled by reflection."
     return image if angle % 360 == 0 else ndimage.rotate(image, angle, reshape=False, order=1, mode="mirror")
 
-# %% ../../nbs/06_scoring/05_preparation.ipynb #4912e22d
+# %% ../../nbs/06_scoring/05_preparation.ipynb #ef4bc715
 def image_features(
     index: pd.DataFrame,  # with a column image_path
     backbone: Backbone,  # of `create_backbone`
@@ -140,7 +141,7 @@ def image_features(
             )
         )
 
-    with all_damaged(index["image_path"]), side_by_side(workers) as pool:
+    with all_damaged(index["image_path"], read_judged), side_by_side(workers) as pool:
         for batch, hw, cls in in_order(pool, seen, (views[i : i + step] for i in range(0, len(views), step)), workers):
             patches.append(batch)
             vectors.append(cls)
@@ -211,7 +212,7 @@ def image_groups(
         raise DataError(f"groups={rule!r}: {paths[matches.index(None)].name} does not match; every image needs a group")
     return np.array([m[1] if m.groups() else m[0] for m in matches if m])
 
-# %% ../../nbs/06_scoring/05_preparation.ipynb #ddfe9f46
+# %% ../../nbs/06_scoring/05_preparation.ipynb #096c2d00
 def image_vectors(
     patches: np.ndarray,  # (N, P, D) float
     most: int = 4096,  # numbers of each image
@@ -257,7 +258,8 @@ def said_of_duplicates(
     "One sentence about images that are nearly the same; empty where there are none."
     if not pairs:
         return ""
-    named = ", ".join(f"{Path(paths[i]).name} and {Path(paths[j]).name}" for i, j in pairs[:3])
+    name = telling_names(paths[i] for pair in pairs for i in pair)
+    named = ", ".join(f"{name[paths[i]]} and {name[paths[j]]}" for i, j in pairs[:3])
     count, more = len({i for pair in pairs for i in pair}), ", ..." if len(pairs) > 3 else ""
     same = f"{count} of {number_of(len(paths), 'training image')} nearly the same as another ({named}{more})"
     return f"{same}; if they show one part, give groups, or there will be more false alarms than promised"

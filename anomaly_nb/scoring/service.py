@@ -6,7 +6,7 @@
 __all__ = ['LARGEST_PIXELS', 'Box', 'Answer', 'Card', 'Cards', 'Alive', 'BadImage', 'Served', 'image_of', 'read_detectors',
            'create_detector_app']
 
-# %% ../../nbs/06_scoring/19_service.ipynb #1a34858a
+# %% ../../nbs/06_scoring/19_service.ipynb #523b4931
 import asyncio
 import hashlib
 import logging
@@ -38,7 +38,7 @@ from ..calibration.keys import Doorkeeper
 from ..calibration.store import CalibrationStore
 from ..calibration.tagging import check_name
 from ..core.errors import DataError, MissingFileError, check_folder, require
-from ..core.files import MANIFEST, sha256_file
+from ..core.files import MANIFEST, printable, sha256_file
 from ..core.plain import Record
 from ..data.headers import TooLargeError, image_info
 from .detector import Detector
@@ -46,7 +46,7 @@ from .detector_files import check_backbone
 from .predict import Prediction, check_single, predict_files
 from .result import patch_limit
 
-# %% ../../nbs/06_scoring/19_service.ipynb #62e471c4
+# %% ../../nbs/06_scoring/19_service.ipynb #451470ee
 class Box(BaseModel):
     "The hottest place in pixels; right and bottom are not part of it."
 
@@ -79,6 +79,7 @@ class Answer(BaseModel):
     )
     distance: float = Field(description="of the two places")
     clipped: float = Field(description="fraction of values outside the intensity rule's window")
+    note: str = Field(description="what of the image was not looked at, such as further frames; empty for most")
     drift: Literal["off", "kept", "missed"] = Field(description="whether the score went to the calibration store")
 
 
@@ -112,7 +113,7 @@ class Alive(BaseModel):
     status: Literal["ok"] = "ok"
     detectors: int
 
-# %% ../../nbs/06_scoring/19_service.ipynb #58c90591
+# %% ../../nbs/06_scoring/19_service.ipynb #2dc148a6
 LARGEST_PIXELS = 50_000_000  # of an image
 
 
@@ -198,7 +199,7 @@ class Served:
         self.count += 1
         box = dict(zip(("left", "top", "right", "bottom"), prediction.box))
         near, drift = self.names.get(prediction.normal_path, prediction.normal_path), self._tag(file, prediction.score)
-        fields = {k: getattr(prediction, k) for k in ("score", "p_value", "percentile", "distance", "clipped")}
+        fields = {k: getattr(prediction, k) for k in ("score", "p_value", "percentile", "distance", "clipped", "note")}
         who = {("detector" if k == "name" else k): v for k, v in self.identity().items()}
         return Answer(
             **who,
@@ -242,7 +243,7 @@ class Served:
             logging.getLogger(__name__).error("the store did not take a score of %s: %s", self.name, e)
             return "missed"
 
-# %% ../../nbs/06_scoring/19_service.ipynb #985b4e10
+# %% ../../nbs/06_scoring/19_service.ipynb #813996d5
 def image_of(
     body: bytes,
     content_type: str,  # Content-Type
@@ -257,9 +258,7 @@ def image_of(
         for head, _, content in (p.partition(b"\r\n\r\n") for p in parts):
             name = re.search(rb'filename="([^"\r\n]*)"', head)
             if name:
-                return _not_empty(content), "".join(c for c in name[1].decode("utf-8", "replace") if c.isprintable())[
-                    :200
-                ]
+                return _not_empty(content), printable(name[1].decode("utf-8", "replace"), 200)
         raise BadImage("the form holds no file; send the image as the body, or as a file of the form")
     return _not_empty(body), ""
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CONTENT', 'Contents', 'Extracted', 'check_extracted', 'extract_videos', 'background_of']
 
-# %% ../../nbs/08_video/06_extraction.ipynb #24936c12
+# %% ../../nbs/08_video/06_extraction.ipynb #45358c4f
+import os
 import shutil
 import warnings
 from collections import defaultdict
@@ -16,12 +17,12 @@ from typing import TypedDict
 
 import numpy as np
 
-from ..core.errors import DataError, MissingFileError, Notice, number_of
+from ..core.errors import DataError, MissingFileError, Notice
 from ..core.files import locked, sha256_json, write_json
 from ..core.plain import Record, read_json
 from ..core.runtime import progress
 from .feature_files import INDEX, MODALITIES, VideoFile, read_index, video_file, write_index
-from .layouts import Video
+from .layouts import UnreadableVideosError, Video
 from .objects import median_background
 from .streams import Extraction, FrameTools, read_ahead, stream_objects
 
@@ -116,7 +117,7 @@ def check_extracted(
             raise DataError(f"{video.path}: is not the video whose features are in {folder}; extract it again")
     return failed
 
-# %% ../../nbs/08_video/06_extraction.ipynb #0585a221
+# %% ../../nbs/08_video/06_extraction.ipynb #2c7a3f74
 def extract_videos(
     videos: list[Video],  # of one split
     folder: str | Path,  # where its features go
@@ -126,7 +127,7 @@ def extract_videos(
 ) -> Extracted:
     """Extract the object features of videos into files, going on where an earlier run stopped.
 
-    Raises `DataError` for a folder of other settings, or if no video can be read.
+    Raises `DataError` for a folder of other settings, `UnreadableVideosError` if no video can be read.
     """
     settings, folder = settings or Extraction(), Path(folder)
     if settings.background not in ("split", "video", "none"):
@@ -155,7 +156,7 @@ def extract_videos(
             try:
                 objects += _extract_one(tools, video, _own_background(settings, video, scenes), folder)
             except DataError as e:
-                failed[video.name] = str(e).removeprefix(f"{video.path}: ")
+                failed[video.name] = str(e).removeprefix(f"{video.path}: ").removeprefix(f"{video.path}{os.sep}")
                 contents["failed"][video.name] = {**made_of["videos"][video.name], "why": failed[video.name]}
                 warnings.warn(f"{video.path}: left out, {failed[video.name]}", Notice, stacklevel=2)
                 _remove_features(folder, video.name)
@@ -165,10 +166,7 @@ def extract_videos(
             write_json(folder / CONTENT, contents)
             write_index(folder, video_frames, description, settings.modalities)
         if not video_frames:
-            raise DataError(
-                f"{todo[0].path}: {failed[todo[0].name]}"
-                + (f"; and {number_of(len(failed) - 1, 'more video')} failed" if len(failed) > 1 else "")
-            )
+            raise UnreadableVideosError(todo[0].path.parent, failed)
     read = [v for v in todo if v.name not in failed]
     return {
         "videos": len(read),

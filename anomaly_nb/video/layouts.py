@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['FILMS', 'TOLERANCE', 'FORMS', 'BESIDE', 'JUNK', 'Film', 'probe_film', 'quiet_opencv', 'open_film', 'Video',
-           'film_frame', 'read_split', 'list_videos', 'read_video', 'is_hidden', 'video_of_masks']
+           'film_frame', 'UnreadableVideosError', 'read_split', 'list_videos', 'read_video', 'is_hidden',
+           'video_of_masks']
 
-# %% ../../nbs/08_video/02_layouts.ipynb #69c521b9
+# %% ../../nbs/08_video/02_layouts.ipynb #588d9f69
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -242,20 +243,35 @@ def _read_film(path: Path, n: int) -> Iterator[np.ndarray]:
     finally:
         film.release()
 
+# %% ../../nbs/08_video/02_layouts.ipynb #c6816464
+class UnreadableVideosError(DataError):
+    "Of several videos none can be read; `why` says of each why not."
+
+    def __init__(
+        self,
+        where: str | Path,  # their folder
+        why: Mapping[str, str],  # name -> reason
+    ):
+        self.why = dict(why)
+        first = " | ".join(f"{name}: {reason}" for name, reason in list(self.why.items())[:5])
+        more = f" | and {len(self.why) - 5} more" if len(self.why) > 5 else ""
+        super().__init__(f"{where}: holds no video that can be read: {first}{more}")
+
 # %% ../../nbs/08_video/02_layouts.ipynb #805e8e6c
 FORMS = {
     "training": ("training/frames", "training/videos", "training_videos", "Train"),
     "testing": ("testing/frames", "testing/videos", "testing_videos", "Test"),
 }
 
-# %% ../../nbs/08_video/02_layouts.ipynb #27d851f6
+# %% ../../nbs/08_video/02_layouts.ipynb #d73c8c53
 def read_split(
     root: str | Path,  # folder of a data set, or of frame folders and video files
     split: str | None = None,  # "training", "testing" or None: `root` itself holds the videos
 ) -> tuple[list[Video], dict[Path, str]]:  # videos in natural order of their names; what was skipped, and why
     """The videos of one split, and what else lies there.
 
-    Raises `MissingFileError` where no known form is found, `DataError` for an empty or ambiguous folder.
+    Raises `MissingFileError` where no known form is found, `DataError` for an empty or ambiguous folder,
+    `UnreadableVideosError` where nothing there can be read.
     """
     root, videos, skipped = _split_folder(check_folder(root), split), [], {}
     for path in sorted(root.iterdir(), key=lambda p: natural_key(p.name)):
@@ -265,9 +281,10 @@ def read_split(
             videos.append(read_video(path))
         except DataError as e:
             skipped[path] = str(e).removeprefix(f"{path}: ")
+    if skipped and not videos:
+        raise UnreadableVideosError(root, {p.name: w for p, w in skipped.items()})
     if not videos:
-        why = next((f" ({p.name}: {w})" for p, w in skipped.items()), "")
-        raise DataError(f"{root}: holds no folder of frames and no video file{why}")
+        raise DataError(f"{root}: holds no folder of frames and no video file")
     videos.sort(key=lambda v: natural_key(v.name))
     for one, other in pairwise(videos):
         if one.name == other.name:

@@ -6,7 +6,7 @@
 __all__ = ['DECISION', 'extract_dataset', 'calibrate_dataset', 'frames_per_second', 'score_dataset', 'load_decision',
            'dataset_events', 'dataset_videos', 'mark_incomplete', 'evaluate_dataset', 'dataset_delays']
 
-# %% ../../nbs/08_video/11_pipeline.ipynb #f5ae76c3
+# %% ../../nbs/08_video/11_pipeline.ipynb #8db215f2
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from .events import Decision, decide, find_events, held_out_frames, made_with
 from .extraction import check_extracted, extract_videos
 from .feature_files import read_index
 from .ground_truth import frame_labels, ground_truths
-from .layouts import list_videos, read_split
+from .layouts import UnreadableVideosError, list_videos, read_split
 from .plan import VideoPlan, features_of, located
 from anomaly_nb.video.scoring import (
     VideoScorer,
@@ -99,7 +99,7 @@ def calibrate_dataset(
 
 DECISION = "decision.json"  # beside the banks
 
-# %% ../../nbs/08_video/11_pipeline.ipynb #35ead1a8
+# %% ../../nbs/08_video/11_pipeline.ipynb #30142343
 def frames_per_second(plan: VideoPlan, split: str = "testing") -> float | None:
     "The rate of a plan, or else of its films; None where nobody says it."
     if plan.fps is not None or plan.root is None:
@@ -116,7 +116,7 @@ def score_dataset(
     """Score a split with the stored calibration.
 
     Raises `DataError` where the calibration belongs to other banks, settings or features, or the features to other
-    videos.
+    videos, `UnreadableVideosError` where none of the videos can be read.
     """
     plan = located(plan)
     folder = features_of(plan)
@@ -136,10 +136,12 @@ def score_dataset(
         raise DataError(
             f"{folder}: training and {split} features were extracted with different settings; extract both again"
         )
+    videos = [] if plan.root is None else list_videos(plan.root, split)
+    failed = check_extracted(folder / split, videos) if videos else {}  # those have no scores
+    if videos and len(failed) == len(videos):
+        raise UnreadableVideosError(videos[0].path.parent, failed)
     features = load_modalities(folder / split, tuple(scorer.ranges_))
-    if plan.root is not None:
-        videos = list_videos(plan.root, split)
-        check_extracted(folder / split, videos)  # those that could not be read have no scores
+    if videos:
         # others may be left of an earlier day
         features = {m: of_videos(part, {v.name for v in videos}) for m, part in features.items()}
     objects = scorer.score_objects(features)
@@ -194,18 +196,22 @@ def dataset_events(
         frames, responsible_objects(objects, plan.weights, decision.scales), decision, false_alarms_per_hour, rates
     ), decision
 
-# %% ../../nbs/08_video/11_pipeline.ipynb #1ee9bcdf
+# %% ../../nbs/08_video/11_pipeline.ipynb #87185c1f
 def dataset_videos(
     plan: VideoPlan,
     split: str = "testing",
 ) -> (
     pd.DataFrame
 ):  # video, frames, fps, scored, complete, note; a row for every video, and for every file that was taken for one
-    "What was read of a split, and what is to be said about it. Raises as `list_videos` does."
+    "What was read of a split, and what is to be said about it; also where no video can be read."
     if plan.root is None:
         return pd.DataFrame(columns=["video", "frames", "fps", "scored", "complete", "note"])
-    (videos, skipped), plan = read_split(plan.root, split), located(plan)
-    failed = check_extracted(features_of(plan) / split, videos)
+    try:
+        videos, left = read_split(plan.root, split)
+        skipped = {path.name: why for path, why in left.items()}
+    except UnreadableVideosError as e:
+        videos, skipped = [], e.why
+    failed = check_extracted(features_of(located(plan)) / split, videos) if videos else {}
     rows = [
         (
             v.name,
@@ -217,7 +223,7 @@ def dataset_videos(
         )
         for v in videos
     ]
-    rows += [(path.name, 0, None, False, False, why) for path, why in skipped.items()]
+    rows += [(name, 0, None, False, False, why) for name, why in skipped.items()]
     return pd.DataFrame(rows, columns=["video", "frames", "fps", "scored", "complete", "note"])
 
 
