@@ -33,7 +33,7 @@ from ..core.errors import DataError, check_finite, number_of, require
 from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, bin_edges, figure_style
 
-# %% ../../nbs/05_calibration/25_insight.ipynb #e7690f20
+# %% ../../nbs/05_calibration/25_insight.ipynb #251e420e
 def grade(metric: str, value: float | None) -> str:
     "One of `GRADES` for the value of a metric, 'unknown' for None or NaN."
     return (
@@ -71,7 +71,7 @@ def wide_verdicts(
     for name, own in verdicts.groupby("head", sort=False):
         row: dict[str, object] = {"head": str(name).split("/")[-1]}
         for metric, value, low, high in own[["metric", "value", "low", "high"]].itertuples(index=False):
-            row |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
+            row |= {said(metric): value, f"{said(metric)}_low": low, f"{said(metric)}_high": high}
         rows.append(row)
     return pd.DataFrame(rows)
 

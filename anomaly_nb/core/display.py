@@ -39,7 +39,7 @@ def summary_html(
     )
     return f'<table class="anomaly-nb-summary">{caption}{rows}</table>'
 
-# %% ../../nbs/00_core/07_display.ipynb #f2346bd7
+# %% ../../nbs/00_core/07_display.ipynb #156c11d6
 WORDS = {
     "auroc": "AUROC",
     "ap": "average precision",
@@ -93,6 +93,8 @@ NAMES = {
     "image_fpr95": "image FPR at 95 % recall",
     "best_ap": "average precision of the best score, chosen by test labels",
     "beyond_noise": "beyond the noise",
+    "config": "configuration",
+    "p_holm": "adjusted p-value",
     "best_mean": "mean metric of the best method",
     "best_auroc_0_shots": "best image AUROC without normal images",
 }
@@ -186,7 +188,7 @@ def metric_table(
     frame = pd.DataFrame(rows, columns=["metric", "value", "95 % interval", "better"], dtype=object)
     return frame.dropna(axis="columns", how="all")
 
-# %% ../../nbs/00_core/07_display.ipynb #17d4da4f
+# %% ../../nbs/00_core/07_display.ipynb #ce26a6dc
 class _Column(NamedTuple):
     "A column as it is shown."
 
@@ -220,7 +222,7 @@ def _columns(frame: "pd.DataFrame", decimals: int) -> list[_Column]:
             columns.append(_Column(said(names[i]), ["yes" if v else "no" for v in column], False))
         elif i in ends:
             (column, low, high), power = _scaled([column, *(values[j] for j in ends[i])])
-            heading = f"{heading} (× {power})" if power else heading
+            heading = f"{heading} (×\N{NO-BREAK SPACE}{power})" if power else heading
             columns.append(_Column(heading, _intervals(column, low, high, decimals), True, True))
         else:
             columns.append(

@@ -236,9 +236,8 @@ def score_matrix(
         )
     return matrix, lacking
 
-# %% ../../nbs/10_reports/15_benchmark.ipynb #b786572e
-SHOWN = ("data", "method", "shots", "seed", "image_auroc", "image_ap", "pixel_auroc", "aupro", "f1", "recall")
-SHOWN += ("false_alarm_rate",)
+# %% ../../nbs/10_reports/15_benchmark.ipynb #07fa1b03
+SHOWN = ("data", "method", "shots", "seed", "image_auroc", "pixel_auroc", "aupro", "recall", "false_alarm_rate")
 
 
 def shots_in_words(
