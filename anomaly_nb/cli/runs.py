@@ -116,7 +116,7 @@ def list_(
     if shown:
         typer.echo(_columns(rows))
 
-# %% ../../nbs/11_cli/10_runs.ipynb #913f1485
+# %% ../../nbs/11_cli/10_runs.ipynb #166a5586
 @app.command()
 def show(run: RunId, figures: Figures = "figures") -> None:
     "Show all a record holds, except the list of packages."
@@ -137,7 +137,7 @@ def diff(
     figures: Figures = "figures",
 ) -> None:
     "Show what differs between two runs: parameters, metrics, inputs, environment, outputs."
-    from anomaly_nb.reports.ledger import QUIET, Ledger
+    from anomaly_nb.reports.ledger import Ledger
 
     ledger = Ledger(figures)
     newest = [r["run_id"] for r in ledger.records()[:2]]
@@ -146,15 +146,21 @@ def diff(
     one, two = ledger[a or newest[1]].record, ledger[b or newest[0]].record
     rows = []
     for section in ("status", "error", "parameters", "metrics", "inputs", "provenance", "outputs"):
-        old, new = _leaves(one.get(section), section), _leaves(two.get(section), section)
-        if len(old) > 1 and not new or len(new) > 1 and not old:  # a run that was stopped has none
-            rows.append([section, *(number_of(len(side), "value") if side else "none" for side in (old, new))])
-            continue
-        names = [n for n in dict.fromkeys([*old, *new]) if old.get(n) != new.get(n) and n.split(".")[-1] not in QUIET]
-        cut = 12 if section in ("inputs", "outputs") or section == "provenance" else 40
-        rows += [[n, _text(old.get(n))[:cut], _text(new.get(n))[:cut]] for n in names]
+        rows += _differences(section, one.get(section), two.get(section))
     typer.echo(number_of(len(rows), "difference") if rows else "no difference")
     typer.echo(_columns([["", one["run_id"][:8], two["run_id"][:8]], *rows], widest=60))
+
+
+def _differences(section: str, one: Any, two: Any) -> list[list[str]]:
+    "Rows of what differs: name, here, there. A section that one run lacks, as a run that was stopped does, is one row."
+    from anomaly_nb.reports.ledger import QUIET
+
+    old, new = _leaves(one, section), _leaves(two, section)
+    if max(len(old), len(new)) > 1 and not (old and new):
+        return [[section, *(number_of(len(side), "value") if side else "none" for side in (old, new))]]
+    names = [n for n in dict.fromkeys([*old, *new]) if old.get(n) != new.get(n) and n.split(".")[-1] not in QUIET]
+    cut = 12 if section in ("inputs", "outputs", "provenance") else 40
+    return [[n, _text(old.get(n))[:cut], _text(new.get(n))[:cut]] for n in names]
 
 
 def _leaves(value: Any, name: str) -> dict[str, Any]:

@@ -236,7 +236,7 @@ def score_matrix(
         )
     return matrix, lacking
 
-# %% ../../nbs/10_reports/15_benchmark.ipynb #07fa1b03
+# %% ../../nbs/10_reports/15_benchmark.ipynb #f475247c
 SHOWN = ("data", "method", "shots", "seed", "image_auroc", "pixel_auroc", "aupro", "recall", "false_alarm_rate")
 
 
@@ -267,7 +267,7 @@ def failed_rows(
     failed = rows[rows["status"] != "ok"]
     errors = []
     for error, same in failed.groupby("error", sort=False):
-        values = {"method": [], "data": [], "shots": shots_in_words(sorted(set(same["shots"])))}
+        values = {"method": [], "data": [], "shots": shots_in_words(sorted(set(same["shots"]), key=lambda s: (s == -1, s)))}
         values |= {c: sorted(set(same[c].astype(str))) for c in ("method", "data") if c in same}
         errors.append({"rows": len(same)} | {k: ", ".join(v) for k, v in values.items() if v} | {"error": error})
     return pd.DataFrame(errors).sort_values("rows", ascending=False, kind="stable") if errors else pd.DataFrame()
