@@ -82,7 +82,7 @@ def figures(tmp_path_factory):
     make_run(folder, 6, "failed", category="wood")
     make_run(folder, 7, "running")
     make_run(folder, 8, report="video_calibration", dataset="clips", figure_names=("top_frames",))
-    make_run(folder, 9, report="method_comparison", recipes="patchcore, padim")
+    make_run(folder, 9, report="method_comparison", recipes="patchcore, padim", bank="")
     make_run(folder, 10, report="image_anomaly", category=HOSTILE)
     make_run(folder, 11, "failed", report="image_anomaly", category="granite")
     record = json.loads((folder / "runs" / "image_anomaly-0011" / "run.json").read_text())
