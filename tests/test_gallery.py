@@ -3,6 +3,8 @@ thousand runs.
 """
 
 import ast
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -16,7 +18,7 @@ import pytest
 from anomaly_nb.core.files import write_json, write_text
 from anomaly_nb.core.style import PALETTE
 from anomaly_nb.reports.gallery import read_runs, write_gallery
-from anomaly_nb.reports.page import notebook_page
+from anomaly_nb.reports.page import asset, notebook_page
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = '</script><img src=x onerror="document.title=1"><!--<script>'
@@ -80,7 +82,7 @@ def figures(tmp_path_factory):
     make_run(folder, 6, "failed", category="wood")
     make_run(folder, 7, "running")
     make_run(folder, 8, report="video_calibration", dataset="clips", figure_names=("top_frames",))
-    make_run(folder, 9, report="method_comparison", recipes="patchcore, padim")
+    make_run(folder, 9, report="method_comparison", recipes="patchcore, padim", bank="")
     make_run(folder, 10, report="image_anomaly", category=HOSTILE)
     make_run(folder, 11, "failed", report="image_anomaly", category="granite")
     record = json.loads((folder / "runs" / "image_anomaly-0011" / "run.json").read_text())
@@ -139,9 +141,6 @@ def test_gallery_is_one_document_that_loads_nothing(figures):
 
 
 def test_gallery_script_is_the_one_its_policy_allows(figures):
-    import base64
-    import hashlib
-
     page = Reader((figures / "index.html").read_text())
     digest = base64.b64encode(hashlib.sha256(page.scripts[1][1].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in page.policy and "onclick=" not in page.rawdata
@@ -183,13 +182,32 @@ def test_gallery_is_written_to_the_same_bits_and_follows_its_runs(figures, tmp_p
     assert b"image_anomaly-0001" not in write_gallery(tmp_path).read_bytes()
 
 
-def test_report_page_has_its_captions_contents_and_no_script(tmp_path):
+def report_with(folder, *outputs):
+    "The page of a report whose one code cell left these outputs."
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+    nbformat.write(
+        new_notebook(cells=[new_markdown_cell("# Report"), new_code_cell("", outputs=list(outputs))]),
+        folder / "notebook.ipynb",
+    )
+    record = {
+        "run_id": "1",
+        "report": "mine",
+        "status": "ok",
+        "error": None,
+        "started": "2026-01-01T00:00:00",
+        "seconds": 2.0,
+        "parameters": {"k": 1},
+    }
+    return write_text(folder / "report.html", notebook_page(folder / "notebook.ipynb", record))
+
+
+def test_report_page_has_its_captions_contents_and_one_script(tmp_path):
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
     import nbformat
 
     png = (ROOT / "figures" / "bench.png").read_bytes()
-    import base64
-
     outputs = [
         new_output("display_data", data={"image/png": base64.b64encode(png).decode()}),
         new_output("display_data", data={"text/markdown": "*The caption.*"}),
@@ -214,7 +232,9 @@ def test_report_page_has_its_captions_contents_and_no_script(tmp_path):
     }
     text = notebook_page(tmp_path / "notebook.ipynb", record)
     page = Reader(text)
-    assert "script-src 'none'" in page.policy and "default-src 'none'" in page.policy
+    digest = base64.b64encode(hashlib.sha256(asset("sort.js").encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in page.policy and "default-src 'none'" in page.policy
+    assert page.scripts[-1] == ["", asset("sort.js")], "the last script, and the only one the policy allows"
     assert (
         re.search(
             r'<figure><div class="wide" tabindex="0" role="region"[^>]*--width: \d+px">'
@@ -672,7 +692,6 @@ def test_report_page_on_paper_and_phone(tmp_path, visit):
 
     from anomaly_nb.core.style import figure_style
     from anomaly_nb.reports.folder import figure_png
-    import base64
     import matplotlib.pyplot as plt
 
     with figure_style():
@@ -720,3 +739,74 @@ def test_report_page_on_paper_and_phone(tmp_path, visit):
     tab.click("text=All runs")
     tab.wait_for_selector(".runs")
     assert tab.inner_text("#count") == "All 1 run, 1 failed"
+
+
+def column_of(tab, number):
+    "Texts of a column of the first table."
+    return tab.eval_on_selector_all(f"table.table tbody td:nth-child({number})", "cells => cells.map(c => c.textContent)")
+
+
+def test_tables_of_a_report_sort(tmp_path, visit):
+    import pandas as pd
+    from nbformat.v4 import new_output
+
+    from anomaly_nb.core.display import table_html
+
+    frame = pd.DataFrame(
+        {
+            "video": ["v10", "v9", "V1", "v2"],
+            "auroc": [0.9, 0.95, 0.0951, None],
+            "interval": ["0.93 [0.90, 0.95]", "-0.50 [-0.60, -0.40]", "–", "10.00 [9.00, 11.00]"],
+        }
+    )
+    page = report_with(tmp_path, new_output("display_data", data={"text/html": table_html(frame)}))
+    tab = visit(page)
+    as_written = column_of(tab, 1)
+    assert as_written == ["v10", "v9", "V1", "v2"] and tab.locator("[aria-sort]").count() == 0
+    assert tab.locator("th", has_text="AUROC").inner_text() == "AUROC\N{NO-BREAK SPACE}↑"
+    tab.get_by_role("button", name="interval").click()
+    assert column_of(tab, 3) == ["-0.50 [-0.60, -0.40]", "0.93 [0.90, 0.95]", "10.00 [9.00, 11.00]", "–"]
+    assert tab.locator("th[aria-sort=ascending]").inner_text().startswith("interval")
+    tab.get_by_role("button", name="interval").click()
+    assert column_of(tab, 3) == ["10.00 [9.00, 11.00]", "0.93 [0.90, 0.95]", "-0.50 [-0.60, -0.40]", "–"]
+    assert column_of(tab, 1) == ["v2", "v10", "v9", "V1"], "rows stay whole"
+    tab.get_by_role("button", name="AUROC").focus()
+    tab.keyboard.press("Enter")
+    assert column_of(tab, 2) == ["0.095", "0.900", "0.950", "–"] and tab.locator("[aria-sort]").count() == 1
+    tab.get_by_role("button", name="video").click()
+    assert column_of(tab, 1) == ["V1", "v2", "v9", "v10"]
+    tab.get_by_role("button", name="video").click(click_count=2, delay=50)
+    assert column_of(tab, 1) == as_written and tab.locator("[aria-sort]").count() == 0
+    for scheme in ("light", "dark"):
+        assert visit(page, color_scheme=scheme).evaluate(AUDIT) == []
+    without = visit(page, java_script_enabled=False)
+    assert without.locator("th button").count() == 0 and without.locator("table.table tbody tr").count() == 4
+
+
+def test_an_injected_script_does_not_run(tmp_path, browser):
+    from nbformat.v4 import new_output
+
+    evil = "document.documentElement.dataset.owned = 1"
+    hostile = (
+        f"<script>{evil}</script><img src=x onerror='{evil}'><svg onload='{evil}'></svg>"
+        f"<a id=jump href='javascript:{evil}'>a</a><table class='table'><thead><tr><th>a<script>{evil}</script></th></tr>"
+        f"</thead><tbody><tr><td onclick='{evil}'>2</td></tr><tr><td>1</td></tr></tbody></table>"
+    )
+    page = report_with(
+        tmp_path,
+        new_output("display_data", data={"text/html": hostile}),
+        new_output("display_data", data={"text/markdown": f"*<script>{evil}</script>*"}),
+    )
+    assert page.read_text().count(f"<script>{evil}") == 2, "the scripts must be there, or this shows nothing"
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.goto(page.as_uri())
+    tab.click("#jump")
+    tab.click("td >> text=2")
+    tab.locator("th button").click()
+    assert tab.locator("td").all_inner_texts()[:2] == ["1", "2"], "ours does run"
+    assert not tab.evaluate("document.documentElement.dataset.owned")
+    allowed = write_text(tmp_path / "open.html", re.sub("<meta http-equiv[^>]*>", "", page.read_text()))
+    tab.goto(allowed.as_uri())
+    assert tab.evaluate("document.documentElement.dataset.owned"), "without the policy it would have"
+    context.close()

@@ -21,7 +21,7 @@ from .roles import EVIDENCE_TYPES, RoleFit
 
 COLOURS = dict(zip(EVIDENCE_TYPES, (ANOMALOUS, PALETTE[2], NORMAL)))  # for, only together, against
 
-# %% ../../nbs/09_atoms/12_figures.ipynb #1b0d4052
+# %% ../../nbs/09_atoms/12_figures.ipynb #4bf402b3
 def role_image(
     fit: RoleFit,  # fitted roles
     events: Sequence[str] | None = None,  # which; None for all
@@ -32,10 +32,10 @@ def role_image(
     strength = fit.roles()
     mean, spread = strength.mean(0), strength.std(0)
     with figure_style():
-        columns = min(3, len(names))
+        columns = min(2, len(names))  # three side by side leave their labels too small to read
         rows = -(-len(names) // columns)
         fig, axes = plt.subplots(
-            rows, columns, figsize=(3.4 * columns, 0.6 + (0.26 * top + 0.5) * rows), squeeze=False, sharex=True
+            rows, columns, figsize=(4.1 * columns, 0.6 + (0.24 * top + 0.5) * rows), squeeze=False, sharex=True
         )
         for ax, name in zip(axes.flat, names):
             e = fit.events.index(name)
@@ -57,11 +57,11 @@ def role_image(
             ax.set_title(name, fontsize=10)
         for ax in axes.flat[len(names) :]:
             ax.set_axis_off()
-        axes.flat[0].legend(fontsize=7, loc="lower right")
-        fig.supxlabel("strength", fontsize=9)
+        axes.flat[0].legend(fontsize=8, loc="lower right")
+        fig.supxlabel("strength, from 0 to 1", fontsize=9)
     return fig
 
-# %% ../../nbs/09_atoms/12_figures.ipynb #2310977c
+# %% ../../nbs/09_atoms/12_figures.ipynb #dd4cfaa6
 def _draw_presence(ax: Axes, p: np.ndarray, boundary: np.ndarray, atoms: Sequence[str], top: int) -> None:
     "Presence of the most variable atoms over a video."
     shown = np.argsort(-p.std(0), kind="stable")[:top]
@@ -69,7 +69,7 @@ def _draw_presence(ax: Axes, p: np.ndarray, boundary: np.ndarray, atoms: Sequenc
     ax.set_yticks(range(len(shown)), [atoms[c] for c in shown], fontsize=8)
     for t in np.flatnonzero(boundary[1:] > 0.5) + 1:
         ax.axvline(t - 0.5, color="white", lw=1, ls=":")
-    ax.set_title("presence of atoms, 0 dark to 1 bright; dotted: a segment starts", fontsize=9)
+    ax.set_title("presence, dark 0 to bright 1; dotted: a segment starts", fontsize=9)
 
 
 def _draw_evidence(ax: Axes, table: pd.DataFrame) -> None:

@@ -141,7 +141,7 @@ class AtomsView(View):
         ]
         if ground_truth.any() and not ground_truth.all():
             rows.append(("frame AUROC, held-out videos", f"{roc_auc(ground_truth, scores):.4f}"))
-        return pd.DataFrame(rows, columns=["figure", "value"])
+        return pd.DataFrame(rows, columns=["metric", "value"])
 
     def follow(self, state: State, changed: str) -> dict[str, Control]:
         "Another event opens its highest video, another video its highest frame."

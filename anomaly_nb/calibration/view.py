@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_comparison', 'DriftView']
 
-# %% ../../nbs/05_calibration/28_view.ipynb #45ec5006
+# %% ../../nbs/05_calibration/28_view.ipynb #ba691ffc
 import re
 import textwrap
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ from .stream import example_year
 from .tables import read_scores
 from ..core.display import said
 from ..core.plain import Record
-from ..core.style import ANOMALOUS, NORMAL, THRESHOLD, figure_style
+from ..core.style import ANOMALOUS, NORMAL, THRESHOLD, bin_edges, figure_style
 from ..core.views import Choice, Control, Slider, State, View
 
-# %% ../../nbs/05_calibration/28_view.ipynb #ce1e6cde
+# %% ../../nbs/05_calibration/28_view.ipynb #d2452d8d
 def plot_comparison(
     then: np.ndarray,  # (n,) scores behind the reference
     now: np.ndarray,  # (m,) scores compared with them
@@ -36,14 +36,15 @@ def plot_comparison(
     with figure_style():
         fig = Figure(figsize=(8.4, 3.6))
         left, right = fig.subplots(1, 2, width_ratios=[1.25, 1])
-        edges = np.histogram_bin_edges(np.r_[then, now], bins=40).tolist()
+        edges = bin_edges(then, now)
         for values, colour, label in (
             (then, NORMAL, f"reference ({then.size})"),
             (now, ANOMALOUS, f"now ({now.size})"),
         ):
-            left.hist(values, edges, density=True, color=colour, alpha=0.55, label=label)
-        left.set(xlabel="score", ylabel="density")
-        left.legend(fontsize=8)
+            weights = np.full(values.size, 1 / max(values.size, 1))
+            left.hist(values, edges, weights=weights, color=colour, alpha=0.55, label=label)
+        left.set(xlabel="score", ylabel="fraction of the files")
+        left.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0.1, 1), ncols=2, borderpad=0)
         shown = [m for m in METRICS if m in result.intervals]
         for y, metric in enumerate(shown):
             limit, (low, high) = result.thresholds.of(metric), result.intervals[metric]

@@ -13,7 +13,7 @@ import typer
 
 from .options import Answer, with_options
 
-# %% ../../nbs/11_cli/11_benchmark.ipynb #4e2775a4
+# %% ../../nbs/11_cli/11_benchmark.ipynb #60f671c2
 @with_options
 def benchmark(
     answer: Answer,
@@ -68,7 +68,7 @@ def benchmark(
 
     from anomaly_nb.core.errors import DataError, number_of
     from anomaly_nb.core.files import write_text
-    from anomaly_nb.reports.benchmark import benchmark_table, expected_seconds, read_benchmark, score_matrix
+    from anomaly_nb.reports.benchmark import benchmark_table, expected_seconds, failed_rows, read_benchmark, score_matrix
     from anomaly_nb.reports.gallery import read_verdict
     from anomaly_nb.reports.ledger import Ledger
     from anomaly_nb.reports.run import run_report
@@ -100,15 +100,9 @@ def benchmark(
     result = run_sweep(config, figures, at_once, retry_failed=retry_failed)
     answer.say(str(result))
     table = benchmark_table(result.records)
-    bad = table[table["status"] != "ok"]
     row: Any
-    for row in bad.head(20).itertuples():
-        answer.say(
-            f"  no number for {row.method} on {row.data}, {'all' if row.shots == -1 else row.shots} images, seed "
-            f"{row.seed}: {row.error!s}"
-        )
-    if len(bad) > 20:
-        answer.say(f"  and {len(bad) - 20} more")
+    for row in failed_rows(table).itertuples():
+        answer.say(f"  no number for {row.method} on {row.data}, normal images {row.shots}: {row.error!s}")
     if not (table["status"] == "ok").any():
         raise DataError(f"{plan}: no row has a result; the first says: {table['error'].iloc[0]}")
     csv = write_text(Path(figures) / "benchmarks" / f"{plan.stem}.csv", table.to_csv(index=False, lineterminator="\n"))

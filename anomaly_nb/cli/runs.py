@@ -47,7 +47,7 @@ def _columns(rows: list[list[str]], widest: int = 40) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in rows)
 
-# %% ../../nbs/11_cli/10_runs.ipynb #6ba94b86
+# %% ../../nbs/11_cli/10_runs.ipynb #1207c0d4
 @app.command("list")
 def list_(
     words: Annotated[
@@ -65,6 +65,7 @@ def list_(
 ) -> None:
     "List runs, newest first."
     from anomaly_nb.core.errors import DataError
+    from anomaly_nb.reports.gallery import main_metric
     from anomaly_nb.reports.ledger import Ledger, changing, counted
 
     records = Ledger(figures).records()
@@ -88,9 +89,13 @@ def list_(
         raise DataError(f"--sort {sort}: no run has it; take a metric, a parameter, or a field such as started")
     records = sorted(have, key=key, reverse=not sort.startswith("-")) + [r for r in records if not key(r)[0]]
     shown = records[:limit] if limit else records
-    columns = changing(shown)[:6]
-    names = dict.fromkeys(m for r in shown for m in (r.get("metrics") or {}))
-    metrics = sorted(names, key=lambda m: m != sort.removeprefix("-"))[:4]  # the one sorted by is shown
+    alike = [[r for r in shown if r["report"] == name] for name in {r["report"] for r in shown}]
+    within = {k for runs in alike for k in changing(runs)}  # what runs of one report differ in comes first
+    columns = sorted(changing(shown), key=lambda k: k not in within)[:6]
+    names = dict.fromkeys(m for r in shown for m in (r.get("metrics") or {}) if not m.endswith(("_low", "_high")))
+    first = {main_metric(r.get("metrics") or {}, r["report"]) for r in shown}
+    # the one sorted by is shown, then those that the gallery shows
+    metrics = sorted(names, key=lambda m: (m != sort.removeprefix("-"), m not in first))[:4]
     rows = [["run", "report", "status", "started", "s", *columns, *metrics, ""]]
     for r in shown:
         values = [_text(r["parameters"].get(k)) for k in columns] + [
@@ -111,7 +116,7 @@ def list_(
     if shown:
         typer.echo(_columns(rows))
 
-# %% ../../nbs/11_cli/10_runs.ipynb #49900055
+# %% ../../nbs/11_cli/10_runs.ipynb #166a5586
 @app.command()
 def show(run: RunId, figures: Figures = "figures") -> None:
     "Show all a record holds, except the list of packages."
@@ -131,8 +136,8 @@ def diff(
     b: Annotated[str, typer.Argument(help="The other run's; empty for the newest.")] = "",
     figures: Figures = "figures",
 ) -> None:
-    "Show what differs between two runs: parameters, inputs, environment, metrics, outputs."
-    from anomaly_nb.reports.ledger import QUIET, Ledger
+    "Show what differs between two runs: parameters, metrics, inputs, environment, outputs."
+    from anomaly_nb.reports.ledger import Ledger
 
     ledger = Ledger(figures)
     newest = [r["run_id"] for r in ledger.records()[:2]]
@@ -140,13 +145,22 @@ def diff(
         raise typer.BadParameter("there are no two runs to compare")
     one, two = ledger[a or newest[1]].record, ledger[b or newest[0]].record
     rows = []
-    for section in ("status", "error", "parameters", "inputs", "provenance", "metrics", "outputs"):
-        old, new = _leaves(one.get(section), section), _leaves(two.get(section), section)
-        names = [n for n in dict.fromkeys([*old, *new]) if old.get(n) != new.get(n) and n.split(".")[-1] not in QUIET]
-        cut = 12 if section in ("inputs", "outputs") or section == "provenance" else 40
-        rows += [[n, _text(old.get(n))[:cut], _text(new.get(n))[:cut]] for n in names]
+    for section in ("status", "error", "parameters", "metrics", "inputs", "provenance", "outputs"):
+        rows += _differences(section, one.get(section), two.get(section))
     typer.echo(number_of(len(rows), "difference") if rows else "no difference")
     typer.echo(_columns([["", one["run_id"][:8], two["run_id"][:8]], *rows], widest=60))
+
+
+def _differences(section: str, one: Any, two: Any) -> list[list[str]]:
+    "Rows of what differs: name, here, there. A section that one run lacks, as a run that was stopped does, is one row."
+    from anomaly_nb.reports.ledger import QUIET
+
+    old, new = _leaves(one, section), _leaves(two, section)
+    if max(len(old), len(new)) > 1 and not (old and new):
+        return [[section, *(number_of(len(side), "value") if side else "none" for side in (old, new))]]
+    names = [n for n in dict.fromkeys([*old, *new]) if old.get(n) != new.get(n) and n.split(".")[-1] not in QUIET]
+    cut = 12 if section in ("inputs", "outputs", "provenance") else 40
+    return [[n, _text(old.get(n))[:cut], _text(new.get(n))[:cut]] for n in names]
 
 
 def _leaves(value: Any, name: str) -> dict[str, Any]:

@@ -57,16 +57,16 @@ def _scrolled(label: str, table: str) -> str:
     "A table that scrolls inside its own frame where the page is narrow."
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(label)}">{table}</div>'
 
-# %% ../../nbs/10_reports/14_card.ipynb #71c4e09c
+# %% ../../nbs/10_reports/14_card.ipynb #b1cf9633
 def _held_out_figure(detector: "Detector") -> "Figure":
     "Held-out scores of normal training images, with the threshold."
     import matplotlib.pyplot as plt
 
-    from anomaly_nb.core.style import NORMAL, THRESHOLD, figure_style
+    from anomaly_nb.core.style import NORMAL, THRESHOLD, bin_edges, figure_style
 
     with figure_style():
         fig, ax = plt.subplots(figsize=(7, 2.4))
-        ax.hist(detector.held_out_, bins=max(5, min(40, len(detector.held_out_) // 3)), color=NORMAL)
+        ax.hist(detector.held_out_, bins=bin_edges(detector.held_out_), color=NORMAL)
         ax.axvline(
             detector.threshold_.value, color=THRESHOLD, ls="--", label=f"threshold {detector.threshold_.value:.4g}"
         )

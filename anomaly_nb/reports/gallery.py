@@ -31,7 +31,7 @@ def read_runs(
         newest, key=lambda r: ("running", "ok").index(r["status"]) if r["status"] in ("running", "ok") else -1
     )
 
-# %% ../../nbs/10_reports/06_gallery.ipynb #4ef1ef64
+# %% ../../nbs/10_reports/06_gallery.ipynb #1dcb5467
 DATA = {
     "category": ("category", "categories", "heads", "held_out"),
     "dataset": ("dataset", "data", "ontology"),
@@ -54,6 +54,8 @@ def facets(
     "What the parameters say of a run's data or method."
     filters = []
     for filter_name, names in parameters_of.items():
+        if filter_name == "recipe" and parameters.get("bank"):
+            continue  # a bank that is named takes the place of the recipe
         texts = [
             str(parameters[n]) for n in names if isinstance(parameters.get(n), str | int) and str(parameters[n]).strip()
         ]

@@ -47,7 +47,7 @@ def decision_table(
         ]
     if not mask.all():
         rows.append(("unlabelled, called", f"{int((scores[~mask] >= threshold).sum())} of {int((~mask).sum())}"))
-    return pd.DataFrame(rows, columns=["figure", "value"])
+    return pd.DataFrame(rows, columns=["metric", "value"])
 
 # %% ../../nbs/06_scoring/26_decisions.ipynb #f09a5b23
 def plot_decisions(

@@ -213,8 +213,8 @@ class ImageView(View):
             if n in pixels
         ]
         oracle = state["rule"] in ("youden", "best_f1")
-        table.loc[0, "figure"] = "threshold (oracle)" if oracle else "threshold"
-        return pd.concat([table, pd.DataFrame(rows, columns=["figure", "value"])], ignore_index=True)
+        table.loc[0, "metric"] = "threshold (oracle)" if oracle else "threshold"
+        return pd.concat([table, pd.DataFrame(rows, columns=["metric", "value"])], ignore_index=True)
 
     def describe(self, state: State) -> str:
         "What the figure shows, in words."
@@ -241,9 +241,9 @@ class ImageView(View):
                 self._draw_image(top, i, k, state)
                 top.suptitle(self.describe(state), fontsize=10, x=0.01, ha="left")
             plot_decisions(bottom.subplots(), self.defects, self.labels, scores, held_out, state["threshold"], i)
-        table, report = self.table(state), self.table(self.state()).set_index("figure")["value"]
+        table, report = self.table(state), self.table(self.state()).set_index("metric")["value"]
         return fig, table.rename(columns={"value": "now"}).assign(
-            report=[report.get(f.removesuffix(" (oracle)"), "") for f in table["figure"]]
+            report=[report.get(f.removesuffix(" (oracle)"), "") for f in table["metric"]]
         )
 
     def _draw_image(self, fig: SubFigure, i: int, k: int, state: State) -> None:

@@ -130,25 +130,26 @@ def write_comparison(
         write_json(folder / f"{name}.json", rows),
     ]
 
-# %% ../../nbs/07_segmentation/11_compare.ipynb #78ba0346
+# %% ../../nbs/07_segmentation/11_compare.ipynb #ccc8d880
 def comparison_plot(
     table: pd.DataFrame,  # of `comparison_table` or `results_table`
     protocol: str = "pooled",  # "pooled" or "per image"
 ) -> Figure:
     "AUROC, AP and FPR95 per model and method, with intervals where the table has them."
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     rows = table[table["protocol"] == protocol]
     models = list(dict.fromkeys(rows["model"])) if "model" in rows else [""]
     methods = list(dict.fromkeys(rows["method"]))
     with figure_style():
         fig, axes = plt.subplots(1, 3, figsize=(9, 0.9 + 0.32 * len(methods)), sharey=True)
-        for ax, (column, title) in zip(
+        for ax, (column, label) in zip(
             axes,
             {
-                "auroc": "AUROC (higher is better)",
-                "ap": "AP (higher is better)",
-                "fpr95": "FPR95 (lower is better)",
+                "auroc": "AUROC, higher is better",
+                "ap": "average precision, higher is better",
+                "fpr95": "FPR at 95 % recall, lower is better",
             }.items(),
         ):
             for j, model in enumerate(models):
@@ -160,7 +161,9 @@ def comparison_plot(
                 if f"{column}_low" in mine and mine[f"{column}_low"].notna().all():
                     ax.hlines(y, mine[f"{column}_low"], mine[f"{column}_high"], color=colour, lw=1.2)
                 ax.plot(x, y, "o", ms=4, color=colour, label=model)
-            ax.set(title=title, yticks=range(len(methods)), yticklabels=methods)
+            ax.set(yticks=range(len(methods)), yticklabels=methods)
+            ax.set_xlabel(label, fontsize=9)
+            ax.xaxis.set_major_locator(MaxNLocator(4))
         axes[0].set_ylim(len(methods) - 0.5, -0.5)  # the first on top
         if len(models) > 1:
             axes[2].legend(fontsize=8)

@@ -310,7 +310,7 @@ def train(
     history = pd.DataFrame(run.history)
     return TrainResult(best, history, float(history["val_miou"].max()), run.best, run.folder)
 
-# %% ../../nbs/07_segmentation/08_training.ipynb #9eec50fa
+# %% ../../nbs/07_segmentation/08_training.ipynb #3425fbec
 def training_curves(
     history: pd.DataFrame,  # of a `TrainResult`
 ) -> Figure:
@@ -320,10 +320,10 @@ def training_curves(
     with figure_style():
         fig, (left, right) = plt.subplots(1, 2, figsize=(7, 2.6))
         left.plot(history["epoch"] + 1, history["loss"], marker="o")
-        left.set(title="Training loss", xlabel="epoch")
+        left.set(title="Training loss", xlabel="epoch", ylabel="loss, lower is better")
         right.plot(history["epoch"] + 1, history["val_miou"], marker="o")
         best = history.sort_values("val_miou", kind="stable").iloc[-1]
         right.plot(best["epoch"] + 1, best["val_miou"], "o", ms=10, mfc="none", label="best")
-        right.set(title="Validation mIoU", xlabel="epoch")
+        right.set(title="Validation", xlabel="epoch", ylabel="mIoU, higher is better")
         right.legend()
     return fig

@@ -162,7 +162,7 @@ class StreetView(View):
         rows |= {
             "true-positive rate, pixels": f"{(scores[mask] >= limit).mean():.1%}" if mask.any() else "there are none"
         } | self.ranking(method)
-        return pd.DataFrame(rows.items(), columns=["figure", "value"])
+        return pd.DataFrame(rows.items(), columns=["metric", "value"])
 
     def describe(self, state: State) -> str:
         "The scene in words."

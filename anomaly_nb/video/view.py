@@ -105,7 +105,7 @@ class VideoView(View):
         rows = [("threshold, 1 = end of the normal range", f"{threshold:.2f}")]
         if self.labels is None:
             return pd.DataFrame(
-                [*rows, ("frames called", f"{called.sum()} of {called.size}")], columns=["figure", "value"]
+                [*rows, ("frames called", f"{called.sum()} of {called.size}")], columns=["metric", "value"]
             )
         ground_truth = np.concatenate([self.labels[str(v)] for v in frames["video"].unique()])
         rows += [
@@ -117,7 +117,7 @@ class VideoView(View):
             ("frame AUROC, all frames together (micro)", f"{auc['micro']:.4f}"),
             ("frame AUROC, mean over videos (macro)", f"{auc['macro']:.4f}"),
         ]
-        return pd.DataFrame(rows, columns=["figure", "value"])
+        return pd.DataFrame(rows, columns=["metric", "value"])
 
     def follow(self, state: State, changed: str) -> dict[str, Control]:
         "Another video is opened at its highest frame."
