@@ -18,7 +18,6 @@ from .exports import load_calibration
 from anomaly_nb.calibration.insight import (
     grade,
     log_to_mlflow,
-    next_steps,
     plot_then_and_now,
     plot_trend,
     quality_report,
@@ -28,6 +27,7 @@ from anomaly_nb.calibration.insight import (
 )
 from .keys import new_key
 from .leave_one_out import kth_neighbour_distances, leave_one_group_out_distances
+from .next_steps import next_steps
 from .pull import pack_calibrations, pull_calibrations
 from .ranges import CalibrationRanges, IsotonicCalibration, conformal_pvalues, score_range
 from .runs import RunInProgress

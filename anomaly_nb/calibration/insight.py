@@ -4,14 +4,11 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'grade', 'verdict_table', 'wide_verdicts', 'plot_trend', 'head_scores', 'plot_then_and_now', 'plot_shifts',
-           'quality_report', 'suggest_files', 'suggest_from_store', 'verdict_words', 'next_steps', 'steps_in_words',
-           'alarming', 'run_sentence', 'log_to_mlflow']
+           'quality_report', 'suggest_files', 'suggest_from_store', 'log_to_mlflow']
 
-# %% ../../nbs/05_calibration/25_insight.ipynb #873860de
+# %% ../../nbs/05_calibration/25_insight.ipynb #66b0795b
 import json
-import re
 import sqlite3
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -321,103 +318,6 @@ def suggest_from_store(
         )
     table = wide[new]
     return table.iloc[suggest_files(table.to_numpy(), wide[~new].to_numpy(), min(count, len(table)))].reset_index()
-
-# %% ../../nbs/05_calibration/25_insight.ipynb #f796a9b9
-def _go_on(head: Record) -> str:
-    "What to do about a head that nothing stands against, and that is not proven stable."
-    if not head["n_needed"]:
-        return "go on"
-    if head.get("short_side") == "reference" and head["verdict"] == "inconclusive":
-        return "look at the new scores; if they are normal, promote this version, which has more files, or go on"
-    if head.get("short_side") == "reference":
-        return (
-            "go on; to prove stability, pool the reference with drift extend, to about "
-            f"{number_of(head['n_needed'], 'file')}"
-        )
-    return f"go on; about {number_of(head.get('n_needed_new') or head['n_needed'], 'new file')} would decide"
-
-# %% ../../nbs/05_calibration/25_insight.ipynb #15767cd7
-def verdict_words(
-    head: Record,  # of a run's report, or a row of `store.trend` or `store.history`
-) -> str:
-    "A head's verdict as people read it: new where this run made its first reference, otherwise as it is stored."
-    calibrated = head["labels"] if "labels" in head else head["p5"] is not None
-    return "new" if head["reference_version"] is None and calibrated else head["verdict"]
-
-# %% ../../nbs/05_calibration/25_insight.ipynb #06a091f4
-def next_steps(report: Record) -> pd.DataFrame:  # head, verdict, do; the most urgent first
-    "What a run asks a person to do about each head."
-    rows = []
-    for name, head in report["heads"].items():
-        moved = report["reference_updates"][name]
-        if head["verdict"] == "unstable" and not head["labels"]:
-            order, do = 0, f"repair the model or its input: {head['reason']}"
-        elif head["verdict"] == "insufficient":
-            order, do = 2, f"tag more files: {head['reason']}"
-        elif head["reference_version"] is None:
-            warning = head.get("contamination")
-            order, do = (
-                3,
-                f"look at the highest scores before trusting this reference: {warning}"
-                if warning
-                else "nothing yet: this run made its reference",
-            )
-        elif moved == "updated":
-            order, do = 1, "tag again all files (retag-all): the reference has moved"
-        elif head["verdict"] == "unstable":
-            order, do = (
-                0,
-                f"look at the highest new scores; promote version {report['version']} only if they are normal",
-            )
-        elif head["alarm"] and head["alarm"]["rung"]:
-            order, do = (
-                0,
-                f"look at the scores since file {head['alarm']['at']} of the stream: the sequential alarm rang there",
-            )
-        elif head.get("contamination"):
-            order, do = 0, f"look at the highest new scores: {head['contamination']}"
-        elif head["verdict"] in ("inconclusive", "no evidence of drift"):
-            order, do = 4, _go_on(head)
-        else:
-            order, do = 5, "nothing: the calibration holds"
-        rows.append((order, {"head": name, "verdict": verdict_words(head), "do": do}))
-    return pd.DataFrame([row for _, row in sorted(rows, key=lambda r: (r[0], r[1]["head"]))])
-
-# %% ../../nbs/05_calibration/25_insight.ipynb #220af620
-def steps_in_words(
-    steps: pd.DataFrame,  # of `next_steps`
-    most: int = 3,  # sentences
-) -> list[str]:
-    "What to do, the most urgent first; heads that are asked the same, but for a number, share a sentence."
-    alike: dict[str, list[tuple[str, list[str]]]] = {}
-    for name, do in zip(steps["head"], steps["do"]):
-        alike.setdefault(re.sub(r"\d+", "#", do), []).append((name.split("/")[-1], re.findall(r"\d+", do)))
-    sentences = []
-    for text, heads in alike.items():
-        for column in zip(*(numbers for _, numbers in heads)):
-            ends = sorted({int(n) for n in column})
-            text = text.replace("#", str(ends[0]) if len(ends) == 1 else f"{ends[0]} to {ends[-1]}", 1)
-        sentences.append(f"{', '.join(name for name, _ in heads)}: {text}.")
-    return sentences[:most]
-
-# %% ../../nbs/05_calibration/25_insight.ipynb #eeda5d12
-def alarming(report: Record) -> list[str]:
-    "Heads of a run that drifted from their reference, whose alarm rang, or of whose scores nothing could be made."
-    return [
-        name
-        for name, head in report["heads"].items()
-        if verdict_words(head) == "unstable" or (head["alarm"] and head["alarm"]["rung"])
-    ]
-
-# %% ../../nbs/05_calibration/25_insight.ipynb #31bee096
-def run_sentence(report: Record) -> str:
-    "The verdicts of a run in one sentence."
-    heads = report["heads"].values()
-    counts = Counter(map(verdict_words, heads))
-    fresh = counts.pop("new", 0)
-    verdicts = [f"{n} {v}" for v, n in counts.items()] + [f"{fresh} new, with a reference since this run"] * bool(fresh)
-    end = "converged" if report["summary"].get("converged") else "not converged"
-    return f"{number_of(len(heads), 'head')}: {', '.join(verdicts)}; {end}"
 
 # %% ../../nbs/05_calibration/25_insight.ipynb #adf3f412
 def log_to_mlflow(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.errors import number_of
-from ..core.files import printable
+from ..core.order import printable
 from .options import After, Answer, with_options
 
 if TYPE_CHECKING:

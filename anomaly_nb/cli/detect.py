@@ -328,7 +328,8 @@ def update(
     anomaly-nb update detectors/my_part more_good/
     """
     from anomaly_nb.core.errors import DataError, number_of, plural
-    from anomaly_nb.core.files import NOT_UTF8, printable, utf8_name
+    from anomaly_nb.core.files import NOT_UTF8
+    from anomaly_nb.core.order import printable, utf8_name
     from anomaly_nb.data.census import frames_of, unread_frames
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.scoring import Detector

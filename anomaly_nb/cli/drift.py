@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'run', 'tag', 'history', 'trend', 'promote', 'extend', 'worker', 'pull', 'repair', 'serve']
 
-# %% ../../nbs/11_cli/06_drift.ipynb #81d99913
+# %% ../../nbs/11_cli/06_drift.ipynb #b4194c18
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from anomaly_nb.cli.stores import (
     Store,
     each_label,
     keys_changed,
+    move_words,
     open_store,
     scores_of,
     start_development,
@@ -39,7 +40,7 @@ app = typer.Typer(
   anomaly-nb drift promote mobilenet leather""",
 )
 
-# %% ../../nbs/11_cli/06_drift.ipynb #ea0c9289
+# %% ../../nbs/11_cli/06_drift.ipynb #c4846f39
 @app.command()
 @with_options
 def run(
@@ -82,7 +83,8 @@ def run(
     Example:  anomaly-nb drift run --develop --scores figures/runs/image_anomaly-0001 --model mobilenet --head leather
               anomaly-nb drift run --scores january.csv --model mobilenet --head leather
     """
-    from anomaly_nb.calibration.insight import alarming, next_steps, run_sentence, verdict_table
+    from anomaly_nb.calibration.insight import verdict_table
+    from anomaly_nb.calibration.next_steps import alarming, next_steps, run_sentence
     from anomaly_nb.calibration.runs import RunInProgress
     from anomaly_nb.core.errors import DataError, number_of
 
@@ -180,15 +182,7 @@ def tag(
     )
     raise typer.Exit(exit_code(len(table), 0, flagged))
 
-# %% ../../nbs/11_cli/06_drift.ipynb #f30c9f18
-def _said(move: dict) -> str:
-    "Who made a version the reference, when and why, in one piece."
-    import pandas as pd
-
-    when = pd.Timestamp(move["timestamp"], unit="ms").strftime("%Y-%m-%d %H:%M")
-    return f"{move['by']} {when}" + (f" ({move['reason']})" if move["reason"] else "")
-
-
+# %% ../../nbs/11_cli/06_drift.ipynb #e405122e
 @app.command()
 def history(
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
@@ -204,7 +198,7 @@ def history(
     """
     import pandas as pd
 
-    from anomaly_nb.calibration.insight import verdict_words
+    from anomaly_nb.calibration.next_steps import verdict_words
 
     past = open_store(store, config).history(model, head, limit)
     if not past:
@@ -213,11 +207,11 @@ def history(
     rows = pd.DataFrame(past).drop(columns="is_stable").assign(verdict=[verdict_words(r) for r in past])
     if rows["label"].isna().all():
         rows = rows.drop(columns="label")
-    rows["moved by"] = ["; ".join(_said(m) for m in moves) for moves in rows.pop("moves")]
+    rows["moved by"] = ["; ".join(move_words(m) for m in moves) for moves in rows.pop("moves")]
     rows["timestamp"] = pd.to_datetime(rows["timestamp"], unit="ms").dt.strftime("%Y-%m-%d %H:%M")
     typer.echo(rows.drop(columns="id").to_string(index=False, float_format=lambda v: f"{v:.4g}", na_rep="-"))
 
-# %% ../../nbs/11_cli/06_drift.ipynb #4be5db20
+# %% ../../nbs/11_cli/06_drift.ipynb #38ae608b
 @app.command()
 def trend(
     model: Annotated[str, typer.Argument(help="Model of the head.")],
@@ -231,7 +225,8 @@ def trend(
     \b
     Example:  anomaly-nb drift trend mobilenet leather --plot trend.png
     """
-    from anomaly_nb.calibration.insight import plot_trend, verdict_words
+    from anomaly_nb.calibration.insight import plot_trend
+    from anomaly_nb.calibration.next_steps import verdict_words
     from anomaly_nb.core.errors import number_of
 
     runs = open_store(store, config).trend(model, head)

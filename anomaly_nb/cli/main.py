@@ -22,7 +22,7 @@ from .benchmark import benchmark
 from .detect import evaluate, fit, update
 from .drift import app as drift
 from .options import exit_code, say_run
-from ..core.files import printable
+from ..core.order import printable
 from .predict import predict
 from .runs import app as runs
 from .runs import new, sweep

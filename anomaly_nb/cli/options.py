@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar, get_type_hints
 import typer
 
 from ..core.errors import number_of
-from ..core.files import list_files, printable
-from ..core.order import path_key
+from ..core.files import list_files
+from ..core.order import path_key, printable
 
 if TYPE_CHECKING:
     from anomaly_nb.reports.run import Run

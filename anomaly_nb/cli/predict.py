@@ -66,7 +66,8 @@ def predict(
         --maps submission --layout mvtec-ad-2
     """
     from anomaly_nb.core.errors import DataError, number_of
-    from anomaly_nb.core.files import atomic_write, printable
+    from anomaly_nb.core.files import atomic_write
+    from anomaly_nb.core.order import printable
     from anomaly_nb.core.runtime import progress
     from anomaly_nb.data.census import unread_frames
     from anomaly_nb.features.engine import with_engine
@@ -159,7 +160,7 @@ def _read_paths(out: Path) -> list[str]:
 def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: float, idle: float) -> None:
     "Predict what arrives, each file once it has stopped growing; rows that an earlier watch wrote are not made again."
     from anomaly_nb.core.errors import DataError
-    from anomaly_nb.core.files import utf8_name
+    from anomaly_nb.core.order import utf8_name
     from anomaly_nb.scoring.predict import find_images
 
     seen = set(_read_paths(out))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Store', 'Config', 'STORE', 'CONFIG', 'Keys', 'start_development', 'open_store', 'each_label', 'scores_of',
-           'tag_table', 'keys_changed']
+           'tag_table', 'move_words', 'keys_changed']
 
 # %% ../../nbs/11_cli/04_stores.ipynb #b3f35333
 from collections.abc import Callable
@@ -128,6 +128,14 @@ def tag_table(
         defects = (columns["role"] or []).count("defect")
         note = f"; tagged and not calibrated on: {number_of(defects, 'known defect')}" if defects else ""
         say(f"{path}: {number_of(added, 'new score')} of {of}/{with_label(str(name), label)}{note}")
+
+# %% ../../nbs/11_cli/04_stores.ipynb #a31f4ddd
+def move_words(move: dict) -> str:
+    "Who made a version the reference, when and why."
+    import pandas as pd
+
+    when = pd.Timestamp(move["timestamp"], unit="ms").strftime("%Y-%m-%d %H:%M")
+    return f"{move['by']} {when}" + (f" ({move['reason']})" if move["reason"] else "")
 
 # %% ../../nbs/11_cli/04_stores.ipynb #79f27581
 def keys_changed(

@@ -223,7 +223,7 @@ def train(
 # %% ../../nbs/11_cli/07_street.ipynb #21da2e6d
 app.command()(evaluate)
 
-# %% ../../nbs/11_cli/07_street.ipynb #77fc0a0e
+# %% ../../nbs/11_cli/07_street.ipynb #d1ee46ab
 @app.command()
 @with_options
 def score(
@@ -256,7 +256,8 @@ def score(
 
     from anomaly_nb.core.arrays import save_array
     from anomaly_nb.core.errors import DataError, number_of
-    from anomaly_nb.core.files import NOT_UTF8, atomic_write, utf8_name, write_text
+    from anomaly_nb.core.files import NOT_UTF8, atomic_write, write_text
+    from anomaly_nb.core.order import utf8_name
     from anomaly_nb.data.images import read_image
     from anomaly_nb.scoring.predict import find_images, map_names
     from anomaly_nb.segmentation.datasets import resized_image, resized_labels
@@ -278,7 +279,7 @@ def score(
     threshold = scorer.unranked(method, normal_quantile(validation.histograms[method], quantile))
     rows: list[dict[str, object]] = []
     top = images.parent if images.is_file() else images
-    names, before = map_names(found, top), files_in(out)
+    names, before = map_names(image_files, top), files_in(out)
     for path in paths:
         relative = path.relative_to(top).as_posix()
         name = utf8_name(relative)

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['NOT_UTF8', 'MANIFEST', 'temporary_prefix', 'clear_stale', 'atomic_write', 'staging_folder', 'atomic_folder',
            'remove_leftovers', 'write_files', 'to_json', 'write_text', 'write_json', 'sha256_file', 'sha256_array',
-           'sha256_json', 'utf8_name', 'printable', 'odd_file', 'list_files', 'build_manifest', 'write_manifest',
-           'verify_manifest', 'locked']
+           'sha256_json', 'odd_file', 'list_files', 'build_manifest', 'write_manifest', 'verify_manifest', 'locked']
 
-# %% ../../nbs/00_core/02_files.ipynb #8b162377
+# %% ../../nbs/00_core/02_files.ipynb #d6abceca
 import hashlib
 import json
 import os
@@ -16,7 +15,6 @@ import shutil
 import socket
 import stat
 import tempfile
-import unicodedata
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -28,7 +26,7 @@ from typing import IO
 import numpy as np
 
 from .errors import DataError, MissingFileError, Notice, check_file, check_folder, number_of
-from .order import path_key
+from .order import path_key, printable, utf8_name
 from .plain import read_json
 
 # %% ../../nbs/00_core/02_files.ipynb #b8066fd0
@@ -259,31 +257,8 @@ def sha256_json(value: object) -> str:
     "SHA-256 of a JSON value, independent of key order, as hex."
     return hashlib.sha256(to_json(value, indent=None).encode()).hexdigest()
 
-# %% ../../nbs/00_core/02_files.ipynb #9d5dcc80
+# %% ../../nbs/00_core/02_files.ipynb #13b9f0ad
 NOT_UTF8 = "name that is not UTF-8, rename it"
-
-
-def utf8_name(path: str | Path) -> str:
-    "A path as text that any file can hold: bytes that are not UTF-8 as \\xNN. Equal to the path where it is UTF-8."
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _shown(char: str) -> str:
-    "A character, or its escape where it would break a line, move the cursor or turn the direction of reading."
-    plain = char.isprintable() or unicodedata.category(char) == "Zs" or char in "\u200c\u200d"  # joiners of emoji
-    byte = ord(char) - 0xDC00  # how Python holds a byte that is not UTF-8
-    return char if plain else f"\\x{byte:02x}" if 0x80 <= byte < 0x100 else char.encode("unicode_escape").decode()
-
-
-def printable(
-    text: str | Path,  # name of a file, or a sentence with names in it
-    longest: int = 800,  # characters; the middle of what is longer is left out
-) -> str:
-    "One line that any terminal can show: line breaks, control characters and bytes that are not UTF-8 as escapes."
-    line = str(text) if str(text).isprintable() else "".join(map(_shown, str(text)))
-    if len(line) <= longest:
-        return line
-    return f"{line[: longest * 3 // 4]} ... {line[-(longest * 3 // 16) :]}"
 
 # %% ../../nbs/00_core/02_files.ipynb #bbf9a1bd
 def odd_file(path: Path) -> str:  # "" for a file that can be read

@@ -15,7 +15,8 @@ from typing import TypedDict
 import pandas as pd
 
 from ..core.errors import DataError, number_of
-from ..core.files import list_files, printable, sha256_file, utf8_name
+from ..core.files import list_files, sha256_file
+from ..core.order import printable, utf8_name
 from .headers import image_info, list_images, why_skipped
 from .masks import mask_rule
 

@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, MissingFileError, check_folder, number_of
-from ..core.files import printable, utf8_name
-from ..core.order import natural_key, path_key
+from ..core.order import natural_key, path_key, printable, utf8_name
 from .headers import list_images
 
 # %% ../../nbs/02_data/01_index.ipynb #6f21f826

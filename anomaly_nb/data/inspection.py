@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, check_folder, number_of, plural
-from ..core.files import list_files, printable, utf8_name
-from ..core.order import path_key
+from ..core.files import list_files
+from ..core.order import path_key, printable, utf8_name
 from ..core.runtime import progress
 from .census import census_lines, take_census
 from .datasets import LAYOUTS, TAKES, index_csv
@@ -152,7 +152,7 @@ def _look(paths: Iterable[Path]) -> tuple[dict[Path, ImageInfo], dict[str, str]]
             damaged[path.as_posix()] = str(e)
     return infos, damaged
 
-# %% ../../nbs/02_data/14_inspection.ipynb #27de43b7
+# %% ../../nbs/02_data/14_inspection.ipynb #571918a1
 def _suspicious(
     infos: dict[Path, ImageInfo], root: Path, pixels: bool, layout: str
 ) -> tuple[dict[str, list[str]], dict[str, str], dict[str, str]]:
@@ -199,7 +199,7 @@ def _suspicious(
 
 
 def _value_words(values: list[float]) -> str:
-    """The values of masks: each of a few; of many how many, which says that borders are smoothed or classes are told
+    """The values of masks: each of a few; of many how many, which says that borders are smoothed or classes are notes
     apart.
     """
     return (
@@ -244,7 +244,7 @@ def _reading(root: Path, layout: str, damaged: dict[str, str], normal: str, inte
     )
     return lines, True
 
-# %% ../../nbs/02_data/14_inspection.ipynb #3a47c187
+# %% ../../nbs/02_data/14_inspection.ipynb #d5f1993e
 class Inspection(TypedDict):
     "What the library sees in a folder; JSON values."
 
@@ -276,15 +276,15 @@ def inspection_lines(
             cells = pd.DataFrame(rows)
             texts = {c: [printable(v, 120) if isinstance(v, str) else v for v in cells[c]] for c in cells}
             lines.append(pd.DataFrame(texts).to_string(index=False))
-    told = [f"skipped {s['files']}: {why}, first {s['first']}" for why, s in seen["skipped"].items()]
+    notes = [f"skipped {s['files']}: {why}, first {s['first']}" for why, s in seen["skipped"].items()]
     errors = list(seen["damaged"].values())
-    told += [f"cannot be read: {why}" for why in errors[:20]] + (
+    notes += [f"cannot be read: {why}" for why in errors[:20]] + (
         [f"cannot be read: {len(errors) - 20} more"] if len(errors) > 20 else []
     )
-    told += [f"masks in {folder} hold {values}" for folder, values in seen["mask_values"].items()]
+    notes += [f"masks in {folder} hold {values}" for folder, values in seen["mask_values"].items()]
     for what, names in seen["suspicious"].items():
-        told.append(f"{what}: {len(names)}, {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
-    return lines + [printable(line) for line in told + seen["reading"]]
+        notes.append(f"{what}: {len(names)}, {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
+    return lines + [printable(line) for line in notes + seen["reading"]]
 
 # %% ../../nbs/02_data/14_inspection.ipynb #7c719f1c
 def _table_files(path: Path) -> tuple[Path, list[Path]]:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from ..core.display import table_html
 from ..core.errors import number_of
-from ..core.files import printable, write_text
-from ..core.order import telling_names
+from ..core.files import write_text
+from ..core.order import printable, telling_names
 from ..core.plain import Record
 from .folder import figure_png
 from .page import document

@@ -21,11 +21,11 @@ from PIL import Image
 
 from ..calibration.ranges import conformal_pvalues
 from ..core.errors import DataError, MissingFileError
-from ..core.files import NOT_UTF8, atomic_write, list_files, sha256_file, utf8_name
+from ..core.files import NOT_UTF8, atomic_write, list_files, sha256_file
+from ..core.order import natural_key, utf8_name
 from ..core.runtime import cpu_threads, in_order, side_by_side
 from ..data.headers import is_image, why_skipped
 from ..data.images import read_image, read_upright
-from ..core.order import natural_key
 from ..features import FeatureSet
 from ..features.base import Backbone
 from ..features.engine import with_engine

@@ -38,7 +38,8 @@ from ..calibration.keys import Doorkeeper
 from ..calibration.store import CalibrationStore
 from ..calibration.tagging import check_name
 from ..core.errors import DataError, MissingFileError, check_folder, require
-from ..core.files import MANIFEST, printable, sha256_file
+from ..core.files import MANIFEST, sha256_file
+from ..core.order import printable
 from ..core.plain import Record
 from ..data.headers import TooLargeError, image_info
 from .detector import Detector
