@@ -34,7 +34,7 @@ def patches_as_onnx(
     "The network up to the patches as ONNX. Raises `MissingExtraError` without the package onnx."
     import torch
 
-    require("onnx", "export")
+    require("onnx", "fast")
     spec, model, grid = network.spec, network.model, []
 
     class Patches(torch.nn.Module):
@@ -94,7 +94,7 @@ class OnnxBackbone(Backbone):
 
     def _made(self, batch: np.ndarray) -> tuple["InferenceSession", tuple[int, int]]:
         "A session for inputs of this shape, and the grid."
-        runtime = require("onnxruntime", "export")
+        runtime = require("onnxruntime", "fast")
         content, grid = patches_as_onnx(self.network, *batch.shape[2:])
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = self.threads, 3
@@ -130,6 +130,6 @@ def with_engine(
             f"engine='onnxruntime' computes timm networks in float32 on a CPU, not {network.spec.name} as "
             "it is here; use engine='torch'"
         )
-    require("onnx", "export")
-    require("onnxruntime", "export")
+    require("onnx", "fast")
+    require("onnxruntime", "fast")
     return network.engines.setdefault(threads, OnnxBackbone(network, threads))
