@@ -132,7 +132,7 @@ def train(
     network: Network,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 40,
     training: Training,
-    seed: Annotated[int, typer.Option(help="other seeds draw other weights, windows and orders")] = 0,
+    seed: Annotated[int, typer.Option(help="Of initial weights, order and augmentation.")] = 0,
     fit: Fit,
     device: Device = "auto",
     workers: Annotated[int, typer.Option(help="Processes that read ahead.")] = 0,

@@ -199,7 +199,7 @@ def _suspicious(
 
 
 def _value_words(values: list[float]) -> str:
-    """The values of masks: each of a few; of many how many, which says that borders are smoothed or classes are notes
+    """The values of masks: each of a few; of many how many, which says that borders are smoothed or classes are told
     apart.
     """
     return (
