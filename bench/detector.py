@@ -26,8 +26,8 @@ import json, sys, time
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
-from PIL import Image
 from anomaly_nb.core.device import choose_precision
+from anomaly_nb.data import read_image
 from anomaly_nb.scoring import Detector, predict_files
 folder, backbone, size, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 import torch
@@ -53,7 +53,7 @@ def bfloat16(files):
     return [p.score for p in predict_files(halved, files)]
 
 def decided(file):
-    return float(session.run(["score", "map"], {"image": np.asarray(Image.open(file).convert("RGB"))[None]})[0][0])
+    return float(session.run(["score", "map"], {"image": read_image(file)[None]})[0][0])
 
 def graph(files):
     with ThreadPoolExecutor(threads) as pool:
