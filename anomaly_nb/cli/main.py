@@ -98,7 +98,7 @@ for command in (extract_video, calibrate_video, score_video):
 @app.command()
 def samples(
     folder: Annotated[Path, typer.Argument(help="Where to write; one subfolder per category.")] = Path("data/samples"),
-    size: Annotated[int, typer.Option(min=16, help="Pixels per side.")] = 160,
+    size: Annotated[int, typer.Option(min=16, max=4096, help="Pixels per side.")] = 160,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Other seeds draw other images.")] = 0,
 ) -> None:
     "Write the sample images: five product lines, five types of defect with masks, MVTec AD layout."

@@ -45,6 +45,8 @@ def size_of(height: int, width: int, what: str = "") -> tuple[int, int] | None:
 
     if (height > 0) != (width > 0) or height < 0 or width < 0:
         raise DataError(f"--{what}height {height} and --{what}width {width}: give both, in pixels, or neither")
+    if max(height, width) > 8192:  # a slip of the finger must not take all memory
+        raise DataError(f"--{what}height {height} and --{what}width {width}: at most 8192 pixels each")
     return (height, width) if height else None
 
 
