@@ -182,7 +182,7 @@ def test_values_that_mean_nothing_are_refused(tmp_path):
     nan = save(tmp_path / "n.tif", np.array([[0, np.nan]], np.float32))
     low = save(tmp_path / "l.tif", np.array([[-3, 1]], np.float32))
     big = save(tmp_path / "b.tif", np.array([[0, 1e9]], np.float32))
-    with pytest.raises(DataError, match=r"n\.tif: 1 values are NaN or infinite, the first at \(0, 1\)"):
+    with pytest.raises(DataError, match=r"n\.tif: 1 NaN or infinite value, the first at \(0, 1\)"):
         fit_intensity([nan])
     with pytest.raises(DataError, match=r"l\.tif: holds negative values"):
         fit_intensity([low])

@@ -78,6 +78,10 @@ def predict(
 
     if layout not in ("", "mvtec-ad-2"):
         raise DataError(f"--layout {layout}: the only layout known is mvtec-ad-2")
+    if out.is_dir():
+        raise DataError(f"--out {out}: is a folder; name a CSV file")
+    if maps and maps.exists() and not maps.is_dir():
+        raise DataError(f"--maps {maps}: is a file; name a folder")
     if layout and maps is None:
         raise DataError(f"--layout {layout}: name the folder of the submission with --maps <folder>")
     model = Detector.load(detector, weights)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from PIL.Image import Transpose as T
 
-from ..core.errors import DataError, require
+from ..core.errors import DataError, number_of, require
 from .headers import ImageInfo, _info, _opened, check_size, image_infos
 
 # %% ../../nbs/02_data/10_values.ipynb #12f2d8bc
@@ -157,7 +157,7 @@ def _stored(path: Path, in_array: bool = False) -> tuple[Image.Image | np.ndarra
         bad = ~np.isfinite(values)
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         raise DataError(
-            f"{path}: {bad.sum()} values are NaN or infinite, the first at {place}; repair or remove the image"
+            f"{path}: {number_of(int(bad.sum()), 'NaN or infinite value')}, the first at {place}; repair or remove the image"
         )
     return values, info
 

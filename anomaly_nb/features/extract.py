@@ -37,11 +37,16 @@ def part_index(
 ) -> (
     pd.DataFrame
 ):  # one row a part; with `BOX`, height, width (pixels of the image) where the backbone tiles, pads or has a region
-    "The rows of the parts that become inputs. Raises `DataError` where a region does not fit an image."
+    "The rows of the parts that become inputs. Raises `DataError` where a tile or a region does not fit the images."
     spec = backbone.spec
     if (spec.whole and spec.resize != "pad") or set(BOX) <= set(index.columns):
         return index
     sizes = [image_info(p).size for p in index["image_path"]]
+    if spec.tile and sizes and spec.tile > (largest := max(map(max, sizes))):
+        raise DataError(
+            f"tile={spec.tile}: no image is as large, the largest has {largest} pixels a side; give a smaller tile, or "
+            "none"
+        )
     plans = [backbone.parts(*size) for size in sizes]
     counts = [len(p) for p in plans]
     parts = index.loc[index.index.repeat(counts)].reset_index(drop=True)

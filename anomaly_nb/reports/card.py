@@ -96,7 +96,8 @@ def _choice(choice: Record) -> list[str]:
             ("image AUROC on synthetic anomalies", ("auroc", "low", "high")),
             ("behind the first", ("behind", "behind_low", "behind_high")),
         ):
-            columns_shown[name] = ["{:.3f} [{:.3f}, {:.3f}]".format(*row) for row in table[list(columns)].to_numpy()]
+            texts = ["{:.3f} [{:.3f}, {:.3f}]".format(*row) for row in table[list(columns)].to_numpy()]
+            columns_shown[name] = ["–", *texts[1:]] if columns[0] == "behind" else texts  # nothing is the first's own lag
         body.append(
             "<p>Recipe: detection of synthetic anomalies in normal images that were kept back; no label took part. "
             f"{html.escape(choice['compared_on'])}.</p>"

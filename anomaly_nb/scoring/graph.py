@@ -287,7 +287,7 @@ def patch_scorer(
     if isinstance(bank, SubspaceBank):
         centre, parts = torch.from_numpy(bank.mean_), torch.from_numpy(bank.components_)
         return lambda x: (x - centre - ((x - centre) @ parts) @ parts.T).square().sum(dim=2)
-    raise DataError(f"a {type(bank).__name__} is not exported; exported are {EXPORTED}")
+    raise DataError(f"a {type(bank).__name__} is not exported; fit with one of {EXPORTED}")
 
 # %% ../../nbs/06_scoring/25_graph.ipynb #09a95224
 def check_export(
@@ -309,7 +309,10 @@ def check_export(
             "resize='square' and whole images"
         )
     network_of(detector.network())
-    patch_scorer(detector.bank_)
+    try:
+        patch_scorer(detector.bank_)
+    except DataError as e:
+        raise DataError(f"recipe={detector.recipe!r}: {e}") from None
 
 # %% ../../nbs/06_scoring/25_graph.ipynb #fc1ec673
 def eight_bits(

@@ -21,6 +21,7 @@ from ..core.files import sha256_file
 from ..core.style import ANOMALOUS, figure_style
 from ..core.views import Check, Choice, Control, Slider, State, View
 from ..data import image_info, one_category, read_index
+from ..data.census import split_counts
 from ..features import FeatureSet, cached_features
 from .decisions import decision_table, plot_decisions
 from .detector import Detector
@@ -346,5 +347,7 @@ def unseen(
     if train_mask.all():
         raise DataError(f"the detector learned from all of {number_of(len(index), 'image')}; test it on others")
     rest = index[~train_mask].assign(split="test")
-    rest.attrs = index.attrs
+    rest.attrs = dict(index.attrs)
+    if "census" in rest.attrs:  # which told of splits that are none here
+        rest.attrs["census"] = rest.attrs["census"] | {"images": len(rest), "by_split": split_counts(rest)}
     return rest, int(train_mask.sum())
