@@ -209,12 +209,10 @@ def fit(
 
     if not 0 < made.false_alarms < 1:
         raise DataError(f"--false-alarms {made.false_alarms}: give a fraction between 0 and 1, such as 0.05")
-    if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out}: is a file; name a folder for the detector")
     if made.overlap != DetectorOptions.overlap and not made.tile:
         raise DataError(f"--overlap {made.overlap}: there are no tiles that could overlap; give --tile as well")
-    if out.is_dir() and any(out.iterdir()) and not (out / "detector.json").is_file():
-        raise DataError(f"--out {out}: holds other files; give the detector a folder of its own")
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "detector.json").is_file()):
+        raise DataError(f"--out {out}: {'is a file' if out.is_file() else 'holds other files'}; give the detector a folder of its own")
     if made.recipe not in ("auto", *RECIPES) and not made.recipe.startswith("fusion:"):
         raise DataError(f"--recipe {made.recipe}: use auto, one of {', '.join(RECIPES)}, or fusion:<one>+<another>")
     choice: dict[str, Any] = {}
