@@ -212,7 +212,7 @@ def fit(
     if made.overlap != DetectorOptions.overlap and not made.tile:
         raise DataError(f"--overlap {made.overlap}: there are no tiles that could overlap; give --tile as well")
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "detector.json").is_file()):
-        raise DataError(f"--out {out}: {'is a file' if out.is_file() else 'holds other files'}; give the detector a folder of its own")
+        raise DataError(f"--out {out}: {'a file' if out.is_file() else 'holds other files'}; give it its own folder")
     if made.recipe not in ("auto", *RECIPES) and not made.recipe.startswith("fusion:"):
         raise DataError(f"--recipe {made.recipe}: use auto, one of {', '.join(RECIPES)}, or fusion:<one>+<another>")
     choice: dict[str, Any] = {}
