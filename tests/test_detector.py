@@ -194,7 +194,7 @@ def test_commands_end_in_one_line(line, tmp_path, capsys):
         (["fit", tmp_path / "none", "--out", tmp_path / "d"], "none"),
         (["fit", tmp_path / "empty", "--out", tmp_path / "d"], "empty"),
         (["fit", good, "--out", tmp_path / "d", "--false-alarms", "2"], "fraction between 0 and 1"),
-        (["fit", good, "--out", tmp_path / "d", "--recipe", "best"], "known are knn"),
+        (["fit", good, "--out", tmp_path / "d", "--recipe", "best"], "use auto, one of knn"),
         (["fit", good, "--out", tmp_path / "d", "--weights", "lost.pth", "--backbone", "timm:resnet18"], "lost.pth"),
         (["fit", tmp_path / "one", "--out", tmp_path / "d", "--recipe", "knn"], "one normal image gives no threshold"),
         (["predict", detector, tmp_path / "empty"], "no image is there"),
