@@ -13,25 +13,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from anomaly_nb.calibration.video_config import read_calibration, write_calibration
-from anomaly_nb.cli.main import app, main
+from anomaly_nb.cli.main import main
 from anomaly_nb.core.errors import DataError, Notice, number_of
 from anomaly_nb.core.files import atomic_folder, atomic_write, staging_folder
 from anomaly_nb.core.runtime import import_torchvision
 from anomaly_nb.data.samples import draw_sample
 from anomaly_nb.reports.run import prepare
 from anomaly_nb.video.plan import plan_for
+from tests.commands import FIT, run
 
-FIT = ["--recipe", "placed", "--backbone", "filters", "--image-size", "48"]
 ONE = re.compile(r"(?<![\d.,])1 (images|files|heads|videos|frames|scores|scenes|objects|events|runs|jobs|patches)\b")
-
-
-def run(*words):
-    "A command's exit code and what it prints."
-    result = CliRunner().invoke(app, [str(w) for w in words])
-    return result.exit_code, result.output, result.exception
 
 
 def fails(capsys, *words):
@@ -94,7 +87,9 @@ def test_damage_beyond_the_pixels_of_deep_images_too(tmp_path, capsys):
     folder = tmp_path / "good"
     folder.mkdir()
     for i in range(6):
-        Image.fromarray(np.random.default_rng(i).integers(0, 4096, (48, 48)).astype(np.uint16)).save(folder / f"{i}.png")
+        Image.fromarray(np.random.default_rng(i).integers(0, 4096, (48, 48)).astype(np.uint16)).save(
+            folder / f"{i}.png"
+        )
     for i in (1, 4):
         (folder / f"{i}.png").write_bytes((folder / f"{i}.png").read_bytes()[:2000])
     err = fails(capsys, "fit", folder, "--out", tmp_path / "det", *FIT)
@@ -255,5 +250,9 @@ def test_predict_of_one_image(fitted, tmp_path):
     shutil.copy(fitted / "good/0.png", tmp_path / "0.png")
     code, said, _ = run("predict", fitted / "det", tmp_path / "0.png", "--out", tmp_path / "p.csv")
     first, note = said.splitlines()
-    assert first.startswith("1 image: ") and note.startswith("note: the detector learned from 1 of 1 image;") and code in (0, 3)
+    assert (
+        first.startswith("1 image: ")
+        and note.startswith("note: the detector learned from 1 of 1 image;")
+        and code in (0, 3)
+    )
     assert not ONE.search(said) and os.path.isfile(tmp_path / "p.csv")

@@ -7,20 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from anomaly_nb.cli.main import app, main
+from anomaly_nb.cli.main import main
 from anomaly_nb.data.samples import draw_sample
+from tests.commands import FIT, run
 
-FIT = ["--recipe", "placed", "--backbone", "filters", "--image-size", "48"]
 HOSTILE = ("two\nlines", "\x1b[2J\x1b[31mred", "\u202egnp.back", "long" + "g" * 200)
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\u2028\u202e]")
-
-
-def run(*words):
-    "A command's exit code and what it prints."
-    result = CliRunner().invoke(app, [str(w) for w in words])
-    return result.exit_code, result.output, result.exception
 
 
 def fails(capsys, *words):
@@ -117,7 +110,9 @@ def test_an_image_too_small_to_show_anything_is_a_row_with_an_error(fitted, tmp_
         Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(tmp_path / "good" / f"{name}.png")
     err = fails(capsys, "fit", tmp_path / "good", "--out", tmp_path / "det", *FIT)
     assert "2 images cannot be read" in err and "x.png: has 2 x 3 pixels" in err and "y.png: has 2 x 3 pixels" in err
-    assert "smaller than 8 x 8 pixels, refused by fit and predict: 2, x.png, y.png" in run("inspect", tmp_path / "good")[1]
+    assert (
+        "smaller than 8 x 8 pixels, refused by fit and predict: 2, x.png, y.png" in run("inspect", tmp_path / "good")[1]
+    )
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".tif"])

@@ -186,7 +186,7 @@ def _search(
             _merge((best[0][a:b], best[1][a:b]), _smallest(block, m), c)
     return best
 
-# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #c28731a4
+# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #0f26148f
 def _group_minima(
     bank,  # (N, D) tensor with norms (N,), centred, sorted by video; N a multiple of `size`
     size: int,  # rows of a group
@@ -215,7 +215,7 @@ def _group_minima(
                 minima[c:d, a // size : b // size] = block.unflatten(0, (-1, size)).amin(1).T
     return minima
 
-
+# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #619d5c2c
 def _search_all(
     bank,  # (N, D) tensor with norms (N,), centred, sorted by video
     m: int,  # candidates to keep

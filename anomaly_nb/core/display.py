@@ -39,7 +39,7 @@ def summary_html(
     )
     return f'<table class="anomaly-nb-summary">{caption}{rows}</table>'
 
-# %% ../../nbs/00_core/07_display.ipynb #156c11d6
+# %% ../../nbs/00_core/07_display.ipynb #ca771e96
 WORDS = {
     "auroc": "AUROC",
     "ap": "average precision",
@@ -110,7 +110,7 @@ def said(
     unit = [UNITS[words.pop().lower()]] if len(words) > 1 and words[-1].lower() in UNITS else []
     return " ".join([*(WORDS.get(w.lower(), w) for w in words), *unit]) or name
 
-
+# %% ../../nbs/00_core/07_display.ipynb #6da940f6
 HIGHER = {
     "auroc",
     "ap",
