@@ -13,7 +13,8 @@ import numpy as np
 
 from ..banks.shortlist import Shortlist, robust_centre
 from ..banks.shortlist_choice import SHORTLIST_FROM, choose_shortlist
-from ..core.device import choose_device
+from .every_pair import nearest_of_other_videos
+from ..core.device import choose_device, fast_bf16
 from ..core.errors import DataError, check_finite
 from ..core.runtime import progress
 
@@ -104,7 +105,7 @@ def _merge(best, block, offset: int) -> None:
     best[1].copy_(index.gather(1, order))
 
 # %% ../../nbs/05_calibration/26_leave_one_out.ipynb #5ab02730
-SPARE = 2  # candidates kept beyond k
+SPARE = 4  # candidates kept beyond k
 HUGE = 1e36  # squared norms from which single precision may overflow
 
 
@@ -185,65 +186,6 @@ def _search(
                 block.masked_fill_((column >= first) & (column < last), torch.inf)
             _merge((best[0][a:b], best[1][a:b]), _smallest(block, m), c)
     return best
-
-# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #0f26148f
-def _group_minima(
-    bank,  # (N, D) tensor with norms (N,), centred, sorted by video; N a multiple of `size`
-    size: int,  # rows of a group
-    bounds: np.ndarray,  # (V + 1,) bounds of the videos
-):  # (N, N / size) tensor
-    "The smallest distance of every row to the rows of other videos in every group."
-    import torch
-
-    x, norms = bank
-    n = len(x)
-    buffer = torch.empty(min(n, 2048) ** 2, dtype=x.dtype, device=x.device)
-    minima = torch.empty(n, n // size, dtype=x.dtype, device=x.device)
-    for a, b in progress(list(_blocks(n)), desc="neighbours", unit="block"):
-        for c, d in _blocks(n):
-            if c < a:
-                continue
-            block = torch.addmm(
-                norms[c:d], x[a:b], x[c:d].T, alpha=-2, out=buffer[: (b - a) * (d - c)].view(b - a, d - c)
-            ).add_(norms[a:b, None])
-            for g in range(np.searchsorted(bounds, c, "right") - 1, np.searchsorted(bounds[:-1], b, "left")):
-                block[
-                    max(bounds[g] - a, 0) : max(bounds[g + 1] - a, 0), max(bounds[g] - c, 0) : max(bounds[g + 1] - c, 0)
-                ] = torch.inf
-            torch.amin(block.unflatten(1, (-1, size)), 2, out=minima[a:b, c // size : d // size])
-            if c > a:
-                minima[c:d, a // size : b // size] = block.unflatten(0, (-1, size)).amin(1).T
-    return minima
-
-# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #619d5c2c
-def _search_all(
-    bank,  # (N, D) tensor with norms (N,), centred, sorted by video
-    m: int,  # candidates to keep
-    bounds: np.ndarray,  # (V + 1,) bounds of the videos
-    size: int,  # rows of a group
-):  # distances (N, m), indices (N, m)
-    "The `m` nearest rows of other videos for every row."
-    import torch
-    from torch.nn.functional import pad
-
-    n, lacking = len(bank[0]), -len(bank[0]) % size
-    x, norms = pad(bank[0], (0, 0, 0, lacking)), pad(bank[1], (0, lacking), value=torch.inf)
-    video = torch.from_numpy(np.repeat(np.arange(len(bounds)), np.diff(bounds, append=len(x)))).to(x.device)
-    lowest, group = _group_minima((x, norms), size, bounds)[:n].topk(min(m, len(x) // size), dim=1, largest=False)
-    wanted, per_group = group.flatten().argsort(stable=True), torch.bincount(group.flatten(), minlength=len(x) // size)
-    values = torch.full((group.numel(), min(m, size)), torch.inf, dtype=x.dtype, device=x.device)
-    index = torch.zeros(values.shape, dtype=torch.int64, device=x.device)
-    for g, pairs in enumerate(wanted.split(per_group.tolist())):
-        row, rows = pairs // group.shape[1], slice(g * size, (g + 1) * size)
-        distances = torch.addmm(norms[rows], x[row], x[rows].T, alpha=-2).add_(norms[row, None])
-        distances.masked_fill_(video[row, None] == video[rows], torch.inf)
-        values[pairs], column = distances.topk(values.shape[1], dim=1, largest=False)
-        index[pairs] = column + g * size
-    best, column = values.view(n, -1).topk(m, dim=1, largest=False)
-    # a group that was passed over has nothing below the last minimum, as its block was rounded
-    best[:, -1] = torch.minimum(best[:, -1], lowest[:, -1]) if group.shape[1] == m else best[:, -1]
-    # where fewer than m can be seen, a row of the padding stands for none
-    return best, index.view(n, -1).gather(1, column).clamp(max=n - 1)
 
 # %% ../../nbs/05_calibration/26_leave_one_out.ipynb #8c4b8853
 def _finish(
@@ -329,19 +271,22 @@ def leave_one_group_out_distances(
         pays, axes = choose_shortlist(x, x[some], k, skip[some], where, full=0.5)
         if pays and axes is not None:
             exact = _shortlisted(x, skip, k, where, axes)
-    late, size = np.flatnonzero(np.isnan(exact)), 32
+    bank, late, size = _centred(x, centre, torch.float32, where), np.flatnonzero(np.isnan(exact)), 32
+    norms, largest = bank[1].cpu().numpy(), bank[1].max().item()
     while len(x) ** 2 > size << 26:
         size *= 2
     if 4 * len(late) > len(x) and m <= 16 and size <= 2048:
-        bank = _centred(x, centre, torch.float32, where)
-        distances, index = (t.cpu().numpy() for t in _search_all(bank, m, bounds, size))
-        exact = _finish(x, x, distances, index, bank[1].cpu().numpy(), bank[1].max().item(), k, centre, (first, last))
-    elif len(late):
-        bank, hidden = _centred(x, centre, torch.float32, where), (first[late], last[late])
-        queries = bank[0][late], bank[1][late]
-        distances, index = (t.cpu().numpy() for t in _search(queries, bank, m, hidden))
-        norms = queries[1].cpu().numpy(), bank[1].max().item()
-        exact[late] = _finish(x[late], x, distances, index, *norms, k, centre, hidden)
+        dtype = torch.bfloat16 if fast_bf16(where) else torch.float32
+        nearest = nearest_of_other_videos(bank[0], bank[1], bounds, k, m, size, dtype)
+        distances, index, settled = (t.cpu().numpy() for t in nearest)
+        some = np.flatnonzero(settled)
+        hidden = first[some], last[some]
+        exact[some] = _finish(x[some], x, distances[some], index[some], norms[some], largest, k, centre, hidden)
+        late = np.flatnonzero(~settled)
+    if len(late):
+        hidden = first[late], last[late]
+        distances, index = (t.cpu().numpy() for t in _search((bank[0][late], bank[1][late]), bank, m, hidden))
+        exact[late] = _finish(x[late], x, distances, index, norms[late], largest, k, centre, hidden)
     out = np.empty(len(x), np.float32)
     out[order] = _in_metric(exact, metric)
     return out
