@@ -7,7 +7,9 @@ __all__ = ['score_range', 'CalibrationRanges', 'conformal_pvalues', 'IsotonicCal
 
 # %% ../../nbs/05_calibration/01_ranges.ipynb #e0abe239
 import numpy as np
+from numpy.typing import ArrayLike
 
+from .sample import Sample, group_fractions
 from ..core.display import summary_html
 from ..core.errors import DataError, check_finite, check_labels_and_scores, real_array
 from ..core.plain import Record
@@ -107,18 +109,22 @@ class CalibrationRanges:
 def conformal_pvalues(
     calibration_scores: np.ndarray,  # (n,) finite scores of normal parts, not used to fit anything
     scores: np.ndarray,  # (...) finite, high = anomalous
-) -> np.ndarray:  # (...) float64 in [1 / (n + 1), 1]
+    groups: ArrayLike | None = None,  # (n,) part, lot or video of each calibration score; each group counts once
+) -> np.ndarray:  # (...) float64 in [1 / (n + 1), 1]; n: groups, where there are any
     """Conformal p-values of `scores` (Bates et al. 2023, arXiv 2104.08279).
 
-    Raises `DataError` on empty or non-finite input.
+    Raises `DataError` on empty or non-finite input, or one group too many or too few.
     """
-    sorted_scores = np.sort(
-        check_finite("calibration_scores", real_array("calibration_scores", calibration_scores, np.float64).reshape(-1))
-    )
-    if not sorted_scores.size:
+    calibration_scores = real_array("calibration_scores", calibration_scores, np.float64).reshape(-1)
+    sample = Sample(check_finite("calibration_scores", calibration_scores), None if groups is None else np.asarray(groups))
+    if not sample.n:
         raise DataError("calibration_scores is empty; p-values need scores of normal parts")
     scores = check_finite("scores", real_array("scores", scores, np.float64))
-    return (1 + sorted_scores.size - np.searchsorted(sorted_scores, scores, side="left")) / (sorted_scores.size + 1)
+    below = np.searchsorted(sample.values, scores, side="left")
+    if sample.groups is None:
+        return (1 + sample.n - below) / (sample.n + 1)
+    above = np.append(np.cumsum(group_fractions(sample.groups)[::-1])[::-1], 0.0)
+    return (1 + above[below]) / (sample.n_groups + 1)
 
 # %% ../../nbs/05_calibration/01_ranges.ipynb #2638a9ae
 class IsotonicCalibration:

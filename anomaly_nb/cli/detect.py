@@ -288,7 +288,7 @@ def fit(
             f"the search {plan['bank_ms']:.1f} ms"
         )
     page = write_card(detector, out, seconds=seconds)
-    promised = detector.threshold_.parameters.get("promised", 0.0)
+    promised = detector.threshold_.rate()
     answer.verdict(
         f"learned from {number_of(len(detector.paths_), 'normal image')} by {detector.recipe} on "
         f"{detector.parts().backbone.partition('?')[0]}: threshold {detector.threshold_}",
@@ -307,10 +307,11 @@ def fit(
             f"the bank learned from {detector.learned_['cells']} of {detector.learned_['of']} cells, the same number "
             "of each image; held-out scores are those of all"
         )
-    elif detector.paths_ and 1 - promised > made.false_alarms + 1e-9:
-        best_rate = f"{1 - promised:.1%} false alarms at best, not {made.false_alarms:.1%}"
+    elif promised is not None and promised > made.false_alarms + 1e-9:
+        best_rate = f"{promised:.1%} false alarms at best, not {made.false_alarms:.1%}"
         enough = math.ceil(1 / made.false_alarms - 1e-9) - 1
-        few = number_of(len(detector.paths_), "image")
+        count = detector.threshold_.parameters.get("groups")
+        few = number_of(count, "group") if count else number_of(len(detector.paths_), "image")
         answer.say(f"note: {few} can promise {best_rate}; {enough} could", err=True)
 
 # %% ../../nbs/11_cli/03_detect.ipynb #b079ae2a

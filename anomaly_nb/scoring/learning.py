@@ -274,6 +274,11 @@ def _fit_bank(
     detector.reference_ = detector.bank_ if isinstance(detector.bank_, KNNBank) else KNNBank().fit(x, patch_hw)
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #d9ca0e5a
+def _decide(detector: "Detector", groups: np.ndarray | None) -> None:
+    "The threshold, of held-out scores; images of one group were left out together, and count once."
+    detector.threshold_ = choose_threshold(detector.threshold, detector.held_out_, np.empty(0), np.empty(0), groups)
+
+
 def _learn_words(detector: "Detector", bank: Bank, X: ImageSource) -> None:
     "Learn from words alone; the threshold is where a defect is as likely as none, and promises nothing."
     network = detector.network()
@@ -309,7 +314,7 @@ def _learn_grid(detector: "Detector", bank: Bank, f: FeatureSet, budget: Record 
         )
         detector.held_out_patches_ = detector.masked(patches[:, :n_cells], f)
         detector.held_out_ = detector.aggregated(f, detector.held_out_patches_, training=True)
-        detector.threshold_ = choose_threshold(detector.threshold, detector.held_out_, np.empty(0), np.empty(0))
+        _decide(detector, groups)
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #5313fadc
 def _learn_parts(
@@ -349,4 +354,4 @@ def _learn_parts(
             scores[cells[i].count],
         )
     detector.held_out_patches_ = some_of(np.concatenate(patch_scores), random_state=detector.random_state)
-    detector.threshold_ = choose_threshold(detector.threshold, detector.held_out_, np.empty(0), np.empty(0))
+    _decide(detector, groups)

@@ -287,7 +287,11 @@ def _decided(
             continue
         patch_scores, score, near = records[i]
         held_out = detector.held_out_
-        p = float(conformal_pvalues(held_out, np.array([score]))[0]) if len(held_out) else float("nan")
+        p = (
+            float(conformal_pvalues(held_out, np.array([score]), detector.groups_ or None)[0])
+            if len(held_out)
+            else float("nan")
+        )
         below = round(100 * float(np.mean(held_out < score)), 6) if len(held_out) else float("nan")
         box = detector.layout_.of(f.size).box(patch_scores, limit)
         yield Prediction(

@@ -89,6 +89,7 @@ class Evaluation:
     intensity: Intensity = field(default_factory=Intensity)
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     training_paths: list[str] = field(default_factory=list)  # M files
+    training_groups: list[str] = field(default_factory=list)  # M, the group of each; empty for none
     layout: Layout = None  # type: ignore[assignment]  # where the patches lie; None = one grid over the whole image
 
     def __post_init__(self) -> None:
@@ -173,7 +174,9 @@ class Evaluation:
         patch.
         """
         columns = [c for c in ("image_path", "split", "label", "defect") if c in self.meta]
-        p = conformal_pvalues(self.held_out, self.scores) if len(self.held_out) else np.full(len(self), np.nan)
+        p = np.full(len(self), np.nan)
+        if len(self.held_out):
+            p = conformal_pvalues(self.held_out, self.scores, self.training_groups or None)
         below = np.searchsorted(np.sort(self.held_out), self.scores, side="left") / max(len(self.held_out), 1)
         table = self.meta[columns].assign(
             score=self.scores, anomalous=self.called.astype(int), p_value=p, percentile=100 * below
@@ -184,9 +187,10 @@ class Evaluation:
         """Held-out scores of the normal training images, with their role: what a calibration of this detector may stand
         on.
         """
-        return pd.DataFrame(
+        table = pd.DataFrame(
             {"image_path": self.training_paths, "score": self.held_out, "label": 0, "role": "normal", "model": model}
         )
+        return table.assign(group=self.training_groups) if self.training_groups else table
 
     def cases(self) -> dict[str, np.ndarray]:
         "Rows by outcome, most telling first: false_negative, true_positive, false_positive, unlabelled."

@@ -154,17 +154,15 @@ class Served:
         self.head, self.count, self.missed = f"v{detector.version_}", 0, 0
         if store is not None and len(detector.held_out_):
             held_out = [f"held-out/{self.names.get(p, i)}" for i, p in enumerate(detector.paths_)]
-            store.tag(name, self.head, held_out, detector.held_out_, roles="normal")
+            store.tag(name, self.head, held_out, detector.held_out_, detector.groups_ or None, roles="normal")
 
     def card(self) -> Card:
         "What there is to know."
         d = self.detector
-        promised = self.threshold.parameters.get("promised")
-        rate = None if promised is None else 1 - float(promised)
         return Card(
             recipe=d.recipe,
             normal_images=len(d.paths_),
-            false_alarms=rate,
+            false_alarms=self.threshold.rate(),
             predictions=self.count,
             drift_missed=self.missed,
             **self.identity(),

@@ -10,6 +10,7 @@ __all__ = ['labelled_threshold', 'unpromised_threshold', 'choose_threshold', 'Th
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..calibration.thresholds import Threshold, conformal_threshold, false_alarm_bound, quantile_threshold
 from ..core.errors import DataError, real_array
@@ -56,6 +57,7 @@ def choose_threshold(
     normal_scores: np.ndarray,  # (n,) of held-out normal images
     y_true: np.ndarray,  # (m,) test labels, used by the oracles only
     y_score: np.ndarray,  # (m,)
+    groups: ArrayLike | None = None,  # (n,) part, lot or video of each normal image; each group counts once
 ) -> Threshold:
     """The threshold a report asks for by name, the best promise where images are too few; only oracles look at the
     labels.
@@ -67,7 +69,7 @@ def choose_threshold(
         return labelled_threshold(y_true, y_score, name)
     try:
         if name == "quantile":
-            return quantile_threshold(normal_scores, float(argument or 0.95), too_few="largest")
-        return conformal_threshold(normal_scores, float(argument or 0.05), too_few="largest")
+            return quantile_threshold(normal_scores, float(argument or 0.95), too_few="largest", groups=groups)
+        return conformal_threshold(normal_scores, float(argument or 0.05), too_few="largest", groups=groups)
     except ValueError as e:
         raise DataError(f"threshold={method!r}: {e}") from None

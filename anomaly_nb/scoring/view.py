@@ -97,7 +97,7 @@ class ImageView(View):
     def _images(self, state: State) -> Choice:
         "The list of images in the order asked for, the chosen one kept if it is still in it."
         scores, wrong = self.scores(*self._setting(state))[0], self._wrong(state)
-        name = self.meta["image_path"].map(lambda p: p.rpartition("/")[2].rpartition(".")[0]).to_numpy()
+        name = self.meta["image_path"].map(lambda p: p.rpartition("/")[2]).to_numpy()
         far = np.abs(scores - state["threshold"])
         key = {
             "high": -scores,
@@ -183,7 +183,8 @@ class ImageView(View):
     def threshold(self, k: int, aggregation: str, rule: str) -> Threshold:
         "The threshold a rule gives. Raises as `choose_threshold` does."
         (scores, held_out), mask = self.scores(k, aggregation), self.labels >= 0
-        return choose_threshold(rule, held_out, self.labels[mask], scores[mask])
+        groups = self.detector.groups_ or None
+        return choose_threshold(rule, held_out, self.labels[mask], scores[mask], groups)
 
     def _setting(self, state: State) -> tuple[int, str]:
         "k and aggregation of a state."
