@@ -213,7 +213,7 @@ def compare(
     names = (
         ["predict", "onnxruntime"]
         + ["graph"] * (suffix == "png")
-        + ["bfloat16"] * (choose_precision("auto", "cpu") == "bfloat16")
+        + ["bfloat16"] * ("vit" in backbone and choose_precision("auto", "cpu") == "bfloat16")
     )
     ways = [(ours, name) for name in names]
     ways += [(other, "plain loop"), (other, "Engine.predict")] if other else []

@@ -22,6 +22,7 @@ from anomaly_nb.segmentation.cells import CellReservoir, ClassMoments
 from anomaly_nb.segmentation.feature_scores import VimSubspace
 from anomaly_nb.segmentation.heat import TermMoments
 from anomaly_nb.segmentation.models import StreetOutput, predict
+from anomaly_nb.segmentation import scorer as scorer_module
 from anomaly_nb.segmentation.passes import TrainingPasses
 from anomaly_nb.segmentation.scorer import MASKED, METHODS
 from anomaly_nb.segmentation.scores import max_logit_moments
@@ -67,7 +68,7 @@ def close(a, b, tolerance=1e-9):
     assert np.abs(np.asarray(a) - np.asarray(b)).max() <= tolerance * max(1, np.abs(np.asarray(b)).max())
 
 
-def test_two_passes_whatever_is_fitted(scenes):
+def test_two_passes_whatever_is_fitted(scenes, monkeypatch):
     for methods, passes in (
         (UNMASKED, 2),
         (("max_logit", "msp", "energy"), 1),
@@ -76,8 +77,15 @@ def test_two_passes_whatever_is_fitted(scenes):
         (("knn",), 2),
     ):
         model = Tiny(scenes.table.names)
-        PixelScorer(methods).fit(model, scenes)
-        assert model.calls == passes * len(scenes), methods
+        at_once = PixelScorer(methods).fit(model, scenes)
+        assert model.calls == len(scenes), methods  # the outputs of all scenes fit into memory
+        monkeypatch.setattr(scorer_module, "KEPT_OUTPUTS", 3 * SIZE[0] * SIZE[1] * 4 * len(scenes.table.names))
+        some = PixelScorer(methods).fit(model := Tiny(scenes.table.names), scenes)
+        assert len(scenes) <= model.calls <= passes * len(scenes) and some.scale_ == at_once.scale_
+        monkeypatch.setattr(scorer_module, "KEPT_OUTPUTS", 0)
+        again = PixelScorer(methods).fit(model := Tiny(scenes.table.names), scenes)
+        assert model.calls == passes * len(scenes) and again.scale_ == at_once.scale_, methods
+        monkeypatch.undo()
 
 
 def test_equal_to_the_batch_formulas(scenes):
@@ -177,7 +185,7 @@ def test_a_reservoir_is_a_uniform_sample_of_all_images():
 def test_options_for_images_and_cells(scenes):
     model = Tiny(scenes.table.names)
     scorer = PixelScorer(("mahalanobis",), fit_images=3, cells_per_image=4).fit(model, scenes)
-    assert model.calls == 6 and scorer.fitted_on_["images"] == 3 and scorer.fitted_on_["cells_per_image"] == 4
+    assert model.calls == 3 and scorer.fitted_on_["images"] == 3 and scorer.fitted_on_["cells_per_image"] == 4
     with pytest.raises(ValueError, match="comes twice"):
         PixelScorer(("sml", "sml")).fit(model, scenes)
 

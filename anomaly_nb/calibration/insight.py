@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .margins import BOUNDS, GRADES
 from .shifts import METRICS
-from .thresholds import conformal_bound
+from .thresholds import sample_threshold
 from .windows import read_window
 from .sample import Sample, ScoreSketch, quantiles
 from .store import CalibrationStore
@@ -205,9 +205,10 @@ def _quality(sample: Sample | ScoreSketch, alpha: float) -> dict[str, object]:
     ties = sample.largest_tie() / sample.n
     skew = float((p95 + p5 - 2 * p50) / (p95 - p5))
     top = float((quantiles(sample, (0.99,))[0] - p50) / (p75 - p50)) if p75 > p50 else np.inf
-    bound = conformal_bound(sample.n, alpha)
+    bound = sample_threshold(sample, alpha, too_few="largest").parameters["bound95"]
+    more = f"add other lots or videos: with {number_of(groups, 'group')}" if groups else f"tag more files: with {sample.n}"
     advice = (
-        f"tag more files: with {sample.n} the flagged fraction can reach {bound:.1%} for a nominal {alpha:.0%}"
+        f"{more} the flagged fraction can reach {bound:.1%} for a nominal {alpha:.0%}"
         if bound > 1.5 * alpha
         else "scores pile up on one value: look at the model's output"
         if ties > 0.02

@@ -274,11 +274,6 @@ def _fit_bank(
     detector.reference_ = detector.bank_ if isinstance(detector.bank_, KNNBank) else KNNBank().fit(x, patch_hw)
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #d9ca0e5a
-def _decide(detector: "Detector", groups: np.ndarray | None) -> None:
-    "The threshold, of held-out scores; images of one group were left out together, and count once."
-    detector.threshold_ = choose_threshold(detector.threshold, detector.held_out_, np.empty(0), np.empty(0), groups)
-
-
 def _learn_words(detector: "Detector", bank: Bank, X: ImageSource) -> None:
     "Learn from words alone; the threshold is where a defect is as likely as none, and promises nothing."
     network = detector.network()
@@ -290,6 +285,11 @@ def _learn_words(detector: "Detector", bank: Bank, X: ImageSource) -> None:
     detector.bank_ = bank.fit(detector.preparation_.transform(patches[:0]), grid)
     detector.reference_, detector.groups_, detector.alike_, detector.budget_ = detector.bank_, [], [], {}
     detector.threshold_ = unpromised_threshold()
+
+# %% ../../nbs/06_scoring/23_learning.ipynb #3ffe135b
+def _decide(detector: "Detector", groups: np.ndarray | None) -> None:
+    "The threshold, of held-out scores."
+    detector.threshold_ = choose_threshold(detector.threshold, detector.held_out_, np.empty(0), np.empty(0), groups)
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #6ca42859
 def _learn_grid(detector: "Detector", bank: Bank, f: FeatureSet, budget: Record | None) -> None:
