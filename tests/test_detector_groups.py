@@ -53,7 +53,10 @@ def test_fit_says_how_many_groups_promise_what(fitted):
 def test_p_values_and_decisions_agree_everywhere(fitted, tmp_path):
     place, _ = fitted
     detector = Detector.load(place / "detector")
-    images = sorted(str(p) for p in [*(place / "new").iterdir(), *(place / "parts/good").iterdir()])
+    stripes = np.tile(np.uint8([0, 0, 255, 255]), (64, 16))[..., None].repeat(3, axis=2)
+    Image.fromarray(stripes).save(tmp_path / "stripes.png")
+    normal = [*(place / "new").iterdir(), *(place / "parts/good").iterdir()]
+    images = sorted(str(p) for p in [*normal, tmp_path / "stripes.png"])
     predictions = list(predict_files(detector, images))
     p, called = np.array([r.p_value for r in predictions]), np.array([r.anomalous for r in predictions])
     assert p.min() == pytest.approx(1 / (PARTS + 1)) and called.any() and not called.all()
@@ -63,7 +66,7 @@ def test_p_values_and_decisions_agree_everywhere(fitted, tmp_path):
     assert set(detector.evaluate(images).calibration_scores()["group"]) == {f"part{i:02d}" for i in range(PARTS)}
     pytest.importorskip("onnxruntime")
     detector.export(tmp_path / "line")
-    for image, one, decision in list(zip(images, p, called))[::9]:
+    for image, one, decision in [*zip(images, p, called)][::-9]:
         script = [sys.executable, str(tmp_path / "line/predict.py"), image]
         answer = subprocess.run(script, capture_output=True, text=True, check=False)
         said = json.loads(answer.stdout)
