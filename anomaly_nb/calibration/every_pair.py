@@ -98,9 +98,9 @@ def nearest_in_groups(
         some, rows = who[start:end], slice(g * size, min((g + 1) * size, len(x)))
         squared = torch.addmm(norms[rows], x.index_select(0, some), x[rows].T, alpha=-2)
         squared.masked_fill_(video.index_select(0, some)[:, None] == video[rows], torch.inf)
-        found, column = squared.topk(min(m, squared.shape[1]), dim=1, largest=False)
-        values[start:end, : found.shape[1]] = found
-        index[start:end, : found.shape[1]] = column.add_(g * size)
+        nearest, column = squared.topk(min(m, squared.shape[1]), dim=1, largest=False)
+        values[start:end, : nearest.shape[1]] = nearest
+        index[start:end, : nearest.shape[1]] = column.add_(g * size)
     back = torch.empty_like(by_group).index_copy_(0, by_group, torch.arange(len(query), device=x.device))
     return values.add_(norms[who, None])[back], index[back]
 
@@ -142,8 +142,8 @@ def nearest_of_other_videos(
     score = torch.empty_like(score).index_copy_(0, order, score)[:n]
     first = score.topk(min(max(2, k), score.shape[1]), dim=1).indices
     who = torch.arange(n, device=x.device).repeat_interleave(first.shape[1])
-    found, index = nearest_in_groups(x, norms, video[:n], who, first.flatten(), size, m)
-    best, column = found.view(n, -1).topk(m, dim=1, largest=False)
+    squared, index = nearest_in_groups(x, norms, video[:n], who, first.flatten(), size, m)
+    best, column = squared.view(n, -1).topk(m, dim=1, largest=False)
     index = index.view(n, -1).gather(1, column)
 
     reach = best[:, k - 1] + 8 * (d + 8) * 2.0**-24 * (norms + best[:, k - 1])
@@ -154,11 +154,11 @@ def nearest_of_other_videos(
     who, group = flat // score.shape[1], flat % score.shape[1]
     settled = torch.bincount(who, minlength=n) <= 8 + score.shape[1] / 8  # beyond that a full search is less work
     who, group = who[settled[who]], group[settled[who]]
-    found, rows = nearest_in_groups(x, norms, video[:n], who, group, size, m)
-    nearer = found < best[who, -1:]
+    squared, rows = nearest_in_groups(x, norms, video[:n], who, group, size, m)
+    nearer = squared < best[who, -1:]
     everyone = torch.arange(n, device=x.device).repeat_interleave(m)
-    who = torch.cat([everyone, who[:, None].expand_as(found)[nearer]])
-    best, index = torch.cat([best.flatten(), found[nearer]]), torch.cat([index.flatten(), rows[nearer]])
+    who = torch.cat([everyone, who[:, None].expand_as(squared)[nearer]])
+    best, index = torch.cat([best.flatten(), squared[nearer]]), torch.cat([index.flatten(), rows[nearer]])
     order = best.argsort(stable=True)
     order = order[who[order].argsort(stable=True)]
     start = torch.searchsorted(who[order], torch.arange(n, device=x.device))
