@@ -84,7 +84,7 @@ def test_two_training_videos_are_enough_and_one_is_refused_before_anything_is_co
     assert (tmp_path / "c.yml").read_bytes() == before
     second = max((root / "training").glob("*/*"))
     shutil.rmtree(second) if second.is_dir() else second.unlink()
-    code, said, error = run(
+    code, _, error = run(
         "score-video", "--all", "--dataset-name", "clips", "--root", root, "--features", tmp_path / "new", "--config",
         tmp_path / "new.yml", "--out", tmp_path / "scores",
     )  # fmt: skip

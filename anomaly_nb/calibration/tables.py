@@ -100,8 +100,9 @@ def read_scores(
 def _check_files(table: pd.DataFrame, column: str, apart: Sequence[str], path: str | Path) -> None:
     "Every row names a file, each file once. Raises `DataError` naming the lines."
     names = table[column].str.strip()
-    if (names == "").any():
-        raise DataError(f"{path}, line {table.index[(names == '').argmax()]}: {column} is empty; name the file, or remove the row")
+    if (empty := np.flatnonzero(names == "")).size:
+        line = table.index[int(empty[0])]
+        raise DataError(f"{path}, line {line}: {column} is empty; name the file, or remove the row")
     keys = pd.MultiIndex.from_frame(table[[column, *apart]])
     if (again := np.flatnonzero(keys.duplicated())).size:
         first = table.index[int(np.flatnonzero(keys == keys[again[0]])[0])]

@@ -113,7 +113,7 @@ def run(
     for step in next_steps(report).itertuples():
         seen = report["heads"][step.head]
         files = number_of(seen["file_count"], "file")  # since its reference, or in the window
-        do = step.do.removesuffix(f": {seen['reason']}")
+        do = str(step.do).removesuffix(f": {seen['reason']}")
         answer.say(f"{step.head}, by {files}: {step.verdict}: {seen['reason']}. Do: {do}")
     raise typer.Exit(exit_code(len(report["heads"]) + len(refused), len(refused), len(alarming(report))))
 
