@@ -3,6 +3,7 @@
 """
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -180,9 +181,10 @@ def test_only_the_thresholds_themselves_where_asked():
     rng = np.random.default_rng(0)
     a, b = rng.beta(4, 8, 10_000), rng.beta(4, 8, 10_000)
     wide, narrow = drift_metrics(a, b), drift_metrics(a, b, widest="excellent")
-    assert wide.verdict == "stable" and "apd_p95 0.02" in wide.reason and "srd" not in wide.reason  # on the unit scale
+    assert wide.verdict == "stable" and wide.margins["apd_p95"] == pytest.approx(0.02)  # on the unit scale
+    assert wide.margins["srd"] == Thresholds().srd and wide.reason.startswith("every metric is below its limit: the ")
     assert narrow.verdict == "no evidence of drift" and narrow.margins == {m: Thresholds().of(m) for m in METRICS}
-    assert wide.n_needed is None and narrow.n_needed > 30_000 and "files would show" in narrow.reason
+    assert wide.n_needed is None and narrow.n_needed > 30_000 and " may be up to " in narrow.reason
     with pytest.raises(ValueError, match="use excellent, good, acceptable"):
         drift_metrics(a, b, widest="perfect")
 
@@ -350,3 +352,24 @@ def test_groups_are_given_for_both_sides_or_none():
         "7 groups only; at least 8"
         in drift_metrics(Sample(a, np.arange(200) % 7), Sample(b, np.arange(200) % 20)).reason
     )
+
+
+SHORT = {
+    "unstable": r"the [a-z ]+ ha(s|ve) moved beyond chance: \w+ is [\d.e+-]+, its limit [\d.]+(; also (\w+, )*\w+)?",
+    "stable": r"every metric is below its limit: the nearest, \w+, is at most [\d.e-]+, its limit [\d.]+( for so few files \(else [\d.]+\))?",
+    "no evidence of drift": r"nothing has moved beyond chance, but \w+ may be up to [\d.e-]+, its limit [\d.]+( for so few files \(else [\d.]+\))?",
+    "inconclusive": r"something has moved, but \w+ may lie from [\d.e-]+ to [\d.e-]+, its limit [\d.]+( for so few files \(else [\d.]+\))?",
+}
+
+
+def test_a_reason_is_one_short_sentence_with_a_number_and_its_limit():
+    rng, seen = np.random.default_rng(0), set()
+    for n in (60, 600, 20_000):
+        for shift in (0, 0.01, 0.03, 0.2):
+            r = drift_metrics(rng.beta(4, 8, n), rng.beta(4, 8, n) + shift, resamples=400)
+            assert re.fullmatch(SHORT[r.verdict], r.reason) and len(r.reason) < 125, r.reason
+            named = next(m for m in METRICS if re.search(rf"\b{m}\b", r.reason))
+            shown = r.thresholds.of(named) if r.verdict == "unstable" else r.margins[named]
+            assert f"its limit {shown:.2g}" in r.reason
+            seen.add(r.verdict)
+    assert seen == set(SHORT), seen

@@ -202,6 +202,113 @@ def test_exit_codes_of_drift(tmp_path, monkeypatch):
         assert not ONE.search(said), said
 
 
+def test_a_head_without_a_number_is_left_out_by_name_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng, nothing = np.random.default_rng(0), [np.nan] * 59 + [np.inf]
+    both = pd.DataFrame({"file": [f"{i}" for i in range(60)] * 2, "head": ["a"] * 60 + ["b"] * 60})
+    both["score"] = [*rng.gamma(4, size=60), *nothing]
+    both.to_csv("both.csv", index=False)
+    code, said, _ = run("drift", "run", "--develop", "--scores", "both.csv", "--model", "net")
+    (line,) = [text for text in said.splitlines() if "net/b" in text]
+    assert code == 4 and said.startswith("1 head: 1 new") and "net/a" in said
+    assert line.startswith("both.csv: net/b is left out: none of its 60 scores is a number") and "score these" in line
+    both[both["head"] == "b"].to_csv("b.csv", index=False)
+    err = fails(capsys, "drift", "run", "--scores", "b.csv", "--model", "net", "--store", "new")
+    assert "b.csv: net/b is left out: none of its 60 scores" in err and "heads" not in run("drift", "history")[1]
+    words = ("drift", "tag", "--model", "net", "--head", "a", "--store", "data/calibrations", "--out", "out.csv")
+    code, said, _ = run(*words, "--scores", "b.csv")
+    assert code == 1 and "60 undecided: without a score" in said  # as `predict` of images that cannot be read
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("file,score\na,1\nb,2\n\na,3\n", "s.csv: lines 2 and 5 both give a score of file a; keep one of them"),
+        ("file,score,head\na,1,h\na,2,g\n", "lines 2 and 3 both give a score of file a"),  # --head says it is one
+        ("name,score\na,1\n", "s.csv, line 1: no column image_path (or file, or key); it has name, score; rename"),
+        ("file,value\na,1\n", "s.csv, line 1: no column score; it has file, value; rename one"),
+        ("", "s.csv, line 1: is empty"),
+        ("file,score\n", "s.csv: holds no scores, only the names of its columns; write a row for each file"),
+        ("file;score\na;0,5\n", "s.csv, line 1: columns are separated by semicolons; save it with commas"),
+        ("file,score\n ,1\n", "s.csv, line 2: file is empty; name the file"),
+    ],
+)
+def test_a_table_of_scores_that_cannot_be_used_is_answered_in_one_line(tmp_path, monkeypatch, capsys, content, says):
+    monkeypatch.chdir(tmp_path)
+    Path("s.csv").write_text(content)
+    Path("config.yml").write_text("calibrate_heads: true\n")
+    assert says in fails(capsys, "drift", "run", "--scores", "s.csv", "--model", "net", "--head", "h")
+
+
+def test_settings_that_are_not_there_and_a_table_with_a_mark(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = "\n".join(["\ufeffimage_path,score", *(f"{i}.png,{i / 60}" for i in range(60))])
+    Path("marked.csv").write_text(text, encoding="utf-8")
+    assert run("drift", "run", "--develop", "--scores", "marked.csv", "--model", "net", "--head", "h")[0] == 0
+    for words in (["history"], ["trend", "net", "h"], ["run", "--scores", "marked.csv"], ["repair"]):
+        err = fails(capsys, "drift", *words, "--config", "absent.yml")
+        assert err.startswith("anomaly-nb: absent.yml: no such file; name a file of settings that exists"), err
+
+
+def every_command():
+    from tests.test_cli_options import commands
+
+    import typer
+
+    from anomaly_nb.cli.main import app
+
+    return [(words, c) for words, c in commands(typer.main.get_command(app)) if any(p.required for p in c.params)]
+
+
+@pytest.mark.parametrize(("words", "command"), every_command(), ids=lambda x: "-".join(x) if type(x) is tuple else "")
+def test_a_missing_argument_is_named_in_one_line_with_an_example(words, command, capsys):
+    err = fails(capsys, *words)
+    missing, _, example = err.strip().partition("; for example: ")
+    assert missing.startswith("anomaly-nb: missing ") and example.startswith(f"anomaly-nb {' '.join(words)} "), err
+
+
+def test_two_runs_are_compared(tmp_path, capsys):
+    from anomaly_nb.core.files import write_json
+
+    for i in range(2):
+        err = fails(capsys, "runs", "diff", *["abc"] * i, "--figures", tmp_path)
+        assert f"holds {i} run" in err and "two are compared" in err and "anomaly-nb report" in err
+        record = {"run_id": f"abc{i}", "report": "mine", "status": "ok", "started": f"2026-01-0{i + 1}", "seconds": 1.0}
+        write_json(tmp_path / f"runs/mine-abc{i}/run.json", record | {"parameters": {"x": i}, "metrics": {}})
+    assert "abc1: is the newest run itself; name two runs" in fails(capsys, "runs", "diff", "abc1", "--figures", tmp_path)
+    assert "parameters.x" in run("runs", "diff", "abc0", "--figures", tmp_path)[1]
+    assert "name the runs to verify, or all:" in fails(capsys, "runs", "verify", "--figures", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train", "run", "--temperature", 0], "invalid value for '--temperature': "),
+        (["train", "run", "--fit-cells", 0], "invalid value for '--fit-cells'"),
+        (["train", "run", "--adapt", 2], "invalid value for '--adapt'"),
+        (["evaluate", "run", "--resamples", -1], "invalid value for '--resamples'"),
+        (["ablate", "study", "--seeds", "0,x"], "--seeds '0,x': give some numbers with commas"),
+        (["ablate", "study", "--seeds", "0,1.5"], "--seeds '0,1.5': give whole numbers from 0 on"),
+    ],
+)
+def test_street_commands_refuse_before_they_compute(tmp_path, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(tmp_path)
+    assert says in fails(capsys, "street", *words) and not any(tmp_path.iterdir())
+
+
+def test_scenes_without_an_anomaly_are_refused_before_they_are_scored(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val", "test"):
+        for kind in ("images", "labels"):
+            Path("scenes", split, kind).mkdir(parents=True)
+            Image.fromarray(np.zeros((32, 48), np.uint8)).save(Path("scenes", split, kind, "a.png"))
+    Path("scenes/classes.json").write_text('{"classes": {"road": 0, "car": 1}}')
+    words = ["--data", "folder", "--root", "scenes", "--height", 32, "--width", 48]
+    err = fails(capsys, "street", "ablate", "study", *words)
+    assert "none of its classes is the anomaly" in err and "with --held-out, such as car" in err
+    assert not Path("study").exists()
+
+
 def test_weights_that_are_not_at_hand_name_the_mend(capsys, monkeypatch):
     import_torchvision()
     smp = pytest.importorskip("segmentation_models_pytorch")

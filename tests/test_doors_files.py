@@ -206,4 +206,4 @@ def test_a_first_run_is_new_and_small_scores_keep_their_digits(tmp_path, monkeyp
     assert 0 < float(moved) < 1e-3
     history = run("drift", "history")[1]
     assert " new " in history and "is_stable" not in history
-    assert "v1 (60 files, reference v-) new: " in run("drift", "trend", "net", "h")[1]
+    assert "v1 (60 files, no reference yet) new: " in run("drift", "trend", "net", "h")[1]

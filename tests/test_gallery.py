@@ -746,6 +746,24 @@ def column_of(tab, number):
     return tab.eval_on_selector_all(f"table.table tbody td:nth-child({number})", "cells => cells.map(c => c.textContent)")
 
 
+def test_few_rows_of_many_columns_are_stacked_on_a_phone(tmp_path, visit):
+    import pandas as pd
+    from nbformat.v4 import new_output
+
+    from anomaly_nb.core.display import table_html
+
+    frame = pd.DataFrame({f"name_of_column_{i}": [0.1, 0.2] for i in range(12)})
+    page = report_with(tmp_path, new_output("display_data", data={"text/html": table_html(frame)}))
+    for width, display in ((390, "block"), (1280, "table-cell")):
+        tab = visit(page, width=width, height=700)
+        cell = tab.locator(".stacked td").first
+        assert cell.evaluate("e => getComputedStyle(e).display") == display
+        shown = cell.evaluate("e => getComputedStyle(e, '::before').content")
+        assert ("name of column 0" in shown) == (width == 390), shown
+        moved = tab.locator(".scroll", has=tab.locator(".stacked")).evaluate("e => e.scrollWidth > e.clientWidth")
+        assert moved == (width != 390)
+
+
 def test_tables_of_a_report_sort(tmp_path, visit):
     import pandas as pd
     from nbformat.v4 import new_output

@@ -156,6 +156,13 @@ def test_the_quick_commands(place):
     assert (place / "detectors" / "my_part" / "detector.html").is_file() and (place / "my_report.ipynb").is_file()
 
 
+def test_the_few_shot_report_in_a_smaller_form(place):
+    "The line of the README takes a minute; fewer images, samples and methods of the same take seconds."
+    (command,) = (c for c in commands() if c.startswith("anomaly-nb report few_shot"))
+    said = run(f"{command} -p shots=0,1 -p seeds=1 -p recipes=winclip,knn", {0})
+    assert "Image AUROC" in said and "few_shot-" in said and "best_auroc_1_shots" in said.replace(" ", "_"), said
+
+
 def random_weights(place):
     "Checkpoints under the names that the README gives, of the networks it names, untrained."
     from anomaly_nb.core.runtime import import_torchvision

@@ -177,3 +177,17 @@ def test_damaged_data_fails_with_the_file_and_a_page(place):
             figures="figures",
         )
     assert Path(re.search(r"see (\S+)", str(caught.value))[1]).exists()
+
+
+def test_a_head_without_a_number_is_left_out_of_the_drift_report(tmp_path, monkeypatch):
+    import numpy as np
+    import pandas as pd
+
+    monkeypatch.chdir(tmp_path)
+    for name, scores in (("a", np.random.default_rng(0).gamma(4, size=120)), ("b", np.full(120, np.nan))):
+        pd.DataFrame({"file": [f"{i}.png" for i in range(120)], "score": scores}).to_csv(f"{name}.csv", index=False)
+    done = run_report("calibration_drift", {"scores": "a.csv,b.csv", "heads": "a,b", "batches": 2})
+    page = done.page.read_text()
+    assert done.metrics["heads"] == 1 and "b is left out: none of its 120 scores is a number" in page
+    with pytest.raises(ReportError, match="b is left out: none of its 120 scores is a number; score these files again"):
+        run_report("calibration_drift", {"scores": "b.csv", "heads": "b", "batches": 2})

@@ -29,6 +29,7 @@ from anomaly_nb.video.sources import open_source
 from anomaly_nb.video.streams import Extraction
 from anomaly_nb.video.velocity import VelocityModel
 from anomaly_nb.video.watch import watch
+from tests.commands import run
 
 DATA = os.environ.get("ANOMALY_NB_DATA", "")
 PED2 = Path(DATA) / "video" / "ped2"
@@ -66,6 +67,29 @@ calibrate_dataset(dataclasses.replace(plan, features=pathlib.Path(out) / "again"
     ours, theirs = read_calibration(home / "config.yml"), read_calibration(tmp_path / "config.yml")
     assert ours.ranges == theirs.ranges == scorer.ranges_
     assert ours.provenance == theirs.provenance
+
+
+def test_two_training_videos_are_enough_and_one_is_refused_before_anything_is_computed(tmp_path):
+    root = make_video_dataset(tmp_path / "clips", n_train=2, intruders=("cyclist",), frames=20)
+    plan = plan_for("clips", None, root, tmp_path / "features", {"image_size": 32})
+    extract_dataset(plan)
+    calibrate_dataset(plan, tmp_path / "c.yml")
+    assert len(score_dataset(plan, tmp_path / "c.yml")[0]) == 20 and load_decision(plan, tmp_path / "c.yml")[1].peaks
+    objects = load_object_features(plan.features / "training", "deep")
+    left = min(int((objects.video != v).sum()) for v in objects.frames)
+    wanted = rf"2 training videos with {len(objects)} objects; without 0\d there are {left} left, and {left + 1} neighb"
+    before = (tmp_path / "c.yml").read_bytes()
+    with pytest.raises(DataError, match=f"{wanted}.*add normal videos.*, or set  k: {left}  under datasets: clips: in "):
+        calibrate_dataset(replace(plan, k=left + 1), tmp_path / "c.yml")
+    assert (tmp_path / "c.yml").read_bytes() == before
+    second = max((root / "training").glob("*/*"))
+    shutil.rmtree(second) if second.is_dir() else second.unlink()
+    code, _, error = run(
+        "score-video", "--all", "--dataset-name", "clips", "--root", root, "--features", tmp_path / "new", "--config",
+        tmp_path / "new.yml", "--out", tmp_path / "scores",
+    )  # fmt: skip
+    assert code and str(error).startswith(f"{root}: 1 training video, and every one is measured against the others; add")
+    assert not any((tmp_path / name).exists() for name in ("new", "new.yml", "scores"))
 
 
 @pytest.mark.parametrize("wrong", [{"k": 1}, {"metric": "cosine"}])

@@ -108,5 +108,9 @@ def run_sentence(report: Record) -> str:
     counts = Counter(map(verdict_words, heads))
     fresh = counts.pop("new", 0)
     verdicts = [f"{n} {v}" for v, n in counts.items()] + [f"{fresh} new, with a reference since this run"] * bool(fresh)
-    end = "converged" if report["summary"].get("converged") else "not converged"
+    summary = report["summary"]
+    stable = "" if summary.get("convergence") in ("spec", "stable") else " or without evidence of drift"
+    quiet = "" if summary.get("convergence") == "spec" else ", and no alarm"
+    means = f"every head stable{stable}{quiet}"
+    end = f"converged ({means})" if summary.get("converged") else f"not converged (converged: {means})"
     return f"{number_of(len(heads), 'head')}: {', '.join(verdicts)}; {end}"

@@ -7,6 +7,7 @@ __all__ = ['NORMAL', 'DEFECT', 'WORDS', 'roles_of', 'read_scores', 'find_scores'
 
 # %% ../../nbs/05_calibration/16_tables.ipynb #e294c92d
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,19 +64,24 @@ def read_scores(
     split: str | None = None,  # only rows of this split; None: all
     calibrate: bool = True,  # whether normal files are needed, so that a table of defects alone is refused
     column: str = "score",  # the one with the scores
+    apart: Sequence[str] = ("model", "head"),  # columns that tell rows of one file apart
 ) -> pd.DataFrame:  # file, score (NaN: none was given)[, role][, group][, head][, model]
     "Scored items of a CSV. Raises `MissingFileError`, or `DataError` naming the column or line."
     table = read_table(path)
     name = next((c for c in ("image_path", "file", "key") if c in table), None)
     if name is None or column not in table:
+        missing = [*([] if column in table else [column]), *([] if name else ["image_path (or file, or key)"])]
         raise DataError(
-            f"{path}, line 1: has columns {', '.join(table.columns)}; it needs {column} and one of image_path, file, "
-            "key"
+            f"{path}, line 1: no column {' and no column '.join(missing)}; it has {', '.join(table.columns)[:200]}; "
+            "rename one"
         )
+    if table.empty:
+        raise DataError(f"{path}: holds no scores, only the names of its columns; write a row for each file")
     if split is not None:
         if "split" not in table or not (table["split"] == split).any():
             raise DataError(f"{path}: no row of split {split!r}")
         table = table[table["split"] == split]
+    _check_files(table, name, [c for c in apart if c in table], path)
     out = pd.DataFrame({"file": table[name].to_numpy(), "score": _numbers(table, column, path)})
     if (roles := roles_of(table, path)) is not None:
         out["role"] = roles
@@ -91,6 +97,23 @@ def read_scores(
     return out
 
 # %% ../../nbs/05_calibration/16_tables.ipynb #39d00b33
+def _check_files(table: pd.DataFrame, column: str, apart: Sequence[str], path: str | Path) -> None:
+    "Every row names a file, each file once. Raises `DataError` naming the lines."
+    names = table[column].str.strip()
+    if (empty := np.flatnonzero(names == "")).size:
+        line = table.index[int(empty[0])]
+        raise DataError(f"{path}, line {line}: {column} is empty; name the file, or remove the row")
+    keys = pd.MultiIndex.from_frame(table[[column, *apart]])
+    if (again := np.flatnonzero(keys.duplicated())).size:
+        first = table.index[int(np.flatnonzero(keys == keys[again[0]])[0])]
+        of = "".join(f" of {c} {table[c].iloc[again[0]]}" for c in apart)
+        more = f" (and {number_of(again.size - 1, 'other row')} like this)" if again.size > 1 else ""
+        raise DataError(
+            f"{path}: lines {first} and {table.index[again[0]]} both give a score of file "
+            f"{table[column].iloc[again[0]]}{of}{more}; keep one of them, or tell heads apart by a column head"
+        )
+
+
 def _numbers(table: pd.DataFrame, column: str, path: str | Path) -> np.ndarray:
     "A column of text as float64; gaps and NaN become NaN, and are told."
     scores = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64, copy=True)
@@ -103,7 +126,7 @@ def _numbers(table: pd.DataFrame, column: str, path: str | Path) -> np.ndarray:
             "with digits and a point"
         )
     scores[~np.isfinite(scores)] = np.nan
-    if lost := int(np.isnan(scores).sum()):
+    if 0 < (lost := int(np.isnan(scores).sum())) < scores.size:  # who reads a table without any says so
         warnings.warn(
             f"{path}: {lost} of {number_of(scores.size, 'score')} missing, NaN or infinite; counted, not compared",
             Notice,

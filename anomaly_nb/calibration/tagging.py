@@ -149,9 +149,15 @@ def tag_scores(
             "of each per file"
         )
     if len(set(names)) != len(names) or "" in names:
-        seen: set[str] = set()
-        twice = next(n for n in names if n == "" or n in seen or seen.add(n))  # type: ignore[func-returns-value]
-        raise DataError(f"file {twice!r} is empty or comes twice in one batch; one score per file and head")
+        places: dict[str, int] = {}
+        for place, name in enumerate(names, 1):
+            if name == "":
+                raise DataError(f"file {place} of {len(names)} of {model}/{head} has no name; give it one")
+            if places.setdefault(name, place) != place:
+                raise DataError(
+                    f"file {name!r} comes twice in one batch of {model}/{head}, as number {places[name]} and {place} of "
+                    f"{len(names)}; give one score per file and head"
+                )
     file_roles, now, added = check_roles(roles, len(names)), int(time.time() * 1000), 0
     with transaction(db):
         check_case(db, model, head)

@@ -22,9 +22,11 @@ from anomaly_nb.cli.stores import (
     keys_changed,
     move_words,
     open_store,
+    reference_words,
     scores_of,
     start_development,
     tag_table,
+    trend_line,
 )
 
 # %% ../../nbs/11_cli/06_drift.ipynb #32414a0a
@@ -72,8 +74,9 @@ def run(
     says what was found, for scripts.
 
     \b
-    Exit codes: 0 no head drifted; 3 a head is unstable against its reference, or its alarm rang; 2 a wrong option,
-    file or setting.
+    Exit codes: 0 no head drifted; 3 a head is unstable against its reference, or its alarm rang; 4 none did, but
+    a head was left out, as none of its new scores is a number; 2 that is so of all heads, or a wrong option, file or
+    setting.
 
     Of a report's folder its `calibration_scores.csv` is taken: held-out normal scores. Columns `role` (normal,
     unlabelled, defect) and `label` (0, 1) are honoured: known defects are tagged and never calibrated on.
@@ -91,9 +94,13 @@ def run(
     if develop:
         start_development(config, answer.say)
     opened = open_store(store, config, new=bool(scores), development=True)
-    for path in scores or []:
-        for name in each_label(label):
-            tag_table(opened, path, split, model, head, name, answer.say)
+    pairs = [(path, name) for path in scores or [] for name in each_label(label)]
+    tagged = [tag_table(opened, path, split, model, head, name, answer.say) for path, name in pairs]
+    refused = [line for _, lines in tagged for line in lines]
+    if refused and not any(heads for heads, _ in tagged):
+        raise DataError("; ".join(refused))
+    for line in refused:
+        answer.say(line, err=True)
     try:
         report = opened.run(wait=60)
     except RunInProgress as e:
@@ -106,8 +113,9 @@ def run(
     for step in next_steps(report).itertuples():
         seen = report["heads"][step.head]
         files = number_of(seen["file_count"], "file")  # since its reference, or in the window
-        answer.say(f"{step.head}, by {files}: {step.verdict}: {seen['reason']}. Do: {step.do}")
-    raise typer.Exit(exit_code(len(report["heads"]), 0, len(alarming(report))))
+        do = str(step.do).removesuffix(f": {seen['reason']}")
+        answer.say(f"{step.head}, by {files}: {step.verdict}: {seen['reason']}. Do: {do}")
+    raise typer.Exit(exit_code(len(report["heads"]) + len(refused), len(refused), len(alarming(report))))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #f2929e77
 @app.command()
@@ -136,7 +144,8 @@ def tag(
     undecided.
 
     \b
-    Exit codes: 0 none anomalous; 3 some anomalous; 2 a wrong option, file or reference.
+    Exit codes: 0 none anomalous; 3 some anomalous; 4 none, but some had no score; 1 none had a score; 2 a wrong option,
+    file or reference.
 
     \b
     Example:  anomaly-nb drift tag --scores today.csv --model net --head leather --store data/pulled --out decided.csv
@@ -175,12 +184,12 @@ def tag(
     if message or calibration is None:
         return
     undecided = "" if not open_ else f", {open_} undecided: without a score, or the calibration names no threshold"
-    flagged = int(table["anomalous"].sum())
+    flagged, lost = int(table["anomalous"].sum()), int(table["score"].isna().sum())
     typer.echo(
         f"{number_of(len(table), 'score')}: {flagged} anomalous{undecided} (version "
         f"{calibration.get('version', 'without a number')}) -> {out}"
     )
-    raise typer.Exit(exit_code(len(table), 0, flagged))
+    raise typer.Exit(exit_code(len(table), lost, flagged))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #e405122e
 @app.command()
@@ -227,21 +236,12 @@ def trend(
     """
     from anomaly_nb.calibration.insight import plot_trend
     from anomaly_nb.calibration.next_steps import verdict_words
-    from anomaly_nb.core.errors import number_of
 
     runs = open_store(store, config).trend(model, head)
     last = runs[-1]
     typer.echo(f"{model}/{head}: {verdict_words(last)} in version {last['version']}, the newest of {len(runs)}")
     for r in runs:
-        numbers = (
-            " ".join(f"{m}={r[m]:.3g}" for m in ("apd_p5", "apd_p95", "srd", "jsd", "median_drift", "iqr_drift"))
-            if r["jsd"] is not None
-            else ""
-        )
-        typer.echo(
-            f"v{r['version']} ({number_of(r['file_count'], 'file')}, reference v{r['reference_version'] or '-'}) "
-            f"{verdict_words(r)}: {r['reason']} {numbers}".rstrip()
-        )
+        typer.echo(trend_line(r))
     if plot is not None:
         plot.parent.mkdir(parents=True, exist_ok=True)
         plot_trend(runs, f"{model}/{head}").savefig(plot)
@@ -268,7 +268,7 @@ def promote(
     """
     moved = open_store(store, config).promote(model, head, version, by="command line", reason=reason)
     typer.echo(
-        f"{model}/{head}: reference v{moved['from_version'] or '-'} -> v{moved['to_version']}. Decide again about old "
+        f"{model}/{head}: {reference_words(moved['from_version'])} -> v{moved['to_version']}. Decide again about old "
         "files with  anomaly-nb drift worker --retag"
     )
 

@@ -21,7 +21,7 @@ from .atoms import app as atoms
 from .benchmark import benchmark
 from .detect import evaluate, fit, update
 from .drift import app as drift
-from .options import exit_code, say_run
+from .options import USAGE_ERROR, exit_code, say_run, usage_line
 from ..core.order import printable
 from .predict import predict
 from .runs import app as runs
@@ -262,6 +262,7 @@ def report(
     \b
     anomaly-nb report image_anomaly -p dataset=mvtec -p root=data/mvtec -p category=leather
     """
+    from anomaly_nb.core.errors import DataError
     from anomaly_nb.reports.sweep import read_yaml
     from anomaly_nb.reports.run import run_report
     from anomaly_nb.reports.template import template_parameters, templates, type_words
@@ -275,14 +276,11 @@ def report(
         return
     parameters = read_yaml(file) if file else {}
     if not isinstance(parameters, dict):
-        raise typer.BadParameter(f"{file}: write lines of the form  name: value", param_hint="--file")
+        raise DataError(f"--file {file}: write lines of the form  name: value")
     for pair in parameter or []:
         name, eq, value = pair.partition("=")
         if not eq or not name.strip():
-            raise typer.BadParameter(
-                f"{pair!r}: write name=value, with the name of a parameter (--list shows them)",
-                param_hint="--parameter",
-            )
+            raise DataError(f"-p {pair!r}: write name=value; the names:  anomaly-nb report {template} --list")
         parameters[name] = value
     say_run(run_report(template, parameters, figures, force))
 
@@ -371,7 +369,15 @@ def main(argv: list[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show
-            app(argv, standalone_mode=True)
+            code = app(argv, standalone_mode=False, prog_name="anomaly-nb")
+        sys.exit(code if isinstance(code, int) else 0)
+    except USAGE_ERROR as e:
+        if type(e).__name__ == "NoArgsIsHelpError":  # nothing was typed, so the help is the answer
+            e.show()
+            sys.exit(e.exit_code)
+        _fail(usage_line(e))
+    except typer.Abort:
+        _fail("aborted", 1)
     except (DataError, MissingFileError, MissingExtraError) as e:
         _fail(in_command(" ".join((sys.argv[1:] if argv is None else argv)[:2]), str(e)))
     except OSError as e:  # no permission, disk full, somebody else writing

@@ -137,13 +137,22 @@ def diff(
     figures: Figures = "figures",
 ) -> None:
     "Show what differs between two runs: parameters, metrics, inputs, environment, outputs."
+    from anomaly_nb.core.errors import DataError
     from anomaly_nb.reports.ledger import Ledger
 
     ledger = Ledger(figures)
     newest = [r["run_id"] for r in ledger.records()[:2]]
     if not (a and b) and len(newest) < 2:
-        raise typer.BadParameter("there are no two runs to compare")
+        raise DataError(
+            f"{figures}: holds {number_of(len(newest), 'run')}, and two are compared; make another one with other "
+            "parameters:  anomaly-nb report image_anomaly -p recipe=padim"
+        )
     one, two = ledger[a or newest[1]].record, ledger[b or newest[0]].record
+    if one["run_id"] == two["run_id"]:
+        raise DataError(
+            f"{one['run_id'][:8]}: is {'named twice' if a and b else 'the newest run itself'}; name two runs, as "
+            "anomaly-nb runs list  shows them"
+        )
     rows = []
     for section in ("status", "error", "parameters", "metrics", "inputs", "provenance", "outputs"):
         rows += _differences(section, one.get(section), two.get(section))
@@ -198,6 +207,7 @@ def verify(
     figures: Figures = "figures",
 ) -> None:
     "Execute runs again in a temporary folder and say whether they gave the same bits; exits 1 if one did not."
+    from anomaly_nb.core.errors import DataError
     from anomaly_nb.core.runtime import progress
     from anomaly_nb.reports.ledger import Ledger
     from anomaly_nb.reports.verify import verify as again
@@ -206,7 +216,11 @@ def verify(
     ledger = Ledger(figures)
     names = [r["run_id"] for r in reversed(ledger.records()) if r["status"] == "ok"] if all_ else runs or []
     if not names:
-        raise typer.BadParameter("name the runs to verify, or say --all")
+        raise DataError(
+            f"{figures}: holds no run that succeeded, so there is nothing to verify"
+            if all_
+            else "name the runs to verify, or all:  anomaly-nb runs verify --all"
+        )
     entries = [ledger[n] for n in names]
     results = []
     for run in progress(entries, "verify", unit="run"):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Store', 'Config', 'STORE', 'CONFIG', 'Keys', 'start_development', 'open_store', 'each_label', 'scores_of',
-           'tag_table', 'move_words', 'keys_changed']
+           'tag_table', 'reference_words', 'trend_line', 'move_words', 'keys_changed']
 
 # %% ../../nbs/11_cli/04_stores.ipynb #b3f35333
 from collections.abc import Callable
@@ -108,14 +108,18 @@ def tag_table(
     head: str | None,
     label: str | None,  # None: the head has one score, in the column `score`
     say: Callable[[str], None] = typer.echo,
-) -> None:
-    "Tag the scores of a CSV, head by head, and say what came in."
+) -> tuple[list[str], list[str]]:  # heads that were tagged; a line for each that was left out, with the mend
+    "Tag the scores of a CSV, head by head, and say what came in. A head whose scores are all no numbers is left out."
+    import numpy as np
+
     from anomaly_nb.calibration.schema import with_label
     from anomaly_nb.calibration.tables import find_scores, read_scores
     from anomaly_nb.core.errors import DataError, number_of
 
     path = find_scores(path)
-    table = read_scores(path, split, column=label or "score")
+    apart = tuple(column for column, value in (("model", model), ("head", head)) if value is None)
+    table = read_scores(path, split, column=label or "score", apart=apart)
+    heads, refused = [], []
     for column, value in (("model", model), ("head", head)):
         if value is not None or column not in table:
             table[column] = value
@@ -123,13 +127,41 @@ def tag_table(
         raise DataError(f"{path}: no column `head`; say which head the scores are of with --head NAME")
     for (of, name), rows in table.fillna({"model": "model"}).groupby(["model", "head"], sort=False):
         columns = {c: rows[c].tolist() if c in rows else None for c in ("group", "role")}
-        scores = rows["score"].to_numpy()
+        scores, key = rows["score"].to_numpy(), f"{of}/{with_label(str(name), label)}"
+        if not np.isfinite(scores).any():
+            refused.append(
+                f"{path}: {key} is left out: none of its {number_of(len(rows), 'score')} is a number (missing, NaN or "
+                "infinite); mend the model that gave them, and score these files again"
+            )
+            continue
+        heads.append(key)
         added = store.tag(str(of), str(name), rows["file"].tolist(), scores, columns["group"], columns["role"], label)
         defects = (columns["role"] or []).count("defect")
         note = f"; tagged and not calibrated on: {number_of(defects, 'known defect')}" if defects else ""
-        say(f"{path}: {number_of(added, 'new score')} of {of}/{with_label(str(name), label)}{note}")
+        say(f"{path}: {number_of(added, 'new score')} of {key}{note}")
+    return heads, refused
 
 # %% ../../nbs/11_cli/04_stores.ipynb #a31f4ddd
+def reference_words(
+    version: int | None,  # None: there was none
+) -> str:
+    "Which version a head is compared with."
+    return "no reference yet" if version is None else f"reference v{version}"
+
+
+def trend_line(
+    run: dict,  # of `store.trend`
+) -> str:
+    "One run of a head: its version, files and reference, the verdict with its reason, and the metrics."
+    from anomaly_nb.calibration.next_steps import verdict_words
+    from anomaly_nb.calibration.shifts import METRICS
+    from anomaly_nb.core.errors import number_of
+
+    numbers = "" if run["jsd"] is None else f" ({' '.join(f'{m}={run[m]:.3g}' for m in METRICS)})"
+    files = f"{number_of(run['file_count'], 'file')}, {reference_words(run['reference_version'])}"
+    return f"v{run['version']} ({files}) {verdict_words(run)}: {run['reason']}{numbers}"
+
+
 def move_words(move: dict) -> str:
     "Who made a version the reference, when and why."
     import pandas as pd

@@ -113,10 +113,12 @@ class Fit:
     methods: Methods = FIVE
     temperature: Temperature = 1.0
     fit_images: FitImages = 0
-    fit_cells: Annotated[int, typer.Option(help="Feature cells taken from each of them.")] = 256
+    fit_cells: Annotated[int, typer.Option(min=1, help="Feature cells taken from each of them.")] = 256
     adapt: Annotated[
         float,
         typer.Option(
+            min=0,
+            max=1,
             help="Test-time moving average of HEAT's scales, e.g. 0.9; it then depends on the "
             "order of the images; 0 = frozen."
         ),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import After, with_options
-from .street_options import Device, Resamples, RunSize, Scenes
+from .street_options import Device, Resamples, RunSize, Scenes, check_anomaly
 from .street_own import InPlaceOfRun, OwnOptions, other_classes, own_network
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Written:
     "What an evaluation leaves."
 
     out: Annotated[Path, typer.Option(help="Folder for evaluations without a run.")] = Path("evaluations")
-    panels: Annotated[int, typer.Option(help="Best and worst scenes to draw, each; 0 = none.")] = 2
+    panels: Annotated[int, typer.Option(min=0, help="Best and worst scenes to draw, each; 0 = none.")] = 2
     resamples: Resamples = 200
 
 
@@ -147,6 +147,7 @@ def evaluate(
     place = StreetRun(run) if run else None
     at = size.of(place)
     dataset = scenes.at(at)
+    check_anomaly(dataset, scenes.data)
     scorer: PixelScorer | None = None
     validation: StreetEvaluation | None = None
     network: SceneNetwork | None = None

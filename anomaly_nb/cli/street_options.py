@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Device', 'Methods', 'Temperature', 'FitImages', 'Resamples', 'AsStored', 'OtherSize', 'FIVE', 'size_of', 'numbers',
-           'Scenes', 'Network', 'ImageSize', 'Training', 'RunSize']
+           'Scenes', 'check_anomaly', 'Network', 'ImageSize', 'Training', 'RunSize']
 
 # %% ../../nbs/11_cli/06_street_options.ipynb #03d7500f
 from dataclasses import dataclass, field
@@ -23,10 +23,10 @@ Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, mps.")]
 Methods = Annotated[
     str, typer.Option(help="Comma-separated: max_logit, msp, energy, entropy, sml, heat, mahalanobis, vim, react, knn.")
 ]
-Temperature = Annotated[float, typer.Option(help="Divides the logits of msp, energy, entropy, react and heat.")]
-FitImages = Annotated[int, typer.Option(help="Training images that statistics are taken from, 0 = all.")]
+Temperature = Annotated[float, typer.Option(min=1e-3, help="Divides the logits of msp, energy, entropy, react and heat.")]
+FitImages = Annotated[int, typer.Option(min=0, help="Training images that statistics are taken from, 0 = all.")]
 Resamples = Annotated[
-    int, typer.Option("--resamples", "--draws", help="Bootstrap resamples of the images, 0 = no intervals.")
+    int, typer.Option("--resamples", "--draws", min=0, help="Bootstrap resamples of the images, 0 = no intervals.")
 ]
 AsStored = Annotated[bool, typer.Option("--as-stored", help="Do not resize images, whatever the run's size is.")]
 OtherSize = Annotated[
@@ -102,6 +102,20 @@ class Scenes:
         )
 
 # %% ../../nbs/11_cli/06_street_options.ipynb #7752daf2
+def check_anomaly(
+    dataset: "StreetDataset",  # a split to be measured on
+    data: str,  # what it is called on the command line
+) -> None:
+    "Whether anything in a split can be anomalous. Raises `DataError`, before a pixel is scored."
+    from anomaly_nb.core.errors import DataError
+
+    if not dataset.table.anomaly:
+        raise DataError(
+            f"--data {data}: none of its classes is the anomaly, and ranking needs one; hold one out with --held-out, "
+            f"such as {dataset.table.names[-1] if dataset.table.names else 'NAME'}, or name raw ids with --anomaly-ids"
+        )
+
+
 @dataclass(frozen=True)
 class Network:
     "A segmentation network and the weights it starts with."

@@ -23,6 +23,7 @@ from anomaly_nb.cli.street_options import (
     RunSize,
     Scenes,
     Training,
+    check_anomaly,
     numbers,
 )
 
@@ -91,6 +92,7 @@ def _study_run(
         answer.say(rates.round(4).to_string(index=False))
         return
     dataset = scenes.open(study.split, at)
+    check_anomaly(dataset, scenes.data)
     scorer, validation = place.fitted(at, [dataset[0].labels.shape], size.other_size)
     network = place.network(device)
     if study.study == "heat":
@@ -107,10 +109,10 @@ def _study_run(
     counts = load_evaluation(
         find_evaluation(place.folder / "evaluations", evaluation_identity(network, scorer, dataset))
     )
+    if missing := [m for m in methods if m not in counts.histograms]:  # said before anything is written
+        evaluated = ", ".join(counts.histograms)
+        raise DataError(f"method {missing[0]!r} was not evaluated in {study.run}; it has {evaluated}")
     for method in methods:
-        if method not in counts.histograms:
-            evaluated = ", ".join(counts.histograms)
-            raise DataError(f"method {method!r} was not evaluated in {study.run}; it has {evaluated}")
         test, normal = counts.histograms[method], validation.histograms[method]
         percent, promised, sample = (
             threshold_sensitivity(test, scorer, method),
@@ -164,18 +166,22 @@ def ablate(
     if study.study in ("heat", "promise", "thresholds", "subsampling"):
         at = RunSize(training.size, study.as_stored, study.other_size)
         return _study_run(out, study, scenes, at, names, device, answer)
-    from anomaly_nb.core.errors import number_of
+    from anomaly_nb.core.errors import DataError, number_of
     from anomaly_nb.core.files import write_text
     from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.ablation import ablation_plot, ablation_summary, run_ablation, study_configs
 
+    seeds = [int(s) for s in numbers(study.seeds, "--seeds") if s == int(s) >= 0]
+    if not seeds or len(seeds) < len(study.seeds.split(",")):
+        raise DataError(f"--seeds {study.seeds!r}: give whole numbers from 0 on with commas between them, such as 0,1")
     configs = study_configs(study.study, training.config(epochs, device))
     sets = {split: scenes.open(split, size) for split in ("train", "val", "test")}
+    check_anomaly(sets["test"], scenes.data)
     runs = run_ablation(
         configs,
         sets,
         out,
-        [int(s) for s in study.seeds.split(",")],
+        seeds,
         network.model,
         network.weights or None,
         names,

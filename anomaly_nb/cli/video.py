@@ -128,13 +128,20 @@ def score_video(
     from anomaly_nb.core.errors import Notice, number_of
     from anomaly_nb.core.files import write_text
     from anomaly_nb.video.layouts import UnreadableVideosError
-    from anomaly_nb.video.pipeline import dataset_videos, evaluate_dataset, mark_incomplete, score_dataset
+    from anomaly_nb.video.pipeline import (
+        check_training,
+        dataset_videos,
+        evaluate_dataset,
+        mark_incomplete,
+        score_dataset,
+    )
     from anomaly_nb.video.scoring import responsible_objects
 
     plan, start, before = data.plan(deep, fps), time.perf_counter(), files_in(out)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # what is not whole is said once, below
         if everything:
+            check_training(plan)
             _extract(plan, ("training",), answer)
             middle = time.perf_counter()
             answer.say(_calibrate(plan, data.config, max_image_count, answer))

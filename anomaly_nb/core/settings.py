@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from .errors import DataError, Notice
+from .errors import DataError, Notice, check_file
 from .files import locked, write_text
 from .plain import LARGEST_TREE, check_brackets, check_plain, decode_text, read_text
 
@@ -160,6 +160,7 @@ def load_settings(
     """
     if path is None or (str(path) == "config.yml" and not Path(path).exists()):
         return Settings()
+    check_file(path, "name a file of settings that exists, or none for the defaults")
     settings = _validated(Path(path), _parse(Path(path), read_text(path)))
     _say_misspelt(Path(path), settings)
     _say_misspelt(Path(path), settings.calibration, "calibration.")

@@ -121,6 +121,7 @@ class VideoScorer:
     def fit(
         self,
         features: Mapping[str, ObjectFeatures],  # modality -> training features
+        ranges: Mapping[str, tuple[float, float]] | None = None,  # None: measured here, each video against the others
     ) -> "VideoScorer":
         "Build banks and calibration. Raises `DataError` where a modality has too few objects or videos."
         _same_frames(features)
@@ -130,13 +131,18 @@ class VideoScorer:
         for modality, part in features.items():
             if modality == "velocity":
                 self.velocity_ = VelocityModel(self.n_components, self.random_state).fit(part.values)
-                self.calibration_scores_[modality] = self.velocity_.score(part.values)
             else:
                 self.banks_[modality] = part.values
+            if ranges is not None:
+                continue
+            if self.velocity_ is not None and modality == "velocity":
+                self.calibration_scores_[modality] = self.velocity_.score(part.values)
+            else:
                 self.calibration_scores_[modality] = leave_one_group_out_distances(
                     part.values, part.video, self.k, self.metric, self.device
                 )
-        self.ranges_ = {m: score_range(s, _percentiles(self)[m], m) for m, s in self.calibration_scores_.items()}
+        measured = {m: score_range(s, _percentiles(self)[m], m) for m, s in self.calibration_scores_.items()}
+        self.ranges_ = measured if ranges is None else {m: ranges[m] for m in features}
         return self
 
     def raw_scores(
