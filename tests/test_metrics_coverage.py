@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from anomaly_nb.metrics import ScoreHistogram, auroc_interval, histogram_intervals
-from anomaly_nb.metrics.uncertainty import SIMULATED, newcombe_interval
+from anomaly_nb.metrics.newcombe import newcombe_interval
+from anomaly_nb.metrics.uncertainty import SIMULATED
 from anomaly_nb.scoring.evaluation import image_metrics
 
 SIDE = 24

@@ -20,7 +20,7 @@ from .union import video_ranges
 from ..core.errors import DataError, number_of
 from ..core.runtime import progress
 from ..metrics import bootstrap_interval, roc_auc
-from ..metrics.uncertainty import or_newcombe
+from ..metrics.newcombe import or_newcombe
 
 # %% ../../nbs/09_atoms/15_evaluation.ipynb #3a205e14
 METHODS = ("roles", "linear probe", "concept bottleneck")

@@ -56,7 +56,10 @@ def unseen_types(
     odd = {t: n for t, n in counts.items() if is_unseen(t, learned)}
     if not odd:
         return ""
-    said = lambda types: ", ".join(f"{n} {t}" for t, n in Counter(types).most_common())
+
+    def said(types: Mapping[str, int]) -> str:
+        return ", ".join(f"{n} {t}" for t, n in Counter(types).most_common())
+
     n = sum(odd.values())
     which = f"{number_of(n, 'image')} {plural(n, 'is', 'are')} of a type of file that the detector never saw"
     return f"{which} ({said(odd)}; it learned from {said(learned)}): scores may show the file, not the part"

@@ -11,6 +11,7 @@ __all__ = ['ThresholdTable', 'threshold_table', 'roc_auc', 'average_precision', 
 
 # %% ../../nbs/01_metrics/00_metrics.ipynb #6f2d903f
 from .histogram import ScoreHistogram, choose_key
+from .newcombe import auroc_interval
 from anomaly_nb.metrics.overlap import (
     COMPONENT_TRACKS,
     ComponentScores,
@@ -33,7 +34,6 @@ from .regions import PRO_PROTOCOLS, ProCurve, aupro, pro_curve
 from .segmentation import STREET_PROTOCOLS, class_iou, confusion_matrix, mean_iou, street_metrics
 from anomaly_nb.metrics.uncertainty import (
     Interval,
-    auroc_interval,
     bootstrap_interval,
     histogram_differences,
     histogram_intervals,

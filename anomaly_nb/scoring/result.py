@@ -18,8 +18,8 @@ from ..calibration.ranges import conformal_pvalues
 from ..core.errors import number_of
 from ..data.headers import image_info
 from ..data.intensity import Intensity
+from ..metrics.newcombe import interval_words
 from ..metrics.regions import ProCurve
-from ..metrics.uncertainty import interval_words
 from .evaluation import image_metrics, pixel_curve, pixel_metrics, read_masks, saturated_metrics
 from .layout import Cells, Layout
 from .thresholds import Threshold, quantile_threshold

@@ -17,7 +17,8 @@ from ..core.files import atomic_write
 from ..data.images import read_image, resize_image
 from ..data.synthetic import ANOMALY_TYPES, synthetic_anomaly
 from ..features.extract import index_intensity
-from ..metrics.uncertainty import interval_of, or_newcombe
+from ..metrics.newcombe import or_newcombe
+from ..metrics.uncertainty import interval_of
 
 # %% ../../nbs/06_scoring/10_validation.ipynb #43813deb
 STRENGTHS = (2, 3, 5)  # of `synthetic_anomaly`; at strength 1 hardly any method sees anything

@@ -14,7 +14,7 @@ import pandas as pd
 from ..core.errors import DataError, MissingFileError
 from ..core.order import natural_key
 from ..metrics import average_precision, bootstrap_interval, roc_auc
-from ..metrics.uncertainty import or_newcombe
+from ..metrics.newcombe import or_newcombe
 
 # %% ../../nbs/08_video/09_evaluation.ipynb #25afc4e9
 def frame_auc(
