@@ -26,7 +26,7 @@ from .sample import Sample, ScoreSketch, quantiles
 from .store import CalibrationStore
 from .tagging import find_head
 from ..core.display import said
-from ..core.errors import DataError, check_finite, number_of, require
+from ..core.errors import DataError, check_finite, number_of, percent, require
 from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, bin_edges, figure_style
 
@@ -207,7 +207,8 @@ def _quality(sample: Sample | ScoreSketch, alpha: float) -> dict[str, object]:
     top = float((quantiles(sample, (0.99,))[0] - p50) / (p75 - p50)) if p75 > p50 else np.inf
     bound = conformal_bound(sample.n, alpha)
     advice = (
-        f"tag more files: with {sample.n} the flagged fraction can reach {bound:.1%} for a nominal {alpha:.0%}"
+        f"tag more files: with {sample.n} the flagged fraction can reach {percent(bound)} for a nominal "
+        f"{percent(alpha, 0)}"
         if bound > 1.5 * alpha
         else "scores pile up on one value: look at the model's output"
         if ties > 0.02
