@@ -18,7 +18,7 @@ from anomaly_nb.core.plain import read_json
 from anomaly_nb.data import read_index
 from anomaly_nb.data.samples import write_samples
 from anomaly_nb.features import create_backbone, extract_features
-from anomaly_nb.metrics import bootstrap_interval, paired_difference, roc_auc
+from anomaly_nb.metrics import auroc_interval, paired_difference, roc_auc
 from anomaly_nb.scoring import Detector
 from anomaly_nb.scoring.choice import CANDIDATES, choose_recipe
 
@@ -73,7 +73,7 @@ def compared(index: pd.DataFrame, backbone: str, weights: str) -> dict:
     }
     row |= {"synthetic": None if table is None else {r: round(a, 4) for r, a in zip(table["recipe"], table["auroc"])}}
     for key, recipe in (("of_chosen", chosen), ("of_default", "knn"), ("of_best", best)):
-        row[key] = [round(v, 4) for v in bootstrap_interval(roc_auc, labels, scores[recipe])]
+        row[key] = [round(v, 4) for v in auroc_interval(labels, scores[recipe])]
     for key, recipe in (("best_minus_chosen", best), ("default_minus_chosen", "knn")):
         row[key] = [round(v, 4) for v in paired_difference(roc_auc, labels, scores[chosen], scores[recipe])]
     return row

@@ -482,7 +482,7 @@ def test_clipped_values_are_said(tmp_path):
     index = read_index("folder", tmp_path)
     assert index.attrs["intensity"]["text"] == "10 of 16 bits"
     with pytest.warns(
-        UserWarning, match=r"1 of 2 images with values outside 10 of 16 bits, clipped; most in .*b\.png, 100\.00%"
+        UserWarning, match=r"1 of 2 images with values outside 10 of 16 bits, clipped; most in .*b\.png, 100\.00 %"
     ):
         extract_features(index, create_backbone("filters", None, 32))
 

@@ -5,8 +5,10 @@ import os
 import numpy as np
 import pytest
 
-from anomaly_nb.metrics import ScoreHistogram, histogram_intervals
+from anomaly_nb.metrics import ScoreHistogram, auroc_interval, histogram_intervals
+from anomaly_nb.metrics.newcombe import newcombe_interval
 from anomaly_nb.metrics.uncertainty import SIMULATED
+from anomaly_nb.scoring.evaluation import image_metrics
 
 SIDE = 24
 METRICS = ("roc_auc", "average_precision", "fpr_at_tpr")
@@ -44,3 +46,26 @@ def test_coverage(images, sets):
     for name in METRICS:
         assert covered[name] / sets > 0.92 - 2 * np.sqrt(0.92 * 0.08 / sets), name
         assert abs(100 * covered[name] / sets - SIMULATED[images][name]) < 4, name
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 30), (4, 4), (30, 2), (200, 100)])
+def test_score_intervals_of_an_auroc_solve_their_formula(m, n):
+    before = 0.0
+    for auroc in np.linspace(0, 1, 41):
+        value, low, high = newcombe_interval(float(auroc), m, n)
+        mirrored = newcombe_interval(float(1 - auroc), n, m)
+        assert 0 <= low <= value <= high <= 1 and low < high and low >= before and np.isclose(mirrored.high, 1 - low)
+        for t in (low, high):
+            spread = 1 + ((m + n) / 2 - 1) * ((1 - t) / (2 - t) + t / (1 + t))
+            assert t in (0, 1) or np.isclose(abs(t - auroc), 1.959964 * np.sqrt(t * (1 - t) * spread / (m * n)), atol=1e-6)
+        before = low
+    assert newcombe_interval(1.0, m, n, 0.8).low > newcombe_interval(1.0, m, n).low > newcombe_interval(1.0, m, n, 0.99).low
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_eight_images_prove_no_perfection(sign):
+    y, s = np.repeat([0, 1], 4), sign * np.arange(8.0)
+    metrics = image_metrics(y, s, None)
+    width = metrics["image_auroc_high"] - metrics["image_auroc_low"]
+    assert metrics["image_auroc"] == (sign + 1) / 2 and width > 0.4
+    assert auroc_interval(y.tolist(), s.tolist())[1:] == (metrics["image_auroc_low"], metrics["image_auroc_high"])

@@ -281,6 +281,6 @@ def test_commands_without_normal_images(circles, tmp_path, monkeypatch):
         and len(list((tmp_path / "maps").rglob("*.tiff"))) == len(rows)
     )
     some = run("fit", f"{root}/train", "--out", "four", "--shots", "4", *words)
-    assert some.exit_code == 0 and "4 images can promise 20.0% false alarms at best" in some.output
+    assert some.exit_code == 0 and "4 images can promise 20.0 % false alarms at best" in some.output
     refused = run("fit", f"{root}/train", "--out", "knn", "--shots", "0", "--recipe", "knn", "--backbone", "filters")
     assert isinstance(refused.exception, DataError) and "learns from normal images" in str(refused.exception)

@@ -20,6 +20,7 @@ from .union import video_ranges
 from ..core.errors import DataError, number_of
 from ..core.runtime import progress
 from ..metrics import bootstrap_interval, roc_auc
+from ..metrics.newcombe import or_newcombe
 
 # %% ../../nbs/09_atoms/15_evaluation.ipynb #3a205e14
 METHODS = ("roles", "linear probe", "concept bottleneck")
@@ -158,7 +159,8 @@ def _intervals(
         return roc_auc(y[at], scores[at])
 
     options = {"n_resamples": n_resamples, "random_state": random_state}
-    around = bootstrap_interval(lambda g: auroc(g, s), parts, **options)
+    drawn = bootstrap_interval(lambda g: auroc(g, s), parts, **options)
+    around = or_newcombe(drawn, *(sum(bool((y[p] == c).any()) for p in parts) for c in (1, 0)))
     metrics = {"auroc": around.value, "low": around.low, "high": around.high}
     if other is not None:
         more = bootstrap_interval(lambda g: auroc(g, s) - auroc(g, other), parts, **options)

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from .sample import Sample, ScoreSketch
-from ..core.errors import number_of
+from ..core.errors import number_of, percent
 
 # %% ../../nbs/05_calibration/08_contamination.ipynb #e1f2e812
 def excess_above(
@@ -83,9 +83,9 @@ def contamination(
     if not excess_above(above, sample.n, promised):
         return None
     message = (
-        f"{above} of {number_of(sample.n, 'score')} ({above / sample.n:.1%}) at or above the reference's threshold"
+        f"{above} of {number_of(sample.n, 'score')} ({percent(above / sample.n)}) at or above the reference's threshold"
     )
-    return f"{message}, which promises at most {promised:.1%}: drift, or defects among them"
+    return f"{message}, which promises at most {percent(promised)}: drift, or defects among them"
 
 
 def _below(sample: Sample | ScoreSketch, threshold: float) -> int:

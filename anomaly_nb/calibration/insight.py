@@ -26,7 +26,7 @@ from .sample import Sample, ScoreSketch, quantiles
 from .store import CalibrationStore
 from .tagging import find_head
 from ..core.display import said
-from ..core.errors import DataError, check_finite, number_of, require
+from ..core.errors import DataError, check_finite, number_of, percent, require
 from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, bin_edges, figure_style
 
@@ -208,7 +208,7 @@ def _quality(sample: Sample | ScoreSketch, alpha: float) -> dict[str, object]:
     bound = sample_threshold(sample, alpha, too_few="largest").parameters["bound95"]
     more = f"add other lots or videos: with {number_of(groups, 'group')}" if groups else f"tag more files: with {sample.n}"
     advice = (
-        f"{more} the flagged fraction can reach {bound:.1%} for a nominal {alpha:.0%}"
+        f"{more} the flagged fraction can reach {percent(bound)} for a nominal {percent(alpha, 0)}"
         if bound > 1.5 * alpha
         else "scores pile up on one value: look at the model's output"
         if ties > 0.02

@@ -18,7 +18,7 @@ from scipy import stats
 
 from .sample import Sample, ScoreSketch, group_fractions
 from ..core.display import summary_html
-from ..core.errors import DataError, check_finite, number_of, real_array
+from ..core.errors import DataError, check_finite, number_of, percent, real_array
 from ..core.files import sha256_array, write_json
 from ..core.plain import Record, read_json
 
@@ -189,10 +189,10 @@ class Threshold:
             return f"The threshold is {self}."
         if rate is None:
             return "No normal image stands behind the threshold, so it promises no false-positive rate."
-        bound = f", with 95 % confidence at most {100 * provenance['bound95']:.1f} %" if "bound95" in provenance else ""
+        bound = f", with 95 % confidence at most {percent(provenance['bound95'])}" if "bound95" in provenance else ""
         return (
             f"The threshold {self.value:.4g} comes from {self._basis()}: of new normal images like "
-            f"these, at most {100 * rate:.1f} % are expected to reach it{bound}."
+            f"these, at most {percent(rate)} are expected to reach it{bound}."
         )
 
     def _basis(self) -> str:
@@ -215,9 +215,9 @@ class Threshold:
             return f"{self.value:.4g} by {self.method}, without a normal image behind it; it promises nothing"
         q = provenance.get("q", 1 - provenance["false_alarms"] if "false_alarms" in provenance else None)
         rule = f"the {100 * q:.4g} % quantile" if q is not None and 1 - q >= rate - 1e-9 else "the largest"
-        bound = f" ({100 * provenance['bound95']:.1f} % with 95 % confidence)" if "bound95" in provenance else ""
+        bound = f" ({percent(provenance['bound95'])} with 95 % confidence)" if "bound95" in provenance else ""
         return (
-            f"{self.value:.4g}, {rule} of the scores of {of}; at most {100 * rate:.1f} % "
+            f"{self.value:.4g}, {rule} of the scores of {of}; at most {percent(rate)} "
             f"false positives expected{bound}"
         )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.errors import number_of
+from ..core.errors import number_of, percent
 from ..core.order import printable
 from .options import After, Answer, with_options
 
@@ -209,7 +209,7 @@ def run_command(
     )
     typer.echo(
         f"{number_of(record['frames'], 'frame')} of {number_of(record['videos'], 'video')}, "
-        f"{number_of(len(record['atoms']), 'atom')}: {record['boundaries']:.1%} of frames start a segment (delta "
+        f"{number_of(len(record['atoms']), 'atom')}: {percent(record['boundaries'])} of frames start a segment (delta "
         f"{record['delta']:.3g})"
     )
     unknown = record.get("captions_unknown_atoms", [])

@@ -97,6 +97,7 @@ def benchmark(
     )
     if check:
         return
+    answer.left = "the same command goes on from here"
     result = run_sweep(config, figures, at_once, retry_failed=retry_failed)
     answer.say(str(result))
     table = benchmark_table(result.records)

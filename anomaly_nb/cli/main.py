@@ -21,6 +21,7 @@ from .atoms import app as atoms
 from .benchmark import benchmark
 from .detect import evaluate, fit, update
 from .drift import app as drift
+from .ending import EndingGroup, heeding_sigterm
 from .options import USAGE_ERROR, exit_code, say_run, usage_line
 from ..core.order import printable
 from .predict import predict
@@ -33,6 +34,7 @@ from .video import calibrate_video, extract_video, score_video, video
 # %% ../../nbs/11_cli/01_main.ipynb #8462d97d
 app = typer.Typer(
     name="anomaly-nb",
+    cls=EndingGroup,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -236,6 +238,7 @@ def inspect(
 
     census = inspect_folder(root, not headers, normal, intensity)
     census["reading"] = [in_command("inspect", line) for line in census["reading"]]
+    census["verdict"] = in_command("fit", census["verdict"])
     typer.echo(json.dumps(census, indent=1) if as_json else "\n".join(inspection_lines(census)))
     raise typer.Exit(exit_code(census["images"], len(census["damaged"])) if census["usable"] else 1)
 
@@ -367,7 +370,7 @@ def main(argv: list[str] | None = None) -> None:
             usual(message, category, *where, **more)
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), heeding_sigterm():
             warnings.showwarning = show
             code = app(argv, standalone_mode=False, prog_name="anomaly-nb")
         sys.exit(code if isinstance(code, int) else 0)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['USAGE_ERROR', 'T', 'exit_code', 'say_passed', 'say_unread', 'files_in', 'say_earlier', 'Answer', 'say_run',
-           'usage_line', 'example_of', 'After', 'options_of', 'with_options']
+           'usage_line', 'example_of', 'After', 'Needs', 'options_of', 'with_options']
 
 # %% ../../nbs/11_cli/02_options.ipynb #0a3a7ce1
 import functools
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, get_type_hints
 
 import typer
 
-from ..core.errors import number_of
+from ..core.errors import DataError, number_of
 from ..core.files import list_files
 from ..core.order import path_key, printable
 
@@ -82,6 +82,7 @@ class Answer:
     def __init__(self) -> None:
         self.first: list[str] = []  # verdict and paths
         self.lines: list[tuple[str, bool]] = []  # text, whether it goes to standard error
+        self.left = ""  # what there would be, were the command interrupted now
 
     def verdict(self, sentence: str, *paths: object) -> None:
         "What came out, in one sentence, and where it is."
@@ -95,6 +96,10 @@ class Answer:
         return self
 
     def __exit__(self, *failure: object) -> None:
+        if isinstance(failure[1], KeyboardInterrupt):  # whose one line says enough
+            if self.left:
+                failure[1].add_note(self.left)
+            return
         failed = failure[0] is not None and not isinstance(failure[1], typer.Exit)  # then nothing came out
         for text, err in [*((text, False) for text in self.first), *self.lines]:
             for line in text.split("\n"):  # of a table
@@ -147,6 +152,13 @@ class After:
     name: str  # of the parameter or field before it
 
 
+@dataclass(frozen=True)
+class Needs:
+    "Mark in `Annotated[...]`: without another option this one would be ignored, so it is refused."
+
+    name: str  # of the other parameter or field
+
+
 _PLAIN = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
@@ -187,6 +199,26 @@ def _in_order(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
     return ordered
 
 
+def _words(parameter: inspect.Parameter) -> str:
+    "An option as it is typed: --every, from its own declaration or its name."
+    marks = getattr(parameter.annotation, "__metadata__", ())
+    named = [d for m in marks for d in (getattr(m, "default", None), *(getattr(m, "param_decls", None) or ()))]
+    declared = [d for d in named if isinstance(d, str) and d.startswith("--")]  # the first stands where a default would
+    return declared[0] if declared else f"--{parameter.name.replace('_', '-')}"
+
+
+def _check_needs(parameters: Mapping[str, inspect.Parameter], values: Mapping[str, object]) -> None:
+    "Raise `DataError` for an option that was set, and would be ignored without the one that it needs."
+    for name, parameter in parameters.items():
+        for mark in getattr(parameter.annotation, "__metadata__", ()):
+            value = values[name]
+            is_set = value != parameter.default and value not in (None, [], ())
+            if type(mark) is Needs and is_set and not values[mark.name]:
+                other = _words(parameters[mark.name])
+                text = "" if value is True else f" {value:g}" if isinstance(value, float) else f" {value}"
+                raise DataError(f"{_words(parameter)}{text}: is for {other} only; give {other} as well, or leave it out")
+
+
 T = TypeVar("T")
 
 
@@ -221,6 +253,7 @@ def with_options(
         bound = signature.bind(*args, **options)
         bound.apply_defaults()
         values = bound.arguments
+        _check_needs(signature.parameters, values)
         own_values = {name: values[name] for name in hints if name in values and name not in options_classes}
         with Answer() as answer:
             given_options: dict[str, object] = {

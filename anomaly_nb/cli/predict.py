@@ -14,9 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import exit_code, files_in, say_earlier, say_passed, say_unread
+from .options import Needs, exit_code, files_in, say_earlier, say_passed, say_unread, with_options
 
 # %% ../../nbs/11_cli/16_predict.ipynb #de7605b6
+@with_options
 def predict(
     detector: Annotated[Path, typer.Argument(help="Folder of a detector, of `anomaly-nb fit`.")],
     paths: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
@@ -48,9 +49,13 @@ def predict(
     watch: Annotated[
         bool, typer.Option("--watch", help="Go on with images that arrive in the folders; end with Ctrl-C.")
     ] = False,
-    every: Annotated[float, typer.Option(min=0, help="With --watch: seconds between two looks.")] = 1.0,
+    every: Annotated[
+        float, typer.Option(min=0, help="With --watch: seconds between two looks."), Needs("watch")
+    ] = 1.0,
     idle: Annotated[
-        float, typer.Option(min=0, help="With --watch: end after so many seconds without a new image; 0 for never.")
+        float,
+        typer.Option(min=0, help="With --watch: end after so many seconds without a new image; 0 for never."),
+        Needs("watch"),
     ] = 0.0,
 ) -> None:
     """Decide on images: a row for each. The exit code says what was found, for scripts.
@@ -70,6 +75,7 @@ def predict(
     from anomaly_nb.core.order import printable
     from anomaly_nb.core.runtime import progress
     from anomaly_nb.data.census import unread_frames
+    from anomaly_nb.data.file_types import unseen_types
     from anomaly_nb.features.engine import with_engine
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.detector_files import check_backbone
@@ -90,6 +96,7 @@ def predict(
     with_engine(model.network(), engine)  # what is not installed is said now
     counts: Counter[str] = Counter()
     paged: dict[str, int] = {}  # files with several pages or frames
+    types: Counter[str] = Counter()  # of files
     before = files_in(maps)
     columns = list(Prediction("").row())
     window = model.intensity_.text
@@ -108,6 +115,7 @@ def predict(
             file.flush()
             counts["error" if pred.error else "anomalous" if pred.anomalous else "normal"] += 1
             counts["clipped"] += pred.clipped > 0.01
+            types[pred.file_type] += not pred.error
             if pred.frames > 1:
                 paged[pred.image_path] = pred.frames
             if watch:
@@ -124,9 +132,15 @@ def predict(
                 f"{', '.join(map(str, paths))}: no image is there ({number_of(len(passed), 'other file')}); see "
                 "`anomaly-nb inspect`"
             )
-        with atomic_write(out, "w") as file:
-            csv.DictWriter(file, columns, lineterminator="\n").writeheader()
-            write(file, images)
+        try:
+            with atomic_write(out, "w") as file:
+                csv.DictWriter(file, columns, lineterminator="\n").writeheader()
+                write(file, images)
+        except KeyboardInterrupt as e:
+            done = sum(counts[k] for k in ("anomalous", "normal", "error"))
+            lost = f"{done} of {number_of(len(images), 'image')} were judged, and {out} is as it was: no row is written"
+            e.add_note(lost + (f"; {maps} holds the maps of those" if maps and done else ""))
+            raise
     total = counts["anomalous"] + counts["normal"] + counts["error"]
     typer.echo(
         f"{number_of(total, 'image')}: {counts['anomalous']} anomalous, {counts['normal']} normal, "
@@ -144,7 +158,7 @@ def predict(
             "which the detector was fitted with",
             err=True,
         )
-    for sentence in unread_frames(paged):
+    for sentence in (*unread_frames(paged), *filter(None, [unseen_types(types, model.file_types_)])):
         typer.echo(printable(f"note: {sentence}"), err=True)
     say_passed(passed)
     if not watch:  # which goes on from what is there
@@ -197,5 +211,5 @@ def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: 
                 if idle and time.monotonic() - last > idle:
                     return
                 time.sleep(every)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # its usual end
             return

@@ -42,7 +42,7 @@ def score_features(
     """
     import pandas as pd
 
-    from anomaly_nb.core.errors import DataError, number_of
+    from anomaly_nb.core.errors import DataError, number_of, percent
     from anomaly_nb.core.files import write_text
     from anomaly_nb.video.released import (
         SNIPPET,
@@ -93,5 +93,5 @@ def score_features(
             f"  {row['label']:16s} frame AUROC {row['auroc']:.3f}{between.get('auroc', '')}, average precision "
             f"{row['average_precision']:.3f}{between.get('average_precision', '')}, "
             f"{number_of(row['videos'], 'video')}, "
-            f"{row['anomalous']:.1%} of the frames anomalous"
+            f"{percent(row['anomalous'])} of the frames anomalous"
         )

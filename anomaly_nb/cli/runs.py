@@ -276,17 +276,20 @@ def sweep(
     seeds: [0, 1, 2]
     limits: {seconds: 600, memory_mb: 4000}
     """
+    from anomaly_nb.core.errors import DataError
     from anomaly_nb.reports.sweep import read_plan
     from anomaly_nb.reports.sweep import sweep as run_sweep
 
     if check:
         typer.echo(f"{plan}: {number_of(len(read_plan(plan).wanted), 'run')}")
         return
+    if workers and scheduler:
+        raise DataError(f"--workers {workers}: is for this machine, and --scheduler has its own; leave one out")
     try:
         result = run_sweep(plan, figures, workers or None, scheduler or None, retry_failed)
-    except KeyboardInterrupt:
-        typer.echo("cancelled; the same command goes on from here", err=True)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as e:
+        e.add_note("the same command goes on from here")
+        raise
     typer.echo(str(result))
     if result.failed:
         raise typer.Exit(1)

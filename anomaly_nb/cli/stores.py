@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .options import Needs
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -43,6 +45,7 @@ class Keys:
         typer.Option(
             "--name", help="Name of the holder of the key, recorded with every change; without it, `default`."
         ),
+        Needs("new_key"),
     ] = None
     drop_key: Annotated[
         str | None,

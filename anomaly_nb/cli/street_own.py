@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .options import Needs
 from .street_options import FitImages, Scenes, Temperature, numbers
 
 if TYPE_CHECKING:
@@ -52,15 +53,20 @@ class OwnOptions:
     patches: Annotated[
         str, typer.Option(help="Features of a backbone for knn and mahalanobis, e.g. timm:vit_small_patch14_dinov2.")
     ] = ""
-    patch_weights: Annotated[str, typer.Option(help="Weights file of --patches; '' = download.")] = ""
-    patch_size: Annotated[int, typer.Option(help="Pixels per side of its input; 0 = its own.")] = 0
+    patch_weights: Annotated[
+        str, typer.Option(help="Weights file of --patches; '' = download."), Needs("patches")
+    ] = ""
+    patch_size: Annotated[int, typer.Option(help="Pixels per side of its input; 0 = its own."), Needs("patches")] = 0
     name: Annotated[str, typer.Option(help="Name of --scores, --logits or --model in tables.")] = ""
     scale: Annotated[
         str,
         typer.Option(help="For --scores stored as whole numbers: scores of the lowest and highest code, e.g. 0,1."),
+        Needs("scores"),
     ] = ""
     resize_logits: Annotated[
-        bool, typer.Option("--resize-logits", help="Bring --logits of another resolution to the scene's size.")
+        bool,
+        typer.Option("--resize-logits", help="Bring --logits of another resolution to the scene's size."),
+        Needs("logits"),
     ] = False
     same_classes: Annotated[
         bool,
@@ -72,12 +78,14 @@ class OwnOptions:
         str,
         typer.Option(help="Training data of --model or --logits, for scores that are fitted: a data set as in --data."),
     ] = ""
-    fit_root: Annotated[str, typer.Option(help="Folder of --fit-data.")] = ""
-    fit_split: Annotated[str, typer.Option(help="Split of --fit-data.")] = "train"
+    fit_root: Annotated[str, typer.Option(help="Folder of --fit-data."), Needs("fit_data")] = ""
+    fit_split: Annotated[str, typer.Option(help="Split of --fit-data."), Needs("fit_data")] = "train"
     fit_held_out: Annotated[
-        list[str], typer.Option(help="Classes held out of --fit-data; none = those of --held-out.")
+        list[str], typer.Option(help="Classes held out of --fit-data; none = those of --held-out."), Needs("fit_data")
     ] = field(default_factory=list)
-    fit_logits: Annotated[str, typer.Option(help="Folder of logits of these scenes, with --logits.")] = ""
+    fit_logits: Annotated[
+        str, typer.Option(help="Folder of logits of these scenes, with --logits."), Needs("fit_data")
+    ] = ""
     fit_images: FitImages = 0
     image_input: Annotated[str, typer.Option("--input", help="What a file of --model takes: normalised or uint8.")] = (
         "normalised"

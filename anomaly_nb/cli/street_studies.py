@@ -292,12 +292,13 @@ def classes(
     Example:
       anomaly-nb street classes --data camvid --root camvid --split val --held-out Bicyclist
     """
+    from anomaly_nb.core.errors import percent
     from anomaly_nb.segmentation.datasets import class_distribution
 
     table = class_distribution(scenes.open(split, None, anomaly_ids, ignore_ids))
     typer.echo(
         table.assign(
-            fraction=table["fraction"].map("{:.3%}".format), raw_ids=table["raw_ids"].str.slice(0, 24)
+            fraction=table["fraction"].map(lambda v: percent(v, 3)), raw_ids=table["raw_ids"].str.slice(0, 24)
         ).to_string(index=False)
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import After, Answer, exit_code, files_in, say_earlier, with_options
+from .options import After, Answer, Needs, exit_code, files_in, say_earlier, with_options
 from .released import score_features
 from .video_options import DeepFeatures, Fps, Rate, VideoData
 
@@ -108,7 +108,9 @@ def score_video(
     everything: Annotated[bool, typer.Option("--all", help="Extract and calibrate first.")] = False,
     false_alarms_per_hour: Rate = 1.0,
     fps: Fps = 0.0,
-    max_image_count: Annotated[int, typer.Option(help="With --all: frames to calibrate with at most.")] = 4000,
+    max_image_count: Annotated[
+        int, typer.Option(help="With --all: frames to calibrate with at most."), Needs("everything")
+    ] = 4000,
     *,
     deep: DeepFeatures,
 ) -> None:
@@ -327,7 +329,7 @@ def watch_camera(
         typer.Argument(help="Number of a camera, address of a stream, film, or folder that images are written into."),
     ],
     data: VideoData,
-    out: Annotated[Path, typer.Option(help="Folder for the clips of events.")] = Path("data/events"),
+    out: Annotated[Path, typer.Option(help="Folder for the clips of events."), Needs("clips")] = Path("data/events"),
     clips: Annotated[bool, typer.Option(help="Keep a clip of every event.")] = True,
     until_idle: Annotated[
         float, typer.Option(min=0, help="Seconds without a new image after which a folder has ended; 0 = never.")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DataError', 'MissingFileError', 'UnsafeFileError', 'Notice', 'MissingExtraError', 'require', 'check_file',
-           'check_folder', 'plural', 'number_of', 'naming', 'check_random_state', 'real_array', 'check_finite',
-           'check_labels_and_scores']
+           'check_folder', 'plural', 'number_of', 'percent', 'naming', 'check_random_state', 'real_array',
+           'check_finite', 'check_labels_and_scores']
 
 # %% ../../nbs/00_core/01_errors.ipynb #3e8262a1
 from collections.abc import Iterator
@@ -98,6 +98,14 @@ def number_of(
 ) -> str:
     "A number with its noun: 1 image, 2 images."
     return f"{n} {plural(n, noun, several)}"
+
+
+def percent(
+    fraction: float,
+    digits: int = 1,  # after the point
+) -> str:
+    "A fraction as it is said everywhere: 4.8 %, as in 95 % interval."
+    return f"{fraction:.{digits}%}".replace("%", " %")
 
 # %% ../../nbs/00_core/01_errors.ipynb #ce9b1736
 @contextmanager

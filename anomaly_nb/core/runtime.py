@@ -147,6 +147,7 @@ def progress(
     desc: str = "",  # what is being done
     total: int | None = None,  # number of steps, where `items` has no length
     unit: str = "it",  # what one step is
+    even: bool = True,  # steps take about the same time; of others the remaining time is not said
 ):  # tqdm bar, iterable and with .update()
     "A `tqdm` bar with rate and remaining time; lines of a log where nobody is watching."
     from tqdm.auto import tqdm
@@ -155,11 +156,11 @@ def progress(
     if wish in ("0", "1") or sys.stderr.isatty() or "ipykernel" in sys.modules:
         # a bar of a notebook leaves an empty output behind; after fifty of them JupyterLab hides what follows
         delay = 2.0 if "ipykernel" in sys.modules and wish != "1" else 0.0
-        return tqdm(
-            items, desc=desc, total=total, unit=unit, disable=wish == "0", leave=False, smoothing=0.1, delay=delay
-        )
+        form = None if even else "{l_bar}{bar}| {n_fmt} of {total_fmt}, {elapsed} so far{postfix}"
+        shown: Any = {"disable": wish == "0", "leave": False, "smoothing": 0.1, "delay": delay, "bar_format": form}
+        return tqdm(items, desc=desc, total=total, unit=unit, **shown)
     seconds = float(os.environ.get("ANOMALY_NB_PROGRESS_SECONDS", "30"))
-    form = "{desc}: {n_fmt} of {total_fmt}, {elapsed} so far, {remaining} left{postfix}"
+    form = "{desc}: {n_fmt} of {total_fmt}, {elapsed} so far" + (", {remaining} left" if even else "") + "{postfix}"
     lines = _Lines(sys.stderr)
     bar: Any = tqdm(
         items,

@@ -101,6 +101,12 @@ class ImageInfo:
     colour: bool  # more than one channel
     frames: int  # pages or animation frames
     orientation: int  # EXIF, 1 to 8
+    format: str  # Pillow's: "PNG", "JPEG" ...; with what compresses a TIFF, where that is a format: "TIFF/JPEG"
+
+    @property
+    def file_type(self) -> str:
+        "Format and mode: PNG RGB."
+        return f"{self.format} {self.mode}"
 
     @property
     def bits(self) -> int:
@@ -253,7 +259,9 @@ def _info(file: Image.Image, path: Path) -> ImageInfo:
     turn = turn if turn in range(1, 9) else 1
     size = (file.width, file.height) if turn >= 5 else (file.height, file.width)
     colour = len(file.getbands()) > 2 or file.mode in ("P", "PA")
-    return ImageInfo(size, file.mode, _value_type(file, path), colour, getattr(file, "n_frames", 1), turn)
+    form, packed = str(file.format), str(file.info.get("compression", "")).rpartition("_")[2].upper()
+    form += f"/{packed}" if form == "TIFF" and packed in ("JPEG", "WEBP") else ""
+    return ImageInfo(size, file.mode, _value_type(file, path), colour, getattr(file, "n_frames", 1), turn, form)
 
 # %% ../../nbs/02_data/09_headers.ipynb #96445f7b
 SMALLEST = 8  # pixels a side of an image that is learned from or judged

@@ -74,10 +74,12 @@ def create_backbone(
         if sized:
             raise DataError(str(e).replace(f"image_size={tile}", f"tile={tile}")) from None
         raise
-    if tile and (network.spec.resize != "square" or not 0 <= overlap <= tile // 2):
+    if tile and network.spec.resize != "square":
+        raise DataError(f"resize={network.spec.resize}: tiles are square; use resize=square, or leave tile={tile} out")
+    if tile and not 0 <= overlap <= tile // 2:
         raise DataError(
-            f"tile={tile}, overlap={overlap}, resize={network.spec.resize}: tiles are square; use resize=square and an "
-            "overlap of at most half a tile"
+            f"overlap={overlap}: tiles of {tile} pixels have an overlap of at most half a tile; give "
+            f"overlap={tile // 2} or less, or tile={2 * overlap} or more"
         )
     network.region = read_region(",".join(map(str, region)) if isinstance(region, tuple) else region)
     network.spec = replace(

@@ -204,15 +204,15 @@ class Region:
         "The box in an image. Raises `DataError` where it does not fit."
         if self.mask is not None and self.mask.shape != (height, width):
             raise DataError(
-                f"region {self.text}: the mask has {self.mask.shape[0]} x {self.mask.shape[1]} pixels, the image "
-                f"{height} x {width}; draw it on an image of this size"
+                f"region={self.text.partition(' sha256:')[0]}: the mask has {self.mask.shape[0]} x "
+                f"{self.mask.shape[1]} pixels, the image {height} x {width}; draw it on an image of this size"
             )
         scale = (height, width) * 2 if self.mask is None and "." in self.text else (1, 1) * 2
         top, left, bottom, right = (round(v * s) for v, s in zip(self.box, scale))
         if not (0 <= top < bottom <= height and 0 <= left < right <= width):
             raise DataError(
-                f"region {self.text}: top {top}, left {left}, bottom {bottom}, right {right} is no box within "
-                f"an image of {height} x {width}"
+                f"region={self.text}: top {top}, left {left}, bottom {bottom}, right {right} is no box within "
+                f"an image of {height} x {width}; give one that lies in every image"
             )
         return top, left, bottom, right
 

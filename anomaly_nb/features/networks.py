@@ -16,6 +16,7 @@ import numpy as np
 from ..core.device import choose_device, choose_precision
 from ..core.errors import DataError
 from ..core.runtime import import_torchvision
+from .auto import not_at_hand
 from .base import Backbone, BackboneSpec, Options, _choice, _layers, _spec
 from .geometry import RESIZES
 from .weights import LoadedWeights, load_weights
@@ -164,10 +165,7 @@ def _timm(model_name: str, options: Options, weights: str, device: str) -> TimmB
     except Exception as e:
         if weights != "hub":
             raise DataError(f"timm:{model_name}: {e}") from None
-        raise DataError(
-            f"timm:{model_name}: no weights from the hub ({type(e).__name__}); pass "
-            "weights=<file> of a downloaded checkpoint"
-        ) from None
+        raise not_at_hand(f"timm:{model_name}", e) from None
     loaded = None
     if weights not in ("hub", "random"):
         loaded = load_weights(

@@ -16,8 +16,10 @@ import numpy as np
 
 from ..core.device import choose_device
 from ..core.errors import DataError, MissingFileError
+from ..core.order import printable
 from ..core.plain import read_json
 from ..core.runtime import import_torchvision
+from .auto import not_at_hand
 from .base import Backbone, BackboneSpec, Options, _choice, _layers, _spec
 from .clip import as_open_clip, tiny_clip_folder, value_value_tokens, window_embeddings
 from .geometry import RESIZES
@@ -183,9 +185,9 @@ def _clip(model_name: str, options: Options, weights: str, device: str) -> ClipB
             force_quick_gelu=gelu,
         )
     except Exception as e:
-        raise DataError(
-            f"{name}: not created ({type(e).__name__}: {e}); for weights from a file pass weights=<file>"
-        ) from None
+        if weights == "hub":
+            raise not_at_hand(name, e, tag) from None
+        raise DataError(f"{name}: not created ({type(e).__name__}: {printable(str(e), 200)})") from None
     finally:
         logging.disable(level)
     tower, loaded = whole.visual, None

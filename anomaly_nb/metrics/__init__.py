@@ -7,10 +7,11 @@ __all__ = ['ThresholdTable', 'threshold_table', 'roc_auc', 'average_precision', 
            'ScoreHistogram', 'choose_key', 'RegionHistogram', 'ProCurve', 'PRO_PROTOCOLS', 'aupro', 'aupro_bounds',
            'pro_curve', 'aupimo', 'spro', 'COMPONENT_TRACKS', 'ComponentScores', 'component_scores', 'join_components',
            'STREET_PROTOCOLS', 'street_metrics', 'confusion_matrix', 'class_iou', 'mean_iou', 'Interval',
-           'bootstrap_interval', 'paired_difference', 'histogram_intervals', 'histogram_differences']
+           'auroc_interval', 'bootstrap_interval', 'paired_difference', 'histogram_intervals', 'histogram_differences']
 
 # %% ../../nbs/01_metrics/00_metrics.ipynb #6f2d903f
 from .histogram import ScoreHistogram, choose_key
+from .newcombe import auroc_interval
 from anomaly_nb.metrics.overlap import (
     COMPONENT_TRACKS,
     ComponentScores,
@@ -68,6 +69,7 @@ _all_ = [
     "class_iou",
     "mean_iou",
     "Interval",
+    "auroc_interval",
     "bootstrap_interval",
     "paired_difference",
     "histogram_intervals",

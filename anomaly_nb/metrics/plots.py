@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..core.errors import DataError, check_labels_and_scores
+from ..core.errors import DataError, check_labels_and_scores, percent
 from ..core.style import ANOMALOUS, NORMAL, THRESHOLD, figure_style
 from .ranking import ThresholdTable, row_at_tpr, threshold_table
 from .regions import ProCurve, pro_curve
@@ -90,7 +90,7 @@ def plot_roc(
             table.tpr()[row],
             "o",
             color=line.get_color(),
-            label=f"FPR at {mark_tpr:.0%} TPR: {table.fpr()[row]:.4f}",
+            label=f"FPR at {percent(mark_tpr, 0)} TPR: {table.fpr()[row]:.4f}",
         )
     ax.legend(loc="lower right")
     return _figure(ax)

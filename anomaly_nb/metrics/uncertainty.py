@@ -18,7 +18,7 @@ from .region_histogram import RegionHistogram
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #85168ae8
 class Interval(NamedTuple):
-    "A value with the percentile interval over bootstrap resamples."
+    "A value with an interval: percentiles over bootstrap resamples, unless its function says another."
 
     value: float  # on all images
     low: float  # lower end

@@ -6,6 +6,7 @@
 __all__ = ['FEWEST_ROWS', 'MARGIN', 'fitted_rows', 'median_seconds', 'bank_within']
 
 # %% ../../nbs/06_scoring/16_budget.ipynb #36fbaf41
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -97,8 +98,8 @@ def bank_within(
         if not size:
             least = 1000 * (features + search(min(most, 2 * FEWEST_ROWS))) / MARGIN
             raise DataError(
-                f"budget_ms={budget_ms:g}: an image takes {least:.1f} ms here with the smallest bank; give at least "
-                "that, a smaller image_size or a faster backbone"
+                f"budget_ms={budget_ms:g}: an image takes {math.ceil(10 * least) / 10:.1f} ms here with the smallest "
+                "bank; give at least that, a smaller image_size or a faster backbone"
             )
         most = size
     return record | {

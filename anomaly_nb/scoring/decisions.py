@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from ..core.errors import percent
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD
 from ..metrics import average_precision, roc_auc
 
@@ -31,9 +32,9 @@ def decision_table(
     )
     rows: list[tuple[str, str]] = [("threshold", f"{threshold:.4g}")]
     if bad:
-        rows.append(("true positives", f"{tp} of {bad} ({tp / bad:.1%})"))
+        rows.append(("true positives", f"{tp} of {bad} ({percent(tp / bad)})"))
     if good:
-        rows.append(("false positives", f"{fp} of {good} ({fp / good:.1%})"))
+        rows.append(("false positives", f"{fp} of {good} ({percent(fp / good)})"))
     if bad and good:
         precision, f1 = (
             (f"{tp / (tp + fp):.3f}" if tp + fp else "-"),

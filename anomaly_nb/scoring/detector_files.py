@@ -131,6 +131,7 @@ def _write_files(detector: "Detector", folder: Path) -> None:
             "spec": detector.spec_,
             "layout": detector.layout_.said(),
             "learned": detector.learned_,
+            "file_types": detector.file_types_,
             "budget": detector.budget_,
             "intensity": detector.intensity_.to_dict(),
             "version": detector.version_,
@@ -251,6 +252,7 @@ def _rebuilt(folder: Path, manifest: Record, detector_class: type["Detector"], w
     # older ones: 8-bit
     detector.intensity_ = Intensity.from_dict(manifest["intensity"]) if "intensity" in manifest else Intensity()
     detector.choice_ = manifest.get("choice", {})
+    detector.file_types_ = dict(manifest.get("file_types", {}))  # older ones did not look
     family, mark, options = detector.parts().backbone.partition("?")
     if family == detector.spec_.get("name") == "filters":  # their first version, from before there were versions
         detector.backbone = recorded_name("filters") + mark + options

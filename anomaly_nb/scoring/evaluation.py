@@ -17,7 +17,7 @@ from ..core.errors import DataError
 from ..data.layouts import loco_regions
 from ..data.masks import read_mask
 from ..data.values import bands
-from ..metrics import ScoreHistogram, average_precision, bootstrap_interval, fpr_at_tpr, roc_auc, spro
+from ..metrics import ScoreHistogram, auroc_interval, average_precision, fpr_at_tpr, roc_auc, spro
 from ..metrics.regions import ProCurve, pro_curve
 from .thresholds import Threshold
 
@@ -27,13 +27,13 @@ def image_metrics(
     y_score: np.ndarray,  # (n,)
     threshold: Threshold | None,  # None = ranking metrics only
 ) -> dict[str, float]:  # empty where there is one class only
-    """Ranking metrics of the scores (AUROC with its 95 % bootstrap interval over images) and decision metrics of the
+    """Ranking metrics of the scores (AUROC with the 95 % interval of `auroc_interval`) and decision metrics of the
     threshold.
     """
     labels = np.asarray(y_true).astype(bool)
     if labels.all() or not labels.any():
         return {}
-    auroc = bootstrap_interval(roc_auc, labels, np.asarray(y_score))
+    auroc = auroc_interval(labels, y_score)
     ranked = {
         "image_auroc": auroc.value,
         "image_auroc_low": auroc.low,

@@ -24,6 +24,7 @@ from ..core.errors import DataError, MissingFileError
 from ..core.files import NOT_UTF8, atomic_write, list_files, sha256_file
 from ..core.order import natural_key, utf8_name
 from ..core.runtime import cpu_threads, in_order, side_by_side
+from ..data.file_types import is_unseen
 from ..data.headers import is_image, why_skipped
 from ..data.images import read_image, read_upright
 from ..features import FeatureSet
@@ -53,11 +54,15 @@ class Prediction:
     size: tuple[int, int] = (0, 0)  # (H, W)
     frames: int = 1  # pages or frames, the first of which is looked at
     patch_scores: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32), repr=False)  # (P,)
+    file_type: str = ""  # of its header, "PNG RGB"
+    unseen: bool = False  # no file that the detector learned from looks like one of this type
 
     @property
     def note(self) -> str:
-        "What of the file was not looked at; empty for most."
-        return f"holds {self.frames} pages or frames: the first was looked at" if self.frames > 1 else ""
+        "What of the file was not looked at, and whether it is of a type that was never learned from; empty for most."
+        pages = f"holds {self.frames} pages or frames: the first was looked at" if self.frames > 1 else ""
+        odd = f"is {self.file_type}, a type of file that the detector never saw" if self.unseen else ""
+        return "; ".join(filter(None, (pages, odd)))
 
     def row(self) -> dict[str, object]:
         "As a row of `predictions.csv`."
@@ -146,6 +151,7 @@ class _Read:
     clipped: float = 0.0
     error: str = ""
     frames: int = 1
+    file_type: str = ""
 
 
 def _read(detector: Detector, network: Backbone, path: str) -> _Read:
@@ -161,6 +167,7 @@ def _read(detector: Detector, network: Backbone, path: str) -> _Read:
             clipped,
             "",
             info.frames,
+            info.file_type,
         )
     except (DataError, MissingFileError, OSError, MemoryError) as e:
         return _Read(path, error=str(e) or type(e).__name__)
@@ -308,6 +315,8 @@ def _decided(
             f.size,
             f.frames,
             patch_scores,
+            f.file_type,
+            is_unseen(f.file_type, detector.file_types_),
         )
 
 # %% ../../nbs/06_scoring/12_predict.ipynb #c6ce6514

@@ -18,6 +18,7 @@ from ..calibration.ranges import conformal_pvalues
 from ..core.errors import number_of
 from ..data.headers import image_info
 from ..data.intensity import Intensity
+from ..metrics.newcombe import interval_words
 from ..metrics.regions import ProCurve
 from .evaluation import image_metrics, pixel_curve, pixel_metrics, read_masks, saturated_metrics
 from .layout import Cells, Layout
@@ -219,7 +220,7 @@ class Evaluation:
         m = self.image_metrics()
         ranked = (
             f"Image AUROC {m['image_auroc']:.3f} [{m['image_auroc_low']:.3f}, "
-            f"{m['image_auroc_high']:.3f}] (higher is better)"
+            f"{m['image_auroc_high']:.3f}] ({interval_words(m['image_auroc'])}; higher is better)"
         )
         return [
             f"{ranked}.",

@@ -17,6 +17,7 @@ from ..core.files import atomic_write
 from ..data.images import read_image, resize_image
 from ..data.synthetic import ANOMALY_TYPES, synthetic_anomaly
 from ..features.extract import index_intensity
+from ..metrics.newcombe import or_newcombe
 from ..metrics.uncertainty import interval_of
 
 # %% ../../nbs/06_scoring/10_validation.ipynb #43813deb
@@ -150,7 +151,9 @@ def synthetic_auroc(
 ) -> (
     pd.DataFrame
 ):  # a row for each method, as given: auroc, low, high, behind, behind_low, behind_high (the best minus this one)
-    "How well methods find synthetic anomalies, with 95 % intervals over images."
+    """How well methods find synthetic anomalies, with 95 % intervals over images: of the bootstrap, and where all
+    resamples agree of `or_newcombe`, with as many anomalies as images they were laid on.
+    """
     label, source = meta["label"].to_numpy(), meta["source"].to_numpy()
     normal_rows = np.flatnonzero(label == 0)
     order = normal_rows[np.argsort(source[normal_rows])]
@@ -179,7 +182,7 @@ def synthetic_auroc(
     best, rows = int(np.argmax(values[:, 0])), []
     for estimates in values:
         own_interval, gap = (
-            interval_of(estimates[0], estimates[1:]),
+            or_newcombe(interval_of(estimates[0], estimates[1:]), len(order), n),
             interval_of(values[best, 0] - estimates[0], values[best, 1:] - estimates[1:]),
         )
         rows.append([*own_interval, *gap])

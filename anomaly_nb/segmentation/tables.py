@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..calibration.thresholds import counted_threshold
-from ..core.errors import DataError, number_of
+from ..core.errors import DataError, number_of, percent
 from anomaly_nb.metrics import (
     ComponentScores,
     ScoreHistogram,
@@ -119,7 +119,7 @@ def best_sentence(
     interval = f" [{best['ap_low']:.3f}, {best['ap_high']:.3f}]" if pd.notna(best.get("ap_low")) else ""
     return (
         f"{who} finds the anomalous pixels best: average precision {best['ap']:.3f}{interval} (higher is better), "
-        f"AUROC {best['auroc']:.3f}, false-positive rate at 95 % recall {best['fpr95']:.1%}, over every pixel of "
+        f"AUROC {best['auroc']:.3f}, false-positive rate at 95 % recall {percent(best['fpr95'])}, over every pixel of "
         f"{number_of(int(best['images']), 'scene')}."
     )
 

@@ -17,6 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..core.errors import percent
 from ..core.files import sha256_json
 from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
@@ -156,11 +157,11 @@ class StreetView(View):
         "What the threshold does to all test pixels, and the ranking."
         (mask, scores), limit = self.pixels(method, "test"), self.threshold(method, fraction)
         rows = {
-            "promised false-positive rate, pixels": f"{fraction:.1%}",
-            "false-positive rate, pixels": f"{(scores[~mask] >= limit).mean():.1%}",
+            "promised false-positive rate, pixels": percent(fraction),
+            "false-positive rate, pixels": percent((scores[~mask] >= limit).mean()),
         }
         rows |= {
-            "true-positive rate, pixels": f"{(scores[mask] >= limit).mean():.1%}" if mask.any() else "there are none"
+            "true-positive rate, pixels": percent((scores[mask] >= limit).mean()) if mask.any() else "there are none"
         } | self.ranking(method)
         return pd.DataFrame(rows.items(), columns=["metric", "value"])
 
@@ -172,10 +173,12 @@ class StreetView(View):
             scene.anomaly == 1,
             scene.anomaly == 0,
         )
-        outcome = f"{called[bad].mean():.0%} of its anomalous pixels called" if bad.any() else "nothing anomalous in it"
+        outcome = "nothing anomalous in it"
+        if bad.any():
+            outcome = f"{percent(called[bad].mean(), 0)} of its anomalous pixels called"
         return (
             f"{scene.key}, {self.scorer.labels[state['method']]}: {outcome}, "
-            f"{called[good].mean():.1%} of the normal ones called."
+            f"{percent(called[good].mean())} of the normal ones called."
         )
 
     def draw(self, state: State) -> tuple[Figure, pd.DataFrame]:  # figure, now, report

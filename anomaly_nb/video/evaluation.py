@@ -14,6 +14,7 @@ import pandas as pd
 from ..core.errors import DataError, MissingFileError
 from ..core.order import natural_key
 from ..metrics import average_precision, bootstrap_interval, roc_auc
+from ..metrics.newcombe import or_newcombe
 
 # %% ../../nbs/08_video/09_evaluation.ipynb #25afc4e9
 def frame_auc(
@@ -64,7 +65,7 @@ def auc_table(
     random_state: int = 0,  # seed of the bootstrap
 ) -> pd.DataFrame:  # scores, micro, micro_low, micro_high, macro, macro_padded, average_precision
     """Frame AUROC and average precision of every column of scores, with a 95 % interval of the micro value over
-    resampled videos.
+    resampled videos, or of `or_newcombe` over the videos of each class.
     """
     rows = []
     for column in frames.columns.drop(["video", "frame"]):
@@ -73,13 +74,15 @@ def auc_table(
         if n_resamples:
             names = sorted(scores, key=natural_key)
             micro = lambda y, s: roc_auc(np.concatenate(y), np.concatenate(s))
-            interval = bootstrap_interval(
+            drawn = bootstrap_interval(
                 micro,
                 [labels[v] for v in names],
                 [scores[v] for v in names],
                 n_resamples=n_resamples,
                 random_state=random_state,
             )
+            both = [sum(bool(np.any(labels[v] == c)) for v in names) for c in (1, 0)]
+            interval = or_newcombe(drawn, *both)
             row |= {"micro_low": interval.low, "micro_high": interval.high}
         rows.append(row)
     order = [
