@@ -44,7 +44,7 @@ def test_fit_says_how_many_groups_promise_what(fitted):
     assert threshold.parameters["groups"] == PARTS and threshold.n == PARTS * EACH
     assert threshold.rate() == pytest.approx(1 / (PARTS + 1), abs=1e-6)
     assert f"{PARTS * EACH} held-out normal training images in {PARTS} groups" in said
-    assert f"{PARTS} groups can promise 14.3% false alarms at best, not 5.0%; 19 could" in said
+    assert f"{PARTS} groups can promise 14.3 % false alarms at best, not 5.0 %; 19 could" in said
     assert f"in {PARTS} groups" in (place / "detector/detector.html").read_text()
     plain = Detector("knn", backbone="filters", image_size=64).fit(Detector.load(place / "detector").paths_)
     assert plain.decision_threshold().rate() == pytest.approx(1 / (PARTS * EACH + 1), abs=1e-6)

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'DATA_KEYS', 'ROW_KEYS', 'TEXTS', 'SHOWN', 'read_benchmark', 'measured_rows', 'run_rows', 'benchmark_table',
-           'read_benchmark_table', 'score_matrix', 'shots_in_words', 'shown_rows', 'failed_rows', 'Standing',
-           'standing', 'markdown_table', 'latex_table', 'beside_published', 'expected_seconds']
+           'read_benchmark_table', 'score_matrix', 'shots_in_words', 'shown_rows', 'failed_rows', 'beside_published',
+           'expected_seconds']
 
 # %% ../../nbs/10_reports/15_benchmark.ipynb #bf39a144
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from ..core.errors import DataError
 from ..core.files import sha256_json, write_json
 from ..core.plain import Record, read_json, read_yaml
 from ..core.tables import read_table, to_numbers
-from ..metrics.ranks import friedman, nemenyi_difference, rank_rows, tied_groups
 from .ledger import Ledger
 from .record import RunRecord
 
@@ -271,101 +269,6 @@ def failed_rows(
         values |= {c: sorted(set(same[c].astype(str))) for c in ("method", "data") if c in same}
         errors.append({"rows": len(same)} | {k: ", ".join(v) for k, v in values.items() if v} | {"error": error})
     return pd.DataFrame(errors).sort_values("rows", ascending=False, kind="stable") if errors else pd.DataFrame()
-
-# %% ../../nbs/10_reports/15_benchmark.ipynb #ef3ba9d1
-@dataclass(frozen=True)
-class Standing:
-    "Methods in the order of their mean ranks, with the test that tells them apart."
-
-    matrix: pd.DataFrame  # (data sets, methods), best method first
-    mean_ranks: np.ndarray  # (k,)
-    difference: float  # Nemenyi's critical difference at 5 %; NaN with one method
-    p: float  # of `friedman`; NaN with fewer than three methods or two data sets
-    tied: list[str]  # methods not told from the best, without it
-
-    def sentence(self) -> str:
-        "What follows, in one or two sentences."
-        best, n = self.matrix.columns[0], len(self.matrix)
-        data = f"{n} data set{'s' * (n > 1)}"
-        if self.matrix.shape[1] == 1:
-            return f"{best} alone was measured on {data}."
-        head = f"{best} has the best mean rank, {self.mean_ranks[0]:.2f} of {len(self.mean_ranks)} methods on {data}."
-        if not self.p < 0.05:
-            p_text = "" if np.isnan(self.p) else f" (Friedman p {self.p:.2g})"
-            return f"{head} That these methods differ at all is not shown{p_text}."
-        rest = (
-            f"not told from it: {', '.join(self.tied)}"
-            if self.tied
-            else "all others rank lower by more than the critical difference"
-        )
-        return (
-            f"{head} The methods differ (Friedman p {self.p:.2g}); {rest} (Nemenyi, critical "
-            f"difference {self.difference:.2f})."
-        )
-
-
-def standing(
-    matrix: pd.DataFrame,  # (data sets, methods) of `score_matrix`
-    higher_is_better: bool = True,
-) -> Standing:
-    "Rank methods and test their ranks. Raises `DataError` as `rank_rows` does."
-    n, k = matrix.shape
-    if k == 1:
-        return Standing(matrix, np.ones(1), float("nan"), float("nan"), [])
-    mean = rank_rows(matrix, higher_is_better).mean(axis=0)
-    order = np.argsort(mean, kind="stable")
-    ordered, mean = matrix.iloc[:, order], mean[order]
-    difference = nemenyi_difference(k, n)
-    first = next((g for g in tied_groups(mean, difference) if 0 in g), [0])
-    p = friedman(ordered).p if k > 2 and n > 1 else float("nan")
-    return Standing(ordered, mean, difference, p, [str(ordered.columns[i]) for i in first if i])
-
-
-def _cells(ranking: Standing, decimals: int, bold: str) -> list[list[str]]:
-    "Rows of text: method, a value a data set, mean, mean rank."
-    values = ranking.matrix.round(decimals)
-    best = values.max(axis=1)
-    rows = []
-    for i, method in enumerate(values):
-        texts = [f"{v:.{decimals}f}" for v in values[method]]
-        marked = [bold.format(text) if v == b else text for v, b, text in zip(values[method], best, texts)]
-        name = f"{method}*" if i == 0 or method in ranking.tied else str(method)
-        rows.append([name, *marked, f"{ranking.matrix[method].mean():.{decimals}f}", f"{ranking.mean_ranks[i]:.2f}"])
-    return rows
-
-# %% ../../nbs/10_reports/15_benchmark.ipynb #bd3f5d77
-def markdown_table(
-    ranking: Standing,  # of `standing`, higher is better
-    decimals: int = 3,
-) -> str:
-    "The table in Markdown; the best of a column is bold, a star marks the best mean rank and what is not told from it."
-    head = ["method", *map(str, ranking.matrix.index), "mean", "mean rank"]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *_cells(ranking, decimals, "**{}**")]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
-
-
-def latex_table(
-    ranking: Standing,  # of `standing`, higher is better
-    caption: str = "",
-    decimals: int = 3,
-) -> str:
-    "The same for LaTeX, with booktabs."
-
-    def plain(text: str) -> str:
-        return "".join({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$"}.get(c, c) for c in text)
-
-    head = ["method", *map(str, ranking.matrix.index), "mean", "mean rank"]
-    rows = [[plain(row[0]).replace("*", "$^{*}$"), *row[1:]] for row in _cells(ranking, decimals, r"\textbf{{{}}}")]
-    body = [" & ".join(map(plain, head)) + r" \\", r"\midrule", *(" & ".join(row) + r" \\" for row in rows)]
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{plain(caption)}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-        r"\toprule",
-        *body,
-    ]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
 # %% ../../nbs/10_reports/15_benchmark.ipynb #aee20b21
 def beside_published(
