@@ -140,22 +140,20 @@ def main() -> None:
     name = "bench" if about["bf16"] else "bench_float32"
     path = FIGURES / f"{name}.json"
     results = read_json(path) if path.exists() else {"rows": {}}
-    if results.get("machine", {}).get("cpu", about["cpu"]) != about["cpu"]:
-        print(
-            f"{path.name} holds figures of another machine, {results['machine']['cpu']}; those of this one take their place",
-            flush=True,
-        )
+    same = ("cpu", "cores", "threads", "instructions")
+    if results["rows"] and any(results["machine"].get(what) != about[what] for what in same):
+        print(f"{path.name} holds figures of another machine; those of this one take their place", flush=True)
         results = {"rows": {}}
     for module in args.names or MODULES:
         rows = importlib.import_module(f"bench.{module}").run(args.small)
         for row in rows:
             show(row, about)
         results["rows"][module] = rows
-    if not args.small:
-        results["rows"] = {module: results["rows"][module] for module in MODULES if module in results["rows"]}
-        results["machine"] = about
-        write_json(path, results)
-        draw(results, name)
+        if not args.small:  # what is measured is kept, whatever becomes of the next one
+            results["rows"] = {name: results["rows"][name] for name in MODULES if name in results["rows"]}
+            results["machine"] = about
+            write_json(path, results)
+            draw(results, name)
 
 
 if __name__ == "__main__":

@@ -430,7 +430,7 @@ def test_advice_is_in_the_words_of_the_command():
     assert in_command("no-such", said) == said
 
 
-def test_commands_refuse_numbers_out_of_range(tmp_path):
+def test_commands_refuse_numbers_out_of_range(tmp_path, capsys):
     parts(tmp_path, "good/a.png", "good/b.png")
     for option, value in (
         ("--seed", "-1"),
@@ -450,8 +450,12 @@ def test_commands_refuse_numbers_out_of_range(tmp_path):
         check_parameters("image_anomaly", {"seed": "-1"})
     with pytest.raises(DataError, match="random_state=-5"):
         read_index("folder", tmp_path, random_state=-5)
-    done = CliRunner().invoke(app, ["report", "image_anomaly", "-p", "=3"])
-    assert done.exit_code == 2 and "with the name of a parameter" in done.output
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "image_anomaly", "-p", "=3"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "anomaly-nb: -p '=3': write name=value; the names: anomaly-nb report image_anomaly --list\n"
+    )
     assert CliRunner().invoke(app, ["inspect", str(parts(tmp_path / "q", "a/0.png", "b/0.png"))]).exit_code == 1
     assert CliRunner().invoke(app, ["inspect", str(tmp_path / "q"), "--normal", "a"]).exit_code == 0
 
