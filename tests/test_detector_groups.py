@@ -91,3 +91,21 @@ def test_update_keeps_groups_by_the_same_rule(fitted, tmp_path):
         file.rename(file.with_name("part1" + file.name[4:]))
     detector = Detector.load(place / "detector").update(sorted(str(p) for p in (tmp_path / "more").iterdir()))
     assert detector.decision_threshold().parameters["groups"] == PARTS + 9
+
+
+def test_fit_points_at_names_of_parts_and_its_advice_works(fitted, tmp_path):
+    place, _ = fitted
+    words = "--recipe", "knn", "--backbone", "filters", "--image-size", 64
+    code, said, _ = run("fit", place / "parts", "--out", tmp_path / "plain", *words)
+    assert code == 0 and f"part00_0.png and part00_1.png look like several images of one of {PARTS} parts" in said
+    advised = said.partition("--groups '")[2].partition("'")[0]
+    code, said, _ = run("fit", place / "parts", "--out", tmp_path / "grouped", *words, "--groups", advised)
+    assert code == 0 and "look like several images" not in said
+    assert Detector.load(tmp_path / "grouped").decision_threshold().parameters["groups"] == PARTS
+
+
+def test_update_names_an_image_without_a_group_before_it_computes(fitted, tmp_path):
+    place, _ = fitted
+    Image.open(next((place / "new").iterdir())).save(tmp_path / "n0.png")
+    code, said, error = run("update", place / "detector", tmp_path / "n0.png")
+    assert code == 1 and "n0.png does not match; every image needs a group" in str(error), said

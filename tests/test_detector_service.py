@@ -154,6 +154,8 @@ def test_hostile_bodies(client, files):
         client.post(PREDICT, content=b"--x--", headers={"Content-Type": "multipart/form-data; boundary=x"}), 422
     )
     assert one_sentence(client.post(PREDICT, content=b"x", headers={"Content-Type": "multipart/form-data"}), 422)
+    # an address that is mistyped is not there, however large the image
+    assert one_sentence(client.post("/v1/detector/nut/predict", content=good + bytes(50_000)), 404)
     assert one_sentence(client.post("/v1/detectors/wood/predict", content=good), 404) and one_sentence(
         client.get(PREDICT), 405
     )

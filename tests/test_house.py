@@ -25,3 +25,14 @@ def test_no_module_is_longer_than_400_lines():
 def test_no_base_class_has_a_single_child():
     assert alone(p.read_text() for p in MODULES) == IN_ITS_PLACE
     assert alone(["class A: pass", "class B(A): pass\nclass C: pass\nclass D(C): pass\nclass E(x.C): pass"]) == {"A"}
+
+
+def test_no_line_is_longer_than_120():
+    long = []
+    for path in MODULES:
+        source = path.read_text()
+        names = [n for n in ast.parse(source).body if isinstance(n, ast.Assign) and ast.unparse(n.targets) == "__all__"]
+        generated = {line for n in names for line in range(n.lineno, (n.end_lineno or n.lineno) + 1)}  # by nbdev
+        lines = enumerate(source.splitlines(), 1)
+        long += [f"{path}:{i}" for i, line in lines if len(line) > 120 and i not in generated]
+    assert not long

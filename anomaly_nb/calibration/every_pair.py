@@ -131,7 +131,7 @@ def nearest_of_other_videos(
     m: int,  # candidates to keep, at least k
     size: int,  # objects in a group
     dtype: "torch.dtype",  # of the products, float32 or bfloat16
-) -> tuple["Tensor", "Tensor", "Tensor"]:  # (n, m) float32 squared distances; (n, m) objects; (n,) whether it is settled
+) -> tuple["Tensor", "Tensor", "Tensor"]:  # (n, m) squared distances; (n, m) objects; (n,) whether it is settled
     "Among the `m` candidates of a settled object are its k nearest, up to the rounding of float32."
     import torch
 

@@ -298,7 +298,8 @@ def guarded_app(
 
     async def unknown(scope, receive, send) -> None:
         if scope["type"] == "http":
-            receive = await guard.admit(scope, receive, True, False)
+            # a body that another address takes is no reason to call it too large here
+            receive = await guard.admit(scope, receive, True, False, largest_file, True)
         await not_found(scope, receive, send)
 
     app.router.default = unknown

@@ -206,7 +206,9 @@ def _quality(sample: Sample | ScoreSketch, alpha: float) -> dict[str, object]:
     skew = float((p95 + p5 - 2 * p50) / (p95 - p5))
     top = float((quantiles(sample, (0.99,))[0] - p50) / (p75 - p50)) if p75 > p50 else np.inf
     bound = sample_threshold(sample, alpha, too_few="largest").parameters["bound95"]
-    more = f"add other lots or videos: with {number_of(groups, 'group')}" if groups else f"tag more files: with {sample.n}"
+    more = f"tag more files: with {sample.n}"
+    if groups:
+        more = f"add other lots or videos: with {number_of(groups, 'group')}"
     advice = (
         f"{more} the flagged fraction can reach {percent(bound)} for a nominal {percent(alpha, 0)}"
         if bound > 1.5 * alpha

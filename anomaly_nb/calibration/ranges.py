@@ -116,7 +116,8 @@ def conformal_pvalues(
     Raises `DataError` on empty or non-finite input, or one group too many or too few.
     """
     calibration_scores = real_array("calibration_scores", calibration_scores, np.float64).reshape(-1)
-    sample = Sample(check_finite("calibration_scores", calibration_scores), None if groups is None else np.asarray(groups))
+    labels = None if groups is None else np.asarray(groups)
+    sample = Sample(check_finite("calibration_scores", calibration_scores), labels)
     if not sample.n:
         raise DataError("calibration_scores is empty; p-values need scores of normal parts")
     scores = check_finite("scores", real_array("scores", scores, np.float64))

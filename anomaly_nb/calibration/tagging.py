@@ -155,8 +155,8 @@ def tag_scores(
                 raise DataError(f"file {place} of {len(names)} of {model}/{head} has no name; give it one")
             if places.setdefault(name, place) != place:
                 raise DataError(
-                    f"file {name!r} comes twice in one batch of {model}/{head}, as number {places[name]} and {place} of "
-                    f"{len(names)}; give one score per file and head"
+                    f"file {name!r} comes twice in one batch of {model}/{head}, as number {places[name]} and {place} "
+                    f"of {len(names)}; give one score per file and head"
                 )
     file_roles, now, added = check_roles(roles, len(names)), int(time.time() * 1000), 0
     with transaction(db):

@@ -68,7 +68,8 @@ def benchmark(
 
     from anomaly_nb.core.errors import DataError, number_of
     from anomaly_nb.core.files import write_text
-    from anomaly_nb.reports.benchmark import benchmark_table, expected_seconds, failed_rows, read_benchmark, score_matrix
+    from anomaly_nb.reports.benchmark import benchmark_table, expected_seconds, failed_rows
+    from anomaly_nb.reports.benchmark import read_benchmark, score_matrix
     from anomaly_nb.reports.gallery import read_verdict
     from anomaly_nb.reports.ledger import Ledger
     from anomaly_nb.reports.run import run_report

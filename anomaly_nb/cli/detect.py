@@ -61,6 +61,7 @@ def fit(
     from anomaly_nb.banks import KNNBank
     from anomaly_nb.scoring import RECIPES, Detector
     from anomaly_nb.scoring.choice import CANDIDATES, FEWEST, choose_recipe, expected_seconds
+    from anomaly_nb.scoring.preparation import parts_in_names
     from anomaly_nb.scoring.predict import predict_files
 
     check_fit_options(out, images.shots, made)
@@ -116,6 +117,13 @@ def fit(
             answer.say(f"compared on {chosen.attrs['compared_on']}")
     detector = Detector(recipe, **settings).fit(index)
     detector.choice_ |= choice
+    one, other, count = parts_in_names(detector.paths_) if not detector.groups_ else ("", "", 0)
+    if count:
+        answer.say(
+            f"note: names such as {one} and {other} look like several images of one of {count} parts; if they are, "
+            "give --groups '^(.*[0-9])[_. -][0-9A-Za-z]+[.]', which counts each part once, as the promise needs",
+            err=True,
+        )
     if mixed := detector.choice_.get("fusion"):
         answer.say(
             f"weights {', '.join(f'{m} {w:g}' for m, w in zip(mixed['members'], mixed['weights']))}: {mixed['by']}"
@@ -177,6 +185,8 @@ def update(
     \b
     anomaly-nb update detectors/my_part more_good/
     """
+    import pandas as pd
+
     from anomaly_nb.core.errors import DataError, number_of, plural
     from anomaly_nb.core.files import NOT_UTF8
     from anomaly_nb.core.order import printable, utf8_name
@@ -186,6 +196,7 @@ def update(
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.detector_files import check_backbone
     from anomaly_nb.scoring.predict import find_images, needs_batch, predict_files
+    from anomaly_nb.scoring.preparation import image_groups
 
     model = Detector.load(detector, weights)
     check_backbone(model)
@@ -194,13 +205,15 @@ def update(
     if odd := [printable(p) for p in images if utf8_name(p) != p]:
         raise DataError(f"{odd[0]}: {NOT_UTF8} ({len(odd)} such)")
     files = [Path(p).resolve().as_posix() for p in images]
+    if model.groups:  # a name without a group is refused before anything is computed
+        image_groups(pd.DataFrame({"image_path": files}), model.groups)
     judged = predict_files(model, files) if before and not needs_batch(model) else ()
     flagged = [p.image_path for p in judged if p.anomalous == 1]
     if flagged:
         answer.say(
             f"version {model.version_} called {len(flagged)} of {number_of(len(files), 'new image')} anomalous "
-            f"({printable(Path(flagged[0]).name)} first); {plural(len(flagged), 'it is', 'they are')} learned as normal: look at "
-            f"{plural(len(flagged), 'it', 'them')}",
+            f"({printable(Path(flagged[0]).name)} first); {plural(len(flagged), 'it is', 'they are')} learned as "
+            f"normal: look at {plural(len(flagged), 'it', 'them')}",
             err=True,
         )
     unseen = unseen_types(count_types(files), model.file_types_)
@@ -239,6 +252,7 @@ def evaluate(
     \b
     anomaly-nb evaluate detectors/my_part test_parts/
     """
+    from anomaly_nb.core.errors import number_of
     from anomaly_nb.data import one_category, read_index
     from anomaly_nb.reports.run import run_report
     from anomaly_nb.scoring import Detector
@@ -249,7 +263,7 @@ def evaluate(
     check_backbone(model)
     model.decision_threshold()
     category = layout.category or one_category(layout.dataset, "")
-    unseen(read_index(layout.dataset, root, category, on_missing), model)
+    _, learned = unseen(read_index(layout.dataset, root, category, on_missing), model)
     parameters = {
         "detector": str(detector.resolve()),
         "dataset": layout.dataset,
@@ -259,3 +273,5 @@ def evaluate(
         "on_missing": on_missing,
     }
     say_run(run_report("image_anomaly", parameters, figures))
+    if learned:
+        typer.echo(f"left out: {number_of(learned, 'image')} that the detector learned from")

@@ -216,7 +216,8 @@ def _check_needs(parameters: Mapping[str, inspect.Parameter], values: Mapping[st
             if type(mark) is Needs and is_set and not values[mark.name]:
                 other = _words(parameters[mark.name])
                 text = "" if value is True else f" {value:g}" if isinstance(value, float) else f" {value}"
-                raise DataError(f"{_words(parameter)}{text}: is for {other} only; give {other} as well, or leave it out")
+                option = f"{_words(parameter)}{text}"
+                raise DataError(f"{option}: is for {other} only; give {other} as well, or leave it out")
 
 
 T = TypeVar("T")

@@ -61,8 +61,8 @@ def predict(
     """Decide on images: a row for each. The exit code says what was found, for scripts.
 
     \b
-    Exit codes: 0 all read and none called anomalous; 3 some called anomalous; 4 none, but some images could not be read;
-    1 no image could be read; 2 a wrong option, file or detector.
+    Exit codes: 0 all read and none called anomalous; 3 some called anomalous; 4 none, but some images could not be
+    read; 1 no image could be read; 2 a wrong option, file or detector.
 
     \b
     anomaly-nb predict detectors/my_part new_images/ --out predictions.csv --maps maps/
@@ -186,7 +186,9 @@ def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: 
         with out.open(encoding="utf-8", newline="") as file:
             there = next(csv.reader(file))
         if unknown := [c for c in there if c not in columns]:
-            raise DataError(f"--out {out}: has a column {unknown[0]!r}, so it is no table of decisions; name another file")
+            raise DataError(
+                f"--out {out}: has a column {unknown[0]!r}, so it is no table of decisions; name another file"
+            )
         columns[:] = there
     out.parent.mkdir(parents=True, exist_ok=True)
     sizes: dict[str, int] = {}

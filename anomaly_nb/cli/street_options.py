@@ -23,7 +23,9 @@ Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, mps.")]
 Methods = Annotated[
     str, typer.Option(help="Comma-separated: max_logit, msp, energy, entropy, sml, heat, mahalanobis, vim, react, knn.")
 ]
-Temperature = Annotated[float, typer.Option(min=1e-3, help="Divides the logits of msp, energy, entropy, react and heat.")]
+Temperature = Annotated[
+    float, typer.Option(min=1e-3, help="Divides the logits of msp, energy, entropy, react and heat.")
+]
 FitImages = Annotated[int, typer.Option(min=0, help="Training images that statistics are taken from, 0 = all.")]
 Resamples = Annotated[
     int, typer.Option("--resamples", "--draws", min=0, help="Bootstrap resamples of the images, 0 = no intervals.")

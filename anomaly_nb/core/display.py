@@ -270,7 +270,8 @@ def _columns(frame: "pd.DataFrame", decimals: int) -> list[_Column]:
     "The columns of a frame as they are shown."
     names = [str(n) for n in frame.columns]
     values = [frame.iloc[:, i].tolist() for i in range(len(names))]
-    shown = [i for i, v in enumerate(values) if not v or not all(_missing(x) or x == "" for x in v)] or range(len(names))
+    filled = [i for i, v in enumerate(values) if not v or not all(_missing(x) or x == "" for x in v)]
+    shown = filled or range(len(names))
     ends = _interval_ends(names, [_numeric(v) for v in values])
     columns, codes = [], [frame.iloc[:, i].dtype.kind for i in range(len(names))]  # what has a unit is no count
     for i in shown:

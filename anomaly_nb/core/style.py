@@ -36,7 +36,7 @@ STYLE: "dict[RcKeyType, object]" = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.formatter.limits": (-3, 5),  # small scores share a power of ten, or the marks of the axis run into one another
+    "axes.formatter.limits": (-3, 5),  # small scores share a power of ten, or the axis's marks run into one another
     "axes.formatter.use_mathtext": True,
     "grid.color": "#e6e6e6",
     "grid.linewidth": 0.8,

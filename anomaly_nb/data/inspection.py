@@ -331,7 +331,8 @@ def inspect_folder(
     normal: str = "",  # folder of normal images where its name does not say so
     intensity: str = "auto",  # how values deeper than 8 bits are to be read, see `fit_intensity`
 ) -> Inspection:
-    """What the library sees in a folder, before anything is computed; with `normal` it is read as `folder`, as by `fit`.
+    """What the library sees in a folder, before anything is computed; with `normal` it is read as `folder`, as `fit`
+    does.
 
     Raises `MissingFileError`, `DataError`.
     """

@@ -95,7 +95,7 @@ def _created(
     if (side := int(options.get("size", 0))) > LARGEST:
         raise DataError(
             f"image_size={side}: an input has at most {LARGEST} pixels a side; to see small things in large images, "
-            "give tile"
+            "give tiles of at most so many"
         )
     if family in ("filters", *FILTERS):
         if weights:

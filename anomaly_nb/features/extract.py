@@ -206,8 +206,8 @@ def same_shape(
             shape = shape or x.shape
             if x.shape != shape and not mixed:
                 raise DataError(
-                    f"{path}: becomes {x.shape[1]} x {x.shape[2]} pixels, the images before it {shape[1]} x {shape[2]}; "
-                    "with resize=short all must have one aspect: use resize=pad or square, or extract them apart"
+                    f"{path}: becomes {x.shape[1]} x {x.shape[2]} pixels, the images before it {shape[1]} x {shape[2]}"
+                    "; with resize=short all must have one aspect: use resize=pad or square, or extract them apart"
                 )
         cuts = [0, *(i for i in range(1, len(inputs)) if inputs[i].shape != inputs[i - 1].shape), len(inputs)]
         for first, end in pairwise(cuts):

@@ -31,7 +31,8 @@ def newcombe_interval(
     if not 0 < level < 1:
         raise DataError(f"level is {level}; it must lie in (0, 1), for example 0.95")
     if not 0 <= auroc <= 1 or min(positives, negatives) < 1:
-        raise DataError(f"auroc={auroc}, {positives} anomalous and {negatives} normal images; it needs both, and [0, 1]")
+        counts = f"{positives} anomalous and {negatives} normal images"
+        raise DataError(f"auroc={auroc}, {counts}; it needs both, and [0, 1]")
     z, half = NormalDist().inv_cdf((1 + level) / 2), (positives + negatives) / 2
 
     def inside(t: float) -> bool:

@@ -265,7 +265,8 @@ def failed_rows(
     failed = rows[rows["status"] != "ok"]
     errors = []
     for error, same in failed.groupby("error", sort=False):
-        values = {"method": [], "data": [], "shots": shots_in_words(sorted(set(same["shots"]), key=lambda s: (s == -1, s)))}
+        shots = sorted(set(same["shots"]), key=lambda s: (s == -1, s))
+        values = {"method": [], "data": [], "shots": shots_in_words(shots)}
         values |= {c: sorted(set(same[c].astype(str))) for c in ("method", "data") if c in same}
         errors.append({"rows": len(same)} | {k: ", ".join(v) for k, v in values.items() if v} | {"error": error})
     return pd.DataFrame(errors).sort_values("rows", ascending=False, kind="stable") if errors else pd.DataFrame()

@@ -97,7 +97,7 @@ def _choice(choice: Record) -> list[str]:
             ("behind the first", ("behind", "behind_low", "behind_high")),
         ):
             texts = ["{:.3f} [{:.3f}, {:.3f}]".format(*row) for row in table[list(columns)].to_numpy()]
-            columns_shown[name] = ["–", *texts[1:]] if columns[0] == "behind" else texts  # nothing is the first's own lag
+            columns_shown[name] = ["–", *texts[1:]] if columns[0] == "behind" else texts  # none lags itself
         body.append(
             "<p>Recipe: detection of synthetic anomalies in normal images that were kept back; no label took part. "
             f"{html.escape(choice['compared_on'])}.</p>"
@@ -151,7 +151,7 @@ def write_card(
     facts: dict[str, object] = {
         "recipe": detector.recipe,
         "source": parts.source,
-        "compared with the source": f"the recipe differs: {parts.differs}" if parts.differs else "the recipe is the same",
+        "compared with the source": f"the recipe {f'differs: {parts.differs}' if parts.differs else 'is the same'}",
         "backbone": parts.backbone,
         "bank": parts.bank,
         "threshold": str(threshold),

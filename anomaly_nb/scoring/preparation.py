@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ImageSource', 'foreground', 'Preparation', 'rotated', 'image_features', 'as_features', 'image_groups',
-           'image_vectors', 'near_duplicates', 'said_of_duplicates']
+           'parts_in_names', 'image_vectors', 'near_duplicates', 'said_of_duplicates']
 
 # %% ../../nbs/06_scoring/05_preparation.ipynb #1c98b310
 import re
@@ -213,6 +213,21 @@ def image_groups(
     return np.array([m[1] if m.groups() else m[0] for m in matches if m])
 
 # %% ../../nbs/06_scoring/05_preparation.ipynb #096c2d00
+def parts_in_names(
+    paths: Sequence[str],  # image files
+) -> tuple[str, str, int]:  # two names that seem to be of one part, and how many parts there are; "", "", 0 for none
+    "Whether names look like several images of each part: part01_0.png, part01_1.png, part02_0.png ..."
+    names = [Path(p).name for p in paths]
+    matches = [re.fullmatch(r"(.*[0-9])[_. -]([0-9]{1,2}|[A-Za-z])", Path(name).stem) for name in names]
+    parts: dict[str, list[str]] = {}
+    for name, m in zip(names, matches):
+        parts.setdefault(m[1] if m else name, []).append(name)
+    if not all(matches) or len(parts) < 3 or len(parts) > len(names) / 2:
+        return "", "", 0
+    first = max(parts.values(), key=len)
+    return first[0], first[1], len(parts)
+
+
 def image_vectors(
     patches: np.ndarray,  # (N, P, D) float
     most: int = 4096,  # numbers of each image
