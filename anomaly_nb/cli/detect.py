@@ -43,6 +43,8 @@ def fit(
 ) -> None:
     """Learn from good images, and keep what decides on the next ones.
 
+    Exit codes: 0 the detector is written; 2 a wrong option, folder or image, and nothing is written.
+
     \b
     anomaly-nb fit my_parts --out detectors/my_part
     anomaly-nb fit my_parts --out detectors/my_part --false-alarms 0.01 --groups '^(part[0-9]+)_'
@@ -182,6 +184,8 @@ def update(
 ) -> None:
     """Add normal images: bank, held-out scores and threshold are those of a fit on all of them.
 
+    Exit codes: 0 the new version is written; 2 a wrong option, image or detector, and nothing is changed.
+
     \b
     anomaly-nb update detectors/my_part more_good/
     """
@@ -248,6 +252,8 @@ def evaluate(
     ] = "keep",
 ) -> None:
     """Test a detector on labelled images, and keep the report. Images it learned from are left out.
+
+    Exit codes: 0 the report is written; 1 its run failed; 2 a wrong option, folder or detector.
 
     \b
     anomaly-nb evaluate detectors/my_part test_parts/
