@@ -24,8 +24,8 @@ def predict(
     out: Annotated[
         Path,
         typer.Option(
-            help="CSV of decisions: image_path, score, anomalous, p_value, percentile, left, top, right and bottom of the "
-            "hottest box, normal_path and distance of the nearest normal patch, clipped, error, note."
+            help="CSV of decisions: image_path, score, anomalous, p_value, percentile, left, top, right and bottom of "
+            "the hottest box, normal_path and distance of the nearest normal patch, clipped, error, note."
         ),
     ] = Path("predictions.csv"),
     maps: Annotated[
