@@ -90,3 +90,16 @@ def test_queries_and_groups_agree():
     whole = leave_one_group_out_distances(x, groups)
     for g in range(7):
         np.testing.assert_array_equal(whole[groups == g], kth_neighbour_distances(x[groups == g], x[groups != g]))
+
+
+@pytest.mark.parametrize("scale", [1e15, 3e18, 1e20])
+def test_lengths_beyond_single_precision(scale):
+    rng, groups = np.random.default_rng(0), np.repeat(np.arange(6), 20)
+    features = rng.normal(size=(120, 8)) * scale  # squared norms leave float32 for some or all
+    expected = brute_force(features, groups, 2)
+    some = expected < 1e38
+    found = leave_one_group_out_distances(features, groups, 2)
+    np.testing.assert_allclose(found[some], expected[some], rtol=1e-5)
+    assert some.all() == (scale < 1e18) and np.isinf(found[expected > 4e38]).all()
+    roots = leave_one_group_out_distances(features, groups, 2, "euclidean")
+    np.testing.assert_allclose(roots, np.sqrt(expected), rtol=1e-5)

@@ -116,7 +116,7 @@ def lowest_score(
     import torch
 
     length = norms.sqrt()
-    lengths = length[length.isfinite()].sort().values
+    lengths = torch.cat([length.new_zeros(1), length[length.isfinite()].sort().values])
     far = lengths[torch.searchsorted(lengths, (length + reach.sqrt()) * (1 + 1e-6), right=True) - 1]
     worst = float((lost / length.clamp(min=1e-30)).max())
     error = lost * far + (length + lost) * worst * far + 4 * (d + 8) * 2.0**-24 * (length + far).square()
@@ -153,6 +153,7 @@ def nearest_of_other_videos(
     flat = places(above)
     who, group = flat // score.shape[1], flat % score.shape[1]
     settled = torch.bincount(who, minlength=n) <= 8 + score.shape[1] / 8  # beyond that a full search is less work
+    settled &= norms.isfinite()
     who, group = who[settled[who]], group[settled[who]]
     squared, rows = nearest_in_groups(x, norms, video[:n], who, group, size, m)
     nearer = squared < best[who, -1:]
