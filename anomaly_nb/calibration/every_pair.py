@@ -150,11 +150,11 @@ def nearest_of_other_videos(
     lost = torch.cat([(block - block.to(dtype).float()).norm(dim=1) for block in x.split(TILE)])
     above = score >= lowest_score(reach, norms, lost, d, dtype).to(dtype)[:, None]
     above.scatter_(1, first, False)
+    groups_left = above.to(torch.uint8).sum(dim=1, dtype=torch.float32)
+    settled = (groups_left <= 8 + score.shape[1] / 8) & norms.isfinite()  # else a full search is less work
+    above[~settled] = False
     flat = places(above)
     who, group = flat // score.shape[1], flat % score.shape[1]
-    settled = torch.bincount(who, minlength=n) <= 8 + score.shape[1] / 8  # beyond that a full search is less work
-    settled &= norms.isfinite()
-    who, group = who[settled[who]], group[settled[who]]
     squared, rows = nearest_in_groups(x, norms, video[:n], who, group, size, m)
     nearer = squared < best[who, -1:]
     everyone = torch.arange(n, device=x.device).repeat_interleave(m)
