@@ -4,6 +4,7 @@ lost, the same bits.
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -205,11 +206,9 @@ def test_interrupt_ends_children_and_closes_records(place):
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
     out, err = process.communicate(timeout=30)
     ended = "anomaly-nb: sweep was ended by Ctrl-C; nothing half-written is left; the same command goes on from here\n"
-    assert process.returncode == 130 and err == ended, (
-        process.returncode,
-        out,
-        err,
-    )
+    removed = r"anomaly-nb: note: figures/runs/tiny-\w{12}: removed \d temporary files? or folders? that a killed writer left\n"
+    assert process.returncode == 130, (process.returncode, out, err)
+    assert re.sub(removed, "", err) == ended, err  # a child may be ended while it writes: that is said
     assert not [p for p in psutil.wait_procs(family, timeout=5)[1] if p.status() != psutil.STATUS_ZOMBIE]
     left = Ledger("figures").records()
     assert {r["status"] for r in left} <= {"ok", "failed"} and {
