@@ -118,7 +118,7 @@ def test_region_histogram(key, tmp_path):
         files.add(histograms[-1].save(tmp_path / "r.npz").read_bytes())
     assert len(files) == 1 and len({h.aupro() for h in histograms}) == 1
     h = RegionHistogram.load(tmp_path / "r.npz")
-    stored = [h.stored(s) for s in maps]
+    stored = [h.scores.stored(s) for s in maps]
     for protocol in ("mvtec", "mvtec_ad2", "anomalous_only"):
         assert h.aupro(protocol=protocol) == pytest.approx(aupro(masks, stored, protocol=protocol), abs=1e-12, rel=0)
     for limit in (0.05, 0.3, 1.0):
@@ -127,7 +127,7 @@ def test_region_histogram(key, tmp_path):
     plain = ScoreHistogram(*key)
     for m, s in zip(masks, maps):
         plain.update(m, s)
-    assert plain.roc_auc() == h.roc_auc() and (plain.counts == h.counts).all()
+    assert plain.roc_auc() == h.scores.roc_auc() and (plain.counts == h.scores.counts).all()
     with pytest.raises(DataError, match="must be equal"):
         plain.merge(h)
 
@@ -248,8 +248,8 @@ def test_bootstrap_covers_and_is_wider_than_pixels_suggest():
     for i, (m, s) in enumerate(images(24, (80, 80))):
         h.update(m, s + rng.normal(), image=f"{i}")
     value, low, high = histogram_intervals(h, n_resamples=200)["roc_auc"]
-    assert value == pytest.approx(h.roc_auc(), abs=1e-12)
-    n_pixels = h.positives
+    assert value == pytest.approx(h.scores.roc_auc(), abs=1e-12)
+    n_pixels = h.scores.positives
     assert high - low > 10 * np.sqrt(value * (1 - value) / n_pixels)
 
 

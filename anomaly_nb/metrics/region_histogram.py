@@ -6,61 +6,79 @@
 __all__ = ['RegionHistogram', 'aupro_bounds']
 
 # %% ../../nbs/01_metrics/04_region_histogram.ipynb #10e3547b
+from pathlib import Path
+
 import numpy as np
 
+from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError, real_array
-from .histogram import ScoreHistogram
+from .histogram import ENTRIES, ScoreHistogram, key_of, pack, unpack, whole_counts
 from .regions import ProCurve, check_mask, label_regions, pro_protocol
 
 # %% ../../nbs/01_metrics/04_region_histogram.ipynb #ea23a585
-class RegionHistogram(ScoreHistogram):
-    "A score histogram over images that also yields PRO: exact for the stored scores, in constant memory, mergeable."
-
-    sums = (("counts", "counts"), ("beside", "beside"), ("fractions", "shares"), ("regions", "regions"))
+class RegionHistogram:
+    """Streaming counts of whole images from which PRO is read: exact for the stored scores, in constant memory,
+    mergeable. `scores` is the `ScoreHistogram` of the same pixels, with every other ranking metric.
+    """
 
     def __init__(self, key: str = "float16", value_range: tuple[float, float] | None = None):
         if key == "float32":
             raise DataError("RegionHistogram counts by a 16-bit key; for exact float32 use aupro(masks, maps)")
-        super().__init__(key, value_range)
+        self.scores = ScoreHistogram(key, value_range)
         self.beside = np.zeros(1 << 16, np.int64)  # normal pixels of images with an anomaly
         # fractions of region pixels, high and low words, in units of 2**-76
         self.fractions = np.zeros((2, 1 << 16), np.int64)
         self.regions = np.zeros(1, np.int64)  # how many
+        # name -> fractions (2, m) int64 at the codes of `scores.images`
+        self.images: dict[str, np.ndarray] = {}
+
+    def __repr__(self) -> str:
+        return repr(self.scores).replace("Score", "Region", 1)
 
     def update(self, y_true: np.ndarray, y_score: np.ndarray, image: str | None = None) -> "RegionHistogram":
         """Count one image: mask (H, W) and map (H, W).
 
         Raises `DataError` as `ScoreHistogram.update` and `check_mask` do.
         """
-        mask, before = check_mask(y_true), self.counts[0].copy()
-        super().update(mask, y_score, image)
+        mask, before = check_mask(y_true), self.scores.counts[0].copy()
+        self.scores.update(mask, y_score, image)
         regions, n = label_regions(mask)
         fractions = np.zeros_like(self.fractions)
         if n:
-            self.beside += self.counts[0] - before
+            self.beside += self.scores.counts[0] - before
             region = regions[mask]
-            code = self._key.code(real_array("y_score", y_score)[mask].astype(np.float32))
+            code = self.scores.coding.code(real_array("y_score", y_score)[mask].astype(np.float32))
             fraction = [(1 << 76) // max(1, int(size)) for size in np.bincount(region)]
             for word, part in zip(fractions, ([s >> 32 for s in fraction], [s & 0xFFFFFFFF for s in fraction])):
                 np.add.at(word, code, np.array(part, np.int64)[region])
             self.fractions += fractions
             self.regions += n
-        if image is not None:  # two more rows beside the image's counts
-            bins, counts = self.images[image]
-            self.images[image] = bins, np.concatenate((counts, fractions[:, bins]))
+        if image is not None:
+            self.images[image] = fractions[:, self.scores.images[image][0]]
+        return self
+
+    def merge(self, other: "RegionHistogram") -> "RegionHistogram":
+        "Add another's counts. Raises `DataError` if type, key or range differ, or an image is in both."
+        if not isinstance(other, RegionHistogram):
+            raise DataError(f"cannot merge {other!r} into {self!r}; type, key and range must be equal")
+        self.scores.merge(other.scores)
+        self.beside += other.beside
+        self.fractions += other.fractions
+        self.regions += other.regions
+        self.images.update(other.images)
         return self
 
     def pro_curve(self, normal_images: bool = True) -> ProCurve:
         "PRO curve of the stored scores. Raises `DataError` without regions or normal pixels."
-        normal = self.counts[0] if normal_images else self.beside
+        normal = self.scores.counts[0] if normal_images else self.beside
         if not (self.regions[0] and normal.any()):
             raise DataError(
                 f"{self!r} has {self.regions[0]} regions and {int(normal.sum())} normal pixels; PRO needs both"
             )
-        code = np.flatnonzero(self.counts[1] + normal)[::-1]
+        code = np.flatnonzero(self.scores.counts[1] + normal)[::-1]
         high, low = self.fractions[:, code].astype(np.float64)
         pro = np.cumsum(high * 2.0**-44 + low * 2.0**-76) / self.regions[0]
-        return ProCurve(self._key.edges[code], np.cumsum(normal[code]) / normal.sum(), pro)
+        return ProCurve(self.scores.coding.edges[code], np.cumsum(normal[code]) / normal.sum(), pro)
 
     def aupro(self, fpr_limit: float | None = None, protocol: str = "mvtec") -> float:
         """Area under PRO, see `aupro`; 'linspace200' needs the maps.
@@ -73,6 +91,29 @@ class RegionHistogram(ScoreHistogram):
                 f"protocol {protocol!r} samples the raw scores; use aupro(masks, maps, protocol={protocol!r})"
             )
         return self.pro_curve(rule.normal_images).area(rule.fpr_limit if fpr_limit is None else fpr_limit)
+
+    def save(self, path: str | Path) -> Path:
+        "Write the counts as `.npz`, atomically; equal content gives equal bytes."
+        arrays = pack(self.scores) | {"beside": self.beside, "shares": self.fractions, "regions": self.regions}
+        if self.images:  # four rows: normal, anomalous, fractions in two words
+            fractions = np.concatenate([self.images[name] for name in sorted(self.images)], axis=1)
+            arrays["image_counts"] = np.concatenate((arrays["image_counts"], fractions))
+        return save_arrays(path, arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "RegionHistogram":
+        "Read what `save` wrote. Raises `MissingFileError`, or `DataError` for a damaged file."
+        arrays = load_arrays(path, [*ENTRIES, "beside", "shares", "regions"])
+        histogram, rows = cls(*key_of(arrays)), arrays["image_counts"]
+        unpack(histogram.scores, arrays | {"image_counts": rows[:2].astype(np.uint32)}, str(path))
+        for entry, name in (("beside", "beside"), ("shares", "fractions"), ("regions", "regions")):
+            setattr(histogram, name, whole_counts(arrays, entry, getattr(histogram, name).shape, str(path)))
+        if len(arrays["image"]):
+            if len(rows) != 4:
+                raise DataError(f"{path}: its images have no fractions of regions; save the histogram again")
+            parts = np.split(rows[2:].astype(np.int64), arrays["image_end"][:-1], axis=1)
+            histogram.images = dict(zip(map(str, arrays["image"]), parts))
+        return histogram
 
 # %% ../../nbs/01_metrics/04_region_histogram.ipynb #f5a7be86
 def aupro_bounds(
