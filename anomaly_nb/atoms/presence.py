@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.errors import DataError
-from ..core.arrays import load_array, save_array
+from ..core.arrays import load_array, load_tensors, save_array, save_tensors
 from ..core.files import sha256_file, sha256_json
 from ..features.clip import Clip
 from .captions import Caption
@@ -115,6 +115,23 @@ class PresenceCalibration:
         below = torch.searchsorted(self.table_.T.contiguous(), x.T.contiguous(), right=False)
         upto = torch.searchsorted(self.table_.T.contiguous(), x.T.contiguous(), right=True)
         return ((below + upto).T / (2 * self.LEVELS)).to(p.dtype)
+
+    def save(
+        self,
+        path: str | Path,  # `.pt`
+    ) -> Path:
+        "Write the method and its table."
+        return save_tensors(path, {"method": self.method, "table": self.table_})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PresenceCalibration":
+        "Read what `save` wrote. Raises `MissingFileError`, `DataError`."
+        value = load_tensors(path)
+        if not isinstance(value, dict) or set(value) != {"method", "table"}:
+            raise DataError(f"{path}: holds no calibration; it is written by a run with --calibrate")
+        calibration = cls(value["method"])
+        calibration.table_ = value["table"]
+        return calibration
 
 # %% ../../nbs/09_atoms/04_presence.ipynb #702c697d
 @dataclass(frozen=True)

@@ -129,8 +129,7 @@ class Presence:
 
     def settings(self) -> "PresenceSettings":
         "As the library takes them. Raises `MissingFileError`, `DataError` for a file without a calibration."
-        from anomaly_nb.atoms.pipeline import load_calibration
-        from anomaly_nb.atoms.presence import PresenceSettings
+        from anomaly_nb.atoms.presence import PresenceCalibration, PresenceSettings
         from anomaly_nb.features.clip import tiny_clip_folder
 
         return PresenceSettings(
@@ -138,7 +137,7 @@ class Presence:
             self.pretrained,
             self.lambda_atoms,
             self.lambda_resemble,
-            self.calibrate if self.calibration is None else load_calibration(self.calibration),
+            self.calibrate if self.calibration is None else PresenceCalibration.load(self.calibration),
             self.cache_dir,
             self.device,
         )
@@ -282,11 +281,11 @@ def score_command(
     \b
     anomaly-nb atoms score --run_dir runs/today --roles runs/roles/roles.pt
     """
-    from anomaly_nb.atoms.roles import load_fit
+    from anomaly_nb.atoms.roles import RoleFit
     from anomaly_nb.atoms.scoring import score_run
     from anomaly_nb.core.files import write_text
 
-    frames, videos = score_run(run_dir, load_fit(roles))
+    frames, videos = score_run(run_dir, RoleFit.load(roles))
     out = out_dir or run_dir
     write_text(out / "frame_scores.csv", frames.to_csv(index=False, lineterminator="\n"))
     write_text(out / "video_scores.csv", videos.to_csv(index=False, lineterminator="\n"))
