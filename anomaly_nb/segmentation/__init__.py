@@ -7,13 +7,13 @@ __all__ = ['Augmentation', 'HybridEnergyThresholding', 'LabelTable', 'PixelKNN',
            'StandardizedMaxLogit', 'StreetDataset', 'StreetEvaluation', 'StreetModel', 'TrainConfig', 'ViM',
            'ablation_summary', 'boundary_suppression', 'build_model', 'class_distribution', 'class_table',
            'comparison_plot', 'comparison_table', 'difference_table', 'dilated_smoothing', 'energy', 'evaluate',
-           'heat_study', 'load_checkpoint', 'load_evaluation', 'load_scorer', 'max_logit', 'msp', 'open_streets',
-           'operating_points', 'predict', 'promise_study', 'quantile_sensitivity', 'results_table', 'run_ablation',
-           'save_checkpoint', 'save_evaluation', 'save_scorer', 'scene_panels', 'speed_table', 'OwnNetwork',
-           'StoredLogits', 'StreetRun', 'evaluate_scores', 'load_network', 'write_submission', 'street_samples',
-           'streets_table', 'study_configs', 'subsampling_study', 'threshold_sensitivity', 'to_markdown', 'train',
-           'training_curves', 'write_comparison', 'write_street_samples', 'NetworkEnsemble', 'ReAct', 'WithPatches',
-           'eam', 'mask2anomaly', 'mask_class_logits', 'rba']
+           'heat_study', 'load_checkpoint', 'load_evaluation', 'max_logit', 'msp', 'open_streets', 'operating_points',
+           'predict', 'promise_study', 'quantile_sensitivity', 'results_table', 'run_ablation', 'save_checkpoint',
+           'save_evaluation', 'scene_panels', 'speed_table', 'OwnNetwork', 'StoredLogits', 'StreetRun',
+           'evaluate_scores', 'load_network', 'write_submission', 'street_samples', 'streets_table', 'study_configs',
+           'subsampling_study', 'threshold_sensitivity', 'to_markdown', 'train', 'training_curves', 'write_comparison',
+           'write_street_samples', 'NetworkEnsemble', 'ReAct', 'WithPatches', 'eam', 'mask2anomaly',
+           'mask_class_logits', 'rba']
 
 # %% ../../nbs/07_segmentation/00_segmentation.ipynb #5e63c48d
 from anomaly_nb.segmentation.ablation import (
@@ -42,7 +42,6 @@ from .run import StreetRun
 from .samples import street_samples, write_street_samples
 from .score_maps import evaluate_scores, write_submission
 from .scorer import PixelScorer
-from .scorer_files import load_scorer, save_scorer
 from anomaly_nb.segmentation.scores import (
     StandardizedMaxLogit,
     boundary_suppression,
@@ -89,7 +88,6 @@ _all_ = [
     "heat_study",
     "load_checkpoint",
     "load_evaluation",
-    "load_scorer",
     "max_logit",
     "msp",
     "open_streets",
@@ -101,7 +99,6 @@ _all_ = [
     "run_ablation",
     "save_checkpoint",
     "save_evaluation",
-    "save_scorer",
     "scene_panels",
     "speed_table",
     "OwnNetwork",

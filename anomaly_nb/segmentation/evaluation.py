@@ -31,7 +31,6 @@ from .datasets import VOID, StreetDataset
 from .models import weights_digest
 from .passes import SceneNetwork
 from .scorer import PixelScorer
-from .scorer_files import scorer_digest
 from .training import check_classes
 
 # %% ../../nbs/07_segmentation/10_evaluation.ipynb #8d518835
@@ -132,7 +131,7 @@ def evaluation_identity(
         "protocol": protocol,
         "network": model.name,
         "weights": weights_digest(model)[:12],
-        "scores": scorer_digest(scorer)[:12],
+        "scores": scorer.digest[:12],
         "precision": precision,
     }
     return dataset.identity | model_identity

@@ -25,7 +25,6 @@ from .evaluation import StreetEvaluation, check_sizes, evaluate
 from .evaluation_files import load_evaluation, save_evaluation
 from .models import StreetModel, load_checkpoint
 from .scorer import FIVE, PixelScorer
-from .scorer_files import load_scorer, save_scorer
 from .training import training_curves
 
 # %% ../../nbs/07_segmentation/15_run.ipynb #6063c56b
@@ -101,7 +100,7 @@ class StreetRun:
         validation = evaluate(network, scorer, self.dataset("val", size), precision)
         place = self.place(size)
         save_evaluation(place / "validation", validation, replace=True)
-        save_scorer(place / "scorer.pt", scorer)
+        scorer.save(place / "scorer.pt")
         return scorer
 
     def fitted(
@@ -121,7 +120,7 @@ class StreetRun:
                     "--height and --width name another"
                 )
             place = self.folder
-        scorer, validation = load_scorer(place / "scorer.pt"), load_evaluation(place / "validation")
+        scorer, validation = PixelScorer.load(place / "scorer.pt"), load_evaluation(place / "validation")
         if not other_size:
             mend = (
                 "resize them with --height and --width, fit for this size with --refit, or use "

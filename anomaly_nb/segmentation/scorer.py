@@ -7,17 +7,20 @@ __all__ = ['FIVE', 'MASKED', 'UNFITTED', 'METHODS', 'SCALE_PIXELS', 'KEPT_OUTPUT
 
 # %% ../../nbs/07_segmentation/09_scorer.ipynb #abd3df5d
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.exceptions import NotFittedError
 
+from ..core.arrays import load_tensors, save_tensors
 from ..core.errors import DataError
 from ..core.plain import Record
 from .datasets import VOID, StreetDataset
 from .cells import CellReservoir, ClassMoments, sample_cells
 from .feature_scores import PixelKNN, PixelMahalanobis, ReAct, ViM, VimScale, VimSubspace
+from .fitted import digest_fitted, packed_object, unpack_fitted
 from .heat import HybridEnergyThresholding, TermMoments, entropy
 from .mask_scores import eam, mask2anomaly, rba
 from .models import StreetOutput
@@ -341,3 +344,25 @@ class PixelScorer:
         else:
             maps = detector.score(out.features, out.features_extent or out.extent)[:, :height, :width]
         return maps.float().cpu().numpy()
+
+    @property
+    def digest(self) -> str:
+        "SHA-256 of settings and statistics: two scorers with the same one give the same scores."
+        return digest_fitted(packed_object(self))
+
+    def save(
+        self,
+        path: str | Path,  # `.pt`
+    ) -> Path:
+        "Write settings and statistics, atomically."
+        return save_tensors(path, packed_object(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PixelScorer":
+        "Read what `save` wrote. Raises `MissingFileError`, `UnsafeFileError`, `DataError` where it is no scorer."
+        packed = load_tensors(path)
+        if not isinstance(packed, dict) or packed.get("__class__") != cls.__name__:
+            raise DataError(f"{path}: not a fitted scorer; `street train` and `PixelScorer.save` write them")
+        scorer = cls.__new__(cls)
+        vars(scorer).update({k: unpack_fitted(v) for k, v in packed["state"].items()})
+        return scorer

@@ -29,7 +29,6 @@ from .readers import open_streets
 from .models import StreetModel, build_model, load_checkpoint, predict
 from .panels import class_colours
 from .scorer import PixelScorer
-from .scorer_files import load_scorer
 from .training import TrainConfig, train
 
 # %% ../../nbs/07_segmentation/14_view.ipynb #163a7182
@@ -134,7 +133,7 @@ class StreetView(View):
         network = network_of_report(parameters, scenes)
         path = Path(parameters["run"]) / "scorer.pt" if parameters["run"] else None
         scorer = (
-            load_scorer(path)
+            PixelScorer.load(path)
             if path
             else PixelScorer(parameters["methods"].split(","), random_state=parameters["seed"]).fit(
                 network, scenes["train"]
