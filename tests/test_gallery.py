@@ -764,6 +764,36 @@ def test_few_rows_of_many_columns_are_stacked_on_a_phone(tmp_path, visit):
         assert moved == (width != 390)
 
 
+@pytest.mark.parametrize("width", [320, 390])
+def test_the_first_column_of_many_stays_on_a_phone(tmp_path, visit, width):
+    import pandas as pd
+    from nbformat.v4 import new_output
+
+    from anomaly_nb.core.display import table_html
+
+    rows = 9
+    frame = pd.DataFrame({"image_path": [f"test/cut/an_image_of_a_long_name_{i:04d}.png" for i in range(rows)]})
+    metrics = {f"metric_{i}": 0.5 for i in range(9)}
+    frame = frame.assign(**metrics, why="a reason of more words than a line of a cell takes")
+    page = report_with(tmp_path, new_output("display_data", data={"text/html": table_html(frame)}))
+    tab = visit(page, width=width, height=700)
+    box = tab.locator(".scroll", has=tab.locator("table.table"))
+    place = "e => e.getBoundingClientRect().left - e.closest('.scroll').getBoundingClientRect().left"
+    names, last = tab.locator("table.table tr > :first-child"), tab.locator("table.table tr > :last-child").first
+    assert names.count() == rows + 1 and [names.nth(i).evaluate(place) for i in (0, rows)] == [0, 0]
+    assert last.evaluate(place) > width, "more than the screen shows"
+    box.evaluate("e => e.scrollLeft = e.scrollWidth")
+    assert [names.nth(i).evaluate(place) for i in (0, rows)] == [0, 0]
+    assert all(names.nth(i).evaluate("e => e.scrollWidth <= e.offsetWidth") for i in (0, rows)), "no name is cut off"
+    seen = "e => { const [c, s] = [e, e.closest('.scroll')].map((x) => x.getBoundingClientRect()); return c.right <= s.right + 1; }"
+    assert last.evaluate(seen) and names.first.evaluate("e => e.offsetWidth < e.closest('.scroll').clientWidth / 2")
+    shade = names.nth(1).evaluate("e => getComputedStyle(e).backgroundColor")
+    assert shade == tab.evaluate("getComputedStyle(document.body).backgroundColor"), "what moves under it shows through"
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    wide = visit(page, width=1280, height=700).locator("table.table td").first
+    assert wide.evaluate("e => getComputedStyle(e).position") == "static"
+
+
 def test_tables_of_a_report_sort(tmp_path, visit):
     import pandas as pd
     from nbformat.v4 import new_output

@@ -53,3 +53,12 @@ def test_on_a_phone_few_rows_of_many_columns_are_stacked():
     assert "content: attr(data-label)" in narrow[".report main .stacked td::before"]
     assert "display: none" in narrow[".report main .stacked thead"]
     assert ".stacked" not in CSS.partition("@media screen and (max-width")[0]
+
+
+def test_on_a_phone_the_first_column_of_many_stays():
+    narrow = media(CSS, "screen and (max-width: 43.75rem)")
+    first = narrow[".report main .table:not(.stacked) :is(th, td):first-child"]
+    assert "position: sticky; left: 0; background: var(--paper);" in first
+    # collapsed, the lines of a row would move away from under the first column
+    assert "border-collapse: separate" in narrow[".report main .table:not(.stacked)"]
+    assert "sticky" not in CSS[CSS.index("@media print") :]

@@ -120,7 +120,7 @@ def _extremes(paths: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray]:  # 
     extremes = [(float((values := read_values(path)).min()), float(values.max())) for path in paths]
     return np.array([low for low, _ in extremes]), np.array([high for _, high in extremes])
 
-
+# %% ../../nbs/02_data/11_intensity.ipynb #21a6205c
 # "" where all are alike
 def _odd_ones(highest: np.ndarray, ends: np.ndarray, names: Sequence[str], slack: float = 1.0) -> str:
     "Whether a few images alone set the window: those that reach its range while all others end in a smaller one."
@@ -137,7 +137,7 @@ def _odd_ones(highest: np.ndarray, ends: np.ndarray, names: Sequence[str], slack
         f"intensity=window:0,{ends[level[~few].max()]:g}"
     )
 
-
+# %% ../../nbs/02_data/11_intensity.ipynb #f33f40f0
 def _automatic(paths: Sequence[str | Path], type: str) -> Intensity:
     """The rule for images deeper than 8 bits whose values nobody has explained.
 
@@ -182,22 +182,6 @@ def _percentiles(paths: Sequence[str | Path], low: float, high: float) -> tuple[
     return float(bottom), float(top)
 
 # %% ../../nbs/02_data/11_intensity.ipynb #2b7280d8
-def fit_intensity(
-    paths: Iterable[str | Path],  # training images, all normal
-    rule: str = "auto",  # of `parse_intensity`
-) -> Intensity:
-    """The one intensity rule of a data set, decided on its training images.
-
-    Raises `DataError` for mixed depths or a rule that does not fit.
-    """
-    rule_type, low, high = parse_intensity(rule)
-    paths = list(paths)
-    if not paths:
-        raise DataError("intensity: there are no training images to decide on")
-    with all_damaged(paths):
-        return _decided(paths, rule, rule_type, low, high)
-
-
 def _decided(paths: list[str | Path], rule: str, rule_type: str, low: float, high: float) -> Intensity:
     "The rule of `fit_intensity`, of images that are read one after the other."
     types = {p: info.type for p, info in image_infos(paths).items()}
@@ -223,3 +207,19 @@ def _decided(paths: list[str | Path], rule: str, rule_type: str, low: float, hig
         bottom, top = _percentiles(paths, low, high)
         return Intensity(f"percentile {low:g}..{high:g}: {bottom:g}..{top:g}", bottom, top, type)
     return Intensity(f"window {low:g}..{high:g}", low, high, type)
+
+# %% ../../nbs/02_data/11_intensity.ipynb #afeb7de8
+def fit_intensity(
+    paths: Iterable[str | Path],  # training images, all normal
+    rule: str = "auto",  # of `parse_intensity`
+) -> Intensity:
+    """The one intensity rule of a data set, decided on its training images.
+
+    Raises `DataError` for mixed depths or a rule that does not fit.
+    """
+    rule_type, low, high = parse_intensity(rule)
+    paths = list(paths)
+    if not paths:
+        raise DataError("intensity: there are no training images to decide on")
+    with all_damaged(paths):
+        return _decided(paths, rule, rule_type, low, high)

@@ -37,10 +37,36 @@ def recorded_name(
     """
     return "filters-1" if name == "filters" else name
 
-# %% ../../nbs/03_features/02_backbones.ipynb #b3a433dd
+# %% ../../nbs/03_features/02_backbones.ipynb #3b83581d
 LARGEST = 4096  # pixels a side of an input: 0.2 GB, and a network needs many times that
 
 
+def _created(
+    name: str, family: str, model_name: str, options: Options, weights: str | Path | None, device: str
+) -> Backbone:
+    "The network of a parsed name. Raises as `create_backbone` does."
+    if (side := int(options.get("size", 0))) > LARGEST:
+        raise DataError(
+            f"image_size={side}: an input has at most {LARGEST} pixels a side; to see small things in large images, "
+            "give tiles of at most so many"
+        )
+    if family in ("filters", *FILTERS):
+        if weights:
+            raise DataError(f"backbone {family!r} has no weights; leave weights={str(weights)!r} out")
+        size = int(options.get("size", 256))
+        if size < 2 * CELL:
+            raise DataError(f"image_size={size} is too small for filters; use at least {2 * CELL}")
+        recorded = {"filters": "filters-2", "filters-1": "filters"}.get(family, family)  # as versions are recorded
+        return FilterBackbone(BackboneSpec(recorded, size, _choice(options, "resize", RESIZES), CELL))
+    if family == "timm":
+        return _timm(model_name, options, str(weights or "hub"), device)
+    if family == "open_clip":
+        return _clip(model_name, options, str(weights or "hub"), device)
+    raise DataError(
+        f"backbone={name!r}: unknown family {family!r}; known are {', '.join(['filters', *FILTERS])}, timm, open_clip"
+    )
+
+# %% ../../nbs/03_features/02_backbones.ipynb #b3a433dd
 def create_backbone(
     name: str = "filters",  # "filters", "timm:<model>" or "open_clip:<model>", options as ?key=value
     weights: str | Path | None = None,  # file, file::network, "hub" or "random"; None means "hub" for networks
@@ -86,29 +112,3 @@ def create_backbone(
         network.spec, tile=tile, overlap=overlap if tile else 64, region=network.region.text if network.region else ""
     )
     return network
-
-
-def _created(
-    name: str, family: str, model_name: str, options: Options, weights: str | Path | None, device: str
-) -> Backbone:
-    "The network of a parsed name. Raises as `create_backbone` does."
-    if (side := int(options.get("size", 0))) > LARGEST:
-        raise DataError(
-            f"image_size={side}: an input has at most {LARGEST} pixels a side; to see small things in large images, "
-            "give tiles of at most so many"
-        )
-    if family in ("filters", *FILTERS):
-        if weights:
-            raise DataError(f"backbone {family!r} has no weights; leave weights={str(weights)!r} out")
-        size = int(options.get("size", 256))
-        if size < 2 * CELL:
-            raise DataError(f"image_size={size} is too small for filters; use at least {2 * CELL}")
-        recorded = {"filters": "filters-2", "filters-1": "filters"}.get(family, family)  # as versions are recorded
-        return FilterBackbone(BackboneSpec(recorded, size, _choice(options, "resize", RESIZES), CELL))
-    if family == "timm":
-        return _timm(model_name, options, str(weights or "hub"), device)
-    if family == "open_clip":
-        return _clip(model_name, options, str(weights or "hub"), device)
-    raise DataError(
-        f"backbone={name!r}: unknown family {family!r}; known are {', '.join(['filters', *FILTERS])}, timm, open_clip"
-    )

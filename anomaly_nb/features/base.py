@@ -69,7 +69,7 @@ class BackboneSpec:
         "Whether every image is one input, all of it."
         return not self.tile and not self.region
 
-
+# %% ../../nbs/03_features/12_base.ipynb #5884a7a6
 def parse_name(
     name: str,  # "family:model?key=value&key=value"
 ) -> tuple[str, str, Options]:  # family, model, options

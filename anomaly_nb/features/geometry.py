@@ -58,7 +58,7 @@ def place(
     h, w = (max(1, round(side * size / max(height, width))) for side in (height, width))
     return Placement((height, width), (h, w), ((size - h) // 2, (size - w) // 2), (size, size))
 
-
+# %% ../../nbs/03_features/06_geometry.ipynb #816a7e4e
 def place_tile(
     height: int,  # pixels of a tile, less than `tile` where the image is smaller
     width: int,
@@ -69,7 +69,7 @@ def place_tile(
     h, w = (max(1, round(side * size / tile)) for side in (height, width))
     return Placement((height, width), (h, w), (0, 0), (size, size))
 
-
+# %% ../../nbs/03_features/06_geometry.ipynb #64ed02ba
 def fit_shape(
     height: int,  # pixels of the image
     width: int,
@@ -87,7 +87,7 @@ def image_size(
     "Height and width of an image in memory."
     return (image.height, image.width) if isinstance(image, Image.Image) else (int(image.shape[0]), int(image.shape[1]))
 
-
+# %% ../../nbs/03_features/06_geometry.ipynb #251e44e2
 def fit_bytes(
     image: np.ndarray | Image.Image,  # (H, W, 3) uint8, or the same as Pillow's RGB, which spares copies
     placement: Placement,  # of `place`, for its size
@@ -117,7 +117,7 @@ def fit_bytes(
         image = np.pad(image, [*free, (0, 0)], mode="symmetric")
     return image
 
-
+# %% ../../nbs/03_features/06_geometry.ipynb #561791cf
 def fit_image(
     image: np.ndarray | Image.Image,  # as `fit_bytes` takes it
     placement: Placement,  # of `place`, for its size
@@ -140,7 +140,7 @@ def cells_inside(
         masks.append(inside)
     return masks[0][:, None] & masks[1][None]
 
-
+# %% ../../nbs/03_features/06_geometry.ipynb #0591cf7c
 def cell_centres(
     placement: Placement,
     patch: int,  # pixels of the input per cell
@@ -152,7 +152,18 @@ def cell_centres(
     )
     return rows, columns
 
+# %% ../../nbs/03_features/06_geometry.ipynb #735ac23b
+def _between(placement: Placement, patch: int, axis: int, valid: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    "Weights (pixels, cells) of linear interpolation along one axis; constant beyond the outermost valid cells."
+    size, resized, offset = placement.image[axis], placement.resized[axis], placement.offset[axis]
+    at = np.clip(((pixels + 0.5) * resized / size + offset) / patch - 0.5, valid[0], valid[-1])
+    low = np.minimum(at.astype(int), max(valid[-1] - 1, valid[0]))
+    weights, each = np.zeros((len(pixels), placement.shape[axis] // patch), np.float32), np.arange(len(pixels))
+    weights[each, low] = 1 - (at - low)
+    weights[each, np.minimum(low + 1, valid[-1])] += (at - low).astype(np.float32)
+    return weights
 
+# %% ../../nbs/03_features/06_geometry.ipynb #73271c31
 def cells_to_pixels(
     cells: np.ndarray,  # (h, w) scores of an input's cells
     placement: Placement,
@@ -175,17 +186,6 @@ def cells_to_pixels(
         _between(placement, patch, axis, np.flatnonzero(inside.any(axis=1 - axis)), pixels[axis]) for axis in (0, 1)
     )
     return left @ np.asarray(cells, np.float32) @ right.T
-
-
-def _between(placement: Placement, patch: int, axis: int, valid: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    "Weights (pixels, cells) of linear interpolation along one axis; constant beyond the outermost valid cells."
-    size, resized, offset = placement.image[axis], placement.resized[axis], placement.offset[axis]
-    at = np.clip(((pixels + 0.5) * resized / size + offset) / patch - 0.5, valid[0], valid[-1])
-    low = np.minimum(at.astype(int), max(valid[-1] - 1, valid[0]))
-    weights, each = np.zeros((len(pixels), placement.shape[axis] // patch), np.float32), np.arange(len(pixels))
-    weights[each, low] = 1 - (at - low)
-    weights[each, np.minimum(low + 1, valid[-1])] += (at - low).astype(np.float32)
-    return weights
 
 # %% ../../nbs/03_features/06_geometry.ipynb #61c828cb
 @dataclass(frozen=True, eq=False)
@@ -265,6 +265,14 @@ def read_region(
         )
     return Region(",".join(p.strip() for p in parts) if fractions else ",".join(str(int(v)) for v in box), box)
 
+# %% ../../nbs/03_features/06_geometry.ipynb #369d27e5
+def _starts(side: int, tile: int, overlap: int) -> np.ndarray:
+    "Where tiles begin along a side, evenly spread."
+    if side <= tile:
+        return np.zeros(1, np.int64)
+    count = -(-(side - overlap) // (tile - overlap))
+    return np.arange(count) * (side - tile) // (count - 1)
+
 # %% ../../nbs/03_features/06_geometry.ipynb #80e2aba3
 def tile_plan(
     height: int,  # pixels of the image
@@ -285,15 +293,7 @@ def tile_plan(
     h, w = min(tile, height), min(tile, width)
     return np.array([(t, left, t + h, left + w) for t in tops for left in lefts], np.int64)
 
-
-def _starts(side: int, tile: int, overlap: int) -> np.ndarray:
-    "Where tiles begin along a side, evenly spread."
-    if side <= tile:
-        return np.zeros(1, np.int64)
-    count = -(-(side - overlap) // (tile - overlap))
-    return np.arange(count) * (side - tile) // (count - 1)
-
-
+# %% ../../nbs/03_features/06_geometry.ipynb #e54568e0
 def part_plan(
     height: int,  # pixels of the image
     width: int,
@@ -314,6 +314,11 @@ def part_plan(
     return boxes[[bool(region.mask[t:b, le:r].any()) for t, le, b, r in boxes]]
 
 # %% ../../nbs/03_features/06_geometry.ipynb #72c58738
+def _taper(n: int) -> np.ndarray:
+    "Weights along a side: a squared sine, positive everywhere."
+    return (np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2).astype(np.float32)
+
+# %% ../../nbs/03_features/06_geometry.ipynb #0df6928a
 def blend_tiles(
     maps: Iterable[np.ndarray],  # (h, w) each, of its box's size; a generator will do
     boxes: np.ndarray,  # (n, 4) int: top, left, bottom, right
@@ -361,8 +366,3 @@ def blend_tiles(
     if outside is not None:
         total[bare] = outside
     return total
-
-
-def _taper(n: int) -> np.ndarray:
-    "Weights along a side: a squared sine, positive everywhere."
-    return (np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2).astype(np.float32)

@@ -52,7 +52,7 @@ def positions_at(
     )
     return torch.cat([positions[:1], moved.flatten(2)[0].T])
 
-
+# %% ../../nbs/03_features/14_towers.ipynb #7325fcbd
 class ClipBackbone(Backbone):
     """The vision transformer of an open_clip model: tokens of chosen blocks, or what texts are compared with; and the
     image's embedding.

@@ -19,6 +19,26 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+# %% ../../nbs/03_features/09_vectors.ipynb #1676abcf
+def _folded(model: Any, shape: tuple[int, ...]) -> "Module":
+    "A convolutional timm network up to its vector, traced for inputs of one shape, batch norms folded."
+    import torch
+
+    class Pooled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: "Tensor") -> "Tensor":
+            return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+
+    with torch.no_grad(), warnings.catch_warnings():
+        # it warns of what depends on the shape, which is fixed here
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        example = torch.zeros(shape).contiguous(memory_format=torch.channels_last)
+        return torch.jit.freeze(torch.jit.trace(Pooled().eval(), example, check_trace=False))
+
 # %% ../../nbs/03_features/09_vectors.ipynb #7b95f63b
 BLOCK = 4  # images that pass a CPU's caches together
 
@@ -51,23 +71,3 @@ def vector_network(
         return np.concatenate(parts)
 
     return vectors
-
-
-def _folded(model: Any, shape: tuple[int, ...]) -> "Module":
-    "A convolutional timm network up to its vector, traced for inputs of one shape, batch norms folded."
-    import torch
-
-    class Pooled(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, x: "Tensor") -> "Tensor":
-            return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
-
-    with torch.no_grad(), warnings.catch_warnings():
-        # it warns of what depends on the shape, which is fixed here
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        example = torch.zeros(shape).contiguous(memory_format=torch.channels_last)
-        return torch.jit.freeze(torch.jit.trace(Pooled().eval(), example, check_trace=False))

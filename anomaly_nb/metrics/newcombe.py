@@ -48,7 +48,7 @@ def newcombe_interval(
 
     return Interval(float(auroc), end(0.0), end(1.0))
 
-
+# %% ../../nbs/01_metrics/10_newcombe.ipynb #25ff0078
 def or_newcombe(
     interval: Interval,  # of an AUROC, over resamples
     positives: int,  # anomalous images; of groups that are resampled, those that hold one
@@ -63,7 +63,7 @@ def or_newcombe(
     value = value if min(value, 1 - value) > rounding else float(round(value))
     return newcombe_interval(value, positives, negatives, level)
 
-
+# %% ../../nbs/01_metrics/10_newcombe.ipynb #c7148b84
 def auroc_interval(
     y_true: np.ndarray | Sequence,  # (n,) 0 or 1
     y_score: np.ndarray | Sequence,  # (n,)
@@ -82,7 +82,7 @@ def auroc_interval(
     )
     return or_newcombe(drawn, int(labels.sum()), int((~labels).sum()), level)
 
-
+# %% ../../nbs/01_metrics/10_newcombe.ipynb #43a3a4fb
 def interval_words(
     auroc: float,  # the value of `auroc_interval`
 ) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from ..core.errors import DataError, check_finite, real_array
 from .histogram import order_code
 
-# %% ../../nbs/01_metrics/03_regions.ipynb #15dc5d8b
+# %% ../../nbs/01_metrics/03_regions.ipynb #51ef22ff
 def check_mask(
     mask: np.ndarray,  # (H, W) bool or {0, 1}
     name: str = "mask",  # what to call it in an error
@@ -31,12 +31,12 @@ def check_mask(
     if np.count_nonzero(positive) + np.count_nonzero(mask == 0) != mask.size:
         other = mask[~positive & (mask != 0)][0]
         raise DataError(
-            f"{name} holds {other!r}; masks must be 0 or 1, so say which values are "
+            f"{name} holds {other:g}; masks must be 0 or 1, so say which values are "
             "anomalous first (for example mask > 0)"
         )
     return positive
 
-
+# %% ../../nbs/01_metrics/03_regions.ipynb #15dc5d8b
 def mask_pairs(
     masks: Sequence | np.ndarray,  # N masks (H, W), sizes may differ
     maps: Sequence | np.ndarray,  # N maps (H, W), higher = more anomalous
@@ -128,7 +128,7 @@ def region_images(masks: Sequence | np.ndarray, maps: Sequence | np.ndarray) -> 
         region = regions[mask]
         yield RegionImage(mask, score, score[mask], (1 / np.maximum(np.bincount(region, minlength=1), 1))[region], n)
 
-
+# %% ../../nbs/01_metrics/03_regions.ipynb #207801cc
 def _first_pass(images: Iterator[RegionImage], normal_images: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Scores (m,) and fractions (m,) of the region pixels, counts (65536,) of the normal ones by coarse code."
     counts, values, fractions, n_regions = np.zeros(1 << 16, np.int64), [], [], 0
@@ -174,7 +174,7 @@ class _Counter:
             self.total += numbers.size
             self.waiting, self.n_waiting = [], 0
 
-
+# %% ../../nbs/01_metrics/03_regions.ipynb #97dfb1e1
 def _second_pass(
     images: Iterator[RegionImage], normal_images: bool, value: np.ndarray, edge: int
 ) -> tuple[_Counter, np.ndarray, np.ndarray]:
@@ -283,7 +283,7 @@ def pro_protocol(name: str) -> ProProtocol:
         raise DataError(f"protocol is {name!r}; known are {', '.join(PRO_PROTOCOLS)}")
     return PRO_PROTOCOLS[name]
 
-
+# %% ../../nbs/01_metrics/03_regions.ipynb #e125a8c2
 def linspace_area(
     masks: Sequence | np.ndarray,  # N masks (H, W) bool or {0, 1}
     maps: Sequence | np.ndarray,  # N maps (H, W); read twice

@@ -228,7 +228,7 @@ def normal_quantile(
     code = np.array([counted_threshold(histogram.counts[0], 1 - quantile)]).astype(np.uint16)
     return float(histogram.stored(order_value(code))[0])
 
-
+# %% ../../nbs/07_segmentation/21_tables.ipynb #5a867324
 def operating_points(
     evaluation: StreetEvaluation,  # of the test split
     validation: StreetEvaluation,  # of the validation split, same scorer
