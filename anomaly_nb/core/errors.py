@@ -202,7 +202,7 @@ def check_labels_and_scores(
     if labels.dtype != bool:
         positive = labels == 1
         if not (positive | (labels == 0)).all():
-            other = labels[~(positive | (labels == 0))][0]
+            other = labels[~(positive | (labels == 0))][0].item()
             raise DataError(f"y_true holds {other!r}; labels must be 0 (normal) or 1 (anomalous)")
         labels = positive
     if score.dtype.kind != "f":
