@@ -12,7 +12,7 @@ from anomaly_nb.data import values
 from anomaly_nb.data.images import read_image, read_upright
 from anomaly_nb.data.values import read_values
 
-pytest.importorskip("kornia_rs", reason="needs the extra fast (kornia-rs)")
+read_image_png_u8 = pytest.importorskip("kornia_rs.io", reason="needs the extra fast (kornia-rs)").read_image_png_u8
 NOISE = np.random.default_rng(0).integers(0, 256, (21, 34, 4)).astype(np.uint8)
 
 
@@ -82,6 +82,7 @@ def test_both_decoders_read_and_refuse_alike(tmp_path, monkeypatch, name):
         except DataError as e:
             return str(e)
 
+    monkeypatch.setattr(values, "_png_reader", lambda: read_image_png_u8)
     fast = outcome()
     monkeypatch.setattr(values, "_png_reader", lambda: None)
     slow = outcome()
@@ -106,3 +107,9 @@ def test_plain_files_take_the_fast_decoder(tmp_path, monkeypatch):
     Image.fromarray(NOISE[..., :3]).save(tmp_path / "image.jpg")
     read_image(tmp_path / "image.jpg")
     assert seen == ["rgb"]
+
+
+@pytest.mark.parametrize("processors, fast", [(2, True), (7, True), (8, False), (64, False)])
+def test_a_decoder_that_stops_all_other_threads_is_for_few(monkeypatch, processors, fast):
+    monkeypatch.setattr(values.os, "cpu_count", lambda: processors)
+    assert (values._png_reader.__wrapped__() is not None) == fast
