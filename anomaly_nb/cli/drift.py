@@ -22,10 +22,10 @@ from anomaly_nb.cli.stores import (
     keys_changed,
     move_words,
     open_store,
+    read_heads,
     reference_words,
     scores_of,
-    start_development,
-    tag_table,
+    tag_heads,
     trend_line,
 )
 
@@ -87,18 +87,17 @@ def run(
               anomaly-nb drift run --scores january.csv --model mobilenet --head leather
     """
     from anomaly_nb.calibration.insight import verdict_table
-    from anomaly_nb.calibration.next_steps import alarming, next_steps, run_sentence
+    from anomaly_nb.calibration.next_steps import alarming, run_sentence, step_lines
     from anomaly_nb.calibration.runs import RunInProgress
     from anomaly_nb.core.errors import DataError, number_of
 
-    if develop:
-        start_development(config, answer.say)
-    opened = open_store(store, config, new=bool(scores), development=True)
     pairs = [(path, name) for path in scores or [] for name in each_label(label)]
-    tagged = [tag_table(opened, path, split, model, head, name, answer.say) for path, name in pairs]
-    refused = [line for _, lines in tagged for line in lines]
-    if refused and not any(heads for heads, _ in tagged):
+    tables = [read_heads(path, split, model, head, name) for path, name in pairs]  # all, before anything is written
+    heads, refused = [h for part, _ in tables for h in part], [line for _, lines in tables for line in lines]
+    if refused and not heads:
         raise DataError("; ".join(refused))
+    opened = open_store(store, config, bool(scores), True, develop, heads, answer.say)
+    tag_heads(opened, heads, answer.say)
     for line in refused:
         answer.say(line, err=True)
     try:
@@ -110,11 +109,9 @@ def run(
     table = verdict_table(report).drop(columns="verdict").dropna(subset="value")
     if len(table):
         answer.say(table.to_string(index=False, float_format=lambda v: f"{v:.3g}", na_rep="-"))
-    for step in next_steps(report).itertuples():
-        seen = report["heads"][step.head]
-        files = number_of(seen["file_count"], "file")  # since its reference, or in the window
-        do = str(step.do).removesuffix(f": {seen['reason']}")
-        answer.say(f"{step.head}, by {files}: {step.verdict}: {seen['reason']}. Do: {do}")
+        answer.say("the grade is of the value alone; the evidence allows for chance, and the verdict goes by it")
+    for line in step_lines(report):
+        answer.say(line)
     raise typer.Exit(exit_code(len(report["heads"]) + len(refused), len(refused), len(alarming(report))))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #f2929e77
@@ -169,19 +166,18 @@ def tag(
     if calibration:  # all are known before any is decided
         for name in names:
             label_of(calibration, name)
-    parts, message = [], ""
-    for name in names:
-        table, metadata = scores_of(scores, name)
+    tables, parts = {name: scores_of(scores, name) for name in names}, []  # all are read before any is kept
+    for name, (table, metadata) in tables.items():
         inputs = table["file"].tolist(), table["score"].to_numpy()
         decided, message = tag_or_keep(store, settings, model, head, *inputs, label=name, **metadata)
         parts.append(decided.assign(label=name))
         if message:
-            typer.echo(f"{out}: {message}")
+            typer.echo(f"{out if calibration is None else scores}: {message}")
     table = pd.concat(parts)
     open_ = int(table["anomalous"].isna().sum())
-    more = ["label"] if len(names) > 1 else [], ["value"] if open_ and not message else []
+    more = ["label"] if len(names) > 1 else [], ["value"] if open_ and calibration else []
     write_text(out, table[["file", *more[0], "score", "anomalous", *more[1]]].to_csv(index=False, lineterminator="\n"))
-    if message or calibration is None:
+    if calibration is None:
         return
     undecided = "" if not open_ else f", {open_} undecided: without a score, or the calibration names no threshold"
     flagged, lost = int(table["anomalous"].sum()), int(table["score"].isna().sum())
@@ -208,8 +204,12 @@ def history(
     import pandas as pd
 
     from anomaly_nb.calibration.next_steps import verdict_words
+    from anomaly_nb.calibration.tagging import check_known
 
-    past = open_store(store, config).history(model, head, limit)
+    opened = open_store(store, config)
+    past = opened.history(model, head, limit)
+    if not past and (model or head):
+        opened.ask(check_known, model, head)
     if not past:
         typer.echo("no runs yet")
         return
@@ -238,13 +238,14 @@ def trend(
     from anomaly_nb.calibration.next_steps import verdict_words
 
     runs = open_store(store, config).trend(model, head)
-    last = runs[-1]
-    typer.echo(f"{model}/{head}: {verdict_words(last)} in version {last['version']}, the newest of {len(runs)}")
+    newest = f"{verdict_words(runs[-1])} in version {runs[-1]['version']}, the newest of {len(runs)}" if runs else ""
+    typer.echo(f"{model}/{head}: {newest or 'no runs yet; make one with  anomaly-nb drift run'}")
     for r in runs:
         typer.echo(trend_line(r))
     if plot is not None:
+        figure = plot_trend(runs, f"{model}/{head}")
         plot.parent.mkdir(parents=True, exist_ok=True)
-        plot_trend(runs, f"{model}/{head}").savefig(plot)
+        figure.savefig(plot)
         typer.echo(f"{plot}")
 
 # %% ../../nbs/11_cli/06_drift.ipynb #25dbe40a
