@@ -40,7 +40,7 @@ def grade(
     "One of `GRADES` for the value of a metric, 'unknown' for None or NaN. It does not allow for chance."
     if value is None or np.isnan(value):
         return "unknown"
-    bounds = BOUNDS[metric]
+    bounds: tuple[float, ...] = BOUNDS[metric]
     if thresholds is not None and thresholds != Thresholds():
         bounds = tuple(grade_limit(thresholds, metric, g) for g in get_args(Grade))
     return GRADES[int(np.searchsorted(bounds, value, side="right"))]

@@ -129,6 +129,7 @@ def score_video(
 
     from anomaly_nb.core.errors import Notice, number_of
     from anomaly_nb.core.files import write_text
+    from anomaly_nb.video.events import check_rate
     from anomaly_nb.video.layouts import UnreadableVideosError
     from anomaly_nb.video.pipeline import (
         check_training,
@@ -139,6 +140,7 @@ def score_video(
     )
     from anomaly_nb.video.scoring import responsible_objects
 
+    check_rate(false_alarms_per_hour)
     plan, start, before = data.plan(deep, fps), time.perf_counter(), files_in(out)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # what is not whole is said once, below
@@ -202,12 +204,14 @@ def _say_videos(plan: "VideoPlan", out: Path, answer: Answer) -> None:
     "Write videos.csv, and say once of every video what is to be said of it."
     from anomaly_nb.core.files import write_text
     from anomaly_nb.core.order import printable
-    from anomaly_nb.video.pipeline import dataset_videos
+    from anomaly_nb.video.pipeline import dataset_videos, unlike_training
 
     videos = dataset_videos(plan)
     write_text(out / "videos.csv", videos.to_csv(index=False))
     for row in videos[videos["note"] != ""].to_dict("records"):
         answer.say(printable(f"  {row['video']}: {row['note']}") + ("" if row["scored"] else " (not scored)"))
+    if videos["scored"].any() and (unlike := unlike_training(plan)):
+        answer.say(printable(f"note: {unlike}"), err=True)
 
 # %% ../../nbs/11_cli/08_video.ipynb #c53eb573
 def _say_events(
@@ -225,7 +229,7 @@ def _say_events(
     from anomaly_nb.core.errors import MissingFileError, number_of
     from anomaly_nb.core.files import write_text
     from anomaly_nb.core.order import printable
-    from anomaly_nb.video.events import film_needed, say_events
+    from anomaly_nb.video.events import promise_words, say_decision, say_events
     from anomaly_nb.video.pipeline import dataset_delays, dataset_events, mark_incomplete
 
     try:
@@ -234,23 +238,8 @@ def _say_events(
         answer.say(f"  no events: {e}")
         return None, ""
     write_text(out / "events.csv", mark_incomplete(events, videos).to_csv(index=False))
-    threshold = decision.event(false_alarms_per_hour)
     decision.save(out / "decision.json")
-    promised = threshold.parameters["promised"]
-    more = (
-        ""
-        if promised <= false_alarms_per_hour
-        else f"; {film_needed(false_alarms_per_hour)} to promise {false_alarms_per_hour:g}"
-    )
-    film = f"from {decision.hours * 60:.1f} minutes of held-out normal film"
-    unit = " (alarm; 1 is what one in a hundred normal frames reaches)" if decision.scales else ""
-    promise = f"at most {promised:{'.0f' if promised >= 100 else '.3g'}} false events a normal hour on average"
-    answer.say(f"  threshold {threshold.value:.3f}{unit}: {promise}, {film}{more}")
-    answer.say(
-        f"  frames from {decision.frame.value:.3f} on are called; a normal one is with probability "
-        f"{1 - decision.frame.parameters['promised']:.3g}"
-    )
-    for line in say_events(events):
+    for line in (*say_decision(decision, false_alarms_per_hour), *say_events(events)):
         answer.say(printable(f"  {line}"))
     if labels:
         delays, false, hours = dataset_delays(plan, labels, events, decision)
@@ -264,7 +253,7 @@ def _say_events(
             f"  called {delays['delay'].notna().sum()} of {number_of(len(delays), 'anomalous stretch')}{soon}; "
             f"{number_of(false, 'false event')} in {hours * 60:.1f} minutes of normal film"
         )
-    return len(events), f"; {promise}"
+    return len(events), f"; {promise_words(decision, false_alarms_per_hour)}"
 
 # %% ../../nbs/11_cli/08_video.ipynb #a0e152bb
 @with_options
@@ -347,9 +336,11 @@ def watch_camera(
     import json
     import signal
 
+    from anomaly_nb.video.events import check_rate
     from anomaly_nb.video.sources import open_source
     from anomaly_nb.video.watch import Summary, watch
 
+    check_rate(false_alarms_per_hour)
     plan, camera, summary = data.plan(deep, fps), open_source(source, until_idle), Summary()
     before = signal.signal(signal.SIGINT, lambda *_: camera.stopped.set())
     typer.echo(f"watching {source}; Ctrl-C ends it", err=True)
