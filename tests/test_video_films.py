@@ -384,9 +384,9 @@ def test_a_calibration_from_before_this_was_kept_notes_nothing(calibrated):
     odd = resized(home / "yard" / "testing" / "videos" / "odd.mp4", (128, 96))
     plan = plan_for("yard", home / "config.yml")
     assert "frame size" in unlike_training(plan)
-    (kept,) = (home / "data").rglob(FILMS)
-    content = kept.read_bytes()
-    kept.unlink()
+    (record,) = (home / "data").rglob(FILMS)
+    content = record.read_bytes()
+    record.unlink()
     assert unlike_training(plan) == ""
-    kept.write_bytes(content)
+    record.write_bytes(content)
     odd.unlink()
