@@ -203,3 +203,36 @@ def test_a_head_with_its_own_thresholds_is_graded_by_them():
         value = 1.5 * strict.of(metric)
         assert grade(metric, value) == grade(metric, value, strict) == "good"
         assert grade(metric, value, loose) == "excellent"
+
+
+# ------------------------------------------------------------------------------------------------- where results go
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("january.csv", "is the file that is read, and would be lost"),
+        (".", "is a folder; name a file"),
+        ("january.csv/out.csv", "january.csv is a file, no folder"),
+    ],
+)
+def test_a_table_that_cannot_be_written_is_refused_before_a_score_is_kept(place, out, says):
+    before = (place / "january.csv").read_bytes()
+    code, _, error = run(
+        "drift", "tag", "--scores", "january.csv", "--model", "net", "--head", "wood", "--out", out, *STORE
+    )
+    assert code != 0 and says in str(error)
+    with sqlite3.connect("data/calibrations/calibration.sqlite") as db:
+        assert db.execute("SELECT count(*) FROM heads").fetchone()[0] == 1
+    assert (place / "january.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("plot", ["trend.xyz", "trend", "trend.pdf"])
+def test_a_figure_has_the_ending_of_what_is_written(place, plot):
+    code, _, error = run("drift", "trend", "net", "leather", "--plot", plot)
+    assert code != 0 and "give it the ending .png" in str(error) and not (place / plot).exists()
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_huge_score_is_anomalous_without_a_warning(place):
+    (place / "huge.csv").write_text("file,score\na.png,1e308\n")
+    words = "--scores", "huge.csv", "--model", "net", "--head", "leather", "--out", "out.csv", *STORE
+    assert run("drift", "tag", *words)[0] == 3

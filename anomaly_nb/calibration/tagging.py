@@ -126,7 +126,8 @@ def decide(
     """
     _, entry = label_of(calibration, label)
     scores = np.asarray(scores, dtype=np.float64).reshape(-1)
-    values = (scores - entry["p5"]) / (entry["p95"] - entry["p5"])
+    with np.errstate(over="ignore"):  # a huge score is infinitely far on the scale
+        values = (scores - entry["p5"]) / (entry["p95"] - entry["p5"])
     if entry["threshold"] is None:
         return values, np.full(scores.size, None)
     flags = scores >= entry["threshold"]

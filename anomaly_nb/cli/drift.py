@@ -18,9 +18,10 @@ from anomaly_nb.cli.stores import (
     Config,
     Keys,
     Store,
+    check_out,
     each_label,
+    history_lines,
     keys_changed,
-    move_words,
     open_store,
     read_heads,
     reference_words,
@@ -156,6 +157,7 @@ def tag(
     from anomaly_nb.core.files import write_text
     from anomaly_nb.core.settings import load_settings
 
+    check_out("--out", out, scores)
     settings, calibration = load_settings(config), None
     try:
         calibration = load_calibration(store, model, head)
@@ -201,9 +203,6 @@ def history(
     \b
     Example:  anomaly-nb drift history --head leather --limit 10
     """
-    import pandas as pd
-
-    from anomaly_nb.calibration.next_steps import verdict_words
     from anomaly_nb.calibration.tagging import check_known
 
     opened = open_store(store, config)
@@ -213,12 +212,7 @@ def history(
     if not past:
         typer.echo("no runs yet")
         return
-    rows = pd.DataFrame(past).drop(columns="is_stable").assign(verdict=[verdict_words(r) for r in past])
-    if rows["label"].isna().all():
-        rows = rows.drop(columns="label")
-    rows["moved by"] = ["; ".join(move_words(m) for m in moves) for moves in rows.pop("moves")]
-    rows["timestamp"] = pd.to_datetime(rows["timestamp"], unit="ms").dt.strftime("%Y-%m-%d %H:%M")
-    typer.echo(rows.drop(columns="id").to_string(index=False, float_format=lambda v: f"{v:.4g}", na_rep="-"))
+    typer.echo(history_lines(past))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #38ae608b
 @app.command()
@@ -236,17 +230,17 @@ def trend(
     """
     from anomaly_nb.calibration.insight import plot_trend
     from anomaly_nb.calibration.next_steps import verdict_words
+    from anomaly_nb.core.style import save_figure
 
+    if plot is not None:
+        check_out("--plot", plot, ending=".png")
     runs = open_store(store, config).trend(model, head)
     newest = f"{verdict_words(runs[-1])} in version {runs[-1]['version']}, the newest of {len(runs)}" if runs else ""
     typer.echo(f"{model}/{head}: {newest or 'no runs yet; make one with  anomaly-nb drift run'}")
     for r in runs:
         typer.echo(trend_line(r))
     if plot is not None:
-        figure = plot_trend(runs, f"{model}/{head}")
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(plot)
-        typer.echo(f"{plot}")
+        typer.echo(f"{save_figure(plot, plot_trend(runs, f'{model}/{head}'))}")
 
 # %% ../../nbs/11_cli/06_drift.ipynb #25dbe40a
 @app.command()
