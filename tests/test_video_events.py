@@ -128,6 +128,15 @@ def test_a_rate_that_nobody_can_promise_is_refused_before_anything_is_computed(t
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", [("score", "--all"), ("render",), ("watch", "films")])
+def test_a_file_where_a_folder_is_needed_is_refused_first(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    result = CliRunner().invoke(app, ["video", *command, "--dataset-name", "clips", "--out", "file/out"])
+    assert result.exit_code != 0 and "--out file/out: file is a file; name a folder" in str(result.exception)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
 def test_films_and_sheet(scored, monkeypatch):
     home, _ = scored
     monkeypatch.chdir(home)

@@ -22,6 +22,7 @@ from anomaly_nb.cli.stores import (
     each_label,
     history_lines,
     keys_changed,
+    needs_development,
     open_store,
     read_heads,
     reference_words,
@@ -92,6 +93,7 @@ def run(
     from anomaly_nb.calibration.runs import RunInProgress
     from anomaly_nb.core.errors import DataError, number_of
 
+    develop = needs_development(config, develop)
     pairs = [(path, name) for path in scores or [] for name in each_label(label)]
     tables = [read_heads(path, split, model, head, name) for path, name in pairs]  # all, before anything is written
     heads, refused = [h for part, _ in tables for h in part], [line for _, lines in tables for line in lines]

@@ -13,7 +13,7 @@ import typer
 
 from .options import After, Answer, Needs, exit_code, files_in, say_earlier, with_options
 from .released import score_features
-from .video_options import DeepFeatures, Fps, Rate, VideoData
+from .video_options import DeepFeatures, Fps, Rate, VideoData, check_wishes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,7 +129,6 @@ def score_video(
 
     from anomaly_nb.core.errors import Notice, number_of
     from anomaly_nb.core.files import write_text
-    from anomaly_nb.video.events import check_rate
     from anomaly_nb.video.layouts import UnreadableVideosError
     from anomaly_nb.video.pipeline import (
         check_training,
@@ -140,7 +139,7 @@ def score_video(
     )
     from anomaly_nb.video.scoring import responsible_objects
 
-    check_rate(false_alarms_per_hour)
+    check_wishes(out, false_alarms_per_hour)
     plan, start, before = data.plan(deep, fps), time.perf_counter(), files_in(out)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # what is not whole is said once, below
@@ -279,6 +278,7 @@ def render_videos(
     from anomaly_nb.video.pipeline import dataset_events, score_dataset
     from anomaly_nb.video.render import contact_sheet, render_video
 
+    check_wishes(out, false_alarms_per_hour)
     plan = data.plan(deep, fps)
     if plan.root is None:
         raise DataError(f"dataset {plan.name!r} has no root; give --root, films cannot be drawn from features")
@@ -336,11 +336,10 @@ def watch_camera(
     import json
     import signal
 
-    from anomaly_nb.video.events import check_rate
     from anomaly_nb.video.sources import open_source
     from anomaly_nb.video.watch import Summary, watch
 
-    check_rate(false_alarms_per_hour)
+    check_wishes(out, false_alarms_per_hour)
     plan, camera, summary = data.plan(deep, fps), open_source(source, until_idle), Summary()
     before = signal.signal(signal.SIGINT, lambda *_: camera.stopped.set())
     typer.echo(f"watching {source}; Ctrl-C ends it", err=True)
