@@ -151,7 +151,8 @@ def test_scores_are_tagged_in_both_modes(tmp_path):
             assert (
                 r.status_code == 200
                 and r.json()["message"]
-                == "1001 new scores kept, none decided: net/wood has no reference yet; make a calibration run"
+                == "1001 new scores kept, none decided: net/wood has no reference yet; there are references of net/grid, "
+                "net/leather; make a calibration run, or correct the name"
             )
             assert {d["anomalous"] for d in r.json()["decisions"]} == {None}
         else:

@@ -69,7 +69,8 @@ def test_an_intruder_is_an_event_that_starts_in_time(scored):
     )
     assert "02" not in set(events["video"])  # a walker among walkers
     assert (
-        "false events a normal hour on average, from 0.4 minutes" in output
+        ", measured on 0.4 minutes of held-out normal film" in output
+        and "false events a normal hour on average" in output
         and number_of(len(events), "event") in output
         and output.count(" s to ") == len(events)
     )
@@ -109,10 +110,31 @@ def test_a_rate_that_little_film_cannot_promise_is_said(scored, monkeypatch):
     monkeypatch.chdir(home)
     result = say("score", "--out", "strict", "--false-alarms-per-hour", "0.5")
     assert (
-        "at most 150 false events a normal hour" in result.output
+        "at most 150 false events a normal hour on average, not the 0.5 asked for" in result.output
         and "2 hours of normal film are needed to promise 0.5" in result.output
     )
+    verdict, *details = result.output.splitlines()
+    assert "not the 0.5 asked for" in verdict
+    assert sum("events, by the hour: one is reported where the alarm reaches" in line for line in details) == 1
+    assert sum("frames, one by one: those with an alarm from" in line for line in details) == 1
     assert json.loads((home / "strict" / "decision.json").read_text())["hours"] == pytest.approx(240 / 10 / 3600)
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf"])
+def test_a_rate_that_nobody_can_promise_is_refused_before_anything_is_computed(tmp_path, monkeypatch, rate):
+    monkeypatch.chdir(tmp_path)
+    result = say("score", "--all", "--out", "out", "--false-alarms-per-hour", rate)
+    assert result.exit_code != 0 and "must be above 0 and finite" in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [("score", "--all"), ("render",), ("watch", "films")])
+def test_a_file_where_a_folder_is_needed_is_refused_first(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    result = CliRunner().invoke(app, ["video", *command, "--dataset-name", "clips", "--out", "file/out"])
+    assert result.exit_code != 0 and "--out file/out: file is a file; name a folder" in str(result.exception)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_films_and_sheet(scored, monkeypatch):

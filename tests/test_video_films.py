@@ -297,3 +297,96 @@ def test_incomplete_rows_are_marked_by_video():
     videos = pd.DataFrame({"video": ["01", "1"], "complete": [True, False], "note": ["one frame", "cut"]})
     assert mark_incomplete(pd.DataFrame({"video": ["01", "1", "01"]}), videos)["incomplete"].tolist() == ["", "cut", ""]
     assert dataset_videos(plan_for("clips", None, features="x")).empty
+
+
+# ---------------------------------------------------------------------------------- films unlike those of the calibration
+def resized(path: Path, size: tuple[int, int], fps: float = 10, codec: str = "mp4v") -> Path:
+    "The same clip in another frame size (width, height), at another rate or by another codec."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, size)
+    for image in make_clip(None, N, (64, 96), random_state=7)[0]:
+        writer.write(cv2.cvtColor(cv2.resize(image, size), cv2.COLOR_GRAY2BGR))
+    writer.release()
+    return path
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    "Two normal films of 96 x 64 pixels, 10 frames a second, and a calibration made on them."
+    home = tmp_path_factory.mktemp("yard")
+    for i in range(2):
+        film(home / "yard" / "training" / "videos" / f"{i}.mp4", seed=i)
+    film(home / "yard" / "testing" / "videos" / "same.mp4", seed=5)
+    config = "datasets:\n  yard: {root: yard, extraction: {image_size: 32, min_area: 20}}\n"
+    write_text(home / "config.yml", config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        first = CliRunner().invoke(app, ["score-video", "--dataset-name", "yard", "--all", "--out", "first"])
+        assert first.exit_code in (0, 3), first.output
+        yield home, first.output
+
+
+def score(home: Path, *films: Path) -> str:
+    "What `score-video` says of one more film."
+    result = CliRunner().invoke(app, ["score-video", "--dataset-name", "yard", "--all", "--out", "next"])
+    for path in films:
+        path.unlink()
+    assert result.exit_code in (0, 3, 4), (result.output, result.exception)
+    return result.output
+
+
+def test_films_like_the_normal_ones_are_not_noted(calibrated):
+    assert "unlike" not in calibrated[1]
+
+
+@pytest.mark.parametrize(
+    ("size", "fps", "codec", "says"),
+    [
+        ((128, 96), 10, "mp4v", "frame size 128 x 96 (1), calibrated on 96 x 64 (2)"),
+        ((64, 96), 10, "mp4v", "frame size 64 x 96 (1), calibrated on 96 x 64 (2)"),
+        ((96, 64), 25, "mp4v", "frames a second 25 (1), calibrated on 10 (2)"),
+        ((96, 64), 1, "mp4v", "frames a second 1 (1), calibrated on 10 (2)"),
+        ((96, 64), 10, "MJPG", "codec MJPG (1), calibrated on FMP4 (2)"),
+    ],
+)
+def test_a_film_unlike_the_normal_ones_is_noted_in_one_line(calibrated, size, fps, codec, says):
+    home, _ = calibrated
+    odd = resized(home / "yard" / "testing" / "videos" / f"odd.{'avi' if codec == 'MJPG' else 'mp4'}", size, fps, codec)
+    lines = [line for line in score(home, odd).splitlines() if "unlike" in line]
+    assert len(lines) == 1 and lines[0].startswith("note: 1 video is unlike all that it was calibrated on, odd (")
+    assert says in lines[0]
+
+
+def test_several_films_are_counted_in_one_line(calibrated):
+    home, _ = calibrated
+    folder = home / "yard" / "testing" / "videos"
+    odd = [resized(folder / f"x{i}.mp4", (128, 96), 10 * i) for i in (1, 2, 3)]
+    (line,) = (line for line in score(home, *odd).splitlines() if "unlike" in line)
+    assert "3 videos are unlike all that it was calibrated on, the first x1 (frame size 128 x 96 (3)" in line
+    assert "frames a second 20 (1), 30 (1), calibrated on 10 (2)" in line
+
+
+def test_a_source_that_is_watched_is_compared_too(calibrated):
+    from anomaly_nb.video.sources import open_source
+    from anomaly_nb.video.watch import watch
+
+    home, _ = calibrated
+    plan = plan_for("yard", home / "config.yml")
+    odd = resized(home / "camera.mp4", (128, 96), 25)
+    with pytest.warns(Notice, match=r"frame size 128 x 96 \(1\), calibrated on 96 x 64 \(2\); frames a second 25"):
+        list(watch(plan, open_source(str(odd)), home / "config.yml"))
+
+
+def test_a_calibration_from_before_this_was_kept_notes_nothing(calibrated):
+    from anomaly_nb.video.pipeline import FILMS, unlike_training
+
+    home, _ = calibrated
+    odd = resized(home / "yard" / "testing" / "videos" / "odd.mp4", (128, 96))
+    plan = plan_for("yard", home / "config.yml")
+    assert "frame size" in unlike_training(plan)
+    (record,) = (home / "data").rglob(FILMS)
+    content = record.read_bytes()
+    record.unlink()
+    assert unlike_training(plan) == ""
+    record.write_bytes(content)
+    odd.unlink()

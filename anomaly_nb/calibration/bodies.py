@@ -135,7 +135,9 @@ class TagAnswer(BaseModel):
     status: Literal["ok"] = "ok"
     count: int
     decisions: list[Decision]
-    message: str = Field("", description="why nothing was decided, where nothing was")
+    message: str = Field(
+        "", description="why nothing was decided, where nothing was; how many scores replace earlier ones"
+    )
 
 # %% ../../nbs/05_calibration/21_bodies.ipynb #0cc2d002
 class Health(BaseModel):

@@ -62,6 +62,7 @@ class DriftResult:
     reason: str = ""  # one short sentence: a number, its limit, what it means
     is_stable: bool = False  # every metric below its threshold, as the plain rule has it
     failed_metrics: list[str] = field(default_factory=list)  # those at or above their threshold
+    drifted_metrics: list[str] = field(default_factory=list)  # those beyond it by more than chance, if it is unstable
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # metric -> (low, high)
     p_values: dict[str, float] = field(
         default_factory=dict
@@ -254,11 +255,13 @@ def _judged(result: DriftResult, drifted: bool) -> DriftResult:
         beyond = [m for m in METRICS if result.p_values[m] <= result.alpha] or [
             min(METRICS, key=lambda m: result.p_values[m])
         ]
+        result = replace(result, drifted_metrics=beyond)
         worst = max(beyond, key=lambda m: getattr(result, m) / result.thresholds.of(m))
         also = f"; also {', '.join(m for m in beyond if m != worst)}" if len(beyond) > 1 else ""
         number = f"{worst} is {getattr(result, worst):.2g}, its limit {result.thresholds.of(worst):.2g}"
         reason = f"{SUBJECTS[worst]} moved beyond chance: {number}{also}{lost}"
         return replace(result, verdict="unstable", reason=reason, **undecided)  # type: ignore[arg-type]
+    result = replace(result, drifted_metrics=[])
     if result.tied:
         reason = f"{TIED:.0%} of the scores or more are equal, so percentiles cannot be compared{lost}"
         return replace(result, verdict="insufficient", reason=reason, **undecided)  # type: ignore[arg-type]

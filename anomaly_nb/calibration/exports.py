@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 
 from .database import transaction
 from .schema import Calibration, split_label, with_label
-from .tagging import check_name, find_labels, only_label
+from .tagging import check_name, find_labels, nearest_first, only_label
 from ..core.errors import DataError, check_file
 from ..core.files import locked, remove_leftovers, to_json, write_text
 from ..core.plain import parse_json, read_json
@@ -55,15 +55,16 @@ def check_calibration(calibration: Any, path: str | Path) -> Calibration:
 MAKE_ONE = "pull calibrations, or make a calibration run"
 
 
-def known_references(root: str | Path) -> str:
-    "Which heads have a reference file in a folder, in a few words."
+def known_references(
+    root: str | Path,
+    near: str = "",  # "model/head" that was looked for
+) -> str:
+    "Which heads have a reference file in a folder, in a few words, the most alike to `near` first."
     endings = ("-calibration.json", ".cal.json")
     files = ((path, end) for end in endings for path in Path(root).glob(f"*/heads/*{end}"))
-    names = sorted({f"{path.parent.parent.name}/{path.name.removesuffix(end)}" for path, end in files})
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return (
-        f"there are references of {', '.join(names[:5])}{more}" if names else "there are no references in this folder"
-    )
+    names = {f"{path.parent.parent.name}/{path.name.removesuffix(end)}" for path, end in files}
+    listed = nearest_first(near, names)
+    return f"there are references of {listed}" if listed else "there are no references in this folder"
 
 
 def load_calibration(
@@ -76,7 +77,9 @@ def load_calibration(
     path = calibration_path(Path(root), check_name("model", model), check_name("head", head), version)
     plain = path.with_name(f"{head}.cal.json")  # as the specification's repository of calibrations names them
     path = plain if version is None and not path.exists() and plain.exists() else path
-    return check_calibration(read_json(check_file(path, f"{known_references(root)}; {MAKE_ONE}")), path)
+    return check_calibration(
+        read_json(check_file(path, f"{known_references(root, f'{model}/{head}')}; {MAKE_ONE}")), path
+    )
 
 # %% ../../nbs/05_calibration/14_exports.ipynb #13a5b8d4
 VERSIONED = re.compile(r"-calibration-v(\d{1,9})\.json$")

@@ -22,7 +22,7 @@ from .shifts import METRICS
 from .exports import calibration_path, highest_version
 from .measuring import HeadRun, build_calibration
 from .schema import COLUMNS, HeadMetrics, HeadReport, RunReport, split_label
-from .tagging import find_labels
+from .tagging import check_known, find_labels
 from .windows import read_window
 from ..core.errors import Notice
 from ..core.files import sha256_json, to_json
@@ -195,7 +195,7 @@ def _publish_head(
             k: values[k]
             for k in ("intervals", "p_value", "n_needed", "n_needed_new", "short_side", "margins", "widths")
         },
-        **{k: values[k] for k in ("lost_current", "scale")},
+        **{k: values[k] for k in ("lost_current", "scale", "drifted_metrics", "thresholds")},
         labels=calibration["labels"] if calibration else {},
         drift_metrics=HeadMetrics(**metrics, is_stable=drift.is_stable, failed_metrics=drift.failed_metrics),
         is_stable=drift.is_stable,
@@ -279,6 +279,8 @@ def extend_references(
     now, outcomes = int(time.time() * 1000), {}
     with transaction(db):
         every = "SELECT * FROM heads ORDER BY model_name, head_name"
+        if model is not None or head is not None:
+            check_known(db, model, head)
         heads = find_labels(db, model, head) if model is not None and head is not None else db.execute(every).fetchall()
         pooled = []
         for row in heads:

@@ -197,6 +197,10 @@ class HeadReport(BaseModel):
     widths: dict[str, float] = Field({}, description="shifts that these files can tell from none")
     lost_current: int = Field(0, description="new scores that were no numbers")
     contamination: str | None = Field(None, description="why there may be defects among the files of this run")
+    drifted_metrics: list[str] = Field(
+        [], description="metrics beyond their threshold by more than chance; empty where the verdict is not unstable"
+    )
+    thresholds: dict[str, float] = Field({}, description="what each metric is compared with")
     known_defects: int = Field(0, description="files that are known to be defects: tagged, but not calibrated on")
     by_label: dict[str, dict[str, Any]] = Field(
         {}, description="of a head with several labels, what was found about each"

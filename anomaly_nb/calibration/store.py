@@ -32,6 +32,7 @@ from .publishing import extend_references, move_reference
 from .runs import run_calibration
 from .schema import HISTORY, run_values, with_label
 from anomaly_nb.calibration.tagging import (
+    Added,
     UnknownHead,
     decide,
     find_head,
@@ -60,7 +61,21 @@ def tag_by_reference(
 ):  # file, score, anomalous (0, 1, or missing where nothing can be decided), value (on the calibration's range)
     """Decide about scores by the head's reference file alone; where a store lies in the folder, the decisions become
     its tags. Raises `MissingFileError` or `DataError`."""
-    calibration = load_calibration(root, model, head)
+    return _by_reference(root, model, head, files, scores, label, groups, roles)[0]
+
+
+def _by_reference(
+    root: str | Path,
+    model: str,
+    head: str,
+    files: Sequence[str],
+    scores: np.ndarray,
+    label: str | None,
+    groups: Sequence[str] | None,
+    roles: Sequence[str | None] | str | None,
+) -> tuple[pd.DataFrame, Added]:
+    "`tag_by_reference`, and what became of the scores in the store, where one lies in the folder."
+    calibration, added = load_calibration(root, model, head), Added(0)
     name, _ = label_of(calibration, label)
     scores = real_array(f"scores of {model}/{head}", scores, np.float64).reshape(-1)
     if len(files) != scores.size:
@@ -72,10 +87,11 @@ def tag_by_reference(
         with opened(database) as db:
             several = len(calibration["labels"]) > 1 or has_labels(db, model, head)
             kept_as = with_label(head, name) if several else head
-            tag_scores(db, model, kept_as, files, scores, groups, roles, calibration, name)
+            added = tag_scores(db, model, kept_as, files, scores, groups, roles, calibration, name)
     values, flags = decide(calibration, scores, name)
     anomalous = pd.array([None if f is None else int(f) for f in flags.tolist()], dtype="Int64")
-    return pd.DataFrame({"file": [str(f) for f in files], "score": scores, "anomalous": anomalous, "value": values})
+    columns = {"score": scores, "anomalous": anomalous, "value": values}
+    return pd.DataFrame({"file": [str(f) for f in files], **columns}), added
 
 # %% ../../nbs/05_calibration/19_store.ipynb #77cc6e08
 def tag_or_keep(
@@ -88,7 +104,7 @@ def tag_or_keep(
     label: str | None = None,
     groups: Sequence[str] | None = None,  # (n,)
     roles: Sequence[str | None] | str | None = None,  # (n,) or one for all
-) -> tuple[pd.DataFrame, str]:  # as `tag_by_reference`; why nothing was decided, empty where something was
+) -> tuple[pd.DataFrame, str]:  # as `tag_by_reference`; what is to be said: why nothing was decided, what was replaced
     """Decide about scores, or keep those of a head without a reference.
 
     Raises `UnknownHead` in production, or `DataError`.
@@ -97,19 +113,19 @@ def tag_or_keep(
         load_calibration(root, model, head)
     except MissingFileError:
         if not settings.calibrate_heads:
-            raise UnknownHead(f"{model}/{head} has no reference here; {known_references(root)}; {MAKE_ONE}") from None
+            there = known_references(root, f"{model}/{head}")
+            raise UnknownHead(f"{model}/{head} has no reference here; {there}; {MAKE_ONE}") from None
         added = CalibrationStore(root, settings).tag(model, head, files, scores, groups, roles, label)
         values = real_array(f"scores of {model}/{head}", scores, np.float64).reshape(-1)
         undecided = {"anomalous": pd.array([None] * len(files), dtype="Int64"), "value": np.nan}
         table = pd.DataFrame({"file": [str(f) for f in files], "score": values, **undecided})
-        return (
-            table,
-            (
-                f"{number_of(added, 'new score')} kept, none decided: {model}/{with_label(head, label)} has no "
-                "reference yet; make a calibration run"
-            ),
+        message = (
+            f"{number_of(added, 'new score')} kept, none decided: {model}/{with_label(head, label)} has no reference "
+            f"yet; {known_references(root, f'{model}/{head}')}; make a calibration run, or correct the name"
         )
-    return tag_by_reference(root, model, head, files, scores, label, groups, roles), ""
+        return table, "; ".join(filter(None, (message, added.note)))
+    table, added = _by_reference(root, model, head, files, scores, label, groups, roles)
+    return table, added.note
 
 # %% ../../nbs/05_calibration/19_store.ipynb #3a8a90b3
 def read_history(
@@ -284,8 +300,9 @@ class CalibrationStore:
         groups: Sequence[str] | None = None,
         roles: Sequence[str | None] | str | None = None,
         label: str | None = None,  # of a head that gives several scores for a file
-    ) -> int:
-        """Add raw scores of one head and decide by its reference; returns how many were new.
+    ) -> Added:
+        """Add raw scores of one head and decide by its reference; returns how many were new, and how many of them
+        replace another score of the same file.
 
         Known defects are tagged and never calibrated on. Raises `DataError`.
         """

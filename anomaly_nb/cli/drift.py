@@ -18,14 +18,16 @@ from anomaly_nb.cli.stores import (
     Config,
     Keys,
     Store,
+    check_out,
     each_label,
+    history_lines,
     keys_changed,
-    move_words,
+    needs_development,
     open_store,
+    read_heads,
     reference_words,
     scores_of,
-    start_development,
-    tag_table,
+    tag_heads,
     trend_line,
 )
 
@@ -87,18 +89,18 @@ def run(
               anomaly-nb drift run --scores january.csv --model mobilenet --head leather
     """
     from anomaly_nb.calibration.insight import verdict_table
-    from anomaly_nb.calibration.next_steps import alarming, next_steps, run_sentence
+    from anomaly_nb.calibration.next_steps import alarming, run_sentence, step_lines
     from anomaly_nb.calibration.runs import RunInProgress
     from anomaly_nb.core.errors import DataError, number_of
 
-    if develop:
-        start_development(config, answer.say)
-    opened = open_store(store, config, new=bool(scores), development=True)
+    develop = needs_development(config, develop)
     pairs = [(path, name) for path in scores or [] for name in each_label(label)]
-    tagged = [tag_table(opened, path, split, model, head, name, answer.say) for path, name in pairs]
-    refused = [line for _, lines in tagged for line in lines]
-    if refused and not any(heads for heads, _ in tagged):
+    tables = [read_heads(path, split, model, head, name) for path, name in pairs]  # all, before anything is written
+    heads, refused = [h for part, _ in tables for h in part], [line for _, lines in tables for line in lines]
+    if refused and not heads:
         raise DataError("; ".join(refused))
+    opened = open_store(store, config, bool(scores), True, develop, heads, answer.say)
+    tag_heads(opened, heads, answer.say)
     for line in refused:
         answer.say(line, err=True)
     try:
@@ -110,11 +112,9 @@ def run(
     table = verdict_table(report).drop(columns="verdict").dropna(subset="value")
     if len(table):
         answer.say(table.to_string(index=False, float_format=lambda v: f"{v:.3g}", na_rep="-"))
-    for step in next_steps(report).itertuples():
-        seen = report["heads"][step.head]
-        files = number_of(seen["file_count"], "file")  # since its reference, or in the window
-        do = str(step.do).removesuffix(f": {seen['reason']}")
-        answer.say(f"{step.head}, by {files}: {step.verdict}: {seen['reason']}. Do: {do}")
+        answer.say("the grade is of the value alone; the evidence allows for chance, and the verdict goes by it")
+    for line in step_lines(report):
+        answer.say(line)
     raise typer.Exit(exit_code(len(report["heads"]) + len(refused), len(refused), len(alarming(report))))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #f2929e77
@@ -159,6 +159,7 @@ def tag(
     from anomaly_nb.core.files import write_text
     from anomaly_nb.core.settings import load_settings
 
+    check_out("--out", out, scores)
     settings, calibration = load_settings(config), None
     try:
         calibration = load_calibration(store, model, head)
@@ -169,19 +170,18 @@ def tag(
     if calibration:  # all are known before any is decided
         for name in names:
             label_of(calibration, name)
-    parts, message = [], ""
-    for name in names:
-        table, metadata = scores_of(scores, name)
+    tables, parts = {name: scores_of(scores, name) for name in names}, []  # all are read before any is kept
+    for name, (table, metadata) in tables.items():
         inputs = table["file"].tolist(), table["score"].to_numpy()
         decided, message = tag_or_keep(store, settings, model, head, *inputs, label=name, **metadata)
         parts.append(decided.assign(label=name))
         if message:
-            typer.echo(f"{out}: {message}")
+            typer.echo(f"{out if calibration is None else scores}: {message}")
     table = pd.concat(parts)
     open_ = int(table["anomalous"].isna().sum())
-    more = ["label"] if len(names) > 1 else [], ["value"] if open_ and not message else []
+    more = ["label"] if len(names) > 1 else [], ["value"] if open_ and calibration else []
     write_text(out, table[["file", *more[0], "score", "anomalous", *more[1]]].to_csv(index=False, lineterminator="\n"))
-    if message or calibration is None:
+    if calibration is None:
         return
     undecided = "" if not open_ else f", {open_} undecided: without a score, or the calibration names no threshold"
     flagged, lost = int(table["anomalous"].sum()), int(table["score"].isna().sum())
@@ -205,20 +205,16 @@ def history(
     \b
     Example:  anomaly-nb drift history --head leather --limit 10
     """
-    import pandas as pd
+    from anomaly_nb.calibration.tagging import check_known
 
-    from anomaly_nb.calibration.next_steps import verdict_words
-
-    past = open_store(store, config).history(model, head, limit)
+    opened = open_store(store, config)
+    past = opened.history(model, head, limit)
+    if not past and (model or head):
+        opened.ask(check_known, model, head)
     if not past:
         typer.echo("no runs yet")
         return
-    rows = pd.DataFrame(past).drop(columns="is_stable").assign(verdict=[verdict_words(r) for r in past])
-    if rows["label"].isna().all():
-        rows = rows.drop(columns="label")
-    rows["moved by"] = ["; ".join(move_words(m) for m in moves) for moves in rows.pop("moves")]
-    rows["timestamp"] = pd.to_datetime(rows["timestamp"], unit="ms").dt.strftime("%Y-%m-%d %H:%M")
-    typer.echo(rows.drop(columns="id").to_string(index=False, float_format=lambda v: f"{v:.4g}", na_rep="-"))
+    typer.echo(history_lines(past))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #38ae608b
 @app.command()
@@ -236,16 +232,17 @@ def trend(
     """
     from anomaly_nb.calibration.insight import plot_trend
     from anomaly_nb.calibration.next_steps import verdict_words
+    from anomaly_nb.core.style import save_figure
 
+    if plot is not None:
+        check_out("--plot", plot, ending=".png")
     runs = open_store(store, config).trend(model, head)
-    last = runs[-1]
-    typer.echo(f"{model}/{head}: {verdict_words(last)} in version {last['version']}, the newest of {len(runs)}")
+    newest = f"{verdict_words(runs[-1])} in version {runs[-1]['version']}, the newest of {len(runs)}" if runs else ""
+    typer.echo(f"{model}/{head}: {newest or 'no runs yet; make one with  anomaly-nb drift run'}")
     for r in runs:
         typer.echo(trend_line(r))
     if plot is not None:
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        plot_trend(runs, f"{model}/{head}").savefig(plot)
-        typer.echo(f"{plot}")
+        typer.echo(f"{save_figure(plot, plot_trend(runs, f'{model}/{head}'))}")
 
 # %% ../../nbs/11_cli/06_drift.ipynb #25dbe40a
 @app.command()

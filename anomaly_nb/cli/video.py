@@ -13,7 +13,7 @@ import typer
 
 from .options import After, Answer, Needs, exit_code, files_in, say_earlier, with_options
 from .released import score_features
-from .video_options import DeepFeatures, Fps, Rate, VideoData
+from .video_options import DeepFeatures, Fps, Rate, VideoData, check_wishes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,6 +139,7 @@ def score_video(
     )
     from anomaly_nb.video.scoring import responsible_objects
 
+    check_wishes(out, false_alarms_per_hour)
     plan, start, before = data.plan(deep, fps), time.perf_counter(), files_in(out)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # what is not whole is said once, below
@@ -202,12 +203,14 @@ def _say_videos(plan: "VideoPlan", out: Path, answer: Answer) -> None:
     "Write videos.csv, and say once of every video what is to be said of it."
     from anomaly_nb.core.files import write_text
     from anomaly_nb.core.order import printable
-    from anomaly_nb.video.pipeline import dataset_videos
+    from anomaly_nb.video.pipeline import dataset_videos, unlike_training
 
     videos = dataset_videos(plan)
     write_text(out / "videos.csv", videos.to_csv(index=False))
     for row in videos[videos["note"] != ""].to_dict("records"):
         answer.say(printable(f"  {row['video']}: {row['note']}") + ("" if row["scored"] else " (not scored)"))
+    if videos["scored"].any() and (unlike := unlike_training(plan)):
+        answer.say(printable(f"note: {unlike}"), err=True)
 
 # %% ../../nbs/11_cli/08_video.ipynb #c53eb573
 def _say_events(
@@ -225,7 +228,7 @@ def _say_events(
     from anomaly_nb.core.errors import MissingFileError, number_of
     from anomaly_nb.core.files import write_text
     from anomaly_nb.core.order import printable
-    from anomaly_nb.video.events import film_needed, say_events
+    from anomaly_nb.video.events import promise_words, say_decision, say_events
     from anomaly_nb.video.pipeline import dataset_delays, dataset_events, mark_incomplete
 
     try:
@@ -234,23 +237,8 @@ def _say_events(
         answer.say(f"  no events: {e}")
         return None, ""
     write_text(out / "events.csv", mark_incomplete(events, videos).to_csv(index=False))
-    threshold = decision.event(false_alarms_per_hour)
     decision.save(out / "decision.json")
-    promised = threshold.parameters["promised"]
-    more = (
-        ""
-        if promised <= false_alarms_per_hour
-        else f"; {film_needed(false_alarms_per_hour)} to promise {false_alarms_per_hour:g}"
-    )
-    film = f"from {decision.hours * 60:.1f} minutes of held-out normal film"
-    unit = " (alarm; 1 is what one in a hundred normal frames reaches)" if decision.scales else ""
-    promise = f"at most {promised:{'.0f' if promised >= 100 else '.3g'}} false events a normal hour on average"
-    answer.say(f"  threshold {threshold.value:.3f}{unit}: {promise}, {film}{more}")
-    answer.say(
-        f"  frames from {decision.frame.value:.3f} on are called; a normal one is with probability "
-        f"{1 - decision.frame.parameters['promised']:.3g}"
-    )
-    for line in say_events(events):
+    for line in (*say_decision(decision, false_alarms_per_hour), *say_events(events)):
         answer.say(printable(f"  {line}"))
     if labels:
         delays, false, hours = dataset_delays(plan, labels, events, decision)
@@ -264,7 +252,7 @@ def _say_events(
             f"  called {delays['delay'].notna().sum()} of {number_of(len(delays), 'anomalous stretch')}{soon}; "
             f"{number_of(false, 'false event')} in {hours * 60:.1f} minutes of normal film"
         )
-    return len(events), f"; {promise}"
+    return len(events), f"; {promise_words(decision, false_alarms_per_hour)}"
 
 # %% ../../nbs/11_cli/08_video.ipynb #a0e152bb
 @with_options
@@ -290,6 +278,7 @@ def render_videos(
     from anomaly_nb.video.pipeline import dataset_events, score_dataset
     from anomaly_nb.video.render import contact_sheet, render_video
 
+    check_wishes(out, false_alarms_per_hour)
     plan = data.plan(deep, fps)
     if plan.root is None:
         raise DataError(f"dataset {plan.name!r} has no root; give --root, films cannot be drawn from features")
@@ -350,6 +339,7 @@ def watch_camera(
     from anomaly_nb.video.sources import open_source
     from anomaly_nb.video.watch import Summary, watch
 
+    check_wishes(out, false_alarms_per_hour)
     plan, camera, summary = data.plan(deep, fps), open_source(source, until_idle), Summary()
     before = signal.signal(signal.SIGINT, lambda *_: camera.stopped.set())
     typer.echo(f"watching {source}; Ctrl-C ends it", err=True)

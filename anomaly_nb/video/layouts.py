@@ -68,6 +68,7 @@ class Film:
     complete: bool
     note: str  # what is to be said about it, or ""
     times: np.ndarray = field(repr=False, compare=False)  # (frames,) float32 milliseconds at which each is shown
+    codec: str = field(default="", compare=False)  # its four letters, "" where nobody says
 
 
 def probe_film(path: str | Path) -> Film:
@@ -89,6 +90,7 @@ def _probe(path: Path, *_: int) -> Film:
             raise DataError(f"{path}: {_why_no_film(path)}")
         frame_count, fps = film.get(cv2.CAP_PROP_FRAME_COUNT), film.get(cv2.CAP_PROP_FPS)
         rotation, times = int(film.get(cv2.CAP_PROP_ORIENTATION_META)), [film.get(cv2.CAP_PROP_POS_MSEC)]
+        codec = int(film.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True).decode("latin-1").strip("\0 ")
         while film.grab():
             times.append(film.get(cv2.CAP_PROP_POS_MSEC))
     finally:
@@ -109,6 +111,7 @@ def _probe(path: Path, *_: int) -> Film:
         complete,
         note,
         np.array(times, np.float32),
+        codec if codec.isprintable() else "",
     )
 
 # %% ../../nbs/08_video/02_layouts.ipynb #8305eb31
@@ -357,7 +360,7 @@ def read_video(path: Path) -> Video:
         return Video(path.name, path, tuple(sorted(names, key=natural_key)), note=note)
     if path.suffix.lower() not in FILMS:
         what = (
-            "is an image in no video's folder"
+            "is an image in no video's folder; put the frames of a video into a folder, save an animation as a film"
             if is_image(path)
             else f"is no film of a known type ({', '.join(sorted(FILMS))})"
         )

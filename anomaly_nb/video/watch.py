@@ -25,7 +25,7 @@ from .events import Decision, Reason, reason_of, rise
 from .extraction import background_of
 from .feature_files import ObjectFeatures, read_index
 from .layouts import Video, list_videos, quiet_opencv, read_video
-from .pipeline import load_decision
+from .pipeline import load_decision, warn_unlike
 from .plan import VideoPlan, features_of, located
 from .render import film_writer
 from .scoring import VideoScorer
@@ -317,6 +317,7 @@ def watch(
         first = next(frames, None)
         if first is None:
             return
+        warn_unlike(plan, source.what, first[1].shape, source.fps)
         background = background_of(
             plan.extraction, list_videos(plan.root, "training") if plan.root else [], first[1].shape, _whole(source)
         )

@@ -1,0 +1,238 @@
+"""What `anomaly-nb drift` says to somebody who has mistyped a name, corrected a score, or named the wrong file; and that
+a command that fails has changed nothing.
+"""
+
+import sqlite3
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from anomaly_nb.calibration import CalibrationStore, verdict_table
+from anomaly_nb.calibration.drift import drift_metrics, judge_heads
+from anomaly_nb.calibration.insight import EVIDENCE, grade
+from anomaly_nb.calibration.shifts import METRICS, Thresholds
+from anomaly_nb.core.settings import Settings
+from tests.commands import run
+
+
+def write(name, seed=0, n=80, **more):
+    "A CSV of scores."
+    scores = np.random.default_rng(seed).gamma(4, size=n)
+    pd.DataFrame({"image_path": [f"{i}.png" for i in range(n)], "score": scores} | more).to_csv(name, index=False)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    "A folder with a store that has a reference of net/leather."
+    monkeypatch.chdir(tmp_path)
+    write("january.csv")
+    code, text, _ = run("drift", "run", "--develop", "--scores", "january.csv", "--model", "net", "--head", "leather")
+    assert code == 0, text
+    return tmp_path
+
+
+STORE = ("--store", "data/calibrations")
+
+
+@pytest.mark.parametrize(("model", "head"), [("net", "lether"), ("nte", "leather")])
+def test_a_mistyped_head_is_seen_when_its_scores_are_kept(place, model, head):
+    write("february.csv", 1)
+    words = "--scores", "february.csv", "--model", model, "--head", head
+    code, text, _ = run("drift", "tag", *words, "--out", "out.csv", *STORE)
+    assert code == 0 and "80 new scores kept, none decided" in text
+    assert f"{model}/{head} has no reference yet; there are references of net/leather" in text
+    assert "or correct the name" in text
+
+
+def test_a_new_head_is_named_beside_those_the_store_held(place):
+    write("february.csv", 1)
+    _, text, _ = run("drift", "run", "--scores", "february.csv", "--model", "net", "--head", "lether")
+    assert "net/lether is a new head in this store, which held scores of net/leather" in text
+    _, text, _ = run("drift", "run", "--scores", "february.csv", "--model", "net", "--head", "leather")
+    assert "is a new head" not in text
+
+
+def test_the_first_heads_of_a_store_are_no_surprise(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("all.csv", head=["a", "b"] * 40)
+    code, text, _ = run("drift", "run", "--develop", "--scores", "all.csv", "--model", "net")
+    assert code in (0, 2) and "is a new head" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("history", "--head", "lether"), "no head lether in this store; it holds net/leather"),
+        (("history", "--model", "nett"), "no model nett in this store; it holds net/leather"),
+        (("trend", "net", "lether"), "no head net/lether in this store; it holds net/leather"),
+        (("promote", "net", "lether"), "no head net/lether in this store; it holds net/leather"),
+        (("extend", "net", "lether"), "no head net/lether in this store; it holds net/leather"),
+        (("extend", "nett"), "no model nett in this store; it holds net/leather"),
+    ],
+)
+def test_commands_that_take_a_head_name_those_there_are(place, words, says):
+    code, _, error = run("drift", *words)
+    assert code != 0 and says in str(error)
+
+
+def test_the_nearest_names_come_first(tmp_path):
+    store = CalibrationStore(tmp_path, Settings(calibrate_heads=True))
+    for name in "bottle cable capsule carpet grid hazelnut leather".split():
+        store.tag("net", name, ["a"], [1.0])
+    with pytest.raises(ValueError, match=r"it holds net/leather, .* and 2 more"):
+        store.trend("net", "lether")
+
+
+def test_a_head_without_a_run_has_no_trend_yet(place):
+    write("february.csv", 1)
+    run("drift", "tag", "--scores", "february.csv", "--model", "net", "--head", "wood", "--out", "out.csv", *STORE)
+    code, text, error = run("drift", "trend", "net", "wood")
+    assert code == 0 and "net/wood: no runs yet" in text, error
+    code, _, error = run("drift", "trend", "net", "wood", "--plot", "plots/wood.png")
+    assert "there is no trend to draw" in str(error) and not (place / "plots").exists()
+
+
+# ------------------------------------------------------------------------------------------------- corrected scores
+def test_a_corrected_score_is_counted(place):
+    table = pd.read_csv("january.csv")
+    table.loc[[3, 7], "score"] += 1
+    table.to_csv("corrected.csv", index=False)
+    words = "--model", "net", "--head", "leather"
+    _, text, _ = run("drift", "tag", "--scores", "corrected.csv", *words, "--out", "out.csv", *STORE)
+    assert "2 scores replace earlier ones of the same files" in text
+    _, text, _ = run("drift", "tag", "--scores", "corrected.csv", *words, "--out", "out.csv", *STORE)
+    assert "replace" not in text  # the same once more changes nothing
+    _, text, _ = run("drift", "run", "--scores", "january.csv", *words)
+    assert "2 new scores of net/leather; 2 scores replace earlier ones of the same files" in text
+
+
+def test_one_corrected_score_of_a_head_without_reference(place):
+    for score in ("1.0", "2.0"):
+        (place / "one.csv").write_text(f"file,score\na.png,{score}\n")
+        words = "--scores", "one.csv", "--model", "net", "--head", "wood", "--out", "out.csv", *STORE
+        _, text, _ = run("drift", "tag", *words)
+    assert "1 score replaces an earlier one of the same file" in text
+
+
+# --------------------------------------------------------------------------------------- what fails changes nothing
+BAD = {
+    "nan.csv": "image_path,score\na.png,nan\nb.png,\n",
+    "columns.csv": "image_path,scoer\na.png,1\n",
+    "words.csv": "image_path,score\na.png,1\nb.png,high\n",
+    "twice.csv": "image_path,score\na.png,1\na.png,2\n",
+    "empty.csv": "",
+}
+
+
+@pytest.mark.parametrize("bad", [*BAD, "absent.csv"])
+@pytest.mark.parametrize("after_a_good_one", [False, True])
+def test_a_run_that_fails_writes_nothing(tmp_path, monkeypatch, bad, after_a_good_one):
+    monkeypatch.chdir(tmp_path)
+    write("good.csv")
+    for name, text in BAD.items():
+        (tmp_path / name).write_text(text)
+    before = sorted(tmp_path.rglob("*"))
+    good = ("--scores", "good.csv") if after_a_good_one and bad != "nan.csv" else ()
+    code, _, error = run("drift", "run", "--develop", *good, "--scores", bad, "--model", "net", "--head", "leather")
+    assert code != 0 and bad in str(error)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("words", [("--head", "a/b", "--model", "net"), ("--head", "a", "--model", "n t"), ()])
+def test_names_are_checked_before_the_settings_are_written(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    write("good.csv")
+    code, _, error = run("drift", "run", "--develop", "--scores", "good.csv", *words)
+    assert code != 0 and ("cannot be part of a file name" if words else "say which head") in str(error)
+    assert [p.name for p in tmp_path.iterdir()] == ["good.csv"]
+
+
+def test_without_scores_and_store_the_settings_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = run("drift", "run", "--develop")
+    assert code != 0 and "feed it scores first" in str(error) and not list(tmp_path.iterdir())
+
+
+def test_a_name_that_differs_by_case_is_refused_before_any_score_is_kept(place):
+    write("two.csv", 1, head=["wood", "Leather"] * 40)
+    code, _, error = run("drift", "run", "--scores", "two.csv", "--model", "net")
+    assert code != 0 and "only by case" in str(error)
+    with sqlite3.connect("data/calibrations/calibration.sqlite") as db:
+        assert db.execute("SELECT count(*) FROM scores").fetchone()[0] == 80
+
+
+def test_all_labels_are_read_before_one_is_kept(place):
+    write("mood.csv", 1, happy=0.5, sad="low")
+    words = "--model", "net", "--head", "mood", "--label", "happy", "--label", "sad", "--out", "out.csv", *STORE
+    code, _, error = run("drift", "tag", "--scores", "mood.csv", *words)
+    assert code != 0 and "not a number" in str(error)
+    with sqlite3.connect("data/calibrations/calibration.sqlite") as db:
+        assert db.execute("SELECT count(*) FROM heads").fetchone()[0] == 1
+
+
+# ------------------------------------------------------------------------------------------------ grade and evidence
+def test_evidence_agrees_with_the_verdict_where_the_grade_does_not(tmp_path):
+    "Twenty heads without drift and few files: many values are graded unstable by chance, and no evidence says so."
+    rng, store = np.random.default_rng(0), CalibrationStore(tmp_path, Settings(calibrate_heads=True))
+    for batch in range(2):
+        for head in range(20):
+            drift = 3.0 if head == 7 and batch else 0.0
+            store.tag("net", f"h{head:02}", [f"{batch}_{i}" for i in range(60)], rng.gamma(4, size=60) + drift)
+        report = store.run()
+    table = verdict_table(report)
+    moved = set(table["head"][table["evidence"] == "moved beyond chance"])
+    assert moved == {name for name, head in report["heads"].items() if head["verdict"] == "unstable"} == {"net/h07"}
+    by_chance = table[(table["grade"] == "unstable") & ~table["head"].isin(moved)]
+    assert len(by_chance) > 5 and set(by_chance["evidence"]) <= {"within chance", "below its limit"}
+    below = table[table["evidence"] == "below its limit"]
+    assert (below["high"] < below["limit"]).all() and set(table["evidence"]) <= set(EVIDENCE)
+
+
+def test_one_correction_drives_verdict_and_drifted_metrics():
+    rng = np.random.default_rng(1)
+    pairs = {f"h{i}": (rng.gamma(4, size=100), rng.gamma(4, size=100) + 0.35 * (i < 6)) for i in range(40)}
+    alone = {k: drift_metrics(a, b) for k, (a, b) in pairs.items()}
+    for result in judge_heads(alone, "bonferroni").values():
+        assert bool(result.drifted_metrics) == (result.verdict == "unstable")
+
+
+def test_a_head_with_its_own_thresholds_is_graded_by_them():
+    for metric in METRICS:
+        strict, loose = Thresholds(), Thresholds(0.1, 0.5, 0.4, 0.5, 1.0)
+        value = 1.5 * strict.of(metric)
+        assert grade(metric, value) == grade(metric, value, strict) == "good"
+        assert grade(metric, value, loose) == "excellent"
+
+
+# ------------------------------------------------------------------------------------------------- where results go
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("january.csv", "is the file that is read, and would be lost"),
+        (".", "is a folder; name a file"),
+        ("january.csv/out.csv", "january.csv is a file, no folder"),
+    ],
+)
+def test_a_table_that_cannot_be_written_is_refused_before_a_score_is_kept(place, out, says):
+    before = (place / "january.csv").read_bytes()
+    code, _, error = run(
+        "drift", "tag", "--scores", "january.csv", "--model", "net", "--head", "wood", "--out", out, *STORE
+    )
+    assert code != 0 and says in str(error)
+    with sqlite3.connect("data/calibrations/calibration.sqlite") as db:
+        assert db.execute("SELECT count(*) FROM heads").fetchone()[0] == 1
+    assert (place / "january.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("plot", ["trend.xyz", "trend", "trend.pdf"])
+def test_a_figure_has_the_ending_of_what_is_written(place, plot):
+    code, _, error = run("drift", "trend", "net", "leather", "--plot", plot)
+    assert code != 0 and "give it the ending .png" in str(error) and not (place / plot).exists()
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_huge_score_is_anomalous_without_a_warning(place):
+    (place / "huge.csv").write_text("file,score\na.png,1e308\n")
+    words = "--scores", "huge.csv", "--model", "net", "--head", "leather", "--out", "out.csv", *STORE
+    assert run("drift", "tag", *words)[0] == 3
