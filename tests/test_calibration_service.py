@@ -22,7 +22,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
 
 from anomaly_nb.calibration.keys import new_key
-from anomaly_nb.calibration.service import create_app, serve
+from anomaly_nb.calibration.service import create_app, run_service
 from anomaly_nb.calibration.store import CalibrationStore
 from anomaly_nb.core.settings import Settings, update_settings
 from tests.services import conforms, free_port, mounted, no_answer, places
@@ -414,7 +414,7 @@ def server(tmp_path):
         "api_key": KEY,
         "request_seconds": 1.0,
     }
-    process = multiprocessing.get_context("spawn").Process(target=serve, kwargs=given, daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=run_service, kwargs=given, daemon=True)
     process.start()
     url = f"http://127.0.0.1:{port}"
     for _ in range(200):

@@ -15,7 +15,7 @@ from anomaly_nb.core.errors import DataError, MissingFileError
 from anomaly_nb.core.files import write_text
 from anomaly_nb.video.clips import make_video_dataset
 from anomaly_nb.video.extraction import check_extracted, extract_videos
-from anomaly_nb.video.feature_files import load_object_features, read_index
+from anomaly_nb.video.feature_files import load_object_features, read_feature_index
 from anomaly_nb.video.layouts import list_videos
 from anomaly_nb.video.pipeline import calibrate_dataset, extract_dataset, score_dataset
 from anomaly_nb.video.plan import located, plan_for
@@ -210,7 +210,7 @@ def test_features_from_before_contents_were_kept_are_read_and_made_again_when_ex
     assert (
         known["videos"]["01"]["by"] == "sha256"
         and known["videos"]["01"]["files"] == FRAMES
-        and list(read_index(tmp_path / "features" / "testing")["videos"]) == ["01"]
+        and list(read_feature_index(tmp_path / "features" / "testing")["videos"]) == ["01"]
     )
     (tmp_path / "features" / "testing" / "content.json").write_text("[]")
     with pytest.raises(DataError, match="is no record of contents"):

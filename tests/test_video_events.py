@@ -14,7 +14,7 @@ from anomaly_nb.core.errors import number_of
 from anomaly_nb.core.files import write_text
 from anomaly_nb.scoring.thresholds import Threshold
 from anomaly_nb.video.clips import make_video_dataset
-from anomaly_nb.video.events import Decision, decide, find_events, held_out_frames, runs
+from anomaly_nb.video.events import EventDecision, decide, find_events, held_out_frames, runs
 from anomaly_nb.video.feature_files import ObjectFeatures
 from anomaly_nb.video.ground_truth import frame_labels
 from anomaly_nb.video.layouts import list_videos, probe_film
@@ -259,7 +259,7 @@ def test_another_rate_of_a_film_moves_its_events_in_seconds_and_a_lower_event_th
         {"video": "a", "frame": [f"{i}" for i in range(20)], "combined": [0.0] * 10 + [3.0] * 4 + [0.0] * 6}
     )
     nobody = pd.DataFrame(columns=["video", "frame", "modality", "score", "y1", "x1", "y2", "x2"])
-    decision = Decision(Threshold(2.0, "quantile", "frames", 10), (2.5, 2.2), 1.0, 10.0, 0.5, "")
+    decision = EventDecision(Threshold(2.0, "quantile", "frames", 10), (2.5, 2.2), 1.0, 10.0, 0.5, "")
     assert find_events(frames, nobody, decision)[["start", "end"]].values.tolist() == [[1.0, 1.4]]
     assert find_events(frames, nobody, decision, fps={"a": 5.0})[["start", "end"]].values.tolist() == [[2.0, 2.8]]
     assert decision.event(1e9).value == 2.0 and decision.event(2).value > 2.2 and decision.event(1).value > 2.5

@@ -19,7 +19,7 @@ from anomaly_nb.core.errors import DataError, MissingFileError, Notice
 from anomaly_nb.video.clips import make_video_dataset
 from anomaly_nb.video.extraction import extract_videos
 from anomaly_nb.video.conversion import export_frames
-from anomaly_nb.video.feature_files import load_object_features, read_index
+from anomaly_nb.video.feature_files import load_object_features, read_feature_index
 from anomaly_nb.video.ground_truth import frame_labels
 from anomaly_nb.video.layouts import Video, list_videos
 from anomaly_nb.video.objects import PoseModel
@@ -213,7 +213,7 @@ def test_backgrounds(tmp_path, background):
     report = extract_videos(
         list_videos(root, "training"), tmp_path / "f", Extraction(min_area=20, background=background, backbone="")
     )
-    assert report["frames"] == 20 and read_index(tmp_path / "f")["modalities"] == ["velocity"]
+    assert report["frames"] == 20 and read_feature_index(tmp_path / "f")["modalities"] == ["velocity"]
     assert len(load_object_features(tmp_path / "f", "velocity")) > 5
 
 

@@ -9,8 +9,8 @@ __all__ = ['CONFIDENCE', 'CalibrationRanges', 'CalibrationStore', 'DriftResult',
            'find_scores', 'grade', 'judge_heads', 'kth_neighbour_distances', 'leave_one_group_out_distances',
            'load_calibration', 'log_to_mlflow', 'new_key', 'next_steps', 'pack_calibrations', 'plot_then_and_now',
            'plot_trend', 'pull_calibrations', 'quality_report', 'quantile_threshold', 'read_calibration', 'read_scores',
-           'replay', 'score_range', 'serve', 'sketch_edges', 'suggest_files', 'suggest_from_store', 'tag_by_reference',
-           'verdict_table', 'write_calibration']
+           'replay', 'score_range', 'run_service', 'sketch_edges', 'suggest_files', 'suggest_from_store',
+           'tag_by_reference', 'verdict_table', 'write_calibration']
 
 # %% ../../nbs/05_calibration/00_calibration.ipynb #724f14d0
 from .drift import DriftResult, drift_metrics, judge_heads
@@ -33,7 +33,7 @@ from .ranges import CalibrationRanges, IsotonicCalibration, conformal_pvalues, s
 from .runs import RunInProgress
 from .sample import Sample, ScoreSketch, sketch_edges
 from .sequential import SequentialAlarm
-from .service import create_app, serve
+from .service import create_app, run_service
 from .shifts import Thresholds
 from .store import CalibrationStore, tag_by_reference
 from .stream import example_year, replay
@@ -89,7 +89,7 @@ _all_ = [
     "read_scores",
     "replay",
     "score_range",
-    "serve",
+    "run_service",
     "sketch_edges",
     "suggest_files",
     "suggest_from_store",

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORD', 'NAME', 'HEAD', 'Problem', 'History', 'Trend', 'RunAnswer', 'RetagAnswer', 'JobsAnswer', 'PromoteRequest',
-           'PromoteAnswer', 'ExtendRequest', 'ExtendAnswer', 'Scored', 'TagRequest', 'Decision', 'TagAnswer', 'Health']
+           'PromoteAnswer', 'ExtendRequest', 'ExtendAnswer', 'ScoredFile', 'TagRequest', 'FileDecision', 'TagAnswer',
+           'Health']
 
 # %% ../../nbs/05_calibration/21_bodies.ipynb #dea6f168
 from typing import Annotated, Literal
@@ -102,7 +103,7 @@ class ExtendAnswer(BaseModel):
     heads: dict[str, str]
 
 # %% ../../nbs/05_calibration/21_bodies.ipynb #17a635c6
-class Scored(BaseModel):
+class ScoredFile(BaseModel):
     "The raw score of one file."
 
     file: str = Field(min_length=1, max_length=4096)
@@ -117,10 +118,10 @@ class TagRequest(BaseModel):
     label: str | None = Field(
         None, pattern=f"^{WORD}$", max_length=100, description="of a head with several labels; None: its only one"
     )
-    items: list[Scored] = Field(min_length=1, max_length=10_000)
+    items: list[ScoredFile] = Field(min_length=1, max_length=10_000)
 
 
-class Decision(BaseModel):
+class FileDecision(BaseModel):
     "What was decided about one file."
 
     file: str
@@ -134,7 +135,7 @@ class TagAnswer(BaseModel):
 
     status: Literal["ok"] = "ok"
     count: int
-    decisions: list[Decision]
+    decisions: list[FileDecision]
     message: str = Field(
         "", description="why nothing was decided, where nothing was; how many scores replace earlier ones"
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..core.errors import DataError, Notice
 from ..core.plain import Record
-from ..core.settings import Calibration, Settings, load_settings, update_settings
+from ..core.settings import VideoBounds, Settings, load_settings, update_settings
 
 # %% ../../nbs/05_calibration/27_video_config.ipynb #4129c434
 BOUNDS = {
@@ -53,7 +53,7 @@ def write_calibration(
     return update_settings(path, changes | _moved(settings, old, str(provenance.get("dataset") or ""), path))
 
 
-def _filled(calibration: Calibration | None) -> Record:
+def _filled(calibration: VideoBounds | None) -> Record:
     "A block without its empty entries; {} where there is none."
     block = {k: v for k, v in calibration.model_dump().items() if v is not None} if calibration else {}
     origin = {k: v for k, v in (block.pop("provenance", None) or {}).items() if v is not None}

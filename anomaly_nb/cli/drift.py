@@ -393,4 +393,4 @@ def serve(
 
     settings = service.service_settings(host=host, port=port, store=store, config=config)
     typer.echo(f"http://{settings.host}:{settings.port}/health")
-    service.serve(host=host, port=port, store=store, config=config)
+    service.run_service(host=host, port=port, store=store, config=config)

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['make_clip', 'make_video_dataset', 'detected_regions', 'detection_curve', 'detection_delays', 'read_tracks',
            'auc_table', 'frame_auc', 'Extraction', 'extract_videos', 'ObjectFeatures', 'convert_pickled',
-           'load_object_features', 'frame_labels', 'list_videos', 'Decision', 'find_events', 'dataset_events',
+           'load_object_features', 'frame_labels', 'list_videos', 'EventDecision', 'find_events', 'dataset_events',
            'located', 'contact_sheet', 'render_video', 'calibrate_dataset', 'evaluate_dataset', 'extract_dataset',
-           'plan_for', 'score_dataset', 'VideoScorer', 'frame_scores', 'load_scorer', 'responsible_objects',
-           'save_scorer', 'VelocityModel', 'open_source', 'watch', 'export_frames']
+           'plan_for', 'score_dataset', 'VideoScorer', 'frame_scores', 'responsible_objects', 'VelocityModel',
+           'open_source', 'watch', 'export_frames']
 
 # %% ../../nbs/08_video/00_video.ipynb #ec836009
 from .clips import make_clip, make_video_dataset
 from .conversion import convert_pickled, export_frames
 from .detection import detected_regions, detection_curve, detection_delays, read_tracks
 from .evaluation import auc_table, frame_auc
-from .events import Decision, find_events
+from .events import EventDecision, find_events
 from .extraction import extract_videos
 from .feature_files import ObjectFeatures, load_object_features
 from .ground_truth import frame_labels
@@ -29,7 +29,7 @@ from anomaly_nb.video.pipeline import (
 )
 from .plan import located, plan_for
 from .render import contact_sheet, render_video
-from .scoring import VideoScorer, frame_scores, load_scorer, responsible_objects, save_scorer
+from .scoring import VideoScorer, frame_scores, responsible_objects
 from .sources import open_source
 from .streams import Extraction
 from .velocity import VelocityModel
@@ -52,7 +52,7 @@ _all_ = [
     "load_object_features",
     "frame_labels",
     "list_videos",
-    "Decision",
+    "EventDecision",
     "find_events",
     "dataset_events",
     "located",
@@ -65,9 +65,7 @@ _all_ = [
     "score_dataset",
     "VideoScorer",
     "frame_scores",
-    "load_scorer",
     "responsible_objects",
-    "save_scorer",
     "VelocityModel",
     "open_source",
     "watch",

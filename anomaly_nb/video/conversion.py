@@ -16,7 +16,7 @@ from ..core.errors import DataError, Notice, UnsafeFileError
 from ..core.files import sha256_file, sha256_json
 from ..core.order import natural_key
 from ..features.convert import content_of, read_pickled
-from .feature_files import INDEX, FeatureIndex, _read_video, read_index, save_frame, write_index
+from .feature_files import INDEX, FeatureIndex, _read_video, read_feature_index, save_frame, write_feature_index
 
 # %% ../../nbs/08_video/24_conversion.ipynb #19b53ba7
 def export_frames(
@@ -27,7 +27,7 @@ def export_frames(
 
     Raises `DataError` for a target that holds features, and as `load_object_features` does.
     """
-    folder, target, index = Path(folder), Path(target), read_index(folder)
+    folder, target, index = Path(folder), Path(target), read_feature_index(folder)
     if (target / INDEX).exists():
         raise DataError(f"{target}: already holds features; export into an empty folder")
     for modality in index["modalities"]:
@@ -35,7 +35,8 @@ def export_frames(
             for frame, values, boxes in _read_video(folder, index, modality, video, names):
                 save_frame(target, modality, video, frame, values, boxes)
     frames = {v: tuple(f) for v, f in index["videos"].items()}
-    return write_index(target, frames, index["extractor"], tuple(index["modalities"]), sources=index.get("sources"))
+    modalities, sources = tuple(index["modalities"]), index.get("sources")
+    return write_feature_index(target, frames, index["extractor"], modalities, sources=sources)
 
 # %% ../../nbs/08_video/24_conversion.ipynb #a79a8d03
 def convert_pickled(
@@ -72,7 +73,7 @@ def convert_pickled(
         if len(rows) != len(keys):
             raise DataError(f"{source}: {len(rows)} entries for {len(keys)} frames; they belong to different versions")
         entries = dict(zip(keys, rows))
-    index: FeatureIndex = read_index(target) if (target / INDEX).exists() else {}
+    index: FeatureIndex = read_feature_index(target) if (target / INDEX).exists() else {}
     if index and index["videos"] != {v: list(f) for v, f in frames.items()}:
         raise DataError(f"{target}: already holds other frames; convert into an empty folder")
     for (video, frame), entry in entries.items():
@@ -88,7 +89,7 @@ def convert_pickled(
     settings = {
         k: v for k, v in index.get("extractor", {}).items() if k != "converted_from" or set(modalities) - specs.keys()
     }
-    return write_index(
+    return write_feature_index(
         target,
         frames,
         settings | {"converted": specs},

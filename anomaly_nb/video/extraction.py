@@ -21,7 +21,7 @@ from ..core.errors import DataError, MissingFileError, Notice
 from ..core.files import locked, sha256_json, write_json
 from ..core.plain import Record, read_json
 from ..core.runtime import progress
-from .feature_files import INDEX, MODALITIES, VideoFile, read_index, video_file, write_index
+from .feature_files import INDEX, MODALITIES, VideoFile, read_feature_index, video_file, write_feature_index
 from .layouts import UnreadableVideosError, Video
 from .objects import median_background
 from .streams import Extraction, FrameTools, read_ahead, stream_objects
@@ -103,7 +103,7 @@ def check_extracted(
     were made.
     """
     folder, failed = Path(folder), {}
-    index, contents = read_index(folder), _read_contents(folder)
+    index, contents = read_feature_index(folder), _read_contents(folder)
     records = contents["videos"]
     for video in videos:
         if video.name in contents["failed"] and contents["failed"][video.name]["sha256"] == video.content().sha256:
@@ -151,7 +151,7 @@ def extract_videos(
         tools, objects, failed = FrameTools(settings), 0, {}
         with tools.stage("background"):
             scenes = _backgrounds(_spread(scene, 100)) if settings.background == "split" else {}
-        write_index(folder, video_frames, description, settings.modalities)
+        write_feature_index(folder, video_frames, description, settings.modalities)
         for video in progress(todo, desc="extract", unit="video"):
             try:
                 objects += _extract_one(tools, video, _own_background(settings, video, scenes), folder)
@@ -164,7 +164,7 @@ def extract_videos(
                 video_frames[video.name] = video.frames
                 contents["videos"][video.name] = made_of["videos"][video.name]
             write_json(folder / CONTENT, contents)
-            write_index(folder, video_frames, description, settings.modalities)
+            write_feature_index(folder, video_frames, description, settings.modalities)
         if not video_frames:
             raise UnreadableVideosError(todo[0].path.parent, failed)
     read = [v for v in todo if v.name not in failed]
@@ -185,7 +185,7 @@ def _still_true(
     "What of a folder of features can be kept. Raises `DataError` for other settings."
     if not (folder / INDEX).exists():
         return {}, {"videos": {}, "background": made_of["background"], "failed": {}}
-    index, contents = read_index(folder), _read_contents(folder)
+    index, contents = read_feature_index(folder), _read_contents(folder)
     if index["sha256"] != sha256_json(settings):
         was = index["extractor"]
         changed = sorted(k for k in settings.keys() | was.keys() if settings.get(k) != was.get(k))

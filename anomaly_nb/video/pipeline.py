@@ -24,9 +24,9 @@ from ..core.plain import read_json
 from ..core.runtime import versions
 from .detection import data_set_tracks, detection_delays, detection_table, false_events
 from .evaluation import auc_table
-from .events import Decision, decide, find_events, held_out_folds, held_out_frames, made_with
+from .events import EventDecision, decide, find_events, held_out_folds, held_out_frames, made_with
 from .extraction import check_extracted, extract_videos
-from .feature_files import ObjectFeatures, read_index
+from .feature_files import ObjectFeatures, read_feature_index
 from .film_types import count_traits, unlike_films, unlike_traits
 from .ground_truth import frame_labels, ground_truths
 from .layouts import UnreadableVideosError, list_videos, read_split
@@ -35,10 +35,8 @@ from anomaly_nb.video.scoring import (
     VideoScorer,
     frame_scores,
     load_modalities,
-    load_scorer,
     of_videos,
     responsible_objects,
-    save_scorer,
 )
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #f9457066
@@ -63,7 +61,7 @@ def check_training(plan: VideoPlan) -> None:
     if plan.root is not None:
         where, n = plan.root, len(read_split(plan.root, "training")[0])
     else:
-        where, n = features_of(plan) / "training", len(read_index(features_of(plan) / "training")["videos"])
+        where, n = features_of(plan) / "training", len(read_feature_index(features_of(plan) / "training")["videos"])
     if n < 2:
         raise DataError(
             f"{where}: {number_of(n, 'training video')}, and every one is measured against the others; add normal "
@@ -99,7 +97,7 @@ def calibrate_dataset(
     """
     plan = located(plan)
     folder = features_of(plan) / "training"
-    index = read_index(folder)
+    index = read_feature_index(folder)
     if set(index["modalities"]) != {"velocity"}:  # a mixture needs no second video
         check_training(plan)
     if plan.root is not None:
@@ -129,7 +127,7 @@ def calibrate_dataset(
     if rate is not None and len(frames) > 1:
         held_out = held_out_frames(scorer, features, lambda v: load_modalities(folder, tuple(features), videos={v}))
         decision = decide(scorer, held_out, rate)
-    save_scorer(scorer, bank, config, **metadata)
+    scorer.save(bank, config, **metadata)
     (bank / DECISION).unlink(missing_ok=True)
     (bank / FILMS).unlink(missing_ok=True)
     if plan.root is not None:
@@ -163,7 +161,7 @@ def score_dataset(
     """
     plan = located(plan)
     folder = features_of(plan)
-    scorer = load_scorer(
+    scorer = VideoScorer.load(
         plan.bank or folder / "bank",
         config,
         plan.name,
@@ -174,7 +172,7 @@ def score_dataset(
         sigma=plan.sigma,
         track_sigma=plan.track_sigma,
     )
-    index, training = read_index(folder / split), read_index(folder / "training")
+    index, training = read_feature_index(folder / split), read_feature_index(folder / "training")
     if index["sha256"] != training["sha256"]:
         raise DataError(
             f"{folder}: training and {split} features were extracted with different settings; extract both again"
@@ -194,7 +192,7 @@ def score_dataset(
 def load_decision(
     plan: VideoPlan,
     config: str | Path = "config.yml",  # holds the calibration
-) -> tuple[VideoScorer, Decision]:
+) -> tuple[VideoScorer, EventDecision]:
     """The scorer and its decision.
 
     Raises `MissingFileError` where the calibration has no decision, `DataError` where it belongs to other banks or
@@ -206,8 +204,8 @@ def load_decision(
         f"calibrate again, with datasets.{plan.name}.fps in config.yml (or --fps) where frames lie in folders and "
         "no file says their rate, and at least two training videos"
     )
-    decision = Decision.load(check_file(bank / DECISION, mend))
-    scorer = load_scorer(
+    decision = EventDecision.load(check_file(bank / DECISION, mend))
+    scorer = VideoScorer.load(
         bank,
         config,
         plan.name,
@@ -229,7 +227,7 @@ def dataset_events(
     objects: pd.DataFrame,  # of `score_dataset`
     config: str | Path = "config.yml",  # holds the calibration
     false_alarms_per_hour: float = 1.0,
-) -> tuple[pd.DataFrame, Decision]:  # events, and what decided on them
+) -> tuple[pd.DataFrame, EventDecision]:  # events, and what decided on them
     "The events of a split. Raises as `load_decision` does."
     _, decision = load_decision(plan, config)
     rates = (
@@ -349,7 +347,7 @@ def dataset_delays(
     plan: VideoPlan,
     labels: Mapping[str, np.ndarray],  # of `evaluate_dataset`
     events: pd.DataFrame,  # of `dataset_events`
-    decision: Decision,  # of `dataset_events`
+    decision: EventDecision,  # of `dataset_events`
 ) -> tuple[
     pd.DataFrame, int, float
 ]:  # video, start, end, delay of every anomalous stretch; false events; hours of normal film

@@ -24,7 +24,7 @@ from ..features.vectors import vector_network
 from ..features.weights import weights_identity
 from .flow import DISFlow, RAFTFlow, velocity_histogram
 from .boxes import create_detector
-from .objects import PoseModel, foreground, motion_objects, outside, pieces
+from .objects import PoseModel, changed_pixels, motion_objects, outside, pieces
 
 # %% ../../nbs/08_video/19_streams.ipynb #2b51affe
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _frame_objects(
 ]:  # boxes of objects (N, 4), boxes with pieces (N + M, 4), pixels of the latter
     "Where something is in one frame."
     s = tools.settings
-    boxes, pixels = motion_objects(foreground(image, reference, s.threshold), s.min_area)
+    boxes, pixels = motion_objects(changed_pixels(image, reference, s.threshold), s.min_area)
     parts, inside = pieces(boxes, pixels, s.piece, s.min_area) if s.piece else (np.zeros((0, 4), np.float32), [])
     if tools.detector:
         dets = np.round(tools.detector(image, frame))

@@ -20,7 +20,7 @@ from ..core.plain import Record
 from ..core.views import Choice, Control, Slider, State, View
 from .clips import make_video_dataset
 from .evaluation import frame_auc
-from .feature_files import read_index
+from .feature_files import read_feature_index
 from .ground_truth import frame_labels, ground_truths
 from .layouts import list_videos
 from .pipeline import extract_dataset
@@ -66,7 +66,7 @@ class VideoView(View):
             )
         extract_dataset(plan)
         self.plan, folder = plan, located(plan).features or plan.cache
-        names = tuple(read_index(folder / "training")["modalities"])
+        names = tuple(read_feature_index(folder / "training")["modalities"])
         self.train = load_modalities(folder / "training", names, max_image_count, plan.random_state)
         self.test = load_modalities(folder / "testing", names)
         self.videos = {v.name: v for v in list_videos(plan.root, "testing")}

@@ -21,9 +21,9 @@ from scipy.ndimage import gaussian_filter1d
 
 from ..core.errors import DataError, number_of
 from ..core.files import sha256_json
-from .events import Decision, Reason, reason_of, rise
+from .events import EventDecision, Reason, reason_of, rise
 from .extraction import background_of
-from .feature_files import ObjectFeatures, read_index
+from .feature_files import ObjectFeatures, read_feature_index
 from .layouts import Video, list_videos, quiet_opencv, read_video
 from .pipeline import load_decision, warn_unlike
 from .plan import VideoPlan, features_of, located
@@ -96,7 +96,7 @@ class EventFinder:
 
     def __init__(
         self,
-        decision: Decision,
+        decision: EventDecision,
         false_alarms_per_hour: float = 1.0,
         fps: float | None = None,  # frames per second; None = of the decision
         video: str = "camera",  # name in the events
@@ -276,7 +276,7 @@ def watch(
     """
     plan, summary = located(plan), summary if summary is not None else Summary()
     scorer, decision = load_decision(plan, config)
-    if read_index(features_of(plan) / "training")["sha256"] != sha256_json(plan.extraction.describe()):
+    if read_feature_index(features_of(plan) / "training")["sha256"] != sha256_json(plan.extraction.describe()):
         raise DataError(
             f"{features_of(plan) / 'training'}: the calibration was made with other settings of extraction "
             "than the plan's; calibrate again"
@@ -392,7 +392,7 @@ def _weight(scorer: VideoScorer, modality: str) -> float:
     return 1.0 if scorer.weights is None else float(scorer.weights.get(modality, 0.0))
 
 
-def _alarm(scorer: VideoScorer, decision: Decision, scores: np.ndarray) -> float:
+def _alarm(scorer: VideoScorer, decision: EventDecision, scores: np.ndarray) -> float:
     "What is decided on, of the smoothed scores of one frame."
     weights = [_weight(scorer, m) for m in scorer.ranges_]
     return float(decision.alarm(dict(zip(scorer.ranges_, scores)) | {"combined": scores @ weights / sum(weights)}))
