@@ -300,7 +300,7 @@ def _decided(
             else float("nan")
         )
         below = round(100 * float(np.mean(held_out < score)), 6) if len(held_out) else float("nan")
-        box = detector.layout_.of(f.size).box(patch_scores, limit)
+        box = detector.layout_.of(f.size).box(patch_scores, limit, detector.smoothing)
         yield Prediction(
             f.path,
             score,
