@@ -45,16 +45,6 @@ def animated(path, n=4):
     return path
 
 
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fitted")
-    for i in range(8):
-        part(folder / "good" / f"{i}.png", i)
-    code, said, error = run("fit", folder / "good", "--out", folder / "det", *FIT)
-    assert code == 0, (said, error)
-    return folder
-
-
 def test_hostile_names_stay_on_their_line(fitted, tmp_path):
     for i, name in enumerate(HOSTILE):
         cut(part(tmp_path / "bad" / f"{name}.png", i))

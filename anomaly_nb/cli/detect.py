@@ -194,7 +194,7 @@ def update(
     from anomaly_nb.core.errors import DataError, number_of, plural
     from anomaly_nb.core.files import NOT_UTF8
     from anomaly_nb.core.order import printable, utf8_name
-    from anomaly_nb.data.census import frames_of, unread_frames
+    from anomaly_nb.data.census import frames_of, said_of_transparent, transparent_of, unread_frames
     from anomaly_nb.data.file_types import count_types, unseen_types
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.scoring import Detector
@@ -231,7 +231,8 @@ def update(
         detector,
     )
     unseen = unseen and f"version {model.version_ - 1}: {unseen}; they are learned as normal"
-    for sentence in (*unread_frames(frames_of(files)), *filter(None, [unseen])):
+    black = said_of_transparent(transparent_of(files))
+    for sentence in (*unread_frames(frames_of(files)), *black, *filter(None, [unseen])):
         answer.say(printable(f"note: {sentence}"), err=True)
     say_passed(passed, answer.say)
 
@@ -259,6 +260,7 @@ def evaluate(
     anomaly-nb evaluate detectors/my_part test_parts/
     """
     from anomaly_nb.core.errors import number_of
+    from anomaly_nb.core.order import printable
     from anomaly_nb.data import one_category, read_index
     from anomaly_nb.reports.run import run_report
     from anomaly_nb.scoring import Detector
@@ -269,7 +271,8 @@ def evaluate(
     check_backbone(model)
     model.decision_threshold()
     category = layout.category or one_category(layout.dataset, "")
-    _, learned = unseen(read_index(layout.dataset, root, category, on_missing), model)
+    index = read_index(layout.dataset, root, category, on_missing)
+    _, learned = unseen(index, model)
     parameters = {
         "detector": str(detector.resolve()),
         "dataset": layout.dataset,
@@ -281,3 +284,5 @@ def evaluate(
     say_run(run_report("image_anomaly", parameters, figures))
     if learned:
         typer.echo(f"left out: {number_of(learned, 'image')} that the detector learned from")
+    for note in index.attrs["census"]["notes"]:
+        typer.echo(printable(f"note: {note}"), err=True)

@@ -75,7 +75,7 @@ def predict(
     from anomaly_nb.core.files import atomic_write
     from anomaly_nb.core.order import printable
     from anomaly_nb.core.runtime import progress
-    from anomaly_nb.data.census import unread_frames
+    from anomaly_nb.data.census import said_of_transparent, unread_frames
     from anomaly_nb.data.file_types import unseen_types
     from anomaly_nb.features.engine import with_engine
     from anomaly_nb.scoring import Detector
@@ -97,6 +97,7 @@ def predict(
     with_engine(model.network(), engine)  # what is not installed is said now
     counts: Counter[str] = Counter()
     paged: dict[str, int] = {}  # files with several pages or frames
+    transparent: list[str] = []  # files
     types: Counter[str] = Counter()  # of files
     before = files_in(maps)
     columns = list(Prediction("").row())
@@ -119,6 +120,8 @@ def predict(
             types[pred.file_type] += not pred.error
             if pred.frames > 1:
                 paged[pred.image_path] = pred.frames
+            if pred.transparent:
+                transparent.append(pred.image_path)
             if watch:
                 verdict = "error" if pred.error else "ANOMALOUS" if pred.anomalous else "normal"
                 message = pred.error or f"score {pred.score:.4g}, p {pred.p_value:.3g}"
@@ -159,7 +162,8 @@ def predict(
             "which the detector was fitted with",
             err=True,
         )
-    for sentence in (*unread_frames(paged), *filter(None, [unseen_types(types, model.file_types_)])):
+    unseen = filter(None, [unseen_types(types, model.file_types_)])
+    for sentence in (*unread_frames(paged), *said_of_transparent(transparent), *unseen):
         typer.echo(printable(f"note: {sentence}"), err=True)
     say_passed(passed)
     if not watch:  # which goes on from what is there

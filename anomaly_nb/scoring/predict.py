@@ -56,13 +56,15 @@ class Prediction:
     patch_scores: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32), repr=False)  # (P,)
     file_type: str = ""  # of its header, "PNG RGB"
     unseen: bool = False  # no file that the detector learned from looks like one of this type
+    transparent: bool = False  # some of it is not opaque, and is read as black
 
     @property
     def note(self) -> str:
-        "What of the file was not looked at, and whether it is of a type that was never learned from; empty for most."
+        "What of the file was not seen as it is, and whether its type was never learned from; empty for most."
         pages = f"holds {self.frames} pages or frames: the first was looked at" if self.frames > 1 else ""
         odd = f"is {self.file_type}, a type of file that the detector never saw" if self.unseen else ""
-        return "; ".join(filter(None, (pages, odd)))
+        black = "is transparent: what is transparent is read as black" if self.transparent else ""
+        return "; ".join(filter(None, (pages, black, odd)))
 
     def row(self) -> dict[str, object]:
         "As a row of `predictions.csv`."
@@ -152,6 +154,7 @@ class _Read:
     error: str = ""
     frames: int = 1
     file_type: str = ""
+    transparent: bool = False
 
 
 def _read(detector: Detector, network: Backbone, path: str) -> _Read:
@@ -168,6 +171,7 @@ def _read(detector: Detector, network: Backbone, path: str) -> _Read:
             "",
             info.frames,
             info.file_type,
+            info.alpha,
         )
     except (DataError, MissingFileError, OSError, MemoryError) as e:
         return _Read(path, error=str(e) or type(e).__name__)
@@ -317,6 +321,7 @@ def _decided(
             patch_scores,
             f.file_type,
             is_unseen(f.file_type, detector.file_types_),
+            f.transparent,
         )
 
 # %% ../../nbs/06_scoring/12_predict.ipynb #c6ce6514

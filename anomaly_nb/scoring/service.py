@@ -81,8 +81,8 @@ class Answer(BaseModel):
     distance: float = Field(description="of the two places")
     clipped: float = Field(description="fraction of values outside the intensity rule's window")
     note: str = Field(
-        description="what of the image was not looked at, such as further frames, or that the detector never saw "
-        "files of its type; empty for most"
+        description="what of the image was not seen as it is, such as further frames or transparent parts, or that the "
+        "detector never saw files of its type; empty for most"
     )
     drift: Literal["off", "kept", "missed"] = Field(description="whether the score went to the calibration store")
 
