@@ -1,10 +1,13 @@
 "What a stranger found at the doors of a detector: transparent images, damaged detectors, tables and exports."
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from anomaly_nb.data.datasets import index_csv
 from anomaly_nb.data.samples import draw_sample
 from anomaly_nb.scoring import Detector
 from anomaly_nb.scoring.service import read_detectors
@@ -57,3 +60,30 @@ def test_sixteen_bits_of_colour_may_be_transparent_too(tmp_path):
     cv2.imwrite(str(tmp_path / "glass.png"), values)
     (tmp_path / "cut.png").write_bytes((tmp_path / "glass.png").read_bytes()[:60])
     assert [is_transparent(tmp_path / f"{n}.png") for n in ("opaque", "glass", "cut")] == [False, True, False]
+
+
+FORMULAS = ("=cmd()", "+1", "-1", "@sum", "＝wide", "\tab", "\x1b[31mred", "-", "plain")
+
+
+def test_a_table_of_decisions_holds_no_formula_and_no_control_character(fitted, tmp_path, monkeypatch):
+    """A path that a spreadsheet would run is written so that it is text there, and the same file everywhere else."""
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    for i, name in enumerate(FORMULAS):
+        Image.fromarray(draw_sample("nut", "good", 30 + i, size=48)[0]).save(f"./{name}.png")
+    (tmp_path / "new/=cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    table = tmp_path / "p.csv"
+    code, said, _ = run("predict", fitted / "det", ".", "--out", table)
+    assert code in (3, 4) and "10 images" in said
+    text = table.read_text(encoding="utf-8")
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", text)
+    rows = pd.read_csv(table, keep_default_na=False)
+    for column in ("image_path", "normal_path", "error", "note"):
+        assert not rows[column].str.match(r"[=+\-@＝＋－＠\t\r]").any(), column
+    assert rows["error"].str.startswith("./=cut.png: ").sum() == 1
+    assert {"./=cmd().png", "./-1.png", "./＝wide.png", "\\tab.png", "\\x1b[31mred.png", "plain.png"} <= set(rows["image_path"])
+    there = rows[~rows["image_path"].str.contains("\\", regex=False) & (rows["error"] == "")]
+    (tmp_path / "new/index.csv").write_text("image_path,split,label\n" + "".join(f"{p},test,0\n" for p in there["image_path"]))
+    assert len(index_csv(tmp_path / "new/index.csv")) == len(there) == 7  # every one is found again
+    words = ("predict", fitted / "det", ".", "--out", table, "--watch", "--every", 0.05, "--idle", 0.3)
+    assert "0 images" in run(*words)[1] and table.read_text(encoding="utf-8") == text  # none is taken for new

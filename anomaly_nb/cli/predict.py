@@ -174,17 +174,18 @@ def predict(
 # %% ../../nbs/11_cli/16_predict.ipynb #7fcc75cb
 def _read_paths(out: Path) -> list[str]:
     "The images that rows of a CSV name."
+    from anomaly_nb.scoring.predict import table_cell
+
     if not out.is_file() or not out.stat().st_size:
         return []
     with out.open(encoding="utf-8", newline="") as file:
-        return [row["image_path"] for row in csv.DictReader(file)]
+        return [table_cell(row["image_path"]) for row in csv.DictReader(file)]
 
 
 def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: float, idle: float) -> None:
     "Predict what arrives, each file once it has stopped growing; rows that an earlier watch wrote are not made again."
     from anomaly_nb.core.errors import DataError
-    from anomaly_nb.core.order import utf8_name
-    from anomaly_nb.scoring.predict import find_images
+    from anomaly_nb.scoring.predict import find_images, table_cell
 
     seen = set(_read_paths(out))
     if out.is_file() and out.stat().st_size:  # rows go on in the columns that are there
@@ -207,13 +208,13 @@ def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: 
                 now = {
                     p: Path(p).stat().st_size
                     for p in find_images(paths)[0]
-                    if utf8_name(p) not in seen and Path(p).exists()
+                    if table_cell(p) not in seen and Path(p).exists()
                 }
                 ready = [p for p, size in now.items() if sizes.get(p) == size]
                 sizes = now
                 if ready:
                     write(file, ready)
-                    seen |= set(map(utf8_name, ready))
+                    seen |= set(map(table_cell, ready))
                     last = time.monotonic()
                 if idle and time.monotonic() - last > idle:
                     return
