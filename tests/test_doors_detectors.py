@@ -87,3 +87,43 @@ def test_a_table_of_decisions_holds_no_formula_and_no_control_character(fitted, 
     assert len(index_csv(tmp_path / "new/index.csv")) == len(there) == 7  # every one is found again
     words = ("predict", fitted / "det", ".", "--out", table, "--watch", "--every", 0.05, "--idle", 0.3)
     assert "0 images" in run(*words)[1] and table.read_text(encoding="utf-8") == text  # none is taken for new
+
+
+def floats(folder, high, change=None, low=0.0):
+    "Four images of 32-bit floats from `low` to `high`."
+    (folder / "good").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        values = (low + (high - low) * rng.random((48, 48))).astype(np.float32)
+        if change is not None:
+            values[0, i] = change
+        Image.fromarray(values).save(folder / f"good/{i}.tif")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "high, low, change, code, verdict, warning",
+    [
+        (1, 0, None, 0, "fit can learn from 4 normal images", ""),
+        (4000, 0, None, 0, "fit can learn from 4", "65535 is taken for white: 17 of 256 grey levels are used"),
+        (0.001, 0, None, 0, "fit can learn from 4", "1 is taken for white: 1 of 256 grey levels is used"),
+        (1.4, 0, None, 0, "fit can learn from 4", "higher ones are read as white too; give --intensity window:0,1.4"),
+        (1, 0, np.nan, 1, "fit refuses it as it stands: 4 of 4 normal training images cannot be read", ""),
+        (1, -1, None, 1, "fit refuses it as it stands: {root}/good/3.tif: holds negative values", ""),
+        (1e7, 0, None, 1, "fit refuses it as it stands: {root}/good/2.tif: holds floats up to", ""),
+    ],
+)
+def test_inspect_says_what_becomes_of_floats(tmp_path, high, low, change, code, verdict, warning):
+    """Values that a customary range makes black, or cuts off, are said; values without one are no wrong folder."""
+    root = floats(tmp_path / "parts", high, change, low)
+    ended, said, _ = run("inspect", root)
+    assert ended == code and said.startswith(f"{root}: {verdict.format(root=root)}"), said
+    (line,) = [x for x in said.splitlines() if x.startswith("WARNING")] or [""]
+    assert (warning in line) if warning else not line
+    assert "no image data set" not in said and "not an image data set" not in said and "intensity=" not in said
+    if code == 0:
+        fitted = run("fit", root, "--out", tmp_path / "det", *FIT)
+        assert fitted[0] == (high == 0.001) and "intensity=" not in fitted[1], fitted  # all black: refused, with the reason
+        assert line in fitted[1] if line else "WARNING" not in fitted[1]
+    if change is not None:
+        assert "1 NaN or infinite value, the first at (0, 1), row and column from 0" in said

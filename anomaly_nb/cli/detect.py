@@ -54,6 +54,7 @@ def fit(
     anomaly-nb fit my_parts --out detectors/my_part --backbone timm:vit_small_patch14_dinov2 \\
         --weights dinov2_s14.pth --image-size 448
     """
+    from anomaly_nb.cli.main import in_command
     from anomaly_nb.core.errors import number_of, percent
     from anomaly_nb.core.files import MANIFEST
     from anomaly_nb.core.runtime import notice
@@ -99,7 +100,8 @@ def fit(
         intensity=images.intensity,
     )
     index = checked_index(root, index, images.shots, detector)
-    answer.say("\n".join([*first, *census_lines(index.attrs["census"], index.attrs["intensity"])]))
+    said = census_lines(index.attrs["census"], index.attrs["intensity"])
+    answer.say("\n".join([*first, *(in_command("fit", line) for line in said)]))
     if recipe == "auto":
         settings_of_choice = ("backbone", "weights", "image_size", "coreset", "random_state", "groups")
         sized = made.budget_ms or made.budget_mb  # then others have nothing that could be made to fit

@@ -257,14 +257,18 @@ def _reading(
         if free:
             census["by_split"] = {key.partition("/")[2]: n for key, n in census["by_split"].items()}
         train = index["image_path"][(index["split"] == "train") & (index["label"] == 0)].tolist()
-        readable = [p for p in train or index["image_path"] if not _is_damaged(p, damaged)]
-        lines = census_lines(census, fit_intensity(readable, intensity).to_dict())
     except NoNormalError:  # a wrong option is no finding
         raise
     except (DataError, FileNotFoundError) as e:
         why = "not an image data set as it stands:"
         return [f"{why} {e}"], False, f"{why} {str(e).removeprefix(f'{root}: ')}"
-    refused = _refusal(root, train, infos, damaged)
+    readable = [p for p in train or index["image_path"] if not _is_damaged(p, damaged)]
+    try:
+        rule = fit_intensity(readable, intensity).to_dict() if readable else None
+    except DataError as e:
+        unclear = f"fit refuses it as it stands: {e}"
+        return [unclear], False, unclear
+    lines, refused = census_lines(census, rule), _refusal(root, train, infos, damaged)
     if bad := sum(_is_damaged(p, damaged) for p in index["image_path"]):
         who = "fit and reports refuse" if any(_is_damaged(p, damaged) for p in train) else "reports refuse"
         said = f"{bad} of them cannot be read: {who} the folder until {plural(bad, 'it is', 'they are')}"

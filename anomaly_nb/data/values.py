@@ -164,8 +164,8 @@ def _stored(path: Path, in_array: bool = False) -> tuple[Image.Image | np.ndarra
         bad = ~np.isfinite(values)
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         raise DataError(
-            f"{path}: {number_of(int(bad.sum()), 'NaN or infinite value')}, the first at {place}; repair or remove the "
-            "image"
+            f"{path}: {number_of(int(bad.sum()), 'NaN or infinite value')}, the first at {place}, row and column "
+            "from 0; repair or remove the image"
         )
     return values, info
 
