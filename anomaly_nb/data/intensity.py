@@ -141,7 +141,8 @@ def _odd_ones(highest: np.ndarray, ends: np.ndarray, names: Sequence[str], slack
 
 def _unlike_range(high: float, top: float) -> str:
     "What a customary range of floats does to values that end far below it, or above it; empty where it fits."
-    ends, mend = f"values end at {high:g}, and {top:g} is taken for white", f"give intensity=window:0,{_rounded_up(high)}"
+    ends = f"values end at {high:g}, and {top:g} is taken for white"
+    mend = f"give intensity=window:0,{_rounded_up(high)}"
     if (levels := int(255 * high / top + 0.5) + 1) <= 32:
         few = f"{levels} of 256 grey levels {plural(levels, 'is', 'are')} used, and details are lost"
         return f"{ends}: {few}; {mend}, or the values of black and white"
