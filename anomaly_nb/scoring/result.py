@@ -20,6 +20,7 @@ from ..data.headers import image_info
 from ..data.intensity import Intensity
 from ..metrics.newcombe import interval_words
 from ..metrics.regions import ProCurve
+from ..metrics.uncertainty import Interval
 from .evaluation import image_metrics, pixel_curve, pixel_metrics, read_masks, saturated_metrics
 from .layout import Cells, Layout
 from .thresholds import Threshold, quantile_threshold
@@ -219,9 +220,10 @@ class Evaluation:
                 self.threshold.promise(),
             ]
         m = self.image_metrics()
+        interval = Interval(m["image_auroc"], m["image_auroc_low"], m["image_auroc_high"])
         ranked = (
             f"Image AUROC {m['image_auroc']:.3f} [{m['image_auroc_low']:.3f}, "
-            f"{m['image_auroc_high']:.3f}] ({interval_words(m['image_auroc'])}; higher is better)"
+            f"{m['image_auroc_high']:.3f}] ({interval_words(interval, bad, good)}; higher is better)"
         )
         return [
             f"{ranked}.",
