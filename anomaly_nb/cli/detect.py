@@ -11,7 +11,7 @@ import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,7 +24,32 @@ from anomaly_nb.cli.detector_options import (
 )
 from .options import Answer, say_passed, say_run, with_options
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from anomaly_nb.scoring.choice import LearningTime
+
 # %% ../../nbs/11_cli/03_detect.ipynb #be127095
+def _time_to_learn(
+    recipe: str,
+    measured: "LearningTime",  # by the choice
+    index: "pd.DataFrame",
+    rule: str,  # of groups, of `image_groups`
+) -> str:
+    "What the fit should take, by what was measured, in one sentence."
+    from anomaly_nb.core.errors import number_of
+    from anomaly_nb.scoring.choice import duration
+    from anomaly_nb.scoring.preparation import image_groups
+
+    train = index[(index["split"] == "train") & (index["label"] == 0)]
+    names = image_groups(train, rule)
+    groups = 0 if names is None or len(set(names)) == len(train) else len(set(names))
+    least, most = map(duration, measured.expected(len(train), groups))
+    which = f" in {number_of(groups, 'group')}, left out in {min(10, groups)} folds," if groups else ""
+    span = f"about {least}" if least == most else f"about {least} to {most}"
+    return f"learning by {recipe} from {number_of(len(train), 'image')}{which} takes {span} by what was measured"
+
+
 @with_options
 def fit(
     answer: Answer,
@@ -63,7 +88,7 @@ def fit(
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.banks import KNNBank
     from anomaly_nb.scoring import RECIPES, Detector
-    from anomaly_nb.scoring.choice import CANDIDATES, FEWEST, choose_recipe, expected_seconds
+    from anomaly_nb.scoring.choice import CANDIDATES, FEWEST, choose_recipe, duration, expected_seconds
     from anomaly_nb.scoring.preparation import parts_in_names
     from anomaly_nb.scoring.predict import predict_files
 
@@ -107,8 +132,9 @@ def fit(
         sized = made.budget_ms or made.budget_mb  # then others have nothing that could be made to fit
         some = [name for name in CANDIDATES if not sized or isinstance(RECIPES[name].bank, KNNBank)]
         if (index["split"] == "train").sum() >= FEWEST:
-            least, most = expected_seconds(index, *(settings[k] for k in ("backbone", "weights", "image_size")))
-            notice(f"comparing {len(some)} recipes, then learning: between {least:.0f} and {most:.0f} s in all")
+            first_part = expected_seconds(index, *(settings[k] for k in ("backbone", "weights", "image_size")))
+            which = f"comparing {len(some)} recipes, then learning: features and copies with anomalies"
+            notice(f"{which} take about {duration(first_part)}; what recipes take is said after the first of them")
         recipe, chosen = choose_recipe(index, **{k: settings[k] for k in settings_of_choice}, recipes=some)
         if chosen is None:
             answer.say(f"chose {recipe}: there are too few images to compare recipes on")
@@ -119,6 +145,7 @@ def fit(
                 f"chose {recipe} by image AUROC on synthetic anomalies, in {chosen.attrs['seconds']:.0f} s: {compared}"
             )
             answer.say(f"compared on {chosen.attrs['compared_on']}")
+            notice(_time_to_learn(recipe, chosen.attrs["learning"], index, made.groups))
     detector = Detector(recipe, **settings).fit(index)
     detector.choice_ |= choice
     one, other, count = parts_in_names(detector.paths_) if not detector.groups_ else ("", "", 0)
