@@ -9,6 +9,19 @@ from tests import checks
 SECONDS = {}  # test -> on the clock, of CPU; with two workers (-n 2), of both
 
 
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory):
+    "A folder with `det`, a quick detector, `good`, the eight images that it learned from, and what `fit` said."
+    from tests.commands import FIT, parts, run  # not before a test needs them
+
+    folder = tmp_path_factory.mktemp("fitted")
+    parts(folder / "good", range(8))
+    code, said, error = run("fit", folder / "good", "--out", folder / "det", *FIT)
+    assert code == 0, (said, error)
+    (folder / "said.txt").write_text(said)
+    return folder
+
+
 def pytest_configure(config):
     chosen = not any(str(a).endswith(".py") or "::" in str(a) for a in config.args)  # tests named by hand are run
     config.stash[KEPT] = set(checks.tests_of(checks.changed())) if checks.FAST and chosen else None

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 import torch
 from PIL import Image
 
+from anomaly_nb.core.order import printable
 from anomaly_nb.core.plain import read_json
 from anomaly_nb.data import read_index
 from anomaly_nb.data.samples import write_samples
@@ -110,6 +112,7 @@ def test_script_runs_where_torch_cannot_be_imported(index, tmp_path):
         assert 0 <= y < 80 and 0 <= x < 80
     script = (tmp_path / "line/predict.py").read_text().splitlines()
     assert len(script) - script.index("import numpy as np, onnxruntime") - 1 <= 11  # ten lines beside its imports
+    assert max(map(len, script)) <= 120
 
 
 def test_script_reads_files_as_predict_does_or_refuses_them(index, tmp_path):
@@ -143,10 +146,42 @@ def test_script_reads_files_as_predict_does_or_refuses_them(index, tmp_path):
     told = subprocess.run([*script, "--help"], capture_output=True, text=True, check=True)
     assert "python predict.py part.png" in told.stdout and not told.stderr
     bad = ("deep.tif", "deep.png", "text.jpg", "gone.png", "cut.png", "cut.npy", "tiny.png")
-    for names in (*((name,) for name in bad), (), ("grey.png", "rotated.png")):
-        said = answer(*names)
-        assert said.returncode == 1 and not said.stdout and len(said.stderr.strip().splitlines()) == 1, (names, said)
-        assert (names[0] if len(names) == 1 else "python predict.py part.png") in said.stderr
+    for name in bad:
+        said = answer(name)
+        assert said.returncode == 1 and not said.stdout and len(said.stderr.strip().splitlines()) == 1, (name, said)
+        assert said.stderr.startswith(f"{tmp_path / name}: ") and "cannot identify" not in said.stderr, said
+    said = answer()
+    assert said.returncode == 2 and not said.stdout and len(said.stderr.strip().splitlines()) == 1
+    assert "python predict.py part.png" in said.stderr
+
+
+def test_script_goes_on_after_a_damaged_image(index, tmp_path):
+    "A line of JSON for each image that can be judged, one that names each other, and the exit codes of predict."
+    detector = fitted(index, "patchcore")
+    detector.export(tmp_path / "line")
+    judged = list(predict_files(detector, index.image_path))
+    good = next(p.image_path for p in judged if not p.anomalous)
+    bad = next(p.image_path for p in judged if p.anomalous)
+    (tmp_path / "two\nlines.png").write_text("no image")
+    for name, content in (("cut.png", Path(good).read_bytes()[:300]), ("empty.jpg", b""), ("text.npy", b"no array")):
+        (tmp_path / name).write_bytes(content)
+    np.save(tmp_path / "unit.npy", np.random.default_rng(0).random((40, 40, 3), np.float32))  # uint8 would make it black
+    glass = Image.open(good).convert("RGBA")
+    glass.putalpha(100)
+    glass.save(tmp_path / "glass.png")
+    broken = [str(tmp_path / n) for n in ("cut.png", "empty.jpg", "text.npy", "unit.npy", "two\nlines.png")] + [str(tmp_path)]
+    script = [sys.executable, str(tmp_path / "line/predict.py")]
+    for names, code in (((broken[0], good, *broken[1:]), 4), ((*broken, bad, good), 3), ((good, good), 0), (broken, 1)):
+        said = subprocess.run([*script, *names], capture_output=True, text=True, check=False)
+        lines = said.stderr.splitlines()
+        assert said.returncode == code, said
+        rows = [json.loads(line) for line in said.stdout.splitlines()]
+        assert [row["image_path"] for row in rows] == [n for n in names if n in (good, bad)]
+        assert len(lines) == sum(n in broken for n in names) and "Traceback" not in said.stderr, lines
+        assert all(any(line.startswith(f"{printable(n)}: ") for line in lines) for n in names if n in broken), lines
+        assert not any(word in said.stderr for word in ("cannot identify", "Warning", "truncated", "PIL")), said.stderr
+    said = subprocess.run([*script, str(tmp_path / "glass.png")], capture_output=True, text=True, check=False)
+    assert said.stderr == f"{tmp_path / 'glass.png'}: what is transparent is read as black\n"
 
 
 def test_torchscript_and_batches(index, tmp_path):

@@ -32,7 +32,7 @@ from anomaly_nb.core.settings import Settings
 from anomaly_nb.data import read_index
 from anomaly_nb.data.samples import write_samples
 from anomaly_nb.scoring import Detector, predict_files
-from anomaly_nb.scoring.service import create_detector_app, read_detectors
+from anomaly_nb.scoring.service import create_detector_app, read_detectors, sound_detectors
 from tests.services import conforms, free_port, mounted, no_answer, places
 
 SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
@@ -330,6 +330,71 @@ def test_what_cannot_be_served_stops_the_start_by_name(folder, tmp_path):
         read_detectors(folder / "samples")
     with pytest.raises(ValueError, match="needs a key"):
         create_detector_app({})
+
+
+def test_sound_detectors_are_served_beside_damaged_ones(folder, files, tmp_path):
+    from shutil import copytree
+
+    for name in ("nut", "cut", "bare", "lost"):
+        copytree(folder / "detectors/nut", tmp_path / "d" / name)
+    (tmp_path / "d/cut/bank/bank.npz").write_bytes(b"PK")
+    (tmp_path / "d/bare/threshold.json").unlink()
+    (tmp_path / "d/lost/detector.json").unlink()
+    served, refused = sound_detectors(tmp_path / "d")
+    assert list(served) == ["nut"] and sorted(refused) == ["bare", "cut", "lost"]
+    assert "bank.npz" in refused["cut"] and "threshold.json" in refused["bare"] and "detector.json" in refused["lost"]
+    app = create_detector_app(served, HASH, refused=refused)
+    client = TestClient(app, headers=AUTH, raise_server_exceptions=False)
+    health, cards = TestClient(app).get("/health").json(), client.get("/v1/detectors").json()
+    assert health["detectors"] == 1 == cards["count"] and sorted(health["refused"]) == sorted(refused)
+    assert health["refused"] == cards["refused"] and str(tmp_path) not in str(health) and "tmp" not in str(health)
+    assert "bank.npz" in health["refused"]["cut"] and not any("\n" in why for why in health["refused"].values())
+    body = files[0].read_bytes()
+    answer = client.post("/v1/detectors/cut/predict", content=body)
+    assert one_sentence(answer, 503) and answer.json()["detail"].startswith("the detector cut is not served: ")
+    assert client.post(PREDICT, content=body).status_code == 200
+    assert client.post("/v1/detectors/wood/predict", content=body).status_code == 404
+    assert TestClient(app).post("/v1/detectors/cut/predict", content=body).status_code == 401
+    (tmp_path / "d/nut/preparation.npz").unlink()
+    with pytest.raises(ValueError, match=r"none of 4 detectors can be served: .*threshold\.json") as none:
+        sound_detectors(tmp_path / "d")
+    assert "\n" not in str(none.value)
+
+
+def test_the_start_says_how_to_ask_and_what_is_refused(folder, files, tmp_path):
+    """The printed line, with the key in its variable, is a request that is answered."""
+    import shlex
+    import subprocess
+    import sys
+    from shutil import copytree
+
+    copytree(folder / "detectors", tmp_path / "d")
+    (tmp_path / "d/weave/threshold.json").unlink()
+    port = free_port()
+    command = [sys.executable, "-m", "anomaly_nb.cli.main", "serve", str(tmp_path / "d"), "--port", str(port)]
+    env = os.environ | {"ANOMALY_NB_API_KEY": KEY, "PYTHONPATH": os.getcwd(), "PYTHONUNBUFFERED": "1"}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, **options)
+    try:
+        lines = [process.stdout.readline().strip() for _ in range(5)]
+        base = f"http://127.0.0.1:{port}"
+        assert lines[0].startswith("nut: version 1, 8 normal images"), lines
+        assert lines[1].startswith("refused: weave: ") and "threshold.json" in lines[1]
+        assert lines[2] == f"serving 1 detector at {base}; end with Ctrl-C"
+        assert lines[3] == f"health: {base}/health; OpenAPI: {base}/openapi.json, with the key"
+        assert '"Authorization: Bearer $KEY"' in lines[4] and KEY not in "".join(lines)
+        words = shlex.split(lines[4].replace("$KEY", KEY))
+        header, url = words[words.index("-H") + 1].split(": "), words[-1]
+        for _ in range(300):
+            try:
+                answer = httpx.post(url, content=files[0].read_bytes(), headers=[tuple(header)])
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        assert answer.status_code == 200 and answer.json()["detector"] == "nut"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
 
 
 def start(folder, port, hashed):

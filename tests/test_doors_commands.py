@@ -15,42 +15,14 @@ import pytest
 from PIL import Image
 
 from anomaly_nb.calibration.video_config import read_calibration, write_calibration
-from anomaly_nb.cli.main import main
 from anomaly_nb.core.errors import DataError, Notice, number_of
 from anomaly_nb.core.files import atomic_folder, atomic_write, staging_folder
 from anomaly_nb.core.runtime import import_torchvision
-from anomaly_nb.data.samples import draw_sample
 from anomaly_nb.reports.run import prepare
 from anomaly_nb.video.plan import plan_for
-from tests.commands import FIT, run
+from tests.commands import FIT, fails, parts, run
 
 ONE = re.compile(r"(?<![\d.,])1 (images|files|heads|videos|frames|scores|scenes|objects|events|runs|jobs|patches)\b")
-
-
-def fails(capsys, *words):
-    "The one line of a command that cannot work."
-    with pytest.raises(SystemExit) as stop:
-        main([str(w) for w in words])
-    err = capsys.readouterr().err
-    assert stop.value.code and err.count("\n") == 1 and err.startswith("anomaly-nb: "), err
-    return err
-
-
-def parts(folder, numbers, defect="good"):
-    folder.mkdir(parents=True)
-    for i in numbers:
-        Image.fromarray(draw_sample("nut", defect, i, size=48)[0]).save(folder / f"{i}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fitted")
-    parts(folder / "good", range(8))
-    code, said, error = run("fit", folder / "good", "--out", folder / "det", *FIT)
-    assert code == 0, (said, error)
-    (folder / "said.txt").write_text(said)
-    return folder
 
 
 def test_fit_says_the_verdict_first_in_words(fitted):

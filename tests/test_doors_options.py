@@ -19,19 +19,9 @@ from anomaly_nb.data.samples import draw_sample
 from anomaly_nb.scoring import Detector
 from anomaly_nb.scoring.detector_files import write_detector_manifest
 from anomaly_nb.scoring.service import BadImage, read_detectors
-from tests.commands import FIT, run
-from tests.test_doors_commands import fails, parts
+from tests.commands import FIT, fails, parts, run
 
 FILTERS = ["--backbone", "filters", "--image-size", "48"]
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fitted")
-    parts(folder / "good", range(8))
-    code, said, error = run("fit", folder / "good", "--out", folder / "det", *FIT)
-    assert code == 0, (said, error)
-    return folder
 
 
 # ---- types of files

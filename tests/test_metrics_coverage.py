@@ -5,8 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from anomaly_nb.metrics import ScoreHistogram, auroc_interval, histogram_intervals
-from anomaly_nb.metrics.newcombe import newcombe_interval
+from anomaly_nb.metrics import ScoreHistogram, auroc_interval, bootstrap_interval, histogram_intervals, roc_auc
+from anomaly_nb.metrics.newcombe import interval_words, newcombe_interval
+from anomaly_nb.metrics.uncertainty import Interval
 from anomaly_nb.metrics.uncertainty import SIMULATED
 from anomaly_nb.scoring.evaluation import image_metrics
 
@@ -69,3 +70,15 @@ def test_eight_images_prove_no_perfection(sign):
     width = metrics["image_auroc_high"] - metrics["image_auroc_low"]
     assert metrics["image_auroc"] == (sign + 1) / 2 and width > 0.4
     assert auroc_interval(y.tolist(), s.tolist())[1:] == (metrics["image_auroc_low"], metrics["image_auroc_high"])
+
+
+@pytest.mark.parametrize("scores", [np.ones(8), np.arange(8.0), -np.arange(8.0), np.array([0, 3, 1, 2, 0.5, 2.5, 4, 1.5])])
+def test_the_words_name_the_interval_that_the_numbers_are_of(scores):
+    """Constant scores have an AUROC of 0.5, and all resamples agree on it as they do on 1."""
+    y = np.repeat([0, 1], 4)
+    m = image_metrics(y, scores, None)
+    numbers = Interval(m["image_auroc"], m["image_auroc_low"], m["image_auroc_high"])
+    agree = bootstrap_interval(roc_auc, y, scores)
+    newcombe = agree.low == agree.high
+    assert (numbers == newcombe_interval(agree.value, 4, 4)) is newcombe and (numbers == agree) is not newcombe
+    assert ("Newcombe" if newcombe else "bootstrap") in interval_words(numbers, 4, 4)

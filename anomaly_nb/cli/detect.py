@@ -11,7 +11,7 @@ import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,7 +24,32 @@ from anomaly_nb.cli.detector_options import (
 )
 from .options import Answer, say_passed, say_run, with_options
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from anomaly_nb.scoring.choice import LearningTime
+
 # %% ../../nbs/11_cli/03_detect.ipynb #be127095
+def _time_to_learn(
+    recipe: str,
+    measured: "LearningTime",  # by the choice
+    index: "pd.DataFrame",
+    rule: str,  # of groups, of `image_groups`
+) -> str:
+    "What the fit should take, by what was measured, in one sentence."
+    from anomaly_nb.core.errors import number_of
+    from anomaly_nb.scoring.choice import duration
+    from anomaly_nb.scoring.preparation import image_groups
+
+    train = index[(index["split"] == "train") & (index["label"] == 0)]
+    names = image_groups(train, rule)
+    groups = 0 if names is None or len(set(names)) == len(train) else len(set(names))
+    least, most = map(duration, measured.expected(len(train), groups))
+    which = f" in {number_of(groups, 'group')}, left out in {min(10, groups)} folds," if groups else ""
+    span = f"about {least}" if least == most else f"about {least} to {most}"
+    return f"learning by {recipe} from {number_of(len(train), 'image')}{which} takes {span} by what was measured"
+
+
 @with_options
 def fit(
     answer: Answer,
@@ -54,6 +79,7 @@ def fit(
     anomaly-nb fit my_parts --out detectors/my_part --backbone timm:vit_small_patch14_dinov2 \\
         --weights dinov2_s14.pth --image-size 448
     """
+    from anomaly_nb.cli.main import in_command
     from anomaly_nb.core.errors import number_of, percent
     from anomaly_nb.core.files import MANIFEST
     from anomaly_nb.core.runtime import notice
@@ -62,7 +88,7 @@ def fit(
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.banks import KNNBank
     from anomaly_nb.scoring import RECIPES, Detector
-    from anomaly_nb.scoring.choice import CANDIDATES, FEWEST, choose_recipe, expected_seconds
+    from anomaly_nb.scoring.choice import CANDIDATES, FEWEST, choose_recipe, duration, expected_seconds
     from anomaly_nb.scoring.preparation import parts_in_names
     from anomaly_nb.scoring.predict import predict_files
 
@@ -99,14 +125,16 @@ def fit(
         intensity=images.intensity,
     )
     index = checked_index(root, index, images.shots, detector)
-    answer.say("\n".join([*first, *census_lines(index.attrs["census"], index.attrs["intensity"])]))
+    said = census_lines(index.attrs["census"], index.attrs["intensity"])
+    answer.say("\n".join([*first, *(in_command("fit", line) for line in said)]))
     if recipe == "auto":
         settings_of_choice = ("backbone", "weights", "image_size", "coreset", "random_state", "groups")
         sized = made.budget_ms or made.budget_mb  # then others have nothing that could be made to fit
         some = [name for name in CANDIDATES if not sized or isinstance(RECIPES[name].bank, KNNBank)]
         if (index["split"] == "train").sum() >= FEWEST:
-            least, most = expected_seconds(index, *(settings[k] for k in ("backbone", "weights", "image_size")))
-            notice(f"comparing {len(some)} recipes, then learning: between {least:.0f} and {most:.0f} s in all")
+            first_part = expected_seconds(index, *(settings[k] for k in ("backbone", "weights", "image_size")))
+            which = f"comparing {len(some)} recipes, then learning: features and copies with anomalies"
+            notice(f"{which} take about {duration(first_part)}; what recipes take is said after the first of them")
         recipe, chosen = choose_recipe(index, **{k: settings[k] for k in settings_of_choice}, recipes=some)
         if chosen is None:
             answer.say(f"chose {recipe}: there are too few images to compare recipes on")
@@ -117,6 +145,7 @@ def fit(
                 f"chose {recipe} by image AUROC on synthetic anomalies, in {chosen.attrs['seconds']:.0f} s: {compared}"
             )
             answer.say(f"compared on {chosen.attrs['compared_on']}")
+            notice(_time_to_learn(recipe, chosen.attrs["learning"], index, made.groups))
     detector = Detector(recipe, **settings).fit(index)
     detector.choice_ |= choice
     one, other, count = parts_in_names(detector.paths_) if not detector.groups_ else ("", "", 0)
@@ -194,7 +223,7 @@ def update(
     from anomaly_nb.core.errors import DataError, number_of, plural
     from anomaly_nb.core.files import NOT_UTF8
     from anomaly_nb.core.order import printable, utf8_name
-    from anomaly_nb.data.census import frames_of, unread_frames
+    from anomaly_nb.data.census import frames_of, said_of_transparent, transparent_of, unread_frames
     from anomaly_nb.data.file_types import count_types, unseen_types
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.scoring import Detector
@@ -231,7 +260,8 @@ def update(
         detector,
     )
     unseen = unseen and f"version {model.version_ - 1}: {unseen}; they are learned as normal"
-    for sentence in (*unread_frames(frames_of(files)), *filter(None, [unseen])):
+    black = said_of_transparent(transparent_of(files))
+    for sentence in (*unread_frames(frames_of(files)), *black, *filter(None, [unseen])):
         answer.say(printable(f"note: {sentence}"), err=True)
     say_passed(passed, answer.say)
 
@@ -259,6 +289,7 @@ def evaluate(
     anomaly-nb evaluate detectors/my_part test_parts/
     """
     from anomaly_nb.core.errors import number_of
+    from anomaly_nb.core.order import printable
     from anomaly_nb.data import one_category, read_index
     from anomaly_nb.reports.run import run_report
     from anomaly_nb.scoring import Detector
@@ -269,7 +300,8 @@ def evaluate(
     check_backbone(model)
     model.decision_threshold()
     category = layout.category or one_category(layout.dataset, "")
-    _, learned = unseen(read_index(layout.dataset, root, category, on_missing), model)
+    index = read_index(layout.dataset, root, category, on_missing)
+    _, learned = unseen(index, model)
     parameters = {
         "detector": str(detector.resolve()),
         "dataset": layout.dataset,
@@ -281,3 +313,5 @@ def evaluate(
     say_run(run_report("image_anomaly", parameters, figures))
     if learned:
         typer.echo(f"left out: {number_of(learned, 'image')} that the detector learned from")
+    for note in index.attrs["census"]["notes"]:
+        typer.echo(printable(f"note: {note}"), err=True)

@@ -75,7 +75,7 @@ def predict(
     from anomaly_nb.core.files import atomic_write
     from anomaly_nb.core.order import printable
     from anomaly_nb.core.runtime import progress
-    from anomaly_nb.data.census import unread_frames
+    from anomaly_nb.data.census import said_of_transparent, unread_frames
     from anomaly_nb.data.file_types import unseen_types
     from anomaly_nb.features.engine import with_engine
     from anomaly_nb.scoring import Detector
@@ -97,6 +97,7 @@ def predict(
     with_engine(model.network(), engine)  # what is not installed is said now
     counts: Counter[str] = Counter()
     paged: dict[str, int] = {}  # files with several pages or frames
+    transparent: list[str] = []  # files
     types: Counter[str] = Counter()  # of files
     before = files_in(maps)
     columns = list(Prediction("").row())
@@ -119,6 +120,8 @@ def predict(
             types[pred.file_type] += not pred.error
             if pred.frames > 1:
                 paged[pred.image_path] = pred.frames
+            if pred.transparent:
+                transparent.append(pred.image_path)
             if watch:
                 verdict = "error" if pred.error else "ANOMALOUS" if pred.anomalous else "normal"
                 message = pred.error or f"score {pred.score:.4g}, p {pred.p_value:.3g}"
@@ -159,7 +162,8 @@ def predict(
             "which the detector was fitted with",
             err=True,
         )
-    for sentence in (*unread_frames(paged), *filter(None, [unseen_types(types, model.file_types_)])):
+    unseen = filter(None, [unseen_types(types, model.file_types_)])
+    for sentence in (*unread_frames(paged), *said_of_transparent(transparent), *unseen):
         typer.echo(printable(f"note: {sentence}"), err=True)
     say_passed(passed)
     if not watch:  # which goes on from what is there
@@ -170,17 +174,18 @@ def predict(
 # %% ../../nbs/11_cli/16_predict.ipynb #7fcc75cb
 def _read_paths(out: Path) -> list[str]:
     "The images that rows of a CSV name."
+    from anomaly_nb.scoring.predict import table_cell
+
     if not out.is_file() or not out.stat().st_size:
         return []
     with out.open(encoding="utf-8", newline="") as file:
-        return [row["image_path"] for row in csv.DictReader(file)]
+        return [table_cell(row["image_path"]) for row in csv.DictReader(file)]
 
 
 def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: float, idle: float) -> None:
     "Predict what arrives, each file once it has stopped growing; rows that an earlier watch wrote are not made again."
     from anomaly_nb.core.errors import DataError
-    from anomaly_nb.core.order import utf8_name
-    from anomaly_nb.scoring.predict import find_images
+    from anomaly_nb.scoring.predict import find_images, table_cell
 
     seen = set(_read_paths(out))
     if out.is_file() and out.stat().st_size:  # rows go on in the columns that are there
@@ -203,13 +208,13 @@ def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: 
                 now = {
                     p: Path(p).stat().st_size
                     for p in find_images(paths)[0]
-                    if utf8_name(p) not in seen and Path(p).exists()
+                    if table_cell(p) not in seen and Path(p).exists()
                 }
                 ready = [p for p, size in now.items() if sizes.get(p) == size]
                 sizes = now
                 if ready:
                     write(file, ready)
-                    seen |= set(map(utf8_name, ready))
+                    seen |= set(map(table_cell, ready))
                     last = time.monotonic()
                 if idle and time.monotonic() - last > idle:
                     return

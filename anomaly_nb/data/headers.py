@@ -102,6 +102,7 @@ class ImageInfo:
     frames: int  # pages or animation frames
     orientation: int  # EXIF, 1 to 8
     format: str  # Pillow's: "PNG", "JPEG" ...; with what compresses a TIFF, where that is a format: "TIFF/JPEG"
+    alpha: bool = False  # whether it may be transparent
 
     @property
     def file_type(self) -> str:
@@ -261,7 +262,13 @@ def _info(file: Image.Image, path: Path) -> ImageInfo:
     colour = len(file.getbands()) > 2 or file.mode in ("P", "PA")
     form, packed = str(file.format), str(file.info.get("compression", "")).rpartition("_")[2].upper()
     form += f"/{packed}" if form == "TIFF" and packed in ("JPEG", "WEBP") else ""
-    return ImageInfo(size, file.mode, _value_type(file, path), colour, getattr(file, "n_frames", 1), turn, form)
+    alpha, frames = _has_alpha(file), getattr(file, "n_frames", 1)
+    return ImageInfo(size, file.mode, _value_type(file, path), colour, frames, turn, form, alpha)
+
+
+def _has_alpha(file: Image.Image) -> bool:
+    "Whether an image may be transparent."
+    return file.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in file.info
 
 # %% ../../nbs/02_data/09_headers.ipynb #96445f7b
 SMALLEST = 8  # pixels a side of an image that is learned from or judged

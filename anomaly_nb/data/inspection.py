@@ -28,7 +28,7 @@ from .headers import SMALLEST, ImageInfo, image_info, is_image, why_skipped
 from .intensity import fit_intensity, parse_intensity
 from .layouts import recognise
 from .masks import read_mask
-from .values import read_values
+from .values import is_transparent, read_values
 
 # %% ../../nbs/02_data/14_inspection.ipynb #61a6a46f
 def _span(values: list[str]) -> str:
@@ -156,8 +156,8 @@ def _look(paths: Iterable[Path]) -> tuple[dict[Path, ImageInfo], dict[str, str]]
 def _suspicious(
     infos: dict[Path, ImageInfo], root: Path, pixels: bool, layout: str
 ) -> tuple[dict[str, list[str]], dict[str, str], dict[str, str]]:
-    """Copies, images of one colour, masks without an anomaly or over nearly all, several pages; damage that only
-    decoding shows; and the values that the masks of each folder hold.
+    """Copies, images of one colour, masks without an anomaly or over nearly all, several pages, transparency; damage
+    that only decoding shows; and the values that the masks of each folder hold.
     """
     odd: dict[str, list[str]] = defaultdict(list)
     mask_values: dict[str, set[float]] = defaultdict(set)
@@ -179,6 +179,8 @@ def _suspicious(
             odd[f"smaller than {SMALLEST} x {SMALLEST} pixels, refused by fit and predict"].append(below(path))
         if info.frames > 1:
             odd["several pages or frames, the first is read"].append(below(path))
+        if path not in masks and is_transparent(path, info):
+            odd["transparent, and read as black there"].append(below(path))
         if not pixels:
             continue
         try:
@@ -250,19 +252,23 @@ def _reading(
     free = layout == "folder"
     try:
         index = layout_index(layout, root, "", "keep", normal=normal, n_train=1.0 if free else None)
-        census = take_census(index, root, layout)
+        census = take_census(index, root, layout, single=False)
         free = free and not any(place_of(Path(p), root).split for p in index["image_path"])
         if free:
             census["by_split"] = {key.partition("/")[2]: n for key, n in census["by_split"].items()}
         train = index["image_path"][(index["split"] == "train") & (index["label"] == 0)].tolist()
-        readable = [p for p in train or index["image_path"] if not _is_damaged(p, damaged)]
-        lines = census_lines(census, fit_intensity(readable, intensity).to_dict())
     except NoNormalError:  # a wrong option is no finding
         raise
     except (DataError, FileNotFoundError) as e:
         why = "not an image data set as it stands:"
         return [f"{why} {e}"], False, f"{why} {str(e).removeprefix(f'{root}: ')}"
-    refused = _refusal(root, train, infos, damaged)
+    readable = [p for p in train or index["image_path"] if not _is_damaged(p, damaged)]
+    try:
+        rule = fit_intensity(readable, intensity).to_dict() if readable else None
+    except DataError as e:
+        unclear = f"fit refuses it as it stands: {e}"
+        return [unclear], False, unclear
+    lines, refused = census_lines(census, rule), _refusal(root, train, infos, damaged)
     if bad := sum(_is_damaged(p, damaged) for p in index["image_path"]):
         who = "fit and reports refuse" if any(_is_damaged(p, damaged) for p in train) else "reports refuse"
         said = f"{bad} of them cannot be read: {who} the folder until {plural(bad, 'it is', 'they are')}"

@@ -6,6 +6,7 @@
 __all__ = ['DEPTHS', 'FLOATS', 'Intensity', 'parse_intensity', 'fit_intensity']
 
 # %% ../../nbs/02_data/11_intensity.ipynb #d4cc4189
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.errors import DataError
+from ..core.errors import DataError, plural
 from ..core.order import telling_names
 from .headers import image_infos
 from .values import all_damaged, bands, read_values
@@ -137,6 +138,24 @@ def _odd_ones(highest: np.ndarray, ends: np.ndarray, names: Sequence[str], slack
         f"intensity=window:0,{ends[level[~few].max()]:g}"
     )
 
+# %% ../../nbs/02_data/11_intensity.ipynb #b5d1f0a2
+def _unlike_range(high: float, top: float) -> str:
+    "What a customary range of floats does to values that end far below it, or above it; empty where it fits."
+    ends = f"values end at {high:g}, and {top:g} is taken for white"
+    mend = f"give intensity=window:0,{_rounded_up(high)}"
+    if (levels := int(255 * high / top + 0.5) + 1) <= 32:
+        few = f"{levels} of 256 grey levels {plural(levels, 'is', 'are')} used, and details are lost"
+        return f"{ends}: {few}; {mend}, or the values of black and white"
+    return f"{ends}: higher ones are read as white too; {mend} if they mean more" if high > 1.05 * top else ""
+
+
+def _rounded_up(value: float) -> str:
+    "A positive number with two digits, not below what it was."
+    if value <= 0:
+        return "1"
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return f"{math.ceil(value / unit - 1e-6) * unit:g}"
+
 # %% ../../nbs/02_data/11_intensity.ipynb #f33f40f0
 def _automatic(paths: Sequence[str | Path], type: str) -> Intensity:
     """The rule for images deeper than 8 bits whose values nobody has explained.
@@ -163,10 +182,11 @@ def _automatic(paths: Sequence[str | Path], type: str) -> Intensity:
         )
     for top in FLOATS:
         if high <= 1.5 * top:  # some files overshoot by interpolation: clipped and counted
-            return Intensity(f"float 0..{top:g}", 0.0, top, type, _odd_ones(highs, np.array(FLOATS), names, 1.5))
+            note = _odd_ones(highs, np.array(FLOATS), names, 1.5) or _unlike_range(float(high), top)
+            return Intensity(f"float 0..{top:g}", 0.0, top, type, note)
     raise DataError(
         f"{paths[int(highs.argmax())]}: holds floats up to {high:g}, no customary range; give "
-        "intensity=window:<low>,<high>"
+        f"intensity=window:<low>,<high>, what is black and what is white, such as window:0,{_rounded_up(high)}"
     )
 
 # %% ../../nbs/02_data/11_intensity.ipynb #9108a115

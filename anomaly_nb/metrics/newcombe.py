@@ -84,7 +84,11 @@ def auroc_interval(
 
 # %% ../../nbs/01_metrics/10_newcombe.ipynb #43a3a4fb
 def interval_words(
-    auroc: float,  # the value of `auroc_interval`
+    interval: Interval,  # of `auroc_interval`, or its numbers from a table
+    positives: int,  # anomalous images
+    negatives: int,  # normal images
 ) -> str:
-    "Which interval of an AUROC this is, to be said beside it."
-    return "95 % score interval of Newcombe" if auroc in (0, 1) else "95 % bootstrap interval"
+    "Which 95 % interval of an AUROC this is, told by its numbers, to be said beside it."
+    value, *ends = interval
+    is_newcombe = np.allclose(ends, newcombe_interval(value, positives, negatives)[1:], rtol=0, atol=1e-6)
+    return "95 % score interval of Newcombe" if is_newcombe else "95 % bootstrap interval"

@@ -31,43 +31,87 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/06_scoring/18_export.ipynb #978e7fc5
 FORMATS = {"onnx": "detector.onnx", "torchscript": "detector.pt"}
-SCRIPT = '''"""Decide on an image: python predict.py part.png, or part.npy of shape (height, width, 3).
-Prints score, anomalous, p_value, and row and column of the hottest pixel, as JSON; ends with 3 where the image is
-anomalous. Needs onnxruntime and numpy, and Pillow for image files."""
+SCRIPT = '''"""Decide on images: python predict.py part.png other.png, or part.npy of shape (height, width, 3).
+Prints a line of JSON for each: image_path, score, anomalous, p_value, and row and column of the hottest pixel. Ends
+with 3 where one is anomalous, 4 where none is and some could not be read, 1 where none could, 2 for a wrong use, else
+with 0. Needs onnxruntime and numpy, and Pillow for image files."""
 import json, sys
 from pathlib import Path
 import numpy as np, onnxruntime
 sys.path.insert(0, str(here := Path(__file__).parent))
-from image_file import image_of
+from image_file import answer
 settings, session = json.loads((here / "export.json").read_text()), onnxruntime.InferenceSession(here / "detector.onnx")
-image = image_of(sys.argv[1:], settings["input"], __doc__)
-score, heat = (values[0] for values in session.run(["score", "map"], {"image": image[None].astype(settings["input"])}))
-as_high = sum(weight for held_out, weight in zip(settings["held_out"], settings["weights"]) if held_out >= score)
-decision = {"score": float(score), "anomalous": bool(score >= settings["threshold"])}
-decision["p_value"] = (1 + as_high) / (1 + sum(settings["weights"]))
-decision["hottest"] = [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]
-print(json.dumps(decision))
-sys.exit(3 if decision["anomalous"] else 0)
+def decide(image):
+    score, heat = (v[0] for v in session.run(["score", "map"], {"image": image[None].astype(settings["input"])}))
+    as_high = sum(weight for held_out, weight in zip(settings["held_out"], settings["weights"]) if held_out >= score)
+    p_value = (1 + as_high) / (1 + sum(settings["weights"]))
+    hottest = [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]
+    return dict(score=float(score), anomalous=bool(score >= settings["threshold"]), p_value=p_value, hottest=hottest)
+sys.exit(answer(sys.argv[1:], settings["input"], __doc__, decide))
 '''
-READER = '''"How predict.py reads an image file: as anomaly-nb predict does, or not at all."
+READER = '''"How predict.py reads image files: as anomaly-nb predict does, or not at all."
+import json
 import sys
+import warnings
 import numpy as np
 
 
-def image_of(arguments, input, usage):
-    "The image that the command line names; ends with one line about a file that cannot be judged."
-    if arguments in (["-h"], ["--help"]):
+class Refused(Exception):
+    "A file that cannot be judged, with the reason."
+
+
+def answer(paths, input, usage, decide):
+    "Print what is decided on each file, or why nothing is, in one line each; the exit code."
+    if paths in (["-h"], ["--help"]):
         print(usage)
-        sys.exit()
-    if len(arguments) != 1:
-        sys.exit("usage: python predict.py part.png (--help says more)")
-    path = arguments[0]
+        return 0
+    if not paths:
+        print("usage: python predict.py part.png ... (--help says more)", file=sys.stderr)
+        return 2
+    warnings.simplefilter("ignore")  # of Pillow, about files that are refused below or read all the same
+    unread, flagged = 0, 0
+    for path in paths:
+        try:
+            decision = decide(image_of(path, input))
+        except Refused as e:
+            say(path, e)
+            unread += 1
+            continue
+        print(json.dumps({"image_path": path, **decision}), flush=True)
+        flagged += decision["anomalous"]
+    return 3 if flagged else 1 if unread == len(paths) else 4 if unread else 0
+
+
+def say(path, what):
+    "One line about a file, on standard error, whatever its name holds."
+    name = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
+    print(f"{name}: {what}", file=sys.stderr)
+
+
+def image_of(path, input):
+    "A file as an array (height, width, 3). Raises Refused."
     try:
         image = np.load(path) if path.endswith(".npy") else read(path, input)
+    except Refused:
+        raise
+    except FileNotFoundError:
+        raise Refused("no such file; check the path") from None
+    except IsADirectoryError:
+        raise Refused("is a folder; name image files") from None
+    except PermissionError:
+        raise Refused("may not be read; check its permissions") from None
+    except ImportError:
+        raise Refused("Pillow is needed to read it; install it, or give a .npy") from None
     except Exception as e:
-        sys.exit(str(e) if path in str(e) else f"{path}: {e}")
+        if type(e).__name__ in ("DecompressionBombError", "MemoryError"):
+            raise Refused("too large to be opened safely; cut it into tiles") from None
+        raise Refused("damaged or not an image; restore or remove it") from None
     if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 8:
-        sys.exit(f"{path}: holds {image.shape}, not (height, width, 3) of at least 8 x 8 pixels")
+        raise Refused(f"holds {image.shape}, not (height, width, 3) of at least 8 x 8 pixels")
+    if not np.can_cast(image.dtype, input, "no" if input == "uint8" else "same_kind"):
+        raise Refused(f"holds {image.dtype} values, and the detector learned from {input}; convert it")
+    if not np.isfinite(image).all():
+        raise Refused("holds NaN or infinite values; repair or remove it")
     return image
 
 
@@ -76,13 +120,16 @@ def read(path, input):
     from PIL import Image, ImageOps
     file = Image.open(path)
     if file.mode[0] in "IF" or ";16" in str(file.tile) or input != "uint8":
-        raise ValueError("only files of 8 bits are read here; give a .npy, or use anomaly-nb predict")
+        raise Refused("only files of 8 bits are read here; give a .npy, or use anomaly-nb predict")
     if (frames := getattr(file, "n_frames", 1)) > 1:
-        print(f"{path}: the first of {frames} frames is read", file=sys.stderr)
+        say(path, f"the first of {frames} frames is read")
         file.seek(0)
     image = ImageOps.exif_transpose(file)
     if file.mode in ("RGBA", "LA", "PA") or "transparency" in file.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] < 255:
+            say(path, "what is transparent is read as black")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     return np.asarray(image.convert("RGB"))
 '''
 

@@ -20,6 +20,7 @@ from ..data.headers import image_info
 from ..data.intensity import Intensity
 from ..metrics.newcombe import interval_words
 from ..metrics.regions import ProCurve
+from ..metrics.uncertainty import Interval
 from .evaluation import image_metrics, pixel_curve, pixel_metrics, read_masks, saturated_metrics
 from .layout import Cells, Layout
 from .thresholds import Threshold, quantile_threshold
@@ -68,9 +69,10 @@ def hottest_box(
     patch_hw: tuple[int, int],  # (h, w)
     size: tuple[int, int],  # (H, W) pixels of the image
     limit: float,  # patch score that normal patches rarely reach
+    sigma: float = 4.0,  # pixels of smoothing of the map
 ) -> tuple[int, int, int, int]:  # left, top, right, bottom in pixels; right and bottom are not part of it
-    "The box of the hottest place."
-    return Layout(patch_hw).of(size).box(patch_scores, limit)
+    "The box of the hottest place, where the heatmap is highest."
+    return Layout(patch_hw).of(size).box(patch_scores, limit, sigma)
 
 # %% ../../nbs/06_scoring/07_result.ipynb #8d21dcf7
 @dataclass
@@ -168,7 +170,7 @@ class Evaluation:
 
     def box(self, i: int) -> tuple[int, int, int, int]:
         "The hottest place of image i, see `hottest_box`."
-        return self.cells(i).box(np.asarray(self.patch_scores[i]), self.patch_limit)
+        return self.cells(i).box(np.asarray(self.patch_scores[i]), self.patch_limit, self.sigma)
 
     def decisions(self) -> pd.DataFrame:
         """One row an image: the index's columns, score, anomalous, p_value, percentile, and the most similar normal
@@ -218,9 +220,10 @@ class Evaluation:
                 self.threshold.promise(),
             ]
         m = self.image_metrics()
+        interval = Interval(m["image_auroc"], m["image_auroc_low"], m["image_auroc_high"])
         ranked = (
             f"Image AUROC {m['image_auroc']:.3f} [{m['image_auroc_low']:.3f}, "
-            f"{m['image_auroc_high']:.3f}] ({interval_words(m['image_auroc'])}; higher is better)"
+            f"{m['image_auroc_high']:.3f}] ({interval_words(interval, bad, good)}; higher is better)"
         )
         return [
             f"{ranked}.",
