@@ -16,8 +16,8 @@ from anomaly_nb.cli.stores import (
     CONFIG,
     STORE,
     Config,
-    Keys,
-    Store,
+    KeyOptions,
+    StoreOption,
     check_out,
     each_label,
     history_lines,
@@ -69,7 +69,7 @@ def run(
     develop: Annotated[
         bool, typer.Option("--develop", help="First write  calibrate_heads: true  into the settings.")
     ] = False,
-    store: Store = STORE,
+    store: StoreOption = STORE,
     config: Config = CONFIG,
 ):
     """Tag scores and make a calibration run: the next version of every head, compared with its reference. The exit code
@@ -135,7 +135,7 @@ def tag(
             help="A label of the head, with scores in its column or in `score`; may be repeated. Without it, all."
         ),
     ] = None,
-    store: Store = STORE,
+    store: StoreOption = STORE,
     config: Config = CONFIG,
 ):
     """Decide about scores by the reference file of a head: pulled, copied by hand, or exported by a store.
@@ -197,7 +197,7 @@ def history(
     model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     head: Annotated[str | None, typer.Option(help="Only this head.")] = None,
     limit: Annotated[int, typer.Option(help="How many rows.", min=1)] = 50,
-    store: Store = STORE,
+    store: StoreOption = STORE,
     config: Config = CONFIG,
 ):
     """Show past runs, newest first.
@@ -222,7 +222,7 @@ def trend(
     model: Annotated[str, typer.Argument(help="Model of the head.")],
     head: Annotated[str, typer.Argument(help="Head to show.")],
     plot: Annotated[Path | None, typer.Option(help="Write the figure to this PNG.")] = None,
-    store: Store = STORE,
+    store: StoreOption = STORE,
     config: Config = CONFIG,
 ):
     """Show one head over its versions: verdict, reason, and the drift metrics.
@@ -253,7 +253,7 @@ def promote(
         int | None, typer.Option(help="Version to promote, older ones included; without it, the newest proposal.")
     ] = None,
     reason: Annotated[str, typer.Option(help="Why; kept with the move.")] = "",
-    store: Store = STORE,
+    store: StoreOption = STORE,
     config: Config = CONFIG,
 ):
     """Make a version the reference of a head.
@@ -274,7 +274,7 @@ def promote(
 def extend(
     model: Annotated[str | None, typer.Argument(help="Only this model.")] = None,
     head: Annotated[str | None, typer.Argument(help="Only this head.")] = None,
-    store: Store = STORE,
+    store: StoreOption = STORE,
     config: Config = CONFIG,
 ):
     """Pool references with the files of the last run, where that showed no drift: larger references decide more.
@@ -293,7 +293,7 @@ def worker(
         float | None,
         typer.Option(help="Keep looking for jobs every so many seconds; without it, stop when none is left.", min=0.1),
     ] = None,
-    store: Store = STORE,
+    store: StoreOption = STORE,
     config: Config = CONFIG,
 ):
     """Process the queue: decisions to repeat and calibration runs that are due. It can be killed and restarted at any
@@ -352,7 +352,7 @@ def pull(
 
 # %% ../../nbs/11_cli/06_drift.ipynb #f227f882
 @app.command()
-def repair(store: Store = STORE, config: Config = CONFIG):
+def repair(store: StoreOption = STORE, config: Config = CONFIG):
     """Check the database, and rewrite every calibration file that differs from it.
 
     \b
@@ -376,8 +376,8 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 8356 unless set.")] = None,
     *,
-    keys: Keys,
-    store: Store = STORE,
+    keys: KeyOptions,
+    store: StoreOption = STORE,
     config: Config = CONFIG,
 ) -> None:
     """Serve the store over HTTP (extra `serve`). Refuses to start without a key.

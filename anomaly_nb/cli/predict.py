@@ -25,7 +25,8 @@ def predict(
         Path,
         typer.Option(
             help="CSV of decisions: image_path, score, anomalous, p_value, percentile, left, top, right and bottom of "
-            "the hottest box, normal_path and distance of the nearest normal patch, clipped, error, note."
+            "the box around the hottest patch, normal_path and distance of the normal patch nearest to it, clipped, "
+            "error, note. The heatmap is smoothed: where nothing stands out, it may peak beside the box."
         ),
     ] = Path("predictions.csv"),
     maps: Annotated[

@@ -33,7 +33,7 @@ from .recipes import Recipe, recipe_parts
 from .result import Evaluation
 from anomaly_nb.scoring.stream import (
     PartBatch,
-    Scored,
+    ScoredImage,
     check_one_grid,
     check_same_grid,
     part_batches,
@@ -210,7 +210,7 @@ class Detector(BaseEstimator):
         """
         return not self.layout_.plain and not self.bank_.whole_batch
 
-    def scored_parts(self, batches: Iterable[PartBatch], cells: Sequence[Cells], bank: Bank) -> Iterator[Scored]:
+    def scored_parts(self, batches: Iterable[PartBatch], cells: Sequence[Cells], bank: Bank) -> Iterator[ScoredImage]:
         "Scores of images from the features of their parts."
         aggregation = "max" if self.image_aggregation in OWN_SCORES else self.image_aggregation
         return scored_images(
@@ -222,7 +222,7 @@ class Detector(BaseEstimator):
         paths: Sequence[str],  # image files
         batches: Iterable[PartBatch] | None = None,  # their features, of `image_batches`; None = read them
         sizes: Sequence[tuple[int, int]] | None = None,  # (H, W) of each, where they are known
-    ) -> Iterator[Scored]:
+    ) -> Iterator[ScoredImage]:
         """Scores of images that are scored part by part, one after the other in constant memory.
 
         Raises `NotFittedError`, `DataError`.

@@ -8,7 +8,7 @@ __all__ = ['Cells', 'Layout']
 # %% ../../nbs/06_scoring/04_layout.ipynb #5f31feb2
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -19,24 +19,9 @@ from ..core.plain import Record
 from ..features.base import Backbone, BackboneSpec
 from ..features.extract import counted_cells
 from ..features.geometry import Placement, Region, blend_tiles, cells_to_pixels
-from ..data.values import bands
-from .maps import bilinear_matrix, heatmaps, image_scores
+from .maps import heatmaps, image_scores
 
 # %% ../../nbs/06_scoring/04_layout.ipynb #0136debb
-_BAND = 1 << 19  # pixels of a map that are looked at together
-
-
-@lru_cache(maxsize=64)
-def _smooth_weights(
-    size: int,  # pixels of a side
-    cells: int,  # along it
-    sigma: float,  # pixels of smoothing
-) -> np.ndarray:  # (size, cells) float32, not to be written to
-    "Interpolation to pixels and smoothing along one side, as one matrix."
-    weights = bilinear_matrix(size, cells)
-    return ndimage.gaussian_filter1d(weights, sigma, axis=0, mode="nearest") if sigma else weights
-
-
 @dataclass(frozen=True, eq=False)
 class Cells:
     "Where the cells of one image's scores lie in it, part after part."
@@ -96,80 +81,14 @@ class Cells:
         rows, columns = np.arange(h) * height // h, np.arange(w) * width // w
         if self.plain:
             return heatmaps(scores[None], self.grids[0], [(h, w)], sigma * h / height)[0]
-        inside = self.region.inside(height, width) if self.region else None
-        return self._blended(scores, (sigma * h / height, sigma * w / width), rows, columns, inside)
-
-    def _blended(
-        self,
-        scores: np.ndarray,
-        sigma: tuple[float, float],
-        rows: np.ndarray,
-        columns: np.ndarray,
-        inside: np.ndarray | None,
-    ) -> np.ndarray:
-        "These rows and columns of the map of all parts; sigma in rows and columns of it."
-        (height, width), low = self.size, float(scores.min())
-        some = np.flatnonzero((self.boxes[:, 0] <= rows[-1]) & (self.boxes[:, 2] > rows[0]))
-        parts = (self._part_map(scores, int(k), rows, columns) for k in some)
-        heat = blend_tiles(parts, self.boxes[some], height, width, low, rows, columns)
-        if max(sigma):
-            ndimage.gaussian_filter(heat, sigma, output=heat, mode="nearest")
-        if inside is not None:
-            heat[~inside[np.ix_(rows, columns)]] = low
+        low = float(scores.min())
+        parts = (self._part_map(scores, k, rows, columns) for k in range(len(self.boxes)))
+        heat = blend_tiles(parts, self.boxes, height, width, low, rows, columns)
+        if sigma:
+            ndimage.gaussian_filter(heat, (sigma * h / height, sigma * w / width), output=heat, mode="nearest")
+        if self.region:
+            heat[~self.region.inside(height, width)[np.ix_(rows, columns)]] = low
         return heat
-
-    def peak(
-        self,
-        scores: np.ndarray,  # (C,)
-        sigma: float = 4.0,  # as of `heatmap`
-    ) -> tuple[int, int]:  # row, column
-        "The pixel where the heatmap is highest; the map is never held whole."
-        (height, width), columns, edge = self.size, np.arange(self.size[1]), int(4 * sigma + 0.5)
-        parts, ceiling = list(bands(height, width, _BAND)), self._highest_by_row(scores, edge)
-        best, place = -np.inf, (0, 0)
-        inside = self.region.inside(height, width) if self.region else None
-        for rows in sorted(parts, key=lambda rows: -ceiling[rows].max()):
-            if ceiling[rows].max() <= best:
-                break
-            if self.plain:
-                (h, w), first = self.grids[0], 0
-                left, right = _smooth_weights(height, h, sigma)[rows], _smooth_weights(width, w, sigma)
-                heat = left @ scores.reshape(h, w).astype(np.float32) @ right.T
-            else:  # with as many rows around as the filter sees
-                around = np.arange(max(rows.start - edge, 0), min(rows.stop + edge, height))
-                first = rows.start - int(around[0])
-                heat = self._blended(scores, (sigma, sigma), around, columns, inside)
-                heat = heat[first : first + rows.stop - rows.start]
-            row, column = np.unravel_index(int(heat.argmax()), heat.shape)
-            if heat[row, column] > best:
-                best, place = float(heat[row, column]), (rows.start + int(row), int(column))
-        return place
-
-    def _highest_by_row(self, scores: np.ndarray, edge: int) -> np.ndarray:  # (H,)
-        "What no pixel of a row can be above: the hottest cell that reaches it by interpolation and smoothing."
-        out = np.full(self.size[0], scores.min(), np.float64)
-        for k, (h, w) in enumerate(self.grids):
-            hottest = scores[self.part(k)].reshape(h, w).max(axis=1)
-            for i in range(h):
-                _, top, _, bottom = self._edges(k, (i - 1, i + 2), (0, w))
-                top, bottom = (self.boxes[k][0] if i == 0 else top), (self.boxes[k][2] if i == h - 1 else bottom)
-                reach = slice(max(int(top) - edge, 0), int(np.ceil(bottom)) + edge)
-                out[reach] = np.maximum(out[reach], hottest[i])
-        return out
-
-    def _cell_at(self, row: int, column: int, scores: np.ndarray) -> int:
-        "The cell of a pixel; of parts that overlap there, the hottest."
-        top, left, bottom, right = self.boxes.T
-        cells = []
-        for k in np.flatnonzero((top <= row) & (row < bottom) & (left <= column) & (column < right)):
-            p, grid = self.placements[k], self.grids[k]
-            at = (row - top[k], column - left[k])
-            i, j = (
-                int(np.clip(((a + 0.5) * side / length + o) // self.patch, 0, n - 1))
-                for a, side, length, o, n in zip(at, p.resized, p.image, p.offset, grid)
-            )
-            cells.append(int(self.starts[k]) + i * grid[1] + j)
-        return max(cells, key=scores.__getitem__) if cells else int(scores.argmax())
 
     def _part_map(self, scores: np.ndarray, k: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         "The pixels of one part that are in these rows and columns."
@@ -207,23 +126,16 @@ class Cells:
         self,
         scores: np.ndarray,  # (C,)
         limit: float,  # score that normal cells rarely reach
-        sigma: float = 4.0,  # as of `heatmap`
     ) -> tuple[int, int, int, int]:  # left, top, right, bottom in pixels; right and bottom are not part of it
-        """The box around the connected cells above the limit where the heatmap is highest; where none is, the cell that
-        is there.
-        """
-        y, x = self.peak(scores, sigma)
-        k, row, column = self._place(self._cell_at(y, x, scores))
+        "The box around the connected cells above the limit, the hottest among them; where none is, the hottest cell."
+        k, row, column = self._place(int(scores.argmax()))
         edges = self._edges(k, (row, row + 1), (column, column + 1))
         areas = np.array(
             list(chain.from_iterable(self._areas(scores, k, limit) for k in range(len(self.boxes))))
         ).reshape(-1, 4)
         middle = (edges[:2] + edges[2:]) / 2
-        # of that cell's part, and of others that see it; or beside it, where smoothing made their middle the highest
+        # of the hottest cell's part, and of others that see it
         mask = (areas[:, :2] <= middle).all(axis=1) & (areas[:, 2:] >= middle).all(axis=1)
-        if not mask.any():
-            mask = (areas[:, :2] <= edges[2:]).all(axis=1) & (areas[:, 2:] >= edges[:2]).all(axis=1)
-        edges = np.concatenate([np.minimum(edges[:2], (x, y)), np.maximum(edges[2:], (x + 1, y + 1))])
         while mask.any():
             edges = np.concatenate(
                 [np.minimum(edges[:2], areas[mask, :2].min(axis=0)), np.maximum(edges[2:], areas[mask, 2:].max(axis=0))]

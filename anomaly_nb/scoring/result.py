@@ -69,10 +69,9 @@ def hottest_box(
     patch_hw: tuple[int, int],  # (h, w)
     size: tuple[int, int],  # (H, W) pixels of the image
     limit: float,  # patch score that normal patches rarely reach
-    sigma: float = 4.0,  # pixels of smoothing of the map
 ) -> tuple[int, int, int, int]:  # left, top, right, bottom in pixels; right and bottom are not part of it
-    "The box of the hottest place, where the heatmap is highest."
-    return Layout(patch_hw).of(size).box(patch_scores, limit, sigma)
+    "The box of the hottest place."
+    return Layout(patch_hw).of(size).box(patch_scores, limit)
 
 # %% ../../nbs/06_scoring/07_result.ipynb #8d21dcf7
 @dataclass
@@ -170,7 +169,7 @@ class Evaluation:
 
     def box(self, i: int) -> tuple[int, int, int, int]:
         "The hottest place of image i, see `hottest_box`."
-        return self.cells(i).box(np.asarray(self.patch_scores[i]), self.patch_limit, self.sigma)
+        return self.cells(i).box(np.asarray(self.patch_scores[i]), self.patch_limit)
 
     def decisions(self) -> pd.DataFrame:
         """One row an image: the index's columns, score, anomalous, p_value, percentile, and the most similar normal

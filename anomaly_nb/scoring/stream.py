@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PartBatch', 'part_batches', 'image_batches', 'check_grid', 'check_same_grid', 'check_one_grid', 'TrainingCells',
-           'training_cells', 'Scored', 'scored_images', 'DiskRows', 'pass_features', 'pass_parts']
+           'training_cells', 'ScoredImage', 'scored_images', 'DiskRows', 'pass_features', 'pass_parts']
 
 # %% ../../nbs/06_scoring/15_stream.ipynb #14d173db
 import tempfile
@@ -193,7 +193,7 @@ def _within_quota(count: np.ndarray, quota: int, random_state: tuple[int, int]) 
 
 # %% ../../nbs/06_scoring/15_stream.ipynb #61c43e27
 @dataclass
-class Scored:
+class ScoredImage:
     "What is left of an image once it is scored."
 
     cells: np.ndarray  # (C,) float32; cells that do not count have the lowest score
@@ -210,7 +210,7 @@ def scored_images(
     score: Callable[[np.ndarray, np.ndarray], np.ndarray],  # (b, P, D), (b, Dc) -> (b, P), a bank's
     aggregation: str,  # of `image_scores`
     object_threshold: float | None = None,  # of `foreground`
-) -> Iterator[Scored]:
+) -> Iterator[ScoredImage]:
     "Scores of images, each when its last part is done."
     values = best = np.empty(0, np.float32)
     vectors = np.zeros(1)
@@ -233,7 +233,7 @@ def scored_images(
                 hot, best = part.start + int(inside.argmax()), x[j, int(inside.argmax())].copy()
         if batch.first + len(scores) == len(grid.boxes):
             values = grid.filled(values)
-            yield Scored(
+            yield ScoredImage(
                 values, grid.aggregate(values, aggregation), hot, best, (vectors / len(grid.boxes)).astype(np.float32)
             )
 
@@ -310,7 +310,7 @@ def pass_features(
 
 # %% ../../nbs/06_scoring/15_stream.ipynb #fe0d5d60
 def pass_parts(
-    scored: Iterable[Scored],  # images
+    scored: Iterable[ScoredImage],  # images
     # hottest cells, their features -> the normal places most like them
     nearest: Callable[[np.ndarray, np.ndarray], pd.DataFrame],
 ) -> tuple[
