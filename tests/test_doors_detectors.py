@@ -1,6 +1,8 @@
 "What a stranger found at the doors of a detector: transparent images, damaged detectors, tables and exports."
 
+import json
 import re
+import sys
 
 import numpy as np
 import pandas as pd
@@ -132,6 +134,7 @@ def test_inspect_says_what_becomes_of_floats(tmp_path, high, low, change, code, 
 def test_the_time_of_a_choice_is_measured_and_corrected(tmp_path, monkeypatch, capfd):
     """What is not measured is not claimed; the fit after the choice is expected by its own recipe, folds counted in."""
     monkeypatch.setenv("ANOMALY_NB_PROGRESS", "")
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # of another test: a notebook is told nothing
     (tmp_path / "good").mkdir()
     for i in range(12):  # two nearly alike of each part
         image = draw_sample("nut", "good", i // 2, size=48)[0] ^ (np.random.default_rng(i).random((48, 48, 3)) < 0.5)
@@ -170,3 +173,12 @@ def test_evaluate_takes_the_folder_of_normal_images(fitted, tmp_path, capsys):
     assert "--normal" in fails(capsys, *words)
     missing = fails(capsys, *words, "--normal", "c")
     assert "no folder is clearly normal" not in missing and "c" in missing
+
+
+def test_what_an_update_adds_has_its_role(fitted, tmp_path):
+    Detector.load(fitted / "det").save(tmp_path / "det")
+    assert run("update", tmp_path / "det", parts(tmp_path / "more", range(90, 92)))[0] == 0
+    table = pd.read_csv(tmp_path / "det/training.csv", keep_default_na=False)
+    assert table["role"].tolist() == ["normal"] * 10 and (table["sha256"] != "").all()
+    folders = json.loads(run("inspect", tmp_path / "more", "--json")[1])["folders"]
+    assert [f["role"] for f in folders] == ["images"]
