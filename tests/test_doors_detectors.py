@@ -1,6 +1,8 @@
 "What a stranger found at the doors of a detector: transparent images, damaged detectors, tables and exports."
 
+import json
 import re
+import sys
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ from anomaly_nb.data.datasets import index_csv
 from anomaly_nb.data.samples import draw_sample
 from anomaly_nb.scoring import Detector
 from anomaly_nb.scoring.service import read_detectors
-from tests.commands import FIT, run
+from tests.commands import FIT, fails, parts, run
 
 
 def transparent(folder):
@@ -132,6 +134,7 @@ def test_inspect_says_what_becomes_of_floats(tmp_path, high, low, change, code, 
 def test_the_time_of_a_choice_is_measured_and_corrected(tmp_path, monkeypatch, capfd):
     """What is not measured is not claimed; the fit after the choice is expected by its own recipe, folds counted in."""
     monkeypatch.setenv("ANOMALY_NB_PROGRESS", "")
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # of another test: a notebook is told nothing
     (tmp_path / "good").mkdir()
     for i in range(12):  # two nearly alike of each part
         image = draw_sample("nut", "good", i // 2, size=48)[0] ^ (np.random.default_rng(i).random((48, 48, 3)) < 0.5)
@@ -144,3 +147,38 @@ def test_the_time_of_a_choice_is_measured_and_corrected(tmp_path, monkeypatch, c
     assert re.search(r"the first of 8 recipes took \S+ s: 7 others take about \S+ (s|min) if each takes as long", said)
     assert re.search(r"learning by \S+ from 12 images in 6 groups, left out in 6 folds, takes about ", said)
     assert " s in all" not in said and "nearly the same" not in said  # parts of one group are alike, which is meant
+
+
+def test_a_detector_is_no_folder_of_images(fitted, tmp_path, capsys):
+    for words in (("inspect", fitted / "det"), ("fit", fitted / "det", "--out", tmp_path / "d", *FIT)):
+        said = fails(capsys, *words)
+        assert f"{fitted / 'det'}: is a detector of `anomaly-nb fit`" in said and "good" not in said
+
+
+def test_a_refused_update_says_nothing_is_learned(fitted, tmp_path, capsys):
+    """Images that cannot be read keep all from being learned, those too that the detector calls anomalous."""
+    Detector.load(fitted / "det").save(tmp_path / "det")
+    (tmp_path / "new").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)).save(tmp_path / "new/odd.png")
+    (tmp_path / "new/text.png").write_text("no image")
+    said = fails(capsys, "update", tmp_path / "det", tmp_path / "new")
+    assert said.endswith("text.png: damaged or not an image; restore or remove it\n") and "learned as normal" not in said
+    (tmp_path / "new/text.png").unlink()
+    assert "odd.png first); it is learned as normal" in run("update", tmp_path / "det", tmp_path / "new")[1]
+
+
+def test_evaluate_takes_the_folder_of_normal_images(fitted, tmp_path, capsys):
+    parts(tmp_path / "test/a", range(60, 62)), parts(tmp_path / "test/b", range(70, 72))
+    words = ("evaluate", fitted / "det", tmp_path / "test", "--figures", tmp_path / "figures")
+    assert "--normal" in fails(capsys, *words)
+    missing = fails(capsys, *words, "--normal", "c")
+    assert "no folder is clearly normal" not in missing and "c" in missing
+
+
+def test_what_an_update_adds_has_its_role(fitted, tmp_path):
+    Detector.load(fitted / "det").save(tmp_path / "det")
+    assert run("update", tmp_path / "det", parts(tmp_path / "more", range(90, 92)))[0] == 0
+    table = pd.read_csv(tmp_path / "det/training.csv", keep_default_na=False)
+    assert table["role"].tolist() == ["normal"] * 10 and (table["sha256"] != "").all()
+    folders = json.loads(run("inspect", tmp_path / "more", "--json")[1])["folders"]
+    assert [f["role"] for f in folders] == ["images"]

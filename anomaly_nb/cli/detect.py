@@ -20,6 +20,7 @@ from anomaly_nb.cli.detector_options import (
     FolderLayout,
     NormalImages,
     check_fit_options,
+    check_no_detector,
     checked_index,
 )
 from .options import Answer, say_passed, say_run, with_options
@@ -93,6 +94,7 @@ def fit(
     from anomaly_nb.scoring.predict import predict_files
 
     check_fit_options(out, images.shots, made)
+    check_no_detector(root)
     answer.left = f"{out} is as it was: no detector is written"
     choice: dict[str, Any] = {}
     first: list[str] = []  # what was chosen, said once nothing is refused any more
@@ -242,16 +244,18 @@ def update(
         image_groups(pd.DataFrame({"image_path": files}), model.groups)
     judged = predict_files(model, files) if before and not needs_batch(model) else ()
     flagged = [p.image_path for p in judged if p.anomalous == 1]
-    if flagged:
-        answer.say(
-            f"version {model.version_} called {len(flagged)} of {number_of(len(files), 'new image')} anomalous "
-            f"({printable(Path(flagged[0]).name)} first); {plural(len(flagged), 'it is', 'they are')} learned as "
-            f"normal: look at {plural(len(flagged), 'it', 'them')}",
-            err=True,
-        )
+    called = (
+        f"version {model.version_} called {len(flagged)} of {number_of(len(files), 'new image')} anomalous "
+        f"({printable(Path(flagged[0]).name)} first); {plural(len(flagged), 'it is', 'they are')} learned as "
+        f"normal: look at {plural(len(flagged), 'it', 'them')}"
+        if flagged
+        else ""
+    )
     unseen = unseen_types(count_types(files), model.file_types_)
     answer.left = f"the detector in {detector} is as it was"
     model.update(files)
+    if called:  # not before: images that cannot be read keep all from being learned
+        answer.say(called, err=True)
     write_card(model, model.save(detector))
     was = f"{before.value:.4g}" if before else "none"
     answer.verdict(
@@ -277,6 +281,7 @@ def evaluate(
         Path, typer.Option(help="Folder for the run (in runs/) and the list of all runs (index.html).")
     ] = Path("figures"),
     weights: Annotated[str, typer.Option(help="Where the backbone's checkpoint is now, if it was moved.")] = "",
+    normal: Annotated[str, typer.Option(help="Folder of normal images where its name does not say so.")] = "",
     on_missing: Annotated[
         str, typer.Option(help="Anomalous images without a mask, masks without an image: raise, keep or drop.")
     ] = "keep",
@@ -300,7 +305,7 @@ def evaluate(
     check_backbone(model)
     model.decision_threshold()
     category = layout.category or one_category(layout.dataset, "")
-    index = read_index(layout.dataset, root, category, on_missing)
+    index = read_index(layout.dataset, root, category, on_missing, normal=normal)
     _, learned = unseen(index, model)
     parameters = {
         "detector": str(detector.resolve()),
@@ -308,6 +313,7 @@ def evaluate(
         "root": str(root),
         "category": layout.category,
         "weights": weights,
+        "normal": normal,
         "on_missing": on_missing,
     }
     say_run(run_report("image_anomaly", parameters, figures))

@@ -20,6 +20,7 @@ from .atoms import app as atoms
 from .benchmark import benchmark
 from .demo import demo
 from .detect import evaluate, fit, update
+from .detector_options import check_no_detector
 from .drift import app as drift
 from .ending import EndingGroup, heeding_sigterm
 from .options import USAGE_ERROR, exit_code, say_run, usage_line
@@ -236,6 +237,7 @@ def inspect(
     """
     from anomaly_nb.data.inspection import inspect_folder, inspection_lines
 
+    check_no_detector(root)
     census = inspect_folder(root, not headers, normal, intensity)
     census["reading"] = [in_command("inspect", line) for line in census["reading"]]
     census["verdict"] = in_command("fit", census["verdict"])

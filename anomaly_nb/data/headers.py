@@ -18,7 +18,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..core.errors import DataError, check_file, check_folder
 from ..core.files import odd_file
@@ -203,8 +203,10 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         claimed = re.search(r"\((\d+) pixels\)", str(e))
         raise TooLargeError(path, int(claimed[1]) if claimed else 0) from None
     except DAMAGE as e:
-        reason = "the file is empty" if path.stat().st_size == 0 else str(e).replace(str(path), path.name)
-        raise DataError(f"{path}: damaged or not an image ({reason}); restore or remove it") from None
+        reason = " (the file is empty)" if path.stat().st_size == 0 else f" ({str(e).replace(str(path), path.name)})"
+        if isinstance(e, UnidentifiedImageError) and path.stat().st_size:
+            reason = ""  # which says no more than the rest
+        raise DataError(f"{path}: damaged or not an image{reason}; restore or remove it") from None
 
 # %% ../../nbs/02_data/09_headers.ipynb #93980bc9
 def _png_header(path: Path) -> tuple[int, int]:

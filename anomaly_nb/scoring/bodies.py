@@ -51,7 +51,6 @@ def _not_empty(image: bytes) -> bytes:
 
 def for_client(message: str) -> str:
     "What is wrong with an image, with a mend for who sent it: there is no file to restore or to remove."
-    message = re.sub(r" \(cannot identify image file [^)]*\)", "", message)  # which says no more than the rest
     what, _, mend = message.rpartition("; ")
     return f"{what}; {WANTED}" if what and "remove" in mend else message
 
