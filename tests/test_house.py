@@ -1,7 +1,7 @@
 "The house's own rules that a program can count: short modules, whole classes."
 
 import ast
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import anomaly_nb
@@ -35,3 +35,12 @@ def test_no_line_is_longer_than_120():
         lines = enumerate(source.splitlines(), 1)
         long += [f"{path}:{i}" for i, line in lines if len(line) > 120 and i not in generated]
     assert not long
+
+
+def test_a_class_name_means_one_thing():
+    places = defaultdict(list)
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(str(path))
+    assert not {name: where for name, where in places.items() if len(where) > 1}

@@ -68,7 +68,8 @@ def serve(
 ) -> None:
     """Answer images with decisions over HTTP (extra `serve`). Refuses to start without a key.
 
-    Of several detectors, those that are damaged are refused: the start and the list say which, and why; /health says how many.
+    Of several detectors, those that are damaged are refused. The start and the list say which, and why; /health says
+    how many.
 
     \b
     anomaly-nb serve detectors/ --new-key --name line3

@@ -94,7 +94,9 @@ def _spots(rng: np.random.Generator, count: int, apart: float = 0.44, reach: flo
                 return places
 
 # %% ../../nbs/02_data/02_logical.ipynb #368104a6
-def draw_bag(rng: np.random.Generator, size: int, defect: str) -> tuple[np.ndarray, list[np.ndarray], list[MarkedRegion]]:
+def draw_bag(
+    rng: np.random.Generator, size: int, defect: str
+) -> tuple[np.ndarray, list[np.ndarray], list[MarkedRegion]]:
     "Three washers, two nuts and two pins, anywhere: the image, where each part lies, and the defect's regions."
     parts, odd_part = list(BAG), ""
     if defect == "missing":
@@ -116,7 +118,9 @@ def draw_bag(rng: np.random.Generator, size: int, defect: str) -> tuple[np.ndarr
     return image, laid, [(np.any(same, axis=0), f"extra {odd_part}")] if odd_part else []
 
 
-def draw_kit(rng: np.random.Generator, size: int, defect: str) -> tuple[np.ndarray, list[np.ndarray], list[MarkedRegion]]:
+def draw_kit(
+    rng: np.random.Generator, size: int, defect: str
+) -> tuple[np.ndarray, list[np.ndarray], list[MarkedRegion]]:
     "Six compartments, each with its part: the image, where each part lies, and the defect's regions."
     y, x = _grid(size)
     edges = [np.abs(x - edge) - 0.025 for edge in (-0.32, 0.32)] + [
