@@ -2,9 +2,15 @@
 OpenAPI.
 """
 
+import os
+import shlex
 import socket
-from contextlib import closing
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager, suppress
 
+import httpx
 import schemathesis
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -113,3 +119,29 @@ def free_port():
     with closing(socket.socket()) as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+@contextmanager
+def command_line(*words, key, folder):
+    "A service of the command line in a process of its own; its lines come on stdout."
+    env = os.environ | {"ANOMALY_NB_API_KEY": key, "PYTHONPATH": os.getcwd(), "PYTHONUNBUFFERED": "1"}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = [sys.executable, "-m", "anomaly_nb.cli.main", *words]
+    process = subprocess.Popen(command, cwd=folder, env=env, **options)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        process.stdout.close()
+
+
+def by_curl(line, key, content=None):
+    "The answer to a printed curl line, asked until the service listens."
+    words = shlex.split(line.replace("$KEY", key))
+    header, url = words[words.index("-H") + 1].split(": "), words[-1]
+    for _ in range(300):
+        with suppress(httpx.TransportError):
+            return httpx.request("POST" if content else "GET", url, content=content, headers=[tuple(header)])
+        time.sleep(0.1)
+    raise AssertionError(f"nobody answers {url}")

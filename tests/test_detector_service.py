@@ -33,7 +33,7 @@ from anomaly_nb.data import read_index
 from anomaly_nb.data.samples import write_samples
 from anomaly_nb.scoring import Detector, predict_files
 from anomaly_nb.scoring.service import create_detector_app, read_detectors, sound_detectors
-from tests.services import conforms, free_port, mounted, no_answer, places
+from tests.services import by_curl, command_line, conforms, free_port, mounted, no_answer, places
 
 SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
 KEY, HASH = new_key()
@@ -363,38 +363,21 @@ def test_sound_detectors_are_served_beside_damaged_ones(folder, files, tmp_path)
 
 def test_the_start_says_how_to_ask_and_what_is_refused(folder, files, tmp_path):
     """The printed line, with the key in its variable, is a request that is answered."""
-    import shlex
-    import subprocess
-    import sys
     from shutil import copytree
 
     copytree(folder / "detectors", tmp_path / "d")
     (tmp_path / "d/weave/threshold.json").unlink()
     port = free_port()
-    command = [sys.executable, "-m", "anomaly_nb.cli.main", "serve", str(tmp_path / "d"), "--port", str(port)]
-    env = os.environ | {"ANOMALY_NB_API_KEY": KEY, "PYTHONPATH": os.getcwd(), "PYTHONUNBUFFERED": "1"}
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, **options)
-    try:
+    base = f"http://127.0.0.1:{port}"
+    with command_line("serve", str(tmp_path / "d"), "--port", str(port), key=KEY, folder=tmp_path) as process:
         lines = [process.stdout.readline().strip() for _ in range(5)]
-        base = f"http://127.0.0.1:{port}"
         assert lines[0].startswith("nut: version 1, 8 normal images"), lines
         assert lines[1].startswith("refused: weave: ") and "threshold.json" in lines[1]
         assert lines[2] == f"serving 1 detector at {base}; end with Ctrl-C"
         assert lines[3] == f"health: {base}/health; OpenAPI: {base}/openapi.json, with the key"
         assert '"Authorization: Bearer $KEY"' in lines[4] and KEY not in "".join(lines)
-        words = shlex.split(lines[4].replace("$KEY", KEY))
-        header, url = words[words.index("-H") + 1].split(": "), words[-1]
-        for _ in range(300):
-            try:
-                answer = httpx.post(url, content=files[0].read_bytes(), headers=[tuple(header)])
-                break
-            except httpx.TransportError:
-                time.sleep(0.1)
+        answer = by_curl(lines[4], KEY, files[0].read_bytes())
         assert answer.status_code == 200 and answer.json()["detector"] == "nut"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
 
 
 def start(folder, port, hashed):

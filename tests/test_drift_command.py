@@ -236,3 +236,17 @@ def test_a_huge_score_is_anomalous_without_a_warning(place):
     (place / "huge.csv").write_text("file,score\na.png,1e308\n")
     words = "--scores", "huge.csv", "--model", "net", "--head", "leather", "--out", "out.csv", *STORE
     assert run("drift", "tag", *words)[0] == 3
+
+
+def test_the_service_of_a_store_says_how_to_ask(tmp_path):
+    pytest.importorskip("schemathesis")
+    from tests.services import by_curl, command_line, free_port
+
+    port, key = free_port(), "k" * 32
+    base = f"http://127.0.0.1:{port}"
+    with command_line("drift", "serve", "--port", str(port), key=key, folder=tmp_path) as process:
+        lines = [process.stdout.readline().strip() for _ in range(3)]
+        assert lines[0] == f"serving the store data/calibrations at {base}; end with Ctrl-C", lines
+        assert lines[1] == f"health: {base}/health; OpenAPI: {base}/openapi.json, with the key"
+        answer = by_curl(lines[2], key)
+        assert answer.status_code == 200 and answer.json()["runs"] == [] and key not in "".join(lines)

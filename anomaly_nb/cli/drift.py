@@ -27,6 +27,7 @@ from anomaly_nb.cli.stores import (
     read_heads,
     reference_words,
     scores_of,
+    service_lines,
     tag_heads,
     trend_line,
 )
@@ -392,5 +393,7 @@ def serve(
     from anomaly_nb.calibration import service
 
     settings = service.service_settings(host=host, port=port, store=store, config=config)
-    typer.echo(f"http://{settings.host}:{settings.port}/health")
+    what, route = f"the store {settings.store.as_posix()}", "{url}/admin/calibration/history"
+    for line in service_lines(settings.host, settings.port, what, route, settings.public_schema):
+        typer.echo(line)
     service.run_service(host=host, port=port, store=store, config=config)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['StoreOption', 'Config', 'STORE', 'CONFIG', 'MORE', 'KeyOptions', 'start_development', 'needs_development',
            'open_store', 'each_label', 'check_out', 'scores_of', 'HeadScores', 'read_heads', 'tag_heads',
-           'reference_words', 'trend_line', 'move_words', 'history_lines', 'keys_changed']
+           'reference_words', 'trend_line', 'move_words', 'history_lines', 'keys_changed', 'service_url',
+           'service_lines']
 
 # %% ../../nbs/11_cli/04_stores.ipynb #b3f35333
 from collections.abc import Callable
@@ -288,3 +289,28 @@ def keys_changed(
         gone = f"; the earlier key {name} is no longer valid" if earlier else ""
         typer.echo(f"the key, shown only now:  {add_key(config, keys.name)}\nits hash is in {config}{gone}")
     return keys.new_key or keys.drop_key is not None
+
+
+def service_url(
+    host: str,  # that is listened on
+    port: int,
+) -> str:
+    "Where a service is asked from its own machine: an address that stands for all addresses is no address to ask."
+    name = "localhost" if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}"
+
+
+def service_lines(
+    host: str,  # that is listened on
+    port: int,
+    what: str,  # is served
+    request: str,  # the rest of a curl line that works, with {url}
+    public_schema: bool = False,  # whether OpenAPI needs no key
+) -> list[str]:
+    "What whoever starts a service needs to ask it."
+    url, wants = service_url(host, port), "" if public_schema else ", with the key"
+    return [
+        f"serving {what} at {url}; end with Ctrl-C",
+        f"health: {url}/health; OpenAPI: {url}/openapi.json{wants}",
+        f'curl -H "Authorization: Bearer $KEY" {request.format(url=url)}',
+    ]
