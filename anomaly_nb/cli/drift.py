@@ -393,7 +393,7 @@ def serve(
     from anomaly_nb.calibration import service
 
     settings = service.service_settings(host=host, port=port, store=store, config=config)
-    what, route = f"the store {settings.store.as_posix()}", "{url}/admin/calibration/history"
+    what, route = f"the store {settings.store.as_posix()}", "{url}/openapi.json"
     for line in service_lines(settings.host, settings.port, what, route, settings.public_schema):
         typer.echo(line)
     service.run_service(host=host, port=port, store=store, config=config)
