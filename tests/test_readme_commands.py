@@ -48,6 +48,8 @@ QUICK = {
     "anomaly-nb serve detectors/ --new-key": {0},
     "anomaly-nb new my_report": {0},
     "anomaly-nb runs list": {0},
+    "anomaly-nb drift run --develop": {0},
+    "anomaly-nb drift history": {0},
 }
 # beginning of a command about films -> exit codes that are right; `cat` writes the settings they share
 VIDEO = {
@@ -93,7 +95,7 @@ def run_type(command):
 def test_every_command_is_accounted_for():
     run_types = [run_type(c) for c in commands()]
     print({k: run_types.count(k) for k in ("quick", "video", "long", "elsewhere")})
-    assert run_types.count("quick") >= 7 and run_types.count("long") >= 19 and len(run_types) == 46
+    assert run_types.count("quick") >= 7 and run_types.count("long") >= 19 and len(run_types) == 48
     assert run_types.count("video") == len(VIDEO)
     assert all(any(c.startswith(named) for c in commands()) for named in (*ELSEWHERE, *QUICK, *VIDEO, *LONG)), (
         "named here and not in the README"
