@@ -95,6 +95,23 @@ def clear_stale(
     return sorted(stale)
 
 # %% ../../nbs/00_core/02_files.ipynb #8132d88f
+def _umask() -> int:
+    "The process's file mode mask (reading it means setting it)."
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+# %% ../../nbs/00_core/02_files.ipynb #2e839db6
+def _sync_folder(folder: Path) -> None:
+    "Flush a folder's entries to the disk where the system allows it."
+    with suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+# %% ../../nbs/00_core/02_files.ipynb #f6632390
 _cleared: set[tuple[int, Path]] = set()  # folders that this process has looked through for files of killed writers
 
 
@@ -128,23 +145,6 @@ def atomic_write(
             e.filename, e.filename2 = str(path), None
         raise
     _sync_folder(path.parent)
-
-
-def _umask() -> int:
-    "The process's file mode mask (reading it means setting it)."
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    "Flush a folder's entries to the disk where the system allows it."
-    with suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 # %% ../../nbs/00_core/02_files.ipynb #fd8884cf
 @contextmanager
@@ -329,14 +329,14 @@ def build_manifest(
             files[name] = {"sha256": sha256_file(path), "size": path.stat().st_size}
     return {**metadata, "files": files, "sha256": sha256_json(files)}
 
-
+# %% ../../nbs/00_core/02_files.ipynb #57f2936f
 def write_manifest(folder: str | Path, **metadata: object) -> dict:
     "Write `manifest.json` into `folder` and return it."
     manifest = build_manifest(folder, **metadata)
     write_json(Path(folder) / MANIFEST, manifest)
     return manifest
 
-
+# %% ../../nbs/00_core/02_files.ipynb #41b2f35b
 def verify_manifest(folder: str | Path) -> dict:
     """The manifest of `folder`, if every file is as it says.
 

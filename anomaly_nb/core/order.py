@@ -64,6 +64,41 @@ def name_number(
     return int(runs[0]) if len(runs) == 1 and len(runs[0]) < 19 and name_part(name) is None else None
 
 # %% ../../nbs/00_core/08_order.ipynb #69355508
+def _all_numbers(name: str) -> tuple[tuple[int, str], ...]:
+    "All numbers in a name."
+    return tuple(_number(run) for run in re.findall(r"\d+", name))
+
+# %% ../../nbs/00_core/08_order.ipynb #a7233d3d
+def _key(name: str, start: int | None) -> tuple:
+    "What a name is joined by: itself, or its numbers from `start` on; a piece by all its numbers and its letter."
+    if start is None:
+        return (name,)
+    numbers, part = _all_numbers(name), name_part(name)
+    return numbers[start:], (numbers, part.casefold() if len(part) == 1 else "part") if part else None
+
+# %% ../../nbs/00_core/08_order.ipynb #d10310b1
+def _contradict(a: str, b: str) -> bool:
+    "Whether a number before the last one differs: `cam1_2` and `cam9_2` do, `test_01` and `ped2_test_01` do not."
+    return any(m != n for m, n in zip(_all_numbers(a)[::-1], _all_numbers(b)[::-1]))
+
+# %% ../../nbs/00_core/08_order.ipynb #8e3e6304
+def _undecided(names: list[str], others: list[str]) -> list[str]:
+    """Names that may belong to another partner by a number before their last: one that differs between names, or that a
+    partner is called.
+    """
+    for side in (names, others):
+        if len({_all_numbers(n)[:-1] for n in side if len(_all_numbers(n)) > 1}) > 1:
+            return names
+    called = {_all_numbers(n)[-1] for n in others}
+    return [n for n in names if called & set(_all_numbers(n)[:-1])] if len(others) > len(names) else []
+
+# %% ../../nbs/00_core/08_order.ipynb #d8ca26a8
+def _some(names: Iterable[str]) -> str:
+    "A few names, for a message."
+    ordered = sorted(names, key=natural_key)
+    return ", ".join(ordered[:4]) + (", ..." if len(ordered) > 4 else "") if ordered else "nothing"
+
+# %% ../../nbs/00_core/08_order.ipynb #ccf9ebad
 def pair_names(
     names: Iterable[str],  # what needs a partner
     others: Iterable[str],  # where it is looked for; may hold more
@@ -87,41 +122,6 @@ def pair_names(
     first = min(lost or names, key=natural_key)
     has = _some(others)
     raise DataError(f"{where}: nothing in it belongs to {what} {first!r} beyond doubt; name both alike (it has {has})")
-
-
-def _all_numbers(name: str) -> tuple[tuple[int, str], ...]:
-    "All numbers in a name."
-    return tuple(_number(run) for run in re.findall(r"\d+", name))
-
-
-def _key(name: str, start: int | None) -> tuple:
-    "What a name is joined by: itself, or its numbers from `start` on; a piece by all its numbers and its letter."
-    if start is None:
-        return (name,)
-    numbers, part = _all_numbers(name), name_part(name)
-    return numbers[start:], (numbers, part.casefold() if len(part) == 1 else "part") if part else None
-
-
-def _undecided(names: list[str], others: list[str]) -> list[str]:
-    """Names that may belong to another partner by a number before their last: one that differs between names, or that a
-    partner is called.
-    """
-    for side in (names, others):
-        if len({_all_numbers(n)[:-1] for n in side if len(_all_numbers(n)) > 1}) > 1:
-            return names
-    called = {_all_numbers(n)[-1] for n in others}
-    return [n for n in names if called & set(_all_numbers(n)[:-1])] if len(others) > len(names) else []
-
-
-def _contradict(a: str, b: str) -> bool:
-    "Whether a number before the last one differs: `cam1_2` and `cam9_2` do, `test_01` and `ped2_test_01` do not."
-    return any(m != n for m, n in zip(_all_numbers(a)[::-1], _all_numbers(b)[::-1]))
-
-
-def _some(names: Iterable[str]) -> str:
-    "A few names, for a message."
-    ordered = sorted(names, key=natural_key)
-    return ", ".join(ordered[:4]) + (", ..." if len(ordered) > 4 else "") if ordered else "nothing"
 
 # %% ../../nbs/00_core/08_order.ipynb #8a183559
 def telling_names(

@@ -23,10 +23,6 @@ JsonValue: TypeAlias = bool | int | float | str | list["JsonValue"] | dict[str, 
 Record: TypeAlias = dict[str, Any]
 
 # %% ../../nbs/00_core/11_plain.ipynb #e1c30fd2
-DEEPEST, LARGEST_TREE = 100, 1_000_000  # levels of lists and mappings; values in a YAML file, aliases followed
-_T = TypeVar("_T")
-
-
 def decode_text(
     content: bytes,
     name: str | Path,  # of the file, for messages
@@ -40,10 +36,14 @@ def decode_text(
             f"{name}: not UTF-8 ({'it is UTF-16' if wide else f'byte {e.start}'}); save it as UTF-8"
         ) from None
 
-
+# %% ../../nbs/00_core/11_plain.ipynb #a6f3836b
 def read_text(path: str | Path) -> str:
     "The UTF-8 text of a file. Raises `MissingFileError`, `DataError`."
     return decode_text(check_file(path).read_bytes(), path)
+
+# %% ../../nbs/00_core/11_plain.ipynb #7301fa27
+DEEPEST, LARGEST_TREE = 100, 1_000_000  # levels of lists and mappings; values in a YAML file, aliases followed
+_T = TypeVar("_T")
 
 
 def check_plain(
@@ -108,7 +108,7 @@ def parse_json(
         raise DataError(f"{name}: nested more than {DEEPEST} levels deep; flatten it") from None
     return check_plain(value, name)
 
-
+# %% ../../nbs/00_core/11_plain.ipynb #3875b725
 def read_json(path: str | Path) -> Any:
     "Read a JSON file. Raises `MissingFileError`, or `DataError` with the place where it stops being JSON."
     return parse_json(check_file(path).read_bytes(), path)
@@ -155,7 +155,7 @@ def parse_yaml(
         raise DataError(f"{name}: not valid YAML ({type(e).__name__}: {' '.join(str(e).split())[:200]})") from None
     return check_plain(value, name, LARGEST_TREE)
 
-
+# %% ../../nbs/00_core/11_plain.ipynb #25fe2064
 def read_yaml(path: str | Path) -> Any:
     "Read a YAML file as plain data. Raises `MissingFileError`, `DataError`."
     return parse_yaml(read_text(path), path)

@@ -26,6 +26,13 @@ import numpy as np
 from .plain import Record
 
 # %% ../../nbs/00_core/04_runtime.ipynb #90cbcb02
+def _installed(package: str) -> bool:
+    "Whether `package` could be imported, without importing it."
+    from importlib.util import find_spec
+
+    return find_spec(package) is not None
+
+# %% ../../nbs/00_core/04_runtime.ipynb #3fa7d876
 def deterministic(
     random_state: int = 0,  # for Python, NumPy and torch
     threads: int | None = None,  # CPU threads of torch and FAISS; None leaves them
@@ -51,18 +58,7 @@ def deterministic(
 
         faiss.omp_set_num_threads(threads)
 
-
-def _installed(package: str) -> bool:
-    "Whether `package` could be imported, without importing it."
-    from importlib.util import find_spec
-
-    return find_spec(package) is not None
-
 # %% ../../nbs/00_core/04_runtime.ipynb #d9419851
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
-
 def cpu_threads() -> int:
     """Threads to compute with: torch's, where it is loaded, else as many as OMP_NUM_THREADS says or the process has
     processors.
@@ -80,7 +76,7 @@ def cpu_threads() -> int:
         else os.cpu_count() or 1
     )
 
-
+# %% ../../nbs/00_core/04_runtime.ipynb #8321a704
 def _alone() -> None:
     "One thread of torch and FAISS for the thread that calls it."
     one = 1
@@ -93,7 +89,7 @@ def _alone() -> None:
 
         faiss.omp_set_num_threads(one)
 
-
+# %% ../../nbs/00_core/04_runtime.ipynb #21f0ec73
 @contextmanager
 def side_by_side(
     count: int,  # threads
@@ -108,6 +104,10 @@ def side_by_side(
             import torch
 
             torch.set_num_threads(threads)  # for threads that begin later
+
+# %% ../../nbs/00_core/04_runtime.ipynb #cfd559f0
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def in_order(
@@ -141,7 +141,7 @@ class _Lines:
     def flush(self) -> None:
         self.stream.flush()
 
-
+# %% ../../nbs/00_core/04_runtime.ipynb #cdd6f790
 def progress(
     items: Iterable | None = None,  # what to iterate over
     desc: str = "",  # what is being done
@@ -179,7 +179,7 @@ def progress(
         setattr(bar, name, partial(getattr(bar, name), refresh=False))
     return bar
 
-
+# %% ../../nbs/00_core/04_runtime.ipynb #b042de89
 def notice(
     text: str,  # one line
 ) -> None:
@@ -216,7 +216,7 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
             continue
     return result
 
-
+# %% ../../nbs/00_core/04_runtime.ipynb #7f565305
 def git_state(folder: str | Path = ".") -> dict[str, str | bool] | None:
     "Commit and dirtiness of the checkout `folder` is in, or None outside one."
 
@@ -230,7 +230,7 @@ def git_state(folder: str | Path = ".") -> dict[str, str | bool] | None:
     except (OSError, subprocess.SubprocessError):
         return None
 
-
+# %% ../../nbs/00_core/04_runtime.ipynb #675e149a
 def provenance() -> Record:
     "Versions, code state, platform, threads and device of this process, as JSON values."
     facts: Record = {

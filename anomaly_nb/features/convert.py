@@ -26,24 +26,24 @@ from .weights import weights_identity
 class _ArrayType:
     "Stands for `numpy.ndarray` in a pickle: called with a buffer, that would make arrays of arbitrary pointers."
 
-
+# %% ../../nbs/03_features/05_convert.ipynb #b9c02a05
 def _array(_: object, shape: tuple[int, ...], code: DTypeLike) -> np.ndarray:
     "NumPy's `_reconstruct`, for plain arrays only."
     return np.ndarray.__new__(np.ndarray, shape, code)
 
+# %% ../../nbs/03_features/05_convert.ipynb #89d78ded
+def _frombuffer(data: bytes, code: DTypeLike, shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:
+    "NumPy's own, for arrays whose bytes follow in the pickle."
+    return np.frombuffer(data, code).reshape(shape, order=order)
 
+# %% ../../nbs/03_features/05_convert.ipynb #122cf442
 def _bytes(text: str, encoding: str) -> bytes:
     "What `_codecs.encode` does for bytes in old protocols."
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"encoding {encoding!r}")
     return text.encode("latin1")
 
-
-def _frombuffer(data: bytes, code: DTypeLike, shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:
-    "NumPy's own, for arrays whose bytes follow in the pickle."
-    return np.frombuffer(data, code).reshape(shape, order=order)
-
-
+# %% ../../nbs/03_features/05_convert.ipynb #546f5519
 _CORES = ("numpy.core", "numpy._core")  # NumPy 1 and 2
 REBUILT: dict[str, object] = {  # name in the pickle -> what is called in its stead
     "numpy.ndarray": _ArrayType,
@@ -93,6 +93,19 @@ class _ArraysOnly(pickle.Unpickler):
         raise UnsafeFileError(f"{self.source}: names {full}, which no array or table needs; it is not read further")
 
 # %% ../../nbs/03_features/05_convert.ipynb #2f1e3638
+def _read_npy(data: bytes, source: str) -> object:
+    "The content of one `.npy`, objects through the restricted reader."
+    stream = io.BytesIO(data)
+    major, _ = np.lib.format.read_magic(stream)
+    shape, _, dtype = (np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0)(
+        stream
+    )
+    if not dtype.hasobject:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    value = _ArraysOnly(stream, source).load()
+    return value.item() if shape == () else value
+
+# %% ../../nbs/03_features/05_convert.ipynb #3162d14a
 def read_pickled(
     path: str | Path,  # `.npy` or `.npz` with pickled objects, or a bare pickle
 ) -> Any:  # of an `.npz`: name -> value; a lone object comes out of its array
@@ -119,19 +132,6 @@ def read_pickled(
     except Exception as e:
         raise DataError(f"{path}: damaged, or not a pickle of arrays and tables ({type(e).__name__}: {e})") from None
 
-
-def _read_npy(data: bytes, source: str) -> object:
-    "The content of one `.npy`, objects through the restricted reader."
-    stream = io.BytesIO(data)
-    major, _ = np.lib.format.read_magic(stream)
-    shape, _, dtype = (np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0)(
-        stream
-    )
-    if not dtype.hasobject:
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    value = _ArraysOnly(stream, source).load()
-    return value.item() if shape == () else value
-
 # %% ../../nbs/03_features/05_convert.ipynb #1ecbaa1b
 def content_of(
     extractor: str | Mapping[str, object],  # a name, or settings and weights
@@ -143,7 +143,7 @@ def content_of(
         for k, v in settings.items()
     }
 
-
+# %% ../../nbs/03_features/05_convert.ipynb #ed8a12fb
 def convert_pickled(
     path: str | Path,  # `{cat}_features.pkl`, `{cat}_bank.pkl`, or an `.npz` with pickled objects
     trust: bool = False,  # True: you know who wrote the file

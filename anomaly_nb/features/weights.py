@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SETTINGS', 'OLD_FORMAT', 'MAPPINGS', 'WRAPPERS', 'COUNTERS', 'HEADS', 'Converter', 'split_weights',
            'weights_identity', 'StandIn', 'DictStandIn', 'read_checkpoint', 'find_states', 'find_prefixes', 'Fit',
-           'compare_state', 'find_fits', 'LoadedWeights', 'choose_fit', 'load_weights']
+           'compare_state', 'find_fits', 'choose_fit', 'LoadedWeights', 'load_weights']
 
 # %% ../../nbs/03_features/06_weights.ipynb #cb143c0d
 import warnings
@@ -145,7 +145,7 @@ COUNTERS = ("num_batches_tracked", "relative_position_index", "relative_coords_t
 # of classifiers, which frozen features do without
 HEADS = ("head.", "heads.", "head_dist.", "fc.", "fc_norm.", "classifier.", "norm.", "conv_head.", "bn2.")
 
-
+# %% ../../nbs/03_features/06_weights.ipynb #f828c2be
 def find_states(
     checkpoint: object,  # of `read_checkpoint`
     label: str = "",  # where this is in the file
@@ -162,7 +162,7 @@ def find_states(
         if isinstance(key, str):
             yield from find_states(value, f"{label}.{key}".strip("."), depth - 1)
 
-
+# %% ../../nbs/03_features/06_weights.ipynb #95146973
 def find_prefixes(
     state: Mapping[str, "Tensor"],  # tensors by name
     network: Mapping[str, "Tensor"],  # its tensors by name
@@ -258,37 +258,12 @@ def find_fits(
             fits.append(compare_state(tensors, part, named))
     return fits
 
-# %% ../../nbs/03_features/06_weights.ipynb #ff5048e8
-@dataclass(frozen=True)
-class LoadedWeights:
-    "What was loaded into a network, counted."
-
-    source: str  # the file's name
-    sha256: str
-    network: str  # where in the file, "" = it is all there is
-    used: int  # tensors
-    missing: list[str]  # counters of the network that the file lacks
-    left: list[str]  # tensors beside the network, such as a classifier
-
-    def to_dict(self) -> dict[str, JsonValue]:
-        "As JSON values."
-        return asdict(self)
-
-    def __str__(self) -> str:
-        some = lambda names: (
-            f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "none"
-        )
-        where = f", network {self.network!r}" if self.network else ""
-        return (
-            f"{self.source}{where}: {self.used} tensors used, missing {some(self.missing)}, left over {some(self.left)}"
-        )
-
 # %% ../../nbs/03_features/06_weights.ipynb #bf09596d
 def _same(a: Fit, b: Fit) -> bool:
     "Whether two sets hold equal values for the network."
     return a.used == b.used and all(a.state[k].equal(b.state[k]) for k in a.used)
 
-
+# %% ../../nbs/03_features/06_weights.ipynb #be1cff0c
 def _short(labels: list[str]) -> list[str]:
     "For each label, the first of its parts that tells it from the others."
     parts = [label.split(".") for label in labels]
@@ -297,13 +272,13 @@ def _short(labels: list[str]) -> list[str]:
         for pieces, label in zip(parts, labels)
     ]
 
-
+# %% ../../nbs/03_features/06_weights.ipynb #9c3055be
 def _chosen(fits: list[Fit], choice: str) -> list[Fit]:
     "The sets under a chosen name."
     pattern = f".{choice.strip('.')}."
     return [f for f in fits if pattern in f".{f.label}."] if choice != "." else [f for f in fits if not f.label]
 
-
+# %% ../../nbs/03_features/06_weights.ipynb #7df16cf6
 def choose_fit(
     fits: list[Fit],
     source: str,  # the file, for messages
@@ -331,6 +306,31 @@ def choose_fit(
     best = max(candidates, key=lambda f: len(f.used))
     where = f" (best in {best.label!r})" if best.label else ""
     raise DataError(f"{source}: weights do not fit: {best.problem()}{where}; give the checkpoint of this network")
+
+# %% ../../nbs/03_features/06_weights.ipynb #ff5048e8
+@dataclass(frozen=True)
+class LoadedWeights:
+    "What was loaded into a network, counted."
+
+    source: str  # the file's name
+    sha256: str
+    network: str  # where in the file, "" = it is all there is
+    used: int  # tensors
+    missing: list[str]  # counters of the network that the file lacks
+    left: list[str]  # tensors beside the network, such as a classifier
+
+    def to_dict(self) -> dict[str, JsonValue]:
+        "As JSON values."
+        return asdict(self)
+
+    def __str__(self) -> str:
+        some = lambda names: (
+            f"{len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else "none"
+        )
+        where = f", network {self.network!r}" if self.network else ""
+        return (
+            f"{self.source}{where}: {self.used} tensors used, missing {some(self.missing)}, left over {some(self.left)}"
+        )
 
 # %% ../../nbs/03_features/06_weights.ipynb #71fc9d20
 def load_weights(

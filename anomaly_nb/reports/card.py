@@ -40,7 +40,7 @@ def _image(fig: "Figure", text: str) -> str:
         f"<figcaption>{html.escape(text)}</figcaption></figure>"
     )
 
-
+# %% ../../nbs/10_reports/14_card.ipynb #f59be05e
 def _rows(facts: Mapping[str, object]) -> str:
     "A table of names and values."
     return (
@@ -52,7 +52,7 @@ def _rows(facts: Mapping[str, object]) -> str:
         + "</table>"
     )
 
-
+# %% ../../nbs/10_reports/14_card.ipynb #b49c0c21
 def _scrolled(label: str, table: str) -> str:
     "A table that scrolls inside its own frame where the page is narrow."
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(label)}">{table}</div>'
@@ -105,7 +105,7 @@ def _choice(choice: Record) -> list[str]:
         body.append(_scrolled("Recipes", table_html(pd.DataFrame(columns_shown))))
     return body
 
-
+# %% ../../nbs/10_reports/14_card.ipynb #8223877f
 def _budget(chosen: Record) -> str:
     "What the bank was made to fit, in words."
     limits = [
@@ -125,7 +125,7 @@ def _main(body: list[str]) -> str:
     parts = "\n".join(body)
     return f'<div class="report">\n<main id="report">\n{parts}\n</main>\n</div>'
 
-
+# %% ../../nbs/10_reports/14_card.ipynb #1e40a247
 def write_card(
     detector: "Detector",  # a fitted `Detector` that was saved in `folder`
     folder: str | Path,

@@ -68,7 +68,7 @@ def facets(
             filters.append((filter_name, list(dict.fromkeys(parts))))
     return filters
 
-
+# %% ../../nbs/10_reports/06_gallery.ipynb #3088ef0a
 MAIN = {
     "street_anomaly": ("best_ap", "max_logit_auroc"),  # what earlier runs have
     "atoms": ("frame_auroc_roles",),
@@ -156,7 +156,7 @@ def telling_figure(names: list[str]) -> str | None:
     )
     return ranked[0] if ranked else None
 
-
+# %% ../../nbs/10_reports/06_gallery.ipynb #d9ccac56
 def make_thumb(
     figure: Path,  # PNG
     target: Path,  # JPEG to write; kept if it is newer than the figure
@@ -182,6 +182,18 @@ def make_thumb(
         canvas.resize(THUMB, Image.Resampling.LANCZOS).save(f, "JPEG", quality=82)
 
 # %% ../../nbs/10_reports/06_gallery.ipynb #8e20320c
+def read_verdict(
+    folder: Path,  # of a run
+) -> str:
+    "What a run found, in one sentence; empty where it kept none or its file is damaged."
+    try:
+        stored = read_json(folder / "verdict.json")
+        subject, sentence = str(stored["subject"]), str(stored["sentences"][0])
+    except (OSError, DataError, KeyError, IndexError, TypeError):
+        return ""
+    return f"{subject}: {sentence}"[:400]
+
+# %% ../../nbs/10_reports/06_gallery.ipynb #2f7468f7
 TAKEN = {
     "run_id",
     "report",
@@ -197,18 +209,6 @@ TAKEN = {
     "folder",
     "kernel",
 }
-
-
-def read_verdict(
-    folder: Path,  # of a run
-) -> str:
-    "What a run found, in one sentence; empty where it kept none or its file is damaged."
-    try:
-        stored = read_json(folder / "verdict.json")
-        subject, sentence = str(stored["subject"]), str(stored["sentences"][0])
-    except (OSError, DataError, KeyError, IndexError, TypeError):
-        return ""
-    return f"{subject}: {sentence}"[:400]
 
 
 def _entry(figures: Path, record: RunRecord, origins: dict[str, int]) -> Record:

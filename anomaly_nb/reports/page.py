@@ -30,7 +30,14 @@ def asset(
     "A style sheet, script or piece of HTML that ships with the package."
     return (files("anomaly_nb.reports") / "assets" / name).read_text(encoding="utf-8")
 
+# %% ../../nbs/10_reports/05_page.ipynb #08488929
+def _digest(text: str) -> str:
+    "SHA-256 in the form content policies use."
+    import hashlib
 
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+# %% ../../nbs/10_reports/05_page.ipynb #16e64a17
 def document(
     title: str,
     body: str,  # HTML
@@ -63,14 +70,32 @@ def document(
 </html>
 """
 
-
-def _digest(text: str) -> str:
-    "SHA-256 in the form content policies use."
-    import hashlib
-
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
 # %% ../../nbs/10_reports/05_page.ipynb #a85342b0
+WIDE = 720  # pixels of a figure that a phone cannot show whole
+
+
+def _figure(data: Mapping[str, str | list[str]], caption: str) -> str:
+    "An image or table as an HTML figure; a caption is text and Markdown, never HTML."
+    from nbconvert.filters import markdown2html
+
+    words = html.escape(caption)
+    text = re.sub("&amp;(lt|gt|amp);", r"&\1;", markdown2html(html.escape(caption, quote=False)))
+    below = f"<figcaption>{text}</figcaption>" if caption else ""
+    if "image/png" in data:
+        png = "".join(data["image/png"]).replace("\n", "")
+        width, height = struct.unpack(">II", base64.b64decode(png[:44])[16:24])
+        size = f'width="{width}" height="{height}" loading="lazy" decoding="async"'
+        image = f'<img src="data:image/png;base64,{png}" alt="{words or "Figure without a caption"}" {size}>'
+        if width > WIDE:  # on a phone it is moved sideways, or nobody could read its panels
+            image = (
+                f'<div class="wide" tabindex="0" role="region" aria-label="{words or "Figure"}" '
+                f'style="--width: {width}px">{image}</div>'
+            )
+        return f"<figure>{image}{below}</figure>"
+    frame = f'<div class="scroll" tabindex="0" role="region" aria-label="{words or "Table"}">'
+    return f"<figure>{frame}{''.join(data['text/html'])}</div>{below}</figure>"
+
+# %% ../../nbs/10_reports/05_page.ipynb #b5933f4d
 def _take_figures(
     cells: "list[NotebookNode]",  # of a notebook; changed in place
 ) -> list[str]:  # HTML of each figure
@@ -97,31 +122,6 @@ def _take_figures(
             cell.outputs = outputs
     return figures
 
-
-WIDE = 720  # pixels of a figure that a phone cannot show whole
-
-
-def _figure(data: Mapping[str, str | list[str]], caption: str) -> str:
-    "An image or table as an HTML figure; a caption is text and Markdown, never HTML."
-    from nbconvert.filters import markdown2html
-
-    words = html.escape(caption)
-    text = re.sub("&amp;(lt|gt|amp);", r"&\1;", markdown2html(html.escape(caption, quote=False)))
-    below = f"<figcaption>{text}</figcaption>" if caption else ""
-    if "image/png" in data:
-        png = "".join(data["image/png"]).replace("\n", "")
-        width, height = struct.unpack(">II", base64.b64decode(png[:44])[16:24])
-        size = f'width="{width}" height="{height}" loading="lazy" decoding="async"'
-        image = f'<img src="data:image/png;base64,{png}" alt="{words or "Figure without a caption"}" {size}>'
-        if width > WIDE:  # on a phone it is moved sideways, or nobody could read its panels
-            image = (
-                f'<div class="wide" tabindex="0" role="region" aria-label="{words or "Figure"}" '
-                f'style="--width: {width}px">{image}</div>'
-            )
-        return f"<figure>{image}{below}</figure>"
-    frame = f'<div class="scroll" tabindex="0" role="region" aria-label="{words or "Table"}">'
-    return f"<figure>{frame}{''.join(data['text/html'])}</div>{below}</figure>"
-
 # %% ../../nbs/10_reports/05_page.ipynb #20074cc4
 def _bar(record: "RunRecord") -> str:
     "The line above a report: back, status, time, files."
@@ -137,7 +137,7 @@ def _bar(record: "RunRecord") -> str:
     facts += ['<a href="notebook.ipynb">Notebook</a>', '<a href="run.json">Record</a>']
     return f'<header class="bar">{"".join(facts)}</header>'
 
-
+# %% ../../nbs/10_reports/05_page.ipynb #5d61f22b
 def _unlike_anchors(body: str) -> str:
     "Headings of the same words get different anchors."
     counts: dict[str, int] = {}
@@ -148,7 +148,7 @@ def _unlike_anchors(body: str) -> str:
 
     return re.sub(r'(<h[1-6] id=")([^"]*)"', anchor, body)
 
-
+# %% ../../nbs/10_reports/05_page.ipynb #bc678b13
 def _contents(body: str) -> str:
     "Links to the second-level headings, where there are enough of them to be lost in."
     headings = re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', body, re.S)
@@ -158,6 +158,21 @@ def _contents(body: str) -> str:
     return f'<nav class="toc" aria-label="On this page"><p>On this page</p><ul>{items}</ul></nav>'
 
 # %% ../../nbs/10_reports/05_page.ipynb #b326c3f0
+def plain(value: object) -> str:
+    "A value of a record as text."
+    import json
+
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
+
+# %% ../../nbs/10_reports/05_page.ipynb #4a1361f1
+def flat(values: Mapping[str, object], before: str = "") -> dict[str, object]:
+    "A mapping of mappings as one, its keys joined."
+    result: dict[str, object] = {}
+    for key, value in values.items():
+        result |= flat(value, f"{before}{key} ") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return result
+
+# %% ../../nbs/10_reports/05_page.ipynb #9ac70a7f
 def _origin(record: "RunRecord") -> str:
     "The section that says how a run was made; the list of all installed packages is left to the record."
     provenance: dict[str, object] = {
@@ -178,22 +193,12 @@ def _origin(record: "RunRecord") -> str:
         )
     return '<h2 id="How-it-was-made">How it was made</h2>' + "".join(parts)
 
-
-def plain(value: object) -> str:
-    "A value of a record as text."
-    import json
-
-    return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def flat(values: Mapping[str, object], before: str = "") -> dict[str, object]:
-    "A mapping of mappings as one, its keys joined."
-    result: dict[str, object] = {}
-    for key, value in values.items():
-        result |= flat(value, f"{before}{key} ") if isinstance(value, Mapping) else {f"{before}{key}": value}
-    return result
-
 # %% ../../nbs/10_reports/05_page.ipynb #edd68c71
+def _marked(cells: "list[NotebookNode]", mark: str) -> "list[NotebookNode]":
+    "The outputs whose metadata hold a mark, in their order."
+    return [o for c in cells for o in c.get("outputs", []) if o.get("metadata", {}).get(mark)]
+
+# %% ../../nbs/10_reports/05_page.ipynb #91ee46ec
 def verdict_first(
     cells: "list[NotebookNode]",  # of a notebook
 ) -> "list[NotebookNode]":
@@ -218,15 +223,10 @@ def verdict_first(
     after = next((i + 1 for i, c in enumerate(rest) if c.cell_type == "markdown"), 0)
     return rest[:after] + chosen + rest[after:]
 
-
+# %% ../../nbs/10_reports/05_page.ipynb #16d8153c
 def _titled(mark: str, subject: str) -> str:
     "The end of a page's title: what it is about, after the title's own mark or a colon."
     return f'{mark}<span class="subject">{"" if mark else ":"} {html.escape(subject)}</span></h1>'
-
-
-def _marked(cells: "list[NotebookNode]", mark: str) -> "list[NotebookNode]":
-    "The outputs whose metadata hold a mark, in their order."
-    return [o for c in cells for o in c.get("outputs", []) if o.get("metadata", {}).get(mark)]
 
 # %% ../../nbs/10_reports/05_page.ipynb #9097c590
 def notebook_page(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OWN', 'NEEDED', 'FIELD_TYPES', 'shown', 'output_digests', 'installed_packages', 'lock_hash', 'machine',
-           'run_provenance', 'run_seeds', 'KernelProcess', 'RunRecord', 'at_work', 'making', 'check_record',
+           'run_provenance', 'run_seeds', 'KernelProcess', 'RunRecord', 'making', 'at_work', 'check_record',
            'load_record']
 
 # %% ../../nbs/10_reports/03_record.ipynb #bc804560
@@ -54,6 +54,15 @@ def shown(
     return json.loads(json.dumps(cells).replace(json.dumps(text)[1:-1], "<folder>") if text else json.dumps(cells))
 
 # %% ../../nbs/10_reports/03_record.ipynb #cc52ef48
+def _without(path: Path, measured: list[str]) -> dict[str, object] | list[list[str]]:
+    "The content of a table or of metrics without its measured parts."
+    if path.suffix == ".json":
+        return {k: v for k, v in read_json(path).items() if k not in measured}
+    rows = [cells for _, cells in read_rows(path)]
+    keep = [i for i, name in enumerate(rows[0]) if name not in measured]
+    return [[row[i] for i in keep] for row in rows]
+
+# %% ../../nbs/10_reports/03_record.ipynb #30707149
 # the page and its image show what is compared anyway
 OWN = ("run.json", "report.html", "notebook.ipynb", "measured.json", "thumb.jpg")
 
@@ -74,15 +83,6 @@ def output_digests(
         digests["notebook"] = sha256_json(shown(folder / "notebook.ipynb", folder))
     return digests
 
-
-def _without(path: Path, measured: list[str]) -> dict[str, object] | list[list[str]]:
-    "The content of a table or of metrics without its measured parts."
-    if path.suffix == ".json":
-        return {k: v for k, v in read_json(path).items() if k not in measured}
-    rows = [cells for _, cells in read_rows(path)]
-    keep = [i for i, name in enumerate(rows[0]) if name not in measured]
-    return [[row[i] for i in keep] for row in rows]
-
 # %% ../../nbs/10_reports/03_record.ipynb #bac8e230
 def installed_packages() -> dict[str, str]:  # name -> version
     """Every installed distribution, read from the names of its metadata folders on the import path; the first one found
@@ -96,14 +96,14 @@ def installed_packages() -> dict[str, str]:  # name -> version
                     versions.setdefault(match[1].lower().replace("_", "-"), match[2])
     return dict(sorted(versions.items()))
 
-
+# %% ../../nbs/10_reports/03_record.ipynb #4b7f1d0a
 def lock_hash() -> str | None:
     "Checksum of `requirements.lock` where the library runs from a checkout, else None."
     here = Path(__file__).parent.parent.parent if "__file__" in globals() else Path("../..")
     lock = here / "requirements.lock"
     return sha256_file(lock) if lock.is_file() else None
 
-
+# %% ../../nbs/10_reports/03_record.ipynb #67f5bed3
 def machine() -> dict[str, str | int | None]:
     "Processor, its number of cores and the memory."
     model = platform.processor() or platform.machine()
@@ -119,7 +119,7 @@ def machine() -> dict[str, str | int | None]:
         facts["memory_gb"] = round(psutil.virtual_memory().total / 2**30)
     return facts
 
-
+# %% ../../nbs/10_reports/03_record.ipynb #9c619c5f
 def run_provenance(
     facts: Mapping[str, object],  # of `kernel_facts`, empty where the kernel could not be asked
 ) -> dict[str, object]:  # JSON values
@@ -136,7 +136,7 @@ def run_provenance(
         **facts,
     }
 
-
+# %% ../../nbs/10_reports/03_record.ipynb #b2576451
 def run_seeds(parameters: Mapping[str, object]) -> dict[str, object]:
     "The parameters that seed something."
     return {k: v for k, v in parameters.items() if "seed" in k or "random_state" in k}
@@ -148,7 +148,7 @@ class KernelProcess(TypedDict, total=False):
     pid: int
     created: float  # seconds since 1970
 
-
+# %% ../../nbs/10_reports/03_record.ipynb #aa0b6b2b
 class RunRecord(TypedDict, total=False):
     "What `run.json` says of a run."
 
@@ -170,8 +170,6 @@ class RunRecord(TypedDict, total=False):
     peak_memory_mb: float | None
     kernel: KernelProcess  # while it runs
     folder: str  # its name; added where a record is read
-
-
 NEEDED = ("run_id", "report", "status", "parameters")
 FIELD_TYPES: dict[str, type | UnionType] = {
     "run_id": str,
@@ -184,6 +182,15 @@ FIELD_TYPES: dict[str, type | UnionType] = {
 }
 
 # %% ../../nbs/10_reports/03_record.ipynb #0130d87c
+@contextmanager
+def making(
+    folder: Path,
+) -> Iterator[None]:
+    "Hold the lock of a run's folder, waiting for whoever else makes this run, however long it takes."
+    with locked(folder / "run.json", timeout=-1):
+        yield
+
+# %% ../../nbs/10_reports/03_record.ipynb #d4d0d714
 def at_work(folder: Path) -> bool:
     "Whether some process is making the run in `folder`."
     if not (folder / ".run.json.lock").exists():
@@ -195,15 +202,6 @@ def at_work(folder: Path) -> bool:
         return True
     except OSError:  # a folder nobody may write to
         return False
-
-
-@contextmanager
-def making(
-    folder: Path,
-) -> Iterator[None]:
-    "Hold the lock of a run's folder, waiting for whoever else makes this run, however long it takes."
-    with locked(folder / "run.json", timeout=-1):
-        yield
 
 # %% ../../nbs/10_reports/03_record.ipynb #270dfc8f
 def check_record(
@@ -238,7 +236,7 @@ def check_record(
         return broken | {"error": f"run.json is no record: {odd[0]} is {type(values[odd[0]]).__name__}"}
     return record
 
-
+# %% ../../nbs/10_reports/03_record.ipynb #e923a8df
 def load_record(folder: str | Path) -> RunRecord:
     "The record of a run's folder; of status `crashed` where it says running and nobody is at work."
     folder = Path(folder)

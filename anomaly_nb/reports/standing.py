@@ -44,7 +44,7 @@ class Standing:
             f"difference {self.difference:.2f})."
         )
 
-
+# %% ../../nbs/10_reports/15_standing.ipynb #dae6f61c
 def standing(
     matrix: pd.DataFrame,  # (data sets, methods) of `reports.benchmark.score_matrix`
     higher_is_better: bool = True,
@@ -61,7 +61,7 @@ def standing(
     p = friedman(ordered).p if k > 2 and n > 1 else float("nan")
     return Standing(ordered, mean, difference, p, [str(ordered.columns[i]) for i in first if i])
 
-
+# %% ../../nbs/10_reports/15_standing.ipynb #5754c455
 def _cells(ranking: Standing, decimals: int, bold: str) -> list[list[str]]:
     "Rows of text: method, a value a data set, mean, mean rank."
     values = ranking.matrix.round(decimals)
@@ -84,7 +84,7 @@ def markdown_table(
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *_cells(ranking, decimals, "**{}**")]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
 
-
+# %% ../../nbs/10_reports/15_standing.ipynb #a9b00260
 def latex_table(
     ranking: Standing,  # of `standing`, higher is better
     caption: str = "",

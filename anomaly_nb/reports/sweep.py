@@ -47,6 +47,77 @@ class Plan:
     limits: Limits
     retries: int
 
+# %% ../../nbs/10_reports/11_sweep.ipynb #e0559220
+def _mapping(name: str, tree: Mapping[str, object], key: str) -> Record:
+    "A key of the plan that must hold a mapping. Raises `DataError`."
+    value = tree.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise DataError(f"{name}: {key} must be a mapping, not {value!r}")
+    return dict(value)
+
+# %% ../../nbs/10_reports/11_sweep.ipynb #21b55c66
+def _seeds(name: str, template: str, seeds: object) -> list[dict[str, int]]:
+    "One mapping a seed, or one empty mapping. Raises `DataError`."
+    if seeds is None:
+        return [{}]
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
+        raise DataError(f"{name}: seeds must be a list of whole numbers, not {seeds!r}")
+    names = [k for k in ("seed", "random_state") if k in template_parameters(template)]
+    if not names:
+        raise DataError(f"{name}: {template} has no parameter 'seed' or 'random_state' that seeds could set")
+    return [{names[0]: s} for s in seeds]
+
+# %% ../../nbs/10_reports/11_sweep.ipynb #61379307
+def _points(name: str, template: str, tree: Mapping[str, object]) -> Iterator[dict[str, object]]:
+    "The parameters of every point. Raises `DataError`."
+    fixed, grid, listed = _mapping(name, tree, "parameters"), _mapping(name, tree, "grid"), tree.get("list") or []
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise DataError(f"{name}: grid: {key} must be a list of values, not {values!r}")
+    if not isinstance(listed, list) or not all(isinstance(p, Mapping) for p in listed):
+        raise DataError(f"{name}: list must be a list of mappings such as  - {{k: 1}}")
+    seeds = _seeds(name, template, tree.get("seeds"))
+    count = (math.prod(map(len, grid.values())) * bool(grid) + len(listed)) * len(seeds)
+    if count > MOST:
+        raise DataError(f"{name}: {number_of(count, 'point')}; at most {MOST}")
+    combinations = (
+        (dict(zip(grid, values)) for values in itertools.product(*grid.values())) if grid or not listed else iter(())
+    )
+    for point in itertools.chain(combinations, listed):
+        for seed in seeds:
+            parameters = fixed | dict(point) | seed
+            if "out" in parameters:
+                raise DataError(f"{name}: out cannot be set in a sweep; every run has a folder of its own")
+            for key, value in parameters.items():
+                flat_value = not isinstance(value, list | Mapping) or (
+                    isinstance(value, list) and not any(isinstance(v, list | Mapping) for v in value)
+                )
+                if not isinstance(key, str) or not flat_value:
+                    raise DataError(f"{name}: {key} must be a plain value or a list of plain values")
+            yield parameters
+
+# %% ../../nbs/10_reports/11_sweep.ipynb #3fcbf4ff
+def _priority(
+    name: str, template: str, tree: Mapping[str, object]
+) -> Callable[[tuple[Wanted, dict[str, object]]], int]:
+    "A sort key: the number of the first condition a point meets. Raises `DataError`."
+    conditions, parameters = tree.get("priorities") or [], template_parameters(template)
+    if not isinstance(conditions, list) or not all(isinstance(c, Mapping) and c for c in conditions):
+        raise DataError(f"{name}: priorities must be a list of mappings such as  - {{category: nut}}")
+    conditions = [current_names(c, parameters, template) for c in conditions]
+    for condition in conditions:
+        for key in condition:
+            if key not in parameters:
+                raise DataError(f"{name}: priorities: {template} has no parameter {key!r}")
+
+    def rank(run: tuple[Wanted, dict[str, object]]) -> int:
+        return next(
+            (i for i, c in enumerate(conditions) if all(run[0].parameters[k] == v for k, v in c.items())),
+            len(conditions),
+        )
+
+    return rank
+
 # %% ../../nbs/10_reports/11_sweep.ipynb #a39b5379
 def read_plan(
     source: str | Path | Mapping[str, object],  # YAML file, or what would be in it
@@ -77,77 +148,6 @@ def read_plan(
         return Plan(template, [w for w, _ in runs], [g for _, g in runs], Limits(**limits), retries)
     except DataError as e:
         raise DataError(str(e) if str(e).startswith(name) else f"{name}: {e}") from None
-
-# %% ../../nbs/10_reports/11_sweep.ipynb #e0559220
-def _mapping(name: str, tree: Mapping[str, object], key: str) -> Record:
-    "A key of the plan that must hold a mapping. Raises `DataError`."
-    value = tree.get(key) or {}
-    if not isinstance(value, Mapping):
-        raise DataError(f"{name}: {key} must be a mapping, not {value!r}")
-    return dict(value)
-
-
-def _points(name: str, template: str, tree: Mapping[str, object]) -> Iterator[dict[str, object]]:
-    "The parameters of every point. Raises `DataError`."
-    fixed, grid, listed = _mapping(name, tree, "parameters"), _mapping(name, tree, "grid"), tree.get("list") or []
-    for key, values in grid.items():
-        if not isinstance(values, list) or not values:
-            raise DataError(f"{name}: grid: {key} must be a list of values, not {values!r}")
-    if not isinstance(listed, list) or not all(isinstance(p, Mapping) for p in listed):
-        raise DataError(f"{name}: list must be a list of mappings such as  - {{k: 1}}")
-    seeds = _seeds(name, template, tree.get("seeds"))
-    count = (math.prod(map(len, grid.values())) * bool(grid) + len(listed)) * len(seeds)
-    if count > MOST:
-        raise DataError(f"{name}: {number_of(count, 'point')}; at most {MOST}")
-    combinations = (
-        (dict(zip(grid, values)) for values in itertools.product(*grid.values())) if grid or not listed else iter(())
-    )
-    for point in itertools.chain(combinations, listed):
-        for seed in seeds:
-            parameters = fixed | dict(point) | seed
-            if "out" in parameters:
-                raise DataError(f"{name}: out cannot be set in a sweep; every run has a folder of its own")
-            for key, value in parameters.items():
-                flat_value = not isinstance(value, list | Mapping) or (
-                    isinstance(value, list) and not any(isinstance(v, list | Mapping) for v in value)
-                )
-                if not isinstance(key, str) or not flat_value:
-                    raise DataError(f"{name}: {key} must be a plain value or a list of plain values")
-            yield parameters
-
-
-def _seeds(name: str, template: str, seeds: object) -> list[dict[str, int]]:
-    "One mapping a seed, or one empty mapping. Raises `DataError`."
-    if seeds is None:
-        return [{}]
-    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds):
-        raise DataError(f"{name}: seeds must be a list of whole numbers, not {seeds!r}")
-    names = [k for k in ("seed", "random_state") if k in template_parameters(template)]
-    if not names:
-        raise DataError(f"{name}: {template} has no parameter 'seed' or 'random_state' that seeds could set")
-    return [{names[0]: s} for s in seeds]
-
-
-def _priority(
-    name: str, template: str, tree: Mapping[str, object]
-) -> Callable[[tuple[Wanted, dict[str, object]]], int]:
-    "A sort key: the number of the first condition a point meets. Raises `DataError`."
-    conditions, parameters = tree.get("priorities") or [], template_parameters(template)
-    if not isinstance(conditions, list) or not all(isinstance(c, Mapping) and c for c in conditions):
-        raise DataError(f"{name}: priorities must be a list of mappings such as  - {{category: nut}}")
-    conditions = [current_names(c, parameters, template) for c in conditions]
-    for condition in conditions:
-        for key in condition:
-            if key not in parameters:
-                raise DataError(f"{name}: priorities: {template} has no parameter {key!r}")
-
-    def rank(run: tuple[Wanted, dict[str, object]]) -> int:
-        return next(
-            (i for i, c in enumerate(conditions) if all(run[0].parameters[k] == v for k, v in c.items())),
-            len(conditions),
-        )
-
-    return rank
 
 # %% ../../nbs/10_reports/11_sweep.ipynb #699df604
 @dataclass(frozen=True)

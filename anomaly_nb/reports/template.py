@@ -124,6 +124,12 @@ def type_words(wanted: object) -> str:
     return getattr(wanted, "__name__", str(wanted)) if get_origin(wanted) is None else str(wanted)
 
 # %% ../../nbs/10_reports/16_template.ipynb #4c7c8fce
+def _type_comment(comment: str) -> tuple[ast.expr | None, str]:
+    "The type that a comment `type: <type> <help>` names, None where it names none, and the help. Raises `SyntaxError`."
+    match = re.fullmatch(r"type:\s*(\S+)\s*(.*)", comment)
+    return (ast.parse(match[1], mode="eval").body, match[2]) if match else (None, comment)
+
+# %% ../../nbs/10_reports/16_template.ipynb #29523c62
 class Parameter(TypedDict):
     "What a template says of one of its parameters."
 
@@ -131,7 +137,7 @@ class Parameter(TypedDict):
     type: object  # or a union, a generic, a Literal
     help: str
 
-
+# %% ../../nbs/10_reports/16_template.ipynb #57b6e64c
 def template_parameters(
     template: str | Path,  # name or path
 ) -> dict[str, Parameter]:  # by name
@@ -168,33 +174,29 @@ def template_parameters(
         ) from None
     return result
 
-
-def _type_comment(comment: str) -> tuple[ast.expr | None, str]:
-    "The type that a comment `type: <type> <help>` names, None where it names none, and the help. Raises `SyntaxError`."
-    match = re.fullmatch(r"type:\s*(\S+)\s*(.*)", comment)
-    return (ast.parse(match[1], mode="eval").body, match[2]) if match else (None, comment)
-
-# %% ../../nbs/10_reports/16_template.ipynb #ea8a75ec
-def check_parameters(
-    template: str | Path,  # name or path
-    overrides: Mapping[str, object],  # values, or text as typed on a command line
-) -> Record:  # every parameter with its value
-    "The template's defaults with `overrides`. Raises `DataError` for an unknown name or a value of another type."
-    parameters = template_parameters(template)
-    values = {name: parameter["default"] for name, parameter in parameters.items()}
-    for name, value in current_names(overrides, parameters, Path(template).stem).items():
-        if name not in parameters:
-            near = difflib.get_close_matches(name, parameters, 1)
-            raise DataError(
-                f"{Path(template).stem}: no parameter "
-                f"{name!r}{f'; did you mean {near[0]!r}?' if near else '.'} It takes {', '.join(parameters)}"
-            )
-        values[name] = _storable(name, _typed(name, value, parameters[name]["type"]))
-        if name == "seed":
-            check_random_state(values[name], name)
-    return values
-
 # %% ../../nbs/10_reports/16_template.ipynb #bfe6d684
+def _items(text: str) -> list[str]:
+    "Items of a list as typed: separated by commas, brackets and quotes around them left out."
+    return [
+        part.strip().strip("'\"")
+        for part in text.strip().removeprefix("[").removesuffix("]").split(",")
+        if part.strip()
+    ]
+
+# %% ../../nbs/10_reports/16_template.ipynb #a71d955a
+def _json(name: str, text: str) -> object:
+    "A dictionary as typed: JSON."
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise DataError(f"{name}={text!r} is not a dictionary; write it as JSON, e.g. '{{\"a\": 1}}'") from None
+
+# %% ../../nbs/10_reports/16_template.ipynb #ef00bc1f
+def _origin(wanted: object) -> object:
+    "list of list[int], and so on."
+    return get_origin(wanted) or wanted
+
+# %% ../../nbs/10_reports/16_template.ipynb #35e7e7c8
 def _typed(name: str, value: object, wanted: Any) -> object:
     "A parameter's value in its type. Raises `DataError` naming the parameter, the value and what is wanted."
     if isinstance(value, Path):
@@ -217,28 +219,6 @@ def _typed(name: str, value: object, wanted: Any) -> object:
             return TypeAdapter(wanted).validate_python(value)
     raise DataError(f"{name}={original!r} is not {type_words(wanted)}")
 
-
-def _origin(wanted: object) -> object:
-    "list of list[int], and so on."
-    return get_origin(wanted) or wanted
-
-
-def _items(text: str) -> list[str]:
-    "Items of a list as typed: separated by commas, brackets and quotes around them left out."
-    return [
-        part.strip().strip("'\"")
-        for part in text.strip().removeprefix("[").removesuffix("]").split(",")
-        if part.strip()
-    ]
-
-
-def _json(name: str, text: str) -> object:
-    "A dictionary as typed: JSON."
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise DataError(f"{name}={text!r} is not a dictionary; write it as JSON, e.g. '{{\"a\": 1}}'") from None
-
 # %% ../../nbs/10_reports/16_template.ipynb #069db4f2
 def _storable(name: str, value: object) -> object:
     "A parameter's value if a record can keep it."
@@ -251,3 +231,23 @@ def _storable(name: str, value: object) -> object:
             f"{name}={repr(value)[:80]} is not finite, too deep or no text; give finite numbers, text or lists of them"
         ) from None
     return value
+
+# %% ../../nbs/10_reports/16_template.ipynb #ea8a75ec
+def check_parameters(
+    template: str | Path,  # name or path
+    overrides: Mapping[str, object],  # values, or text as typed on a command line
+) -> Record:  # every parameter with its value
+    "The template's defaults with `overrides`. Raises `DataError` for an unknown name or a value of another type."
+    parameters = template_parameters(template)
+    values = {name: parameter["default"] for name, parameter in parameters.items()}
+    for name, value in current_names(overrides, parameters, Path(template).stem).items():
+        if name not in parameters:
+            near = difflib.get_close_matches(name, parameters, 1)
+            raise DataError(
+                f"{Path(template).stem}: no parameter "
+                f"{name!r}{f'; did you mean {near[0]!r}?' if near else '.'} It takes {', '.join(parameters)}"
+            )
+        values[name] = _storable(name, _typed(name, value, parameters[name]["type"]))
+        if name == "seed":
+            check_random_state(values[name], name)
+    return values

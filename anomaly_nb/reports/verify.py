@@ -21,6 +21,33 @@ from .run import Run, run_report
 from .template import find_template, templates
 
 # %% ../../nbs/10_reports/08_verify.ipynb #9466b9e8
+def _brief(one: Any, other: Any, width: int = 60) -> str:
+    "An output around the first place where it differs from another."
+    a, b = (
+        "nothing"
+        if v is None
+        else v[1]
+        if isinstance(v[1], str)
+        else v[1].get("text/plain", v[1])
+        if isinstance(v[1], dict)
+        else v
+        for v in (one, other)
+    )
+    a, b = (
+        v
+        if isinstance(v, str)
+        else "".join(v)
+        if isinstance(v, list) and all(isinstance(p, str) for p in v)
+        else json.dumps(v)
+        for v in (a, b)
+    )
+    if a == b:
+        a, b = json.dumps(one), json.dumps(other)
+    at = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    start = max(0, at - width // 3)
+    return repr(("..." if start else "") + a[start : start + width].strip() + ("..." if len(a) > start + width else ""))
+
+# %% ../../nbs/10_reports/08_verify.ipynb #01d57e53
 def first_difference(
     before: Path,  # folder of a run
     after: Path,  # folder of the same run, made again
@@ -53,34 +80,14 @@ def first_difference(
             return name + gone
     return "the notebook has another number of cells"
 
-
-def _brief(one: Any, other: Any, width: int = 60) -> str:
-    "An output around the first place where it differs from another."
-    a, b = (
-        "nothing"
-        if v is None
-        else v[1]
-        if isinstance(v[1], str)
-        else v[1].get("text/plain", v[1])
-        if isinstance(v[1], dict)
-        else v
-        for v in (one, other)
-    )
-    a, b = (
-        v
-        if isinstance(v, str)
-        else "".join(v)
-        if isinstance(v, list) and all(isinstance(p, str) for p in v)
-        else json.dumps(v)
-        for v in (a, b)
-    )
-    if a == b:
-        a, b = json.dumps(one), json.dumps(other)
-    at = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-    start = max(0, at - width // 3)
-    return repr(("..." if start else "") + a[start : start + width].strip() + ("..." if len(a) > start + width else ""))
-
 # %% ../../nbs/10_reports/08_verify.ipynb #d954a856
+def _words(value: object, other: object) -> str:
+    "A value as text; of a mapping the entries that are not in the other."
+    if isinstance(value, dict) and isinstance(other, dict):
+        return ", ".join(f"{k} {v}" for k, v in sorted(value.items()) if other.get(k) != v) or "not set"
+    return str(value)
+
+# %% ../../nbs/10_reports/08_verify.ipynb #7d5aa52c
 def changed_environment(
     then: RunRecord,  # record of a run
     now: RunRecord,  # record of the same, made again
@@ -108,13 +115,6 @@ def changed_environment(
         if key in old and old[key] != new.get(key):
             changes.append(f"{words}: {_words(old[key], new.get(key))} was, {_words(new.get(key), old[key])} is now")
     return changes
-
-
-def _words(value: object, other: object) -> str:
-    "A value as text; of a mapping the entries that are not in the other."
-    if isinstance(value, dict) and isinstance(other, dict):
-        return ", ".join(f"{k} {v}" for k, v in sorted(value.items()) if other.get(k) != v) or "not set"
-    return str(value)
 
 # %% ../../nbs/10_reports/08_verify.ipynb #4e832a5f
 @dataclass(frozen=True)

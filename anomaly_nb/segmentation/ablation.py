@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AUGMENTATIONS', 'SCALE_RANGES', 'OFFSETS', 'RATIOS', 'HEAT_VARIANTS', 'study_configs', 'run_ablation',
-           'ablation_summary', 'threshold_sensitivity', 'quantile_sensitivity', 'promise_study', 'subsampling_study',
-           'heat_study', 'ablation_plot', 'sensitivity_plot']
+           'ablation_summary', 'ablation_plot', 'threshold_sensitivity', 'quantile_sensitivity', 'promise_study',
+           'subsampling_study', 'heat_study', 'sensitivity_plot']
 
 # %% ../../nbs/07_segmentation/13_ablation.ipynb #6ec167cb
 from collections.abc import Mapping, Sequence
@@ -74,6 +74,30 @@ def study_configs(
     raise DataError(f"study={study!r}; choose 'augmentation' or 'scale_range'")
 
 # %% ../../nbs/07_segmentation/13_ablation.ipynb #24bb5388
+def _ablation_rows(
+    name: str, random_state: int, miou: float, best: int, epochs: int, evaluation: StreetEvaluation
+) -> list[dict[str, object]]:
+    "Rows of one run, one per method."
+    start = {
+        "config": name,
+        "seed": random_state,
+        "val_miou": miou,
+        "test_miou": evaluation.miou(),
+        "best_epoch": best + 1,
+        "epochs": epochs,
+    }
+    return [
+        {
+            **start,
+            "method": evaluation.labels[m],
+            "auroc": h.roc_auc(),
+            "ap": h.average_precision(),
+            "fpr95": h.fpr_at_tpr(0.95),
+        }
+        for m, h in evaluation.histograms.items()
+    ]
+
+# %% ../../nbs/07_segmentation/13_ablation.ipynb #9f499d03
 def run_ablation(
     configs: Mapping[str, TrainConfig],  # name -> configuration; the first one is the reference
     data: Mapping[str, StreetDataset],  # "train", "val", "test"
@@ -107,30 +131,6 @@ def run_ablation(
             )
     return pd.DataFrame(rows)
 
-
-def _ablation_rows(
-    name: str, random_state: int, miou: float, best: int, epochs: int, evaluation: StreetEvaluation
-) -> list[dict[str, object]]:
-    "Rows of one run, one per method."
-    start = {
-        "config": name,
-        "seed": random_state,
-        "val_miou": miou,
-        "test_miou": evaluation.miou(),
-        "best_epoch": best + 1,
-        "epochs": epochs,
-    }
-    return [
-        {
-            **start,
-            "method": evaluation.labels[m],
-            "auroc": h.roc_auc(),
-            "ap": h.average_precision(),
-            "fpr95": h.fpr_at_tpr(0.95),
-        }
-        for m, h in evaluation.histograms.items()
-    ]
-
 # %% ../../nbs/07_segmentation/13_ablation.ipynb #a9490abe
 def ablation_summary(
     runs: pd.DataFrame,  # of `run_ablation`
@@ -156,6 +156,28 @@ def ablation_summary(
         frame["beyond_noise"] = (frame["difference"].abs() > 2 * frame["noise"]) & frame["noise"].notna()
         parts.append(frame)
     return pd.concat(parts, ignore_index=True).rename(columns={"size": "runs", "std": "sd"}).assign(metric=metric)
+
+# %% ../../nbs/07_segmentation/13_ablation.ipynb #ac0a0c15
+def ablation_plot(
+    summary: pd.DataFrame,  # of `ablation_summary`
+) -> Figure:
+    "Mean over seeds with one standard deviation, per configuration; the band is the reference."
+    import matplotlib.pyplot as plt
+
+    with figure_style():
+        rows = summary[summary["method"] == summary["method"].iloc[0]]
+        fig, ax = plt.subplots(figsize=(6, 0.8 + 0.32 * len(rows)))
+        first, spread = rows.iloc[0], rows["sd"].fillna(0)
+        ax.axvspan(first["mean"] - spread.iloc[0], first["mean"] + spread.iloc[0], color="#dddddd")
+        ax.errorbar(rows["mean"], range(len(rows)), xerr=spread, fmt="o", capsize=3)
+        ax.set(
+            yticks=range(len(rows)),
+            yticklabels=rows["config"],
+            xlabel=", ".join(w for m in [rows["metric"].iloc[0]] for w in (said(m), direction(m)) if w),
+            title=f"Mean and standard deviation of {int(first['runs'])} seeds",
+            ylim=(len(rows) - 0.5, -0.5),
+        )
+    return fig
 
 # %% ../../nbs/07_segmentation/13_ablation.ipynb #9e7a5705
 OFFSETS = (-1.0, -0.75, -0.5, -0.25, -0.1, 0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -190,7 +212,7 @@ def threshold_sensitivity(
         change=frame["f1"] - frame["f1"][OFFSETS.index(0.0)], start="oracle" if threshold is None else "given"
     )
 
-
+# %% ../../nbs/07_segmentation/13_ablation.ipynb #4233928d
 def quantile_sensitivity(
     histogram: ScoreHistogram,  # test scores
     validation: ScoreHistogram,  # validation scores, same scale
@@ -309,7 +331,7 @@ HEAT_VARIANTS = {
     "raw": "terms not standardized",
 }
 
-
+# %% ../../nbs/07_segmentation/13_ablation.ipynb #128a7b47
 def _heat_variants(heat: HybridEnergyThresholding, out: StreetOutput) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     "Every variant of one image, (H, W) on an asinh scale, and the fraction of each term."
     parts = heat.terms(out.logits, out.features, out.extent)
@@ -320,7 +342,7 @@ def _heat_variants(heat: HybridEnergyThresholding, out: StreetOutput) -> tuple[d
     maps["raw"] = torch.stack([parts.terms[n] * heat.scale_[n][1] + heat.scale_[n][0] for n in weighted]).sum(0)
     return {n: maps[n][0].float().asinh().cpu().numpy() for n in HEAT_VARIANTS}, parts.fractions()
 
-
+# %% ../../nbs/07_segmentation/13_ablation.ipynb #29be7201
 def heat_study(
     model: StreetModel,
     scorer: PixelScorer,  # fitted, with "heat" among its methods
@@ -351,29 +373,7 @@ def heat_study(
     result.metadata["fractions"] = {n: float(np.mean([s[n] for s in fractions])) for n in fractions[0]}
     return result
 
-# %% ../../nbs/07_segmentation/13_ablation.ipynb #ac0a0c15
-def ablation_plot(
-    summary: pd.DataFrame,  # of `ablation_summary`
-) -> Figure:
-    "Mean over seeds with one standard deviation, per configuration; the band is the reference."
-    import matplotlib.pyplot as plt
-
-    with figure_style():
-        rows = summary[summary["method"] == summary["method"].iloc[0]]
-        fig, ax = plt.subplots(figsize=(6, 0.8 + 0.32 * len(rows)))
-        first, spread = rows.iloc[0], rows["sd"].fillna(0)
-        ax.axvspan(first["mean"] - spread.iloc[0], first["mean"] + spread.iloc[0], color="#dddddd")
-        ax.errorbar(rows["mean"], range(len(rows)), xerr=spread, fmt="o", capsize=3)
-        ax.set(
-            yticks=range(len(rows)),
-            yticklabels=rows["config"],
-            xlabel=", ".join(w for m in [rows["metric"].iloc[0]] for w in (said(m), direction(m)) if w),
-            title=f"Mean and standard deviation of {int(first['runs'])} seeds",
-            ylim=(len(rows) - 0.5, -0.5),
-        )
-    return fig
-
-
+# %% ../../nbs/07_segmentation/13_ablation.ipynb #2267acb2
 def sensitivity_plot(
     percentages: pd.DataFrame,  # of `threshold_sensitivity`
     quantiles: pd.DataFrame,  # of `quantile_sensitivity`

@@ -21,7 +21,7 @@ def cells(
         raise DataError(f"features are (B, D, h, w), not {tuple(features.shape)}")
     return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
 
-
+# %% ../../nbs/07_segmentation/02_cells.ipynb #e61b1ff1
 def cell_maps(
     values: torch.Tensor,  # (B*h*w,)
     features: torch.Tensor,  # (B, D, h, w) the cells came from
@@ -31,7 +31,7 @@ def cell_maps(
     maps = values.reshape(features.shape[0], 1, *features.shape[-2:]).float()
     return (maps if size is None else F.interpolate(maps, size, mode="bilinear", align_corners=False))[:, 0]
 
-
+# %% ../../nbs/07_segmentation/02_cells.ipynb #c7a4b072
 def sample_cells(
     features: torch.Tensor,  # (B, D, h, w)
     labels: torch.Tensor,  # (B, H, W), 255 = void
@@ -47,7 +47,7 @@ def sample_cells(
     indices = indices if len(indices) <= count else np.sort(rng.choice(indices, count, replace=False))
     return cells(features).cpu().numpy()[indices], nearest[indices]
 
-
+# %% ../../nbs/07_segmentation/02_cells.ipynb #34be932d
 def training_cells(features: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
     "Rows as float64. Raises `DataError`."
     features = np.asarray(features)

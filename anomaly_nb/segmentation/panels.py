@@ -52,7 +52,7 @@ def class_colours(
     table[:VOID] = hues[np.arange(VOID) % len(hues)]
     return table[indices]
 
-
+# %% ../../nbs/07_segmentation/12_panels.ipynb #ad3e46e9
 def error_map(
     labels: np.ndarray,  # (H, W) class index, 255 = void
     prediction: np.ndarray,  # (H, W) class index
@@ -61,6 +61,25 @@ def error_map(
     return np.where(labels == VOID, 2, (labels != prediction).astype(np.uint8)).astype(np.uint8)
 
 # %% ../../nbs/07_segmentation/12_panels.ipynb #c5e618bc
+def _panel_row(
+    scene: Scene, model: SceneNetwork, scorer: PixelScorer, methods: tuple[str, ...]
+) -> Mapping[str, tuple[np.ndarray, str]]:
+    "Title -> (image, type) of one scene."
+    out = model.see(scene)
+    prediction = out.logits.argmax(1)[0].cpu().numpy()
+    colours = class_colours(prediction)
+    scores = {scorer.labels[m]: (scorer.score_one(m, out)[0], "score") for m in methods}
+    return {
+        "input": (scene.image, "image"),
+        "ground truth": (class_colours(scene.labels), "image"),
+        "prediction": (colours, "image"),
+        "overlay": ((0.5 * scene.image + 0.5 * colours).astype(np.uint8), "image"),
+        "confidence": (-msp(out.logits)[0].cpu().numpy(), "confidence"),
+        "errors": (error_map(scene.labels, prediction), "error"),
+        **scores,
+    }
+
+# %% ../../nbs/07_segmentation/12_panels.ipynb #6f5ebdf7
 def scene_panels(
     scenes: list[Scene],
     model: SceneNetwork,
@@ -104,22 +123,3 @@ def scene_panels(
                     ax.contour(scene.anomaly == 1, levels=[0.5], colors=[ANOMALOUS], linewidths=0.8)
                 ax.set_title(title, fontsize=9)
     return fig
-
-
-def _panel_row(
-    scene: Scene, model: SceneNetwork, scorer: PixelScorer, methods: tuple[str, ...]
-) -> Mapping[str, tuple[np.ndarray, str]]:
-    "Title -> (image, type) of one scene."
-    out = model.see(scene)
-    prediction = out.logits.argmax(1)[0].cpu().numpy()
-    colours = class_colours(prediction)
-    scores = {scorer.labels[m]: (scorer.score_one(m, out)[0], "score") for m in methods}
-    return {
-        "input": (scene.image, "image"),
-        "ground truth": (class_colours(scene.labels), "image"),
-        "prediction": (colours, "image"),
-        "overlay": ((0.5 * scene.image + 0.5 * colours).astype(np.uint8), "image"),
-        "confidence": (-msp(out.logits)[0].cpu().numpy(), "confidence"),
-        "errors": (error_map(scene.labels, prediction), "error"),
-        **scores,
-    }

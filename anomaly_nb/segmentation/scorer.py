@@ -47,18 +47,7 @@ METHODS = {
     "eam": "EAM",
 }
 
-
-def _label(method: str, fitted: dict[str, Any]) -> str:
-    "Name of what is really computed."
-    if method == "heat":
-        return fitted["heat"].label
-    if method in ("mahalanobis", "knn") and method not in fitted:
-        return f"{METHODS[method]} (no feature layer: energy)"
-    if method in ("vim", "react") and method not in fitted:
-        return f"{METHODS[method]} (last layer not 1x1: energy)"
-    return METHODS[method]
-
-
+# %% ../../nbs/07_segmentation/09_scorer.ipynb #a0ce2852
 def check_methods(
     methods: Sequence[str],
 ) -> tuple[str, ...]:
@@ -69,6 +58,17 @@ def check_methods(
     if len(set(methods)) != len(methods):
         raise DataError(f"methods {', '.join(methods)}: one comes twice; name each once")
     return tuple(methods)
+
+# %% ../../nbs/07_segmentation/09_scorer.ipynb #a74ec2a9
+def _label(method: str, fitted: dict[str, Any]) -> str:
+    "Name of what is really computed."
+    if method == "heat":
+        return fitted["heat"].label
+    if method in ("mahalanobis", "knn") and method not in fitted:
+        return f"{METHODS[method]} (no feature layer: energy)"
+    if method in ("vim", "react") and method not in fitted:
+        return f"{METHODS[method]} (last layer not 1x1: energy)"
+    return METHODS[method]
 
 # %% ../../nbs/07_segmentation/09_scorer.ipynb #1771efd1
 def _last_layer(model: SceneNetwork) -> tuple[np.ndarray, np.ndarray] | None:
