@@ -115,8 +115,8 @@ def _budget(chosen: Record) -> str:
         f"features {chosen['features_ms']:.1f} ms, search {chosen['bank_ms']:.1f} ms, bank {chosen['bank_mb']:.2f} MB"
     )
     return (
-        f"{' and '.join(limits)}: {chosen['coreset']} of {chosen['of']} patches are kept, {chosen['k']} "
-        f"neighbours; measured here: {took}"
+        f"{' and '.join(limits)}: {chosen['coreset']} of {chosen['of']} patches are kept, "
+        f"{number_of(chosen['k'], 'neighbour')}; measured here: {took}"
     )
 
 # %% ../../nbs/10_reports/14_card.ipynb #a9e03756
