@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from .options import Answer, exit_code, with_options
+from .outputs import check_out
 from anomaly_nb.cli.stores import (
     CONFIG,
     STORE,
     Config,
     KeyOptions,
     StoreOption,
-    check_out,
     each_label,
     history_lines,
     keys_changed,
@@ -160,7 +160,7 @@ def tag(
     from anomaly_nb.core.files import write_text
     from anomaly_nb.core.settings import load_settings
 
-    check_out("--out", out, scores)
+    check_out("--out", out, scores, columns=("file", "score"))
     settings, calibration = load_settings(config), None
     try:
         calibration = load_calibration(store, model, head)

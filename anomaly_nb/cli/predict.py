@@ -7,6 +7,8 @@ __all__ = ['predict']
 
 # %% ../../nbs/11_cli/16_predict.ipynb #a8e66599
 import csv
+import os
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Needs, exit_code, files_in, say_earlier, say_passed, say_unread, with_options
+from .options import Needs, exit_code, say_passed, say_unread, with_options
+from .outputs import check_out, check_out_folder, files_in, say_earlier
 
 # %% ../../nbs/11_cli/16_predict.ipynb #de7605b6
 @with_options
@@ -26,7 +29,8 @@ def predict(
         typer.Option(
             help="CSV of decisions: image_path, score, anomalous, p_value, percentile, left, top, right and bottom of "
             "the box around the hottest patch, normal_path and distance of the normal patch nearest to it, clipped, "
-            "error, note. The heatmap is smoothed: where nothing stands out, it may peak beside the box."
+            "error, note. Pixels are those of the upright image, rotated as EXIF says. The heatmap is smoothed: where "
+            "nothing stands out, it may peak beside the box."
         ),
     ] = Path("predictions.csv"),
     maps: Annotated[
@@ -49,7 +53,10 @@ def predict(
         ),
     ] = "torch",
     watch: Annotated[
-        bool, typer.Option("--watch", help="Go on with images that arrive in the folders; end with Ctrl-C.")
+        bool, typer.Option(
+            "--watch",
+            help="Go on with images that arrive in the folders, and judge a file again that changes; end with Ctrl-C.",
+        )
     ] = False,
     every: Annotated[
         float, typer.Option(min=0, help="With --watch: seconds between two looks."), Needs("watch")
@@ -77,7 +84,7 @@ def predict(
     from anomaly_nb.core.order import printable
     from anomaly_nb.core.runtime import progress
     from anomaly_nb.data.census import said_of_transparent, unread_frames
-    from anomaly_nb.data.file_types import unseen_types
+    from anomaly_nb.data.file_types import said_of_shapes, unseen_types
     from anomaly_nb.features.engine import with_engine
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.detector_files import check_backbone
@@ -86,12 +93,12 @@ def predict(
 
     if layout not in ("", "mvtec-ad-2"):
         raise DataError(f"--layout {layout}: the only layout known is mvtec-ad-2")
-    if out.is_dir():
-        raise DataError(f"--out {out}: is a folder; name a CSV file")
-    if maps and maps.exists() and not maps.is_dir():
-        raise DataError(f"--maps {maps}: is a file; name a folder")
     if layout and maps is None:
         raise DataError(f"--layout {layout}: name the folder of the submission with --maps <folder>")
+    images, passed = find_images(paths)
+    check_out("--out", out, *images, columns=() if watch else ("image_path", "score"))
+    if maps:
+        check_out_folder("--maps", maps, paths)
     model = Detector.load(detector, weights)
     check_backbone(model)
     model.decision_threshold()
@@ -99,6 +106,7 @@ def predict(
     counts: Counter[str] = Counter()
     paged: dict[str, int] = {}  # files with several pages or frames
     transparent: list[str] = []  # files
+    other_shape: list[str] = []
     types: Counter[str] = Counter()  # of files
     before = files_in(maps)
     columns = list(Prediction("").row())
@@ -123,12 +131,13 @@ def predict(
                 paged[pred.image_path] = pred.frames
             if pred.transparent:
                 transparent.append(pred.image_path)
+            if pred.other_shape:
+                other_shape.append(pred.image_path)
             if watch:
                 verdict = "error" if pred.error else "ANOMALOUS" if pred.anomalous else "normal"
                 message = pred.error or f"score {pred.score:.4g}, p {pred.p_value:.3g}"
                 typer.echo(printable(f"{verdict:9} {pred.image_path}  {message}"))
 
-    images, passed = find_images(paths)
     if watch:
         _watch(paths, out, columns, write, every, idle)
     else:
@@ -137,15 +146,13 @@ def predict(
                 f"{', '.join(map(str, paths))}: no image is there ({number_of(len(passed), 'other file')}); see "
                 "`anomaly-nb inspect`"
             )
-        try:
-            with atomic_write(out, "w") as file:
-                csv.DictWriter(file, columns, lineterminator="\n").writeheader()
+        with atomic_write(out, "w") as file:
+            csv.DictWriter(file, columns, lineterminator="\n").writeheader()
+            try:
                 write(file, images)
-        except KeyboardInterrupt as e:
-            done = sum(counts[k] for k in ("anomalous", "normal", "error"))
-            lost = f"{done} of {number_of(len(images), 'image')} were judged, and {out} is as it was: no row is written"
-            e.add_note(lost + (f"; {maps} holds the maps of those" if maps and done else ""))
-            raise
+            except KeyboardInterrupt as e:
+                e.add_note(_keep_part(Path(file.name), out, counts.total() - counts["clipped"], len(images)))
+                raise
     total = counts["anomalous"] + counts["normal"] + counts["error"]
     typer.echo(
         f"{number_of(total, 'image')}: {counts['anomalous']} anomalous, {counts['normal']} normal, "
@@ -163,8 +170,9 @@ def predict(
             "which the detector was fitted with",
             err=True,
         )
+    shapes = said_of_shapes(other_shape, model.shapes_)
     unseen = filter(None, [unseen_types(types, model.file_types_)])
-    for sentence in (*unread_frames(paged), *said_of_transparent(transparent), *unseen):
+    for sentence in (*unread_frames(paged), *said_of_transparent(transparent), *shapes, *unseen):
         typer.echo(printable(f"note: {sentence}"), err=True)
     say_passed(passed)
     if not watch:  # which goes on from what is there
@@ -173,22 +181,47 @@ def predict(
     raise typer.Exit(exit_code(total, counts["error"], counts["anomalous"]))
 
 # %% ../../nbs/11_cli/16_predict.ipynb #7fcc75cb
+def _keep_part(rows: Path, out: Path, done: int, total: int) -> str:
+    "Keep the rows of an interrupted command beside the table they are not, and say so."
+    from anomaly_nb.core.errors import number_of
+    from anomaly_nb.core.files import atomic_write
+
+    judged = f"{done} of {number_of(total, 'image')} were judged"
+    if not done:
+        return f"{judged}, and {out} is as it was"
+    part = out.with_name(f"{out.stem}.partial{out.suffix}")
+    with atomic_write(part) as file, rows.open("rb") as source:
+        shutil.copyfileobj(source, file)
+    return f"{judged}: their rows are in {part}, and {out} is as it was"
+
+
 def _read_paths(out: Path) -> list[str]:
-    "The images that rows of a CSV name."
+    "The images that rows of a CSV name, but for those that could not be read."
     from anomaly_nb.scoring.predict import table_cell
 
     if not out.is_file() or not out.stat().st_size:
         return []
     with out.open(encoding="utf-8", newline="") as file:
-        return [table_cell(row["image_path"]) for row in csv.DictReader(file)]
+        return [table_cell(row["image_path"]) for row in csv.DictReader(file) if not row.get("error")]
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    "What changes with a file: size and time of change; None where it is gone."
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: float, idle: float) -> None:
-    "Predict what arrives, each file once it has stopped growing; rows that an earlier watch wrote are not made again."
+    """Predict what arrives, each file once it has stopped growing, and again when it has changed; of the rows of an
+    earlier watch those with an error are made again.
+    """
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.scoring.predict import find_images, table_cell
 
-    seen = set(_read_paths(out))
+    seen: dict[str, tuple[int, int] | None] = dict.fromkeys(_read_paths(out))  # cell -> the file that was judged
     if out.is_file() and out.stat().st_size:  # rows go on in the columns that are there
         with out.open(encoding="utf-8", newline="") as file:
             there = next(csv.reader(file))
@@ -198,7 +231,7 @@ def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: 
             )
         columns[:] = there
     out.parent.mkdir(parents=True, exist_ok=True)
-    sizes: dict[str, int] = {}
+    before: dict[str, tuple[int, int]] = {}  # files of the look before
     last = time.monotonic()
     with out.open("a", encoding="utf-8", newline="") as file:
         if not out.stat().st_size:
@@ -206,16 +239,13 @@ def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: 
             file.flush()
         try:
             while True:
-                now = {
-                    p: Path(p).stat().st_size
-                    for p in find_images(paths)[0]
-                    if table_cell(p) not in seen and Path(p).exists()
-                }
-                ready = [p for p, size in now.items() if sizes.get(p) == size]
-                sizes = now
+                now = {p: stamp for p in find_images(paths)[0] if (stamp := _stamp(p))}
+                new = {p: s for p, s in now.items() if table_cell(p) not in seen or seen[table_cell(p)] not in (None, s)}
+                ready = [p for p, stamp in new.items() if before.get(p) == stamp]
+                before = now
                 if ready:
                     write(file, ready)
-                    seen |= set(map(table_cell, ready))
+                    seen |= {table_cell(p): new[p] for p in ready}
                     last = time.monotonic()
                 if idle and time.monotonic() - last > idle:
                     return

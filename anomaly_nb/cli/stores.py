@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['StoreOption', 'Config', 'STORE', 'CONFIG', 'MORE', 'KeyOptions', 'start_development', 'needs_development',
-           'open_store', 'each_label', 'check_out', 'scores_of', 'HeadScores', 'read_heads', 'tag_heads',
-           'reference_words', 'trend_line', 'move_words', 'history_lines', 'keys_changed', 'service_url',
-           'service_lines']
+           'open_store', 'each_label', 'scores_of', 'HeadScores', 'read_heads', 'tag_heads', 'reference_words',
+           'trend_line', 'move_words', 'history_lines', 'keys_changed', 'service_url', 'service_lines']
 
 # %% ../../nbs/11_cli/04_stores.ipynb #b3f35333
 from collections.abc import Callable
@@ -127,26 +126,6 @@ def each_label(labels: list[str] | None) -> "Sequence[str | None]":
     return labels or [None]
 
 # %% ../../nbs/11_cli/04_stores.ipynb #0c9c2d89
-def check_out(
-    option: str,  # as it is typed: "--out"
-    out: Path,  # file to be written
-    *inputs: Path,  # what it is made of
-    ending: str = "",  # that it must have
-) -> Path:
-    "A path that can be written without a loss. Raises `DataError`, before anything is computed."
-    from anomaly_nb.core.errors import DataError
-
-    if out.is_dir():
-        raise DataError(f"{option} {out}: is a folder; name a file")
-    if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
-        raise DataError(f"{option} {out}: is the file that is read, and would be lost; name another")
-    if ending and out.suffix.lower() != ending:
-        raise DataError(f"{option} {out}: is written as {ending[1:].upper()}; give it the ending {ending}")
-    if above := next((p for p in out.parents if p.exists() and not p.is_dir()), None):
-        raise DataError(f"{option} {out}: {above} is a file, no folder; name another place")
-    return out
-
-
 MORE = ("group", "role")  # columns of a table that say more about its files
 
 

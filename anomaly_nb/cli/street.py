@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import exit_code, files_in, say_earlier, say_passed, say_unread, with_options
+from .options import exit_code, say_passed, say_unread, with_options
+from .outputs import check_out_folder, files_in, say_earlier
 from .street_evaluation import evaluate
 from .street_studies import ablate, classes, compare, submit
 from anomaly_nb.cli.street_options import (
@@ -268,6 +269,7 @@ def score(
     from anomaly_nb.segmentation.run import StreetRun
     from anomaly_nb.segmentation.tables import normal_quantile
 
+    check_out_folder("--out", out, [images])
     place = StreetRun(run)
     at = size.of(place)
     scorer, validation = place.fitted(at, other_size=size.other_size)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import After, Answer, Needs, exit_code, files_in, say_earlier, with_options
+from .options import After, Answer, Needs, exit_code, with_options
+from .outputs import files_in, say_earlier
 from .released import score_features
 from .video_options import DeepFeatures, Fps, Rate, VideoData, check_wishes
 

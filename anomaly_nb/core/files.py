@@ -9,6 +9,7 @@ __all__ = ['NOT_UTF8', 'MANIFEST', 'temporary_prefix', 'clear_stale', 'atomic_wr
 
 # %% ../../nbs/00_core/02_files.ipynb #d6abceca
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -115,13 +116,26 @@ def _sync_folder(folder: Path) -> None:
 _cleared: set[tuple[int, Path]] = set()  # folders that this process has looked through for files of killed writers
 
 
+class _Written(io.BufferedWriter):
+    """A file that keeps its descriptor to itself. Pillow would write past it, and take the part of its last piece that
+    a full disk took for all of it.
+    """
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("written through Python alone")
+
+
 @contextmanager
 def atomic_write(
     path: str | Path,  # file to create or replace
     mode: str = "wb",  # "wb" or "w"
 ) -> Iterator[IO]:  # open file; the target changes only when the block ends without an error
-    "Write `path` whole or not at all. Raises `OSError` (disk full, no permission) and leaves the old file as it was."
-    path = Path(path)
+    """Write `path` whole or not at all; of a link, the file it leads to. Raises `OSError` (disk full, no permission)
+    and leaves the old file as it was, `DataError` for a device or a pipe.
+    """
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path}: is a device or a pipe, and would be replaced by a file; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     if (seen := (os.getpid(), path.parent.absolute())) not in _cleared:  # a folder of many files is listed once
         clear_stale(path.parent)
@@ -132,10 +146,11 @@ def atomic_write(
         e.filename = str(path)  # the name that its caller knows
         raise
     try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as f:
+        with open(name, "wb", buffering=0, opener=lambda *_: handle) as raw, _Written(raw) as plain:
+            f = plain if "b" in mode else io.TextIOWrapper(plain, encoding="utf-8")
             yield f
             f.flush()
-            os.fsync(f.fileno())
+            os.fsync(raw.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException as e:

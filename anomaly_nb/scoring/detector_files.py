@@ -132,6 +132,7 @@ def _write_files(detector: "Detector", folder: Path) -> None:
             "layout": detector.layout_.said(),
             "learned": detector.learned_,
             "file_types": detector.file_types_,
+            "shapes": detector.shapes_,
             "budget": detector.budget_,
             "intensity": detector.intensity_.to_dict(),
             "version": detector.version_,
@@ -253,6 +254,7 @@ def _rebuilt(folder: Path, manifest: Record, detector_class: type["Detector"], w
     detector.intensity_ = Intensity.from_dict(manifest["intensity"]) if "intensity" in manifest else Intensity()
     detector.choice_ = manifest.get("choice", {})
     detector.file_types_ = dict(manifest.get("file_types", {}))  # older ones did not look
+    detector.shapes_ = list(manifest.get("shapes", []))
     family, mark, options = detector.parts().backbone.partition("?")
     if family == detector.spec_.get("name") == "filters":  # their first version, from before there were versions
         detector.backbone = recorded_name("filters") + mark + options

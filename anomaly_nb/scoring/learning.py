@@ -21,7 +21,7 @@ from ..banks.held_out import held_out_folds
 from ..core.errors import DataError
 from ..core.plain import Record
 from ..core.runtime import progress
-from ..data.file_types import count_types
+from ..data.file_types import aspect_range, count_types
 from ..data.headers import image_info
 from ..data.images import read_image
 from ..data.intensity import Intensity
@@ -240,7 +240,7 @@ def _start(
         else Layout.of_spec(spec, patch_hw, detector.network().region if spec.get("region") else None)
     )
     detector.paths_ = [str(p) for p in meta["image_path"]] if "image_path" in meta else [""] * len(meta)
-    detector.file_types_ = count_types(detector.paths_)
+    detector.file_types_, detector.shapes_ = count_types(detector.paths_), aspect_range(detector.paths_)
     detector.version_, detector.threshold_ = 1, None
     detector.choice_ = {}  # what recipe and backbone were chosen from, where they were
     detector.learned_ = {}  # cells that the bank learned from, and of how many, where they have no grid

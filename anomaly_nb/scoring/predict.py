@@ -25,7 +25,7 @@ from ..core.errors import DataError, MissingFileError
 from ..core.files import NOT_UTF8, atomic_write, list_files, sha256_file
 from ..core.order import natural_key, printable, utf8_name
 from ..core.runtime import cpu_threads, in_order, side_by_side
-from ..data.file_types import is_unseen
+from ..data.file_types import is_other_shape, is_unseen
 from ..data.headers import is_image, why_skipped
 from ..data.images import read_image, read_upright
 from ..features import FeatureSet
@@ -69,6 +69,7 @@ class Prediction:
     file_type: str = ""  # of its header, "PNG RGB"
     unseen: bool = False  # no file that the detector learned from looks like one of this type
     transparent: bool = False  # some of it is not opaque, and is read as black
+    other_shape: bool = False  # much wider or narrower than all that the detector learned from
 
     @property
     def note(self) -> str:
@@ -76,7 +77,8 @@ class Prediction:
         pages = f"holds {self.frames} pages or frames: the first was looked at" if self.frames > 1 else ""
         odd = f"is {self.file_type}, a type of file that the detector never saw" if self.unseen else ""
         black = "is transparent: what is transparent is read as black" if self.transparent else ""
-        return "; ".join(filter(None, (pages, black, odd)))
+        shape = "has a shape that the detector never saw" if self.other_shape else ""
+        return "; ".join(filter(None, (pages, black, odd, shape)))
 
     def row(self) -> dict[str, object]:
         "As a row of `predictions.csv`."
@@ -324,6 +326,7 @@ def _decided(
             file_type=f.file_type,
             unseen=is_unseen(f.file_type, detector.file_types_),
             transparent=f.transparent,
+            other_shape=is_other_shape(f.size, detector.shapes_),
         )
 
 # %% ../../nbs/06_scoring/12_predict.ipynb #c6ce6514
