@@ -1,7 +1,13 @@
 "Files as strangers have them: hostile names, cut, tiny, animated images, used folders; each is named once in one line."
 
+import os
 import re
 import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -199,3 +205,109 @@ def test_a_first_run_is_new_and_small_scores_keep_their_digits(tmp_path, monkeyp
     history = run("drift", "history")[1]
     assert " new " in history and "is_stable" not in history
     assert "v1 (60 files, no reference yet) new: " in run("drift", "trend", "net", "h")[1]
+
+
+def content(folder):
+    "Every file below a folder with its bytes."
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_predict_writes_over_nothing_that_it_reads(fitted, tmp_path, capsys):
+    "An image, a file of the detector, a device, a foreign table: each is refused before any work, and stays as it is."
+    shutil.copytree(fitted / "det", tmp_path / "det")
+    (tmp_path / "new").mkdir()
+    for i, path in enumerate(sorted((fitted / "good").iterdir())[:2]):
+        Image.open(path).save(tmp_path / "new" / f"{i}.tiff")
+    (tmp_path / "notes.csv").write_text("important\n")
+    before, new = content(tmp_path), tmp_path / "new"
+    for out, words in (
+        (new / "0.tiff", "is the file that is read, and would be lost"),
+        (tmp_path / "det" / "training.csv", "lies in the detector det"),
+        (tmp_path / "notes.csv", "holds something else than an earlier table"),
+        (Path(os.devnull), "is a device or a pipe"),
+    ):
+        assert words in fails(capsys, "predict", tmp_path / "det", new, "--out", out)
+    for maps, words in (
+        (new, "where images are read"),
+        (new / "maps", "where images are read"),
+        (tmp_path / "det" / "m", "lies in the detector det"),
+    ):
+        out = tmp_path / "p.csv"
+        assert words in fails(capsys, "predict", tmp_path / "det", new, "--out", out, "--maps", maps)
+        assert words in fails(capsys, "predict", tmp_path / "det", new, "--out", out, "--maps", maps, "--watch")
+    assert "where images are read" in fails(capsys, "predict", tmp_path / "det", new / "0.tiff", "--maps", new)
+    assert content(tmp_path) == before and not Path(os.devnull).is_file()
+    words = ("predict", tmp_path / "det", new, "--out", tmp_path / "p.csv", "--maps", tmp_path / "maps")
+    assert run(*words)[0] in (0, 3) and run(*words)[0] in (0, 3)  # its own earlier table and maps are no obstacle
+    assert all(content(tmp_path)[path] == data for path, data in before.items())
+
+
+def test_a_watched_file_that_changes_is_judged_again(fitted, tmp_path):
+    "A station that uses a name again, and a file that was looked at before it was whole."
+    (tmp_path / "new").mkdir()
+    good = sorted((fitted / "good").iterdir())[0].read_bytes()
+    (tmp_path / "new" / "a.png").write_bytes(good)
+    (tmp_path / "new" / "b.png").write_bytes(good[:200])
+    words = ("predict", fitted / "det", tmp_path / "new", "--out", tmp_path / "w.csv", "--watch", "--every", 0.05)
+    run(*words, "--idle", 0.3)
+    assert "0 images" in run(*words, "--idle", 0.3)[1]  # nothing has changed
+    time.sleep(0.02)
+    (tmp_path / "new" / "b.png").write_bytes(good)
+    run(*words, "--idle", 0.3)
+    table = pd.read_csv(tmp_path / "w.csv")
+    names = table["image_path"].str[-5:].tolist()
+    assert names == ["a.png", "b.png", "b.png"] and table["error"].notna().tolist() == [False, True, False]
+    changed = threading.Timer(0.6, (tmp_path / "new" / "a.png").write_bytes, [good + b"more"])
+    changed.start()
+    run(*words, "--idle", 1.5)
+    assert pd.read_csv(tmp_path / "w.csv")["image_path"].str[-5:].tolist() == [*names, "a.png"]
+
+
+def test_images_of_another_shape_are_said(fitted, tmp_path):
+    Image.new("RGB", (96, 40), (120, 130, 140)).save(tmp_path / "wide.png")
+    code, said, _ = run("predict", fitted / "det", tmp_path / "wide.png", "--out", tmp_path / "p.csv")
+    assert code in (0, 3) and "1 image has a shape that the detector never saw, the first wide.png" in said
+    assert pd.read_csv(tmp_path / "p.csv")["note"].tolist() == ["has a shape that the detector never saw"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a limit on the size of files")
+@pytest.mark.parametrize("form", ["TIFF", "JPEG", "PNG", "BMP"])
+def test_what_a_full_disk_cuts_off_is_an_error(tmp_path, form):
+    "Pillow takes a short last write for a whole one; the file must not be taken for written."
+    code = f"""
+import resource, signal
+import numpy as np
+from PIL import Image
+from anomaly_nb.core.files import atomic_write
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20480, resource.RLIM_INFINITY))
+noise = np.random.default_rng(0)
+image = noise.random((100, 128)).astype(np.float32) if {form!r} == "TIFF" else noise.integers(0, 255, (300, 300, 3)).astype(np.uint8)
+with atomic_write("image") as f: Image.fromarray(image).save(f, format={form!r})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    )
+    assert done.returncode and "File too large" in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_predict_keeps_the_rows_it_has(fitted, tmp_path, monkeypatch):
+    from anomaly_nb.scoring import predict as module
+
+    def three(*words, whole=module.predict_files, **options):
+        for i, prediction in enumerate(whole(*words, **options)):
+            if i == 3:
+                raise KeyboardInterrupt
+            yield prediction
+
+    monkeypatch.setattr(module, "predict_files", three)
+    (tmp_path / "p.csv").write_text("image_path,score\nold.png,1\n")
+    code, said, _ = run("predict", fitted / "det", fitted / "good", "--out", tmp_path / "p.csv")
+    part = pd.read_csv(tmp_path / "p.partial.csv")
+    assert code == 130 and len(part) == 3 and part["score"].notna().all()
+    assert f"3 of 8 images were judged: their rows are in {tmp_path / 'p.partial.csv'}" in said
+    assert (tmp_path / "p.csv").read_text() == "image_path,score\nold.png,1\n" and len(list(tmp_path.iterdir())) == 2

@@ -244,7 +244,7 @@ def test_an_interrupted_command_says_what_is_left(fitted, tmp_path, command, sen
     time.sleep(0.2)
     process.send_signal(sent)
     _, err = process.communicate(timeout=120)
-    left = {"fit": f"{tmp_path / 'det'} is as it was: no detector is written", "predict": "no row is written"}[command]
+    left = {"fit": f"{tmp_path / 'det'} is as it was: no detector is written", "predict": f"{tmp_path / 'p.csv'} is as it was"}[command]
     assert process.returncode == code and err.count("\n") == 1, (process.returncode, err)
     assert err.startswith(f"anomaly-nb: {command} was ended by {how}; nothing half-written is left") and left in err
     assert not [p for p in Path(tmp_path).iterdir()], list(tmp_path.iterdir())

@@ -42,9 +42,9 @@ def check_out(
     if above := next((p for p in out.parents if p.exists() and not p.is_dir()), None):
         raise DataError(f"{option} {out}: {above} is a file, no folder; name another place")
     if detector := _detector_around(out):
-        raise DataError(f"{option} {out}: lies in the detector {detector.name}, which would no longer open; name another")
+        raise DataError(f"{option} {out}: lies in the detector {detector.name}, which would be damaged; name another")
     if columns and not _has_columns(out, columns):
-        raise DataError(f"{option} {out}: holds something else than an earlier table of this command; name another file")
+        raise DataError(f"{option} {out}: holds something else than an earlier table of this command; name another")
     return out
 
 
@@ -73,8 +73,8 @@ def check_out_folder(
         inside = read == whole or read in whole.parents if path.is_dir() else read.parent == whole
         if inside:
             raise DataError(
-                f"{option} {folder}: lies in {path if path.is_dir() else path.parent}, where images are read: some would "
-                "be replaced, and what is written would be read next time; name a folder outside it"
+                f"{option} {folder}: lies in {path if path.is_dir() else path.parent}, where images are read: some "
+                "would be replaced, and what is written would be read next time; name a folder outside it"
             )
     return folder
 

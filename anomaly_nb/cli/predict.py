@@ -196,13 +196,13 @@ def _keep_part(rows: Path, out: Path, done: int, total: int) -> str:
 
 
 def _read_paths(out: Path) -> list[str]:
-    "The images that rows of a CSV name, but for those that could not be read."
+    "The images that rows of a CSV name."
     from anomaly_nb.scoring.predict import table_cell
 
     if not out.is_file() or not out.stat().st_size:
         return []
     with out.open(encoding="utf-8", newline="") as file:
-        return [table_cell(row["image_path"]) for row in csv.DictReader(file) if not row.get("error")]
+        return [table_cell(row["image_path"]) for row in csv.DictReader(file)]
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
@@ -214,14 +214,20 @@ def _stamp(path: str) -> tuple[int, int] | None:
     return stat.st_size, stat.st_mtime_ns
 
 
+def _is_changed(stamp: tuple[int, int], judged: tuple[int, int] | None) -> bool:
+    "Whether a file is another than the one that was judged; -1 stands for a size that nobody knows."
+    if judged is None:
+        return True
+    return stamp[1] > judged[1] if judged[0] < 0 else stamp != judged
+
+
 def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: float, idle: float) -> None:
-    """Predict what arrives, each file once it has stopped growing, and again when it has changed; of the rows of an
-    earlier watch those with an error are made again.
-    """
+    "Predict what arrives, each file once it has stopped growing, and again where it has changed since then."
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.scoring.predict import find_images, table_cell
 
-    seen: dict[str, tuple[int, int] | None] = dict.fromkeys(_read_paths(out))  # cell -> the file that was judged
+    # of each row's image, what it was when it was judged; of the rows of an earlier watch only when that ended
+    seen = dict.fromkeys(_read_paths(out), (-1, out.stat().st_mtime_ns if out.is_file() else 0))
     if out.is_file() and out.stat().st_size:  # rows go on in the columns that are there
         with out.open(encoding="utf-8", newline="") as file:
             there = next(csv.reader(file))
@@ -240,7 +246,7 @@ def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: 
         try:
             while True:
                 now = {p: stamp for p in find_images(paths)[0] if (stamp := _stamp(p))}
-                new = {p: s for p, s in now.items() if table_cell(p) not in seen or seen[table_cell(p)] not in (None, s)}
+                new = {p: s for p, s in now.items() if _is_changed(s, seen.get(table_cell(p)))}
                 ready = [p for p, stamp in new.items() if before.get(p) == stamp]
                 before = now
                 if ready:

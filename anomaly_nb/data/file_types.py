@@ -100,6 +100,7 @@ def said_of_shapes(
     "How many images are of a shape that a detector never saw."
     if not paths:
         return []
-    seen = "width by height " + (f"{learned[0]:.2g}" if learned[0] == learned[1] else f"{learned[0]:.2g} to {learned[1]:.2g}")
+    seen = " to ".join(dict.fromkeys(f"{aspect:.2g}" for aspect in learned))
     which = f"{number_of(len(paths), 'image')} {plural(len(paths), 'has', 'have')} a shape that the detector never saw"
-    return [f"{which}, the first {Path(paths[0]).name} (it learned from {seen}): scores may show the shape, not the part"]
+    first = f"the first {Path(paths[0]).name} (it learned from a width of {seen} times the height)"
+    return [f"{which}, {first}: scores may show the shape, not the part"]
