@@ -26,7 +26,7 @@ def appearance(
     colours = "grey" if mode.partition(";")[0] in _GREY else "ink" if mode == "CMYK" else "colour"
     return any(part in LOSSY for part in form.split("/")), colours
 
-
+# %% ../../nbs/02_data/15_file_types.ipynb #adbe27d9
 def count_types(
     paths: Iterable[str | Path],  # image files
 ) -> dict[str, int]:  # type -> files, the commonest first
@@ -39,7 +39,7 @@ def count_types(
             continue
     return dict(counts.most_common())
 
-
+# %% ../../nbs/02_data/15_file_types.ipynb #e375cb57
 def is_unseen(
     file_type: str,  # of a new file
     learned: Mapping[str, int],  # of `count_types`, of the files that were learned from; empty where nobody knows
@@ -47,7 +47,7 @@ def is_unseen(
     "Whether no file that was learned from looks like this one, as far as its type goes."
     return bool(learned) and bool(file_type) and appearance(file_type) not in map(appearance, learned)
 
-
+# %% ../../nbs/02_data/15_file_types.ipynb #c0ead518
 def unseen_types(
     counts: Mapping[str, int],  # new files by type
     learned: Mapping[str, int],  # files that were learned from by type; empty where nobody knows
