@@ -82,7 +82,7 @@ def log_absence(
 PAIR_TERMS = 24  # at most; the first term left out is then below 0.25 ** 25 / 25
 _BLOCK = 4096  # frames at a time, so that memory does not grow with the video
 
-
+# %% ../../nbs/09_atoms/06_evidence.ipynb #8db0a56d
 def _heavy(p: Tensor, rho: Tensor) -> Tensor:
     "(C, E) atoms whose a = rho p exceeds 1/2 in some frame: too large for the series."
     return rho * (p.amax(0)[:, None] if len(p) else rho.new_zeros(len(rho), 1)) > 0.5
@@ -92,13 +92,13 @@ def _heavy_first(heavy: Tensor) -> list[tuple[Tensor, int]]:
     "Per event: the atoms with the heavy ones first, and how many those are."
     return [(h.int().argsort(descending=True), int(h.sum())) for h in heavy.T]
 
-
+# %% ../../nbs/09_atoms/06_evidence.ipynb #96c13475
 def _terms(p: Tensor, rho: Tensor) -> int:
     "How many terms reach double precision for the largest product of two atoms there is."
     largest = float((rho * p.amax(0)[:, None]).max()) if p.numel() and rho.numel() else 0.0
     return min(PAIR_TERMS, 1 + math.ceil(-37.0 / (2 * math.log(largest)))) if largest > 0 else 1
 
-
+# %% ../../nbs/09_atoms/06_evidence.ipynb #2d1c790e
 def _series_forward(p: Tensor, rho: Tensor, terms: int) -> Tensor:
     "Power-sum series of all pairs."
     sums, pm, rm, p2, r2 = {1: p @ rho}, p, rho, p * p, rho * rho
@@ -114,7 +114,7 @@ def _series_forward(p: Tensor, rho: Tensor, terms: int) -> Tensor:
         total -= (sums[m].square() - sums[2 * m]) / (2 * m)
     return total.clamp(max=0.0)  # the difference of two equal sums may round above 0
 
-
+# %% ../../nbs/09_atoms/06_evidence.ipynb #fefef52c
 def _series_backward(p: Tensor, rho: Tensor, terms: int, grad: Tensor, need_p: bool) -> tuple[Tensor | None, Tensor]:
     "Gradients of the series with respect to presences and strengths."
     to_p, to_rho = torch.zeros_like(p) if need_p else None, torch.zeros_like(rho)

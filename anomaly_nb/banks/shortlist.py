@@ -34,7 +34,7 @@ FAR = -3e38  # finite in bf16, below any score
 SEEDS = 4  # groups whose best rows bound the k-th distance from above
 COSTLY = 60  # a number that is gathered costs as much as so many of a matrix product
 
-
+# %% ../../nbs/04_banks/15_shortlist.ipynb #87fdf9d3
 def bf16_pieces(
     v: "Tensor",  # (n,) float32
 ) -> "Tensor":  # (n, 3) bf16, whose sum is v to 24 bits
@@ -45,7 +45,7 @@ def bf16_pieces(
     b = (v - a).bfloat16()
     return torch.stack([a, b, (v - a - b).bfloat16()], dim=1)
 
-
+# %% ../../nbs/04_banks/15_shortlist.ipynb #2723bce4
 def principal_axes(
     rows: "Tensor",  # (m, D) float32, centred
     count: int,
@@ -60,7 +60,7 @@ def principal_axes(
     rotation = torch.linalg.eigh(inside.T @ inside).eigenvectors.flip(1)
     return torch.linalg.qr((axes @ rotation).double()).Q.float()
 
-
+# %% ../../nbs/04_banks/15_shortlist.ipynb #9f7a1702
 def hide_rows(
     score: "Tensor",  # (n, columns) scores of one tile
     skip: np.ndarray,  # (n, 2) first and end of the bank rows each query must not see
@@ -77,7 +77,7 @@ def hide_rows(
             r = torch.arange(int(first), int(end), device=score.device)
             score[a:b, r % GROUP * (columns // GROUP) + r // GROUP] = FAR
 
-
+# %% ../../nbs/04_banks/15_shortlist.ipynb #83006235
 def places(
     mask: "Tensor",  # bool, any shape, few of it true
 ) -> "Tensor":  # (n,) int64, into the flattened mask

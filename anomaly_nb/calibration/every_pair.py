@@ -29,7 +29,7 @@ def block_order(
     rows = torch.arange(-(-n // size) * size, device=device)
     return torch.cat([block.view(-1, size).T.flatten() for block in rows.split(TILE)])
 
-
+# %% ../../nbs/05_calibration/26_every_pair.ipynb #28d648ef
 def with_squares(
     x: "Tensor",  # (n, D) float32, centred
     norms: "Tensor",  # (n,) float32 squared norms; inf where single precision may overflow, x is zero there
@@ -49,7 +49,7 @@ def with_squares(
     a[:, d : d + 3], a[:, d + 3 : d + 6] = 1, b[:, d : d + 3]
     return a, b
 
-
+# %% ../../nbs/05_calibration/26_every_pair.ipynb #49619879
 def group_scores(
     a: "Tensor",  # (rows, width) of `with_squares`
     b: "Tensor",  # (rows, width) of `with_squares`
@@ -122,7 +122,7 @@ def lowest_score(
     error = lost * far + (length + lost) * worst * far + 4 * (d + 8) * 2.0**-24 * (length + far).square()
     return -(reach / 2 + error) * (1 + 1.01 * torch.finfo(dtype).eps)
 
-
+# %% ../../nbs/05_calibration/26_every_pair.ipynb #34155168
 def nearest_of_other_videos(
     x: "Tensor",  # (n, D) float32, centred, sorted by video
     norms: "Tensor",  # (n,) float32 squared norms; inf where single precision may overflow, x is zero there

@@ -51,7 +51,7 @@ def check_calibration(calibration: Any, path: str | Path) -> Calibration:
             raise DataError(f"{path}: p5 {low} and p95 {high} are no range; make or pull this calibration again")
     return {"threshold": None, **calibration}
 
-
+# %% ../../nbs/05_calibration/14_exports.ipynb #40ddcc83
 MAKE_ONE = "pull calibrations, or make a calibration run"
 
 
@@ -66,7 +66,7 @@ def known_references(
     listed = nearest_first(near, names)
     return f"there are references of {listed}" if listed else "there are no references in this folder"
 
-
+# %% ../../nbs/05_calibration/14_exports.ipynb #43464897
 def load_calibration(
     root: str | Path,  # folder of the store, or of calibrations that were pulled
     model: str,

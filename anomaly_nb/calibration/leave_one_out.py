@@ -128,7 +128,7 @@ def _centred(
         x[a:b], norms[a:b] = part, squares
     return x, norms
 
-
+# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #46fe8c55
 def _refined(
     queries: np.ndarray,  # (Q, D)
     bank: np.ndarray,  # (N, D)
@@ -145,7 +145,7 @@ def _refined(
         out[start:end] = near.sub_(q[start:end, None]).square_().sum(-1, dtype=torch.float64)
     return np.sort(np.where(np.isinf(approximate), np.inf, out.numpy()), axis=1)
 
-
+# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #f8fff991
 def _uncertain(
     exact: np.ndarray,  # (Q,) float64 squared distance of the k-th candidate
     approximate: np.ndarray,  # (Q,) largest single-precision distance among the candidates

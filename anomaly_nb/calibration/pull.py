@@ -90,6 +90,15 @@ class Bounded:
         "It is."
         return True
 
+# %% ../../nbs/05_calibration/24_pull.ipynb #c00c6906
+def _head_of(name: str) -> tuple[str, str] | None:
+    "Model and head that a member's name stands for, None for other files."
+    parts = [p for p in PurePosixPath(name).parts if p not in ("heads", ".")]
+    for ending in ("-calibration.json", ".cal.json"):
+        if len(parts) >= 2 and parts[-1].endswith(ending) and ".." not in parts:
+            return parts[-2], parts[-1].removesuffix(ending)
+    return None
+
 # %% ../../nbs/05_calibration/24_pull.ipynb #2e0c9615
 def _wanted(name: str, size: int) -> bool:
     "Whether a member counts and is as small as it has to be."
@@ -107,7 +116,7 @@ def _of_folder(path: Path) -> Iterator[tuple[str, bytes]]:
         if p.is_file() and not p.is_symlink() and _wanted(name, p.stat().st_size):
             yield name, p.read_bytes()
 
-
+# %% ../../nbs/05_calibration/24_pull.ipynb #2b7f46e5
 def _of_zip(path: Path) -> Iterator[tuple[str, bytes]]:
     "Members of a zip: stored or deflated ones."
     with open(path, "rb") as file:
@@ -121,7 +130,7 @@ def _of_zip(path: Path) -> Iterator[tuple[str, bytes]]:
                 with archive.open(z) as f:
                     yield z.filename, f.read(LARGEST_MANIFEST + 1)
 
-
+# %% ../../nbs/05_calibration/24_pull.ipynb #9c40acb1
 def _of_tar(path: Path) -> Iterator[tuple[str, bytes]]:
     "Members of a tar, plain or with gzip or bzip2."
     import bz2
@@ -174,15 +183,6 @@ def _members(path: Path, source: str) -> dict[str, bytes]:
             raise
         raise DataError(f"{source}: damaged ({type(e).__name__}: {str(e)[:100]}); get the set again") from None
     return contents
-
-# %% ../../nbs/05_calibration/24_pull.ipynb #c00c6906
-def _head_of(name: str) -> tuple[str, str] | None:
-    "Model and head that a member's name stands for, None for other files."
-    parts = [p for p in PurePosixPath(name).parts if p not in ("heads", ".")]
-    for ending in ("-calibration.json", ".cal.json"):
-        if len(parts) >= 2 and parts[-1].endswith(ending) and ".." not in parts:
-            return parts[-2], parts[-1].removesuffix(ending)
-    return None
 
 # %% ../../nbs/05_calibration/24_pull.ipynb #63cab406
 def _check_cases(source: str, names: list[str]) -> None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROLES', 'BATCH', 'check_name', 'check_head', 'UnknownHead', 'nearest_first', 'head_names', 'check_known',
            'find_labels', 'has_labels', 'find_head', 'label_of', 'decide', 'check_roles', 'Added', 'check_taggable',
-           'tag_scores', 'reference_of', 'only_label', 'write_tags']
+           'tag_scores', 'only_label', 'reference_of', 'write_tags']
 
 # %% ../../nbs/05_calibration/11_tagging.ipynb #b3b0e312
 import json
@@ -297,23 +297,6 @@ def _fresh(
     return fresh, replaced
 
 # %% ../../nbs/05_calibration/11_tagging.ipynb #9c156995
-def reference_of(
-    db: sqlite3.Connection,
-    head: sqlite3.Row,
-) -> Calibration | None:
-    """The calibration that decides about a head, or about the label of it that `head` is: the one that was pulled, or
-    its reference version; None before there is one."""
-    row = db.execute("SELECT payload FROM pulled WHERE head_id = ?", (head["id"],)).fetchone()
-    row = (
-        row
-        or db.execute(
-            "SELECT payload FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?",
-            (head["model_name"], head["head_name"], head["reference_version"]),
-        ).fetchone()
-    )
-    return only_label(json.loads(row["payload"]), split_label(head["head_name"])[1]) if row else None
-
-
 def only_label(
     calibration: Calibration,  # the contents of a calibration file
     label: str | None,  # None: all of it
@@ -330,7 +313,24 @@ def only_label(
             reduced[k] = entry[k]
     return reduced
 
+# %% ../../nbs/05_calibration/11_tagging.ipynb #545fadc9
+def reference_of(
+    db: sqlite3.Connection,
+    head: sqlite3.Row,
+) -> Calibration | None:
+    """The calibration that decides about a head, or about the label of it that `head` is: the one that was pulled, or
+    its reference version; None before there is one."""
+    row = db.execute("SELECT payload FROM pulled WHERE head_id = ?", (head["id"],)).fetchone()
+    row = (
+        row
+        or db.execute(
+            "SELECT payload FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?",
+            (head["model_name"], head["head_name"], head["reference_version"]),
+        ).fetchone()
+    )
+    return only_label(json.loads(row["payload"]), split_label(head["head_name"])[1]) if row else None
 
+# %% ../../nbs/05_calibration/11_tagging.ipynb #85620236
 def write_tags(
     db: sqlite3.Connection,  # inside a transaction
     head_id: int,

@@ -24,6 +24,28 @@ BOUNDS = {
 }
 
 
+def _filled(calibration: VideoBounds | None) -> Record:
+    "A block without its empty entries; {} where there is none."
+    block = {k: v for k, v in calibration.model_dump().items() if v is not None} if calibration else {}
+    origin = {k: v for k, v in (block.pop("provenance", None) or {}).items() if v is not None}
+    return block | ({"provenance": origin} if origin else {})
+
+# %% ../../nbs/05_calibration/27_video_config.ipynb #4d18b5db
+def _moved(settings: Settings, old: Record, dataset: str, path: str | Path) -> Record:
+    "The change that keeps the calibration of another data set, and takes the one of this from among the others."
+    bounded = any(name in old for pair in BOUNDS.values() for name in pair)
+    name = str(old.get("provenance", {}).get("dataset") or "")
+    moved: dict[str, Record | None] = {}
+    if bounded and name and name != dataset:
+        moved[name] = old
+    elif bounded and not name and dataset:
+        said = f"{path}: the calibration that named no data set is replaced by that of {dataset}"
+        warnings.warn(Notice(said), stacklevel=4)
+    if dataset and settings.calibrations.get(dataset) is not None:
+        moved[dataset] = None
+    return {"calibrations": moved} if moved else {}
+
+# %% ../../nbs/05_calibration/27_video_config.ipynb #a3647fb6
 def write_calibration(
     path: str | Path,  # config.yml, created if absent
     ranges: Mapping[str, tuple[float, float]],  # modality -> lower and upper bound of its normal scores
@@ -51,28 +73,6 @@ def write_calibration(
     gone = {name: None for name in old.get("provenance", {}) if name not in provenance}
     changes = {"calibration": {**stale, **block, "provenance": {**gone, **provenance}}}
     return update_settings(path, changes | _moved(settings, old, str(provenance.get("dataset") or ""), path))
-
-
-def _filled(calibration: VideoBounds | None) -> Record:
-    "A block without its empty entries; {} where there is none."
-    block = {k: v for k, v in calibration.model_dump().items() if v is not None} if calibration else {}
-    origin = {k: v for k, v in (block.pop("provenance", None) or {}).items() if v is not None}
-    return block | ({"provenance": origin} if origin else {})
-
-
-def _moved(settings: Settings, old: Record, dataset: str, path: str | Path) -> Record:
-    "The change that keeps the calibration of another data set, and takes the one of this from among the others."
-    bounded = any(name in old for pair in BOUNDS.values() for name in pair)
-    name = str(old.get("provenance", {}).get("dataset") or "")
-    moved: dict[str, Record | None] = {}
-    if bounded and name and name != dataset:
-        moved[name] = old
-    elif bounded and not name and dataset:
-        said = f"{path}: the calibration that named no data set is replaced by that of {dataset}"
-        warnings.warn(Notice(said), stacklevel=4)
-    if dataset and settings.calibrations.get(dataset) is not None:
-        moved[dataset] = None
-    return {"calibrations": moved} if moved else {}
 
 # %% ../../nbs/05_calibration/27_video_config.ipynb #e0ee91dc
 @dataclass(frozen=True)

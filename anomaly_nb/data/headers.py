@@ -45,7 +45,7 @@ DAMAGE = (
 )  # what decoders raise over damaged files
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module="PIL.Image")
 
-
+# %% ../../nbs/02_data/09_headers.ipynb #da78910c
 def _suffixes() -> frozenset[str]:
     "Suffixes of the formats Pillow decodes by itself."
     Image.init()
@@ -55,7 +55,7 @@ def _suffixes() -> frozenset[str]:
 
 IMAGE_SUFFIXES = _suffixes()
 
-
+# %% ../../nbs/02_data/09_headers.ipynb #07dbc5e0
 def is_image(path: Path) -> bool:
     "Whether a file's name says that it is an image; hidden files are not."
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
@@ -69,7 +69,7 @@ def why_skipped(path: Path) -> str:
         return "image that the layout does not name"
     return f"no image ({path.suffix.lower() or 'no suffix'})"
 
-
+# %% ../../nbs/02_data/09_headers.ipynb #a3bd7d87
 def list_images(folder: str | Path) -> list[Path]:
     """Image files directly in `folder`, in natural order, those with names in UTF-8.
 

@@ -220,7 +220,12 @@ def too_few(
         return f"{root}: holds no normal training image; put those of normal parts into {Path(root) / 'good'}"
     return f"{root}: one normal image gives no threshold; add at least one more, better 20 or more" if n == 1 else ""
 
+# %% ../../nbs/02_data/14_inspection.ipynb #abe141f4
+def _is_damaged(path: str, damaged: dict[str, str]) -> bool:
+    "Whether a file is among the damaged ones, however it is written."
+    return os.path.abspath(path) in damaged or path in damaged
 
+# %% ../../nbs/02_data/14_inspection.ipynb #cc2bb2e6
 def _refusal(root: Path, train: list[str], infos: dict[Path, ImageInfo], damaged: dict[str, str]) -> str:
     "Why `fit` would not learn from these normal training images; empty where it would."
     bad = sum(_is_damaged(p, damaged) for p in train)
@@ -233,12 +238,7 @@ def _refusal(root: Path, train: list[str], infos: dict[Path, ImageInfo], damaged
         return f"{tiny} of {of} {plural(tiny, 'is', 'are')} smaller than {SMALLEST} x {SMALLEST} pixels"
     return too_few(root, len(train)).removeprefix(f"{root}: ")
 
-
-def _is_damaged(path: str, damaged: dict[str, str]) -> bool:
-    "Whether a file is among the damaged ones, however it is written."
-    return os.path.abspath(path) in damaged or path in damaged
-
-
+# %% ../../nbs/02_data/14_inspection.ipynb #a31fa8f6
 def _reading(
     root: Path, layout: str, infos: dict[Path, ImageInfo], damaged: dict[str, str], normal: str, intensity: str
 ) -> tuple[list[str], bool, str]:

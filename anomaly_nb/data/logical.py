@@ -35,12 +35,12 @@ def _pin(y: np.ndarray, x: np.ndarray) -> np.ndarray:
     "Signed distance to a bar."
     return np.maximum(np.abs(x) - 1.15, np.abs(y) - 0.3)
 
-
+# %% ../../nbs/02_data/02_logical.ipynb #0507c4c5
 # shape and colour
 PARTS = {"washer": (_washer, (0.72, 0.73, 0.75)), "nut": (_nut, (0.62, 0.5, 0.3)), "pin": (_pin, (0.35, 0.42, 0.55))}
 RADIUS = 0.17  # of a part, in halves of the image's side
 
-
+# %% ../../nbs/02_data/02_logical.ipynb #dcfa8825
 def part_area(
     part: str,  # a key of `PARTS`
     size: int,  # pixels per side of the image
@@ -49,7 +49,7 @@ def part_area(
     y, x = _grid(size)
     return int((PARTS[part][0](y / RADIUS, x / RADIUS) < 0).sum())
 
-
+# %% ../../nbs/02_data/02_logical.ipynb #c270e893
 def lay_part(
     rng: np.random.Generator,
     image: np.ndarray,  # (H, W, 3)

@@ -23,7 +23,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 OBJECTS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 IMAGE = 64  # pixels a side
 
-
+# %% ../../nbs/02_data/08_shapes.ipynb #a0095b9e
 def draw_objects(
     objects: Sequence[str],  # names of OBJECTS
     places: np.ndarray,  # (n, 3) x, y and half size of each, in pixels
@@ -53,14 +53,14 @@ def draw_objects(
             draw.rectangle([x - 0.33 * r, y - r, x + 0.33 * r, y + r], fill=fill)
     return image.resize((IMAGE, IMAGE), Image.Resampling.BOX)
 
-
+# %% ../../nbs/02_data/08_shapes.ipynb #c6d1f532
 def random_background(rng: np.random.Generator) -> np.ndarray:
     "A grey gradient with a little noise, (IMAGE, IMAGE)."
     y, x = np.mgrid[0:IMAGE, 0:IMAGE] / IMAGE - 0.5
     grey = rng.uniform(70, 190) + rng.uniform(-50, 50) * x + rng.uniform(-50, 50) * y
     return np.clip(grey + rng.normal(0, 4, grey.shape), 0, 255)
 
-
+# %% ../../nbs/02_data/08_shapes.ipynb #0d953a42
 def random_places(n: int, rng: np.random.Generator) -> np.ndarray:
     "Centres and half sizes of `n` <= 16 objects that do not overlap, (n, 3)."
     cell = IMAGE / 4

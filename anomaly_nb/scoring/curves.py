@@ -40,7 +40,7 @@ def method_grid(
         for backbone in backbones
     ]
 
-
+# %% ../../nbs/06_scoring/21_curves.ipynb #9de4111f
 def shot_curves(
     index: pd.DataFrame,  # of `read_index`, of one category
     methods: Sequence[Method],  # see `method_grid`
@@ -97,7 +97,7 @@ def curve_table(
         rows.append([recipe, backbone, k, mean, mean - half, mean + half, spread, n])
     return pd.DataFrame(rows, columns=["recipe", "backbone", "shots", "mean", "low", "high", "spread", "seeds"])
 
-
+# %% ../../nbs/06_scoring/21_curves.ipynb #2e792ac0
 def curve_verdict(
     table: pd.DataFrame,  # of `curve_table`
 ) -> str:
@@ -115,7 +115,7 @@ def curve_verdict(
     text = "; ".join(clauses) + "."
     return text[0].upper() + text[1:]
 
-
+# %% ../../nbs/06_scoring/21_curves.ipynb #eef12f36
 def plot_curves(
     table: pd.DataFrame,  # of `curve_table`
     label: str = "image AUROC",  # of the metric

@@ -260,7 +260,7 @@ def _onnx(graph: "Module", example: np.ndarray) -> bytes:
     onnx.checker.check_model(onnx.load_from_string(stream.getvalue()), full_check=True)
     return stream.getvalue()
 
-
+# %% ../../nbs/06_scoring/18_export.ipynb #55852560
 def _torchscript(graph: "Module", example: np.ndarray) -> bytes:
     "The graph as TorchScript."
     import torch
@@ -271,7 +271,7 @@ def _torchscript(graph: "Module", example: np.ndarray) -> bytes:
         torch.jit.save(torch.jit.trace(graph, torch.from_numpy(example), check_trace=False), stream)
     return stream.getvalue()
 
-
+# %% ../../nbs/06_scoring/18_export.ipynb #8b2012e8
 def _runner(content: bytes, format: str) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
     "What runs a graph."
     if format == "onnx":

@@ -227,7 +227,7 @@ def parts_in_names(
     first = max(parts.values(), key=len)
     return first[0], first[1], len(parts)
 
-
+# %% ../../nbs/06_scoring/05_preparation.ipynb #66543571
 def image_vectors(
     patches: np.ndarray,  # (N, P, D) float
     most: int = 4096,  # numbers of each image
@@ -238,7 +238,7 @@ def image_vectors(
         return flat.astype(np.float32)
     return flat[:, np.sort(np.random.default_rng(0).choice(flat.shape[1], most, replace=False))].astype(np.float32)
 
-
+# %% ../../nbs/06_scoring/05_preparation.ipynb #bd80fd25
 def near_duplicates(
     vectors: np.ndarray,  # (N, V) of `image_vectors`, or one vector an image
     within: float = 0.35,  # of the usual distance
@@ -265,7 +265,7 @@ def near_duplicates(
     }
     return sorted(pairs, key=lambda pair: (pairs[pair], pair))
 
-
+# %% ../../nbs/06_scoring/05_preparation.ipynb #91d748fa
 def said_of_duplicates(
     pairs: list[tuple[int, int]],  # of `near_duplicates`
     paths: list[str],  # of the images

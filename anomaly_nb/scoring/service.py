@@ -241,6 +241,34 @@ class Served:
             return "missed"
 
 # %% ../../nbs/06_scoring/19_service.ipynb #8900c222
+def _detector_folders(root: str | Path) -> list[Path]:
+    """A detector, or those in a folder; one that lost its `detector.json` too, if its manifest lists it.
+
+    Raises `MissingFileError` where there is none.
+    """
+    root = check_folder(root)
+
+    def is_detector(folder: Path) -> bool:
+        manifest = folder / MANIFEST
+        if (folder / "detector.json").is_file() or not manifest.is_file():
+            return (folder / "detector.json").is_file()
+        return b'"detector.json"' in manifest.read_bytes()
+
+    folders = [root] if is_detector(root) else sorted(p for p in root.iterdir() if p.is_dir() and is_detector(p))
+    if not folders:
+        raise MissingFileError(f"{root}: holds no detector; `anomaly-nb fit my_parts --out {root}/my_part` makes one")
+    return folders
+
+# %% ../../nbs/06_scoring/19_service.ipynb #10aa57b6
+def _served(folder: Path, store: CalibrationStore | None, largest: int, weights: str) -> Served:
+    "The detector of a folder. Raises `MissingFileError`, `DataError`, with the folder in words."
+    try:
+        manifest = sha256_file(folder / MANIFEST) if (folder / MANIFEST).is_file() else ""
+        return Served(folder.resolve().name, Detector.load(folder, weights), manifest, store, largest)
+    except DataError as e:
+        raise DataError(str(e) if str(folder) in str(e) else f"{folder}: {e}") from None
+
+# %% ../../nbs/06_scoring/19_service.ipynb #e35e6007
 def read_detectors(
     root: str | Path,  # folder of detectors, or one detector
     store: CalibrationStore | None = None,  # takes the scores
@@ -253,7 +281,7 @@ def read_detectors(
     """
     return {f.resolve().name: _served(f, store, largest, weights) for f in _detector_folders(root)}
 
-
+# %% ../../nbs/06_scoring/19_service.ipynb #33d89b85
 def sound_detectors(
     root: str | Path,  # folder of detectors, or one detector
     store: CalibrationStore | None = None,  # takes the scores
@@ -275,34 +303,6 @@ def sound_detectors(
         first = " | ".join(map(str, list(failures.values())[:5]))
         raise DataError(f"{root}: none of {number_of(len(failures), 'detector')} can be served: {first}")
     return served, {name: printable(str(e) or type(e).__name__) for name, e in failures.items()}
-
-
-def _detector_folders(root: str | Path) -> list[Path]:
-    """A detector, or those in a folder; one that lost its `detector.json` too, if its manifest lists it.
-
-    Raises `MissingFileError` where there is none.
-    """
-    root = check_folder(root)
-
-    def is_detector(folder: Path) -> bool:
-        manifest = folder / MANIFEST
-        if (folder / "detector.json").is_file() or not manifest.is_file():
-            return (folder / "detector.json").is_file()
-        return b'"detector.json"' in manifest.read_bytes()
-
-    folders = [root] if is_detector(root) else sorted(p for p in root.iterdir() if p.is_dir() and is_detector(p))
-    if not folders:
-        raise MissingFileError(f"{root}: holds no detector; `anomaly-nb fit my_parts --out {root}/my_part` makes one")
-    return folders
-
-
-def _served(folder: Path, store: CalibrationStore | None, largest: int, weights: str) -> Served:
-    "The detector of a folder. Raises `MissingFileError`, `DataError`, with the folder in words."
-    try:
-        manifest = sha256_file(folder / MANIFEST) if (folder / MANIFEST).is_file() else ""
-        return Served(folder.resolve().name, Detector.load(folder, weights), manifest, store, largest)
-    except DataError as e:
-        raise DataError(str(e) if str(folder) in str(e) else f"{folder}: {e}") from None
 
 # %% ../../nbs/06_scoring/19_service.ipynb #e5597e89
 def create_detector_app(

@@ -43,7 +43,7 @@ def labelled_threshold(
         sha256_array(real_array("y_score", y_score)),
     )
 
-
+# %% ../../nbs/06_scoring/02_thresholds.ipynb #ea6fa99d
 def unpromised_threshold() -> Threshold:
     """Where a model of images and words finds a defect as likely as none.
 
@@ -51,7 +51,7 @@ def unpromised_threshold() -> Threshold:
     """
     return Threshold(0.5, "even odds", "normal images", 0, parameters={"promise": "none"})
 
-
+# %% ../../nbs/06_scoring/02_thresholds.ipynb #c3b74015
 def choose_threshold(
     method: str,  # "quantile" or "quantile:0.99", "conformal" or "conformal:0.01", "youden", "best_f1"
     normal_scores: np.ndarray,  # (n,) of held-out normal images

@@ -68,6 +68,22 @@ def _draw_figure(
     disc(0, 0.9, 0.1)
 
 # %% ../../nbs/08_video/01_clips.ipynb #64d47d25
+def _ground(size: tuple[int, int], scene: int) -> np.ndarray:
+    "A background: lawn above, paving below, both with a little texture."
+    rng = np.random.default_rng(scene)
+    rough = Image.fromarray(rng.integers(0, 255, (size[0] // 6, size[1] // 6), dtype=np.uint8)).resize(
+        size[::-1], Image.Resampling.BICUBIC
+    )
+    tone = np.where(np.arange(size[0]) < 0.35 * size[0], 90.0, 175.0)[:, None]
+    return np.clip(tone + 0.12 * (np.asarray(rough, float) - 128), 0, 255).astype(np.uint8)
+
+# %% ../../nbs/08_video/01_clips.ipynb #5fa20a1e
+def _path(rng: np.random.Generator, size: tuple[int, int], start: int) -> tuple:
+    "Start frame, lane, direction, pace, shade and phase of one figure."
+    lane = size[0] * rng.uniform(0.55, 0.95)
+    return start, lane, rng.choice([-1, 1]), rng.normal(1, 0.08), int(rng.integers(20, 70)), rng.uniform(0, 6)
+
+# %% ../../nbs/08_video/01_clips.ipynb #1806d97e
 def make_clip(
     intruder: str | None = None,  # of FIGURE_TYPES, or None for a normal clip
     frames: int = 40,  # length
@@ -116,22 +132,6 @@ def make_clip(
         images[t] = np.clip(np.asarray(canvas.resize((width, height), Image.Resampling.BOX), float) + noise, 0, 255)
         masks[t] = np.asarray(mask.resize((width, height), Image.Resampling.BOX)) >= 128
     return images, masks
-
-
-def _ground(size: tuple[int, int], scene: int) -> np.ndarray:
-    "A background: lawn above, paving below, both with a little texture."
-    rng = np.random.default_rng(scene)
-    rough = Image.fromarray(rng.integers(0, 255, (size[0] // 6, size[1] // 6), dtype=np.uint8)).resize(
-        size[::-1], Image.Resampling.BICUBIC
-    )
-    tone = np.where(np.arange(size[0]) < 0.35 * size[0], 90.0, 175.0)[:, None]
-    return np.clip(tone + 0.12 * (np.asarray(rough, float) - 128), 0, 255).astype(np.uint8)
-
-
-def _path(rng: np.random.Generator, size: tuple[int, int], start: int) -> tuple:
-    "Start frame, lane, direction, pace, shade and phase of one figure."
-    lane = size[0] * rng.uniform(0.55, 0.95)
-    return start, lane, rng.choice([-1, 1]), rng.normal(1, 0.08), int(rng.integers(20, 70)), rng.uniform(0, 6)
 
 # %% ../../nbs/08_video/01_clips.ipynb #d10f61bd
 def make_video_dataset(

@@ -187,6 +187,35 @@ def detection_curve(
     return DetectionCurve(above(false) / frames, above(best) / len(best), above(np.array(nth)) / len(nth))
 
 # %% ../../nbs/08_video/15_detection.ipynb #74e2459d
+def _covered(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    "Fraction of each box of `a` that lies in `b`."
+    inside = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(-1)
+    return inside / (a[..., 2:] - a[..., :2]).prod(-1)
+
+# %% ../../nbs/08_video/15_detection.ipynb #8d728464
+def _frame_regions(
+    modalities: np.ndarray, score: np.ndarray, boxes: np.ndarray, weights: Mapping[str, float], cover: float
+) -> tuple[np.ndarray, np.ndarray]:
+    "Boxes (N, 4) and scores (N,) of one frame, the highest first."
+    alone = np.unique(boxes, axis=0)
+    total = np.zeros(len(alone))
+    for modality, weight in weights.items():
+        candidates = boxes[modalities == modality]
+        if weight and len(candidates):
+            values = score[modalities == modality]
+            exact = (alone[:, None] == candidates[None]).all(-1)
+            holds = np.where(exact.any(1)[:, None], exact, _covered(alone[:, None], candidates[None]) >= 0.95)
+            total += weight * np.where(holds.any(1), np.where(holds, values, -np.inf).max(1), 0.0)
+    total /= sum(weights.values())
+    overlap = _covered(alone[:, None], alone[None])
+    same, free, indices = np.maximum(overlap, overlap.T) >= cover, np.ones(len(alone), bool), []
+    for i in np.argsort(-total, kind="stable"):
+        if free[i]:
+            indices.append(i)
+            free &= ~same[i]
+    return alone[indices], total[indices]
+
+# %% ../../nbs/08_video/15_detection.ipynb #2078f8c3
 def detected_regions(
     objects: pd.DataFrame,  # of `VideoScorer.score_objects`: modality, video, frame, score, y1, x1, y2, x2
     weights: Mapping[str, float] | None = None,  # of the modalities, as in `frame_scores`
@@ -215,35 +244,6 @@ def detected_regions(
     regions, scores = (np.concatenate(p) for p in zip(*parts)) if parts else (np.zeros((0, 4)), np.zeros(0))
     named = pd.DataFrame(keys, columns=["video", "frame"], dtype=str)
     return named.assign(score=scores, **dict(zip(SIDES, regions.T)))
-
-
-def _frame_regions(
-    modalities: np.ndarray, score: np.ndarray, boxes: np.ndarray, weights: Mapping[str, float], cover: float
-) -> tuple[np.ndarray, np.ndarray]:
-    "Boxes (N, 4) and scores (N,) of one frame, the highest first."
-    alone = np.unique(boxes, axis=0)
-    total = np.zeros(len(alone))
-    for modality, weight in weights.items():
-        candidates = boxes[modalities == modality]
-        if weight and len(candidates):
-            values = score[modalities == modality]
-            exact = (alone[:, None] == candidates[None]).all(-1)
-            holds = np.where(exact.any(1)[:, None], exact, _covered(alone[:, None], candidates[None]) >= 0.95)
-            total += weight * np.where(holds.any(1), np.where(holds, values, -np.inf).max(1), 0.0)
-    total /= sum(weights.values())
-    overlap = _covered(alone[:, None], alone[None])
-    same, free, indices = np.maximum(overlap, overlap.T) >= cover, np.ones(len(alone), bool), []
-    for i in np.argsort(-total, kind="stable"):
-        if free[i]:
-            indices.append(i)
-            free &= ~same[i]
-    return alone[indices], total[indices]
-
-
-def _covered(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    "Fraction of each box of `a` that lies in `b`."
-    inside = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(-1)
-    return inside / (a[..., 2:] - a[..., :2]).prod(-1)
 
 # %% ../../nbs/08_video/15_detection.ipynb #c39ca985
 def data_set_tracks(

@@ -315,7 +315,7 @@ def promise_words(
     text = f"at most {promised:{'.0f' if promised >= 100 else '.3g'}} false events a normal hour on average"
     return text + ("" if promised <= false_alarms_per_hour else f", not the {false_alarms_per_hour:g} asked for")
 
-
+# %% ../../nbs/08_video/13_events.ipynb #44dd3978
 def say_decision(
     decision: EventDecision,
     false_alarms_per_hour: float = 1.0,  # asked for
@@ -339,7 +339,7 @@ def say_decision(
         lines.append(f"the alarm of a frame is the highest of its modalities, each {scale}")
     return lines
 
-
+# %% ../../nbs/08_video/13_events.ipynb #ac1067d0
 def verdict(
     events: pd.DataFrame,  # of `find_events`
     videos: pd.DataFrame,  # of `pipeline.dataset_videos`: video, scored, complete

@@ -16,7 +16,6 @@ from .layouts import Video, probe_film
 
 # %% ../../nbs/08_video/25_film_types.ipynb #cfb7b6d6
 TRAITS = ("frame size", "codec", "frames a second")
-SAME_RATE = 0.02  # relative difference between two rates that are taken for the same
 
 
 def traits_of(video: Video) -> dict[str, str]:  # trait -> value, without those that nobody knows
@@ -32,7 +31,7 @@ def traits_of(video: Video) -> dict[str, str]:  # trait -> value, without those 
         traits = {"frame size": f"{width} x {height}", "codec": codec, "frames a second": f"{fps:g}" if fps else ""}
     return {name: value for name, value in traits.items() if value}
 
-
+# %% ../../nbs/08_video/25_film_types.ipynb #d82156ec
 def count_traits(
     videos: Iterable[Video],
 ) -> dict[str, dict[str, int]]:  # trait -> value -> videos, the commonest first
@@ -42,6 +41,9 @@ def count_traits(
         for name, value in traits_of(video).items():
             counts[name][value] += 1
     return {name: dict(values.most_common()) for name, values in counts.items()}
+
+# %% ../../nbs/08_video/25_film_types.ipynb #100f409c
+SAME_RATE = 0.02  # relative difference between two rates that are taken for the same
 
 
 def is_unlike(
@@ -56,7 +58,13 @@ def is_unlike(
         return True
     return not any(abs(float(value) - float(rate)) <= SAME_RATE * float(rate) for rate in learned)
 
+# %% ../../nbs/08_video/25_film_types.ipynb #f58af445
+def _values(counts: Mapping[str, int]) -> str:
+    "Values with how many videos have them, the commonest three."
+    some = [f"{value} ({n})" for value, n in Counter(counts).most_common(3)]
+    return ", ".join([*some, *["..."] * (len(counts) > 3)])
 
+# %% ../../nbs/08_video/25_film_types.ipynb #4155d98c
 def unlike_traits(
     traits: Mapping[str, Mapping[str, str]],  # new video -> of `traits_of`
     learned: Mapping[str, Mapping[str, int]],  # of `count_traits`; empty where nobody knows
@@ -77,13 +85,7 @@ def unlike_traits(
     which += f"the first {names[0]}" if n > 1 else names[0]
     return f"{which} ({'; '.join(parts)}): scores may show the film, not what happens in it"
 
-
-def _values(counts: Mapping[str, int]) -> str:
-    "Values with how many videos have them, the commonest three."
-    some = [f"{value} ({n})" for value, n in Counter(counts).most_common(3)]
-    return ", ".join([*some, *["..."] * (len(counts) > 3)])
-
-
+# %% ../../nbs/08_video/25_film_types.ipynb #df91c9e6
 def unlike_films(
     videos: Iterable[Video],  # new ones
     learned: Mapping[str, Mapping[str, int]],  # of `count_traits`; empty where nobody knows

@@ -105,6 +105,26 @@ def _read_labels(label_type: str, place: Path, videos: list[Video], events: str 
     return labels
 
 # %% ../../nbs/08_video/17_ground_truth.ipynb #1eba1239
+def _said_numbers(names: Sequence[str], numbers: Sequence[int]) -> dict[str, int]:
+    """The number each name says: its only one, or the only one that differs between the names (`ped2_test_01`,
+    `ped2_test_02`).
+    """
+    runs = [[int(r) for r in re.findall(r"\d{1,18}", n)] for n in names]
+    columns = list(zip(*runs)) if len({len(r) for r in runs}) == 1 else []
+    varying, fixed = [c for c in columns if len(set(c)) > 1], {c[0] for c in columns if len(set(c)) == 1}
+    if fixed and len(varying) == 1 and set(varying[0]) <= set(numbers) and not fixed & set(numbers):
+        return dict(zip(names, varying[0]))
+    return {n: m for n in names if (m := name_number(n)) is not None}
+
+# %% ../../nbs/08_video/17_ground_truth.ipynb #3272a0ac
+def _ranges(numbers: Sequence[int]) -> str:
+    "Numbers in words."
+    ordered = sorted(numbers)
+    if len(ordered) > 1 and ordered[-1] - ordered[0] + 1 == len(ordered):
+        return f"{ordered[0]} to {ordered[-1]}"
+    return ", ".join(map(str, ordered)) or "none"
+
+# %% ../../nbs/08_video/17_ground_truth.ipynb #e23e8809
 def _by_number(place: Path, videos: Sequence[Video], numbers: Sequence[int]) -> dict[str, int]:
     "The number of every video, of those that have labels. Raises `DataError` for a video where that is not certain."
     names = sorted((v.name for v in videos), key=natural_key)
@@ -139,26 +159,6 @@ def _by_number(place: Path, videos: Sequence[Video], numbers: Sequence[int]) -> 
                 "which it is; name each by its number"
             )
     return counted
-
-
-def _said_numbers(names: Sequence[str], numbers: Sequence[int]) -> dict[str, int]:
-    """The number each name says: its only one, or the only one that differs between the names (`ped2_test_01`,
-    `ped2_test_02`).
-    """
-    runs = [[int(r) for r in re.findall(r"\d{1,18}", n)] for n in names]
-    columns = list(zip(*runs)) if len({len(r) for r in runs}) == 1 else []
-    varying, fixed = [c for c in columns if len(set(c)) > 1], {c[0] for c in columns if len(set(c)) == 1}
-    if fixed and len(varying) == 1 and set(varying[0]) <= set(numbers) and not fixed & set(numbers):
-        return dict(zip(names, varying[0]))
-    return {n: m for n in names if (m := name_number(n)) is not None}
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    "Numbers in words."
-    ordered = sorted(numbers)
-    if len(ordered) > 1 and ordered[-1] - ordered[0] + 1 == len(ordered):
-        return f"{ordered[0]} to {ordered[-1]}"
-    return ", ".join(map(str, ordered)) or "none"
 
 # %% ../../nbs/08_video/17_ground_truth.ipynb #c35ae217
 def _from_masks(place: Path, videos: list[Video]) -> dict[str, np.ndarray]:

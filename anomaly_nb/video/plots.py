@@ -110,14 +110,14 @@ def top_frames(
             break
     return frames.iloc[chosen].reset_index(drop=True)
 
-
+# %% ../../nbs/08_video/10_plots.ipynb #a0046ab6
 def _box(box: Mapping[Hashable, float], colour: str, width: float) -> Rectangle:
     "The outline of an object."
     return Rectangle(
         (box["x1"], box["y1"]), box["x2"] - box["x1"], box["y2"] - box["y1"], fill=False, color=colour, lw=width
     )
 
-
+# %% ../../nbs/08_video/10_plots.ipynb #b5a68b8f
 @figure_style()
 def draw_frames(
     top: pd.DataFrame,  # of `top_frames`

@@ -30,7 +30,7 @@ SNIPPET = 16  # frames that a row of features stands for
 NORMAL = ("Normal", "A")  # labels of normal videos, of UCF-Crime and of XD-Violence
 NAME = re.compile(r"(?P<video>.+?)(?:__(?P<crop>\d+))?\.npy")
 
-
+# %% ../../nbs/08_video/20_released.ipynb #2383ef3d
 def read_feature_list(
     path: str | Path,  # CSV with columns path and label
     folder: str | Path,  # where the features lie
@@ -66,7 +66,7 @@ def read_feature_list(
         )
     return videos
 
-
+# %% ../../nbs/08_video/20_released.ipynb #5b2c016c
 def one_crop(
     table: pd.DataFrame,  # of `read_feature_list`
     crop: str = "",  # this one where a video has it; else the video's first
@@ -102,7 +102,7 @@ def read_annotations(
         stretches[name] = pairs
     return stretches
 
-
+# %% ../../nbs/08_video/20_released.ipynb #8a53b188
 def released_labels(
     table: pd.DataFrame,  # test videos, one row each, of `read_feature_list`
     snippets: Mapping[str, int],  # video -> rows of its features
@@ -129,7 +129,7 @@ def released_labels(
             warnings.warn(Notice(f"{named}: {what}"), stacklevel=2)
     return labels
 
-
+# %% ../../nbs/08_video/20_released.ipynb #4a36ce41
 def split_labels(
     path: str | Path,  # published ground truth: the frames of all test videos, one after the other
     table: pd.DataFrame,  # the test videos in the order of their list

@@ -340,6 +340,11 @@ def _whole(source: Source) -> Video | None:
     return read_video(path) if path.is_file() and not source.live else None
 
 # %% ../../nbs/08_video/16_watch.ipynb #a3751eca
+def _weight(scorer: VideoScorer, modality: str) -> float:
+    "Of a modality in the combined score."
+    return 1.0 if scorer.weights is None else float(scorer.weights.get(modality, 0.0))
+
+# %% ../../nbs/08_video/16_watch.ipynb #72d4cd74
 def frame_score(
     scorer: VideoScorer,  # fitted
     frame: str,  # name
@@ -386,12 +391,7 @@ def frame_score(
             }
     return frame_scores, best
 
-
-def _weight(scorer: VideoScorer, modality: str) -> float:
-    "Of a modality in the combined score."
-    return 1.0 if scorer.weights is None else float(scorer.weights.get(modality, 0.0))
-
-
+# %% ../../nbs/08_video/16_watch.ipynb #4b7a6bd2
 def _alarm(scorer: VideoScorer, decision: EventDecision, scores: np.ndarray) -> float:
     "What is decided on, of the smoothed scores of one frame."
     weights = [_weight(scorer, m) for m in scorer.ranges_]
