@@ -15,7 +15,7 @@ from anomaly_nb.core.plain import read_json
 from anomaly_nb.features import FeatureSet, load_backbone, load_features, save_features
 from anomaly_nb.features.convert import convert_pickled as convert_features
 from anomaly_nb.video.conversion import convert_pickled
-from anomaly_nb.video.feature_files import INDEX, load_object_features, read_index, save_frame, write_index
+from anomaly_nb.video.feature_files import INDEX, load_object_features, read_feature_index, save_frame, write_feature_index
 
 FRAMES = {"01": ("000", "001"), "02": ("000", "001")}
 
@@ -59,7 +59,7 @@ def test_one_extractor_is_one_whatever_its_files_are_called(tmp_path):
         == 3
     )
     assert made(tmp_path, train, "6", "pose") == made(tmp_path, test, "7", "pose") != made(tmp_path, test, "8", "other")
-    assert read_index(tmp_path / "1")["sources"]["keypoints"]["name"] == "train.npy"
+    assert read_feature_index(tmp_path / "1")["sources"]["keypoints"]["name"] == "train.npy"
 
 
 def test_an_unknown_extractor_is_equal_to_itself_only(tmp_path):
@@ -76,10 +76,10 @@ def test_modalities_keep_their_own_makers(tmp_path):
         if split == "u":
             made(tmp_path, old(tmp_path / "k2.npy", 5), "u", "pose")
         convert_pickled(old(tmp_path / "v.npy", 1), tmp_path / split, "velocity", FRAMES, trust=True, extractor="flow")
-    index = read_index(tmp_path / "t")
+    index = read_feature_index(tmp_path / "t")
     assert (
         index["extractor"] == {"converted": {"keypoints": {"name": "pose"}, "velocity": {"name": "flow"}}}
-        and index["sha256"] == read_index(tmp_path / "u")["sha256"]
+        and index["sha256"] == read_feature_index(tmp_path / "u")["sha256"]
     )
     convert_pickled(old(tmp_path / "v.npy", 2), tmp_path / "t", "velocity", FRAMES, trust=True, extractor="flow")
     for modality in ("keypoints", "velocity"):
@@ -99,7 +99,7 @@ def split(tmp_path):
                     np.full((1, 2), 10 * i + j + 100 * (modality == "velocity")),
                     np.zeros((1, 4)),
                 )
-    write_index(tmp_path, FRAMES, {"flow": "dis"}, ("keypoints", "velocity"))
+    write_feature_index(tmp_path, FRAMES, {"flow": "dis"}, ("keypoints", "velocity"))
     return tmp_path
 
 
@@ -143,10 +143,10 @@ def test_an_index_that_grows_reads_new_videos_only(split, monkeypatch):
     monkeypatch.setattr(feature_files, "sha256_file", lambda p: read.append(p) or "0" * 64)
     for modality in ("keypoints", "velocity"):
         save_frame(split, modality, "03", "000", np.ones((1, 2)), np.zeros((1, 4)))
-    before = read_index(split)["checksums"]
-    write_index(split, FRAMES | {"03": ("000",)}, {"flow": "dis"}, ("keypoints", "velocity"))
+    before = read_feature_index(split)["checksums"]
+    write_feature_index(split, FRAMES | {"03": ("000",)}, {"flow": "dis"}, ("keypoints", "velocity"))
     assert [p.parts[-3:-1] for p in read] == [("KEYPOINTS", "03"), ("VELOCITIES", "03")]
-    assert {v: s for v, s in read_index(split)["checksums"].items() if v != "03"} == before
+    assert {v: s for v, s in read_feature_index(split)["checksums"].items() if v != "03"} == before
 
 
 def features(names, spec=None, value=0.0):
