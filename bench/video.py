@@ -20,7 +20,7 @@ from anomaly_nb.video import (
     plan_for,
     score_dataset,
 )
-from anomaly_nb.video.feature_files import load_object_features, save_frame, video_file, write_index
+from anomaly_nb.video.feature_files import load_object_features, save_frame, video_file, write_feature_index
 from anomaly_nb.video.layouts import list_videos, quiet_opencv
 from bench.metrics import row
 
@@ -58,13 +58,13 @@ def files(n: int, folder: Path) -> dict:
         with video_file(folder / "ours", "deep", "01") as f:
             for name, v in zip(frames["01"], values):
                 f.add(name, v, boxes)
-        write_index(folder / "ours", frames, {}, ("deep",))
+        write_feature_index(folder / "ours", frames, {}, ("deep",))
         load_object_features(folder / "ours", "deep")
 
     def theirs() -> None:
         for name, v in zip(frames["01"], values):
             save_frame(folder / "theirs", "deep", "01", name, v, boxes)
-        write_index(folder / "theirs", frames, {}, ("deep",))
+        write_feature_index(folder / "theirs", frames, {}, ("deep",))
         load_object_features(folder / "theirs", "deep")
 
     taken = seconds(ours), seconds(theirs)
