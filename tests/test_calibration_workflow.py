@@ -255,7 +255,7 @@ def decides_as(folder, min_files):
 
 @pytest.mark.skipif(not SLOW, reason="set ANOMALY_NB_SLOW=1: five image reports")
 def test_stores_of_the_demo_reports_decide_as_they_do(tmp_path, monkeypatch):
-    from anomaly_nb.cli.main import CATEGORIES
+    from anomaly_nb.cli.demo import CATEGORIES
     from anomaly_nb.reports import run_report
 
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,9 @@
 "The house's own rules that a program can count: short modules, whole classes."
 
 import ast
+import importlib
 from collections import Counter, defaultdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import anomaly_nb
@@ -44,3 +46,16 @@ def test_a_class_name_means_one_thing():
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(str(path))
     assert not {name: where for name, where in places.items() if len(where) > 1}
+
+
+def test_what_tests_and_benchmarks_import_is_there():
+    "Also where an import waits in a function that rarely runs."
+    root, missing = Path(__file__).resolve().parent.parent, []
+    for path in [*root.glob("tests/*.py"), *root.glob("bench/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("anomaly_nb")):
+                continue
+            module = importlib.import_module(node.module)
+            names = {a.name for a in node.names if not hasattr(module, a.name)}
+            missing += [f"{path.name}: {node.module}.{n}" for n in names if not find_spec(f"{node.module}.{n}")]
+    assert not missing
