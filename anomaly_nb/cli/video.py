@@ -92,7 +92,11 @@ def calibrate_video(
     \b
     anomaly-nb calibrate-video --dataset-name shanghaitech --max-image-count 4000 --config config.yml
     """
-    answer.verdict(_calibrate(data.plan(deep, fps), data.config, max_image_count, answer))
+    from anomaly_nb.video.pipeline import check_fps
+
+    plan = data.plan(deep, fps)
+    check_fps(plan, data.config)
+    answer.verdict(_calibrate(plan, data.config, max_image_count, answer))
 
 # %% ../../nbs/11_cli/08_video.ipynb #f31e748f
 @with_options
@@ -120,7 +124,8 @@ def score_video(
 
     \b
     Exit codes: 0 all videos scored and no event; 3 events; 4 none, but some videos were not whole;
-    1 no video could be read; 2 a wrong option, file or calibration.
+    1 no video could be read; 2 a wrong option, file or calibration, or a calibration that cannot decide
+    on events: then the scores are written, and nothing else.
 
     \b
     anomaly-nb score-video --dataset-name ped2 --root data/ped2 --all
@@ -132,6 +137,8 @@ def score_video(
     from anomaly_nb.core.files import write_text
     from anomaly_nb.video.layouts import UnreadableVideosError
     from anomaly_nb.video.pipeline import (
+        check_fps,
+        check_testing,
         check_training,
         dataset_videos,
         evaluate_dataset,
@@ -146,6 +153,8 @@ def score_video(
         warnings.simplefilter("ignore", Notice)  # what is not whole is said once, below
         if everything:
             check_training(plan)
+            check_testing(plan)
+            check_fps(plan, data.config)
             _extract(plan, ("training",), answer)
             middle = time.perf_counter()
             answer.say(_calibrate(plan, data.config, max_image_count, answer))
@@ -196,8 +205,10 @@ def score_video(
     answer.verdict(f"{plan.name}: {happened} in {seen}{promise}{ranked}", f"scores in {out}")
     answer.say(f"{time.perf_counter() - start:.0f} s in all")
     say_earlier(out, before, answer.say)
+    if events is None:
+        raise typer.Exit(2)  # 0 would say that there was none
     # a video of which a part was read has scores: it makes 4, never 1
-    raise typer.Exit(exit_code(len(videos) + 1, partly, events or 0))
+    raise typer.Exit(exit_code(len(videos) + 1, partly, events))
 
 # %% ../../nbs/11_cli/08_video.ipynb #8ff7451d
 def _say_videos(plan: "VideoPlan", out: Path, answer: Answer) -> None:
@@ -235,7 +246,7 @@ def _say_events(
     try:
         events, decision = dataset_events(plan, frames, objects, config, false_alarms_per_hour)
     except MissingFileError as e:
-        answer.say(f"  no events: {e}")
+        answer.say(printable(f"  no events: {e}"), err=True)
         return None, ""
     write_text(out / "events.csv", mark_incomplete(events, videos).to_csv(index=False))
     decision.save(out / "decision.json")
