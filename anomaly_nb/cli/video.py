@@ -330,7 +330,9 @@ def watch_camera(
         typer.Argument(help="Number of a camera, address of a stream, film, or folder that images are written into."),
     ],
     data: VideoData,
-    out: Annotated[Path, typer.Option(help="Folder for the clips of events."), Needs("clips")] = Path("data/events"),
+    out: Annotated[Path, typer.Option(
+            help="Folder for the clips of events, SOURCE_event_FRAME; numbered where there is one of that name."
+        ), Needs("clips")] = Path("data/events"),
     clips: Annotated[bool, typer.Option(help="Keep a clip of every event.")] = True,
     until_idle: Annotated[
         float, typer.Option(min=0, help="Seconds without a new image after which a folder has ended; 0 = never.")

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'EVENT', 'CURVE', 'PAPER', 'INK', 'STRIP', 'CODECS', 'joined_boxes', 'annotate', 'curve_strip',
-           'render_video', 'film_writer', 'contact_sheet']
+           'render_video', 'free_name', 'film_writer', 'contact_sheet']
 
 # %% ../../nbs/08_video/14_render.ipynb #6d7f9b73
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -148,6 +149,19 @@ def render_video(
         writer.release()
         partial.unlink(missing_ok=True)
     return path
+
+
+def free_name(
+    folder: Path,  # of films
+    name: str,  # of one to come
+) -> str:  # the same, with a number where a film of that name is there or is being written
+    "A name that writes over no film, of characters that every system takes."
+    name = number = re.sub(r"[^\w.-]+", "_", name)
+    count = 1
+    while any((folder / f).exists() for s, _ in CODECS for f in (f"{number}.{s}", f".{number}.tmp.{s}")):
+        count += 1
+        number = f"{name}_{count}"
+    return number
 
 
 # writer, final path, path while it is written

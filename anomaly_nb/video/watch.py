@@ -27,7 +27,7 @@ from .feature_files import ObjectFeatures, read_feature_index
 from .layouts import Video, list_videos, quiet_opencv, read_video
 from .pipeline import load_decision, warn_unlike
 from .plan import VideoPlan, features_of, located
-from .render import film_writer
+from .render import film_writer, free_name
 from .scoring import VideoScorer
 from .sources import Source
 from .streams import FrameTools, stream_objects
@@ -184,13 +184,15 @@ class Clips:
 
     def __init__(
         self,
-        folder: str | Path | None,  # receives event_<first frame>.mp4, .webm or .avi; None = no clips
+        # receives <video>_event_<first frame>.mp4, .webm or .avi, numbered where there is one; None = no clips
+        folder: str | Path | None,
         fps: float,  # frames per second
         before: float = 2.0,  # seconds before the event
         longest: float = 60.0,  # seconds of a clip at most
         delay: int = 0,  # frames between a frame and the news about it
+        video: str = "camera",  # name in the clips
     ):
-        self.folder, self.fps = (None if folder is None else Path(folder)), fps
+        self.folder, self.fps, self.video = (None if folder is None else Path(folder)), fps, video
         self.frames: deque[bytes] = deque(maxlen=max(1, round(before * fps)) + delay)
         self.most, self.left = round(longest * fps), 0
         self.writer: Any = None
@@ -217,7 +219,8 @@ class Clips:
         self.frames.clear()
         height, width = images[-1].shape[:2]
         self.size, self.left = (width // 2 * 2, height // 2 * 2), self.most
-        self.writer, self.final, self.partial = film_writer(self.folder, f"event_{first}", self.fps, self.size)
+        name = free_name(self.folder, f"{self.video}_event_{first}")
+        self.writer, self.final, self.partial = film_writer(self.folder, name, self.fps, self.size)
         for image in images:
             self._write(image)
 
@@ -289,7 +292,7 @@ def watch(
     fps = plan.fps or source.fps or decision.fps
     finder = EventFinder(decision, false_alarms_per_hour, fps, Path(str(source.what)).stem)
     smoothing: Smoothing[tuple[str, Reason | None]] = Smoothing(scorer.sigma)
-    keep = Clips(clips, fps, delay=smoothing.radius + finder.gap)
+    keep = Clips(clips, fps, delay=smoothing.radius + finder.gap, video=finder.video)
 
     def tell(ready: Iterable[tuple[tuple[str, Reason | None], np.ndarray]], last: bool = False) -> Iterator[News]:
         events = [
