@@ -156,6 +156,7 @@ def score_video(
             check_testing(plan)
             check_fps(plan, data.config)
             _extract(plan, ("training",), answer)
+            _say_notes(dataset_videos(plan, "training"), answer, "not calibrated on")
             middle = time.perf_counter()
             answer.say(_calibrate(plan, data.config, max_image_count, answer))
             answer.say(f"calibrated in {time.perf_counter() - middle:.0f} s")
@@ -211,6 +212,14 @@ def score_video(
     raise typer.Exit(exit_code(len(videos) + 1, partly, events))
 
 # %% ../../nbs/11_cli/08_video.ipynb #8ff7451d
+def _say_notes(videos: "pd.DataFrame", answer: Answer, left: str = "not scored") -> None:
+    "Of every video of `dataset_videos` what is to be said of it."
+    from anomaly_nb.core.order import printable
+
+    for row in videos[videos["note"] != ""].to_dict("records"):
+        answer.say(printable(f"  {row['video']}: {row['note']}") + ("" if row["scored"] else f" ({left})"))
+
+
 def _say_videos(plan: "VideoPlan", out: Path, answer: Answer) -> None:
     "Write videos.csv, and say once of every video what is to be said of it."
     from anomaly_nb.core.files import write_text
@@ -219,8 +228,7 @@ def _say_videos(plan: "VideoPlan", out: Path, answer: Answer) -> None:
 
     videos = dataset_videos(plan)
     write_text(out / "videos.csv", videos.to_csv(index=False))
-    for row in videos[videos["note"] != ""].to_dict("records"):
-        answer.say(printable(f"  {row['video']}: {row['note']}") + ("" if row["scored"] else " (not scored)"))
+    _say_notes(videos, answer)
     if videos["scored"].any() and (unlike := unlike_training(plan)):
         answer.say(printable(f"note: {unlike}"), err=True)
 

@@ -26,7 +26,7 @@ from ..core.runtime import versions
 from .detection import data_set_tracks, detection_delays, detection_table, false_events
 from .evaluation import auc_table
 from .events import EventDecision, decide, find_events, held_out_folds, held_out_frames, made_with
-from .extraction import check_extracted, extract_videos
+from .extraction import check_extracted, damaged_videos, extract_videos
 from .feature_files import ObjectFeatures, read_feature_index
 from .film_types import count_traits, unlike_films, unlike_traits
 from .ground_truth import frame_labels, ground_truths
@@ -276,15 +276,16 @@ def dataset_videos(
         skipped = {path.name: why for path, why in left.items()}
     except UnreadableVideosError as e:
         videos, skipped = [], e.why
-    failed = check_extracted(features_of(located(plan)) / split, videos) if videos else {}
+    folder = features_of(located(plan)) / split
+    failed, damaged = (check_extracted(folder, videos), damaged_videos(folder)) if videos else ({}, {})
     rows = [
         (
             v.name,
             len(v.frames),
             v.fps,
             v.name not in failed,
-            v.complete and v.name not in failed,
-            failed.get(v.name, v.note),
+            v.complete and v.name not in failed and v.name not in damaged,
+            failed.get(v.name, damaged.get(v.name, v.note)),
         )
         for v in videos
     ]
@@ -346,6 +347,7 @@ def evaluate_dataset(
     if plan.root is None or not ground_truths(plan.root):
         return None
     test_videos, _ = read_split(plan.root, "testing")
+    # in one with damaged images each frame has its place, so that it belongs to its label
     videos = [v for v in test_videos if v.complete and v.name in set(frames["video"])]
     if not videos:
         raise DataError(

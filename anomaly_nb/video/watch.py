@@ -29,7 +29,7 @@ from .pipeline import load_decision, warn_unlike
 from .plan import VideoPlan, features_of, located
 from .render import film_writer, free_name
 from .scoring import VideoScorer
-from .sources import Source
+from .sources import Frame, Source, until_readable
 from .streams import FrameTools, stream_objects
 
 # %% ../../nbs/08_video/16_watch.ipynb #5df43048
@@ -203,10 +203,9 @@ class Clips:
         "The next frame, (H, W, 3) uint8 RGB."
         if self.folder is None:
             return
-        cv2 = quiet_opencv()
-        bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        bgr = np.ascontiguousarray(image[..., ::-1])
         if self.writer is None:
-            self.frames.append(cv2.imencode(".jpg", bgr)[1].tobytes())
+            self.frames.append(quiet_opencv().imencode(".jpg", bgr)[1].tobytes())
         elif self.left:
             self._write(bgr)
 
@@ -246,6 +245,7 @@ class Summary:
     frames: int = 0
     events: int = 0
     dropped: int = 0
+    damaged: int = 0  # frames that could not be read
     seconds: float = 0.0  # of all frames together
     slowest: float = 0.0  # seconds of one frame
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=200))  # seconds of the last frames
@@ -257,11 +257,9 @@ class Summary:
 
     def say(self) -> str:
         "In one line."
-        each = (
-            f", {1000 * self.seconds / self.frames:.0f} ms a frame, at most {1000 * self.slowest:.0f} ms"
-            if self.frames
-            else ""
-        )
+        each = f", {self.damaged} damaged" if self.damaged else ""
+        if self.frames:
+            each += f", {1000 * self.seconds / self.frames:.0f} ms a frame, at most {1000 * self.slowest:.0f} ms"
         return f"{number_of(self.frames, 'frame')}, {number_of(self.events, 'event')}, {self.dropped} dropped{each}"
 
 # %% ../../nbs/08_video/16_watch.ipynb #607ae7c7
@@ -309,28 +307,29 @@ def watch(
 
     arrived: deque[float] = deque()
 
-    def seen(frames: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    def seen(frames: Iterable[Frame]) -> Iterator[Frame]:
         for name, image in frames:
             arrived.append(time.perf_counter())
-            keep.frame(image)
+            if image is not None:
+                keep.frame(image)
             yield name, image
 
     try:
         frames = iter(source)
-        first = next(frames, None)
-        if first is None:
+        start, shape = until_readable(frames)
+        if shape is None:
             return
-        warn_unlike(plan, source.what, first[1].shape, source.fps)
+        warn_unlike(plan, source.what, shape, source.fps)
         background = background_of(
-            plan.extraction, list_videos(plan.root, "training") if plan.root else [], first[1].shape, _whole(source)
+            plan.extraction, list_videos(plan.root, "training") if plan.root else [], shape, _whole(source)
         )
         with closing(
-            stream_objects(FrameTools(plan.extraction), seen(chain([first], frames)), background, batch=0)
+            stream_objects(FrameTools(plan.extraction), seen(chain(start, frames)), background, batch=0)
         ) as objects:
             for name, parts in objects:
                 scores, reason = frame_score(scorer, name, parts, decision.scales)
                 summary.count(time.perf_counter() - arrived.popleft())
-                summary.dropped = source.dropped
+                summary.dropped, summary.damaged = source.dropped, source.damaged
                 yield from tell(smoothing.push((name, reason), scores))
         yield from tell(smoothing.finish(), last=True)
     finally:
