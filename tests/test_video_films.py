@@ -128,23 +128,24 @@ def test_where_no_film_can_be_read_each_is_named_once_and_the_code_says_so(tmp_p
         folder.mkdir(parents=True)
         for n, image in enumerate(make_clip(None, 12, (64, 96), random_state=i)[0]):
             Image.fromarray(image).save(folder / f"{n:03d}.png")
-    for folder in sorted((tmp_path / "data/testing/frames").iterdir()):
-        (folder / "005.png").write_bytes((folder / "005.png").read_bytes()[:200])
+    for image in (tmp_path / "data/testing/frames").rglob("*.png"):
+        image.write_bytes(image.read_bytes()[:200])
     write_text(tmp_path / "data/testing/frames/04.mp4", "no film\n" * 500)
     words = ["score-video", "--dataset-name", "clips", "--root", "data", "--out", "out", "--features", "f"]
     for more in (["--all"], []):  # the second time without reading them again
         result = CliRunner().invoke(app, [*words, *more])
         assert result.exit_code == 1 and result.output.startswith("clips: no video could be read\n"), result.output
-        for line in ("02: 005.png: damaged", "03: 005.png: damaged", "04.mp4: is text and no film"):
+        none = "none of its frames can be read, the first: 000.png: damaged"
+        for line in (f"02: {none}", f"03: {none}", "04.mp4: is text and no film"):
             assert result.output.count(line) == 1 and "frames/0" not in result.output
         table = pd.read_csv(tmp_path / "out/videos.csv")
         assert len(table) == 3 and not table["scored"].any() and table["note"].notna().all()
-    for i in range(2):
-        (tmp_path / f"data/training/frames/0{i}/003.png").write_bytes(b"")
+    for image in (tmp_path / "data/training/frames").rglob("*.png"):
+        image.write_bytes(b"")
     with pytest.raises(SystemExit) as stop:
         main([*words, "--all", "--features", "g"])
     err = capsys.readouterr().err
-    assert stop.value.code == 2 and err.count("00: 003.png: damaged") == 1 == err.count("01: 003.png: damaged"), err
+    assert stop.value.code == 2 and err.count(f"00: {none}") == 1 == err.count(f"01: {none}"), err
 
 
 @pytest.mark.parametrize(
@@ -339,6 +340,17 @@ def test_what_is_no_video_is_named(tmp_path):
         and "image in no video" in said["5.png"]
         and "is empty" in said["6.mp4"]
     )
+
+
+def test_films_in_folders_of_the_videos_folder_are_said_to_be_films(tmp_path):
+    film(tmp_path / "videos" / "good.mp4")
+    film(tmp_path / "videos" / "a" / "x.mp4")
+    film(tmp_path / "videos" / "a" / "y.mp4")
+    (tmp_path / "videos" / "b").mkdir()
+    videos, skipped = read_split(tmp_path / "videos")
+    said = {p.name: why for p, why in skipped.items()}
+    assert [v.name for v in videos] == ["good"] and said["b"] == "holds no frames"
+    assert said["a"].startswith(f"holds 2 films, the first x.mp4; put films directly into videos{os.sep}, ")
 
 
 def test_two_forms_of_a_split_must_hold_the_same_videos(tmp_path):
