@@ -27,7 +27,7 @@ from anomaly_nb.video.pipeline import (
     score_dataset,
 )
 from anomaly_nb.video.plan import plan_for
-from anomaly_nb.video.scoring import VideoScorer
+from anomaly_nb.video.scoring import VideoScorer, thin_calibration
 
 pytest.importorskip("cv2")
 
@@ -127,6 +127,18 @@ def test_a_rate_that_little_film_cannot_promise_is_said(scored, monkeypatch):
     assert sum("events, by the hour: one is reported where the alarm reaches" in line for line in details) == 1
     assert sum("frames, one by one: those with an alarm from" in line for line in details) == 1
     assert json.loads((home / "strict" / "decision.json").read_text())["hours"] == pytest.approx(240 / 10 / 3600)
+
+
+def test_a_calibration_on_little_film_says_so_with_what_to_add(scored, monkeypatch):
+    home, output = scored
+    monkeypatch.chdir(home)
+    said = "note: the calibration rests on 6 videos, 240 frames, "
+    more = "add normal videos until there are at least 1000 frames"
+    assert output.count(said) == 1 and output.count(more) == 1
+    result = say("calibrate")
+    assert result.stderr.count(said) == 1 and more in result.stderr and said not in result.stdout
+    assert thin_calibration({"videos": 2, "frames": 160, "objects": 1000}).endswith("at least 4 videos, 1000 frames")
+    assert thin_calibration({"videos": 4, "frames": 1000, "objects": 1000}) == thin_calibration({}) == ""
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf"])

@@ -58,6 +58,15 @@ def extract_video(
     _extract(data.plan(deep), ("training", "testing") if split == "both" else (split,), answer)
 
 # %% ../../nbs/11_cli/08_video.ipynb #c2896c5b
+def _say_thin(plan: "VideoPlan", config: Path, answer: Answer) -> None:
+    "Say where the calibration rests on little."
+    from anomaly_nb.calibration.video_config import read_calibration
+    from anomaly_nb.video.scoring import thin_calibration
+
+    if thin := thin_calibration(read_calibration(config, {"dataset": plan.name}, plan.name).provenance):
+        answer.say(f"note: {thin}", err=True)
+
+
 def _calibrate(plan: "VideoPlan", config: Path, max_image_count: int, answer: Answer) -> str:  # the verdict
     "Calibrate and say the ranges."
     from anomaly_nb.core.errors import number_of
@@ -68,6 +77,7 @@ def _calibrate(plan: "VideoPlan", config: Path, max_image_count: int, answer: An
     for modality, (low, high) in scorer.ranges_.items():
         objects = number_of(len(scorer.calibration_scores_[modality]), "object")
         answer.say(f"  {modality}: {low:.6g} .. {high:.6g} from {objects}")
+    _say_thin(plan, config, answer)
     answer.say(f"calibration in {config}, banks in {plan.bank or features_of(plan) / 'bank'}")
     most = max(map(len, scorer.calibration_scores_.values()))
     ranges = number_of(len(scorer.ranges_), "modality")
@@ -176,6 +186,8 @@ def score_video(
         out / "objects.csv", mark_incomplete(responsible_objects(objects, plan.weights), videos).to_csv(index=False)
     )
     answer.say(f"scored in {time.perf_counter() - middle:.0f} s")
+    if not everything:  # otherwise it was said
+        _say_thin(plan, data.config, answer)
     results = evaluate_dataset(plan, frames, objects)
     if results:
         write_text(out / "auroc.csv", results[0].to_csv(index=False))

@@ -141,6 +141,7 @@ def calibrate_dataset(
         "extractor": index["sha256"],
         "frames": sum(map(len, frames.values())),
         "videos": len(frames),
+        "objects": max(map(len, features.values())),
     }
     metadata |= {
         "sample": sha256_json({v: list(f) for v, f in frames.items()}),
