@@ -35,7 +35,8 @@ pytest.importorskip("cv2")
 def film_of(path) -> None:
     "Ten grey frames."
     cv2 = pytest.importorskip("cv2")
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG" if path.suffix == ".avi" else "mp4v"), 10, (32, 32))
+    codec = "MJPG" if path.suffix == ".avi" else "mp4v"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 10, (32, 32))
     for _ in range(10):
         writer.write(np.full((32, 32, 3), 90, np.uint8))
     writer.release()
@@ -156,6 +157,23 @@ def test_a_file_where_a_folder_is_needed_is_refused_first(tmp_path, monkeypatch,
     result = CliRunner().invoke(app, ["video", *command, "--dataset-name", "clips", "--out", "file/out"])
     assert result.exit_code != 0 and "--out file/out: file is a file; name a folder" in str(result.exception)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_is_skipped_is_said_once_by_render_and_the_order_of_a_box_by_help(scored, monkeypatch, capsys):
+    home, _ = scored
+    monkeypatch.chdir(home)
+    text = home / "clips" / "testing" / "frames" / "text.mp4"
+    write_text(text, "no film\n" * 99)
+    try:
+        with pytest.raises(SystemExit) as end:
+            main(["video", "render", "--dataset-name", "clips", "--root", "clips", "--out", "drawn"])
+    finally:
+        text.unlink()
+    said = capsys.readouterr().err
+    assert end.value.code == 0 and said.count("text.mp4: skipped, it is text and no film") == 1, said
+    for command in ("score", "watch"):
+        words = " ".join(CliRunner().invoke(app, ["video", command, "--help"]).output.split())
+        assert "y1 x1 y2 x2 (top, left, bottom, right)" in words, words
 
 
 def test_films_and_sheet(scored, monkeypatch):

@@ -285,7 +285,7 @@ def test_a_damaged_image_changes_no_other_frame_than_its_neighbours(tmp_path, da
             a, b = (f.values[(f.video == v) & (f.frame == name)] for v in ("whole", "damaged"))
             if t in damage:
                 assert len(b) == 0
-            elif t - 1 not in damage or modality == "deep" and backbone:
+            elif t - 1 not in damage or (modality == "deep" and backbone):
                 assert np.array_equal(a, b), (modality, name)
             else:
                 assert not len(b) or b.max() < 2 * max(a.max() if len(a) else 0, 2.0), (modality, name)
@@ -306,7 +306,8 @@ def test_a_damaged_image_costs_no_film_of_score_and_no_end_of_a_watch(tmp_path, 
         assert result.output.count(name) == 1, result.output
     assert "1 of 2 videos not whole" in result.output
     scores = pd.read_csv(tmp_path / "out" / "frame_scores.csv", dtype=str, keep_default_na=False)
-    assert (scores["video"] == "01").sum() == N and (scores.groupby("video")["incomplete"].first() != "").tolist() == [True, False]
+    incomplete = scores.groupby("video")["incomplete"].first() != ""
+    assert (scores["video"] == "01").sum() == N and incomplete.tolist() == [True, False]
     result = say("render", "--out", "films", "--false-alarms-per-hour", "400")
     assert result.exit_code == 0 and probe_film(next((tmp_path / "films").glob("01.*"))).frames == N, result.output
     source = "clips/testing/frames/01"

@@ -130,7 +130,7 @@ def score_video(
     deep: DeepFeatures,
 ) -> None:
     """Score every test frame with the stored calibration, name the responsible object, and compare with the
-    ground truth if there is one.
+    ground truth if there is one. The box in events.csv is y1 x1 y2 x2 (top, left, bottom, right) in pixels.
 
     \b
     Exit codes: 0 all videos scored and no event; 3 events; 4 none, but some videos were not whole;
@@ -363,6 +363,8 @@ def watch_camera(
     fps: Fps = 0.0,
 ) -> None:
     """Score a camera as it films and print its events as JSON lines: `open` when one begins, `closed` when it is over.
+
+    Times are in seconds from the start; a box is y1 x1 y2 x2 (top, left, bottom, right) in pixels.
 
     \b
     anomaly-nb video watch rtsp://camera/1 --dataset-name yard

@@ -226,8 +226,8 @@ def _still_true(
 
 # %% ../../nbs/08_video/06_extraction.ipynb #c87b0d8b
 def _spread(videos: list[Video], count: int) -> Iterator[np.ndarray]:
-    """About `count` frames, evenly spread over all videos; a damaged film ends early, a damaged image is passed over, and
-    both are named when they are extracted.
+    """About `count` frames, evenly spread over all videos; a damaged film ends early, a damaged image is passed over,
+    and both are named when they are extracted.
     """
     step = max(1, sum(len(v.frames) for v in videos) // count)
     for video in videos:
