@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from anomaly_nb.cli.main import app
+from anomaly_nb.cli.main import app, main
 from anomaly_nb.core.errors import number_of
 from anomaly_nb.core.files import write_text
 from anomaly_nb.scoring.thresholds import Threshold
@@ -27,9 +27,19 @@ from anomaly_nb.video.pipeline import (
     score_dataset,
 )
 from anomaly_nb.video.plan import plan_for
-from anomaly_nb.video.scoring import VideoScorer
+from anomaly_nb.video.scoring import VideoScorer, thin_calibration
 
 pytest.importorskip("cv2")
+
+
+def film_of(path) -> None:
+    "Ten grey frames."
+    cv2 = pytest.importorskip("cv2")
+    codec = "MJPG" if path.suffix == ".avi" else "mp4v"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 10, (32, 32))
+    for _ in range(10):
+        writer.write(np.full((32, 32, 3), 90, np.uint8))
+    writer.release()
 
 
 def say(*args: str):
@@ -120,6 +130,18 @@ def test_a_rate_that_little_film_cannot_promise_is_said(scored, monkeypatch):
     assert json.loads((home / "strict" / "decision.json").read_text())["hours"] == pytest.approx(240 / 10 / 3600)
 
 
+def test_a_calibration_on_little_film_says_so_with_what_to_add(scored, monkeypatch):
+    home, output = scored
+    monkeypatch.chdir(home)
+    said = "note: the calibration rests on 6 videos, 240 frames, "
+    more = "add normal videos until there are at least 1000 frames"
+    assert output.count(said) == 1 and output.count(more) == 1
+    result = say("calibrate")
+    assert result.stderr.count(said) == 1 and more in result.stderr and said not in result.stdout
+    assert thin_calibration({"videos": 2, "frames": 160, "objects": 1000}).endswith("at least 4 videos, 1000 frames")
+    assert thin_calibration({"videos": 4, "frames": 1000, "objects": 1000}) == thin_calibration({}) == ""
+
+
 @pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf"])
 def test_a_rate_that_nobody_can_promise_is_refused_before_anything_is_computed(tmp_path, monkeypatch, rate):
     monkeypatch.chdir(tmp_path)
@@ -137,6 +159,23 @@ def test_a_file_where_a_folder_is_needed_is_refused_first(tmp_path, monkeypatch,
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_what_is_skipped_is_said_once_by_render_and_the_order_of_a_box_by_help(scored, monkeypatch, capsys):
+    home, _ = scored
+    monkeypatch.chdir(home)
+    text = home / "clips" / "testing" / "frames" / "text.mp4"
+    write_text(text, "no film\n" * 99)
+    try:
+        with pytest.raises(SystemExit) as end:
+            main(["video", "render", "--dataset-name", "clips", "--root", "clips", "--out", "drawn"])
+    finally:
+        text.unlink()
+    said = capsys.readouterr().err
+    assert end.value.code == 0 and said.count("text.mp4: skipped, it is text and no film") == 1, said
+    for command in ("score", "watch"):
+        words = " ".join(CliRunner().invoke(app, ["video", command, "--help"]).output.split())
+        assert "y1 x1 y2 x2 (top, left, bottom, right)" in words, words
+
+
 def test_films_and_sheet(scored, monkeypatch):
     home, _ = scored
     monkeypatch.chdir(home)
@@ -152,28 +191,41 @@ def test_films_and_sheet(scored, monkeypatch):
     assert wrong.exit_code != 0 and "--video 07: is not among the scored videos (01, 02)" in str(wrong.exception)
 
 
-def test_without_a_rate_of_frames_there_is_no_promise_and_the_scores_are_there(tmp_path, monkeypatch):
+def test_a_missing_rate_of_frames_is_refused_first_and_scores_without_a_decision_are_no_zero(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make_video_dataset(tmp_path / "clips", n_train=2, intruders=("runner",), frames=10)
     write_text(
-        tmp_path / "config.yml",
+        tmp_path / "own.yml",
         'datasets: {yard: {root: clips, extraction: {backbone: "", min_area: 40}, n_components: 1}}\n',
     )
-    run = lambda *more: CliRunner().invoke(
-        app, ["video", "score", "--dataset-name", "yard", "--config", "config.yml", "--all", "--out", "out", *more]
+    run = lambda command, *more: CliRunner().invoke(
+        app, ["video", command, "--dataset-name", "yard", "--config", "own.yml", *more]
     )
-    result = run()
-    assert (
-        result.exit_code == 0
-        and "no events" in result.output
-        and "datasets.yard.fps" in result.output
-        and (tmp_path / "out" / "frame_scores.csv").exists()
-    )
-    assert (
-        not (tmp_path / "out" / "events.csv").exists()
-        and run("--fps", "10").exit_code == 0
-        and (tmp_path / "out" / "events.csv").exists()
-    )
+    for command in (("score", "--all", "--out", "out"), ("calibrate",)):
+        with pytest.raises(SystemExit) as end:
+            main(["video", *command, "--dataset-name", "yard", "--config", "own.yml"])
+        said = capsys.readouterr().err
+        assert end.value.code == 2 and "own.yml: has no datasets.yard.fps" in said and "--fps" in said, said
+    assert not (tmp_path / "out").exists() and not (tmp_path / "data").exists()
+    result = run("score", "--all", "--out", "out", "--fps", "10")
+    assert result.exit_code == 0 and (tmp_path / "out" / "events.csv").exists(), result.output
+    for path in (tmp_path / "data").rglob("bank/decision.json"):
+        path.unlink()  # as a calibration without one left it
+    result = run("score", "--out", "again", "--fps", "10")
+    assert result.exit_code == 2 and "no events" in result.output and "fps in own.yml" in result.output
+    assert (tmp_path / "again" / "frame_scores.csv").exists() and not (tmp_path / "again" / "events.csv").exists()
+
+
+def test_two_films_of_one_name_are_refused_before_the_training_is_extracted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_video_dataset(tmp_path / "clips", n_train=2, intruders=("runner",), frames=10)
+    for suffix in (".avi", ".mp4"):
+        film_of(tmp_path / "clips" / "testing" / "frames" / f"door{suffix}")
+    write_text(tmp_path / "config.yml", 'datasets: {clips: {extraction: {backbone: ""}}}\n')
+    for command in (("score", "--all", "--out", "out"), ("extract",)):
+        result = say(*command)
+        assert "are both video door; keep one of them" in str(result.exception), result.output
+    assert not (tmp_path / "out").exists() and not list((tmp_path).rglob("*.npz")) and "extracted" not in result.output
 
 
 @pytest.mark.skipif(

@@ -2,6 +2,8 @@
 the others go on.
 """
 
+import json
+import os
 import struct
 import wave
 from dataclasses import replace
@@ -16,8 +18,8 @@ from typer.testing import CliRunner
 from anomaly_nb.cli.main import app, main
 from anomaly_nb.core.errors import DataError, Notice
 from anomaly_nb.core.files import write_text
-from anomaly_nb.video.clips import make_clip
-from anomaly_nb.video.extraction import check_extracted, extract_videos
+from anomaly_nb.video.clips import make_clip, make_video_dataset
+from anomaly_nb.video.extraction import check_extracted, damaged_videos, extract_videos
 from anomaly_nb.video.feature_files import load_object_features
 from anomaly_nb.video.layouts import FILMS, list_videos, probe_film, read_split
 from anomaly_nb.video.pipeline import dataset_videos, mark_incomplete
@@ -126,23 +128,24 @@ def test_where_no_film_can_be_read_each_is_named_once_and_the_code_says_so(tmp_p
         folder.mkdir(parents=True)
         for n, image in enumerate(make_clip(None, 12, (64, 96), random_state=i)[0]):
             Image.fromarray(image).save(folder / f"{n:03d}.png")
-    for folder in sorted((tmp_path / "data/testing/frames").iterdir()):
-        (folder / "005.png").write_bytes((folder / "005.png").read_bytes()[:200])
+    for image in (tmp_path / "data/testing/frames").rglob("*.png"):
+        image.write_bytes(image.read_bytes()[:200])
     write_text(tmp_path / "data/testing/frames/04.mp4", "no film\n" * 500)
     words = ["score-video", "--dataset-name", "clips", "--root", "data", "--out", "out", "--features", "f"]
     for more in (["--all"], []):  # the second time without reading them again
         result = CliRunner().invoke(app, [*words, *more])
         assert result.exit_code == 1 and result.output.startswith("clips: no video could be read\n"), result.output
-        for line in ("02: 005.png: damaged", "03: 005.png: damaged", "04.mp4: is text and no film"):
+        none = "none of its frames can be read, the first: 000.png: damaged"
+        for line in (f"02: {none}", f"03: {none}", "04.mp4: is text and no film"):
             assert result.output.count(line) == 1 and "frames/0" not in result.output
         table = pd.read_csv(tmp_path / "out/videos.csv")
         assert len(table) == 3 and not table["scored"].any() and table["note"].notna().all()
-    for i in range(2):
-        (tmp_path / f"data/training/frames/0{i}/003.png").write_bytes(b"")
+    for image in (tmp_path / "data/training/frames").rglob("*.png"):
+        image.write_bytes(b"")
     with pytest.raises(SystemExit) as stop:
         main([*words, "--all", "--features", "g"])
     err = capsys.readouterr().err
-    assert stop.value.code == 2 and err.count("00: 003.png: damaged") == 1 == err.count("01: 003.png: damaged"), err
+    assert stop.value.code == 2 and err.count(f"00: {none}") == 1 == err.count(f"01: {none}"), err
 
 
 @pytest.mark.parametrize(
@@ -247,18 +250,74 @@ def test_a_folder_of_frames_that_change_their_size_or_are_damaged_is_named_and_t
     videos = list_videos(tmp_path / "v")
     with pytest.warns(Notice) as notes:
         report = extract_videos(videos, tmp_path / "f", Extraction(min_area=20, backbone=""))
-    assert (
-        report["videos"] == 1
-        and set(report["failed"]) == {"2", "3"}
-        and "6.png" in report["failed"]["3"]
-        and "shape" in report["failed"]["2"]
-    )
+    assert report["videos"] == 2 and set(report["failed"]) == {"2"} and "shape" in report["failed"]["2"]
+    said = damaged_videos(tmp_path / "f")
+    assert set(said) == {"3"} and said["3"].startswith("skipped: 6.png: ") and "keeps its place in time" in said["3"]
     assert [str(n.message).split(": ")[0] for n in notes] == [str(tmp_path / "v" / "2"), str(tmp_path / "v" / "3")]
-    assert check_extracted(tmp_path / "f", videos) == report["failed"] and set(
-        load_object_features(tmp_path / "f", "velocity").video
-    ) == {"1"}
-    with pytest.raises(DataError, match=r"v: holds no video that can be read: 2: .*shape"), pytest.warns(Notice):
-        extract_videos(videos[1:2], tmp_path / "g", Extraction(min_area=20, backbone=""))
+    features = load_object_features(tmp_path / "f", "velocity")
+    assert check_extracted(tmp_path / "f", videos) == report["failed"] and set(features.video) == {"1", "3"}
+    assert features.frames["3"] == videos[2].frames and "6" not in features.frame[features.video == "3"]
+    for image in (tmp_path / "v" / "3").iterdir():
+        image.write_bytes(b"\x89PNG")
+    for i, words in ((1, "2: .*shape"), (2, "3: none of its frames can be read, the first: 0.png")):
+        with pytest.raises(DataError, match=rf"v: holds no video that can be read: {words}"), pytest.warns(Notice):
+            extract_videos(videos[i : i + 1], tmp_path / str(i), Extraction(min_area=20, backbone=""))
+
+
+@pytest.mark.parametrize("damage", [(0,), (9,), (14,), (4, 5, 9, 29)])
+@pytest.mark.parametrize("backbone", ["", "filters"])
+def test_a_damaged_image_changes_no_other_frame_than_its_neighbours(tmp_path, damage, backbone):
+    "Neither places nor velocities: no motion is measured across the gap."
+    images = make_clip("cyclist", N, (64, 96), random_state=2)[0]
+    for name in ("whole", "damaged"):
+        (tmp_path / "v" / name).mkdir(parents=True)
+        for t, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / "v" / name / f"{t:02d}.png")
+    for t in damage:
+        (tmp_path / "v" / "damaged" / f"{t:02d}.png").write_bytes(b"")
+    settings = Extraction(min_area=20, backbone=backbone, background="none" if not backbone else "split", bins=1)
+    with pytest.warns(Notice, match=r"skipped"):
+        extract_videos(list_videos(tmp_path / "v"), tmp_path / "f", settings)
+    for modality in settings.modalities:
+        f = load_object_features(tmp_path / "f", modality)
+        assert f.frames["whole"] == f.frames["damaged"]
+        for t, name in enumerate(f.frames["whole"]):
+            a, b = (f.values[(f.video == v) & (f.frame == name)] for v in ("whole", "damaged"))
+            if t in damage:
+                assert len(b) == 0
+            elif t - 1 not in damage or (modality == "deep" and backbone):
+                assert np.array_equal(a, b), (modality, name)
+            else:
+                assert not len(b) or b.max() < 2 * max(a.max() if len(a) else 0, 2.0), (modality, name)
+
+
+def test_a_damaged_image_costs_no_film_of_score_and_no_end_of_a_watch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_video_dataset(tmp_path / "clips", n_train=3, intruders=("runner", None), frames=N)
+    write_text(tmp_path / "config.yml", 'datasets: {clips: {extraction: {backbone: ""}}}\n')
+    (tmp_path / "clips/testing/frames/01/012.png").write_bytes(b"\x89PNG")
+    (tmp_path / "clips/training/frames/02/003.png").write_bytes(b"")
+    for image in (tmp_path / "clips/testing/frames/01").iterdir():
+        os.utime(image, (1, 1))  # nobody writes them any more
+    say = lambda *words: CliRunner().invoke(app, ["video", *words, "--dataset-name", "clips", "--root", "clips"])
+    result = say("score", "--all", "--out", "out", "--false-alarms-per-hour", "400")
+    assert result.exit_code in (3, 4), result.output
+    for name in ("01: skipped: 012.png", "02: skipped: 003.png"):
+        assert result.output.count(name) == 1, result.output
+    assert "1 of 2 videos not whole" in result.output
+    scores = pd.read_csv(tmp_path / "out" / "frame_scores.csv", dtype=str, keep_default_na=False)
+    incomplete = scores.groupby("video")["incomplete"].first() != ""
+    assert (scores["video"] == "01").sum() == N and incomplete.tolist() == [True, False]
+    result = say("render", "--out", "films", "--false-alarms-per-hour", "400")
+    assert result.exit_code == 0 and probe_film(next((tmp_path / "films").glob("01.*"))).frames == N, result.output
+    source = "clips/testing/frames/01"
+    with pytest.warns(Notice, match=r"012.png: skipped: .*it keeps its place in time"):
+        result = say("watch", source, "--until-idle", "0.5", "--no-clips", "--false-alarms-per-hour", "400")
+    assert result.exit_code == 0 and f"{N} frames" in result.stderr and "1 damaged" in result.stderr, result.output
+    events = pd.read_csv(tmp_path / "out" / "events.csv", dtype={"video": str, "first": str})
+    closed = [e for e in map(json.loads, result.stdout.splitlines()) if e["state"] == "closed"]
+    here = events[events["video"] == "01"]
+    assert len(here) and [(e["first"], e["start"]) for e in closed] == list(zip(here["first"], here["start"]))
 
 
 def test_what_is_no_video_is_named(tmp_path):
@@ -282,6 +341,17 @@ def test_what_is_no_video_is_named(tmp_path):
         and "image in no video" in said["5.png"]
         and "is empty" in said["6.mp4"]
     )
+
+
+def test_films_in_folders_of_the_videos_folder_are_said_to_be_films(tmp_path):
+    film(tmp_path / "videos" / "good.mp4")
+    film(tmp_path / "videos" / "a" / "x.mp4")
+    film(tmp_path / "videos" / "a" / "y.mp4")
+    (tmp_path / "videos" / "b").mkdir()
+    videos, skipped = read_split(tmp_path / "videos")
+    said = {p.name: why for p, why in skipped.items()}
+    assert [v.name for v in videos] == ["good"] and said["b"] == "holds no frames"
+    assert said["a"].startswith(f"holds 2 films, the first x.mp4; put films directly into videos{os.sep}, ")
 
 
 def test_two_forms_of_a_split_must_hold_the_same_videos(tmp_path):

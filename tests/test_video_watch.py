@@ -96,6 +96,16 @@ def test_watching_a_film_gives_the_events_of_score_and_a_clip_of_each(home, monk
     )
     assert [e["first"] for e in said if e["state"] == "open"] == closed["first"].tolist()
     assert all(probe_film(home / "kept" / name).frames > 5 for name in closed["clip"])
+    assert all(name.startswith("door_event_") for name in closed["clip"])
+    before = {p.name: p.read_bytes() for p in (home / "kept").iterdir()}
+    again = CliRunner().invoke(
+        app,
+        ["video", "watch", "yard/testing/videos/door.avi", "--dataset-name", "yard", "--out", "kept"]
+        + ["--false-alarms-per-hour", "300"],
+    )
+    clips = [e["clip"] for e in map(json.loads, again.stdout.splitlines()) if e["state"] == "closed"]
+    assert len(clips) == len(closed) and not set(clips) & set(before)
+    assert {p.name: p.read_bytes() for p in (home / "kept").iterdir() if p.name in before} == before
 
 
 def test_memory_and_latency_do_not_grow_with_the_film(home, monkeypatch, tmp_path):

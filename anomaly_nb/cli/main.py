@@ -300,9 +300,13 @@ def main(argv: list[str] | None = None) -> None:
     from anomaly_nb.core.errors import DataError, MissingExtraError, MissingFileError, Notice
 
     usual = warnings.showwarning
+    said: set[str] = set()  # Python forgets what it has shown wherever somebody changes its filters
 
     def show(message, category, *where, **more) -> None:
         if issubclass(category, Notice):
+            if str(message) in said:
+                return
+            said.add(str(message))
             typer.echo(printable(f"anomaly-nb: note: {message}"), err=True)
         else:
             usual(message, category, *where, **more)

@@ -58,6 +58,15 @@ def extract_video(
     _extract(data.plan(deep), ("training", "testing") if split == "both" else (split,), answer)
 
 # %% ../../nbs/11_cli/08_video.ipynb #c2896c5b
+def _say_thin(plan: "VideoPlan", config: Path, answer: Answer) -> None:
+    "Say where the calibration rests on little."
+    from anomaly_nb.calibration.video_config import read_calibration
+    from anomaly_nb.video.scoring import thin_calibration
+
+    if thin := thin_calibration(read_calibration(config, {"dataset": plan.name}, plan.name).provenance):
+        answer.say(f"note: {thin}", err=True)
+
+
 def _calibrate(plan: "VideoPlan", config: Path, max_image_count: int, answer: Answer) -> str:  # the verdict
     "Calibrate and say the ranges."
     from anomaly_nb.core.errors import number_of
@@ -68,6 +77,7 @@ def _calibrate(plan: "VideoPlan", config: Path, max_image_count: int, answer: An
     for modality, (low, high) in scorer.ranges_.items():
         objects = number_of(len(scorer.calibration_scores_[modality]), "object")
         answer.say(f"  {modality}: {low:.6g} .. {high:.6g} from {objects}")
+    _say_thin(plan, config, answer)
     answer.say(f"calibration in {config}, banks in {plan.bank or features_of(plan) / 'bank'}")
     most = max(map(len, scorer.calibration_scores_.values()))
     ranges = number_of(len(scorer.ranges_), "modality")
@@ -92,7 +102,11 @@ def calibrate_video(
     \b
     anomaly-nb calibrate-video --dataset-name shanghaitech --max-image-count 4000 --config config.yml
     """
-    answer.verdict(_calibrate(data.plan(deep, fps), data.config, max_image_count, answer))
+    from anomaly_nb.video.pipeline import check_fps
+
+    plan = data.plan(deep, fps)
+    check_fps(plan, data.config)
+    answer.verdict(_calibrate(plan, data.config, max_image_count, answer))
 
 # %% ../../nbs/11_cli/08_video.ipynb #f31e748f
 @with_options
@@ -116,11 +130,12 @@ def score_video(
     deep: DeepFeatures,
 ) -> None:
     """Score every test frame with the stored calibration, name the responsible object, and compare with the
-    ground truth if there is one.
+    ground truth if there is one. The box in events.csv is y1 x1 y2 x2 (top, left, bottom, right) in pixels.
 
     \b
     Exit codes: 0 all videos scored and no event; 3 events; 4 none, but some videos were not whole;
-    1 no video could be read; 2 a wrong option, file or calibration.
+    1 no video could be read; 2 a wrong option, file or calibration, or a calibration that cannot decide
+    on events: then the scores are written, and nothing else.
 
     \b
     anomaly-nb score-video --dataset-name ped2 --root data/ped2 --all
@@ -132,6 +147,8 @@ def score_video(
     from anomaly_nb.core.files import write_text
     from anomaly_nb.video.layouts import UnreadableVideosError
     from anomaly_nb.video.pipeline import (
+        check_fps,
+        check_testing,
         check_training,
         dataset_videos,
         evaluate_dataset,
@@ -146,7 +163,10 @@ def score_video(
         warnings.simplefilter("ignore", Notice)  # what is not whole is said once, below
         if everything:
             check_training(plan)
+            check_testing(plan)
+            check_fps(plan, data.config)
             _extract(plan, ("training",), answer)
+            _say_notes(dataset_videos(plan, "training"), answer, "not calibrated on")
             middle = time.perf_counter()
             answer.say(_calibrate(plan, data.config, max_image_count, answer))
             answer.say(f"calibrated in {time.perf_counter() - middle:.0f} s")
@@ -166,6 +186,8 @@ def score_video(
         out / "objects.csv", mark_incomplete(responsible_objects(objects, plan.weights), videos).to_csv(index=False)
     )
     answer.say(f"scored in {time.perf_counter() - middle:.0f} s")
+    if not everything:  # otherwise it was said
+        _say_thin(plan, data.config, answer)
     results = evaluate_dataset(plan, frames, objects)
     if results:
         write_text(out / "auroc.csv", results[0].to_csv(index=False))
@@ -196,10 +218,20 @@ def score_video(
     answer.verdict(f"{plan.name}: {happened} in {seen}{promise}{ranked}", f"scores in {out}")
     answer.say(f"{time.perf_counter() - start:.0f} s in all")
     say_earlier(out, before, answer.say)
+    if events is None:
+        raise typer.Exit(2)  # 0 would say that there was none
     # a video of which a part was read has scores: it makes 4, never 1
-    raise typer.Exit(exit_code(len(videos) + 1, partly, events or 0))
+    raise typer.Exit(exit_code(len(videos) + 1, partly, events))
 
 # %% ../../nbs/11_cli/08_video.ipynb #8ff7451d
+def _say_notes(videos: "pd.DataFrame", answer: Answer, left: str = "not scored") -> None:
+    "Of every video of `dataset_videos` what is to be said of it."
+    from anomaly_nb.core.order import printable
+
+    for row in videos[videos["note"] != ""].to_dict("records"):
+        answer.say(printable(f"  {row['video']}: {row['note']}") + ("" if row["scored"] else f" ({left})"))
+
+
 def _say_videos(plan: "VideoPlan", out: Path, answer: Answer) -> None:
     "Write videos.csv, and say once of every video what is to be said of it."
     from anomaly_nb.core.files import write_text
@@ -208,8 +240,7 @@ def _say_videos(plan: "VideoPlan", out: Path, answer: Answer) -> None:
 
     videos = dataset_videos(plan)
     write_text(out / "videos.csv", videos.to_csv(index=False))
-    for row in videos[videos["note"] != ""].to_dict("records"):
-        answer.say(printable(f"  {row['video']}: {row['note']}") + ("" if row["scored"] else " (not scored)"))
+    _say_notes(videos, answer)
     if videos["scored"].any() and (unlike := unlike_training(plan)):
         answer.say(printable(f"note: {unlike}"), err=True)
 
@@ -235,7 +266,7 @@ def _say_events(
     try:
         events, decision = dataset_events(plan, frames, objects, config, false_alarms_per_hour)
     except MissingFileError as e:
-        answer.say(f"  no events: {e}")
+        answer.say(printable(f"  no events: {e}"), err=True)
         return None, ""
     write_text(out / "events.csv", mark_incomplete(events, videos).to_csv(index=False))
     decision.save(out / "decision.json")
@@ -319,7 +350,9 @@ def watch_camera(
         typer.Argument(help="Number of a camera, address of a stream, film, or folder that images are written into."),
     ],
     data: VideoData,
-    out: Annotated[Path, typer.Option(help="Folder for the clips of events."), Needs("clips")] = Path("data/events"),
+    out: Annotated[Path, typer.Option(
+            help="Folder for the clips of events, SOURCE_event_FRAME; numbered where there is one of that name."
+        ), Needs("clips")] = Path("data/events"),
     clips: Annotated[bool, typer.Option(help="Keep a clip of every event.")] = True,
     until_idle: Annotated[
         float, typer.Option(min=0, help="Seconds without a new image after which a folder has ended; 0 = never.")
@@ -330,6 +363,8 @@ def watch_camera(
     fps: Fps = 0.0,
 ) -> None:
     """Score a camera as it films and print its events as JSON lines: `open` when one begins, `closed` when it is over.
+
+    Times are in seconds from the start; a box is y1 x1 y2 x2 (top, left, bottom, right) in pixels.
 
     \b
     anomaly-nb video watch rtsp://camera/1 --dataset-name yard

@@ -351,11 +351,7 @@ def read_video(path: Path) -> Video:
             twice = next(n for n in names if names.count(n) > 1)
             raise DataError(f"{path}: holds two files called {twice} with different endings; remove one")
         if not names:
-            raise DataError(
-                f"{path}: holds folders, give one of them as the data set"
-                if any(p.is_dir() for p in path.iterdir())
-                else f"{path}: holds no frames"
-            )
+            raise DataError(f"{path}: {_why_no_frames(path)}")
         note = "has one frame, which shows no motion" if len(names) == 1 else ""
         return Video(path.name, path, tuple(sorted(names, key=natural_key)), note=note)
     if path.suffix.lower() not in FILMS:
@@ -367,6 +363,18 @@ def read_video(path: Path) -> Video:
         raise DataError(f"{path}: {what}")
     film = probe_film(path)
     return Video(path.stem, path, tuple(f"{i:06d}" for i in range(film.frames)), film.fps, film.complete, film.note)
+
+
+def _why_no_frames(path: Path) -> str:
+    "What a folder without images holds."
+    films = sorted(p.name for p in path.iterdir() if p.suffix.lower() in FILMS and not is_hidden(p))
+    if films:
+        return (
+            f"holds {number_of(len(films), 'film')}, the first {films[0]}; put films directly into "
+            f"{path.parent.name}{os.sep}, a folder in it is one video, with its frames as images"
+        )
+    folders = any(p.is_dir() for p in path.iterdir())
+    return "holds folders, give one of them as the data set" if folders else "holds no frames"
 
 
 JUNK = {"__macosx", "thumbs.db", "desktop.ini"}  # what systems leave beside the files of a person

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'EVENT', 'CURVE', 'PAPER', 'INK', 'STRIP', 'CODECS', 'joined_boxes', 'annotate', 'curve_strip',
-           'render_video', 'film_writer', 'contact_sheet']
+           'render_video', 'free_name', 'film_writer', 'contact_sheet']
 
 # %% ../../nbs/08_video/14_render.ipynb #6d7f9b73
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from PIL import Image
 from ..core.errors import DataError, require
 from ..core.files import atomic_write
 from .layouts import Video, quiet_opencv
+from .sources import readable_frames, until_readable
 from .tracks import SIDES
 
 if TYPE_CHECKING:
@@ -132,11 +135,16 @@ def render_video(
         inside[a : b + 1] = True
     by_frame = dict(tuple(objects[objects["video"].astype(str) == video.name].groupby("frame")))
     scores = frames["combined"].to_numpy() if curve is None else curve
-    shape = annotate(next(iter(video))[1], objects.iloc[:0]).shape
+    readable = until_readable(readable_frames(video, {}))[1]
+    if readable is None:
+        raise DataError(f"{video.path}: none of its frames can be read; put them there again")
+    image = np.zeros(readable, np.uint8)
+    shape = annotate(image, objects.iloc[:0]).shape
     strip, size = curve_strip(scores, threshold, spans, shape[1]), (shape[1] // 2 * 2, (shape[0] + STRIP) // 2 * 2)
     writer, path, partial = film_writer(Path(folder), video.name, fps, size)
     try:
-        for t, (name, image) in enumerate(video):
+        for t, (name, readable_image) in enumerate(readable_frames(video, {})):
+            image = readable_image if readable_image is not None else image  # a damaged one shows the one before
             drawn = annotate(image, by_frame.get(name, objects.iloc[:0]), bool(inside[t]))
             whole = np.vstack([drawn, strip])
             x = round(t * (strip.shape[1] - 1) / max(len(at) - 1, 1))
@@ -148,6 +156,19 @@ def render_video(
         writer.release()
         partial.unlink(missing_ok=True)
     return path
+
+
+def free_name(
+    folder: Path,  # of films
+    name: str,  # of one to come
+) -> str:  # the same, with a number where a film of that name is there or is being written
+    "A name that writes over no film, of characters that every system takes."
+    name = number = re.sub(r"[^\w.-]+", "_", name)
+    count = 1
+    while any((folder / f).exists() for s, _ in CODECS for f in (f"{number}.{s}", f".{number}.tmp.{s}")):
+        count += 1
+        number = f"{name}_{count}"
+    return number
 
 
 # writer, final path, path while it is written
@@ -167,6 +188,15 @@ def film_writer(folder: Path, name: str, fps: float, size: tuple[int, int]) -> "
     )
 
 # %% ../../nbs/08_video/14_render.ipynb #5f178bdc
+def _image_at(video: Video, frame: str) -> np.ndarray:
+    "A frame; where it is damaged, the last before it that can be read, or else a black one."
+    at = video.frames.index(frame)
+    for name in video.frames[at::-1]:
+        with suppress(DataError):
+            return video.image(name)
+    return np.zeros(until_readable(readable_frames(video, {}))[1] or (1, 1, 3), np.uint8)
+
+
 def contact_sheet(
     events: pd.DataFrame,  # of `find_events`
     videos: Mapping[str, Video],  # by name
@@ -181,7 +211,7 @@ def contact_sheet(
     top, cells = events.sort_values("peak", ascending=False, kind="stable").head(count), []
     for e in top.to_dict("records"):
         here = objects[(objects["video"].astype(str) == e["video"]) & (objects["frame"] == e["peak_frame"])]
-        drawn = annotate(videos[e["video"]].image(e["peak_frame"]), here, True)
+        drawn = annotate(_image_at(videos[e["video"]], e["peak_frame"]), here, True)
         drawn = cv2.resize(drawn, (width, round(drawn.shape[0] * width / drawn.shape[1])), interpolation=cv2.INTER_AREA)
         text = np.full((34, width, 3), PAPER, np.uint8)
         when = f", {e['peak_at']:.1f} s" if "peak_at" in e else ""

@@ -155,7 +155,8 @@ BATCH = 64  # crops per call of the network
 
 def stream_objects(
     tools: FrameTools,
-    frames: Iterable[tuple[str, np.ndarray]],  # name and (H, W, 3) uint8 RGB, in time order
+    # name and (H, W, 3) uint8 RGB, in time order; None for a damaged one: no objects, and no motion across it
+    frames: Iterable[tuple[str, np.ndarray | None]],
     background: np.ndarray | None,  # (H, W, 3) uint8; None: the frame before
     batch: int = BATCH,  # crops per call of the network; fewer wait for more; 0 = none waits
 ) -> Generator[
@@ -167,6 +168,15 @@ def stream_objects(
     crops: list[np.ndarray] = []
     vectors: list[np.ndarray] = []
     for frame, previous, image, following in _in_time(tools, frames):
+        if image is None or following is None:  # damaged
+            empty = np.zeros((0, 0), np.float32), np.zeros((0, 4), np.float32)
+            parts = dict.fromkeys(tools.settings.modalities, empty)
+            if tools.backbone:  # not before those that wait
+                waiting.append((frame, parts, empty[1]))
+                yield from _complete(waiting, vectors)
+            else:
+                yield frame, parts
+            continue
         with tools.stage("objects"):
             before = previous if previous is not None else following
             boxes, all_boxes, pixels = _frame_objects(
@@ -202,22 +212,26 @@ def stream_objects(
 
 # %% ../../nbs/08_video/19_streams.ipynb #2da24fed
 def _in_time(
-    tools: FrameTools, frames: Iterable[tuple[str, np.ndarray]]
-) -> Iterator[tuple[str, np.ndarray | None, np.ndarray, np.ndarray]]:
-    "Frame, image before (None for the first), image, and for the first the one after it."
-    coming = iter(frames)
-    with tools.stage("read"):
-        first = next(coming, None)
-        second = next(coming, None)
-    if first is None:
-        return
-    yield first[0], None, first[1], (second or first)[1]
-    previous, current = first[1], second
-    while current is not None:
-        yield current[0], previous, current[1], current[1]
-        previous = current[1]
+    tools: FrameTools, frames: Iterable[tuple[str, np.ndarray | None]]
+) -> Iterator[tuple[str, np.ndarray | None, np.ndarray | None, np.ndarray | None]]:
+    """Frame, image before (None for the first, and after a damaged one), image, and where there is none before it the
+    one after it.
+    """
+    coming, previous = iter(frames), None
+
+    def read() -> tuple[str, np.ndarray | None] | None:
         with tools.stage("read"):
-            current = next(coming, None)
+            return next(coming, None)
+
+    current = read()
+    while current is not None:
+        (name, image), ahead = current, None
+        if image is not None and previous is None:
+            ahead = read()
+            yield name, None, image, ahead[1] if ahead is not None and ahead[1] is not None else image
+        else:
+            yield name, previous, image, image
+        previous, current = image, ahead or read()
 
 
 def _complete(waiting: list, done: list[np.ndarray]) -> Iterator[tuple[str, dict[str, tuple[np.ndarray, np.ndarray]]]]:

@@ -27,9 +27,9 @@ from .feature_files import ObjectFeatures, read_feature_index
 from .layouts import Video, list_videos, quiet_opencv, read_video
 from .pipeline import load_decision, warn_unlike
 from .plan import VideoPlan, features_of, located
-from .render import film_writer
+from .render import film_writer, free_name
 from .scoring import VideoScorer
-from .sources import Source
+from .sources import Frame, Source, until_readable
 from .streams import FrameTools, stream_objects
 
 # %% ../../nbs/08_video/16_watch.ipynb #5df43048
@@ -184,13 +184,15 @@ class Clips:
 
     def __init__(
         self,
-        folder: str | Path | None,  # receives event_<first frame>.mp4, .webm or .avi; None = no clips
+        # receives <video>_event_<first frame>.mp4, .webm or .avi, numbered where there is one; None = no clips
+        folder: str | Path | None,
         fps: float,  # frames per second
         before: float = 2.0,  # seconds before the event
         longest: float = 60.0,  # seconds of a clip at most
         delay: int = 0,  # frames between a frame and the news about it
+        video: str = "camera",  # name in the clips
     ):
-        self.folder, self.fps = (None if folder is None else Path(folder)), fps
+        self.folder, self.fps, self.video = (None if folder is None else Path(folder)), fps, video
         self.frames: deque[bytes] = deque(maxlen=max(1, round(before * fps)) + delay)
         self.most, self.left = round(longest * fps), 0
         self.writer: Any = None
@@ -201,10 +203,9 @@ class Clips:
         "The next frame, (H, W, 3) uint8 RGB."
         if self.folder is None:
             return
-        cv2 = quiet_opencv()
-        bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        bgr = np.ascontiguousarray(image[..., ::-1])
         if self.writer is None:
-            self.frames.append(cv2.imencode(".jpg", bgr)[1].tobytes())
+            self.frames.append(quiet_opencv().imencode(".jpg", bgr)[1].tobytes())
         elif self.left:
             self._write(bgr)
 
@@ -217,7 +218,8 @@ class Clips:
         self.frames.clear()
         height, width = images[-1].shape[:2]
         self.size, self.left = (width // 2 * 2, height // 2 * 2), self.most
-        self.writer, self.final, self.partial = film_writer(self.folder, f"event_{first}", self.fps, self.size)
+        name = free_name(self.folder, f"{self.video}_event_{first}")
+        self.writer, self.final, self.partial = film_writer(self.folder, name, self.fps, self.size)
         for image in images:
             self._write(image)
 
@@ -243,6 +245,7 @@ class Summary:
     frames: int = 0
     events: int = 0
     dropped: int = 0
+    damaged: int = 0  # frames that could not be read
     seconds: float = 0.0  # of all frames together
     slowest: float = 0.0  # seconds of one frame
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=200))  # seconds of the last frames
@@ -254,11 +257,9 @@ class Summary:
 
     def say(self) -> str:
         "In one line."
-        each = (
-            f", {1000 * self.seconds / self.frames:.0f} ms a frame, at most {1000 * self.slowest:.0f} ms"
-            if self.frames
-            else ""
-        )
+        each = f", {self.damaged} damaged" if self.damaged else ""
+        if self.frames:
+            each += f", {1000 * self.seconds / self.frames:.0f} ms a frame, at most {1000 * self.slowest:.0f} ms"
         return f"{number_of(self.frames, 'frame')}, {number_of(self.events, 'event')}, {self.dropped} dropped{each}"
 
 # %% ../../nbs/08_video/16_watch.ipynb #607ae7c7
@@ -289,7 +290,7 @@ def watch(
     fps = plan.fps or source.fps or decision.fps
     finder = EventFinder(decision, false_alarms_per_hour, fps, Path(str(source.what)).stem)
     smoothing: Smoothing[tuple[str, Reason | None]] = Smoothing(scorer.sigma)
-    keep = Clips(clips, fps, delay=smoothing.radius + finder.gap)
+    keep = Clips(clips, fps, delay=smoothing.radius + finder.gap, video=finder.video)
 
     def tell(ready: Iterable[tuple[tuple[str, Reason | None], np.ndarray]], last: bool = False) -> Iterator[News]:
         events = [
@@ -306,28 +307,29 @@ def watch(
 
     arrived: deque[float] = deque()
 
-    def seen(frames: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
+    def seen(frames: Iterable[Frame]) -> Iterator[Frame]:
         for name, image in frames:
             arrived.append(time.perf_counter())
-            keep.frame(image)
+            if image is not None:
+                keep.frame(image)
             yield name, image
 
     try:
         frames = iter(source)
-        first = next(frames, None)
-        if first is None:
+        start, shape = until_readable(frames)
+        if shape is None:
             return
-        warn_unlike(plan, source.what, first[1].shape, source.fps)
+        warn_unlike(plan, source.what, shape, source.fps)
         background = background_of(
-            plan.extraction, list_videos(plan.root, "training") if plan.root else [], first[1].shape, _whole(source)
+            plan.extraction, list_videos(plan.root, "training") if plan.root else [], shape, _whole(source)
         )
         with closing(
-            stream_objects(FrameTools(plan.extraction), seen(chain([first], frames)), background, batch=0)
+            stream_objects(FrameTools(plan.extraction), seen(chain(start, frames)), background, batch=0)
         ) as objects:
             for name, parts in objects:
                 scores, reason = frame_score(scorer, name, parts, decision.scales)
                 summary.count(time.perf_counter() - arrived.popleft())
-                summary.dropped = source.dropped
+                summary.dropped, summary.damaged = source.dropped, source.damaged
                 yield from tell(smoothing.push((name, reason), scores))
         yield from tell(smoothing.finish(), last=True)
     finally:
