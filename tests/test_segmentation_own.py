@@ -310,6 +310,7 @@ def test_a_network_that_keeps_gradients_is_scored(own_module, scenes):
     network = load_network("my_nets:trained")
     out = network.see(scenes[0])
     assert not out.logits.requires_grad and not out.features.requires_grad
-    assert set(PixelScorer(("max_logit", "msp")).fit(network, scenes, every_pixel=True).score(out)) == {"max_logit", "msp"}
+    scorer = PixelScorer(("max_logit", "msp")).fit(network, scenes, every_pixel=True)
+    assert set(scorer.score(out)) == {"max_logit", "msp"}
     out = out._replace(logits=out.logits.requires_grad_())  # of somebody's own `see`
-    assert PixelScorer(("max_logit",)).fit(network, scenes, every_pixel=True).score_one("max_logit", out).ndim == 3
+    assert scorer.score_one("max_logit", out).ndim == 3
