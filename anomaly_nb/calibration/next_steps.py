@@ -41,7 +41,7 @@ def verdict_words(
 def alarm_rang(
     head: Record,  # of a run's report, or a row of `store.trend` or `store.history`
 ) -> bool:
-    "Whether the sequential alarm of a head had rung by then."
+    "Whether the sequential alarm of a head was triggered by then."
     return bool(head.get("alarm") and head["alarm"]["rung"])
 
 

@@ -319,4 +319,5 @@ def new(
         path = copy_template(from_, to / f"{name.removesuffix('.ipynb')}.ipynb")
     except FileExistsError as e:
         raise DataError(str(e)) from None
-    typer.echo(f"{path.as_posix()}: open it in JupyterLab, or run it:  anomaly-nb report {shlex.quote(path.as_posix())}")
+    command = f"anomaly-nb report {shlex.quote(path.as_posix())}"
+    typer.echo(f"{path.as_posix()}: open it in JupyterLab, or run it:  {command}")

@@ -116,13 +116,13 @@ def _own_line(error: BaseException) -> str:
     here = str(Path(os.path.abspath(number_of.__code__.co_filename)).parents[1]) + os.sep  # this library
     libraries = (here, *(sysconfig.get_path(p) + os.sep for p in ("stdlib", "purelib", "platlib")), "<")
     lines = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
-    own = [at for at in lines if not at[0].startswith(libraries)]
+    places = [at for at in lines if not at[0].startswith(libraries)]
     if isinstance(error, SyntaxError) and error.filename:
-        own = [(error.filename, error.lineno)]
-    if not own:
+        places = [(error.filename, error.lineno)]
+    if not places:
         return ""
-    file = own[-1][0]
-    return f" ({os.path.relpath(file) if file.startswith(os.getcwd() + os.sep) else file}, line {own[-1][1]})"
+    file = places[-1][0]
+    return f" ({os.path.relpath(file) if file.startswith(os.getcwd() + os.sep) else file}, line {places[-1][1]})"
 
 
 @contextmanager
