@@ -266,3 +266,27 @@ def test_a_mutual_bank_saved_with_an_earlier_name_opens(tmp_path):
     path.write_text(path.read_text().replace('"fraction"', '"share"'))
     again = load_bank(tmp_path / "bank")
     assert again.fraction == 0.5 and np.array_equal(again.score(x), bank.score(x))
+
+
+@pytest.mark.parametrize("bank", BANKS, ids=lambda b: type(b).__name__)
+def test_a_tensor_with_gradients_is_taken_as_its_values_are(bank):
+    torch = pytest.importorskip("torch")
+    patches = np.random.default_rng(0).normal(size=(8, 9, 6)).astype(np.float32)
+    tensor = torch.from_numpy(patches).requires_grad_()
+    expected = clone(bank).fit(patches, (3, 3)).score(patches)
+    for values in (tensor, tensor.double(), patches.tolist()):
+        np.testing.assert_allclose(clone(bank).fit(values, (3, 3)).score(values), expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(DataError, match="patches: expected"):
+        clone(bank).fit(tensor[0], (3, 3))
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, True])
+def test_a_k_that_is_no_number_of_neighbours_is_said_so(k):
+    patches = np.random.default_rng(0).normal(size=(8, 9, 6))
+    says = f"k={k}: give a whole number of neighbours, 1 or more"
+    with pytest.raises(DataError, match=says):
+        KNNBank(k).fit(patches, (3, 3))
+    with pytest.raises(DataError, match=says):
+        nearest(patches[0], patches[1], k)
+    with pytest.raises(DataError, match="k=73, but the bank holds 72 patches; add normal images or lower k"):
+        KNNBank(73).fit(patches, (3, 3))

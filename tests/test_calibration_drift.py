@@ -116,11 +116,14 @@ def test_a_head_that_stops_working_is_unstable_for_that_reason():
     a = np.random.default_rng(0).gamma(4, size=500)
     for now, says in (
         (np.full(500, 0.5), "every score is 0.5"),
-        (np.full(500, np.nan), "stopped giving scores"),
+        (np.full(500, np.nan), "500 of 500 scores missing, NaN or infinite: the head has stopped giving scores"),
+        (np.r_[a[:10], np.full(490, np.nan)], "490 of 500 scores missing, NaN or infinite: the head has stopped"),
+        (np.r_[a[:56], np.full(4, np.nan)], "4 of 60 scores missing, NaN or infinite; at most 5.0 % may be"),
         (np.r_[a[:100], np.full(400, 2.0)], "half of the scores are 2"),
     ):
         r = drift_metrics(a, now)
         assert r.verdict == "unstable" and not r.is_stable and says in r.reason
+        assert ("stopped" in r.reason) == ("stopped" in says)
 
 
 SIZES = (60, 200, 1000, 3500, 10_000)

@@ -339,6 +339,43 @@ def test_hostile_bodies(small_app, content_type):
     assert r.status_code == 401  # before a byte is counted
 
 
+UNKNOWN = {
+    "admin/calibration/promote": {"model": "net", "head": "grid", "versoin": 1},
+    "admin/calibration/extend": {"modle": "net"},
+    "admin/calibration/run": {"model": "net"},
+    "admin/calibration/retag-all": {"model": "net"},
+    "tag": {"model": "net", "head": "grid", "items": [{"file": "a", "score": 1.0}], "lable": "x"},
+}
+
+
+@pytest.mark.parametrize("path", UNKNOWN)
+def test_a_field_or_parameter_that_is_not_known_is_named_and_nothing_is_done(tmp_path, path):
+    client = TestClient(made(tmp_path), headers=AUTH)
+    before = client.get("/admin/calibration/history").json()
+    r = client.post(f"/{path}", json=UNKNOWN[path])
+    wrong = list(UNKNOWN[path])[-1]
+    assert (r.status_code, r.json()["detail"].partition(",")[0]) == (422, f"body.{wrong}: not a field of this request")
+    r = client.post(f"/{path}?versoin=1", json={k: v for k, v in UNKNOWN[path].items() if k != wrong})
+    assert (r.status_code, r.json()["detail"]) == (422, "query.versoin: not a parameter of this request")
+    assert client.get("/admin/calibration/history").json() == before
+    assert client.get("/admin/calibration/history?modle=net").json()["detail"].startswith("query.modle:")
+    assert client.get("/admin/calibration/history?mod%65l=net").status_code == 200
+    item = {"file": "a", "score": 1.0, "scroe": 2.0}
+    r = client.post("/tag", json={"model": "net", "head": "grid", "items": [item]})
+    assert (r.status_code, r.json()["detail"]) == (422, "body.items.0.scroe: not a field of this request")
+
+
+@pytest.mark.parametrize("sent", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_json_under_another_content_type_is_told_which_to_send(small_app, sent):
+    r = TestClient(small_app, headers=AUTH | ({"Content-Type": sent} if sent else {})).post(
+        "/admin/calibration/promote", content=b'{"model": "net", "head": "grid"}'
+    )
+    assert r.status_code == 422 and r.json()["detail"] == (
+        f"{f'Content-Type is {sent}' if sent else 'there is no Content-Type'}; send the JSON with  Content-Type: "
+        "application/json"
+    )
+
+
 def test_keys_are_named_rotated_and_revoked_while_it_runs(tmp_path):
     store, config = CalibrationStore(tmp_path / "store", DEV), tmp_path / "config.yml"
     fill(store, np.random.default_rng(0), "a")

@@ -335,3 +335,18 @@ def test_predict_of_one_image(fitted, tmp_path):
         and code in (0, 3)
     )
     assert not ONE.search(said) and os.path.isfile(tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "..", "", "/tmp/evil", "a\\b", ".ipynb"])
+def test_a_report_of_ones_own_stays_in_its_folder(tmp_path, monkeypatch, name):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    code, said, error = run("new", name, "--to", "mine")
+    assert code != 0 and "a name holds no path; name the folder with --to" in f"{said}{error}"
+    assert not [p for p in tmp_path.rglob("*") if p.suffix == ".ipynb"]
+
+
+def test_the_command_that_a_new_report_suggests_can_be_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, said, _ = run("new", "my report", "--to", "of mine")
+    assert code == 0 and "run it:  anomaly-nb report 'of mine/my report.ipynb'" in said

@@ -2,6 +2,7 @@
 a command that fails has changed nothing.
 """
 
+import io
 import sqlite3
 
 import numpy as np
@@ -250,3 +251,34 @@ def test_the_service_of_a_store_says_how_to_ask(tmp_path):
         assert lines[1] == f"health: {base}/health; OpenAPI: {base}/openapi.json, with the key"
         answer = by_curl(lines[2], key)
         assert answer.status_code == 200 and "/tag" in str(answer.json()["paths"].keys()) and key not in "".join(lines)
+
+
+def test_a_service_without_a_key_does_not_say_that_it_serves(place):
+    code, text, error = run("drift", "serve", *STORE)
+    assert code != 0 and "the service needs a key" in str(error) + text and "serving" not in text
+
+
+def test_the_help_of_tag_names_every_column(place):
+    text = " ".join(run("drift", "tag", "--help")[1].split())
+    assert "file, score, anomalous; also label" in text and "value, where some are undecided" in text
+
+
+def test_an_alarm_is_in_the_headline_the_history_and_the_trend(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    drawn = {"a": rng.normal(size=5000), "b": rng.normal(size=5000), "c": rng.normal(0.75, 1, size=100)}
+    for name, scores in drawn.items():
+        files = [f"{name}{i}.png" for i in range(len(scores))]
+        pd.DataFrame({"image_path": files, "score": scores}).to_csv(f"{name}.csv", index=False)
+    words = "--model", "net", "--head", "leather"
+    assert run("drift", "run", "--develop", "--scores", "a.csv", *words)[0] == 0
+    code, quiet, _ = run("drift", "run", "--scores", "b.csv", *words)
+    assert code == 0 and "alarm rang" not in quiet
+    code, text, _ = run("drift", "run", "--scores", "c.csv", *words)
+    assert code == 3 and text.startswith("1 head: 1 alarm rang (stable); not converged"), text
+    assert "net/leather, by 5100 files: alarm rang (stable): " in text
+    table = pd.read_fwf(io.StringIO(run("drift", "history")[1]))
+    assert table["alarm"].tolist() == ["rang", "quiet", "-"]
+    lines = run("drift", "trend", "net", "leather")[1].splitlines()
+    assert lines[0] == "net/leather: alarm rang (stable) in version 3, the newest of 3"
+    assert "alarm rang (stable): " in lines[3] and "alarm" not in lines[1] + lines[2]

@@ -11,6 +11,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from anomaly_nb.cli.main import app
+from anomaly_nb.core.errors import DataError
 from anomaly_nb.core.runtime import import_torchvision
 from anomaly_nb.segmentation import (
     OwnNetwork,
@@ -233,3 +234,83 @@ def test_masks_of_transformers(scenes, tmp_path, monkeypatch):
     assert np.abs(found["own"] - found["hf"]).max() < 1e-5
     with pytest.raises(ValueError, match="OneFormer takes a task"):
         load_network(folder(tmp_path, "OneFormerForUniversalSegmentation"))
+
+
+OWN = """
+import numpy as np
+import torch
+
+WEIGHT = torch.nn.Parameter(torch.ones(1, 3, 1, 1))
+
+
+def trained():
+    def call(images):
+        torch.set_grad_enabled(True)
+        return (images.float() * WEIGHT, images.float() * WEIGHT)
+    return call
+
+
+def wants(classes):
+    return trained()
+
+
+def broken():
+    def call(images):
+        raise RuntimeError("boom\\nand more")
+    return call
+
+
+def broken_at_once():
+    return {}["weights"]
+
+
+def arrays():
+    return lambda images: np.zeros((1, 3, 8, 8), np.float32)
+
+
+def odd_features():
+    return lambda images: (images.float(), [1, 2])
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text(OWN)
+    (tmp_path / "half_written.py").write_text("def build(:\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in ("my_nets", "half_written"):
+        sys.modules.pop(name, None)
+
+
+FAULTS = {
+    "my_nets:wants": "my_nets:wants: TypeError: wants() missing 1 required positional argument: 'classes'; name a "
+    "function that returns the network, and needs no arguments",
+    "my_nets:broken": "test/0000: my_nets:broken: RuntimeError: boom (my_nets.py, line 21)",
+    "my_nets:broken_at_once": "my_nets:broken_at_once: KeyError: 'weights' (my_nets.py, line 26)",
+    "my_nets:arrays": "it must give logits as a torch tensor (B, C, h, w) of at least 2 classes",
+    "my_nets:odd_features": "my_nets:odd_features: features are list; they must be a torch tensor (B, D, h, w)",
+    "my_nets:number": "my_nets:number: TypeError: 'int' object is not callable; name a function",
+    "half_written:build": "half_written:build: SyntaxError: invalid syntax (half_written.py, line 1)",
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_ones_own_code_is_one_line_with_its_type_and_place(own_module, name):
+    result = CliRunner().invoke(app, ["street", "evaluate", "--model", name, "--data", "samples", "--panels", "0"])
+    assert isinstance(result.exception, DataError), result.exception
+    assert FAULTS[name] in str(result.exception) and "\n" not in str(result.exception)
+
+
+def test_a_network_that_keeps_gradients_is_scored(own_module, scenes):
+    network = load_network("my_nets:trained")
+    out = network.see(scenes[0])
+    assert not out.logits.requires_grad and not out.features.requires_grad
+    scorer = PixelScorer(("max_logit", "msp")).fit(network, scenes, every_pixel=True)
+    assert set(scorer.score(out)) == {"max_logit", "msp"}
+    out = out._replace(logits=out.logits.requires_grad_())  # of somebody's own `see`
+    assert scorer.score_one("max_logit", out).ndim == 3

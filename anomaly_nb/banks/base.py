@@ -14,13 +14,13 @@ from sklearn.exceptions import NotFittedError
 
 from ..core.arrays import load_arrays, save_arrays
 from ..core.display import summary_html
-from ..core.errors import DataError, check_finite
+from ..core.errors import DataError, check_finite, real_array
 from ..core.files import sha256_file, write_json
 from ..core.plain import Record, read_json
 
 # %% ../../nbs/04_banks/01_base.ipynb #e904aaf5
 def check_patches(
-    patches: np.ndarray,  # (N, P, D)
+    patches: np.ndarray,  # (N, P, D), or a tensor
     patch_hw: tuple[int, int] | None = None,  # (h, w) with h * w = P, where known
     dimensions: int | None = None,  # expected D
     convert: bool = True,  # False leaves their type, for callers that convert piece by piece
@@ -29,7 +29,7 @@ def check_patches(
 
     Raises `DataError` on wrong shapes or values that are not finite.
     """
-    patches = np.asarray(patches)
+    patches = real_array("patches", patches)
     if patches.ndim != 3 or 0 in patches.shape:
         raise DataError(f"patches: expected (N, P, D) with at least one of each, got {patches.shape}")
     if patch_hw is not None and patch_hw[0] * patch_hw[1] != patches.shape[1]:

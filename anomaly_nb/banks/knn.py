@@ -12,8 +12,8 @@ import numpy as np
 
 from .base import Bank, check_patches
 from .coreset import coreset_count, greedy_coreset
-from .neighbours import nearest, unit_rows
-from ..core.errors import DataError, number_of
+from .neighbours import check_k, nearest, unit_rows
+from ..core.errors import DataError
 
 # %% ../../nbs/04_banks/02_knn.ipynb #b65fc0de
 METRICS = ("cosine", "euclidean", "sqeuclidean")
@@ -77,13 +77,11 @@ class KNNBank(Bank):
         "Keep the patches or their coreset. Raises `DataError` on bad input, or if fewer than k patches remain."
         if self.metric not in METRICS:
             raise DataError(f"metric={self.metric!r}; use one of {', '.join(METRICS)}")
+        check_k(self.k)
         x = check_patches(patches, patch_hw, convert=False)
         flat = x.reshape(-1, x.shape[2])
         rows = coreset_rows(flat, self.metric, self.coreset, self.random_state)
-        if self.k < 1 or self.k > len(rows):
-            raise DataError(
-                f"k={self.k}, but the bank holds {number_of(len(rows), 'patch')}; add normal images or lower k"
-            )
+        check_k(self.k, len(rows))
         self.bank_ = searched(flat if len(rows) == len(flat) else flat[rows], self.metric)
         self.rows_, self.patch_hw_ = rows, (int(patch_hw[0]), int(patch_hw[1]))
         return self

@@ -33,8 +33,8 @@ class SubspaceBank(Bank):
         cls: np.ndarray | None = None,  # not used: this bank compares patches only
     ) -> "SubspaceBank":
         "Learn mean and components. Raises `DataError` on bad input, constant features, or parameters out of range."
-        flat = check_patches(patches, patch_hw).reshape(-1, patches.shape[2])
-        d = flat.shape[1]
+        x = check_patches(patches, patch_hw)
+        flat, d = x.reshape(-1, x.shape[2]), x.shape[2]
         if self.components is not None and not 0 < self.components < d:
             raise DataError(
                 f"components={self.components} of {d} dimensions; use 1 to {d - 1}, or a residual is always zero"

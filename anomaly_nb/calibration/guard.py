@@ -10,17 +10,17 @@ __all__ = ['TITLES', 'LARGEST_BODY', 'LARGEST_TAGS', 'LARGEST_FILE', 'PATIENCE',
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
+from urllib.parse import unquote_plus
 
-from .bodies import Problem
+from .bodies import Problem, ascii_words, check_json
 from .database import NotNow
 from .keys import Doorkeeper, Keys, Recent
 from .runs import RunInProgress
 from .tagging import UnknownHead
 from ..core.errors import DataError, number_of, require
-from ..core.plain import parse_json
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope
@@ -64,9 +64,11 @@ def add_errors(app) -> None:
 
     @app.exception_handler(exceptions.RequestValidationError)
     async def invalid(request, error):
-        first = error.errors()[0]
+        # an unknown field first: it is why another is missing
+        first = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")[0]
+        what = "not a field of this request" if first["type"] == "extra_forbidden" else first["msg"]
         return _problem(
-            422, f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}".encode("ascii", "replace").decode()
+            422, f"{'.'.join(str(p) for p in first['loc'])[:200]}: {what}".encode("ascii", "replace").decode()
         )
 
     @app.exception_handler(UnknownHead)
@@ -119,6 +121,8 @@ class Guard:
         needs_mode: bool,
         largest: int = LARGEST_BODY,  # bytes of its body
         is_file: bool = False,  # the body is no JSON, and needs a place until `dismiss`
+        takes_body: bool = True,  # False: the route has no use for one
+        parameters: Collection[str] | None = None,  # names that its query may hold; None = any
     ) -> "Receive":  # a `receive` with the checked body
         "Let a request in, or raise."
         from starlette.exceptions import HTTPException
@@ -130,9 +134,18 @@ class Guard:
         names = [pair.partition(b"=")[0] for pair in scope["query_string"].split(b"&") if pair]
         if len(set(names)) != len(names):
             raise HTTPException(422, "a query parameter is given twice")
+        for name in names if parameters is not None else ():
+            if (plain := unquote_plus(name.decode("latin-1"))) not in (parameters or ()):
+                raise HTTPException(422, f"query.{ascii_words(plain)}: not a parameter of this request")
         if is_file:
             await self._take_place(scope, receive, largest)
-        body = await self._body(scope, receive, largest, not is_file)
+        body = await self._body(scope, receive, largest)
+        if body and not is_file:
+            sent = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"content-type"), "")
+            try:
+                check_json(body, sent, takes_body)
+            except DataError as e:
+                raise HTTPException(422, str(e).encode("ascii", "replace").decode()) from None
         if scope["method"] != "GET":
             logging.getLogger(__name__).info("key %s: %s %s", scope.get("key_name"), scope["method"], scope["path"])
         responded = False
@@ -176,7 +189,7 @@ class Guard:
             self.free -= 1
             scope["has_place"] = True
             return
-        await self._body(scope, receive, largest, False, keep=False)
+        await self._body(scope, receive, largest, keep=False)
         if wait:
             raise HTTPException(
                 429,
@@ -190,8 +203,8 @@ class Guard:
         if scope.pop("has_place", False):
             self.free += 1
 
-    async def _body(self, scope: "Scope", receive: "Receive", largest: int, is_json: bool, keep: bool = True) -> bytes:
-        "The body, small, in time, and JSON where it should be."
+    async def _body(self, scope: "Scope", receive: "Receive", largest: int, keep: bool = True) -> bytes:
+        "The body, small and in time."
         from starlette.exceptions import HTTPException
 
         away = {"Connection": "close"}
@@ -212,11 +225,6 @@ class Guard:
                         raise HTTPException(413, f"bodies have at most {largest} bytes", away)
         except TimeoutError:
             raise HTTPException(408, f"the request did not arrive within {self.seconds:g} s", away) from None
-        if body and is_json:
-            try:
-                parse_json(bytes(body), "body")
-            except DataError as e:
-                raise HTTPException(422, str(e).encode("ascii", "replace").decode()) from None
         return bytes(body)
 
 # %% ../../nbs/05_calibration/22_guard.ipynb #38ddab94
@@ -273,7 +281,16 @@ def guarded_app(
 
         async def handle(self, scope, receive, send) -> None:
             try:
-                receive = await guard.admit(scope, receive, self.needs_key, self.needs_mode, self.largest, self.is_file)
+                receive = await guard.admit(
+                    scope,
+                    receive,
+                    self.needs_key,
+                    self.needs_mode,
+                    self.largest,
+                    self.is_file,
+                    self.body_field is not None,
+                    [p.alias for p in self.dependant.query_params],
+                )
                 await super().handle(scope, receive, send)
             finally:
                 guard.dismiss(scope)

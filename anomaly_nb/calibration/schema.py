@@ -69,6 +69,7 @@ class HistoryRow(RunRow):
 
     label: str | None = Field(None, description="of a head whose scores have labels; None: it has one score")
     moves: list[Move] = Field([], description="who made this version the reference, each time")
+    alarm: dict[str, Any] | None = Field(None, description="the sequential alarm; None: there was no reference yet")
 
 
 class TrendRow(RunRow):

@@ -152,8 +152,8 @@ def read_history(
     head: str | None = None,
     limit: int = 50,
 ) -> list[Record]:  # newest first
-    """Rows of `calibration_runs`, `is_stable` as a boolean, `timestamp` in Unix milliseconds, and in `moves` who made
-    the version a reference."""
+    """Rows of `calibration_runs`, `is_stable` as a boolean, `timestamp` in Unix milliseconds, in `moves` who made the
+    version a reference, in `alarm` the sequential alarm."""
     models, values = ("model_name = ?", [model]) if model is not None else ("1", [])
     if head is None:
         heads: list[str | None] = [None]
@@ -163,11 +163,13 @@ def read_history(
     rows: list[sqlite3.Row] = []
     for name in dict.fromkeys(heads):
         where, parameters = (models, values) if name is None else (f"{models} AND head_name = ?", [*values, name])
-        query = f"SELECT {', '.join(HISTORY)} FROM calibration_runs WHERE {where} ORDER BY id DESC LIMIT ?"
+        query = f"SELECT {', '.join(HISTORY)}, detail FROM calibration_runs WHERE {where} ORDER BY id DESC LIMIT ?"
         rows += db.execute(query, (*parameters, limit)).fetchall()
     rows = sorted(rows, key=lambda r: -r["id"])[:limit]
     moves = read_moves(db, [r["version"] for r in rows])
-    return [run_values(r) | {"moves": moves.get((r["model_name"], r["head_name"], r["version"]), [])} for r in rows]
+    keys = [(r["model_name"], r["head_name"], r["version"]) for r in rows]
+    more = [{"moves": moves.get(k, []), "alarm": json.loads(r["detail"]).get("alarm")} for k, r in zip(keys, rows)]
+    return [run_values(r) | m for r, m in zip(rows, more)]
 
 # %% ../../nbs/05_calibration/19_store.ipynb #cbe5897b
 def read_trend(db: sqlite3.Connection, model: str, head: str, limit: int = 1000) -> list[Record]:  # oldest first

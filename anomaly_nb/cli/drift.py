@@ -17,6 +17,7 @@ from anomaly_nb.cli.stores import (
     CONFIG,
     STORE,
     Config,
+    DecisionsOption,
     KeyOptions,
     StoreOption,
     each_label,
@@ -129,7 +130,7 @@ def tag(
     ],
     model: Annotated[str, typer.Option(help="Model of the head.")],
     head: Annotated[str, typer.Option(help="Head whose reference file decides.")],
-    out: Annotated[Path, typer.Option(help="CSV to write: file, score, anomalous.")],
+    out: DecisionsOption,
     label: Annotated[
         list[str] | None,
         typer.Option(
@@ -232,14 +233,14 @@ def trend(
     Example:  anomaly-nb drift trend mobilenet leather --plot trend.png
     """
     from anomaly_nb.calibration.insight import plot_trend
-    from anomaly_nb.calibration.next_steps import verdict_words
+    from anomaly_nb.calibration.next_steps import verdict_and_alarm
     from anomaly_nb.core.style import save_figure
 
     if plot is not None:
         check_out("--plot", plot, ending=".png")
     runs = open_store(store, config).trend(model, head)
-    newest = f"{verdict_words(runs[-1])} in version {runs[-1]['version']}, the newest of {len(runs)}" if runs else ""
-    typer.echo(f"{model}/{head}: {newest or 'no runs yet; make one with  anomaly-nb drift run'}")
+    newest = [f"{verdict_and_alarm(r)} in version {r['version']}, the newest of {len(runs)}" for r in runs[-1:]]
+    typer.echo(f"{model}/{head}: {''.join(newest) or 'no runs yet; make one with  anomaly-nb drift run'}")
     for r in runs:
         typer.echo(trend_line(r))
     if plot is not None:
@@ -393,7 +394,7 @@ def serve(
     from anomaly_nb.calibration import service
 
     settings = service.service_settings(host=host, port=port, store=store, config=config)
-    what, route = f"the store {settings.store.as_posix()}", "{url}/openapi.json"
-    for line in service_lines(settings.host, settings.port, what, route, settings.public_schema):
+    application, what = service.settings_app(settings), f"the store {settings.store.as_posix()}"
+    for line in service_lines(settings.host, settings.port, what, "{url}/openapi.json", settings.public_schema):
         typer.echo(line)
-    service.run_service(host=host, port=port, store=store, config=config)
+    service.run_app(application, settings.host, settings.port, settings.request_seconds)

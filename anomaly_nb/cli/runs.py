@@ -308,11 +308,16 @@ def new(
     anomaly-nb new my_report --from image_anomaly
     anomaly-nb report my_report.ipynb -p category=wood
     """
+    import shlex
+
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.reports.template import copy_template
 
+    if not name.removesuffix(".ipynb").strip(". ") or any(c in name for c in "/\\\0"):
+        raise DataError(f"{name!r}: a name holds no path; name the folder with --to")
     try:
         path = copy_template(from_, to / f"{name.removesuffix('.ipynb')}.ipynb")
     except FileExistsError as e:
         raise DataError(str(e)) from None
-    typer.echo(f"{path.as_posix()}: open it in JupyterLab, or run it:  anomaly-nb report {path.as_posix()}")
+    command = f"anomaly-nb report {shlex.quote(path.as_posix())}"
+    typer.echo(f"{path.as_posix()}: open it in JupyterLab, or run it:  {command}")

@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['DataError', 'MissingFileError', 'UnsafeFileError', 'Notice', 'MissingExtraError', 'require', 'check_file',
-           'check_folder', 'plural', 'number_of', 'percent', 'naming', 'check_random_state', 'real_array',
-           'check_finite', 'check_labels_and_scores']
+           'check_folder', 'plural', 'number_of', 'percent', 'of_own_code', 'naming', 'check_random_state',
+           'real_array', 'check_finite', 'check_labels_and_scores']
 
 # %% ../../nbs/00_core/01_errors.ipynb #3e8262a1
+import os
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +111,42 @@ def percent(
     return f"{fraction:.{digits}%}".replace("%", " %")
 
 # %% ../../nbs/00_core/01_errors.ipynb #ce9b1736
+def _own_line(error: BaseException) -> str:
+    "File and line of the last line outside libraries that an error passed through; nothing where there is none."
+    here = str(Path(os.path.abspath(number_of.__code__.co_filename)).parents[1]) + os.sep  # this library
+    libraries = (here, *(sysconfig.get_path(p) + os.sep for p in ("stdlib", "purelib", "platlib")), "<")
+    lines = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    places = [at for at in lines if not at[0].startswith(libraries)]
+    if isinstance(error, SyntaxError) and error.filename:
+        places = [(error.filename, error.lineno)]
+    if not places:
+        return ""
+    file = places[-1][0]
+    return f" ({os.path.relpath(file) if file.startswith(os.getcwd() + os.sep) else file}, line {places[-1][1]})"
+
+
+@contextmanager
+def of_own_code(
+    name: str,  # of the code
+    mend: str = "",  # ends the message where none of its lines has run
+) -> Iterator[None]:
+    """Say in one line what went wrong in somebody's own code, and in which line of it.
+
+    Raises `DataError`; errors of this library and a full memory pass as they are.
+    """
+    try:
+        yield
+    except (DataError, MissingFileError, MissingExtraError, MemoryError):
+        raise
+    except Exception as e:
+        if type(e).__name__ == "OutOfMemoryError":  # of torch
+            raise
+        lines = str(e).strip().splitlines() or [""]
+        what = lines[-1] if "TorchScript" in lines[0] else lines[0]  # TorchScript says it below its own traceback
+        named = what if what.startswith(type(e).__name__) else f"{type(e).__name__}: {what}".rstrip(": ")
+        raise DataError(f"{name}: {named[:300]}{_own_line(e) or mend}") from e
+
+
 @contextmanager
 def naming(
     what: str,  # image or file that is worked on

@@ -221,6 +221,8 @@ class PixelKNN:
         Raises `DataError` with fewer than k cells.
         """
         rows = reservoir.rows()
+        if self.k < 1:
+            raise DataError(f"k={self.k}: give a whole number of neighbours, 1 or more")
         if len(rows) < self.k:
             raise DataError(f"{len(rows)} training cells are fewer than k={self.k}; give more or lower k")
         self.cells_: np.ndarray = np.empty(rows.shape, np.float32)

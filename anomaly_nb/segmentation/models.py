@@ -297,6 +297,7 @@ def predict(
     device = next(model.parameters()).device
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         out = model(batch.to(device))
-    features = None if out.features is None else out.features.float()
-    masks = None if out.masks is None else (out.masks[0].detach().float(), out.masks[1].detach().float())
-    return StreetOutput(out.logits.float(), features, out.penultimate.float(), extent=out.extent, masks=masks)
+    plain = lambda t: t.detach().float()  # a network may give a parameter of its own, or switch gradients on
+    features = None if out.features is None else plain(out.features)
+    masks = None if out.masks is None else (plain(out.masks[0]), plain(out.masks[1]))
+    return StreetOutput(plain(out.logits), features, plain(out.penultimate), extent=out.extent, masks=masks)

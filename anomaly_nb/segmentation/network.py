@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.arrays import load_array, load_arrays
-from ..core.errors import DataError, MissingFileError, check_file, check_folder, number_of, require
+from ..core.errors import DataError, MissingFileError, check_file, check_folder, number_of, of_own_code, require
 from ..core.files import sha256_file
 from ..core.plain import read_json
 from ..core.runtime import import_torchvision
@@ -97,7 +97,9 @@ class OwnNetwork(nn.Module):
     def forward(self, images: torch.Tensor) -> StreetOutput:
         "Logits at the images' size, and features."
         size = (int(images.shape[-2]), int(images.shape[-1]))
-        logits, features, masks = _parts(self.call(images), size)
+        with of_own_code(self.name):
+            answer = self.call(images)
+        logits, features, masks = _parts(answer, size)
         if (
             not isinstance(logits, torch.Tensor)
             or logits.ndim != 4
@@ -106,16 +108,17 @@ class OwnNetwork(nn.Module):
         ):
             output = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
             raise DataError(
-                f"{self.name}: gives {output} for images {tuple(images.shape)}; it must give logits (B, "
-                "C, h, w) of at least 2 classes"
+                f"{self.name}: gives {output} for images {tuple(images.shape)}; it must give logits as a torch tensor "
+                "(B, C, h, w) of at least 2 classes"
             )
         if self.classes and logits.shape[1] != len(self.classes):
             raise DataError(
                 f"{self.name}: gives {logits.shape[1]} classes, {len(self.classes)} are named "
                 f"({', '.join(self.classes)})"
             )
-        if features is not None and features.ndim != 4:
-            raise DataError(f"{self.name}: features are {tuple(features.shape)}; they must be (B, D, h, w)")
+        if features is not None and (not isinstance(features, torch.Tensor) or features.ndim != 4):
+            output = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+            raise DataError(f"{self.name}: features are {output}; they must be a torch tensor (B, D, h, w)")
         whole = (
             logits
             if tuple(logits.shape[-2:]) == size
@@ -142,15 +145,19 @@ def _from_module(name: str) -> OwnNetwork:
     module, _, attribute = name.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    try:
-        target = getattr(importlib.import_module(module), attribute)
-    except ImportError as e:
-        raise MissingFileError(
-            f"{name}: no module {module!r} here or installed ({e}); name one as module:function"
-        ) from None
-    except AttributeError:
-        raise DataError(f"{name}: {module} has no {attribute!r}; name a function that returns the network") from None
-    network = target if isinstance(target, nn.Module | OwnNetwork) else target()
+    with of_own_code(name):
+        try:
+            imported = importlib.import_module(module)
+        except ImportError as e:
+            raise MissingFileError(
+                f"{name}: no module {module!r} here or installed ({e}); name one as module:function"
+            ) from None
+    if not hasattr(imported, attribute):
+        raise DataError(f"{name}: {module} has no {attribute!r}; name a function that returns the network")
+    network = target = getattr(imported, attribute)
+    if not isinstance(target, nn.Module):
+        with of_own_code(name, "; name a function that returns the network, and needs no arguments"):
+            network = target()
     if isinstance(network, OwnNetwork):
         return network
     if not callable(network):

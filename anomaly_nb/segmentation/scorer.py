@@ -343,7 +343,7 @@ class PixelScorer:
             maps = detector.score(out.penultimate, out.extent)[:, :height, :width]
         else:
             maps = detector.score(out.features, out.features_extent or out.extent)[:, :height, :width]
-        return maps.float().cpu().numpy()
+        return maps.detach().float().cpu().numpy()
 
     @property
     def digest(self) -> str:
