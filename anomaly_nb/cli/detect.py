@@ -150,7 +150,11 @@ def fit(
             notice(_time_to_learn(recipe, chosen.attrs["learning"], index, made.groups))
     detector = Detector(recipe, **settings).fit(index)
     detector.choice_ |= choice
-    one, other, count = parts_in_names(detector.paths_) if not detector.groups_ else ("", "", 0)
+    named = detector.paths_  # copies count once: of each group the last
+    if detector.groups_:
+        grouped = made.groups or "group" in index
+        named = [] if grouped else [*dict(zip(detector.groups_, detector.paths_)).values()]
+    one, other, count = parts_in_names(named)
     if count:
         answer.say(
             f"note: names such as {one} and {other} look like several images of one of {count} parts; if they are, "

@@ -21,12 +21,15 @@ from sklearn.base import clone
 
 from ..core.errors import DataError, Notice, number_of, plural
 from ..core.runtime import notice, progress
-from ..data.images import read_image, resize_image
+from ..core.files import sha256_array
+from ..data.images import read_image, read_upright, resize_image
 from ..data.synthetic import ANOMALY_TYPES, synthetic_anomaly
 from ..data.values import all_damaged
 from ..features import FeatureSet, create_backbone
 from ..features.extract import backbone_threads, extract_features, index_intensity
+from ..features.base import Backbone
 from .budget import median_seconds
+from .copies import joined_groups, same_keys
 from .detector import Detector
 from .preparation import image_groups
 from .recipes import OBJECTS, recipe_parts
@@ -89,6 +92,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 # %% ../../nbs/06_scoring/14_choice.ipynb #cf22d9d6
+def _joined_inputs(some: pd.DataFrame, rule: str, network: Backbone) -> np.ndarray | None:
+    "Groups of images, in which those that the network sees as the same are together; the fit on all says which."
+    values = index_intensity(some)
+    keys = [sha256_array(network.transform(read_upright(path, values)[0])) for path in some["image_path"]]
+    return joined_groups(image_groups(some, rule), same_keys(keys), some["image_path"].tolist())[0]
+
+
 def choose_recipe(
     index: pd.DataFrame,  # of `read_index`: its normal training images
     backbone: str = "filters",
@@ -114,7 +124,7 @@ def choose_recipe(
     some.attrs = train.attrs
     with tempfile.TemporaryDirectory() as folder, all_damaged(train["image_path"]):
         samples = artificial_validation(
-            some, folder, random_state=random_state, side=2 * network.spec.image_size, groups=image_groups(some, groups)
+            some, folder, random_state=random_state, side=2 * network.spec.image_size, groups=_joined_inputs(some, groups, network)
         )
         drawn = time.perf_counter()
         features = extract_features(samples, network)

@@ -136,6 +136,7 @@ def _write_files(detector: "Detector", folder: Path) -> None:
             "intensity": detector.intensity_.to_dict(),
             "version": detector.version_,
             "choice": detector.choice_,
+            **({"notes": detector.notes_} if detector.notes_ else {}),
             "packages": versions(),
             "format": FORMAT,
             "params": {STORED.get(k, k): v for k, v in params.items()},
@@ -260,6 +261,7 @@ def _rebuilt(folder: Path, manifest: Record, detector_class: type["Detector"], w
         detector.weights = weights
     detector.cells_, detector.learned_ = arrays.get("cells_", np.empty((0, 2), np.int32)), manifest.get("learned", {})
     detector.budget_, detector.alike_ = manifest.get("budget", {}), []
+    detector.notes_ = list(manifest.get("notes", []))
     if masks := sorted((folder / "region").glob("*")):
         detector.region = masks[0].as_posix()
     if prompts := sorted((folder / "prompts").glob("*")):
