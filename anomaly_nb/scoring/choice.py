@@ -92,11 +92,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 # %% ../../nbs/06_scoring/14_choice.ipynb #cf22d9d6
-def _joined_inputs(some: pd.DataFrame, rule: str, network: Backbone) -> np.ndarray | None:
-    "Groups of images, in which those that the network sees as the same are together; the fit on all says which."
+def _without_copies(
+    some: pd.DataFrame, rule: str, network: Backbone
+) -> tuple[pd.DataFrame, np.ndarray | None]:
+    "Images that the network sees as different, and their groups; the fit on all says which are the same."
     values = index_intensity(some)
-    keys = [sha256_array(network.transform(read_upright(path, values)[0])) for path in some["image_path"]]
-    return joined_groups(image_groups(some, rule), same_keys(keys), some["image_path"].tolist())[0]
+    first = same_keys([sha256_array(network.transform(read_upright(path, values)[0])) for path in some["image_path"]])
+    groups, distinct = image_groups(some, rule), np.unique(first)
+    if groups is not None:
+        groups = joined_groups(groups, first, some["image_path"].tolist())[0][distinct]
+    kept = some.iloc[distinct].reset_index(drop=True)
+    kept.attrs = some.attrs
+    return kept, groups
 
 
 def choose_recipe(
@@ -123,8 +130,11 @@ def choose_recipe(
     some = train.iloc[np.sort(rng.permutation(len(train))[: max(LEARNED * 3 // 2, FEWEST)])].reset_index(drop=True)
     some.attrs = train.attrs
     with tempfile.TemporaryDirectory() as folder, all_damaged(train["image_path"]):
+        some, together = _without_copies(some, groups, network)
+        if len(some) < FEWEST:
+            return "knn", None
         samples = artificial_validation(
-            some, folder, random_state=random_state, side=2 * network.spec.image_size, groups=_joined_inputs(some, groups, network)
+            some, folder, random_state=random_state, side=2 * network.spec.image_size, groups=together
         )
         drawn = time.perf_counter()
         features = extract_features(samples, network)

@@ -251,14 +251,15 @@ def _start(
     detector.held_out_patches_ = np.empty((0, patch_hw[0] * patch_hw[1]), np.float32)
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #2a5eb3d6
-def _weigh(detector: "Detector", bank: Bank) -> None:
+def _weigh(detector: "Detector", bank: Bank, distinct: np.ndarray) -> None:
     """Weights of a fusion's members, where none were given: by synthetic anomalies, or equal where there are no files
     or too few images.
     """
     if not isinstance(bank, FusionBank) or bank.weights is not None:
         return
     detector.choice_["fusion"] = {"members": list(bank.members), "weights": [1 / len(bank.members)] * len(bank.members)}
-    files = len(detector.paths_) >= FEWEST and all(Path(p).is_file() for p in detector.paths_)
+    paths = [detector.paths_[i] for i in distinct]  # of images that differ
+    files = len(paths) >= FEWEST and all(Path(p).is_file() for p in paths)
     spec = detector.network().spec.to_dict() if files else {}
     if not files or any(detector.spec_[k] != spec.get(k) for k in SPEC if k in detector.spec_):
         detector.choice_["fusion"]["by"] = (
@@ -268,10 +269,10 @@ def _weigh(detector: "Detector", bank: Bank) -> None:
         return
     weights, table = choose_weights(
         bank,
-        detector.paths_,
+        paths,
         detector.network(),
         detector.intensity_,
-        np.array(detector.groups_) if detector.groups_ else None,
+        np.array(detector.groups_)[distinct] if detector.groups_ else None,
         detector.random_state,
     )
     bank.set_params(weights=weights)
@@ -336,8 +337,9 @@ def _learn_grid(detector: "Detector", bank: Bank, f: FeatureSet, budget: Record 
     n_cells = detector.patch_hw_[0] * detector.patch_hw_[1]  # cells of an image that is not rotated
     detector.preparation_ = clone(detector.parts().preparation).fit(f.patches)
     x = detector.preparation_.transform(f.patches)
-    groups = _count(detector, f.meta, first_copies(detector.paths_, f.patches), x)
-    _weigh(detector, bank)
+    first = first_copies(detector.paths_, f.patches)
+    groups = _count(detector, f.meta, first, x)
+    _weigh(detector, bank, np.unique(first))
     _fit_bank(detector, bank, x, f.patch_hw, f.cls, x[:1, :n_cells], budget)
     if len(x) > 1:
         patches = held_out_scores(
