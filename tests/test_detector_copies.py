@@ -164,3 +164,29 @@ def test_recipes_are_compared_on_images_that_differ(folder):
     some = ("knn", "mahalanobis")
     copied = choose_recipe(index, image_size=64, recipes=some)[1]
     assert f"left out: {N} images" in copied.attrs["compared_on"] and "16 images to learn from" in copied.attrs["compared_on"]
+
+
+def test_rates_are_numbers_that_people_write():
+    from anomaly_nb.scoring import quantile_threshold
+
+    scores = np.random.default_rng(0).random(24)
+    assert quantile_threshold(scores, 0.9).rate() == 0.08 and quantile_threshold(scores, 0.96).rate() == 0.04
+    rates = [quantile_threshold(np.arange(n), 0.9, too_few="largest").rate() for n in range(1, 200)]
+    assert all(len(repr(rate)) <= 8 for rate in rates), rates
+
+
+def test_a_detector_among_its_images_is_noted(folder, tmp_path):
+    for i, path in enumerate(files(folder, "new")[:6]):
+        (tmp_path / "good").mkdir(exist_ok=True)
+        Image.open(path).save(tmp_path / f"good/{i}.png")
+    words = "--recipe", "knn", "--backbone", "filters", "--image-size", 64
+    code, said, _ = run("fit", tmp_path / "good", "--out", tmp_path / "good/det", *words)
+    assert code == 0 and "good/det lies in the folder of images" in said and "give --out a folder beside it" in said
+    code, said, _ = run("fit", tmp_path / "good", "--out", tmp_path / "goodness", *words)
+    assert code == 0 and "lies in the folder" not in said
+    (tmp_path / "goodness/detector.html").write_text("changed")
+    with pytest.raises(DataError, match=r"detector.html: changed since manifest.json was written; restore it, or fit again$"):
+        Detector.load(tmp_path / "goodness")
+    (tmp_path / "goodness/detector.html").unlink()
+    with pytest.raises(FileNotFoundError, match=r"not there; restore it, or fit again$"):
+        Detector.load(tmp_path / "goodness")

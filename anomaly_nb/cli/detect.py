@@ -95,6 +95,12 @@ def fit(
 
     check_fit_options(out, images.shots, made)
     check_no_detector(root)
+    if out.resolve().is_relative_to(root.resolve()):
+        answer.say(
+            f"note: {out} lies in the folder of images {root}, whose next inspection finds its files among them; give "
+            "--out a folder beside it",
+            err=True,
+        )
     answer.left = f"{out} is as it was: no detector is written"
     choice: dict[str, Any] = {}
     first: list[str] = []  # what was chosen, said once nothing is refused any more

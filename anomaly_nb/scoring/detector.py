@@ -372,7 +372,7 @@ class Detector(BaseEstimator):
     ) -> Path:  # of the graph
         """Write the fitted detector as one graph, from image to score and map.
 
-        Raises `NotFittedError`, `MissingExtraError`, or `DataError` for what cannot be one.
+        Raises `NotFittedError`, `MissingExtraError`, or `DataError` for what cannot be one or a folder of other files.
         """
         from anomaly_nb.scoring.export import export_detector
 
