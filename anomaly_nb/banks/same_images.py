@@ -33,9 +33,10 @@ def same_vectors(
     "An image with the same numbers; itself where there is none."
     x = np.asarray(vectors, np.float32)
     direction = np.random.default_rng(0).normal(size=x.shape[1])
-    along = x @ (direction / max(float(np.linalg.norm(direction)), 1e-30)).astype(np.float32)
+    along = x @ np.asarray(direction / max(float(np.linalg.norm(direction)), 1e-30), np.float32)
     reach = 8 * within * float(np.abs(x).max(initial=0))
-    out, near = np.arange(len(x)), []
+    out = np.arange(len(x))
+    near: list[int] = []  # images without a copy so far, that can still have one
     for i in np.argsort(along, kind="stable").tolist():
         near = [j for j in near if along[i] - along[j] <= reach]
         match = next((j for j in near if equal_numbers(x[i], x[j], within) and same(i, j)), -1)

@@ -58,7 +58,7 @@ def _ledger(figures: str) -> "Ledger":
     from anomaly_nb.reports.store import is_store
 
     if not is_store(figures) and not Path(figures).is_dir():
-        raise MissingFileError(f"--figures {figures}: no such folder; name the one that holds runs/, as a report wrote it")
+        raise MissingFileError(f"--figures {figures}: no such folder; name the one in which reports keep runs/")
     return Ledger(figures)
 
 

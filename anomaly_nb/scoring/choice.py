@@ -100,10 +100,10 @@ def _without_copies(
     first = same_keys([sha256_array(network.transform(read_upright(path, values)[0])) for path in some["image_path"]])
     groups, distinct = image_groups(some, rule), np.unique(first)
     if groups is not None:
-        groups = joined_groups(groups, first, some["image_path"].tolist())[0][distinct]
-    kept = some.iloc[distinct].reset_index(drop=True)
-    kept.attrs = some.attrs
-    return kept, groups
+        groups = joined_groups(groups, first, some["image_path"].tolist())[0]
+    different = some.iloc[distinct].reset_index(drop=True)
+    different.attrs = some.attrs
+    return different, None if groups is None else groups[distinct]
 
 
 def choose_recipe(

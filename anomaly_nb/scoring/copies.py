@@ -124,14 +124,14 @@ def training_groups(
     image at a time.
     """
     groups, labels = known_groups(meta, rule, aggregation)
-    if image_groups(meta, rule) is not None:
-        alike, notes = [], []
-    else:
+    alike: list[tuple[str, str]] = []
+    notes: list[str] = []
+    if image_groups(meta, rule) is None:
         distinct = np.unique(first)
         short = image_vectors(vectors) if vectors.ndim == 3 else vectors
         alike, notes = alike_images(short[distinct], [paths[i] for i in distinct])
     joined, said = joined_groups(np.array(labels) if labels else None, first, paths)
-    if not said:
+    if joined is None or not said:
         return TrainingGroups(groups, labels, alike, notes)
     if aggregation in OWN_SCORES:
         raise DataError(
