@@ -17,6 +17,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 import torch
 from PIL import Image
 
+from anomaly_nb.core.errors import DataError
 from anomaly_nb.core.order import printable
 from anomaly_nb.core.plain import read_json
 from anomaly_nb.data import read_index
@@ -145,10 +146,13 @@ def test_script_reads_files_as_predict_does_or_refuses_them(index, tmp_path):
     assert "film.gif: the first of 2 frames is read" in answer("film.gif").stderr
     told = subprocess.run([*script, "--help"], capture_output=True, text=True, check=True)
     assert "python predict.py part.png" in told.stdout and not told.stderr
+    assert "highest\npixel of the smoothed map" in told.stdout
     bad = ("deep.tif", "deep.png", "text.jpg", "gone.png", "cut.png", "cut.npy", "tiny.png")
     for name in bad:
         said = answer(name)
-        assert said.returncode == 1 and not said.stdout and len(said.stderr.strip().splitlines()) == 1, (name, said)
+        assert said.returncode == 1 and len(said.stderr.strip().splitlines()) == 1, (name, said)
+        row = json.loads(said.stdout)
+        assert row.keys() == {"image_path", "error"} and f"{tmp_path / name}: {row['error']}\n" == said.stderr, (name, row)
         assert said.stderr.startswith(f"{tmp_path / name}: ") and "cannot identify" not in said.stderr, said
     said = answer()
     assert said.returncode == 2 and not said.stdout and len(said.stderr.strip().splitlines()) == 1
@@ -156,7 +160,7 @@ def test_script_reads_files_as_predict_does_or_refuses_them(index, tmp_path):
 
 
 def test_script_goes_on_after_a_damaged_image(index, tmp_path):
-    "A line of JSON for each image that can be judged, one that names each other, and the exit codes of predict."
+    "A line of JSON for each image, with the error of what cannot be judged, which stderr names, and predict's exit codes."
     detector = fitted(index, "patchcore")
     detector.export(tmp_path / "line")
     judged = list(predict_files(detector, index.image_path))
@@ -176,12 +180,30 @@ def test_script_goes_on_after_a_damaged_image(index, tmp_path):
         lines = said.stderr.splitlines()
         assert said.returncode == code, said
         rows = [json.loads(line) for line in said.stdout.splitlines()]
-        assert [row["image_path"] for row in rows] == [n for n in names if n in (good, bad)]
+        assert [row["image_path"] for row in rows] == [*names]
+        assert all(("error" in row) == (row["image_path"] in broken) == ("score" not in row) for row in rows), rows
         assert len(lines) == sum(n in broken for n in names) and "Traceback" not in said.stderr, lines
         assert all(any(line.startswith(f"{printable(n)}: ") for line in lines) for n in names if n in broken), lines
         assert not any(word in said.stderr for word in ("cannot identify", "Warning", "truncated", "PIL")), said.stderr
     said = subprocess.run([*script, str(tmp_path / "glass.png")], capture_output=True, text=True, check=False)
     assert said.stderr == f"{tmp_path / 'glass.png'}: what is transparent is read as black\n"
+
+
+def test_a_folder_of_other_files_is_refused(index, tmp_path):
+    "What a person wrote there is not written over; an earlier export is."
+    detector = fitted(index, "patchcore")
+    (tmp_path / "line").mkdir()
+    (tmp_path / "line/predict.py").write_text("mine")
+    with pytest.raises(DataError, match="line: holds other files; give it its own folder"):
+        detector.export(tmp_path / "line")
+    with pytest.raises(DataError, match=r"predict\.py: a file; give it its own folder"):
+        detector.export(tmp_path / "line/predict.py")
+    assert [p.name for p in (tmp_path / "line").iterdir()] == ["predict.py"]
+    assert (tmp_path / "line/predict.py").read_text() == "mine"
+    first = detector.export(tmp_path / "own").read_bytes()
+    assert detector.export(tmp_path / "own").read_bytes() == first
+    with pytest.raises(DataError, match="holds other files"):
+        detector.save(tmp_path / "own")
 
 
 def test_torchscript_and_batches(index, tmp_path):

@@ -254,7 +254,7 @@ def test_a_report_in_tiles(good, tmp_path, monkeypatch):
 
 def test_siblings_are_pointed_out_when_no_groups_are_given(tmp_path):
     parts = [sheet(tmp_path / f"part{i}_a.png", seed=i, noise=20) for i in range(7)]
-    parts.append(sheet(tmp_path / "part3_b.png", seed=3, noise=20))
+    parts.append(sheet(tmp_path / "part3_b.png", seed=3, noise=21))
     plain = {"backbone": "filters", "image_size": 96, "threshold": "quantile:0.8"}
     with pytest.warns(
         Notice,

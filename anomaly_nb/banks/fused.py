@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.base import clone
 
 from .base import Bank, load_bank
+from .same_images import distinct_images
 from ..core.errors import DataError
 from ..core.plain import Record
 
@@ -50,7 +51,12 @@ class FusedBank(Bank):
         if not self.banks or not all(b.leaves_one_out for b in self.banks):
             raise DataError(f"banks={self.banks}; give at least one, each with leave_one_image_out")
         banks = [clone(b).fit(patches, patch_hw, cls) for b in self.banks]
-        units = np.array([b.leave_one_image_out(patches).mean(dtype=np.float64) for b in banks])
+        distinct = distinct_images(patches)  # a copy would hide what an image is to the others
+        rest = patches if len(distinct) in (1, len(patches)) else patches[distinct]
+        apart = banks
+        if rest is not patches:
+            apart = [clone(b).fit(rest, patch_hw, None if cls is None else cls[distinct]) for b in self.banks]
+        units = np.array([b.leave_one_image_out(rest).mean(dtype=np.float64) for b in apart])
         if not (units > 0).all():
             raise DataError(
                 "the held-out scores of a bank are all zero: the normal images are copies of each other; add others"

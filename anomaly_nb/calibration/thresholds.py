@@ -178,7 +178,7 @@ class Threshold:
         rate = self.parameters.get("promised", self.parameters.get("false_alarms"))
         if self.oracle or "false_alarms_per_hour" in self.parameters or not isinstance(rate, int | float):
             return None
-        return rate if self.method == "conformal" else 1 - rate
+        return rate if self.method == "conformal" else round(1 - rate, 10)
 
     def promise(self) -> str:
         "What the threshold promises of new normal images, in a sentence."

@@ -95,6 +95,12 @@ def fit(
 
     check_fit_options(out, images.shots, made)
     check_no_detector(root)
+    if out.resolve().is_relative_to(root.resolve()):
+        answer.say(
+            f"note: {out} lies in the folder of images {root}, whose next inspection finds its files among them; give "
+            "--out a folder beside it",
+            err=True,
+        )
     answer.left = f"{out} is as it was: no detector is written"
     choice: dict[str, Any] = {}
     first: list[str] = []  # what was chosen, said once nothing is refused any more
@@ -150,7 +156,11 @@ def fit(
             notice(_time_to_learn(recipe, chosen.attrs["learning"], index, made.groups))
     detector = Detector(recipe, **settings).fit(index)
     detector.choice_ |= choice
-    one, other, count = parts_in_names(detector.paths_) if not detector.groups_ else ("", "", 0)
+    named = detector.paths_  # copies count once: of each group the last
+    if detector.groups_:
+        grouped = made.groups or "group" in index
+        named = [] if grouped else [*dict(zip(detector.groups_, detector.paths_)).values()]
+    one, other, count = parts_in_names(named)
     if count:
         answer.say(
             f"note: names such as {one} and {other} look like several images of one of {count} parts; if they are, "

@@ -202,13 +202,13 @@ def check_fit_options(
     "Raise `DataError` for options that no folder of images could make right."
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.scoring import RECIPES
+    from anomaly_nb.scoring.detector_files import check_own_folder
 
     if not 0 < made.false_alarms < 1:
         raise DataError(f"--false-alarms {made.false_alarms}: give a fraction between 0 and 1, such as 0.05")
     if made.overlap != DetectorOptions.overlap and not made.tile:
         raise DataError(f"--overlap {made.overlap}: there are no tiles that could overlap; give --tile as well")
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / "detector.json").is_file()):
-        raise DataError(f"--out {out}: {'a file' if out.is_file() else 'holds other files'}; give it its own folder")
+    check_own_folder(out, name=f"--out {out}")
     if made.recipe not in ("auto", *RECIPES) and not made.recipe.startswith("fusion:"):
         raise DataError(f"--recipe {made.recipe}: use auto, one of {', '.join(RECIPES)}, or fusion:<one>+<another>")
     if made.prompts and not made.uses_words and not made.recipe.startswith("fusion:"):

@@ -8,12 +8,15 @@ __all__ = ['app', 'Figures', 'RunId', 'list_', 'show', 'diff', 'rerun', 'verify'
 # %% ../../nbs/11_cli/10_runs.ipynb #bcc5c217
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..core.errors import number_of
 from .options import Answer, with_options
+
+if TYPE_CHECKING:
+    from anomaly_nb.reports.ledger import Ledger
 
 # %% ../../nbs/11_cli/10_runs.ipynb #8e3cda77
 app = typer.Typer(
@@ -48,6 +51,17 @@ def _columns(rows: list[list[str]], widest: int = 40) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in rows)
 
 # %% ../../nbs/11_cli/10_runs.ipynb #1207c0d4
+def _ledger(figures: str) -> "Ledger":
+    "The ledger that a command reads. Raises `MissingFileError` where there is no such folder."
+    from anomaly_nb.core.errors import MissingFileError
+    from anomaly_nb.reports.ledger import Ledger
+    from anomaly_nb.reports.store import is_store
+
+    if not is_store(figures) and not Path(figures).is_dir():
+        raise MissingFileError(f"--figures {figures}: no such folder; name the one in which reports keep runs/")
+    return Ledger(figures)
+
+
 @app.command("list")
 def list_(
     words: Annotated[
@@ -66,9 +80,9 @@ def list_(
     "List runs, newest first."
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.reports.gallery import main_metric
-    from anomaly_nb.reports.ledger import Ledger, changing, counted
+    from anomaly_nb.reports.ledger import changing, counted
 
-    records = Ledger(figures).records()
+    records = _ledger(figures).records()
     if status:
         records = [r for r in records if r["status"] == status]
     for word in words or []:
@@ -121,9 +135,8 @@ def list_(
 def show(run: RunId, figures: Figures = "figures") -> None:
     "Show all a record holds, except the list of packages."
     from anomaly_nb.core.files import to_json
-    from anomaly_nb.reports.ledger import Ledger
 
-    entry = Ledger(figures)[run]
+    entry = _ledger(figures)[run]
     record = entry.record.copy()
     record["provenance"] = {k: v for k, v in (record.get("provenance") or {}).items() if k != "packages"}
     typer.echo(to_json(record))
@@ -138,9 +151,8 @@ def diff(
 ) -> None:
     "Show what differs between two runs: parameters, metrics, inputs, environment, outputs."
     from anomaly_nb.core.errors import DataError
-    from anomaly_nb.reports.ledger import Ledger
 
-    ledger = Ledger(figures)
+    ledger = _ledger(figures)
     newest = [r["run_id"] for r in ledger.records()[:2]]
     if not (a and b) and len(newest) < 2:
         raise DataError(
@@ -184,12 +196,11 @@ def rerun(run: RunId, figures: Figures = "figures") -> None:
     "Repeat a run, with its parameters and the template and data as they are now."
     import tempfile
 
-    from anomaly_nb.reports.ledger import Ledger
     from anomaly_nb.reports.run import run_report
     from anomaly_nb.reports.verify import source_of
 
     _local(figures)
-    entry = Ledger(figures)[run]
+    entry = _ledger(figures)[run]
     with tempfile.TemporaryDirectory() as scratch:
         settings = {k: v for k, v in entry.record["parameters"].items() if k != "out"}
         result = run_report(
@@ -209,18 +220,15 @@ def verify(
     "Execute runs again in a temporary folder and say whether they gave the same bits; exits 1 if one did not."
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.core.runtime import progress
-    from anomaly_nb.reports.ledger import Ledger
     from anomaly_nb.reports.verify import verify as again
 
     _local(figures)
-    ledger = Ledger(figures)
+    if not all_ and not runs:
+        raise DataError("name the runs to verify, or all:  anomaly-nb runs verify --all")
+    ledger = _ledger(figures)
     names = [r["run_id"] for r in reversed(ledger.records()) if r["status"] == "ok"] if all_ else runs or []
     if not names:
-        raise DataError(
-            f"{figures}: holds no run that succeeded, so there is nothing to verify"
-            if all_
-            else "name the runs to verify, or all:  anomaly-nb runs verify --all"
-        )
+        raise DataError(f"{figures}: holds no run that succeeded, so there is nothing to verify")
     entries = [ledger[n] for n in names]
     results = []
     for run in progress(entries, "verify", unit="run"):

@@ -146,7 +146,9 @@ def write_card(
         f'<div class="verdict"><p>Learned from {number_of(len(detector.paths_), "normal image")}, '
         f"version {detector.version_}. An "
         f"image is called anomalous from a score of {threshold.value:.4g} on.</p>"
-        f"<p>{html.escape(threshold.promise())}</p></div>"
+        f"<p>{html.escape(threshold.promise())}</p>"
+        + "".join(f"<p>Note: {html.escape(printable(note))}.</p>" for note in detector.notes_)
+        + "</div>"
     )
     facts: dict[str, object] = {
         "recipe": detector.recipe,

@@ -21,12 +21,15 @@ from sklearn.base import clone
 
 from ..core.errors import DataError, Notice, number_of, plural
 from ..core.runtime import notice, progress
-from ..data.images import read_image, resize_image
+from ..core.files import sha256_array
+from ..data.images import read_image, read_upright, resize_image
 from ..data.synthetic import ANOMALY_TYPES, synthetic_anomaly
 from ..data.values import all_damaged
 from ..features import FeatureSet, create_backbone
 from ..features.extract import backbone_threads, extract_features, index_intensity
+from ..features.base import Backbone
 from .budget import median_seconds
+from .copies import joined_groups, same_keys
 from .detector import Detector
 from .preparation import image_groups
 from .recipes import OBJECTS, recipe_parts
@@ -89,6 +92,20 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 # %% ../../nbs/06_scoring/14_choice.ipynb #cf22d9d6
+def _without_copies(
+    some: pd.DataFrame, rule: str, network: Backbone
+) -> tuple[pd.DataFrame, np.ndarray | None]:
+    "Images that the network sees as different, and their groups; the fit on all says which are the same."
+    values = index_intensity(some)
+    first = same_keys([sha256_array(network.transform(read_upright(path, values)[0])) for path in some["image_path"]])
+    groups, distinct = image_groups(some, rule), np.unique(first)
+    if groups is not None:
+        groups = joined_groups(groups, first, some["image_path"].tolist())[0]
+    different = some.iloc[distinct].reset_index(drop=True)
+    different.attrs = some.attrs
+    return different, None if groups is None else groups[distinct]
+
+
 def choose_recipe(
     index: pd.DataFrame,  # of `read_index`: its normal training images
     backbone: str = "filters",
@@ -113,8 +130,11 @@ def choose_recipe(
     some = train.iloc[np.sort(rng.permutation(len(train))[: max(LEARNED * 3 // 2, FEWEST)])].reset_index(drop=True)
     some.attrs = train.attrs
     with tempfile.TemporaryDirectory() as folder, all_damaged(train["image_path"]):
+        some, together = _without_copies(some, groups, network)
+        if len(some) < FEWEST:
+            return "knn", None
         samples = artificial_validation(
-            some, folder, random_state=random_state, side=2 * network.spec.image_size, groups=image_groups(some, groups)
+            some, folder, random_state=random_state, side=2 * network.spec.image_size, groups=together
         )
         drawn = time.perf_counter()
         features = extract_features(samples, network)

@@ -345,7 +345,7 @@ class Detector(BaseEstimator):
             label_mask = meta["label"].to_numpy() >= 0
             threshold = labelled_threshold(meta["label"].to_numpy()[label_mask], scores[label_mask], oracle)
         normal = self.held_out_, self.held_out_patches_, threshold, self.smoothing, self.intensity_, clock, self.paths_
-        return Evaluation(meta, cells, self.patch_hw_, scores, pairs, *normal, self.groups_, self.layout_)
+        return Evaluation(meta, cells, self.patch_hw_, scores, pairs, *normal, self.groups_, self.layout_, self.notes_)
 
     def update(self, X: pd.DataFrame | list | tuple) -> "Detector":
         """Add normal images: the same as a fit on all of them, read again.
@@ -372,7 +372,7 @@ class Detector(BaseEstimator):
     ) -> Path:  # of the graph
         """Write the fitted detector as one graph, from image to score and map.
 
-        Raises `NotFittedError`, `MissingExtraError`, or `DataError` for what cannot be one.
+        Raises `NotFittedError`, `MissingExtraError`, or `DataError` for what cannot be one or a folder of other files.
         """
         from anomaly_nb.scoring.export import export_detector
 

@@ -21,6 +21,7 @@ from ..core.files import atomic_write, sha256_file, write_json, write_text
 from ..core.runtime import versions
 from ..data.intensity import Intensity
 from ..features import FeatureSet
+from .detector_files import check_own_folder
 from .graph import build_graph
 from .maps import heatmaps
 
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 # %% ../../nbs/06_scoring/18_export.ipynb #978e7fc5
 FORMATS = {"onnx": "detector.onnx", "torchscript": "detector.pt"}
 SCRIPT = '''"""Decide on images: python predict.py part.png other.png, or part.npy of shape (height, width, 3).
-Prints a line of JSON for each: image_path, score, anomalous, p_value, and row and column of the hottest pixel. Ends
+Prints a line of JSON for each: image_path, score, anomalous, p_value, and hottest, the row and column of the highest
+pixel of the smoothed map; of a file that cannot be judged image_path and error, which standard error says, too. Ends
 with 3 where one is anomalous, 4 where none is and some could not be read, 1 where none could, 2 for a wrong use, else
 with 0. Needs onnxruntime and numpy, and Pillow for image files."""
 import json, sys
@@ -74,6 +76,7 @@ def answer(paths, input, usage, decide):
         try:
             decision = decide(image_of(path, input))
         except Refused as e:
+            print(json.dumps({"image_path": path, "error": str(e)}), flush=True)
             say(path, e)
             unread += 1
             continue
@@ -141,8 +144,10 @@ def export_detector(
 ) -> Path:
     """Write a detector as one graph.
 
-    Raises `MissingExtraError` without the extra `export`, `DataError` for what cannot be exported or does not agree.
+    Raises `MissingExtraError` without the extra `export`, `DataError` for what cannot be exported or does not agree,
+    and for a folder of other files than an earlier export.
     """
+    check_own_folder(folder, "export.json")
     if format not in FORMATS:
         raise DataError(f"format={format!r}; use {' or '.join(FORMATS)}")
     threshold = detector.decision_threshold()

@@ -16,6 +16,7 @@ import pandas as pd
 from sklearn.base import clone
 
 from ..banks import Bank, held_out_scores, load_bank
+from ..banks.same_images import distinct_images
 from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError
 from ..core.plain import Record
@@ -85,6 +86,9 @@ class FusionBank(Bank):
                 f"members={self.members}: {odd[0]} compares a batch of images with itself and has "
                 "no held-out scores; leave it out"
             )
+        distinct = distinct_images(patches)  # a copy would hide what an image is to the others
+        alone = None if len(distinct) in (1, len(patches)) else distinct
+        vectors = cls if cls is None or alone is None else cls[alone]
         banks, prepared, units = [], [], []
         for weight, (preparation, bank, aggregation) in zip(weights, self.parts):
             preparation = clone(preparation)
@@ -95,9 +99,13 @@ class FusionBank(Bank):
                 continue
             x = preparation.transform(patches)
             banks.append(clone(bank).fit(x, patch_hw, cls))
-            held_out = held_out_scores(banks[-1], x, patch_hw, random_state=self.random_state, cls=cls)
+            unit = banks[-1]
+            if alone is not None:
+                x = x[alone]
+                unit = clone(bank).fit(x, patch_hw, vectors)
+            held_out = held_out_scores(unit, x, patch_hw, random_state=self.random_state, cls=vectors)
             by_image = aggregation == "retrieval"
-            image = banks[-1].image_score(cls, training=True) if by_image else image_scores(held_out, aggregation)
+            image = unit.image_score(vectors, training=True) if by_image else image_scores(held_out, aggregation)
             units.append(
                 [
                     image.mean(dtype=np.float64),

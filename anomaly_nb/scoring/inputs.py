@@ -7,7 +7,6 @@ __all__ = ['image_table', 'normal_training', 'tested', 'any_normal', 'to_learn_f
            'source_of', 'known_groups', 'alike_images', 'with_added', 'portions']
 
 # %% ../../nbs/06_scoring/22_inputs.ipynb #b1e289bc
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError, Notice
+from ..core.errors import DataError
 from ..data.intensity import Intensity, fit_intensity
 from ..features import FeatureSet
 from ..features.extract import index_intensity
@@ -129,12 +128,11 @@ def known_groups(
 def alike_images(
     vectors: np.ndarray,  # (N, P, D) patches, or (N, V) one vector an image
     paths: list[str],  # of the images; "" for arrays
-) -> list[tuple[str, str]]:
-    "Pairs of images that are nearly the same, which is said where they have names."
+) -> tuple[list[tuple[str, str]], list[str]]:
+    "Pairs of images that are nearly the same, and one sentence about them where they have names."
     pairs = near_duplicates(image_vectors(vectors) if vectors.ndim == 3 and len(vectors) else vectors)
-    if pairs and all(paths):
-        warnings.warn(said_of_duplicates(pairs, paths), Notice, stacklevel=5)
-    return [(paths[i], paths[j]) for i, j in pairs]
+    said = [said_of_duplicates(pairs, paths)] if pairs and all(paths) else []
+    return [(paths[i], paths[j]) for i, j in pairs], said
 
 # %% ../../nbs/06_scoring/22_inputs.ipynb #030d9b4a
 def with_added(

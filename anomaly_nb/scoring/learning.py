@@ -7,6 +7,7 @@ __all__ = ['TILED_CELLS', 'check_parts', 'feature_seconds', 'sized_bank', 'check
            'some_of', 'learn']
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #832ff270
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from sklearn.base import clone
 
 from ..banks import Bank, KNNBank, held_out_scores
 from ..banks.held_out import held_out_folds
-from ..core.errors import DataError
+from ..core.errors import DataError, Notice
 from ..core.plain import Record
 from ..core.runtime import progress
 from ..data.file_types import aspect_range, count_types
@@ -29,11 +30,12 @@ from ..features import FeatureSet, extract_features
 from ..features.base import Backbone
 from ..features.words import words_of
 from .budget import bank_within, median_seconds
+from .copies import first_copies, first_copies_of_cells, training_groups
 from .detector_files import SPEC
 from .fusion import FEWEST, FusionBank, choose_weights
-from .inputs import alike_images, any_normal, known_groups, training_rule, training_table
+from .inputs import any_normal, training_rule, training_table
 from .layout import Cells, Layout
-from .preparation import ImageSource, image_groups
+from .preparation import ImageSource
 from .stream import TrainingCells, image_batches, part_batches, training_cells
 from .thresholds import choose_threshold, unpromised_threshold
 
@@ -249,14 +251,15 @@ def _start(
     detector.held_out_patches_ = np.empty((0, patch_hw[0] * patch_hw[1]), np.float32)
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #2a5eb3d6
-def _weigh(detector: "Detector", bank: Bank, meta: pd.DataFrame) -> None:
+def _weigh(detector: "Detector", bank: Bank, distinct: np.ndarray) -> None:
     """Weights of a fusion's members, where none were given: by synthetic anomalies, or equal where there are no files
     or too few images.
     """
     if not isinstance(bank, FusionBank) or bank.weights is not None:
         return
     detector.choice_["fusion"] = {"members": list(bank.members), "weights": [1 / len(bank.members)] * len(bank.members)}
-    files = len(detector.paths_) >= FEWEST and all(Path(p).is_file() for p in detector.paths_)
+    paths = [detector.paths_[i] for i in distinct]  # of images that differ
+    files = len(paths) >= FEWEST and all(Path(p).is_file() for p in paths)
     spec = detector.network().spec.to_dict() if files else {}
     if not files or any(detector.spec_[k] != spec.get(k) for k in SPEC if k in detector.spec_):
         detector.choice_["fusion"]["by"] = (
@@ -266,10 +269,10 @@ def _weigh(detector: "Detector", bank: Bank, meta: pd.DataFrame) -> None:
         return
     weights, table = choose_weights(
         bank,
-        detector.paths_,
+        paths,
         detector.network(),
         detector.intensity_,
-        image_groups(meta, detector.groups),
+        np.array(detector.groups_)[distinct] if detector.groups_ else None,
         detector.random_state,
     )
     bank.set_params(weights=weights)
@@ -302,10 +305,21 @@ def _learn_words(detector: "Detector", bank: Bank, X: ImageSource) -> None:
     _start(detector, network.spec.to_dict(), rule, pd.DataFrame({"image_path": []}), grid)
     detector.preparation_ = clone(detector.parts().preparation).fit(patches[:0])
     detector.bank_ = bank.fit(detector.preparation_.transform(patches[:0]), grid)
-    detector.reference_, detector.groups_, detector.alike_, detector.budget_ = detector.bank_, [], [], {}
+    detector.reference_, detector.groups_, detector.budget_ = detector.bank_, [], {}
+    detector.alike_, detector.notes_ = [], []
     detector.threshold_ = unpromised_threshold()
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #3ffe135b
+def _count(detector: "Detector", meta: pd.DataFrame, first: np.ndarray, vectors: np.ndarray) -> np.ndarray | None:
+    "The groups in which images are left out; what a reader of the promise should know of them is said and kept."
+    groups, detector.groups_, detector.alike_, detector.notes_ = training_groups(
+        meta, detector.groups, detector.image_aggregation, first, vectors, detector.paths_
+    )
+    for note in detector.notes_:
+        warnings.warn(note, Notice, stacklevel=5)
+    return groups
+
+
 def _decide(detector: "Detector", groups: np.ndarray | None) -> None:
     "The threshold, of held-out scores."
     detector.threshold_ = choose_threshold(detector.threshold, detector.held_out_, np.empty(0), np.empty(0), groups)
@@ -323,10 +337,10 @@ def _learn_grid(detector: "Detector", bank: Bank, f: FeatureSet, budget: Record 
     n_cells = detector.patch_hw_[0] * detector.patch_hw_[1]  # cells of an image that is not rotated
     detector.preparation_ = clone(detector.parts().preparation).fit(f.patches)
     x = detector.preparation_.transform(f.patches)
-    _weigh(detector, bank, f.meta)
+    first = first_copies(detector.paths_, f.patches)
+    groups = _count(detector, f.meta, first, x)
+    _weigh(detector, bank, np.unique(first))
     _fit_bank(detector, bank, x, f.patch_hw, f.cls, x[:1, :n_cells], budget)
-    groups, detector.groups_ = known_groups(f.meta, detector.groups, detector.image_aggregation)
-    detector.alike_ = alike_images(x[:0] if detector.groups_ else x, detector.paths_)
     if len(x) > 1:
         patches = held_out_scores(
             detector.bank_, x, f.patch_hw, random_state=detector.random_state, cls=f.cls, groups=groups
@@ -348,13 +362,13 @@ def _learn_parts(
     )
     detector.preparation_ = clone(detector.parts().preparation).fit(learned.x[None])
     x = detector.preparation_.transform(learned.x[None])
+    first = first_copies_of_cells(detector.paths_, learned.cls, learned.x, learned.image, learned.cell)
+    groups = _count(detector, table, first, learned.cls)
     _fit_bank(
         detector, bank, x, (1, x.shape[1]), None, np.resize(x[0], (1, int(cells[0].count.sum()), x.shape[2])), budget
     )
     detector.cells_ = np.stack([learned.image, learned.cell], axis=1)[detector.reference_.rows_]
     detector.learned_ = {"cells": len(learned.x), "of": learned.total}
-    groups, detector.groups_ = known_groups(table, detector.groups, detector.image_aggregation)
-    detector.alike_ = alike_images(learned.cls[:0] if detector.groups_ else learned.cls, detector.paths_)
     if len(table) < 2:
         return
 

@@ -93,6 +93,7 @@ class Evaluation:
     training_paths: list[str] = field(default_factory=list)  # M files
     training_groups: list[str] = field(default_factory=list)  # M, the group of each; empty for none
     layout: Layout = None  # type: ignore[assignment]  # where the patches lie; None = one grid over the whole image
+    notes: list[str] = field(default_factory=list)  # what a reader of the promise should know of the training images
 
     def __post_init__(self) -> None:
         self.layout = self.layout or Layout(self.patch_hw)
@@ -210,13 +211,14 @@ class Evaluation:
         return " ".join(self.sentences())
 
     def sentences(self) -> list[str]:
-        "How well the images are ranked, what the threshold finds, and what it promises."
+        "How well the images are ranked, what the threshold finds, what it promises, and what that rests on."
         bad, good = int((self.labels == 1).sum()), int((self.labels == 0).sum())
         tp, fp = int((self.called & (self.labels == 1)).sum()), int((self.called & (self.labels == 0)).sum())
         if not self.both:
             return [
                 f"Called anomalous: {int(self.called.sum())} of {number_of(len(self), 'image')}.",
                 self.threshold.promise(),
+                *self._noted(),
             ]
         m = self.image_metrics()
         interval = Interval(m["image_auroc"], m["image_auroc_low"], m["image_auroc_high"])
@@ -229,4 +231,9 @@ class Evaluation:
             f"At the threshold it finds {tp} of {number_of(bad, 'anomalous image')}, and calls {fp} of "
             f"{number_of(good, 'normal one')} anomalous.",
             self.threshold.promise(),
+            *self._noted(),
         ]
+
+    def _noted(self) -> list[str]:
+        "The notes as sentences."
+        return [f"Note: {note}." for note in self.notes]

@@ -55,6 +55,7 @@ class GridScores:
                 detector.preparation_.transform(self.train.patches),
                 self.train.patch_hw,
                 random_state=detector.random_state,
+                groups=np.array(detector.groups_) if detector.groups_ else None,
             )
             return detector.score_patches(self.test), held_out
         finally:

@@ -256,7 +256,7 @@ def operating_points(
                     "method": evaluation.labels[method],
                     "quantile": quantile,
                     "threshold": scorer.unranked(method, value),
-                    "promised_fpr": 1 - quantile,
+                    "promised_fpr": round(1 - quantile, 10),
                 }
                 | {k: at[k] for k in ("fpr", "tpr", "precision", "f1")}
             )

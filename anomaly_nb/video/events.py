@@ -189,7 +189,7 @@ def decide(
     if not (np.isfinite(fps) and fps > 0):
         raise DataError(f"fps={fps}: must be above 0")
     quantile = lambda values: quantile_threshold(
-        values, 1 - frame_false_alarms, "frames of held-out normal videos", too_few="largest"
+        values, round(1 - frame_false_alarms, 10), "frames of held-out normal videos", too_few="largest"
     )
     scales = {}
     for modality in (m for m in scorer.ranges_ if scorer.weights is None or scorer.weights.get(m, 0.0)):
