@@ -34,16 +34,16 @@ def same_vectors(
     x = np.asarray(vectors, np.float32)
     direction = np.random.default_rng(0).normal(size=x.shape[1])
     along = x @ np.asarray(direction / max(float(np.linalg.norm(direction)), 1e-30), np.float32)
-    reach = 8 * within * float(np.abs(x).max(initial=0))
-    out = np.arange(len(x))
-    near: list[int] = []  # images without a copy so far, that can still have one
-    for i in np.argsort(along, kind="stable").tolist():
-        near = [j for j in near if along[i] - along[j] <= reach]
+    order, out = np.argsort(along, kind="stable"), np.arange(len(x))
+    limit, alone = within * float(np.abs(x).max(initial=0)), np.zeros(len(x), bool)
+    lowest = np.searchsorted(along[order], along[order] - 8 * limit)
+    few = x[order][:, np.unique(np.linspace(0, max(x.shape[1] - 1, 0), min(x.shape[1], 64)).astype(int))]
+    for k, i in enumerate(order.tolist()):
+        near = lowest[k] + np.flatnonzero(alone[lowest[k] : k])
+        near = order[near[(np.abs(few[near] - few[k]) <= limit).all(axis=1)]].tolist()
         match = next((j for j in near if equal_numbers(x[i], x[j], within) and same(i, j)), -1)
-        if match < 0:
-            near.append(i)
-        else:
-            out[i] = match
+        alone[k] = match < 0
+        out[i] = i if match < 0 else match
     return out
 
 
