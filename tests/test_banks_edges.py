@@ -89,7 +89,10 @@ def test_constant_features():
     assert np.allclose(
         KNNBank().fit(np.zeros((2, 9, 5)), (3, 3)).score(same), 0.5
     )  # zero has no direction: half the squared length of a unit vector
-    assert np.isfinite(Detector(preparation=Preparation(True)).fit(same).score(same)).all()
+    with pytest.raises(DataError, match="all 4 images are the same, and none can be left out; add images that differ"):
+        Detector(preparation=Preparation(True)).fit(same)  # a threshold over copies would promise what it cannot hold
+    rng = np.random.default_rng(0).normal(size=(4, 1, 5)) + np.zeros((4, 9, 5))  # each image constant, all different
+    assert np.isfinite(Detector(preparation=Preparation(True)).fit(rng).score(rng)).all()
 
 
 def test_fewer_patches_than_neighbours():

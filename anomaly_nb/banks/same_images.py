@@ -12,6 +12,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ..core.errors import real_array
+
 # %% ../../nbs/04_banks/17_same_images.ipynb #8312ab03
 def equal_numbers(
     a: np.ndarray,
@@ -52,6 +54,7 @@ def same_images(
     most: int = 4096,  # numbers of each image that are looked at first
 ) -> np.ndarray:  # (N,) int
     "An image with the same features; itself where there is none."
+    patches = real_array("patches", patches)
     flat = patches.reshape(len(patches), int(np.prod(patches.shape[1:])))
     some = np.unique(np.linspace(0, flat.shape[1] - 1, min(flat.shape[1], most)).astype(int))
     return same_vectors(flat[:, some], lambda i, j: equal_numbers(flat[i], flat[j]))

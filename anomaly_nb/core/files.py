@@ -367,14 +367,14 @@ def verify_manifest(folder: str | Path) -> dict:
     )
     if not whole:
         raise DataError(
-            f"{folder / MANIFEST}: names no files with sha256 and size; restore it or write the manifest again"
+            f"{folder / MANIFEST}: names no files with sha256 and size; restore it, or make the folder again"
         )
     for name, entry in manifest["files"].items():
         path = folder / name
         if not path.is_file():
-            raise MissingFileError(f"{path}: named in {MANIFEST} but not there; restore it or write the manifest again")
+            raise MissingFileError(f"{path}: named in {MANIFEST} but not there; restore it, or make the folder again")
         if path.stat().st_size != entry["size"] or sha256_file(path) != entry["sha256"]:
-            raise DataError(f"{path}: changed since {MANIFEST} was written; restore it or write the manifest again")
+            raise DataError(f"{path}: changed since {MANIFEST} was written; restore it, or make the folder again")
     return manifest
 
 # %% ../../nbs/00_core/02_files.ipynb #84a2bedb
