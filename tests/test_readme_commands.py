@@ -172,6 +172,7 @@ def test_the_quick_commands(place):
     from anomaly_nb.scoring import Detector
 
     Detector(image_size=64).fit(read_index("folder", "my_parts")).save("detectors/my_part")
+    (place / "figures").mkdir()  # of the reports, which are among the long ones
     ran = 0
     for command in commands():
         if run_type(command) == "quick":
