@@ -130,8 +130,11 @@ class Threshold:
         self,
         scores: np.ndarray,  # any shape
     ) -> np.ndarray:  # bool, same shape
-        "Which scores are anomalous."
-        return real_array("scores", scores) >= self.value
+        "Which scores are anomalous. Raises `DataError` for NaN, which is neither."
+        values = real_array("scores", scores)
+        if count := int(np.isnan(values).sum()):
+            raise DataError(f"scores: {count} of {values.size} are NaN, neither normal nor anomalous; leave them out")
+        return values >= self.value
 
     def save(self, path: str | Path) -> Path:
         "Write as JSON."
