@@ -24,7 +24,7 @@ from ..data.headers import is_image
 from ..data.images import read_image
 from .layouts import FILMS, Video, open_film, probe_film, quiet_opencv
 
-# %% ../../nbs/08_video/18_sources.ipynb #6bbaa0e2
+# %% ../../nbs/08_video/18_sources.ipynb #a1b2d3e2
 QUEUE = 8  # frames of a live camera that wait at most
 POLL = 0.2  # seconds between two looks at a growing folder
 Frame = tuple[str, np.ndarray | None]  # name, and (H, W, 3) uint8 RGB; None where it is damaged
@@ -59,8 +59,8 @@ def readable_frames(
     for name in video.frames:
         image = None
         try:
-            image = read_image(files[name])
-        except DataError as e:
+            image = read_image(files.get(name, video.path / name))
+        except (DataError, OSError) as e:  # damaged, or gone meanwhile
             damaged[name] = str(e).removeprefix(f"{video.path}{os.sep}")
         yield name, image
 
@@ -76,7 +76,7 @@ def until_readable(
             return start, image.shape
     return start, None
 
-
+# %% ../../nbs/08_video/18_sources.ipynb #6bbaa0e2
 @dataclass
 class Source:
     "Frames of a camera, a stream, a film or a growing folder."
