@@ -358,7 +358,7 @@ def test_groups_are_given_for_both_sides_or_none():
 
 
 SHORT = {
-    "unstable": r"the [a-z ]+ ha(s|ve) moved beyond chance: \w+ is [\d.e+-]+, its limit [\d.]+(; also (\w+, )*\w+)?",
+    "unstable": r"the [a-z ]+ ha(s|ve) moved beyond chance: \w+ is [\d.e+-]+, its threshold [\d.]+(; also (\w+, )*\w+)?",
     "stable": r"every metric is below its limit: the nearest, \w+, is at most [\d.e-]+, its limit [\d.]+( for so few files \(else [\d.]+\))?",
     "no evidence of drift": r"nothing has moved beyond chance, but \w+ may be up to [\d.e-]+, its limit [\d.]+( for so few files \(else [\d.]+\))?",
     "inconclusive": r"something has moved, but \w+ may lie from [\d.e-]+ to [\d.e-]+, its limit [\d.]+( for so few files \(else [\d.]+\))?",
@@ -373,6 +373,7 @@ def test_a_reason_is_one_short_sentence_with_a_number_and_its_limit():
             assert re.fullmatch(SHORT[r.verdict], r.reason) and len(r.reason) < 125, r.reason
             named = next(m for m in METRICS if re.search(rf"\b{m}\b", r.reason))
             shown = r.thresholds.of(named) if r.verdict == "unstable" else r.margins[named]
-            assert f"its limit {shown:.2g}" in r.reason
+            named_limit = "threshold" if r.verdict == "unstable" else "limit"
+            assert f"its {named_limit} {shown:.2g}" in r.reason
             seen.add(r.verdict)
     assert seen == set(SHORT), seen

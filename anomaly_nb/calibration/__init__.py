@@ -7,17 +7,16 @@ __all__ = ['CONFIDENCE', 'CalibrationRanges', 'CalibrationStore', 'DriftResult',
            'ScoreSketch', 'SequentialAlarm', 'Threshold', 'Thresholds', 'conformal_bound', 'conformal_pvalues',
            'conformal_threshold', 'create_app', 'decide', 'drift_metrics', 'example_year', 'false_alarm_bound',
            'find_scores', 'grade', 'judge_heads', 'kth_neighbour_distances', 'leave_one_group_out_distances',
-           'load_calibration', 'log_to_mlflow', 'new_key', 'next_steps', 'pack_calibrations', 'plot_then_and_now',
-           'plot_trend', 'pull_calibrations', 'quality_report', 'quantile_threshold', 'read_calibration', 'read_scores',
-           'replay', 'score_range', 'run_service', 'sketch_edges', 'suggest_files', 'suggest_from_store',
-           'tag_by_reference', 'verdict_table', 'write_calibration']
+           'load_calibration', 'new_key', 'next_steps', 'pack_calibrations', 'plot_then_and_now', 'plot_trend',
+           'pull_calibrations', 'quality_report', 'quantile_threshold', 'read_calibration', 'read_scores', 'replay',
+           'score_range', 'run_service', 'sketch_edges', 'suggest_files', 'suggest_from_store', 'tag_by_reference',
+           'verdict_table', 'write_calibration']
 
 # %% ../../nbs/05_calibration/00_calibration.ipynb #724f14d0
 from .drift import DriftResult, drift_metrics, judge_heads
 from .exports import load_calibration
 from anomaly_nb.calibration.insight import (
     grade,
-    log_to_mlflow,
     plot_then_and_now,
     plot_trend,
     quality_report,
@@ -76,7 +75,6 @@ _all_ = [
     "kth_neighbour_distances",
     "leave_one_group_out_distances",
     "load_calibration",
-    "log_to_mlflow",
     "new_key",
     "next_steps",
     "pack_calibrations",

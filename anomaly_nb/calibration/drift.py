@@ -260,7 +260,7 @@ def _judged(result: DriftResult, drifted: bool) -> DriftResult:
         result = replace(result, drifted_metrics=beyond)
         worst = max(beyond, key=lambda m: getattr(result, m) / result.thresholds.of(m))
         also = f"; also {', '.join(m for m in beyond if m != worst)}" if len(beyond) > 1 else ""
-        number = f"{worst} is {getattr(result, worst):.2g}, its limit {result.thresholds.of(worst):.2g}"
+        number = f"{worst} is {getattr(result, worst):.2g}, its threshold {result.thresholds.of(worst):.2g}"
         reason = f"{SUBJECTS[worst]} moved beyond chance: {number}{also}{lost}"
         return replace(result, verdict="unstable", reason=reason, **undecided)  # type: ignore[arg-type]
     result = replace(result, drifted_metrics=[])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAKE_ONE', 'VERSIONED', 'OF_A_LABEL', 'calibration_path', 'check_calibration', 'known_references', 'load_calibration',
-           'highest_version', 'join_labels', 'reference_text', 'export_files', 'Repair', 'repair_files']
+           'highest_version', 'join_labels', 'reference_text', 'export_files', 'Repair', 'repair_files', 'remove_files']
 
 # %% ../../nbs/05_calibration/14_exports.ipynb #0ae4fc93
 import re
@@ -275,3 +275,11 @@ def repair_files(
         "unknown": names["unknown"],
         "removed": names["removed"],
     }
+
+# %% ../../nbs/05_calibration/14_exports.ipynb #11728c59
+def remove_files(db: sqlite3.Connection, root: Path, model: str, head: str, versions: Iterable[int]) -> None:
+    "Remove the calibration files of these versions of a head, and its reference; the lock `export` is held."
+    for path in (calibration_path(root, model, head, v) for v in (*versions, None)):
+        if _foreign(db, model, head, path):
+            _put_aside(path)
+        path.unlink(missing_ok=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EVIDENCE', 'VERDICTS', 'grade', 'evidence_of', 'verdict_table', 'wide_verdicts', 'plot_trend', 'head_scores',
-           'plot_then_and_now', 'plot_shifts', 'quality_report', 'suggest_files', 'suggest_from_store', 'log_to_mlflow']
+           'plot_then_and_now', 'plot_shifts', 'quality_report', 'suggest_files', 'suggest_from_store']
 
 # %% ../../nbs/05_calibration/25_insight.ipynb #66b0795b
 import json
@@ -25,9 +25,9 @@ from .thresholds import sample_threshold
 from .windows import read_window
 from .sample import Sample, ScoreSketch, quantiles
 from .store import CalibrationStore
-from .tagging import find_head
+from .tagging import check_known, find_head
 from ..core.display import said
-from ..core.errors import DataError, check_finite, number_of, percent, require
+from ..core.errors import DataError, check_finite, number_of, percent
 from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, bin_edges, figure_style
 
@@ -330,8 +330,9 @@ def suggest_from_store(
 ) -> pd.DataFrame:  # file and its calibrated score per head
     """Files tagged since the references whose scores over the heads of `model` are most unlike those behind them.
 
-    Raises `DataError` if no file has all scores.
+    Raises `UnknownHead` for a model that the store does not know, `DataError` if no file has all scores.
     """
+    store.ask(check_known, model)
     tags = store.table(
         """SELECT f.file, h.head_name, t.score, c.p5, c.range, t.file_id,
                (SELECT MAX(s.id) FROM scores s WHERE s.head_id = h.id AND s.file_id = t.file_id) > c.last_score AS new
@@ -350,23 +351,3 @@ def suggest_from_store(
         )
     table = wide[new]
     return table.iloc[suggest_files(table.to_numpy(), wide[~new].to_numpy(), min(count, len(table)))].reset_index()
-
-# %% ../../nbs/05_calibration/25_insight.ipynb #adf3f412
-def log_to_mlflow(
-    report: Record,  # of `store.run()`
-) -> int:  # how many metrics were logged
-    """Log a run's drift metrics to the active MLflow run, one step per version.
-
-    Raises `MissingExtraError` without the extra `mlflow`.
-    """
-    mlflow = require("mlflow", "mlflow")
-    metrics = {
-        f"{name.replace('/', '.')}.{metric}": float(head["drift_metrics"][metric])
-        for name, head in report["heads"].items()
-        for metric in METRICS
-        if head["drift_metrics"][metric] is not None
-    }
-    metrics |= {f"summary.{k}": float(v) for k, v in report["summary"].items() if isinstance(v, int)}
-    mlflow.log_metrics(metrics, step=report["version"])
-    mlflow.set_tags({f"{name.replace('/', '.')}.verdict": head["verdict"] for name, head in report["heads"].items()})
-    return len(metrics)

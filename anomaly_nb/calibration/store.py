@@ -27,6 +27,7 @@ from anomaly_nb.calibration.exports import (
     load_calibration,
     repair_files,
 )
+from .forgetting import HeadContent, forget_head
 from .jobs import count_jobs, drain_jobs, enqueue_retag, enqueue_run
 from .publishing import extend_references, move_reference
 from .runs import run_calibration
@@ -366,6 +367,10 @@ class CalibrationStore:
     def work(self, batch: int = 500, lease: float = 60.0, limit: int | None = None) -> dict[str, int]:
         "Drain the jobs: {done, failed, waiting}."
         return self.ask(drain_jobs, lambda: self.run(wait=600), batch, lease, limit)
+
+    def forget(self, model: str, head: str) -> HeadContent:
+        "Remove a head, all its labels, and its files; what went. Raises `UnknownHead`, `DataError`, `RunInProgress`."
+        return self.ask(forget_head, self.root, model, head)
 
     def repair(self) -> Repair:
         "Write every calibration file anew that differs from the database. Raises `DataError` if that is damaged."
