@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from anomaly_nb.core.device import choose_precision
-from anomaly_nb.features import create_backbone
+from anomaly_nb.core.runtime import import_torchvision
 from bench.metrics import row
 
 OURS = """
@@ -196,8 +196,12 @@ def compare(
     "Rows of `predict` with both engines, of the graph on PNGs, and in bfloat16 where the CPU has it."
     import torch
 
+    import_torchvision()
+    import timm
+
     torch.manual_seed(0)
-    torch.save(create_backbone(backbone, "random", size).model.state_dict(), folder / "weights.pth")
+    model, sized = backbone.removeprefix("timm:").partition("?")[0], {"img_size": size} if "vit" in backbone else {}
+    torch.save(timm.create_model(model, num_classes=0, **sized).state_dict(), folder / "weights.pth")
     train, same, files = (
         write_images(folder / what, n, s, k, suffix)
         for k, (what, n, s) in enumerate((("train", counts[0], side), ("same", 6, size), ("test", counts[1], side)))

@@ -10,11 +10,10 @@ import torch
 from PIL import Image
 
 from anomaly_nb.core.device import choose_precision
-from anomaly_nb.core.runtime import cpu_threads, side_by_side
+from anomaly_nb.core.runtime import cpu_threads, import_torchvision, side_by_side
 from anomaly_nb.data import read_index, write_samples
 from anomaly_nb.data.images import read_image, read_upright
 from anomaly_nb.data.intensity import Intensity
-from anomaly_nb.features import create_backbone
 from anomaly_nb.features.base import Backbone, BackboneSpec
 from anomaly_nb.scoring import Detector, predict_files
 
@@ -26,8 +25,11 @@ def line(tmp_path_factory):
     folder = tmp_path_factory.mktemp("line")
     write_samples(folder, n_train=8, n_good=3, n_defect=3, size=96)
     index = read_index("mvtec", folder, "nut")
+    import_torchvision()
+    import timm
+
     torch.manual_seed(0)
-    torch.save(create_backbone(MOBILE, "random", 64).model.state_dict(), folder / "weights.pth")
+    torch.save(timm.create_model("mobilenetv2_100", num_classes=0).state_dict(), folder / "weights.pth")
     return index, Detector("patchcore", MOBILE, str(folder / "weights.pth"), 64, threshold="quantile:0.8").fit(index)
 
 

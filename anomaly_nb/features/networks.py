@@ -8,6 +8,7 @@ __all__ = ['OWN_OPTIONS', 'TimmBackbone', 'fuse_maps', 'fuse']
 # %% ../../nbs/03_features/13_networks.ipynb #13af0097
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ..core.errors import DataError
 from ..core.runtime import import_torchvision
 from .auto import not_at_hand
 from .base import Backbone, BackboneSpec, Options, _choice, _layers, _spec
+from .folding import fold_batch_norms
 from .geometry import RESIZES
 from .weights import LoadedWeights, load_weights
 
@@ -189,7 +191,10 @@ def _timm(model_name: str, options: Options, weights: str, device: str) -> TimmB
         chosen, pool=int(options.get("pool", 0 if plain else 3)), norm=bool(options.get("norm", plain)), resize=resize
     )
     spec = replace(spec, licence=config.license or "", options=arguments, precision=precision)
-    return TimmBackbone(spec, model.requires_grad_(False), choose_device(device), loaded)
+    model = model.eval().requires_grad_(False)
+    if precision == "float32" and not hasattr(model, "patch_embed"):
+        _fold(model, size)
+    return TimmBackbone(spec, model, choose_device(device), loaded)
 
 # %% ../../nbs/03_features/13_networks.ipynb #bc372240
 def _create_timm(model_name: str, size: int, resize: str, arguments: Options, pretrained: bool) -> Any:
@@ -203,3 +208,12 @@ def _create_timm(model_name: str, size: int, resize: str, arguments: Options, pr
         if next(iter(sizes)) not in str(e):
             raise
         return timm.create_model(model_name, pretrained=pretrained, **arguments)
+
+# %% ../../nbs/03_features/13_networks.ipynb #18c35c10
+def _fold(model: Any, size: int) -> None:
+    "Fold the batch norms of a convolutional network; they stay where an image is too small for its upper layers."
+    import torch
+
+    example = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with suppress(RuntimeError, ValueError):
+        fold_batch_norms(model, example)

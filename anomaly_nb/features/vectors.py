@@ -6,38 +6,12 @@
 __all__ = ['BLOCK', 'vector_network']
 
 # %% ../../nbs/03_features/09_vectors.ipynb #83fcb8f3
-import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .base import Backbone
 from .networks import TimmBackbone
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.nn import Module
-
-# %% ../../nbs/03_features/09_vectors.ipynb #1676abcf
-def _folded(model: Any, shape: tuple[int, ...]) -> "Module":
-    "A convolutional timm network up to its vector, traced for inputs of one shape, batch norms folded."
-    import torch
-
-    class Pooled(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, x: "Tensor") -> "Tensor":
-            return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
-
-    with torch.no_grad(), warnings.catch_warnings():
-        # it warns of what depends on the shape, which is fixed here
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        example = torch.zeros(shape).contiguous(memory_format=torch.channels_last)
-        return torch.jit.freeze(torch.jit.trace(Pooled().eval(), example, check_trace=False))
 
 # %% ../../nbs/03_features/09_vectors.ipynb #7b95f63b
 BLOCK = 4  # images that pass a CPU's caches together
@@ -55,19 +29,18 @@ def vector_network(
         return lambda batch: backbone(batch)[2]
     import torch
 
-    folded: dict[tuple[int, ...], Module] = {}  # by shape of the input: padding may depend on it
+    model = backbone.model
 
     def vectors(batch: np.ndarray) -> np.ndarray:
         shape, parts = (BLOCK, *batch.shape[1:]), []
-        if shape not in folded:
-            folded[shape] = _folded(backbone.model, shape)
         with torch.inference_mode():
             for start in range(0, len(batch), BLOCK):
                 block = np.zeros(shape, np.float32)
                 part = batch[start : start + BLOCK]
                 block[: len(part)] = part
                 x = torch.from_numpy(block).contiguous(memory_format=torch.channels_last)
-                parts.append(folded[shape](x)[: len(part)].numpy())
+                whole = model.forward_head(model.forward_features(x), pre_logits=True)
+                parts.append(whole[: len(part)].numpy())
         return np.concatenate(parts)
 
     return vectors
