@@ -43,7 +43,7 @@ def bicubic(
     return torch.where(x < 1, near, far) * (x < 2)
 
 # %% ../../nbs/06_scoring/25_graph.ipynb #da44505f
-STRETCH = 8  # pixels of a result that share a stretch of the image: with more of them, more weights are zeros
+STRETCH = 8  # pixels of a result that share a stretch of the image; the more, the more weights are zeros
 
 
 def resize_weights(
