@@ -145,7 +145,19 @@ def test_dask_worker_killed_in_the_middle(place, serial):
     assert_complete(serial)
 
 
-def cancel_on(client):
+def test_dask_by_the_address_of_its_scheduler(place, serial):
+    "As from the command line, where no client is Dask's default one."
+    distributed = pytest.importorskip("dask.distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        with pytest.raises(ValueError, match="No clients found"):
+            distributed.default_client()
+        done = sweep(plan(2), "figures", scheduler=cluster.scheduler_address)
+        cancel_on(cluster.scheduler_address)
+    assert [r["status"] for r in done.records] == ["ok"] * 2
+    assert_complete({r["run_id"]: serial[r["run_id"]] for r in done.records})
+
+
+def cancel_on(scheduler):
     "What goes on when the caller leaves is ended, and its record says so; what waits is not begun."
     from anomaly_nb.reports.cluster import run_on_cluster
     from anomaly_nb.reports.sweep import _task, read_plan
@@ -156,7 +168,7 @@ def cancel_on(client):
             "list": [{"how": "", "seed": 100}, *({"how": "endless", "seed": s} for s in range(3))],
         }
     )
-    going = run_on_cluster({i: _task(checked, i, "cancelled") for i in range(4)}, client)
+    going = run_on_cluster({i: _task(checked, i, "cancelled") for i in range(4)}, scheduler)
     assert next(going)[1]["status"] == "ok"
     wait_for(lambda: any("kernel" in r for r in Ledger("cancelled").records()))
     going.close()

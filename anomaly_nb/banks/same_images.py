@@ -26,7 +26,7 @@ def equal_numbers(
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     return bool(np.abs(a - b).max(initial=0) <= within * np.abs(a).max(initial=0))
 
-
+# %% ../../nbs/04_banks/17_same_images.ipynb #17964ba0
 def same_vectors(
     vectors: np.ndarray,  # (N, V) numbers of each image
     same: Callable[[int, int], bool],  # whether two images with equal numbers are equal in all others
@@ -59,7 +59,7 @@ def same_images(
     some = np.unique(np.linspace(0, flat.shape[1] - 1, min(flat.shape[1], most)).astype(int))
     return same_vectors(flat[:, some], lambda i, j: equal_numbers(flat[i], flat[j]))
 
-
+# %% ../../nbs/04_banks/17_same_images.ipynb #ea029761
 def linked(
     *same: np.ndarray,  # (N,) int each: for every image one that belongs to it, or itself
 ) -> np.ndarray:  # (N,) int

@@ -34,7 +34,7 @@ class FolderLayout:
     dataset: Annotated[str, typer.Option(help=LAYOUT)] = "folder"
     category: Annotated[str, typer.Option(help="One category, where the layout has several.")] = ""
 
-
+# %% ../../nbs/11_cli/18_detector_options.ipynb #09af475b
 @dataclass(frozen=True)
 class NormalImages:
     "Which images of a folder are learned, and how their values are read."
@@ -62,7 +62,7 @@ class NormalImages:
         After("region"),
     ] = -1
 
-
+# %% ../../nbs/11_cli/18_detector_options.ipynb #9cd863aa
 @dataclass(frozen=True)
 class DetectorOptions:
     "The parameters of `Detector`, as the command line has them."
@@ -193,7 +193,26 @@ def check_no_detector(
             "learned from"
         )
 
+# %% ../../nbs/11_cli/18_detector_options.ipynb #a7caaca3
+def _check_bank(made: DetectorOptions) -> None:
+    "Raise `DataError` for the size of a bank that a recipe does not have."
+    from anomaly_nb.banks import KNNBank
+    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.scoring import RECIPES
 
+    bank = RECIPES[made.recipe.partition(":")[0]].bank if made.recipe != "auto" else KNNBank()
+    sized = "coreset" in bank.get_params(deep=False) or made.recipe.startswith("fusion")  # whose members may have one
+    says = f"{made.recipe} has no bank whose size could be chosen"
+    if made.coreset > 0 and made.coreset != DetectorOptions.coreset and not sized:
+        raise DataError(f"--coreset {made.coreset:g}: {says}; give it with a nearest-neighbour recipe, such as knn")
+    for option, value in (("--budget-ms", made.budget_ms), ("--budget-mb", made.budget_mb)):
+        if value and not isinstance(bank, KNNBank):
+            raise DataError(
+                f"{option} {value:g}: {says}; give --budget-ms and --budget-mb with a nearest-neighbour recipe, "
+                "such as knn"
+            )
+
+# %% ../../nbs/11_cli/18_detector_options.ipynb #5bdda381
 def check_fit_options(
     out: Path,  # folder to write the detector to
     shots: int,  # normal images to learn from; -1 = all
@@ -228,25 +247,6 @@ def check_fit_options(
             raise DataError(
                 f"--groups {made.groups!r}: no regular expression ({e}); use parent, or for example '^(part[0-9]+)_'"
             ) from None
-
-
-def _check_bank(made: DetectorOptions) -> None:
-    "Raise `DataError` for the size of a bank that a recipe does not have."
-    from anomaly_nb.banks import KNNBank
-    from anomaly_nb.core.errors import DataError
-    from anomaly_nb.scoring import RECIPES
-
-    bank = RECIPES[made.recipe.partition(":")[0]].bank if made.recipe != "auto" else KNNBank()
-    sized = "coreset" in bank.get_params(deep=False) or made.recipe.startswith("fusion")  # whose members may have one
-    says = f"{made.recipe} has no bank whose size could be chosen"
-    if made.coreset > 0 and made.coreset != DetectorOptions.coreset and not sized:
-        raise DataError(f"--coreset {made.coreset:g}: {says}; give it with a nearest-neighbour recipe, such as knn")
-    for option, value in (("--budget-ms", made.budget_ms), ("--budget-mb", made.budget_mb)):
-        if value and not isinstance(bank, KNNBank):
-            raise DataError(
-                f"{option} {value:g}: {says}; give --budget-ms and --budget-mb with a nearest-neighbour recipe, "
-                "such as knn"
-            )
 
 # %% ../../nbs/11_cli/18_detector_options.ipynb #87838a4a
 def checked_index(

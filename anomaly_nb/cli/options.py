@@ -32,7 +32,7 @@ def exit_code(
     "3 where something was flagged, 1 where no file could be read, 4 where some could not, else 0."
     return 3 if flagged else 1 if total and unread == total else 4 if unread else 0
 
-
+# %% ../../nbs/11_cli/02_options.ipynb #876cb0b2
 def say_passed(
     passed: Mapping[str, str],  # what is no image, with the reason
     say: Callable[..., None] = typer.echo,  # takes a line and `err`
@@ -86,7 +86,7 @@ class Answer:
             for line in text.split("\n"):  # of a table
                 typer.echo(printable(line, 10_000), err=err or failed)
 
-
+# %% ../../nbs/11_cli/02_options.ipynb #50c124d0
 def say_run(
     run: "Run",  # of a report
 ) -> None:
@@ -139,7 +139,7 @@ class Needs:
 
     name: str  # of the other parameter or field
 
-
+# %% ../../nbs/11_cli/02_options.ipynb #386a9972
 _PLAIN = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
@@ -167,7 +167,7 @@ def options_of(
         else:
             yield inspect.Parameter(option.name, _PLAIN, default=_default(option), annotation=hint)
 
-
+# %% ../../nbs/11_cli/02_options.ipynb #f4c140a8
 def _in_order(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
     "Parameters with those marked `After` in their places. Raises `ValueError` where there is no such place."
     marks = {p.name: m.name for p in parameters for m in getattr(p.annotation, "__metadata__", ()) if type(m) is After}
@@ -179,7 +179,7 @@ def _in_order(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
         ordered.insert(places[0] + 1, next(p for p in parameters if p.name == name))
     return ordered
 
-
+# %% ../../nbs/11_cli/02_options.ipynb #845144f7
 def _words(parameter: inspect.Parameter) -> str:
     "An option as it is typed: --every, from its own declaration or its name."
     marks = getattr(parameter.annotation, "__metadata__", ())
@@ -200,7 +200,7 @@ def _check_needs(parameters: Mapping[str, inspect.Parameter], values: Mapping[st
                 option = f"{_words(parameter)}{text}"
                 raise DataError(f"{option}: is for {other} only; give {other} as well, or leave it out")
 
-
+# %% ../../nbs/11_cli/02_options.ipynb #fe264c5e
 T = TypeVar("T")
 
 
@@ -214,7 +214,7 @@ def _filled(options_class: type[T], values: dict[str, object]) -> T:
         }
     )
 
-
+# %% ../../nbs/11_cli/02_options.ipynb #159e2d04
 def with_options(
     function: Callable[..., None],  # some of its parameters are options classes, one may be an `Answer`
 ) -> Callable[..., None]:  # the same command; its parameters are the fields of these classes

@@ -194,7 +194,7 @@ def _keep_part(rows: Path, out: Path, done: int, total: int) -> str:
         shutil.copyfileobj(source, file)
     return f"{judged}: their rows are in {part}, and {out} is as it was"
 
-
+# %% ../../nbs/11_cli/16_predict.ipynb #96333cab
 def _read_paths(out: Path) -> list[str]:
     "The images that rows of a CSV name."
     from anomaly_nb.scoring.predict import table_cell
@@ -220,7 +220,7 @@ def _is_changed(stamp: tuple[int, int], judged: tuple[int, int] | None) -> bool:
         return True
     return stamp[1] > judged[1] if judged[0] < 0 else stamp != judged
 
-
+# %% ../../nbs/11_cli/16_predict.ipynb #dec38c81
 def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: float, idle: float) -> None:
     "Predict what arrives, each file once it has stopped growing, and again where it has changed since then."
     from anomaly_nb.core.errors import DataError

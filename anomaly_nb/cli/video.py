@@ -83,7 +83,7 @@ def _calibrate(plan: "VideoPlan", config: Path, max_image_count: int, answer: An
     ranges = number_of(len(scorer.ranges_), "modality")
     return f"{plan.name}: {ranges} calibrated on {number_of(most, 'normal object')}"
 
-
+# %% ../../nbs/11_cli/08_video.ipynb #ad827621
 @with_options
 def calibrate_video(
     answer: Answer,

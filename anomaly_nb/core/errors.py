@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DataError', 'MissingFileError', 'UnsafeFileError', 'Notice', 'MissingExtraError', 'require', 'check_file',
-           'check_folder', 'plural', 'number_of', 'percent', 'of_own_code', 'naming', 'check_random_state',
+           'check_folder', 'plural', 'number_of', 'percent', 'naming', 'of_own_code', 'check_random_state',
            'real_array', 'check_finite', 'check_labels_and_scores']
 
 # %% ../../nbs/00_core/01_errors.ipynb #3e8262a1
@@ -111,6 +111,25 @@ def percent(
     return f"{fraction:.{digits}%}".replace("%", " %")
 
 # %% ../../nbs/00_core/01_errors.ipynb #ce9b1736
+@contextmanager
+def naming(
+    what: str,  # image or file that is worked on
+) -> Iterator[None]:
+    """Name `what` in whatever goes wrong with it: in the message, or in a note under the traceback of a bug.
+
+    Raises `DataError`, or the error itself.
+    """
+    try:
+        yield
+    except Exception as e:
+        if what in str(e):
+            raise
+        if isinstance(e, ValueError | OSError):
+            raise DataError(f"{what}: {e}") from e
+        e.add_note(f"while working on {what}")
+        raise
+
+# %% ../../nbs/00_core/01_errors.ipynb #937a9625
 def _own_line(error: BaseException) -> str:
     "File and line of the last line outside libraries that an error passed through; nothing where there is none."
     here = str(Path(os.path.abspath(number_of.__code__.co_filename)).parents[1]) + os.sep  # this library
@@ -145,25 +164,6 @@ def of_own_code(
         what = lines[-1] if "TorchScript" in lines[0] else lines[0]  # TorchScript says it below its own traceback
         named = what if what.startswith(type(e).__name__) else f"{type(e).__name__}: {what}".rstrip(": ")
         raise DataError(f"{name}: {named[:300]}{_own_line(e) or mend}") from e
-
-
-@contextmanager
-def naming(
-    what: str,  # image or file that is worked on
-) -> Iterator[None]:
-    """Name `what` in whatever goes wrong with it: in the message, or in a note under the traceback of a bug.
-
-    Raises `DataError`, or the error itself.
-    """
-    try:
-        yield
-    except Exception as e:
-        if what in str(e):
-            raise
-        if isinstance(e, ValueError | OSError):
-            raise DataError(f"{what}: {e}") from e
-        e.add_note(f"while working on {what}")
-        raise
 
 # %% ../../nbs/00_core/01_errors.ipynb #56038284
 def check_random_state(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILMS', 'TOLERANCE', 'FORMS', 'BESIDE', 'JUNK', 'Film', 'probe_film', 'quiet_opencv', 'open_film', 'Video',
-           'film_frame', 'UnreadableVideosError', 'read_split', 'list_videos', 'read_video', 'is_hidden',
+           'film_frame', 'UnreadableVideosError', 'read_split', 'list_videos', 'is_hidden', 'read_video',
            'video_of_masks']
 
 # %% ../../nbs/08_video/02_layouts.ipynb #588d9f69
@@ -343,6 +343,26 @@ def _split_folder(root: Path, split: str | None) -> Path:
     return folders[0]
 
 # %% ../../nbs/08_video/02_layouts.ipynb #ab48f223
+JUNK = {"__macosx", "thumbs.db", "desktop.ini"}  # what systems leave beside the files of a person
+
+
+def is_hidden(path: Path) -> bool:
+    "Whether nobody meant this file: `._Test001.mat`, `.DS_Store`, `__MACOSX`."
+    return path.name.startswith(".") or path.name.casefold() in JUNK
+
+# %% ../../nbs/08_video/02_layouts.ipynb #d58c78d0
+def _why_no_frames(path: Path) -> str:
+    "What a folder without images holds."
+    films = sorted(p.name for p in path.iterdir() if p.suffix.lower() in FILMS and not is_hidden(p))
+    if films:
+        return (
+            f"holds {number_of(len(films), 'film')}, the first {films[0]}; put films directly into "
+            f"{path.parent.name}{os.sep}, a folder in it is one video, with its frames as images"
+        )
+    folders = any(p.is_dir() for p in path.iterdir())
+    return "holds folders, give one of them as the data set" if folders else "holds no frames"
+
+
 def read_video(path: Path) -> Video:
     "A folder of frames or a film. Raises `DataError` for anything else."
     if path.is_dir():
@@ -364,27 +384,7 @@ def read_video(path: Path) -> Video:
     film = probe_film(path)
     return Video(path.stem, path, tuple(f"{i:06d}" for i in range(film.frames)), film.fps, film.complete, film.note)
 
-
-def _why_no_frames(path: Path) -> str:
-    "What a folder without images holds."
-    films = sorted(p.name for p in path.iterdir() if p.suffix.lower() in FILMS and not is_hidden(p))
-    if films:
-        return (
-            f"holds {number_of(len(films), 'film')}, the first {films[0]}; put films directly into "
-            f"{path.parent.name}{os.sep}, a folder in it is one video, with its frames as images"
-        )
-    folders = any(p.is_dir() for p in path.iterdir())
-    return "holds folders, give one of them as the data set" if folders else "holds no frames"
-
-
-JUNK = {"__macosx", "thumbs.db", "desktop.ini"}  # what systems leave beside the files of a person
-
-
-def is_hidden(path: Path) -> bool:
-    "Whether nobody meant this file: `._Test001.mat`, `.DS_Store`, `__MACOSX`."
-    return path.name.startswith(".") or path.name.casefold() in JUNK
-
-
+# %% ../../nbs/08_video/02_layouts.ipynb #143605c2
 def video_of_masks(path: Path) -> str | None:
     """The video whose masks a folder holds in UCSD's form: `Test001` for `Test001_gt` or `Test001_GT` beside `Test001`.
 

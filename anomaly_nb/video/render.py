@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'EVENT', 'CURVE', 'PAPER', 'INK', 'STRIP', 'CODECS', 'joined_boxes', 'annotate', 'curve_strip',
-           'render_video', 'free_name', 'film_writer', 'contact_sheet']
+           'film_writer', 'free_name', 'render_video', 'contact_sheet']
 
 # %% ../../nbs/08_video/14_render.ipynb #6d7f9b73
 import io
@@ -111,8 +111,36 @@ def curve_strip(
 
 # %% ../../nbs/08_video/14_render.ipynb #a24349b5
 CODECS = (("mp4", "avc1"), ("webm", "VP80"), ("avi", "MJPG"))
+# writer, final path, path while it is written
+def film_writer(folder: Path, name: str, fps: float, size: tuple[int, int]) -> "tuple[cv2.VideoWriter, Path, Path]":
+    "The first codec that works here. Raises `DataError`."
+    cv2 = quiet_opencv()
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, codec in CODECS:
+        partial = folder / f".{name}.tmp.{suffix}"
+        writer = cv2.VideoWriter(str(partial), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*codec), fps, size)
+        if writer.isOpened():
+            return writer, folder / f"{name}.{suffix}", partial
+        writer.release()
+        partial.unlink(missing_ok=True)
+    raise DataError(
+        f"{folder / name}: this OpenCV writes none of {', '.join(c for _, c in CODECS)}; install opencv-python-headless"
+    )
 
+# %% ../../nbs/08_video/14_render.ipynb #6a32433d
+def free_name(
+    folder: Path,  # of films
+    name: str,  # of one to come
+) -> str:  # the same, with a number where a film of that name is there or is being written
+    "A name that writes over no film, of characters that every system takes."
+    name = number = re.sub(r"[^\w.-]+", "_", name)
+    count = 1
+    while any((folder / f).exists() for s, _ in CODECS for f in (f"{number}.{s}", f".{number}.tmp.{s}")):
+        count += 1
+        number = f"{name}_{count}"
+    return number
 
+# %% ../../nbs/08_video/14_render.ipynb #892e0dba
 def render_video(
     video: Video,
     folder: str | Path,  # receives <name>.mp4, .webm or .avi
@@ -156,36 +184,6 @@ def render_video(
         writer.release()
         partial.unlink(missing_ok=True)
     return path
-
-
-def free_name(
-    folder: Path,  # of films
-    name: str,  # of one to come
-) -> str:  # the same, with a number where a film of that name is there or is being written
-    "A name that writes over no film, of characters that every system takes."
-    name = number = re.sub(r"[^\w.-]+", "_", name)
-    count = 1
-    while any((folder / f).exists() for s, _ in CODECS for f in (f"{number}.{s}", f".{number}.tmp.{s}")):
-        count += 1
-        number = f"{name}_{count}"
-    return number
-
-
-# writer, final path, path while it is written
-def film_writer(folder: Path, name: str, fps: float, size: tuple[int, int]) -> "tuple[cv2.VideoWriter, Path, Path]":
-    "The first codec that works here. Raises `DataError`."
-    cv2 = quiet_opencv()
-    folder.mkdir(parents=True, exist_ok=True)
-    for suffix, codec in CODECS:
-        partial = folder / f".{name}.tmp.{suffix}"
-        writer = cv2.VideoWriter(str(partial), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*codec), fps, size)
-        if writer.isOpened():
-            return writer, folder / f"{name}.{suffix}", partial
-        writer.release()
-        partial.unlink(missing_ok=True)
-    raise DataError(
-        f"{folder / name}: this OpenCV writes none of {', '.join(c for _, c in CODECS)}; install opencv-python-headless"
-    )
 
 # %% ../../nbs/08_video/14_render.ipynb #5f178bdc
 def _image_at(video: Video, frame: str) -> np.ndarray:

@@ -46,7 +46,7 @@ def _why(path: Path, error: Exception) -> str:
     "A reason without the file that it is about."
     return str(error).removeprefix(f"{path}: ")
 
-
+# %% ../../nbs/08_video/18_sources.ipynb #ec3bfa05
 def readable_frames(
     video: Video,
     damaged: dict[str, str],  # receives the frames of a folder that cannot be read, and why
@@ -64,7 +64,7 @@ def readable_frames(
             damaged[name] = str(e).removeprefix(f"{video.path}{os.sep}")
         yield name, image
 
-
+# %% ../../nbs/08_video/18_sources.ipynb #9badd9db
 def until_readable(
     frames: Iterator[Frame],  # are read up to the first that can be read
 ) -> tuple[list[Frame], tuple[int, ...] | None]:  # those, and the shape of the last; None where none can be read
