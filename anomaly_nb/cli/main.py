@@ -193,9 +193,15 @@ def _extract_shards(index: "pd.DataFrame", network: "Backbone", out: Path, sched
         client = stack.enter_context(connected(scheduler)) if scheduler else None
         for one, rows in index.groupby("category"):
             folder = out / str(one)
-            features = (
-                extract_shards_on(client, rows, network, folder) if client else extract_shards(rows, network, folder)
-            )
+            try:
+                features = (
+                    extract_shards_on(client, rows, network, folder)
+                    if client
+                    else extract_shards(rows, network, folder)
+                )
+            except KeyboardInterrupt as e:
+                e.add_note("the same command goes on from here")
+                raise
             typer.echo(f"{one}: {features} -> {folder}")
 
 # %% ../../nbs/11_cli/01_main.ipynb #f567050c
