@@ -136,6 +136,55 @@ def test_other_commands_refuse_options_that_they_would_ignore(fitted, tmp_path, 
     assert "--normal 'good'" in fails(capsys, "inspect", _table(tmp_path, fitted), "--normal", "good")
 
 
+IGNORED = {
+    "street evaluate r --name x": "--name x: is for --scores, --logits or --model only; give one of them as well, or leave it out",
+    "street evaluate r --out x": "--out x: has no effect with RUN; leave out --out or RUN",
+    "street evaluate r --temperature 2": "--temperature 2: is for --logits or --model only",
+    "street evaluate r --fit-images 4": "--fit-images 4: is for --logits or --model only",
+    "street evaluate r --mean 0.5": "--mean 0.5: is for --model only",
+    "street evaluate --scores s --panels 3": "--panels 3: has no effect with --scores; leave out --panels or --scores",
+    "street evaluate --scores s --methods msp": "--methods msp: has no effect with --scores",
+    "street evaluate --scores s --same-classes": "--same-classes: is for --logits or --model only",
+    "street evaluate --scores s --fit-data camvid": "--fit-data camvid: is for --logits or --model only",
+    "street evaluate --logits l --refit": "--refit: is for RUN only; give RUN as well, or leave it out",
+    "street evaluate --logits l --as-stored": "--as-stored: is for RUN only",
+    "street evaluate --logits l --other-size": "--other-size: is for RUN only",
+    "street evaluate --logits l --average probabilities": "--average probabilities: is for --model only",
+    "street evaluate --logits l --root streets": "--data samples: they are drawn, and nothing is read from streets",
+    "street evaluate --model m:f --average probabilities": "--average probabilities: is for several networks",
+    "street evaluate --model m:f --std 1": "--std 1: is for a network in a file (.pt .pth .ts .pt2 .onnx)",
+    "street evaluate --model m:f --input uint8": "--input uint8: is for a network in a file",
+    "street evaluate --model m:f --patches filters": "--patches filters: none of max_logit, msp, energy reads features",
+    "street evaluate --model m:f --methods max_logit --temperature 2": "--temperature 2: none of max_logit reads it",
+    "street train r --methods max_logit --temperature 2": "--temperature 2: none of max_logit reads it",
+    "street train r --methods msp --adapt 0.9": "--adapt 0.9: is for heat",
+    "street ablate o --split val": "--split val: is for --run only",
+    "street ablate o --run r": "--run r: the study augmentation trains its own networks",
+    "street ablate o --study heat --run r --epochs 3": "--epochs 3: has no effect with --run; leave out --epochs or --run",
+    "street ablate o --study heat --run r --seeds 1": "--seeds 1: has no effect with --run",
+    "street ablate o --study promise --run r --methods msp": "--methods msp: the study promise has scores of its own",
+    "atoms captions --frames_root f --out o --text_dir t --model m": "--model m: has no effect with --text_dir",
+    "atoms captions --frames_root f --out o --text_dir t --dry_caption": "--dry_caption: has no effect with --text_dir",
+    "atoms run --frames_root f --out_dir o --dry_caption --lambda_atoms 0.5": "--lambda_atoms 0.5: is for --qwen_json only",
+    "atoms run --frames_root f --out_dir o --delta 0.5 --delta_quantile 0.9": "--delta 0.5: has no effect with --delta_quantile",
+    "atoms run --frames_root f --out_dir o --calibrate affine --calibration c": "--calibrate affine: has no effect with --calibration",
+    "atoms run --frames_root f --out_dir o --model tiny --pretrained p": "--pretrained p: --model tiny brings its own weights",
+    "drift run --model m": "--model m: is for --scores only",
+    "drift run --label a --label b": "--label a, b: is for --scores only",
+    "drift serve --new-key --drop-key k": "--drop-key k: has no effect with --new-key",
+    "runs verify a1 --all": "--all: has no effect with RUNS; leave out --all or RUNS",
+    "video watch 0 --dataset-name ped2 --features f --until-idle 4": "--until-idle 4: is for a folder that images are written into, and 0 is none",
+    "report -p seed=1": "no report is named",
+}
+
+
+@pytest.mark.parametrize("words", IGNORED, ids=lambda w: w.replace(" ", "_"))
+def test_an_option_without_effect_is_refused_before_anything_is_read(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    assert IGNORED[words] in fails(capsys, *words.split())
+    assert not list(tmp_path.iterdir())
+
+
 def _table(tmp_path, fitted):
     rows = [f"{p},train,0" for p in sorted((fitted / "good").iterdir())]
     (tmp_path / "t.csv").write_text("\n".join(["image_path,split,label", *rows]) + "\n")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Answer, exit_code, with_options
+from .options import Answer, Needs, exit_code, with_options
 from .outputs import check_out
 from anomaly_nb.cli.stores import (
     CONFIG,
@@ -58,16 +58,15 @@ def run(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model the scores are of; without it, the CSV's column `model`, or `model`.")
+        str | None, typer.Option(help="Of the scores; without it, the column `model`, or `model`."), Needs("scores")
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help="Head the scores are of; without it, the CSV's column `head`.")
+        str | None, typer.Option(help="Head of --scores; without it, the CSV's column `head`."), Needs("scores")
     ] = None,
     label: Annotated[
-        list[str] | None,
-        typer.Option(help="A label of the head, whose scores are in the column of that name; may be repeated."),
+        list[str] | None, typer.Option(help="A label of the head, with scores in its column; repeatable."), Needs("scores")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Only rows of this split.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only rows of this split."), Needs("scores")] = None,
     develop: Annotated[
         bool, typer.Option("--develop", help="First write  calibrate_heads: true  into the settings.")
     ] = False,

@@ -6,7 +6,7 @@
 __all__ = ['app', 'TrainScenes', 'ScoreOptions', 'train', 'score']
 
 # %% ../../nbs/11_cli/07_street.ipynb #12d4a625
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from anomaly_nb.cli.street_options import (
     Scenes,
     Temperature,
     Training,
+    check_temperature,
 )
 
 if TYPE_CHECKING:
@@ -125,6 +126,14 @@ class ScoreOptions:
         ),
     ] = 0.0
 
+    def check(self, methods: Sequence[str]) -> None:
+        "Raise `DataError` for an option that none of the scores reads."
+        from anomaly_nb.core.errors import DataError
+
+        check_temperature(self.temperature, methods)
+        if self.adapt and "heat" not in methods:
+            raise DataError(f"--adapt {self.adapt:g}: is for heat; add it to --methods, or leave --adapt out")
+
 
 @app.command()
 @with_options
@@ -166,6 +175,7 @@ def train(
     from anomaly_nb.segmentation.training import train as train_network
 
     size, names = training.size.pair, check_methods(fit.methods.split(","))
+    fit.check(names)
     config = training.config(epochs, device, seed)
     train_set, val_set = (scenes.open(split, size) for split in ("train", "val"))
     train_set = train_set.without_anomalies() if scenes.exclude_scenes else train_set

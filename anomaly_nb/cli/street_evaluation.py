@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import After, with_options
+from .options import After, Needs, NotWith, with_options
 from .street_options import Device, Resamples, RunSize, Scenes, check_anomaly
 from .street_own import InPlaceOfRun, OwnOptions, other_classes, own_network
 
@@ -31,6 +31,7 @@ def _write_results(
     validation: "StreetEvaluation | None",  # of a run; its thresholds make operating points
     resamples: int,
     other_size: bool,
+    model: str = "",  # what somebody else's network is called; "" = no column of it
 ) -> "pd.DataFrame":  # of `results_table`
     "Write tables and plots of an evaluation."
     import matplotlib.pyplot as plt
@@ -42,6 +43,8 @@ def _write_results(
     from anomaly_nb.segmentation.tables import difference_table, operating_points, results_table
 
     table = results_table(result, resamples)
+    if model:
+        table.insert(0, "model", model)
     write_comparison(folder, table, "results")
     if validation is not None and scorer is not None:
         points = operating_points(result, validation, scorer, other_size=other_size)
@@ -83,8 +86,12 @@ class EvaluatedScenes(Scenes):
 class Written:
     "What an evaluation leaves."
 
-    out: Annotated[Path, typer.Option(help="Folder for evaluations without a run.")] = Path("evaluations")
-    panels: Annotated[int, typer.Option(min=0, help="Best and worst scenes to draw, each; 0 = none.")] = 2
+    out: Annotated[Path, typer.Option(help="Folder for evaluations without a run."), NotWith("run")] = Path(
+        "evaluations"
+    )
+    panels: Annotated[
+        int, typer.Option(min=0, help="Best and worst scenes to draw, each; 0 = none."), NotWith("scores")
+    ] = 2
     resamples: Resamples = 200
 
 
@@ -101,6 +108,7 @@ def evaluate(
         bool,
         typer.Option("--refit", help="Fit statistics and thresholds for this size first, on the run's own data."),
         After("as_stored"),
+        Needs("run"),
     ] = False,
     options: OwnOptions,
     written: Written,
@@ -175,7 +183,8 @@ def evaluate(
         network.name, dataset = options.name or network.name, other_classes(dataset, network, source.model)
         result = evaluate_all(network, scorer, dataset, protocol=scenes.protocol, run=network.name)
     folder = save_evaluation(free_folder(run / "evaluations" if run else written.out, result), result)
-    table = _write_results(folder, result, scorer, validation, written.resamples, size.other_size)
+    named = network.name if network is not None and not run else ""
+    table = _write_results(folder, result, scorer, validation, written.resamples, size.other_size, named)
     if written.panels and network is not None and scorer is not None:
         _panels(folder, network, scorer, dataset, result, written.panels)
     typer.echo("\n".join([best_sentence(table), str(folder), *dataset.notes, to_markdown(table)]))

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from .options import After, Answer, with_options
+from .options import After, Answer, Needs, NotWith, with_options
 from anomaly_nb.cli.street_options import (
     AsStored,
     Device,
@@ -40,11 +40,12 @@ class Study:
         ),
     ] = "augmentation"
     run: Annotated[str, typer.Option(help="Folder of `street train`, for the studies that train nothing.")] = ""
-    split: Annotated[str, typer.Option(help="Split of a run's study."), After("root")] = "test"
+    split: Annotated[str, typer.Option(help="Split of a run's study."), After("root"), Needs("run")] = "test"
     seeds: Annotated[
         str,
         typer.Option(help="Comma-separated; their spread is the noise that a difference has to beat."),
         After("held_out"),
+        NotWith("run"),
     ] = "0,1"
     as_stored: Annotated[AsStored, After("crop_width")] = False
     other_size: Annotated[OtherSize, After("as_stored")] = False
@@ -139,7 +140,7 @@ def ablate(
     study: Study,
     scenes: Scenes,
     network: Network,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 20,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images."), NotWith("run")] = 20,
     *,
     training: Training,
     methods: Methods = "max_logit",
@@ -160,17 +161,25 @@ def ablate(
       anomaly-nb street ablate studies/heat --study heat --run runs/bicyclist --data camvid --root camvid \\
           --held-out Bicyclist
     """
+    from anomaly_nb.core.errors import DataError
     from anomaly_nb.segmentation.scorer import check_methods
 
     size, names = training.size.pair, check_methods(methods.split(","))
+    if study.study in ("heat", "promise") and methods != "max_logit":
+        raise DataError(f"--methods {methods}: the study {study.study} has scores of its own; leave it out")
     if study.study in ("heat", "promise", "thresholds", "subsampling"):
         at = RunSize(training.size, study.as_stored, study.other_size)
         return _study_run(out, study, scenes, at, names, device, answer)
-    from anomaly_nb.core.errors import DataError, number_of
+    from anomaly_nb.core.errors import number_of
     from anomaly_nb.core.files import write_text
     from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.ablation import ablation_plot, ablation_summary, run_ablation, study_configs
 
+    if study.run:
+        raise DataError(
+            f"--run {study.run}: the study {study.study} trains its own networks; name one of a run with --study heat, "
+            "promise, thresholds or subsampling, or leave it out"
+        )
     seeds = [int(s) for s in numbers(study.seeds, "--seeds") if s == int(s) >= 0]
     if not seeds or len(seeds) < len(study.seeds.split(",")):
         raise DataError(f"--seeds {study.seeds!r}: give whole numbers from 0 on with commas between them, such as 0,1")
@@ -203,8 +212,13 @@ def ablate(
 
 # %% ../../nbs/11_cli/12_street_studies.ipynb #08b69af9
 def _names(folders: list[Path]) -> list[str]:
-    "Run folders as names, with the evaluation's own folder where one run comes twice."
-    runs = [p.parent.parent.name or p.name for p in folders]
+    "Run folders, or names of networks that have none, with the evaluation's own folder where one comes twice."
+    from anomaly_nb.core.plain import read_json
+
+    runs = []
+    for p in folders:
+        stated = {} if (p.parent.parent / "run.json").is_file() else read_json(p / "evaluation.json")["about"]
+        runs.append(str(stated.get("run") or p.parent.parent.name or p.name))
     return [f"{r}/{p.name}" if runs.count(r) > 1 else r for r, p in zip(runs, folders)]
 
 
@@ -335,6 +349,9 @@ def submit(
     if not frames:
         raise DataError(f"{images}: no image there; give the folder of the benchmark's frames")
     sizes = {p.relative_to(images).with_suffix("").as_posix(): image_info(p).size for p in frames}
+    for option, value, usual in (("--dataset", dataset, "AnomalyTrack-all"), ("--method", method, "mine")):
+        if form == "fishyscapes" and value != usual:
+            raise DataError(f"{option} {value}: is for --form smiyc only; Fishyscapes reads no such name; leave it out")
     code = numbers(scale, "--scale", 2)
     written = write_submission(
         out, scores, list(sizes), form, dataset, method, (code[0], code[1]) if code else None, sizes

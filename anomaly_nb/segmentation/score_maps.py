@@ -148,7 +148,11 @@ def evaluate_scores(
             anomaly, values = ground_truth.read(i), readers[i]()
             if values.shape != anomaly.shape:
                 sizes = "{}x{}, its mask {}x{}".format(*values.shape, *anomaly.shape)
-                raise DataError(f"{ground_truth.keys[i]}: the map is {sizes}; store maps at the size of the masks")
+                mend = "store maps at the size of the masks, or open the data set at theirs, on the command line with"
+                raise DataError(
+                    f"{ground_truth.keys[i]}: the map is {sizes}; {mend} --height {values.shape[0]} --width "
+                    f"{values.shape[1]}"
+                )
             yield ground_truth.keys[i], {method: np.arcsinh((values - median) / spread).astype(np.float32)}, anomaly
 
     result, sizes = StreetEvaluation({method: name}, metadata={"scale": {method: [median, spread]}} | extra), set()

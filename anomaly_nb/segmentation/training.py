@@ -140,7 +140,7 @@ def check_classes(model: Classifier, dataset: StreetDataset) -> None:
             f"{dataset.name}/{dataset.split} has {len(dataset.table.names)} classes "
             f"({', '.join(dataset.table.names)}), "
             f"the network {len(model.classes)} ({', '.join(model.classes)}); open the data set "
-            "with the same held-out classes"
+            "with the same held-out classes, on the command line with --held-out"
         )
 
 # %% ../../nbs/07_segmentation/08_training.ipynb #7bc10d43
@@ -279,7 +279,7 @@ def train(
     check_classes(model, train_set)
     check_classes(model, val_set)
     if config.batch_size < 2:
-        raise DataError("batch_size is 1; batch normalisation needs at least 2 images")
+        raise DataError("batch_size is 1; batch normalisation needs at least 2 images, such as --batch-size 8")
     identity: Record = {
         "config": asdict(config),
         "model": model.name,
@@ -296,7 +296,9 @@ def train(
         epoch, start = len(run.history), time.perf_counter()
         loss = _train_epoch(run, train_set, epoch, next(model.parameters()).device, workers)
         if not np.isfinite(loss):
-            raise DataError(f"the loss of epoch {epoch + 1} is {loss}; lower the learning rate {config.lr}")
+            raise DataError(
+                f"the loss of epoch {epoch + 1} is {loss}; lower the learning rate, such as --lr {config.lr / 10:g}"
+            )
         miou = mean_iou(segmentation_confusion(model, val_set, config.precision))
         lr = run.optimiser.param_groups[0]["lr"]
         run.history.append(
