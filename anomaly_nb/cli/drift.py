@@ -64,7 +64,7 @@ def run(
         str | None, typer.Option(help="Head of --scores; without it, the CSV's column `head`."), Needs("scores")
     ] = None,
     label: Annotated[
-        list[str] | None, typer.Option(help="A label of the head, with scores in its column; repeatable."), Needs("scores")
+        list[str] | None, typer.Option(help="A label, with scores in its column; may be repeated."), Needs("scores")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Only rows of this split."), Needs("scores")] = None,
     develop: Annotated[

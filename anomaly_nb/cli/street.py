@@ -159,11 +159,19 @@ def train(
     minute where there is no terminal; report.html shows loss and mIoU while the run goes on.
 
     \b
+    Scenes of your own, --data folder --root ROOT (a label map has the name and the size of its image):
+      ROOT/classes.json            {"classes": {"road": 1, "car": [2, 3]}, "anomaly": [9], "normal": [], "void": [0]}
+      ROOT/train/images/a/001.jpg  ROOT/train/labels/a/001.png  one channel; a pixel is a raw id of 0 to 255
+      ROOT/val/images, ROOT/val/labels, ROOT/test/images, ROOT/test/labels
+    void neither trains nor counts; normal counts and has no class; an id that is not listed is an error.
+
+    \b
     Examples:
       anomaly-nb street train runs/hazards --data streethazards --root streethazards --height 512 --width 512
       anomaly-nb street train runs/bicyclist-0 --data camvid --root camvid --held-out Bicyclist --exclude-scenes \\
         --model deeplabv3plus_mobilenetv2 --weights mobilenetv2_100_imagenet.safetensors --mean 0.5 --std 0.5 \\
         --crop-height 240 --crop-width 320 --epoch-images 500 --epochs 10 --patience 5 --precision bfloat16
+      anomaly-nb street train runs/mine --data folder --root my_streets --height 512 --width 1024
     """
     import torch
 
@@ -255,6 +263,8 @@ def score(
     `scores.csv`.
 
     The network sees each image at the size of the run's thresholds; scores have that size, overlays the image's.
+    A map is (H, W) float32, unbounded, higher = anomalous, at or above `threshold` of scores.csv flagged. IMAGES is one
+    image, or a folder of any depth: no labels are read.
 
     \b
     Exit codes: 0 all read and scored; 4 some images could not be read; 1 none could; 2 a wrong option, file or run.

@@ -123,12 +123,33 @@ def evaluate(
     Statistics and thresholds are then those of that size (--refit makes them), or the run's own with --other-size.
 
     \b
+    Scenes of your own, --data folder --root ROOT (a label map has the name and the size of its image):
+      ROOT/classes.json            {"classes": {"road": 1, "car": [2, 3]}, "anomaly": [9], "normal": [], "void": [0]}
+      ROOT/train/images/a/001.jpg  ROOT/train/labels/a/001.png  one channel; a pixel is a raw id of 0 to 255
+      ROOT/val/images, ROOT/val/labels, ROOT/test/images, ROOT/test/labels
+    void neither trains nor counts; normal counts and has no class; an id that is not listed is an error.
+
+    \b
+    Your own network, --model my_module:build; build() returns a function or torch module that
+      takes    images  (B, 3, H, W) uint8, RGB, 0 to 255, not normalised
+      returns  logits  (B, C, h, w) float, C >= 2; brought to H x W; or (logits, features (B, D, h, w)), or
+               {"logits": ..., "features": ...}
+    A file .pt .pt2 .onnx takes float32, (value / 255 - mean) / std with --mean and --std, or uint8 with --input uint8.
+    Your own scores: --scores maps holds <scene>.npy, (H, W) float at the label's size, any range, higher = anomalous;
+    --logits holds <scene>.npy, (C, H, W) float. <scene> is the image's path below images/, without its ending.
+    \b
+      def build():                                          # my_module.py
+          net = torch.jit.load("net.pt").eval()
+          return lambda images: net(images.float() / 255)
+
+    \b
     Examples:
       anomaly-nb street evaluate runs/bicyclist-0 --data camvid --root camvid --held-out Bicyclist
       anomaly-nb street evaluate runs/bicyclist-0 --data smiyc --root RoadAnomaly21 --other-size \\
           --protocol anomaly_track
       anomaly-nb street evaluate --scores maps --data smiyc --root RoadAnomaly21 --protocol anomaly_track --name mine
       anomaly-nb street evaluate --logits logits --data smiyc --root RoadAnomaly21
+      anomaly-nb street evaluate --model my_module:build --data folder --root my_streets
       anomaly-nb street evaluate --model my_module:build --data smiyc --root RoadAnomaly21 --methods energy,sml \\
           --fit-data cityscapes --fit-root cityscapes
       anomaly-nb street evaluate --model hf:segformer --data road_anomaly --root RoadAnomaly --anomaly-ids 2

@@ -154,12 +154,20 @@ def ablate(
     promise     10 % false positives promised on four fifths of the validation images, tried on the last fifth
     thresholds  11 offsets of the threshold, in percent of its value and as promised false-positive rates
     subsampling 8 fractions of the pixels, 5 repetitions each, beside the exact figure
+
+    \b
+    Scenes of your own, --data folder --root ROOT (a label map has the name and the size of its image):
+      ROOT/classes.json            {"classes": {"road": 1, "car": [2, 3]}, "anomaly": [9], "normal": [], "void": [0]}
+      ROOT/train/images/a/001.jpg  ROOT/train/labels/a/001.png  one channel; a pixel is a raw id of 0 to 255
+      ROOT/val/images, ROOT/val/labels, ROOT/test/images, ROOT/test/labels
+    void neither trains nor counts; normal counts and has no class; an id that is not listed is an error.
     \b
     Examples:
       anomaly-nb street ablate studies/augmentation --data streethazards --root streethazards --height 512 \\
           --width 512 --seeds 0,1,2
       anomaly-nb street ablate studies/heat --study heat --run runs/bicyclist --data camvid --root camvid \\
           --held-out Bicyclist
+      anomaly-nb street ablate studies/mine --data folder --root my_streets --height 512 --width 1024
     """
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.segmentation.scorer import check_methods
