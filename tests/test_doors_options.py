@@ -24,6 +24,30 @@ from tests.commands import FIT, fails, parts, run
 FILTERS = ["--backbone", "filters", "--image-size", "48"]
 
 
+# ---- photographs that are stored sideways
+
+
+def test_images_with_an_exif_orientation_are_counted_wherever_they_are_read(fitted, tmp_path):
+    photos, sideways = tmp_path / "photos", Image.Exif()
+    sideways[0x0112] = 6
+    photos.mkdir()
+    for i in range(10):
+        image = Image.fromarray(draw_sample("nut", "good", 40 + i, size=48)[0])
+        image.save(photos / f"{i}.jpg", **({"exif": sideways} if i < 2 else {}))
+    line = "2 images bear an EXIF orientation, the first 0.jpg: read upright, and pixels are those of the upright image"
+    _, said, _ = run("inspect", photos)
+    assert "with an EXIF orientation, and read upright" in said and "0.jpg" in said
+    code, said, _ = run("fit", photos, "--out", tmp_path / "det", *FILTERS, "--recipe", "knn")
+    assert code == 0 and f"note: {line}" in said
+    _, said, _ = run("predict", tmp_path / "det", photos, "--out", tmp_path / "p.csv")
+    assert f"note: {line}" in said
+    _, said, _ = run("predict", tmp_path / "det", photos / "5.jpg", "--out", tmp_path / "p.csv")
+    assert "EXIF" not in said
+    Image.fromarray(draw_sample("nut", "good", 60, size=48)[0]).save(tmp_path / "late.jpg", exif=sideways)
+    code, said, error = run("update", tmp_path / "det", tmp_path / "late.jpg")
+    assert code == 0 and "note: 1 image bears an EXIF orientation, the first late.jpg" in said, error
+
+
 # ---- types of files
 
 
