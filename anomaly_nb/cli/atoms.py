@@ -303,12 +303,12 @@ def score_command(
     """
     from anomaly_nb.atoms.roles import RoleFit
     from anomaly_nb.atoms.scoring import score_run
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.tables import write_table
 
     frames, videos = score_run(run_dir, RoleFit.load(roles))
     out = out_dir or run_dir
-    write_text(out / "frame_scores.csv", frames.to_csv(index=False, lineterminator="\n"))
-    write_text(out / "video_scores.csv", videos.to_csv(index=False, lineterminator="\n"))
+    write_table(out / "frame_scores.csv", frames)
+    write_table(out / "video_scores.csv", videos)
     ranked = videos.sort_values("score", ascending=False, kind="stable").head(5).to_dict("records")
     seen = f"{number_of(len(frames), 'frame')} of {number_of(videos['video'].nunique(), 'video')}"
     highest = f", highest {ranked[0]['event']} {ranked[0]['score']:.2f} in {ranked[0]['video']}" if ranked else ""
@@ -352,7 +352,7 @@ def evaluate_command(
 
     from anomaly_nb.atoms.evaluation import evaluation_table, held_out_scores, video_of
     from anomaly_nb.atoms.pipeline import load_manifest
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.tables import write_table
 
     data = load_manifest(manifest_csv, clip_frames)
     scores = held_out_scores(data, folds, epochs=epochs, topk=topk, n_fits=seeds)
@@ -360,11 +360,8 @@ def evaluate_command(
     columns = {
         f"{method}: {event}": s[:, e] for method, s in scores.frames.items() for e, event in enumerate(data.events)
     }
-    write_text(out / "evaluation.csv", table.to_csv(index=False, lineterminator="\n"))
-    write_text(
-        out / "held_out_scores.csv",
-        pd.DataFrame({"video": data.video} | columns).to_csv(index=False, lineterminator="\n"),
-    )
+    write_table(out / "evaluation.csv", table)
+    write_table(out / "held_out_scores.csv", pd.DataFrame({"video": data.video} | columns))
     for row in table.to_dict("records"):
         more = (
             ""

@@ -157,7 +157,7 @@ def tag(
     from anomaly_nb.calibration.store import tag_or_keep
     from anomaly_nb.calibration.tagging import label_of
     from anomaly_nb.core.errors import MissingFileError, number_of
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.settings import load_settings
 
     check_out("--out", out, scores, columns=("file", "score"))
@@ -181,7 +181,7 @@ def tag(
     table = pd.concat(parts)
     open_ = int(table["anomalous"].isna().sum())
     more = ["label"] if len(names) > 1 else [], ["value"] if open_ and calibration else []
-    write_text(out, table[["file", *more[0], "score", "anomalous", *more[1]]].to_csv(index=False, lineterminator="\n"))
+    write_table(out, table[["file", *more[0], "score", "anomalous", *more[1]]])
     if calibration is None:
         return
     undecided = "" if not open_ else f", {open_} undecided: without a score, or the calibration names no threshold"

@@ -279,10 +279,11 @@ def score(
 
     from anomaly_nb.core.arrays import save_array
     from anomaly_nb.core.errors import DataError, number_of
-    from anomaly_nb.core.files import NOT_UTF8, atomic_write, write_text
+    from anomaly_nb.core.files import NOT_UTF8, atomic_write
+    from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.order import utf8_name
     from anomaly_nb.data.images import read_image
-    from anomaly_nb.scoring.predict import find_images, map_names
+    from anomaly_nb.scoring.predict import find_images, map_names, table_cell
     from anomaly_nb.segmentation.datasets import resized_image, resized_labels
     from anomaly_nb.segmentation.evaluation import check_sizes
     from anomaly_nb.segmentation.models import predict
@@ -312,7 +313,8 @@ def score(
                 raise DataError(f"{name}: {NOT_UTF8}")
             image = read_image(path)
         except (DataError, OSError) as e:
-            rows.append({"image": name, "method": scorer.labels[method], "threshold": threshold, "error": str(e)})
+            row = {"image": table_cell(name), "method": scorer.labels[method], "threshold": threshold}
+            rows.append(row | {"error": table_cell(str(e))})
             continue
         inputs = image if at is None else resized_image(image, at)
         if not size.other_size:
@@ -329,7 +331,7 @@ def score(
         with atomic_write(out / f"{names[str(path)]}.overlay.png") as f:
             Image.fromarray(painted).save(f, "PNG")
         row = {
-            "image": name,
+            "image": table_cell(name),
             "method": scorer.labels[method],
             "height": maps.shape[0],
             "width": maps.shape[1],
@@ -338,7 +340,7 @@ def score(
         rows.append(row | {"max": float(maps.max()), "flagged_fraction": float(flagged.mean()), "error": ""})
     columns = ["image", "method", "height", "width", "threshold", "max", "flagged_fraction", "error"]
     table = pd.DataFrame(rows, columns=columns).astype({"height": "Int64", "width": "Int64"})
-    write_text(out / "scores.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_table(out / "scores.csv", table)
     unread = int((table["error"] != "").sum())
     typer.echo(
         f"{number_of(len(rows) - unread, 'image')} scored with {scorer.labels[method]}, threshold {threshold:.4f}"

@@ -36,7 +36,7 @@ def _write_results(
     "Write tables and plots of an evaluation."
     import matplotlib.pyplot as plt
 
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.style import figure_style, save_figure
     from anomaly_nb.metrics.plots import plot_precision_recall, plot_roc
     from anomaly_nb.segmentation.compare import comparison_plot, write_comparison
@@ -48,10 +48,10 @@ def _write_results(
     write_comparison(folder, table, "results")
     if validation is not None and scorer is not None:
         points = operating_points(result, validation, scorer, other_size=other_size)
-        write_text(folder / "operating_points.csv", points.to_csv(index=False, lineterminator="\n"))
+        write_table(folder / "operating_points.csv", points)
     if resamples and len(result.labels) > 1 and len(result.images) > 1:
         differences = difference_table(result, next(iter(result.labels)), resamples)
-        write_text(folder / "differences.csv", differences.to_csv(index=False, lineterminator="\n"))
+        write_table(folder / "differences.csv", differences)
     save_figure(folder / "results.png", comparison_plot(table))
     with figure_style():
         curves, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5))

@@ -66,7 +66,7 @@ def _study_run(
     import pandas as pd
 
     from anomaly_nb.core.errors import DataError, number_of
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.ablation import (
         heat_study,
@@ -88,7 +88,7 @@ def _study_run(
     at = size.of(place)
     if study.study == "promise":
         rates = promise_study(place.fitted(at, other_size=size.other_size)[1])
-        write_text(out / "promise.csv", rates.to_csv(index=False, lineterminator="\n"))
+        write_table(out / "promise.csv", rates)
         answer.verdict(f"{number_of(len(rates), 'rate')} promised on validation images and tried on others", out)
         answer.say(rates.round(4).to_string(index=False))
         return
@@ -102,7 +102,7 @@ def _study_run(
         table = results_table(result)
         write_comparison(save_evaluation(out, result), table, "results")
         save_figure(out / "results.png", comparison_plot(table))
-        write_text(out / "differences.csv", difference_table(result, "heat").to_csv(index=False, lineterminator="\n"))
+        write_table(out / "differences.csv", difference_table(result, "heat"))
         fractions = ", ".join(f"{n} {v:.2f}" for n, v in result.metadata["fractions"].items())
         answer.verdict(best_sentence(table), out)
         answer.say(to_markdown(table[table["protocol"] == "pooled"]) + f"\nfractions of the terms: {fractions}")
@@ -127,7 +127,7 @@ def _study_run(
             frame = pd.concat(
                 [f.assign(method=counts.labels[method], version=v) for v, f in both.items()], ignore_index=True
             )
-        write_text(out / f"{study.study}_{method}.csv", frame.to_csv(index=False, lineterminator="\n"))
+        write_table(out / f"{study.study}_{method}.csv", frame)
         save_figure(out / f"{study.study}_{method}.png", sensitivity_plot(percent, promised, sample))
         answer.say(frame.round(4).to_string(index=False) + "\n")
     answer.verdict(f"{study.study} of {number_of(len(methods), 'score')}: {', '.join(methods)}", out)
@@ -179,7 +179,7 @@ def ablate(
         at = RunSize(training.size, study.as_stored, study.other_size)
         return _study_run(out, study, scenes, at, names, device, answer)
     from anomaly_nb.core.errors import number_of
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.ablation import ablation_plot, ablation_summary, run_ablation, study_configs
 
@@ -205,10 +205,10 @@ def ablate(
         device,
         **network.normalisation(),
     )
-    write_text(out / "runs.csv", runs.to_csv(index=False, lineterminator="\n"))
+    write_table(out / "runs.csv", runs)
     for metric in ("test_miou", "ap"):
         summary = ablation_summary(runs, metric)
-        write_text(out / f"summary_{metric}.csv", summary.to_csv(index=False, lineterminator="\n"))
+        write_table(out / f"summary_{metric}.csv", summary)
         save_figure(out / f"summary_{metric}.png", ablation_plot(summary))
         answer.say(summary.round(4).to_string(index=False) + "\n")
         top = summary.sort_values("mean", kind="stable").iloc[-1]  # of the last: average precision

@@ -24,8 +24,8 @@ from anomaly_nb.core.files import (
     verify_manifest,
     write_json,
     write_manifest,
-    write_text,
 )
+from ..core.tables import write_table
 from ..core.plain import Record, read_json
 from ..core.runtime import progress
 from ..data.intensity import Intensity
@@ -244,7 +244,7 @@ def _prepare(
     state = folder / "features.json"
     if not state.is_file():
         shard, row = np.divmod(np.arange(len(index)), plan["shard_size"])
-        write_text(folder / "index.csv", index.assign(shard=shard, row=row).to_csv(index=False, lineterminator="\n"))
+        write_table(folder / "index.csv", index.assign(shard=shard, row=row))
         write_json(state, plan)
     old_plan = read_json(state)
     differs = [k for k in plan if old_plan.get(k) != plan[k]]

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from ..core.arrays import load_tensors, save_tensors
 from ..core.device import choose_device, choose_precision
 from ..core.errors import DataError, naming
-from ..core.files import sha256_json, write_text
+from ..core.files import sha256_json
+from ..core.tables import write_table
 from ..core.plain import Record
 from ..core.runtime import deterministic, notice, progress
 from ..core.style import figure_style
@@ -221,7 +222,7 @@ class _Run:
                 fingerprint=self.fingerprint,
             )
         save_tensors(self.folder / "last.pt", state)  # last: whatever it says is done, is done
-        write_text(self.folder / "history.csv", pd.DataFrame(self.history).to_csv(index=False, lineterminator="\n"))
+        write_table(self.folder / "history.csv", pd.DataFrame(self.history))
 
 # %% ../../nbs/07_segmentation/08_training.ipynb #d5eb5a65
 def _train_epoch(run: _Run, dataset: StreetDataset, epoch: int, device: torch.device, workers: int) -> float:
