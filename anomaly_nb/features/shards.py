@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 def features_key(
     index: pd.DataFrame,
     backbone: Backbone,
-    dtype: str = "float32",
+    dtype: str = "float32",  # of the patches: "float32" or "float16"
 ) -> str:  # hex
     """A checksum of all that determines the features: images, intensity rule, backbone and dtype.
 
@@ -284,7 +284,7 @@ def cached_features(
     cache: str | Path,  # folder for features
     category: str = "all",  # beginning of the cache folder's name, for people
     batch_size: int = 16,
-    dtype: str = "float32",
+    dtype: str = "float32",  # of the patches: "float32" or "float16"
 ) -> FeatureSet:
     """Features of `index`, in memory, from the cache where it holds exactly these, else extracted and kept.
 

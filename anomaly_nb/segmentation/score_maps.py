@@ -129,7 +129,7 @@ def evaluate_scores(
     maps: str | Path | Mapping[str, ArrayLike] | Sequence[ArrayLike],
     # a data set, or arrays (H, W) of 0, 1, 255 by key or in order
     masks: StreetDataset | Mapping[str, np.ndarray] | Sequence[np.ndarray],
-    protocol: str = "pixels",  # a name in PROTOCOLS
+    protocol: str = "pixels",  # "pixels", "anomaly_track" or "obstacle_track"
     name: str = "score",  # of the method, in tables
     scale: tuple[float, float] | None = None,  # of files of whole numbers, see `read_map`
     **extra: object,  # plain values to keep
@@ -182,7 +182,7 @@ def write_submission(
     maps: str | Path | Mapping[str, ArrayLike],  # folder of maps, or arrays by frame
     keys: Sequence[str],  # frames of the benchmark
     form: str,  # "smiyc" or "fishyscapes"
-    dataset: str = "AnomalyTrack-all",  # of SMIYC: AnomalyTrack-all, ObstacleTrack-all, LostAndFound-testNoKnown ...
+    dataset: str = "AnomalyTrack-all",  # of "smiyc": AnomalyTrack-all, ObstacleTrack-all, LostAndFound-testNoKnown ...
     method: str = "method",  # name of the method, as the server shows it
     scale: tuple[float, float] | None = None,  # of files of whole numbers
     # frame -> (height, width) its map is brought to, bilinearly; None = as they are

@@ -148,7 +148,7 @@ def check_classes(model: Classifier, dataset: StreetDataset) -> None:
 def segmentation_confusion(
     model: StreetModel,
     dataset: StreetDataset,
-    precision: str = "float32",
+    precision: str = "float32",  # "float32" or "bfloat16"
 ) -> np.ndarray:  # (C, C) int64, rows = ground truth, columns = prediction
     "Confusion of the known classes over every labelled pixel. Raises `DataError` where the classes differ."
     check_classes(model, dataset)
@@ -269,7 +269,7 @@ def train(
     val_set: StreetDataset,  # chooses the epoch; never the test split
     folder: str | Path,  # run folder, see the table above
     config: TrainConfig = TrainConfig(),
-    device: str = "auto",
+    device: str = "auto",  # "auto", "cpu", "cuda" or "mps"
     workers: int = 0,  # processes that read ahead
     after_epoch: Callable[[pd.DataFrame], object] = lambda history: None,  # given the history when an epoch is saved
 ) -> TrainResult:
