@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 from typing import get_type_hints
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 import anomaly_nb
 from anomaly_nb.cli.main import app
-from anomaly_nb.cli.options import options_of
+from anomaly_nb.cli.options import Needs, NotWith, options_of
 
 PACKAGE = Path(anomaly_nb.__path__[0])
 
@@ -76,3 +77,15 @@ def test_no_function_takes_more_than_ten():
                 if len(names) > 10 and (path.name, node.name) != ("detector.py", "__init__"):
                     long.append(f"{path.relative_to(PACKAGE)}: {node.name} takes {len(names)}")
     assert not long, "\n".join(long)
+
+
+def test_marks_name_options_that_are_there():
+    "A mark whose option was renamed would refuse nothing, or fail when it is needed."
+    for words, command in commands(typer.main.get_command(app)):
+        own = command.callback
+        parameters = inspect.signature(own).parameters
+        marks = [(n, m) for n, p in parameters.items() for m in getattr(p.annotation, "__metadata__", ()) if isinstance(m, Needs | NotWith)]
+        assert not marks or hasattr(own, "__wrapped__"), f"{' '.join(words)}: has marks and takes no options by with_options"
+        for name, mark in marks:
+            if isinstance(mark, Needs):
+                assert set(mark.names) <= set(parameters), (words, name, mark.names)

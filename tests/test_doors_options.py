@@ -24,6 +24,30 @@ from tests.commands import FIT, fails, parts, run
 FILTERS = ["--backbone", "filters", "--image-size", "48"]
 
 
+# ---- photographs that are stored sideways
+
+
+def test_images_with_an_exif_orientation_are_counted_wherever_they_are_read(fitted, tmp_path):
+    photos, sideways = tmp_path / "photos", Image.Exif()
+    sideways[0x0112] = 6
+    photos.mkdir()
+    for i in range(10):
+        image = Image.fromarray(draw_sample("nut", "good", 40 + i, size=48)[0])
+        image.save(photos / f"{i}.jpg", **({"exif": sideways} if i < 2 else {}))
+    line = "2 images bear an EXIF orientation, the first 0.jpg: read upright, and pixels are those of the upright image"
+    _, said, _ = run("inspect", photos)
+    assert "with an EXIF orientation, and read upright" in said and "0.jpg" in said
+    code, said, _ = run("fit", photos, "--out", tmp_path / "det", *FILTERS, "--recipe", "knn")
+    assert code == 0 and f"note: {line}" in said
+    _, said, _ = run("predict", tmp_path / "det", photos, "--out", tmp_path / "p.csv")
+    assert f"note: {line}" in said
+    _, said, _ = run("predict", tmp_path / "det", photos / "5.jpg", "--out", tmp_path / "p.csv")
+    assert "EXIF" not in said
+    Image.fromarray(draw_sample("nut", "good", 60, size=48)[0]).save(tmp_path / "late.jpg", exif=sideways)
+    code, said, error = run("update", tmp_path / "det", tmp_path / "late.jpg")
+    assert code == 0 and "note: 1 image bears an EXIF orientation, the first late.jpg" in said, error
+
+
 # ---- types of files
 
 
@@ -134,6 +158,55 @@ def test_other_commands_refuse_options_that_they_would_ignore(fitted, tmp_path, 
     assert "--max-image-count 5: is for --all only" in fails(capsys, "score-video", "--max-image-count", 5)
     assert "--fit-root x: is for --fit-data only" in fails(capsys, "street", "evaluate", "--scores", "s", "--fit-root", "x")
     assert "--normal 'good'" in fails(capsys, "inspect", _table(tmp_path, fitted), "--normal", "good")
+
+
+IGNORED = {
+    "street evaluate r --name x": "--name x: is for --scores, --logits or --model only; give one of them as well, or leave it out",
+    "street evaluate r --out x": "--out x: has no effect with RUN; leave out --out or RUN",
+    "street evaluate r --temperature 2": "--temperature 2: is for --logits or --model only",
+    "street evaluate r --fit-images 4": "--fit-images 4: is for --logits or --model only",
+    "street evaluate r --mean 0.5": "--mean 0.5: is for --model only",
+    "street evaluate --scores s --panels 3": "--panels 3: has no effect with --scores; leave out --panels or --scores",
+    "street evaluate --scores s --methods msp": "--methods msp: has no effect with --scores",
+    "street evaluate --scores s --same-classes": "--same-classes: is for --logits or --model only",
+    "street evaluate --scores s --fit-data camvid": "--fit-data camvid: is for --logits or --model only",
+    "street evaluate --logits l --refit": "--refit: is for RUN only; give RUN as well, or leave it out",
+    "street evaluate --logits l --as-stored": "--as-stored: is for RUN only",
+    "street evaluate --logits l --other-size": "--other-size: is for RUN only",
+    "street evaluate --logits l --average probabilities": "--average probabilities: is for --model only",
+    "street evaluate --logits l --root streets": "--data samples: they are drawn, and nothing is read from streets",
+    "street evaluate --model m:f --average probabilities": "--average probabilities: is for several networks",
+    "street evaluate --model m:f --std 1": "--std 1: is for a network in a file (.pt .pth .ts .pt2 .onnx)",
+    "street evaluate --model m:f --input uint8": "--input uint8: is for a network in a file",
+    "street evaluate --model m:f --patches filters": "--patches filters: none of max_logit, msp, energy reads features",
+    "street evaluate --model m:f --methods max_logit --temperature 2": "--temperature 2: none of max_logit reads it",
+    "street train r --methods max_logit --temperature 2": "--temperature 2: none of max_logit reads it",
+    "street train r --methods msp --adapt 0.9": "--adapt 0.9: is for heat",
+    "street ablate o --split val": "--split val: is for --run only",
+    "street ablate o --run r": "--run r: the study augmentation trains its own networks",
+    "street ablate o --study heat --run r --epochs 3": "--epochs 3: has no effect with --run; leave out --epochs or --run",
+    "street ablate o --study heat --run r --seeds 1": "--seeds 1: has no effect with --run",
+    "street ablate o --study promise --run r --methods msp": "--methods msp: the study promise has scores of its own",
+    "atoms captions --frames_root f --out o --text_dir t --model m": "--model m: has no effect with --text_dir",
+    "atoms captions --frames_root f --out o --text_dir t --dry_caption": "--dry_caption: has no effect with --text_dir",
+    "atoms run --frames_root f --out_dir o --dry_caption --lambda_atoms 0.5": "--lambda_atoms 0.5: is for --qwen_json only",
+    "atoms run --frames_root f --out_dir o --delta 0.5 --delta_quantile 0.9": "--delta 0.5: has no effect with --delta_quantile",
+    "atoms run --frames_root f --out_dir o --calibrate affine --calibration c": "--calibrate affine: has no effect with --calibration",
+    "atoms run --frames_root f --out_dir o --model tiny --pretrained p": "--pretrained p: --model tiny brings its own weights",
+    "drift run --model m": "--model m: is for --scores only",
+    "drift run --label a --label b": "--label a, b: is for --scores only",
+    "drift serve --new-key --drop-key k": "--drop-key k: has no effect with --new-key",
+    "runs verify a1 --all": "--all: has no effect with RUNS; leave out --all or RUNS",
+    "video watch 0 --dataset-name ped2 --features f --until-idle 4": "--until-idle 4: is for a folder that images are written into, and 0 is none",
+    "report -p seed=1": "no report is named",
+}
+
+
+@pytest.mark.parametrize("words", IGNORED, ids=lambda w: w.replace(" ", "_"))
+def test_an_option_without_effect_is_refused_before_anything_is_read(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    assert IGNORED[words] in fails(capsys, *words.split())
+    assert not list(tmp_path.iterdir())
 
 
 def _table(tmp_path, fitted):

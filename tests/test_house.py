@@ -59,3 +59,26 @@ def test_what_tests_and_benchmarks_import_is_there():
             names = {a.name for a in node.names if not hasattr(module, a.name)}
             missing += [f"{path.name}: {node.module}.{n}" for n in names if not find_spec(f"{node.module}.{n}")]
     assert not missing
+
+
+CLOSED = ("metric", "precision", "device", "protocol", "correction", "dtype", "scale", "aggregation", "resize", "rule")
+
+
+def test_parameters_of_a_closed_set_name_their_values():
+    "In the comment beside the parameter, or in the docstring: whoever calls it should not have to provoke the error."
+    silent = []
+    for room in ("banks", "scoring", "calibration", "segmentation", "metrics"):
+        for path in sorted((Path(anomaly_nb.__path__[0]) / room).glob("*.py")):
+            source = path.read_text()
+            lines, tree = source.splitlines(), ast.parse(source)
+            classes = [n for n in tree.body if isinstance(n, ast.ClassDef)]
+            made = [(f, c) for c in classes for f in c.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
+            plain = [(f, f) for f in tree.body if isinstance(f, ast.FunctionDef) and not f.name.startswith("_")]
+            for function, documented in [*made, *plain]:
+                for arg in (*function.args.args, *function.args.kwonlyargs):
+                    text = arg.annotation is not None and ast.unparse(arg.annotation) == "str"
+                    beside = lines[arg.lineno - 1].partition("#")[2] + lines[arg.lineno - 2].partition("#")[2]
+                    said = f"{beside} {ast.get_docstring(documented)}"
+                    if text and arg.arg in CLOSED and not any(mark in said for mark in ('"', "`", "of METRICS")):
+                        silent.append(f"{room}/{path.name}:{arg.lineno} {function.name}({arg.arg})")
+    assert not silent, "\n".join(silent)

@@ -7,11 +7,13 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -144,3 +146,28 @@ def test_a_run_that_dies_is_a_record_too(tmp_path, monkeypatch):
         and record["error"] == "RuntimeError: out of memory"
         and "after epoch 1" in (tmp_path / "runs/hazards/report.html").read_text()
     )
+
+
+def test_the_folder_and_the_network_of_the_help_work_as_they_stand(tmp_path, monkeypatch):
+    "What --help teaches is done to the letter: its classes.json, its places, its module."
+    said = CliRunner().invoke(app, ["street", "evaluate", "--help"]).output
+    for command in ("train", "ablate"):
+        sketch = re.search(r"  Scenes of your own.*?is an error\.", said, re.S)[0]
+        assert sketch in CliRunner().invoke(app, ["street", command, "--help"]).output
+    classes = re.search(r"ROOT/classes\.json +(\{.*\})\n", said)[1]
+    root, rng = tmp_path / "my_streets", np.random.default_rng(0)
+    for image, label in re.findall(r"ROOT/(\S+\.jpg)  ROOT/(\S+\.png)", said):
+        for path, size in ((image, (32, 48, 3)), (label, (32, 48))):
+            path = root / path.replace("train", "test")
+            path.parent.mkdir(parents=True)
+            Image.fromarray(rng.choice([0, 1, 2, 3, 9], size).astype(np.uint8)).save(path)
+    (root / "classes.json").write_text(classes)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    code = textwrap.dedent(re.search(r"    def build\(\):.*?(?=\n\n)", said, re.S)[0])
+    (tmp_path / "my_module.py").write_text("import torch\n\n" + code)
+    torch.jit.trace(torch.nn.Conv2d(3, 3, 8, 8), torch.zeros(1, 3, 32, 48)).save("net.pt")
+    (line,) = [line.strip() for line in said.splitlines() if line.endswith("my_module:build --data folder --root my_streets")]
+    words = [*shlex.split(line)[1:], "--panels", "0", "--resamples", "0", "--device", "cpu"]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0 and "of my_module:build finds" in result.output, result.output

@@ -7,8 +7,6 @@ __all__ = ['MeasuredPresence', 'measure_presence', 'run_pipeline', 'AtomsRun', '
            'load_manifest', 'select_videos', 'train_from_manifest']
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #ce40bd22
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +19,10 @@ from torch import Tensor
 
 from ..core.errors import DataError, check_folder, number_of
 from ..core.arrays import load_tensors, save_tensors
-from ..core.files import locked, sha256_file, sha256_json, write_json, write_text
+from ..core.files import locked, sha256_file, sha256_json, write_json
 from ..core.plain import Record, read_json
 from ..core.runtime import provenance
-from ..core.tables import read_table
+from ..core.tables import read_table, write_table
 from .captions import Caption, JsonCaptions, MockCaptions, caption_membership
 from .frames import FrameLabels, Frames, cut_clips, list_frames, read_labels, video_labels
 from .ontology import Ontology, load_ontology
@@ -123,10 +121,7 @@ def _note_run(manifest: Path, run_dir: str, labels_csv: str) -> None:
         if manifest.exists():
             table = read_table(manifest, ["run_dir", "labels_csv"])
             rows = dict(zip(table["run_dir"], table["labels_csv"])) | rows
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerows([["run_dir", "labels_csv"], *rows.items()])
-        write_text(manifest, out.getvalue())
+        write_table(manifest, pd.DataFrame({"run_dir": list(rows), "labels_csv": list(rows.values())}))
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #e911e4c9
 def run_pipeline(
@@ -178,13 +173,10 @@ def run_pipeline(
         save_tensors(out / "presence_used.pt", result.used)
     if result.calibration is not None:
         result.calibration.save(out / "calibration.pt")
-    write_text(
-        out / "frames.csv",
-        "\n".join(["frame,video,label", *(f"{k},{v},{n}" for k, v, n in zip(frames.keys, frames.video, y))]) + "\n",
-    )
+    write_table(out / "frames.csv", pd.DataFrame({"frame": frames.keys, "video": frames.video, "label": y}))
     listed = ""
     if events is not None:
-        write_text(out / "events.csv", events.to_csv(index=False, lineterminator="\n"))
+        write_table(out / "events.csv", events)
         listed = f"{out.name}/events.csv"
     elif events_csv is not None:
         listed = str(Path(events_csv).resolve())
@@ -374,5 +366,5 @@ def train_from_manifest(
     out = Path(out_dir) if out_dir is not None else Path(manifest_csv).parent / "roles"
     fit.save(out / "roles.pt")
     for name, table in {"roles": fit.table(), "stability": fit.stability(), "history": fit.history}.items():
-        write_text(out / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+        write_table(out / f"{name}.csv", table)
     return fit

@@ -21,7 +21,7 @@ METRICS = ("cosine", "euclidean", "sqeuclidean")
 
 def searched(
     x: np.ndarray,  # (n, D) any float
-    metric: str,  # of METRICS
+    metric: str,  # "cosine", "euclidean" or "sqeuclidean"
 ) -> np.ndarray:  # (n, D) float32, always a copy
     "Vectors as the search compares them."
     return unit_rows(x) if metric == "cosine" else np.array(x, np.float32, order="C")
@@ -29,7 +29,7 @@ def searched(
 
 def from_squared(
     squared: np.ndarray,  # of `searched` vectors
-    metric: str,  # of METRICS
+    metric: str,  # "cosine", "euclidean" or "sqeuclidean"
 ) -> np.ndarray:  # the same shape
     "The metric's distance from the squared one."
     return squared / 2 if metric == "cosine" else np.sqrt(squared) if metric == "euclidean" else squared
@@ -37,7 +37,7 @@ def from_squared(
 # %% ../../nbs/04_banks/02_knn.ipynb #d0496283
 def coreset_rows(
     flat: np.ndarray,  # (M, D) any float
-    metric: str,  # of METRICS
+    metric: str,  # "cosine", "euclidean" or "sqeuclidean"
     coreset: float | int | None,  # of `coreset_count`
     random_state: int = 0,  # of the coreset's start
 ) -> np.ndarray:  # ascending rows of `flat`
@@ -52,7 +52,11 @@ def coreset_rows(
 
 # %% ../../nbs/04_banks/02_knn.ipynb #5260dc11
 class KNNBank(Bank):
-    "Distance to the k nearest normal patches (Roth et al. 2022, PatchCore; Damm et al. 2024, AnomalyDINO)."
+    """Distance to the k nearest normal patches (Roth et al. 2022, PatchCore; Damm et al. 2024, AnomalyDINO).
+
+    `metric` is "cosine" (1 - cos), "euclidean" or "sqeuclidean"; `coreset` a fraction (float in (0, 1]) or a count
+    (int) of patches to keep, or None for all.
+    """
 
     leaves_one_out = True
 

@@ -69,7 +69,7 @@ def nearest(
     bank: np.ndarray,  # (m, D) float32
     k: int = 1,
     skip: np.ndarray | None = None,  # (n, 2) first and end of the bank rows each query must not see
-    device: str = "auto",  # torch device of large searches: a GPU when there is one
+    device: str = "auto",  # of large searches: "cpu", "cuda" or "mps"; "auto" = a GPU when there is one
     block: int = 1024,  # queries at a time
     method: str = "auto",  # "auto", "axes", "bfloat16" or "faiss"; the results are equal
     prepare: Callable[[np.ndarray], np.ndarray] | None = None,  # of a block of queries, (b, D) to (b, D) float32

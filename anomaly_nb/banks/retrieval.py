@@ -15,7 +15,10 @@ from ..core.errors import DataError
 
 # %% ../../nbs/04_banks/09_retrieval.ipynb #61b561c5
 class RetrievalBank(SimilarImagesBank):
-    "Distance to the nearest patches of the most similar normal images (Cohen and Hoshen 2020, SPADE)."
+    """Distance to the nearest patches of the most similar normal images (Cohen and Hoshen 2020, SPADE).
+
+    `metric` is "cosine" (1 - cos), "euclidean" or "sqeuclidean".
+    """
 
     scores_images = True
 

@@ -303,7 +303,7 @@ def adjust_p_values(
 # %% ../../nbs/05_calibration/06_drift.ipynb #4c653dfd
 def judge_heads(
     results: Mapping[str, DriftResult],  # head -> its comparison
-    correction: str = "bh",
+    correction: str = "bh",  # "bh", "bonferroni" or "none", of `adjust_p_values`
 ) -> dict[str, DriftResult]:  # the same heads, p-values and verdicts corrected
     "Verdicts of one run over many heads: a head is unstable only if its corrected p-value says so."
     tested = [k for k, r in results.items() if r.p_values]

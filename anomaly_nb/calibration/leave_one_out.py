@@ -296,8 +296,8 @@ def kth_neighbour_distances(
     queries: np.ndarray,  # (Q, D) objects to score
     bank: np.ndarray,  # (N, D) normal objects
     k: int = 2,  # the k-th nearest gives the distance
-    metric: str = "sqeuclidean",  # as above
-    device: str = "cpu",  # as above
+    metric: str = "sqeuclidean",  # "sqeuclidean", "euclidean" or "cosine"
+    device: str = "cpu",  # "cpu", "cuda" or "mps"
 ) -> np.ndarray:  # (Q,) float32
     """Distance of every query to its k-th nearest bank row, exact.
 

@@ -98,7 +98,7 @@ def jensen_shannon(
 def null_shifts(
     reference: Sample | ScoreSketch,
     current: Sample | ScoreSketch,
-    scale: str,
+    scale: str,  # "unit" or "reference"
     rng: np.random.Generator,
     resamples: int,
 ) -> np.ndarray:  # (resamples, 5) signed shifts if nothing had drifted
@@ -221,7 +221,7 @@ def design_effect(
 def shift_intervals(
     reference: Sample | ScoreSketch,
     current: Sample | ScoreSketch,
-    scale: str,
+    scale: str,  # "unit" or "reference"
     rng: np.random.Generator,
     resamples: int,
     alpha: float,  # the intervals cover 1 - alpha, each by itself

@@ -15,7 +15,7 @@ import typer
 
 from ..core.errors import number_of, percent
 from ..core.order import printable
-from .options import After, Answer, with_options
+from .options import After, Answer, Needs, NotWith, with_options
 
 if TYPE_CHECKING:
     from anomaly_nb.atoms.presence import PresenceSettings
@@ -56,17 +56,22 @@ def frames_command(
 
 
 @app.command("captions")
+@with_options
 def captions_command(
     frames_root: Annotated[Path, typer.Option("--frames_root", help="Folder of one folder of frames per video.")],
     out: Annotated[Path, typer.Option("--out", help="JSON file to write, for `run --qwen_json`.")],
     model: Annotated[
-        str, typer.Option("--model", help="Qwen2.5-VL on the hub, or a local folder.")
+        str,
+        typer.Option("--model", help="Qwen2.5-VL on the hub, or a local folder."),
+        NotWith("text_dir", "dry_caption"),
     ] = "Qwen/Qwen2.5-VL-3B-Instruct",
     text_dir: Annotated[
         Path | None,
         typer.Option("--text_dir", help="Instead of a model: one .txt per video, one description per frame."),
     ] = None,
-    dry_caption: Annotated[bool, typer.Option("--dry_caption", help="Instead of a model: made-up captions.")] = False,
+    dry_caption: Annotated[
+        bool, typer.Option("--dry_caption", help="Instead of a model: made-up captions."), NotWith("text_dir")
+    ] = False,
     ontology: Annotated[
         str, typer.Option("--ontology", help="incidents, walkway, shapes or a YAML file.")
     ] = "incidents",
@@ -96,7 +101,11 @@ class Segments:
     "`SegmentSettings` on the command line."
 
     window: Annotated[int, typer.Option("--window", help="Frames a segment may reach back.")] = 20
-    delta: Annotated[float, typer.Option("--delta", help="Divergence at which a boundary is as likely as not.")] = 0.6
+    delta: Annotated[
+        float,
+        typer.Option("--delta", help="Divergence at which a boundary is as likely as not."),
+        NotWith("delta_quantile"),
+    ] = 0.6
     kappa: Annotated[float, typer.Option("--kappa", help="Steepness of the boundary.")] = 8.0
     delta_quantile: Annotated[
         float | None,
@@ -108,9 +117,11 @@ class Segments:
 class Presence:
     "`PresenceSettings` on the command line."
 
-    lambda_atoms: Annotated[float, typer.Option("--lambda_atoms", help="Weight of atoms that captions name.")] = 0.25
+    lambda_atoms: Annotated[
+        float, typer.Option("--lambda_atoms", help="Weight of atoms that captions name."), Needs("qwen_json")
+    ] = 0.25
     lambda_resemble: Annotated[
-        float, typer.Option("--lambda_resemble", help="Weight of atoms that resemble a caption's.")
+        float, typer.Option("--lambda_resemble", help="Weight of atoms that resemble a caption's."), Needs("qwen_json")
     ] = 0.1
     model: Annotated[
         str, typer.Option("--model", help="open_clip name, hf-hub:owner/model, local-dir:folder, or tiny.")
@@ -119,7 +130,9 @@ class Presence:
         "openai"
     )
     calibrate: Annotated[
-        str | None, typer.Option("--calibrate", help="affine or quantile, fitted on frames labelled 0.")
+        str | None,
+        typer.Option("--calibrate", help="affine or quantile, fitted on frames labelled 0."),
+        NotWith("calibration"),
     ] = None
     calibration: Annotated[
         Path | None, typer.Option("--calibration", help="calibration.pt of a run on training videos, used instead.")
@@ -130,8 +143,14 @@ class Presence:
     def settings(self) -> "PresenceSettings":
         "As the library takes them. Raises `MissingFileError`, `DataError` for a file without a calibration."
         from anomaly_nb.atoms.presence import PresenceCalibration, PresenceSettings
+        from anomaly_nb.core.errors import DataError
         from anomaly_nb.features.clip import tiny_clip_folder
 
+        whole = self.model == "tiny" or self.model.startswith(("hf-hub:", "local-dir:"))
+        if whole and self.pretrained not in ("", "openai"):
+            raise DataError(
+                f"--pretrained {self.pretrained}: --model {self.model} brings its own weights; leave it out"
+            )
         return PresenceSettings(
             f"local-dir:{tiny_clip_folder()}" if self.model == "tiny" else self.model,
             self.pretrained,
@@ -163,6 +182,7 @@ class AboutFrames:
         bool,
         typer.Option("--dry_caption", help="Made-up captions instead of any model, to try the rest."),
         After("lambda_resemble"),
+        NotWith("qwen_json"),
     ] = False
     ontology: Annotated[
         str,
@@ -283,12 +303,12 @@ def score_command(
     """
     from anomaly_nb.atoms.roles import RoleFit
     from anomaly_nb.atoms.scoring import score_run
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.tables import write_table
 
     frames, videos = score_run(run_dir, RoleFit.load(roles))
     out = out_dir or run_dir
-    write_text(out / "frame_scores.csv", frames.to_csv(index=False, lineterminator="\n"))
-    write_text(out / "video_scores.csv", videos.to_csv(index=False, lineterminator="\n"))
+    write_table(out / "frame_scores.csv", frames)
+    write_table(out / "video_scores.csv", videos)
     ranked = videos.sort_values("score", ascending=False, kind="stable").head(5).to_dict("records")
     seen = f"{number_of(len(frames), 'frame')} of {number_of(videos['video'].nunique(), 'video')}"
     highest = f", highest {ranked[0]['event']} {ranked[0]['score']:.2f} in {ranked[0]['video']}" if ranked else ""
@@ -332,7 +352,7 @@ def evaluate_command(
 
     from anomaly_nb.atoms.evaluation import evaluation_table, held_out_scores, video_of
     from anomaly_nb.atoms.pipeline import load_manifest
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.tables import write_table
 
     data = load_manifest(manifest_csv, clip_frames)
     scores = held_out_scores(data, folds, epochs=epochs, topk=topk, n_fits=seeds)
@@ -340,11 +360,8 @@ def evaluate_command(
     columns = {
         f"{method}: {event}": s[:, e] for method, s in scores.frames.items() for e, event in enumerate(data.events)
     }
-    write_text(out / "evaluation.csv", table.to_csv(index=False, lineterminator="\n"))
-    write_text(
-        out / "held_out_scores.csv",
-        pd.DataFrame({"video": data.video} | columns).to_csv(index=False, lineterminator="\n"),
-    )
+    write_table(out / "evaluation.csv", table)
+    write_table(out / "held_out_scores.csv", pd.DataFrame({"video": data.video} | columns))
     for row in table.to_dict("records"):
         more = (
             ""

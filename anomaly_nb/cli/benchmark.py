@@ -67,7 +67,7 @@ def benchmark(
     import os
 
     from anomaly_nb.core.errors import DataError, number_of
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.tables import write_table
     from anomaly_nb.reports.benchmark import benchmark_table, expected_seconds, failed_rows
     from anomaly_nb.reports.benchmark import read_benchmark, score_matrix
     from anomaly_nb.reports.gallery import read_verdict
@@ -107,7 +107,7 @@ def benchmark(
         answer.say(f"  no number for {row.method} on {row.data}, normal images {row.shots}: {row.error!s}")
     if not (table["status"] == "ok").any():
         raise DataError(f"{plan}: no row has a result; the first says: {table['error'].iloc[0]}")
-    csv = write_text(Path(figures) / "benchmarks" / f"{plan.stem}.csv", table.to_csv(index=False, lineterminator="\n"))
+    csv = write_table(Path(figures) / "benchmarks" / f"{plan.stem}.csv", table)
     score_matrix(table, metric, sorted(table["shots"], key=lambda s: (s == -1, s))[-1])  # before a kernel starts
     run = run_report(
         "benchmark",

@@ -235,7 +235,7 @@ def update(
     from anomaly_nb.core.errors import DataError, number_of, plural
     from anomaly_nb.core.files import NOT_UTF8
     from anomaly_nb.core.order import printable, utf8_name
-    from anomaly_nb.data.census import frames_of, said_of_transparent, transparent_of, unread_frames
+    from anomaly_nb.data.census import said_of_files
     from anomaly_nb.data.file_types import count_types, unseen_types
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.scoring import Detector
@@ -274,8 +274,7 @@ def update(
         detector,
     )
     unseen = unseen and f"version {model.version_ - 1}: {unseen}; they are learned as normal"
-    black = said_of_transparent(transparent_of(files))
-    for sentence in (*unread_frames(frames_of(files)), *black, *filter(None, [unseen])):
+    for sentence in (*said_of_files(files), *filter(None, [unseen])):
         answer.say(printable(f"note: {sentence}"), err=True)
     say_passed(passed, answer.say)
 

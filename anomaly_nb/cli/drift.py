@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from .drift_upkeep import forget, pull, repair, suggest
-from .options import Answer, exit_code, with_options
+from .options import Answer, Needs, exit_code, with_options
 from .outputs import check_out
 from anomaly_nb.cli.stores import (
     CONFIG,
@@ -59,16 +59,21 @@ def run(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model the scores are of; without it, the CSV's column `model`, or `model`.")
+        str | None,
+        typer.Option(help="Model the scores are of; without it, the CSV's column `model`, or `model`."),
+        Needs("scores"),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help="Head the scores are of; without it, the CSV's column `head`.")
+        str | None,
+        typer.Option(help="Head the scores are of; without it, the CSV's column `head`."),
+        Needs("scores"),
     ] = None,
     label: Annotated[
         list[str] | None,
         typer.Option(help="A label of the head, whose scores are in the column of that name; may be repeated."),
+        Needs("scores"),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Only rows of this split.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only rows of this split."), Needs("scores")] = None,
     develop: Annotated[
         bool, typer.Option("--develop", help="First write  calibrate_heads: true  into the settings.")
     ] = False,
@@ -159,7 +164,7 @@ def tag(
     from anomaly_nb.calibration.store import tag_or_keep
     from anomaly_nb.calibration.tagging import label_of
     from anomaly_nb.core.errors import MissingFileError, number_of
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.settings import load_settings
 
     check_out("--out", out, scores, columns=("file", "score"))
@@ -183,7 +188,7 @@ def tag(
     table = pd.concat(parts)
     open_ = int(table["anomalous"].isna().sum())
     more = ["label"] if len(names) > 1 else [], ["value"] if open_ and calibration else []
-    write_text(out, table[["file", *more[0], "score", "anomalous", *more[1]]].to_csv(index=False, lineterminator="\n"))
+    write_table(out, table[["file", *more[0], "score", "anomalous", *more[1]]])
     if calibration is None:
         return
     undecided = "" if not open_ else f", {open_} undecided: without a score, or the calibration names no threshold"

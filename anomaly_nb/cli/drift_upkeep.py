@@ -35,8 +35,8 @@ def suggest(
     """
     from anomaly_nb.calibration.insight import suggest_from_store
     from anomaly_nb.core.errors import number_of
-    from anomaly_nb.core.files import write_text
     from anomaly_nb.core.order import printable
+    from anomaly_nb.core.tables import write_table
 
     if out is not None:
         check_out("--out", out, columns=("file",))
@@ -48,7 +48,7 @@ def suggest(
     )
     answer.say(table.assign(file=table["file"].map(printable)).to_string(index=False, float_format="{:.2f}".format))
     if out is not None:
-        write_text(out, table.to_csv(index=False, lineterminator="\n"))
+        write_table(out, table)
 
 # %% ../../nbs/11_cli/22_drift_upkeep.ipynb #bdd7d927
 @with_options

@@ -314,6 +314,8 @@ def report(
     from anomaly_nb.reports.run import run_report
     from anomaly_nb.reports.template import template_parameters, templates, type_words
 
+    if not template and (parameter or file or force):
+        raise DataError(f"no report is named; give one of {', '.join(templates())} in front of the options")
     if not template:
         typer.echo("reports: " + ", ".join(templates()) + "\nsee: anomaly-nb report <name> --list")
         return

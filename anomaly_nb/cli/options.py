@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['USAGE_ERROR', 'T', 'exit_code', 'say_passed', 'say_unread', 'Answer', 'say_run', 'usage_line', 'example_of', 'After',
-           'Needs', 'options_of', 'with_options']
+           'Needs', 'NotWith', 'options_of', 'with_options']
 
 # %% ../../nbs/11_cli/02_options.ipynb #0a3a7ce1
 import functools
@@ -133,11 +133,24 @@ class After:
     name: str  # of the parameter or field before it
 
 
-@dataclass(frozen=True)
 class Needs:
     "Mark in `Annotated[...]`: without another option this one would be ignored, so it is refused."
 
-    name: str  # of the other parameter or field
+    def __init__(
+        self,
+        *names: str,  # of the other parameters or fields, one of which is enough
+    ):
+        self.names = names
+
+
+class NotWith:
+    "Mark in `Annotated[...]`: beside another option this one would be ignored, so it is refused."
+
+    def __init__(
+        self,
+        *names: str,  # of the other parameters or fields; those that a command does not have are passed over
+    ):
+        self.names = names
 
 # %% ../../nbs/11_cli/02_options.ipynb #386a9972
 _PLAIN = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -181,24 +194,41 @@ def _in_order(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
 
 # %% ../../nbs/11_cli/02_options.ipynb #845144f7
 def _words(parameter: inspect.Parameter) -> str:
-    "An option as it is typed: --every, from its own declaration or its name."
+    "An option as it is typed: --every, from its own declaration or its name; an argument as RUN."
     marks = getattr(parameter.annotation, "__metadata__", ())
+    if any(type(m).__name__ == "ArgumentInfo" for m in marks):
+        return parameter.name.upper()
     named = [d for m in marks for d in (getattr(m, "default", None), *(getattr(m, "param_decls", None) or ()))]
     declared = [d for d in named if isinstance(d, str) and d.startswith("--")]  # the first stands where a default would
     return declared[0] if declared else f"--{parameter.name.replace('_', '-')}"
 
 
 def _check_needs(parameters: Mapping[str, inspect.Parameter], values: Mapping[str, object]) -> None:
-    "Raise `DataError` for an option that was set, and would be ignored without the one that it needs."
+    "Raise `DataError` for an option that was set, and would be ignored without, or beside, another one."
+
+    def is_set(name: str) -> bool:
+        return values[name] != parameters[name].default and values[name] not in (None, [], (), False)
+
     for name, parameter in parameters.items():
+        if not is_set(name):
+            continue
+        value = values[name]
+        value = ", ".join(map(str, value)) if isinstance(value, list) else value
+        text = "" if value is True else f" {value:g}" if isinstance(value, float) else f" {value}"
         for mark in getattr(parameter.annotation, "__metadata__", ()):
-            value = values[name]
-            is_set = value != parameter.default and value not in (None, [], ())
-            if type(mark) is Needs and is_set and not values[mark.name]:
-                other = _words(parameters[mark.name])
-                text = "" if value is True else f" {value:g}" if isinstance(value, float) else f" {value}"
-                option = f"{_words(parameter)}{text}"
-                raise DataError(f"{option}: is for {other} only; give {other} as well, or leave it out")
+            if isinstance(mark, Needs) and not any(values[n] for n in mark.names):
+                others = [_words(parameters[n]) for n in mark.names]
+                *most, last = others
+                which = f"{', '.join(most)} or {last}" if most else last
+                mend = f"give {'one of them' if most else last} as well, or leave it out"
+                raise DataError(f"{_words(parameter)}{text}: is for {which} only; {mend}")
+            for other in mark.names if isinstance(mark, NotWith) else ():
+                if other in parameters and is_set(other):
+                    beside = _words(parameters[other])
+                    raise DataError(
+                        f"{_words(parameter)}{text}: has no effect with {beside}; leave out {_words(parameter)} "
+                        f"or {beside}"
+                    )
 
 # %% ../../nbs/11_cli/02_options.ipynb #fe264c5e
 T = TypeVar("T")

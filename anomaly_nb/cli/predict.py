@@ -83,7 +83,7 @@ def predict(
     from anomaly_nb.core.files import atomic_write
     from anomaly_nb.core.order import printable
     from anomaly_nb.core.runtime import progress
-    from anomaly_nb.data.census import said_of_transparent, unread_frames
+    from anomaly_nb.data.census import said_of_rotated, said_of_transparent, unread_frames
     from anomaly_nb.data.file_types import said_of_shapes, unseen_types
     from anomaly_nb.features.engine import with_engine
     from anomaly_nb.scoring import Detector
@@ -106,6 +106,7 @@ def predict(
     counts: Counter[str] = Counter()
     paged: dict[str, int] = {}  # files with several pages or frames
     transparent: list[str] = []  # files
+    rotated: list[str] = []
     other_shape: list[str] = []
     types: Counter[str] = Counter()  # of files
     before = files_in(maps)
@@ -131,6 +132,8 @@ def predict(
                 paged[pred.image_path] = pred.frames
             if pred.transparent:
                 transparent.append(pred.image_path)
+            if pred.rotated:
+                rotated.append(pred.image_path)
             if pred.other_shape:
                 other_shape.append(pred.image_path)
             if watch:
@@ -172,7 +175,8 @@ def predict(
         )
     shapes = said_of_shapes(other_shape, model.shapes_)
     unseen = filter(None, [unseen_types(types, model.file_types_)])
-    for sentence in (*unread_frames(paged), *said_of_transparent(transparent), *shapes, *unseen):
+    seen = [*unread_frames(paged), *said_of_transparent(transparent), *said_of_rotated(rotated)]
+    for sentence in (*seen, *shapes, *unseen):
         typer.echo(printable(f"note: {sentence}"), err=True)
     say_passed(passed)
     if not watch:  # which goes on from what is there

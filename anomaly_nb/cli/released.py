@@ -43,7 +43,7 @@ def score_features(
     import pandas as pd
 
     from anomaly_nb.core.errors import DataError, number_of, percent
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.tables import write_table
     from anomaly_nb.video.released import (
         SNIPPET,
         one_crop,
@@ -67,7 +67,7 @@ def score_features(
     scores = score_released(tested, bank, k, sigma)
     rows = [(v, i, i * SNIPPET, s) for v, curve in scores.items() for i, s in enumerate(curve)]
     table = pd.DataFrame(rows, columns=["video", "snippet", "first_frame", "score"])
-    write_text(out / "snippet_scores.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_table(out / "snippet_scores.csv", table)
     normal = number_of(int(learned.loc[learned["normal"], "video"].nunique()), "normal video")
     seen = (
         f"{number_of(len(table), 'snippet')} of {number_of(len(tested), 'video')} by {len(bank)} snippets of {normal}"
@@ -83,7 +83,7 @@ def score_features(
         answer.say("  no metrics: give --annotations or --ground-truth")
         return
     metrics = released_metrics(tested, scores, labels)
-    write_text(out / "metrics.csv", metrics.to_csv(index=False, lineterminator="\n"))
+    write_table(out / "metrics.csv", metrics)
     whole = metrics.set_index("label").loc["all"]
     answer.verdict(f"frame AUROC {whole['auroc']:.3f}: {seen}", path)
     for row in metrics.to_dict("records"):

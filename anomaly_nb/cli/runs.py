@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import number_of
-from .options import Answer, with_options
+from .options import Answer, NotWith, with_options
 
 if TYPE_CHECKING:
     from anomaly_nb.reports.ledger import Ledger
@@ -234,7 +234,7 @@ def rerun(run: RunId, figures: Figures = "figures") -> None:
 def verify(
     answer: Answer,
     runs: Annotated[list[str] | None, typer.Argument(help="Ids, or unique beginnings of them.")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Every run that succeeded.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Every run that succeeded."), NotWith("runs")] = False,
     figures: Figures = "figures",
 ) -> None:
     "Execute runs again in a temporary folder and say whether they gave the same bits; exits 1 if one did not."

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from .options import Needs
+from .options import Needs, NotWith
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -59,6 +59,7 @@ class KeyOptions:
     drop_key: Annotated[
         str | None,
         typer.Option("--drop-key", help="Revoke the key of this name, also in a running service, and stop."),
+        NotWith("new_key"),
     ] = None
 
 # %% ../../nbs/11_cli/04_stores.ipynb #2372674b

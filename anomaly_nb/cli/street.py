@@ -6,7 +6,7 @@
 __all__ = ['app', 'TrainScenes', 'ScoreOptions', 'train', 'score']
 
 # %% ../../nbs/11_cli/07_street.ipynb #12d4a625
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from anomaly_nb.cli.street_options import (
     Scenes,
     Temperature,
     Training,
+    check_temperature,
 )
 
 if TYPE_CHECKING:
@@ -125,6 +126,14 @@ class ScoreOptions:
         ),
     ] = 0.0
 
+    def check(self, methods: Sequence[str]) -> None:
+        "Raise `DataError` for an option that none of the scores reads."
+        from anomaly_nb.core.errors import DataError
+
+        check_temperature(self.temperature, methods)
+        if self.adapt and "heat" not in methods:
+            raise DataError(f"--adapt {self.adapt:g}: is for heat; add it to --methods, or leave --adapt out")
+
 
 @app.command()
 @with_options
@@ -150,11 +159,19 @@ def train(
     minute where there is no terminal; report.html shows loss and mIoU while the run goes on.
 
     \b
+    Scenes of your own, --data folder --root ROOT (a label map has the name and the size of its image):
+      ROOT/classes.json            {"classes": {"road": 1, "car": [2, 3]}, "anomaly": [9], "normal": [], "void": [0]}
+      ROOT/train/images/a/001.jpg  ROOT/train/labels/a/001.png  one channel; a pixel is a raw id of 0 to 255
+      ROOT/val/images, ROOT/val/labels, ROOT/test/images, ROOT/test/labels
+    void neither trains nor counts; normal counts and has no class; an id that is not listed is an error.
+
+    \b
     Examples:
       anomaly-nb street train runs/hazards --data streethazards --root streethazards --height 512 --width 512
       anomaly-nb street train runs/bicyclist-0 --data camvid --root camvid --held-out Bicyclist --exclude-scenes \\
         --model deeplabv3plus_mobilenetv2 --weights mobilenetv2_100_imagenet.safetensors --mean 0.5 --std 0.5 \\
         --crop-height 240 --crop-width 320 --epoch-images 500 --epochs 10 --patience 5 --precision bfloat16
+      anomaly-nb street train runs/mine --data folder --root my_streets --height 512 --width 1024
     """
     import torch
 
@@ -166,6 +183,7 @@ def train(
     from anomaly_nb.segmentation.training import train as train_network
 
     size, names = training.size.pair, check_methods(fit.methods.split(","))
+    fit.check(names)
     config = training.config(epochs, device, seed)
     train_set, val_set = (scenes.open(split, size) for split in ("train", "val"))
     train_set = train_set.without_anomalies() if scenes.exclude_scenes else train_set
@@ -245,6 +263,8 @@ def score(
     `scores.csv`.
 
     The network sees each image at the size of the run's thresholds; scores have that size, overlays the image's.
+    A map is (H, W) float32, unbounded, higher = anomalous, at or above `threshold` of scores.csv flagged. IMAGES is one
+    image, or a folder of any depth: no labels are read.
 
     \b
     Exit codes: 0 all read and scored; 4 some images could not be read; 1 none could; 2 a wrong option, file or run.
@@ -259,10 +279,11 @@ def score(
 
     from anomaly_nb.core.arrays import save_array
     from anomaly_nb.core.errors import DataError, number_of
-    from anomaly_nb.core.files import NOT_UTF8, atomic_write, write_text
+    from anomaly_nb.core.files import NOT_UTF8, atomic_write
+    from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.order import utf8_name
     from anomaly_nb.data.images import read_image
-    from anomaly_nb.scoring.predict import find_images, map_names
+    from anomaly_nb.scoring.predict import find_images, map_names, table_cell
     from anomaly_nb.segmentation.datasets import resized_image, resized_labels
     from anomaly_nb.segmentation.evaluation import check_sizes
     from anomaly_nb.segmentation.models import predict
@@ -292,7 +313,8 @@ def score(
                 raise DataError(f"{name}: {NOT_UTF8}")
             image = read_image(path)
         except (DataError, OSError) as e:
-            rows.append({"image": name, "method": scorer.labels[method], "threshold": threshold, "error": str(e)})
+            row = {"image": table_cell(name), "method": scorer.labels[method], "threshold": threshold}
+            rows.append(row | {"error": table_cell(str(e))})
             continue
         inputs = image if at is None else resized_image(image, at)
         if not size.other_size:
@@ -309,7 +331,7 @@ def score(
         with atomic_write(out / f"{names[str(path)]}.overlay.png") as f:
             Image.fromarray(painted).save(f, "PNG")
         row = {
-            "image": name,
+            "image": table_cell(name),
             "method": scorer.labels[method],
             "height": maps.shape[0],
             "width": maps.shape[1],
@@ -318,7 +340,7 @@ def score(
         rows.append(row | {"max": float(maps.max()), "flagged_fraction": float(flagged.mean()), "error": ""})
     columns = ["image", "method", "height", "width", "threshold", "max", "flagged_fraction", "error"]
     table = pd.DataFrame(rows, columns=columns).astype({"height": "Int64", "width": "Int64"})
-    write_text(out / "scores.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_table(out / "scores.csv", table)
     unread = int((table["error"] != "").sum())
     typer.echo(
         f"{number_of(len(rows) - unread, 'image')} scored with {scorer.labels[method]}, threshold {threshold:.4f}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import After, with_options
+from .options import After, Needs, NotWith, with_options
 from .street_options import Device, Resamples, RunSize, Scenes, check_anomaly
 from .street_own import InPlaceOfRun, OwnOptions, other_classes, own_network
 
@@ -31,24 +31,27 @@ def _write_results(
     validation: "StreetEvaluation | None",  # of a run; its thresholds make operating points
     resamples: int,
     other_size: bool,
+    model: str = "",  # what somebody else's network is called; "" = no column of it
 ) -> "pd.DataFrame":  # of `results_table`
     "Write tables and plots of an evaluation."
     import matplotlib.pyplot as plt
 
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.style import figure_style, save_figure
     from anomaly_nb.metrics.plots import plot_precision_recall, plot_roc
     from anomaly_nb.segmentation.compare import comparison_plot, write_comparison
     from anomaly_nb.segmentation.tables import difference_table, operating_points, results_table
 
     table = results_table(result, resamples)
+    if model:
+        table.insert(0, "model", model)
     write_comparison(folder, table, "results")
     if validation is not None and scorer is not None:
         points = operating_points(result, validation, scorer, other_size=other_size)
-        write_text(folder / "operating_points.csv", points.to_csv(index=False, lineterminator="\n"))
+        write_table(folder / "operating_points.csv", points)
     if resamples and len(result.labels) > 1 and len(result.images) > 1:
         differences = difference_table(result, next(iter(result.labels)), resamples)
-        write_text(folder / "differences.csv", differences.to_csv(index=False, lineterminator="\n"))
+        write_table(folder / "differences.csv", differences)
     save_figure(folder / "results.png", comparison_plot(table))
     with figure_style():
         curves, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5))
@@ -83,8 +86,12 @@ class EvaluatedScenes(Scenes):
 class Written:
     "What an evaluation leaves."
 
-    out: Annotated[Path, typer.Option(help="Folder for evaluations without a run.")] = Path("evaluations")
-    panels: Annotated[int, typer.Option(min=0, help="Best and worst scenes to draw, each; 0 = none.")] = 2
+    out: Annotated[Path, typer.Option(help="Folder for evaluations without a run."), NotWith("run")] = Path(
+        "evaluations"
+    )
+    panels: Annotated[
+        int, typer.Option(min=0, help="Best and worst scenes to draw, each; 0 = none."), NotWith("scores")
+    ] = 2
     resamples: Resamples = 200
 
 
@@ -101,6 +108,7 @@ def evaluate(
         bool,
         typer.Option("--refit", help="Fit statistics and thresholds for this size first, on the run's own data."),
         After("as_stored"),
+        Needs("run"),
     ] = False,
     options: OwnOptions,
     written: Written,
@@ -115,12 +123,33 @@ def evaluate(
     Statistics and thresholds are then those of that size (--refit makes them), or the run's own with --other-size.
 
     \b
+    Scenes of your own, --data folder --root ROOT (a label map has the name and the size of its image):
+      ROOT/classes.json            {"classes": {"road": 1, "car": [2, 3]}, "anomaly": [9], "normal": [], "void": [0]}
+      ROOT/train/images/a/001.jpg  ROOT/train/labels/a/001.png  one channel; a pixel is a raw id of 0 to 255
+      ROOT/val/images, ROOT/val/labels, ROOT/test/images, ROOT/test/labels
+    void neither trains nor counts; normal counts and has no class; an id that is not listed is an error.
+
+    \b
+    Your own network, --model my_module:build; build() returns a function or torch module that
+      takes    images  (B, 3, H, W) uint8, RGB, 0 to 255, not normalised
+      returns  logits  (B, C, h, w) float, C >= 2; brought to H x W; or (logits, features (B, D, h, w)), or
+               {"logits": ..., "features": ...}
+    A file .pt .pt2 .onnx takes float32, (value / 255 - mean) / std with --mean and --std, or uint8 with --input uint8.
+    Your own scores: --scores maps holds <scene>.npy, (H, W) float at the label's size, any range, higher = anomalous;
+    --logits holds <scene>.npy, (C, H, W) float. <scene> is the image's path below images/, without its ending.
+    \b
+      def build():                                          # my_module.py
+          net = torch.jit.load("net.pt").eval()
+          return lambda images: net(images.float() / 255)
+
+    \b
     Examples:
       anomaly-nb street evaluate runs/bicyclist-0 --data camvid --root camvid --held-out Bicyclist
       anomaly-nb street evaluate runs/bicyclist-0 --data smiyc --root RoadAnomaly21 --other-size \\
           --protocol anomaly_track
       anomaly-nb street evaluate --scores maps --data smiyc --root RoadAnomaly21 --protocol anomaly_track --name mine
       anomaly-nb street evaluate --logits logits --data smiyc --root RoadAnomaly21
+      anomaly-nb street evaluate --model my_module:build --data folder --root my_streets
       anomaly-nb street evaluate --model my_module:build --data smiyc --root RoadAnomaly21 --methods energy,sml \\
           --fit-data cityscapes --fit-root cityscapes
       anomaly-nb street evaluate --model hf:segformer --data road_anomaly --root RoadAnomaly --anomaly-ids 2
@@ -175,7 +204,8 @@ def evaluate(
         network.name, dataset = options.name or network.name, other_classes(dataset, network, source.model)
         result = evaluate_all(network, scorer, dataset, protocol=scenes.protocol, run=network.name)
     folder = save_evaluation(free_folder(run / "evaluations" if run else written.out, result), result)
-    table = _write_results(folder, result, scorer, validation, written.resamples, size.other_size)
+    named = network.name if network is not None and not run else ""
+    table = _write_results(folder, result, scorer, validation, written.resamples, size.other_size, named)
     if written.panels and network is not None and scorer is not None:
         _panels(folder, network, scorer, dataset, result, written.panels)
     typer.echo("\n".join([best_sentence(table), str(folder), *dataset.notes, to_markdown(table)]))

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from .options import After, Answer, with_options
+from .options import After, Answer, Needs, NotWith, with_options
 from anomaly_nb.cli.street_options import (
     AsStored,
     Device,
@@ -40,11 +40,12 @@ class Study:
         ),
     ] = "augmentation"
     run: Annotated[str, typer.Option(help="Folder of `street train`, for the studies that train nothing.")] = ""
-    split: Annotated[str, typer.Option(help="Split of a run's study."), After("root")] = "test"
+    split: Annotated[str, typer.Option(help="Split of a run's study."), After("root"), Needs("run")] = "test"
     seeds: Annotated[
         str,
         typer.Option(help="Comma-separated; their spread is the noise that a difference has to beat."),
         After("held_out"),
+        NotWith("run"),
     ] = "0,1"
     as_stored: Annotated[AsStored, After("crop_width")] = False
     other_size: Annotated[OtherSize, After("as_stored")] = False
@@ -65,7 +66,7 @@ def _study_run(
     import pandas as pd
 
     from anomaly_nb.core.errors import DataError, number_of
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.ablation import (
         heat_study,
@@ -87,7 +88,7 @@ def _study_run(
     at = size.of(place)
     if study.study == "promise":
         rates = promise_study(place.fitted(at, other_size=size.other_size)[1])
-        write_text(out / "promise.csv", rates.to_csv(index=False, lineterminator="\n"))
+        write_table(out / "promise.csv", rates)
         answer.verdict(f"{number_of(len(rates), 'rate')} promised on validation images and tried on others", out)
         answer.say(rates.round(4).to_string(index=False))
         return
@@ -101,7 +102,7 @@ def _study_run(
         table = results_table(result)
         write_comparison(save_evaluation(out, result), table, "results")
         save_figure(out / "results.png", comparison_plot(table))
-        write_text(out / "differences.csv", difference_table(result, "heat").to_csv(index=False, lineterminator="\n"))
+        write_table(out / "differences.csv", difference_table(result, "heat"))
         fractions = ", ".join(f"{n} {v:.2f}" for n, v in result.metadata["fractions"].items())
         answer.verdict(best_sentence(table), out)
         answer.say(to_markdown(table[table["protocol"] == "pooled"]) + f"\nfractions of the terms: {fractions}")
@@ -126,7 +127,7 @@ def _study_run(
             frame = pd.concat(
                 [f.assign(method=counts.labels[method], version=v) for v, f in both.items()], ignore_index=True
             )
-        write_text(out / f"{study.study}_{method}.csv", frame.to_csv(index=False, lineterminator="\n"))
+        write_table(out / f"{study.study}_{method}.csv", frame)
         save_figure(out / f"{study.study}_{method}.png", sensitivity_plot(percent, promised, sample))
         answer.say(frame.round(4).to_string(index=False) + "\n")
     answer.verdict(f"{study.study} of {number_of(len(methods), 'score')}: {', '.join(methods)}", out)
@@ -139,7 +140,7 @@ def ablate(
     study: Study,
     scenes: Scenes,
     network: Network,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 20,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images."), NotWith("run")] = 20,
     *,
     training: Training,
     methods: Methods = "max_logit",
@@ -153,24 +154,40 @@ def ablate(
     promise     10 % false positives promised on four fifths of the validation images, tried on the last fifth
     thresholds  11 offsets of the threshold, in percent of its value and as promised false-positive rates
     subsampling 8 fractions of the pixels, 5 repetitions each, beside the exact figure
+
+    \b
+    Scenes of your own, --data folder --root ROOT (a label map has the name and the size of its image):
+      ROOT/classes.json            {"classes": {"road": 1, "car": [2, 3]}, "anomaly": [9], "normal": [], "void": [0]}
+      ROOT/train/images/a/001.jpg  ROOT/train/labels/a/001.png  one channel; a pixel is a raw id of 0 to 255
+      ROOT/val/images, ROOT/val/labels, ROOT/test/images, ROOT/test/labels
+    void neither trains nor counts; normal counts and has no class; an id that is not listed is an error.
     \b
     Examples:
       anomaly-nb street ablate studies/augmentation --data streethazards --root streethazards --height 512 \\
           --width 512 --seeds 0,1,2
       anomaly-nb street ablate studies/heat --study heat --run runs/bicyclist --data camvid --root camvid \\
           --held-out Bicyclist
+      anomaly-nb street ablate studies/mine --data folder --root my_streets --height 512 --width 1024
     """
+    from anomaly_nb.core.errors import DataError
     from anomaly_nb.segmentation.scorer import check_methods
 
     size, names = training.size.pair, check_methods(methods.split(","))
+    if study.study in ("heat", "promise") and methods != "max_logit":
+        raise DataError(f"--methods {methods}: the study {study.study} has scores of its own; leave it out")
     if study.study in ("heat", "promise", "thresholds", "subsampling"):
         at = RunSize(training.size, study.as_stored, study.other_size)
         return _study_run(out, study, scenes, at, names, device, answer)
-    from anomaly_nb.core.errors import DataError, number_of
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.errors import number_of
+    from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.ablation import ablation_plot, ablation_summary, run_ablation, study_configs
 
+    if study.run:
+        raise DataError(
+            f"--run {study.run}: the study {study.study} trains its own networks; name one of a run with --study heat, "
+            "promise, thresholds or subsampling, or leave it out"
+        )
     seeds = [int(s) for s in numbers(study.seeds, "--seeds") if s == int(s) >= 0]
     if not seeds or len(seeds) < len(study.seeds.split(",")):
         raise DataError(f"--seeds {study.seeds!r}: give whole numbers from 0 on with commas between them, such as 0,1")
@@ -188,10 +205,10 @@ def ablate(
         device,
         **network.normalisation(),
     )
-    write_text(out / "runs.csv", runs.to_csv(index=False, lineterminator="\n"))
+    write_table(out / "runs.csv", runs)
     for metric in ("test_miou", "ap"):
         summary = ablation_summary(runs, metric)
-        write_text(out / f"summary_{metric}.csv", summary.to_csv(index=False, lineterminator="\n"))
+        write_table(out / f"summary_{metric}.csv", summary)
         save_figure(out / f"summary_{metric}.png", ablation_plot(summary))
         answer.say(summary.round(4).to_string(index=False) + "\n")
         top = summary.sort_values("mean", kind="stable").iloc[-1]  # of the last: average precision
@@ -203,8 +220,13 @@ def ablate(
 
 # %% ../../nbs/11_cli/12_street_studies.ipynb #08b69af9
 def _names(folders: list[Path]) -> list[str]:
-    "Run folders as names, with the evaluation's own folder where one run comes twice."
-    runs = [p.parent.parent.name or p.name for p in folders]
+    "Run folders, or names of networks that have none, with the evaluation's own folder where one comes twice."
+    from anomaly_nb.core.plain import read_json
+
+    runs = []
+    for p in folders:
+        stated = {} if (p.parent.parent / "run.json").is_file() else read_json(p / "evaluation.json")["about"]
+        runs.append(str(stated.get("run") or p.parent.parent.name or p.name))
     return [f"{r}/{p.name}" if runs.count(r) > 1 else r for r, p in zip(runs, folders)]
 
 
@@ -335,6 +357,9 @@ def submit(
     if not frames:
         raise DataError(f"{images}: no image there; give the folder of the benchmark's frames")
     sizes = {p.relative_to(images).with_suffix("").as_posix(): image_info(p).size for p in frames}
+    for option, value, usual in (("--dataset", dataset, "AnomalyTrack-all"), ("--method", method, "mine")):
+        if form == "fishyscapes" and value != usual:
+            raise DataError(f"{option} {value}: is for --form smiyc only; Fishyscapes reads no such name; leave it out")
     code = numbers(scale, "--scale", 2)
     written = write_submission(
         out, scores, list(sizes), form, dataset, method, (code[0], code[1]) if code else None, sizes

@@ -144,7 +144,7 @@ def score_video(
     import warnings
 
     from anomaly_nb.core.errors import Notice, number_of
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.tables import write_table
     from anomaly_nb.video.layouts import UnreadableVideosError
     from anomaly_nb.video.pipeline import (
         check_fps,
@@ -181,16 +181,14 @@ def score_video(
             say_earlier(out, before, answer.say)
             raise typer.Exit(1) from None
     videos = dataset_videos(plan)
-    write_text(out / "frame_scores.csv", mark_incomplete(frames, videos).to_csv(index=False))
-    write_text(
-        out / "objects.csv", mark_incomplete(responsible_objects(objects, plan.weights), videos).to_csv(index=False)
-    )
+    write_table(out / "frame_scores.csv", mark_incomplete(frames, videos))
+    write_table(out / "objects.csv", mark_incomplete(responsible_objects(objects, plan.weights), videos))
     answer.say(f"scored in {time.perf_counter() - middle:.0f} s")
     if not everything:  # otherwise it was said
         _say_thin(plan, data.config, answer)
     results = evaluate_dataset(plan, frames, objects)
     if results:
-        write_text(out / "auroc.csv", results[0].to_csv(index=False))
+        write_table(out / "auroc.csv", results[0])
         for row in results[0].to_dict("records"):
             interval = f"{row['micro']:.4f} [{row['micro_low']:.4f}, {row['micro_high']:.4f}]"
             answer.say(
@@ -234,12 +232,12 @@ def _say_notes(videos: "pd.DataFrame", answer: Answer, left: str = "not scored")
 
 def _say_videos(plan: "VideoPlan", out: Path, answer: Answer) -> None:
     "Write videos.csv, and say once of every video what is to be said of it."
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.order import printable
     from anomaly_nb.video.pipeline import dataset_videos, unlike_training
 
     videos = dataset_videos(plan)
-    write_text(out / "videos.csv", videos.to_csv(index=False))
+    write_table(out / "videos.csv", videos)
     _say_notes(videos, answer)
     if videos["scored"].any() and (unlike := unlike_training(plan)):
         answer.say(printable(f"note: {unlike}"), err=True)
@@ -258,7 +256,7 @@ def _say_events(
 ) -> tuple[int | None, str]:  # events, None where nothing decides on them; what the threshold promises
     "Write events.csv and say the events and the promise; with labels delays.csv, and how soon the events came."
     from anomaly_nb.core.errors import MissingFileError, number_of
-    from anomaly_nb.core.files import write_text
+    from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.order import printable
     from anomaly_nb.video.events import promise_words, say_decision, say_events
     from anomaly_nb.video.pipeline import dataset_delays, dataset_events, mark_incomplete
@@ -268,13 +266,13 @@ def _say_events(
     except MissingFileError as e:
         answer.say(printable(f"  no events: {e}"), err=True)
         return None, ""
-    write_text(out / "events.csv", mark_incomplete(events, videos).to_csv(index=False))
+    write_table(out / "events.csv", mark_incomplete(events, videos))
     decision.save(out / "decision.json")
     for line in (*say_decision(decision, false_alarms_per_hour), *say_events(events)):
         answer.say(printable(f"  {line}"))
     if labels:
         delays, false, hours = dataset_delays(plan, labels, events, decision)
-        write_text(out / "delays.csv", delays.to_csv(index=False))
+        write_table(out / "delays.csv", delays)
         soon = (
             f", half of them within {delays['delay'].median():.1f} s of their start"
             if delays["delay"].notna().any()

@@ -76,9 +76,16 @@ class VideoData:
         fps: float = 0.0,  # 0 = what the films or the config say
     ) -> "VideoPlan":
         "The plan of the data set with what was said on the command line."
+        from anomaly_nb.core.errors import DataError
         from anomaly_nb.video.plan import located, plan_for
 
         plan = plan_for(
             self.dataset_name, self.config, self.root, self.features, {k: v for k, v in vars(deep).items() if v}
         )
+        for option, value in (("--weights", deep.weights), ("--image-size", deep.image_size)):
+            if value and not plan.extraction.backbone:
+                raise DataError(
+                    f"{option} {value}: there is no backbone that it could be of; give --backbone as well, or leave "
+                    "it out"
+                )
         return located(replace(plan, fps=fps) if fps else plan)

@@ -179,6 +179,8 @@ def _suspicious(
             odd[f"smaller than {SMALLEST} x {SMALLEST} pixels, refused by fit and predict"].append(below(path))
         if info.frames > 1:
             odd["several pages or frames, the first is read"].append(below(path))
+        if path not in masks and info.orientation > 1:
+            odd["with an EXIF orientation, and read upright"].append(below(path))
         if path not in masks and is_transparent(path, info):
             odd["transparent, and read as black there"].append(below(path))
         if not pixels:

@@ -71,7 +71,7 @@ def create_backbone(
     name: str = "filters",  # "filters", "timm:<model>" or "open_clip:<model>", options as ?key=value
     weights: str | Path | None = None,  # file, file::network, "hub" or "random"; None means "hub" for networks
     image_size: int | None = None,  # pixels per side of the input; None = the family's choice
-    device: str = "auto",  # torch device of networks
+    device: str = "auto",  # of networks: "auto", "cpu", "cuda" or "mps"
     resize: str = "",  # "square", "short" or "pad", see `place`; "" = the name's option, or square
     tile: int = 0,  # pixels of the image per tile's side, each an input of its own; 0 = not tiled
     overlap: int = 64,  # pixels two neighbouring tiles share, at least

@@ -17,7 +17,8 @@ import pandas as pd
 from ..core.arrays import load_arrays, save_arrays
 from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError, check_file, check_finite, check_folder, number_of
-from ..core.files import sha256_json, to_json, write_text
+from ..core.files import sha256_json, to_json
+from ..core.tables import write_table
 from ..core.order import natural_key
 from ..core.plain import Record, parse_json
 from ..core.tables import read_table
@@ -150,7 +151,7 @@ def save_features(
         arrays["spec"] = np.array(to_json(features.spec, indent=None))
     arrays["rows"] = np.array(_rows_key(features.meta))
     meta = folder / (f"{category}_bank_meta.csv" if bank else f"{category}_meta.csv")
-    write_text(meta, features.meta.to_csv(index=False, lineterminator="\n"))
+    write_table(meta, features.meta)
     return save_arrays(folder / (names.bank if bank else names.features).format(cat=category), arrays)
 
 # %% ../../nbs/03_features/01_featureset.ipynb #6a44f5f7

@@ -25,8 +25,8 @@ from anomaly_nb.core.files import (
     verify_manifest,
     write_json,
     write_manifest,
-    write_text,
 )
+from ..core.tables import write_table
 from ..core.plain import Record, read_json
 from ..core.runtime import progress
 from ..data.intensity import Intensity
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 def features_key(
     index: pd.DataFrame,
     backbone: Backbone,
-    dtype: str = "float32",
+    dtype: str = "float32",  # of the patches: "float32" or "float16"
 ) -> str:  # hex
     """A checksum of all that determines the features: images, intensity rule, backbone and dtype.
 
@@ -261,7 +261,7 @@ def prepare_shards(
     state = folder / "features.json"
     if not state.is_file():
         shard, row = np.divmod(np.arange(len(index)), plan["shard_size"])
-        write_text(folder / "index.csv", index.assign(shard=shard, row=row).to_csv(index=False, lineterminator="\n"))
+        write_table(folder / "index.csv", index.assign(shard=shard, row=row))
         write_json(state, plan)
     old_plan = read_json(state)
     differs = [k for k in plan if old_plan.get(k) != plan[k]]
@@ -301,7 +301,7 @@ def cached_features(
     cache: str | Path,  # folder for features
     category: str = "all",  # beginning of the cache folder's name, for people
     batch_size: int = 16,
-    dtype: str = "float32",
+    dtype: str = "float32",  # of the patches: "float32" or "float16"
 ) -> FeatureSet:
     """Features of `index`, in memory, from the cache where it holds exactly these, else extracted and kept.
 

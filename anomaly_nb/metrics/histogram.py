@@ -168,7 +168,7 @@ class ScoreHistogram:
         return self.table().average_precision()
 
     def fpr_at_tpr(self, tpr: float = 0.95, rule: str = "first") -> float:
-        """False-positive rate at a true-positive rate, see `fpr_at_tpr`.
+        """False-positive rate at a true-positive rate, see `fpr_at_tpr`; `rule` is "first", "above" or "nearest".
 
         Raises `DataError` on one class, a bad rate or rule.
         """

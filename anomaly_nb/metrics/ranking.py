@@ -84,7 +84,7 @@ class ThresholdTable(NamedTuple):
         return float(np.dot(gained, precision[1:] + precision[:-1]) / 2 / self.positives)
 
     def fpr_at_tpr(self, tpr: float = 0.95, rule: str = "first") -> float:
-        """False-positive rate where the recall reaches `tpr`; see `fpr_at_tpr` for the rules.
+        """False-positive rate where the recall reaches `tpr`; `rule` is "first", "above" or "nearest".
 
         Raises `DataError` on an unknown rule.
         """

@@ -321,7 +321,8 @@ def aupro(
     masks: Sequence | np.ndarray,  # N masks (H, W) bool or {0, 1}, sizes may differ
     maps: Sequence | np.ndarray,  # N maps (H, W), higher = more anomalous; read twice
     fpr_limit: float | None = None,  # in (0, 1]; None = the protocol's own, 0.3 for "mvtec"
-    protocol: str = "mvtec",  # a name in PRO_PROTOCOLS
+    # a name in PRO_PROTOCOLS: "mvtec", "mvtec_ad2", "anomalous_only" or "linspace200"
+    protocol: str = "mvtec",
 ) -> float:  # in [0, 1]
     """Area under the PRO curve up to `fpr_limit`, divided by it (Bergmann et al. 2020).
 

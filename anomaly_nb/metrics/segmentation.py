@@ -91,7 +91,9 @@ def street_protocol(name: str) -> StreetProtocol:
 def street_metrics(
     labels: Sequence | np.ndarray,  # N label maps (H, W), raw ids
     maps: Sequence | np.ndarray,  # N score maps (H, W), higher = more anomalous
-    protocol: str = "pooled",  # a name in STREET_PROTOCOLS
+    # a name in STREET_PROTOCOLS: "pooled", "anomaly_seg", "densehybrid", "mask2anomaly", "pytorch_ood", "fishyscapes",
+    # "smiyc"
+    protocol: str = "pooled",
     key: str = "float16",  # of the `ScoreHistogram`, for pooled protocols
     value_range: tuple[float, float] | None = None,  # for key "linear16"
 ) -> dict[

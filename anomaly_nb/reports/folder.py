@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, TextIO
 
 from ..core.display import table_html, table_notes
 from ..core.errors import DataError, Notice
-from ..core.files import atomic_write, write_json, write_text
+from ..core.files import atomic_write, write_json
+from ..core.tables import write_table
 from ..core.plain import read_json
 
 if TYPE_CHECKING:  # they take a second to import, and whoever lists runs needs neither
@@ -129,7 +130,7 @@ class ReportFolder:
 
         self._claim(name)
         if self.folder:
-            write_text(self.folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+            write_table(self.folder / f"{name}.csv", frame)
         file, columns = f"{name}.csv" if measured else "", () if measured is True else measured or ()
         if not rows:
             display(Markdown(f"{caption} {len(frame)} rows in `{name}.csv`.".strip()))

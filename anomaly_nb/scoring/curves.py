@@ -82,7 +82,7 @@ def shot_curves(
 # %% ../../nbs/06_scoring/21_curves.ipynb #983611ce
 def curve_table(
     runs: pd.DataFrame,  # of `shot_curves`
-    metric: str = "image_auroc",  # one of its columns
+    metric: str = "image_auroc",  # one of its columns from the sixth on: "image_auroc", "image_ap" ...
 ) -> pd.DataFrame:  # recipe, backbone, shots, mean, low, high, spread, seeds
     "Mean over seeds with its 95 % interval; no interval from one seed. Raises `DataError` for an unknown metric."
     if metric not in runs:

@@ -53,7 +53,7 @@ class Detector(BaseEstimator):
     def __init__(
         self,
         recipe: str = "knn",  # a key of `RECIPES`, or "fusion:knn+placed"; what is given below takes its parts' place
-        # of `create_backbone`; "auto" = the strongest whose weights are at hand, of `auto_backbone`; "" = the recipe's
+        # "filters", "timm:<model>", "open_clip:<model>"; "auto" = the strongest of `auto_backbone`; "" = the recipe's
         backbone: str = "",
         weights: str = "",  # checkpoint, "hub" or "random"; "" = none, or the hub; with "auto" also a folder of them
         image_size: int = 0,  # pixels per side of the input; 0 = the recipe's, or the backbone family's choice
@@ -62,7 +62,7 @@ class Detector(BaseEstimator):
         k: int = 0,  # neighbours; 0 = the recipe's
         coreset: float | int | None = None,  # a nearest-neighbour bank keeps: fraction or count; None = the recipe's
         similar: int = 0,  # images a positional or retrieval bank compares with; 0 = the recipe's
-        # patches to image, of `image_scores`; "retrieval" and "words" = the bank's own image score; "" = the recipe's
+        # patches to image: "max", "mean", "top1%" ..., or the bank's own "retrieval" or "words"; "" = the recipe's
         aggregation: str = "",
         rerank: tuple[int, ...] | None = None,  # of `rerank_scores`; () = none, None = the recipe's
         sigma: float | None = None,  # pixels of smoothing of heatmaps; None = the recipe's
@@ -70,7 +70,7 @@ class Detector(BaseEstimator):
         object_threshold: float | None = None,  # of `foreground`; patches off the object score 0; None = no mask
         threshold: str = "quantile:0.95",  # "quantile:<q>" or "conformal:<rate>", of `choose_threshold`
         groups: str = "",  # images left out together, of `image_groups`: "", "parent" or a regular expression
-        intensity: str = "auto",  # how values deeper than 8 bits are read, of `fit_intensity`; decided in `fit`
+        intensity: str = "auto",  # "auto" (decided in `fit`), "full", "window:<low>,<high>", "percentile:<low>,<high>"
         resize: str = "",  # "square", or aspect kept: "short" or "pad", see `place`; "" = the backbone's, or square
         tile: int = 0,  # pixels of the image per tile's side, each an input of its own; 0 = not tiled
         overlap: int = 64,  # pixels two neighbouring tiles share, at least

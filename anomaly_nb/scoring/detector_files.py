@@ -26,8 +26,8 @@ from anomaly_nb.core.files import (
     verify_manifest,
     write_json,
     write_manifest,
-    write_text,
 )
+from ..core.tables import write_table
 from ..core.plain import Record, read_json
 from ..core.runtime import versions
 from ..data.intensity import Intensity
@@ -155,7 +155,7 @@ def _write_files(detector: "Detector", folder: Path) -> None:
             **unfitted,
         },
     )
-    write_text(folder / "training.csv", training_table(detector).to_csv(index=False, lineterminator="\n"))
+    write_table(folder / "training.csv", training_table(detector))
     write_detector_manifest(detector, folder)
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #0d58b5bd

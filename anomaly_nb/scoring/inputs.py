@@ -105,7 +105,7 @@ def source_of(
 def known_groups(
     meta: pd.DataFrame,  # of the training images
     rule: str,  # of `image_groups`
-    aggregation: str = "max",  # patches to image
+    aggregation: str = "max",  # patches to image: "max", "mean", "top1%" ..., "retrieval" or "words"
 ) -> tuple[
     np.ndarray | None, list[str]
 ]:  # (N,) text, None where each is on its own; the same as it is kept, empty where nothing was said

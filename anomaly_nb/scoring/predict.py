@@ -69,6 +69,7 @@ class Prediction:
     file_type: str = ""  # of its header, "PNG RGB"
     unseen: bool = False  # no file that the detector learned from looks like one of this type
     transparent: bool = False  # some of it is not opaque, and is read as black
+    rotated: bool = False  # read upright, as its EXIF orientation says
     other_shape: bool = False  # much wider or narrower than all that the detector learned from
 
     @property
@@ -171,6 +172,7 @@ class _Read:
     frames: int = 1
     file_type: str = ""
     transparent: bool = False
+    rotated: bool = False
 
 
 def _read(detector: Detector, network: Backbone, path: str) -> _Read:
@@ -188,6 +190,7 @@ def _read(detector: Detector, network: Backbone, path: str) -> _Read:
             info.frames,
             info.file_type,
             info.alpha,
+            info.orientation > 1,
         )
     except (DataError, MissingFileError, OSError, MemoryError) as e:
         return _Read(path, error=str(e) or type(e).__name__)
@@ -326,6 +329,7 @@ def _decided(
             file_type=f.file_type,
             unseen=is_unseen(f.file_type, detector.file_types_),
             transparent=f.transparent,
+            rotated=f.rotated,
             other_shape=is_other_shape(f.size, detector.shapes_),
         )
 

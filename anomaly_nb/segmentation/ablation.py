@@ -106,7 +106,7 @@ def run_ablation(
     model: str = "deeplabv3plus_resnet50",
     weights: str | Path | None = "imagenet",
     methods: Sequence[str] = ("max_logit",),
-    device: str = "auto",
+    device: str = "auto",  # "auto", "cpu", "cuda" or "mps"
     **normalisation: Any,  # mean, std of the encoder
 ) -> pd.DataFrame:  # one row per configuration, seed and method
     """Train, score and evaluate every configuration with every seed, resuming what is there.

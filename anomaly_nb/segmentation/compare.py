@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from ..core.errors import DataError
 from ..core.files import write_json, write_text
+from ..core.tables import write_table
 from ..core.style import PALETTE, figure_style
 from ..metrics.uncertainty import coverage_note
 from .evaluation import COMPARED, StreetEvaluation, identity_differences
@@ -125,7 +126,7 @@ def write_comparison(
         {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in r.items()} for r in table.to_dict("records")
     ]
     return [
-        write_text(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n")),
+        write_table(folder / f"{name}.csv", table),
         write_text(folder / f"{name}.md", to_markdown(table)),
         write_json(folder / f"{name}.json", rows),
     ]

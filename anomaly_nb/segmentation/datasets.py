@@ -74,7 +74,8 @@ class LabelTable:
         if (present & ~in_table).any():
             raise DataError(
                 f"{source}: label ids {np.flatnonzero(present & ~in_table).tolist()} are not in the label table; check "
-                "that the table belongs to this data set"
+                "that the table belongs to this data set, or say what they are: in classes.json of a folder, or with "
+                "--anomaly-ids and --ignore-ids"
             )
         return classes[raw], anomaly[raw]
 
@@ -158,7 +159,7 @@ class StreetDataset:
     def __post_init__(self) -> None:
         keys = [s.key for s in self.scenes]
         if not keys:
-            raise DataError(f"{self.name}/{self.split}: no scenes; check the root and the split")
+            raise DataError(f"{self.name}/{self.split}: no scenes; check --root and --split")
         if len(set(keys)) != len(keys):
             raise DataError(
                 f"{self.name}/{self.split}: the key {max(keys, key=keys.count)!r} comes twice; keys must be unique"

@@ -123,8 +123,8 @@ def evaluation_identity(
     model: SceneNetwork,
     scorer: PixelScorer,  # fitted
     dataset: StreetDataset,
-    precision: str = "float32",
-    protocol: str = "pixels",  # a name in PROTOCOLS, or what a study evaluates
+    precision: str = "float32",  # "float32" or "bfloat16"
+    protocol: str = "pixels",  # "pixels", "anomaly_track" or "obstacle_track", or what a study evaluates
 ) -> dict[str, str]:  # by the names of IDENTITY
     "What an evaluation is, in words that can be compared."
     model_identity = {
@@ -184,7 +184,7 @@ def evaluate(
     model: SceneNetwork,
     scorer: PixelScorer,  # fitted
     dataset: StreetDataset,  # with an anomaly in it
-    precision: str = "float32",
+    precision: str = "float32",  # "float32" or "bfloat16"
     # "pixels", or "anomaly_track" or "obstacle_track", which count components too and read every scene twice
     protocol: str = "pixels",
     **extra: object,  # plain values to keep: seed ...

@@ -53,7 +53,7 @@ class TrainingPasses:
         self,
         model: SceneNetwork,
         dataset: StreetDataset,
-        precision: str = "float32",
+        precision: str = "float32",  # "float32" or "bfloat16"
         what: str = "training images",
         every_pixel: bool = False,
         keep: int = 0,  # bytes of outputs that stay in memory for the next pass

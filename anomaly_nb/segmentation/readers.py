@@ -293,6 +293,11 @@ def open_streets(
     elif name in with_split:
         dataset = with_split[name](root, split, **options)
     elif name in without:
+        if name == "fishyscapes" and not options.get("images"):
+            raise DataError(
+                "fishyscapes: comes without its images; name the folder of the Cityscapes or Lost&Found images with "
+                "images=<folder>, on the command line --images"
+            )
         dataset = without[name](root, **options)
     else:
         raise DataError(f"no street data set {name!r}; choose one of {', '.join(['samples', *with_split, *without])}")

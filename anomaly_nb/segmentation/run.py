@@ -89,7 +89,7 @@ class StreetRun:
         network: StreetModel,
         methods: Sequence[str] = FIVE,
         size: Sequence[int] | None = None,  # None = as stored
-        precision: str = "float32",
+        precision: str = "float32",  # "float32" or "bfloat16"
         **options: Any,  # of `PixelScorer`: adapt, fit_images, cells_per_image, random_state
     ) -> PixelScorer:
         """Fit statistics on the training scenes and thresholds on the validation scenes at a size, and keep them.

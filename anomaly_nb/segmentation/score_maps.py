@@ -129,7 +129,7 @@ def evaluate_scores(
     maps: str | Path | Mapping[str, ArrayLike] | Sequence[ArrayLike],
     # a data set, or arrays (H, W) of 0, 1, 255 by key or in order
     masks: StreetDataset | Mapping[str, np.ndarray] | Sequence[np.ndarray],
-    protocol: str = "pixels",  # a name in PROTOCOLS
+    protocol: str = "pixels",  # "pixels", "anomaly_track" or "obstacle_track"
     name: str = "score",  # of the method, in tables
     scale: tuple[float, float] | None = None,  # of files of whole numbers, see `read_map`
     **extra: object,  # plain values to keep
@@ -148,7 +148,11 @@ def evaluate_scores(
             anomaly, values = ground_truth.read(i), readers[i]()
             if values.shape != anomaly.shape:
                 sizes = "{}x{}, its mask {}x{}".format(*values.shape, *anomaly.shape)
-                raise DataError(f"{ground_truth.keys[i]}: the map is {sizes}; store maps at the size of the masks")
+                mend = "store maps at the size of the masks, or open the data set at theirs, on the command line with"
+                raise DataError(
+                    f"{ground_truth.keys[i]}: the map is {sizes}; {mend} --height {values.shape[0]} --width "
+                    f"{values.shape[1]}"
+                )
             yield ground_truth.keys[i], {method: np.arcsinh((values - median) / spread).astype(np.float32)}, anomaly
 
     result, sizes = StreetEvaluation({method: name}, metadata={"scale": {method: [median, spread]}} | extra), set()
@@ -178,7 +182,7 @@ def write_submission(
     maps: str | Path | Mapping[str, ArrayLike],  # folder of maps, or arrays by frame
     keys: Sequence[str],  # frames of the benchmark
     form: str,  # "smiyc" or "fishyscapes"
-    dataset: str = "AnomalyTrack-all",  # of SMIYC: AnomalyTrack-all, ObstacleTrack-all, LostAndFound-testNoKnown ...
+    dataset: str = "AnomalyTrack-all",  # of "smiyc": AnomalyTrack-all, ObstacleTrack-all, LostAndFound-testNoKnown ...
     method: str = "method",  # name of the method, as the server shows it
     scale: tuple[float, float] | None = None,  # of files of whole numbers
     # frame -> (height, width) its map is brought to, bilinearly; None = as they are

@@ -320,7 +320,7 @@ class PixelScorer:
             if out.masks is None:
                 raise DataError(
                     f"{METHODS[method]} reads masks and their classes, which this network does not give; "
-                    "leave it out, or take logit scores"
+                    "leave it out of --methods, or take logit scores"
                 )
             maps = (
                 eam(*out.masks, size=(height, width))

@@ -82,7 +82,8 @@ def results_table(
         if not histogram.positives or not histogram.negatives:
             raise DataError(
                 f"{evaluation.metadata.get('dataset', 'data')}: {histogram.positives} anomalous and "
-                f"{histogram.negatives} normal pixels; ranking metrics need both"
+                f"{histogram.negatives} normal pixels; ranking metrics need both: take another --split, hold a class "
+                "out with --held-out, or name raw ids with --anomaly-ids"
             )
         bounds = histogram.bounds()
         exact = max(
@@ -244,7 +245,7 @@ def operating_points(
         check_sizes(
             validation.metadata.get("sizes", []),
             evaluation.metadata.get("sizes", []),
-            "evaluate both at one size, or pass other_size=True",
+            "evaluate both at one size, or pass other_size=True, on the command line --other-size",
         )
     rows = []
     for method, histogram in evaluation.histograms.items():

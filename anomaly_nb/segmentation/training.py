@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from ..core.arrays import load_tensors, save_tensors
 from ..core.device import choose_device, choose_precision
 from ..core.errors import DataError, naming
-from ..core.files import sha256_json, write_text
+from ..core.files import sha256_json
+from ..core.tables import write_table
 from ..core.plain import Record
 from ..core.runtime import deterministic, notice, progress
 from ..core.style import figure_style
@@ -140,14 +141,14 @@ def check_classes(model: Classifier, dataset: StreetDataset) -> None:
             f"{dataset.name}/{dataset.split} has {len(dataset.table.names)} classes "
             f"({', '.join(dataset.table.names)}), "
             f"the network {len(model.classes)} ({', '.join(model.classes)}); open the data set "
-            "with the same held-out classes"
+            "with the same held-out classes, on the command line with --held-out"
         )
 
 # %% ../../nbs/07_segmentation/08_training.ipynb #7bc10d43
 def segmentation_confusion(
     model: StreetModel,
     dataset: StreetDataset,
-    precision: str = "float32",
+    precision: str = "float32",  # "float32" or "bfloat16"
 ) -> np.ndarray:  # (C, C) int64, rows = ground truth, columns = prediction
     "Confusion of the known classes over every labelled pixel. Raises `DataError` where the classes differ."
     check_classes(model, dataset)
@@ -221,7 +222,7 @@ class _Run:
                 fingerprint=self.fingerprint,
             )
         save_tensors(self.folder / "last.pt", state)  # last: whatever it says is done, is done
-        write_text(self.folder / "history.csv", pd.DataFrame(self.history).to_csv(index=False, lineterminator="\n"))
+        write_table(self.folder / "history.csv", pd.DataFrame(self.history))
 
 # %% ../../nbs/07_segmentation/08_training.ipynb #d5eb5a65
 def _train_epoch(run: _Run, dataset: StreetDataset, epoch: int, device: torch.device, workers: int) -> float:
@@ -268,7 +269,7 @@ def train(
     val_set: StreetDataset,  # chooses the epoch; never the test split
     folder: str | Path,  # run folder, see the table above
     config: TrainConfig = TrainConfig(),
-    device: str = "auto",
+    device: str = "auto",  # "auto", "cpu", "cuda" or "mps"
     workers: int = 0,  # processes that read ahead
     after_epoch: Callable[[pd.DataFrame], object] = lambda history: None,  # given the history when an epoch is saved
 ) -> TrainResult:
@@ -279,7 +280,7 @@ def train(
     check_classes(model, train_set)
     check_classes(model, val_set)
     if config.batch_size < 2:
-        raise DataError("batch_size is 1; batch normalisation needs at least 2 images")
+        raise DataError("batch_size is 1; batch normalisation needs at least 2 images, such as --batch-size 8")
     identity: Record = {
         "config": asdict(config),
         "model": model.name,
@@ -296,7 +297,9 @@ def train(
         epoch, start = len(run.history), time.perf_counter()
         loss = _train_epoch(run, train_set, epoch, next(model.parameters()).device, workers)
         if not np.isfinite(loss):
-            raise DataError(f"the loss of epoch {epoch + 1} is {loss}; lower the learning rate {config.lr}")
+            raise DataError(
+                f"the loss of epoch {epoch + 1} is {loss}; lower the learning rate, such as --lr {config.lr / 10:g}"
+            )
         miou = mean_iou(segmentation_confusion(model, val_set, config.precision))
         lr = run.optimiser.param_groups[0]["lr"]
         run.history.append(

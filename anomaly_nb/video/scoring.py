@@ -100,7 +100,10 @@ def _keys(features: ObjectFeatures) -> list[tuple[str, str]]:
 
 # %% ../../nbs/08_video/08_scoring.ipynb #78507fc6
 class VideoScorer:
-    "Normal objects, their calibration, and the scores of new ones: `fit(features).score(features)`."
+    """Normal objects, their calibration, and the scores of new ones: `fit(features).score(features)`.
+
+    `metric` is "sqeuclidean", "euclidean" or "cosine"; `n_components` a count or "bic".
+    """
 
     def __init__(
         self,
@@ -111,7 +114,7 @@ class VideoScorer:
         weights: Mapping[str, float] | None = None,  # of the modalities in the combination; None = equal
         sigma: float = 3.0,  # smoothing over time, frames
         random_state: int = 0,  # seed of the velocity mixture
-        device: str = "cpu",  # for distances
+        device: str = "cpu",  # of distances: "cpu", "cuda" or "mps"
         track_sigma: float = 0.0,  # smoothing along the tracks of objects, frames; 0 = none
     ):
         self.k, self.metric, self.n_components, self.percentiles = k, metric, n_components, percentiles

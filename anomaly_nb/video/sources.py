@@ -185,6 +185,10 @@ def open_source(
     Raises `MissingFileError` for a file that is not there, `DataError` for one that is no film.
     """
     text = str(what)
+    if idle and not Path(text).is_dir():
+        raise DataError(
+            f"--until-idle {idle:g}: is for a folder that images are written into, and {text} is none; leave it out"
+        )
     if text.isdigit():
         return Source(int(text), live=True)
     if "://" in text:
