@@ -33,6 +33,7 @@ from ..features.base import Backbone
 from ..features.engine import with_engine
 from ..features.extract import backbone_threads
 from .detector import Detector
+from .float_tiff import write_float_tiff
 from .maps import colour_range, overlay
 from .result import patch_limit
 from .stream import image_batches
@@ -365,7 +366,8 @@ def write_maps(
     scale = colour_range(held_out, patch_limit(held_out)) if held_out.size else colour_range([heat])
     shown = overlay(read_image(prediction.image_path, detector.intensity_), heat, scale)
     files = [Path(folder) / f"{name}.tiff", Path(folder) / f"{name}.overlay.png"]
-    for path, array, form in zip(files, (heat, shown), ("TIFF", "PNG")):
-        with atomic_write(path) as f:
-            Image.fromarray(array).save(f, format=form)
+    with atomic_write(files[0]) as f:
+        write_float_tiff(f, heat)
+    with atomic_write(files[1]) as f:
+        Image.fromarray(shown).save(f, format="PNG")
     return files
