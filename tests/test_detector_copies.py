@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from anomaly_nb.core.errors import DataError, Notice
+from anomaly_nb.data import read_index
 from anomaly_nb.features import FeatureSet
 from anomaly_nb.reports.card import write_card
-from anomaly_nb.scoring import Detector
+from anomaly_nb.scoring import RECIPES, Detector
 from anomaly_nb.scoring.choice import choose_recipe
+from anomaly_nb.scoring.recipes import WORD_RECIPES
 from tests.commands import run
 
 N = 24
@@ -139,8 +141,65 @@ def test_groups_that_contradict_the_images_are_joined(folder):
 def test_what_cannot_be_counted_is_refused(folder):
     with pytest.raises(DataError, match=r"all 3 images are the same .*, and none can be left out"):
         Detector("knn", **PLAIN).fit([files(folder, "once")[0], *files(folder, "copied")[:1], files(folder, "linked")[0]])
-    with pytest.raises(DataError, match=f"leaves out one image at a time, and {SAID}"):
-        Detector("spade", **PLAIN).fit(files(folder, "copied"))
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in WORD_RECIPES])
+def test_every_recipe_counts_copies_once(recipe, tmp_path):
+    "Three images, each twice, teach what the three do, in all that is kept of them."
+    count = 5 if recipe == "fusion" else 3  # its members are scaled by folds of folds
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (count, 48, 48, 3), dtype=np.uint8)):
+        (tmp_path / "once").mkdir(exist_ok=True), (tmp_path / "twice").mkdir(exist_ok=True)
+        for place in ("once/{}.png", "twice/{}_a.png", "twice/{}_b.bmp"):
+            Image.fromarray(pixels).save(tmp_path / place.format(i))
+    settings = {"backbone": "filters", "image_size": 48}
+    alone = Detector(recipe, **settings).fit(files(tmp_path, "once"))
+    with pytest.warns(Notice, match=f"{2 * count} images hold {count} different ones"):
+        both = Detector(recipe, **settings).fit(files(tmp_path, "twice"))
+    assert np.allclose(both.held_out_, np.repeat(alone.held_out_, 2), rtol=1e-4, atol=1e-6)
+    ours, theirs = both.decision_threshold(), alone.decision_threshold()
+    assert ours.value == pytest.approx(theirs.value, rel=1e-4) and ours.rate() == pytest.approx(theirs.rate())
+    both = Detector.load(both.save(tmp_path / "det"))
+    if not alone.bank_.whole_batch:
+        seen = alone.explain(files(tmp_path, "once")), both.explain(files(tmp_path, "once"))
+        assert np.allclose(seen[0]["score"], seen[1]["score"], rtol=1e-4, atol=1e-5)
+        nearest = [[p.rsplit("/", 1)[1][0] for p in one["normal_path"]] for one in seen]
+        assert nearest[0] == nearest[1]  # rows are those of all images
+
+
+def test_the_explorer_counts_copies_once(folder):
+    from anomaly_nb.scoring.view_scores import GridScores
+
+    once, both = (Detector("knn", **PLAIN) for _ in range(2))
+    with pytest.warns(Notice, match=SAID):
+        seen = [
+            GridScores(model.fit(files(folder, name)), model.features(files(folder, name)), model.features(files(folder, "new")))
+            for model, name in ((once, "once"), (both, "copied"))
+        ]
+    for k in (1, 3):
+        (test, held_out), (test_of_copies, held_out_of_copies) = (source.scores(k, "max") for source in seen)
+        assert np.allclose(test, test_of_copies, atol=1e-5) and len(held_out_of_copies) == 2 * N
+        assert np.allclose(np.sort(np.repeat(held_out, 2)), np.sort(held_out_of_copies), atol=1e-5)
+
+
+def test_the_time_is_that_of_images_that_differ(folder, monkeypatch):
+    from anomaly_nb.scoring import choice
+
+    index = read_index("folder", folder / "copied", normal=".", n_train=1.0)
+    assert choice.counted_images(index) == (N, 0) and choice.counted_images(index, "^(a|b)") == (N, 1)
+    by_pixels = read_index("folder", folder / "formats", normal=".", n_train=1.0)
+    assert choice.counted_images(by_pixels) == (2 * N, 0)  # by their bytes; the choice looks at pixels
+    chosen = choose_recipe(by_pixels, image_size=64, recipes=("knn", "mahalanobis"))[1]
+    assert chosen.attrs["counted"] == [2 * N, N, 0]
+    least, most = chosen.attrs["learning"].expected(2 * N, 0, N)
+    assert most < chosen.attrs["learning"].expected(2 * N)[1] and least > chosen.attrs["learning"].features * 2 * N
+    clock = iter([0.0, 1.0] * 99)
+    monkeypatch.setattr(choice, "median_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(choice.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(choice, "synthetic_anomaly", lambda *_, **__: None)
+    once = choice.expected_seconds(read_index("folder", folder / "once", normal=".", n_train=1.0), image_size=64)
+    clock = iter([0.0, 1.0] * 99)
+    more = choice.expected_seconds(index, image_size=64) - once
+    assert 0 < more <= N  # the features of the copies alone
 
 
 def test_features_and_tiles_are_counted_alike(folder, once):
@@ -158,8 +217,6 @@ def test_features_and_tiles_are_counted_alike(folder, once):
 
 
 def test_recipes_are_compared_on_images_that_differ(folder):
-    from anomaly_nb.data import read_index
-
     index = read_index("folder", folder / "formats", normal=".", n_train=1.0)
     some = ("knn", "mahalanobis")
     copied = choose_recipe(index, image_size=64, recipes=some)[1]

@@ -9,6 +9,7 @@ __all__ = ['fit', 'update', 'evaluate']
 import math
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,29 +27,24 @@ from anomaly_nb.cli.detector_options import (
 from .options import Answer, say_passed, say_run, with_options
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from anomaly_nb.scoring.choice import LearningTime
 
 # %% ../../nbs/11_cli/03_detect.ipynb #be127095
 def _time_to_learn(
     recipe: str,
     measured: "LearningTime",  # by the choice
-    index: "pd.DataFrame",
-    rule: str,  # of groups, of `image_groups`
+    counted: Sequence[int],  # images, those that differ, groups of them, of `counted_images`
 ) -> str:
     "What the fit should take, by what was measured, in one sentence."
     from anomaly_nb.core.errors import number_of
     from anomaly_nb.scoring.choice import duration
-    from anomaly_nb.scoring.preparation import image_groups
 
-    train = index[(index["split"] == "train") & (index["label"] == 0)]
-    names = image_groups(train, rule)
-    groups = 0 if names is None or len(set(names)) == len(train) else len(set(names))
-    least, most = map(duration, measured.expected(len(train), groups))
-    which = f" in {number_of(groups, 'group')}, left out in {min(10, groups)} folds," if groups else ""
+    n, different, groups = counted
+    least, most = map(duration, measured.expected(n, groups, different))
+    which = f", of which {different} differ," if different < n else ""
+    which += f" in {number_of(groups, 'group')}, left out in {min(10, groups)} folds," if groups else ""
     span = f"about {least}" if least == most else f"about {least} to {most}"
-    return f"learning by {recipe} from {number_of(len(train), 'image')}{which} takes {span} by what was measured"
+    return f"learning by {recipe} from {number_of(n, 'image')}{which} takes {span} by what was measured"
 
 
 @with_options
@@ -140,7 +136,8 @@ def fit(
         sized = made.budget_ms or made.budget_mb  # then others have nothing that could be made to fit
         some = [name for name in CANDIDATES if not sized or isinstance(RECIPES[name].bank, KNNBank)]
         if (index["split"] == "train").sum() >= FEWEST:
-            first_part = expected_seconds(index, *(settings[k] for k in ("backbone", "weights", "image_size")))
+            seen_by = ("backbone", "weights", "image_size", "random_state")
+            first_part = expected_seconds(index, *(settings[k] for k in seen_by))
             which = f"comparing {len(some)} recipes, then learning: features and copies with anomalies"
             notice(f"{which} take about {duration(first_part)}; what recipes take is said after the first of them")
         recipe, chosen = choose_recipe(index, **{k: settings[k] for k in settings_of_choice}, recipes=some)
@@ -153,7 +150,7 @@ def fit(
                 f"chose {recipe} by image AUROC on synthetic anomalies, in {chosen.attrs['seconds']:.0f} s: {compared}"
             )
             answer.say(f"compared on {chosen.attrs['compared_on']}")
-            notice(_time_to_learn(recipe, chosen.attrs["learning"], index, made.groups))
+            notice(_time_to_learn(recipe, chosen.attrs["learning"], chosen.attrs["counted"]))
     detector = Detector(recipe, **settings).fit(index)
     detector.choice_ |= choice
     named = detector.paths_  # copies count once: of each group the last

@@ -18,6 +18,7 @@ import pandas as pd
 from ..core.errors import DataError, check_folder
 from ..core.files import list_files
 from ..core.order import natural_key
+from .census import said_of_copies, same_files
 from .headers import is_image
 from .index import folder_meaning, index_row, make_index, split_normals
 
@@ -248,23 +249,30 @@ def index_folder(
             f"{MASK_STEM.sub('', lone[0].stem)}, or pass on_missing=keep"
         )
     skipped |= {m.as_posix(): "mask without an image" for m in lone}
-    split = _splits(images, good, n_train, random_state)
+    split, notes = _splits(images, good, n_train, random_state)
     rows = [_row(root.resolve().name, p, split[p.path], p.path in good, pairs.get(p.path)) for p in images]
     index = make_index(rows)
-    index.attrs["skipped"] = skipped
+    index.attrs |= {"skipped": skipped, "notes": notes}
     return index
 
 # %% ../../nbs/02_data/05_folder.ipynb #241a28ba
-def _splits(images: list[Place], good: set[Path], n_train: int | float, random_state: int) -> dict[Path, str]:
-    "The split of every image: the folder's own, or normal images divided at random."
+def _splits(
+    images: list[Place], good: set[Path], n_train: int | float, random_state: int
+) -> tuple[dict[Path, str], list[str]]:
+    "The split of every image: the folder's own, or normal images divided at random; and what is to be said of it."
+    notes: list[str] = []
     free = [p for p in images if p.path in good and not p.split]
     if any(p.split == "train" and p.path in good for p in images):
         train: set[str] = set()
     elif any(p.split == "test" for p in images):
         train = {p.path.as_posix() for p in free}
     else:
-        train = split_normals([p.path.as_posix() for p in free], n_train, random_state)
-    return {p.path: p.split or ("train" if p.path.as_posix() in train else "test") for p in images}
+        names = [p.path.as_posix() for p in free]
+        whole = isinstance(n_train, float) and n_train == 1  # nothing is divided
+        first = {} if whole else same_files(names)
+        notes = said_of_copies(first)
+        train = split_normals(names, n_train, random_state, first)
+    return {p.path: p.split or ("train" if p.path.as_posix() in train else "test") for p in images}, notes
 
 
 def _row(category: str, place: Place, split: str, normal: bool, mask: Path | None) -> dict:

@@ -8,7 +8,7 @@ __all__ = ['COLUMNS', 'NORMAL_FOLDERS', 'DEFECT_FOLDERS', 'index_row', 'make_ind
 
 # %% ../../nbs/02_data/01_index.ipynb #16b05053
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..core.errors import DataError, MissingFileError, check_folder, number_of
 from ..core.order import natural_key, path_key, printable, utf8_name
+from .census import said_of_copies, same_files
 from .headers import list_images
 
 # %% ../../nbs/02_data/01_index.ipynb #6f21f826
@@ -296,11 +297,15 @@ def index_magnetic_tile(
     """
     root = check_folder(root, "pass the folder that holds MT_Free, MT_Crack, ...")
     rows: list[dict] = []
+    notes: list[str] = []
     for folder in sorted(root.glob("MT_*/Imgs"), key=path_key):
         defect = folder.parent.name.removeprefix("MT_").lower()
         images = {p.stem: p for p in sorted(folder.glob("*.jpg"), key=path_key)}
         if defect == "free":
-            train = split_normals(list(images), n_train, random_state)
+            first = same_files(images.values())
+            notes = said_of_copies(first)
+            by_name = {k: Path(first[str(p)]).stem for k, p in images.items()}
+            train = split_normals(list(images), n_train, random_state, by_name)
             rows += [
                 index_row("magnetic_tile", "train" if k in train else "test", "good", p) for k, p in images.items()
             ]
@@ -309,15 +314,18 @@ def index_magnetic_tile(
             rows += [index_row("magnetic_tile", "test", defect, image, mask, 128) for image, mask in pairs.values()]
     if not any(r["split"] == "train" for r in rows):
         raise MissingFileError(f"{root}: no MT_Free/Imgs/*.jpg; pass the folder that holds MT_Free, MT_Crack, ...")
-    return make_index(rows)
+    index = make_index(rows)
+    index.attrs["notes"] = notes
+    return index
 
 
 def split_normals(
     keys: list[str],  # names of the normal images, in any order
     n_train: int | float,  # a count (int), or a fraction (float) in (0, 1]
     random_state: int = 0,
+    first: Mapping[str, str] | None = None,  # name -> the first that is the same image; None = none is a copy
 ) -> set[str]:  # those to train on
-    """Choose the training images among normal ones, the same for the same names and seed.
+    """Choose the training images among normal ones, the same for the same names and seed; copies are chosen together.
 
     Raises `DataError` if there are too few.
     """
@@ -326,6 +334,11 @@ def split_normals(
     count = round(n_train * len(keys)) if isinstance(n_train, float) else int(n_train)
     if not 0 < count <= len(keys):
         raise DataError(f"n_train={n_train} asks for {count} of {number_of(len(keys), 'normal image')}")
-    chosen = np.random.default_rng(random_state).permutation(len(keys))[:count]
-    names = sorted(keys)  # letter by letter: an order for the draw, the same as ever, that nobody reads
-    return {names[i] for i in chosen}
+    copies: dict[str, list[str]] = {}
+    for key in sorted(keys):  # letter by letter: an order for the draw, the same as ever, that nobody reads
+        copies.setdefault((first or {}).get(key, key), []).append(key)
+    sets, chosen = list(copies.values()), set[str]()
+    order = np.random.default_rng(random_state).permutation(len(sets))
+    for i in order if count == len(keys) else order[: max(len(sets) - 1, 1)]:  # one is left to test on
+        chosen |= set(sets[i]) if len(chosen) < count else set()
+    return chosen

@@ -19,7 +19,6 @@ from ..core.errors import DataError
 from ..core.files import sha256_file
 from ..core.order import telling_names
 from .inputs import alike_images, known_groups
-from .maps import OWN_SCORES
 from .preparation import image_groups, image_vectors
 
 # %% ../../nbs/06_scoring/29_copies.ipynb #72414889
@@ -115,27 +114,18 @@ def training_groups(
     rule: str,  # of `image_groups`
     aggregation: str,  # patches to image
     first: np.ndarray,  # (N,) int, of `first_copies`
-    vectors: np.ndarray,  # (N, P, D) patches as the bank gets them, or (N, V) one vector an image
+    vectors: np.ndarray,  # (n, P, D) patches of the n that differ as the bank gets them, or (n, V) one vector an image
     paths: list[str],  # of the images; "" for arrays
 ) -> TrainingGroups:
-    """How training images are counted.
-
-    Raises `DataError` as `known_groups` and `joined_groups` do, and for copies where an aggregation leaves out one
-    image at a time.
-    """
+    "How training images are counted. Raises `DataError` as `known_groups` and `joined_groups` do."
     groups, labels = known_groups(meta, rule, aggregation)
     alike: list[tuple[str, str]] = []
     notes: list[str] = []
     if image_groups(meta, rule) is None:
         distinct = np.unique(first)
         short = image_vectors(vectors) if vectors.ndim == 3 else vectors
-        alike, notes = alike_images(short[distinct], [paths[i] for i in distinct])
+        alike, notes = alike_images(short, [paths[i] for i in distinct])
     joined, said = joined_groups(np.array(labels) if labels else None, first, paths)
     if joined is None or not said:
         return TrainingGroups(groups, labels, alike, notes)
-    if aggregation in OWN_SCORES:
-        raise DataError(
-            f"aggregation={aggregation!r} leaves out one image at a time, and {said.partition(':')[0]}; leave copies "
-            "out, or use another aggregation"
-        )
     return TrainingGroups(joined, joined.tolist(), alike, [said, *notes])

@@ -280,6 +280,12 @@ def _weigh(detector: "Detector", bank: Bank, distinct: np.ndarray) -> None:
     detector.choice_["fusion"] |= {"weights": list(weights), "by": basis, "compared": table.round(6).to_dict("records")}
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #49cfd367
+def _numbered(bank: KNNBank, distinct: np.ndarray) -> None:
+    "Number the rows of a bank of images that differ as those of all images."
+    cells = bank.patch_hw_[0] * bank.patch_hw_[1]
+    bank.rows_ = distinct[bank.rows_ // cells] * cells + bank.rows_ % cells
+
+
 def _fit_bank(
     detector: "Detector",
     bank: Bank,
@@ -335,19 +341,23 @@ def _learn_grid(detector: "Detector", bank: Bank, f: FeatureSet, budget: Record 
         f.patch_hw if not f.spec else (f.patch_hw[0] // len(detector.angles), f.patch_hw[1]),
     )
     n_cells = detector.patch_hw_[0] * detector.patch_hw_[1]  # cells of an image that is not rotated
+    first = first_copies(detector.paths_, f.patches)
+    every, (distinct, copy_of) = f.meta, np.unique(first, return_inverse=True)
+    f = f if len(distinct) == len(f) else f.where(np.isin(np.arange(len(f)), distinct))
     detector.preparation_ = clone(detector.parts().preparation).fit(f.patches)
     x = detector.preparation_.transform(f.patches)
-    first = first_copies(detector.paths_, f.patches)
-    groups = _count(detector, f.meta, first, x)
-    _weigh(detector, bank, np.unique(first))
+    groups = _count(detector, every, first, x)
+    _weigh(detector, bank, distinct)
     _fit_bank(detector, bank, x, f.patch_hw, f.cls, x[:1, :n_cells], budget)
     if len(x) > 1:
-        patches = held_out_scores(
-            detector.bank_, x, f.patch_hw, random_state=detector.random_state, cls=f.cls, groups=groups
-        )
-        detector.held_out_patches_ = detector.masked(patches[:, :n_cells], f)
-        detector.held_out_ = detector.aggregated(f, detector.held_out_patches_, training=True)
+        together, seed = None if groups is None else groups[distinct], detector.random_state
+        patches = held_out_scores(detector.bank_, x, f.patch_hw, random_state=seed, cls=f.cls, groups=together)
+        scores = detector.masked(patches[:, :n_cells], f)
+        detector.held_out_patches_ = scores[copy_of]
+        detector.held_out_ = detector.aggregated(f, scores, training=True)[copy_of]
         _decide(detector, groups)
+    if len(distinct) < len(every):
+        _numbered(detector.reference_, distinct)
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #5313fadc
 def _learn_parts(
@@ -363,7 +373,7 @@ def _learn_parts(
     detector.preparation_ = clone(detector.parts().preparation).fit(learned.x[None])
     x = detector.preparation_.transform(learned.x[None])
     first = first_copies_of_cells(detector.paths_, learned.cls, learned.x, learned.image, learned.cell)
-    groups = _count(detector, table, first, learned.cls)
+    groups = _count(detector, table, first, learned.cls[np.unique(first)])
     _fit_bank(
         detector, bank, x, (1, x.shape[1]), None, np.resize(x[0], (1, int(cells[0].count.sum()), x.shape[2])), budget
     )

@@ -369,7 +369,8 @@ def write_maps(
     scale = colour_range(held_out, patch_limit(held_out)) if held_out.size else colour_range([heat])
     shown = overlay(read_image(prediction.image_path, detector.intensity_), heat, scale)
     files = [Path(folder) / f"{name}.tiff", Path(folder) / f"{name}.overlay.png"]
-    for path, array, form in zip(files, (heat, shown), ("TIFF", "PNG")):
+    compressed = {"compression": "tiff_adobe_deflate", "tiffinfo": {317: 3}}  # 317: the predictor, 3: of floats
+    for path, array, form, options in zip(files, (heat, shown), ("TIFF", "PNG"), (compressed, {})):
         with atomic_write(path) as f:
-            Image.fromarray(array).save(f, format=form)
+            Image.fromarray(array).save(f, format=form, **options)
     return files

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..core.errors import DataError, number_of
 from ..core.files import atomic_write
+from ..data.census import same_files
 from ..data.images import read_image, resize_image
 from ..data.synthetic import ANOMALY_TYPES, synthetic_anomaly
 from ..features.extract import index_intensity
@@ -63,7 +64,12 @@ def artificial_validation(
     """
     chosen = ((index["split"] == "train") & (index["label"] != 1)).to_numpy()
     train, rng = index[chosen].reset_index(drop=True), np.random.default_rng(random_state)
-    learned, apart = split_apart(len(train), fraction, rng, None if groups is None else np.asarray(groups)[chosen])
+    if groups is None:  # copies stay together; numbered, so that without any the draw is as ever
+        first = same_files(train["image_path"])
+        together = pd.factorize(train["image_path"].astype(str).map(first))[0]
+    else:
+        together = np.asarray(groups)[chosen]
+    learned, apart = split_apart(len(train), fraction, rng, together)
     rule = index_intensity(index)
 
     def copied(row: int) -> str:

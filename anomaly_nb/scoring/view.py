@@ -17,11 +17,10 @@ from matplotlib.figure import Figure, SubFigure
 
 from ..banks import coreset_of_report
 from ..core.errors import DataError, number_of
-from ..core.files import sha256_file
 from ..core.style import ANOMALOUS, figure_style
 from ..core.views import Check, Choice, Control, Slider, State, View
 from ..data import image_info, one_category, read_index
-from ..data.census import split_counts
+from ..data.census import equal_files, split_counts
 from ..features import FeatureSet, cached_features
 from .decisions import decision_table, plot_decisions
 from .detector import Detector
@@ -339,12 +338,13 @@ def unseen(
     index: pd.DataFrame,  # of `read_index`
     detector: Detector,  # fitted
 ) -> tuple[pd.DataFrame, int]:  # the images the detector did not learn from, all of split test; how many it did
-    """An index to test a fitted detector on, whatever its splits. An image is known by its bytes.
+    """An index to test a fitted detector on, whatever its splits. An image is known as by `equal_files`.
 
     Raises `DataError` where nothing is left.
     """
-    learned = {sha256_file(p) for p in detector.paths_ if Path(p).is_file()}
-    train_mask = np.array([str(p) in detector.paths_ or sha256_file(p) in learned for p in index["image_path"]])
+    there = [p for p in detector.paths_ if Path(p).is_file()]
+    learned = {copy for _, copy in equal_files(there, index["image_path"])} | set(detector.paths_)
+    train_mask = np.array([str(p) in learned for p in index["image_path"]])
     if train_mask.all():
         raise DataError(f"the detector learned from all of {number_of(len(index), 'image')}; test it on others")
     rest = index[~train_mask].assign(split="test")

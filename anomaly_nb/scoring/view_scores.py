@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.base import clone
 
 from ..banks import KNNBank, held_out_scores
 from ..core.tables import read_table
 from ..data import image_info
 from ..features import FeatureSet
+from .copies import first_copies
 from .detector import Detector
 from .evaluation import pixel_metrics, read_masks
 from .maps import colour_range, heatmaps, image_scores
@@ -35,8 +37,13 @@ class GridScores:
         train: FeatureSet | None,  # normal images; None: the detector's k alone
         test: FeatureSet,
     ):
-        self.detector, self.train, self.test, self.meta = detector, train, test, test.meta
+        self.detector, self.test, self.meta = detector, test, test.meta
         bank = detector.bank_
+        # of copies the first is learned from, and every one has its scores
+        first = np.arange(0) if train is None else first_copies(detector.paths_, train.patches)
+        self.distinct, self.copy_of = np.unique(first, return_inverse=True)
+        self.copies = len(self.distinct) < len(first)
+        self.train = train.where(np.isin(np.arange(len(first)), self.distinct)) if train and self.copies else train
         self.k = bank.k if isinstance(bank, KNNBank) else 1
         # neighbours that can be asked for
         self.most = max(self.k, min(9, len(bank.rows_))) if isinstance(bank, KNNBank) and train is not None else 0
@@ -44,18 +51,19 @@ class GridScores:
         self.pixels = lru_cache(maxsize=64)(self._pixels)  # k, sigma -> pixel metrics
 
     def _patches(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        "Patch scores of the test images and of the held-out training images."
+        "Patch scores of the test images and of the held-out training images that differ."
         detector = self.detector
         if k == self.k or self.train is None:
-            return detector.score_patches(self.test), detector.held_out_patches_
+            held_out = detector.held_out_patches_
+            return detector.score_patches(self.test), held_out[self.distinct] if self.copies else held_out
         detector.bank_.set_params(k=k)
         try:
             held_out = held_out_scores(
-                detector.bank_,
+                clone(detector.bank_) if self.copies else detector.bank_,
                 detector.preparation_.transform(self.train.patches),
                 self.train.patch_hw,
                 random_state=detector.random_state,
-                groups=np.array(detector.groups_) if detector.groups_ else None,
+                groups=np.array(detector.groups_)[self.distinct] if detector.groups_ else None,
             )
             return detector.score_patches(self.test), held_out
         finally:
@@ -71,6 +79,7 @@ class GridScores:
                 if self.train is None
                 else self.detector.aggregate_patches(held_out, self.train.cls, training=True, features=self.train)
             )
+            train_scores = train_scores[self.copy_of] if self.copies else train_scores
             return self.detector.aggregate_patches(test, self.test.cls, features=self.test), train_scores
         finally:
             self.detector.set_params(aggregation=usual)

@@ -23,6 +23,7 @@ from ..core.runtime import progress
 from ..core.tables import read_table
 from ..metrics import average_precision, roc_auc
 from ..metrics.histogram import ScoreHistogram
+from ..metrics.newcombe import or_newcombe
 from ..metrics.uncertainty import histogram_intervals
 
 # %% ../../nbs/08_video/20_released.ipynb #d062b2ec
@@ -221,6 +222,8 @@ def released_metrics(
             for v in videos:
                 histogram.update(labels[v], np.repeat(scores[v], SNIPPET), image=v)
             intervals = histogram_intervals(histogram, n_resamples, random_state=random_state)
+            by_class = [sum(bool(np.any(labels[v] == c)) for v in videos) for c in (1, 0)]
+            intervals["roc_auc"] = or_newcombe(intervals["roc_auc"], *by_class)
             for name, key in (("auroc", "roc_auc"), ("average_precision", "average_precision")):
                 row |= {f"{name}_low": intervals[key].low, f"{name}_high": intervals[key].high}
         rows.append(row)
