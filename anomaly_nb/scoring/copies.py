@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['same_keys', 'same_bytes', 'first_copies', 'first_copies_of_cells', 'joined_groups', 'TrainingGroups',
-           'training_groups']
+           'training_groups', 'number_rows']
 
 # %% ../../nbs/06_scoring/29_copies.ipynb #3521b207
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from ..banks.knn import KNNBank
 from ..banks.same_images import equal_numbers, linked, same_images, same_vectors
 from ..core.errors import DataError
 from ..core.files import sha256_file
@@ -129,3 +130,9 @@ def training_groups(
     if joined is None or not said:
         return TrainingGroups(groups, labels, alike, notes)
     return TrainingGroups(joined, joined.tolist(), alike, [said, *notes])
+
+# %% ../../nbs/06_scoring/29_copies.ipynb #7dc2e935
+def number_rows(bank: KNNBank, distinct: np.ndarray) -> None:
+    "Number the rows of a bank of images that differ as those of all images."
+    cells = bank.patch_hw_[0] * bank.patch_hw_[1]
+    bank.rows_ = distinct[bank.rows_ // cells] * cells + bank.rows_ % cells

@@ -30,13 +30,14 @@ from ..features import FeatureSet, extract_features
 from ..features.base import Backbone
 from ..features.words import words_of
 from .budget import bank_within, median_seconds
-from .copies import first_copies, first_copies_of_cells, training_groups
+from .copies import first_copies, first_copies_of_cells, number_rows, training_groups
 from .detector_files import SPEC
 from .fusion import FEWEST, FusionBank, choose_weights
 from .inputs import any_normal, training_rule, training_table
 from .layout import Cells, Layout
 from .preparation import ImageSource
 from .stream import TrainingCells, image_batches, part_batches, training_cells
+from .suspects import said_of_suspects
 from .thresholds import choose_threshold, unpromised_threshold
 
 if TYPE_CHECKING:
@@ -236,11 +237,8 @@ def _start(
     "What every fit begins with."
     detector.intensity_, detector.spec_, detector.patch_hw_ = intensity or Intensity(), spec, patch_hw
     plain = spec.get("resize", "square") == "square" and not spec.get("tile") and not spec.get("region")
-    detector.layout_ = (
-        Layout(patch_hw)
-        if plain
-        else Layout.of_spec(spec, patch_hw, detector.network().region if spec.get("region") else None)
-    )
+    region = detector.network().region if spec.get("region") else None
+    detector.layout_ = Layout(patch_hw) if plain else Layout.of_spec(spec, patch_hw, region)
     detector.paths_ = [str(p) for p in meta["image_path"]] if "image_path" in meta else [""] * len(meta)
     detector.file_types_, detector.shapes_ = count_types(detector.paths_), aspect_range(detector.paths_)
     detector.version_, detector.threshold_ = 1, None
@@ -280,12 +278,6 @@ def _weigh(detector: "Detector", bank: Bank, distinct: np.ndarray) -> None:
     detector.choice_["fusion"] |= {"weights": list(weights), "by": basis, "compared": table.round(6).to_dict("records")}
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #49cfd367
-def _numbered(bank: KNNBank, distinct: np.ndarray) -> None:
-    "Number the rows of a bank of images that differ as those of all images."
-    cells = bank.patch_hw_[0] * bank.patch_hw_[1]
-    bank.rows_ = distinct[bank.rows_ // cells] * cells + bank.rows_ % cells
-
-
 def _fit_bank(
     detector: "Detector",
     bank: Bank,
@@ -321,14 +313,22 @@ def _count(detector: "Detector", meta: pd.DataFrame, first: np.ndarray, vectors:
     groups, detector.groups_, detector.alike_, detector.notes_ = training_groups(
         meta, detector.groups, detector.image_aggregation, first, vectors, detector.paths_
     )
-    for note in detector.notes_:
-        warnings.warn(note, Notice, stacklevel=5)
+    _say(detector.notes_)
     return groups
 
 
+def _say(notes: list[str]) -> None:
+    "Notes that are kept, and said now."
+    for note in notes:
+        warnings.warn(note, Notice, stacklevel=6)
+
+
 def _decide(detector: "Detector", groups: np.ndarray | None) -> None:
-    "The threshold, of held-out scores."
+    "The threshold, of held-out scores, and which of them it should not rest on."
     detector.threshold_ = choose_threshold(detector.threshold, detector.held_out_, np.empty(0), np.empty(0), groups)
+    notes = said_of_suspects(detector.held_out_, detector.paths_, detector.threshold_.value)
+    detector.notes_ = [*detector.notes_, *notes]
+    _say(notes)
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #6ca42859
 def _learn_grid(detector: "Detector", bank: Bank, f: FeatureSet, budget: Record | None) -> None:
@@ -357,7 +357,7 @@ def _learn_grid(detector: "Detector", bank: Bank, f: FeatureSet, budget: Record 
         detector.held_out_ = detector.aggregated(f, scores, training=True)[copy_of]
         _decide(detector, groups)
     if len(distinct) < len(every):
-        _numbered(detector.reference_, distinct)
+        number_rows(detector.reference_, distinct)
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #5313fadc
 def _learn_parts(
