@@ -60,9 +60,9 @@ def test_wrong_values_are_one_sentence(template, name, given):
 
 def test_choices_are_shown():
     about = template_parameters("image_anomaly")
-    assert "'knn' or 'knn-euclidean'" in type_words(about["recipe"]["type"]) and about["coreset"]["type"] is float
+    assert "'knn', 'knn-euclidean', " in type_words(about["recipe"]["type"]) and about["coreset"]["type"] is float
     shown = CliRunner().invoke(app, ["report", "image_anomaly", "--list"]).output
-    assert "'raise' or 'keep' or 'drop'" in shown and "what a nearest-neighbour bank keeps" in shown
+    assert "'raise', 'keep' or 'drop'" in shown and "what a nearest-neighbour bank keeps" in shown
 
 
 @pytest.mark.parametrize("name", templates())
@@ -81,7 +81,7 @@ def test_papermill_reads_the_same_parameters(name):
 
 
 @pytest.mark.parametrize(("given", "error"), [
-    ({"bank": "knnn"}, r"bank='knnn' is not '' or"), ({"dataset": "folder", "root": "no/such/folder"}, "root=no/such/folder: no such file or folder"),
+    ({"bank": "knnn"}, r"bank='knnn' is not '', "), ({"dataset": "folder", "root": "no/such/folder"}, "root=no/such/folder: no such file or folder"),
     ({"weights": "lost.pth"}, "weights=lost.pth: no such file"), ({"k": "2.5"}, "k='2.5' is not int"), ({"bnak": "knn"}, "did you mean 'bank'"),
 ])  # fmt: skip
 def test_nothing_wrong_starts_a_kernel(tmp_path, monkeypatch, given, error):

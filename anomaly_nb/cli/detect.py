@@ -322,7 +322,8 @@ def evaluate(
         "normal": normal,
         "on_missing": on_missing,
     }
-    say_run(run_report("image_anomaly", parameters, figures))
+    start = time.time()
+    say_run(run_report("image_anomaly", parameters, figures), start)
     if learned:
         typer.echo(f"left out: {number_of(learned, 'image')} that the detector learned from")
     for note in index.attrs["census"]["notes"]:

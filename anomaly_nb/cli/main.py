@@ -11,6 +11,7 @@ import json
 import platform
 import re
 import sys
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -331,7 +332,8 @@ def report(
         if not eq or not name.strip():
             raise DataError(f"-p {pair!r}: write name=value; the names:  anomaly-nb report {template} --list")
         parameters[name] = value
-    say_run(run_report(template, parameters, figures, force))
+    start = time.time()
+    say_run(run_report(template, parameters, figures, force), start)
 
 # %% ../../nbs/11_cli/01_main.ipynb #9d8c6c3d
 app.command()(demo)

@@ -12,6 +12,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, get_type_hints
 
@@ -89,13 +90,23 @@ class Answer:
 # %% ../../nbs/11_cli/02_options.ipynb #50c124d0
 def say_run(
     run: "Run",  # of a report
+    start: float,  # when the command began, seconds since 1970
 ) -> None:
-    "What an executed report found, its page, and its metrics."
-    from anomaly_nb.reports.gallery import read_verdict
+    "What an executed report found, its page, its metrics, and whether it had been made before."
+    from anomaly_nb.reports.gallery import read_sentences
 
-    digits = {k: ".4f" if isinstance(v, float) and (abs(v) >= 0.01 or not v) else ".4g" for k, v in run.metrics.items()}
-    metrics = [f"  {k}: {v:{digits[k]}}" if isinstance(v, float) else f"  {k}: {v}" for k, v in run.metrics.items()]
-    typer.echo("\n".join([*filter(None, [read_verdict(run.folder)]), run.page.as_posix(), *metrics]))
+    text = {
+        k: f"{v:{'.4f' if abs(v) >= 0.01 or not v else '.4g'}}" if isinstance(v, float) else str(v)
+        for k, v in run.metrics.items()
+    }
+    ends = {k: (f"{k}_low", f"{k}_high") for k in text if f"{k}_low" in text and f"{k}_high" in text}
+    within = {name for pair in ends.values() for name in pair}
+    between = {k: f" [{text[low]}, {text[high]}]" for k, (low, high) in ends.items()}
+    metrics = [f"  {k}: {value}{between.get(k, '')}" for k, value in text.items() if k not in within]
+    made = datetime.fromisoformat(run.record["started"])
+    earlier = f"made on {made:%Y-%m-%d at %H:%M} UTC; nothing that it reads has changed since"
+    before = [earlier] if made.timestamp() < int(start) else []
+    typer.echo("\n".join([*read_sentences(run.folder), run.page.as_posix(), *before, *metrics]))
 
 # %% ../../nbs/11_cli/02_options.ipynb #c41f7d08
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # what a wrong command line raises, of whichever click typer brings

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATA', 'METHOD', 'MAIN', 'TELLING', 'THUMB', 'TAKEN', 'read_runs', 'facets', 'main_metric', 'FigureFacts',
-           'figure_facts', 'telling_figure', 'make_thumb', 'read_verdict', 'write_gallery']
+           'figure_facts', 'telling_figure', 'make_thumb', 'read_sentences', 'read_verdict', 'write_gallery']
 
 # %% ../../nbs/10_reports/06_gallery.ipynb #cd31e7a0
 import json
@@ -182,16 +182,23 @@ def make_thumb(
         canvas.resize(THUMB, Image.Resampling.LANCZOS).save(f, "JPEG", quality=82)
 
 # %% ../../nbs/10_reports/06_gallery.ipynb #8e20320c
+def read_sentences(
+    folder: Path,  # of a run
+) -> list[str]:  # the first with its subject; empty where the run kept none or its file is damaged
+    "What a run found."
+    try:
+        stored = read_json(folder / "verdict.json")
+        subject, first, *rest = str(stored["subject"]), *map(str, stored["sentences"])
+    except (OSError, DataError, KeyError, ValueError, TypeError):
+        return []
+    return [f"{subject}: {first}"[:400], *(s[:400] for s in rest)]
+
+
 def read_verdict(
     folder: Path,  # of a run
 ) -> str:
     "What a run found, in one sentence; empty where it kept none or its file is damaged."
-    try:
-        stored = read_json(folder / "verdict.json")
-        subject, sentence = str(stored["subject"]), str(stored["sentences"][0])
-    except (OSError, DataError, KeyError, IndexError, TypeError):
-        return ""
-    return f"{subject}: {sentence}"[:400]
+    return next(iter(read_sentences(folder)), "")
 
 # %% ../../nbs/10_reports/06_gallery.ipynb #2f7468f7
 TAKEN = {

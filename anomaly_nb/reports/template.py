@@ -120,7 +120,8 @@ def annotated_type(
 def type_words(wanted: object) -> str:
     "A type as people read it: choices by name."
     if get_origin(wanted) is Literal:
-        return " or ".join(map(repr, get_args(wanted)))
+        *most, last = map(repr, get_args(wanted))
+        return f"{', '.join(most)} or {last}" if most else last
     return getattr(wanted, "__name__", str(wanted)) if get_origin(wanted) is None else str(wanted)
 
 # %% ../../nbs/10_reports/16_template.ipynb #4c7c8fce

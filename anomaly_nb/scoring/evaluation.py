@@ -45,12 +45,23 @@ def image_metrics(
         return ranked
     called = threshold.predict(y_score)
     tp, fp, fn = int((called & labels).sum()), int((called & ~labels).sum()), int((~called & labels).sum())
-    return ranked | {
-        "f1": 2 * tp / (2 * tp + fp + fn),
-        "precision": tp / (tp + fp) if tp + fp else float("nan"),
-        "recall": tp / (tp + fn),
-        "false_alarm_rate": fp / int((~labels).sum()),
-    }
+    return (
+        ranked
+        | {"f1": 2 * tp / (2 * tp + fp + fn)}
+        | _fraction("precision", tp, tp + fp)
+        | _fraction("recall", tp, tp + fn)
+        | _fraction("false_alarm_rate", fp, int((~labels).sum()))
+    )
+
+
+def _fraction(name: str, count: int, of: int) -> dict[str, float]:
+    "A fraction of images and its 95 % interval (Wilson 1927); NaN alone where there are none."
+    from scipy.stats import binomtest
+
+    if not of:
+        return {name: float("nan")}
+    interval = binomtest(count, of).proportion_ci(0.95, method="wilson")
+    return {name: count / of, f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}
 
 # %% ../../nbs/06_scoring/03_evaluation.ipynb #4f0e3bdb
 def read_masks(
