@@ -342,3 +342,22 @@ def test_features_without_files_cannot_be_updated():
     detector = Detector().fit(FeatureSet(patches, (3, 3), pd.DataFrame({"image_path": [""] * 6})))
     with pytest.raises(DataError, match="fitted on arrays"):
         detector.update(["x.png"])
+
+
+@pytest.mark.parametrize("recipe", ["knn", "placed", "patchcore"])
+def test_an_update_is_a_fit_in_its_order(recipe, tmp_path):
+    """Whatever the names: the earlier images first, then the new ones, as the help says."""
+    paths = []
+    for i in range(12):
+        name = tmp_path / ("z" if i < 8 else "a") / f"{i}.png"  # the new ones sort first
+        name.parent.mkdir(exist_ok=True)
+        noise = np.random.default_rng(i).normal(128, 20, (64, 64, 3))
+        Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(name)
+        paths.append(name.as_posix())
+    made = {"recipe": recipe, "backbone": "filters", "image_size": 64, "coreset": 0.2 if recipe != "placed" else None}
+    grown = Detector(**made).fit(paths[:8]).update(sorted(paths[8:]))
+    whole = Detector(**made).fit(paths[:8] + sorted(paths[8:]))
+    assert grown.threshold_ == whole.threshold_ and grown.paths_ == whole.paths_
+    assert np.array_equal(grown.held_out_, whole.held_out_)
+    assert np.array_equal(grown.score(paths), whole.score(paths))
+    assert "the earlier images first" in Detector.update.__doc__

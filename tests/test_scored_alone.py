@@ -2,6 +2,8 @@
 and in a folder of nine, from features and from files.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -46,7 +48,7 @@ def test_files(options, index):
     paths = index.loc[index["split"] == "test", "image_path"].tolist()[:9]
     nine = [p.score for p in predict_files(detector, paths)]
     assert [next(iter(predict_files(detector, [p]))).score for p in paths] == nine
-    assert [p.score for pair in zip(paths, paths[1:]) for p in predict_files(detector, pair)][::2] == nine[:8]
+    assert [p.score for pair in pairwise(paths) for p in predict_files(detector, pair)][::2] == nine[:8]
     assert detector.score(paths).tolist() == nine == [float(detector.score([p])[0]) for p in paths]
 
 
