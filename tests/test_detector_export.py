@@ -276,7 +276,7 @@ def test_the_command(index, tmp_path, capsys):
     assert typed("export", tmp_path / "part", tmp_path / "line", "--format", "torchscript")[0] == 0  # an earlier export
     fitted(index, "retrieval", "filters").save(tmp_path / "other")
     for words, sentence in (
-        ((tmp_path / "other", tmp_path / "new"), "--recipe"),
+        ((tmp_path / "other", tmp_path / "new"), "a RetrievalBank is not exported; fit with one of knn, "),
         ((tmp_path / "part", tmp_path), "holds other files"),
         ((tmp_path / "part", tmp_path / "part"), "lies in the detector part"),
         ((tmp_path / "nowhere", tmp_path / "new"), "no such file"),
