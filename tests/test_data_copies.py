@@ -72,7 +72,7 @@ def test_the_split_of_the_user_is_judged(folder, tmp_path, name):
         image(i).save(root / f"train/good/{i}.png")
     for path in (folder / "good" / name, folder / "good/7_a.png"):
         (root / "test/good" / path.name).write_bytes(path.read_bytes())
-    line = f"WARNING: 1 test image(s) are also in training, the first {name}"
+    line = f"WARNING: 1 test image is also in training, the first {name}"
     index = read_index("folder", root)
     assert line in attention_lines(index.attrs["census"])
     assert line in run("inspect", root)[1]

@@ -24,7 +24,8 @@ from anomaly_nb.data import read_index, write_samples
 from anomaly_nb.features import FeatureSet, create_backbone, extract_features
 from anomaly_nb.scoring import RECIPES, Detector, predict_files
 from anomaly_nb.scoring.recipes import WORD_RECIPES
-from anomaly_nb.scoring.detector_files import check_backbone
+from anomaly_nb.reports.card import write_card
+from anomaly_nb.scoring.detector_files import check_backbone, detector_identity
 from anomaly_nb.scoring.view import ImageView, report_detector
 
 PLAIN = ("knn", "knn-euclidean", "mahalanobis", "placed", "subspace", "positional", "retrieval")
@@ -342,3 +343,48 @@ def test_features_without_files_cannot_be_updated():
     detector = Detector().fit(FeatureSet(patches, (3, 3), pd.DataFrame({"image_path": [""] * 6})))
     with pytest.raises(DataError, match="fitted on arrays"):
         detector.update(["x.png"])
+
+
+@pytest.mark.parametrize("recipe", ["knn", "placed", "patchcore"])
+def test_an_update_is_a_fit_in_its_order(recipe, tmp_path):
+    """Whatever the names: the earlier images first, then the new ones, as the help says."""
+    paths = []
+    for i in range(12):
+        name = tmp_path / ("z" if i < 8 else "a") / f"{i}.png"  # the new ones sort first
+        name.parent.mkdir(exist_ok=True)
+        noise = np.random.default_rng(i).normal(128, 20, (64, 64, 3))
+        Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(name)
+        paths.append(name.as_posix())
+    made = {"recipe": recipe, "backbone": "filters", "image_size": 64, "coreset": 0.2 if recipe != "placed" else None}
+    grown = Detector(**made).fit(paths[:8]).update(sorted(paths[8:]))
+    whole = Detector(**made).fit(paths[:8] + sorted(paths[8:]))
+    assert grown.threshold_ == whole.threshold_ and grown.paths_ == whole.paths_
+    assert np.array_equal(grown.held_out_, whole.held_out_)
+    assert np.array_equal(grown.score(paths), whole.score(paths))
+    assert "the earlier images first" in Detector.update.__doc__
+
+
+def test_the_same_fit_has_the_same_identity(tmp_path):
+    "Whatever an image took to be scored, which the card and a budget say; anything that decides changes it."
+    paths = []
+    for i in range(6):
+        noise = np.random.default_rng(i).normal(128, 20, (64, 64, 3)).clip(0, 255)
+        Image.fromarray(noise.astype(np.uint8)).save(tmp_path / f"{i}.png")
+        paths.append((tmp_path / f"{i}.png").as_posix())
+    sums = []
+    for name, seconds, milliseconds in (("a", 0.01, 3.8), ("b", 0.02, 3.9)):
+        model = Detector("knn", "filters", image_size=64, coreset=0.5).fit(paths)
+        model.budget_ = {"budget_ms": 5.0, "budget_mb": 0.0, "coreset": 160, "k": 1, "of": 640, "bank_mb": 0.03}
+        model.budget_ |= {"features_ms": milliseconds, "bank_ms": 0.1, "machine": "x86_64"}
+        write_card(model, model.save(tmp_path / name / "part"), seconds=seconds)
+        sums.append(detector_identity(tmp_path / name / "part"))
+    cards = [(tmp_path / name / "part/detector.html").read_text("utf-8") for name in "ab"]
+    assert cards[0] != cards[1] and sums[0] == sums[1] and len(sums[0]) == 64
+    other = Detector("knn", "filters", image_size=64, coreset=0.5, threshold="quantile:0.8").fit(paths)
+    write_card(other, other.save(tmp_path / "c/part"))
+    assert detector_identity(tmp_path / "c/part") != sums[0]
+    (tmp_path / "b/part/detector.html").write_text("changed", "utf-8")  # the card is checked as before
+    with pytest.raises(DataError, match=r"detector\.html: changed"):
+        Detector.load(tmp_path / "b/part")
+    (tmp_path / "a/part/manifest.json").unlink()
+    assert detector_identity(tmp_path / "a/part") == ""

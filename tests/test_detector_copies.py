@@ -220,7 +220,7 @@ def test_recipes_are_compared_on_images_that_differ(folder):
     index = read_index("folder", folder / "formats", normal=".", n_train=1.0)
     some = ("knn", "mahalanobis")
     copied = choose_recipe(index, image_size=64, recipes=some)[1]
-    assert f"left out: {N} images" in copied.attrs["compared_on"] and "16 images to learn from" in copied.attrs["compared_on"]
+    assert f"left out: {N} images that are copies of another" in copied.attrs["compared_on"] and "16 images to learn from" in copied.attrs["compared_on"]
 
 
 def test_rates_are_numbers_that_people_write():

@@ -253,3 +253,35 @@ def test_what_cannot_be_exported_is_said_before_work(index, tmp_path, recipe, gi
     with pytest.raises(ValueError, match=what):
         detector.export(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command(index, tmp_path, capsys):
+    "Writes what the method writes, and refuses in one line what the method refuses."
+    from anomaly_nb.cli.main import main
+
+    def typed(*words):
+        with pytest.raises(SystemExit) as ended:
+            main([str(w) for w in words])
+        return ended.value.code, *capsys.readouterr()
+
+    model = fitted(index, "knn", "filters")
+    model.save(tmp_path / "part")
+    code, said, error = typed("export", tmp_path / "part", tmp_path / "line")
+    assert code == 0 and not error and said.splitlines()[1:] == [
+        str(tmp_path / "line/detector.onnx"),
+        f"run it: python {tmp_path / 'line/predict.py'} part.png",
+    ]
+    model.export(tmp_path / "method")
+    assert (tmp_path / "line/detector.onnx").read_bytes() == (tmp_path / "method/detector.onnx").read_bytes()
+    assert typed("export", tmp_path / "part", tmp_path / "line", "--format", "torchscript")[0] == 0  # an earlier export
+    fitted(index, "retrieval", "filters").save(tmp_path / "other")
+    for words, sentence in (
+        ((tmp_path / "other", tmp_path / "new"), "a RetrievalBank is not exported; fit with one of knn, "),
+        ((tmp_path / "part", tmp_path), "holds other files"),
+        ((tmp_path / "part", tmp_path / "part"), "lies in the detector part"),
+        ((tmp_path / "nowhere", tmp_path / "new"), "no such file"),
+        ((tmp_path / "part", tmp_path / "new", "--format", "tflite"), "--format tflite: use onnx or torchscript"),
+    ):
+        code, said, error = typed("export", *words)
+        assert code == 2 and not said and error.count("\n") == 1 and sentence in error, error
+        assert not (tmp_path / "new").exists()

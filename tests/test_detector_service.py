@@ -120,6 +120,21 @@ def test_bits_are_those_of_predict(client, folder, files):
     assert said["manifest"] == cards[0]["manifest"] and said["threshold"] == model.threshold_.value
 
 
+def test_a_form_of_two_files_is_refused(client, files):
+    "Neither is dropped in silence; fields that were left empty are none."
+    first, second = (f.read_bytes() for f in files[:2])
+    answer = client.post(PREDICT, files=[("f", ("good.png", first)), ("g", ("defect.png", second))])
+    assert answer.status_code == 422 and answer.json()["detail"] == (
+        "the form holds 2 files, but an answer is about one image; send each in a request of its own"
+    )
+    answer = client.post(PREDICT, files=[("f", ("good.png", first)), ("f", ("good.png", first))])
+    assert answer.status_code == 422
+    left = b'--x\r\nContent-Disposition: form-data; name="a"; filename=""\r\n\r\n\r\n'
+    one = b'--x\r\nContent-Disposition: form-data; name="b"; filename="p.png"\r\n\r\n' + first + b"\r\n--x--\r\n"
+    answer = client.post(PREDICT, content=left + one, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 200 and answer.json()["file"] == "p.png"
+
+
 def test_hostile_bodies(client, files):
     "One sentence and a 4xx, in little time and memory, whatever the body claims to be."
     good = files[0].read_bytes()

@@ -191,7 +191,8 @@ def test_values_that_mean_nothing_are_refused(tmp_path):
     plain, deep = save(tmp_path / "8.png", GREY), save(tmp_path / "16.png", GREY.astype(np.uint16) * 9)
     with pytest.raises(
         DataError,
-        match=r"16\.png: holds uint16, but the training images hold 1 uint16, 2 uint8; convert them to one depth",
+        match=r"16\.png: holds uint16; the training images are of mixed depth \(1 uint16, 2 uint8\), and one rule must read "
+        "them all: convert them to one depth, or leave one depth out",
     ):
         fit_intensity([plain, deep, save(tmp_path / "p.png", GREY)])
     for rule in ("window:0,99", "percentile:1,99"):

@@ -268,6 +268,38 @@ def test_street_commands_refuse_before_they_compute(tmp_path, monkeypatch, capsy
     assert says in fails(capsys, "street", *words) and not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("fit", "x", "--out", "y", "--false-alarms", "abc"), "'--false-alarms': 'abc' is no number; give one such as 0.05"),
+        (("samples", "x", "--size", "3.5"), "'--size': '3.5' is no whole number; give one such as 160"),
+        (("serve", "x", "--port", "x"), "'--port': 'x' is no whole number; give one such as 8357"),
+        (("samples", "x", "--size", "3"), "'--size': "),
+        (("serve", "x", "--port", "99999"), ": --port 99999: must be less than or equal to 65535"),
+        (("drift", "serve", "--port", "0"), ": --port 0: must be greater than or equal to 1"),
+    ],
+)
+def test_a_number_that_is_none_names_its_option_and_an_example(tmp_path, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(tmp_path)
+    err = fails(capsys, *words)
+    assert says in err and "Input" not in err and "parse" not in err
+
+
+def test_a_wrong_port_of_the_environment_names_the_variable(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ANOMALY_NB_PORT", "99999")
+    assert ": ANOMALY_NB_PORT: must be less" in fails(capsys, "drift", "serve")
+
+
+def test_inspect_says_which_folder_is_normal(tmp_path):
+    for name in ("good/a", "good/b", "dent/a"):
+        (tmp_path / "parts" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(len(name)).integers(0, 255, (32, 32), np.uint8)).save(
+            tmp_path / "parts" / f"{name}.png"
+        )
+    said = run("inspect", tmp_path / "parts")[1]
+    assert re.search(r"good +2 +normal images", said) and re.search(r"dent +1 +anomalous image ", said), said
+
+
 def test_scenes_without_an_anomaly_are_refused_before_they_are_scored(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for split in ("train", "val", "test"):

@@ -181,4 +181,4 @@ def test_what_an_update_adds_has_its_role(fitted, tmp_path):
     table = pd.read_csv(tmp_path / "det/training.csv", keep_default_na=False)
     assert table["role"].tolist() == ["normal"] * 10 and (table["sha256"] != "").all()
     folders = json.loads(run("inspect", tmp_path / "more", "--json")[1])["folders"]
-    assert [f["role"] for f in folders] == ["images"]
+    assert [f["role"] for f in folders] == ["normal images"]

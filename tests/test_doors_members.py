@@ -361,7 +361,7 @@ def test_an_image_in_both_splits_of_a_table_is_said(tmp_path):
         "image_path,split,label\na.png,train,0\nb.png,train,0\nb.png,test,0\ncopy.png,test,1\nc.png,validation,0\n"
     )
     assert read_index("csv", tmp_path / "t.csv").attrs["census"]["n_in_train_and_test"] == 2
-    assert any("2 test image(s) are also in training" in line for line in inspect_folder(tmp_path / "t.csv")["reading"])
+    assert any("2 test images are also in training" in line for line in inspect_folder(tmp_path / "t.csv")["reading"])
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_twins_of_two_formats_are_images(tmp_path):
     parts(tmp_path, "good/a.jpg", "good/a.png", "good/b.jpg")
     seen = inspect_folder(tmp_path)
     assert (
-        [f["role"] for f in seen["folders"]] == ["images"]
+        [f["role"] for f in seen["folders"]] == ["normal images"]
         and "no split there" in seen["reading"][-1]
         and "3 images: 3 good" in " ".join(seen["reading"])
     )

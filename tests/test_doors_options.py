@@ -54,14 +54,14 @@ def test_images_with_an_exif_orientation_are_counted_wherever_they_are_read(fitt
 def test_files_of_a_type_that_the_detector_never_saw_are_counted(fitted, tmp_path):
     assert Detector.load(fitted / "det").file_types_ == {"PNG RGB": 8}
     (tmp_path / "new").mkdir()
-    for i, (form, mode) in enumerate([("png", "RGB"), ("bmp", "RGB"), ("jpg", "RGB"), ("png", "L"), ("tif", "CMYK")]):
+    for i, (form, mode) in enumerate([("png", "RGB"), ("bmp", "RGB"), ("jpg", "RGB"), ("png", "L"), ("tif", "CMYK"), ("png", "P")]):
         Image.fromarray(draw_sample("nut", "good", 20 + i, size=48)[0]).convert(mode).save(tmp_path / f"new/{i}.{form}")
     _, said, _ = run("predict", fitted / "det", tmp_path / "new", "--out", tmp_path / "p.csv")
     (line,) = [line for line in said.splitlines() if "never saw" in line]
-    assert line.startswith("note: 3 images are of a type of file that the detector never saw (1 JPEG RGB, 1 PNG L, 1 TIFF CMYK")
+    assert line.startswith("note: 4 images are of a type of file that the detector never saw (1 JPEG RGB, 1 PNG L, 1 TIFF CMYK, 1 PNG P")
     assert "it learned from 8 PNG RGB" in line
     notes = pd.read_csv(tmp_path / "p.csv", keep_default_na=False)["note"].tolist()
-    assert [bool(n) for n in notes] == [False, False, True, True, True] and "JPEG RGB" in notes[2]
+    assert [bool(n) for n in notes] == [False, False, True, True, True, True] and "JPEG RGB" in notes[2] and "PNG P" in notes[5]
     (served,) = read_detectors(fitted / "det").values()
     answers = [served.predict((tmp_path / f"new/{n}").read_bytes(), "image/x", None, tmp_path) for n in ("0.png", "2.jpg")]
     assert answers[0].note == "" and "never saw" in answers[1].note

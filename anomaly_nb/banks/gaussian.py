@@ -8,7 +8,7 @@ __all__ = ['whitening', 'scatter_matrix', 'leave_one_out_shared', 'leave_one_out
 # %% ../../nbs/04_banks/03_gaussian.ipynb #d23feb3c
 import numpy as np
 
-from .base import Bank, check_patches
+from .base import Bank, check_patches, row_products
 from ..core.errors import DataError, number_of
 from ..core.runtime import progress
 
@@ -147,7 +147,7 @@ class MahalanobisBank(Bank):
         out = np.empty(x.shape[:2], np.float32)
         for i in range(x.shape[1] if self.per_position else len(x)):
             if self.per_position:
-                out[:, i] = np.linalg.norm((x[:, i] - self.mean_[i]) @ self.white_[i], axis=1)
+                out[:, i] = np.linalg.norm(row_products(x[:, i] - self.mean_[i], self.white_[i]), axis=1)
             else:
                 out[i] = np.linalg.norm((x[i] - self.mean_[0]) @ self.white_[0], axis=1)
         return out

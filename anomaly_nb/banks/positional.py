@@ -8,6 +8,7 @@ __all__ = ['cells_within', 'most_alike', 'PositionalBank']
 # %% ../../nbs/04_banks/07_positional.ipynb #9f9d07b7
 import numpy as np
 
+from .base import row_products
 from .neighbours import unit_rows
 from .similar_images import SimilarImagesBank
 from ..core.errors import DataError
@@ -29,11 +30,14 @@ def most_alike(
     references: np.ndarray,  # (w, N, D) float32 of length one: a window's cells in N training images
     block: int = 2**24,  # products at a time, which bounds the memory
 ) -> np.ndarray:  # (n, N) float32
-    "The largest cosine of each vector to each image's cells."
+    "The largest cosine of each vector to each image's cells, whatever vectors stand beside it."
     w, train, d = references.shape
     rows, step = references.reshape(-1, d).T, max(1, block // (w * train))
     return np.concatenate(
-        [(vectors[i : i + step] @ rows).reshape(-1, w, train).max(axis=1) for i in range(0, len(vectors), step)]
+        [
+            row_products(vectors[i : i + step], rows).reshape(-1, w, train).max(axis=1)
+            for i in range(0, len(vectors), step)
+        ]
     )
 
 # %% ../../nbs/04_banks/07_positional.ipynb #5aa51925

@@ -74,8 +74,11 @@ class SimilarImagesBank(Bank):
         "The most similar training images. Raises `NotFittedError`, `DataError`."
         self._fitted()
         queries = self._vectors(check_cls(cls, n, self.cls_.shape[1]))
-        skip = np.arange(n)[:, None] + [0, 1] if training else None
-        squared, rows = nearest(queries, self.cls_, min(self.similar or n, len(self.cls_) - training), skip)
+        count = min(self.similar or n, len(self.cls_) - training)
+        if training:
+            squared, rows = nearest(queries, self.cls_, count, np.arange(n)[:, None] + [0, 1])
+        else:  # each image alone: whom it meets must not follow from the images beside it
+            squared, rows = map(np.concatenate, zip(*(nearest(q[None], self.cls_, count) for q in queries)))
         return np.sqrt(squared), rows
 
     def score(

@@ -136,7 +136,8 @@ class WordBank(Bank):
 
     def text_scores(self, cls: np.ndarray | None, n: int) -> np.ndarray:  # (n,) float64
         "Text scores of whole images."
-        return defect_probability(check_cls(cls, n, self.parts_.shape[1]), self.directions_, self.scale_)
+        vectors = check_cls(cls, n, self.parts_.shape[1])[:, None]  # a product each, as in `row_products`
+        return defect_probability(vectors, self.directions_, self.scale_)[:, 0]
 
     def text_maps(
         self,

@@ -173,7 +173,10 @@ def service_settings(**values: object):  # pydantic_settings.BaseSettings
         return ServiceSettings(**{k: v for k, v in values.items() if v is not None})
     except ValidationError as e:
         first = e.errors()[0]
-        raise DataError(f"ANOMALY_NB_{str(first['loc'][0]).upper()}: {first['msg']}") from None
+        name, wanted = str(first["loc"][0]), first["msg"].replace("Input should be", "must be")
+        typed = values.get(name) is not None and "key" not in name  # a key is shown to nobody
+        where = f"{name}={values[name]}" if typed else f"ANOMALY_NB_{name.upper()}"
+        raise DataError(f"{where}: {wanted}") from None
 
 # %% ../../nbs/05_calibration/23_service.ipynb #45f4bf04
 def _impatient(

@@ -203,6 +203,12 @@ class Threshold:
         count = self.parameters.get("groups")
         return f"{self.n} {self.calibrated_on}" + (f" in {number_of(count, 'group')}" if count else "")
 
+    def _is_largest(self, rate: float) -> bool:
+        "Whether no score lies above it, so that no lower rate can be promised; from what every version has stored."
+        if self.method == "conformal" and "rank" in self.parameters:
+            return bool(self.parameters["rank"] >= self.n)
+        return rate <= 1 / (self.parameters.get("groups", self.n) + 1) + 1e-6
+
     def __str__(self) -> str:
         provenance, of = self.parameters, self._basis()
         if self.oracle:
@@ -217,7 +223,7 @@ class Threshold:
         if rate is None:
             return f"{self.value:.4g} by {self.method}, without a normal image behind it; it promises nothing"
         q = provenance.get("q", 1 - provenance["false_alarms"] if "false_alarms" in provenance else None)
-        rule = f"the {100 * q:.4g} % quantile" if q is not None and 1 - q >= rate - 1e-9 else "the largest"
+        rule = "the largest" if q is None or self._is_largest(rate) else f"the {100 * q:.4g} % quantile"
         bound = f" ({percent(provenance['bound95'])} with 95 % confidence)" if "bound95" in provenance else ""
         return (
             f"{self.value:.4g}, {rule} of the scores of {of}; at most {percent(rate)} "

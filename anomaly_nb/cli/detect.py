@@ -220,7 +220,11 @@ def update(
     paths: Annotated[list[Path], typer.Argument(help="More normal images, or folders of them.")],
     weights: Annotated[str, typer.Option(help="Where the backbone's checkpoint is now, if it was moved.")] = "",
 ) -> None:
-    """Add normal images: bank, held-out scores and threshold are those of a fit on all of them.
+    """Add normal images: bank, held-out scores and threshold are those of a fit on all, the earlier images first.
+
+    `fit` takes a folder's images by name, so it gives the same where the new names come last. Where they do not, a
+    bank that keeps a part of its patches may keep others, and scores differ a little. Recipe, backbone and the rule of
+    intensities stay as they are.
 
     Exit codes: 0 the new version is written; 2 a wrong option, image or detector, and nothing is changed.
 

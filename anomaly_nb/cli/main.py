@@ -26,6 +26,7 @@ from .detect import evaluate, fit, update
 from .detector_options import check_no_detector
 from .drift import app as drift
 from .ending import EndingGroup, heeding_sigterm
+from .export import export
 from .options import USAGE_ERROR, Needs, exit_code, say_run, usage_line, with_options
 from ..core.order import printable
 from .predict import predict
@@ -56,6 +57,7 @@ First steps:
   anomaly-nb fit my_parts --out detectors/my_part    learn from good images
   anomaly-nb predict detectors/my_part new_images/   decide on the next ones
   anomaly-nb serve detectors/                        answer images with decisions over HTTP
+  anomaly-nb export detectors/my_part line/          one graph that runs without this library
   anomaly-nb demo                                    reports on generated samples; open figures/index.html
   anomaly-nb report image_anomaly --list             parameters of a report, with types and defaults
   anomaly-nb report image_anomaly -p dataset=folder -p root=my_parts
@@ -97,7 +99,7 @@ app.add_typer(atoms, name="atoms")
 app.add_typer(street, name="street")
 app.add_typer(video, name="video")
 app.add_typer(runs, name="runs")
-for detect in (fit, predict, update, evaluate, serve):
+for detect in (fit, predict, update, evaluate, serve, export):
     app.command()(detect)
 app.command()(sweep)
 app.command()(benchmark)

@@ -116,8 +116,13 @@ def usage_line(
     error: Any,  # a `USAGE_ERROR`
 ) -> str:
     "What is wrong with a command line, and an example where something is missing, or else where the help is."
-    message = error.format_message().strip().rstrip(".")
+    message = error.format_message().strip().rstrip(".").replace("Input should be", "it must be")
     message = message[:1].lower() + message[1:]
+    wrong: list[Any] = getattr(error.__cause__, "errors", list)()  # of a value that cannot be read
+    if wrong and wrong[0]["type"].split("_")[0] in ("float", "int") and error.param is not None:
+        number = "whole number" if wrong[0]["type"].startswith("int") else "number"
+        usual = error.param.default if isinstance(error.param.default, int | float) else 1
+        message = f"{message.partition(': ')[0]}: {wrong[0]['input']!r} is no {number}; give one such as {usual}"
     if error.ctx is None:
         return message
     if type(error).__name__ == "MissingParameter":

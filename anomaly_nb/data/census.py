@@ -279,7 +279,8 @@ def census_lines(
     lines = []
     if n := census["n_in_train_and_test"]:
         lines.append(
-            f"WARNING: {n} test image(s) are also in training, the first {Path(census['in_train_and_test'][0][1]).name}"
+            f"WARNING: {number_of(n, 'test image')} {plural(n, 'is', 'are')} also in training, the first "
+            f"{Path(census['in_train_and_test'][0][1]).name}"
         )
     if note := (intensity or {}).get("note"):
         lines.append(f"WARNING: intensity: {note}")
@@ -293,8 +294,8 @@ def census_lines(
     if census["masks"] or census["without_mask"]:
         rules = ", ".join(f"{n} by {rule!r}" for rule, n in census["mask_rules"].items())
         lines.append(
-            f"{number_of(census['masks'], 'mask')} paired ({rules or 'none'}), {census['without_mask']} "
-            "anomalous images without a mask"
+            f"{number_of(census['masks'], 'mask')} paired ({rules or 'none'}), "
+            f"{number_of(census['without_mask'], 'anomalous image')} without a mask"
         )
     lines += [f"skipped {s['files']}: {why}, first {s['first']}" for why, s in census["skipped"].items()] or [
         "nothing skipped"

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -43,6 +43,7 @@ def folder_table(
     root: Path,
     twins: bool = False,  # a PNG is the mask of the JPEG with its stem, as in the magnetic tiles
     damaged: Collection[str] = (),  # files that decoding showed to be damaged: they are not counted
+    labels: Mapping[str, int] | None = None,  # whole path -> 0 normal, 1 anomalous, of an index where there is one
 ) -> pd.DataFrame:  # folder, images, role, size, type, mode
     "One row a folder: what its images are."
     groups = defaultdict(list)
@@ -53,22 +54,26 @@ def folder_table(
     rows = []
     for folder, paths in sorted(groups.items(), key=lambda group: path_key(group[0])):
         headers = [infos[p] for p in paths]
-        masks = len(of_masks & set(paths))
         rows.append(
             {
                 "folder": folder.relative_to(root).as_posix(),
                 "images": len(paths),
-                "role": "masks"
-                if masks == len(paths)
-                else f"{number_of(masks, 'mask')} among images"
-                if masks
-                else "images",
+                "role": _role(paths, len(of_masks & set(paths)), labels or {}),
                 "size": _span([f"{i.size[1]} x {i.size[0]}" for i in headers]),
                 "type": _span([i.type for i in headers]),
                 "mode": _span([i.mode for i in headers]),
             }
         )
     return pd.DataFrame(rows, columns=["folder", "images", "role", "size", "type", "mode"])
+
+
+def _role(paths: list[Path], masks: int, labels: Mapping[str, int]) -> str:
+    "What the images of one folder are."
+    if 0 < masks < len(paths):
+        return f"{number_of(masks, 'mask')} among images"
+    said = {labels.get(os.path.abspath(path), -1) for path in paths}
+    which = {0: "normal images", 1: "anomalous images"}.get(said.pop() if len(said) == 1 else -1, "images")
+    return "masks" if masks else which
 
 # %% ../../nbs/02_data/14_inspection.ipynb #754c719f
 def _is_mask_folder(folder: Path, root: Path) -> bool:
@@ -243,14 +248,14 @@ def _refusal(root: Path, train: list[str], infos: dict[Path, ImageInfo], damaged
 # %% ../../nbs/02_data/14_inspection.ipynb #a31fa8f6
 def _reading(
     root: Path, layout: str, infos: dict[Path, ImageInfo], damaged: dict[str, str], normal: str, intensity: str
-) -> tuple[list[str], bool, str]:
-    """What an index of this folder would hold, or why there is none; whether there is one; and the verdict, by the
-    checks of `fit`.
+) -> tuple[list[str], bool, str, dict[str, int]]:
+    """What an index of this folder would hold, or why there is none; whether there is one; the verdict, by the checks
+    of `fit`; and the label of each image, by its whole path.
 
     Raises `NoNormalError` where the folder that was named has no normal images.
     """
     if layout not in LAYOUTS:
-        return [], True, f"looks like {layout}, which is no layout of single images in this folder itself"
+        return [], True, f"looks like {layout}, which is no layout of single images in this folder itself", {}
     free = layout == "folder"
     try:
         index = layout_index(layout, root, "", "keep", normal=normal, n_train=1.0 if free else None)
@@ -263,13 +268,14 @@ def _reading(
         raise
     except (DataError, FileNotFoundError) as e:
         why = "not an image data set as it stands:"
-        return [f"{why} {e}"], False, f"{why} {str(e).removeprefix(f'{root}: ')}"
+        return [f"{why} {e}"], False, f"{why} {str(e).removeprefix(f'{root}: ')}", {}
+    labels = dict(zip(map(os.path.abspath, index["image_path"]), index["label"].tolist()))
     readable = [p for p in train or index["image_path"] if not _is_damaged(p, damaged)]
     try:
         rule = fit_intensity(readable, intensity).to_dict() if readable else None
     except DataError as e:
         unclear = f"fit refuses it as it stands: {e}"
-        return [unclear], False, unclear
+        return [unclear], False, unclear, labels
     lines, refused = census_lines(census, rule), _refusal(root, train, infos, damaged)
     if bad := sum(_is_damaged(p, damaged) for p in index["image_path"]):
         who = "fit and reports refuse" if any(_is_damaged(p, damaged) for p in train) else "reports refuse"
@@ -280,7 +286,7 @@ def _reading(
         lines.append(f"no split there: {whole}")
     able = f"fit can learn from {number_of(len(train), 'normal image')}"
     able += "" if layout == "folder" else f", with dataset={layout}"
-    return lines, True, f"fit refuses it as it stands: {refused}" if refused else able
+    return lines, True, f"fit refuses it as it stands: {refused}" if refused else able, labels
 
 # %% ../../nbs/02_data/14_inspection.ipynb #d5f1993e
 class Inspection(TypedDict):
@@ -314,6 +320,8 @@ def inspection_lines(
         if rows:
             cells = pd.DataFrame(rows)
             texts = {c: [printable(v, 120) if isinstance(v, str) else v for v in cells[c]] for c in cells}
+            if "role" in texts:  # as it is read behind the number
+                texts["role"] = [r.removesuffix("s") if n == 1 else r for n, r in zip(texts["images"], texts["role"])]
             lines.append(pd.DataFrame(texts).to_string(index=False))
     notes = [f"skipped {s['files']}: {why}, first {s['first']}" for why, s in seen["skipped"].items()]
     errors = list(seen["damaged"].values())
@@ -365,14 +373,14 @@ def inspect_folder(
         skipped[why].append(utf8_name(path.relative_to(root)))
     suspicious, more, values = _suspicious(infos, root, pixels, recognised[0])
     damaged |= more
-    reading, usable, verdict = _reading(
+    reading, usable, verdict, labels = _reading(
         source, "folder" if normal else recognised[0], infos, damaged, normal, intensity
     )
     return {
         "root": source.as_posix(),
         "layouts": recognised,
         "images": sum(is_image(p) for p in files),
-        "folders": folder_table(infos, root, "magnetic_tile" in recognised[0], set(damaged)).to_dict("records"),
+        "folders": folder_table(infos, root, "magnetic_tile" in recognised[0], set(damaged), labels).to_dict("records"),
         "partners": _partners(infos, root),
         "types": dict(Counter(info.type for p, info in infos.items() if p.as_posix() not in damaged)),
         "skipped": {why: {"files": len(names), "first": names[0]} for why, names in sorted(skipped.items())},

@@ -210,7 +210,10 @@ def _decided(paths: list[str | Path], rule: str, rule_type: str, low: float, hig
         rare = min(counts, key=lambda t: counts[t])
         first = next(p for p in paths if types[p] == rare)
         summary = ", ".join(f"{n} {t}" for t, n in sorted(counts.items()))
-        raise DataError(f"{first}: holds {rare}, but the training images hold {summary}; convert them to one depth")
+        raise DataError(
+            f"{first}: holds {rare}; the training images are of mixed depth ({summary}), and one rule must read them "
+            "all: convert them to one depth, or leave one depth out"
+        )
     type = next(iter(counts))
     if type == "uint8":
         if rule_type in ("window", "percentile"):

@@ -24,17 +24,25 @@ def image_of(
     body: bytes,
     content_type: str,  # Content-Type
 ) -> tuple[bytes, str]:  # the image, and the name a form gave it
-    """The image in a request: the body, or the first file of a form.
+    """The image in a request: the body, or the file of a form.
 
-    Raises `BadImage` for an empty one, or a form without a file.
+    Raises `BadImage` for an empty one, or a form without a file or with several.
     """
     if content_type.lower().startswith("multipart/"):
         boundary = re.search(r'boundary="?([^";,]{1,70})', content_type, re.IGNORECASE)
         parts = (b"\r\n" + body).split(b"\r\n--" + boundary[1].strip().encode("latin-1"))[1:-1] if boundary else []
+        files = []
         for head, _, content in (p.partition(b"\r\n\r\n") for p in parts):
             name = re.search(rb'filename="([^"\r\n]*)"', head)
             if name:
-                return _not_empty(content), printable(name[1].decode("utf-8", "replace"), 200)
+                files.append((content, printable(name[1].decode("utf-8", "replace"), 200)))
+        chosen = [f for f in files if any(f)] or files[:1]  # a browser sends fields that were left empty too
+        if len(chosen) > 1:
+            raise BadImage(
+                f"the form holds {len(chosen)} files, but an answer is about one image; send each in a request of its own"
+            )
+        if chosen:
+            return _not_empty(chosen[0][0]), chosen[0][1]
         raise BadImage("the form holds no file; send the image as the body, or as a file of the form")
     return _not_empty(body), ""
 

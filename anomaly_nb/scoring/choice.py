@@ -168,9 +168,10 @@ def choose_recipe(
     whole = table.attrs["fit_seconds"][chosen]
     table.attrs["learning"] = _learning_time(features, each, whole, Detector(chosen, **settings))
     counts = samples.groupby(["split", "label"]).size()
-    notes = [number_of(len(train) - len(some), "image")] * (len(some) < len(train)) + [
-        samples.attrs["left_out"]
-    ] * bool(samples.attrs["left_out"])
+    beyond, copies = len(train) - len(drawn_rows), len(drawn_rows) - len(some)
+    notes = [f"{number_of(beyond, 'image')}, as {len(drawn_rows)} are enough"] * bool(beyond)
+    notes += [f"{number_of(copies, 'image')} that {plural(copies, 'is a copy', 'are copies')} of another"] * bool(copies)
+    notes += [samples.attrs["left_out"]] * bool(samples.attrs["left_out"])
     table.attrs["compared_on"] = (
         f"{number_of(counts['train', 0], 'image')} to learn from, {counts['validation', 0]} kept back and "
         f"{counts['validation', 1]} copies of these with synthetic anomalies"

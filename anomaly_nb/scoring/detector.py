@@ -348,7 +348,7 @@ class Detector(BaseEstimator):
         return Evaluation(meta, cells, self.patch_hw_, scores, pairs, *normal, self.groups_, self.layout_, self.notes_)
 
     def update(self, X: pd.DataFrame | list | tuple) -> "Detector":
-        """Add normal images: the same as a fit on all of them, read again.
+        """Add normal images: the same as a fit on all, read again in this order, the earlier images first.
 
         Raises `NotFittedError`, or `DataError` where the first ones were no files.
         """

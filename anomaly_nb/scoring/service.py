@@ -37,13 +37,13 @@ from ..calibration.keys import Doorkeeper
 from ..calibration.store import CalibrationStore
 from ..calibration.tagging import check_name
 from ..core.errors import DataError, MissingFileError, check_folder, number_of, require
-from ..core.files import MANIFEST, sha256_file
+from ..core.files import MANIFEST
 from ..core.order import printable
 from ..core.plain import Record
 from ..data.headers import TooLargeError, image_info
 from .bodies import BadImage, for_client, image_of, without_folders
 from .detector import Detector
-from .detector_files import check_backbone
+from .detector_files import check_backbone, detector_identity
 from .predict import Prediction, check_single, predict_files
 from .result import patch_limit
 
@@ -63,7 +63,7 @@ class PredictAnswer(BaseModel):
     status: Literal["ok"] = "ok"
     detector: str
     version: int
-    manifest: str = Field(description="SHA-256 of the detector's list of files; empty for one that has none")
+    manifest: str = Field(description="SHA-256 over the detector's files without its card; empty for one without a list")
     backbone: str
     weights_sha256: str = Field(description="of the backbone's checkpoint; empty without one")
     file: str = Field(description="as it was named, or the image's SHA-256")
@@ -130,7 +130,7 @@ class Served:
         self,
         name: str,
         detector: Detector,  # fitted
-        manifest: str = "",  # SHA-256
+        manifest: str = "",  # of `detector_identity`
         store: CalibrationStore | None = None,  # takes the scores
         largest: int = LARGEST_PIXELS,  # pixels
     ):
@@ -263,8 +263,8 @@ def _detector_folders(root: str | Path) -> list[Path]:
 def _served(folder: Path, store: CalibrationStore | None, largest: int, weights: str) -> Served:
     "The detector of a folder. Raises `MissingFileError`, `DataError`, with the folder in words."
     try:
-        manifest = sha256_file(folder / MANIFEST) if (folder / MANIFEST).is_file() else ""
-        return Served(folder.resolve().name, Detector.load(folder, weights), manifest, store, largest)
+        detector = Detector.load(folder, weights)
+        return Served(folder.resolve().name, detector, detector_identity(folder), store, largest)
     except DataError as e:
         raise DataError(str(e) if str(folder) in str(e) else f"{folder}: {e}") from None
 
