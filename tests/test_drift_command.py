@@ -11,7 +11,7 @@ import pytest
 
 from anomaly_nb.calibration import CalibrationStore, verdict_table
 from anomaly_nb.calibration.drift import drift_metrics, judge_heads
-from anomaly_nb.calibration.insight import EVIDENCE, grade
+from anomaly_nb.calibration.insight import EVIDENCE, grade, plot_trend
 from anomaly_nb.calibration.shifts import METRICS, Thresholds
 from anomaly_nb.core.settings import Settings
 from tests.commands import run
@@ -185,9 +185,28 @@ def test_evidence_agrees_with_the_verdict_where_the_grade_does_not(tmp_path):
     moved = set(table["head"][table["evidence"] == "moved beyond chance"])
     assert moved == {name for name, head in report["heads"].items() if head["verdict"] == "unstable"} == {"net/h07"}
     by_chance = table[(table["grade"] == "unstable") & ~table["head"].isin(moved)]
-    assert len(by_chance) > 5 and set(by_chance["evidence"]) <= {"within chance", "below its limit"}
-    below = table[table["evidence"] == "below its limit"]
-    assert (below["high"] < below["limit"]).all() and set(table["evidence"]) <= set(EVIDENCE)
+    assert len(by_chance) > 5 and set(by_chance["evidence"]) <= {"within chance", "below its margin"}
+    below = table[table["evidence"] == "below its margin"]
+    assert (below["high"] < below["margin"]).all() and set(table["evidence"]) <= set(EVIDENCE)
+
+
+def test_threshold_and_margin_are_named_and_explained(place, monkeypatch):
+    "A value above its threshold beside a verdict without drift, and a jsd above its own interval, are no riddle."
+    import matplotlib.pyplot as plt
+
+    write("february.csv", 28, image_path=[f"f{i}.png" for i in range(80)])
+    code, text, _ = run("drift", "run", "--scores", "february.csv", "--model", "net", "--head", "leather")
+    lines = text.splitlines()
+    header = next(line for line in lines if line.split()[:2] == ["head", "metric"])
+    assert code == 0 and header.split()[-4:] == ["threshold", "margin", "grade", "evidence"]
+    jsd = next(line for line in lines if " jsd " in line).split()
+    assert float(jsd[2]) > float(jsd[4]) and any("jsd is what the files show, its interval" in line for line in lines)
+    assert sum("wider for fewer" in line for line in lines) == 1 and "limit" not in text
+    fig = plot_trend(CalibrationStore("data/calibrations").trend("net", "leather"))
+    words = " ".join(t.get_text() for legend in fig.legends for t in legend.get_texts())
+    assert "threshold (unstable" in words and "margin for so many files (stable" in words and "of jsd: what is left" in words
+    assert "limit" not in words + fig.get_supylabel()
+    plt.close("all")
 
 
 def test_one_correction_drives_verdict_and_drifted_metrics():

@@ -96,7 +96,7 @@ def run(
     Example:  anomaly-nb drift run --develop --scores figures/runs/image_anomaly-0001 --model mobilenet --head leather
               anomaly-nb drift run --scores january.csv --model mobilenet --head leather
     """
-    from anomaly_nb.calibration.insight import verdict_table
+    from anomaly_nb.calibration.insight import table_notes, verdict_table
     from anomaly_nb.calibration.next_steps import alarming, run_sentence, step_lines
     from anomaly_nb.calibration.runs import RunInProgress
     from anomaly_nb.core.errors import DataError, number_of
@@ -120,7 +120,8 @@ def run(
     table = verdict_table(report).drop(columns="verdict").dropna(subset="value")
     if len(table):
         answer.say(table.to_string(index=False, float_format=lambda v: f"{v:.3g}", na_rep="-"))
-        answer.say("the grade is of the value alone; the evidence allows for chance, and the verdict goes by it")
+        for line in table_notes(table):
+            answer.say(line)
     for line in step_lines(report):
         answer.say(line)
     raise typer.Exit(exit_code(len(report["heads"]) + len(refused), len(refused), len(alarming(report))))
