@@ -371,7 +371,7 @@ def test_misspelt_settings_and_heads_are_told(here, capsys):
     [
         ("calibraton_foo: 3", "nobody reads 'calibraton_foo'; did you mean 'calibration_"),
         ("CALIBRATION_LIMIT: 3", "nobody reads 'CALIBRATION_LIMIT'; the nearest that is read is 'calibration_"),
-        ("calibration_zzz: 3", "nobody reads 'calibration_zzz'; did you mean 'calibration_"),
+        ("calibration_zzz: 3", "nobody reads 'calibration_zzz'; did you mean 'calibration"),
         ("calibrations: {ped2: {min_dep: 1}}", "nobody reads 'calibrations.ped2.min_dep'; did you mean "),
         ("logging: {level: debug}", ""),  # somebody else's
     ],

@@ -142,7 +142,7 @@ def _say_misspelt(path: Path, model: BaseModel, prefix: str = "") -> None:
     fields = list(type(model).model_fields)
     beginnings = {name.split("_")[0] for name in fields}
     for key in model.model_extra or {}:
-        alike = [name for name in fields if not key.startswith(f"{name}_")]  # `calibration` alone is a block
+        alike = [name for name in fields if not key.lower().startswith(f"{name}_")]  # `calibration` alone is a block
         near = difflib.get_close_matches(key, alike, 1, 0.8 if not prefix else 0.6)
         if near:
             words = f"did you mean {prefix + near[0]!r}?"
