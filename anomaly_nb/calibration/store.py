@@ -120,8 +120,9 @@ def tag_or_keep(
         values = real_array(f"scores of {model}/{head}", scores, np.float64).reshape(-1)
         undecided = {"anomalous": pd.array([None] * len(files), dtype="Int64"), "value": np.nan}
         table = pd.DataFrame({"file": [str(f) for f in files], "score": values, **undecided})
+        repeated = f" ({len(files) - added} known already)" if added < len(files) else ""
         message = (
-            f"{number_of(added, 'new score')} kept, none decided: {model}/{with_label(head, label)} has no reference "
+            f"{number_of(added, 'new score')} kept{repeated}, none decided: {model}/{with_label(head, label)} has no reference "
             f"yet; {known_references(root, f'{model}/{head}')}; make a calibration run, or correct the name"
         )
         return table, "; ".join(filter(None, (message, added.note)))
