@@ -67,8 +67,8 @@ def evidence_of(
 
 # %% ../../nbs/05_calibration/25_insight.ipynb #85ddea4b
 def verdict_table(report: Record) -> pd.DataFrame:  # one row per head and metric
-    """The verdicts of a run: of every metric of every head value, interval, the threshold that it must lie beyond to have
-    drifted, the margin that its interval must lie below to be stable, grade and evidence."""
+    """The verdicts of a run: of every metric of every head value, interval, the threshold that it lies beyond if it has
+    drifted, the margin that its interval lies below if it is stable, grade and evidence."""
     rows = []
     for name, head in report["heads"].items():
         thresholds = Thresholds(**head.get("thresholds", {}))
@@ -168,7 +168,7 @@ def plot_trend(
     ]
     lines = [
         plt.Line2D([], [], color=THRESHOLD, lw=1, ls="--", label="threshold (unstable: above it beyond chance)"),
-        plt.Line2D([], [], color=THRESHOLD, marker="_", ls="", label="margin for so many files (stable: intervals below)"),
+        plt.Line2D([], [], color=THRESHOLD, marker="_", ls="", label="margin of its files (stable: intervals below)"),
         plt.Line2D([], [], color="#bbbbbb", lw=2, label="interval (of jsd: what is left without chance)"),
     ]
     fig.legend(handles=[*marks, *lines], loc="outside lower center", ncols=2)

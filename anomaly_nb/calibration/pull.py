@@ -216,7 +216,7 @@ def pull_calibrations(
             path = Path(source) if Path(source).is_dir() else check_file(source, "give a folder, an archive or a URL")
         if sha256_of_archive is not None:
             if path.is_dir():
-                raise DataError(f"{source}: a folder has no SHA-256; pack it with  anomaly-nb drift pack, and name the ZIP")
+                raise DataError(f"{source}: a folder has no SHA-256; make it a ZIP with  anomaly-nb drift pack")
             digest = sha256_file(path)
             if digest != sha256_of_archive.lower():
                 raise DataError(

@@ -122,8 +122,8 @@ def tag_or_keep(
         table = pd.DataFrame({"file": [str(f) for f in files], "score": values, **undecided})
         repeated = f" ({len(files) - added} known already)" if added < len(files) else ""
         message = (
-            f"{number_of(added, 'new score')} kept{repeated}, none decided: {model}/{with_label(head, label)} has no reference "
-            f"yet; {known_references(root, f'{model}/{head}')}; make a calibration run, or correct the name"
+            f"{number_of(added, 'new score')} kept{repeated}, none decided: {model}/{with_label(head, label)} has no "
+            f"reference yet; {known_references(root, f'{model}/{head}')}; make a calibration run, or correct the name"
         )
         return table, "; ".join(filter(None, (message, added.note)))
     table, added = _by_reference(root, model, head, files, scores, label, groups, roles)

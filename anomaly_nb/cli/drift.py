@@ -121,8 +121,8 @@ def run(
     names, since_before = heads_of_call(opened, report, heads)
     answer.verdict(run_sentence(report, names, since_before))
     answer.say(f"version {report['version']}; the store holds scores of {number_of(report['library_size'], 'file')}")
-    ordered = report | {"heads": {n: report["heads"][n] for n in dict.fromkeys([*names, *report["heads"]])}}
-    table = verdict_table(ordered).drop(columns="verdict").dropna(subset="value")
+    spoken_of = report | {"heads": {name: report["heads"][name] for name in names}}
+    table = verdict_table(spoken_of).drop(columns="verdict").dropna(subset="value")
     if len(table):
         answer.say(table.to_string(index=False, float_format=lambda v: f"{v:.3g}", na_rep="-"))
         for line in table_notes(table):

@@ -122,9 +122,10 @@ def open_store(
         check_file(store / "calibration.sqlite", "feed it scores first with  anomaly-nb drift run --scores ...")
     for h in heads:
         check_name("model", h.model), check_head(with_label(h.head, h.label))
-    if not (store / "calibration.sqlite").is_file():
-        say(f"a new store is made in {store.as_posix()}/")
+    fresh = not (store / "calibration.sqlite").is_file()
     opened = CalibrationStore(store, settings)
+    if fresh:
+        say(f"a new store is made in {store.as_posix()}/")
     for h in heads:
         opened.ask(check_taggable, h.model, with_label(h.head, h.label))
     if develop:
@@ -329,7 +330,7 @@ def history_lines(
     rows["alarm"] = [None if r["alarm"] is None else words for r, words in zip(past, rang)]
     if rows["label"].isna().all():
         rows = rows.drop(columns="label")
-    rows["moved by"] = ["; ".join(move_words(m) for m in moves) for moves in rows.pop("moves")]
+    rows["moved by"] = ["; ".join(move_words(m) for m in moves) or None for moves in rows.pop("moves")]
     rows["timestamp"] = pd.to_datetime(rows["timestamp"], unit="ms").dt.strftime("%Y-%m-%d %H:%M")
     rows = rows.where(rows.notna(), float("nan"))  # a column of nothing but None would be printed as such
     return rows.drop(columns="id").to_string(index=False, float_format=lambda v: f"{v:.4g}", na_rep="-")
