@@ -4,6 +4,7 @@
 
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -185,7 +186,7 @@ def test_only_the_thresholds_themselves_where_asked():
     a, b = rng.beta(4, 8, 10_000), rng.beta(4, 8, 10_000)
     wide, narrow = drift_metrics(a, b), drift_metrics(a, b, widest="excellent")
     assert wide.verdict == "stable" and wide.margins["apd_p95"] == pytest.approx(0.02)  # on the unit scale
-    assert wide.margins["srd"] == Thresholds().srd and wide.reason.startswith("every metric is below its limit: the ")
+    assert wide.margins["srd"] == Thresholds().srd and wide.reason.startswith("every metric is below its margin: the ")
     assert narrow.verdict == "no evidence of drift" and narrow.margins == {m: Thresholds().of(m) for m in METRICS}
     assert wide.n_needed is None and narrow.n_needed > 30_000 and " may be up to " in narrow.reason
     with pytest.raises(ValueError, match="use excellent, good, acceptable"):
@@ -357,11 +358,12 @@ def test_groups_are_given_for_both_sides_or_none():
     )
 
 
+MARGIN = r"its margin [\d.]+( for \d+ (new|reference) files \(threshold [\d.]+\))?"
 SHORT = {
     "unstable": r"the [a-z ]+ ha(s|ve) moved beyond chance: \w+ is [\d.e+-]+, its threshold [\d.]+(; also (\w+, )*\w+)?",
-    "stable": r"every metric is below its limit: the nearest, \w+, is at most [\d.e-]+, its limit [\d.]+( for so few files \(else [\d.]+\))?",
-    "no evidence of drift": r"nothing has moved beyond chance, but \w+ may be up to [\d.e-]+, its limit [\d.]+( for so few files \(else [\d.]+\))?",
-    "inconclusive": r"something has moved, but \w+ may lie from [\d.e-]+ to [\d.e-]+, its limit [\d.]+( for so few files \(else [\d.]+\))?",
+    "stable": rf"every metric is below its margin: the nearest, \w+, is at most [\d.e-]+, (its threshold [\d.]+|{MARGIN})",
+    "no evidence of drift": rf"nothing has moved beyond chance, but \w+ may be up to [\d.e-]+, {MARGIN}",
+    "inconclusive": rf"something has moved, but \w+ may lie from [\d.e-]+ to [\d.e-]+, {MARGIN}",
 }
 
 
@@ -372,8 +374,22 @@ def test_a_reason_is_one_short_sentence_with_a_number_and_its_limit():
             r = drift_metrics(rng.beta(4, 8, n), rng.beta(4, 8, n) + shift, resamples=400)
             assert re.fullmatch(SHORT[r.verdict], r.reason) and len(r.reason) < 125, r.reason
             named = next(m for m in METRICS if re.search(rf"\b{m}\b", r.reason))
-            shown = r.thresholds.of(named) if r.verdict == "unstable" else r.margins[named]
-            named_limit = "threshold" if r.verdict == "unstable" else "limit"
+            narrow = r.margins[named] > r.thresholds.of(named) > r.intervals[named][1]  # would do as well
+            named_limit = "threshold" if r.verdict == "unstable" or narrow else "margin"
+            shown = r.thresholds.of(named) if named_limit == "threshold" else r.margins[named]
             assert f"its {named_limit} {shown:.2g}" in r.reason
             seen.add(r.verdict)
     assert seen == set(SHORT), seen
+
+
+def test_a_wide_margin_is_named_only_where_it_matters_and_with_the_number_of_files():
+    rng = np.random.default_rng(1)
+    scores = {"reference": rng.beta(4, 8, 400), "now": rng.beta(4, 8, 300)}
+    few = drift_metrics(*scores.values())
+    assert few.reason.endswith(", its margin 0.05 for 300 new files (threshold 0.01)"), few.reason
+    few = drift_metrics(scores["now"], np.r_[scores["now"], rng.beta(4, 8, 3000)])
+    assert few.reason.endswith(" for 300 reference files (threshold 0.01)"), few.reason
+    wide = replace(few, margins={m: 4 * few.thresholds.of(m) for m in METRICS}, p_values={m: 1.0 for m in METRICS})
+    wide = replace(wide, intervals={m: (0.0, few.thresholds.of(m) / 2) for m in METRICS}, p_value=1.0)
+    judged = judge_heads({"h": wide}, "none")["h"]
+    assert judged.verdict == "stable" and re.search(r"is at most [\d.]+, its threshold [\d.]+$", judged.reason)

@@ -366,6 +366,29 @@ def test_misspelt_settings_and_heads_are_told(here, capsys):
         ).run()
 
 
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("calibraton_foo: 3", "nobody reads 'calibraton_foo'; did you mean 'calibration_"),
+        ("CALIBRATION_LIMIT: 3", "nobody reads 'CALIBRATION_LIMIT'; the nearest that is read is 'calibration_"),
+        ("calibration_zzz: 3", "nobody reads 'calibration_zzz'; did you mean 'calibration"),
+        ("calibrations: {ped2: {min_dep: 1}}", "nobody reads 'calibrations.ped2.min_dep'; did you mean "),
+        ("logging: {level: debug}", ""),  # somebody else's
+    ],
+)
+def test_a_setting_that_begins_like_one_of_ours_is_named(here, capsys, key, said):
+    Path("config.yml").write_text(f"calibrate_heads: true\n{key}\n")
+    table = scores("a.csv", 0)
+    for words in (
+        ("drift", "run", "--scores", table, "--model", "net", "--head", "leather"),
+        ("drift", "tag", "--scores", table, "--model", "net", "--head", "leather", "--out", "out.csv"),
+        ("drift", "history"),
+        ("drift", "repair"),
+    ):
+        err = say(capsys, *words)[1]
+        assert (f"config.yml: {said}" in err and err.count("nobody reads") == 1) if said else "nobody reads" not in err
+
+
 def test_thresholds_given_as_text(tmp_path):
     root = tmp_path / "net/heads"
     root.mkdir(parents=True)

@@ -60,7 +60,7 @@ class DriftResult:
     median_drift: float = np.nan
     iqr_drift: float = np.nan
     verdict: Verdict = "insufficient"
-    reason: str = ""  # one short sentence: a number, its limit, what it means
+    reason: str = ""  # one short sentence: a number, its threshold or margin, what it means
     is_stable: bool = False  # every metric below its threshold, as the plain rule has it
     failed_metrics: list[str] = field(default_factory=list)  # those at or above their threshold
     drifted_metrics: list[str] = field(default_factory=list)  # those beyond it by more than chance, if it is unstable
@@ -249,6 +249,18 @@ SUBJECTS = {
 }  # metric -> what it watches
 
 
+def _limit_words(result: DriftResult, metric: str) -> str:
+    "What the interval of a metric is held against: its margin, and why that is wider than the threshold if it matters."
+    margin, threshold = result.margins[metric], result.thresholds.of(metric)
+    if margin <= threshold:
+        return f"its margin {margin:.2g}"
+    if result.intervals[metric][1] < threshold:  # the narrow one would do as well
+        return f"its threshold {threshold:.2g}"
+    side = "new file" if result.n_current <= result.n_reference else "reference file"
+    files = number_of(min(result.n_current, result.n_reference), side)
+    return f"its margin {margin:.2g} for {files} (threshold {threshold:.2g})"
+
+
 def _judged(result: DriftResult, drifted: bool) -> DriftResult:
     "`result` with verdict and reason, given whether its corrected p-value is small enough."
     margins, undecided = result.margins, {"n_needed": None, "n_needed_new": None, "short_side": None}
@@ -269,11 +281,9 @@ def _judged(result: DriftResult, drifted: bool) -> DriftResult:
         return replace(result, verdict="insufficient", reason=reason, **undecided)  # type: ignore[arg-type]
     undecided_metrics = [m for m in METRICS if not result.intervals[m][1] < margins[m]]
     nearest = max(undecided_metrics or METRICS, key=lambda m: result.intervals[m][1] / margins[m])
-    (low, high), limit = result.intervals[nearest], f"its limit {margins[nearest]:.2g}"
-    if margins[nearest] > result.thresholds.of(nearest):
-        limit += f" for so few files (else {result.thresholds.of(nearest):.2g})"
+    (low, high), limit = result.intervals[nearest], _limit_words(result, nearest)
     if not undecided_metrics:
-        reason = f"every metric is below its limit: the nearest, {nearest}, is at most {high:.2g}, {limit}{lost}"
+        reason = f"every metric is below its margin: the nearest, {nearest}, is at most {high:.2g}, {limit}{lost}"
         return replace(result, verdict="stable", reason=reason, **undecided)  # type: ignore[arg-type]
     if result.p_no_drift > result.alpha:
         reason = f"nothing has moved beyond chance, but {nearest} may be up to {high:.2g}, {limit}{lost}"

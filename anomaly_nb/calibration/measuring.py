@@ -20,7 +20,7 @@ from .sequential import SequentialAlarm
 from .shifts import Thresholds
 from .tagging import reference_of
 from .thresholds import CONFIDENCE, sample_threshold
-from .windows import Window, read_window
+from .windows import Window, read_window, stream_place
 from ..core.settings import Settings
 
 # %% ../../nbs/05_calibration/13_measuring.ipynb #93de999f
@@ -213,6 +213,8 @@ def _alarm(
         "watched": len(alarm.history_),
         "since_version": version,
     }
+    if alarm.alarm_at_ is not None:
+        report["file"], report["group"] = stream_place(db, head["id"], since.first, since.last, alarm.alarm_at_)
     if version == head["reference_version"]:
         return report
     p, level = _since_anchor(db, head, before, window, version, alpha)

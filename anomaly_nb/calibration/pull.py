@@ -37,11 +37,11 @@ def pack_calibrations(
     if not names:
         raise DataError(f"{root}: no reference file below it; make a calibration run first")
     with tempfile.TemporaryDirectory() as work:
-        target = Path(work) / "set" if out.suffix == ".zip" else out
+        target = Path(work) / "set" if out.suffix.lower() == ".zip" else out
         for path in names:
             write_text(target / path.relative_to(root), path.read_text(encoding="utf-8"))
         manifest = write_manifest(target, kind="anomaly_nb calibrations")
-        if out.suffix == ".zip":
+        if out.suffix.lower() == ".zip":
             archive = shutil.make_archive(str(Path(work) / "set"), "zip", target)
             with atomic_write(out) as f, open(archive, "rb") as packed:
                 shutil.copyfileobj(packed, f)
@@ -216,7 +216,7 @@ def pull_calibrations(
             path = Path(source) if Path(source).is_dir() else check_file(source, "give a folder, an archive or a URL")
         if sha256_of_archive is not None:
             if path.is_dir():
-                raise DataError(f"{source}: a folder has no SHA-256; put a {MANIFEST} into it with pack_calibrations")
+                raise DataError(f"{source}: a folder has no SHA-256; make it a ZIP with  anomaly-nb drift pack")
             digest = sha256_file(path)
             if digest != sha256_of_archive.lower():
                 raise DataError(
@@ -281,7 +281,7 @@ def _checked(source: str, members: dict[str, bytes], verified: bool) -> dict[tup
     if not manifests and not verified:
         raise DataError(
             f"{source}: no {MANIFEST} and no SHA-256; calibrations without a checksum are not taken. Give sha256, or "
-            "pack the set with pack_calibrations"
+            "pack the set with  anomaly-nb drift pack STORE OUT.zip"
         )
     out = {}
     for name, content in members.items():

@@ -120,9 +120,10 @@ def tag_or_keep(
         values = real_array(f"scores of {model}/{head}", scores, np.float64).reshape(-1)
         undecided = {"anomalous": pd.array([None] * len(files), dtype="Int64"), "value": np.nan}
         table = pd.DataFrame({"file": [str(f) for f in files], "score": values, **undecided})
+        repeated = f" ({len(files) - added} known already)" if added < len(files) else ""
         message = (
-            f"{number_of(added, 'new score')} kept, none decided: {model}/{with_label(head, label)} has no reference "
-            f"yet; {known_references(root, f'{model}/{head}')}; make a calibration run, or correct the name"
+            f"{number_of(added, 'new score')} kept{repeated}, none decided: {model}/{with_label(head, label)} has no "
+            f"reference yet; {known_references(root, f'{model}/{head}')}; make a calibration run, or correct the name"
         )
         return table, "; ".join(filter(None, (message, added.note)))
     table, added = _by_reference(root, model, head, files, scores, label, groups, roles)
@@ -174,7 +175,7 @@ def read_history(
 
 # %% ../../nbs/05_calibration/19_store.ipynb #cbe5897b
 def read_trend(db: sqlite3.Connection, model: str, head: str, limit: int = 1000) -> list[Record]:  # oldest first
-    "One head's runs with intervals, thresholds, reason and alarm. Raises `DataError` for an unknown head."
+    "One head's runs with intervals, thresholds, margins, reason and alarm. Raises `DataError` for an unknown head."
     head = find_head(db, model, head)["head_name"]
     rows = db.execute(
         "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? ORDER BY version DESC LIMIT ?",
@@ -186,6 +187,7 @@ def read_trend(db: sqlite3.Connection, model: str, head: str, limit: int = 1000)
         extra = {
             k: detail["drift"][k] for k in ("intervals", "p_value", "n_needed", "scale", "thresholds", "failed_metrics")
         }
+        extra["margins"] = detail["drift"].get("margins", {})  # none in a store of an early version
         flags = {"proposed": bool(r["proposed"]), "reason": r["reason"], "alarm": detail["alarm"]}
         out.append(run_values(r) | flags | extra | {"moves": moves.get((model, head, r["version"]), [])})
     return out

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .drift_upkeep import forget, pull, repair, suggest
+from .drift_upkeep import forget, pack, pull, repair, suggest
 from .options import Answer, Needs, exit_code, with_options
 from .outputs import check_out
 from anomaly_nb.cli.stores import (
@@ -22,6 +22,7 @@ from anomaly_nb.cli.stores import (
     KeyOptions,
     StoreOption,
     each_label,
+    heads_of_call,
     history_lines,
     keys_changed,
     needs_development,
@@ -32,6 +33,7 @@ from anomaly_nb.cli.stores import (
     service_lines,
     tag_heads,
     trend_line,
+    what_is_new,
 )
 
 # %% ../../nbs/11_cli/06_drift.ipynb #32414a0a
@@ -86,7 +88,8 @@ def run(
     \b
     Exit codes: 0 no head drifted; 3 a head is unstable against its reference, or its alarm rang; 4 none did, but
     a head was left out, as none of its new scores is a number; 2 that is so of all heads, or a wrong option, file or
-    setting.
+    setting. With --scores, they speak of the heads whose scores are given, and of those that drift for the first time;
+    what has drifted since before is named in the first line.
 
     Of a report's folder its `calibration_scores.csv` is taken: held-out normal scores. Columns `role` (normal,
     unlabelled, defect) and `label` (0, 1) are honoured: known defects are tagged and never calibrated on.
@@ -96,7 +99,7 @@ def run(
     Example:  anomaly-nb drift run --develop --scores figures/runs/image_anomaly-0001 --model mobilenet --head leather
               anomaly-nb drift run --scores january.csv --model mobilenet --head leather
     """
-    from anomaly_nb.calibration.insight import verdict_table
+    from anomaly_nb.calibration.insight import table_notes, verdict_table
     from anomaly_nb.calibration.next_steps import alarming, run_sentence, step_lines
     from anomaly_nb.calibration.runs import RunInProgress
     from anomaly_nb.core.errors import DataError, number_of
@@ -115,15 +118,18 @@ def run(
         report = opened.run(wait=60)
     except RunInProgress as e:
         raise DataError(str(e)) from None
-    answer.verdict(run_sentence(report))
+    names, since_before = heads_of_call(opened, report, heads)
+    answer.verdict(run_sentence(report, names, since_before))
     answer.say(f"version {report['version']}; the store holds scores of {number_of(report['library_size'], 'file')}")
-    table = verdict_table(report).drop(columns="verdict").dropna(subset="value")
+    spoken_of = report | {"heads": {name: report["heads"][name] for name in names}}
+    table = verdict_table(spoken_of).drop(columns="verdict").dropna(subset="value")
     if len(table):
         answer.say(table.to_string(index=False, float_format=lambda v: f"{v:.3g}", na_rep="-"))
-        answer.say("the grade is of the value alone; the evidence allows for chance, and the verdict goes by it")
-    for line in step_lines(report):
+        for line in table_notes(table):
+            answer.say(line)
+    for line in step_lines(report, names):
         answer.say(line)
-    raise typer.Exit(exit_code(len(report["heads"]) + len(refused), len(refused), len(alarming(report))))
+    raise typer.Exit(exit_code(len(names) + len(refused), len(refused), len({*alarming(report)} & {*names})))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #f2929e77
 @app.command()
@@ -149,11 +155,11 @@ def tag(
     """Decide about scores by the reference file of a head: pulled, copied by hand, or exported by a store.
 
     With `calibrate_heads: true`, scores of a head that has no reference yet are kept for its first calibration run,
-    undecided.
+    undecided, in a new store where there is none.
 
     \b
-    Exit codes: 0 none anomalous; 3 some anomalous; 4 none, but some had no score; 1 none had a score; 2 a wrong option,
-    file or reference.
+    Exit codes: 0 none anomalous; 3 some anomalous; 4 none, but some were not decided, or nothing was: no score, no
+    threshold, or no reference yet; 1 none had a score; 2 a wrong option, file or reference.
 
     \b
     Example:  anomaly-nb drift tag --scores today.csv --model net --head leather --store data/pulled --out decided.csv
@@ -161,6 +167,7 @@ def tag(
     import pandas as pd
 
     from anomaly_nb.calibration.exports import load_calibration
+    from anomaly_nb.calibration.schema import with_label
     from anomaly_nb.calibration.store import tag_or_keep
     from anomaly_nb.calibration.tagging import label_of
     from anomaly_nb.core.errors import MissingFileError, number_of
@@ -179,10 +186,13 @@ def tag(
         for name in names:
             label_of(calibration, name)
     tables, parts = {name: scores_of(scores, name) for name in names}, []  # all are read before any is kept
+    new = [] if calibration else what_is_new(store, model, [with_label(head, name) for name in names])
     for name, (table, metadata) in tables.items():
         inputs = table["file"].tolist(), table["score"].to_numpy()
         decided, message = tag_or_keep(store, settings, model, head, *inputs, label=name, **metadata)
         parts.append(decided.assign(label=name))
+        while new:  # first of all
+            typer.echo(new.pop(0))
         if message:
             typer.echo(f"{out if calibration is None else scores}: {message}")
     table = pd.concat(parts)
@@ -190,14 +200,14 @@ def tag(
     more = ["label"] if len(names) > 1 else [], ["value"] if open_ and calibration else []
     write_table(out, table[["file", *more[0], "score", "anomalous", *more[1]]])
     if calibration is None:
-        return
+        raise typer.Exit(4)
     undecided = "" if not open_ else f", {open_} undecided: without a score, or the calibration names no threshold"
     flagged, lost = int(table["anomalous"].sum()), int(table["score"].isna().sum())
     typer.echo(
         f"{number_of(len(table), 'score')}: {flagged} anomalous{undecided} (version "
         f"{calibration.get('version', 'without a number')}) -> {out}"
     )
-    raise typer.Exit(exit_code(len(table), lost, flagged))
+    raise typer.Exit(exit_code(len(table), lost, flagged) or 4 * bool(open_))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #e405122e
 @app.command()
@@ -356,5 +366,5 @@ def serve(
     service.run_app(application, settings.host, settings.port, settings.request_seconds)
 
 # %% ../../nbs/11_cli/06_drift.ipynb #b123a81a
-for _command in (suggest, pull, repair, forget):
+for _command in (suggest, pack, pull, repair, forget):
     app.command()(_command)

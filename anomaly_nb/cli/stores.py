@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['StoreOption', 'Config', 'DecisionsOption', 'STORE', 'CONFIG', 'MORE', 'KeyOptions', 'start_development',
-           'needs_development', 'open_store', 'each_label', 'scores_of', 'HeadScores', 'read_heads', 'tag_heads',
-           'reference_words', 'trend_line', 'move_words', 'history_lines', 'keys_changed', 'service_url',
-           'service_lines']
+           'needs_development', 'open_store', 'each_label', 'scores_of', 'HeadScores', 'read_heads', 'added_words',
+           'new_head_words', 'what_is_new', 'tag_heads', 'heads_of_call', 'reference_words', 'trend_line', 'move_words',
+           'history_lines', 'keys_changed', 'service_url', 'service_lines']
 
 # %% ../../nbs/11_cli/04_stores.ipynb #b3f35333
 from collections.abc import Callable
@@ -122,7 +122,10 @@ def open_store(
         check_file(store / "calibration.sqlite", "feed it scores first with  anomaly-nb drift run --scores ...")
     for h in heads:
         check_name("model", h.model), check_head(with_label(h.head, h.label))
+    fresh = not (store / "calibration.sqlite").is_file()
     opened = CalibrationStore(store, settings)
+    if fresh:
+        say(f"a new store is made in {store.as_posix()}/")
     for h in heads:
         opened.ask(check_taggable, h.model, with_label(h.head, h.label))
     if develop:
@@ -193,6 +196,52 @@ def read_heads(
     return heads, refused
 
 
+def added_words(
+    added: int,  # scores that were new to the store
+    total: int,  # that came in
+    key: str,  # model/head
+    *notes: str,  # on the new ones; empty ones are left out
+) -> str:
+    "How many scores of a head are new, and how many the store holds already."
+    from anomaly_nb.core.errors import number_of, plural
+
+    old = total - added
+    known_already = f"{plural(old, 'is', 'are')} known already"
+    if not added:
+        first = f"{f'all {total} scores' if total > 1 else 'the one score'} of {key} {known_already}"
+        return "; ".join(filter(None, (first, *notes)))
+    first, last = f"{number_of(added, 'new score')} of {key}", f"{old} {known_already}" if old else ""
+    return "; ".join(filter(None, (first, *notes, last)))
+
+
+def new_head_words(
+    key: str,  # model/head
+    before: "Sequence[str]",  # heads that the store held
+) -> str:
+    "That a head is new beside others, in case its name is a typo; an empty text where it is not."
+    from anomaly_nb.calibration.tagging import nearest_first
+
+    if not before or key in before:
+        return ""
+    return f"{key} is a new head in this store, which held scores of {nearest_first(key, before)}"
+
+
+def what_is_new(
+    store: Path,
+    model: str,
+    heads: "Iterable[str]",  # with their labels, whose scores will be kept
+) -> list[str]:  # a line each
+    "That a store or a head is about to be made, in case its name is a typo. Raises `DataError` for a name."
+    from anomaly_nb.calibration.store import CalibrationStore
+    from anomaly_nb.calibration.tagging import check_head, check_name, head_names
+
+    heads = [check_head(head) for head in heads if check_name("model", model)]
+    if not (store / "calibration.sqlite").is_file():
+        return [f"a new store is made in {store.as_posix()}/"]
+    before = CalibrationStore(store).ask(head_names)
+    return [line for head in heads if (line := new_head_words(f"{model}/{head}", before))]
+
+
 def tag_heads(
     store: "CalibrationStore",
     heads: "Sequence[HeadScores]",
@@ -200,7 +249,7 @@ def tag_heads(
 ) -> None:
     "Tag scores, head by head, and say what came in, what it replaces, and which heads are new beside others."
     from anomaly_nb.calibration.schema import with_label
-    from anomaly_nb.calibration.tagging import head_names, nearest_first
+    from anomaly_nb.calibration.tagging import head_names
     from anomaly_nb.core.errors import number_of
 
     before = store.ask(head_names)
@@ -211,9 +260,30 @@ def tag_heads(
         )
         defects = (columns["role"] or []).count("defect")
         notes = [added.note, f"tagged and not calibrated on: {number_of(defects, 'known defect')}" if defects else ""]
-        say("; ".join(filter(None, (f"{path}: {number_of(added, 'new score')} of {key}", *notes))))
-        if before and key not in before:
-            say(f"  {key} is a new head in this store, which held scores of {nearest_first(key, before)}")
+        say(f"{path}: {added_words(added, len(rows), key, *notes)}")
+        if line := new_head_words(key, before):
+            say(f"  {line}")
+
+
+def heads_of_call(
+    store: "CalibrationStore",
+    report: dict,  # of a run
+    heads: "Sequence[HeadScores]",  # that were given to it; none: it is about all
+) -> tuple[list[str], list[str]]:  # heads that the run is about; others that had drifted before it, and have since
+    "Whom a run is about: the heads whose scores were given, and those that have only now drifted."
+    from anomaly_nb.calibration.next_steps import alarm_rang, alarming, verdict_words
+
+    if not heads:
+        return list(report["heads"]), []
+    names = [n for n in dict.fromkeys(f"{h.model}/{h.head}" for h in heads) if n in report["heads"]]
+    before = []
+    for name in (n for n in alarming(report) if n not in names):
+        model, _, head = name.partition("/")
+        past = [r for r in store.history(model, head, 1000) if r["version"] < report["version"]]
+        last = [r for r in past if r["version"] == past[0]["version"]]  # of each label
+        if any(verdict_words(r) == "unstable" or alarm_rang(r) for r in last):
+            before.append(name)
+    return [*names, *(n for n in alarming(report) if n not in names and n not in before)], before
 
 # %% ../../nbs/11_cli/04_stores.ipynb #a31f4ddd
 def reference_words(
@@ -227,7 +297,7 @@ def trend_line(
     run: dict,  # of `store.trend`
 ) -> str:
     "One run of a head: its version, files and reference, the verdict with its reason, and the metrics."
-    from anomaly_nb.calibration.next_steps import alarm_rang, verdict_and_alarm
+    from anomaly_nb.calibration.next_steps import alarm_place, alarm_rang, verdict_and_alarm
     from anomaly_nb.calibration.shifts import METRICS
     from anomaly_nb.core.errors import number_of
 
@@ -235,7 +305,8 @@ def trend_line(
     files = f"{number_of(run['file_count'], 'file')}, {reference_words(run['reference_version'])}"
     verdict = verdict_and_alarm(run)
     also = ", alarm rang" if alarm_rang(run) and not verdict.startswith("alarm") else ""
-    return f"v{run['version']} ({files}) {verdict}{also}: {run['reason']}{numbers}"
+    look = f"; for the alarm, look since {alarm_place(run)}" if alarm_rang(run) else ""
+    return f"v{run['version']} ({files}) {verdict}{also}: {run['reason']}{look}{numbers}"
 
 
 def move_words(move: dict) -> str:
@@ -252,14 +323,16 @@ def history_lines(
     "Past runs as a table of text."
     import pandas as pd
 
-    from anomaly_nb.calibration.next_steps import alarm_rang, verdict_words
+    from anomaly_nb.calibration.next_steps import alarm_place, alarm_rang, verdict_words
 
     rows = pd.DataFrame(past).drop(columns="is_stable").assign(verdict=[verdict_words(r) for r in past])
-    rows["alarm"] = [None if r["alarm"] is None else "rang" if alarm_rang(r) else "quiet" for r in past]
+    rang = [f"rang, look since {alarm_place(r)}" if alarm_rang(r) else "quiet" for r in past]
+    rows["alarm"] = [None if r["alarm"] is None else words for r, words in zip(past, rang)]
     if rows["label"].isna().all():
         rows = rows.drop(columns="label")
-    rows["moved by"] = ["; ".join(move_words(m) for m in moves) for moves in rows.pop("moves")]
+    rows["moved by"] = ["; ".join(move_words(m) for m in moves) or None for moves in rows.pop("moves")]
     rows["timestamp"] = pd.to_datetime(rows["timestamp"], unit="ms").dt.strftime("%Y-%m-%d %H:%M")
+    rows = rows.where(rows.notna(), float("nan"))  # a column of nothing but None would be printed as such
     return rows.drop(columns="id").to_string(index=False, float_format=lambda v: f"{v:.4g}", na_rep="-")
 
 # %% ../../nbs/11_cli/04_stores.ipynb #79f27581

@@ -140,14 +140,18 @@ def _validated(path: Path, tree: Mapping) -> Settings:
 def _say_misspelt(path: Path, model: BaseModel, prefix: str = "") -> None:
     "A notice for every key that nobody reads and that looks like one of ours."
     fields = list(type(model).model_fields)
+    beginnings = {name.split("_")[0] for name in fields}
     for key in model.model_extra or {}:
-        near = difflib.get_close_matches(key, fields, 1, 0.8 if not prefix else 0.6)
-        if near or key.startswith(("calibration_", "calibrate_")):
-            warnings.warn(
-                f"{path}: nobody reads {prefix + key!r}" + (f"; did you mean {prefix + near[0]!r}?" if near else ""),
-                Notice,
-                stacklevel=4,
-            )
+        alike = [name for name in fields if not key.lower().startswith(f"{name}_")]  # `calibration` alone is a block
+        near = difflib.get_close_matches(key, alike, 1, 0.8 if not prefix else 0.6)
+        if near:
+            words = f"did you mean {prefix + near[0]!r}?"
+        elif difflib.get_close_matches(key.lower().split("_")[0], beginnings, 1, 0.8):
+            nearest = difflib.get_close_matches(key.lower(), alike, 1, 0)[0]
+            words = f"the nearest that is read is {prefix + nearest!r}"
+        else:
+            continue  # somebody else's
+        warnings.warn(f"{path}: nobody reads {prefix + key!r}; {words}", Notice, stacklevel=4)
 
 # %% ../../nbs/00_core/03_settings.ipynb #2719fa55
 def load_settings(
@@ -164,6 +168,9 @@ def load_settings(
     settings = _validated(Path(path), _parse(Path(path), read_text(path)))
     _say_misspelt(Path(path), settings)
     _say_misspelt(Path(path), settings.calibration, "calibration.")
+    for name, bounds in settings.calibrations.items():
+        if bounds is not None:
+            _say_misspelt(Path(path), bounds, f"calibrations.{name}.")
     return settings
 
 # %% ../../nbs/00_core/03_settings.ipynb #5bd19b98
