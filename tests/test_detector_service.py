@@ -125,7 +125,7 @@ def test_a_form_of_two_files_is_refused(client, files):
     first, second = (f.read_bytes() for f in files[:2])
     answer = client.post(PREDICT, files=[("f", ("good.png", first)), ("g", ("defect.png", second))])
     assert answer.status_code == 422 and answer.json()["detail"] == (
-        "the form holds 2 files, but an answer is about one image; send each in a request of its own"
+        "the form holds 2 files, but an answer is about one image; send each in its own request"
     )
     answer = client.post(PREDICT, files=[("f", ("good.png", first)), ("f", ("good.png", first))])
     assert answer.status_code == 422
