@@ -73,7 +73,7 @@ def plot_comparison(
         right.axvline(1, color=THRESHOLD, lw=1, ls="--")
         right.set_xscale("symlog", linthresh=1)
         right.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
-        right.set(xlabel="drift, in thresholds (dashed: 1; | margin)", xlim=(0, None))
+        right.set(xlabel="drift, in thresholds (|: its margin)", xlim=(0, None))
         right.set_yticks(range(len(shown)), [said(m) for m in shown])
         right.invert_yaxis()
         fig.suptitle(textwrap.fill(f"{title}{drift_sentence(result)}", 100), fontsize=10, x=0.01, ha="left")
