@@ -39,7 +39,8 @@ def image_of(
         chosen = [f for f in files if any(f)] or files[:1]  # a browser sends fields that were left empty too
         if len(chosen) > 1:
             raise BadImage(
-                f"the form holds {len(chosen)} files, but an answer is about one image; send each in a request of its own"
+                f"the form holds {len(chosen)} files, but an answer is about one image; send each in a request of its "
+                "own"
             )
         if chosen:
             return _not_empty(chosen[0][0]), chosen[0][1]

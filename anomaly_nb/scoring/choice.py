@@ -170,7 +170,8 @@ def choose_recipe(
     counts = samples.groupby(["split", "label"]).size()
     beyond, copies = len(train) - len(drawn_rows), len(drawn_rows) - len(some)
     notes = [f"{number_of(beyond, 'image')}, as {len(drawn_rows)} are enough"] * bool(beyond)
-    notes += [f"{number_of(copies, 'image')} that {plural(copies, 'is a copy', 'are copies')} of another"] * bool(copies)
+    which = plural(copies, "is a copy", "are copies")
+    notes += [f"{number_of(copies, 'image')} that {which} of another"] * bool(copies)
     notes += [samples.attrs["left_out"]] * bool(samples.attrs["left_out"])
     table.attrs["compared_on"] = (
         f"{number_of(counts['train', 0], 'image')} to learn from, {counts['validation', 0]} kept back and "

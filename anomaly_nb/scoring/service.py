@@ -63,7 +63,7 @@ class PredictAnswer(BaseModel):
     status: Literal["ok"] = "ok"
     detector: str
     version: int
-    manifest: str = Field(description="SHA-256 over the detector's files without its card; empty for one without a list")
+    manifest: str = Field(description="SHA-256 over the detector's files but its card; empty for one without a list")
     backbone: str
     weights_sha256: str = Field(description="of the backbone's checkpoint; empty without one")
     file: str = Field(description="as it was named, or the image's SHA-256")
