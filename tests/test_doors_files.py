@@ -124,7 +124,9 @@ def test_several_frames_are_said_by_all_who_look_at_the_first(fitted, tmp_path, 
 
     (served,) = read_detectors(fitted / "det").values()
     answers = [served.predict(p.read_bytes(), "image/x", None, tmp_path) for p in (film, fitted / "good/0.png")]
-    assert [a.note for a in answers] == [note, ""] and note == "holds 4 pages or frames: the first was looked at"
+    palette = "; is GIF P, a type of file that the detector never saw" if suffix == ".gif" else ""
+    assert [a.note for a in answers] == [note, ""]
+    assert note == f"holds 4 pages or frames: the first was looked at{palette}"
     shutil.copytree(fitted / "det", tmp_path / "det")
     assert sentence in run("update", tmp_path / "det", film)[1]
 

@@ -46,6 +46,8 @@ QUICK = {
     "anomaly-nb inspect my_parts": {0},
     "anomaly-nb update detectors/my_part more_good/": {0},
     "anomaly-nb serve detectors/ --new-key": {0},
+    "anomaly-nb export detectors/my_part line/": {0},
+    "python line/predict.py part.png": {0, 3},  # by what `fit` chose
     "anomaly-nb new my_report": {0},
     "anomaly-nb runs list": {0},
     "anomaly-nb drift run --develop": {0},
@@ -95,7 +97,7 @@ def run_type(command):
 def test_every_command_is_accounted_for():
     run_types = [run_type(c) for c in commands()]
     print({k: run_types.count(k) for k in ("quick", "video", "long", "elsewhere")})
-    assert run_types.count("quick") >= 7 and run_types.count("long") >= 19 and len(run_types) == 48
+    assert run_types.count("quick") >= 9 and run_types.count("long") >= 18 and len(run_types) == 49
     assert run_types.count("video") == len(VIDEO)
     assert all(any(c.startswith(named) for c in commands()) for named in (*ELSEWHERE, *QUICK, *VIDEO, *LONG)), (
         "named here and not in the README"
@@ -156,10 +158,15 @@ def place(tmp_path_factory):
 
 
 def run(command, codes):
-    "Run a line of `anomaly-nb`; its output."
+    "Run a line of `anomaly-nb`, or of Python; its output."
     from anomaly_nb.cli.main import app
 
     start = time.perf_counter()
+    if command.startswith("python "):
+        line = [sys.executable, *shlex.split(command)[1:]]
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert done.returncode in codes, (command, done.returncode, done.stderr)
+        return done.stdout
     done = CliRunner().invoke(app, shlex.split(command)[1:])
     print(f"{time.perf_counter() - start:6.1f} s  exit {done.exit_code}  {command}")
     assert done.exit_code in codes, (command, done.exit_code, done.output[-1500:], done.exception)
