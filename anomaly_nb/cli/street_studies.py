@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from .options import After, Answer, Needs, NotWith, with_options
+from .outputs import check_out_folder, files_in, say_earlier
 from anomaly_nb.cli.street_options import (
     AsStored,
     Device,
@@ -348,20 +349,23 @@ def submit(
       anomaly-nb street submit scores submission --images dataset_AnomalyTrack/images --dataset AnomalyTrack-all \\
           --method heat
     """
-    from anomaly_nb.core.errors import DataError, check_folder, number_of
-    from anomaly_nb.core.order import path_key
-    from anomaly_nb.data.headers import image_info, is_image
-    from anomaly_nb.segmentation.score_maps import write_submission
+    from anomaly_nb.core.errors import DataError, number_of
+    from anomaly_nb.data.headers import image_info
+    from anomaly_nb.segmentation.datasets import images_by_key
+    from anomaly_nb.segmentation.score_maps import frame_names, submission_folder, write_submission
 
-    frames = sorted((p for p in check_folder(images).rglob("*") if is_image(p)), key=path_key)
-    if not frames:
-        raise DataError(f"{images}: no image there; give the folder of the benchmark's frames")
-    sizes = {p.relative_to(images).with_suffix("").as_posix(): image_info(p).size for p in frames}
     for option, value, usual in (("--dataset", dataset, "AnomalyTrack-all"), ("--method", method, "mine")):
         if form == "fishyscapes" and value != usual:
             raise DataError(f"{option} {value}: is for --form smiyc only; Fishyscapes reads no such name; leave it out")
+    check_out_folder("OUT", out, [scores, images])
+    target, frames = submission_folder(out, form, dataset, method), images_by_key(images)
+    if not frames:
+        raise DataError(f"{images}: no image there; give the folder of the benchmark's frames")
+    frame_names(list(frames))
+    sizes, before = {key: image_info(path).size for key, path in frames.items()}, files_in(target)
     code = numbers(scale, "--scale", 2)
     written = write_submission(
         out, scores, list(sizes), form, dataset, method, (code[0], code[1]) if code else None, sizes
     )
-    typer.echo(f"{number_of(len(written), 'map')} of {form}: {written[0].parent}")
+    typer.echo(f"{number_of(len(written), 'map')} of {form}: {target}")
+    say_earlier(target, before)

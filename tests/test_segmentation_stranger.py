@@ -1,0 +1,78 @@
+"""Scenes, maps and logits of one's own through `street`: what does not fit is named with its mend, and never hidden."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomaly_nb.cli.main import main
+from anomaly_nb.core.order import path_key
+
+
+def street(*arguments):
+    "A command's exit code and all that it prints."
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text), pytest.raises(SystemExit) as ending:
+        main(["street", *map(str, arguments)])
+    return ending.value.code or 0, " ".join(text.getvalue().split())
+
+
+def frames(root, names, peak=1.0):
+    "Frames and one score map each."
+    for i, name in enumerate(names):
+        for part, suffix in (("flat", ".png"), ("fm", ".npy")):
+            (root / part / name).parent.mkdir(parents=True, exist_ok=True)
+            path = root / part / f"{name}{suffix}"
+            if part == "flat":
+                Image.new("RGB", (8, 6), (i, 0, 0)).save(path)
+            else:
+                np.save(path, np.full((6, 8), peak if i else 1.0, np.float32))
+
+
+@pytest.mark.parametrize("form", ["smiyc", "fishyscapes"])
+def test_frames_of_one_name_do_not_overwrite_each_other(tmp_path, form):
+    frames(tmp_path, ["a/0", "b/0"])
+    rc, said = street("submit", tmp_path / "fm", tmp_path / "subx", "--images", tmp_path / "flat", "--form", form)
+    assert rc == 2 and "a/0 and b/0: two frames of one name" in said and not (tmp_path / "subx").exists()
+
+
+def test_two_images_of_one_frame_are_named(tmp_path):
+    frames(tmp_path, ["0", "1"])
+    Image.new("RGB", (8, 6)).save(tmp_path / "flat" / "0.jpg")
+    rc, said = street("submit", tmp_path / "fm", tmp_path / "subx", "--images", tmp_path / "flat")
+    assert rc == 2 and "0.jpg" in said and "0.png" in said
+
+
+def test_a_submission_is_whole_or_absent(tmp_path):
+    frames(tmp_path, ["a/0", "a/1"], peak=5.88e5)
+    out = tmp_path / "subx"
+    rc, said = street("submit", tmp_path / "fm", out, "--images", tmp_path / "flat")
+    assert rc == 2 and "fm: a/1: scores up to 5.88e+05 do not fit float16" in said and not out.exists()
+    frames(tmp_path, ["a/0", "a/1"], peak=2)
+    rc, said = street("submit", tmp_path / "fm", out, "--images", tmp_path / "flat")
+    written = sorted((p for p in out.rglob("*") if p.is_file()), key=path_key)
+    assert rc == 0 and said.startswith("2 maps of smiyc") and [p.name for p in written] == ["0.hdf5", "1.hdf5"]
+    before = [p.read_bytes() for p in written]
+    frames(tmp_path, ["a/0", "a/1"], peak=5.88e5)
+    assert street("submit", tmp_path / "fm", out, "--images", tmp_path / "flat")[0] == 2
+    assert [p.read_bytes() for p in written] == before and len(list(out.rglob("*"))) == 5
+
+
+def test_names_that_the_server_does_not_take(tmp_path):
+    frames(tmp_path, ["0"])
+    submit = ["submit", tmp_path / "fm", tmp_path / "subx", "--images", tmp_path / "flat"]
+    rc, said = street(*submit, "--dataset", "Foo")
+    assert rc == 2 and "'Foo'" in said and "AnomalyTrack-all, AnomalyTrack-test" in said
+    rc, said = street(*submit, "--method", "../up")
+    assert rc == 2 and "'../up'" in said and not (tmp_path / "subx").exists() and not (tmp_path / "up").exists()
+
+
+def test_a_submission_never_replaces_the_maps_it_is_made_of(tmp_path):
+    frames(tmp_path, ["0"])
+    before = (tmp_path / "fm" / "0.npy").read_bytes()
+    rc, said = street(
+        "submit", tmp_path / "fm", tmp_path / "fm", "--images", tmp_path / "flat", "--form", "fishyscapes"
+    )
+    assert rc == 2 and "name a folder outside it" in said and (tmp_path / "fm" / "0.npy").read_bytes() == before
