@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 
 import numpy as np
 import pytest
@@ -76,3 +77,36 @@ def test_a_submission_never_replaces_the_maps_it_is_made_of(tmp_path):
         "submit", tmp_path / "fm", tmp_path / "fm", "--images", tmp_path / "flat", "--form", "fishyscapes"
     )
     assert rc == 2 and "name a folder outside it" in said and (tmp_path / "fm" / "0.npy").read_bytes() == before
+
+
+def own_scenes(root, scale=1.0):
+    "Two scenes of one's own with logits (3, H, W) that separate their classes."
+    rng = np.random.default_rng(0)
+    (root / "mine").mkdir(exist_ok=True)
+    table = {"classes": {"road": 1, "car": [2, 3]}, "anomaly": [9], "normal": [], "void": [0]}
+    (root / "mine" / "classes.json").write_text(json.dumps(table))
+    for i in range(2):
+        labels = rng.choice([1, 2, 3, 9, 0], (24, 32), p=[0.5, 0.2, 0.2, 0.05, 0.05]).astype(np.uint8)
+        logits = rng.normal(0, 1, (3, 24, 32)) + (labels == 9) * rng.normal(0, 2, (3, 24, 32))
+        logits += 6 * np.stack([labels == 1, (labels == 2) | (labels == 3), labels == 0])
+        for part, pixels in (("images", rng.integers(0, 255, (24, 32, 3)).astype(np.uint8)), ("labels", labels)):
+            path = root / "mine" / "test" / part / "a b" / f"{i:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+        (root / "logits" / "a b").mkdir(parents=True, exist_ok=True)
+        np.save(root / "logits" / "a b" / f"{i:03}.npy", (scale * logits).astype(np.float32))
+    scenes = ["--data", "folder", "--root", root / "mine", "--resamples", 0]
+    return ["evaluate", "--logits", root / "logits", *scenes, "--out", root / "out"]
+
+
+def test_figures_have_the_digits_that_sixteen_bits_leave(tmp_path):
+    evaluate = own_scenes(tmp_path, scale=5.0)  # MSP is near -1 in most pixels
+    rc, said = street(*evaluate, "--methods", "max_logit,msp")
+    written = next((tmp_path / "out").rglob("results.md"))
+    page, rows = written.read_text(), json.loads(written.with_suffix(".json").read_text())
+    assert rc == 0 and " ".join(page.split()) in said and "Exact for scores rounded to 16 bits" in page
+    for row, line in zip(rows, [x for x in page.splitlines() if x.startswith("| ")][1:], strict=True):
+        for name, cell in zip(("auroc", "ap", "fpr95", "f1_oracle"), [c.strip() for c in line.split("|")][6:10]):
+            error, (whole, _, digits) = 100 * row[f"{name}_exact_to"], cell.partition(".")
+            assert error <= 10.0 ** -len(digits) or (whole.startswith("~") and not digits), (row, line)
+    assert any("~" in line for line in page.splitlines() if "| MSP |" in line)

@@ -19,7 +19,7 @@ from ..core.tables import write_table
 from ..core.style import PALETTE, figure_style
 from ..metrics.uncertainty import coverage_note
 from .evaluation import COMPARED, StreetEvaluation, identity_differences
-from .tables import results_table
+from .tables import exact_text, exactness_note, results_table
 
 # %% ../../nbs/07_segmentation/11_compare.ipynb #8924e4b8
 def incomparable(
@@ -107,12 +107,19 @@ def to_markdown(
         cells = []
         for c in shown:
             value, low = row[c], row.get(f"{c}_low", float("nan"))
-            text = str(value) if not isinstance(value, float) else "-" if np.isnan(value) else f"{100 * value:.2f}"
+            error = 100 * row.get(f"{c}_exact_to", float("nan"))
+            text = (
+                str(value)
+                if not isinstance(value, float)
+                else "-"
+                if np.isnan(value)
+                else exact_text(100 * value, error, 2)
+            )
             cells.append(text + ("" if np.isnan(low) else f" [{100 * low:.1f}, {100 * row[f'{c}_high']:.1f}]"))
         lines.append("| " + " | ".join(cells) + " |")
     pooled = table[table["protocol"] == "pooled"]["images"].tolist() if "auroc_low" in table else []
-    note = coverage_note(int(min(pooled))) if pooled else ""
-    return "\n".join(lines) + "\n" + (f"\n{note}\n" if note else "")
+    notes = [coverage_note(int(min(pooled))) if pooled else "", exactness_note(table)]
+    return "\n".join(lines) + "\n" + "".join(f"\n{note}\n" for note in notes if note)
 
 # %% ../../nbs/07_segmentation/11_compare.ipynb #753c3603
 def write_comparison(
