@@ -6,10 +6,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from anomaly_nb.cli.main import main
+from anomaly_nb.core.errors import DataError
 from anomaly_nb.core.order import path_key
+from anomaly_nb.segmentation.network import OwnNetwork
 
 
 def street(*arguments):
@@ -110,3 +113,35 @@ def test_figures_have_the_digits_that_sixteen_bits_leave(tmp_path):
             error, (whole, _, digits) = 100 * row[f"{name}_exact_to"], cell.partition(".")
             assert error <= 10.0 ** -len(digits) or (whole.startswith("~") and not digits), (row, line)
     assert any("~" in line for line in page.splitlines() if "| MSP |" in line)
+
+
+@pytest.mark.parametrize("more", [[], ["--resize-logits"]])
+def test_classes_that_stand_last_are_no_rows(tmp_path, more):
+    evaluate = own_scenes(tmp_path)
+    for path in (tmp_path / "logits").rglob("*.npy"):
+        np.save(path, np.load(path).transpose(1, 2, 0))
+    rc, said = street(*evaluate, *more)
+    assert rc == 2 and "000.npy: (24, 32, 3) looks like (H, W, C)" in said and "transpose to (C, H, W)" in said
+
+
+def test_a_network_whose_classes_stand_last_is_named():
+    def flat(images):
+        return torch.zeros(len(images), *images.shape[-2:], 3)
+
+    with pytest.raises(DataError, match=r"\(24, 32, 3\) looks like \(H, W, C\)"):
+        OwnNetwork("flat", flat)(torch.zeros(1, 3, 24, 32, dtype=torch.uint8))
+
+
+def test_whole_logits_name_their_mend(tmp_path):
+    evaluate = own_scenes(tmp_path)
+    for path in (tmp_path / "logits").rglob("*.npy"):
+        np.save(path, np.load(path).astype(np.int64))
+    rc, said = street(*evaluate)
+    assert rc == 2 and "holds (3, 24, 32) int64" in said and "save them as float32" in said
+
+
+def test_a_file_of_no_scene_is_named_with_its_folder(tmp_path):
+    evaluate = own_scenes(tmp_path)
+    np.save(tmp_path / "logits" / "a b" / "004.npy", np.zeros((3, 24, 32), np.float32))
+    rc, said = street(*evaluate)
+    assert rc == 2 and "logits: 1 file without a scene, the first is 'a b/004.npy'; name each file" in said

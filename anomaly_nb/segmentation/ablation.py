@@ -251,8 +251,8 @@ def promise_study(
     names = validation.images
     if not 2 <= folds <= len(names):
         raise DataError(
-            f"folds is {folds} and there are {len(names)} validation images; give at "
-            "least 2 folds and an image for each"
+            f"the promise is tried in {folds} folds and the run has {len(names)} validation images; it takes 2 folds or "
+            f"more and an image for each: train with at least {max(folds, 2)} validation images"
         )
     orders = {
         "at random": np.random.default_rng(random_state).permutation(len(names)),

@@ -25,6 +25,7 @@ from ..core.runtime import import_torchvision
 from .datasets import Scene
 from .mask_scores import mask_class_logits
 from .models import StreetOutput, predict
+from .scores import check_layout
 
 # %% ../../nbs/07_segmentation/16_network.ipynb #55ef9ad5
 def _parts(value: Any, size: tuple[int, int]) -> tuple[Any, Any, Any]:
@@ -111,6 +112,7 @@ class OwnNetwork(nn.Module):
                 f"{self.name}: gives {output} for images {tuple(images.shape)}; it must give logits as a torch tensor "
                 "(B, C, h, w) of at least 2 classes"
             )
+        check_layout(self.name, tuple(logits.shape[1:]), size)
         if self.classes and logits.shape[1] != len(self.classes):
             raise DataError(
                 f"{self.name}: gives {logits.shape[1]} classes, {len(self.classes)} are named "
@@ -321,7 +323,8 @@ def partners(
         missing_text = (
             f"no file for {len(alone)} of {number_of(len(keys), 'scene')}, the first is {alone[0]!r}" if alone else ""
         )
-        extra = f"of no scene: {number_of(len(orphans), 'file')}, the first {orphans[0].name}" if orphans else ""
+        first = orphans[0].relative_to(where).as_posix() if orphans else ""
+        extra = f"{number_of(len(orphans), 'file')} without a scene, the first is {first!r}" if orphans else ""
         raise MissingFileError(
             f"{where}: {'; '.join(t for t in (missing_text, extra) if t)}; name each file after its scene"
         )
@@ -355,10 +358,10 @@ class StoredLogits:
         path = self.files[scene.key]
         values = load_array(path) if path.suffix == ".npy" else load_arrays(path, ["logits"])["logits"]
         values = values[0] if values.ndim == 4 and len(values) == 1 else values
+        check_layout(path, values.shape, scene.labels.shape)
         if values.ndim != 3 or len(values) < 2 or values.dtype.kind != "f":
-            raise DataError(
-                f"{path}: holds {values.shape} {values.dtype}; logits are (C, H, W) numbers of at least 2 classes"
-            )
+            mend = "of at least 2 classes; save them as float32, before any rounding or argmax"
+            raise DataError(f"{path}: holds {values.shape} {values.dtype}; logits are (C, H, W) float {mend}")
         n_classes = len(self.classes) or self._count or len(values)
         if len(values) != n_classes:
             raise DataError(

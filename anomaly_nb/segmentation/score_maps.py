@@ -203,7 +203,7 @@ def submission_folder(
     dataset: str = "AnomalyTrack-all",  # of "smiyc"
     method: str = "method",  # of "smiyc"
 ) -> Path:  # where the maps themselves are written
-    "The folder of a submission's maps. Raises `DataError` for a form, data set or method that the server does not take."
+    "The folder of a submission's maps. Raises `DataError` for a form, data set or method that no server takes."
     if form not in ("smiyc", "fishyscapes"):
         raise DataError(f"form is {form!r}; choose smiyc or fishyscapes")
     if form == "fishyscapes":

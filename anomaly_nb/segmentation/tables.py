@@ -78,14 +78,16 @@ def exactness_note(
     "How far the figures of unrounded scores may lie from those of a table."
     names = {"auroc": "AUROC", "ap": "AP", "fpr95": "FPR95", "f1_oracle": "best F1"}
     errors = {
-        title: 100 * float(table[f"{name}_exact_to"].max()) for name, title in names.items() if f"{name}_exact_to" in table
+        title: 100 * float(table[f"{name}_exact_to"].max())
+        for name, title in names.items()
+        if f"{name}_exact_to" in table
     }
     if all(exact_digits(error, digits) == digits for error in errors.values()):
         return ""
     moved = ", ".join(f"{title} by up to {error:.2g}" for title, error in errors.items() if error > 0)
     return (
-        f"Exact for scores rounded to 16 bits; for the scores as they are, these may be off: {moved} percentage points. "
-        "Only the digits that this leaves are printed; ~ stands before a figure that may be off by more than its last."
+        f"Exact for scores rounded to 16 bits; for the scores as they are, these may be off: {moved} percentage "
+        "points. Only the digits that this leaves are printed; ~ stands before a figure that may be off by more than its last."
     )
 
 
