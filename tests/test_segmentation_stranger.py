@@ -12,7 +12,10 @@ from PIL import Image
 from anomaly_nb.cli.main import main
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.core.order import path_key
+from anomaly_nb.segmentation.ablation import promise_study
+from anomaly_nb.segmentation.evaluation import StreetEvaluation
 from anomaly_nb.segmentation.network import OwnNetwork
+from anomaly_nb.segmentation.scorer import run_methods
 
 
 def street(*arguments):
@@ -145,3 +148,45 @@ def test_a_file_of_no_scene_is_named_with_its_folder(tmp_path):
     np.save(tmp_path / "logits" / "a b" / "004.npy", np.zeros((3, 24, 32), np.float32))
     rc, said = street(*evaluate)
     assert rc == 2 and "logits: 1 file without a scene, the first is 'a b/004.npy'; name each file" in said
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"viod": [0]}, "has no key 'viod'; did you mean 'void'?"),
+        ({"anomaly": [3, 9]}, "id 3 stands under class 'car' and under anomaly; leave it under one"),
+        ({"classes": {"road": 1, "car": [1, 2]}}, "id 1 stands under class 'road' and under class 'car'"),
+        ({"classes": {"road": 1, "car": []}}, "class 'car' has no raw id"),
+        ({"void": ["x"]}, "void is ['x']; give a raw id of 0 to 255"),
+        ({"void": [300]}, "void is [300]; give a raw id of 0 to 255"),
+        ({"classes": ["road"]}, "needs a mapping 'classes'"),
+    ],
+)
+def test_a_table_that_does_not_fit_names_file_and_mend(tmp_path, change, said):
+    evaluate, path = own_scenes(tmp_path), tmp_path / "mine" / "classes.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    rc, answer = street(*evaluate)
+    assert rc == 2 and "mine/classes.json: " in answer and said in answer
+
+
+def test_a_training_says_what_removed_its_scenes(tmp_path):
+    own_scenes(tmp_path)
+    for split in ("train", "val"):
+        (tmp_path / "mine" / split).symlink_to(tmp_path / "mine" / "test")
+    train = ["train", tmp_path / "run", "--data", "folder", "--root", tmp_path / "mine", "--epochs", 1]
+    rc, said = street(*train, "--exclude-scenes")
+    assert rc == 2 and "each of the 2 train scenes holds the anomaly" in said and "without --exclude-scenes" in said
+    assert "--split" not in said
+    rc, said = street(*train, "--methods", "rba")
+    assert rc == 2 and "methods 'rba': choose from max_logit" in said and "eam" not in said
+    assert not (tmp_path / "run").exists() and run_methods("max_logit,heat") == ("max_logit", "heat")
+    rc, said = street(*train, "--methods", "", "--exclude-scenes")  # '' is the default, as of evaluate
+    assert rc == 2 and "each of the 2 train scenes" in said
+
+
+def test_the_promise_of_a_few_images_names_its_mend():
+    few = StreetEvaluation({"msp": "MSP"})
+    for key in "abcd":
+        few.update(key, {"msp": np.zeros((2, 2), np.float32)}, np.zeros((2, 2), np.uint8))
+    with pytest.raises(DataError, match="has 4 validation images.*train with at least 5 validation images"):
+        promise_study(few)

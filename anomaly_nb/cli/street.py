@@ -179,10 +179,10 @@ def train(
     from anomaly_nb.core.errors import number_of
     from anomaly_nb.segmentation.models import build_model
     from anomaly_nb.segmentation.run import StreetRun, size_text
-    from anomaly_nb.segmentation.scorer import check_methods
+    from anomaly_nb.segmentation.scorer import run_methods
     from anomaly_nb.segmentation.training import train as train_network
 
-    size, names = training.size.pair, check_methods(fit.methods.split(","))
+    size, names = training.size.pair, run_methods(fit.methods or FIVE)
     fit.check(names)
     config = training.config(epochs, device, seed)
     train_set, val_set = (scenes.open(split, size) for split in ("train", "val"))
@@ -214,7 +214,7 @@ def train(
         "lr": config.lr,
         "precision": config.precision,
         "seed": seed,
-        "methods": fit.methods,
+        "methods": ",".join(names),
         "temperature": fit.temperature,
     }
     typer.echo(

@@ -171,9 +171,9 @@ def ablate(
       anomaly-nb street ablate studies/mine --data folder --root my_streets --height 512 --width 1024
     """
     from anomaly_nb.core.errors import DataError
-    from anomaly_nb.segmentation.scorer import check_methods
+    from anomaly_nb.segmentation.scorer import run_methods
 
-    size, names = training.size.pair, check_methods(methods.split(","))
+    size, names = training.size.pair, run_methods(methods)
     if study.study in ("heat", "promise") and methods != "max_logit":
         raise DataError(f"--methods {methods}: the study {study.study} has scores of its own; leave it out")
     if study.study in ("heat", "promise", "thresholds", "subsampling"):

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CAMVID', 'BINARY', 'CITYSCAPES', 'camvid', 'binary_table', 'smiyc', 'road_anomaly', 'cityscapes', 'lost_and_found',
-           'fishyscapes', 'folder', 'open_streets']
+           'fishyscapes', 'classes_table', 'folder', 'open_streets']
 
 # %% ../../nbs/07_segmentation/04_readers.ipynb #921d479d
+import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -219,6 +220,41 @@ def fishyscapes(
     return StreetDataset(f"fishyscapes_{subset}", "val", BINARY, scenes, read_image=read)
 
 # %% ../../nbs/07_segmentation/04_readers.ipynb #096aa1d8
+def _raw_ids(where: str, raws: object) -> list[int]:
+    "The raw ids of one entry. Raises `DataError` where they are none."
+    listed = raws if isinstance(raws, list) else [raws]
+    whole = [int(v) for v in listed if isinstance(v, int | str) and not isinstance(v, bool) and str(v).isdecimal()]
+    if len(whole) != len(listed) or not all(v <= 255 for v in whole):
+        raise DataError(f"{where} is {raws!r}; give a raw id of 0 to 255, or a list of them")
+    return whole
+
+
+def classes_table(
+    path: str | Path,  # classes.json
+) -> LabelTable:
+    "The label table of one's own scenes. Raises `MissingFileError`, `DataError` naming the entry that does not fit."
+    metadata, roles = read_json(path), ("anomaly", "normal", "void")
+    classes = metadata.get("classes") if isinstance(metadata, dict) else None
+    if not isinstance(classes, dict):
+        raise DataError(f"{path}: needs a mapping 'classes' of names to raw ids, such as {{'road': 1, 'car': [2, 3]}}")
+    for key in metadata:
+        if key not in ("classes", *roles):
+            near = difflib.get_close_matches(key, ("classes", *roles), 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise DataError(f"{path}: has no key {key!r}; {hint}It takes classes, {', '.join(roles)}")
+    entries = {f"class {name!r}": _raw_ids(f"{path}: class {name!r}", raws) for name, raws in classes.items()}
+    entries |= {role: _raw_ids(f"{path}: {role}", metadata.get(role, [])) for role in roles}
+    place: dict[int, str] = {}
+    for name, raws in entries.items():
+        if not raws and name not in roles:
+            raise DataError(f"{path}: {name} has no raw id; give it one, or take it out")
+        for raw in raws:
+            if place.setdefault(raw, name) != name:
+                raise DataError(f"{path}: id {raw} stands under {place[raw]} and under {name}; leave it under one")
+    ids = {raw: i for i, name in enumerate(classes) for raw in entries[f"class {name!r}"]}
+    return LabelTable(tuple(classes), ids, **{role: frozenset(entries[role]) for role in roles})
+
+
 def folder(
     root: str | Path,  # holds classes.json and <split>/images, <split>/labels
     split: str = "train",  # name of the split's folder
@@ -226,18 +262,7 @@ def folder(
     """One's own scenes, with `classes.json`: `{"classes": {name: raw id or [ids]}, "anomaly": [ids], "normal": [ids],
     "void": [ids]}`. Raises `MissingFileError`, `DataError`."""
     root = Path(root)
-    metadata = read_json(root / "classes.json")
-    try:
-        names = tuple(metadata["classes"])
-        ids = {
-            int(raw): i
-            for i, raws in enumerate(metadata["classes"].values())
-            for raw in (raws if isinstance(raws, list) else [raws])
-        }
-        roles = {k: frozenset(map(int, metadata.get(k, []))) for k in ("anomaly", "normal", "void")}
-        table = LabelTable(names, ids, **roles)
-    except (KeyError, TypeError, AttributeError) as e:
-        raise DataError(f"{root / 'classes.json'}: needs a mapping 'classes' of names to raw ids ({e!r})") from None
+    table = classes_table(root / "classes.json")
     scenes = pair_by_key(
         images_by_key(root / split / "images"), images_by_key(root / split / "labels"), root / split / "labels"
     )
