@@ -188,5 +188,5 @@ def test_the_promise_of_a_few_images_names_its_mend():
     few = StreetEvaluation({"msp": "MSP"})
     for key in "abcd":
         few.update(key, {"msp": np.zeros((2, 2), np.float32)}, np.zeros((2, 2), np.uint8))
-    with pytest.raises(DataError, match="has 4 validation images.*train with at least 5 validation images"):
+    with pytest.raises(DataError, match=r"has 4 validation images.*train with at least 5 validation images"):
         promise_study(few)
