@@ -251,8 +251,8 @@ def promise_study(
     names = validation.images
     if not 2 <= folds <= len(names):
         raise DataError(
-            f"the promise is tried in {folds} folds and the run has {len(names)} validation images; it takes 2 folds or "
-            f"more and an image for each: train with at least {max(folds, 2)} validation images"
+            f"the promise is tried in {folds} folds and the run has {len(names)} validation images; it takes 2 "
+            f"folds or more and an image for each: train with at least {max(folds, 2)} validation images"
         )
     orders = {
         "at random": np.random.default_rng(random_state).permutation(len(names)),

@@ -228,8 +228,8 @@ class StreetDataset:
         index = [i for i in range(len(self)) if not np.isin(self.raw_labels(i), list(self.table.anomaly)).any()]
         if not index:
             raise DataError(
-                f"{self.name}/{self.split}: each of the {len(self)} {self.split} scenes holds the anomaly, and none is "
-                "left; keep them, on the command line without --exclude-scenes (its pixels are void), or hold another "
+                f"{self.name}/{self.split}: each of the {len(self)} {self.split} scenes holds the anomaly, and none "
+                "is left; keep them, on the command line without --exclude-scenes (its pixels are void), or hold another "
                 "class out"
             )
         return self.keep(

@@ -50,12 +50,12 @@ METHODS = {
 # %% ../../nbs/07_segmentation/09_scorer.ipynb #a0ce2852
 def check_methods(
     methods: Sequence[str],
-    known: Sequence[str] = tuple(METHODS),  # those that can be computed here
+    choices: Sequence[str] = tuple(METHODS),  # those that can be computed here
 ) -> tuple[str, ...]:
     "The methods, if all are known. Raises `DataError` naming those that are not."
-    unknown = [m for m in methods if m not in known]
+    unknown = [m for m in methods if m not in choices]
     if unknown or not methods:
-        raise DataError(f"methods {', '.join(map(repr, unknown)) or '()'}: choose from {', '.join(known)}")
+        raise DataError(f"methods {', '.join(map(repr, unknown)) or '()'}: choose from {', '.join(choices)}")
     if len(set(methods)) != len(methods):
         raise DataError(f"methods {', '.join(methods)}: one comes twice; name each once")
     return tuple(methods)
