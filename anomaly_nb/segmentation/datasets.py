@@ -159,7 +159,7 @@ class StreetDataset:
     def __post_init__(self) -> None:
         keys = [s.key for s in self.scenes]
         if not keys:
-            raise DataError(f"{self.name}/{self.split}: no scenes; check --root, and that its split {self.split} holds images")
+            raise DataError(f"{self.name}/{self.split}: no scenes; check --root, and that split {self.split} has images")
         if len(set(keys)) != len(keys):
             raise DataError(
                 f"{self.name}/{self.split}: the key {max(keys, key=keys.count)!r} comes twice; keys must be unique"
@@ -228,8 +228,8 @@ class StreetDataset:
         index = [i for i in range(len(self)) if not np.isin(self.raw_labels(i), list(self.table.anomaly)).any()]
         if not index:
             raise DataError(
-                f"{self.name}/{self.split}: each of the {len(self)} {self.split} scenes holds the anomaly, and none "
-                "is left; keep them, on the command line without --exclude-scenes (its pixels are void), or hold another "
+                f"{self.name}/{self.split}: each of the {len(self)} {self.split} scenes holds the anomaly, and "
+                "none is left; keep them, on the command line without --exclude-scenes (its pixels are void), or hold another "
                 "class out"
             )
         return self.keep(

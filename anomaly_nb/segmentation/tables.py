@@ -87,7 +87,8 @@ def exactness_note(
     moved = ", ".join(f"{title} by up to {error:.2g}" for title, error in errors.items() if error > 0)
     return (
         f"Exact for scores rounded to 16 bits; for the scores as they are, these may be off: {moved} "
-        "percentage points. Only the digits that this leaves are printed; ~ stands before a figure that may be off by more than its last."
+        "percentage points. Only the digits that this leaves are printed; ~ stands before a figure that may be off by "
+        "more than its last."
     )
 
 
