@@ -159,7 +159,7 @@ class StreetDataset:
     def __post_init__(self) -> None:
         keys = [s.key for s in self.scenes]
         if not keys:
-            raise DataError(f"{self.name}/{self.split}: no scenes; check --root, and that split {self.split} has images")
+            raise DataError(f"{self.name}/{self.split}: no scenes; check --root and the images of {self.split}")
         if len(set(keys)) != len(keys):
             raise DataError(
                 f"{self.name}/{self.split}: the key {max(keys, key=keys.count)!r} comes twice; keys must be unique"
@@ -229,8 +229,8 @@ class StreetDataset:
         if not index:
             raise DataError(
                 f"{self.name}/{self.split}: each of the {len(self)} {self.split} scenes holds the anomaly, and "
-                "none is left; keep them, on the command line without --exclude-scenes (its pixels are void), or hold another "
-                "class out"
+                "none is left; keep them, on the command line without --exclude-scenes (its pixels are void), or hold "
+                "another class out"
             )
         return self.keep(
             index,
