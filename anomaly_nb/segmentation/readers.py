@@ -238,7 +238,7 @@ def classes_table(
     if not isinstance(classes, dict):
         raise DataError(f"{path}: needs a mapping 'classes' of names to raw ids, such as {{'road': 1, 'car': [2, 3]}}")
     for key in metadata:
-        if key not in ("classes", *roles):
+        if key not in ("classes", *roles) and not key.startswith("_"):  # _comment and the like are for people
             near = difflib.get_close_matches(key, ("classes", *roles), 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise DataError(f"{path}: has no key {key!r}; {hint}It takes classes, {', '.join(roles)}")
