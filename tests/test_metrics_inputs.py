@@ -15,8 +15,12 @@ from anomaly_nb.metrics import (
     aupro,
     average_precision,
     best_f1,
+    bootstrap_interval,
+    class_iou,
     confusion_matrix,
     fpr_at_tpr,
+    histogram_intervals,
+    mean_iou,
     roc_auc,
     youden,
 )
@@ -93,3 +97,68 @@ def test_labels_too():
         == roc_auc(torch.from_numpy(Y), S)
         == roc_auc(Y, S)
     )
+
+
+def failing(part):
+    "A metric without a value in this part of the draws of 100 images, the first of which is image 0 to 99."
+
+    def metric(first):
+        if first[0] % 100 < 100 * part and not np.array_equal(first, np.arange(100)):
+            raise DataError("one class only")
+        return float(first.mean())
+
+    return metric
+
+
+def test_an_interval_of_fewer_than_half_of_the_draws_is_refused():
+    with pytest.raises(DataError, match=r"resamples have no value .*one class only.*fewer than half.*add images"):
+        bootstrap_interval(failing(0.67), np.arange(100), n_resamples=200)
+    assert bootstrap_interval(failing(0.33), np.arange(100), n_resamples=200).value == 49.5
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "many"])
+def test_resamples_are_a_whole_number(wrong):
+    histogram = ScoreHistogram("float16").update([0, 1], [1, 2], image="a").update([0, 1], [2, 1], image="b")
+    for call in (
+        lambda: bootstrap_interval(roc_auc, Y, S, n_resamples=wrong),
+        lambda: histogram_intervals(histogram, n_resamples=wrong),
+    ):
+        with pytest.raises(DataError, match=r"n_resamples=.*whole number from 1"):
+            call()
+
+
+def test_what_is_resampled_is_looked_at_by_place():
+    expected = bootstrap_interval(roc_auc, Y, S, n_resamples=20)
+    odd = pd.Series(S, index=np.arange(80) + 7)  # no 0 in its index
+    for labels, scores in ((Y.tolist(), S.tolist()), (pd.Series(Y), odd), (torch.from_numpy(Y), torch.from_numpy(S))):
+        assert bootstrap_interval(roc_auc, labels, scores, n_resamples=20) == expected
+    for wrong, words in ((([], []), "data are empty"), ((3.0, 4.0), "one item per image")):
+        with pytest.raises(DataError, match=words):
+            bootstrap_interval(roc_auc, *wrong)
+    with pytest.raises(DataError, match="masked entries"):
+        bootstrap_interval(roc_auc, Y, masked(S))
+    with pytest.raises(DataError, match="random_state=-1"):
+        bootstrap_interval(roc_auc, Y, S, random_state=-1)
+
+
+def test_a_confusion_matrix_is_square_and_counts():
+    assert np.allclose(class_iou([[1, 0], [0, 0]]), [1, np.nan], equal_nan=True)
+    counts = np.array([[2, 1], [1, 6]])
+    assert np.allclose(class_iou(counts / counts.sum()), class_iou(counts)) and mean_iou(counts, [1]) == 0.75
+    for wrong, words in (
+        ([[1, 2, 3], [4, 5, 6]], r"matrix has shape \(2, 3\)"),
+        ([1, 2], r"matrix has shape \(2,\)"),
+        ([[1, -1], [0, 2]], "matrix holds -1"),
+        ([[1, np.nan], [0, 2]], "matrix: 1 of 4 values are NaN"),
+    ):
+        with pytest.raises(DataError, match=words):
+            class_iou(wrong)
+        with pytest.raises(DataError, match=words):
+            mean_iou(wrong)
+    for c in (5, -1, 0.5):
+        with pytest.raises(DataError, match=f"classes holds {c}; the matrix has classes 0 to 1"):
+            mean_iou(counts, [c])
+    assert confusion_matrix([], [], 2).tolist() == [[0, 0], [0, 0]]
+    for n in (0, 2.5, True):
+        with pytest.raises(DataError, match=r"n_classes=.*whole number"):
+            confusion_matrix([0], [0], n)

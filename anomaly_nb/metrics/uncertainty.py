@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..core.errors import DataError, number_of
+from ..core.errors import DataError, check_random_state, number_of, real_array
 from .histogram import ScoreHistogram
 from .region_histogram import RegionHistogram
 
@@ -33,11 +33,32 @@ def interval_of(
     resampled: np.ndarray,  # (B,) the metric on resampled images
     level: float = 0.95,  # fraction of resamples inside
 ) -> Interval:
-    "Percentile interval (Efron and Tibshirani 1993, ch. 13). Raises `DataError` on a level outside (0, 1)."
+    "Percentile interval (Efron and Tibshirani 1993, ch. 13). Raises `DataError` on a level outside (0, 1), or no values."
     if not 0 < level < 1:
         raise DataError(f"level is {level}; it must lie in (0, 1), for example 0.95")
+    if not len(resampled):
+        raise DataError("resampled is empty; an interval needs the metric on resampled images")
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), float(low), float(high))
+
+
+def _check_draws(n_resamples: int, random_state: int) -> None:
+    "Raise `DataError` for a number of resamples, or a seed, that is none."
+    if isinstance(n_resamples, bool) or not isinstance(n_resamples, int | np.integer) or n_resamples < 1:
+        raise DataError(f"n_resamples={n_resamples!r}: give a whole number from 1 on, for example 1000")
+    check_random_state(random_state)
+
+
+def _per_image(values: np.ndarray | Sequence) -> np.ndarray | Sequence:
+    "Values that can be indexed by place: an array, or a sequence of arrays. Raises `DataError` on what has no length."
+    if type(values).__module__.partition(".")[0] == "torch":
+        values = real_array("data", values)
+    if not isinstance(values, np.ndarray | list | tuple) and hasattr(values, "__array__"):
+        values = np.asarray(values)  # a Series, whose own index is no place
+    if not hasattr(values, "__len__") or (isinstance(values, np.ndarray) and not values.ndim):
+        raise DataError(f"the data hold {values!r}; give arrays or sequences of one item per image")
+    scalars = isinstance(values, list | tuple) and len(values) > 0 and np.isscalar(values[0])
+    return np.asarray(values) if scalars else values
 
 
 def _take(array: np.ndarray | Sequence, index: np.ndarray) -> np.ndarray | list:
@@ -54,14 +75,18 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile interval of any metric, images resampled with replacement.
 
-    Raises `DataError` on unequal lengths, or if most resamples have no value.
+    Draws without a value (one that lacks a class, say) are repeated. Raises `DataError` on no images, unequal lengths
+    or a wrong number of resamples, and where fewer than half of the draws have a value.
     """
+    _check_draws(n_resamples, random_state)
+    data = tuple(map(_per_image, data))
     sizes = {len(d) for d in data}
     if len(sizes) != 1:
         raise DataError(f"the data have lengths {[len(d) for d in data]}; each must have one item per image")
     count, rng, failed = sizes.pop(), np.random.default_rng(random_state), 0
+    if not count:
+        raise DataError("the data are empty; resampling needs images")
     resamples: list[float] = []
-    data = tuple(np.asarray(d) if isinstance(d, np.ndarray) or np.isscalar(d[0]) else d for d in data)
     value = metric(*data)
     while len(resamples) < n_resamples:
         index = rng.integers(count, size=count)
@@ -69,10 +94,10 @@ def bootstrap_interval(
             resamples.append(metric(*(_take(d, index) for d in data)))
         except DataError as e:  # a class is missing from this draw
             failed += 1
-            if failed > 10 * n_resamples:
+            if failed > n_resamples:  # however the rest turns out
                 raise DataError(
-                    f"{failed} of {failed + len(resamples)} resamples have no value ({e}); there are "
-                    "too few images for a bootstrap"
+                    f"{failed} of {failed + len(resamples)} resamples have no value ({e}); fewer than half of them "
+                    "would, with too few images for a bootstrap; add images"
                 ) from None
     return interval_of(value, np.array(resamples, np.float64), level)
 
@@ -106,8 +131,9 @@ def draw_weights(
 ) -> np.ndarray:  # (B + 1, n) float64; row 0 counts every image once, the others how often each was drawn
     """How often each image is drawn in each resample; draws that are not valid are repeated.
 
-    Raises `DataError` if hardly any is.
+    Raises `DataError` if hardly any is, or on a wrong number of resamples.
     """
+    _check_draws(n_resamples, random_state)
     rng, weights = np.random.default_rng(random_state), [np.ones((1, count))]
     for _ in range(100):
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=n_resamples).astype(np.float64)
@@ -209,7 +235,10 @@ def coverage_note(
     if images > most:
         return ""
     if images < min(SIMULATED):
-        return f"Intervals over {number_of(images, 'image')} were not simulated; read them as rough."
+        return (
+            f"95 % intervals over {number_of(images, 'image')}: below {min(SIMULATED)} images an interval is not "
+            "guaranteed to hold 95 %."
+        )
     near = max(n for n in SIMULATED if n <= images)
     names = {"roc_auc": "AUROC", "average_precision": "AP", "fpr_at_tpr": "FPR95"}
     coverage = ", ".join(f"{names[k]} {v:.0f} %" for k, v in SIMULATED[near].items())
