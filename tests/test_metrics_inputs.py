@@ -7,7 +7,15 @@ import pandas as pd
 import pytest
 import torch
 
-from anomaly_nb.calibration import CalibrationRanges, conformal_pvalues, drift_metrics
+from anomaly_nb.calibration import (
+    CalibrationRanges,
+    conformal_bound,
+    conformal_pvalues,
+    conformal_threshold,
+    drift_metrics,
+    false_alarm_bound,
+)
+from anomaly_nb.calibration.ranges import score_range
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.metrics import (
     ScoreHistogram,
@@ -25,6 +33,7 @@ from anomaly_nb.metrics import (
     youden,
 )
 from anomaly_nb.scoring import heatmaps, image_scores, quantile_threshold
+from anomaly_nb.scoring.maps import colour_range
 
 rng = np.random.default_rng(0)
 Y, S = np.repeat([0, 1], 40), rng.permutation(80) / 64  # exact in every precision but bfloat16's
@@ -162,3 +171,77 @@ def test_a_confusion_matrix_is_square_and_counts():
     for n in (0, 2.5, True):
         with pytest.raises(DataError, match=r"n_classes=.*whole number"):
             confusion_matrix([0], [0], n)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ((99, 1), "percentiles: 99 and 1; give percentiles with 0 <= low < high <= 100"),
+        ((0, 120), "percentiles: 0 and 120;"),
+        ((np.nan, 95), "percentiles: nan and 95;"),
+        (("a", 95), "percentiles: 'a' and 95;"),
+        ((5,), r"percentiles=\(5,\); give two"),
+        (5, "percentiles=5; give two"),
+    ],
+)
+def test_a_range_is_between_two_percentiles(wrong, words):
+    with pytest.raises(DataError, match=words):
+        score_range(S, wrong)
+    if np.shape(wrong) == (2,):
+        with pytest.raises(DataError, match=words.replace("percentiles:", "low and high:")):
+            CalibrationRanges("percentile", *wrong).fit(S)
+    with pytest.raises(DataError, match=r"^method='iqr'; use 'percentile' or 'minmax'$"):
+        CalibrationRanges("iqr").fit(S)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: false_alarm_bound(100, 5, 95), r"^confidence=95; it must lie in \(0, 1\), for example 0.95$"),
+        (lambda: false_alarm_bound(0, 1), "^n=0; a bound needs"),
+        (lambda: false_alarm_bound(100, 0), "^rank=0 of n=100 scores; it counts from the smallest score"),
+        (lambda: false_alarm_bound(100, 101), "^rank=101 of n=100 scores"),
+        (lambda: conformal_bound(0, 0.05), "^0 normal scores: a threshold needs at least one"),
+        (lambda: conformal_bound(99, 5), "^alpha=5; it must lie in"),
+        (lambda: quantile_threshold(S, q=0.95, too_few="foo"), "^too_few='foo'; use 'error' or 'largest'$"),
+        (lambda: quantile_threshold(S, q=95), "^q=95; use 0 < q < 1"),
+        (lambda: quantile_threshold([], q=0.95), "^0 normal scores: a threshold needs at least one"),
+        (lambda: conformal_threshold(S, 5), "^false_alarms=5; it must lie in"),
+        (lambda: conformal_threshold(S, 0.05, 95), "^confidence=95; it must lie in"),
+        (lambda: conformal_threshold(S, 0.05, groups=Y, too_few="foo"), "^too_few='foo'; use"),
+    ],
+)
+def test_the_wrong_argument_of_a_threshold_is_named_alone(call, words):
+    with pytest.raises(DataError, match=words):
+        call()
+
+
+def test_a_higher_rank_has_a_lower_bound():
+    assert false_alarm_bound(100, 100) < false_alarm_bound(100, 95) < false_alarm_bound(100, 5) < 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"patch_scores": np.where(np.arange(256) == 3, np.nan, MAPS.reshape(3, 256))}, "patch_scores: 3 of 768 values"),
+        ({"sigma": -1}, "sigma=-1; give the pixels of smoothing, 0 for none"),
+        ({"sigma": np.nan}, "sigma=nan; give"),
+        ({"sigma": "4"}, "sigma='4'; give"),
+        ({"sizes": (0, 16)}, r"sizes holds \(0, 16\); give \(H, W\) in whole pixels"),
+        ({"sizes": [(8, 8), (8, 0), (8, 8)]}, r"sizes holds \(8, 0\)"),
+        ({"sizes": (8.5, 8)}, r"sizes holds \(8.5, 8\)"),
+        ({"patch_hw": (0, 16)}, "patch_hw=0 x 16"),
+    ],
+)
+def test_heatmaps_say_what_is_wrong(wrong, words):
+    with pytest.raises(DataError, match=words):
+        heatmaps(
+            **{"patch_scores": MAPS.reshape(3, 256), "patch_hw": (16, 16), "sizes": (16, 16), "sigma": 0.0} | wrong
+        )
+
+
+def test_no_images_have_no_heatmaps():
+    none = heatmaps(np.zeros((0, 256)), (16, 16), (32, 24))
+    assert none.shape == (0, 32, 24) and none.dtype == np.float32
+    with pytest.raises(DataError, match="maps is empty"):
+        colour_range(none)

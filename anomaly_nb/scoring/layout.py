@@ -19,7 +19,7 @@ from ..core.plain import Record
 from ..features.base import Backbone, BackboneSpec
 from ..features.extract import counted_cells
 from ..features.geometry import Placement, Region, blend_tiles, cells_to_pixels
-from .maps import heatmaps, image_scores
+from .maps import check_sigma, heatmaps, image_scores
 
 # %% ../../nbs/06_scoring/04_layout.ipynb #0136debb
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,8 @@ class Cells:
         # (h, w) at most the image's: so many of its rows and columns, evenly spread; None = all
         shape: tuple[int, int] | None = None,
     ) -> np.ndarray:  # (H, W) float32, or of that shape
-        "The scores at the image's pixels; beyond the region, the lowest."
+        "The scores at the image's pixels; beyond the region, the lowest. Raises `DataError` on a wrong sigma."
+        check_sigma(sigma)
         (height, width), (h, w) = self.size, shape or self.size
         rows, columns = np.arange(h) * height // h, np.arange(w) * width // w
         if self.plain:
