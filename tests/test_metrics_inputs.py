@@ -245,3 +245,25 @@ def test_no_images_have_no_heatmaps():
     assert none.shape == (0, 32, 24) and none.dtype == np.float32
     with pytest.raises(DataError, match="maps is empty"):
         colour_range(none)
+
+
+@pytest.mark.parametrize("wrong", ["a", 0, 1.5, 95, np.nan, True])
+def test_a_rate_is_a_number_from_zero_to_one(wrong):
+    histogram = ScoreHistogram("float16").update([0, 1], [1, 2], image="a").update([0, 1], [2, 1], image="b")
+    for call in (
+        lambda: fpr_at_tpr(Y, S, tpr=wrong),
+        lambda: histogram.fpr_at_tpr(wrong),
+        lambda: histogram_intervals(histogram, n_resamples=5, tpr=wrong),
+    ):
+        with pytest.raises(DataError, match=r"tpr is .*it must lie in"):
+            call()
+
+
+def test_whole_numbers_that_floats_round_are_refused():
+    near = 2**60 + np.arange(80)  # as floats all are equal, and the AUROC would be 0.5
+    for name in ("roc_auc", "average_precision", "fpr_at_tpr", "best_f1", "youden", "quantile_threshold"):
+        for scores in (near, -near, near.astype(np.uint64)):
+            with pytest.raises(DataError, match=r"whole numbers up to -?11529\d+, which floats .* round; subtract"):
+                ON_SCORES[name](scores)
+        ON_SCORES[name](near - 2**60)
+    assert roc_auc(Y, near - 2**60) == 1

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.errors import DataError, check_random_state, number_of, real_array
 from .histogram import ScoreHistogram
+from .ranking import check_tpr
 from .region_histogram import RegionHistogram
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #85168ae8
@@ -283,6 +284,13 @@ def clustered_interval(
     return Interval(float(value), min(low, float(value)), max(high, float(value)))
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #2173e6f0
+def _check_rates(tpr: float, fpr_limit: float) -> None:
+    "Raise `DataError` for rates outside (0, 1]."
+    check_tpr(tpr)
+    if not isinstance(fpr_limit, int | float | np.number) or not 0 < fpr_limit <= 1:
+        raise DataError(f"fpr_limit is {fpr_limit!r}; it must lie in (0, 1], for example 0.3")
+
+
 def _left_out(valid: Callable[[np.ndarray], np.ndarray], count: int, groups: int = 100) -> np.ndarray:
     "Weights (m, n) with one image, or one group of them, left out; those that lack a class are dropped."
     weights = np.ones((min(count, groups), count))
@@ -343,8 +351,9 @@ def histogram_intervals(
 ) -> dict[str, Interval]:  # roc_auc, average_precision, fpr_at_tpr, best_f1, youden (and aupro) -> interval
     """Intervals of all pooled metrics over resampled images, from per-image counts.
 
-    Raises `DataError` if not every count has an image, or on one class.
+    Raises `DataError` if not every count has an image, on one class, or on rates outside (0, 1].
     """
+    _check_rates(tpr, fpr_limit)
     names = _image_names(histogram)
     valid = _both_classes(histogram, names)
     weights = draw_weights(valid, len(names), n_resamples, random_state)
@@ -366,6 +375,7 @@ def histogram_differences(
     fpr_limit: float = 0.3,  # for AUPRO, where both are `RegionHistogram`s
 ) -> dict[str, Interval]:  # metric -> interval of B - A
     "Paired intervals of B - A for all pooled metrics, images joined by name. Raises `DataError` if the images differ."
+    _check_rates(tpr, fpr_limit)
     names = _image_names(a, b)
     valid = _both_classes(a, names)
     weights = draw_weights(valid, len(names), n_resamples, random_state)

@@ -114,7 +114,7 @@ def heatmaps(
     maps = [_heatmap(s.reshape(h, w), (int(size[0]), int(size[1])), sigma) for s, size in zip(scores, image_sizes)]
     if not one_size:
         return maps
-    return np.stack(maps) if maps else np.zeros((0, int(sizes[0]), int(sizes[1])), np.float32)
+    return np.stack(maps) if maps else np.zeros((0, *(int(v) for v in np.asarray(sizes))), np.float32)
 
 
 def _heatmap(grid: np.ndarray, size: tuple[int, int], sigma: float) -> np.ndarray:
