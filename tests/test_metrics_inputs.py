@@ -34,6 +34,7 @@ from anomaly_nb.metrics import (
 )
 from anomaly_nb.scoring import heatmaps, image_scores, quantile_threshold
 from anomaly_nb.scoring.maps import colour_range
+from anomaly_nb.scoring.recipes import fused_scores
 
 rng = np.random.default_rng(0)
 Y, S = np.repeat([0, 1], 40), rng.permutation(80) / 64  # exact in every precision but bfloat16's
@@ -267,3 +268,19 @@ def test_whole_numbers_that_floats_round_are_refused():
                 ON_SCORES[name](scores)
         ON_SCORES[name](near - 2**60)
     assert roc_auc(Y, near - 2**60) == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "held_out", "words"),
+    [
+        ([[1.0]], [[0.0, 0.0]], r"^held_out\[0\] has the mean 0; .* above zero: leave this method out$"),
+        ([[1.0], [2.0]], [[1.0], []], r"^held_out\[1\] is empty"),
+        ([[1.0]], [[np.nan]], r"^held_out\[0\] has the mean nan"),
+        ([[1.0]], [], "^1 method, 0 sets of held-out scores; fusing needs both of each method$"),
+        ([], [], "^0 methods, 0 sets"),
+        ([[1.0], [1.0, 2.0]], [[1.0], [1.0]], r"^scores have shapes \[\(1,\), \(2,\)\]"),
+    ],
+)
+def test_fusing_says_which_method_has_no_scale(scores, held_out, words):
+    with pytest.raises(DataError, match=words):
+        fused_scores(scores, held_out)
