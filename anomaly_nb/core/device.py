@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 def choose_device(
     name: str = "auto",  # "auto", "cpu", "cuda", "cuda:1", "mps"
 ) -> "torch.device":
-    "The torch device to compute on: a GPU when there is one. Raises `ValueError` for one that is not there, or unknown."
+    """The torch device to compute on: a GPU when there is one.
+
+    Raises `ValueError` for one that is not there, `DataError` for one that is unknown.
+    """
     import torch
 
     if name == "auto":

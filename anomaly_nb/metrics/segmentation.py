@@ -50,9 +50,9 @@ def class_iou(
     "Intersection over union per class. Raises `DataError` if the matrix is not square, or counts are negative."
     counts = check_finite("matrix", real_array("matrix", matrix))
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
-        raise DataError(f"matrix has shape {counts.shape}; give a confusion matrix (C, C), as confusion_matrix makes it")
+        raise DataError(f"matrix has shape {counts.shape}; give (C, C), as confusion_matrix makes it")
     if (counts < 0).any():
-        raise DataError(f"matrix holds {counts.min().item()}; counts cannot be negative, so give those of confusion_matrix")
+        raise DataError(f"matrix holds {counts.min().item()}; counts are 0 or more, as confusion_matrix makes them")
     agree = np.diag(counts).astype(np.float64)
     union = counts.sum(0) + counts.sum(1) - agree
     return np.divide(agree, union, out=np.full(len(agree), np.nan), where=union > 0)

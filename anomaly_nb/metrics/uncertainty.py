@@ -34,7 +34,10 @@ def interval_of(
     resampled: np.ndarray,  # (B,) the metric on resampled images
     level: float = 0.95,  # fraction of resamples inside
 ) -> Interval:
-    "Percentile interval (Efron and Tibshirani 1993, ch. 13). Raises `DataError` on a level outside (0, 1), or no values."
+    """Percentile interval (Efron and Tibshirani 1993, ch. 13).
+
+    Raises `DataError` on a level outside (0, 1), or no values.
+    """
     if not 0 < level < 1:
         raise DataError(f"level is {level}; it must lie in (0, 1), for example 0.95")
     if not len(resampled):
@@ -43,7 +46,7 @@ def interval_of(
     return Interval(float(value), float(low), float(high))
 
 
-def _check_draws(n_resamples: int, random_state: int) -> None:
+def _check_resamples(n_resamples: int, random_state: int) -> None:
     "Raise `DataError` for a number of resamples, or a seed, that is none."
     if isinstance(n_resamples, bool) or not isinstance(n_resamples, int | np.integer) or n_resamples < 1:
         raise DataError(f"n_resamples={n_resamples!r}: give a whole number from 1 on, for example 1000")
@@ -76,10 +79,10 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile interval of any metric, images resampled with replacement.
 
-    Draws without a value (one that lacks a class, say) are repeated. Raises `DataError` on no images, unequal lengths
-    or a wrong number of resamples, and where fewer than half of the draws have a value.
+    A resample without a value (one that lacks a class, say) is repeated. Raises `DataError` on no images, unequal
+    lengths or a wrong number of resamples, and where fewer than half of the resamples have a value.
     """
-    _check_draws(n_resamples, random_state)
+    _check_resamples(n_resamples, random_state)
     data = tuple(map(_per_image, data))
     sizes = {len(d) for d in data}
     if len(sizes) != 1:
@@ -134,7 +137,7 @@ def draw_weights(
 
     Raises `DataError` if hardly any is, or on a wrong number of resamples.
     """
-    _check_draws(n_resamples, random_state)
+    _check_resamples(n_resamples, random_state)
     rng, weights = np.random.default_rng(random_state), [np.ones((1, count))]
     for _ in range(100):
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=n_resamples).astype(np.float64)

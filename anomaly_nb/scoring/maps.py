@@ -109,8 +109,10 @@ def heatmaps(
     if len(image_sizes) != len(scores):
         raise DataError(f"{len(image_sizes)} sizes for {len(scores)} images")
     for size in [sizes] if one_size else image_sizes:
-        if len(size) != 2 or not all(isinstance(v, int | float | np.number) and 1 <= v < 2**31 and v == int(v) for v in size):
-            raise DataError(f"sizes holds {tuple(size)}; give (H, W) in whole pixels, 1 or more")
+        pair = np.asarray(size)
+        numbers = pair.shape == (2,) and pair.dtype.kind in "iuf"
+        if not numbers or not all(1 <= v < 2**31 and v == int(v) for v in pair.tolist()):
+            raise DataError(f"sizes holds {size}; give (H, W) in whole pixels, 1 or more")
     maps = [_heatmap(s.reshape(h, w), (int(size[0]), int(size[1])), sigma) for s, size in zip(scores, image_sizes)]
     if not one_size:
         return maps
