@@ -22,6 +22,9 @@ from anomaly_nb.banks import (
 )
 from anomaly_nb.banks.coreset import coreset_count
 from anomaly_nb.banks.neighbours import nearest
+from anomaly_nb.calibration import leave_one_group_out_distances
+from anomaly_nb.calibration.leave_one_out import kth_neighbour_distances
+from anomaly_nb.core.device import choose_device
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.features import FeatureSet
 from anomaly_nb.scoring import RECIPES, Detector, Preparation, conformal_threshold, held_out_scores, make_detector
@@ -293,3 +296,57 @@ def test_a_k_that_is_no_number_of_neighbours_is_said_so(k):
         nearest(patches[0], patches[1], k)
     with pytest.raises(DataError, match="k=73, but the bank holds 72 patches; add normal images or lower k"):
         KNNBank(73).fit(patches, (3, 3))
+
+
+@pytest.mark.parametrize("bank", BANKS, ids=str)
+@pytest.mark.parametrize("wide", [np.float32(1e30), 1e200, -1e30])
+def test_values_that_float32_cannot_square_are_refused(bank, wide):
+    patches = random(6, 9, 5).astype(type(wide) if isinstance(wide, np.float32) else np.float64)
+    far = patches.copy()
+    far[2, 3, 1] = wide
+    words = r"patches: values up to 1e\+\d+, but float32 squares no distance of 5 dimensions above 4.12e\+18; divide"
+    with pytest.raises(DataError, match=words):
+        clone(bank).fit(far, (3, 3))
+    with pytest.raises(DataError, match=words):
+        clone(bank).fit(patches, (3, 3)).score(far)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "sqeuclidean"])
+def test_the_largest_values_that_are_taken_have_finite_scores(metric):
+    patches = np.sign(random(6, 9, 5)) * np.float32(4.1e18)
+    scores = KNNBank(metric=metric).fit(patches, (3, 3)).score(-patches[:1])
+    assert np.isfinite(scores).all()
+
+
+def test_a_patch_of_zeros_has_no_direction():
+    patches = random(4, 9, 5)
+    black = patches[:1].copy()
+    black[0, 4] = 0
+    assert np.isclose(KNNBank().fit(patches, (3, 3)).score(black)[0, 4], 0.5, atol=1e-6)
+    patches[1, 0] = 0
+    assert KNNBank().fit(patches, (3, 3)).score(black)[0, 4] == 0
+    with pytest.raises(DataError, match="features: row 9 is all zeros and has no direction"):
+        leave_one_group_out_distances(patches.reshape(36, 5), np.arange(36) // 9, metric="cosine")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda x: greedy_coreset(x, 5.0), r"n=5.0 of features \(60, 5\); .*whole number"),
+        (lambda x: greedy_coreset(x, True), "n=True of features"),
+        (lambda x: greedy_coreset(x[0], 1), r"n=1 of features \(5,\)"),
+        (lambda x: greedy_coreset(x, 5, random_state=-1), "random_state=-1"),
+        (lambda x: greedy_coreset(x, 5, width=0), "width=0; give a whole number"),
+        (lambda x: greedy_coreset(x * np.float32(1e30), 5), "features: values up to"),
+        (lambda x: leave_one_group_out_distances(x, np.arange(60) // 9, device="foo"), "device 'foo' is unknown; use"),
+        (lambda x: leave_one_group_out_distances(x, np.arange(60) // 9, k=1.5), "k is 1.5; it must be at least 1"),
+        (lambda x: leave_one_group_out_distances(x.astype(str), np.arange(60) // 9), "features: holds .*real numbers"),
+        (lambda x: kth_neighbour_distances(x, x, 1.5), "k=1.5 neighbours are asked for"),
+        (lambda x: choose_device("meta"), "device 'meta' is unknown"),
+        (lambda x: choose_device("cuda:x"), "device 'cuda:x' is unknown; number one"),
+    ],
+)
+def test_foreign_errors_are_in_one_sentence_of_the_house(call, words):
+    with pytest.raises(DataError, match=words) as e:
+        call(random(60, 5))
+    assert "\n" not in str(e.value)

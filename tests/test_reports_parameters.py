@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from anomaly_nb.cli.main import app
 from anomaly_nb.core.errors import DataError, MissingFileError
 from anomaly_nb.reports import run_report, template_parameters, templates
+from anomaly_nb.reports.run import content_digest, prepare, tree_digest
 from anomaly_nb.reports.template import annotated_type, check_parameters, type_words
 
 SOURCE = """from typing import Literal
@@ -82,6 +83,8 @@ def test_papermill_reads_the_same_parameters(name):
 
 @pytest.mark.parametrize(("given", "error"), [
     ({"bank": "knnn"}, r"bank='knnn' is not '', "), ({"dataset": "folder", "root": "no/such/folder"}, "root=no/such/folder: no such file or folder"),
+    ({"root": "random_parts"}, "root=random_parts: no such file or folder; image_anomaly reads it$"), ({"detector": "hub"}, "detector=hub: no such file"),
+    ({"weights": "random_parts"}, "weights=random_parts: no such .* unless it is 'hub' or 'random'$"), ({"weights": "imagenet"}, "weights=imagenet: no such"),
     ({"weights": "lost.pth"}, "weights=lost.pth: no such file"), ({"k": "2.5"}, "k='2.5' is not int"), ({"bnak": "knn"}, "did you mean 'bank'"),
 ])  # fmt: skip
 def test_nothing_wrong_starts_a_kernel(tmp_path, monkeypatch, given, error):
@@ -89,6 +92,33 @@ def test_nothing_wrong_starts_a_kernel(tmp_path, monkeypatch, given, error):
     with pytest.raises((DataError, MissingFileError), match=error):
         run_report("image_anomaly", given, figures=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("report", "weights", "taken"),
+    [
+        ("image_anomaly", "hub", True),
+        ("image_anomaly", "random", True),
+        ("street_anomaly", "imagenet", True),
+        ("street_anomaly", "hub", False),
+        ("street_ablation", "imagenet_own.pth", False),
+    ],
+)
+def test_weights_by_word_need_no_file(report, weights, taken):
+    if taken:
+        assert prepare(report, {"weights": weights}).parameters["weights"] == weights
+    else:
+        with pytest.raises(MissingFileError, match=f"weights={weights}: .* unless it is 'imagenet'$"):
+            prepare(report, {"weights": weights})
+
+
+def test_a_checksum_of_nothing_is_refused(tmp_path):
+    for digest, words in ((tree_digest, "no such folder"), (content_digest, "no such file")):
+        with pytest.raises(MissingFileError, match=f"nope: {words}"):
+            digest(tmp_path / "nope")
+    with pytest.raises(MissingFileError, match="no such file"):
+        content_digest(tmp_path)
+    assert tree_digest(tmp_path) == tree_digest(str(tmp_path))
 
 
 def test_a_file_of_parameters(template, tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ import warnings
 
 import numpy as np
 
-from ..core.errors import DataError, check_finite
+from .base import check_squares
+from ..core.errors import DataError, check_finite, check_random_state
 from ..core.runtime import progress
 
 # %% ../../nbs/04_banks/04_coreset.ipynb #17d5f530
@@ -127,9 +128,14 @@ def greedy_coreset(
 
     Raises `DataError` on a bad count or values.
     """
-    x = np.array(check_finite("features", features), np.float32, order="C", copy=None if overwrite else True)
-    if x.ndim != 2 or not 1 <= n <= len(x):
-        raise DataError(f"n={n} of features {x.shape}; pick between 1 and N rows of (N, D)")
+    values = check_finite("features", features)
+    if values.ndim != 2 or isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= len(values):
+        raise DataError(f"n={n!r} of features {values.shape}; pick between 1 and N rows of (N, D), a whole number")
+    check_squares("features", values)
+    check_random_state(random_state)
+    if isinstance(width, bool) or not isinstance(width, int | np.integer) or width < 1:
+        raise DataError(f"width={width!r}; give a whole number of points, 1 or more")
+    x = np.array(values, np.float32, order="C", copy=None if overwrite else True)
     state = _Greedy(x, n, int(np.random.default_rng(random_state).integers(len(x))))
     bar = progress(desc="coreset", total=n, unit="pick")
     while state.m < n:

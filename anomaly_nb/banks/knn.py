@@ -56,6 +56,9 @@ class KNNBank(Bank):
 
     `metric` is "cosine" (1 - cos), "euclidean" or "sqeuclidean"; `coreset` a fraction (float in (0, 1]) or a count
     (int) of patches to keep, or None for all.
+
+    A patch of zeros, a black border say, has no direction, so that 1 - cos is not defined. With "cosine" it is 0.5 away
+    from every other patch, half the squared length of a unit vector, and 0 from another of zeros.
     """
 
     leaves_one_out = True

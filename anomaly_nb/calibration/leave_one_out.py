@@ -15,7 +15,7 @@ from ..banks.shortlist import Shortlist, robust_centre
 from ..banks.shortlist_choice import SHORTLIST_FROM, choose_shortlist
 from .every_pair import nearest_of_other_videos
 from ..core.device import choose_device, fast_bf16
-from ..core.errors import DataError, check_finite
+from ..core.errors import DataError, check_finite, real_array
 from ..core.runtime import progress
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def _check_features(
     "Features as a finite float matrix. Raises `DataError`."
     if metric not in METRICS:
         raise DataError(f"metric {metric!r} is unknown; use one of {', '.join(METRICS)}")
-    features = np.asarray(features)
+    features = real_array(name, features)
     if features.ndim != 2:
         raise DataError(f"{name} has shape {features.shape}; it must be (objects, dimensions)")
     if features.dtype not in (np.float32, np.float64):
@@ -59,8 +59,8 @@ def _check_groups(
     groups = np.asarray(groups)
     if groups.shape != (n,):
         raise DataError(f"groups has shape {groups.shape}; it must be ({n},), one value per object")
-    if k < 1:
-        raise DataError(f"k is {k}; it must be at least 1")
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise DataError(f"k is {k!r}; it must be at least 1, and whole")
     names, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
     for name, count in zip(names, counts):
         if n - count < k:
@@ -254,7 +254,9 @@ def leave_one_group_out_distances(
 ) -> np.ndarray:  # (N,) float32, in the order of `features`
     """Distance of every object to its k-th nearest object outside its own group, exact.
 
-    Raises `DataError` on bad values or fewer than `k` foreign objects.
+    Raises `DataError` on bad values, fewer than `k` foreign objects or an unknown device; with "cosine" on rows of
+    zeros too: an object without features was not extracted. (`KNNBank` takes patches of zeros: they are a part of an
+    image.)
     """
     import torch
 
@@ -306,7 +308,7 @@ def kth_neighbour_distances(
     import torch
 
     x, y = _check_features("queries", queries, metric), _check_features("bank", bank, metric)
-    if k < 1 or len(y) < k:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1 or len(y) < k:
         raise DataError(f"the bank has {len(y)} objects, but k={k} neighbours are asked for; k must lie in 1..{len(y)}")
     if not len(x):
         return np.zeros(0, np.float32)

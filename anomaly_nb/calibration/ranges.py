@@ -15,15 +15,29 @@ from ..core.errors import DataError, check_finite, check_labels_and_scores, real
 from ..core.plain import Record
 
 # %% ../../nbs/05_calibration/01_ranges.ipynb #8a79e6ee
+def _check_percentiles(
+    low: float,
+    high: float,
+    name: str,  # of the argument, for the message
+) -> None:
+    "Raise `DataError` unless 0 <= low < high <= 100."
+    numbers = all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in (low, high))
+    if not numbers or not 0 <= low < high <= 100:
+        raise DataError(f"{name}: {low!r} and {high!r}; give percentiles with 0 <= low < high <= 100, such as 5 and 95")
+
+
 def score_range(
     scores: np.ndarray,  # (n,) finite scores of normal parts
-    percentiles: tuple[float, float],  # lower and upper, 0..100
+    percentiles: tuple[float, float],  # lower and upper, 0 <= lower < upper <= 100
     name: str = "scores",  # for messages
 ) -> tuple[float, float]:
     """The two marks of normal scores.
 
-    Raises `DataError` where there are none, they are not finite, or the marks coincide.
+    Raises `DataError` where there are none, they are not finite, or the marks coincide, and on other percentiles.
     """
+    if np.shape(percentiles) != (2,):
+        raise DataError(f"percentiles={percentiles!r}; give two, a lower and an upper one, such as (5, 95)")
+    _check_percentiles(*percentiles, "percentiles")
     scores = check_finite(name, real_array(name, scores, np.float64).reshape(-1))
     if not scores.size:
         raise DataError(f"{name} is empty; a range needs at least two different scores of normal parts")
@@ -49,11 +63,9 @@ class CalibrationRanges:
         scores: np.ndarray,  # (n,) finite scores of normal parts
     ) -> "CalibrationRanges":
         "Find the two marks. Raises `DataError` on an unknown method, non-finite scores, or marks that coincide."
-        if self.method not in ("percentile", "minmax") or not 0 <= self.low < self.high <= 100:
-            raise DataError(
-                f"method {self.method!r}, low {self.low}, high {self.high}: use 'percentile' or 'minmax', and 0 <= low "
-                "< high <= 100"
-            )
+        if self.method not in ("percentile", "minmax"):
+            raise DataError(f"method={self.method!r}; use 'percentile' or 'minmax'")
+        _check_percentiles(self.low, self.high, "low and high")
         ends = (self.low, self.high) if self.method == "percentile" else (0.0, 100.0)
         scores = real_array("scores", scores, np.float64).reshape(-1)
         self.low_, self.high_ = score_range(scores, ends)

@@ -18,7 +18,7 @@ from scipy import stats
 
 from .sample import Sample, ScoreSketch, group_fractions
 from ..core.display import summary_html
-from ..core.errors import DataError, check_finite, number_of, percent, real_array
+from ..core.errors import DataError, check_finite, number_of, percent, plural, real_array
 from ..core.files import sha256_array, write_json
 from ..core.plain import Record, read_json
 
@@ -27,14 +27,29 @@ CONFIDENCE = 0.95  # of every bound, unless another is asked for
 TooFew = Literal["error", "largest"]
 
 
+def _check_rate(name: str, value: float, example: float) -> None:
+    "Raise `DataError` for what is no number in (0, 1)."
+    if not isinstance(value, int | float | np.number) or not 0 < value < 1:
+        raise DataError(f"{name}={value!r}; it must lie in (0, 1), for example {example}")
+
+
 def false_alarm_bound(
     n: int,  # calibration scores
-    rank: float,  # the threshold lies just above the rank-th smallest
+    rank: float,  # the threshold lies just above the rank-th smallest: counted from the low end, in (0, n]
     confidence: float = CONFIDENCE,  # in (0, 1)
 ) -> float:  # in (0, 1]
     """The false-alarm rate that a conformal threshold exceeds with probability 1 - confidence at most: a quantile of
-    Beta(n + 1 - rank, rank)."""
-    return float(stats.beta.ppf(confidence, n + 1 - rank, rank)) if rank <= n else 0.0
+    Beta(n + 1 - rank, rank).
+
+    Rank n is the largest score, with the lowest bound; of groups, ranks need not be whole. Raises `DataError` on no
+    scores, or a rank or confidence outside its range.
+    """
+    _check_rate("confidence", confidence, CONFIDENCE)
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+        raise DataError(f"n={n!r}; a bound needs a whole number of calibration scores, 1 or more")
+    if not isinstance(rank, int | float | np.number) or not 0 < rank <= n:
+        raise DataError(f"rank={rank!r} of n={n} scores; it counts from the smallest score, 1, to the largest, {n}")
+    return float(stats.beta.ppf(confidence, n + 1 - rank, rank))
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #1b9ae30c
 def conformal_rank(
@@ -47,18 +62,15 @@ def conformal_rank(
 ) -> tuple[int, float]:  # rank, 1 to n; the rate that is promised
     """Which of `n` scores the threshold lies just above.
 
-    Raises `DataError` on rates outside (0, 1), or if n is too small: it names the n needed.
+    Raises `DataError` on a wrong argument, which it names, or if n is too small: it names the n needed.
     """
-    if (
-        not 0 < false_alarms < 1
-        or n < 1
-        or not (confidence is None or 0 < confidence < 1)
-        or too_few not in ("error", "largest")
-    ):
-        arguments = (
-            f"false_alarms={false_alarms}, confidence={confidence}, too_few={too_few!r} of {number_of(n, unit)}"
-        )
-        raise DataError(f"{arguments}; use rates in (0, 1), at least one score, and 'error' or 'largest'")
+    _check_rate("false_alarms", false_alarms, 0.05)
+    if confidence is not None:
+        _check_rate("confidence", confidence, CONFIDENCE)
+    if too_few not in ("error", "largest"):
+        raise DataError(f"too_few={too_few!r}; use 'error' or 'largest'")
+    if n < 1:
+        raise DataError(f"{number_of(n, unit)}: a threshold needs at least one; give {plural(2, unit)}")
     if confidence is None:
         rank, needed = int(np.ceil((n + 1) * (1 - false_alarms) - 1e-9)), int(np.ceil(1 / false_alarms - 1e-9)) - 1
     else:
@@ -81,7 +93,11 @@ def conformal_bound(
     confidence: float = CONFIDENCE,
 ) -> float:  # in (0, 1)
     """The false-alarm rate that a calibration on `n` scores stays below with `confidence`, where n is too small for
-    `alpha`: that of the largest score."""
+    `alpha`: that of the largest score.
+
+    Raises `DataError` on no scores, or rates outside (0, 1).
+    """
+    _check_rate("alpha", alpha, 0.05)
     return false_alarm_bound(n, conformal_rank(n, alpha, too_few="largest")[0], confidence)
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #b0ee17e3
@@ -306,8 +322,8 @@ def quantile_threshold(
     Raises `DataError` if n is too small for q: it names the n needed.
     """
     sample = _normal(normal_scores, groups)
-    if not 0 < q < 1 or not sample.n:
-        raise DataError(f"q={q} of {number_of(sample.n, 'score')}; use 0 < q < 1 and at least one score")
+    if not isinstance(q, int | float | np.number) or not 0 < q < 1:
+        raise DataError(f"q={q!r}; use 0 < q < 1, for example 0.95")
     threshold = sample_threshold(sample, 1 - q, None, calibrated_on, too_few)
     if sample.groups is None:
         promised = threshold.parameters["rank"] / (sample.n + 1)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import Notice
+from .errors import DataError, Notice
 
 if TYPE_CHECKING:
     import torch
@@ -23,12 +23,20 @@ if TYPE_CHECKING:
 def choose_device(
     name: str = "auto",  # "auto", "cpu", "cuda", "cuda:1", "mps"
 ) -> "torch.device":
-    "The torch device to compute on: a GPU when there is one. Raises `ValueError` for one that is not there."
+    """The torch device to compute on: a GPU when there is one.
+
+    Raises `ValueError` for one that is not there, `DataError` for one that is unknown.
+    """
     import torch
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
+    if str(name).partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise DataError(f"device {str(name)!r} is unknown; use 'cpu', 'cuda', 'cuda:1', 'mps' or 'auto'")
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:  # of what follows the colon
+        raise DataError(f"device {str(name)!r} is unknown; number one as in 'cuda:1'") from e
     if (device.type == "cuda" and not torch.cuda.is_available()) or (
         device.type == "mps" and not torch.backends.mps.is_available()
     ):

@@ -183,7 +183,7 @@ def real_array(
 ) -> np.ndarray:
     """Numbers as a NumPy array, tensors of any device and precision too.
 
-    Raises `DataError` for masked entries, complex numbers, text or gaps.
+    Raises `DataError` for masked entries, complex numbers, text or gaps, and for whole numbers that floats would round.
     """
     if type(values).__module__.partition(".")[0] == "torch":
         values = values.detach().cpu()
@@ -200,7 +200,16 @@ def real_array(
             array.dtype.kind, f"{array.dtype} values"
         )
         raise DataError(f"{name}: holds {what}; pass real numbers")
-    return array if dtype is None else array.astype(dtype, copy=False)
+    if dtype is None:
+        return array
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8 and np.dtype(dtype).kind == "f" and array.size:
+        low, high = int(array.min()), int(array.max())
+        if max(high, -low) > 2**53:
+            raise DataError(
+                f"{name}: whole numbers up to {high if high > -low else low}, which floats of 64 bits round; subtract "
+                f"one number from all of them, so that they lie within {2**53} of 0"
+            )
+    return array.astype(dtype, copy=False)
 
 # %% ../../nbs/00_core/01_errors.ipynb #49b5b0ed
 def check_finite(
@@ -245,7 +254,7 @@ def check_labels_and_scores(
             raise DataError(f"y_true holds {other!r}; labels must be 0 (normal) or 1 (anomalous)")
         labels = positive
     if score.dtype.kind != "f":
-        score = score.astype(np.float64)
+        score = real_array("y_score", score, np.float64)
     check_finite("y_score", score)
     if both_classes and (labels.all() or not labels.any()):
         raise DataError(

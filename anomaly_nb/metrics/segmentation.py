@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.errors import DataError, real_array
+from ..core.errors import DataError, check_finite, real_array
 from .histogram import ScoreHistogram
 from .ranking import threshold_table
 
@@ -29,6 +29,10 @@ def confusion_matrix(
     target, pred = real_array("y_true", y_true), real_array("y_pred", y_pred)
     if target.shape != pred.shape:
         raise DataError(f"y_true has shape {target.shape} and y_pred {pred.shape}; they must be equal")
+    if isinstance(n_classes, bool) or not isinstance(n_classes, int | np.integer) or n_classes < 1:
+        raise DataError(f"n_classes={n_classes!r}: give a whole number of classes, 1 or more")
+    if not target.size:  # an empty list is of floats
+        return np.zeros((n_classes, n_classes), np.int64)
     if target.dtype.kind not in "biu" or pred.dtype.kind not in "biu":
         raise DataError(f"y_true and y_pred are {target.dtype} and {pred.dtype}; class labels must be whole numbers")
     keep_mask = ~np.isin(target, ignore)
@@ -43,17 +47,32 @@ def confusion_matrix(
 def class_iou(
     matrix: np.ndarray,  # (C, C) confusion matrix
 ) -> np.ndarray:  # (C,) float64, NaN for a class that appears nowhere
-    "Intersection over union per class."
-    union = matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
-    return np.where(union > 0, np.diag(matrix) / np.maximum(union, 1), np.nan)
+    "Intersection over union per class. Raises `DataError` if the matrix is not square, or counts are negative."
+    counts = check_finite("matrix", real_array("matrix", matrix))
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        raise DataError(f"matrix has shape {counts.shape}; give (C, C), as confusion_matrix makes it")
+    if (counts < 0).any():
+        raise DataError(f"matrix holds {counts.min().item()}; counts are 0 or more, as confusion_matrix makes them")
+    agree = np.diag(counts).astype(np.float64)
+    union = counts.sum(0) + counts.sum(1) - agree
+    return np.divide(agree, union, out=np.full(len(agree), np.nan), where=union > 0)
 
 
 def mean_iou(
     matrix: np.ndarray,  # (C, C) confusion matrix
     classes: Sequence[int] | None = None,  # classes to average; None = all
 ) -> float:
-    "Mean IoU over the classes that appear. Raises `DataError` if none of them does."
-    iou = class_iou(real_array("matrix", matrix))[slice(None) if classes is None else list(classes)]
+    """Mean IoU over the classes that appear.
+
+    Raises `DataError` as `class_iou` does, on a class outside the matrix, or if none of them appears.
+    """
+    iou = class_iou(matrix)
+    if classes is not None:
+        chosen = list(classes)
+        for c in chosen:
+            if isinstance(c, bool) or not isinstance(c, int | np.integer) or not 0 <= c < len(iou):
+                raise DataError(f"classes holds {c!r}; the matrix has classes 0 to {len(iou) - 1}")
+        iou = iou[np.asarray(chosen, np.int64)]
     if np.isnan(iou).all():
         raise DataError("the confusion matrix is empty for these classes; there is no IoU to average")
     return float(np.nanmean(iou))

@@ -12,8 +12,9 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..core.errors import DataError, number_of
+from ..core.errors import DataError, check_random_state, number_of, real_array
 from .histogram import ScoreHistogram
+from .ranking import check_tpr
 from .region_histogram import RegionHistogram
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #85168ae8
@@ -33,11 +34,35 @@ def interval_of(
     resampled: np.ndarray,  # (B,) the metric on resampled images
     level: float = 0.95,  # fraction of resamples inside
 ) -> Interval:
-    "Percentile interval (Efron and Tibshirani 1993, ch. 13). Raises `DataError` on a level outside (0, 1)."
+    """Percentile interval (Efron and Tibshirani 1993, ch. 13).
+
+    Raises `DataError` on a level outside (0, 1), or no values.
+    """
     if not 0 < level < 1:
         raise DataError(f"level is {level}; it must lie in (0, 1), for example 0.95")
+    if not len(resampled):
+        raise DataError("resampled is empty; an interval needs the metric on resampled images")
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(value), float(low), float(high))
+
+
+def _check_resamples(n_resamples: int, random_state: int) -> None:
+    "Raise `DataError` for a number of resamples, or a seed, that is none."
+    if isinstance(n_resamples, bool) or not isinstance(n_resamples, int | np.integer) or n_resamples < 1:
+        raise DataError(f"n_resamples={n_resamples!r}: give a whole number from 1 on, for example 1000")
+    check_random_state(random_state)
+
+
+def _per_image(values: np.ndarray | Sequence) -> np.ndarray | Sequence:
+    "Values that can be indexed by place: an array, or a sequence of arrays. Raises `DataError` on what has no length."
+    if type(values).__module__.partition(".")[0] == "torch":
+        values = real_array("data", values)
+    if not isinstance(values, np.ndarray | list | tuple) and hasattr(values, "__array__"):
+        values = np.asarray(values)  # a Series, whose own index is no place
+    if not hasattr(values, "__len__") or (isinstance(values, np.ndarray) and not values.ndim):
+        raise DataError(f"the data hold {values!r}; give arrays or sequences of one item per image")
+    scalars = isinstance(values, list | tuple) and len(values) > 0 and np.isscalar(values[0])
+    return np.asarray(values) if scalars else values
 
 
 def _take(array: np.ndarray | Sequence, index: np.ndarray) -> np.ndarray | list:
@@ -54,14 +79,18 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile interval of any metric, images resampled with replacement.
 
-    Raises `DataError` on unequal lengths, or if most resamples have no value.
+    A resample without a value (one that lacks a class, say) is repeated. Raises `DataError` on no images, unequal
+    lengths or a wrong number of resamples, and where fewer than one resample in eleven has a value.
     """
+    _check_resamples(n_resamples, random_state)
+    data = tuple(map(_per_image, data))
     sizes = {len(d) for d in data}
     if len(sizes) != 1:
         raise DataError(f"the data have lengths {[len(d) for d in data]}; each must have one item per image")
     count, rng, failed = sizes.pop(), np.random.default_rng(random_state), 0
+    if not count:
+        raise DataError("the data are empty; resampling needs images")
     resamples: list[float] = []
-    data = tuple(np.asarray(d) if isinstance(d, np.ndarray) or np.isscalar(d[0]) else d for d in data)
     value = metric(*data)
     while len(resamples) < n_resamples:
         index = rng.integers(count, size=count)
@@ -71,8 +100,8 @@ def bootstrap_interval(
             failed += 1
             if failed > 10 * n_resamples:
                 raise DataError(
-                    f"{failed} of {failed + len(resamples)} resamples have no value ({e}); there are "
-                    "too few images for a bootstrap"
+                    f"{failed} of {failed + len(resamples)} resamples have no value ({e}); these "
+                    "are too few images for a bootstrap; add images"
                 ) from None
     return interval_of(value, np.array(resamples, np.float64), level)
 
@@ -106,8 +135,9 @@ def draw_weights(
 ) -> np.ndarray:  # (B + 1, n) float64; row 0 counts every image once, the others how often each was drawn
     """How often each image is drawn in each resample; draws that are not valid are repeated.
 
-    Raises `DataError` if hardly any is.
+    Raises `DataError` if hardly any is, or on a wrong number of resamples.
     """
+    _check_resamples(n_resamples, random_state)
     rng, weights = np.random.default_rng(random_state), [np.ones((1, count))]
     for _ in range(100):
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=n_resamples).astype(np.float64)
@@ -209,7 +239,10 @@ def coverage_note(
     if images > most:
         return ""
     if images < min(SIMULATED):
-        return f"Intervals over {number_of(images, 'image')} were not simulated; read them as rough."
+        return (
+            f"95 % intervals over {number_of(images, 'image')}: below {min(SIMULATED)} images an interval is not "
+            "guaranteed to hold 95 %."
+        )
     near = max(n for n in SIMULATED if n <= images)
     names = {"roc_auc": "AUROC", "average_precision": "AP", "fpr_at_tpr": "FPR95"}
     coverage = ", ".join(f"{names[k]} {v:.0f} %" for k, v in SIMULATED[near].items())
@@ -254,6 +287,13 @@ def clustered_interval(
     return Interval(float(value), min(low, float(value)), max(high, float(value)))
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #2173e6f0
+def _check_rates(tpr: float, fpr_limit: float) -> None:
+    "Raise `DataError` for rates outside (0, 1]."
+    check_tpr(tpr)
+    if not isinstance(fpr_limit, int | float | np.number) or not 0 < fpr_limit <= 1:
+        raise DataError(f"fpr_limit is {fpr_limit!r}; it must lie in (0, 1], for example 0.3")
+
+
 def _left_out(valid: Callable[[np.ndarray], np.ndarray], count: int, groups: int = 100) -> np.ndarray:
     "Weights (m, n) with one image, or one group of them, left out; those that lack a class are dropped."
     weights = np.ones((min(count, groups), count))
@@ -314,8 +354,9 @@ def histogram_intervals(
 ) -> dict[str, Interval]:  # roc_auc, average_precision, fpr_at_tpr, best_f1, youden (and aupro) -> interval
     """Intervals of all pooled metrics over resampled images, from per-image counts.
 
-    Raises `DataError` if not every count has an image, or on one class.
+    Raises `DataError` if not every count has an image, on one class, or on rates outside (0, 1].
     """
+    _check_rates(tpr, fpr_limit)
     names = _image_names(histogram)
     valid = _both_classes(histogram, names)
     weights = draw_weights(valid, len(names), n_resamples, random_state)
@@ -337,6 +378,7 @@ def histogram_differences(
     fpr_limit: float = 0.3,  # for AUPRO, where both are `RegionHistogram`s
 ) -> dict[str, Interval]:  # metric -> interval of B - A
     "Paired intervals of B - A for all pooled metrics, images joined by name. Raises `DataError` if the images differ."
+    _check_rates(tpr, fpr_limit)
     names = _image_names(a, b)
     valid = _both_classes(a, names)
     weights = draw_weights(valid, len(names), n_resamples, random_state)

@@ -19,7 +19,7 @@ from ..core.plain import Record
 from ..features.base import Backbone, BackboneSpec
 from ..features.extract import counted_cells
 from ..features.geometry import Placement, Region, blend_tiles, cells_to_pixels
-from .maps import heatmaps, image_scores
+from .maps import check_sigma, heatmaps, image_scores
 
 # %% ../../nbs/06_scoring/04_layout.ipynb #0136debb
 @dataclass(frozen=True, eq=False)
@@ -76,10 +76,11 @@ class Cells:
         # (h, w) at most the image's: so many of its rows and columns, evenly spread; None = all
         shape: tuple[int, int] | None = None,
     ) -> np.ndarray:  # (H, W) float32, or of that shape
-        "The scores at the image's pixels; beyond the region, the lowest."
+        "The scores at the image's pixels; beyond the region, the lowest. Raises `DataError` on a wrong sigma."
+        check_sigma(sigma)
         (height, width), (h, w) = self.size, shape or self.size
         rows, columns = np.arange(h) * height // h, np.arange(w) * width // w
-        if self.plain:
+        if self.squeezed:
             return heatmaps(scores[None], self.grids[0], [(h, w)], sigma * h / height)[0]
         low = float(scores.min())
         parts = (self._part_map(scores, k, rows, columns) for k in range(len(self.boxes)))
@@ -102,8 +103,8 @@ class Cells:
         )
 
     @cached_property
-    def plain(self) -> bool:
-        "Whether one grid is spread over the whole image."
+    def squeezed(self) -> bool:
+        "Whether the image is squeezed onto one grid, all of it."
         return self.patch == 1
 
     # (4,) left, top, right, bottom
@@ -135,13 +136,16 @@ class Cells:
         ).reshape(-1, 4)
         middle = (edges[:2] + edges[2:]) / 2
         # of the hottest cell's part, and of others that see it
-        mask = (areas[:, :2] <= middle).all(axis=1) & (areas[:, 2:] >= middle).all(axis=1)
-        while mask.any():
+        box_mask = (areas[:, :2] <= middle).all(axis=1) & (areas[:, 2:] >= middle).all(axis=1)
+        while box_mask.any():
             edges = np.concatenate(
-                [np.minimum(edges[:2], areas[mask, :2].min(axis=0)), np.maximum(edges[2:], areas[mask, 2:].max(axis=0))]
+                [
+                    np.minimum(edges[:2], areas[box_mask, :2].min(axis=0)),
+                    np.maximum(edges[2:], areas[box_mask, 2:].max(axis=0)),
+                ]
             )
-            areas = areas[~mask]
-            mask = (
+            areas = areas[~box_mask]
+            box_mask = (
                 (areas[:, :2] < edges[2:]).all(axis=1) & (areas[:, 2:] > edges[:2]).all(axis=1)
                 if len(self.boxes) > 1
                 else np.zeros(len(areas), bool)
@@ -245,7 +249,7 @@ class Layout:
         return all(len(c.boxes) == 1 for c in cells) and len({c.grids[0] for c in cells}) == 1
 
     def said(self) -> str:
-        "In words."
+        "What a person reads: whether images are seen whole or in tiles, how resized, and in which region."
         if self.geometry is None:
             return "whole images, squeezed to a square"
         spec = self.geometry.spec

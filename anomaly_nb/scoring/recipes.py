@@ -362,10 +362,20 @@ def fused_scores(
     scores: Sequence[np.ndarray],  # (n,) image scores of each method, the same images
     held_out: Sequence[np.ndarray],  # (m,) held-out normal scores of each method
 ) -> np.ndarray:  # (n,)
-    "Mean over methods of scores in units of their held-out normal mean. Raises `DataError` where there are none."
-    if len(scores) != len(held_out) or not scores or any(np.size(h) == 0 or np.mean(h) <= 0 for h in held_out):
-        raise DataError(
-            f"{len(scores)} methods, {len(held_out)} sets of held-out scores; fusing needs both of "
-            "each, and normal scores above zero"
-        )
+    """Mean over methods of scores in units of their held-out normal mean.
+
+    Raises `DataError` where there are none, images differ in number, or such a mean is not above zero.
+    """
+    if len(scores) != len(held_out) or not len(scores):
+        sets = number_of(len(held_out), "set of held-out scores", "sets of held-out scores")
+        raise DataError(f"{number_of(len(scores), 'method')}, {sets}; fusing needs both of each method")
+    if len(sizes := {np.shape(s) for s in scores}) > 1:
+        raise DataError(f"scores have shapes {sorted(sizes)}; fusing needs those of the same images from each method")
+    for i, h in enumerate(held_out):
+        if not np.size(h) or not np.mean(h) > 0:
+            what = f"has the mean {np.mean(h):g}" if np.size(h) else "is empty"
+            raise DataError(
+                f"held_out[{i}] {what}; fusing divides by the mean of a method's held-out normal scores, which must be "
+                "above zero: leave this method out"
+            )
     return np.mean([np.asarray(s) / np.mean(h) for s, h in zip(scores, held_out)], axis=0)
