@@ -130,7 +130,8 @@ def score_video(
     deep: DeepFeatures,
 ) -> None:
     """Score every test frame with the stored calibration, name the responsible object, and compare with the
-    ground truth if there is one. The box in events.csv is y1 x1 y2 x2 (top, left, bottom, right) in pixels.
+    ground truth if there is one. The box in events.csv is y1 x1 y2 x2 (top, left, bottom, right) in pixels. An event
+    is a peak in events.csv: the column alarm of frame_scores.csv where it reaches the column threshold.
 
     \b
     Exit codes: 0 all videos scored and no event; 3 events; 4 none, but some videos were not whole;
@@ -145,6 +146,7 @@ def score_video(
 
     from anomaly_nb.core.errors import Notice, number_of
     from anomaly_nb.core.tables import write_table
+    from anomaly_nb.video.events import add_alarm
     from anomaly_nb.video.layouts import UnreadableVideosError
     from anomaly_nb.video.pipeline import (
         check_fps,
@@ -181,7 +183,7 @@ def score_video(
             say_earlier(out, before, answer.say)
             raise typer.Exit(1) from None
     videos = dataset_videos(plan)
-    write_table(out / "frame_scores.csv", mark_incomplete(frames, videos))
+    write_table(out / "frame_scores.csv", add_alarm(mark_incomplete(frames, videos), None))
     write_table(out / "objects.csv", mark_incomplete(responsible_objects(objects, plan.weights), videos))
     answer.say(f"scored in {time.perf_counter() - middle:.0f} s")
     if not everything:  # otherwise it was said
@@ -254,11 +256,13 @@ def _say_events(
     answer: Answer,
     labels: dict[str, Any] | None = None,  # of `evaluate_dataset`
 ) -> tuple[int | None, str]:  # events, None where nothing decides on them; what the threshold promises
-    "Write events.csv and say the events and the promise; with labels delays.csv, and how soon the events came."
+    """Write events.csv and the alarm of every frame, say the events and the promise; with labels delays.csv, and how
+    soon the events came.
+    """
     from anomaly_nb.core.errors import MissingFileError, number_of
     from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.order import printable
-    from anomaly_nb.video.events import promise_words, say_decision, say_events
+    from anomaly_nb.video.events import add_alarm, promise_words, say_decision, say_events
     from anomaly_nb.video.pipeline import dataset_delays, dataset_events, mark_incomplete
 
     try:
@@ -266,6 +270,8 @@ def _say_events(
     except MissingFileError as e:
         answer.say(printable(f"  no events: {e}"), err=True)
         return None, ""
+    whole = mark_incomplete(frames, videos)
+    write_table(out / "frame_scores.csv", add_alarm(whole, decision, false_alarms_per_hour))
     write_table(out / "events.csv", mark_incomplete(events, videos))
     decision.save(out / "decision.json")
     for line in (*say_decision(decision, false_alarms_per_hour), *say_events(events)):
