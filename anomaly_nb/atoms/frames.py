@@ -30,8 +30,8 @@ def extract_frames(
     Raises `MissingFileError`, `MissingExtraError` without OpenCV, `DataError` for an unreadable or empty video.
     """
     cv2 = require("cv2", "video")
-    if not fps > 0:
-        raise DataError(f"fps is {fps}; it must be positive")
+    if not 0 < fps < np.inf:
+        raise DataError(f"fps is {fps}; it must be positive and finite")
     path = check_file(video)
     written: list[Path] = []
     capture = cv2.VideoCapture(str(path))

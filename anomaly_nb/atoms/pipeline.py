@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..core.errors import DataError, check_folder, number_of
+from ..core.errors import DataError, check_folder, check_number, number_of
 from ..core.arrays import load_tensors, save_tensors
 from ..core.files import locked, sha256_file, sha256_json, write_json
 from ..core.plain import Record, read_json
@@ -36,7 +36,7 @@ from anomaly_nb.atoms.presence import (
     presence_scores,
     text_embeddings,
 )
-from .roles import RoleFit, fit_roles
+from .roles import RoleFit, check_fitting, fit_roles
 from .segments import SegmentSettings, divergence, fit_delta, segment_presence, video_boundaries
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #ba1112b0
@@ -292,6 +292,8 @@ def load_manifest(
     videos: Sequence[str] | None = None,  # use these videos only
 ) -> TrainingSet:
     "Put together the runs of a manifest. Raises `DataError` for runs of different ontologies or missing labels."
+    if clip_frames is not None:
+        check_number("clip_frames", clip_frames, 1, whole=True)
     path = Path(manifest_csv)
     rows = read_table(path, ["run_dir", "labels_csv"], mend="run `anomaly-nb atoms run` first").reset_index(drop=True)
     if rows.empty:
@@ -361,6 +363,7 @@ def train_from_manifest(
     **fitting: Any,  # epochs, topk, freeze_bias_epochs, n_fits, ... of `fit_roles`
 ) -> RoleFit:
     "Learn roles from the runs of a manifest; writes `roles.pt`, `roles.csv`, `stability.csv` and `history.csv`."
+    check_fitting(**{k: v for k, v in fitting.items() if k != "random_state"})
     data = load_manifest(manifest_csv, clip_frames, videos)
     fit = fit_roles(data.pbar, data.video, data.labels, data.atoms, data.events, data.mask, **fitting)
     out = Path(out_dir) if out_dir is not None else Path(manifest_csv).parent / "roles"

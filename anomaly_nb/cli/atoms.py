@@ -352,8 +352,10 @@ def evaluate_command(
 
     from anomaly_nb.atoms.evaluation import evaluation_table, held_out_scores, video_of
     from anomaly_nb.atoms.pipeline import load_manifest
+    from anomaly_nb.atoms.roles import check_fitting
     from anomaly_nb.core.tables import write_table
 
+    check_fitting(topk, seeds, epochs=epochs)
     data = load_manifest(manifest_csv, clip_frames)
     scores = held_out_scores(data, folds, epochs=epochs, topk=topk, n_fits=seeds)
     table, out = evaluation_table(data, scores), out_dir or manifest_csv.parent / "evaluation"
