@@ -22,8 +22,8 @@ from anomaly_nb.video.clips import make_clip, make_video_dataset
 from anomaly_nb.video.extraction import check_extracted, damaged_videos, extract_videos
 from anomaly_nb.video.feature_files import load_object_features
 from anomaly_nb.video.layouts import FILMS, list_videos, probe_film, read_split
-from anomaly_nb.video.pipeline import dataset_videos, mark_incomplete
-from anomaly_nb.video.plan import plan_for
+from anomaly_nb.video.pipeline import dataset_videos, frames_per_second, mark_incomplete
+from anomaly_nb.video.plan import VideoPlan, plan_for
 from anomaly_nb.video.streams import Extraction
 
 cv2 = pytest.importorskip("cv2")
@@ -460,3 +460,28 @@ def test_a_calibration_from_before_this_was_kept_notes_nothing(calibrated):
     assert unlike_training(plan) == ""
     record.write_bytes(content)
     odd.unlink()
+
+
+def test_a_film_that_was_cut_off_is_said_by_watch_as_by_score(calibrated, tmp_path):
+    cut = tmp_path / "cut.avi"
+    resized(cut, (96, 64), codec="MJPG")
+    whole = probe_film(cut)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    result = CliRunner().invoke(app, ["video", "watch", str(cut), "--dataset-name", "yard", "--no-clips"])
+    assert result.exit_code == 4 and f"is incomplete: {probe_film(cut).frames} frames" in result.stderr, result.output
+    assert probe_film(cut).frames < whole.frames
+    assert "4 the film was not whole" in CliRunner().invoke(app, ["video", "watch", "--help"]).output
+
+
+def test_a_raw_stream_says_no_rate_and_the_one_of_the_config_is_in_the_table(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    images = [cv2.imencode(".jpg", np.full((64, 96, 3), 9 * i, np.uint8))[1].tobytes() for i in range(12)]
+    for split in ("training", "testing"):
+        (tmp_path / split / "videos").mkdir(parents=True)
+        (tmp_path / split / "videos" / "raw.mjpeg").write_bytes(b"".join(images))
+    film_read = list_videos(tmp_path, "testing")[0]
+    assert film_read.fps is None and "says no frame rate: fps of the config" in film_read.note
+    plan = VideoPlan("own", tmp_path / "features", tmp_path, Extraction(backbone=""), fps=25)
+    assert frames_per_second(VideoPlan("own", root=tmp_path)) is None
+    extract_videos(list_videos(tmp_path, "testing"), tmp_path / "features" / "testing", plan.extraction)
+    assert dataset_videos(plan)["fps"].tolist() == [25]

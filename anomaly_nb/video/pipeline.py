@@ -283,7 +283,7 @@ def dataset_videos(
         (
             v.name,
             len(v.frames),
-            v.fps,
+            plan.fps or v.fps,
             v.name not in failed,
             v.complete and v.name not in failed and v.name not in damaged,
             failed.get(v.name, damaged.get(v.name, v.note)),
