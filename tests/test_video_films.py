@@ -432,7 +432,8 @@ def test_several_films_are_counted_in_one_line(calibrated):
     folder = home / "yard" / "testing" / "videos"
     odd = [resized(folder / f"x{i}.mp4", (128, 96), 10 * i) for i in (1, 2, 3)]
     (line,) = (line for line in score(home, *odd).splitlines() if "unlike" in line)
-    assert "3 videos are unlike all that it was calibrated on, the first x1 (frame size 128 x 96 (3)" in line
+    assert "3 videos are unlike all that it was calibrated on (frame size 128 x 96 (3)" in line
+    assert "), the first x1: scores may show the film" in line  # the bracket describes all of them
     assert "frames a second 20 (1), 30 (1), calibrated on 10 (2)" in line
 
 
@@ -485,3 +486,21 @@ def test_a_raw_stream_says_no_rate_and_the_one_of_the_config_is_in_the_table(tmp
     assert frames_per_second(VideoPlan("own", root=tmp_path)) is None
     extract_videos(list_videos(tmp_path, "testing"), tmp_path / "features" / "testing", plan.extraction)
     assert dataset_videos(plan)["fps"].tolist() == [25]
+
+
+def test_an_unknown_setting_is_named_with_its_file_and_as_the_file_writes_it(tmp_path, capsys):
+    write_text(tmp_path / "own.yml", "datasets: {yard: {root: yard, extraction: {detectr: boxes.csv}}}\n")
+    with pytest.raises(SystemExit) as end:
+        main(["video", "score", "--dataset-name", "yard", "--config", str(tmp_path / "own.yml")])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "own.yml: datasets.yard.extraction: unknown setting 'detectr'" in said
+    assert " image_size," in said and "--image-size" not in said, said
+
+
+def test_labels_and_captions_are_not_cut_at_the_edges():
+    from anomaly_nb.video.render import write_line
+
+    for width, line, at in ((480, "velocity 984.3", (470, 12)), (360, "x" * 90, (4, 29)), (120, "velocity 98434.3", (90, 12))):
+        canvas = np.zeros((40, width, 3), np.uint8)
+        start, end = write_line(canvas, line, at, 0.4, (255, 255, 255))
+        assert 0 <= start < end <= width and canvas[:, -2:].max() == 0 and canvas[-1].max() == 0 and canvas.any()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MeasuredPresence', 'measure_presence', 'run_pipeline', 'AtomsRun', 'load_run', 'TrainingSet', 'load_manifest',
-           'learnable', 'select_videos', 'train_from_manifest']
+           'learnable', 'select_videos', 'how_to_train', 'train_from_manifest']
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #ce40bd22
 import warnings
@@ -364,6 +364,20 @@ def select_videos(data: TrainingSet, videos: Sequence[str]) -> TrainingSet:
     )
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #95552ed2
+def how_to_train(manifest: Path) -> str:
+    "The command that learns from the runs of a manifest, or why there is none yet."
+    command, why = f"anomaly-nb atoms train --manifest_csv {manifest}", ""
+    for clip_frames in (None, 16, 8, 4):  # whole videos, or else clips
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # said by `train`
+                learnable(load_manifest(manifest, clip_frames))
+            return f"train with: {command}" + (f" --clip_frames {clip_frames}" if clip_frames else "")
+        except (DataError, OSError) as e:
+            why = why or str(e)
+    return f"nothing to train on yet: {why}"
+
+
 def train_from_manifest(
     manifest_csv: str | Path,  # see `load_manifest`
     out_dir: str | Path | None = None,  # written; default: `roles` beside the manifest

@@ -203,25 +203,6 @@ class AboutFrames:
     ] = None
 
 
-def _how_to_train(manifest: Path) -> str:
-    "The command that learns from the runs of a manifest, or why there is none."
-    import warnings
-
-    from anomaly_nb.atoms.pipeline import learnable, load_manifest
-    from anomaly_nb.core.errors import DataError, MissingFileError
-
-    command, why = f"anomaly-nb atoms train --manifest_csv {manifest}", ""
-    for clip_frames in (None, 16, 8, 4):  # whole videos, or else clips
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # said by `train`
-                learnable(load_manifest(manifest, clip_frames))
-            return f"train with: {command}" + (f" --clip_frames {clip_frames}" if clip_frames else "")
-        except (DataError, MissingFileError) as e:
-            why = why or str(e)
-    return f"nothing to train on yet: {why}"
-
-
 @app.command("run")
 @with_options
 def run_command(
@@ -238,7 +219,7 @@ def run_command(
     \b
     anomaly-nb atoms run --frames_root data/frames --labels_csv labels.csv --out_dir runs/demo
     """
-    from anomaly_nb.atoms.pipeline import run_pipeline
+    from anomaly_nb.atoms.pipeline import how_to_train, run_pipeline
     from anomaly_nb.atoms.segments import SegmentSettings
 
     record = run_pipeline(
@@ -262,7 +243,7 @@ def run_command(
         typer.echo(f"captions name atoms the ontology does not know, for instance {', '.join(unknown[:3])}")
     following = f"score with: anomaly-nb atoms score --run_dir {out_dir} --roles roles.pt"
     if record["labelled"] or tables.events_csv is not None:
-        following = _how_to_train(out_dir.parent / "manifest.csv")
+        following = how_to_train(out_dir.parent / "manifest.csv")
     typer.echo(printable(f"tensors in {out_dir}; {following}"))
 
 # %% ../../nbs/11_cli/09_atoms.ipynb #b00004f6

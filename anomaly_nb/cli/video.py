@@ -46,7 +46,7 @@ def extract_video(
     run goes on. Boxes of your own detector are a table, see `anomaly-nb score-video --help`.
 
     \b
-    anomaly-nb extract-video --dataset-name ped2 --root data/ped2 --backbone timm:mobilenetv2_100 \\
+    anomaly-nb video extract --dataset-name ped2 --root data/ped2 --backbone timm:mobilenetv2_100 \\
         --weights mobilenet.safetensors
     """
     from anomaly_nb.core.errors import DataError
@@ -98,7 +98,7 @@ def calibrate_video(
     config.
 
     \b
-    anomaly-nb calibrate-video --dataset-name shanghaitech --max-image-count 4000 --config config.yml
+    anomaly-nb video calibrate --dataset-name shanghaitech --max-image-count 4000 --config config.yml
     """
     from anomaly_nb.video.pipeline import check_fps
 
