@@ -504,3 +504,12 @@ def test_labels_and_captions_are_not_cut_at_the_edges():
         canvas = np.zeros((40, width, 3), np.uint8)
         start, end = write_line(canvas, line, at, 0.4, (255, 255, 255))
         assert 0 <= start < end <= width and canvas[:, -2:].max() == 0 and canvas[-1].max() == 0 and canvas.any()
+
+
+def test_files_beside_the_films_are_said_with_a_count(calibrated):
+    home, _ = calibrated
+    notes = [home / "yard" / "testing" / "videos" / name for name in ("notes.txt", "a.md")]
+    for path in notes:
+        write_text(path, "rain from nine on\n")
+    assert "passed over: 2, no video (testing), the first videos/a.md" in score(home, *notes)
+    assert "passed over" not in score(home)

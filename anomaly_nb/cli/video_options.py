@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Answer
+from .options import Answer, say_passed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,11 +107,12 @@ def say_videos(plan: "VideoPlan", out: Path, answer: Answer) -> None:
     "Write videos.csv, and say once of every video what is to be said of it."
     from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.order import printable
-    from anomaly_nb.video.pipeline import dataset_videos, unlike_training
+    from anomaly_nb.video.pipeline import dataset_videos, passed_over, unlike_training
 
     videos = dataset_videos(plan)
     write_table(out / "videos.csv", videos)
     say_notes(videos, answer)
+    say_passed(passed_over(plan), answer.say)
     if videos["scored"].any() and (unlike := unlike_training(plan)):
         answer.say(printable(f"note: {unlike}"), err=True)
 
