@@ -500,7 +500,8 @@ def test_an_unknown_setting_is_named_with_its_file_and_as_the_file_writes_it(tmp
 def test_labels_and_captions_are_not_cut_at_the_edges():
     from anomaly_nb.video.render import write_line
 
-    for width, line, at in ((480, "velocity 984.3", (470, 12)), (360, "x" * 90, (4, 29)), (120, "velocity 98434.3", (90, 12))):
+    lines = ((480, "velocity 984.3", (470, 12)), (360, "x" * 90, (4, 29)), (120, "velocity 98434.3", (90, 12)))
+    for width, line, at in lines:
         canvas = np.zeros((40, width, 3), np.uint8)
         start, end = write_line(canvas, line, at, 0.4, (255, 255, 255))
         assert 0 <= start < end <= width and canvas[:, -2:].max() == 0 and canvas[-1].max() == 0 and canvas.any()

@@ -339,7 +339,8 @@ def learnable(data: TrainingSet) -> TrainingSet:
         )
     if why:
         warnings.warn(Notice(f"left out: {'; '.join(why)}"), stacklevel=2)
-    return _select_events(data, [e for e in range(len(data.events)) if data.labels[:, e].min() != data.labels[:, e].max()])
+    differ = data.labels.min(0) != data.labels.max(0)
+    return _select_events(data, np.flatnonzero(differ).tolist())
 
 
 def select_videos(data: TrainingSet, videos: Sequence[str]) -> TrainingSet:

@@ -28,7 +28,8 @@ def _same_numbers(written: Iterable[str], frames: tuple[str, ...]) -> dict[str, 
     by_number = {int(name): name for name in frames}
     numbers = {name: int(name) for name in written}
     clear = len(by_number) == len(frames) and len(set(numbers.values())) == len(numbers)
-    return {name: by_number[n] for name, n in numbers.items()} if clear and set(numbers.values()) <= set(by_number) else {}
+    clear = clear and set(numbers.values()) <= set(by_number)
+    return {name: by_number[n] for name, n in numbers.items()} if clear else {}
 
 
 class BoxesError(DataError):

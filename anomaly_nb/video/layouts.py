@@ -102,7 +102,7 @@ def _probe(path: Path, *_: int) -> Film:
         note = note or f"does not say how many frames it has; {frames} were read"
     # images one after the other: nobody says their rate, OpenCV makes one up
     raw = np.fromfile(path, np.uint8, 3).tobytes() == b"\xff\xd8\xff"
-    note = "; ".join(filter(None, [note, "says no frame rate: fps of the config (or --fps) counts, or the normal films'" * raw]))
+    note = "; ".join(filter(None, [note, "says no frame rate: fps of the config (or --fps) counts" * raw]))
     if not complete:
         note = f"is incomplete: {number_of(frames, 'frame')} could be read, its header says {declared}"
     return Film(

@@ -74,7 +74,8 @@ def write_line(
     while width() > room and len(line) > 4:
         line = line[:-4] + "..."
     x = max(4, min(at[0], canvas.shape[1] - 4 - width()))
-    cv2.putText(canvas, line, (x, min(at[1], canvas.shape[0] - 4)), cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
+    start = (x, min(at[1], canvas.shape[0] - 4))
+    cv2.putText(canvas, line, start, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
     return x, x + width()
 
 
