@@ -337,7 +337,8 @@ def watch_camera(
         raise typer.Exit(4)
 
 # %% ../../nbs/11_cli/08_video.ipynb #8bedfc09
-video = typer.Typer(help="Objects, calibration, events and films of surveillance video. Boxes of your own detector complete the "
+video = typer.Typer(
+    help="Objects, calibration, events and films of surveillance video. Boxes of your own detector complete the "
     "objects: a table, see `score --help`.", no_args_is_help=True)
 for _name, _command in (
     ("extract", extract_video),
