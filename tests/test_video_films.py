@@ -433,7 +433,7 @@ def test_several_films_are_counted_in_one_line(calibrated):
     odd = [resized(folder / f"x{i}.mp4", (128, 96), 10 * i) for i in (1, 2, 3)]
     (line,) = (line for line in score(home, *odd).splitlines() if "unlike" in line)
     assert "3 videos are unlike all that it was calibrated on (frame size 128 x 96 (3)" in line
-    assert "), the first x1: scores may show the film" in line  # the bracket describes all of them
+    assert "), the first x1; scores may show the film" in line  # the bracket describes all of them
     assert "frames a second 20 (1), 30 (1), calibrated on 10 (2)" in line
 
 

@@ -84,7 +84,7 @@ def unlike_traits(
     which = f"{number_of(n, 'video')} {plural(n, 'is', 'are')} unlike all that it was calibrated on"
     in_what = f"({'; '.join(parts)})"
     which += f" {in_what}, the first {names[0]}" if n > 1 else f", {names[0]} {in_what}"
-    return f"{which}: scores may show the film, not what happens in it"
+    return f"{which}{';' if n > 1 else ':'} scores may show the film, not what happens in it"
 
 # %% ../../nbs/08_video/25_film_types.ipynb #df91c9e6
 def unlike_films(
