@@ -86,6 +86,20 @@ def test_an_intruder_is_an_event_that_starts_in_time(scored):
     )
 
 
+def test_the_alarm_that_decides_is_in_the_table_of_frames_with_its_threshold(scored):
+    home, _ = scored
+    table = pd.read_csv(home / "out" / "frame_scores.csv", dtype={"video": str, "frame": str})
+    events = pd.read_csv(home / "out" / "events.csv", dtype={"video": str, "peak_frame": str})
+    decision = EventDecision.load(home / "out" / "decision.json")
+    assert list(table.columns[-2:]) == ["alarm", "threshold"] and "combined" in table
+    assert set(table["threshold"]) == {decision.event(200).value}
+    peaks = table.set_index(["video", "frame"])["alarm"]
+    assert len(events) and all(
+        peaks[e["video"], e["peak_frame"]] == pytest.approx(e["peak"]) for e in events.to_dict("records")
+    )
+    assert set(table["video"][table["alarm"] >= table["threshold"]]) == set(events["video"])
+
+
 def test_all_in_one_gives_the_same_bytes_and_the_old_names_stay(scored, monkeypatch):
     home, _ = scored
     monkeypatch.chdir(home)
@@ -213,7 +227,8 @@ def test_a_missing_rate_of_frames_is_refused_first_and_scores_without_a_decision
         path.unlink()  # as a calibration without one left it
     result = run("score", "--out", "again", "--fps", "10")
     assert result.exit_code == 2 and "no events" in result.output and "fps in own.yml" in result.output
-    assert (tmp_path / "again" / "frame_scores.csv").exists() and not (tmp_path / "again" / "events.csv").exists()
+    assert not (tmp_path / "again" / "events.csv").exists()
+    assert pd.read_csv(tmp_path / "again" / "frame_scores.csv")[["alarm", "threshold"]].isna().all(axis=None)
 
 
 def test_two_films_of_one_name_are_refused_before_the_training_is_extracted(tmp_path, monkeypatch):

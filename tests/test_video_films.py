@@ -22,8 +22,8 @@ from anomaly_nb.video.clips import make_clip, make_video_dataset
 from anomaly_nb.video.extraction import check_extracted, damaged_videos, extract_videos
 from anomaly_nb.video.feature_files import load_object_features
 from anomaly_nb.video.layouts import FILMS, list_videos, probe_film, read_split
-from anomaly_nb.video.pipeline import dataset_videos, mark_incomplete
-from anomaly_nb.video.plan import plan_for
+from anomaly_nb.video.pipeline import dataset_videos, frames_per_second, mark_incomplete
+from anomaly_nb.video.plan import VideoPlan, plan_for
 from anomaly_nb.video.streams import Extraction
 
 cv2 = pytest.importorskip("cv2")
@@ -432,7 +432,8 @@ def test_several_films_are_counted_in_one_line(calibrated):
     folder = home / "yard" / "testing" / "videos"
     odd = [resized(folder / f"x{i}.mp4", (128, 96), 10 * i) for i in (1, 2, 3)]
     (line,) = (line for line in score(home, *odd).splitlines() if "unlike" in line)
-    assert "3 videos are unlike all that it was calibrated on, the first x1 (frame size 128 x 96 (3)" in line
+    assert "3 videos are unlike all that it was calibrated on (frame size 128 x 96 (3)" in line
+    assert "), the first x1; scores may show the film" in line  # the bracket describes all of them
     assert "frames a second 20 (1), 30 (1), calibrated on 10 (2)" in line
 
 
@@ -460,3 +461,56 @@ def test_a_calibration_from_before_this_was_kept_notes_nothing(calibrated):
     assert unlike_training(plan) == ""
     record.write_bytes(content)
     odd.unlink()
+
+
+def test_a_film_that_was_cut_off_is_said_by_watch_as_by_score(calibrated, tmp_path):
+    cut = tmp_path / "cut.avi"
+    resized(cut, (96, 64), codec="MJPG")
+    whole = probe_film(cut)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    result = CliRunner().invoke(app, ["video", "watch", str(cut), "--dataset-name", "yard", "--no-clips"])
+    assert result.exit_code == 4 and f"is incomplete: {probe_film(cut).frames} frames" in result.stderr, result.output
+    assert probe_film(cut).frames < whole.frames
+    assert "4 the film was not whole" in CliRunner().invoke(app, ["video", "watch", "--help"]).output
+
+
+def test_a_raw_stream_says_no_rate_and_the_one_of_the_config_is_in_the_table(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    images = [cv2.imencode(".jpg", np.full((64, 96, 3), 9 * i, np.uint8))[1].tobytes() for i in range(12)]
+    for split in ("training", "testing"):
+        (tmp_path / split / "videos").mkdir(parents=True)
+        (tmp_path / split / "videos" / "raw.mjpeg").write_bytes(b"".join(images))
+    film_read = list_videos(tmp_path, "testing")[0]
+    assert film_read.fps is None and "says no frame rate: fps of the config" in film_read.note
+    plan = VideoPlan("own", tmp_path / "features", tmp_path, Extraction(backbone=""), fps=25)
+    assert frames_per_second(VideoPlan("own", root=tmp_path)) is None
+    extract_videos(list_videos(tmp_path, "testing"), tmp_path / "features" / "testing", plan.extraction)
+    assert dataset_videos(plan)["fps"].tolist() == [25]
+
+
+def test_an_unknown_setting_is_named_with_its_file_and_as_the_file_writes_it(tmp_path, capsys):
+    write_text(tmp_path / "own.yml", "datasets: {yard: {root: yard, extraction: {detectr: boxes.csv}}}\n")
+    with pytest.raises(SystemExit) as end:
+        main(["video", "score", "--dataset-name", "yard", "--config", str(tmp_path / "own.yml")])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "own.yml: datasets.yard.extraction: unknown setting 'detectr'" in said
+    assert " image_size," in said and "--image-size" not in said, said
+
+
+def test_labels_and_captions_are_not_cut_at_the_edges():
+    from anomaly_nb.video.render import write_line
+
+    lines = ((480, "velocity 984.3", (470, 12)), (360, "x" * 90, (4, 29)), (120, "velocity 98434.3", (90, 12)))
+    for width, line, at in lines:
+        canvas = np.zeros((40, width, 3), np.uint8)
+        start, end = write_line(canvas, line, at, 0.4, (255, 255, 255))
+        assert 0 <= start < end <= width and canvas[:, -2:].max() == 0 and canvas[-1].max() == 0 and canvas.any()
+
+
+def test_files_beside_the_films_are_said_with_a_count(calibrated):
+    home, _ = calibrated
+    notes = [home / "yard" / "testing" / "videos" / name for name in ("notes.txt", "a.md")]
+    for path in notes:
+        write_text(path, "rain from nine on\n")
+    assert "passed over: 2, no video (testing), the first videos/a.md" in score(home, *notes)
+    assert "passed over" not in score(home)

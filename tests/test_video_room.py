@@ -16,6 +16,7 @@ import pytest
 
 from anomaly_nb.calibration.video_config import read_calibration
 from anomaly_nb.core.errors import DataError, MissingFileError, Notice
+from anomaly_nb.video.boxes import BoxesError
 from anomaly_nb.video.clips import make_video_dataset
 from anomaly_nb.video.extraction import extract_videos
 from anomaly_nb.video.conversion import export_frames
@@ -352,6 +353,14 @@ def test_boxes_of_a_table_complete_the_objects(tmp_path):
     with pytest.warns(Notice, match="has no frame '000999'"):
         report = extract_videos(videos, tmp_path / "odd", settings)
     assert list(report["failed"]) == [videos[0].name]
+    # a table that fits no film is to blame itself, and is looked at again once it is mended
+    table.write_text(corners + "\n".join(f"{v.name},x{f},2,3,30,40" for v in videos for f in v.frames))
+    with pytest.warns(Notice), pytest.raises(BoxesError, match=r"boxes.csv, line 2: video \w+ has no frame 'x0"):
+        extract_videos(videos, tmp_path / "wrong", settings)
+    # numbers, as detectors write them, give the same objects as names
+    table.write_text(corners + "\n".join(f"{v.name},{int(f)},2,3,30,40" for v in videos for f in v.frames))
+    extract_videos(videos, tmp_path / "numbers", settings)
+    assert np.array_equal(load_object_features(tmp_path / "numbers", "velocity").boxes, more.boxes)
 
 
 def test_scores_along_tracks_have_thresholds_of_their_own(done, tmp_path):

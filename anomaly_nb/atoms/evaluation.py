@@ -15,9 +15,9 @@ import pandas as pd
 
 from .baselines import ConceptBottleneck, MILProbe
 from .pipeline import TrainingSet, select_videos
-from .roles import RoleFit, fit_roles
+from .roles import RoleFit, check_fitting, fit_roles
 from .union import video_ranges
-from ..core.errors import DataError, number_of
+from ..core.errors import DataError, check_number, number_of
 from ..core.runtime import progress
 from ..metrics import bootstrap_interval, roc_auc
 from ..metrics.newcombe import or_newcombe
@@ -53,6 +53,8 @@ def held_out_scores(
 
     Raises `DataError` for fewer than 3 videos, or where the others hold an event always or never.
     """
+    check_fitting(**fitting)
+    check_number("folds", folds, 0, whole=True)
     names = list(dict.fromkeys(video_of(data.video).tolist()))
     turns = min(folds or len(names), len(names))
     if turns < 2 or len(names) < 3:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from .figures import EventInVideo, frame_in_time
 from .frames import list_frames, read_labels
-from .pipeline import load_manifest, load_run, run_pipeline, select_videos
+from .pipeline import learnable, load_manifest, load_run, run_pipeline, select_videos
 from .presence import PresenceSettings
 from .roles import RoleFit, explain, fit_roles
 from .samples import planted_clips
@@ -96,7 +96,7 @@ class AtomsView(View):
         self.paths = dict(zip((f := list_frames(frames_root)).keys, f.paths))
         labels = read_labels(labels_csv)
         self.y_true = (
-            np.array([[labels.events[e][k] for e in run.events] for k in run.keys])
+            np.array([[labels.events[e][k] for e in fit.events] for k in run.keys])
             if labels.events
             else run.labels[:, None]
         )
@@ -105,7 +105,7 @@ class AtomsView(View):
         listed = tuple((v, v) for v in dict.fromkeys(self.run.video[held_out].tolist()))
         first = self._highest(start)
         self.controls: dict[str, Control] = {
-            "event": Choice("event", 0, tuple((e, i) for i, e in enumerate(self.run.events))),
+            "event": Choice("event", 0, tuple((e, i) for i, e in enumerate(self.fit.events))),
             "video": Choice("held-out video", first, listed, long=True),
             "frame": self._frames_of(start | {"video": first}),
             "threshold": Slider("threshold on the probability", 0.5, 0.01, 0.99, 0.01),
@@ -121,7 +121,7 @@ class AtomsView(View):
         video = load_run(runs / "all").video
         names = list(dict.fromkeys(video.tolist()))
         part = select_videos(
-            load_manifest(runs / "manifest.csv", p["clip_frames"] or None),
+            learnable(load_manifest(runs / "manifest.csv", p["clip_frames"] or None)),
             [n for i, n in enumerate(names) if i % p["folds"]],
         )
         settings = {"n_fits": p["seeds"]} | {n: p[n] for n in ("epochs", "topk", "random_state")}
@@ -158,7 +158,7 @@ class AtomsView(View):
         row, event = self._row(state), state["event"]
         score, label = self._scores(state)[row], "happening" if self.y_true[row, event] else "not happening"
         return (
-            f"{self.run.keys[row]}, {self.run.events[event]}: probability {score:.2f}, "
+            f"{self.run.keys[row]}, {self.fit.events[event]}: probability {score:.2f}, "
             f"{'called' if score >= state['threshold'] else 'passed'}; truly {label}."
         )
 

@@ -29,11 +29,18 @@ app = typer.Typer(
     help="""Events in videos, from short descriptions (atoms) that an image-text model recognises.
 
 \b
-  anomaly-nb atoms frames --video street.mp4 --out_dir data/frames --fps 1
-  anomaly-nb atoms run --frames_root data/frames --labels_csv data/labels.csv --out_dir runs/demo
+  anomaly-nb atoms frames --video a.mp4 --video b.mp4 --video c.mp4 --video d.mp4 --out_dir data/frames --fps 1
+  anomaly-nb atoms run --frames_root data/frames --events_csv events.csv --out_dir runs/demo
   anomaly-nb atoms train --manifest_csv runs/manifest.csv --epochs 60
   anomaly-nb atoms evaluate --manifest_csv runs/manifest.csv
-  anomaly-nb atoms score --run_dir runs/today --roles runs/roles/roles.pt""",
+  anomaly-nb atoms frames --video new.mp4 --out_dir data/new --fps 1
+  anomaly-nb atoms run --frames_root data/new --out_dir runs/today
+  anomaly-nb atoms score --run_dir runs/today --roles runs/roles/roles.pt
+
+\b
+events.csv has a row for each video: video_id (a, b, ...) and a 0/1 column named like each event that you have labels
+of. An event needs videos with it and videos without it, at least 2 of each for evaluate. The events of the ontology are
+those of --ontology: incidents, walkway, shapes, or your own YAML file.""",
 )
 
 
@@ -212,7 +219,7 @@ def run_command(
     \b
     anomaly-nb atoms run --frames_root data/frames --labels_csv labels.csv --out_dir runs/demo
     """
-    from anomaly_nb.atoms.pipeline import run_pipeline
+    from anomaly_nb.atoms.pipeline import how_to_train, run_pipeline
     from anomaly_nb.atoms.segments import SegmentSettings
 
     record = run_pipeline(
@@ -234,15 +241,10 @@ def run_command(
     unknown = record.get("captions_unknown_atoms", [])
     if unknown:
         typer.echo(f"captions name atoms the ontology does not know, for instance {', '.join(unknown[:3])}")
-    following = f"train with: anomaly-nb atoms train --manifest_csv {out_dir.parent / 'manifest.csv'}"
-    typer.echo(
-        f"tensors in {out_dir}; "
-        + (
-            following
-            if record["labelled"]
-            else f"score with: anomaly-nb atoms score --run_dir {out_dir} --roles roles.pt"
-        )
-    )
+    following = f"score with: anomaly-nb atoms score --run_dir {out_dir} --roles roles.pt"
+    if record["labelled"] or tables.events_csv is not None:
+        following = how_to_train(out_dir.parent / "manifest.csv")
+    typer.echo(printable(f"tensors in {out_dir}; {following}"))
 
 # %% ../../nbs/11_cli/09_atoms.ipynb #b00004f6
 @app.command("train")
@@ -351,10 +353,12 @@ def evaluate_command(
     import pandas as pd
 
     from anomaly_nb.atoms.evaluation import evaluation_table, held_out_scores, video_of
-    from anomaly_nb.atoms.pipeline import load_manifest
+    from anomaly_nb.atoms.pipeline import learnable, load_manifest
+    from anomaly_nb.atoms.roles import check_fitting
     from anomaly_nb.core.tables import write_table
 
-    data = load_manifest(manifest_csv, clip_frames)
+    check_fitting(topk, seeds, epochs=epochs)
+    data = learnable(load_manifest(manifest_csv, clip_frames))
     scores = held_out_scores(data, folds, epochs=epochs, topk=topk, n_fits=seeds)
     table, out = evaluation_table(data, scores), out_dir or manifest_csv.parent / "evaluation"
     columns = {

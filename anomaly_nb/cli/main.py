@@ -230,6 +230,8 @@ def in_command(command: str, message: str) -> str:
     """A message's advice, `name=value` or `long_name` as in Python, as the running command takes it: `--name value`,
     or `-p name=value` of a report.
     """
+    if "unknown setting" in message:  # of a file, which has names of its own
+        return message
     group: Any = typer.main.get_command(app)
     for word in command.split():
         group = getattr(group, "commands", {}).get(word, group)

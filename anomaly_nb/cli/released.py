@@ -33,8 +33,8 @@ def score_features(
     sigma: Annotated[float, typer.Option(help="Gaussian over time, in snippets; 0 = none.", min=0)] = 0.0,
     per_video: Annotated[int, typer.Option(help="Snippets of each normal video in the bank.", min=1)] = 32,
 ) -> None:
-    """Score published features of UCF-Crime or XD-Violence by their distance to normal videos, and compare with the
-    ground truth by the data sets' protocol. Labels of anomalous training videos are not used.
+    """Score published features of UCF-Crime or XD-Violence by their cosine distance to normal videos, and compare with
+    the ground truth by the data sets' protocol. Labels of anomalous training videos are not used.
 
     \b
     anomaly-nb video released --train ucf_CLIP_rgb.csv --test ucf_CLIP_rgbtest.csv \\

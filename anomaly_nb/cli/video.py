@@ -7,18 +7,16 @@ __all__ = ['video', 'extract_video', 'calibrate_video', 'score_video', 'render_v
 
 # %% ../../nbs/11_cli/08_video.ipynb #5c98767f
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import After, Answer, Needs, exit_code, with_options
 from .outputs import files_in, say_earlier
 from .released import score_features
-from .video_options import DeepFeatures, Fps, Rate, VideoData, check_wishes
+from .video_options import DeepFeatures, Fps, Rate, VideoData, check_wishes, say_notes, say_videos, say_what_happened
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from anomaly_nb.video.pipeline import VideoPlan
 
 # %% ../../nbs/11_cli/08_video.ipynb #16475cb4
@@ -45,10 +43,10 @@ def extract_video(
     deep: DeepFeatures,
 ) -> None:
     """Find the objects of every frame and write their velocities and deep features, one file per video. An interrupted
-    run goes on.
+    run goes on. Boxes of your own detector are a table, see `anomaly-nb score-video --help`.
 
     \b
-    anomaly-nb extract-video --dataset-name ped2 --root data/ped2 --backbone timm:mobilenetv2_100 \\
+    anomaly-nb video extract --dataset-name ped2 --root data/ped2 --backbone timm:mobilenetv2_100 \\
         --weights mobilenet.safetensors
     """
     from anomaly_nb.core.errors import DataError
@@ -100,7 +98,7 @@ def calibrate_video(
     config.
 
     \b
-    anomaly-nb calibrate-video --dataset-name shanghaitech --max-image-count 4000 --config config.yml
+    anomaly-nb video calibrate --dataset-name shanghaitech --max-image-count 4000 --config config.yml
     """
     from anomaly_nb.video.pipeline import check_fps
 
@@ -130,7 +128,12 @@ def score_video(
     deep: DeepFeatures,
 ) -> None:
     """Score every test frame with the stored calibration, name the responsible object, and compare with the
-    ground truth if there is one. The box in events.csv is y1 x1 y2 x2 (top, left, bottom, right) in pixels.
+    ground truth if there is one. The box in events.csv is y1 x1 y2 x2 (top, left, bottom, right) in pixels. An event
+    is a peak in events.csv: the column alarm of frame_scores.csv where it reaches the column threshold.
+
+    \b
+    Boxes of your own detector:  extraction: {detector: boxes.csv}  under datasets: NAME: in the config,
+    a table of video, frame, x_min, y_min, x_max, y_max (x_max and y_max are exclusive) and perhaps score.
 
     \b
     Exit codes: 0 all videos scored and no event; 3 events; 4 none, but some videos were not whole;
@@ -145,6 +148,7 @@ def score_video(
 
     from anomaly_nb.core.errors import Notice, number_of
     from anomaly_nb.core.tables import write_table
+    from anomaly_nb.video.events import add_alarm
     from anomaly_nb.video.layouts import UnreadableVideosError
     from anomaly_nb.video.pipeline import (
         check_fps,
@@ -166,7 +170,7 @@ def score_video(
             check_testing(plan)
             check_fps(plan, data.config)
             _extract(plan, ("training",), answer)
-            _say_notes(dataset_videos(plan, "training"), answer, "not calibrated on")
+            say_notes(dataset_videos(plan, "training"), answer, "not calibrated on")
             middle = time.perf_counter()
             answer.say(_calibrate(plan, data.config, max_image_count, answer))
             answer.say(f"calibrated in {time.perf_counter() - middle:.0f} s")
@@ -176,12 +180,12 @@ def score_video(
             middle = time.perf_counter()
             frames, objects = score_dataset(plan, data.config)
         except UnreadableVideosError:
-            _say_videos(plan, out, answer)
+            say_videos(plan, out, answer)
             answer.verdict(f"{plan.name}: no video could be read", f"reasons in {out / 'videos.csv'}")
             say_earlier(out, before, answer.say)
             raise typer.Exit(1) from None
     videos = dataset_videos(plan)
-    write_table(out / "frame_scores.csv", mark_incomplete(frames, videos))
+    write_table(out / "frame_scores.csv", add_alarm(mark_incomplete(frames, videos), None))
     write_table(out / "objects.csv", mark_incomplete(responsible_objects(objects, plan.weights), videos))
     answer.say(f"scored in {time.perf_counter() - middle:.0f} s")
     if not everything:  # otherwise it was said
@@ -201,10 +205,10 @@ def score_video(
                     f"({number_of(row['tracks'], 'track')}, {row['tracks_from']})"
                 )
     labels = results[1] if results else None
-    events, promise = _say_events(
+    events, promise = say_what_happened(
         plan, frames, objects, videos, data.config, false_alarms_per_hour, out, answer, labels
     )
-    _say_videos(plan, out, answer)
+    say_videos(plan, out, answer)
     seen = f"{number_of(len(frames), 'frame')} of {number_of(frames['video'].nunique(), 'video')}"
     partly = int((~videos["complete"]).sum())
     seen += f", {partly} of {number_of(len(videos), 'video')} not whole" if partly else ""
@@ -220,69 +224,6 @@ def score_video(
         raise typer.Exit(2)  # 0 would say that there was none
     # a video of which a part was read has scores: it makes 4, never 1
     raise typer.Exit(exit_code(len(videos) + 1, partly, events))
-
-# %% ../../nbs/11_cli/08_video.ipynb #8ff7451d
-def _say_notes(videos: "pd.DataFrame", answer: Answer, left: str = "not scored") -> None:
-    "Of every video of `dataset_videos` what is to be said of it."
-    from anomaly_nb.core.order import printable
-
-    for row in videos[videos["note"] != ""].to_dict("records"):
-        answer.say(printable(f"  {row['video']}: {row['note']}") + ("" if row["scored"] else f" ({left})"))
-
-
-def _say_videos(plan: "VideoPlan", out: Path, answer: Answer) -> None:
-    "Write videos.csv, and say once of every video what is to be said of it."
-    from anomaly_nb.core.tables import write_table
-    from anomaly_nb.core.order import printable
-    from anomaly_nb.video.pipeline import dataset_videos, unlike_training
-
-    videos = dataset_videos(plan)
-    write_table(out / "videos.csv", videos)
-    _say_notes(videos, answer)
-    if videos["scored"].any() and (unlike := unlike_training(plan)):
-        answer.say(printable(f"note: {unlike}"), err=True)
-
-# %% ../../nbs/11_cli/08_video.ipynb #c53eb573
-def _say_events(
-    plan: "VideoPlan",
-    frames: "pd.DataFrame",  # of `score_dataset`
-    objects: "pd.DataFrame",
-    videos: "pd.DataFrame",  # of `dataset_videos`
-    config: Path,
-    false_alarms_per_hour: float,
-    out: Path,
-    answer: Answer,
-    labels: dict[str, Any] | None = None,  # of `evaluate_dataset`
-) -> tuple[int | None, str]:  # events, None where nothing decides on them; what the threshold promises
-    "Write events.csv and say the events and the promise; with labels delays.csv, and how soon the events came."
-    from anomaly_nb.core.errors import MissingFileError, number_of
-    from anomaly_nb.core.tables import write_table
-    from anomaly_nb.core.order import printable
-    from anomaly_nb.video.events import promise_words, say_decision, say_events
-    from anomaly_nb.video.pipeline import dataset_delays, dataset_events, mark_incomplete
-
-    try:
-        events, decision = dataset_events(plan, frames, objects, config, false_alarms_per_hour)
-    except MissingFileError as e:
-        answer.say(printable(f"  no events: {e}"), err=True)
-        return None, ""
-    write_table(out / "events.csv", mark_incomplete(events, videos))
-    decision.save(out / "decision.json")
-    for line in (*say_decision(decision, false_alarms_per_hour), *say_events(events)):
-        answer.say(printable(f"  {line}"))
-    if labels:
-        delays, false, hours = dataset_delays(plan, labels, events, decision)
-        write_table(out / "delays.csv", delays)
-        soon = (
-            f", half of them within {delays['delay'].median():.1f} s of their start"
-            if delays["delay"].notna().any()
-            else ""
-        )
-        answer.say(
-            f"  called {delays['delay'].notna().sum()} of {number_of(len(delays), 'anomalous stretch')}{soon}; "
-            f"{number_of(false, 'false event')} in {hours * 60:.1f} minutes of normal film"
-        )
-    return len(events), f"; {promise_words(decision, false_alarms_per_hour)}"
 
 # %% ../../nbs/11_cli/08_video.ipynb #a0e152bb
 @with_options
@@ -365,11 +306,17 @@ def watch_camera(
     Times are in seconds from the start; a box is y1 x1 y2 x2 (top, left, bottom, right) in pixels.
 
     \b
+    Exit codes: 0 the source has ended, or Ctrl-C, with events or without; 4 the film was not whole;
+    1 the watch broke off; 2 a wrong option, file, source or calibration.
+
+    \b
     anomaly-nb video watch rtsp://camera/1 --dataset-name yard
     """
     import json
     import signal
 
+    from anomaly_nb.core.order import printable
+    from anomaly_nb.video.layouts import read_video
     from anomaly_nb.video.sources import open_source
     from anomaly_nb.video.watch import Summary, watch
 
@@ -383,9 +330,16 @@ def watch_camera(
     finally:
         signal.signal(signal.SIGINT, before)
     typer.echo(f"{source}: {summary.say()}", err=True)
+    film = read_video(Path(source)) if Path(source).is_file() else None
+    if film is not None and film.note:
+        typer.echo(printable(f"{source}: {film.note}"), err=True)
+    if film is not None and not film.complete:
+        raise typer.Exit(4)
 
 # %% ../../nbs/11_cli/08_video.ipynb #8bedfc09
-video = typer.Typer(help="Objects, calibration, events and films of surveillance video.", no_args_is_help=True)
+video = typer.Typer(
+    help="Objects, calibration, events and films of surveillance video. Boxes of your own detector complete the "
+    "objects: a table, see `score --help`.", no_args_is_help=True)
 for _name, _command in (
     ("extract", extract_video),
     ("calibrate", calibrate_video),

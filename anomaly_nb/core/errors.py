@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DataError', 'MissingFileError', 'UnsafeFileError', 'Notice', 'MissingExtraError', 'require', 'check_file',
-           'check_folder', 'plural', 'number_of', 'percent', 'naming', 'of_own_code', 'check_random_state',
-           'real_array', 'check_finite', 'check_labels_and_scores']
+           'check_folder', 'plural', 'number_of', 'percent', 'naming', 'of_own_code', 'check_number',
+           'check_random_state', 'real_array', 'check_finite', 'check_labels_and_scores']
 
 # %% ../../nbs/00_core/01_errors.ipynb #3e8262a1
 import os
@@ -166,6 +166,21 @@ def of_own_code(
         raise DataError(f"{name}: {named[:300]}{_own_line(e) or mend}") from e
 
 # %% ../../nbs/00_core/01_errors.ipynb #56038284
+def check_number(
+    name: str,  # of the setting
+    value: float,
+    low: float = -np.inf,  # the least that is allowed
+    high: float = np.inf,  # the most that is allowed
+    whole: bool = False,  # True: no fractions
+) -> None:
+    "Whether a setting is a finite number in its range. Raises `DataError`."
+    if np.isfinite(value) and low <= value <= high and not (whole and value != int(value)):
+        return
+    bounds = [f"{word} {end:g}" for word, end in (("at least", low), ("at most", high)) if np.isfinite(end)]
+    number = "a whole number" if whole else "a finite number"
+    raise DataError(f"{name} is {value}; it must be {number}" + (f" of {' and '.join(bounds)}" if bounds else ""))
+
+
 def check_random_state(
     value: object,  # seed of a random generator
     name: str = "random_state",  # argument, for the message

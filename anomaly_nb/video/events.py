@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['runs', 'rise', 'held_out_folds', 'held_out_frames', 'check_rate', 'EventDecision', 'decide', 'made_with',
-           'find_events', 'Reason', 'reason_of', 'say_events', 'film_needed', 'promise_words', 'say_decision',
-           'verdict']
+           'find_events', 'add_alarm', 'Reason', 'reason_of', 'say_events', 'film_needed', 'promise_words',
+           'say_decision', 'verdict']
 
 # %% ../../nbs/08_video/13_events.ipynb #5323bf81
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -264,6 +264,17 @@ def find_events(
     return pd.DataFrame(
         rows, columns=["video", "start", "end", "peak", "why", "peak_at", "first", "last", "peak_frame", "box"]
     )
+
+
+def add_alarm(
+    frames: pd.DataFrame,  # as `frame_scores`
+    decision: EventDecision | None,  # None = nothing decides; the columns are empty
+    false_alarms_per_hour: float = 1.0,
+) -> pd.DataFrame:  # with two more columns: `alarm`, and the `threshold` that it must reach
+    "Frame scores with what is decided on. Raises as `EventDecision.alarm` and `EventDecision.event` do."
+    if decision is None:
+        return frames.assign(alarm=np.nan, threshold=np.nan)
+    return frames.assign(alarm=decision.alarm(frames), threshold=decision.event(false_alarms_per_hour).value)
 
 
 class Reason(TypedDict, total=False):

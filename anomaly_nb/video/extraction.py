@@ -21,6 +21,7 @@ from ..core.errors import DataError, MissingFileError, Notice
 from ..core.files import locked, sha256_json, write_json
 from ..core.plain import Record, read_json
 from ..core.runtime import progress
+from .boxes import BoxesError
 from .feature_files import INDEX, MODALITIES, VideoFile, read_feature_index, video_file, write_feature_index
 from .layouts import UnreadableVideosError, Video
 from .objects import median_background
@@ -161,6 +162,7 @@ def extract_videos(
             video_frames.pop(name, None)
             _remove_features(folder, name)
         tools, objects, failed = FrameTools(settings), 0, {}
+        tables: list[BoxesError] = []  # that do not fit a video
         with tools.stage("background"):
             scenes = _backgrounds(_spread(scene, 100)) if settings.background == "split" else {}
         write_feature_index(folder, video_frames, description, settings.modalities)
@@ -169,6 +171,7 @@ def extract_videos(
             try:
                 objects += _extract_one(tools, video, _own_background(settings, video, scenes), folder, damaged)
             except DataError as e:
+                tables += [e] if isinstance(e, BoxesError) else []
                 failed[video.name] = str(e).removeprefix(f"{video.path}: ").removeprefix(f"{video.path}{os.sep}")
                 contents["failed"][video.name] = {**made_of["videos"][video.name], "why": failed[video.name]}
                 warnings.warn(f"{video.path}: left out, {failed[video.name]}", Notice, stacklevel=2)
@@ -182,6 +185,9 @@ def extract_videos(
                     warnings.warn(f"{video.path}: {note}", Notice, stacklevel=2)
             write_json(folder / CONTENT, contents)
             write_feature_index(folder, video_frames, description, settings.modalities)
+        if not video_frames and len(tables) == len(todo):  # not one of the films is at fault
+            write_json(folder / CONTENT, {**contents, "failed": {}})
+            raise tables[0]
         if not video_frames:
             raise UnreadableVideosError(todo[0].path.parent, failed)
     read = [v for v in todo if v.name not in failed]

@@ -81,9 +81,10 @@ def unlike_traits(
         return ""
     parts = [f"{t} {_values(odd[t])}, calibrated on {_values(learned[t])}" for t in TRAITS if t in odd]
     n = len(names)
-    which = f"{number_of(n, 'video')} {plural(n, 'is', 'are')} unlike all that it was calibrated on, "
-    which += f"the first {names[0]}" if n > 1 else names[0]
-    return f"{which} ({'; '.join(parts)}): scores may show the film, not what happens in it"
+    which = f"{number_of(n, 'video')} {plural(n, 'is', 'are')} unlike all that it was calibrated on"
+    in_what = f"({'; '.join(parts)})"
+    which += f" {in_what}, the first {names[0]}" if n > 1 else f", {names[0]} {in_what}"
+    return f"{which}{';' if n > 1 else ':'} scores may show the film, not what happens in it"
 
 # %% ../../nbs/08_video/25_film_types.ipynb #df91c9e6
 def unlike_films(

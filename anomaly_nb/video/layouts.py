@@ -100,12 +100,15 @@ def _probe(path: Path, *_: int) -> Film:
     note = "has one frame, which shows no motion" if frames == 1 else ""
     if declared is None:
         note = note or f"does not say how many frames it has; {frames} were read"
+    # images one after the other: nobody says their rate, OpenCV makes one up
+    raw = np.fromfile(path, np.uint8, 3).tobytes() == b"\xff\xd8\xff"
+    note = "; ".join(filter(None, [note, "says no frame rate: fps of the config (or --fps) counts" * raw]))
     if not complete:
         note = f"is incomplete: {number_of(frames, 'frame')} could be read, its header says {declared}"
     return Film(
         frames,
         declared,
-        float(fps) if 0 < fps < 1000 else None,
+        float(fps) if 0 < fps < 1000 and not raw else None,
         (first.shape[0], first.shape[1]),
         rotation,
         complete,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DECISION', 'FILMS', 'extract_dataset', 'check_training', 'check_testing', 'check_fps', 'frames_per_second',
-           'calibrate_dataset', 'score_dataset', 'load_decision', 'dataset_events', 'dataset_videos', 'unlike_training',
-           'warn_unlike', 'mark_incomplete', 'evaluate_dataset', 'dataset_delays']
+           'calibrate_dataset', 'score_dataset', 'load_decision', 'dataset_events', 'passed_over', 'dataset_videos',
+           'unlike_training', 'warn_unlike', 'mark_incomplete', 'evaluate_dataset', 'dataset_delays']
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #8db215f2
 import warnings
@@ -30,7 +30,7 @@ from .extraction import check_extracted, damaged_videos, extract_videos
 from .feature_files import ObjectFeatures, read_feature_index
 from .film_types import count_traits, unlike_films, unlike_traits
 from .ground_truth import frame_labels, ground_truths
-from .layouts import UnreadableVideosError, list_videos, read_split
+from .layouts import BESIDE, UnreadableVideosError, is_hidden, list_videos, read_split
 from .plan import VideoPlan, features_of, located
 from anomaly_nb.video.scoring import (
     VideoScorer,
@@ -263,6 +263,18 @@ def dataset_events(
     ), decision
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #87185c1f
+def passed_over(plan: VideoPlan) -> dict[str, str]:  # split/name -> why
+    "Files beside the videos that are neither a video nor its ground truth."
+    passed: dict[str, str] = {}
+    for split in ("training", "testing"):
+        with suppress(DataError, OSError):  # said where the split is read
+            folder = read_split(plan.root, split)[0][0].path.parent if plan.root is not None else None
+            beside = sorted(folder.iterdir(), key=lambda p: natural_key(p.name)) if folder is not None else []
+            texts = [p for p in beside if p.suffix.lower() in BESIDE - {".m", ".mat", ".npy"} and p.is_file()]
+            passed |= {f"{p.parent.name}/{p.name}": f"no video ({split})" for p in texts if not is_hidden(p)}
+    return passed
+
+
 def dataset_videos(
     plan: VideoPlan,
     split: str = "testing",
@@ -283,7 +295,7 @@ def dataset_videos(
         (
             v.name,
             len(v.frames),
-            v.fps,
+            plan.fps or v.fps,
             v.name not in failed,
             v.complete and v.name not in failed and v.name not in damaged,
             failed.get(v.name, damaged.get(v.name, v.note)),

@@ -105,7 +105,8 @@ def plan_for(
     entry = dict(entries.get(name) or {})
     merged = {**DATASETS.get(name, {}), **{k: v for k, v in entry.items() if k != "extraction"}}
     merged["extraction"] = Extraction.from_settings(
-        {**DATASETS.get(name, {}).get("extraction", {}), **(entry.get("extraction") or {}), **(extraction or {})}
+        {**DATASETS.get(name, {}).get("extraction", {}), **(entry.get("extraction") or {}), **(extraction or {})},
+        f"{path}: datasets.{name}.extraction" if path else "extraction",
     )
     merged["cache"] = Path(cache or entry.get("cache") or CACHE)
     merged["root"] = Path(root or entry["root"]) if root or entry.get("root") else None
@@ -117,7 +118,7 @@ def plan_for(
     unknown = sorted(set(merged) - set(VideoPlan.__dataclass_fields__))
     if unknown:
         raise DataError(
-            f"datasets.{name}: unknown setting {unknown[0]!r}; known are "
+            f"{config}: datasets.{name}: unknown setting {unknown[0]!r}; known are "
             f"{', '.join(sorted(VideoPlan.__dataclass_fields__))}"
         )
     for setting, choices in (("events", EVENTS), ("ground_truth", GROUND_TRUTHS)):

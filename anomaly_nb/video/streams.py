@@ -64,12 +64,13 @@ class Extraction:
     def from_settings(
         cls,
         settings: Mapping[str, Any],  # as in `config.yml`
+        where: str = "extraction",  # file and place of the settings, for the message
     ) -> "Extraction":
         "Settings of a mapping. Raises `DataError` on an unknown name."
         names = {f.name for f in fields(cls)}
         unknown = sorted(set(settings) - names)
         if unknown:
-            raise DataError(f"extraction: unknown setting {unknown[0]!r}; known are {', '.join(sorted(names))}")
+            raise DataError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(names))}")
         values: Record = {k: tuple(v) if k == "piece" and v else v for k, v in settings.items()}
         return cls(**values)
 
