@@ -257,6 +257,7 @@ SCALED = "&mean=(0.485,0.456,0.406)&std=(0.229,0.224,0.225)"  # as anomalib does
 CASES = {
     "ResNet-18, layer 2, PNG": ("timm:resnet18?layers=(2,)&pool=3", 256, 1024, "png"),
     "MobileNetV2, layer 3, JPEG": (f"timm:mobilenetv2_100?layers=(3,)&pool=3{SCALED}", 256, 1024, "jpg"),
+    "MobileNetV2, layer 3, PNG": (f"timm:mobilenetv2_100?layers=(3,)&pool=3{SCALED}", 256, 1024, "png"),
     "ViT-S, JPEG": (f"timm:vit_small_patch16_224?layers=(8,)&pool=3{SCALED}", 224, 1024, "jpg"),
 }
 
