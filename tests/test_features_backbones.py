@@ -127,3 +127,20 @@ def test_mobilenet_with_its_own_weights():
     assert net.spec.weights == weights.name and net.spec.licence == "apache-2.0"
     with pytest.raises(DataError, match="weights do not fit"):
         create_backbone("timm:mobilenetv2_050", weights)
+
+
+def test_a_network_is_folded_by_a_small_example_and_works_where_it_cannot_be(monkeypatch):
+    from anomaly_nb.features import networks
+
+    sizes = []
+
+    def refuses(model, example):
+        sizes.append(tuple(example.shape))
+        raise AssertionError("windows of 7")
+
+    monkeypatch.setattr(networks, "fold_batch_norms", refuses)
+    large = create_backbone("timm:mobilenetv2_100", "random", 1024)
+    small = create_backbone("timm:mobilenetv2_100", "random", 64)
+    assert sizes == [(1, 3, 224, 224), (1, 3, 64, 64)]  # all maps of an example are held at once
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in large.model.modules())
+    assert small.patches(small.transform(IMAGE)[None])[1] == (4, 4)

@@ -211,9 +211,10 @@ def _create_timm(model_name: str, size: int, resize: str, arguments: Options, pr
 
 # %% ../../nbs/03_features/13_networks.ipynb #18c35c10
 def _fold(model: Any, size: int) -> None:
-    "Fold the batch norms of a convolutional network; they stay where an image is too small for its upper layers."
+    "Fold the batch norms of a convolutional network; they stay where it does not take an image of this size."
     import torch
 
-    example = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with suppress(RuntimeError, ValueError):
+    side = min(size, 224)  # all maps of an example are held at once
+    example = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with suppress(RuntimeError, ValueError, AssertionError):
         fold_batch_norms(model, example)
