@@ -28,6 +28,7 @@ from ..core.plain import Record
 from ..core.views import Choice, Control, Slider, State, View
 from ..data.images import read_image
 from ..metrics import roc_auc
+from ..metrics.ranking import reached
 
 # %% ../../nbs/09_atoms/13_view.ipynb #d105f808
 def presences_of_report(
@@ -134,7 +135,7 @@ class AtomsView(View):
         "Decisions and ranking over all held-out frames of one event."
         scores = self.segments(window, quantile)[2][self.held_out, event]
         ground_truth = self.y_true[self.held_out, event] == 1
-        called = scores >= threshold
+        called = reached(scores, threshold)
         rows = [
             ("true positives, frames", f"{(called & ground_truth).sum()} of {ground_truth.sum()}"),
             ("false positives, frames", f"{(called & ~ground_truth).sum()} of {(~ground_truth).sum()}"),
@@ -159,7 +160,7 @@ class AtomsView(View):
         score, label = self._scores(state)[row], "happening" if self.y_true[row, event] else "not happening"
         return (
             f"{self.run.keys[row]}, {self.fit.events[event]}: probability {score:.2f}, "
-            f"{'called' if score >= state['threshold'] else 'passed'}; truly {label}."
+            f"{'called' if reached(score, state['threshold']) else 'passed'}; truly {label}."
         )
 
     def draw(self, state: State) -> tuple[Figure, pd.DataFrame]:  # figure, now, report

@@ -21,6 +21,7 @@ from ..core.display import summary_html
 from ..core.errors import DataError, check_finite, number_of, percent, plural, real_array
 from ..core.files import sha256_array, write_json
 from ..core.plain import Record, read_json
+from ..metrics.ranking import reached
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #d05b66a0
 CONFIDENCE = 0.95  # of every bound, unless another is asked for
@@ -150,7 +151,7 @@ class Threshold:
         values = real_array("scores", scores)
         if count := int(np.isnan(values).sum()):
             raise DataError(f"scores: {count} of {values.size} are NaN, neither normal nor anomalous; leave them out")
-        return values >= self.value
+        return reached(values, self.value)
 
     def save(self, path: str | Path) -> Path:
         "Write as JSON."

@@ -283,6 +283,7 @@ def score(
     from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.order import utf8_name
     from anomaly_nb.data.images import read_image
+    from anomaly_nb.metrics.ranking import reached
     from anomaly_nb.scoring.predict import find_images, map_names, table_cell
     from anomaly_nb.segmentation.datasets import resized_image, resized_labels
     from anomaly_nb.segmentation.evaluation import check_sizes
@@ -324,7 +325,7 @@ def score(
                 f"{path}: give --height and --width, or --other-size to use the thresholds nonetheless",
             )
         maps = scorer.score_one(method, predict(network, inputs))[0]
-        flagged = maps >= threshold
+        flagged = reached(maps, threshold)
         shown = resized_labels(flagged.astype(np.uint8), (image.shape[0], image.shape[1])).astype(bool)
         painted = np.where(shown[..., None], (0.4 * image + 0.6 * np.array([230, 159, 0])).astype(np.uint8), image)
         save_array(out / f"{names[str(path)]}.npy", maps)

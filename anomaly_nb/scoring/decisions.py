@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from ..core.errors import percent
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD
 from ..metrics import average_precision, roc_auc
+from ..metrics.ranking import reached
 
 # %% ../../nbs/06_scoring/26_decisions.ipynb #d8e5db79
 def decision_table(
@@ -23,7 +24,7 @@ def decision_table(
     "Confusion counts, rates and ranking of labelled images; what needs both classes is left out where there is one."
     mask = labels >= 0
     ground_truth, s = labels[mask] == 1, scores[mask]
-    called = s >= threshold
+    called = reached(s, threshold)
     tp, fp, bad, good = (
         int((called & ground_truth).sum()),
         int((called & ~ground_truth).sum()),
@@ -47,7 +48,7 @@ def decision_table(
             ("image AP", f"{average_precision(ground_truth, s):.4f}"),
         ]
     if not mask.all():
-        rows.append(("unlabelled, called", f"{int((scores[~mask] >= threshold).sum())} of {int((~mask).sum())}"))
+        rows.append(("unlabelled, called", f"{int(reached(scores[~mask], threshold).sum())} of {int((~mask).sum())}"))
     return pd.DataFrame(rows, columns=["metric", "value"])
 
 # %% ../../nbs/06_scoring/26_decisions.ipynb #f09a5b23
@@ -67,7 +68,8 @@ def plot_decisions(
     ]
     for y, (_, values, classes, where) in enumerate(rows):
         colours = np.where(classes == 1, ANOMALOUS, NORMAL) if where is not None else np.full(len(values), PALETTE[6])
-        wrong = ((classes == 1) & (values < threshold)) | ((classes == 0) & (values >= threshold))
+        called = reached(values, threshold)
+        wrong = ((classes == 1) & ~called) | ((classes == 0) & called)
         spread = y + 0.26 * ((np.arange(len(values)) * 7) % 5 - 2) / 2  # so that equal scores do not hide each other
         ax.scatter(
             values,

@@ -45,10 +45,11 @@ from image_file import answer
 settings, session = json.loads((here / "export.json").read_text()), onnxruntime.InferenceSession(here / "detector.onnx")
 def decide(image):
     score, heat = (v[0] for v in session.run(["score", "map"], {"image": image[None].astype(settings["input"])}))
+    score = float(score)
     as_high = sum(weight for held_out, weight in zip(settings["held_out"], settings["weights"]) if held_out >= score)
     p_value = (1 + as_high) / (1 + sum(settings["weights"]))
     hottest = [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]
-    return dict(score=float(score), anomalous=bool(score >= settings["threshold"]), p_value=p_value, hottest=hottest)
+    return dict(score=score, anomalous=score >= settings["threshold"], p_value=p_value, hottest=hottest)
 sys.exit(answer(sys.argv[1:], settings["input"], __doc__, decide))
 '''
 READER = '''"How predict.py reads image files: as anomaly-nb predict does, or not at all."

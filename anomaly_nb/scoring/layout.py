@@ -19,6 +19,7 @@ from ..core.plain import Record
 from ..features.base import Backbone, BackboneSpec
 from ..features.extract import counted_cells
 from ..features.geometry import Placement, Region, blend_tiles, cells_to_pixels
+from ..metrics.ranking import reached
 from .maps import check_sigma, heatmaps, image_scores
 
 # %% ../../nbs/06_scoring/04_layout.ipynb #0136debb
@@ -155,7 +156,7 @@ class Cells:
 
     def _areas(self, scores: np.ndarray, k: int, limit: float) -> list[np.ndarray]:
         "Pixels of the connected areas of a part's cells above the limit."
-        hot = scores[self.part(k)].reshape(self.grids[k]) >= limit
+        hot = reached(scores[self.part(k)], limit).reshape(self.grids[k])
         if not hot.any():
             return []
         slices = ndimage.find_objects(ndimage.label(hot, np.ones((3, 3)))[0])

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..core.errors import DataError
 from ..core.files import atomic_write
+from ..metrics.ranking import reached
 from .detector import Detector
 from .predict import Prediction, prediction_map
 from .result import patch_limit
@@ -102,5 +103,5 @@ def write_submission(
     with atomic_write(files[0]) as f:
         f.write(half_tiff(half))
     with atomic_write(files[1]) as f:
-        Image.fromarray(np.where(heat >= limit, 255, 0).astype(np.uint8)).save(f, format="PNG")
+        Image.fromarray(np.where(reached(heat, limit), 255, 0).astype(np.uint8)).save(f, format="PNG")
     return files

@@ -22,6 +22,7 @@ from ..core.views import Check, Choice, Control, Slider, State, View
 from ..data import image_info, one_category, read_index
 from ..data.census import equal_files, split_counts
 from ..features import FeatureSet, cached_features
+from ..metrics.ranking import reached
 from .decisions import decision_table, plot_decisions
 from .detector import Detector
 from .evaluation import read_masks
@@ -201,7 +202,7 @@ class ImageView(View):
 
     def _wrong(self, state: State) -> np.ndarray:
         "False negatives and false positives of a state."
-        called = self.scores(*self._setting(state))[0] >= state["threshold"]
+        called = reached(self.scores(*self._setting(state))[0], state["threshold"])
         return ((self.labels == 1) & ~called) | ((self.labels == 0) & called)
 
     def table(self, state: State) -> pd.DataFrame:  # figure, value
@@ -223,7 +224,7 @@ class ImageView(View):
         if i < 0:
             return "No errors at this threshold."
         score = self.scores(*self._setting(state))[0][i]
-        verdict = "called anomalous" if score >= state["threshold"] else "passed"
+        verdict = "called anomalous" if reached(score, state["threshold"]) else "passed"
         return (
             f"{self.defects[i]} image {self.meta['image_path'].iloc[i].rpartition('/')[2]}: score {score:.3g}, "
             f"threshold {state['threshold']:.3g}, {verdict}."

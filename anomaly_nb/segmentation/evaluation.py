@@ -27,6 +27,7 @@ from anomaly_nb.metrics import (
     mean_iou,
 )
 from ..metrics.overlap import component_track
+from ..metrics.ranking import reached
 from .datasets import VOID, StreetDataset
 from .models import weights_digest
 from .passes import SceneNetwork
@@ -252,7 +253,7 @@ def count_components(
     for key, scores, anomaly in scenes:
         for method, maps in scores.items():
             stored = maps.astype(np.float16).astype(np.float32)
-            pred_mask = stored >= evaluation.metadata["component_threshold"][method]
+            pred_mask = reached(stored, evaluation.metadata["component_threshold"][method])
             evaluation.components[method][key] = component_scores(
                 anomaly == 1, pred_mask, anomaly == VOID, least.min_pixels, least.min_true
             )

@@ -23,6 +23,7 @@ from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, figure_style
 from ..core.views import Choice, Control, Slider, State, View
 from ..metrics import average_precision, fpr_at_tpr, roc_auc
+from ..metrics.ranking import reached
 from ..scoring.maps import overlay
 from .datasets import VOID, StreetDataset
 from .readers import open_streets
@@ -84,7 +85,7 @@ def fate_image(
     threshold: float,
 ) -> np.ndarray:  # (H, W, 3) uint8
     "The image in grey, its pixels coloured by `FATES`."
-    called, bad, good = scores >= threshold, anomaly == 1, anomaly == 0
+    called, bad, good = reached(scores, threshold), anomaly == 1, anomaly == 0
     shown = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2) * 0.6 + 80
     for (_, colour), where in zip(FATES.items(), (called & bad, ~called & bad, called & good)):
         shown[where] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
@@ -157,10 +158,10 @@ class StreetView(View):
         (mask, scores), limit = self.pixels(method, "test"), self.threshold(method, fraction)
         rows = {
             "promised false-positive rate, pixels": percent(fraction),
-            "false-positive rate, pixels": percent((scores[~mask] >= limit).mean()),
+            "false-positive rate, pixels": percent(reached(scores[~mask], limit).mean()),
         }
         rows |= {
-            "true-positive rate, pixels": percent((scores[mask] >= limit).mean()) if mask.any() else "there are none"
+            "true-positive rate, pixels": percent(reached(scores[mask], limit).mean()) if mask.any() else "there are none"
         } | self.ranking(method)
         return pd.DataFrame(rows.items(), columns=["metric", "value"])
 
@@ -168,7 +169,7 @@ class StreetView(View):
         "The scene in words."
         scene, heat = self.scenes["test"][state["scene"]], self.maps(state["method"])["test"][state["scene"]]
         called, bad, good = (
-            heat >= self.threshold(state["method"], state["fraction"]),
+            reached(heat, self.threshold(state["method"], state["fraction"])),
             scene.anomaly == 1,
             scene.anomaly == 0,
         )
