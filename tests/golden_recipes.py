@@ -7,9 +7,10 @@ Real data are read from the folder named by ANOMALY_NB_DATA; without it only the
 
 Against the code from before the second version of the filters, on leather and the samples: `filters-1` gives what
 `filters` gave to 1e-6 in all nine recipes there were, but for one change that was meant. Held-out scores of a coreset
-have its holes filled since, which moves the thresholds of `patchcore`, so that it calls other images. `filters` is the
-second version, and differs everywhere. The lines of magnetic_tile were renewed when images were resized along the rows
-first again: Pillow 13 had begun to take the columns first in images as tall as these, which moves grey values by one.
+have its holes filled since, and a coreset of few patches an image is chosen anew without the images it scores, which
+moves the thresholds of `patchcore`, so that it calls other images. `filters` is the second version, and differs
+everywhere. The lines of magnetic_tile were renewed when images were resized along the rows first again: Pillow 13 had
+begun to take the columns first in images as tall as these, which moves grey values by one.
 """
 
 import os
