@@ -6,6 +6,7 @@
 __all__ = ['neighbourhood_mean', 'nearest_in_each', 'mutual_scores', 'MutualBank', 'rerank_scores']
 
 # %% ../../nbs/04_banks/08_mutual.ipynb #a77d028c
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from scipy import ndimage
 
 from .base import Bank, check_patches
 from .neighbours import unit_rows
-from ..core.errors import DataError, check_finite, number_of
+from ..core.errors import DataError, Notice, check_finite, number_of
 from ..core.runtime import progress
 
 # %% ../../nbs/04_banks/08_mutual.ipynb #4247f5b4
@@ -63,11 +64,11 @@ def mutual_scores(
     """
     x = check_patches(patches, patch_hw)
     n, p, d = x.shape
-    if n < 2 or not 0 < fraction <= 1 or parts < 1 or d % parts:
+    if n < 2:
+        raise DataError(f"{number_of(n, 'image')}: images are compared with each other; give at least 2 together")
+    if not 0 < fraction <= 1 or parts < 1 or d % parts:
         raise DataError(
-            f"{number_of(n, 'image')}, fraction={fraction}, parts={parts}; use at least 2 "
-            "images, a fraction in (0, 1] and "
-            f"parts that divide {d} dimensions"
+            f"fraction={fraction}, parts={parts}; use a fraction in (0, 1] and parts that divide {d} dimensions"
         )
     count = max(1, int(fraction * (n - 1) + 1e-9))
     scores, unit = np.zeros((n, p), np.float32), np.empty((n, p, d // parts), np.float32)
@@ -114,7 +115,7 @@ class MutualBank(Bank):
     ) -> "MutualBank":
         "Note the grid. Raises `DataError` if it does not fit."
         check_patches(patches, patch_hw)
-        self.patch_hw_ = (int(patch_hw[0]), int(patch_hw[1]))
+        self.patch_hw_, self.images_ = (int(patch_hw[0]), int(patch_hw[1])), len(patches)
         return self
 
     def score(
@@ -124,6 +125,10 @@ class MutualBank(Bank):
     ) -> np.ndarray:  # (N, P) float32
         "Scores of a batch from its own other images. Raises `NotFittedError`, `DataError`."
         self._fitted()
+        together = vars(self).get("images_", 0)  # files of earlier versions do not say
+        if len(patches) < together:
+            text = f"{number_of(len(patches), 'image')} compared with each other, where a threshold is of {together}"
+            warnings.warn(Notice(f"{text} together; it promises nothing for fewer"), stacklevel=2)
         return mutual_scores(patches, self.patch_hw_, tuple(self.radii), self.fraction, self.parts)
 
     def leave_one_image_out(
@@ -143,6 +148,8 @@ def rerank_scores(
 
     Raises `DataError` if scores and cls do not agree.
     """
+    if np.asarray(cls).dtype == object:
+        raise DataError("rerank compares images by a vector each (cls), which these features lack; use rerank=()")
     scores, unit = np.asarray(scores, np.float32), unit_rows(np.asarray(check_finite("cls", cls), np.float32))
     if scores.shape != (len(unit),) or not 1 <= min(ks) <= max(ks) <= len(unit):
         raise DataError(

@@ -224,7 +224,7 @@ def update(
 
     `fit` takes a folder's images by name, so it gives the same where the new names come last. Where they do not, a
     bank that keeps a part of its patches may keep others, and scores differ a little. Recipe, backbone and the rule of
-    intensities stay as they are.
+    intensities stay as they are. All earlier images are read again, from where they were.
 
     Exit codes: 0 the new version is written; 2 a wrong option, image or detector, and nothing is changed.
 

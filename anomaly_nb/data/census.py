@@ -257,6 +257,20 @@ def take_census(
     rules = Counter(mask_rule(p, t) for p, t in zip(index["mask_path"], index["mask_threshold"]) if p)
     train = index["split"] == "train"
     twins = equal_files(index["image_path"][train], index["image_path"][~train])
+    label = dict(zip(index["image_path"][~train], index["label"][~train]))
+    learned = set(index["image_path"][train & (index["label"] != 1)])
+    torn = [a for a, b in twins if a in learned and label[b] == 1]
+    unknown = int((train & (index["label"] == -1)).sum())
+    said = []
+    if unknown:
+        said.append(
+            f"{number_of(unknown, 'training image')} of {int(train.sum())} without a known label, taken for normal"
+        )
+    if torn:
+        said.append(
+            f"{number_of(len(torn), 'image')} learned from as normal and labelled anomalous in test, the first "
+            f"{Path(torn[0]).name}: one of the two labels is wrong"
+        )
     return {
         "dataset": dataset,
         "images": len(index),
@@ -265,7 +279,7 @@ def take_census(
         "without_mask": int((bad["mask_path"] == "").sum()),
         "mask_rules": dict(rules),
         "skipped": files_left(root, read | masks, index.attrs.get("skipped", {})),
-        "notes": [*index.attrs.get("notes", []), *sizes, *unlike],
+        "notes": [*said, *index.attrs.get("notes", []), *sizes, *unlike],
         "in_train_and_test": [list(pair) for pair in twins[:20]],
         "n_in_train_and_test": len(twins),
     }

@@ -49,6 +49,20 @@ def index_logical_samples(
     return index_mvtec_loco(write_logical_samples(root or "data/logical"), category)
 
 # %% ../../nbs/02_data/13_datasets.ipynb #dc497a7a
+def _named_in_table(
+    table: Path,
+    line: int,
+    name: str,  # a path, relative to the table's folder; with backslashes where it comes from Windows
+) -> Path:
+    "The file that a line of a table names. Raises `MissingFileError`."
+    file, turned = table.parent / name, table.parent / name.replace("\\", "/")
+    if not file.exists() and turned.exists():
+        return turned
+    spaces = "" if name == name.strip() else "; the name begins or ends with a space"
+    check_file(file, f"line {line} of {table.name} names it{spaces}")
+    return file
+
+
 def index_csv(
     # table with columns image_path and split, and category, label, defect, mask_path where you have them
     path: str | Path,
@@ -75,12 +89,12 @@ def index_csv(
     table = table.assign(
         **{c: table[c] if c in table else "" for c in ("category", "split", "label", "defect", "mask_path")}
     )
-    rows = []
+    rows, slashes = [], 0
     for line, r in zip(table.index, table.to_dict("records")):
-        image = path.parent / r["image_path"]
-        mask = path.parent / r["mask_path"] if r["mask_path"] else None
-        for file in filter(None, (image, mask)):
-            check_file(file, f"line {line} of {path.name} names it")
+        image, mask = (_named_in_table(path, line, r[c]) if r[c] else None for c in ("image_path", "mask_path"))
+        if image is None:
+            raise DataError(f"{path}, line {line}: no image_path")
+        slashes += image.as_posix() != (path.parent / r["image_path"]).as_posix()
         defect = r["defect"] or {"0": "good", "1": "anomaly"}.get(r["label"], "unknown")
         if r["split"] not in ("train", "validation", "test") or r["label"] not in ("", "0", "1", "-1"):
             raise DataError(
@@ -98,7 +112,12 @@ def index_csv(
     if not rows:
         categories = sorted(set(table["category"].where(table["category"] != "", path.stem)), key=natural_key)
         raise MissingFileError(f"{path}: no category {category!r}; there are {', '.join(categories)}")
-    return make_index(rows)
+    index = make_index(rows)
+    if slashes:
+        paths = number_of(slashes, "path")
+        index.attrs["notes"] = [f"{paths} of {path.name} written with backslashes, read as slashes"]
+    return index
+
 
 # %% ../../nbs/02_data/13_datasets.ipynb #6906003b
 LAYOUTS: dict[str, Callable[..., pd.DataFrame]] = {

@@ -74,6 +74,11 @@ def parse_name(
     name: str,  # "family:model?key=value&key=value"
 ) -> tuple[str, str, Options]:  # family, model, options
     "Split a backbone's name. Raises `DataError` if it has another form."
+    if not isinstance(name, str):
+        raise DataError(
+            f"backbone: a {type(name).__name__}, where a name such as 'timm:resnet18' is meant; of a network of your "
+            "own give its features to fit and score: an array (N, P, D), or a FeatureSet"
+        )
     match = re.fullmatch(r"([\w-]+)(?::([\w./-]+))?(?:\?(.*))?", name)
     if not match:
         raise DataError(

@@ -92,7 +92,7 @@ def joined_groups(
     count, named = len(set(whole.tolist())), _named(apart, paths, groups)
     if count == 1:
         what = f"all {n} images are the same" if groups is None else f"copies join all groups of {n} images"
-        raise DataError(f"X: {what}{named}, and none can be left out; add images that differ")
+        raise DataError(f"{what}{named}, and none can be left out; add images that differ")
     if groups is not None:
         said = f"images of different groups are the same{named}: such groups are joined, which leaves {count} of"
         return labels[whole], f"{said} {len(set(labels.tolist()))}"

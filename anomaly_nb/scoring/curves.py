@@ -106,11 +106,13 @@ def curve_verdict(
     for k in dict.fromkeys((int(table["shots"].min()), int(table["shots"].max()))):
         at = table[table["shots"] == k].sort_values("mean", ascending=False, kind="stable")
         first = at.iloc[0]
+        level = at[(at["mean"] - first["mean"]).abs() < 5e-4]["recipe"].tolist()  # the same in the digits below
         sure = f" [{first['low']:.3f}, {first['high']:.3f}]" if np.isfinite(first["low"]) else ""
-        rest = f", before {at.iloc[1]['recipe']} with {at.iloc[1]['mean']:.3f}" if len(at) > 1 else ""
+        behind = at.iloc[len(level) : len(level) + 1]
+        rest = "".join(f", before {name} with {mean:.3f}" for name, mean in zip(behind["recipe"], behind["mean"]))
+        lead = f"{level[0]} leads" if len(level) == 1 else f"{', '.join(level[:-1])} and {level[-1]} are level"
         clauses.append(
-            f"with {k or 'no'} normal image{'' if k == 1 else 's'} {first['recipe']} leads with "
-            f"{first['mean']:.3f}{sure}{rest}"
+            f"with {k or 'no'} normal image{'' if k == 1 else 's'} {lead} with {first['mean']:.3f}{sure}{rest}"
         )
     text = "; ".join(clauses) + "."
     return text[0].upper() + text[1:]

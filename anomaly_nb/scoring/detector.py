@@ -22,7 +22,7 @@ from ..data.headers import image_info
 from ..features import FeatureSet, extract_features
 from ..features.base import Backbone
 from .detector_files import check_backbone, read_detector, write_detector
-from .inputs import image_table, portions, source_of, tested, training_rule, with_added
+from .inputs import image_table, portions, source_of, still_there, tested, training_rule, with_added
 from .layout import Cells, Layout
 from .learning import learn
 from .maps import OWN_SCORES, bank_image_scores
@@ -350,10 +350,10 @@ class Detector(BaseEstimator):
     def update(self, X: pd.DataFrame | list | tuple) -> "Detector":
         """Add normal images: the same as a fit on all, read again in this order, the earlier images first.
 
-        Raises `NotFittedError`, or `DataError` where the first ones were no files.
+        Raises `NotFittedError`, `DataError` where the first ones were no files, `MissingFileError` where they are gone.
         """
         self._check_fitted()
-        table = with_added(self.paths_, self.groups_, X)
+        table = with_added(still_there(self.paths_), self.groups_, X)
         table.attrs["intensity"] = self.intensity_.to_dict()  # decided once
         version, choice = self.version_, self.choice_
         learn(self, table, self.budget_)

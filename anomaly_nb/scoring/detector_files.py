@@ -52,7 +52,7 @@ def training_table(detector: "Detector") -> pd.DataFrame:  # image_path, sha256,
         }
     )
     table["group"] = detector.groups_ or ""
-    table["score"] = detector.held_out_ if len(detector.held_out_) else float("nan")
+    table["score"] = detector.held_out_.astype(float) if len(detector.held_out_) else float("nan")  # all digits
     return table.assign(label=0, role="normal")
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #1a07fce2
@@ -315,6 +315,11 @@ def check_backbone(
     detector: "Detector",  # loaded
 ) -> None:
     "Raise `DataError` where the backbone made here gives other features than the one the detector was fitted with."
+    if not str(detector.spec_.get("name") or "filters").startswith(("filters", "timm:", "open_clip:")):
+        raise DataError(
+            f"the detector was fitted on features of a network of your own, {detector.spec_['name']!r}, which it "
+            "cannot ask; give features of new images, as to fit"
+        )
     spec = detector.network().spec.to_dict()
     differs = [k for k in SPEC if k in detector.spec_ and detector.spec_[k] != spec.get(k)]
     if differs:

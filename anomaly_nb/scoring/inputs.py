@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['image_table', 'normal_training', 'tested', 'any_normal', 'to_learn_from', 'training_table', 'training_rule',
-           'source_of', 'known_groups', 'alike_images', 'with_added', 'portions']
+           'source_of', 'known_groups', 'alike_images', 'still_there', 'with_added', 'portions']
 
 # %% ../../nbs/06_scoring/22_inputs.ipynb #b1e289bc
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError
+from ..core.errors import DataError, MissingFileError
 from ..data.intensity import Intensity, fit_intensity
 from ..features import FeatureSet
 from ..features.extract import index_intensity
@@ -135,6 +135,18 @@ def alike_images(
     return [(paths[i], paths[j]) for i, j in pairs], said
 
 # %% ../../nbs/06_scoring/22_inputs.ipynb #030d9b4a
+def still_there(
+    paths: list[str],  # learned from before; "" of arrays
+) -> list[str]:  # the same
+    "Raise `MissingFileError` for files that an update could not read again."
+    if gone := [p for p in paths if p and not Path(p).exists()]:
+        raise MissingFileError(
+            f"{gone[0]}: no such file ({len(gone)} of {len(paths)} such); an update reads again all that the detector "
+            "learned from: bring the images back to where they were, or fit anew"
+        )
+    return paths
+
+
 def with_added(
     paths: list[str],  # learned from before
     groups: list[str],  # theirs; empty for none
@@ -152,7 +164,8 @@ def with_added(
     old_paths = set(paths)
     added = new[[p not in old_paths for p in new["image_path"]]]
     if not len(added):
-        raise DataError(f"all {len(new)} images were learned from before; there is nothing to add")
+        what = f"all {len(new)} images were" if len(new) > 1 else "the image was"
+        raise DataError(f"{what} learned from before; there is nothing to add")
     old = pd.DataFrame({"image_path": paths})
     if groups and "group" in new:
         old["group"] = groups

@@ -160,9 +160,8 @@ class StreetView(View):
             "promised false-positive rate, pixels": percent(fraction),
             "false-positive rate, pixels": percent(reached(scores[~mask], limit).mean()),
         }
-        rows |= {
-            "true-positive rate, pixels": percent(reached(scores[mask], limit).mean()) if mask.any() else "there are none"
-        } | self.ranking(method)
+        true = percent(reached(scores[mask], limit).mean()) if mask.any() else "there are none"
+        rows |= {"true-positive rate, pixels": true} | self.ranking(method)
         return pd.DataFrame(rows.items(), columns=["metric", "value"])
 
     def describe(self, state: State) -> str:

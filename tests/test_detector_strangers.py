@@ -1,0 +1,141 @@
+"""What people bring that nobody planned for: equal scores, labels that contradict, moved images, networks of one's own."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from anomaly_nb.banks import KNNBank, MutualBank, held_out_scores
+from anomaly_nb.calibration.thresholds import Threshold, conformal_threshold
+from anomaly_nb.core.errors import DataError, MissingFileError, Notice
+from anomaly_nb.data import read_index
+from anomaly_nb.data.census import census_lines, take_census
+from anomaly_nb.features import FeatureSet
+from anomaly_nb.scoring import Detector
+from anomaly_nb.scoring.curves import curve_verdict
+
+
+def images(folder, count, random_state=0):
+    rng = np.random.default_rng(random_state)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{random_state}{i:02}.png" for i in range(count)]
+    for path in paths:
+        Image.fromarray(rng.integers(90, 160, (40, 40, 3)).astype(np.uint8)).save(path)
+    return paths
+
+
+def test_a_normal_score_below_the_threshold_is_not_flagged_in_any_precision():
+    scores = (np.random.default_rng(0).integers(0, 40, 99) * 0.1).astype(np.float32)
+    threshold = conformal_threshold(scores, 0.05)
+    for type_ in (np.float16, np.float32, np.float64):
+        some = scores.astype(type_)
+        assert (threshold.predict(some) == (some.astype(float) >= threshold.value)).all()
+    assert threshold.predict(scores).sum() <= 5
+    assert not Threshold(0.50012, "conformal", "x", 10).predict(np.array([0.5], np.float16))[0]
+
+
+def test_equal_scores_keep_the_promise():
+    "Counts of events score alike to the bit, so that many scores lie just below the threshold."
+    rates = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        train, new = (rng.poisson(2.0, (n, 9, 4)).astype(np.float32) for n in (59, 300))
+        detector = Detector("knn", bank=KNNBank(metric="sqeuclidean"), threshold="conformal:0.05").fit(train)
+        rates.append(detector.predict(new).mean())
+    assert np.mean(rates) < 0.06
+
+
+@pytest.mark.parametrize("coreset", [12, 0.05])
+def test_a_small_coreset_keeps_its_promise(coreset):
+    rng = np.random.default_rng(1)
+    centres = 3 * rng.normal(size=(12, 16))
+
+    def draw(n):
+        return (centres[rng.integers(0, 12, (n, 36))] + rng.normal(size=(n, 36, 16))).astype(np.float32)
+
+    rates = []
+    for _ in range(15):
+        detector = Detector("knn", bank=KNNBank(metric="euclidean", coreset=coreset), threshold="conformal:0.05")
+        rates.append(detector.fit(draw(40)).predict(draw(200)).mean())
+    assert np.mean(rates) < 0.05 + 2.5 * np.std(rates) / 15**0.5
+
+
+def test_a_small_coreset_is_chosen_without_the_image():
+    x = np.random.default_rng(0).normal(size=(8, 36, 5)).astype(np.float32)
+    bank = KNNBank(metric="euclidean", coreset=0.1).fit(x, (6, 6))
+    alone = [
+        KNNBank(metric="euclidean", coreset=0.1).fit(np.delete(x, i, 0), (6, 6)).score(x[i : i + 1])[0]
+        for i in range(8)
+    ]
+    assert np.allclose(held_out_scores(bank, x, (6, 6)), alone, rtol=1e-5)
+
+
+def test_fewer_images_than_the_threshold_is_of():
+    x = np.random.default_rng(0).normal(size=(12, 9, 4)).astype(np.float32)
+    detector = Detector("knn", bank=MutualBank((1,)), threshold="conformal:0.1").fit(x)
+    with pytest.warns(Notice, match="2 images compared with each other, where a threshold is of 12 together"):
+        detector.predict(x[:2])
+    with pytest.raises(DataError, match="1 image: images are compared with each other; give at least 2 together"):
+        detector.predict(x[:1])
+
+
+def test_labels_that_are_unknown_or_contradict_are_said(tmp_path):
+    paths = images(tmp_path / "img", 4)
+    rows = [(f"img/{p.name}", "train", -1) for p in paths] + [(f"img/{paths[0].name}", "test", 1)]
+    pd.DataFrame(rows, columns=["image_path", "split", "label"]).to_csv(tmp_path / "t.csv", index=False)
+    lines = census_lines(take_census(read_index("csv", tmp_path / "t.csv"), tmp_path))
+    assert "note: 4 training images of 4 without a known label, taken for normal" in lines
+    assert any("1 image learned from as normal and labelled anomalous in test, the first 000.png" in s for s in lines)
+
+
+def test_paths_from_windows_and_with_spaces(tmp_path):
+    images(tmp_path / "img", 2)
+    (tmp_path / "t.csv").write_text("image_path,split\nimg\\000.png,train\nimg/001.png,train\n")
+    index = read_index("csv", tmp_path / "t.csv")
+    assert [p.rpartition("/")[2] for p in index["image_path"]] == ["000.png", "001.png"]
+    assert "1 path of t.csv written with backslashes, read as slashes" in index.attrs["census"]["notes"]
+    (tmp_path / "t.csv").write_text("image_path,split\n img/000.png,train\n")
+    with pytest.raises(MissingFileError, match="begins or ends with a space"):
+        read_index("csv", tmp_path / "t.csv")
+
+
+def test_an_update_names_what_was_moved(tmp_path):
+    paths = images(tmp_path / "good", 6)
+    detector = Detector("knn", "filters", image_size=32).fit(paths)
+    paths[2].rename(tmp_path / "elsewhere.png")
+    with pytest.raises(MissingFileError, match=r"good/002.png: no such file \(1 of 6 such\).*bring the images back"):
+        detector.update(images(tmp_path / "more", 2, 7))
+
+
+def test_a_network_of_ones_own(tmp_path):
+    with pytest.raises(DataError, match=r"backbone: a Own, where a name such as 'timm:resnet18'"):
+        Detector("knn", type("Own", (), {})()).fit(images(tmp_path / "good", 4))
+    x = np.random.default_rng(0).normal(size=(6, 9, 4)).astype(np.float32)
+    spec = {"name": "mine", "image_size": 32}
+    meta = pd.DataFrame({"image_path": [p.as_posix() for p in images(tmp_path / "good", 6)]})
+    detector = Detector("knn").fit(FeatureSet(x, (3, 3), meta, spec=spec))
+    with pytest.raises(DataError, match=r"features of a network of your own, 'mine'.*give features of new images"):
+        detector.score(images(tmp_path / "new", 2, 5))
+    assert detector.score(x).shape == (6,)
+
+
+def test_a_vector_each_is_needed_to_rerank():
+    x = np.random.default_rng(0).normal(size=(6, 9, 4)).astype(np.float32)
+    with pytest.raises(DataError, match="rerank compares images by a vector each"):
+        Detector("patchcore", rerank=(3,)).fit(x).score(x)
+
+
+def test_a_tie_has_no_leader():
+    rows = [("a", "n", 0, 1.0), ("b", "n", 0, 0.9998), ("c", "n", 0, 0.9)]
+    table = pd.DataFrame(rows, columns=["recipe", "backbone", "shots", "mean"]).assign(low=np.nan, high=np.nan)
+    assert curve_verdict(table) == "With no normal images a and b are level with 1.000, before c with 0.900."
+
+
+def test_the_threshold_can_be_recounted_from_the_table(tmp_path):
+    detector = Detector("knn", "filters", image_size=32).fit(images(tmp_path / "good", 9))
+    detector.save(tmp_path / "detector")
+    scores = pd.read_csv(tmp_path / "detector" / "training.csv")["score"]
+    assert (scores >= detector.threshold_.value).sum() == (
+        detector.held_out_.astype(float) >= detector.threshold_.value
+    ).sum()
+    assert (scores.to_numpy() == detector.held_out_.astype(float)).all()
