@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -152,6 +153,9 @@ def test_a_calibration_on_little_film_says_so_with_what_to_add(scored, monkeypat
     assert output.count(said) == 1 and output.count(more) == 1
     result = say("calibrate")
     assert result.stderr.count(said) == 1 and more in result.stderr and said not in result.stdout
+    lines = [line for line in result.stdout.splitlines() if line.startswith("  velocity: ")]
+    assert len(lines) == 1 and " that the mixture was fitted on; of objects in held-out videos " in lines[0]
+    assert "held_out_above_velocity:" in (home / "config.yml").read_text()
     assert thin_calibration({"videos": 2, "frames": 160, "objects": 1000}).endswith("at least 4 videos, 1000 frames")
     assert thin_calibration({"videos": 4, "frames": 1000, "objects": 1000}) == thin_calibration({}) == ""
 
@@ -314,6 +318,26 @@ def test_false_events_stay_within_the_promise_over_twenty_seeds():
             )
         )
     assert 0.5 <= np.mean(found) <= 3 + 2 * np.std(found) / 20**0.5
+
+
+def test_range_of_velocities_is_in_sample_and_what_lies_above_it_in_held_out_films_stands_beside_it():
+    from anomaly_nb.video.events import held_out_folds
+    from anomaly_nb.video.scoring import of_videos
+    from anomaly_nb.video.velocity import VelocityModel
+
+    rng = np.random.default_rng(0)
+    draw = lambda films: replace(features(rng.gamma(2, 0.3, (films * 40, 8)), 40), modality="velocity")
+    train, new = draw(6), draw(100)
+    scorer = VideoScorer().fit({"velocity": train})
+    assert np.array_equal(scorer.calibration_scores_["velocity"], scorer.velocity_.score(train.values))  # as published
+    high = scorer.ranges_["velocity"][1]
+    above = held_out_frames(scorer, {"velocity": train}, lambda v: {"velocity": of_videos(train, {v})}).attrs["above"]
+    count = 0
+    for out in held_out_folds(list(train.frames)):
+        others = VelocityModel().fit(of_videos(train, set(train.frames) - out).values)
+        count += int((others.score(of_videos(train, out).values) > high).sum())
+    assert above == {"velocity": count / 240}
+    assert above["velocity"] > 0.05 and np.mean(scorer.raw_scores(new) > high) > 0.02  # 0.001 is the percentile's
 
 
 @pytest.mark.parametrize("gap, expected", [(0, [(0, 0), (2, 3), (6, 6)]), (1, [(0, 3), (6, 6)]), (2, [(0, 6)])])

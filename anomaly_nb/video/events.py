@@ -62,7 +62,7 @@ def held_out_frames(
     sample: Mapping[str, ObjectFeatures],  # what it was fitted with
     load: Callable[[str], Mapping[str, ObjectFeatures]],  # all frames of one training video
     folds: int = 4,  # parts the videos are divided into, in turn held out
-) -> pd.DataFrame:  # as `frame_scores`
+) -> pd.DataFrame:  # as `frame_scores`; `attrs["above"]`: modality -> fraction of objects above the upper bound
     """Frame scores of the training videos, each by a scorer that has not seen it.
 
     Raises `DataError` for fewer than 2 videos.
@@ -70,7 +70,7 @@ def held_out_frames(
     names = sorted(next(iter(sample.values())).frames, key=natural_key)
     if len(names) < 2:
         raise DataError("features: one video cannot be kept out of itself; at least 2 normal videos are needed")
-    parts = []
+    parts, above = [], []
     for out in held_out_folds(names, folds):
         part = VideoScorer(
             scorer.k,
@@ -85,11 +85,14 @@ def held_out_frames(
         )
         part.fit({m: of_videos(f, set(names) - out) for m, f in sample.items()}, scorer.ranges_)
         for data in map(load, sorted(out, key=natural_key)):
-            parts.append(
-                frame_scores(part.score_objects(data), next(iter(data.values())).frames, scorer.weights, scorer.sigma)
-            )
-    scores = pd.concat(parts, ignore_index=True)
-    return pd.concat([scores[scores["video"] == v] for v in names], ignore_index=True)
+            objects = part.score_objects(data)
+            high = objects["modality"].map(lambda m: scorer.ranges_[m][1]).astype(float)
+            above.append((objects["raw"] > high).groupby(objects["modality"]).agg(["sum", "count"]))
+            parts.append(frame_scores(objects, next(iter(data.values())).frames, scorer.weights, scorer.sigma))
+    scores, counts = pd.concat(parts, ignore_index=True), pd.concat(above).groupby(level=0).sum()
+    scores = pd.concat([scores[scores["video"] == v] for v in names], ignore_index=True)
+    scores.attrs["above"] = {str(m): float(n) for m, n in (counts["sum"] / counts["count"]).items()}
+    return scores
 
 # %% ../../nbs/08_video/13_events.ipynb #a13a9ea6
 def check_rate(false_alarms_per_hour: float) -> float:

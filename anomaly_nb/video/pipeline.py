@@ -164,6 +164,7 @@ def calibrate_dataset(
     if rate is not None and len(frames) > 1:
         held_out = held_out_frames(scorer, features, lambda v: load_modalities(folder, tuple(features), videos={v}))
         decision = decide(scorer, held_out, rate)
+        metadata |= {f"held_out_above_{m}": round(fraction, 6) for m, fraction in held_out.attrs["above"].items()}
     scorer.save(bank, config, **metadata)
     (bank / DECISION).unlink(missing_ok=True)
     (bank / FILMS).unlink(missing_ok=True)
