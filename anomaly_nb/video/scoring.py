@@ -294,8 +294,8 @@ def held_out_check(
     scorer: VideoScorer,  # its settings are used, not its banks
     folds: int = 4,  # parts the videos are divided into, in turn held out
 ) -> pd.DataFrame:  # modality, stated, held_out, objects: fractions above the upper bound
-    """Fraction of normal objects above the range when their videos were not used for it; `stated` is that of the objects
-    the range was taken of, which the percentile says.
+    """Fraction of normal objects above the range when their videos were not used for it; `stated` is that of the
+    objects the range was taken of, which the percentile says.
 
     Raises `DataError` for fewer than 3 videos.
     """
