@@ -381,3 +381,18 @@ def test_scores_along_tracks_have_thresholds_of_their_own(done, tmp_path):
         load_decision(replace(along, track_sigma=0.0), tmp_path / "config.yml")
     with pytest.raises(DataError, match="track_sigma=2: tracks are smoothed once a film is whole"):
         next(watch(along, open_source(str(list_videos(plan.root, "testing")[0].path)), tmp_path / "config.yml"))
+
+
+@pytest.mark.parametrize("bins", [1, 2, 8, 9])
+def test_velocity_scores_are_the_same_bits_in_any_batch_and_from_disk(tmp_path, bins):
+    rng = np.random.default_rng(bins)
+    x, y = rng.gamma(2, 0.3, (700, bins)), rng.gamma(2, 0.6, (333, bins))
+    model = VelocityModel(4).fit(x)
+    whole = model.score(y)
+    np.testing.assert_allclose(whole, -model.mixture_.score_samples(y), rtol=1e-11)
+    for size in (1, 2, 5, 64, 332):
+        assert np.array_equal(model.score(y, size), whole)
+    assert np.array_equal(np.concatenate([model.score(row[None]) for row in y]), whole)
+    loaded = VelocityModel.load(model.save(tmp_path / "v.npz"))
+    assert np.array_equal(loaded.mixture_.precisions_cholesky_, model.mixture_.precisions_cholesky_)
+    assert np.array_equal(loaded.score(y), whole) and loaded.sha256 == model.sha256
