@@ -43,7 +43,7 @@ def mixture_scores(
         with np.errstate(divide="ignore"):  # a component without weight
             constant = np.log(weight) + np.log(np.diagonal(factor)).sum() - len(mean) / 2 * np.log(2 * np.pi)
         parts.append(constant - squares / 2)
-    top = np.maximum.reduce(parts)
+    top = np.max(parts, axis=0)
     total = np.zeros(len(x))
     for part in parts:
         total += np.exp(part - top)
