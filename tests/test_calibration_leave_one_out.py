@@ -1,5 +1,7 @@
 "Leave-one-group-out distances against a float64 brute force, over sizes, groups, metrics and hard values."
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -97,9 +99,42 @@ def test_lengths_beyond_single_precision(scale):
     rng, groups = np.random.default_rng(0), np.repeat(np.arange(6), 20)
     features = rng.normal(size=(120, 8)) * scale  # squared norms leave float32 for some or all
     expected = brute_force(features, groups, 2)
-    some = expected < 1e38
-    found = leave_one_group_out_distances(features, groups, 2)
-    np.testing.assert_allclose(found[some], expected[some], rtol=1e-5)
-    assert some.all() == (scale < 1e18) and np.isinf(found[expected > 4e38]).all()
+    if scale < 1e18:
+        np.testing.assert_allclose(leave_one_group_out_distances(features, groups, 2), expected, rtol=1e-5)
+    else:
+        with pytest.raises(DataError, match=r"features: values up to .*, but float32 squares no distance of 8 dimensions"):
+            leave_one_group_out_distances(features, groups, 2)
     roots = leave_one_group_out_distances(features, groups, 2, "euclidean")
     np.testing.assert_allclose(roots, np.sqrt(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cosine"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e-10, 1e10, 1e18, 1e20, 1e30, 1e37, 1e39, 1e200])
+def test_distances_are_right_or_refused_and_never_infinite(metric, dtype, scale):
+    "The bound is the one of float32, in which results are; on either side of it nothing warns."
+    rng, groups = np.random.default_rng(0), np.repeat(np.arange(3), 10)
+    with np.errstate(over="ignore", under="ignore"):
+        features = (rng.normal(size=(30, 4)) * scale).astype(dtype)
+    if not np.isfinite(features).all():
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            found = leave_one_group_out_distances(features, groups, 2, metric)
+            mixed = kth_neighbour_distances(features.astype(np.float64), features[:20], 2, metric)
+        except DataError as e:
+            assert scale > 1e17 or not features.any() or (metric == "cosine" and scale < 1e-100)
+            assert "float32" in str(e) or "has no direction" in str(e)
+            return
+    assert np.isfinite(found).all() and np.isfinite(mixed).all()
+    assert scale < 1e19 or metric == "cosine" or (metric == "euclidean" and dtype == np.float64)
+    exact = features.astype(np.longdouble)
+    if metric == "cosine":
+        exact /= np.sqrt((exact**2).sum(1, keepdims=True))
+    gaps = ((exact[:, None] - exact) ** 2).sum(-1)
+    gaps[groups[:, None] == groups] = np.inf
+    expected = np.sort(gaps, 1)[:, 1]
+    expected = np.sqrt(expected) if metric == "euclidean" else expected / 2 if metric == "cosine" else expected
+    if 1e-18 < scale:  # below, squares leave float32 for zero
+        np.testing.assert_allclose(found, expected.astype(float), rtol=1e-5)

@@ -2,11 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter1d
 from typer.testing import CliRunner
 
 from anomaly_nb.cli.main import app, main
@@ -14,10 +16,11 @@ from anomaly_nb.core.errors import number_of
 from anomaly_nb.core.files import write_text
 from anomaly_nb.scoring.thresholds import Threshold
 from anomaly_nb.video.clips import make_video_dataset
-from anomaly_nb.video.events import EventDecision, decide, find_events, held_out_frames, runs
+from anomaly_nb.video.events import EventDecision, decide, find_events, runs, say_decision
 from anomaly_nb.video.feature_files import ObjectFeatures
 from anomaly_nb.video.ground_truth import frame_labels
 from anomaly_nb.video.layouts import list_videos, probe_film
+from anomaly_nb.video.left_out import held_out_folds, held_out_frames, left_out_events
 from anomaly_nb.video.pipeline import (
     calibrate_dataset,
     dataset_delays,
@@ -141,6 +144,8 @@ def test_a_rate_that_little_film_cannot_promise_is_said(scored, monkeypatch):
     assert "not the 0.5 asked for" in verdict
     assert sum("events, by the hour: one is reported where the alarm reaches" in line for line in details) == 1
     assert sum("frames, one by one: those with an alarm from" in line for line in details) == 1
+    assert sum(" a threshold from the other films" in line for line in details) == 2  # events, and frames
+    assert "of a new film 6 films can promise no less than" in result.output
     assert json.loads((home / "strict" / "decision.json").read_text())["hours"] == pytest.approx(240 / 10 / 3600)
 
 
@@ -152,6 +157,9 @@ def test_a_calibration_on_little_film_says_so_with_what_to_add(scored, monkeypat
     assert output.count(said) == 1 and output.count(more) == 1
     result = say("calibrate")
     assert result.stderr.count(said) == 1 and more in result.stderr and said not in result.stdout
+    lines = [line for line in result.stdout.splitlines() if line.startswith("  velocity: ")]
+    assert len(lines) == 1 and " that the mixture was fitted on; of objects in held-out videos " in lines[0]
+    assert "held_out_above_velocity:" in (home / "config.yml").read_text()
     assert thin_calibration({"videos": 2, "frames": 160, "objects": 1000}).endswith("at least 4 videos, 1000 frames")
     assert thin_calibration({"videos": 4, "frames": 1000, "objects": 1000}) == thin_calibration({}) == ""
 
@@ -314,6 +322,86 @@ def test_false_events_stay_within_the_promise_over_twenty_seeds():
             )
         )
     assert 0.5 <= np.mean(found) <= 3 + 2 * np.std(found) / 20**0.5
+
+
+def test_range_of_velocities_is_in_sample_and_what_lies_above_it_in_held_out_films_stands_beside_it():
+    from anomaly_nb.video.scoring import of_videos
+    from anomaly_nb.video.velocity import VelocityModel
+
+    rng = np.random.default_rng(0)
+    draw = lambda films: replace(features(rng.gamma(2, 0.3, (films * 40, 8)), 40), modality="velocity")
+    train, new = draw(6), draw(100)
+    scorer = VideoScorer().fit({"velocity": train})
+    assert np.array_equal(scorer.calibration_scores_["velocity"], scorer.velocity_.score(train.values))  # as published
+    high = scorer.ranges_["velocity"][1]
+    above = held_out_frames(scorer, {"velocity": train}, lambda v: {"velocity": of_videos(train, {v})}).attrs["above"]
+    count = 0
+    for out in held_out_folds(list(train.frames)):
+        others = VelocityModel().fit(of_videos(train, set(train.frames) - out).values)
+        count += int((others.score(of_videos(train, out).values) > high).sum())
+    assert above == {"velocity": count / 240}
+    assert above["velocity"] > 0.05 and np.mean(scorer.raw_scores(new) > high) > 0.02  # 0.001 is the percentile's
+
+
+class Fitted:
+    "What `decide` asks of a scorer."
+
+    ranges_, weights, sigma, track_sigma = {"deep": (0.0, 1.0)}, None, 3.0, 0.0
+
+    def measured_with(self) -> dict:
+        return {}
+
+
+def smooth_films(rng: np.random.Generator, films: int, offset: float, frames: int = 300) -> pd.DataFrame:
+    "Scores smoothed over time, each film with an offset of its own."
+    parts = []
+    for v in range(films):
+        curve = gaussian_filter1d(rng.normal(size=frames + 40), 4)[20:-20] * 3.8 + offset * rng.normal()
+        parts.append(pd.DataFrame({"video": f"{v:02d}", "deep": curve, "combined": curve}))
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.mark.parametrize("offset", [0.2, 0.5])
+def test_what_is_said_of_frames_and_events_holds_for_new_films_that_differ(offset):
+    "The unit is the film: no bound of frames, and each film by the others shows what new films do."
+    rows, exceeded = [], 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        decision, new = decide(Fitted(), smooth_films(rng, 6, offset), 25.0), smooth_films(rng, 60, offset)
+        alarm, above = decision.alarm(new), [f.above for f in decision.films]
+        enter, low = decision.event(100).value, decision.frame.value
+        curves = [part.to_numpy() for _, part in pd.Series(alarm).groupby(new["video"])]
+        events = sum(c[a : b + 1].max() >= enter for c in curves for a, b in runs(c, min(enter, low), 12))
+        seen = np.mean(alarm >= low)
+        exceeded += seen > decision.frame.parameters["bound95"]
+        rows.append(
+            (
+                np.mean(above),
+                seen,
+                left_out_events(decision.films, 100, low)[0],
+                events / (60 * 300 / 25 / 3600),
+                max(above) >= seen,
+            )
+        )
+    left_out, seen, left_out_rate, rate, below_highest = np.mean(rows, axis=0)
+    assert exceeded <= 3 and seen > 0.0115 and left_out == pytest.approx(seen, rel=0.2)
+    assert left_out_rate == pytest.approx(rate, rel=0.2) and below_highest > 0.8
+
+
+def test_a_decision_without_films_still_opens_and_one_of_equal_scores_has_a_scale(tmp_path):
+    decision = decide(Fitted(), smooth_films(np.random.default_rng(0), 3, 0.2), 25.0)
+    record = json.loads(decision.save(tmp_path / "new.json").read_text())
+    assert EventDecision.load(tmp_path / "new.json") == decision and len(record["films"]) == 3
+    del record["films"]
+    record["frame"]["parameters"] = {"q": 0.99, "promised": 0.99, "bound95": 0.014}
+    (tmp_path / "old.json").write_text(json.dumps(record))
+    old = EventDecision.load(tmp_path / "old.json")
+    assert old.films == () and old.peaks == decision.peaks and old.event(100) == decision.event(100)
+    said = say_decision(old)[1]
+    assert said.endswith("of the normal frames it was chosen on a fraction of 0.01 has one")
+    still = pd.DataFrame({"video": list("aabb") * 60, "deep": 0.0, "combined": 0.0})
+    nothing = decide(Fitted(), still, 25.0)
+    assert nothing.scales == {"deep": (0.0, 1.0)} and np.isfinite(nothing.alarm({"deep": [0.5]})).all()
 
 
 @pytest.mark.parametrize("gap, expected", [(0, [(0, 0), (2, 3), (6, 6)]), (1, [(0, 3), (6, 6)]), (2, [(0, 6)])])

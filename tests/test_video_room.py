@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from anomaly_nb.calibration.video_config import read_calibration
@@ -381,3 +382,44 @@ def test_scores_along_tracks_have_thresholds_of_their_own(done, tmp_path):
         load_decision(replace(along, track_sigma=0.0), tmp_path / "config.yml")
     with pytest.raises(DataError, match="track_sigma=2: tracks are smoothed once a film is whole"):
         next(watch(along, open_source(str(list_videos(plan.root, "testing")[0].path)), tmp_path / "config.yml"))
+
+
+@pytest.mark.parametrize("bins", [1, 2, 8, 9])
+def test_velocity_scores_are_the_same_bits_in_any_batch_and_from_disk(tmp_path, bins):
+    rng = np.random.default_rng(bins)
+    x, y = rng.gamma(2, 0.3, (700, bins)), rng.gamma(2, 0.6, (333, bins))
+    model = VelocityModel(4).fit(x)
+    whole = model.score(y)
+    np.testing.assert_allclose(whole, -model.mixture_.score_samples(y), rtol=1e-11)
+    for size in (1, 2, 5, 64, 332):
+        assert np.array_equal(model.score(y, size), whole)
+    assert np.array_equal(np.concatenate([model.score(row[None]) for row in y]), whole)
+    loaded = VelocityModel.load(model.save(tmp_path / "v.npz"))
+    assert np.array_equal(loaded.mixture_.precisions_cholesky_, model.mixture_.precisions_cholesky_)
+    assert np.array_equal(loaded.score(y), whole) and loaded.sha256 == model.sha256
+
+
+@pytest.mark.parametrize(
+    "box, words",
+    [
+        ([1, 1, 1, 5.0], "boxes, frame 1: box 1 1 1 5 has no area; give y1 x1 y2 x2 with y1 < y2 and x1 < x2"),
+        ([5, 5, 1, 1.0], "boxes, frame 1: box 5 5 1 1 has no area"),
+        ([0, 0, 1e200, 1e200], r"boxes, frame 1: box 0 0 1e\+200 1e\+200 has no area"),
+        ([0, 0, np.nan, 5.0], "boxes, frame 1: .*NaN"),
+        ([0, 0, 1.0], r"boxes, frame 1: has shape \(1, 3\)"),
+    ],
+)
+def test_boxes_without_an_area_are_refused_by_name(box, words):
+    from anomaly_nb.video.detection import detection_curve
+    from anomaly_nb.video.tracks import SIDES, link_boxes, track_objects
+
+    with pytest.raises(DataError, match=words):
+        link_boxes([[[1, 1, 2, 5.0]], [box]])
+    if len(box) != 4:
+        return
+    boxes = pd.DataFrame([[1, 1, 2, 5.0], box], columns=SIDES)
+    objects = boxes.assign(modality="deep", video="01", frame=["0", "1"], score=1.0)
+    with pytest.raises(DataError, match="deep of video 01: " + words):
+        track_objects(objects, {"01": ("0", "1")})
+    with pytest.raises(DataError, match="tracks: "):
+        detection_curve(boxes.assign(video="01", track="a", frame=["0", "1"]), objects, 2)

@@ -22,15 +22,17 @@ from ..core.plain import Record, read_json
 def check_squares(
     name: str,  # argument, for the message
     x: np.ndarray,  # (..., D) finite
+    root: bool = False,  # whether the distance itself must fit, its square being held in float64
 ) -> None:
     "Raise `DataError` where float32 cannot hold the squared distance of two such vectors."
     if not x.size or x.dtype.kind == "b" or x.dtype.itemsize < 4:
         return
-    largest, limit = max(float(x.max()), -float(x.min())), float(np.sqrt(np.finfo(np.float32).max / (4 * x.shape[-1])))
-    if largest > limit:
+    most, dimensions = float(np.finfo(np.float32).max), x.shape[-1]
+    limit = most / (2 * dimensions**0.5) if root else float(np.sqrt(most / (4 * dimensions)))
+    if (largest := max(float(x.max()), -float(x.min()))) > limit:
         raise DataError(
-            f"{name}: values up to {largest:.3g}, but float32 squares no distance of {x.shape[-1]} dimensions above "
-            f"{limit:.3g}; divide all features by one number"
+            f"{name}: values up to {largest:.3g}, but float32 {'holds' if root else 'squares'} no distance of "
+            f"{dimensions} dimensions above {limit:.3g}; divide all features by one number"
         )
 
 

@@ -56,25 +56,35 @@ def extract_video(
     _extract(data.plan(deep), ("training", "testing") if split == "both" else (split,), answer)
 
 # %% ../../nbs/11_cli/08_video.ipynb #c2896c5b
+def _provenance(plan: "VideoPlan", config: Path) -> dict[str, object]:
+    "What the calibration of a data set rests on."
+    from anomaly_nb.calibration.video_config import read_calibration
+
+    return read_calibration(config, {"dataset": plan.name}, plan.name).provenance
+
+
 def _say_thin(plan: "VideoPlan", config: Path, answer: Answer) -> None:
     "Say where the calibration rests on little."
-    from anomaly_nb.calibration.video_config import read_calibration
     from anomaly_nb.video.scoring import thin_calibration
 
-    if thin := thin_calibration(read_calibration(config, {"dataset": plan.name}, plan.name).provenance):
+    if thin := thin_calibration(_provenance(plan, config)):
         answer.say(f"note: {thin}", err=True)
 
 
 def _calibrate(plan: "VideoPlan", config: Path, max_image_count: int, answer: Answer) -> str:  # the verdict
     "Calibrate and say the ranges."
-    from anomaly_nb.core.errors import number_of
+    from anomaly_nb.core.errors import number_of, percent
     from anomaly_nb.video.pipeline import calibrate_dataset, features_of
     from anomaly_nb.video.plan import located
 
     scorer, plan = calibrate_dataset(plan, config, max_image_count), located(plan)
+    provenance = _provenance(plan, config)
     for modality, (low, high) in scorer.ranges_.items():
         objects = number_of(len(scorer.calibration_scores_[modality]), "object")
-        answer.say(f"  {modality}: {low:.6g} .. {high:.6g} from {objects}")
+        fitted = " that the mixture was fitted on" if modality == "velocity" else ", each against the other videos"
+        above = provenance.get(f"held_out_above_{modality}")
+        held_out = f"; of objects in held-out videos {percent(above)} lie above" if isinstance(above, float) else ""
+        answer.say(f"  {modality}: {low:.6g} .. {high:.6g} from {objects}{fitted}{held_out}")
     _say_thin(plan, config, answer)
     answer.say(f"calibration in {config}, banks in {plan.bank or features_of(plan) / 'bank'}")
     most = max(map(len, scorer.calibration_scores_.values()))
@@ -94,8 +104,8 @@ def calibrate_video(
     ] = 4000,
     fps: Fps = 0.0,
 ) -> None:
-    """Learn how large scores of normal objects are, leaving each object's own video out, and write the ranges into the
-    config.
+    """Learn how large scores of normal objects are and write the ranges into the config. Distances leave each object's
+    own video out; the range of velocities is of the objects that their mixture was fitted on, as published.
 
     \b
     anomaly-nb video calibrate --dataset-name shanghaitech --max-image-count 4000 --config config.yml

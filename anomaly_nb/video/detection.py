@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError, MissingFileError
+from ..core.errors import DataError, MissingFileError, check_finite
 from ..core.order import natural_key
 from ..core.tables import read_rows, to_numbers
 from ..data.masks import read_mask
@@ -22,7 +22,7 @@ from ..metrics.regions import label_regions
 from .events import runs
 from .ground_truth import ground_truths, mask_files
 from .layouts import Video
-from .tracks import SIDES, box_iou
+from .tracks import SIDES, box_iou, check_boxes
 
 # %% ../../nbs/08_video/15_detection.ipynb #b7c9fb45
 COLUMNS = ("track", "frame", "x_min", "y_min", "x_max", "y_max")
@@ -156,7 +156,7 @@ def detection_curve(
 ) -> DetectionCurve:
     """The curves of RBDC and TBDC (Ramachandra and Jones 2020).
 
-    Raises `DataError` without anomalous regions, or for scores that are not finite.
+    Raises `DataError` without anomalous regions, for scores or boxes that are not finite, or tracks without an area.
     """
     if not len(tracks) or frames < 1:
         raise DataError(
@@ -166,6 +166,8 @@ def detection_curve(
         raise DataError(f"alpha={alpha}, beta={beta}: must be above 0 and at most 1")
     if not np.isfinite(detections["score"].to_numpy(float)).all():
         raise DataError("detections: a score is not finite; look for bad features")
+    check_boxes("tracks", tracks[SIDES].to_numpy(float))
+    check_finite("detections", detections[SIDES].to_numpy(float))
     ground_truth, predictions = tracks.reset_index(drop=True), detections.reset_index(drop=True)
     keys = ["video", "frame"]
     pairs = (

@@ -25,12 +25,13 @@ from ..core.plain import read_json
 from ..core.runtime import versions
 from .detection import data_set_tracks, detection_delays, detection_table, false_events
 from .evaluation import auc_table
-from .events import EventDecision, decide, find_events, held_out_folds, held_out_frames, made_with
+from .events import EventDecision, decide, find_events, made_with
 from .extraction import check_extracted, damaged_videos, extract_videos
 from .feature_files import ObjectFeatures, read_feature_index
 from .film_types import count_traits, unlike_films, unlike_traits
 from .ground_truth import frame_labels, ground_truths
 from .layouts import BESIDE, UnreadableVideosError, is_hidden, list_videos, read_split
+from .left_out import held_out_folds, held_out_frames
 from .plan import VideoPlan, features_of, located
 from anomaly_nb.video.scoring import (
     VideoScorer,
@@ -164,6 +165,7 @@ def calibrate_dataset(
     if rate is not None and len(frames) > 1:
         held_out = held_out_frames(scorer, features, lambda v: load_modalities(folder, tuple(features), videos={v}))
         decision = decide(scorer, held_out, rate)
+        metadata |= {f"held_out_above_{m}": round(fraction, 6) for m, fraction in held_out.attrs["above"].items()}
     scorer.save(bank, config, **metadata)
     (bank / DECISION).unlink(missing_ok=True)
     (bank / FILMS).unlink(missing_ok=True)

@@ -124,9 +124,15 @@ class VideoScorer:
     def fit(
         self,
         features: Mapping[str, ObjectFeatures],  # modality -> training features
-        ranges: Mapping[str, tuple[float, float]] | None = None,  # None: measured here, each video against the others
+        ranges: Mapping[str, tuple[float, float]] | None = None,  # None: measured here, see `calibration_scores_`
     ) -> "VideoScorer":
-        "Build banks and calibration. Raises `DataError` where a modality has too few objects or videos."
+        """Build banks and calibration.
+
+        `calibration_scores_` of deep features and keypoints are distances to the objects of the other videos; those of
+        velocities are in-sample, by the mixture that was fitted on the same objects (Reiss and Hoshen 2022), so more
+        new objects lie above their range than its percentile says: `held_out_check`. Raises `DataError` where a
+        modality has too few objects or videos.
+        """
         _same_frames(features)
         self.banks_: dict[str, np.ndarray] = {}
         self.calibration_scores_: dict[str, np.ndarray] = {}
@@ -288,7 +294,8 @@ def held_out_check(
     scorer: VideoScorer,  # its settings are used, not its banks
     folds: int = 4,  # parts the videos are divided into, in turn held out
 ) -> pd.DataFrame:  # modality, stated, held_out, objects: fractions above the upper bound
-    """Fraction of normal objects above the range when their videos were not used for it.
+    """Fraction of normal objects above the range when their videos were not used for it; `stated` is that of the
+    objects the range was taken of, which the percentile says.
 
     Raises `DataError` for fewer than 3 videos.
     """
