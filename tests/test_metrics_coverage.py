@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 
+from anomaly_nb.core.errors import DataError
 from anomaly_nb.metrics import ScoreHistogram, auroc_interval, bootstrap_interval, histogram_intervals, roc_auc
 from anomaly_nb.metrics.newcombe import interval_words, newcombe_interval
 from anomaly_nb.metrics.uncertainty import Interval
@@ -82,3 +83,11 @@ def test_the_words_name_the_interval_that_the_numbers_are_of(scores):
     newcombe = agree.low == agree.high
     assert (numbers == newcombe_interval(agree.value, 4, 4)) is newcombe and (numbers == agree) is not newcombe
     assert ("Newcombe" if newcombe else "bootstrap") in interval_words(numbers, 4, 4)
+
+
+@pytest.mark.parametrize("wrong", [-1, 2, np.nan, None])
+def test_labels_other_than_0_and_1_are_never_anomalous(wrong):
+    y, s = [0, 1, 0, 1, 1, wrong], np.array([0, 1, 0.5, 0.6, 0.1, 0.2])
+    for interval_of in (auroc_interval, roc_auc, lambda y, s: image_metrics(np.array(y), s, None)):
+        with pytest.raises(DataError, match="y_true"):
+            interval_of(y, s)

@@ -11,7 +11,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ..core.errors import DataError
+from ..core.errors import DataError, check_labels_and_scores, real_array
 from .ranking import roc_auc
 from .uncertainty import Interval, bootstrap_interval
 
@@ -76,9 +76,9 @@ def auroc_interval(
 
     Raises as `bootstrap_interval` and `roc_auc` do.
     """
-    labels = np.asarray(y_true).astype(bool)
+    labels, scores = check_labels_and_scores(real_array("y_true", y_true), real_array("y_score", y_score))
     drawn = bootstrap_interval(
-        roc_auc, labels, np.asarray(y_score), n_resamples=n_resamples, level=level, random_state=random_state
+        roc_auc, labels, scores, n_resamples=n_resamples, level=level, random_state=random_state
     )
     return or_newcombe(drawn, int(labels.sum()), int((~labels).sum()), level)
 
