@@ -250,7 +250,10 @@ class RoleFit:
         p: Tensor,  # (T, C) presences, videos end to end
         video: ArrayLike,  # (T,) video of each frame
     ) -> np.ndarray:  # (N, E) float64
-        "Logits of the union over each video's top frames, mean over seeds. Raises `DataError` as `score_frames` does."
+        """Logits of the union over each video's top frames, mean over seeds.
+
+        Raises `DataError` as `score_frames` does, and for another number of frames.
+        """
         p, lengths = check_presences(p), np.diff(video_ranges(video)[1]).tolist()
         if sum(lengths) != len(p):
             raise DataError(f"{number_of(len(p), 'frame')} of presences and {sum(lengths)} video entries; give one of each a frame")

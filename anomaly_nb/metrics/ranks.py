@@ -97,7 +97,8 @@ def _rank_sums(rows: tuple[tuple[int, ...], ...]) -> tuple[np.ndarray, np.ndarra
 def _permuted_p(ranks: np.ndarray) -> float | None:
     "How often permuted ranks (n, k) lie as far apart as these; None where many data sets make an approximation good."
     doubled = np.rint(2 * ranks).astype(np.int64)  # whole numbers, so that equal statistics are equal
-    seen, exact = (doubled.sum(axis=0) ** 2).sum(), _rank_sums(tuple(sorted(tuple(sorted(r)) for r in doubled.tolist())))
+    seen = (doubled.sum(axis=0) ** 2).sum()
+    exact = _rank_sums(tuple(sorted(tuple(sorted(r)) for r in doubled.tolist())))
     if exact is not None:
         return float(min(1.0, exact[1][exact[0] >= seen].sum()))
     if len(ranks) >= FEW:
@@ -111,7 +112,7 @@ def _permuted_p(ranks: np.ndarray) -> float | None:
 def friedman(
     values: ArrayLike,  # (n, k) the metric of k methods on n data sets, finite; k >= 3, n >= 2
 ) -> Friedman:
-    """Whether k methods differ on n data sets (Friedman 1937; Iman and Davenport 1980), with p counted over permutations
+    """Whether k methods differ on n data sets (Friedman 1937; Iman and Davenport 1980); p is counted over permutations
     of the ranks where data sets are few.
 
     Raises `DataError` on fewer than three methods or two data sets.
