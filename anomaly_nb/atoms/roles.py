@@ -256,7 +256,9 @@ class RoleFit:
         """
         p, lengths = check_presences(p), np.diff(video_ranges(video)[1]).tolist()
         if sum(lengths) != len(p):
-            raise DataError(f"{number_of(len(p), 'frame')} of presences and {sum(lengths)} video entries; give one of each a frame")
+            raise DataError(
+                f"{number_of(len(p), 'frame')} of presences and {sum(lengths)} video entries; give one of each a frame"
+            )
         with torch.no_grad():
             none = [log_no_event(m(p), lengths, self.topk) for m in self.models]
             return torch.stack([logit_of_complement(x) for x in none]).mean(0).numpy()
