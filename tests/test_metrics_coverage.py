@@ -5,8 +5,9 @@ import os
 import numpy as np
 import pytest
 
+from anomaly_nb.core.errors import DataError
 from anomaly_nb.metrics import ScoreHistogram, auroc_interval, bootstrap_interval, histogram_intervals, roc_auc
-from anomaly_nb.metrics.newcombe import interval_words, newcombe_interval
+from anomaly_nb.metrics.newcombe import delong_interval, interval_words, newcombe_interval
 from anomaly_nb.metrics.uncertainty import Interval
 from anomaly_nb.metrics.uncertainty import SIMULATED
 from anomaly_nb.scoring.evaluation import image_metrics
@@ -78,7 +79,52 @@ def test_the_words_name_the_interval_that_the_numbers_are_of(scores):
     y = np.repeat([0, 1], 4)
     m = image_metrics(y, scores, None)
     numbers = Interval(m["image_auroc"], m["image_auroc_low"], m["image_auroc_high"])
-    agree = bootstrap_interval(roc_auc, y, scores)
-    newcombe = agree.low == agree.high
-    assert (numbers == newcombe_interval(agree.value, 4, 4)) is newcombe and (numbers == agree) is not newcombe
-    assert ("Newcombe" if newcombe else "bootstrap") in interval_words(numbers, 4, 4)
+    drawn, newcombe = bootstrap_interval(roc_auc, y, scores), newcombe_interval(numbers.value, 4, 4)
+    delong = delong_interval(y, scores)
+    assert numbers == (drawn.value, min(newcombe.low, delong.low), max(newcombe.high, delong.high))
+    assert "Newcombe" in interval_words(numbers, 4, 4)
+    assert ("bootstrap" in interval_words(drawn, 4, 4)) is (drawn.low < drawn.high)  # without width none was ever kept
+
+
+@pytest.mark.parametrize("wrong", [-1, 2, np.nan, None])
+def test_labels_other_than_0_and_1_are_never_anomalous(wrong):
+    y, s = [0, 1, 0, 1, 1, wrong], np.array([0, 1, 0.5, 0.6, 0.1, 0.2])
+    for interval_of in (auroc_interval, roc_auc, lambda y, s: image_metrics(np.array(y), s, None)):
+        with pytest.raises(DataError, match="y_true"):
+            interval_of(y, s)
+
+
+@pytest.mark.parametrize("scale", [1, 1e-9, 1e9])
+def test_intervals_of_an_auroc_are_of_ranks_and_mirror(scale):
+    rng = np.random.default_rng(3)
+    for m, n in ((1, 12), (12, 1), (5, 30), (40, 40)):
+        y = np.repeat([1, 0], [m, n])
+        s = np.round(rng.normal(size=m + n) + 1.5 * y, 1)
+        for interval_of in (auroc_interval, delong_interval):
+            value, low, high = interval_of(y, s)
+            assert 0 <= low <= value <= high <= 1 and value == roc_auc(y, s)
+            assert interval_of(y.tolist(), (scale * s).tolist()) == (value, low, high)
+            assert np.allclose(interval_of(1 - y, s), (1 - value, 1 - high, 1 - low), atol=1e-9)
+        assert interval_of(y, s, 0.8).low >= low and auroc_interval(y, s).low < auroc_interval(y, s, level=0.8).low
+        assert auroc_interval(y, s).low < auroc_interval(y, s).high
+
+
+def test_high_aurocs_of_further_images_are_held():
+    """Percentiles over resamples held 0.96 in 85 %."""
+    rng, held = np.random.default_rng(5), []
+    for _ in range(1000):
+        y = np.repeat([1, 0], [20, 100])
+        i = auroc_interval(y, rng.normal(size=120) + 2.4758 * y)  # the normal quantile of 0.96 times the root of 2
+        held.append(i.low <= 0.96 <= i.high)
+    assert 0.94 < np.mean(held) < 0.995
+
+
+def test_the_words_tell_intervals_of_older_tables():
+    rng = np.random.default_rng(6)
+    for _ in range(40):
+        m, n = rng.integers(2, 40, 2)
+        y = np.repeat([1, 0], [m, n])
+        s = rng.normal(size=m + n) + rng.uniform(0, 3) * y
+        drawn = bootstrap_interval(roc_auc, y, s, n_resamples=50)
+        assert "Newcombe" in interval_words(auroc_interval(y, s), m, n)
+        assert drawn.low == drawn.high or "bootstrap" in interval_words(drawn, m, n)

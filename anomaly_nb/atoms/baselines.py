@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core.errors import DataError
 from .roles import VideoTraining, train_on_videos
-from .union import check_labels, video_ranges
+from .union import check_labels, check_presences, video_ranges
 
 # %% ../../nbs/09_atoms/09_baselines.ipynb #2edf2c37
 class MILProbe(nn.Module):
@@ -38,8 +38,8 @@ class MILProbe(nn.Module):
         labels: ArrayLike,  # (N, E) in {0, 1}
         **training: Any,  # fields of `VideoTraining`
     ) -> "MILProbe":
-        "Learn from video labels. Raises `DataError` for labels that do not fit."
-        p = torch.as_tensor(p).double()
+        "Learn from video labels. Raises `DataError` for labels that do not fit, or presences outside [0, 1]."
+        p = check_presences(p).double()
         names, bounds = video_ranges(video)
         n_events = np.asarray(labels).shape[-1]
         y = check_labels(labels, len(names), [f"event {e}" for e in range(n_events)])
@@ -75,12 +75,12 @@ class MILProbe(nn.Module):
     def score_frames(self, p: Tensor) -> np.ndarray:
         "(T, E) frame logits."
         with torch.no_grad():
-            return self(torch.as_tensor(p)).numpy()
+            return self(check_presences(p)).numpy()
 
     def score_videos(self, p: Tensor, video: ArrayLike) -> np.ndarray:
         "(N, E) mean logit of each video's top frames."
         with torch.no_grad():
-            none = self._pool(self(torch.as_tensor(p)), np.diff(video_ranges(video)[1]).tolist())
+            none = self._pool(self(check_presences(p)), np.diff(video_ranges(video)[1]).tolist())
             return torch.log(torch.expm1(-none)).numpy()
 
 # %% ../../nbs/09_atoms/09_baselines.ipynb #fe4bbaf4

@@ -20,11 +20,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.errors import DataError, check_number
+from ..core.errors import DataError, check_number, number_of
 from ..core.arrays import load_tensors, save_tensors
 from ..core.runtime import progress
 from .evidence import Evidence, evidence, logit_of_complement
-from .union import check_labels, log_no_event, union_loss, video_ranges
+from .union import check_labels, check_presences, log_no_event, union_loss, video_ranges
 
 # %% ../../nbs/09_atoms/08_roles.ipynb #92c02b26
 EVIDENCE_TYPES = ("direct", "indirect", "counter")
@@ -112,11 +112,19 @@ def train_on_videos(
     settings: VideoTraining = VideoTraining(),
     random_state: int = 0,  # order of videos, split
 ) -> list[dict]:  # per epoch: loss, validation loss, mean gradient of the first parameter
-    "Fit by Adam on video labels; leaves the best epoch's parameters in the model."
+    """Fit by Adam on video labels; leaves the best epoch's parameters in the model.
+
+    Raises `DataError` where all videos are held out.
+    """
     generator = torch.Generator().manual_seed(random_state)
     frames, history = list(p.split(list(lengths))), []
     order = torch.randperm(len(frames), generator=generator)
     n_held_out, warm_epochs = round(settings.validation * len(frames)), settings.freeze_bias_epochs
+    if n_held_out == len(frames):
+        raise DataError(
+            f"validation={settings.validation:g} holds out all of {number_of(len(frames), 'video')}; lower it, so that "
+            "one is left to learn from"
+        )
     held_out, training = order.split([n_held_out, len(frames) - n_held_out])
     first = next(model.parameters())
 
@@ -232,19 +240,27 @@ class RoleFit:
         self,
         p: Tensor,  # (T, C) presences
     ) -> np.ndarray:  # (T, E) float64, higher = more of the event
-        "Frame logits, mean over seeds."
+        "Frame logits, mean over seeds. Raises `DataError` for presences that are NaN or outside [0, 1]."
+        p = check_presences(p)
         with torch.no_grad():
-            return torch.stack([m(torch.as_tensor(p)) for m in self.models]).mean(0).numpy()
+            return torch.stack([m(p) for m in self.models]).mean(0).numpy()
 
     def score_videos(
         self,
         p: Tensor,  # (T, C) presences, videos end to end
         video: ArrayLike,  # (T,) video of each frame
     ) -> np.ndarray:  # (N, E) float64
-        "Logits of the union over each video's top frames, mean over seeds."
-        lengths = np.diff(video_ranges(video)[1]).tolist()
+        """Logits of the union over each video's top frames, mean over seeds.
+
+        Raises `DataError` as `score_frames` does, and for another number of frames.
+        """
+        p, lengths = check_presences(p), np.diff(video_ranges(video)[1]).tolist()
+        if sum(lengths) != len(p):
+            raise DataError(
+                f"{number_of(len(p), 'frame')} of presences and {sum(lengths)} video entries; give one of each a frame"
+            )
         with torch.no_grad():
-            none = [log_no_event(m(torch.as_tensor(p)), lengths, self.topk) for m in self.models]
+            none = [log_no_event(m(p), lengths, self.topk) for m in self.models]
             return torch.stack([logit_of_complement(x) for x in none]).mean(0).numpy()
 
     def save(
@@ -303,8 +319,7 @@ def fit_roles(
     names, bounds = video_ranges(video)
     if p.ndim != 2 or len(p) != bounds[-1]:
         raise DataError(f"presences have shape {tuple(p.shape)} for {bounds[-1]} frames")
-    if not ((p >= 0) & (p <= 1)).all():
-        raise DataError("presences must lie in [0, 1]; calibrate them or map cosines by (cos + 1) / 2")
+    check_presences(p)
     labels = np.asarray(labels)
     atoms = [f"atom {c}" for c in range(p.shape[1])] if atoms is None else list(atoms)
     events = [f"event {e}" for e in range(labels.shape[-1])] if events is None else list(events)
@@ -338,9 +353,21 @@ def explain(
     atoms: Sequence[str],  # C names
     top: int = 5,  # terms to list of each type
 ) -> pd.DataFrame:  # evidence_type, atoms, term, fraction of all evidence of its type
-    "The atoms and pairs behind one frame's evidence for one event, strongest first."
+    """The atoms and pairs behind one frame's evidence for one event, strongest first.
+
+    Raises `DataError` for presences outside [0, 1], an event that the model does not have, or where atoms, names and
+    presences differ in number.
+    """
+    n_atoms, n_events = model.mask.shape
+    p = check_presences(p).double()
+    if tuple(p.shape) != (n_atoms,) or len(atoms) != n_atoms:
+        raise DataError(
+            f"presences have shape {tuple(p.shape)}, and there are {number_of(len(atoms), 'atom name')}; the model "
+            f"knows {number_of(n_atoms, 'atom')}: give ({n_atoms},) presences of one frame and a name each"
+        )
+    if not -n_events <= event < n_events:
+        raise DataError(f"event is {event}; the model has {number_of(n_events, 'event')}, counted from 0")
     with torch.no_grad():
-        p = torch.as_tensor(p).double()
         a = model.roles()[:, :, event].double() * p
     rows = []
     for k, evidence_type in enumerate(EVIDENCE_TYPES):

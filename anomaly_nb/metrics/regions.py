@@ -15,6 +15,7 @@ import numpy as np
 
 from ..core.errors import DataError, check_finite, real_array
 from .histogram import order_code
+from .ranking import check_fpr_limit
 
 # %% ../../nbs/01_metrics/03_regions.ipynb #51ef22ff
 def check_mask(
@@ -99,6 +100,7 @@ class ProCurve(NamedTuple):
         fpr_limit: float = 0.3,  # in (0, 1]
     ) -> float:  # in [0, 1]
         "Area up to `fpr_limit`, interpolated there and divided by it. Raises `DataError` if the curve ends before it."
+        check_fpr_limit(fpr_limit)
         x, y = np.concatenate(([0.0], self.fpr)), np.concatenate(([0.0], self.pro))
         if x[-1] < fpr_limit:
             raise DataError(f"the curve ends at FPR {x[-1]:.4g}, before the limit {fpr_limit:g}")
@@ -203,8 +205,7 @@ def exact_curve(
 
     Raises `DataError` on a bad limit or a missing class.
     """
-    if not 0 < fpr_limit <= 1:
-        raise DataError(f"fpr_limit is {fpr_limit}; it must lie in (0, 1]")
+    check_fpr_limit(fpr_limit)
     score, fraction, counts = _first_pass(images(), normal_images)
     n = int(counts.sum())
     need = int(np.ceil(fpr_limit * n))
@@ -292,8 +293,9 @@ def linspace_area(
 ) -> float:  # in [0, 1]
     """Area under PRO sampled at evenly spaced thresholds, stretched to its own largest FPR.
 
-    Raises `DataError` where fewer than two points are left.
+    Raises `DataError` on a bad limit, or where fewer than two points are left.
     """
+    check_fpr_limit(fpr_limit)
     low, high = np.inf, -np.inf
     for _, score in mask_pairs(masks, maps):
         low, high = min(low, float(score.min())), max(high, float(score.max()))

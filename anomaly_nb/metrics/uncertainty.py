@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.errors import DataError, check_random_state, number_of, real_array
 from .histogram import ScoreHistogram
-from .ranking import check_tpr
+from .ranking import check_fpr_limit, check_tpr
 from .region_histogram import RegionHistogram
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #85168ae8
@@ -290,8 +290,7 @@ def clustered_interval(
 def _check_rates(tpr: float, fpr_limit: float) -> None:
     "Raise `DataError` for rates outside (0, 1]."
     check_tpr(tpr)
-    if not isinstance(fpr_limit, int | float | np.number) or not 0 < fpr_limit <= 1:
-        raise DataError(f"fpr_limit is {fpr_limit!r}; it must lie in (0, 1], for example 0.3")
+    check_fpr_limit(fpr_limit)
 
 
 def _left_out(valid: Callable[[np.ndarray], np.ndarray], count: int, groups: int = 100) -> np.ndarray:

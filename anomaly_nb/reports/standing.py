@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..metrics.ranks import friedman, nemenyi_difference, rank_rows, tied_groups
+from ..metrics.ranks import friedman, nemenyi_difference, p_words, rank_rows, tied_groups
 
 # %% ../../nbs/10_reports/15_standing.ipynb #ef3ba9d1
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Standing:
             return f"{best} alone was measured on {data}."
         head = f"{best} has the best mean rank, {self.mean_ranks[0]:.2f} of {len(self.mean_ranks)} methods on {data}."
         if not self.p < 0.05:
-            p_text = "" if np.isnan(self.p) else f" (Friedman p {self.p:.2g})"
+            p_text = "" if np.isnan(self.p) else f" (Friedman {p_words(self.p)})"
             return f"{head} That these methods differ at all is not shown{p_text}."
         rest = (
             f"not told from it: {', '.join(self.tied)}"
@@ -40,7 +40,7 @@ class Standing:
             else "all others rank lower by more than the critical difference"
         )
         return (
-            f"{head} The methods differ (Friedman p {self.p:.2g}); {rest} (Nemenyi, critical "
+            f"{head} The methods differ (Friedman {p_words(self.p)}); {rest} (Nemenyi, critical "
             f"difference {self.difference:.2f})."
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError
+from ..core.errors import DataError, check_labels_and_scores
 from ..data.layouts import loco_regions
 from ..data.masks import read_mask
 from ..data.values import bands
@@ -29,8 +29,10 @@ def image_metrics(
 ) -> dict[str, float]:  # empty where there is one class only
     """Ranking metrics of the scores (AUROC with the 95 % interval of `auroc_interval`) and decision metrics of the
     threshold.
+
+    Raises `DataError` for other labels, such as -1 of an unknown one: leave those images out before.
     """
-    labels = np.asarray(y_true).astype(bool)
+    labels, y_score = check_labels_and_scores(y_true, y_score, both_classes=False)
     if labels.all() or not labels.any():
         return {}
     auroc = auroc_interval(labels, y_score)

@@ -17,9 +17,16 @@ from torch.nn import functional as F
 from ..core.errors import DataError
 from .cells import ClassMoments, sample_cells
 from .feature_scores import PixelMahalanobis
-from .scores import GroupMoments, _check_logits, energy
+from .scores import GroupMoments, _check_logits, check_tensor, energy
 
 # %% ../../nbs/07_segmentation/03_heat.ipynb #6ec15398
+def _check_sides(maps: torch.Tensor) -> None:
+    "Raise `DataError` for maps without a neighbour to mirror."
+    if min(maps.shape[-2:]) < 2:
+        height, width = maps.shape[-2:]
+        raise DataError(f"maps of {height}x{width} pixels; the mirrored 3x3 neighbourhood needs two a side at least")
+
+
 def spatial_divergence(
     logits: torch.Tensor,  # (B, C, H, W)
     temperature: float = 1.0,
@@ -29,6 +36,7 @@ def spatial_divergence(
     Raises `DataError`.
     """
     log_p = torch.log_softmax(_check_logits(logits, temperature) / temperature, 1)
+    _check_sides(log_p)
     p = log_p.exp()
     around = F.avg_pool2d(F.pad(p, (1, 1, 1, 1), mode="reflect"), 3, 1)
     # p > 0 makes around >= p / 9 > 0; where p underflows its term is 0
@@ -38,7 +46,11 @@ def spatial_divergence(
 def local_variance(
     maps: torch.Tensor,  # (B, H, W)
 ) -> torch.Tensor:  # (B, H, W) >= 0
-    "Variance over the 3x3 neighbourhood, reflect padding."
+    "Variance over the 3x3 neighbourhood, reflect padding. Raises `DataError`."
+    check_tensor("maps", maps)
+    if maps.ndim != 3:
+        raise DataError(f"maps are (B, H, W), not {tuple(maps.shape)}")
+    _check_sides(maps)
     padded = F.pad(maps[:, None], (1, 1, 1, 1), mode="reflect")
     patches = padded.unfold(2, 3, 1).unfold(3, 3, 1)
     return patches.flatten(-2).var(-1, unbiased=False)[:, 0]
@@ -49,7 +61,8 @@ def entropy(
 ) -> torch.Tensor:  # (B, H, W) in [0, log C], nats
     "Entropy of the softmax. Raises `DataError`."
     log_p = torch.log_softmax(_check_logits(logits), 1)
-    return -(log_p.exp() * log_p).sum(1)
+    p = log_p.exp()
+    return -torch.where(p > 0, p * log_p, 0.0).sum(1)  # p log p -> 0, also of a class masked by minus infinity
 
 # %% ../../nbs/07_segmentation/03_heat.ipynb #348ae4b1
 class HeatTerms(NamedTuple):

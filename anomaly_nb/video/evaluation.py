@@ -43,10 +43,8 @@ def frame_auc(
     names = sorted(labels, key=natural_key)
     both = [v for v in names if 0 < np.sum(labels[v]) < len(labels[v])]
     y_true, y_score = np.concatenate([labels[v] for v in names]), np.concatenate([scores[v] for v in names])
-    padded = [
-        roc_auc(np.r_[labels[v], False, True], np.r_[scores[v], np.min(scores[v]) - 1, np.max(scores[v]) + 1])
-        for v in names
-    ]
+    places = {v: np.unique(scores[v], return_inverse=True)[1].reshape(-1) for v in names}  # free of scale and type
+    padded = [roc_auc(np.r_[labels[v], False, True], np.r_[p, -1, len(p)]) for v, p in places.items()]
     return {
         "micro": roc_auc(y_true, y_score),
         "macro": float(np.mean([roc_auc(labels[v], scores[v]) for v in both])) if both else float("nan"),

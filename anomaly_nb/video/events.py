@@ -20,6 +20,7 @@ from ..core.errors import DataError, number_of, percent
 from ..core.files import sha256_array, sha256_json, write_json
 from ..core.order import natural_key
 from ..core.plain import read_json
+from ..metrics.ranking import reached
 from ..scoring.thresholds import Threshold
 from anomaly_nb.video.left_out import (
     LeftOutFilm,
@@ -42,7 +43,7 @@ def runs(
     gap: int = 0,  # frames below the threshold that do not end a run
 ) -> list[tuple[int, int]]:  # first and last frame of each run, from 0
     "Runs of frames at or above a threshold."
-    on = np.flatnonzero(np.asarray(scores) >= frame_threshold)
+    on = np.flatnonzero(reached(scores, frame_threshold))
     if not len(on):
         return []
     cuts = np.flatnonzero(np.diff(on) > gap + 1)

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from ..core.errors import DataError
 from ..core.plain import Record
 from ..core.views import Choice, Control, Slider, State, View
+from ..metrics.ranking import reached
 from .clips import make_video_dataset
 from .evaluation import frame_auc
 from .feature_files import read_feature_index
@@ -101,7 +102,7 @@ class VideoView(View):
 
     def table(self, frames: pd.DataFrame, column: str, threshold: float) -> pd.DataFrame:  # figure, value
         "Ranking over all test videos, and what the threshold does."
-        called = frames[column].to_numpy() >= threshold
+        called = reached(frames[column].to_numpy(), threshold)
         rows = [("threshold, 1 = end of the normal range", f"{threshold:.2f}")]
         if self.labels is None:
             return pd.DataFrame(
