@@ -55,9 +55,9 @@ def _named_in_table(
     name: str,  # a path, relative to the table's folder; with backslashes where it comes from Windows
 ) -> Path:
     "The file that a line of a table names. Raises `MissingFileError`."
-    file, turned = table.parent / name, table.parent / name.replace("\\", "/")
-    if not file.exists() and turned.exists():
-        return turned
+    file, slashed = table.parent / name, table.parent / name.replace("\\", "/")
+    if not file.exists() and slashed.exists():
+        return slashed
     spaces = "" if name == name.strip() else "; the name begins or ends with a space"
     check_file(file, f"line {line} of {table.name} names it{spaces}")
     return file
