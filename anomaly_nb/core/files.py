@@ -18,7 +18,7 @@ import stat
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from errno import ELOOP
 from pathlib import Path
@@ -206,6 +206,7 @@ def remove_leftovers(
 def write_files(
     folder: str | Path,
     contents: Mapping[str, bytes],  # by path relative to `folder`
+    instead_of: Iterable[str] = (),  # files of an earlier set, which go unless they are written again
 ) -> list[Path]:  # the files, in that order
     "Write several files below `folder`, all of them or none. Raises `OSError`."
     folder = Path(folder)
@@ -215,6 +216,8 @@ def write_files(
         for (source, _), content in zip(pairs, contents.values()):
             with atomic_write(source) as f:
                 f.write(content)
+        for name in set(instead_of) - contents.keys():
+            (folder / name).unlink(missing_ok=True)
         for source, target in pairs:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(source, target)
