@@ -146,12 +146,7 @@ class Guard:
         finally:
             self.free += is_file
 
-    async def turn_away(
-        self,
-        scope: "Scope",  # of ASGI
-        receive: "Receive",  # of ASGI
-        largest: int,  # bytes of its body
-    ) -> None:
+    async def turn_away(self, scope: "Scope", receive: "Receive", largest: int) -> None:
         "Hear a request for what is not there, or raise: it needs a key, no place, and its body is thrown away."
         scope["key_name"] = self._key(scope)
         await self._body(scope, receive, largest, keep=False)

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/06_scoring/18_export.ipynb #978e7fc5
 FORMATS = {"onnx": "detector.onnx", "torchscript": "detector.pt"}
-SCRIPT = '''"""Decide on images: python predict.py part.png other.png, or part.npy of shape (height, width) or (height, width, 3).
-Of a detector of other than 8 bits .npy files alone, of the type that detector/intensity/type in export.json names.
+SCRIPT = '''"""Decide on images: python predict.py part.png other.png, or part.npy of shape (height, width) or
+(height, width, 3). Of a detector of other than 8 bits .npy files alone, of the type that detector/intensity/type in
+export.json names.
 Prints a line of JSON for each: image_path, score, anomalous, p_value, and hottest, the row and column of the highest
 pixel of the smoothed map; of a file that cannot be judged image_path and error, which standard error says, too. Ends
 with 3 where one is anomalous, 4 where none is and some could not be read, 1 where none could, 2 for a wrong use or an
@@ -134,9 +135,9 @@ def image_of(path, settings):
         raise Refused("damaged or not an image; restore or remove it") from None
     if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or min(image.shape[:2]) < 8:
         raise Refused(f"holds {image.shape}, not (height, width) or (height, width, 3) of at least 8 x 8 pixels")
-    learned = np.dtype(rule["type"])
-    if image.dtype.kind != learned.kind or (image.dtype == "uint8") != (learned == "uint8"):
-        raise Refused(f"holds {image.dtype} values, and the detector learned from {learned}; convert it")
+    dtype = np.dtype(rule["type"])
+    if image.dtype.kind != dtype.kind or "uint8" in (image.dtype, dtype) and image.dtype != dtype:
+        raise Refused(f"holds {image.dtype} values, and the detector learned from {dtype}; convert it")
     if not np.isfinite(image).all():
         raise Refused("holds NaN or infinite values; repair or remove it")
     if re.match(r"float |\\d+ of ", rule["text"]) and image.min() < 0:
