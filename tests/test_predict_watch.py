@@ -141,3 +141,22 @@ def test_a_table_that_cannot_grow_is_named_and_whole_after_a_restart(fitted, tmp
     time.sleep(0.02)
     assert "was not whole; it is cut off" in run(*words)[1]
     assert pd.read_csv(table)["image_path"].tolist() == [(new / f"{i}.png").as_posix() for i in range(6)]
+
+
+def test_hidden_folders_are_counted(fitted, tmp_path):
+    new = parts(tmp_path / "new", range(2))
+    parts(new / ".thumbs", range(2))
+    parts(new / "a/.old", range(1))
+    for words in (("predict", fitted / "det", new, "--out", tmp_path / "p.csv"), ("inspect", new)):
+        said = run(*words)[1]
+        assert "hidden folder, not entered" in said and ".thumbs" in said and "2" in said, said
+    assert len(pd.read_csv(tmp_path / "p.csv")) == 2
+
+
+def test_what_was_not_measured_is_not_shown(fitted, tmp_path):
+    words = ("--recipe", "knn", "--backbone", "filters", "--image-size", 48, "--budget-mb", 1)
+    code, said, _ = run("fit", fitted / "good", "--out", tmp_path / "det", *words)
+    assert code == 0 and "measured here: search " in said and "0.0 ms, search" not in said and "features" not in said
+    assert "features 0.0 ms" not in (tmp_path / "det/detector.html").read_text()
+    said = run("fit", fitted / "good", "--out", tmp_path / "det", *words[:-2], "--budget-ms", 2000)[1]
+    assert "measured here: features " in said

@@ -136,7 +136,7 @@ def image_of(path, settings):
     if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or min(image.shape[:2]) < 8:
         raise Refused(f"holds {image.shape}, not (height, width) or (height, width, 3) of at least 8 x 8 pixels")
     dtype = np.dtype(rule["type"])
-    if image.dtype.kind != dtype.kind or "uint8" in (image.dtype, dtype) and image.dtype != dtype:
+    if image.dtype.str[1] != dtype.str[1] or "uint8" in (image.dtype, dtype) and image.dtype != dtype:
         raise Refused(f"holds {image.dtype} values, and the detector learned from {dtype}; convert it")
     if not np.isfinite(image).all():
         raise Refused("holds NaN or infinite values; repair or remove it")
