@@ -2,6 +2,7 @@
 OpenAPI.
 """
 
+import asyncio
 import os
 import shlex
 import socket
@@ -145,3 +146,64 @@ def by_curl(line, key, content=None):
             return httpx.request("POST" if content else "GET", url, content=content, headers=[tuple(header)])
         time.sleep(0.1)
     raise AssertionError(f"nobody answers {url}")
+
+
+def every_ending(app, key, path, good):
+    """Requests that end in every way there is, more of each than have a place: none keeps its place; their statuses.
+
+    `key` is the header of a valid key, `path` a route of `POST`, `good` the body that it answers.
+    """
+    client = TestClient(app, headers=key, raise_server_exceptions=False)
+    whole, statuses = app.state.guard.free, set()
+    stem = path.rsplit("/", 1)[0]
+    unknown = (f"{stem}/predit", f"{path}/", "/foo", f"{stem}%2f..%2fa", f"{path}?file=a&file=b", f"{path}?what=1")
+    for _ in range(whole + 1):
+        for verb in ("POST", "PUT", "GET", "HEAD", "OPTIONS"):
+            for where in (*unknown, path):
+                if (verb, where) != ("POST", path):
+                    body = b"x" if verb == "POST" else b""
+                    statuses.add(client.request(verb, where, content=body, follow_redirects=False).status_code)
+        statuses.add(client.post(path, content=b"no image").status_code)
+        statuses.add(client.post(path, content=good, headers={"Authorization": "Bearer no"}).status_code)
+        for headers in ([], [(b"content-length", b"999999999999")]):
+            asyncio.run(_cut_short(app, path, headers, key))
+        assert app.state.guard.free == whole, statuses
+    answer = client.post(path, content=good, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200 and app.state.guard.free == whole, answer.text
+    return statuses
+
+
+async def _cut_short(app, path, headers, key):
+    "Requests whose client goes away: in the body, before the answer, and while it waits."
+    own = [(b"authorization", key["Authorization"].encode()), *headers]
+    for where in (path, "/nowhere"):
+        scope = {"type": "http", "method": "POST", "path": where, "raw_path": where.encode(), "query_string": b""}
+        scope |= {"headers": own, "client": ("127.0.0.1", 1), "http_version": "1.1", "scheme": "http"}
+        scope |= {"root_path": "", "server": ("testserver", 80)}
+
+        parts = [{"type": "http.request", "body": b"x", "more_body": True}]
+
+        async def leaves(parts=parts):
+            return parts.pop() if parts else {"type": "http.disconnect"}
+
+        async def whole():
+            return {"type": "http.request", "body": b"x", "more_body": False}
+
+        async def never():
+            await asyncio.sleep(60)
+
+        async def send(message):
+            return None
+
+        async def broken(message):
+            raise OSError("the client is gone")
+
+        await app(dict(scope), leaves, send)
+        with suppress(OSError):
+            await app(dict(scope), whole, broken)
+        waiting = asyncio.ensure_future(app(dict(scope), never, send))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with suppress(asyncio.CancelledError):
+            await waiting

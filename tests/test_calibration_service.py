@@ -25,7 +25,7 @@ from anomaly_nb.calibration.keys import new_key
 from anomaly_nb.calibration.service import create_app, run_service
 from anomaly_nb.calibration.store import CalibrationStore
 from anomaly_nb.core.settings import Settings, update_settings
-from tests.services import conforms, free_port, mounted, no_answer, places
+from tests.services import conforms, every_ending, free_port, mounted, no_answer, places
 
 SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
 KEY, HASH = new_key()
@@ -51,6 +51,12 @@ def made(folder):
 @pytest.fixture(scope="module")
 def small_app(tmp_path_factory):
     return made(tmp_path_factory.mktemp("store"))
+
+
+def test_unknown_addresses_take_no_place(small_app):
+    "As many as there are places, and more: 404 every time, and the store still answers."
+    statuses = every_ending(small_app, AUTH, "/admin/calibration/retag-all", b"")
+    assert statuses >= {401, 404, 405, 422} and 503 not in statuses
 
 
 @pytest.mark.parametrize("place", ["plain", "mounted"])

@@ -152,7 +152,10 @@ def test_script_reads_files_as_predict_does_or_refuses_them(index, tmp_path):
         said = answer(name)
         assert said.returncode == 1 and len(said.stderr.strip().splitlines()) == 1, (name, said)
         row = json.loads(said.stdout)
-        assert row.keys() == {"image_path", "error"} and f"{tmp_path / name}: {row['error']}\n" == said.stderr, (name, row)
+        assert row.keys() == {"image_path", "error"} and f"{tmp_path / name}: {row['error']}\n" == said.stderr, (
+            name,
+            row,
+        )
         assert said.stderr.startswith(f"{tmp_path / name}: ") and "cannot identify" not in said.stderr, said
     said = answer()
     assert said.returncode == 2 and not said.stdout and len(said.stderr.strip().splitlines()) == 1
@@ -169,11 +172,15 @@ def test_script_goes_on_after_a_damaged_image(index, tmp_path):
     (tmp_path / "two\nlines.png").write_text("no image")
     for name, content in (("cut.png", Path(good).read_bytes()[:300]), ("empty.jpg", b""), ("text.npy", b"no array")):
         (tmp_path / name).write_bytes(content)
-    np.save(tmp_path / "unit.npy", np.random.default_rng(0).random((40, 40, 3), np.float32))  # uint8 would make it black
+    np.save(
+        tmp_path / "unit.npy", np.random.default_rng(0).random((40, 40, 3), np.float32)
+    )  # uint8 would make it black
     glass = Image.open(good).convert("RGBA")
     glass.putalpha(100)
     glass.save(tmp_path / "glass.png")
-    broken = [str(tmp_path / n) for n in ("cut.png", "empty.jpg", "text.npy", "unit.npy", "two\nlines.png")] + [str(tmp_path)]
+    broken = [str(tmp_path / n) for n in ("cut.png", "empty.jpg", "text.npy", "unit.npy", "two\nlines.png")] + [
+        str(tmp_path)
+    ]
     script = [sys.executable, str(tmp_path / "line/predict.py")]
     for names, code in (((broken[0], good, *broken[1:]), 4), ((*broken, bad, good), 3), ((good, good), 0), (broken, 1)):
         said = subprocess.run([*script, *names], capture_output=True, text=True, check=False)
@@ -206,6 +213,64 @@ def test_a_folder_of_other_files_is_refused(index, tmp_path):
         detector.save(tmp_path / "own")
 
 
+def test_an_export_over_another_leaves_nothing_of_it(index, tmp_path, monkeypatch):
+    "A graph never runs with the threshold of another: not of another format, and not where the export was killed."
+    first, second = fitted(index, "knn", "filters"), fitted(index, "knn", "filters", image_size=48)
+    line, files = tmp_path / "line", ["detector.onnx", "export.json", "image_file.py", "predict.py"]
+    names = lambda: sorted(p.name for p in line.iterdir())
+    asked = lambda: subprocess.run(
+        [sys.executable, str(line / "predict.py"), index.image_path.iloc[0]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    first.export(line)
+    (line / "mine.txt").write_text("kept")
+    second.export(line, "torchscript")
+    assert names() == ["detector.pt", "export.json", "mine.txt"]
+    first.export(line)
+    assert names() == [*files[:3], "mine.txt", files[3]] and asked().returncode in (0, 3)
+    whole = {name: (line / name).read_bytes() for name in files}
+    replace = os.replace
+    for after in range(4):  # killed before the file of this number is in its place
+        for name, content in whole.items():
+            (line / name).write_bytes(content)
+        moved = []
+
+        def killed(source, target, moved=moved, after=after):
+            if (
+                Path(source).parent.name.endswith(".tmp")
+                and "export-" not in str(source)
+                and Path(source).name.isdigit()
+            ):
+                if len(moved) == after:
+                    raise KeyboardInterrupt
+                moved.append(target)
+            replace(source, target)
+
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(os, "replace", killed)
+            second.export(line)
+        said = asked()
+        mixed = (line / "detector.onnx").read_bytes() != whole["detector.onnx"]
+        assert (said.returncode in (0, 3)) != mixed and mixed == (after == 3), (after, said)
+        if mixed:
+            assert (
+                said.returncode == 2
+                and not said.stdout
+                and said.stderr
+                == (
+                    f"{line}: detector.onnx is not the graph that export.json was written for; export the detector again\n"
+                )
+            )
+    (line / "detector.onnx").unlink()
+    said = asked()
+    assert said.returncode == 2 and said.stderr.startswith(
+        f"{line}: detector.onnx or export.json cannot be read (FileN"
+    )
+    assert said.stderr.count("\n") == 1
+
+
 def test_torchscript_and_batches(index, tmp_path):
     "TorchScript gives what ONNX gives, and several images at once what each gives alone."
     detector = fitted(index, "patchcore")
@@ -234,6 +299,29 @@ def test_deep_cameras(tmp_path):
         next(predict_files(detector, paths[3:4])).score, abs=1e-4
     )
     assert read_json(tmp_path / "out/export.json")["input"] == "float32"
+    grey = np.asarray(Image.open(paths[3]))
+    arrays = {
+        "grey": grey,
+        "rgb": np.repeat(grey[..., None], 3, 2),
+        "unit": grey / 65535,
+        "eight": (grey >> 8).astype("u1"),
+    }
+    for name, array in (arrays | {"one": grey[..., None]}).items():
+        np.save(tmp_path / f"{name}.npy", array)
+    script = [sys.executable, str(tmp_path / "out/predict.py")]
+    asked = lambda name: subprocess.run([*script, str(tmp_path / name)], capture_output=True, text=True, check=False)
+    for name in ("grey.npy", "rgb.npy"):
+        said = asked(name)
+        score = next(predict_files(detector, paths[3:4])).score
+        assert said.returncode in (0, 3) and json.loads(said.stdout)["score"] == pytest.approx(score, abs=1e-4), said
+    for name, why in (
+        ("unit.npy", "holds float64 values, and the detector learned from uint16; convert it"),
+        ("eight.npy", "holds uint8 values, and the detector learned from uint16; convert it"),
+        ("one.npy", "holds (70, 90, 1), not (height, width) or (height, width, 3) of at least 8 x 8 pixels"),
+        ("3.png", "give a .npy of uint16, (height, width) or (height, width, 3), or use anomaly-nb predict"),
+    ):
+        said = asked(name)
+        assert said.returncode == 1 and said.stderr.endswith(f"{why}\n") and said.stderr.count("\n") == 1, said
 
 
 @pytest.mark.parametrize(
@@ -267,13 +355,29 @@ def test_the_command(index, tmp_path, capsys):
     model = fitted(index, "knn", "filters")
     model.save(tmp_path / "part")
     code, said, error = typed("export", tmp_path / "part", tmp_path / "line")
-    assert code == 0 and not error and said.splitlines()[1:] == [
-        str(tmp_path / "line/detector.onnx"),
-        f"run it: python {tmp_path / 'line/predict.py'} part.png",
-    ]
+    assert (
+        code == 0
+        and not error
+        and said.splitlines()[1:]
+        == [
+            str(tmp_path / "line/detector.onnx"),
+            f"run it: python {tmp_path / 'line/predict.py'} part.png",
+        ]
+    )
+    np.save(tmp_path / "grey.npy", np.full((40, 40), 9, np.uint8))
+    words = [sys.executable, str(tmp_path / "line/predict.py"), str(tmp_path / "grey.npy")]
+    assert subprocess.run(words, capture_output=True, check=False).returncode in (0, 3)
     model.export(tmp_path / "method")
     assert (tmp_path / "line/detector.onnx").read_bytes() == (tmp_path / "method/detector.onnx").read_bytes()
     assert typed("export", tmp_path / "part", tmp_path / "line", "--format", "torchscript")[0] == 0  # an earlier export
+    for i in range(4):
+        Image.fromarray(np.random.default_rng(i).integers(0, 4000, (64, 64), np.uint16)).save(tmp_path / f"{i}.png")
+    deep = Detector("knn", "filters", image_size=64, coreset=0.5).fit([str(tmp_path / f"{i}.png") for i in range(4)])
+    deep.save(tmp_path / "deep")
+    assert typed("export", tmp_path / "deep", tmp_path / "camera")[1].splitlines()[2:] == [
+        f"run it: python {tmp_path / 'camera/predict.py'} part.npy",
+        "it takes .npy files of uint16, (height, width) or (height, width, 3): image files are read of 8 bits alone",
+    ]
     fitted(index, "retrieval", "filters").save(tmp_path / "other")
     for words, sentence in (
         ((tmp_path / "other", tmp_path / "new"), "a RetrievalBank is not exported; fit with one of knn, "),

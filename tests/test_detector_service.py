@@ -33,7 +33,7 @@ from anomaly_nb.data import read_index
 from anomaly_nb.data.samples import write_samples
 from anomaly_nb.scoring import Detector, predict_files
 from anomaly_nb.scoring.service import create_detector_app, read_detectors, sound_detectors
-from tests.services import by_curl, command_line, conforms, free_port, mounted, no_answer, places
+from tests.services import by_curl, command_line, conforms, every_ending, free_port, mounted, no_answer, places
 
 SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
 KEY, HASH = new_key()
@@ -306,6 +306,17 @@ def test_limits_are_told_with_the_time_to_wait(folder, files):
     assert [a.status_code for a in answers] == [200, 200] and TestClient(full, headers=AUTH).post(
         PREDICT, content=image
     ).status_code == 200
+
+
+def test_a_request_gives_its_place_back_however_it_ends(folder, files, monkeypatch):
+    """Unknown addresses, other verbs, clients that go away, a detector that fails: places are as many as before."""
+    detectors, image = read_detectors(folder / "detectors/nut"), files[0].read_bytes()
+    app = create_detector_app(detectors, HASH, failures=100_000, places=2)
+    assert every_ending(app, AUTH, PREDICT, image) >= {401, 404, 405, 422}
+    monkeypatch.setattr(detectors["nut"], "predict", lambda *arguments: 1 / 0)
+    client = TestClient(app, headers=AUTH, raise_server_exceptions=False)
+    assert {client.post(PREDICT, content=image).status_code for _ in range(5)} == {500}
+    assert app.state.guard.free == 2
 
 
 def test_scores_go_to_the_store_and_a_lost_store_keeps_nobody_waiting(folder, files, tmp_path):

@@ -10,7 +10,8 @@ __all__ = ['TITLES', 'LARGEST_BODY', 'LARGEST_TAGS', 'LARGEST_FILE', 'PATIENCE',
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 from urllib.parse import unquote_plus
@@ -113,18 +114,19 @@ class Guard:
         self.door, self.development, self.seconds = door, development, seconds
         self.free, self.sent = places, Recent(per_minute)
 
-    async def admit(
+    @asynccontextmanager
+    async def admitted(
         self,
         scope: "Scope",  # of ASGI
         receive: "Receive",  # of ASGI
         needs_key: bool,
         needs_mode: bool,
         largest: int = LARGEST_BODY,  # bytes of its body
-        is_file: bool = False,  # the body is no JSON, and needs a place until `dismiss`
+        is_file: bool = False,  # the body is no JSON, and has a place until the request ends, in whatever way
         takes_body: bool = True,  # False: the route has no use for one
         parameters: Collection[str] | None = None,  # names that its query may hold; None = any
-    ) -> "Receive":  # a `receive` with the checked body
-        "Let a request in, or raise."
+    ) -> AsyncIterator["Receive"]:  # a `receive` with the checked body
+        "A request while it is in, or raise."
         from starlette.exceptions import HTTPException
 
         if needs_key:
@@ -139,6 +141,28 @@ class Guard:
                 raise HTTPException(422, f"query.{ascii_words(plain)}: not a parameter of this request")
         if is_file:
             await self._take_place(scope, receive, largest)
+        try:
+            yield await self._checked(scope, receive, largest, is_file, takes_body)
+        finally:
+            self.free += is_file
+
+    async def turn_away(self, scope: "Scope", receive: "Receive", largest: int) -> None:
+        "Hear a request for what is not there, or raise: it needs a key, no place, and its body is thrown away."
+        scope["key_name"] = self._key(scope)
+        await self._body(scope, receive, largest, keep=False)
+        self._log(scope)
+
+    def _log(self, scope: "Scope") -> None:
+        "Who wants to change something."
+        if scope["method"] != "GET":
+            logging.getLogger(__name__).info("key %s: %s %s", scope.get("key_name"), scope["method"], scope["path"])
+
+    async def _checked(
+        self, scope: "Scope", receive: "Receive", largest: int, is_file: bool, takes_body: bool
+    ) -> "Receive":
+        "A `receive` with the whole body, checked."
+        from starlette.exceptions import HTTPException
+
         body = await self._body(scope, receive, largest)
         if body and not is_file:
             sent = next((v.decode("latin-1") for k, v in scope["headers"] if k == b"content-type"), "")
@@ -146,8 +170,7 @@ class Guard:
                 check_json(body, sent, takes_body)
             except DataError as e:
                 raise HTTPException(422, str(e).encode("ascii", "replace").decode()) from None
-        if scope["method"] != "GET":
-            logging.getLogger(__name__).info("key %s: %s %s", scope.get("key_name"), scope["method"], scope["path"])
+        self._log(scope)
         responded = False
 
         async def again():
@@ -187,7 +210,6 @@ class Guard:
         if not wait and self.free:
             self.sent.note(name)
             self.free -= 1
-            scope["has_place"] = True
             return
         await self._body(scope, receive, largest, keep=False)
         if wait:
@@ -197,11 +219,6 @@ class Guard:
                 {"Retry-After": str(wait)},
             )
         raise HTTPException(503, "all places are taken; try again", {"Retry-After": "1"})
-
-    def dismiss(self, scope: "Scope") -> None:
-        "A request is answered: its place is free again."
-        if scope.pop("has_place", False):
-            self.free += 1
 
     async def _body(self, scope: "Scope", receive: "Receive", largest: int, keep: bool = True) -> bytes:
         "The body, small and in time."
@@ -280,20 +297,17 @@ def guarded_app(
         needs_key, needs_mode, largest, is_file = True, False, LARGEST_BODY, False
 
         async def handle(self, scope, receive, send) -> None:
-            try:
-                receive = await guard.admit(
-                    scope,
-                    receive,
-                    self.needs_key,
-                    self.needs_mode,
-                    self.largest,
-                    self.is_file,
-                    self.body_field is not None,
-                    [p.alias for p in self.dependant.query_params],
-                )
-                await super().handle(scope, receive, send)
-            finally:
-                guard.dismiss(scope)
+            async with guard.admitted(
+                scope,
+                receive,
+                self.needs_key,
+                self.needs_mode,
+                self.largest,
+                self.is_file,
+                self.body_field is not None,
+                [p.alias for p in self.dependant.query_params],
+            ) as checked:
+                await super().handle(scope, checked, send)
 
     class Development(Keyed):
         needs_mode = True
@@ -311,12 +325,13 @@ def guarded_app(
         title=title, version=version, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.router.route_class, app.router.routes = Keyed, GuardedRoutes(Keyed, app.router.routes)
+    app.state.guard = guard
     not_found = app.router.default
 
     async def unknown(scope, receive, send) -> None:
         if scope["type"] == "http":
             # a body that another address takes is no reason to call it too large here
-            receive = await guard.admit(scope, receive, True, False, largest_file, True)
+            await guard.turn_away(scope, receive, largest_file)
         await not_found(scope, receive, send)
 
     app.router.default = unknown

@@ -85,6 +85,7 @@ def fit(
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.banks import KNNBank
     from anomaly_nb.scoring import RECIPES, Detector
+    from anomaly_nb.scoring.budget import measured_times
     from anomaly_nb.scoring.choice import CANDIDATES, FEWEST, choose_recipe, duration, expected_seconds
     from anomaly_nb.scoring.preparation import parts_in_names
     from anomaly_nb.scoring.predict import predict_files
@@ -178,10 +179,8 @@ def fit(
         list(predict_files(detector, some))
         seconds = (time.perf_counter() - start) / len(some)
     if plan := detector.budget_:
-        answer.say(
-            f"budget: {plan['coreset']} of {plan['of']} patches are kept; features take {plan['features_ms']:.1f} ms, "
-            f"the search {plan['bank_ms']:.1f} ms"
-        )
+        times = ", ".join(f"{what} {ms:.1f} ms" for what, ms in measured_times(plan).items())
+        answer.say(f"budget: {plan['coreset']} of {plan['of']} patches are kept; measured here: {times}")
     page = write_card(detector, out, seconds=seconds)
     promised = detector.threshold_.rate()
     answer.verdict(

@@ -54,5 +54,12 @@ def export(
         f"differ from the detector's by {record['differs_by']:.1g} at most",
         graph,
     )
-    if format == "onnx":
-        answer.say(f"run it: python {out / 'predict.py'} part.png")
+    if format != "onnx":
+        return
+    learned = record["detector"]["intensity"]["type"]
+    answer.say(f"run it: python {out / 'predict.py'} part.{'png' if learned == 'uint8' else 'npy'}")
+    if learned != "uint8":
+        answer.say(
+            f"it takes .npy files of {learned}, (height, width) or (height, width, 3): image files are read of 8 bits "
+            "alone"
+        )

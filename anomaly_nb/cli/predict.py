@@ -10,14 +10,16 @@ import csv
 import os
 import shutil
 import time
-from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .options import Needs, exit_code, say_passed, say_unread, with_options
-from .outputs import check_out, check_out_folder, files_in, say_earlier
+from .outputs import check_apart, check_out, check_out_folder, files_in, say_earlier
+from .watching import MapNames, Tally, check_writer, cut_torn_line, earlier_columns, replace_writer
 
 # %% ../../nbs/11_cli/16_predict.ipynb #de7605b6
 @with_options
@@ -96,6 +98,7 @@ def predict(
     if layout and maps is None:
         raise DataError(f"--layout {layout}: name the folder of the submission with --maps <folder>")
     images, passed = find_images(paths)
+    check_apart({"--out": out, "--maps": maps})
     check_out("--out", out, *images, columns=() if watch else ("image_path", "score"))
     if maps:
         check_out_folder("--maps", maps, paths)
@@ -103,21 +106,21 @@ def predict(
     check_backbone(model)
     model.decision_threshold()
     with_engine(model.network(), engine)  # what is not installed is said now
-    counts: Counter[str] = Counter()
-    paged: dict[str, int] = {}  # files with several pages or frames
-    transparent: list[str] = []  # files
-    rotated: list[str] = []
-    other_shape: list[str] = []
-    types: Counter[str] = Counter()  # of files
-    before = files_in(maps)
+    tally, before = Tally(again=watch), files_in(maps)
     columns = list(Prediction("").row())
+    if watch:
+        columns = earlier_columns(out, columns)
+        check_writer(out, detector, model.version_)
+        cut_torn_line(out)
+        stable = MapNames(paths, _read_paths(out))
     window = model.intensity_.text
 
     def write(file: Any, images: list[str]) -> None:
-        names, writer = (
-            {i: submission_name(i) for i in images} if layout else map_names(images),
-            csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n"),
-        )
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        if layout:
+            names = {i: submission_name(i) for i in images}
+        else:
+            names = {i: stable.name(i) for i in images} if watch else map_names(images)
         for pred in progress(predict_files(model, images, engine=engine), "predict", len(images), "image"):
             if maps and layout and not pred.error:
                 write_submission(model, pred, maps)
@@ -125,19 +128,9 @@ def predict(
                 write_maps(model, pred, maps, names[pred.image_path])
             writer.writerow(pred.row())
             file.flush()
-            counts["error" if pred.error else "anomalous" if pred.anomalous else "normal"] += 1
-            counts["clipped"] += pred.clipped > 0.01
-            types[pred.file_type] += not pred.error
-            if pred.frames > 1:
-                paged[pred.image_path] = pred.frames
-            if pred.transparent:
-                transparent.append(pred.image_path)
-            if pred.rotated:
-                rotated.append(pred.image_path)
-            if pred.other_shape:
-                other_shape.append(pred.image_path)
+            verdict = tally.add(pred)
             if watch:
-                verdict = "error" if pred.error else "ANOMALOUS" if pred.anomalous else "normal"
+                verdict = verdict.upper() if verdict == "anomalous" else verdict
                 message = pred.error or f"score {pred.score:.4g}, p {pred.p_value:.3g}"
                 typer.echo(printable(f"{verdict:9} {pred.image_path}  {message}"))
 
@@ -154,12 +147,14 @@ def predict(
             try:
                 write(file, images)
             except KeyboardInterrupt as e:
-                e.add_note(_keep_part(Path(file.name), out, counts.total() - counts["clipped"], len(images)))
+                e.add_note(_keep_part(Path(file.name), out, tally.counts.total(), len(images)))
                 raise
-    total = counts["anomalous"] + counts["normal"] + counts["error"]
+        replace_writer(out, detector, model.version_)
+    counts, total = tally.counts, tally.counts.total()
+    again = f", {tally.again} judged again" if tally.again else ""
     typer.echo(
         f"{number_of(total, 'image')}: {counts['anomalous']} anomalous, {counts['normal']} normal, "
-        f"{counts['error']} could not be read -> {out}"
+        f"{counts['error']} could not be read{again} -> {out}"
     )
     if not watch and (n := count_learned(model, images)):
         typer.echo(
@@ -167,15 +162,16 @@ def predict(
             "by",
             err=True,
         )
-    if counts["clipped"]:
+    if tally.clipped:
         typer.echo(
-            f"note: {number_of(counts['clipped'], 'image')} clipped by more than 1 %: values lie outside {window}, "
+            f"note: {number_of(len(tally.clipped), 'image')} clipped by more than 1 %: values lie outside {window}, "
             "which the detector was fitted with",
             err=True,
         )
-    shapes = said_of_shapes(other_shape, model.shapes_)
-    unseen = filter(None, [unseen_types(types, model.file_types_)])
-    seen = [*unread_frames(paged), *said_of_transparent(transparent), *said_of_rotated(rotated)]
+    shapes = said_of_shapes(list(tally.other_shape), model.shapes_)
+    unseen = filter(None, [unseen_types(+tally.types, model.file_types_)])
+    seen = [*unread_frames(tally.paged), *said_of_transparent(list(tally.transparent))]
+    seen += said_of_rotated(list(tally.rotated))
     for sentence in (*seen, *shapes, *unseen):
         typer.echo(printable(f"note: {sentence}"), err=True)
     say_passed(passed)
@@ -225,25 +221,26 @@ def _is_changed(stamp: tuple[int, int], judged: tuple[int, int] | None) -> bool:
     return stamp[1] > judged[1] if judged[0] < 0 else stamp != judged
 
 # %% ../../nbs/11_cli/16_predict.ipynb #dec38c81
+@contextmanager
+def _named(out: Path) -> Iterator[None]:
+    "Name the file where the system does not: a full disk, a limit on its size."
+    try:
+        yield
+    except OSError as e:
+        e.filename = e.filename or str(out)
+        raise
+
+
 def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: float, idle: float) -> None:
     "Predict what arrives, each file once it has stopped growing, and again where it has changed since then."
-    from anomaly_nb.core.errors import DataError
     from anomaly_nb.scoring.predict import find_images, table_cell
 
     # of each row's image, what it was when it was judged; of the rows of an earlier watch only when that ended
     seen = dict.fromkeys(_read_paths(out), (-1, out.stat().st_mtime_ns if out.is_file() else 0))
-    if out.is_file() and out.stat().st_size:  # rows go on in the columns that are there
-        with out.open(encoding="utf-8", newline="") as file:
-            there = next(csv.reader(file))
-        if unknown := [c for c in there if c not in columns]:
-            raise DataError(
-                f"--out {out}: has a column {unknown[0]!r}, so it is no table of decisions; name another file"
-            )
-        columns[:] = there
     out.parent.mkdir(parents=True, exist_ok=True)
     before: dict[str, tuple[int, int]] = {}  # files of the look before
     last = time.monotonic()
-    with out.open("a", encoding="utf-8", newline="") as file:
+    with _named(out), out.open("a", encoding="utf-8", newline="") as file:
         if not out.stat().st_size:
             csv.DictWriter(file, columns, lineterminator="\n").writeheader()
             file.flush()

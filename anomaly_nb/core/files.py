@@ -18,7 +18,7 @@ import stat
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from errno import ELOOP
 from pathlib import Path
@@ -206,15 +206,16 @@ def remove_leftovers(
 def write_files(
     folder: str | Path,
     contents: Mapping[str, bytes],  # by path relative to `folder`
+    instead_of: Iterable[str] = (),  # files of an earlier set, which go unless they are written again
 ) -> list[Path]:  # the files, in that order
     "Write several files below `folder`, all of them or none. Raises `OSError`."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with staging_folder(folder / "set") as staged:
-        pairs = [(staged / str(i), folder / name) for i, name in enumerate(contents)]
+    with staging_folder(Path(folder) / "set") as staged:
+        pairs = [(staged / str(i), Path(folder, name)) for i, name in enumerate(contents)]
         for (source, _), content in zip(pairs, contents.values()):
             with atomic_write(source) as f:
                 f.write(content)
+        for name in set(instead_of) - contents.keys():
+            Path(folder, name).unlink(missing_ok=True)
         for source, target in pairs:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(source, target)
@@ -317,10 +318,10 @@ def list_files(
         odd[Path(e.filename)] = f"folder that cannot be opened ({e.strerror})"
 
     for folder, folders, names in os.walk(root, onerror=closed):
+        odd |= {Path(folder) / n: "hidden folder, not entered" for n in folders if n.startswith(".")}
         folders[:] = [n for n in folders if not n.startswith(".")]
-        for path in (
-            Path(folder) / n for n in [*names, *(n for n in folders if os.path.islink(os.path.join(folder, n)))]
-        ):
+        links = [n for n in folders if os.path.islink(os.path.join(folder, n))]
+        for path in (Path(folder) / n for n in [*names, *links]):
             if reason := odd_file(path):
                 odd[path] = reason
             else:

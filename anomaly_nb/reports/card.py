@@ -111,9 +111,10 @@ def _budget(chosen: Record) -> str:
     limits = [
         f"{chosen[k]:g} {unit}" for k, unit in (("budget_ms", "ms an image"), ("budget_mb", "MB of bank")) if chosen[k]
     ]
-    took = (
-        f"features {chosen['features_ms']:.1f} ms, search {chosen['bank_ms']:.1f} ms, bank {chosen['bank_mb']:.2f} MB"
-    )
+    from anomaly_nb.scoring.budget import measured_times
+
+    times = [f"{what} {ms:.1f} ms" for what, ms in measured_times(chosen).items()]
+    took = ", ".join([*times, f"bank {chosen['bank_mb']:.2f} MB"])
     return (
         f"{' and '.join(limits)}: {chosen['coreset']} of {chosen['of']} patches are kept, "
         f"{number_of(chosen['k'], 'neighbour')}; measured here: {took}"

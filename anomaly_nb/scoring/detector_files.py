@@ -22,6 +22,7 @@ from anomaly_nb.core.files import (
     MANIFEST,
     atomic_folder,
     atomic_write,
+    clear_stale,
     sha256_file,
     sha256_json,
     verify_manifest,
@@ -88,6 +89,8 @@ def check_own_folder(
 ) -> None:
     "Raise `DataError` for a file, or for a folder of other files, which are not written over."
     place = Path(folder)
+    if place.is_dir():
+        clear_stale(place)
     if place.is_file() or (place.is_dir() and any(place.iterdir()) and not (place / mark).is_file()):
         what = "a file" if place.is_file() else "holds other files"
         raise DataError(f"{name or place}: {what}; give it its own folder")

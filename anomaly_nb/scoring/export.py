@@ -10,6 +10,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from ..calibration.sample import group_fractions
 from ..core.errors import DataError, require
-from ..core.files import atomic_write, sha256_file, write_json, write_text
+from ..core.files import to_json, write_files
 from ..core.runtime import versions
 from ..data.intensity import Intensity
 from ..features import FeatureSet
@@ -32,17 +33,19 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/06_scoring/18_export.ipynb #978e7fc5
 FORMATS = {"onnx": "detector.onnx", "torchscript": "detector.pt"}
-SCRIPT = '''"""Decide on images: python predict.py part.png other.png, or part.npy of shape (height, width, 3).
+SCRIPT = '''"""Decide on images: python predict.py part.png other.png, or part.npy of shape (height, width) or
+(height, width, 3). Of a detector of other than 8 bits .npy files alone, of the type that detector/intensity/type in
+export.json names.
 Prints a line of JSON for each: image_path, score, anomalous, p_value, and hottest, the row and column of the highest
 pixel of the smoothed map; of a file that cannot be judged image_path and error, which standard error says, too. Ends
-with 3 where one is anomalous, 4 where none is and some could not be read, 1 where none could, 2 for a wrong use, else
-with 0. Needs onnxruntime and numpy, and Pillow for image files."""
-import json, sys
+with 3 where one is anomalous, 4 where none is and some could not be read, 1 where none could, 2 for a wrong use or an
+export that is not whole, else with 0. Needs onnxruntime and numpy, and Pillow for image files."""
+import sys
 from pathlib import Path
 import numpy as np, onnxruntime
 sys.path.insert(0, str(here := Path(__file__).parent))
-from image_file import answer
-settings, session = json.loads((here / "export.json").read_text()), onnxruntime.InferenceSession(here / "detector.onnx")
+from image_file import answer, whole
+settings, session = whole(here), onnxruntime.InferenceSession(here / "detector.onnx")
 def decide(image):
     score, heat = (v[0] for v in session.run(["score", "map"], {"image": image[None].astype(settings["input"])}))
     score = float(score)
@@ -50,10 +53,12 @@ def decide(image):
     p_value = (1 + as_high) / (1 + sum(settings["weights"]))
     hottest = [int(i) for i in np.unravel_index(heat.argmax(), heat.shape)]
     return dict(score=score, anomalous=score >= settings["threshold"], p_value=p_value, hottest=hottest)
-sys.exit(answer(sys.argv[1:], settings["input"], __doc__, decide))
+sys.exit(answer(sys.argv[1:], settings, __doc__, decide))
 '''
-READER = '''"How predict.py reads image files: as anomaly-nb predict does, or not at all."
+READER = '''"How predict.py reads its own folder and image files: as anomaly-nb predict does, or not at all."
+import hashlib
 import json
+import re
 import sys
 import warnings
 import numpy as np
@@ -63,7 +68,24 @@ class Refused(Exception):
     "A file that cannot be judged, with the reason."
 
 
-def answer(paths, input, usage, decide):
+def whole(here):
+    "The settings of an export, if its graph is the one that they were written for; else one line, and 2."
+    try:
+        settings, digest = json.loads((here / "export.json").read_text(encoding="utf-8")), hashlib.sha256()
+        with open(here / "detector.onnx", "rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+        good = settings["graph"] == "detector.onnx" and settings["sha256"] == digest.hexdigest()
+        what = "" if good else "detector.onnx is not the graph that export.json was written for"
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        what = f"detector.onnx or export.json cannot be read ({type(e).__name__})"
+    if what:
+        say(str(here), what + "; export the detector again")
+        sys.exit(2)
+    return settings
+
+
+def answer(paths, settings, usage, decide):
     "Print what is decided on each file, or why nothing is, in one line each; the exit code."
     if paths in (["-h"], ["--help"]):
         print(usage)
@@ -75,7 +97,7 @@ def answer(paths, input, usage, decide):
     unread, flagged = 0, 0
     for path in paths:
         try:
-            decision = decide(image_of(path, input))
+            decision = decide(image_of(path, settings))
         except Refused as e:
             print(json.dumps({"image_path": path, "error": str(e)}), flush=True)
             say(path, e)
@@ -92,10 +114,11 @@ def say(path, what):
     print(f"{name}: {what}", file=sys.stderr)
 
 
-def image_of(path, input):
-    "A file as an array (height, width, 3). Raises Refused."
+def image_of(path, settings):
+    "A file as an array (height, width, 3), grey values three times. Raises Refused."
+    rule = settings["detector"]["intensity"]
     try:
-        image = np.load(path) if path.endswith(".npy") else read(path, input)
+        image = np.load(path) if path.endswith(".npy") else read(path, rule["type"])
     except Refused:
         raise
     except FileNotFoundError:
@@ -110,21 +133,27 @@ def image_of(path, input):
         if type(e).__name__ in ("DecompressionBombError", "MemoryError"):
             raise Refused("too large to be opened safely; cut it into tiles") from None
         raise Refused("damaged or not an image; restore or remove it") from None
-    if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 8:
-        raise Refused(f"holds {image.shape}, not (height, width, 3) of at least 8 x 8 pixels")
-    if not np.can_cast(image.dtype, input, "no" if input == "uint8" else "same_kind"):
-        raise Refused(f"holds {image.dtype} values, and the detector learned from {input}; convert it")
+    if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or min(image.shape[:2]) < 8:
+        raise Refused(f"holds {image.shape}, not (height, width) or (height, width, 3) of at least 8 x 8 pixels")
+    dtype = np.dtype(rule["type"])
+    if image.dtype.str[1] != dtype.str[1] or "uint8" in (image.dtype, dtype) and image.dtype != dtype:
+        raise Refused(f"holds {image.dtype} values, and the detector learned from {dtype}; convert it")
     if not np.isfinite(image).all():
         raise Refused("holds NaN or infinite values; repair or remove it")
-    return image
+    if re.match(r"float |\\d+ of ", rule["text"]) and image.min() < 0:
+        raise Refused(f"holds negative values, and the detector learned from none ({rule['text']}); convert it")
+    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
 
 
-def read(path, input):
+def read(path, learned):
     "A file of 8 bits as RGB: upright, its first frame, what is transparent on black."
     from PIL import Image, ImageOps
     file = Image.open(path)
-    if file.mode[0] in "IF" or ";16" in str(file.tile) or input != "uint8":
-        raise Refused("only files of 8 bits are read here; give a .npy, or use anomaly-nb predict")
+    if learned != "uint8":
+        array = f"a .npy of {learned}, (height, width) or (height, width, 3)"
+        raise Refused(f"image files are read of 8 bits alone; give {array}, or use anomaly-nb predict")
+    if file.mode[0] in "IF" or ";16" in str(file.tile):
+        raise Refused("holds more than 8 bits, and the detector learned from 8; convert it")
     if (frames := getattr(file, "n_frames", 1)) > 1:
         say(path, f"the first of {frames} frames is read")
         file.seek(0)
@@ -164,11 +193,6 @@ def export_detector(
             f"the graph's scores differ from the detector's by {farthest:.2g}, more than 1e-4; report "
             "this with the recipe and backbone"
         )
-    folder = Path(folder)
-    path = folder / FORMATS[format]
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as f:
-        f.write(content)
     groups = np.unique(detector.groups_ or np.arange(len(detector.held_out_)), return_inverse=True)[1]
     weights = group_fractions(groups)[: len(detector.held_out_)]  # a group's images count once
     metadata = {
@@ -184,14 +208,13 @@ def export_detector(
         "version": detector.version_,
         "packages": versions(),
     }
-    write_json(
-        folder / "export.json",
-        metadata | {"graph": path.name, "sha256": sha256_file(path), "differs_by": farthest, "detector": origin},
-    )
-    if format == "onnx":
-        write_text(folder / "predict.py", SCRIPT)
-        write_text(folder / "image_file.py", READER)
-    return path
+    name = FORMATS[format]
+    metadata |= {"graph": name, "sha256": sha256(content).hexdigest(), "differs_by": farthest, "detector": origin}
+    scripts = {"image_file.py": READER, "predict.py": SCRIPT} if format == "onnx" else {}
+    files = {k: v.encode() for k, v in scripts.items()} | {name: content}  # what checks the graph comes before it
+    files["export.json"] = f"{to_json(metadata)}\n".encode()
+    write_files(folder, files, {*FORMATS.values(), "predict.py", "image_file.py"})
+    return Path(folder) / name
 
 # %% ../../nbs/06_scoring/18_export.ipynb #eadd6020
 def _example(size: tuple[int, int], rule: Intensity) -> np.ndarray:
