@@ -13,6 +13,7 @@ from anomaly_nb.data.census import census_lines, take_census
 from anomaly_nb.features import FeatureSet
 from anomaly_nb.scoring import Detector
 from anomaly_nb.scoring.curves import curve_verdict
+from anomaly_nb.scoring.predict import find_images
 
 
 def images(folder, count, random_state=0):
@@ -139,3 +140,16 @@ def test_the_threshold_can_be_recounted_from_the_table(tmp_path):
         detector.held_out_.astype(float) >= detector.threshold_.value
     ).sum()
     assert (scores.to_numpy() == detector.held_out_.astype(float)).all()
+
+
+def test_masks_of_a_labelled_set_are_no_parts(tmp_path):
+    good, bad = images(tmp_path / "good", 2), images(tmp_path / "scratch", 2, 3)
+    for path in bad:
+        (tmp_path / "masks" / "scratch").mkdir(parents=True, exist_ok=True)
+        Image.new("L", (40, 40)).save(tmp_path / "masks" / "scratch" / path.name)
+    Image.new("1", (40, 40)).save(tmp_path / "scratch" / f"{bad[0].stem}_mask.png")
+    parts = [*good, *bad, *images(tmp_path / "masks" / "face", 2, 3)]  # in colour: a product of that name
+    Image.new("L", (40, 40)).save(tmp_path / "masks" / "alone.png")  # of no image
+    images_found, passed = find_images([tmp_path])
+    assert set(images_found) == {p.as_posix() for p in [*parts, tmp_path / "masks" / "alone.png"]}
+    assert len(passed) == 3 and set(passed.values()) == {"mask of an image"}
