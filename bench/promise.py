@@ -96,7 +96,7 @@ def main() -> None:
     for name in args.sets.split(","):
         images, groups = normal_images(name)
         features = features_of(images, groups)
-        for coreset in (0.25, 1.0):
+        for coreset in (0.01, 0.02, 0.05, 0.1, 0.25, 1.0):
             for grouped in (True, False) if groups[0] else (False,):
                 found, promised = np.array(rates(features, coreset, grouped, args.splits)).T
                 row = {

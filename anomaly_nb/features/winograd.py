@@ -42,7 +42,9 @@ def use_winograd(
     model: torch.nn.Module,  # in eval mode, on the CPU, float32; its convolutions are changed
 ) -> int:  # how many; 0 where torch holds no such convolutions
     "Let the convolutions of 3 x 3 that have many channels take fewer products on large maps."
-    if platform.machine() not in ("x86_64", "AMD64") or not torch._nnpack_available():
+    # asked without AVX2, NNPACK writes a line to the terminal
+    fast = platform.machine() in ("x86_64", "AMD64") and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    if not fast or not torch._nnpack_available():
         return 0
     convs = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)}
     chosen = {name: conv for name, conv in convs.items() if pays(conv)}
