@@ -41,14 +41,14 @@ def suggest(
     if out is not None:
         check_out("--out", out, columns=("file",))
     table = suggest_from_store(open_store(store, config), model, count)
+    if out is not None:
+        write_table(out, table)
     answer.verdict(
         f"{number_of(len(table), 'file')} tagged since the reference, the least like those behind it first"
         f"{f' -> {out}' if out else ''}",
         *([out] if out else []),
     )
     answer.say(table.assign(file=table["file"].map(printable)).to_string(index=False, float_format="{:.2f}".format))
-    if out is not None:
-        write_table(out, table)
 
 # %% ../../nbs/11_cli/22_drift_upkeep.ipynb #bdd7d927
 @with_options
