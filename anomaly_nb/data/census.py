@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DECODED', 'PAGED', 'same_files', 'said_of_copies', 'equal_files', 'frames_of', 'unread_frames', 'transparent_of',
            'said_of_transparent', 'rotated_of', 'said_of_rotated', 'said_of_files', 'files_left', 'table_of_read',
-           'Census', 'split_counts', 'take_census', 'census_lines', 'attention_lines', 'census_table']
+           'said_of_labels', 'Census', 'split_counts', 'take_census', 'census_lines', 'attention_lines', 'census_table']
 
 # %% ../../nbs/02_data/06_census.ipynb #411f021f
 from collections import Counter, defaultdict
@@ -23,14 +23,6 @@ from .masks import mask_rule
 from .values import is_transparent, read_values
 
 # %% ../../nbs/02_data/06_census.ipynb #c58b4574
-def _masks_of(index: pd.DataFrame) -> set[str]:
-    "All mask files of an index, those of mask folders too."
-    files = set()
-    for path in filter(None, index["mask_path"]):
-        files |= {p.as_posix() for p in list_images(path)} if Path(path).is_dir() else {path}
-    return files
-
-
 def _shape_of(path: str) -> str:
     "Height and width by the header; the path where it cannot be read."
     try:
@@ -71,7 +63,7 @@ def same_files(
     twins = {p: pixels.setdefault(_pixels_of(p), p) if p in several else p for p in suffix}
     return {p: twins[f] for p, f in first.items()}
 
-
+# %% ../../nbs/02_data/06_census.ipynb #ea6a7305
 def said_of_copies(
     first: Mapping[str, str],  # of `same_files`, of the normal images
 ) -> list[str]:  # one sentence, or none
@@ -220,7 +212,36 @@ def table_of_read(
     rows = [*read, *(("skipped", f"{why}, first {s['first']}", s["files"]) for why, s in skipped.items())]
     return pd.DataFrame(rows, columns=["what", "type", "files"])
 
+# %% ../../nbs/02_data/06_census.ipynb #fb9c8666
+def said_of_labels(
+    index: pd.DataFrame,  # of one of the layouts
+    twins: Iterable[tuple[str, str]],  # of `equal_files`, training and other images
+) -> list[str]:  # a sentence each
+    "Training images without a known label, and images that are normal in training and anomalous in test."
+    train, said = index["split"] == "train", []
+    label = dict(zip(index["image_path"][~train], index["label"][~train]))
+    learned = set(index["image_path"][train & (index["label"] != 1)])
+    torn = [a for a, b in twins if a in learned and label[b] == 1]
+    if unknown := int((train & (index["label"] == -1)).sum()):
+        said.append(
+            f"{number_of(unknown, 'training image')} of {int(train.sum())} without a known label, taken for normal"
+        )
+    if torn:
+        said.append(
+            f"{number_of(len(torn), 'image')} learned from as normal and labelled anomalous in test, the first "
+            f"{Path(torn[0]).name}: one of the two labels is wrong"
+        )
+    return said
+
 # %% ../../nbs/02_data/06_census.ipynb #0af51286
+def _masks_of(index: pd.DataFrame) -> set[str]:
+    "All mask files of an index, those of mask folders too."
+    files = set()
+    for path in filter(None, index["mask_path"]):
+        files |= {p.as_posix() for p in list_images(path)} if Path(path).is_dir() else {path}
+    return files
+
+
 class Census(TypedDict):
     "What was read below a folder, and what was not; JSON values."
 
@@ -257,20 +278,6 @@ def take_census(
     rules = Counter(mask_rule(p, t) for p, t in zip(index["mask_path"], index["mask_threshold"]) if p)
     train = index["split"] == "train"
     twins = equal_files(index["image_path"][train], index["image_path"][~train])
-    label = dict(zip(index["image_path"][~train], index["label"][~train]))
-    learned = set(index["image_path"][train & (index["label"] != 1)])
-    torn = [a for a, b in twins if a in learned and label[b] == 1]
-    unknown = int((train & (index["label"] == -1)).sum())
-    said = []
-    if unknown:
-        said.append(
-            f"{number_of(unknown, 'training image')} of {int(train.sum())} without a known label, taken for normal"
-        )
-    if torn:
-        said.append(
-            f"{number_of(len(torn), 'image')} learned from as normal and labelled anomalous in test, the first "
-            f"{Path(torn[0]).name}: one of the two labels is wrong"
-        )
     return {
         "dataset": dataset,
         "images": len(index),
@@ -279,7 +286,7 @@ def take_census(
         "without_mask": int((bad["mask_path"] == "").sum()),
         "mask_rules": dict(rules),
         "skipped": files_left(root, read | masks, index.attrs.get("skipped", {})),
-        "notes": [*said, *index.attrs.get("notes", []), *sizes, *unlike],
+        "notes": [*said_of_labels(index, twins), *index.attrs.get("notes", []), *sizes, *unlike],
         "in_train_and_test": [list(pair) for pair in twins[:20]],
         "n_in_train_and_test": len(twins),
     }

@@ -52,16 +52,7 @@ def rank_rows(
     values = _rounded(values, np.abs(values).max(axis=1, keepdims=True))
     return rankdata(-values if higher_is_better else values, axis=1)
 
-# %% ../../nbs/01_metrics/09_ranks.ipynb #26d83ec0
-class Friedman(NamedTuple):
-    "Friedman's test, and Iman and Davenport's form of it."
-
-    chi2: float  # corrected for equal values
-    chi2_p: float
-    f: float  # infinite where every data set ranks the methods alike
-    p: float  # of `f` under permutations of the ranks, above 0: the one to decide by
-
-
+# %% ../../nbs/01_metrics/09_ranks.ipynb #a3cd2b72
 LIMIT = 100_000  # sums of ranks in one step of an exact count
 N_PERMUTED = 9999  # random permutations
 MANY = 30  # data sets up to which orders are counted
@@ -93,7 +84,7 @@ def _rank_sums(rows: tuple[tuple[int, ...], ...]) -> tuple[np.ndarray, np.ndarra
         sums = reached[first]
     return (sums**2).sum(axis=1), probability
 
-
+# %% ../../nbs/01_metrics/09_ranks.ipynb #67f0c2dc
 def _permuted_p(ranks: np.ndarray) -> float | None:
     "How often permuted ranks (n, k) lie as far apart as these; None where many data sets make an approximation good."
     doubled = np.rint(2 * ranks).astype(np.int64)  # whole numbers, so that equal statistics are equal
@@ -107,6 +98,15 @@ def _permuted_p(ranks: np.ndarray) -> float | None:
     for row in doubled:
         reached += rng.permuted(np.broadcast_to(row, reached.shape), axis=1)
     return float(((reached**2).sum(axis=1) >= seen).sum() + 1) / (N_PERMUTED + 1)
+
+# %% ../../nbs/01_metrics/09_ranks.ipynb #26d83ec0
+class Friedman(NamedTuple):
+    "Friedman's test, and Iman and Davenport's form of it."
+
+    chi2: float  # corrected for equal values
+    chi2_p: float
+    f: float  # infinite where every data set ranks the methods alike
+    p: float  # of `f` under permutations of the ranks, above 0: the one to decide by
 
 
 def friedman(
@@ -138,7 +138,7 @@ def friedman(
         p = max(f_distribution.sf(f, k - 1, (k - 1) * (n - 1)), alike, np.finfo(float).tiny)
     return Friedman(float(chi2), float(chi2_p), float(f), float(p))
 
-
+# %% ../../nbs/01_metrics/09_ranks.ipynb #0b3746d4
 def p_words(
     p: float,  # p-value
 ) -> str:
