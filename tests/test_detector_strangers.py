@@ -104,7 +104,7 @@ def test_an_update_names_what_was_moved(tmp_path):
     paths = images(tmp_path / "good", 6)
     detector = Detector("knn", "filters", image_size=32).fit(paths)
     paths[2].rename(tmp_path / "elsewhere.png")
-    with pytest.raises(MissingFileError, match=r"good/002.png: no such file \(1 of 6 such\).*bring the images back"):
+    with pytest.raises(MissingFileError, match=r"good/002.png: no such file \(1 of 6 such\).*say where the images are now"):
         detector.update(images(tmp_path / "more", 2, 7))
 
 
@@ -153,3 +153,42 @@ def test_masks_of_a_labelled_set_are_no_parts(tmp_path):
     images_found, passed = find_images([tmp_path])
     assert set(images_found) == {p.as_posix() for p in [*parts, tmp_path / "masks" / "alone.png"]}
     assert len(passed) == 3 and set(passed.values()) == {"mask of an image"}
+
+
+def test_an_update_finds_images_that_were_moved(tmp_path):
+    "By their checksums, wherever and whatever they are called now; the checksums outlive a save elsewhere."
+    paths, more = images(tmp_path / "good", 6), images(tmp_path / "more", 2, 7)
+    Detector("knn", "filters", image_size=32).fit(paths).save(tmp_path / "one")
+    whole = Detector.load(tmp_path / "one").update(more)
+    (tmp_path / "archive" / "deep").mkdir(parents=True)
+    for i, path in enumerate(paths):
+        path.rename(tmp_path / "archive" / "deep" / f"{9 - i}.png")
+    again = Detector.load(Detector.load(tmp_path / "one").save(tmp_path / "two"))
+    with pytest.raises(MissingFileError, match="--earlier"):
+        again.update(more)
+    assert again.version_ == 1
+    again.update(more, tmp_path / "archive")
+    np.testing.assert_array_equal(again.held_out_, whole.held_out_)
+    assert again.threshold_.value == whole.threshold_.value and again.version_ == 2
+    assert [p.rpartition("/")[2] for p in again.paths_[:6]] == [f"{9 - i}.png" for i in range(6)]
+
+
+def test_an_update_does_not_learn_from_images_that_were_changed(tmp_path):
+    paths, more = images(tmp_path / "good", 6), images(tmp_path / "more", 2, 7)
+    detector = Detector.load(Detector("knn", "filters", image_size=32).fit(paths).save(tmp_path / "one"))
+    paths[3].write_bytes(more[0].read_bytes())
+    with pytest.raises(DataError, match=r"003.png: changed since the detector learned from it \(1 of 6 such\)"):
+        detector.update(more)
+
+
+def test_an_update_does_not_lose_groups(tmp_path):
+    "Groups of a table's column: new images without one would make the promise one of images."
+    paths, more = images(tmp_path / "good", 6), images(tmp_path / "more", 2, 7)
+    table = pd.DataFrame({"image_path": [p.as_posix() for p in paths], "group": list("aabbcc"), "split": "train"})
+    folder = Detector("knn", "filters", image_size=32).fit(table.assign(label=0)).save(tmp_path / "one")
+    with pytest.raises(DataError, match=r"have groups \(a, ...\) and the new ones none"):
+        Detector.load(folder).update(more)
+    new = pd.DataFrame({"image_path": [p.as_posix() for p in more], "group": "d"})
+    assert Detector.load(folder).update(new).groups_ == [*"aabbccdd"]
+    alone = Detector("knn", "filters", image_size=32).fit(paths).update(new)
+    assert len(set(alone.groups_)) == 7 and alone.threshold_.parameters["groups"] == 7

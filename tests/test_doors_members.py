@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from anomaly_nb.cli.main import app, in_command, main
 from anomaly_nb.core.errors import DataError, MissingFileError
-from anomaly_nb.core.files import MANIFEST, list_files, verify_manifest, write_json, write_manifest
+from anomaly_nb.core.files import MANIFEST, verify_manifest, write_json, write_manifest
+from anomaly_nb.core.listing import list_files
 from anomaly_nb.core.order import printable
 from anomaly_nb.core.plain import read_json
 from anomaly_nb.data import (

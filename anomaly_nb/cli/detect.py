@@ -218,22 +218,34 @@ def update(
     ],
     paths: Annotated[list[Path], typer.Argument(help="More normal images, or folders of them.")],
     weights: Annotated[str, typer.Option(help="Where the backbone's checkpoint is now, if it was moved.")] = "",
+    earlier: Annotated[
+        Path | None,
+        typer.Option(help="Folder that holds those earlier images that were moved; they are found by their checksums."),
+    ] = None,
+    group: Annotated[
+        str,
+        typer.Option(
+            help="The group (part, lot, shift) that all new images are of, where the detector's images have groups of "
+            "a table's column."
+        ),
+    ] = "",
 ) -> None:
     """Add normal images: bank, held-out scores and threshold are those of a fit on all, the earlier images first.
 
     `fit` takes a folder's images by name, so it gives the same where the new names come last. Where they do not, a
     bank that keeps a part of its patches may keep others, and scores differ a little. Recipe, backbone and the rule of
-    intensities stay as they are. All earlier images are read again, from where they were.
+    intensities stay as they are. All earlier images are read again, from where they were or from --earlier.
 
     Exit codes: 0 the new version is written; 2 a wrong option, image or detector, and nothing is changed.
 
     \b
     anomaly-nb update detectors/my_part more_good/
+    anomaly-nb update detectors/my_part more_good/ --earlier archive/my_parts
     """
     import pandas as pd
 
     from anomaly_nb.core.errors import DataError, number_of, plural
-    from anomaly_nb.core.files import NOT_UTF8
+    from anomaly_nb.core.listing import NOT_UTF8
     from anomaly_nb.core.order import printable, utf8_name
     from anomaly_nb.data.census import said_of_files
     from anomaly_nb.data.file_types import count_types, unseen_types
@@ -250,6 +262,8 @@ def update(
     if odd := [printable(p) for p in images if utf8_name(p) != p]:
         raise DataError(f"{odd[0]}: {NOT_UTF8} ({len(odd)} such)")
     files = [Path(p).resolve().as_posix() for p in images]
+    if group and model.groups:
+        raise DataError(f"--group: the detector takes groups from names (--groups {model.groups!r}); leave it away")
     if model.groups:  # a name without a group is refused before anything is computed
         image_groups(pd.DataFrame({"image_path": files}), model.groups)
     judged = predict_files(model, files) if before and not needs_batch(model) else ()
@@ -263,7 +277,7 @@ def update(
     )
     unseen = unseen_types(count_types(files), model.file_types_)
     answer.left = f"the detector in {detector} is as it was"
-    model.update(files)
+    model.update(pd.DataFrame({"image_path": files, "group": group}) if group else files, earlier or "")
     if called:  # not before: images that cannot be read keep all from being learned
         answer.say(called, err=True)
     write_card(model, model.save(detector))

@@ -14,7 +14,7 @@ from pathlib import Path
 import typer
 
 from ..core.errors import DataError, number_of
-from ..core.files import list_files
+from ..core.listing import list_files
 from ..core.order import path_key, printable
 
 # %% ../../nbs/11_cli/21_outputs.ipynb #2ea04637

@@ -279,7 +279,8 @@ def score(
 
     from anomaly_nb.core.arrays import save_array
     from anomaly_nb.core.errors import DataError, number_of
-    from anomaly_nb.core.files import NOT_UTF8, atomic_write
+    from anomaly_nb.core.files import atomic_write
+    from anomaly_nb.core.listing import NOT_UTF8
     from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.order import utf8_name
     from anomaly_nb.data.images import read_image

@@ -16,7 +16,8 @@ from typing import TypedDict
 import pandas as pd
 
 from ..core.errors import DataError, number_of, plural
-from ..core.files import list_files, sha256_array, sha256_file
+from ..core.files import sha256_array, sha256_file
+from ..core.listing import list_files
 from ..core.order import printable, telling_names, utf8_name
 from .headers import image_info, list_images, why_skipped
 from .masks import mask_rule

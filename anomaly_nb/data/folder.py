@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.errors import DataError, check_folder
-from ..core.files import list_files
+from ..core.listing import list_files
 from ..core.order import natural_key
 from .census import said_of_copies, same_files
 from .headers import image_info, is_image

@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from ..core.errors import DataError, check_file, check_folder
-from ..core.files import odd_file
+from ..core.listing import odd_file
 from ..core.order import path_key
 
 # %% ../../nbs/02_data/09_headers.ipynb #155e8f7b

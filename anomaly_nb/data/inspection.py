@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, check_folder, number_of, plural
-from ..core.files import list_files
+from ..core.listing import list_files
 from ..core.order import path_key, printable, utf8_name
 from ..core.runtime import progress
 from .census import census_lines, take_census

@@ -22,7 +22,7 @@ from ..data.headers import image_info
 from ..features import FeatureSet, extract_features
 from ..features.base import Backbone
 from .detector_files import check_backbone, read_detector, write_detector
-from .inputs import image_table, portions, source_of, still_there, tested, training_rule, with_added
+from .inputs import earlier_images, image_table, portions, source_of, tested, training_rule, with_added
 from .layout import Cells, Layout
 from .learning import learn
 from .maps import OWN_SCORES, bank_image_scores
@@ -170,12 +170,10 @@ class Detector(BaseEstimator):
         cells, how = self._cells(f.meta["image_path"]), self.image_aggregation
         return np.array([c.aggregate(s, how) for c, s in zip(cells, patch_scores)], np.float32)
 
-    def _by_bank(
-        self, patch_scores: np.ndarray, cls: np.ndarray | None, training: bool, f: FeatureSet | None
-    ) -> np.ndarray:
+    def _by_bank(self, scores: np.ndarray, cls: np.ndarray | None, training: bool, f: FeatureSet | None) -> np.ndarray:
         "Image scores where all cells count; those of words also look at the features, as the bank gets them."
         x = self.preparation_.transform(f.patches) if f is not None and self.image_aggregation == "words" else None
-        return bank_image_scores(self.bank_, self.image_aggregation, patch_scores, cls, training, x)
+        return bank_image_scores(self.bank_, self.image_aggregation, scores, cls, training, x)
 
     def aggregated(self, f: FeatureSet, patch_scores: np.ndarray, training: bool = False) -> np.ndarray:
         "Image scores, averaged over similar images where the recipe does."
@@ -205,9 +203,7 @@ class Detector(BaseEstimator):
 
     @property
     def by_parts(self) -> bool:
-        """Whether images are scored part by part: they are not squeezed whole onto one grid, and each can be scored
-        alone.
-        """
+        "Whether images are scored part by part: not squeezed whole onto one grid, and each without the others."
         return not self.layout_.plain and not self.bank_.whole_batch
 
     def scored_parts(self, batches: Iterable[PartBatch], cells: Sequence[Cells], bank: Bank) -> Iterator[ScoredImage]:
@@ -347,13 +343,17 @@ class Detector(BaseEstimator):
         normal = self.held_out_, self.held_out_patches_, threshold, self.smoothing, self.intensity_, clock, self.paths_
         return Evaluation(meta, cells, self.patch_hw_, scores, pairs, *normal, self.groups_, self.layout_, self.notes_)
 
-    def update(self, X: pd.DataFrame | list | tuple) -> "Detector":
+    def update(
+        self,
+        X: pd.DataFrame | list | tuple,  # more normal images: files, or an index, of which the normal training images
+        earlier: str | Path = "",  # folder that holds those earlier images that were moved; "" = none was
+    ) -> "Detector":
         """Add normal images: the same as a fit on all, read again in this order, the earlier images first.
 
-        Raises `NotFittedError`, `DataError` where the first ones were no files, `MissingFileError` where they are gone.
+        Raises `NotFittedError`, `DataError` as `earlier_images` and `with_added` do, `MissingFileError`.
         """
         self._check_fitted()
-        table = with_added(still_there(self.paths_), self.groups_, X)
+        table = with_added(earlier_images(self.paths_, self.sums_, earlier), self.groups_, X, self.groups)
         table.attrs["intensity"] = self.intensity_.to_dict()  # decided once
         version, choice = self.version_, self.choice_
         learn(self, table, self.budget_)

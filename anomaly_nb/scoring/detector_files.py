@@ -29,7 +29,7 @@ from anomaly_nb.core.files import (
     write_json,
     write_manifest,
 )
-from ..core.tables import write_table
+from ..core.tables import read_table, write_table
 from ..core.plain import Record, read_json
 from ..core.runtime import versions
 from ..data.intensity import Intensity
@@ -45,13 +45,8 @@ if TYPE_CHECKING:
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #291760b1
 def training_table(detector: "Detector") -> pd.DataFrame:  # image_path, sha256, group, score, label, role
     "What a fitted detector learned from, with the held-out score of each image."
-    there = [Path(p).is_file() for p in detector.paths_]
-    table = pd.DataFrame(
-        {
-            "image_path": detector.paths_,
-            "sha256": [sha256_file(p) if ok else "" for p, ok in zip(detector.paths_, there)],
-        }
-    )
+    sums = detector.sums_ or [sha256_file(p) if Path(p).is_file() else "" for p in detector.paths_]
+    table = pd.DataFrame({"image_path": detector.paths_, "sha256": sums})
     table["group"] = detector.groups_ or ""
     table["score"] = detector.held_out_.astype(float) if len(detector.held_out_) else float("nan")  # all digits
     return table.assign(label=0, role="normal")
@@ -259,6 +254,12 @@ def _check_manifest(folder: Path, manifest: Record) -> None:
             raise DataError(f"{path}: is not named in {MANIFEST}; copy the whole folder again, or fit again")
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #37b60b94
+def _image_sums(table: Path, paths: list[str]) -> list[str]:
+    "The checksums of the images' files, one each; none where the table does not know them."
+    rows = read_table(table, ["image_path", "sha256"]) if table.is_file() and all(paths) else pd.DataFrame()
+    return rows["sha256"].tolist() if len(rows) and rows["image_path"].tolist() == paths else []
+
+
 def _rebuilt(folder: Path, manifest: Record, detector_class: type["Detector"], weights: str) -> "Detector":
     "A detector from its files. Raises what a field of another form raises."
     names = {stored: name for name, stored in STORED.items()}
@@ -291,6 +292,7 @@ def _rebuilt(folder: Path, manifest: Record, detector_class: type["Detector"], w
     # older ones: 8-bit
     detector.intensity_ = Intensity.from_dict(manifest["intensity"]) if "intensity" in manifest else Intensity()
     detector.choice_ = manifest.get("choice", {})
+    detector.sums_ = _image_sums(folder / "training.csv", detector.paths_)
     detector.file_types_ = dict(manifest.get("file_types", {}))  # older ones did not look
     detector.shapes_ = list(manifest.get("shapes", []))
     family, mark, options = detector.parts().backbone.partition("?")

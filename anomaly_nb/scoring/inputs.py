@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['image_table', 'normal_training', 'tested', 'any_normal', 'to_learn_from', 'training_table', 'training_rule',
-           'source_of', 'known_groups', 'alike_images', 'still_there', 'with_added', 'portions']
+           'source_of', 'known_groups', 'alike_images', 'earlier_images', 'with_added', 'portions']
 
 # %% ../../nbs/06_scoring/22_inputs.ipynb #b1e289bc
 from collections.abc import Callable, Iterator
@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, MissingFileError
+from ..core.files import sha256_file
+from ..core.listing import list_files
 from ..data.intensity import Intensity, fit_intensity
 from ..features import FeatureSet
 from ..features.extract import index_intensity
@@ -135,41 +137,67 @@ def alike_images(
     return [(paths[i], paths[j]) for i, j in pairs], said
 
 # %% ../../nbs/06_scoring/22_inputs.ipynb #030d9b4a
-def still_there(
+def earlier_images(
     paths: list[str],  # learned from before; "" of arrays
-) -> list[str]:  # the same
-    "Raise `MissingFileError` for files that an update could not read again."
-    if gone := [p for p in paths if p and not Path(p).exists()]:
-        raise MissingFileError(
-            f"{gone[0]}: no such file ({len(gone)} of {len(paths)} such); an update reads again all that the detector "
-            "learned from: bring the images back to where they were, or fit anew"
-        )
-    return paths
+    sums: list[str],  # SHA-256 of each file then, as hex; empty where nobody knows
+    folder: str | Path = "",  # that holds those that were moved, under any names; "" = all are where they were
+) -> list[str]:  # where they are
+    """The images that a detector learned from, to be read again.
 
-
-def with_added(
-    paths: list[str],  # learned from before
-    groups: list[str],  # theirs; empty for none
-    X: pd.DataFrame | list | tuple,  # more normal images: files, or an index, of which the normal training images count
-) -> pd.DataFrame:  # image_path, and group where there is one: the old, then the new
-    """The images that an update learns from.
-
-    Raises `DataError` where the first ones were arrays, or all were learned from before.
+    Raises `MissingFileError` for one that is not there, `DataError` for arrays and for a file that was changed.
     """
     if not all(paths):
         raise DataError(
             "the detector was fitted on arrays; an update needs the training images' files: fit again on all features"
         )
+    mend = "an update reads again all that the detector learned from: "
+    if folder:
+        if not all(sums) or not sums:
+            raise DataError(f"{folder}: the detector knows no checksums to find its images by; {mend}fit anew")
+        places = {sha256_file(p): p.resolve().as_posix() for p in reversed(list_files(folder)[0])}
+        places |= {s: p for p, s in zip(paths, sums) if Path(p).is_file() and sha256_file(p) == s}
+        if gone := [p for p, s in zip(paths, sums) if s not in places]:
+            raise MissingFileError(
+                f"{folder}: holds no copy of {gone[0]} ({len(gone)} of {len(paths)} such); {mend}bring it there, or "
+                "fit anew"
+            )
+        return [places[s] for s in sums]
+    if gone := [p for p in paths if not Path(p).exists()]:
+        raise MissingFileError(
+            f"{gone[0]}: no such file ({len(gone)} of {len(paths)} such); {mend}say where the images are now "
+            "(--earlier, or update's earlier), or fit anew"
+        )
+    if changed := [p for p, s in zip(paths, sums) if s and sha256_file(p) != s]:
+        raise DataError(
+            f"{changed[0]}: changed since the detector learned from it ({len(changed)} of {len(paths)} such); {mend}"
+            "restore it, or fit anew"
+        )
+    return paths
+
+# %% ../../nbs/06_scoring/22_inputs.ipynb #e5ea8a29
+def with_added(
+    paths: list[str],  # learned from before
+    groups: list[str],  # theirs; empty for none
+    X: pd.DataFrame | list | tuple,  # more normal images: files, or an index, of which the normal training images count
+    rule: str = "",  # of `image_groups`, which makes groups out of names
+) -> pd.DataFrame:  # image_path, and group where there is one: the old, then the new
+    """The images that an update learns from.
+
+    Raises `DataError` where all were learned from before, or where only the earlier ones have groups.
+    """
     new = pd.DataFrame({"image_path": [str(p) for p in X]}) if isinstance(X, list | tuple) else X[normal_training(X)]
+    if groups and not rule and "group" not in new:
+        raise DataError(
+            f"the earlier images have groups ({groups[0]}, ...) and the new ones none; say which group they are of "
+            "(--group, or a column group of the index)"
+        )
     old_paths = set(paths)
     added = new[[p not in old_paths for p in new["image_path"]]]
     if not len(added):
         what = f"all {len(new)} images were" if len(new) > 1 else "the image was"
         raise DataError(f"{what} learned from before; there is nothing to add")
-    old = pd.DataFrame({"image_path": paths})
-    if groups and "group" in new:
-        old["group"] = groups
-    return pd.concat([old, added[[c for c in ("image_path", "group") if c in added]]], ignore_index=True)
+    old = pd.DataFrame({"image_path": paths, "group": groups or paths})  # without groups each is on its own
+    return pd.concat([old, added], ignore_index=True, join="inner")[[c for c in old if c in new]]
 
 # %% ../../nbs/06_scoring/22_inputs.ipynb #1f43b4d8
 def portions(

@@ -241,7 +241,7 @@ def _start(
     detector.layout_ = Layout(patch_hw) if plain else Layout.of_spec(spec, patch_hw, region)
     detector.paths_ = [str(p) for p in meta["image_path"]] if "image_path" in meta else [""] * len(meta)
     detector.file_types_, detector.shapes_ = count_types(detector.paths_), aspect_range(detector.paths_)
-    detector.version_, detector.threshold_ = 1, None
+    detector.version_, detector.threshold_, detector.sums_ = 1, None, []  # checksums of the files: taken by `save`
     detector.choice_ = {}  # what recipe and backbone were chosen from, where they were
     detector.learned_ = {}  # cells that the bank learned from, and of how many, where they have no grid
     detector.cells_ = np.empty((0, 2), np.int32)  # image and cell of the reference's rows, where they have no grid

@@ -22,7 +22,8 @@ from PIL import Image
 
 from ..calibration.ranges import conformal_pvalues
 from ..core.errors import DataError, MissingFileError
-from ..core.files import NOT_UTF8, atomic_write, list_files, sha256_file
+from ..core.files import atomic_write, sha256_file
+from ..core.listing import NOT_UTF8, list_files
 from ..core.order import natural_key, printable, utf8_name
 from ..core.runtime import cpu_threads, in_order, side_by_side
 from ..data.file_types import is_other_shape, is_unseen
