@@ -192,3 +192,17 @@ def test_an_update_does_not_lose_groups(tmp_path):
     assert Detector.load(folder).update(new).groups_ == [*"aabbccdd"]
     alone = Detector("knn", "filters", image_size=32).fit(paths).update(new)
     assert len(set(alone.groups_)) == 7 and alone.threshold_.parameters["groups"] == 7
+
+
+def test_a_refused_fit_or_update_leaves_the_detector_as_it_was(tmp_path):
+    "Files and aspect ratios of every kind of pass; the state is that of before to the last bit."
+    paths, more = images(tmp_path / "good", 6), images(tmp_path / "more", 2, 7)
+    more[1].write_bytes(more[1].read_bytes()[:60])
+    for made in ({}, {"tile": 32, "overlap": 8}, {"resize": "short"}, {"recipe": "spade"}):
+        detector = Detector(**({"recipe": "knn", "backbone": "filters", "image_size": 32} | made)).fit(paths)
+        before, state = detector.score(paths[:2]), dict(vars(detector))
+        for refused in (lambda d: d.update(more), lambda d: d.fit(more), lambda d: d.fit([])):
+            with pytest.raises(DataError):
+                refused(detector)
+            assert vars(detector) == state
+        np.testing.assert_array_equal(detector.score(paths[:2]), before)

@@ -14,11 +14,13 @@ import json
 import os
 import shutil
 import socket
+import stat
 import tempfile
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -92,13 +94,6 @@ def clear_stale(
         warnings.warn(Notice(f"{folder}: removed {what} that a killed writer left"), stacklevel=3)
     return sorted(stale)
 
-# %% ../../nbs/00_core/02_files.ipynb #8132d88f
-def _umask() -> int:
-    "The process's file mode mask (reading it means setting it)."
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
 # %% ../../nbs/00_core/02_files.ipynb #2e839db6
 def _sync_folder(folder: Path) -> None:
     "Flush a folder's entries to the disk where the system allows it."
@@ -111,6 +106,16 @@ def _sync_folder(folder: Path) -> None:
 
 # %% ../../nbs/00_core/02_files.ipynb #f6632390
 _cleared: set[tuple[int, Path]] = set()  # folders that this process has looked through for files of killed writers
+
+
+def _opened(name: str, flags: int, like: Path) -> int:
+    "A new file of the rights of one that it will replace, or of those that the process gives its files."
+    if not like.is_file():
+        return os.open(name, flags, 0o666)
+    mode = stat.S_IMODE(like.stat().st_mode)
+    handle = os.open(name, flags, mode)
+    os.chmod(name, mode)  # whatever the process gives its files
+    return handle
 
 
 class _Written(io.BufferedWriter):
@@ -137,24 +142,19 @@ def atomic_write(
     if (seen := (os.getpid(), path.parent.absolute())) not in _cleared:  # a folder of many files is listed once
         clear_stale(path.parent)
         _cleared.add(seen)
+    name = path.parent / f"{temporary_prefix(path.name)}{uuid.uuid4().hex[:8]}.tmp"
     try:
-        handle, name = tempfile.mkstemp(prefix=temporary_prefix(path.name), suffix=".tmp", dir=path.parent)
-    except OSError as e:
-        e.filename = str(path)  # the name that its caller knows
-        raise
-    try:
-        with open(name, "wb", buffering=0, opener=lambda *_: handle) as raw, _Written(raw) as plain:
+        with open(name, "xb", buffering=0, opener=partial(_opened, like=path)) as raw, _Written(raw) as plain:
             f = plain if "b" in mode else io.TextIOWrapper(plain, encoding="utf-8")
             yield f
             f.flush()
             os.fsync(raw.fileno())
-        os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException as e:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             os.unlink(name)
-        if isinstance(e, OSError) and e.filename in (None, name):
-            e.filename, e.filename2 = str(path), None
+        if isinstance(e, OSError) and str(e.filename) in ("None", str(name)):
+            e.filename, e.filename2 = str(path), None  # the name that its caller knows
         raise
     _sync_folder(path.parent)
 
@@ -184,14 +184,22 @@ def staging_folder(
 def atomic_folder(
     target: str | Path,  # folder to create or replace
 ) -> Iterator[Path]:  # an empty folder to fill; it takes the target's place when the block ends without an error
-    "Write a folder whole or not at all; one that was there is replaced. Raises `OSError`, and leaves it as it was."
-    target = Path(target)
+    """Write a folder whole or not at all; one that was there is replaced, of a link the folder it leads to. Raises
+    `OSError`, and leaves it as it was.
+    """
+    target = Path(os.path.realpath(target))
     with staging_folder(target) as staged:
         (staged / "new").mkdir()
         yield staged / "new"
-        if target.is_dir():
-            os.replace(target, staged / "old")
-        os.replace(staged / "new", target)
+        try:
+            if target.is_dir():
+                shutil.copymode(target, staged / "new")
+                os.replace(target, staged / "old")
+            os.replace(staged / "new", target)
+        except BaseException:  # an interrupt between the two
+            if (staged / "old").is_dir() and not target.exists():
+                os.replace(staged / "old", target)
+            raise
 
 # %% ../../nbs/00_core/02_files.ipynb #7bd6f70d
 def remove_leftovers(
@@ -213,17 +221,29 @@ def write_files(
     contents: Mapping[str, bytes],  # by path relative to `folder`
     instead_of: Iterable[str] = (),  # files of an earlier set, which go unless they are written again
 ) -> list[Path]:  # the files, in that order
-    "Write several files below `folder`, all of them or none. Raises `OSError`."
+    """Write several files below `folder`, all of them or, after an error, none. Raises `OSError`.
+
+    A process that is killed while the finished files get their names leaves some of each set.
+    """
     with staging_folder(Path(folder, Path(next(iter(contents), "set")).name)) as staged:
         pairs = [(staged / str(i), Path(folder, name)) for i, name in enumerate(contents)]
         for (source, _), content in zip(pairs, contents.values()):
             with atomic_write(source) as f:
                 f.write(content)
+        before = {target: staged / f"{i}.old" for i, (_, target) in enumerate(pairs)}
+        for target, copy in before.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                shutil.copy2(target, copy)  # raises `IsADirectoryError`
+        try:
+            for source, target in pairs:
+                os.replace(source, target)
+        except BaseException:
+            for target, copy in before.items():
+                os.replace(copy, target) if copy.exists() else target.unlink(missing_ok=True)
+            raise
         for name in set(instead_of) - contents.keys():
             Path(folder, name).unlink(missing_ok=True)
-        for source, target in pairs:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(source, target)
     return [target for _, target in pairs]
 
 # %% ../../nbs/00_core/02_files.ipynb #5f79a670
