@@ -27,7 +27,28 @@ from anomaly_nb.cli.detector_options import (
 from .options import Answer, say_passed, say_run, with_options
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.choice import LearningTime
+
+# %% ../../nbs/11_cli/03_detect.ipynb #e96f3516
+def _with_backbone(
+    made: DetectorOptions,
+) -> tuple[DetectorOptions, dict[str, str], list[str]]:  # with a backbone; why, as it is recorded, and as it is said
+    "The options with the backbone that auto stands for. Raises as `auto_backbone` does."
+    from anomaly_nb.features import auto_backbone
+    from anomaly_nb.scoring import RECIPES
+
+    if made.backbone != "auto":
+        return made, {}, []
+    if made.uses_words:
+        said = f"backbone {RECIPES[made.recipe].backbone}: the recipe's own; any other image-text model as --backbone "
+        return replace(made, backbone=""), {}, [f"{said}open_clip:<model>"]
+    hub = made.weights == "hub"
+    best = auto_backbone("" if hub else made.weights, hub=hub)
+    why = f"{best.name}: {best.why}"
+    return replace(made, backbone=best.name, weights=best.weights), {"backbone": why}, [f"backbone {why}"]
 
 # %% ../../nbs/11_cli/03_detect.ipynb #be127095
 def _time_to_learn(
@@ -47,6 +68,112 @@ def _time_to_learn(
     return f"learning by {recipe} from {number_of(n, 'image')}{which} takes {span} by what was measured"
 
 
+def _choose(
+    answer: Answer,
+    index: "pd.DataFrame",
+    made: DetectorOptions,
+    settings: dict[str, Any],  # of `Detector`
+) -> tuple[str, dict[str, Any]]:  # the recipe, and what is recorded of the choice
+    "The recipe that finds synthetic anomalies best, said with those it was compared with."
+    from anomaly_nb.banks import KNNBank
+    from anomaly_nb.core.runtime import notice
+    from anomaly_nb.scoring import RECIPES
+    from anomaly_nb.scoring.choice import CANDIDATES, FEWEST, choose_recipe, duration, expected_seconds
+
+    sized = made.budget_ms or made.budget_mb  # then others have nothing that could be made to fit
+    some = [name for name in CANDIDATES if not sized or isinstance(RECIPES[name].bank, KNNBank)]
+    if (index["split"] == "train").sum() >= FEWEST:
+        seen_by = ("backbone", "weights", "image_size", "random_state")
+        first_part = duration(expected_seconds(index, *(settings[k] for k in seen_by)))
+        which = f"comparing {len(some)} recipes, then learning: features and copies with anomalies"
+        notice(f"{which} take about {first_part}; what recipes take is said after the first of them")
+    of_choice = ("backbone", "weights", "image_size", "coreset", "random_state", "groups")
+    recipe, table = choose_recipe(index, **{k: settings[k] for k in of_choice}, recipes=some)
+    if table is None:
+        answer.say(f"chose {recipe}: there are too few images to compare recipes on")
+        return recipe, {}
+    compared = ", ".join(f"{r.recipe} {r.auroc:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in table.itertuples())
+    seconds = f"{table.attrs['seconds']:.0f} s"
+    answer.say(f"chose {recipe} by image AUROC on synthetic anomalies, in {seconds}: {compared}")
+    answer.say(f"compared on {table.attrs['compared_on']}")
+    notice(_time_to_learn(recipe, table.attrs["learning"], table.attrs["counted"]))
+    return recipe, {"recipes": table.round(6).to_dict("records"), "compared_on": table.attrs["compared_on"]}
+
+# %% ../../nbs/11_cli/03_detect.ipynb #f3100ee1
+def _said_of_parts(
+    detector: "Detector",  # fitted
+    grouped: bool,  # groups were given
+) -> str:  # "" where names say nothing
+    "Whether names look like several images of each part, and what to do then."
+    from anomaly_nb.scoring.preparation import parts_in_names
+
+    names = detector.paths_
+    if detector.groups_:  # copies count once: of each group the last
+        names = [] if grouped else [*dict(zip(detector.groups_, detector.paths_)).values()]
+    one, other, count = parts_in_names(names)
+    if not count:
+        return ""
+    return (
+        f"note: names such as {one} and {other} look like several images of one of {count} parts; if they are, "
+        "give --groups '^(.*[0-9])[_. -][0-9A-Za-z]+[.]', which counts each part once, as the promise needs"
+    )
+
+# %% ../../nbs/11_cli/03_detect.ipynb #af981a6e
+def _said_of_promise(
+    detector: "Detector",  # fitted
+    false_alarms: float,  # fraction that was wanted
+) -> str:  # "" where it is promised
+    "How far the threshold's promise is from what was wanted, and what would close the gap."
+    from anomaly_nb.core.errors import number_of, percent
+
+    promised = detector.threshold_.rate()
+    if not detector.paths_:
+        return (
+            "note: without normal images nothing can be said of false alarms: the threshold promises none; look at the "
+            "scores of some good parts before you rely on it"
+        )
+    if promised is None or promised <= false_alarms + 1e-9:
+        return ""
+    enough = math.ceil(1 / false_alarms - 1e-9) - 1
+    count = detector.threshold_.parameters.get("groups")
+    few = number_of(count, "group") if count else number_of(len(detector.paths_), "image")
+    best = f"{percent(promised)} false alarms at best, not {percent(false_alarms)}"
+    return f"note: {few} can promise {best}; {enough} could"
+
+
+def _say_learned(answer: Answer, detector: "Detector", made: DetectorOptions, out: Path, page: Path) -> None:
+    "The verdict, and what it does not hold."
+    from anomaly_nb.core.errors import number_of
+
+    answer.verdict(
+        f"learned from {number_of(len(detector.paths_), 'normal image')} by {detector.recipe} on "
+        f"{detector.parts().backbone.partition('?')[0]}: threshold {detector.threshold_}",
+        out,
+        page.as_posix(),
+        f"next: anomaly-nb predict {shlex.quote(str(out))} new_images/ --out predictions.csv",
+    )
+    if 0 < detector.learned_.get("cells", 0) < detector.learned_["of"]:
+        answer.say(
+            f"the bank learned from {detector.learned_['cells']} of {detector.learned_['of']} cells, the same number "
+            "of each image; held-out scores are those of all"
+        )
+    if said := _said_of_promise(detector, made.false_alarms):
+        answer.say(said, err=True)
+
+# %% ../../nbs/11_cli/03_detect.ipynb #cfcaa9e5
+def _seconds_an_image(
+    detector: "Detector",  # fitted
+) -> float:  # 0 where an image cannot be scored alone
+    "Seconds from an image's file to its decision, here and now."
+    from anomaly_nb.scoring.predict import predict_files
+
+    some, start = detector.paths_[: 2 if detector.tile else 8], time.perf_counter()
+    if not some or detector.bank_.whole_batch:
+        return 0.0
+    list(predict_files(detector, some))
+    return (time.perf_counter() - start) / len(some)
+
+# %% ../../nbs/11_cli/03_detect.ipynb #ae322e98
 @with_options
 def fit(
     answer: Answer,
@@ -77,18 +204,11 @@ def fit(
         --weights dinov2_s14.pth --image-size 448
     """
     from anomaly_nb.cli.main import in_command
-    from anomaly_nb.core.errors import number_of, percent
     from anomaly_nb.core.files import MANIFEST
-    from anomaly_nb.core.runtime import notice
     from anomaly_nb.data import census_lines, read_index
-    from anomaly_nb.features import auto_backbone
     from anomaly_nb.reports.card import write_card
-    from anomaly_nb.banks import KNNBank
-    from anomaly_nb.scoring import RECIPES, Detector
+    from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.budget import measured_times
-    from anomaly_nb.scoring.choice import CANDIDATES, FEWEST, choose_recipe, duration, expected_seconds
-    from anomaly_nb.scoring.preparation import parts_in_names
-    from anomaly_nb.scoring.predict import predict_files
 
     check_fit_options(out, images.shots, made)
     check_no_detector(root)
@@ -99,20 +219,7 @@ def fit(
             err=True,
         )
     answer.left = f"{out} is as it was: no detector is written"
-    choice: dict[str, Any] = {}
-    first: list[str] = []  # what was chosen, said once nothing is refused any more
-    if made.uses_words and made.backbone == "auto":
-        made = replace(made, backbone="")
-        first.append(
-            f"backbone {RECIPES[made.recipe].backbone}: the recipe's own; any other image-text model "
-            "as --backbone open_clip:<model>"
-        )
-    if made.backbone == "auto":
-        hub = made.weights == "hub"
-        best = auto_backbone("" if hub else made.weights, hub=hub)
-        choice["backbone"] = f"{best.name}: {best.why}"
-        made = replace(made, backbone=best.name, weights=best.weights)
-        first.append(f"backbone {choice['backbone']}")
+    made, choice, first = _with_backbone(made)  # what was chosen is said once nothing is refused any more
     settings, recipe = made.settings(images.intensity, seed), made.recipe
     if recipe == "auto" and not made.whole:
         recipe = "knn"
@@ -133,80 +240,24 @@ def fit(
     said = census_lines(index.attrs["census"], index.attrs["intensity"])
     answer.say("\n".join([*first, *(in_command("fit", line) for line in said)]))
     if recipe == "auto":
-        settings_of_choice = ("backbone", "weights", "image_size", "coreset", "random_state", "groups")
-        sized = made.budget_ms or made.budget_mb  # then others have nothing that could be made to fit
-        some = [name for name in CANDIDATES if not sized or isinstance(RECIPES[name].bank, KNNBank)]
-        if (index["split"] == "train").sum() >= FEWEST:
-            seen_by = ("backbone", "weights", "image_size", "random_state")
-            first_part = expected_seconds(index, *(settings[k] for k in seen_by))
-            which = f"comparing {len(some)} recipes, then learning: features and copies with anomalies"
-            notice(f"{which} take about {duration(first_part)}; what recipes take is said after the first of them")
-        recipe, chosen = choose_recipe(index, **{k: settings[k] for k in settings_of_choice}, recipes=some)
-        if chosen is None:
-            answer.say(f"chose {recipe}: there are too few images to compare recipes on")
-        else:
-            choice |= {"recipes": chosen.round(6).to_dict("records"), "compared_on": chosen.attrs["compared_on"]}
-            compared = ", ".join(f"{r.recipe} {r.auroc:.3f} [{r.low:.3f}, {r.high:.3f}]" for r in chosen.itertuples())
-            answer.say(
-                f"chose {recipe} by image AUROC on synthetic anomalies, in {chosen.attrs['seconds']:.0f} s: {compared}"
-            )
-            answer.say(f"compared on {chosen.attrs['compared_on']}")
-            notice(_time_to_learn(recipe, chosen.attrs["learning"], chosen.attrs["counted"]))
+        recipe, compared = _choose(answer, index, made, settings)
+        choice |= compared
     detector = Detector(recipe, **settings).fit(index)
     detector.choice_ |= choice
-    named = detector.paths_  # copies count once: of each group the last
-    if detector.groups_:
-        grouped = made.groups or "group" in index
-        named = [] if grouped else [*dict(zip(detector.groups_, detector.paths_)).values()]
-    one, other, count = parts_in_names(named)
-    if count:
-        answer.say(
-            f"note: names such as {one} and {other} look like several images of one of {count} parts; if they are, "
-            "give --groups '^(.*[0-9])[_. -][0-9A-Za-z]+[.]', which counts each part once, as the promise needs",
-            err=True,
-        )
+    if said_of_parts := _said_of_parts(detector, bool(made.groups or "group" in index)):
+        answer.say(said_of_parts, err=True)
     if mixed := detector.choice_.get("fusion"):
-        answer.say(
-            f"weights {', '.join(f'{m} {w:g}' for m, w in zip(mixed['members'], mixed['weights']))}: {mixed['by']}"
-        )
+        weights = ", ".join(f"{m} {w:g}" for m, w in zip(mixed["members"], mixed["weights"]))
+        answer.say(f"weights {weights}: {mixed['by']}")
     if (out / MANIFEST).exists():
         answer.say(f"note: {out} held an earlier detector; this one has taken its place", err=True)
     detector.save(out)
     answer.left = f"the detector in {out} is whole, and its card is missing"
-    some, start = detector.paths_[: 2 if made.tile else 8], time.perf_counter()
-    seconds = 0.0
-    if some and not detector.bank_.whole_batch:
-        list(predict_files(detector, some))
-        seconds = (time.perf_counter() - start) / len(some)
+    seconds = _seconds_an_image(detector)
     if plan := detector.budget_:
         times = ", ".join(f"{what} {ms:.1f} ms" for what, ms in measured_times(plan).items())
         answer.say(f"budget: {plan['coreset']} of {plan['of']} patches are kept; measured here: {times}")
-    page = write_card(detector, out, seconds=seconds)
-    promised = detector.threshold_.rate()
-    answer.verdict(
-        f"learned from {number_of(len(detector.paths_), 'normal image')} by {detector.recipe} on "
-        f"{detector.parts().backbone.partition('?')[0]}: threshold {detector.threshold_}",
-        out,
-        page.as_posix(),
-        f"next: anomaly-nb predict {shlex.quote(str(out))} new_images/ --out predictions.csv",
-    )
-    if not detector.paths_:
-        answer.say(
-            "note: without normal images nothing can be said of false alarms: the threshold promises none; look at the "
-            "scores of some good parts before you rely on it",
-            err=True,
-        )
-    if 0 < detector.learned_.get("cells", 0) < detector.learned_["of"]:
-        answer.say(
-            f"the bank learned from {detector.learned_['cells']} of {detector.learned_['of']} cells, the same number "
-            "of each image; held-out scores are those of all"
-        )
-    elif promised is not None and promised > made.false_alarms + 1e-9:
-        best_rate = f"{percent(promised)} false alarms at best, not {percent(made.false_alarms)}"
-        enough = math.ceil(1 / made.false_alarms - 1e-9) - 1
-        count = detector.threshold_.parameters.get("groups")
-        few = number_of(count, "group") if count else number_of(len(detector.paths_), "image")
-        answer.say(f"note: {few} can promise {best_rate}; {enough} could", err=True)
+    _say_learned(answer, detector, made, out, write_card(detector, out, seconds=seconds))
 
 # %% ../../nbs/11_cli/03_detect.ipynb #b079ae2a
 @with_options

@@ -12,14 +12,174 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import Needs, exit_code, say_passed, say_unread, with_options
 from .outputs import check_apart, check_out, check_out_folder, files_in, say_earlier
 from .watching import MapNames, Tally, check_writer, cut_torn_line, earlier_columns, replace_writer
+from ..core.errors import DataError, number_of
+from ..core.files import atomic_write
+from ..core.order import printable
+
+if TYPE_CHECKING:
+    from anomaly_nb.scoring import Detector
+    from anomaly_nb.scoring.predict import Prediction
+
+# %% ../../nbs/11_cli/16_predict.ipynb #399e1ef7
+@dataclass
+class _Rows:
+    "Where decisions go: a row each, a map where one is wanted, and the tally; of a watch also a line."
+
+    model: "Detector"
+    engine: str  # of `predict_files`
+    columns: list[str]
+    maps: Path | None
+    layout: str  # of maps: "" or "mvtec-ad-2"
+    watched: MapNames | None  # names of maps that hold for images to come; None where all images are known
+    tally: Tally
+
+    def write(self, file: IO[str], images: list[str]) -> None:
+        "Decide on images."
+        from anomaly_nb.core.runtime import progress
+        from anomaly_nb.scoring.predict import map_names, predict_files
+        from anomaly_nb.scoring.submission import submission_name
+
+        writer = csv.DictWriter(file, self.columns, extrasaction="ignore", lineterminator="\n")
+        if self.layout:
+            names = {image: submission_name(image) for image in images}
+        elif self.watched:
+            names = {image: self.watched.name(image) for image in images}
+        else:
+            names = map_names(images)
+        decided = predict_files(self.model, images, engine=self.engine)
+        for pred in progress(decided, "predict", len(images), "image"):
+            self._write_map(pred, names[pred.image_path])
+            writer.writerow(pred.row())
+            file.flush()
+            verdict = self.tally.add(pred)
+            if self.watched:
+                message = pred.error or f"score {pred.score:.4g}, p {pred.p_value:.3g}"
+                shown = verdict.upper() if verdict == "anomalous" else verdict
+                typer.echo(printable(f"{shown:9} {pred.image_path}  {message}"))
+
+    def _write_map(self, pred: "Prediction", name: str) -> None:
+        from anomaly_nb.scoring.predict import write_maps
+        from anomaly_nb.scoring.submission import write_submission
+
+        if self.maps is None or pred.error:
+            return
+        if self.layout:
+            write_submission(self.model, pred, self.maps)
+        else:
+            write_maps(self.model, pred, self.maps, name)
+
+# %% ../../nbs/11_cli/16_predict.ipynb #7e7829bc
+def _odd_files(tally: Tally, model: "Detector") -> list[str]:
+    "What is odd about the files of a tally, a sentence each."
+    from anomaly_nb.data.census import said_of_rotated, said_of_transparent, unread_frames
+    from anomaly_nb.data.file_types import said_of_shapes, unseen_types
+
+    said = []
+    if tally.clipped:
+        said.append(
+            f"{number_of(len(tally.clipped), 'image')} clipped by more than 1 %: values lie outside "
+            f"{model.intensity_.text}, which the detector was fitted with"
+        )
+    said += unread_frames(tally.paged) + said_of_transparent(list(tally.transparent))
+    said += said_of_rotated(list(tally.rotated)) + said_of_shapes(list(tally.other_shape), model.shapes_)
+    return [*said, *filter(None, [unseen_types(+tally.types, model.file_types_)])]
+
+# %% ../../nbs/11_cli/16_predict.ipynb #7fcc75cb
+def _keep_part(rows: Path, out: Path, done: int, total: int) -> str:
+    "Keep the rows of an interrupted command beside the table they are not, and say so."
+    judged = f"{done} of {number_of(total, 'image')} were judged"
+    if not done:
+        return f"{judged}, and {out} is as it was"
+    part = out.with_name(f"{out.stem}.partial{out.suffix}")
+    with atomic_write(part) as file, rows.open("rb") as source:
+        shutil.copyfileobj(source, file)
+    return f"{judged}: their rows are in {part}, and {out} is as it was"
+
+# %% ../../nbs/11_cli/16_predict.ipynb #b4549adf
+def _write_table(out: Path, rows: _Rows, images: list[str]) -> None:
+    "The table of all images, whole or not at all."
+    with atomic_write(out, "w") as file:
+        csv.DictWriter(file, rows.columns, lineterminator="\n").writeheader()
+        try:
+            rows.write(file, images)
+        except KeyboardInterrupt as e:
+            e.add_note(_keep_part(Path(file.name), out, rows.tally.counts.total(), len(images)))
+            raise
+
+# %% ../../nbs/11_cli/16_predict.ipynb #96333cab
+def _read_paths(out: Path) -> list[str]:
+    "The images that rows of a CSV name."
+    from anomaly_nb.scoring.predict import table_cell
+
+    if not out.is_file() or not out.stat().st_size:
+        return []
+    with out.open(encoding="utf-8", newline="") as file:
+        return [table_cell(row["image_path"]) for row in csv.DictReader(file)]
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    "What changes with a file: size and time of change; None where it is gone."
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _is_changed(stamp: tuple[int, int], judged: tuple[int, int] | None) -> bool:
+    "Whether a file is another than the one that was judged; -1 stands for a size that nobody knows."
+    if judged is None:
+        return True
+    return stamp[1] > judged[1] if judged[0] < 0 else stamp != judged
+
+# %% ../../nbs/11_cli/16_predict.ipynb #dec38c81
+@contextmanager
+def _named(out: Path) -> Iterator[None]:
+    "Name the file where the system does not: a full disk, a limit on its size."
+    try:
+        yield
+    except OSError as e:
+        e.filename = e.filename or str(out)
+        raise
+
+
+def _watch(paths: list[Path], out: Path, rows: _Rows, every: float, idle: float) -> None:
+    "Predict what arrives, each file once it has stopped growing, and again where it has changed since then."
+    from anomaly_nb.scoring.predict import find_images, table_cell
+
+    # of each row's image, what it was when it was judged; of the rows of an earlier watch only when that ended
+    seen = dict.fromkeys(_read_paths(out), (-1, out.stat().st_mtime_ns if out.is_file() else 0))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    before: dict[str, tuple[int, int]] = {}  # files of the look before
+    last = time.monotonic()
+    with _named(out), out.open("a", encoding="utf-8", newline="") as file:
+        if not out.stat().st_size:
+            csv.DictWriter(file, rows.columns, lineterminator="\n").writeheader()
+            file.flush()
+        try:
+            while True:
+                now = {p: stamp for p in find_images(paths)[0] if (stamp := _stamp(p))}
+                new = {p: s for p, s in now.items() if _is_changed(s, seen.get(table_cell(p)))}
+                ready = [p for p, stamp in new.items() if before.get(p) == stamp]
+                before = now
+                if ready:
+                    rows.write(file, ready)
+                    seen |= {table_cell(p): new[p] for p in ready}
+                    last = time.monotonic()
+                if idle and time.monotonic() - last > idle:
+                    return
+                time.sleep(every)
+        except KeyboardInterrupt:  # its usual end
+            return
 
 # %% ../../nbs/11_cli/16_predict.ipynb #de7605b6
 @with_options
@@ -81,17 +241,10 @@ def predict(
     anomaly-nb predict detectors/can mvtec_ad_2/can/test_private mvtec_ad_2/can/test_private_mixed \\
         --maps submission --layout mvtec-ad-2
     """
-    from anomaly_nb.core.errors import DataError, number_of
-    from anomaly_nb.core.files import atomic_write
-    from anomaly_nb.core.order import printable
-    from anomaly_nb.core.runtime import progress
-    from anomaly_nb.data.census import said_of_rotated, said_of_transparent, unread_frames
-    from anomaly_nb.data.file_types import said_of_shapes, unseen_types
     from anomaly_nb.features.engine import with_engine
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.detector_files import check_backbone
-    from anomaly_nb.scoring.predict import Prediction, count_learned, find_images, map_names, predict_files, write_maps
-    from anomaly_nb.scoring.submission import submission_name, write_submission
+    from anomaly_nb.scoring.predict import Prediction, count_learned, find_images
 
     if layout not in ("", "mvtec-ad-2"):
         raise DataError(f"--layout {layout}: the only layout known is mvtec-ad-2")
@@ -106,49 +259,21 @@ def predict(
     check_backbone(model)
     model.decision_threshold()
     with_engine(model.network(), engine)  # what is not installed is said now
-    tally, before = Tally(again=watch), files_in(maps)
-    columns = list(Prediction("").row())
+    before, rows = files_in(maps), _Rows(model, engine, list(Prediction("").row()), maps, layout, None, Tally(watch))
+    tally = rows.tally
     if watch:
-        columns = earlier_columns(out, columns)
+        rows.columns = earlier_columns(out, rows.columns)
         check_writer(out, detector, model.version_)
         cut_torn_line(out)
-        stable = MapNames(paths, _read_paths(out))
-    window = model.intensity_.text
-
-    def write(file: Any, images: list[str]) -> None:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-        if layout:
-            names = {i: submission_name(i) for i in images}
-        else:
-            names = {i: stable.name(i) for i in images} if watch else map_names(images)
-        for pred in progress(predict_files(model, images, engine=engine), "predict", len(images), "image"):
-            if maps and layout and not pred.error:
-                write_submission(model, pred, maps)
-            elif maps and not pred.error:
-                write_maps(model, pred, maps, names[pred.image_path])
-            writer.writerow(pred.row())
-            file.flush()
-            verdict = tally.add(pred)
-            if watch:
-                verdict = verdict.upper() if verdict == "anomalous" else verdict
-                message = pred.error or f"score {pred.score:.4g}, p {pred.p_value:.3g}"
-                typer.echo(printable(f"{verdict:9} {pred.image_path}  {message}"))
-
-    if watch:
-        _watch(paths, out, columns, write, every, idle)
+        rows.watched = MapNames(paths, _read_paths(out))
+        _watch(paths, out, rows, every, idle)
     else:
         if not images:
             raise DataError(
                 f"{', '.join(map(str, paths))}: no image is there ({number_of(len(passed), 'other file')}); see "
                 "`anomaly-nb inspect`"
             )
-        with atomic_write(out, "w") as file:
-            csv.DictWriter(file, columns, lineterminator="\n").writeheader()
-            try:
-                write(file, images)
-            except KeyboardInterrupt as e:
-                e.add_note(_keep_part(Path(file.name), out, tally.counts.total(), len(images)))
-                raise
+        _write_table(out, rows, images)
         replace_writer(out, detector, model.version_)
     counts, total = tally.counts, tally.counts.total()
     again = f", {tally.again} judged again" if tally.again else ""
@@ -156,106 +281,14 @@ def predict(
         f"{number_of(total, 'image')}: {counts['anomalous']} anomalous, {counts['normal']} normal, "
         f"{counts['error']} could not be read{again} -> {out}"
     )
+    notes = _odd_files(tally, model)
     if not watch and (n := count_learned(model, images)):
-        typer.echo(
-            f"note: the detector learned from {n} of {number_of(total, 'image')}; such scores are too low to judge it "
-            "by",
-            err=True,
-        )
-    if tally.clipped:
-        typer.echo(
-            f"note: {number_of(len(tally.clipped), 'image')} clipped by more than 1 %: values lie outside {window}, "
-            "which the detector was fitted with",
-            err=True,
-        )
-    shapes = said_of_shapes(list(tally.other_shape), model.shapes_)
-    unseen = filter(None, [unseen_types(+tally.types, model.file_types_)])
-    seen = [*unread_frames(tally.paged), *said_of_transparent(list(tally.transparent))]
-    seen += said_of_rotated(list(tally.rotated))
-    for sentence in (*seen, *shapes, *unseen):
+        learned = f"the detector learned from {n} of {number_of(total, 'image')}"
+        notes.insert(0, f"{learned}; such scores are too low to judge it by")
+    for sentence in notes:
         typer.echo(printable(f"note: {sentence}"), err=True)
     say_passed(passed)
     if not watch:  # which goes on from what is there
         say_earlier(maps, before)
     say_unread(counts["error"], total, out)
     raise typer.Exit(exit_code(total, counts["error"], counts["anomalous"]))
-
-# %% ../../nbs/11_cli/16_predict.ipynb #7fcc75cb
-def _keep_part(rows: Path, out: Path, done: int, total: int) -> str:
-    "Keep the rows of an interrupted command beside the table they are not, and say so."
-    from anomaly_nb.core.errors import number_of
-    from anomaly_nb.core.files import atomic_write
-
-    judged = f"{done} of {number_of(total, 'image')} were judged"
-    if not done:
-        return f"{judged}, and {out} is as it was"
-    part = out.with_name(f"{out.stem}.partial{out.suffix}")
-    with atomic_write(part) as file, rows.open("rb") as source:
-        shutil.copyfileobj(source, file)
-    return f"{judged}: their rows are in {part}, and {out} is as it was"
-
-# %% ../../nbs/11_cli/16_predict.ipynb #96333cab
-def _read_paths(out: Path) -> list[str]:
-    "The images that rows of a CSV name."
-    from anomaly_nb.scoring.predict import table_cell
-
-    if not out.is_file() or not out.stat().st_size:
-        return []
-    with out.open(encoding="utf-8", newline="") as file:
-        return [table_cell(row["image_path"]) for row in csv.DictReader(file)]
-
-
-def _stamp(path: str) -> tuple[int, int] | None:
-    "What changes with a file: size and time of change; None where it is gone."
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _is_changed(stamp: tuple[int, int], judged: tuple[int, int] | None) -> bool:
-    "Whether a file is another than the one that was judged; -1 stands for a size that nobody knows."
-    if judged is None:
-        return True
-    return stamp[1] > judged[1] if judged[0] < 0 else stamp != judged
-
-# %% ../../nbs/11_cli/16_predict.ipynb #dec38c81
-@contextmanager
-def _named(out: Path) -> Iterator[None]:
-    "Name the file where the system does not: a full disk, a limit on its size."
-    try:
-        yield
-    except OSError as e:
-        e.filename = e.filename or str(out)
-        raise
-
-
-def _watch(paths: list[Path], out: Path, columns: list[str], write: Any, every: float, idle: float) -> None:
-    "Predict what arrives, each file once it has stopped growing, and again where it has changed since then."
-    from anomaly_nb.scoring.predict import find_images, table_cell
-
-    # of each row's image, what it was when it was judged; of the rows of an earlier watch only when that ended
-    seen = dict.fromkeys(_read_paths(out), (-1, out.stat().st_mtime_ns if out.is_file() else 0))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    before: dict[str, tuple[int, int]] = {}  # files of the look before
-    last = time.monotonic()
-    with _named(out), out.open("a", encoding="utf-8", newline="") as file:
-        if not out.stat().st_size:
-            csv.DictWriter(file, columns, lineterminator="\n").writeheader()
-            file.flush()
-        try:
-            while True:
-                now = {p: stamp for p in find_images(paths)[0] if (stamp := _stamp(p))}
-                new = {p: s for p, s in now.items() if _is_changed(s, seen.get(table_cell(p)))}
-                ready = [p for p, stamp in new.items() if before.get(p) == stamp]
-                before = now
-                if ready:
-                    write(file, ready)
-                    seen |= {table_cell(p): new[p] for p in ready}
-                    last = time.monotonic()
-                if idle and time.monotonic() - last > idle:
-                    return
-                time.sleep(every)
-        except KeyboardInterrupt:  # its usual end
-            return
