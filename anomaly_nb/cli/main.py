@@ -22,7 +22,7 @@ import typer
 from .atoms import app as atoms
 from .benchmark import benchmark
 from .demo import demo
-from .detect import evaluate, fit, update
+from .detect import evaluate, fit
 from .detector_options import check_no_detector
 from .drift import app as drift
 from .ending import EndingGroup, heeding_sigterm
@@ -34,6 +34,7 @@ from .runs import app as runs
 from .runs import new, sweep
 from .serve import serve
 from .street import app as street
+from .update import update
 from .video import calibrate_video, extract_video, score_video, video
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..core.errors import DataError, MissingFileError
 from ..core.files import sha256_file
+from ..data.headers import SMALLEST
 from ..data.images import resize_image, resize_rgb
 from ..data.masks import read_mask
 
@@ -213,6 +214,12 @@ class Region:
             raise DataError(
                 f"region={self.text}: top {top}, left {left}, bottom {bottom}, right {right} is no box within "
                 f"an image of {height} x {width}; give one that lies in every image"
+            )
+        if min(bottom - top, right - left) < SMALLEST:
+            fractions = "; fractions have a point, as in 0.0,0.0,1.0,1.0" if set(self.box) <= {0, 1} else ""
+            raise DataError(
+                f"region={self.text}: {bottom - top} x {right - left} pixels of {height} x {width} are too few to look "
+                f"at; it takes {SMALLEST} x {SMALLEST}{fractions}"
             )
         return top, left, bottom, right
 
