@@ -133,8 +133,10 @@ def image_of(path, settings):
         if type(e).__name__ in ("DecompressionBombError", "MemoryError"):
             raise Refused("too large to be opened safely; cut it into tiles") from None
         raise Refused("damaged or not an image; restore or remove it") from None
-    if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or min(image.shape[:2]) < 8:
+    if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
         raise Refused(f"holds {image.shape}, not (height, width) or (height, width, 3) of at least 8 x 8 pixels")
+    if min(image.shape[:2]) < 8:
+        raise Refused(f"has {image.shape[0]} x {image.shape[1]} pixels, too few to be judged (at least 8 x 8)")
     dtype = np.dtype(rule["type"])
     if image.dtype.str[1] != dtype.str[1] or "uint8" in (image.dtype, dtype) and image.dtype != dtype:
         raise Refused(f"holds {image.dtype} values, and the detector learned from {dtype}; convert it")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..core.errors import DataError
 from ..data.folder import Place, place_of
+from ..data.headers import is_foreign_image, why_skipped
 from ..data.index import folder_meaning
 from .predict import find_images
 
@@ -44,7 +45,8 @@ def find_normal_images(
         if not root.is_dir():
             images += files
             continue
-        places = [place_of(Path(p), root) for p in files]
+        passed |= {p: why_skipped(Path(p)) for p in files if is_foreign_image(Path(p))}
+        places = [place_of(Path(p), root) for p in files if p not in passed]
         named = any(p.type and folder_meaning(p.type[0]) == "normal" for p in places)
         split = any(p.split == "train" for p in places)
         for place in places:

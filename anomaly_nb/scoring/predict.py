@@ -28,7 +28,7 @@ from ..core.order import natural_key, printable, utf8_name
 from ..core.runtime import cpu_threads, in_order, side_by_side
 from ..data.file_types import is_other_shape, is_unseen
 from ..data.folder import masks_among
-from ..data.headers import is_image, why_skipped
+from ..data.headers import is_foreign_image, is_image, why_skipped
 from ..data.images import read_image, read_upright
 from ..features import FeatureSet
 from ..features.base import Backbone
@@ -106,13 +106,13 @@ def find_images(
             files, odd = list_files(path)
             # each becomes a row with this error
             unnamed = [p for p, why in odd.items() if why == NOT_UTF8 and is_image(p) and p.is_file()]
-            there = [*filter(is_image, files), *unnamed]
+            there = [*filter(is_image, files), *filter(is_foreign_image, files), *unnamed]
             masks = masks_among(there, path)
             passed |= dict.fromkeys((p.as_posix() for p in masks), "mask of an image")
             images += [p.as_posix() for p in sorted(set(there) - masks, key=lambda p: natural_key(str(p)))]
             # a hidden file is named only where it would be an image
             hidden = {p for p in files if p.name.startswith(".") and not is_image(Path(f"x{p.name}"))}
-            passed |= {p.as_posix(): why_skipped(p) for p in files if not is_image(p) and p not in hidden}
+            passed |= {p.as_posix(): why_skipped(p) for p in files if p not in hidden and p not in there}
             passed |= {utf8_name(p): why for p, why in odd.items() if p not in unnamed}
         elif path.exists():
             images.append(path.as_posix())
