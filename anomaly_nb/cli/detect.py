@@ -81,6 +81,7 @@ def fit(
     from anomaly_nb.core.files import MANIFEST
     from anomaly_nb.core.runtime import notice
     from anomaly_nb.data import census_lines, read_index
+    from anomaly_nb.data.rows import normal_training
     from anomaly_nb.features import auto_backbone
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.banks import KNNBank
@@ -136,7 +137,7 @@ def fit(
         settings_of_choice = ("backbone", "weights", "image_size", "coreset", "random_state", "groups")
         sized = made.budget_ms or made.budget_mb  # then others have nothing that could be made to fit
         some = [name for name in CANDIDATES if not sized or isinstance(RECIPES[name].bank, KNNBank)]
-        if (index["split"] == "train").sum() >= FEWEST:
+        if normal_training(index).sum() >= FEWEST:
             seen_by = ("backbone", "weights", "image_size", "random_state")
             first_part = expected_seconds(index, *(settings[k] for k in seen_by))
             which = f"comparing {len(some)} recipes, then learning: features and copies with anomalies"

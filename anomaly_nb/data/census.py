@@ -21,6 +21,7 @@ from ..core.listing import list_files
 from ..core.order import printable, telling_names, utf8_name
 from .headers import image_info, list_images, why_skipped
 from .masks import mask_rule
+from .rows import normal_training
 from .values import is_transparent, read_values
 
 # %% ../../nbs/02_data/06_census.ipynb #c58b4574
@@ -221,7 +222,7 @@ def said_of_labels(
     "Training images without a known label, and images that are normal in training and anomalous in test."
     train, said = index["split"] == "train", []
     label = dict(zip(index["image_path"][~train], index["label"][~train]))
-    learned = set(index["image_path"][train & (index["label"] != 1)])
+    learned = set(index["image_path"][normal_training(index)])
     torn = [a for a, b in twins if a in learned and label[b] == 1]
     if unknown := int((train & (index["label"] == -1)).sum()):
         said.append(

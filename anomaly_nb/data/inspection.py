@@ -25,9 +25,10 @@ from .census import census_lines, take_census
 from .datasets import LAYOUTS, index_csv, layout_index
 from .folder import MASK_STEM, NoNormalError, place_of
 from .headers import SMALLEST, ImageInfo, image_info, is_image, why_skipped
-from .intensity import fit_intensity, parse_intensity
+from .intensity import parse_intensity, training_intensity
 from .layouts import recognise
 from .masks import read_mask
+from .rows import normal_training
 from .values import is_transparent, read_values
 
 # %% ../../nbs/02_data/14_inspection.ipynb #61a6a46f
@@ -263,16 +264,16 @@ def _reading(
         free = free and not any(place_of(Path(p), root).split for p in index["image_path"])
         if free:
             census["by_split"] = {key.partition("/")[2]: n for key, n in census["by_split"].items()}
-        train = index["image_path"][(index["split"] == "train") & (index["label"] == 0)].tolist()
+        train = index["image_path"][normal_training(index)].tolist()
     except NoNormalError:  # a wrong option is no finding
         raise
     except (DataError, FileNotFoundError) as e:
         why = "not an image data set as it stands:"
         return [f"{why} {e}"], False, f"{why} {str(e).removeprefix(f'{root}: ')}", {}
     labels = dict(zip(map(os.path.abspath, index["image_path"]), index["label"].tolist()))
-    readable = [p for p in train or index["image_path"] if not _is_damaged(p, damaged)]
+    readable = index[[not _is_damaged(p, damaged) for p in index["image_path"]]]
     try:
-        rule = fit_intensity(readable, intensity).to_dict() if readable else None
+        rule = training_intensity(readable, intensity).to_dict() if len(readable) else None
     except DataError as e:
         unclear = f"fit refuses it as it stands: {e}"
         return [unclear], False, unclear, labels

@@ -21,6 +21,7 @@ from ..core.style import ANOMALOUS, figure_style
 from ..core.views import Check, Choice, Control, Slider, State, View
 from ..data import image_info, one_category, read_index
 from ..data.census import equal_files, split_counts
+from ..data.rows import normal_training
 from ..features import FeatureSet, cached_features
 from ..metrics.ranking import reached
 from .decisions import decision_table, plot_decisions
@@ -152,7 +153,7 @@ class ImageView(View):
             view = cls.from_fitted(fitted, index, p["threshold"], out)
         else:
             features = cached_features(index, detector.network(), p["cache"], category or p["dataset"])
-            train = features.where((features.meta["split"] == "train") & (features.meta["label"] == 0))
+            train = features.where(normal_training(features.meta))
             view = cls(detector, train, features.where(features.meta["split"] == "test"), p["threshold"])
         view.title = f"{category or p['dataset']}, {view.detector.parts().backbone.split('?')[0]}"
         return view
