@@ -13,8 +13,8 @@ import pandas as pd
 from PIL import Image
 
 from ..core.errors import DataError, number_of
-from ..core.files import atomic_write
 from ..data.census import same_files
+from ..data.drawn import write_png
 from ..data.images import read_image, resize_image
 from ..data.rows import normal_training
 from ..data.synthetic import ANOMALY_TYPES, synthetic_anomaly
@@ -130,8 +130,7 @@ def _shrunk(image: np.ndarray, side: int) -> np.ndarray:
 def _written(image: np.ndarray, folder: str | Path, stem: str) -> str:
     "Write an 8-bit image as PNG; its path."
     path = Path(folder) / f"{stem}.png"
-    with atomic_write(path) as f:
-        Image.fromarray(image).save(f, format="PNG", compress_level=1)
+    write_png(path, image)
     return path.as_posix()
 
 # %% ../../nbs/06_scoring/10_validation.ipynb #f80a833f
