@@ -8,6 +8,7 @@ __all__ = ['FORMULA', 'table_cell', 'Prediction', 'find_images', 'count_learned'
 
 # %% ../../nbs/06_scoring/12_predict.ipynb #ba1725d5
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -341,15 +342,16 @@ def map_names(
     paths: Sequence[str],  # images
     top: str | Path | None = None,  # folder of all; None = the one that they share
 ) -> dict[str, str]:  # image -> relative name without ending
-    "A name for the map of every image: its path below a folder, with its suffix only where two would meet."
+    "A name for the map of every image, no two the same: its path below a folder, its suffix only where two would meet."
     whole = [Path(os.path.abspath(p)) for p in paths]
     top = os.path.abspath(top) if top else os.path.commonpath([p.parent for p in whole]) if whole else ""
-    names = [p.relative_to(top) for p in whole]
-    stems = [n.with_suffix("").as_posix() for n in names]
-    return {
-        path: stem if stems.count(stem) == 1 else name.as_posix().replace(".", "_")
-        for path, name, stem in zip(paths, names, stems)
-    }
+    files = {name.as_posix(): name.with_suffix("").as_posix() for name in (p.relative_to(top) for p in whole)}
+    for another in (lambda file: file.replace(".", "_"), str):  # then the whole name, until no two meet
+        counts = Counter(files.values())
+        while meeting := [file for file, name in files.items() if counts[name] > 1 and name != another(file)]:
+            files |= {file: another(file) for file in meeting}
+            counts = Counter(files.values())
+    return {path: files[p.relative_to(top).as_posix()] for path, p in zip(paths, whole)}
 
 
 def prediction_map(
