@@ -104,9 +104,10 @@ class ImageView(View):
             "high": -scores,
             "low": scores,
             "name": np.argsort(np.argsort(self.defects + name)),
-            "hard": np.where(wrong, -far - 1e6 * (self.labels == 1) - 1e6, far),
+            "hard": np.where(wrong, -far, far),
         }
-        order = [int(i) for i in np.argsort(key[state["order"]], kind="stable") if wrong[i] or not state["errors"]]
+        first = np.where(wrong, np.where(self.labels == 1, 0, 1), 2) if state["order"] == "hard" else 0 * scores
+        order = [int(i) for i in np.lexsort((key[state["order"]], first)) if wrong[i] or not state["errors"]]
         mark = np.where(wrong, np.where(self.labels == 1, "  FALSE NEGATIVE", "  FALSE POSITIVE"), "")
         options = tuple((f"{scores[i]:.3g}  {self.defects[i]} {name[i]}{mark[i]}", i) for i in order) or (
             ("no errors at this threshold", -1),
@@ -171,15 +172,6 @@ class ImageView(View):
         if detector.layout_.plain:
             return cls(detector, None, detector.features(test), rule or detector.threshold)
         return cls(detector, None, test, rule or detector.threshold, recorded_scores(out, test))
-
-    @classmethod
-    def from_detector(
-        cls,
-        folder: str,  # of a saved detector
-        index: pd.DataFrame,  # of `read_index`: its test images are shown
-    ) -> "ImageView":
-        "The view of a saved detector on images. Raises as `Detector.load` does."
-        return cls.from_fitted(Detector.load(folder), index)
 
     def threshold(self, k: int, aggregation: str, rule: str) -> Threshold:
         "The threshold a rule gives. Raises as `choose_threshold` does."
