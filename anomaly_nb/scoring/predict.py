@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..calibration.ranges import conformal_pvalues
 from ..core.errors import DataError, MissingFileError
 from ..core.files import atomic_write, sha256_file
 from ..core.listing import NOT_UTF8, list_files
@@ -37,7 +36,7 @@ from ..features.engine import with_engine
 from ..features.extract import backbone_threads
 from .detector import Detector
 from .maps import colour_range, overlay
-from .result import patch_limit
+from .result import among_held_out, patch_limit
 from .stream import image_batches
 
 # %% ../../nbs/06_scoring/12_predict.ipynb #b938da63
@@ -313,16 +312,13 @@ def _decided(
             yield Prediction(f.path, error=result, size=f.size)
             continue
         cells, score, place = result
-        p = below = float("nan")
-        if len(held_out):
-            p = float(conformal_pvalues(held_out, np.array([score]), detector.groups_ or None)[0])
-            below = round(100 * float(np.mean(held_out < score)), 6)
+        p, percentile = (float(v[0]) for v in among_held_out(held_out, np.array([score]), detector.groups_))
         yield Prediction(
             f.path,
             score,
             int(score >= threshold),
             p_value=p,
-            percentile=below,
+            percentile=round(percentile, 6),
             box=detector.layout_.of(f.size).box(cells, limit),
             normal_path=place["normal_path"],
             distance=float(place["distance"]),
