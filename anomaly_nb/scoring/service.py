@@ -195,8 +195,8 @@ class Served:
         self.count += 1
         box = dict(zip(("left", "top", "right", "bottom"), prediction.box))
         near, drift = self.names.get(prediction.normal_path, prediction.normal_path), self._tag(file, prediction.score)
-        fields = {k: getattr(prediction, k) for k in ("score", "clipped", "note")}
-        fields |= {k: None if np.isnan(v := getattr(prediction, k)) else v for k in ("p_value", "percentile", "distance")}
+        fields = {k: getattr(prediction, k) for k in ("score", "p_value", "percentile", "distance", "clipped", "note")}
+        fields = {k: None if v != v else v for k, v in fields.items()}  # NaN is no number in JSON
         who = {("detector" if k == "name" else k): v for k, v in self.identity().items()}
         return PredictAnswer(
             **who,
