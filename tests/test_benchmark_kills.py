@@ -79,7 +79,7 @@ def test_killed_at_random_and_started_again(tmp_path):
         f"{KILLS} kills in {took:.0f} s of work, {seen} rows made between them; {len(found)} rows, {(found['status'] == 'ok').sum()} with a number"
     )
     few, alone = (
-        found["error"].str.contains(words).sum() for words in ("the index has 20 training images", "has no covariance")
+        found["error"].str.contains(words).sum() for words in ("the index has 20 normal training images", "has no covariance")
     )
     assert len(found) == 120 and (found["status"] == "ok").sum() == 82 and (few, alone) == (18, 20)
     pd.testing.assert_frame_equal(found, expected)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomaly_nb.data import read_index
+from anomaly_nb.data import inspect_folder, read_index
 from anomaly_nb.data.census import attention_lines, equal_files, same_files
 from anomaly_nb.data.index import split_normals
 from anomaly_nb.scoring import Detector
@@ -104,3 +104,13 @@ def test_reports_say_what_the_census_says(template):
 
     cells = json.loads((Path(__file__).parent.parent / f"nbs/reports/{template}.ipynb").read_text())["cells"]
     assert "in attention_lines(index.attrs[" in "".join(line for cell in cells for line in cell["source"])
+
+
+def test_inspection_sees_the_copies_that_fit_sees(folder):
+    twice = inspect_folder(folder)["suspicious"]["the same content twice"]
+    assert len(twice) == 2 * N and "good/0_a.png = good/0_c.bmp" in twice
+    assert twice == [
+        f"{a.removeprefix(str(folder) + '/')} = {p.removeprefix(str(folder) + '/')}"
+        for p, a in same_files(sorted(folder.rglob("*.[pb][nm][gp]"))).items()
+        if p != a
+    ]

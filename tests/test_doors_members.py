@@ -296,12 +296,14 @@ def test_one_image_that_sets_the_window_is_said(tmp_path, few, many, said):
     assert not fit_intensity(sorted((tmp_path / "good").glob("[0-9]*"))).note
 
 
-@pytest.mark.parametrize(("text", "type", "value"), [("float 0..1", "float32", -0.5), ("16 of 32 bits", "int32", -1)])
-def test_negative_values_at_prediction_are_refused_as_at_fit(tmp_path, text, type, value):
+@pytest.mark.parametrize(
+    ("text", "high", "type", "value"), [("float 0..1", 1, "float32", -0.5), ("16 of 32 bits", 65535, "int32", -1)]
+)
+def test_negative_values_at_prediction_are_refused_as_at_fit(tmp_path, text, high, type, value):
     path = tmp_path / "a.tif"
     parts(tmp_path, "a.tif", array=np.full((8, 8), value, type))
     with pytest.raises(DataError, match="holds negative values"):
-        read_counted(path, Intensity(text, 0, 1, type))
+        read_counted(path, Intensity(text, 0, high, type))
     assert read_counted(path, Intensity("window -2..2", -2, 2, type))[1] == 0
 
 

@@ -179,3 +179,17 @@ def test_features_are_known_by_images_backbone_type_and_rule(tmp_path, index):
         deep.attrs["intensity"] = fit_intensity(deep["image_path"], f"window:{low},{high}").to_dict()
         keys.add(features_key(deep, small))
     assert len(keys) == 6
+
+
+def test_a_cache_reads_every_image_for_its_checksum_once(tmp_path, monkeypatch, index):
+    import anomaly_nb.features.shards as shards
+
+    index, small, seen, sums = index[:6], create_backbone("filters", image_size=32), [], shards.sha256_file
+    monkeypatch.setattr(shards, "sha256_file", lambda p: seen.append(str(p)) or sums(p))
+    rules, rule_of = [], shards.index_intensity
+    monkeypatch.setattr(shards, "index_intensity", lambda i: rules.append(1) or rule_of(i))
+    features = shards.cached_features(index, small, tmp_path / "cache", "nut")
+    assert sorted(p for p in seen if p in set(index["image_path"])) == sorted(index["image_path"]) and len(rules) == 1
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert folder.name == f"nut-{features_key(index, small)[:16]}"  # as caches on disk are called
+    assert np.array_equal(features.patches, extract_features(index, small).patches)

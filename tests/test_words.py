@@ -284,3 +284,19 @@ def test_commands_without_normal_images(circles, tmp_path, monkeypatch):
     assert some.exit_code == 0 and "4 images can promise 20.0 % false alarms at best" in some.output
     refused = run("fit", f"{root}/train", "--out", "knn", "--shots", "0", "--recipe", "knn", "--backbone", "filters")
     assert isinstance(refused.exception, DataError) and "learns from normal images" in str(refused.exception)
+
+
+def test_a_service_of_words_alone_says_null_as_its_schema_does(circles, tmp_path):
+    testing = pytest.importorskip("fastapi.testclient")
+    from anomaly_nb.calibration.keys import new_key
+    from anomaly_nb.scoring.service import PredictAnswer, create_detector_app, read_detectors
+
+    made = Detector("winclip", "open_clip:tiny", prompts=words_of_trays(circles))
+    made.fit(few_shot(circles, 0, 0, "random")).save(tmp_path / "d" / "trays")
+    image = Path(circles[circles.split == "test"].image_path.iloc[0])
+    key, hashed = new_key()
+    served = create_detector_app(read_detectors(tmp_path / "d"), hashed)
+    client = testing.TestClient(served, headers={"Authorization": f"Bearer {key}"})
+    answer = client.post("/v1/detectors/trays/predict", content=image.read_bytes()).json()
+    assert answer["status"] == "ok" and [answer[k] for k in ("p_value", "percentile", "distance")] == [None] * 3
+    assert PredictAnswer.model_validate(answer).p_value is None

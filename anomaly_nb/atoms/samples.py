@@ -15,6 +15,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.files import atomic_write, write_text
+from ..data.drawn import check_no_others
 from ..data.shapes import OBJECTS, draw_objects, random_background, random_places
 
 # %% ../../nbs/09_atoms/07_samples.ipynb #68ca65b4
@@ -124,11 +125,14 @@ def planted_clips(
     rate: float = 0.2,  # probability that an object is in a clip
     random_state: int = 0,  # seed
 ) -> np.ndarray:  # (16, 6) int, the planted roles
-    "Write clips of moving shapes whose six events follow from planted roles."
+    """Write clips of moving shapes whose six events follow from planted roles.
+
+    Raises `DataError` where frames of a larger set lie among them.
+    """
     rng, folder = np.random.default_rng(random_state), Path(folder)
     events = [f"event {letter}" for letter in "ABCDEF"]
     roles = plant_roles(len(OBJECTS), len(events), counts, rng)
-    rows = [",".join(["frame", "label", *events])]
+    rows, images = [",".join(["frame", "label", *events])], {}
     for v in range(videos):
         n = int(rng.integers(frames // 2, frames + frames // 2 + 1))
         on = appearances(n, len(OBJECTS), rate, 4, rng)
@@ -141,13 +145,16 @@ def planted_clips(
         labels = events_of(on, roles)
         for t in range(n):
             here = on[t, cast]
-            image = draw_objects([OBJECTS[c] for c in cast[here]], places[here], background)
-            with atomic_write(folder / "frames" / f"clip_{v:03d}" / f"{t:03d}.png") as f:
-                image.save(f, format="PNG")
+            name = f"frames/clip_{v:03d}/{t:03d}.png"
+            images[name] = draw_objects([OBJECTS[c] for c in cast[here]], places[here], background)
             places[:, :2] = places[:, :2] + drift
             rows.append(
                 ",".join([f"clip_{v:03d}/{t:03d}.png", str(int(labels[t].any())), *map(str, labels[t].astype(int))])
             )
+    check_no_others(folder, ["frames"], images)
+    for name, image in images.items():
+        with atomic_write(folder / name) as f:
+            image.save(f, format="PNG")
     write_text(folder / "labels.csv", "\n".join(rows) + "\n")
     table = ["object," + ",".join(events)] + [
         f"{name}," + ",".join(ROLES[r] for r in row) for name, row in zip(OBJECTS, roles)

@@ -30,7 +30,7 @@ def check_cls(
 class SimilarImagesBank(Bank):
     """A bank whose scores come from the most similar training images.
 
-    Subclasses define `_kept`, `_vectors` and `_score`.
+    Subclasses define `_references`, `_vectors` and `_score`.
     """
 
     similar: int | None  # training images that take part; None, or more than there are: all

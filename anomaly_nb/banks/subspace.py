@@ -6,11 +6,13 @@
 __all__ = ['SubspaceBank']
 
 # %% ../../nbs/04_banks/06_subspace.ipynb #e00d172d
+import warnings
+
 import numpy as np
 
 from .base import Bank, check_patches
 from .gaussian import scatter_matrix
-from ..core.errors import DataError
+from ..core.errors import DataError, Notice
 
 # %% ../../nbs/04_banks/06_subspace.ipynb #098ae3d3
 class SubspaceBank(Bank):
@@ -50,8 +52,17 @@ class SubspaceBank(Bank):
             raise DataError("the features are constant, so they span no subspace; check the images and the backbone")
         fractions = np.cumsum(values) / values.sum()
         count = self.components or int(np.searchsorted(fractions, self.variance) + 1)
+        if count >= d:
+            warnings.warn(
+                Notice(
+                    f"variance={self.variance}: all {d} components explain no less, and would leave no residual; "
+                    f"{d - 1} are kept. The features fill all directions alike: lower variance, or another bank"
+                ),
+                stacklevel=2,
+            )
+            count = d - 1
         self.mean_, self.components_ = mean, np.ascontiguousarray(vectors[:, :count], dtype=np.float32)
-        self.explained_, self.patch_hw_ = float(fractions[count - 1]), (int(patch_hw[0]), int(patch_hw[1]))
+        self.explained_, self.patch_hw_ = float(fractions[:count].max(initial=0)), (int(patch_hw[0]), int(patch_hw[1]))
         return self
 
     def score(

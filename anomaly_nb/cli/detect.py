@@ -77,12 +77,13 @@ def _choose(
     "The recipe that finds synthetic anomalies best, said with those it was compared with."
     from anomaly_nb.banks import KNNBank
     from anomaly_nb.core.runtime import notice
+    from anomaly_nb.data.rows import normal_training
     from anomaly_nb.scoring import RECIPES
     from anomaly_nb.scoring.choice import CANDIDATES, FEWEST, choose_recipe, duration, expected_seconds
 
     sized = made.budget_ms or made.budget_mb  # then others have nothing that could be made to fit
     some = [name for name in CANDIDATES if not sized or isinstance(RECIPES[name].bank, KNNBank)]
-    if (index["split"] == "train").sum() >= FEWEST:
+    if normal_training(index).sum() >= FEWEST:
         seen_by = ("backbone", "weights", "image_size", "random_state")
         first_part = duration(expected_seconds(index, *(settings[k] for k in seen_by)))
         which = f"comparing {len(some)} recipes, then learning: features and copies with anomalies"

@@ -263,9 +263,10 @@ def checked_index(
     from anomaly_nb.core.errors import DataError, number_of
     from anomaly_nb.data.headers import image_infos
     from anomaly_nb.data.inspection import too_few
+    from anomaly_nb.data.rows import normal_training
     from anomaly_nb.features.extract import part_index
     from anomaly_nb.scoring import few_shot
-    from anomaly_nb.scoring.inputs import known_groups, normal_training
+    from anomaly_nb.scoring.inputs import known_groups
     from anomaly_nb.scoring.learning import check_budget
 
     n = int(normal_training(index).sum())

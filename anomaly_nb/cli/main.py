@@ -171,6 +171,7 @@ def extract(
     anomaly-nb extract data/realiad --dataset realiad --shards --scheduler tcp://host:8786
     """
     from anomaly_nb.data import read_index
+    from anomaly_nb.data.rows import normal_training
     from anomaly_nb.features import create_backbone, extract_features, save_features
     from anomaly_nb.features.featureset import feature_files
 
@@ -183,7 +184,7 @@ def extract(
     for one, rows in index.groupby("category"):
         features = extract_features(rows, network)
         path = save_features(out / files.folder, str(one), features, name or backbone)
-        normal = features.where((features.meta["split"] == "train") & (features.meta["label"] == 0))
+        normal = features.where(normal_training(features.meta))
         save_features(out / files.bank_folder, str(one), normal, name or backbone, bank=True)
         typer.echo(f"{one}: {features} -> {path}")
 

@@ -198,7 +198,8 @@ def real_array(
 ) -> np.ndarray:
     """Numbers as a NumPy array, tensors of any device and precision too.
 
-    Raises `DataError` for masked entries, complex numbers, text or gaps, and for whole numbers that floats would round.
+    Raises `DataError` for masked entries, complex numbers, text or gaps, and for whole numbers that even floats of 64
+    bits would round; those that only a smaller `dtype` rounds it rounds, whole or not.
     """
     if type(values).__module__.partition(".")[0] == "torch":
         values = values.detach().cpu()

@@ -19,7 +19,7 @@ from ..core.tables import read_table
 from .census import take_census
 from .folder import index_folder
 from .index import check_on_missing, index_magnetic_tile, index_mvtec, index_row, make_index
-from .intensity import fit_intensity
+from .intensity import training_intensity
 from anomaly_nb.data.layouts import (
     index_btad,
     index_kolektor_sdd2,
@@ -238,7 +238,5 @@ def read_index(
         ]
     top = Path(root or ("data/logical" if dataset == "logical" else "data/samples"))
     census = take_census(index, top / category if category and (top / category).is_dir() else top, dataset)
-    normal_train = index["image_path"][(index["split"] == "train") & (index["label"] == 0)]
-    rule = fit_intensity(normal_train if len(normal_train) else index["image_path"], intensity)
-    index.attrs = {"census": census, "intensity": rule.to_dict()}
+    index.attrs = {"census": census, "intensity": training_intensity(index, intensity).to_dict()}
     return index

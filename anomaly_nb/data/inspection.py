@@ -6,7 +6,6 @@
 __all__ = ['folder_table', 'Partners', 'too_few', 'Inspection', 'inspection_lines', 'inspect_folder']
 
 # %% ../../nbs/02_data/14_inspection.ipynb #57dc31c0
-import hashlib
 import os
 import re
 from collections import Counter, defaultdict
@@ -21,13 +20,14 @@ from ..core.errors import DataError, check_folder, number_of, plural
 from ..core.listing import list_files
 from ..core.order import path_key, printable, utf8_name
 from ..core.runtime import progress
-from .census import census_lines, take_census
+from .census import census_lines, equal_bytes, same_files, take_census
 from .datasets import LAYOUTS, index_csv, layout_index
 from .folder import MASK_STEM, NoNormalError, place_of
 from .headers import SMALLEST, ImageInfo, image_info, is_image, why_skipped
-from .intensity import fit_intensity, parse_intensity
+from .intensity import parse_intensity, training_intensity
 from .layouts import recognise
 from .masks import read_mask
+from .rows import normal_training
 from .values import is_transparent, read_values
 
 # %% ../../nbs/02_data/14_inspection.ipynb #61a6a46f
@@ -171,14 +171,9 @@ def _suspicious(
     masks = _masks_among(infos, root, "magnetic_tile" in layout)
     regions = not layout.startswith(("video", "street"))  # their masks are labels of all that is there
     images = [p for p in infos if p not in masks]
-    seen: dict[tuple[int, str], Path] = {}
-    sizes = Counter(p.stat().st_size for p in images)
-    for path in images:
-        if sizes[size := path.stat().st_size] > 1:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            if (size, digest) in seen:
-                odd["the same content twice"].append(f"{below(seen[size, digest])} = {below(path)}")
-            seen.setdefault((size, digest), path)
+    first = same_files(images) if pixels else equal_bytes(images)
+    twice = [f"{below(original)} = {below(path)}" for path, original in first.items() if path != original]
+    odd |= {"the same content twice": twice} if twice else {}
     for path, info in infos.items():
         if min(info.size) < SMALLEST and path not in masks:
             odd[f"smaller than {SMALLEST} x {SMALLEST} pixels, refused by fit and predict"].append(below(path))
@@ -263,16 +258,16 @@ def _reading(
         free = free and not any(place_of(Path(p), root).split for p in index["image_path"])
         if free:
             census["by_split"] = {key.partition("/")[2]: n for key, n in census["by_split"].items()}
-        train = index["image_path"][(index["split"] == "train") & (index["label"] == 0)].tolist()
+        train = index["image_path"][normal_training(index)].tolist()
     except NoNormalError:  # a wrong option is no finding
         raise
     except (DataError, FileNotFoundError) as e:
         why = "not an image data set as it stands:"
         return [f"{why} {e}"], False, f"{why} {str(e).removeprefix(f'{root}: ')}", {}
     labels = dict(zip(map(os.path.abspath, index["image_path"]), index["label"].tolist()))
-    readable = [p for p in train or index["image_path"] if not _is_damaged(p, damaged)]
+    readable = index[[not _is_damaged(p, damaged) for p in index["image_path"]]]
     try:
-        rule = fit_intensity(readable, intensity).to_dict() if readable else None
+        rule = training_intensity(readable, intensity).to_dict() if len(readable) else None
     except DataError as e:
         unclear = f"fit refuses it as it stands: {e}"
         return [unclear], False, unclear, labels

@@ -7,15 +7,15 @@ __all__ = ['PARTS', 'RADIUS', 'MarkedRegion', 'BAG', 'KIT', 'SLOTS', 'LOGICAL', 
            'draw_bag', 'draw_kit', 'region_types', 'draw_logical', 'write_logical_samples']
 
 # %% ../../nbs/02_data/02_logical.ipynb #670e240d
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
-from ..core.files import atomic_write, write_json, write_manifest
-from ..core.plain import read_json
+from ..core.files import write_json
 from ..core.runtime import progress
+from .drawn import write_drawn
 from .samples import _edge, _grid, add_crack, smooth_noise
 
 # %% ../../nbs/02_data/02_logical.ipynb #077bc410
@@ -203,8 +203,9 @@ def write_logical_samples(
     size: int = 160,  # pixels per side
     random_state: int = 0,
 ) -> Path:  # the folder
-    "Write the set in the MVTec LOCO layout with `manifest.json`; a complete one with the same arguments is left alone."
-    folder = Path(folder)
+    """Write the set in the MVTec LOCO layout with `manifest.json`; a complete one with the same arguments is left
+    alone, one with others goes.
+    """
     settings = {
         "n_train": n_train,
         "n_good": n_good,
@@ -213,11 +214,6 @@ def write_logical_samples(
         "random_state": random_state,
         "generator": 1,
     }
-    try:
-        if read_json(folder / "manifest.json").get("logical") == settings:
-            return folder
-    except (FileNotFoundError, ValueError):
-        pass
     plan = [
         ("train", "good", n_train),
         ("validation", "good", -(-n_good // 2)),
@@ -225,22 +221,17 @@ def write_logical_samples(
         *(("test", d, n_defect) for d in LOGICAL_DEFECTS),
     ]
     value = {str(region_type["defect_name"]): 200 + i for i, region_type in enumerate(region_types(size))}
-    for category in progress(LOGICAL, "drawing logical samples", unit="category"):
-        write_json(folder / category / "defects_config.json", region_types(size))
-        for split, defect, count in plan:
-            for number in range(count):
+
+    def images() -> Iterator[tuple[str, np.ndarray]]:
+        for category in progress(LOGICAL, "drawing logical samples", unit="category"):
+            write_json(Path(folder) / category / "defects_config.json", region_types(size))
+            for split, defect, number in ((s, d, i) for s, d, n in plan for i in range(n)):
                 image, regions = draw_logical(category, defect, number, split, size, random_state)
-                _write(folder / category / split / defect / f"{number:03d}.png", image)
+                yield f"{category}/{split}/{defect}/{number:03d}.png", image
                 for i, (region, region_type) in enumerate(regions):
-                    _write(
-                        folder / category / "ground_truth" / defect / f"{number:03d}" / f"{i:03d}.png",
-                        region.astype(np.uint8) * np.uint8(value[region_type]),
-                    )
-    write_manifest(folder, logical=settings, licence="Apache-2.0", source="drawn by anomaly_nb.data.logical")
-    return folder
+                    mask = region.astype(np.uint8) * np.uint8(value[region_type])
+                    yield f"{category}/ground_truth/{defect}/{number:03d}/{i:03d}.png", mask
 
-
-def _write(path: Path, array: np.ndarray) -> None:
-    "Write an array as PNG, atomically."
-    with atomic_write(path) as f:
-        Image.fromarray(array).save(f, format="png", compress_level=1)
+    parts = [f"{split}/{defect}" for split, defect, _ in plan] + [f"ground_truth/{d}" for d in LOGICAL_DEFECTS]
+    places = [f"{category}/{part}" for category in LOGICAL for part in parts]
+    return write_drawn(folder, "logical", settings, places, images(), "drawn by anomaly_nb.data.logical")

@@ -7,16 +7,14 @@ __all__ = ['SURFACES_AND_PARTS', 'DEFECTS', 'smooth_noise', 'draw_weave', 'draw_
            'add_scratch', 'add_spot', 'add_stain', 'add_crack', 'add_chip', 'draw_sample', 'write_samples']
 
 # %% ../../nbs/02_data/02_samples.ipynb #150644c1
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
-from ..core.files import atomic_write, write_manifest
-from ..core.plain import read_json
 from ..core.runtime import progress
+from .drawn import write_drawn
 
 # %% ../../nbs/02_data/02_samples.ipynb #1685690a
 def smooth_noise(
@@ -242,9 +240,8 @@ def write_samples(
     random_state: int = 0,
 ) -> Path:  # the folder
     """Write the sample set in the MVTec AD layout with `manifest.json`; a complete one with the same arguments is left
-    alone.
+    alone, one with others goes.
     """
-    folder = Path(folder)
     settings = {
         "n_train": n_train,
         "n_good": n_good,
@@ -253,27 +250,16 @@ def write_samples(
         "random_state": random_state,
         "generator": 1,
     }
-    try:
-        if read_json(folder / "manifest.json").get("samples") == settings:
-            return folder
-    except (FileNotFoundError, ValueError):
-        pass
     plan = [("train", "good", n_train), ("test", "good", n_good), *(("test", d, n_defect) for d in DEFECTS)]
-    for category in progress(SURFACES_AND_PARTS, "drawing samples", unit="category"):
-        for split, defect, count in plan:
-            for number in range(count):
+    parts = [f"{split}/{defect}" for split, defect, _ in plan] + [f"ground_truth/{d}" for d in DEFECTS]
+
+    def images() -> Iterator[tuple[str, np.ndarray]]:
+        for category in progress(SURFACES_AND_PARTS, "drawing samples", unit="category"):
+            for split, defect, number in ((s, d, i) for s, d, n in plan for i in range(n)):
                 image, mask = draw_sample(category, defect, number, split, size, random_state)
-                _write_png(folder / category / split / defect / f"{number:03d}.png", image)
+                yield f"{category}/{split}/{defect}/{number:03d}.png", image
                 if defect != "good":
-                    _write_png(
-                        folder / category / "ground_truth" / defect / f"{number:03d}_mask.png",
-                        mask.astype(np.uint8) * 255,
-                    )
-    write_manifest(folder, samples=settings, licence="Apache-2.0", source="drawn by anomaly_nb.data.samples")
-    return folder
+                    yield f"{category}/ground_truth/{defect}/{number:03d}_mask.png", mask.astype(np.uint8) * 255
 
-
-def _write_png(path: Path, array: np.ndarray) -> None:
-    "Write an array as PNG, atomically."
-    with atomic_write(path) as f:
-        Image.fromarray(array).save(f, format="png", compress_level=1)  # a third of the time, 5 % larger
+    places = [f"{category}/{part}" for category in SURFACES_AND_PARTS for part in parts]
+    return write_drawn(folder, "samples", settings, places, images(), "drawn by anomaly_nb.data.samples")

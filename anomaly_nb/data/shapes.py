@@ -7,15 +7,15 @@ __all__ = ['COLOURS', 'SHAPES', 'OBJECTS', 'IMAGE', 'PROMPTS', 'draw_objects', '
            'write_trays']
 
 # %% ../../nbs/02_data/08_shapes.ipynb #7a995257
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from ..core.errors import DataError
-from ..core.files import atomic_write, write_manifest, write_text
-from ..core.plain import read_json
+from ..core.files import write_text
+from .drawn import write_drawn
 
 # %% ../../nbs/02_data/08_shapes.ipynb #586d468b
 COLOURS = {"red": (214, 50, 47), "green": (58, 160, 72), "blue": (45, 98, 210), "yellow": (240, 205, 50)}
@@ -122,11 +122,10 @@ def write_trays(
     size: float = 1.0,  # of the foreign body, beside the parts
 ) -> Path:  # the folder
     """Write trays in the MVTec AD layout with their prompts and `manifest.json`; a complete set with the same arguments
-    is left alone.
+    is left alone, one with others goes.
 
     Raises `DataError` as `draw_tray` does.
     """
-    folder = Path(folder)
     settings = {
         "parts": list(parts),
         "foreign": foreign,
@@ -136,22 +135,18 @@ def write_trays(
         "random_state": random_state,
         "generator": 1,
     } | ({"size": size} if size != 1 else {})  # as before there were sizes
-    try:
-        if read_json(folder / "manifest.json").get("trays") == settings:
-            return folder
-    except (FileNotFoundError, ValueError):
-        pass
     plan = [("train", "good", n_train), ("test", "good", n_good), ("test", "foreign", n_defect)]
-    for part in parts:
-        top = folder / part.replace(" ", "_")
-        for split, defect, number in ((s, d, i) for s, d, n in plan for i in range(n)):
-            image, mask = draw_tray(part, "" if defect == "good" else foreign, number, split, random_state, size)
-            files = {top / split / defect / f"{number:03d}.png": image}
-            if defect != "good":
-                files[top / "ground_truth" / defect / f"{number:03d}_mask.png"] = mask.astype(np.uint8) * 255
-            for path, array in files.items():
-                with atomic_write(path) as f:
-                    Image.fromarray(array).save(f, format="png", compress_level=1)
-        write_text(folder / f"prompts_{top.name}.yml", PROMPTS.format(part=part, foreign=foreign))
-    write_manifest(folder, trays=settings, licence="Apache-2.0", source="drawn by anomaly_nb.data.shapes")
-    return folder
+
+    def images() -> Iterator[tuple[str, np.ndarray]]:
+        for part in parts:
+            top = part.replace(" ", "_")
+            for split, defect, number in ((s, d, i) for s, d, n in plan for i in range(n)):
+                image, mask = draw_tray(part, "" if defect == "good" else foreign, number, split, random_state, size)
+                yield f"{top}/{split}/{defect}/{number:03d}.png", image
+                if defect != "good":
+                    yield f"{top}/ground_truth/{defect}/{number:03d}_mask.png", mask.astype(np.uint8) * 255
+            write_text(Path(folder, f"prompts_{top}.yml"), PROMPTS.format(part=part, foreign=foreign))
+
+    where = [f"{split}/{defect}" for split, defect, _ in plan] + ["ground_truth/foreign"]
+    places = [f"{part.replace(' ', '_')}/{place}" for part in OBJECTS for place in where]
+    return write_drawn(folder, "trays", settings, places, images(), "drawn by anomaly_nb.data.shapes")

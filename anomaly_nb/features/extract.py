@@ -21,7 +21,7 @@ from ..core.errors import DataError, check_finite, number_of, percent
 from ..core.runtime import cpu_threads, in_order, progress, side_by_side
 from ..data.headers import check_size, image_info
 from ..data.images import read_counted, read_upright
-from ..data.intensity import Intensity, fit_intensity
+from ..data.intensity import Intensity, training_intensity
 from ..data.values import all_damaged, read_judged
 from .base import Backbone
 from .featureset import FeatureSet
@@ -229,15 +229,10 @@ def store_as(
 def index_intensity(
     index: pd.DataFrame,  # of `read_index`, or a table with image_path
 ) -> Intensity:
-    """The intensity rule of an index: the one it carries, else decided on its normal training images, or on all where
-    it names none.
-    """
+    "The intensity rule of an index: the one it carries, else that of `training_intensity`."
     if "intensity" in index.attrs:
         return Intensity.from_dict(index.attrs["intensity"])
-    normal = index
-    if {"split", "label"} <= set(index.columns):
-        normal = index[(index["split"] == "train") & (index["label"] == 0)]
-    return fit_intensity((normal if len(normal) else index)["image_path"])
+    return training_intensity(index)
 
 
 def extract_features(

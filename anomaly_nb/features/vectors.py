@@ -30,6 +30,7 @@ def vector_network(
     import torch
 
     model = backbone.model
+    weights = next(model.parameters())
 
     def vectors(batch: np.ndarray) -> np.ndarray:
         shape, parts = (BLOCK, *batch.shape[1:]), []
@@ -38,9 +39,9 @@ def vector_network(
                 block = np.zeros(shape, np.float32)
                 part = batch[start : start + BLOCK]
                 block[: len(part)] = part
-                x = torch.from_numpy(block).contiguous(memory_format=torch.channels_last)
+                x = torch.from_numpy(block).to(weights.dtype, memory_format=torch.channels_last)
                 whole = model.forward_head(model.forward_features(x), pre_logits=True)
-                parts.append(whole[: len(part)].numpy())
+                parts.append(whole[: len(part)].float().numpy())
         return np.concatenate(parts)
 
     return vectors

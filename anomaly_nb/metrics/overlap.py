@@ -150,7 +150,7 @@ def join_components(parts: Sequence[ComponentScores]) -> ComponentScores:
 # %% ../../nbs/01_metrics/04_overlap.ipynb #a89a21fc
 def component_scores(
     mask: np.ndarray,  # (H, W) bool or {0, 1}, truly anomalous
-    detected: np.ndarray,  # (H, W) bool or {0, 1}, score above the threshold
+    detected: np.ndarray,  # (H, W) bool or {0, 1}, score at the threshold or above
     void: np.ndarray | None = None,  # (H, W) bool, pixels outside the question
     min_pixels: int = 0,  # smaller detections are dropped
     min_true: int = 0,  # smaller true components are void

@@ -7,7 +7,7 @@ __all__ = ['plot_roc', 'plot_precision_recall', 'plot_pro', 'plot_threshold_swee
 
 # %% ../../nbs/01_metrics/07_plots.ipynb #885e0ab1
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,11 +15,9 @@ from matplotlib.figure import Figure
 
 from ..core.errors import DataError, check_labels_and_scores, percent
 from ..core.style import ANOMALOUS, NORMAL, THRESHOLD, figure_style
+from .histogram import ScoreHistogram
 from .ranking import ThresholdTable, row_at_tpr, threshold_table
 from .regions import ProCurve, pro_curve
-
-if TYPE_CHECKING:
-    from anomaly_nb.metrics.histogram import ScoreHistogram
 
 # %% ../../nbs/01_metrics/07_plots.ipynb #85d17feb
 def _table(y_true: Any, y_score: Any) -> ThresholdTable:
@@ -28,7 +26,7 @@ def _table(y_true: Any, y_score: Any) -> ThresholdTable:
         return threshold_table(y_true, y_score)
     if isinstance(y_true, ThresholdTable):
         return y_true
-    if hasattr(y_true, "table"):
+    if isinstance(y_true, ScoreHistogram):
         return y_true.table()
     raise DataError(
         "y_score is missing; without it y_true must be a ScoreHistogram or a "

@@ -376,9 +376,14 @@ def histogram_differences(
     tpr: float = 0.95,  # for the false-positive rate
     fpr_limit: float = 0.3,  # for AUPRO, where both are `RegionHistogram`s
 ) -> dict[str, Interval]:  # metric -> interval of B - A
-    "Paired intervals of B - A for all pooled metrics, images joined by name. Raises `DataError` if the images differ."
+    "Paired intervals of B - A for all pooled metrics. Raises `DataError` if images, by name, or ground truth differ."
     _check_rates(tpr, fpr_limit)
     names = _image_names(a, b)
+    for name in names:
+        pixels = [" and ".join(str(n) for n in _counts(h).images[name][1].sum(1).astype(int)) for h in (a, b)]
+        if pixels[0] != pixels[1]:
+            which = f"image {name!r} has {pixels[0]} pixels, normal and anomalous, in one histogram"
+            raise DataError(f"{which} and {pixels[1]} in the other; both must hold the same ground truth")
     valid = _both_classes(a, names)
     weights = draw_weights(valid, len(names), n_resamples, random_state)
     size, carried = len(weights), _effective(a, names)

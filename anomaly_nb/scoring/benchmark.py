@@ -16,6 +16,7 @@ import pandas as pd
 
 from ..core.errors import DataError
 from ..data.headers import image_info
+from ..data.rows import normal_training
 from ..features import cached_features
 from .choice import make_detector
 from .detector import Detector
@@ -87,7 +88,7 @@ def measure(
     features = cached_features(index, detector.network(), cache, category or "data")
     rows = index if shots == -1 else few_shot(index, shots, random_state, sample)
     rows.attrs = index.attrs  # its intensity rule
-    learned = (index["split"] == "train").to_numpy() & index["image_path"].isin(rows["image_path"]).to_numpy()
+    learned = normal_training(index) & index["image_path"].isin(rows["image_path"]).to_numpy()
     start = time.perf_counter()
     detector.fit(features.where(learned) if len(detector.angles) == 1 else rows)  # rotated images are not in the cache
     fitted = time.perf_counter()

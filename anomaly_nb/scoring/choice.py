@@ -23,6 +23,7 @@ from ..core.errors import DataError, Notice, number_of, plural
 from ..core.runtime import notice, progress
 from ..core.files import sha256_array
 from ..data.images import read_image, read_upright, resize_image
+from ..data.rows import normal_training
 from ..data.synthetic import ANOMALY_TYPES, synthetic_anomaly
 from ..data.values import all_damaged
 from ..features import FeatureSet, create_backbone
@@ -141,7 +142,7 @@ def choose_recipe(
 ]:  # the recipe; the table of all, None where images were too few; attrs: compared_on, in words, seconds, learning,
     # counted: images, those that differ, groups of them
     "The recipe that finds synthetic anomalies best. Raises as `artificial_validation` and `Detector.fit` do."
-    train = index[(index["split"] == "train") & (index["label"] == 0)].reset_index(drop=True)
+    train = index[normal_training(index)].reset_index(drop=True)
     train.attrs, start = dict(index.attrs), time.perf_counter()
     if len(train) < FEWEST:
         return "knn", None
@@ -192,7 +193,7 @@ def expected_seconds(
     """What features and copies with anomalies should take of `choose_recipe` and the fit after it, by the time of three
     images; what the recipes take nobody knows before the first. Files with the same bytes are compared once.
     """
-    train = index[(index["split"] == "train") & (index["label"] == 0)]
+    train = index[normal_training(index)]
     paths = train["image_path"].tolist()
     network = create_backbone(backbone or "filters", weights or None, image_size or None)
     some = counted_images(train.iloc[_drawn(train, random_state)])[0]

@@ -17,8 +17,8 @@ import pandas as pd
 from ..banks.knn import KNNBank
 from ..banks.same_images import equal_numbers, linked, same_images, same_vectors
 from ..core.errors import DataError
-from ..core.files import sha256_file
 from ..core.order import telling_names
+from ..data.census import equal_bytes
 from .inputs import alike_images, known_groups
 from .preparation import image_groups, image_vectors
 
@@ -34,11 +34,9 @@ def same_keys(
 def same_bytes(
     paths: Sequence[str],  # of image files; what is no file is the same as no other
 ) -> np.ndarray:  # (N,) int
-    "The first image whose file has the same bytes; only files of one size are read."
-    sizes = np.array([Path(p).stat().st_size if p and Path(p).is_file() else -1 for p in paths], int)
-    _, which, counts = np.unique(sizes, return_inverse=True, return_counts=True)
-    read = (counts[which] > 1) & (sizes >= 0)
-    return same_keys([sha256_file(p) if ok else "" for p, ok in zip(paths, read)])
+    "The first image whose file has the same bytes, by `equal_bytes`."
+    first = equal_bytes(p for p in paths if p and Path(p).is_file())
+    return same_keys([first.get(str(p), "") for p in paths])
 
 # %% ../../nbs/06_scoring/29_copies.ipynb #d60cf4e8
 def first_copies(

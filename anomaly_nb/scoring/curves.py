@@ -18,6 +18,7 @@ from scipy import stats
 from ..core.errors import DataError, number_of
 from ..core.runtime import progress
 from ..core.style import figure_style
+from ..data.rows import normal_training
 from ..features.base import parse_name
 from .benchmark import Method, measure
 
@@ -54,7 +55,7 @@ def shot_curves(
     pd.DataFrame, list[str]
 ]:  # a row a run: category, recipe, backbone, shots, seed, image_auroc, ..; what was left out, with the reason
     "Measure methods at several numbers of normal images. Raises `DataError` where nothing can be measured."
-    there, rows, notes = int((index["split"] == "train").sum()), [], []
+    there, rows, notes = int(normal_training(index).sum()), [], []
     plan = []
     for method in methods:
         if method.uses_words and method.backbone and parse_name(method.backbone)[0] != "open_clip":

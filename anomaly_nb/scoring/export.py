@@ -58,7 +58,6 @@ sys.exit(answer(sys.argv[1:], settings, __doc__, decide))
 READER = '''"How predict.py reads its own folder and image files: as anomaly-nb predict does, or not at all."
 import hashlib
 import json
-import re
 import sys
 import warnings
 import numpy as np
@@ -142,7 +141,7 @@ def image_of(path, settings):
         raise Refused(f"holds {image.dtype} values, and the detector learned from {dtype}; convert it")
     if not np.isfinite(image).all():
         raise Refused("holds NaN or infinite values; repair or remove it")
-    if re.match(r"float |\\d+ of ", rule["text"]) and image.min() < 0:
+    if rule["automatic"] and image.min() < 0:
         raise Refused(f"holds negative values, and the detector learned from none ({rule['text']}); convert it")
     return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
 
@@ -206,7 +205,7 @@ def export_detector(
     origin = {
         "recipe": detector.recipe,
         "backbone": detector.spec_,
-        "intensity": detector.intensity_.to_dict(),
+        "intensity": detector.intensity_.to_dict() | {"automatic": detector.intensity_.automatic},
         "version": detector.version_,
         "packages": versions(),
     }

@@ -8,6 +8,7 @@ __all__ = ['FORMULA', 'table_cell', 'Prediction', 'find_images', 'count_learned'
 
 # %% ../../nbs/06_scoring/12_predict.ipynb #ba1725d5
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,7 +21,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..calibration.ranges import conformal_pvalues
 from ..core.errors import DataError, MissingFileError
 from ..core.files import atomic_write, sha256_file
 from ..core.listing import NOT_UTF8, list_files
@@ -36,7 +36,7 @@ from ..features.engine import with_engine
 from ..features.extract import backbone_threads
 from .detector import Detector
 from .maps import colour_range, overlay
-from .result import patch_limit
+from .result import among_held_out, patch_limit
 from .stream import image_batches
 
 # %% ../../nbs/06_scoring/12_predict.ipynb #b938da63
@@ -312,16 +312,13 @@ def _decided(
             yield Prediction(f.path, error=result, size=f.size)
             continue
         cells, score, place = result
-        p = below = float("nan")
-        if len(held_out):
-            p = float(conformal_pvalues(held_out, np.array([score]), detector.groups_ or None)[0])
-            below = round(100 * float(np.mean(held_out < score)), 6)
+        p, percentile = (float(v[0]) for v in among_held_out(held_out, np.array([score]), detector.groups_))
         yield Prediction(
             f.path,
             score,
             int(score >= threshold),
             p_value=p,
-            percentile=below,
+            percentile=round(percentile, 6),
             box=detector.layout_.of(f.size).box(cells, limit),
             normal_path=place["normal_path"],
             distance=float(place["distance"]),
@@ -341,15 +338,16 @@ def map_names(
     paths: Sequence[str],  # images
     top: str | Path | None = None,  # folder of all; None = the one that they share
 ) -> dict[str, str]:  # image -> relative name without ending
-    "A name for the map of every image: its path below a folder, with its suffix only where two would meet."
+    "A name for the map of every image, no two the same: its path below a folder, its suffix only where two would meet."
     whole = [Path(os.path.abspath(p)) for p in paths]
     top = os.path.abspath(top) if top else os.path.commonpath([p.parent for p in whole]) if whole else ""
-    names = [p.relative_to(top) for p in whole]
-    stems = [n.with_suffix("").as_posix() for n in names]
-    return {
-        path: stem if stems.count(stem) == 1 else name.as_posix().replace(".", "_")
-        for path, name, stem in zip(paths, names, stems)
-    }
+    files = {name.as_posix(): name.with_suffix("").as_posix() for name in (p.relative_to(top) for p in whole)}
+    for another in (lambda file: file.replace(".", "_"), str):  # then the whole name, until no two meet
+        counts = Counter(files.values())
+        while meeting := [file for file, name in files.items() if counts[name] > 1 and name != another(file)]:
+            files |= {file: another(file) for file in meeting}
+            counts = Counter(files.values())
+    return {path: files[p.relative_to(top).as_posix()] for path, p in zip(paths, whole)}
 
 
 def prediction_map(

@@ -27,6 +27,7 @@ from anomaly_nb.banks import (
     WordBank,
 )
 from ..core.errors import DataError, number_of
+from ..data.rows import normal_training
 from ..features.base import parse_name
 from .fusion import FusionBank
 from .preparation import Preparation
@@ -340,8 +341,8 @@ def few_shot(
     # WinCLIP), more shots hold the fewer
     sample: str = "order",
 ) -> pd.DataFrame:
-    "The index with only `shots` training images. Raises `DataError` if there are too few."
-    train = index[index["split"] == "train"].sort_values("image_path")
+    "The index with only `shots` training images, all normal. Raises `DataError` if there are too few."
+    train = index[normal_training(index)].sort_values("image_path")
     n_train = len(train)
     if sample not in ("order", "random"):
         raise DataError(f"sample={sample!r}; use 'order' or 'random'")
@@ -351,7 +352,7 @@ def few_shot(
         train = train.iloc[random_state * shots : (random_state + 1) * shots]
     if shots < 0 or len(train) < shots:
         raise DataError(
-            f"shots={shots}, random_state={random_state}: the index has {number_of(n_train, 'training image')}"
+            f"shots={shots}, random_state={random_state}: the index has {number_of(n_train, 'normal training image')}"
         )
     subset = pd.concat([train, index[index["split"] != "train"]], ignore_index=True)
     subset.attrs = dict(index.attrs)

@@ -72,13 +72,13 @@ class PredictAnswer(BaseModel):
     score: float
     threshold: float
     anomalous: bool
-    p_value: float
-    percentile: float = Field(description="of held-out normal scores that are lower")
+    p_value: float | None = Field(description="null where no normal image was learned from, as by words alone")
+    percentile: float | None = Field(description="of held-out normal scores that are lower; null as above")
     box: Box
     nearest_normal: str = Field(
         description="the normal image with the most similar place, below the training images' folder"
     )
-    distance: float = Field(description="of the two places")
+    distance: float | None = Field(description="of the two places; null without a nearest image")
     clipped: float = Field(description="fraction of values outside the intensity rule's window")
     note: str = Field(
         description="what of the image was not seen as it is, such as further frames or transparent parts, or that the "
@@ -196,6 +196,7 @@ class Served:
         box = dict(zip(("left", "top", "right", "bottom"), prediction.box))
         near, drift = self.names.get(prediction.normal_path, prediction.normal_path), self._tag(file, prediction.score)
         fields = {k: getattr(prediction, k) for k in ("score", "p_value", "percentile", "distance", "clipped", "note")}
+        fields = {k: None if v != v else v for k, v in fields.items()}  # NaN is no number in JSON
         who = {("detector" if k == "name" else k): v for k, v in self.identity().items()}
         return PredictAnswer(
             **who,

@@ -144,7 +144,7 @@ class TrainingCells:
 def training_cells(
     batches: Iterable[PartBatch],
     cells: Sequence[Cells],  # of each image
-    most: int = 0,  # cells to keep; 0 = all
+    most: int = 0,  # cells to keep, or one an image where images are more; 0 = all
     random_state: int = 0,  # which are kept
     object_threshold: float | None = None,  # of `foreground`; None = all show the object
 ) -> TrainingCells:
@@ -152,7 +152,7 @@ def training_cells(
     for c in cells:
         c.filled(np.zeros(c.starts[-1], np.float32))
     total = sum(int(c.count.sum()) for c in cells)
-    quota = most // len(cells) if most and total > most else total
+    quota = max(1, most // len(cells)) if most and total > most else total  # of each image one at least
     keep_masks = [_within_quota(c.count, quota, (random_state, i)) for i, c in enumerate(cells)]
     starts = np.cumsum([0, *(int(k.sum()) for k in keep_masks)])
     x, shown, vectors, parts = (

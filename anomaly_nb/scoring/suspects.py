@@ -11,14 +11,17 @@ import numpy as np
 from ..core.order import printable, telling_names
 
 # %% ../../nbs/06_scoring/30_suspects.ipynb #1c4ceeaf
-CHANCE, MOST = 0.01, 50  # of naming an image where all are alike; images that are looked at
+# of naming an image where all are alike, if scores fall off as an exponential or faster; images that are looked at
+CHANCE, MOST = 0.01, 50
 
 
 def far_above(
     scores: np.ndarray,  # (N,) held-out scores of normal images
     chance: float = CHANCE,
 ) -> int:  # how many of the highest different scores stand apart; 0 below eight scores
-    "How many scores lie further above the others than an exponential tail would put them (Rényi 1953)."
+    """How many scores lie further above the others than an exponential tail would put them (Rényi 1953). Of a heavier
+    tail some are named more often than by `chance`.
+    """
     values = np.unique(scores)[::-1].astype(np.float64)  # of copies one
     most, apart = min(max(1, len(values) // 10), MOST), 0
     if len(values) < 8:

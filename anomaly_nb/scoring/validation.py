@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from ..core.errors import DataError, number_of
-from ..core.files import atomic_write
 from ..data.census import same_files
+from ..data.drawn import write_png
 from ..data.images import read_image, resize_image
+from ..data.rows import normal_training
 from ..data.synthetic import ANOMALY_TYPES, synthetic_anomaly
 from ..features.extract import index_intensity
 from ..metrics.newcombe import or_newcombe
@@ -62,7 +62,7 @@ def artificial_validation(
 
     Raises `DataError` if either part would be empty.
     """
-    chosen = ((index["split"] == "train") & (index["label"] != 1)).to_numpy()
+    chosen = normal_training(index)
     train, rng = index[chosen].reset_index(drop=True), np.random.default_rng(random_state)
     if groups is None:  # copies stay together; numbered, so that without any the draw is as ever
         first = same_files(train["image_path"])
@@ -80,7 +80,7 @@ def artificial_validation(
         return _written(image, folder, f"{row:05d}_{Path(path).stem}_plain")
 
     pixels = {int(i): _shrunk(read_image(train["image_path"][i], rule), side) for i in np.flatnonzero(apart)}
-    plain = train[learned | apart].assign(strength=0, source=-1)
+    plain = train[learned | apart].assign(label=0, strength=0, source=-1)  # those of unknown label are taken for normal
     plain["image_path"] = [copied(int(i)) for i in plain.index]
     if groups is not None:
         plain["group"] = np.asarray(groups)[chosen][plain.index]
@@ -129,8 +129,7 @@ def _shrunk(image: np.ndarray, side: int) -> np.ndarray:
 def _written(image: np.ndarray, folder: str | Path, stem: str) -> str:
     "Write an 8-bit image as PNG; its path."
     path = Path(folder) / f"{stem}.png"
-    with atomic_write(path) as f:
-        Image.fromarray(image).save(f, format="PNG", compress_level=1)
+    write_png(path, image)
     return path.as_posix()
 
 # %% ../../nbs/06_scoring/10_validation.ipynb #f80a833f

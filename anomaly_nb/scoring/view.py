@@ -21,6 +21,7 @@ from ..core.style import ANOMALOUS, figure_style
 from ..core.views import Check, Choice, Control, Slider, State, View
 from ..data import image_info, one_category, read_index
 from ..data.census import equal_files, split_counts
+from ..data.rows import normal_training
 from ..features import FeatureSet, cached_features
 from ..metrics.ranking import reached
 from .decisions import decision_table, plot_decisions
@@ -103,9 +104,10 @@ class ImageView(View):
             "high": -scores,
             "low": scores,
             "name": np.argsort(np.argsort(self.defects + name)),
-            "hard": np.where(wrong, -far - 1e6 * (self.labels == 1) - 1e6, far),
+            "hard": np.where(wrong, -far, far),
         }
-        order = [int(i) for i in np.argsort(key[state["order"]], kind="stable") if wrong[i] or not state["errors"]]
+        first = np.where(wrong, np.where(self.labels == 1, 0, 1), 2) if state["order"] == "hard" else 0 * scores
+        order = [int(i) for i in np.lexsort((key[state["order"]], first)) if wrong[i] or not state["errors"]]
         mark = np.where(wrong, np.where(self.labels == 1, "  FALSE NEGATIVE", "  FALSE POSITIVE"), "")
         options = tuple((f"{scores[i]:.3g}  {self.defects[i]} {name[i]}{mark[i]}", i) for i in order) or (
             ("no errors at this threshold", -1),
@@ -152,7 +154,7 @@ class ImageView(View):
             view = cls.from_fitted(fitted, index, p["threshold"], out)
         else:
             features = cached_features(index, detector.network(), p["cache"], category or p["dataset"])
-            train = features.where((features.meta["split"] == "train") & (features.meta["label"] == 0))
+            train = features.where(normal_training(features.meta))
             view = cls(detector, train, features.where(features.meta["split"] == "test"), p["threshold"])
         view.title = f"{category or p['dataset']}, {view.detector.parts().backbone.split('?')[0]}"
         return view
@@ -170,15 +172,6 @@ class ImageView(View):
         if detector.layout_.plain:
             return cls(detector, None, detector.features(test), rule or detector.threshold)
         return cls(detector, None, test, rule or detector.threshold, recorded_scores(out, test))
-
-    @classmethod
-    def from_detector(
-        cls,
-        folder: str,  # of a saved detector
-        index: pd.DataFrame,  # of `read_index`: its test images are shown
-    ) -> "ImageView":
-        "The view of a saved detector on images. Raises as `Detector.load` does."
-        return cls.from_fitted(Detector.load(folder), index)
 
     def threshold(self, k: int, aggregation: str, rule: str) -> Threshold:
         "The threshold a rule gives. Raises as `choose_threshold` does."

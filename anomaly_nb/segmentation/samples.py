@@ -6,7 +6,6 @@
 __all__ = ['STREET_CLASSES', 'UNKNOWN', 'STREET_TABLE', 'draw_street', 'street_samples', 'write_street_samples']
 
 # %% ../../nbs/07_segmentation/05_samples.ipynb #fc3b86be
-import io
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from ..core.errors import DataError
 from ..core.files import atomic_write, write_json, write_manifest
+from ..data.drawn import check_no_others
 from .datasets import LabelTable, ScenePaths, StreetDataset
 
 # %% ../../nbs/07_segmentation/05_samples.ipynb #92ca3d4e
@@ -199,15 +199,18 @@ def write_street_samples(
     size: tuple[int, int] = (128, 192),  # (height, width), pixels
     random_state: int = 0,
 ) -> Path:
-    "Write the procedural set as PNG files in the plain layout of `datasets.folder`, with a manifest."
-    folder = Path(folder)
+    """Write the procedural set as PNG files in the plain layout of `datasets.folder`, with a manifest.
+
+    Raises `DataError` where images of a larger set lie among them.
+    """
+    folder, parts = Path(folder), ("images", "labels")
+    names = [f"{split}/{part}/{i:04}.png" for split, n in zip(_SPLITS, counts) for i in range(n) for part in parts]
+    check_no_others(folder, [f"{split}/{part}" for split in _SPLITS for part in parts], names)
     for split, count in zip(_SPLITS, counts):
         for i in range(count):
-            for part, array in zip(("images", "labels"), draw_street(i, split, size, random_state)):
-                buffer = io.BytesIO()
-                Image.fromarray(array).save(buffer, "PNG")
+            for part, array in zip(parts, draw_street(i, split, size, random_state)):
                 with atomic_write(folder / split / part / f"{i:04}.png") as f:
-                    f.write(buffer.getvalue())
+                    Image.fromarray(array).save(f, "PNG")
     write_json(folder / "classes.json", {"classes": STREET_CLASSES, "anomaly": [UNKNOWN], "void": [0]})
     write_manifest(folder, source="procedural street scenes", seed=random_state)
     return folder

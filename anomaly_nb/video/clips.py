@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from ..core.errors import DataError
 from ..core.files import atomic_write
+from ..data.drawn import check_no_others
 
 # %% ../../nbs/08_video/01_clips.ipynb #7817cf77
 FIGURE_TYPES = {  # pixels per frame; what the figure is
@@ -143,8 +144,14 @@ def make_video_dataset(
     size: tuple[int, int] = (96, 160),  # height and width, pixels
     random_state: int = 0,  # equal seeds give equal files
 ) -> Path:  # the same folder
-    "Write walkers for training and one intruder per test clip, with masks."
+    """Write walkers for training and one intruder per test clip, with masks.
+
+    Raises `DataError` where frames of a larger set lie among them.
+    """
     folder = Path(folder)
+    counts = {"training/frames": n_train, "testing/frames": len(intruders), "testing/masks": len(intruders)}
+    names = [f"{part}/{i + 1:02d}/{t:03d}.png" for part, n in counts.items() for i in range(n) for t in range(frames)]
+    check_no_others(folder, counts, names)
     for i in range(n_train):
         images, _ = make_clip(
             None, frames, size, 4, random_state * 1000 + i, random_state, frames // 4 if i == n_train - 1 else 0
