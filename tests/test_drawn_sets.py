@@ -41,3 +41,17 @@ def test_sets_without_a_record_of_their_own_refuse_to_be_mixed(tmp_path):
     planted_clips(tmp_path / "clips", videos=2, frames=4)
     with pytest.raises(ValueError, match="is not of the set that is written here"):
         planted_clips(tmp_path / "clips", videos=1, frames=4)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_nothing_is_drawn_into_a_folder_of_somebody(tmp_path, name):
+    "A root that is given without `dataset=folder` is a user's own data."
+    SETS[name](tmp_path / "a", 2)
+    one = min((tmp_path / "a").rglob("*.png"))
+    for keep in ("manifest.json", one.relative_to(tmp_path / "a").as_posix(), "notes.txt"):
+        mine = tmp_path / f"mine_{len(keep)}" / keep
+        mine.parent.mkdir(parents=True)
+        mine.write_text('{"mine": true}')
+        with pytest.raises(ValueError, match="holds other files, and samples are not drawn among them.*dataset=folder"):
+            SETS[name](tmp_path / f"mine_{len(keep)}", 2)
+        assert mine.read_text() == '{"mine": true}' and len(list((tmp_path / f"mine_{len(keep)}").rglob("*.*"))) == 1

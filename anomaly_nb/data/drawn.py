@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..core.errors import DataError, number_of
+from ..core.errors import DataError, check_folder, number_of
 from ..core.files import MANIFEST, atomic_write, write_json, write_manifest
 from ..core.order import path_key
 from ..core.plain import read_json
@@ -61,23 +61,26 @@ def write_drawn(
 ) -> Path:  # the folder
     """Write a drawn set with `manifest.json`; a complete one with the same settings is left alone, an earlier one goes.
 
-    Raises `DataError` where other images lie among them.
+    Raises `DataError` for a folder that holds anything else, and writes nothing there.
     """
     folder = Path(folder)
     try:
         before = read_json(folder / MANIFEST)
     except (FileNotFoundError, ValueError):
         before = {}
-    if key in before and before[key] == settings:
+    drawn = isinstance(before, dict) and key in before
+    if drawn and before[key] == settings:
         return folder
-    if drawn := key in before or not other_images(folder, places, []):
-        write_json(folder / MANIFEST, {key: {}})
+    if not drawn and folder.exists() and any(not p.name.startswith(".") for p in check_folder(folder).iterdir()):
+        raise DataError(
+            f"{folder}: holds other files, and samples are not drawn among them; to read images of your own say "
+            "dataset=folder (-p dataset=folder, --dataset folder), for samples name an empty folder"
+        )
+    write_json(folder / MANIFEST, {key: {}})
     names = []
     for name, array in images:
         write_png(folder / name, array)
         names.append(name)
-    if not drawn:
-        check_no_others(folder, places, names)
     for path in other_images(folder, places, names):
         path.unlink()
         for parent in path.relative_to(folder).parents[:-1]:
