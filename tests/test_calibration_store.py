@@ -223,6 +223,43 @@ def test_twenty_runs_of_small_creep_end_in_an_alarm(tmp_path):
     print(f"creep of 0.03 sd a run, 200 files a run: alarm in {repeats} of {repeats}, at run {sorted(first)}")
 
 
+def test_an_alarm_that_rang_stays_whatever_comes_until_a_person_chooses(tmp_path):
+    "Images scored again, found to be defects, or next to more heads: none of it takes an alarm back."
+    rng = np.random.default_rng(1)
+    store = CalibrationStore(tmp_path, DEV)
+    store.tag("net", "leather", names("a", 300), rng.normal(size=300))
+    store.run()
+    shifted = names("b", 300)[100:]
+    store.tag("net", "leather", names("b", 300)[:100], rng.normal(size=100))
+    store.tag("net", "leather", shifted, rng.normal(size=200) + 2)
+    place = lambda report: [report["heads"]["net/leather"]["alarm"].get(k) for k in ("rung", "at", "file")]
+    first = place(store.run())
+    assert first[0] and first[2] == f"b_{first[1]:05}.png"
+    store.tag("net", "leather", shifted, rng.normal(size=200))
+    assert place(store.run()) == first, "scored again"
+    store.tag("net", "leather", shifted, rng.normal(size=200), roles="defect")
+    for i in range(3):
+        store.tag("net", f"h{i}", names("a", 300), rng.normal(size=300))
+    report = store.run()
+    assert place(report) == first and report["heads"]["net/leather"]["alarm"]["rung_in"] == 2
+    store.tag("net", "leather", names("c", 100), rng.normal(size=100))
+    version = store.run()["version"]
+    store.promote("net", "leather", version)
+    store.tag("net", "leather", names("d", 100), rng.normal(size=100))
+    assert place(store.run()) == [False, None, None]
+
+
+@pytest.mark.parametrize("exact_limit", [10**6, 250])
+def test_heads_that_are_counted_are_watched_too(tmp_path, exact_limit):
+    rng = np.random.default_rng(0)
+    store = CalibrationStore(tmp_path, DEV)
+    for prefix, n, rise in (("a", 300, 0), ("b", 500, 2)):
+        store.tag("net", "leather", names(prefix, n), rng.normal(size=n) + rise)
+        report = store.ask(run_calibration, tmp_path, DEV, 0.0, exact_limit)
+    alarm = report["heads"]["net/leather"]["alarm"]
+    assert alarm["rung"] and alarm["file"] == "b_00006.png" and alarm["watched"] == 500
+
+
 @pytest.mark.parametrize("policy, after", [("review", 1), ("auto", 2)])
 def test_a_surge_of_defects_and_who_moves_the_reference(tmp_path, policy, after):
     rng = np.random.default_rng(1)
