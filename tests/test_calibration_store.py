@@ -17,6 +17,7 @@ from scipy.stats import binom
 
 from anomaly_nb.calibration.database import MIGRATIONS
 from anomaly_nb.calibration.jobs import ATTEMPTS
+from anomaly_nb.calibration.pull import pack_calibrations, pull_calibrations
 from anomaly_nb.calibration.runs import RunInProgress, run_calibration
 from anomaly_nb.calibration.sequential import SequentialAlarm
 from anomaly_nb.calibration.shifts import METRICS
@@ -499,6 +500,52 @@ def test_promotion_during_a_run_is_noticed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "measure_head", meddle)
     assert store.run()["heads"]["net/h"]["reference_version"] == 2 and len(calls) == 2
+
+
+@pytest.mark.parametrize("policy", ["review", "auto", "spec"])
+def test_a_run_after_another_reference_measures_anew_and_else_is_the_same(tmp_path, policy):
+    rng = np.random.default_rng(10)
+    store = CalibrationStore(tmp_path / "line", DEV.model_copy(update={"calibration_policy": policy}))
+    for k, shift in (("a", 0), ("b", 1)):
+        store.tag("net", "h", names(k, 200), rng.random(200) + shift)
+        report = store.run()
+        assert store.run() == report == store.run(), "nothing has changed"
+    if policy == "review":
+        assert report["reference_updates"] == {"net/h": "proposed"}
+    store.promote("net", "h", 1 if policy != "review" else 2)
+    after = store.run()
+    assert after["version"] == 3 and after["heads"]["net/h"]["reference_version"] == (1 if policy != "review" else 2)
+    assert policy != "review" or (after["heads"]["net/h"]["file_count"], after["summary"]["references"]["proposed"]) == (0, 0)
+    assert store.run() == after
+    store.promote("net", "h", 2 if policy != "review" else 1)
+    again = store.run()
+    assert again["heads"]["net/h"]["reference_version"] == (2 if policy != "review" else 1)
+    pack_calibrations(tmp_path / "line", tmp_path / "set")
+    pull_calibrations(tmp_path / "set", tmp_path / "line")
+    pulled = store.run()
+    assert pulled["version"] > again["version"] and store.run() == pulled
+
+
+def test_a_pull_during_a_run_is_noticed(tmp_path, monkeypatch):
+    from anomaly_nb.calibration import runs as module
+
+    rng = np.random.default_rng(11)
+    store = CalibrationStore(tmp_path / "line", DEV)
+    store.tag("net", "h", names("a", 200), rng.random(200))
+    store.run()
+    pack_calibrations(tmp_path / "line", tmp_path / "set")
+    store.tag("net", "h", names("b", 200), rng.random(200))
+    real, calls = module.measure_head, []
+
+    def meddle(*args, **kwargs):
+        calls.append(1)
+        out = real(*args, **kwargs)
+        if len(calls) == 1:
+            pull_calibrations(tmp_path / "set", tmp_path / "line")
+        return out
+
+    monkeypatch.setattr(module, "measure_head", meddle)
+    assert store.run()["version"] == 2 and len(calls) == 2
 
 
 def test_a_run_that_is_going_is_not_run_twice(tmp_path):
