@@ -242,7 +242,7 @@ def test_an_alarm_that_rang_stays_whatever_comes_until_a_person_chooses(tmp_path
     for i in range(3):
         store.tag("net", f"h{i}", names("a", 300), rng.normal(size=300))
     report = store.run()
-    assert place(report) == first and report["heads"]["net/leather"]["alarm"]["rung_in"] == 2
+    assert place(report) == first and report["heads"]["net/leather"]["alarm"]["triggered_in"] == 2
     store.tag("net", "leather", names("c", 100), rng.normal(size=100))
     version = store.run()["version"]
     store.promote("net", "leather", version)

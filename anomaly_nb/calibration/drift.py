@@ -168,7 +168,9 @@ def _with_evidence(
     edges: np.ndarray,  # of the divergence
     rng: np.random.Generator,
     resamples: int,
-) -> tuple[DriftResult, np.ndarray, float, float]:  # result; shifts where nothing moves; of the divergence: inflation, df
+) -> tuple[
+    DriftResult, np.ndarray, float, float
+]:  # result; shifts where nothing moves; of the divergence: inflation, degrees of freedom
     "`base` with metrics, intervals and p-values."
     limits, alpha, scale = base.thresholds, base.alpha, base.scale
     shifts = percentile_shifts(quantiles(r), quantiles(c), scale)

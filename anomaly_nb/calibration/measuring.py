@@ -233,10 +233,10 @@ def _alarm(
     if moved:
         p, level = _since_anchor(db, head, anchor, window, version, alpha, exact_limit)
         report |= {"rung": alarm.alarm_ or p <= level, "p_since_anchor": p, "level": level}
-    return report | _rung_before(db, head, version)
+    return report | _triggered_before(db, head, version)
 
 # %% ../../nbs/05_calibration/13_measuring.ipynb #ca631dc8
-def _rung_before(db: sqlite3.Connection, head: sqlite3.Row, version: int) -> dict[str, object]:
+def _triggered_before(db: sqlite3.Connection, head: sqlite3.Row, version: int) -> dict[str, object]:
     "What stands in the report of an alarm that a run since the anchor `version` has heard already; else nothing."
     query = """SELECT version, detail FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version > ?
                ORDER BY version"""
@@ -244,7 +244,7 @@ def _rung_before(db: sqlite3.Connection, head: sqlite3.Row, version: int) -> dic
         alarm = json.loads(row["detail"]).get("alarm")
         if alarm and alarm["rung"] and alarm.get("since_version") == version:
             where = {k: alarm.get(k) for k in ("at", "file", "group")}  # a run of an early version names no file
-            return {"rung": True, "rung_in": row["version"]} | (where if where["at"] is not None else {})
+            return {"rung": True, "triggered_in": row["version"]} | (where if where["at"] is not None else {})
     return {}
 
 # %% ../../nbs/05_calibration/13_measuring.ipynb #7d399e19

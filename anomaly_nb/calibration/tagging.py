@@ -223,7 +223,8 @@ def tag_scores(
                     f"file {name!r} comes twice in one batch of {model}/{head}, as number {places[name]} and {place} "
                     f"of {len(names)}; give one score per file and head"
                 )
-    file_roles, now, added, replaced, regrouped = check_roles(roles, len(names)), int(time.time() * 1000), 0, 0, 0
+    file_roles, now = check_roles(roles, len(names)), int(time.time() * 1000)
+    added, replaced, regrouped = 0, 0, 0
     with transaction(db):
         check_taggable(db, model, head)
         db.execute("INSERT OR IGNORE INTO heads (model_name, head_name) VALUES (?, ?)", (model, head))
@@ -281,7 +282,7 @@ def _fresh(
     roles: Sequence[str | None],
 ) -> tuple[
     list[tuple[int, str, float | None, str | None, str]], list[tuple[str, int, str]], int
-]:  # file id, name, score (None: not finite), group, role; group, file id, name of known files in another group now; how
+]:  # file id, name, score (None: not finite), group, role; of known files in another group: group, file id, name; how
     # many have another score than before
     "Those that differ in score, role or group from what the store holds of their files, which it gets to know here."
     db.execute("CREATE TEMP TABLE IF NOT EXISTS incoming (n INTEGER PRIMARY KEY, file TEXT NOT NULL)")
