@@ -126,7 +126,8 @@ def contamination(
     if not excess_above(above, sample.n, promised):
         return None
     if groups is not None:
-        fractions = np.bincount(groups[below:], minlength=sample.n_groups) / np.bincount(groups)
+        sizes = np.bincount(groups)
+        fractions = np.bincount(groups[below:], minlength=sizes.size) / sizes
         if not excess_in_groups(fractions, promised):
             return None
     message = (

@@ -237,9 +237,9 @@ def tag_scores(
                 [None] * len(names[part]) if groups is None else [None if g is None else str(g) for g in groups[part]]
             )
             fresh, moved, changed = _fresh(db, row["id"], names[part], values[part], lots, file_roles[part])
-            for group, _, name in moved:
-                digest = sha256(f"{digest}\n{name}\nin {group}".encode()).hexdigest()
-            in_group = [(group, row["id"], file) for group, file, _ in moved]
+            for lot, _, name in moved:
+                digest = sha256(f"{digest}\n{name}\nin {lot}".encode()).hexdigest()
+            in_group = [(lot, row["id"], file) for lot, file, _ in moved]
             db.executemany("UPDATE scores SET grp = ? WHERE head_id = ? AND file_id = ?", in_group)
             for _, name, value, group, role in fresh:
                 suffix = "" if role == "unlabelled" else f"\n{role}"
