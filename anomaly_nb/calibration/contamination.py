@@ -50,14 +50,14 @@ def _hull(x: np.ndarray, y: np.ndarray) -> list[int]:
         keep.append(i)
     return keep
 
-
+# %% ../../nbs/05_calibration/08_contamination.ipynb #dacf41a4
 def _gap(x: np.ndarray, n: int) -> float:
     "Half the largest distance between the steps of ascending `x`, each 1/n high, and their lower convex hull."
     steps = np.arange(len(x)) / n
     corners = _hull(x, steps)
     return float((steps + 1 / n - np.interp(x, x[corners], steps[corners])).max() / 2)
 
-
+# %% ../../nbs/05_calibration/08_contamination.ipynb #1c433eb7
 def dip(
     scores: np.ndarray,  # (n,) ascending, n >= 2
 ) -> float:  # in (0, 0.25]

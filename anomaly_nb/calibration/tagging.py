@@ -58,7 +58,7 @@ def head_names(db: sqlite3.Connection) -> list[str]:
     rows = db.execute("SELECT model_name, head_name FROM heads WHERE digest != '' ORDER BY 1, 2")
     return [f"{r[0]}/{r[1]}" for r in rows]
 
-
+# %% ../../nbs/05_calibration/11_tagging.ipynb #74c601cd
 def check_known(db: sqlite3.Connection, model: str | None = None, head: str | None = None) -> None:
     "Whether the store holds a head of this model, of this name, or both. Raises `UnknownHead` naming those it holds."
     names = head_names(db)
@@ -70,7 +70,7 @@ def check_known(db: sqlite3.Connection, model: str | None = None, head: str | No
     wanted = "/".join(filter(None, (model, head)))
     raise UnknownHead(f"no {what} in this store; it holds {nearest_first(wanted, names) or 'none yet'}")
 
-
+# %% ../../nbs/05_calibration/11_tagging.ipynb #cb3b6071
 def find_labels(db: sqlite3.Connection, model: str, head: str) -> list[sqlite3.Row]:  # one or more
     "The rows of a head: its own, or one for each of its labels. Raises `UnknownHead` naming the known ones."
     condition = "model_name = ? AND (head_name = ? OR (head_name > ? AND head_name < ?))"
@@ -82,13 +82,13 @@ def find_labels(db: sqlite3.Connection, model: str, head: str) -> list[sqlite3.R
         raise UnknownHead(f"no head {model}/{head} in this store; it holds {names or 'none yet'}")
     return rows
 
-
+# %% ../../nbs/05_calibration/11_tagging.ipynb #13d14dac
 def has_labels(db: sqlite3.Connection, model: str, head: str) -> bool:
     "Whether the store keeps the scores of a head by label."
     query = "SELECT 1 FROM heads WHERE model_name = ? AND head_name > ? AND head_name < ? LIMIT 1"
     return db.execute(query, (model, f"{head}:", f"{head};")).fetchone() is not None
 
-
+# %% ../../nbs/05_calibration/11_tagging.ipynb #c3858d59
 def find_head(db: sqlite3.Connection, model: str, head: str) -> sqlite3.Row:
     "The row of a head, or of the one label that is named or that there is. Raises `UnknownHead` naming the known ones."
     rows = find_labels(db, model, head)

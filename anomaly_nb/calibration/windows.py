@@ -30,7 +30,7 @@ class Window:
     sample: Sample | ScoreSketch
     defects: int = 0  # known defects that were left out
 
-
+# %% ../../nbs/05_calibration/12_windows.ipynb #9f27e13e
 def read_window(
     db: sqlite3.Connection,
     head_id: int,
@@ -95,7 +95,7 @@ class Stream:
         query = "SELECT file FROM files WHERE id = ?"
         return db.execute(query, (self.files[index],)).fetchone()[0], self.groups[index]
 
-
+# %% ../../nbs/05_calibration/12_windows.ipynb #c14ee3d1
 def read_stream(
     db: sqlite3.Connection,
     head_id: int,
@@ -116,7 +116,7 @@ def read_stream(
         return Stream(np.array([r[1] for r in rows], dtype=np.float64), [r[3] for r in rows], [None] * len(rows))
     return _by_group([tuple(r)[1:] for r in rows])
 
-
+# %% ../../nbs/05_calibration/12_windows.ipynb #725d21b9
 def _by_group(rows: Sequence[tuple[float, str | None, int]]) -> Stream:  # of (score, group, file)
     "The median of each group in the order the groups began, without the last one, which may go on."
     scores: dict[str, list[float]] = {}
