@@ -17,6 +17,7 @@ from scipy.stats import binom
 
 from anomaly_nb.calibration.database import MIGRATIONS
 from anomaly_nb.calibration.jobs import ATTEMPTS
+from anomaly_nb.calibration.pull import pack_calibrations, pull_calibrations
 from anomaly_nb.calibration.runs import RunInProgress, run_calibration
 from anomaly_nb.calibration.sequential import SequentialAlarm
 from anomaly_nb.calibration.shifts import METRICS
@@ -221,6 +222,43 @@ def test_twenty_runs_of_small_creep_end_in_an_alarm(tmp_path):
             store, "SELECT DISTINCT reference_version FROM heads"
         ) == [(1,)]
     print(f"creep of 0.03 sd a run, 200 files a run: alarm in {repeats} of {repeats}, at run {sorted(first)}")
+
+
+def test_an_alarm_that_rang_stays_whatever_comes_until_a_person_chooses(tmp_path):
+    "Images scored again, found to be defects, or next to more heads: none of it takes an alarm back."
+    rng = np.random.default_rng(1)
+    store = CalibrationStore(tmp_path, DEV)
+    store.tag("net", "leather", names("a", 300), rng.normal(size=300))
+    store.run()
+    shifted = names("b", 300)[100:]
+    store.tag("net", "leather", names("b", 300)[:100], rng.normal(size=100))
+    store.tag("net", "leather", shifted, rng.normal(size=200) + 2)
+    place = lambda report: [report["heads"]["net/leather"]["alarm"].get(k) for k in ("rung", "at", "file")]
+    first = place(store.run())
+    assert first[0] and first[2] == f"b_{first[1]:05}.png"
+    store.tag("net", "leather", shifted, rng.normal(size=200))
+    assert place(store.run()) == first, "scored again"
+    store.tag("net", "leather", shifted, rng.normal(size=200), roles="defect")
+    for i in range(3):
+        store.tag("net", f"h{i}", names("a", 300), rng.normal(size=300))
+    report = store.run()
+    assert place(report) == first and report["heads"]["net/leather"]["alarm"]["triggered_in"] == 2
+    store.tag("net", "leather", names("c", 100), rng.normal(size=100))
+    version = store.run()["version"]
+    store.promote("net", "leather", version)
+    store.tag("net", "leather", names("d", 100), rng.normal(size=100))
+    assert place(store.run()) == [False, None, None]
+
+
+@pytest.mark.parametrize("exact_limit", [10**6, 250])
+def test_heads_that_are_counted_are_watched_too(tmp_path, exact_limit):
+    rng = np.random.default_rng(0)
+    store = CalibrationStore(tmp_path, DEV)
+    for prefix, n, rise in (("a", 300, 0), ("b", 500, 2)):
+        store.tag("net", "leather", names(prefix, n), rng.normal(size=n) + rise)
+        report = store.ask(run_calibration, tmp_path, DEV, 0.0, exact_limit)
+    alarm = report["heads"]["net/leather"]["alarm"]
+    assert alarm["rung"] and alarm["file"] == "b_00006.png" and alarm["watched"] == 500
 
 
 @pytest.mark.parametrize("policy, after", [("review", 1), ("auto", 2)])
@@ -462,6 +500,52 @@ def test_promotion_during_a_run_is_noticed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "measure_head", meddle)
     assert store.run()["heads"]["net/h"]["reference_version"] == 2 and len(calls) == 2
+
+
+@pytest.mark.parametrize("policy", ["review", "auto", "spec"])
+def test_a_run_after_another_reference_measures_anew_and_else_is_the_same(tmp_path, policy):
+    rng = np.random.default_rng(10)
+    store = CalibrationStore(tmp_path / "line", DEV.model_copy(update={"calibration_policy": policy}))
+    for k, shift in (("a", 0), ("b", 1)):
+        store.tag("net", "h", names(k, 200), rng.random(200) + shift)
+        report = store.run()
+        assert store.run() == report == store.run(), "nothing has changed"
+    if policy == "review":
+        assert report["reference_updates"] == {"net/h": "proposed"}
+    store.promote("net", "h", 1 if policy != "review" else 2)
+    after = store.run()
+    assert after["version"] == 3 and after["heads"]["net/h"]["reference_version"] == (1 if policy != "review" else 2)
+    assert policy != "review" or (after["heads"]["net/h"]["file_count"], after["summary"]["references"]["proposed"]) == (0, 0)
+    assert store.run() == after
+    store.promote("net", "h", 2 if policy != "review" else 1)
+    again = store.run()
+    assert again["heads"]["net/h"]["reference_version"] == (2 if policy != "review" else 1)
+    pack_calibrations(tmp_path / "line", tmp_path / "set")
+    pull_calibrations(tmp_path / "set", tmp_path / "line")
+    pulled = store.run()
+    assert pulled["version"] > again["version"] and store.run() == pulled
+
+
+def test_a_pull_during_a_run_is_noticed(tmp_path, monkeypatch):
+    from anomaly_nb.calibration import runs as module
+
+    rng = np.random.default_rng(11)
+    store = CalibrationStore(tmp_path / "line", DEV)
+    store.tag("net", "h", names("a", 200), rng.random(200))
+    store.run()
+    pack_calibrations(tmp_path / "line", tmp_path / "set")
+    store.tag("net", "h", names("b", 200), rng.random(200))
+    real, calls = module.measure_head, []
+
+    def meddle(*args, **kwargs):
+        calls.append(1)
+        out = real(*args, **kwargs)
+        if len(calls) == 1:
+            pull_calibrations(tmp_path / "set", tmp_path / "line")
+        return out
+
+    monkeypatch.setattr(module, "measure_head", meddle)
+    assert store.run()["version"] == 2 and len(calls) == 2
 
 
 def test_a_run_that_is_going_is_not_run_twice(tmp_path):

@@ -150,6 +150,81 @@ def is_tied(sample: Sample | ScoreSketch) -> bool:
     see."""
     return sample.largest_tie() >= max(5, TIED * sample.n)
 
+# %% ../../nbs/05_calibration/06_drift.ipynb #880fac04
+def _check_options(scale: str, alpha: float, widest: str) -> None:
+    "Raise `DataError` for an option that is none."
+    if scale not in ("auto", "unit", "reference") or not 0 < alpha < 1:
+        raise DataError(
+            f"scale is {scale!r} and alpha {alpha}; use 'auto', 'unit' or 'reference', and a rate between 0 and 1"
+        )
+    if widest not in get_args(Grade):
+        raise DataError(f"widest is {widest!r}; use {', '.join(get_args(Grade))}")
+
+# %% ../../nbs/05_calibration/06_drift.ipynb #7fe4d38d
+def _with_evidence(
+    base: DriftResult,  # with scale, alpha, thresholds
+    r: Sample | ScoreSketch,
+    c: Sample | ScoreSketch,
+    edges: np.ndarray,  # of the divergence
+    rng: np.random.Generator,
+    resamples: int,
+) -> tuple[
+    DriftResult, np.ndarray, float, float
+]:  # result; shifts where nothing moves; of the divergence: inflation, degrees of freedom
+    "`base` with metrics, intervals and p-values."
+    limits, alpha, scale = base.thresholds, base.alpha, base.scale
+    shifts = percentile_shifts(quantiles(r), quantiles(c), scale)
+    jsd = float(jensen_shannon(r.counts(edges), c.counts(edges)))
+    inflation, df = 1.0, float(edges.size)
+    if isinstance(r, Sample) and isinstance(c, Sample) and r.groups is not None and c.groups is not None:
+        inflation, df = design_effect(r, c, edges, rng, resamples)
+    p_jsd, *jsd_interval = divergence_evidence(jsd, r.n, c.n, df, limits.jsd, alpha, inflation)
+    null = null_shifts(r, c, scale, rng, resamples)
+    pairs = shift_intervals(r, c, scale, rng, resamples, alpha)
+    limit = np.array([limits.of(m) for m in SHIFTS])
+    ps = dict(zip(SHIFTS, shift_p_values(shifts, null, limit))) | {"jsd": p_jsd}
+    spans = dict(zip(SHIFTS, pairs)) | {"jsd": jsd_interval}
+    values = dict(zip(SHIFTS, np.abs(shifts))) | {"jsd": jsd}
+    failed = [m for m in METRICS if not values[m] < limits.of(m)]
+    chance = divergence_chance(jsd, r.n, c.n, df, inflation)
+    result = replace(
+        base,
+        **{m: float(values[m]) for m in METRICS},  # type: ignore[arg-type]
+        failed_metrics=failed,
+        is_stable=not failed and not base.tied,
+        intervals={m: (float(spans[m][0]), float(spans[m][1])) for m in METRICS},
+        p_values={m: min(1.0, 2 * float(ps[m])) for m in METRICS},
+        p_value=min(1.0, 2 * float(min(ps.values()))),
+        bin_edges=tuple(edges.tolist()),
+        p_no_drift=min(1.0, 2 * min(no_shift_p_value(shifts, null), chance)),
+    )
+    return result, null, inflation, df
+
+# %% ../../nbs/05_calibration/06_drift.ipynb #f201beb4
+def _with_plan(
+    result: DriftResult,
+    null: np.ndarray,  # (resamples, 5) shifts where nothing moves
+    inflation: float,
+    df: float,  # both of the divergence
+    widest: Grade,
+) -> DriftResult:
+    "`result` with margins, widths and the files needed."
+    limits, alpha, n, m = result.thresholds, result.alpha, result.n_reference, result.n_current
+    with np.errstate(invalid="ignore"):
+        spread = np.diff(np.nanpercentile(null, (15.87, 84.13), axis=0), axis=0)[0] / 2
+    far = {name: grade_limit(limits, name, widest) for name in METRICS}
+    n_needed = files_needed(spread, np.array([far[s] for s in SHIFTS]), n, m, df, far["jsd"], alpha, inflation)
+    n_new, short = new_files_needed(n_needed, n)
+    widths = decidable_widths(spread, n, m, df, alpha, inflation)
+    return replace(
+        result,
+        n_needed=n_needed,
+        n_needed_new=n_new,
+        short_side=short,
+        margins=equivalence_margins(limits, widths, widest),
+        widths={name: widths[name] for name in METRICS},
+    )
+
 # %% ../../nbs/05_calibration/06_drift.ipynb #f012dbb2
 def drift_metrics(
     # (n,) scores the calibration rests on; `Sample.of(scores, groups)` where lots or videos belong together
@@ -168,12 +243,7 @@ def drift_metrics(
 
     Raises `DataError` on bad options, never on bad scores.
     """
-    if scale not in ("auto", "unit", "reference") or not 0 < alpha < 1:
-        raise DataError(
-            f"scale is {scale!r} and alpha {alpha}; use 'auto', 'unit' or 'reference', and a rate between 0 and 1"
-        )
-    if widest not in get_args(Grade):
-        raise DataError(f"widest is {widest!r}; use {', '.join(get_args(Grade))}")
+    _check_options(scale, alpha, widest)
     limits = thresholds or Thresholds()
     r, wrong_r = _prepared(reference, "reference", min_files)
     c, wrong_c = _prepared(current, "current", min_files)
@@ -197,46 +267,9 @@ def drift_metrics(
         return replace(base, verdict="unstable", reason=broken, p_value=0.0)
     if wrong_r or wrong_c:
         return replace(base, reason=wrong_r or wrong_c)
-    rng = np.random.default_rng(random_state)
-    edges = jsd_edges(r, min(r.n, c.n), bins)
-    shifts = percentile_shifts(quantiles(r), quantiles(c), scale)
-    jsd = float(jensen_shannon(r.counts(edges), c.counts(edges)))
-    limit = np.array([limits.of(m) for m in SHIFTS])
-    grouped = isinstance(r, Sample) and isinstance(c, Sample) and r.groups is not None and c.groups is not None
-    inflation, df = 1.0, float(edges.size)
-    if grouped:
-        inflation, df = design_effect(r, c, edges, rng, resamples)  # type: ignore[arg-type]
-    p_jsd, *jsd_interval = divergence_evidence(jsd, r.n, c.n, df, limits.jsd, alpha, inflation)
-    null = null_shifts(r, c, scale, rng, resamples)
-    pairs = shift_intervals(r, c, scale, rng, resamples, alpha)
-    ps = dict(zip(SHIFTS, shift_p_values(shifts, null, limit))) | {"jsd": p_jsd}
-    spans = dict(zip(SHIFTS, pairs)) | {"jsd": jsd_interval}
-    values = dict(zip(SHIFTS, np.abs(shifts))) | {"jsd": jsd}
-    with np.errstate(invalid="ignore"):
-        spread = np.diff(np.nanpercentile(null, (15.87, 84.13), axis=0), axis=0)[0] / 2
-    failed = [m for m in METRICS if not values[m] < limits.of(m)]
-    far = {m: grade_limit(limits, m, widest) for m in METRICS}
-    n_needed = files_needed(spread, np.array([far[m] for m in SHIFTS]), r.n, c.n, df, far["jsd"], alpha, inflation)
-    n_new, short = new_files_needed(n_needed, r.n)
-    widths = decidable_widths(spread, r.n, c.n, df, alpha, inflation)
-    chance = divergence_chance(jsd, r.n, c.n, df, inflation)
-    result = replace(
-        base,
-        **{m: float(values[m]) for m in METRICS},  # type: ignore[arg-type]
-        failed_metrics=failed,
-        is_stable=not failed and not base.tied,
-        intervals={m: (float(spans[m][0]), float(spans[m][1])) for m in METRICS},
-        p_values={m: min(1.0, 2 * float(ps[m])) for m in METRICS},
-        p_value=min(1.0, 2 * float(min(ps.values()))),
-        bin_edges=tuple(edges.tolist()),
-        n_needed=n_needed,
-        n_needed_new=n_new,
-        short_side=short,
-        p_no_drift=min(1.0, 2 * min(no_shift_p_value(shifts, null), chance)),
-        margins=equivalence_margins(limits, widths, widest),
-        widths={m: widths[m] for m in METRICS},
-    )
-    return _judged(result, result.p_value <= alpha)
+    rng, edges = np.random.default_rng(random_state), jsd_edges(r, min(r.n, c.n), bins)
+    result, null, inflation, df = _with_evidence(base, r, c, edges, rng, resamples)
+    return _judged(_with_plan(result, null, inflation, df, widest), result.p_value <= alpha)
 
 # %% ../../nbs/05_calibration/06_drift.ipynb #faafaf8c
 SUBJECTS = {

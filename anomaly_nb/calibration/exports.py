@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['MAKE_ONE', 'VERSIONED', 'OF_A_LABEL', 'calibration_path', 'check_calibration', 'known_references', 'load_calibration',
-           'highest_version', 'join_labels', 'reference_text', 'export_files', 'Repair', 'repair_files', 'remove_files']
+           'highest_version', 'join_labels', 'reference_text', 'export_files', 'Repair', 'repair_files',
+           'changing_files', 'remove_files']
 
 # %% ../../nbs/05_calibration/14_exports.ipynb #0ae4fc93
 import re
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypedDict
@@ -275,6 +277,26 @@ def repair_files(
         "unknown": names["unknown"],
         "removed": names["removed"],
     }
+
+# %% ../../nbs/05_calibration/14_exports.ipynb #b56c5e1e
+@contextmanager
+def changing_files(
+    db: sqlite3.Connection,
+    heads: Iterable[tuple[str, str]],  # model and head, without a label
+    versions: bool = False,  # whether the files of their versions change too, or the references alone
+) -> Iterator[None]:
+    "A transaction in which calibration files change as well; the lock `export` is held."
+    condition = "model_name = ? AND (head_name = ? OR (head_name > ? AND head_name < ?))"
+    labels = [(model, head, f"{head}:", f"{head};") for model, head in heads]  # ";" follows ":"
+    with transaction(db):
+        db.executemany(f"UPDATE heads SET exported_reference = -1 WHERE {condition}", labels)
+        if versions:
+            db.executemany(f"UPDATE calibration_runs SET exported = 0 WHERE {condition}", labels)
+    with transaction(db):
+        yield
+        db.executemany(f"UPDATE heads SET exported_reference = reference_version WHERE {condition}", labels)
+        if versions:
+            db.executemany(f"UPDATE calibration_runs SET exported = 1 WHERE {condition}", labels)
 
 # %% ../../nbs/05_calibration/14_exports.ipynb #11728c59
 def remove_files(db: sqlite3.Connection, root: Path, model: str, head: str, versions: Iterable[int]) -> None:

@@ -10,8 +10,7 @@ import sqlite3
 from pathlib import Path
 from typing import TypedDict
 
-from .database import transaction
-from .exports import remove_files
+from .exports import changing_files, remove_files
 from .runs import RunInProgress
 from .schema import split_label
 from .tagging import check_known
@@ -60,7 +59,8 @@ def forget_head(
     Raises `UnknownHead`, `DataError` for one label of several, or `RunInProgress`.
     """
     try:
-        with locked(root / "run", timeout=wait), locked(root / "export", timeout=wait), transaction(db):
+        files = changing_files(db, [(model, head)], versions=True)
+        with locked(root / "run", timeout=wait), locked(root / "export", timeout=wait), files:
             content, rows = head_content(db, model, head), _rows(db, model, head)
             remove_files(db, root, model, head, content["versions"])
             for row in rows:

@@ -4,21 +4,20 @@
 
 # %% auto #0
 __all__ = ['TITLES', 'LARGEST_BODY', 'LARGEST_TAGS', 'LARGEST_FILE', 'PATIENCE', 'add_errors', 'Guard', 'GuardedRoutes',
-           'guarded_app', 'as_problems', 'described', 'needed_keys']
+           'guarded_app', 'as_problems', 'described']
 
 # %% ../../nbs/05_calibration/22_guard.ipynb #98f5f371
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 from urllib.parse import unquote_plus
 
 from .bodies import Problem, ascii_words, check_json
 from .database import NotNow
-from .keys import Doorkeeper, Keys, Recent
+from .keys import Doorkeeper, Recent
 from .runs import RunInProgress
 from .tagging import UnknownHead
 from ..core.errors import DataError, number_of, require
@@ -112,7 +111,7 @@ class Guard:
         per_minute: int = 0,  # files of a key; 0 = no limit
     ):
         self.door, self.development, self.seconds = door, development, seconds
-        self.free, self.sent = places, Recent(per_minute)
+        self.free, self.sent = places, Recent(per_minute) if per_minute else None
 
     @asynccontextmanager
     async def admitted(
@@ -206,13 +205,14 @@ class Guard:
         from starlette.exceptions import HTTPException
 
         name = scope["key_name"]
-        wait = self.sent.seconds_to_wait(name) if self.sent.most else 0
+        wait = self.sent.seconds_to_wait(name) if self.sent else 0
         if not wait and self.free:
-            self.sent.note(name)
+            if self.sent:
+                self.sent.note(name)
             self.free -= 1
             return
         await self._body(scope, receive, largest, keep=False)
-        if wait:
+        if self.sent and wait:
             raise HTTPException(
                 429,
                 f"the key sent {number_of(self.sent.most, 'file')} within a minute; wait",
@@ -386,15 +386,3 @@ def described(
         return {"responses": responses}
     bearer = require("fastapi.security", "serve").HTTPBearer(auto_error=False)
     return {"dependencies": [require("fastapi", "serve").Depends(bearer)], "responses": responses}
-
-
-def needed_keys(
-    fixed: Mapping[str, str],  # name -> SHA-256, hex
-    config: str | Path | None,  # settings file with further keys, read again when it changes
-    command: str,  # that makes one
-) -> Keys:
-    "The keys of a service. Raises `DataError` where there is none."
-    keys = Keys(fixed, config)
-    if not keys.now() or any(len(k) != 64 for k in keys.now().values()):
-        raise DataError(f"the service needs a key: make one with  {command} --new-key  or set ANOMALY_NB_API_KEY")
-    return keys

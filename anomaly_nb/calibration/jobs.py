@@ -24,6 +24,7 @@ from ..core.runtime import progress
 def enqueue_retag(db: sqlite3.Connection) -> tuple[int, int]:  # how many were put in, how many wait altogether
     "Put every tagged file in line for re-tagging, unless it waits already."
     with transaction(db):
+        _forget_finished(db, "retag")
         put = db.execute(
             "INSERT OR IGNORE INTO jobs (kind, file_id, created_at) SELECT DISTINCT 'retag', file_id, ? FROM scores "
             "ORDER BY file_id",
@@ -38,12 +39,18 @@ def enqueue_retag(db: sqlite3.Connection) -> tuple[int, int]:  # how many were p
 def enqueue_run(db: sqlite3.Connection) -> bool:  # whether it was put in
     "Put a calibration run in line, unless one waits already."
     with transaction(db):
+        _forget_finished(db, "run")
         return (
             db.execute(
                 "INSERT OR IGNORE INTO jobs (kind, created_at) VALUES ('run', ?)", (int(time.time() * 1000),)
             ).rowcount
             > 0
         )
+
+
+def _forget_finished(db: sqlite3.Connection, job_type: str) -> None:
+    "Remove the jobs of a type that are done or set aside: they are asked for anew."
+    db.execute("DELETE FROM jobs WHERE kind = ? AND state IN ('done', 'failed')", (job_type,))
 
 # %% ../../nbs/05_calibration/18_jobs.ipynb #19cc4f04
 ATTEMPTS = 10

@@ -6,6 +6,7 @@
 __all__ = ['WATCHED', 'build_calibration', 'head_limits', 'window_wish', 'HeadRun', 'measure_head']
 
 # %% ../../nbs/05_calibration/13_measuring.ipynb #23954632
+import json
 import sqlite3
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from .sequential import SequentialAlarm
 from .shifts import Thresholds
 from .tagging import reference_of
 from .thresholds import CONFIDENCE, sample_threshold
-from .windows import Window, read_window, stream_place
+from .windows import Window, read_stream, read_window
 from ..core.settings import Settings
 
 # %% ../../nbs/05_calibration/13_measuring.ipynb #93de999f
@@ -122,17 +123,8 @@ def measure_head(
     if reference is None:
         window = read_window(db, head["id"], 0, last, latest, exact_limit)
         return HeadRun(head, window, _first_run(window, options, thresholds), None, contamination(window.sample))
-    before = read_window(db, head["id"], *reference, None, exact_limit)
-    since = read_window(db, head["id"], reference[1], last, None, exact_limit)
-    window = (
-        since
-        if wish == "new"
-        else read_window(db, head["id"], 0 if wish == "all" else reference[1], last, latest, exact_limit)
-    )
-    if any(isinstance(w.sample, ScoreSketch) for w in (before, window)):  # both in the bins of the reference
-        edges = before.sample.edges if isinstance(before.sample, ScoreSketch) else sketch_edges(before.sample.values)
-        before = read_window(db, head["id"], *reference, None, edges=edges)
-        window = read_window(db, head["id"], window.first, last, None, edges=edges)
+    window = read_window(db, head["id"], 0 if wish == "all" else reference[1], last, latest, exact_limit)
+    before, window = _in_same_bins(db, head, reference, window, exact_limit)
     drift = drift_metrics(*_comparable(before.sample, window.sample), **options)
     if not window.sample.n and not window.sample.lost:
         drift = DriftResult(
@@ -140,7 +132,7 @@ def measure_head(
             n_reference=before.sample.n,
             thresholds=thresholds,
         )
-    alarm = _alarm(db, head, before, since, window, last, settings.calibration_drift_alpha / n_heads)
+    alarm = _alarm(db, head, reference, window, settings.calibration_drift_alpha / n_heads, exact_limit)
     deciding = reference_of(db, head) or {}
     bound = deciding.get("false_alarm_bound") or deciding.get("alpha", settings.calibration_alpha)
     suspicion = (
@@ -184,6 +176,20 @@ def _first_run(window: Window, options: dict[str, Any], thresholds: Thresholds) 
         thresholds=thresholds,
     )
 
+# %% ../../nbs/05_calibration/13_measuring.ipynb #86ad210d
+def _in_same_bins(
+    db: sqlite3.Connection, head: sqlite3.Row, reference: tuple[int, int], window: Window, exact_limit: int
+) -> tuple[Window, Window]:
+    "The scores behind a reference, and those of the window: both exact, or both counted in the bins of the reference."
+    before = read_window(db, head["id"], *reference, None, exact_limit)
+    if not any(isinstance(w.sample, ScoreSketch) for w in (before, window)):
+        return before, window
+    edges = before.sample.edges if isinstance(before.sample, ScoreSketch) else sketch_edges(before.sample.values)
+    return (
+        read_window(db, head["id"], *reference, None, edges=edges),
+        read_window(db, head["id"], window.first, window.last, None, edges=edges),
+    )
+
 # %% ../../nbs/05_calibration/13_measuring.ipynb #291b9c7a
 def _comparable(a: Sample | ScoreSketch, b: Sample | ScoreSketch) -> tuple[Sample | ScoreSketch, Sample | ScoreSketch]:
     "Both with groups or both without: groups known for one side only say nothing about the other."
@@ -193,17 +199,26 @@ def _comparable(a: Sample | ScoreSketch, b: Sample | ScoreSketch) -> tuple[Sampl
 
 # %% ../../nbs/05_calibration/13_measuring.ipynb #d354bbcc
 def _alarm(
-    db: sqlite3.Connection, head: sqlite3.Row, before: Window, since: Window, window: Window, last: int, alpha: float
+    db: sqlite3.Connection,
+    head: sqlite3.Row,
+    reference: tuple[int, int],
+    window: Window,
+    alpha: float,
+    exact_limit: int,
 ) -> dict[str, object] | None:
     "The sequential alarm of a head over its stream since the anchor."
     version = head["anchor_version"] or head["reference_version"]
     anchor = _bounds(db, head, version)
-    if anchor is not None and version != head["reference_version"]:
-        before, since = read_window(db, head["id"], *anchor), read_window(db, head["id"], anchor[1], last)
+    if anchor is None:
+        version, anchor = head["reference_version"], reference
+    moved = version != head["reference_version"]
+    if moved:
         alpha /= 2  # one half for the stream, one for the comparison with the anchor
-    if not before.stream.size:
+    before = read_stream(db, head["id"], *anchor, WATCHED, "latest")
+    if not before.values.size:
         return None
-    alarm = SequentialAlarm(alpha).fit(before.stream[:WATCHED]).update(since.stream[:WATCHED])
+    since = read_stream(db, head["id"], anchor[1], window.last, WATCHED)
+    alarm = SequentialAlarm(alpha).fit(before.values).update(since.values)
     capital = round(float(np.log10(max(alarm.capital_, 1e-300))), 3)
     report = {
         "rung": alarm.alarm_,
@@ -214,22 +229,40 @@ def _alarm(
         "since_version": version,
     }
     if alarm.alarm_at_ is not None:
-        report["file"], report["group"] = stream_place(db, head["id"], since.first, since.last, alarm.alarm_at_)
-    if version == head["reference_version"]:
-        return report
-    p, level = _since_anchor(db, head, before, window, version, alpha)
-    return report | {"rung": alarm.alarm_ or p <= level, "p_since_anchor": p, "level": level}
+        report["file"], report["group"] = since.place(db, alarm.alarm_at_)
+    if moved:
+        p, level = _since_anchor(db, head, anchor, window, version, alpha, exact_limit)
+        report |= {"rung": alarm.alarm_ or p <= level, "p_since_anchor": p, "level": level}
+    return report | _triggered_before(db, head, version)
+
+# %% ../../nbs/05_calibration/13_measuring.ipynb #ca631dc8
+def _triggered_before(db: sqlite3.Connection, head: sqlite3.Row, version: int) -> dict[str, object]:
+    "What stands in the report of an alarm that a run since the anchor `version` has heard already; else nothing."
+    query = """SELECT version, detail FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version > ?
+               ORDER BY version"""
+    for row in db.execute(query, (head["model_name"], head["head_name"], version)):
+        alarm = json.loads(row["detail"]).get("alarm")
+        if alarm and alarm["rung"] and alarm.get("since_version") == version:
+            where = {k: alarm.get(k) for k in ("at", "file", "group")}  # a run of an early version names no file
+            return {"rung": True, "triggered_in": row["version"]} | (where if where["at"] is not None else {})
+    return {}
 
 # %% ../../nbs/05_calibration/13_measuring.ipynb #7d399e19
 def _since_anchor(
-    db: sqlite3.Connection, head: sqlite3.Row, anchor: Window, window: Window, version: int, alpha: float
+    db: sqlite3.Connection,
+    head: sqlite3.Row,
+    anchor: tuple[int, int],
+    window: Window,
+    version: int,
+    alpha: float,
+    exact_limit: int,
 ) -> tuple[float, float]:
     """The p-value of no move between the anchor and this window, and the level it is held against: those of all runs
     since the anchor add up to `alpha`."""
     query = "SELECT count(*) FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version > ?"
     runs = db.execute(query, (head["model_name"], head["head_name"], version)).fetchone()[0] + 1
-    samples = anchor.sample, window.sample
-    if any(isinstance(s, ScoreSketch) or s.n < 20 for s in samples):
+    samples = [w.sample for w in _in_same_bins(db, head, anchor, window, exact_limit)]
+    if any(s.n < 20 for s in samples):
         return 1.0, alpha / (runs * (runs + 1))
     compared = drift_metrics(
         *_comparable(*samples),

@@ -38,14 +38,14 @@ def verdict_words(
     calibrated = head["labels"] if "labels" in head else head["p5"] is not None
     return "new" if head["reference_version"] is None and calibrated else head["verdict"]
 
-
+# %% ../../nbs/05_calibration/30_next_steps.ipynb #fe3f4451
 def alarm_rang(
     head: Record,  # of a run's report, or a row of `store.trend` or `store.history`
 ) -> bool:
     "Whether the sequential alarm of a head was triggered by then."
     return bool(head.get("alarm") and head["alarm"]["rung"])
 
-
+# %% ../../nbs/05_calibration/30_next_steps.ipynb #0bbc9d59
 def alarm_place(
     head: Record,  # as above, of one whose alarm rang
 ) -> str:
@@ -58,7 +58,7 @@ def alarm_place(
     number = f"number {alarm['at'] + 1} of the stream"
     return f"{alarm['file']}, {number}" if alarm.get("file") is not None else f"file {number}"
 
-
+# %% ../../nbs/05_calibration/30_next_steps.ipynb #dbeff69e
 def verdict_and_alarm(head: Record) -> str:
     "The verdict of a head, behind its alarm where that rang: it may ring where one run shows nothing yet."
     verdict = verdict_words(head)

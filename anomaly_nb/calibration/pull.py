@@ -7,6 +7,7 @@ __all__ = ['LARGEST_FILE', 'LARGEST_MANIFEST', 'LARGEST_SET', 'LARGEST_SUM', 'LA
            'LARGEST_HEADER', 'pack_calibrations', 'Bounded', 'pull_calibrations']
 
 # %% ../../nbs/05_calibration/24_pull.ipynb #55e84492
+import sqlite3
 import tarfile
 import tempfile
 import time
@@ -16,8 +17,8 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from .database import check_case, opened, transaction
-from .exports import calibration_path, check_calibration
+from .database import check_case, opened
+from .exports import calibration_path, changing_files, check_calibration
 from .schema import with_label
 from .tagging import check_name, has_labels
 from ..core.errors import DataError, check_file, check_folder
@@ -232,9 +233,13 @@ def pull_calibrations(
         )
         for (model, head), content in contents.items():
             say(f"{model}/{head}: {_change(calibration_path(folder, model, head), content)}")
-        if (folder / "calibration.sqlite").is_file():
-            _note(folder, contents, str(source))
-        return [p.relative_to(folder).as_posix() for p in write_files(folder, files)]
+        if not (folder / "calibration.sqlite").is_file():
+            written = write_files(folder, files)
+        else:
+            with opened(folder / "calibration.sqlite") as db, changing_files(db, contents):
+                _note(db, contents, str(source))
+                written = write_files(folder, files)
+        return [p.relative_to(folder).as_posix() for p in written]
 
 # %% ../../nbs/05_calibration/24_pull.ipynb #148f6dfc
 def _change(path: Path, content: bytes) -> str:
@@ -252,21 +257,18 @@ def _change(path: Path, content: bytes) -> str:
     return f"version {old} -> version {new}; decide again about old files"
 
 
-def _note(root: Path, contents: Mapping[tuple[str, str], bytes], source: str) -> None:
-    "Tell the store in a folder which calibrations decide from now on. Raises `DataError`."
+def _note(db: sqlite3.Connection, contents: Mapping[tuple[str, str], bytes], source: str) -> None:
+    "Tell a store which calibrations decide from now on; inside a transaction. Raises `DataError`."
     now = int(time.time() * 1000)
-    with opened(root / "calibration.sqlite") as db, transaction(db):
-        for (model, head), content in contents.items():
-            check_case(db, model, head)
-            labels = list(parse_json(content, source)["labels"])
-            several = len(labels) > 1 or has_labels(db, model, head)
-            for name in [with_label(head, label) for label in labels] if several else [head]:
-                db.execute("INSERT OR IGNORE INTO heads (model_name, head_name) VALUES (?, ?)", (model, name))
-                row = db.execute(
-                    "SELECT id FROM heads WHERE model_name = ? AND head_name = ?", (model, name)
-                ).fetchone()
-                values = row["id"], content.decode(), sha256(content).hexdigest(), source, now
-                db.execute("INSERT OR REPLACE INTO pulled VALUES (?, ?, ?, ?, ?)", values)
+    for (model, head), content in contents.items():
+        check_case(db, model, head)
+        labels = list(parse_json(content, source)["labels"])
+        several = len(labels) > 1 or has_labels(db, model, head)
+        for name in [with_label(head, label) for label in labels] if several else [head]:
+            db.execute("INSERT OR IGNORE INTO heads (model_name, head_name) VALUES (?, ?)", (model, name))
+            row = db.execute("SELECT id FROM heads WHERE model_name = ? AND head_name = ?", (model, name)).fetchone()
+            values = row["id"], content.decode(), sha256(content).hexdigest(), source, now
+            db.execute("INSERT OR REPLACE INTO pulled VALUES (?, ?, ?, ?, ?)", values)
 
 # %% ../../nbs/05_calibration/24_pull.ipynb #bc5c8cca
 def _checked(source: str, members: dict[str, bytes], verified: bool) -> dict[tuple[str, str], bytes]:

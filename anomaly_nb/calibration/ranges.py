@@ -9,7 +9,7 @@ __all__ = ['score_range', 'CalibrationRanges', 'conformal_pvalues', 'IsotonicCal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .sample import Sample, group_fractions
+from .sample import Sample, groups_from
 from ..core.display import summary_html
 from ..core.errors import DataError, check_finite, check_labels_and_scores, real_array
 from ..core.plain import Record
@@ -136,8 +136,7 @@ def conformal_pvalues(
     below = np.searchsorted(sample.values, scores, side="left")
     if sample.groups is None:
         return (1 + sample.n - below) / (sample.n + 1)
-    above = np.append(np.cumsum(group_fractions(sample.groups)[::-1])[::-1], 0.0)
-    return (1 + above[below]) / (sample.n_groups + 1)
+    return (1 + groups_from(sample.groups)[below]) / (sample.n_groups + 1)
 
 # %% ../../nbs/05_calibration/01_ranges.ipynb #2638a9ae
 class IsotonicCalibration:

@@ -14,7 +14,7 @@ from .database import NotNow, transaction
 from .drift import judge_heads
 from .exports import export_files
 from .measuring import measure_head
-from .publishing import StaleRun, content_key, publish_run
+from .publishing import StaleRun, content_key, publish_run, run_key
 from ..core.files import locked
 from ..core.plain import Record
 from ..core.settings import Settings
@@ -44,12 +44,13 @@ def run_calibration(
                         "SELECT * FROM heads WHERE digest != '' ORDER BY model_name, head_name"
                     ).fetchall()
                     last = db.execute("SELECT MAX(id) FROM scores").fetchone()[0]
+                    content, config = content_key(heads, settings)
+                    state = run_key(db, content)
                 if not heads:
                     raise NotNow(
                         f"{root}: nothing is tagged yet, so there is nothing to calibrate; tag some files first"
                     )
-                key, config = content_key(heads, settings)
-                row = db.execute("SELECT report FROM runs WHERE content_key = ?", (key,)).fetchone()
+                row = db.execute("SELECT report FROM runs WHERE content_key = ?", (state,)).fetchone()
                 if row:
                     return json.loads(row["report"])
                 measured = [measure_head(db, h, last, settings, len(heads), exact_limit) for h in heads]
@@ -57,7 +58,7 @@ def run_calibration(
                 for m in measured:
                     m.drift = verdicts[m.key]
                 try:
-                    report = publish_run(db, root, measured, key, config, last, settings)
+                    report = publish_run(db, root, measured, content, state, config, last, settings)
                 except StaleRun:
                     continue
                 export_files(db, root)

@@ -105,7 +105,7 @@ def table_columns(
         out.append(f"{name} {sql_type} {extra.get('sql', '' if type(None) in options else 'NOT NULL')}".strip())
     return ", ".join(out)
 
-
+# %% ../../nbs/05_calibration/09_schema.ipynb #439081ef
 def with_label(head: str, label: str | None) -> str:
     "The name under which a store keeps one label of a head: `mood:happy`, or the head's own."
     return head if label is None else f"{head}:{label}"
@@ -116,7 +116,7 @@ def split_label(name: str) -> tuple[str, str | None]:  # head, label
     head, colon, label = name.partition(":")
     return head, label if colon else None
 
-
+# %% ../../nbs/05_calibration/09_schema.ipynb #bce59c57
 class LabelRange(TypedDict, total=False):
     "What a calibration file says of one label."
 
@@ -150,7 +150,7 @@ class Calibration(TypedDict, total=False):
     confidence: float
     exact: bool
 
-
+# %% ../../nbs/05_calibration/09_schema.ipynb #5cfc2a24
 def run_values(row: sqlite3.Row) -> dict[str, Any]:  # field -> value
     "The fields of `RunRow` in a row of `calibration_runs`, and the label of a head that has some."
     head, label = split_label(row["head_name"])

@@ -32,8 +32,8 @@ from anomaly_nb.calibration.bodies import (
     Trend,
 )
 from .database import NotNow
-from .guard import PATIENCE, Guard, add_errors, as_problems, described, guarded_app, needed_keys
-from .keys import Doorkeeper, keys_of
+from .guard import PATIENCE, Guard, add_errors, as_problems, described, guarded_app
+from .keys import Doorkeeper, keys_of, needed_keys
 from .schema import HistoryRow, RunReport, TrendRow
 from .store import CalibrationStore, tag_or_keep
 from .tagging import UnknownHead

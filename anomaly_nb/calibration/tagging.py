@@ -58,7 +58,7 @@ def head_names(db: sqlite3.Connection) -> list[str]:
     rows = db.execute("SELECT model_name, head_name FROM heads WHERE digest != '' ORDER BY 1, 2")
     return [f"{r[0]}/{r[1]}" for r in rows]
 
-
+# %% ../../nbs/05_calibration/11_tagging.ipynb #74c601cd
 def check_known(db: sqlite3.Connection, model: str | None = None, head: str | None = None) -> None:
     "Whether the store holds a head of this model, of this name, or both. Raises `UnknownHead` naming those it holds."
     names = head_names(db)
@@ -70,7 +70,7 @@ def check_known(db: sqlite3.Connection, model: str | None = None, head: str | No
     wanted = "/".join(filter(None, (model, head)))
     raise UnknownHead(f"no {what} in this store; it holds {nearest_first(wanted, names) or 'none yet'}")
 
-
+# %% ../../nbs/05_calibration/11_tagging.ipynb #cb3b6071
 def find_labels(db: sqlite3.Connection, model: str, head: str) -> list[sqlite3.Row]:  # one or more
     "The rows of a head: its own, or one for each of its labels. Raises `UnknownHead` naming the known ones."
     condition = "model_name = ? AND (head_name = ? OR (head_name > ? AND head_name < ?))"
@@ -82,13 +82,13 @@ def find_labels(db: sqlite3.Connection, model: str, head: str) -> list[sqlite3.R
         raise UnknownHead(f"no head {model}/{head} in this store; it holds {names or 'none yet'}")
     return rows
 
-
+# %% ../../nbs/05_calibration/11_tagging.ipynb #13d14dac
 def has_labels(db: sqlite3.Connection, model: str, head: str) -> bool:
     "Whether the store keeps the scores of a head by label."
     query = "SELECT 1 FROM heads WHERE model_name = ? AND head_name > ? AND head_name < ? LIMIT 1"
     return db.execute(query, (model, f"{head}:", f"{head};")).fetchone() is not None
 
-
+# %% ../../nbs/05_calibration/11_tagging.ipynb #c3858d59
 def find_head(db: sqlite3.Connection, model: str, head: str) -> sqlite3.Row:
     "The row of a head, or of the one label that is named or that there is. Raises `UnknownHead` naming the known ones."
     rows = find_labels(db, model, head)
@@ -155,21 +155,27 @@ BATCH = 100_000
 
 
 class Added(int):
-    "How many scores were new to the store; `replaced` of them took the place of another score of the same file."
+    """How many scores were new to the store; `replaced` of them took the place of another score of the same file.
+
+    `regrouped` files that were known already have another group now.
+    """
 
     replaced: int
+    regrouped: int
 
-    def __new__(cls, new: int, replaced: int = 0) -> "Added":
+    def __new__(cls, new: int, replaced: int = 0, regrouped: int = 0) -> "Added":
         added = super().__new__(cls, new)
-        added.replaced = replaced
+        added.replaced, added.regrouped = replaced, regrouped
         return added
 
     @property
     def note(self) -> str:
-        "What is to be said about scores that were replaced, or an empty text."
-        n = self.replaced
-        words = plural(n, "replaces an earlier one of the same file", "replace earlier ones of the same files")
-        return f"{number_of(n, 'score')} {words}" if n else ""
+        "What is to be said about scores that were replaced and files that changed their group, or an empty text."
+        n, words = self.replaced, ("replaces an earlier one of the same file", "replace earlier ones of the same files")
+        replaced = f"{number_of(n, 'score')} {plural(n, *words)}" if n else ""
+        n, words = self.regrouped, ("that was known already has", "that were known already have")
+        regrouped = f"{number_of(n, 'file')} {plural(n, *words)} another group now" if n else ""
+        return "; ".join(filter(None, (replaced, regrouped)))
 
 
 def check_taggable(
@@ -189,7 +195,7 @@ def tag_scores(
     head: str,  # `mood`, or one label of it: `mood:happy`
     files: Sequence[str],  # (n,) names, unique in the batch
     scores: np.ndarray,  # (n,) high = anomalous; NaN or infinite: the model gave no score
-    groups: Sequence[str] | None = None,  # (n,) lot, video or shift
+    groups: Sequence[str] | None = None,  # (n,) lot, video or shift; None: what is known already
     roles: Sequence[str | None]
     | str
     | None = None,  # (n,) or one for all: normal, unlabelled, defect; None: what is known already, or unlabelled
@@ -217,7 +223,8 @@ def tag_scores(
                     f"file {name!r} comes twice in one batch of {model}/{head}, as number {places[name]} and {place} "
                     f"of {len(names)}; give one score per file and head"
                 )
-    file_roles, now, added, replaced = check_roles(roles, len(names)), int(time.time() * 1000), 0, 0
+    file_roles, now = check_roles(roles, len(names)), int(time.time() * 1000)
+    added, replaced, regrouped = 0, 0, 0
     with transaction(db):
         check_taggable(db, model, head)
         db.execute("INSERT OR IGNORE INTO heads (model_name, head_name) VALUES (?, ?)", (model, head))
@@ -229,7 +236,11 @@ def tag_scores(
             lots = (
                 [None] * len(names[part]) if groups is None else [None if g is None else str(g) for g in groups[part]]
             )
-            fresh, changed = _fresh(db, row["id"], names[part], values[part], lots, file_roles[part])
+            fresh, moved, changed = _fresh(db, row["id"], names[part], values[part], lots, file_roles[part])
+            for lot, _, name in moved:
+                digest = sha256(f"{digest}\n{name}\nin {lot}".encode()).hexdigest()
+            in_group = [(lot, row["id"], file) for lot, file, _ in moved]
+            db.executemany("UPDATE scores SET grp = ? WHERE head_id = ? AND file_id = ?", in_group)
             for _, name, value, group, role in fresh:
                 suffix = "" if role == "unlabelled" else f"\n{role}"
                 digest = sha256(f"{digest}\n{name}\n{value!r}\n{group}{suffix}".encode()).hexdigest()
@@ -246,9 +257,9 @@ def tag_scores(
                 now,
                 label=label,
             )
-            added, replaced = added + len(fresh), replaced + changed
+            added, replaced, regrouped = added + len(fresh), replaced + changed, regrouped + len(moved)
         db.execute("UPDATE heads SET digest = ? WHERE id = ?", (digest, row["id"]))
-    return Added(added, replaced)
+    return Added(added, replaced, regrouped)
 
 # %% ../../nbs/05_calibration/11_tagging.ipynb #d0197e49
 def _check_labels(db: sqlite3.Connection, model: str, head: str) -> None:
@@ -270,31 +281,35 @@ def _fresh(
     groups: Sequence[str | None],
     roles: Sequence[str | None],
 ) -> tuple[
-    list[tuple[int, str, float | None, str | None, str]], int
-]:  # file id, name, score (None: not finite), group, role; how many of them have another score than before
-    "Those that differ in score or role from what the store holds of their files, which it gets to know here."
+    list[tuple[int, str, float | None, str | None, str]], list[tuple[str, int, str]], int
+]:  # file id, name, score (None: not finite), group, role; of known files in another group: group, file id, name; how
+    # many have another score than before
+    "Those that differ in score, role or group from what the store holds of their files, which it gets to know here."
     db.execute("CREATE TEMP TABLE IF NOT EXISTS incoming (n INTEGER PRIMARY KEY, file TEXT NOT NULL)")
     db.execute("DELETE FROM incoming")
     db.executemany("INSERT INTO incoming VALUES (?, ?)", enumerate(names))
     db.execute("INSERT OR IGNORE INTO files (file) SELECT file FROM incoming ORDER BY n")
     rows = db.execute(
-        """SELECT f.id, s.id, s.score, s.role FROM incoming i JOIN files f ON f.file = i.file
+        """SELECT f.id, s.id, s.score, s.role, s.grp FROM incoming i JOIN files f ON f.file = i.file
            LEFT JOIN scores s ON s.id = (SELECT MAX(id) FROM scores WHERE head_id = ? AND file_id = f.id)
            ORDER BY i.n""",
         (head_id,),
     )
-    fresh, replaced = [], 0
-    for (file, last, before, stored_role), name, value, group, new_role in zip(
+    fresh, moved, replaced = [], [], 0
+    for (file, last, before, stored_role, stored_group), name, value, group, new_role in zip(
         rows, names, values.tolist(), groups, roles, strict=True
     ):
         score, role = (
             value if np.isfinite(value) else None,
             new_role if new_role not in (None, "unlabelled") else stored_role or "unlabelled",
         )
+        group = stored_group if group is None else group
+        if last is not None and group != stored_group:
+            moved.append((group, file, name))
         if last is None or before != score or stored_role != role:
             fresh.append((file, name, score, group, role))
             replaced += last is not None and before != score
-    return fresh, replaced
+    return fresh, moved, replaced
 
 # %% ../../nbs/05_calibration/11_tagging.ipynb #9c156995
 def only_label(

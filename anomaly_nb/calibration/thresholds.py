@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from .sample import Sample, ScoreSketch, group_fractions
+from .sample import Sample, ScoreSketch, groups_from
 from ..core.display import summary_html
 from ..core.errors import DataError, check_finite, number_of, percent, plural, real_array
 from ..core.files import sha256_array, write_json
@@ -106,8 +106,7 @@ def group_counts_above(
     groups: np.ndarray,  # (n,) whole numbers from 0, the group of each score, scores ascending
 ) -> np.ndarray:  # (n,) float64, descending to 0
     "How many groups lie above each score, where a score is its fraction of a group."
-    fraction = group_fractions(groups)
-    return np.maximum(fraction.sum() - np.cumsum(fraction), 0)
+    return groups_from(groups)[1:]
 
 
 def grouped_rank(
@@ -275,7 +274,7 @@ def sample_threshold(
     parameters |= {} if promised == false_alarms else {"promised": round(promised, 6)}
     digest = sha256_array(sample.values) if isinstance(sample, Sample) else ""
     return Threshold(
-        float(np.nextafter(sample.at(np.array(rank - 1)), np.inf)),
+        sample.beyond(rank),
         "conformal",
         calibrated_on,
         sample.n,

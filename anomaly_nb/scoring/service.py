@@ -31,9 +31,8 @@ from anomaly_nb.calibration.guard import (
     as_problems,
     described,
     guarded_app,
-    needed_keys,
 )
-from ..calibration.keys import Doorkeeper
+from ..calibration.keys import Doorkeeper, needed_keys
 from ..calibration.store import CalibrationStore
 from ..calibration.tagging import check_name
 from ..core.errors import DataError, MissingFileError, check_folder, number_of, require
