@@ -74,7 +74,7 @@ def write_drawn(
     if not drawn and folder.exists() and any(not p.name.startswith(".") for p in check_folder(folder).iterdir()):
         raise DataError(
             f"{folder}: holds other files, and samples are not drawn among them; to read images of your own say "
-            "dataset=folder (-p dataset=folder, --dataset folder), for samples name an empty folder"
+            "dataset=folder, for samples name an empty folder"
         )
     write_json(folder / MANIFEST, {key: {}})
     names = []
