@@ -9,7 +9,7 @@ __all__ = ['MeasuredPresence', 'measure_presence', 'run_pipeline', 'AtomsRun', '
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #ce40bd22
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from anomaly_nb.atoms.presence import (
 )
 from .roles import RoleFit, check_fitting, fit_roles
 from .segments import SegmentSettings, divergence, fit_delta, segment_presence, video_boundaries
-from .union import unlearnable
+from .union import unlearnable, video_ranges
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #ba1112b0
 @dataclass(frozen=True)
@@ -253,11 +253,16 @@ class TrainingSet:
 
     pbar: Tensor  # (T, C)
     video: np.ndarray  # (T,) unique over runs
-    labels: np.ndarray  # (N, E)
-    frame_labels: np.ndarray  # (T,)
+    labels: np.ndarray  # (N, E) of clips, or of videos that were not cut
+    frame_labels: np.ndarray | None  # (T,), None where a run has none
     atoms: list[str]
     events: list[str]
     mask: np.ndarray  # (C, E) bool
+    clip: np.ndarray = field(default_factory=lambda: np.empty(0, str))  # (T,) unique over runs; none = videos not cut
+
+    def __post_init__(self) -> None:
+        if not len(self.clip):
+            object.__setattr__(self, "clip", self.video)
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #1c3e7f7f
 def load_manifest(
@@ -274,7 +279,7 @@ def load_manifest(
     if rows.empty:
         raise DataError(f"{path}: must name at least one run; run `anomaly-nb atoms run` first")
     runs = [load_run(path.parent / r) for r in rows.run_dir]
-    video, labels = [], []
+    video, clips, labels = [], [], []
     for run, where, name in zip(runs, rows.labels_csv, rows.run_dir):
         if (run.atoms, run.events) != (runs[0].atoms, runs[0].events):
             raise DataError(
@@ -301,7 +306,8 @@ def load_manifest(
             )
         else:
             labels.append(video_labels(run.labels, ids))
-        video.append(np.array([f"{name}/{v}" for v in ids]) if len(runs) > 1 else ids)
+        for column, values in ((video, run.video), (clips, ids)):
+            column.append(np.array([f"{name}/{v}" for v in values]) if len(runs) > 1 else values)
     frame_labels = np.concatenate([r.labels for r in runs])
     whole = TrainingSet(
         torch.cat([r.pbar for r in runs]),
@@ -311,6 +317,7 @@ def load_manifest(
         runs[0].atoms,
         runs[0].events,
         runs[0].mask,
+        np.concatenate(clips),
     )
     labelled = [e for e in range(len(whole.events)) if (whole.labels[:, e] >= 0).all()]
     if not labelled:
@@ -348,20 +355,17 @@ def select_videos(data: TrainingSet, videos: Sequence[str]) -> TrainingSet:
 
     Raises `DataError` for a video that is not there.
     """
-    base = np.array([str(v).split("#")[0] for v in data.video])
-    absent = sorted(set(videos) - set(base.tolist()))
+    absent = sorted(set(videos) - set(data.video.tolist()))
     if absent:
-        raise DataError(f"no video {absent[0]!r}; there are {', '.join(dict.fromkeys(base.tolist()))}")
-    keep, order = np.isin(base, list(videos)), list(dict.fromkeys(data.video.tolist()))
-    rows = [str(v).split("#")[0] in set(videos) for v in order]
-    return TrainingSet(
-        data.pbar[torch.from_numpy(keep)],
-        data.video[keep],
-        data.labels[rows],
-        data.frame_labels[keep],
-        data.atoms,
-        data.events,
-        data.mask,
+        raise DataError(f"no video {absent[0]!r}; there are {', '.join(dict.fromkeys(data.video.tolist()))}")
+    keep = np.isin(data.video, list(videos))
+    return replace(
+        data,
+        pbar=data.pbar[torch.from_numpy(keep)],
+        video=data.video[keep],
+        clip=data.clip[keep],
+        labels=data.labels[keep[video_ranges(data.clip)[1][:-1]]],
+        frame_labels=None if data.frame_labels is None else data.frame_labels[keep],
     )
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #95552ed2
@@ -389,7 +393,7 @@ def train_from_manifest(
     "Learn roles from the runs of a manifest; writes `roles.pt`, `roles.csv`, `stability.csv` and `history.csv`."
     check_fitting(**{k: v for k, v in fitting.items() if k != "random_state"})
     data = learnable(load_manifest(manifest_csv, clip_frames, videos))
-    fit = fit_roles(data.pbar, data.video, data.labels, data.atoms, data.events, data.mask, **fitting)
+    fit = fit_roles(data.pbar, data.clip, data.labels, data.atoms, data.events, data.mask, **fitting)
     out = Path(out_dir) if out_dir is not None else Path(manifest_csv).parent / "roles"
     fit.save(out / "roles.pt")
     for name, table in {"roles": fit.table(), "stability": fit.stability(), "history": fit.history}.items():

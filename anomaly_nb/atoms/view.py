@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from .evaluation import deal_parts
 from .figures import EventInVideo, frame_in_time
 from .frames import list_frames, read_labels
 from .pipeline import learnable, load_manifest, load_run, run_pipeline, select_videos
@@ -21,6 +22,7 @@ from .presence import PresenceSettings
 from .roles import RoleFit, explain, fit_roles
 from .samples import planted_clips
 from .segments import SegmentSettings, divergence, fit_delta, segment_presence, video_boundaries
+from .union import video_ranges
 from ..features.clip import tiny_clip_folder
 from ..core.arrays import load_tensors
 from ..core.files import sha256_json
@@ -119,17 +121,15 @@ class AtomsView(View):
         "The view of a run of `atoms`, from its parameters. Raises as the report does."
         p = dict(parameters)
         runs, frames_root, labels_csv = presences_of_report(p, cache)
-        video = load_run(runs / "all").video
-        names = list(dict.fromkeys(video.tolist()))
-        part = select_videos(
-            learnable(load_manifest(runs / "manifest.csv", p["clip_frames"] or None)),
-            [n for i, n in enumerate(names) if i % p["folds"]],
-        )
+        data = learnable(load_manifest(runs / "manifest.csv", p["clip_frames"] or None))
+        first = video_ranges(data.clip)[1][:-1]
+        parts = deal_parts(data.labels, data.video[first], data.events, p["folds"])
+        names = np.array(list(dict.fromkeys(data.video.tolist())))
+        part = select_videos(data, names[parts > 0].tolist())
         settings = {"n_fits": p["seeds"]} | {n: p[n] for n in ("epochs", "topk", "random_state")}
-        fit = fit_roles(part.pbar, part.video, part.labels, part.atoms, part.events, part.mask, **settings)
-        return cls(
-            runs, frames_root, labels_csv, fit, np.isin(video, names[:: p["folds"]]), p["window"], p["delta_quantile"]
-        )
+        fit = fit_roles(part.pbar, part.clip, part.labels, part.atoms, part.events, part.mask, **settings)
+        held_out = np.isin(data.video, names[parts == 0])
+        return cls(runs, frames_root, labels_csv, fit, held_out, p["window"], p["delta_quantile"])
 
     def table(self, event: int, window: int, quantile: float, threshold: float) -> pd.DataFrame:  # figure, value
         "Decisions and ranking over all held-out frames of one event."
