@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ..core.errors import DataError
+from .frames import video_ranges
 from .roles import VideoTraining, train_on_videos
-from .union import check_labels, check_presences, video_ranges
+from .union import check_labels, check_presences
 
 # %% ../../nbs/09_atoms/09_baselines.ipynb #2edf2c37
 class MILProbe(nn.Module):

@@ -15,9 +15,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from .baselines import ConceptBottleneck, MILProbe
+from .frames import video_ranges
 from .pipeline import TrainingSet, select_videos
 from .roles import RoleFit, check_fitting, fit_roles
-from .union import video_ranges
 from ..core.errors import DataError, check_number, number_of
 from ..core.runtime import progress
 from ..metrics import bootstrap_interval, roc_auc

@@ -23,8 +23,9 @@ from torch.nn import functional as F
 from ..core.errors import DataError, check_number, number_of
 from ..core.arrays import load_tensors, save_tensors
 from ..core.runtime import progress
+from .frames import video_ranges
 from .evidence import Evidence, evidence, logit_of_complement
-from .union import check_labels, check_presences, log_no_event, union_loss, video_ranges
+from .union import check_labels, check_presences, log_no_event, union_loss
 
 # %% ../../nbs/09_atoms/08_roles.ipynb #92c02b26
 EVIDENCE_TYPES = ("direct", "indirect", "counter")

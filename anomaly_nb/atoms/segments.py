@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..core.errors import DataError, check_number
+from .frames import video_ranges
 
 # %% ../../nbs/09_atoms/05_segments.ipynb #005138a4
 def _starts(
@@ -21,18 +22,12 @@ def _starts(
     n: int,  # T
 ) -> Tensor:  # (T,) bool, True at the first frame of each video
     "Where videos start in frames laid end to end. Raises `DataError` for a wrong length or a video in two pieces."
-    first = torch.zeros(n, dtype=torch.bool)
-    if n:
-        first[0] = True
-    if video is None:
-        return first
-    ids = np.asarray(video)
+    ids = np.zeros(n, int) if video is None else np.asarray(video)
     if ids.shape != (n,):
         raise DataError(f"video has shape {ids.shape} for {n} frames; give one entry a frame")
-    change = ids[1:] != ids[:-1]
-    if change.sum() + 1 != len(np.unique(ids)):
-        raise DataError("the frames of a video are not adjacent; sort frames by video first")
-    first[1:] = torch.from_numpy(change)
+    first = torch.zeros(n, dtype=torch.bool)
+    if n:
+        first[torch.from_numpy(video_ranges(ids)[1][:-1])] = True
     return first
 
 

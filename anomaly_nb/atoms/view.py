@@ -16,13 +16,12 @@ from matplotlib.figure import Figure
 
 from .evaluation import deal_parts
 from .figures import EventInVideo, frame_in_time
-from .frames import list_frames, read_labels
+from .frames import list_frames, read_labels, video_ranges
 from .pipeline import learnable, load_manifest, load_run, run_pipeline, select_videos
 from .presence import PresenceSettings
 from .roles import RoleFit, explain, fit_roles
 from .samples import planted_clips
 from .segments import SegmentSettings, divergence, fit_delta, segment_presence, video_boundaries
-from .union import video_ranges
 from ..features.clip import tiny_clip_folder
 from ..core.arrays import load_tensors
 from ..core.files import sha256_json

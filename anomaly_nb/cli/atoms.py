@@ -55,11 +55,22 @@ def frames_command(
     \b
     anomaly-nb atoms frames --video street.mp4 --out_dir data/frames --fps 1
     """
-    from anomaly_nb.atoms.frames import extract_frames
+    from anomaly_nb.atoms.frames import earlier_frames, extract_frames
+    from anomaly_nb.core.errors import DataError
 
+    folder_of: dict[str, Path] = {}
     for path in video:
+        if path.stem in folder_of:
+            raise DataError(
+                f"--video {folder_of[path.stem]} and {path}: both would go to {out_dir / path.stem}; rename one, or give "
+                "each its own --out_dir"
+            )
+        folder_of[path.stem] = path
+    for path in video:
+        earlier = earlier_frames(path, out_dir)
         written = extract_frames(path, out_dir, fps)
-        typer.echo(printable(f"{number_of(len(written), 'frame')} of {path.name} in {written[0].parent}"))
+        instead = f" instead of the {len(earlier)} that were there" if earlier else ""
+        typer.echo(printable(f"{number_of(len(written), 'frame')} of {path.name} in {written[0].parent}{instead}"))
 
 
 @app.command("captions")
