@@ -168,7 +168,7 @@ class AtomsView(View):
         mask, row, event = self.run.video == state["video"], self._row(state), state["event"]
         image, evidence = (
             read_image(str(self.paths[self.run.keys[row]])),
-            explain(self.fit.models[0], pbar[row], event, self.run.atoms, top=3),
+            explain(self.fit, pbar[row], event, self.run.atoms, top=3),
         )
         video = EventInVideo(
             pbar[torch.from_numpy(mask)].numpy(),
