@@ -41,7 +41,7 @@ def test_zeros_of_frames_that_nobody_labelled_are_no_labels(tmp_path):
     write_text(tmp_path / "one.csv", "video_id,e\nonev,1\n")
     write_text(tmp_path / "two.csv", "video_id,e\ntwov,0\n")
     write_text(tmp_path / "manifest.csv", "run_dir,labels_csv\none,one.csv\ntwo,two.csv\n")
-    with pytest.raises(ValueError, match="frames of run 'two' have no labels.*--labels_csv"):
+    with pytest.raises(ValueError, match=r"frames of run 'two' have no labels.*--labels_csv"):
         load_manifest(tmp_path / "manifest.csv", 2)
     whole = load_manifest(tmp_path / "manifest.csv")
     assert whole.labels.ravel().tolist() == [1, 0] and whole.frame_labels is None

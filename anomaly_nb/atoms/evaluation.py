@@ -51,7 +51,7 @@ def deal_parts(
     check_number("folds", folds, 0, whole=True)
     y, ids = np.asarray(labels), np.asarray(video)
     names = list(dict.fromkeys(ids.tolist()))
-    columns = np.hstack([[(y[ids == v] == c).any(0) for v in names] for c in (1, 0)])  # (V, 2 E): with it, without it
+    columns = np.hstack([[(y[ids == v] == c).any(0) for v in names] for c in (1, 0)])  # (V, 2 E): with, without
     counts = columns.sum(0)
     turns = folds or max(2, min(5, int(counts.min())))
     if turns < 2:
@@ -60,8 +60,8 @@ def deal_parts(
         c = min(short, key=lambda c: counts[c])
         which = "with" if c < len(events) else "without"
         raise DataError(
-            f"event {events[c % len(events)]!r}: {number_of(int(counts[c]), 'video')} {which} it for {turns} parts, each "
-            "of which needs one; "
+            f"event {events[c % len(events)]!r}: {number_of(int(counts[c]), 'video')} {which} it for {turns} parts, "
+            "each of which needs one; "
             + ("use fewer parts (--folds)" if counts.min() > 1 else "add videos, or leave the event out")
         )
     parts = np.full(len(names), -1)

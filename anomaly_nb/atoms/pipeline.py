@@ -244,7 +244,9 @@ def load_manifest(
     if rows.empty:
         raise DataError(f"{path}: must name at least one run; run `anomaly-nb atoms run` first")
     runs = [load_run(path.parent / r) for r in rows.run_dir]
-    video, clips, labels = [], [], []
+    video: list[np.ndarray] = []
+    clips: list[np.ndarray] = []
+    labels = []
     for run, where, name in zip(runs, rows.labels_csv, rows.run_dir):
         if (run.atoms, run.events) != (runs[0].atoms, runs[0].events):
             raise DataError(

@@ -30,7 +30,7 @@ def _starts(
         first[torch.from_numpy(video_ranges(ids)[1][:-1])] = True
     return first
 
-
+# %% ../../nbs/09_atoms/05_segments.ipynb #bc29c0e5
 def divergence(
     p: Tensor,  # (T, C) presences, float
     video: ArrayLike | None = None,  # (T,) video of each frame when several are laid end to end
@@ -54,7 +54,7 @@ def check_boundary(kappa: float, delta: float) -> None:
         raise DataError(f"kappa is {kappa}; it must be positive")
     check_number("delta", delta)
 
-
+# %% ../../nbs/09_atoms/05_segments.ipynb #6ba20f2e
 def boundary_probability(
     d: Tensor,  # (T,) divergences
     kappa: float = 8.0,  # steepness, > 0
@@ -64,7 +64,7 @@ def boundary_probability(
     check_boundary(kappa, delta)
     return torch.sigmoid(kappa * (d - delta))
 
-
+# %% ../../nbs/09_atoms/05_segments.ipynb #b3334b1b
 def fit_delta(
     d: Tensor,  # (T,) divergences of training frames
     quantile: float = 0.95,  # fraction of frames that are no boundary
@@ -77,7 +77,7 @@ def fit_delta(
         raise DataError("no video has two frames; there is no divergence to take a quantile of, give delta")
     return float(torch.quantile(inner[: 2**24].double(), quantile))
 
-
+# %% ../../nbs/09_atoms/05_segments.ipynb #4d66e675
 def video_boundaries(
     p: Tensor,  # (T, C) presences
     video: ArrayLike | None = None,  # (T,) video of each frame

@@ -55,17 +55,9 @@ def frames_command(
     \b
     anomaly-nb atoms frames --video street.mp4 --out_dir data/frames --fps 1
     """
-    from anomaly_nb.atoms.frames import earlier_frames, extract_frames
-    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.atoms.frames import check_videos, earlier_frames, extract_frames
 
-    folder_of: dict[str, Path] = {}
-    for path in video:
-        if path.stem in folder_of:
-            raise DataError(
-                f"--video {folder_of[path.stem]} and {path}: both would go to {out_dir / path.stem}; rename one, or give "
-                "each its own --out_dir"
-            )
-        folder_of[path.stem] = path
+    check_videos(video, out_dir)
     for path in video:
         earlier = earlier_frames(path, out_dir)
         written = extract_frames(path, out_dir, fps)
@@ -399,7 +391,7 @@ def evaluate_command(
     best = table[table["method"] == "roles"].to_dict("records")
     ranked = "; ".join(f"{r['event']}, {r['of']} {r['auroc']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for r in best[:3])
     answer.verdict(
-        f"roles rank {seen}, each by models that have not seen it, in {number_of(scores.part.max() + 1, 'part')}, with an "
-        f"AUROC of {ranked}",
+        f"roles rank {seen}, each by models that have not seen it, in {number_of(scores.part.max() + 1, 'part')}, with "
+        f"an AUROC of {ranked}",
         f"tables in {out}; 95 % intervals over videos",
     )
