@@ -264,7 +264,7 @@ def read_events(
         )
     return table.loc[list(videos), list(events)].to_numpy(np.int64)
 
-
+# %% ../../nbs/09_atoms/02_frames.ipynb #015a38f2
 def cut_clips(
     video: Sequence[str] | np.ndarray,  # (T,) video of each frame
     length: int,  # frames of a clip; what is left over joins the last one
@@ -280,7 +280,7 @@ def cut_clips(
         out.append(f"{v}#{min(i // length, max(total[v] // length, 1) - 1)}")
     return np.array(out)
 
-
+# %% ../../nbs/09_atoms/02_frames.ipynb #1600a94e
 def video_labels(
     frame_labels: np.ndarray,  # (T, E) or (T,) in {0, 1}
     video: np.ndarray,  # (T,) video of each frame, equal values adjacent

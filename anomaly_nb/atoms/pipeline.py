@@ -321,7 +321,7 @@ def learnable(data: TrainingSet) -> TrainingSet:
     differ = data.labels.min(0) != data.labels.max(0)
     return _select_events(data, np.flatnonzero(differ).tolist())
 
-
+# %% ../../nbs/09_atoms/11_pipeline.ipynb #5c4a2ea7
 def select_videos(data: TrainingSet, videos: Sequence[str]) -> TrainingSet:
     """The part of a training set that belongs to `videos` (clips count to their video).
 

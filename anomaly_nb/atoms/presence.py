@@ -188,7 +188,7 @@ def caption_resemblance(
             out[t] = alike[[place[a] for a in captions[k].atoms]].amax(0)
     return out
 
-
+# %% ../../nbs/09_atoms/04_presence.ipynb #e6628c8a
 def mix_captions(
     p: Tensor,  # (T, C) what was seen
     member: Tensor,  # (T, C) what was named, 0 or 1

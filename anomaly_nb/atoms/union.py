@@ -49,7 +49,7 @@ def unlearnable(
     same = [(name, bool(column[0])) for name, column in zip(events, y.T) if len(set(column.tolist())) < 2]
     return [f"event {name!r}: {'every' if every else 'no'} video has it" for name, every in same]
 
-
+# %% ../../nbs/09_atoms/08_union.ipynb #5be548a4
 def check_presences(
     p: ArrayLike,  # (T, C) presences
 ) -> Tensor:  # the same, as a tensor
@@ -59,7 +59,7 @@ def check_presences(
         raise DataError("presences must lie in [0, 1]; calibrate them or map cosines by (cos + 1) / 2")
     return p
 
-
+# %% ../../nbs/09_atoms/08_union.ipynb #57cb39e6
 def check_labels(
     labels: ArrayLike,  # (N, E) in {0, 1}
     n_videos: int,  # N
