@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ..core.errors import DataError
+from .frames import video_ranges
 from .roles import VideoTraining, train_on_videos
-from .union import check_labels, check_presences, video_ranges
+from .union import check_labels, check_presences
 
 # %% ../../nbs/09_atoms/09_baselines.ipynb #2edf2c37
 class MILProbe(nn.Module):
@@ -51,7 +52,7 @@ class MILProbe(nn.Module):
             p,
             np.diff(bounds).tolist(),
             y,
-            self._pool,
+            lambda z, n: -nn.functional.softplus(self._pool(z, n)),  # log(1 - S) of a logit
             settings=VideoTraining(**{"freeze_bias_epochs": 0, "sparsity": self.sparsity} | training),
             random_state=self.random_state,
         )
@@ -66,11 +67,9 @@ class MILProbe(nn.Module):
         return self.weight.abs().sum(0).mean()
 
     def _pool(self, z: Tensor, lengths: Sequence[int]) -> Tensor:
-        "log(1 - S) of the mean logit of the top frames."
-        means = [
-            part.topk(min(self.topk, len(part) // 16 + 1), dim=0).values.mean(0) for part in z.split(list(lengths))
-        ]
-        return -nn.functional.softplus(torch.stack(means))
+        "(N, E) mean logit of each video's top frames."
+        tops = [min(self.topk, n // 16 + 1) for n in lengths]
+        return torch.stack([part.topk(k, dim=0).values.mean(0) for part, k in zip(z.split(list(lengths)), tops)])
 
     def score_frames(self, p: Tensor) -> np.ndarray:
         "(T, E) frame logits."
@@ -80,8 +79,7 @@ class MILProbe(nn.Module):
     def score_videos(self, p: Tensor, video: ArrayLike) -> np.ndarray:
         "(N, E) mean logit of each video's top frames."
         with torch.no_grad():
-            none = self._pool(self(check_presences(p)), np.diff(video_ranges(video)[1]).tolist())
-            return torch.log(torch.expm1(-none)).numpy()
+            return self._pool(self(check_presences(p)), np.diff(video_ranges(video)[1]).tolist()).numpy()
 
 # %% ../../nbs/09_atoms/09_baselines.ipynb #fe4bbaf4
 class ConceptBottleneck:

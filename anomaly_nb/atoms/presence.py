@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['presence_scores', 'text_embeddings', 'image_embeddings', 'check_calibration_method', 'PresenceCalibration',
-           'check_caption_weights', 'PresenceSettings', 'caption_resemblance', 'mix_captions']
+           'check_caption_weights', 'PresenceSettings', 'caption_resemblance', 'mix_captions', 'MeasuredPresence',
+           'measure_presence']
 
 # %% ../../nbs/09_atoms/04_presence.ipynb #dd393798
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,11 @@ from torch.nn import functional as F
 
 from ..core.errors import DataError
 from ..core.arrays import load_array, load_tensors, save_array, save_tensors
-from ..core.files import sha256_file, sha256_json
-from ..features.clip import Clip
-from .captions import Caption
+from ..core.cache import content_of, keyed_folder
+from ..core.plain import Record
+from ..features.clip import Clip, load_clip
+from .captions import Caption, caption_membership
+from .frames import Frames
 from .ontology import Ontology
 
 # %% ../../nbs/09_atoms/04_presence.ipynb #a24bdd5e
@@ -72,7 +75,8 @@ def image_embeddings(
         if cache is None:
             out.append(clip.encode_images(frame_paths, batch))
             continue
-        file = Path(cache) / f"{sha256_json([clip.sha256, [sha256_file(p) for p in frame_paths]])}.npy"
+        content = content_of({f"{t:08d}": p for t, p in enumerate(frame_paths)})
+        file = keyed_folder(cache, "clip", clip=clip.sha256, frames=content.sha256) / "embeddings.npy"
         if not file.exists():
             save_array(file, clip.encode_images(frame_paths, batch).numpy())
         out.append(torch.from_numpy(load_array(file)))
@@ -184,7 +188,7 @@ def caption_resemblance(
             out[t] = alike[[place[a] for a in captions[k].atoms]].amax(0)
     return out
 
-
+# %% ../../nbs/09_atoms/04_presence.ipynb #e6628c8a
 def mix_captions(
     p: Tensor,  # (T, C) what was seen
     member: Tensor,  # (T, C) what was named, 0 or 1
@@ -198,3 +202,57 @@ def mix_captions(
     """
     check_caption_weights(lambda_atoms, lambda_resemble)
     return (1 - lambda_atoms - lambda_resemble) * p + lambda_atoms * member + lambda_resemble * resemblance
+
+# %% ../../nbs/09_atoms/04_presence.ipynb #ba1112b0
+@dataclass(frozen=True)
+class MeasuredPresence:
+    "Presences of a set of frames before and after calibration and captions."
+
+    raw: Tensor  # (T, C) as measured
+    used: Tensor  # (T, C) what segments are built from
+    calibration: PresenceCalibration | None
+    notes: Record  # provenance
+
+
+def measure_presence(
+    frames: Frames,  # T frames
+    ontology: Ontology,  # C atoms
+    normal: np.ndarray,  # (T,) bool, frames a calibration may be fitted on
+    captions: dict[str, Caption] | None = None,  # by frame key
+    settings: PresenceSettings | None = None,  # None = its defaults
+) -> MeasuredPresence:
+    """Presences of every frame and atom.
+
+    Raises `DataError` for weights that do not fit, or captions of another ontology.
+    """
+    settings = settings or PresenceSettings()
+    weights = (settings.lambda_atoms, settings.lambda_resemble) if captions is not None else (0.0, 0.0)
+    lambda_atoms, lambda_resemble = weights
+    seen_weight = 1.0 - lambda_atoms - lambda_resemble
+    shape = (len(frames), len(ontology.atoms))
+    member, alike = torch.zeros(shape), torch.zeros(shape)
+    notes: Record = {"lambda_atoms": lambda_atoms, "lambda_resemble": lambda_resemble}
+    if captions is not None:
+        named, unknown = caption_membership(captions, frames.keys, ontology)
+        member = torch.from_numpy(named)
+        notes["captions_unknown_atoms"] = unknown[:20]
+    presences = torch.zeros(shape)
+    if seen_weight > 1e-12 or lambda_resemble > 0:
+        clip = load_clip(settings.model, settings.pretrained, settings.device)
+        notes["clip"] = {"model": settings.model.split(":")[0], "sha256": clip.sha256}
+        text = text_embeddings(clip, ontology)
+        if seen_weight > 1e-12:
+            presences = presence_scores(image_embeddings(clip, frames.paths, frames.video, settings.cache), text)
+        if lambda_resemble > 0 and captions is not None:
+            alike = caption_resemblance(captions, frames.keys, clip, text)
+    calibration, scaled, calibrate = None, presences, settings.calibrate
+    if calibrate is not None and seen_weight > 1e-12:
+        calibration = (
+            calibrate
+            if isinstance(calibrate, PresenceCalibration)
+            else PresenceCalibration(calibrate).fit(presences[torch.from_numpy(normal)])
+        )
+        scaled = calibration.apply(presences)
+        notes["calibration"] = calibration.method
+    used = mix_captions(scaled, member, alike, lambda_atoms, lambda_resemble) if captions is not None else scaled
+    return MeasuredPresence(presences if seen_weight > 1e-12 else used, used, calibration, notes)

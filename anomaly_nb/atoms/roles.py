@@ -23,8 +23,9 @@ from torch.nn import functional as F
 from ..core.errors import DataError, check_number, number_of
 from ..core.arrays import load_tensors, save_tensors
 from ..core.runtime import progress
+from .frames import video_ranges
 from .evidence import Evidence, evidence, logit_of_complement
-from .union import check_labels, check_presences, log_no_event, union_loss, video_ranges
+from .union import check_labels, check_presences, log_no_event, union_loss
 
 # %% ../../nbs/09_atoms/08_roles.ipynb #92c02b26
 EVIDENCE_TYPES = ("direct", "indirect", "counter")
@@ -114,7 +115,7 @@ def train_on_videos(
 ) -> list[dict]:  # per epoch: loss, validation loss, mean gradient of the first parameter
     """Fit by Adam on video labels; leaves the best epoch's parameters in the model.
 
-    Raises `DataError` where all videos are held out.
+    Raises `DataError` where all videos are held out, or for a loss that is not finite.
     """
     generator = torch.Generator().manual_seed(random_state)
     frames, history = list(p.split(list(lengths))), []
@@ -153,6 +154,11 @@ def train_on_videos(
             slopes.append(float(first.grad.abs().mean()))
             optimiser.step()
         checked = video_loss(held_out) if len(held_out) else float(np.mean(losses))
+        if not np.isfinite([*losses, checked]).all():
+            raise DataError(
+                f"the loss of epoch {epoch + 1} is {float(np.mean(losses))}, on held-out videos {checked}; lower "
+                f"learning_rate, such as to {settings.learning_rate / 10:g}"
+            )
         history.append(
             {
                 "epoch": epoch,
@@ -347,7 +353,7 @@ def fit_roles(
 
 # %% ../../nbs/09_atoms/08_roles.ipynb #16f0c79c
 def explain(
-    model: RoleModel,  # fitted
+    model: RoleModel | RoleFit,  # fitted; of several seeds the mean of their terms, as their score is a mean
     p: Tensor,  # (C,) presences of one frame
     event: int,  # index of the event
     atoms: Sequence[str],  # C names
@@ -358,7 +364,8 @@ def explain(
     Raises `DataError` for presences outside [0, 1], an event that the model does not have, or where atoms, names and
     presences differ in number.
     """
-    n_atoms, n_events = model.mask.shape
+    models = model.models if isinstance(model, RoleFit) else [model]
+    n_atoms, n_events = models[0].mask.shape
     p = check_presences(p).double()
     if tuple(p.shape) != (n_atoms,) or len(atoms) != n_atoms:
         raise DataError(
@@ -368,15 +375,15 @@ def explain(
     if not -n_events <= event < n_events:
         raise DataError(f"event is {event}; the model has {number_of(n_events, 'event')}, counted from 0")
     with torch.no_grad():
-        a = model.roles()[:, :, event].double() * p
+        a = torch.stack([m.roles()[:, :, event] for m in models]).double() * p  # (models, 3, C)
     rows = []
     for k, evidence_type in enumerate(EVIDENCE_TYPES):
         if evidence_type == "indirect":
             pairs = torch.triu_indices(len(p), len(p), 1)
-            terms = -torch.log1p(-a[1, pairs[0]] * a[1, pairs[1]])
+            terms = -torch.log1p(-a[:, 1, pairs[0]] * a[:, 1, pairs[1]]).mean(0)
             labels = [f"{atoms[i]} + {atoms[j]}" for i, j in pairs.T.tolist()]
         else:
-            terms, labels = -torch.log1p(-a[k]), list(atoms)
+            terms, labels = -torch.log1p(-a[:, k]).mean(0), list(atoms)
         total = float(terms.sum())
         for i in terms.argsort(descending=True)[:top].tolist():
             rows.append((evidence_type, labels[i], float(terms[i]), float(terms[i]) / total if total > 0 else 0.0))

@@ -48,7 +48,7 @@ def score_run(
 
 def _why(roles: RoleFit, presences: Tensor, event: int) -> str:
     "The strongest atoms of each type, as far as they matter."
-    table = explain(roles.models[0], presences, event, roles.atoms, top=1)
+    table = explain(roles, presences, event, roles.atoms, top=1)
     return (
         "; ".join(
             f"{row['evidence_type']} {row['atoms']} ({row['term']:.2f})"

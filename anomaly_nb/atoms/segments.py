@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..core.errors import DataError, check_number
+from .frames import video_ranges
 
 # %% ../../nbs/09_atoms/05_segments.ipynb #005138a4
 def _starts(
@@ -21,21 +22,15 @@ def _starts(
     n: int,  # T
 ) -> Tensor:  # (T,) bool, True at the first frame of each video
     "Where videos start in frames laid end to end. Raises `DataError` for a wrong length or a video in two pieces."
-    first = torch.zeros(n, dtype=torch.bool)
-    if n:
-        first[0] = True
-    if video is None:
-        return first
-    ids = np.asarray(video)
+    ids = np.zeros(n, int) if video is None else np.asarray(video)
     if ids.shape != (n,):
         raise DataError(f"video has shape {ids.shape} for {n} frames; give one entry a frame")
-    change = ids[1:] != ids[:-1]
-    if change.sum() + 1 != len(np.unique(ids)):
-        raise DataError("the frames of a video are not adjacent; sort frames by video first")
-    first[1:] = torch.from_numpy(change)
+    first = torch.zeros(n, dtype=torch.bool)
+    if n:
+        first[torch.from_numpy(video_ranges(ids)[1][:-1])] = True
     return first
 
-
+# %% ../../nbs/09_atoms/05_segments.ipynb #bc29c0e5
 def divergence(
     p: Tensor,  # (T, C) presences, float
     video: ArrayLike | None = None,  # (T,) video of each frame when several are laid end to end
@@ -59,7 +54,7 @@ def check_boundary(kappa: float, delta: float) -> None:
         raise DataError(f"kappa is {kappa}; it must be positive")
     check_number("delta", delta)
 
-
+# %% ../../nbs/09_atoms/05_segments.ipynb #6ba20f2e
 def boundary_probability(
     d: Tensor,  # (T,) divergences
     kappa: float = 8.0,  # steepness, > 0
@@ -69,7 +64,7 @@ def boundary_probability(
     check_boundary(kappa, delta)
     return torch.sigmoid(kappa * (d - delta))
 
-
+# %% ../../nbs/09_atoms/05_segments.ipynb #b3334b1b
 def fit_delta(
     d: Tensor,  # (T,) divergences of training frames
     quantile: float = 0.95,  # fraction of frames that are no boundary
@@ -82,7 +77,7 @@ def fit_delta(
         raise DataError("no video has two frames; there is no divergence to take a quantile of, give delta")
     return float(torch.quantile(inner[: 2**24].double(), quantile))
 
-
+# %% ../../nbs/09_atoms/05_segments.ipynb #4d66e675
 def video_boundaries(
     p: Tensor,  # (T, C) presences
     video: ArrayLike | None = None,  # (T,) video of each frame

@@ -14,8 +14,9 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from .evaluation import deal_parts
 from .figures import EventInVideo, frame_in_time
-from .frames import list_frames, read_labels
+from .frames import list_frames, read_labels, video_ranges
 from .pipeline import learnable, load_manifest, load_run, run_pipeline, select_videos
 from .presence import PresenceSettings
 from .roles import RoleFit, explain, fit_roles
@@ -119,17 +120,15 @@ class AtomsView(View):
         "The view of a run of `atoms`, from its parameters. Raises as the report does."
         p = dict(parameters)
         runs, frames_root, labels_csv = presences_of_report(p, cache)
-        video = load_run(runs / "all").video
-        names = list(dict.fromkeys(video.tolist()))
-        part = select_videos(
-            learnable(load_manifest(runs / "manifest.csv", p["clip_frames"] or None)),
-            [n for i, n in enumerate(names) if i % p["folds"]],
-        )
+        data = learnable(load_manifest(runs / "manifest.csv", p["clip_frames"] or None))
+        first = video_ranges(data.clip)[1][:-1]
+        parts = deal_parts(data.labels, data.video[first], data.events, p["folds"])
+        names = np.array(list(dict.fromkeys(data.video.tolist())))
+        part = select_videos(data, names[parts > 0].tolist())
         settings = {"n_fits": p["seeds"]} | {n: p[n] for n in ("epochs", "topk", "random_state")}
-        fit = fit_roles(part.pbar, part.video, part.labels, part.atoms, part.events, part.mask, **settings)
-        return cls(
-            runs, frames_root, labels_csv, fit, np.isin(video, names[:: p["folds"]]), p["window"], p["delta_quantile"]
-        )
+        fit = fit_roles(part.pbar, part.clip, part.labels, part.atoms, part.events, part.mask, **settings)
+        held_out = np.isin(data.video, names[parts == 0])
+        return cls(runs, frames_root, labels_csv, fit, held_out, p["window"], p["delta_quantile"])
 
     def table(self, event: int, window: int, quantile: float, threshold: float) -> pd.DataFrame:  # figure, value
         "Decisions and ranking over all held-out frames of one event."
@@ -169,7 +168,7 @@ class AtomsView(View):
         mask, row, event = self.run.video == state["video"], self._row(state), state["event"]
         image, evidence = (
             read_image(str(self.paths[self.run.keys[row]])),
-            explain(self.fit.models[0], pbar[row], event, self.run.atoms, top=3),
+            explain(self.fit, pbar[row], event, self.run.atoms, top=3),
         )
         video = EventInVideo(
             pbar[torch.from_numpy(mask)].numpy(),

@@ -55,11 +55,14 @@ def frames_command(
     \b
     anomaly-nb atoms frames --video street.mp4 --out_dir data/frames --fps 1
     """
-    from anomaly_nb.atoms.frames import extract_frames
+    from anomaly_nb.atoms.frames import check_videos, earlier_frames, extract_frames
 
+    check_videos(video, out_dir)
     for path in video:
+        earlier = earlier_frames(path, out_dir)
         written = extract_frames(path, out_dir, fps)
-        typer.echo(printable(f"{number_of(len(written), 'frame')} of {path.name} in {written[0].parent}"))
+        instead = f" instead of the {len(earlier)} that were there" if earlier else ""
+        typer.echo(printable(f"{number_of(len(written), 'frame')} of {path.name} in {written[0].parent}{instead}"))
 
 
 @app.command("captions")
@@ -330,7 +333,7 @@ def evaluate_command(
     ],
     folds: Annotated[
         int,
-        typer.Option("--folds", help="Parts the videos are divided into, in turn kept out; 0 = one video at a time."),
+        typer.Option("--folds", help="Parts the videos are dealt into, in turn kept out; 0 = 5, or as many as can be."),
     ] = 0,
     epochs: Annotated[int, typer.Option("--epochs", help="Passes over the videos, at most.")] = 60,
     topk: Annotated[int, typer.Option("--topk", help="At most this many frames of a video count.")] = 10,
@@ -352,7 +355,7 @@ def evaluate_command(
     """
     import pandas as pd
 
-    from anomaly_nb.atoms.evaluation import evaluation_table, held_out_scores, video_of
+    from anomaly_nb.atoms.evaluation import evaluation_table, held_out_scores
     from anomaly_nb.atoms.pipeline import learnable, load_manifest
     from anomaly_nb.atoms.roles import check_fitting
     from anomaly_nb.core.tables import write_table
@@ -365,7 +368,9 @@ def evaluate_command(
         f"{method}: {event}": s[:, e] for method, s in scores.frames.items() for e, event in enumerate(data.events)
     }
     write_table(out / "evaluation.csv", table)
-    write_table(out / "held_out_scores.csv", pd.DataFrame({"video": data.video} | columns))
+    cut = {"clip": data.clip} if clip_frames else {}
+    table_of_frames = pd.DataFrame({"video": data.video, **cut, "part": scores.part} | columns)
+    write_table(out / "held_out_scores.csv", table_of_frames)
     for row in table.to_dict("records"):
         more = (
             ""
@@ -381,11 +386,12 @@ def evaluate_command(
         )
     for method, why in scores.left_out.items():
         answer.say(f"{method} left out: {why}")
-    clips = f" in {number_of(len(set(data.video)), 'clip')}" if clip_frames else ""
-    seen = f"{number_of(len(set(video_of(data.video))), 'video')}{clips}"
+    clips = f" in {number_of(len(set(data.clip)), 'clip')}" if clip_frames else ""
+    seen = f"{number_of(len(set(data.video)), 'video')}{clips}"
     best = table[table["method"] == "roles"].to_dict("records")
     ranked = "; ".join(f"{r['event']}, {r['of']} {r['auroc']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for r in best[:3])
     answer.verdict(
-        f"roles rank {seen}, each scored by models that have not seen it, with an AUROC of {ranked}",
+        f"roles rank {seen}, each by models that have not seen it, in {number_of(scores.part.max() + 1, 'part')}, with "
+        f"an AUROC of {ranked}",
         f"tables in {out}; 95 % intervals over videos",
     )
