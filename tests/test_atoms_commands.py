@@ -1,6 +1,7 @@
 "The atoms commands as they are typed: settings that cannot work, and the way from a run to roles."
 
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,13 +67,21 @@ def street(tmp_path_factory):
     return home
 
 
+def command_lines(text):
+    "The commands about atoms that a text shows, without program and group."
+    lines = [line.partition(" #")[0] for line in text.splitlines() if line.strip().startswith("anomaly-nb atoms ")]
+    return [shlex.split(line)[2:] for line in lines]
+
+
 def test_the_commands_of_the_help_work_as_printed(street, monkeypatch, capsys):
     monkeypatch.chdir(street)
     names = list(load_ontology("incidents").events)
     # of the events of the ontology one has a column that says something, one a column of zeros, the others none
     write_text(street / "events.csv", f"video_id,{names[0]},{names[1]}\na,0,0\nb,1,0\nc,0,0\nd,1,0\n")
     _, shown, _ = ends(capsys, "-h")
-    lines = [shlex.split(line)[2:] for line in shown.splitlines() if line.strip().startswith("anomaly-nb atoms")]
+    lines = command_lines(shown)
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    assert sorted(command_lines(readme)) == sorted(lines)
     assert [line[0] for line in lines] == ["frames", "run", "train", "evaluate", "frames", "run", "score"]
     for words in lines:
         code, said, error = ends(capsys, *words, *(["--model", "tiny"] if words[0] == "run" else []))

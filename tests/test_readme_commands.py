@@ -37,6 +37,7 @@ ELSEWHERE = {
     "anomaly-nb street evaluate --model": "tests/test_segmentation_own.py runs such networks under every name",
     "anomaly-nb street evaluate --logits": "tests/test_segmentation_own.py runs it",
     "anomaly-nb street evaluate --scores": "tests/test_segmentation_own.py runs it",
+    "anomaly-nb atoms ": "tests/test_atoms_commands.py runs these lines, and those of the help",
     "HAZARDS=": "a variable of the block",
     "ROAD=": "a variable of the block",
 }
@@ -97,7 +98,7 @@ def run_type(command):
 def test_every_command_is_accounted_for():
     run_types = [run_type(c) for c in commands()]
     print({k: run_types.count(k) for k in ("quick", "video", "long", "elsewhere")})
-    assert run_types.count("quick") >= 9 and run_types.count("long") >= 18 and len(run_types) == 49
+    assert run_types.count("quick") >= 9 and run_types.count("long") >= 18 and len(run_types) == 56
     assert run_types.count("video") == len(VIDEO)
     assert all(any(c.startswith(named) for c in commands()) for named in (*ELSEWHERE, *QUICK, *VIDEO, *LONG)), (
         "named here and not in the README"

@@ -31,7 +31,7 @@ app = typer.Typer(
 \b
   anomaly-nb atoms frames --video a.mp4 --video b.mp4 --video c.mp4 --video d.mp4 --out_dir data/frames --fps 1
   anomaly-nb atoms run --frames_root data/frames --events_csv events.csv --out_dir runs/demo
-  anomaly-nb atoms train --manifest_csv runs/manifest.csv --epochs 60
+  anomaly-nb atoms train --manifest_csv runs/manifest.csv
   anomaly-nb atoms evaluate --manifest_csv runs/manifest.csv
   anomaly-nb atoms frames --video new.mp4 --out_dir data/new --fps 1
   anomaly-nb atoms run --frames_root data/new --out_dir runs/today
