@@ -163,7 +163,6 @@ def evaluate(
     from anomaly_nb.segmentation.evaluation_files import free_folder, save_evaluation
     from anomaly_nb.segmentation.run import StreetRun
     from anomaly_nb.segmentation.score_maps import component_protocol, evaluate_scores
-    from anomaly_nb.segmentation.scorer import PixelScorer
     from anomaly_nb.segmentation.tables import best_sentence
 
     if sum(map(bool, (run, source.scores, source.logits, source.model))) != 1:
@@ -186,9 +185,7 @@ def evaluate(
     elif place and run:
         trained, first = place.network(device), dataset[0]
         if refit:
-            old = PixelScorer.load(place.folder / "scorer.pt")
-            same = {k: getattr(old, k) for k in ("adapt", "cells_per_image", "random_state")}
-            place.fit(trained, old.methods, at, **same)
+            place.refit(trained, at)
         network = trained
         scorer, validation = place.fitted(at, [first.labels.shape], size.other_size)
         result = evaluate_all(

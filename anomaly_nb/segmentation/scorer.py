@@ -233,6 +233,17 @@ class PixelScorer:
         self.methods, self.temperature, self.adapt = tuple(methods), temperature, adapt
         self.cells_per_image, self.random_state, self.fit_images = cells_per_image, random_state, fit_images
 
+    def settings(self) -> dict[str, Any]:  # by the names of the constructor's arguments
+        "Every argument it was made with: `PixelScorer(**scorer.settings())` is fitted in the same way."
+        return {
+            "methods": self.methods,
+            "temperature": self.temperature,
+            "adapt": self.adapt,
+            "cells_per_image": self.cells_per_image,
+            "random_state": self.random_state,
+            "fit_images": self.fit_images,
+        }
+
     def fit(
         self,
         model: SceneNetwork,
@@ -362,15 +373,19 @@ class PixelScorer:
         self,
         path: str | Path,  # `.pt`
     ) -> Path:
-        "Write settings and statistics, atomically."
+        "Write settings and statistics as they were fitted, atomically; what test images have moved stays out."
         return save_tensors(path, packed_object(self))
 
     @classmethod
     def load(cls, path: str | Path) -> "PixelScorer":
-        "Read what `save` wrote. Raises `MissingFileError`, `UnsafeFileError`, `DataError` where it is no scorer."
+        """Read what `save` wrote, as it was fitted.
+
+        Raises `MissingFileError`, `UnsafeFileError`, `DataError` where it is no scorer.
+        """
         packed = load_tensors(path)
         if not isinstance(packed, dict) or packed.get("__class__") != cls.__name__:
             raise DataError(f"{path}: not a fitted scorer; `street train` and `PixelScorer.save` write them")
         scorer = cls.__new__(cls)
         vars(scorer).update({k: unpack_fitted(v) for k, v in packed["state"].items()})
+        scorer.reset()  # files of before kept what the validation images had moved
         return scorer

@@ -212,7 +212,11 @@ class StreetView(View):
 
     def _maps(self, method: str) -> dict[str, list[np.ndarray]]:
         "Score maps of each split."
-        return {s: [self.scorer.score_one(method, out)[0] for out in part] for s, part in self.outputs.items()}
+        maps = {}
+        for split, outputs in self.outputs.items():
+            self.scorer.reset()  # each split by itself, whatever was scored before
+            maps[split] = [self.scorer.score_one(method, out)[0] for out in outputs]
+        return maps
 
     def _ranking(self, method: str) -> dict[str, str]:
         "Threshold-free figures over all test pixels."
