@@ -1,13 +1,16 @@
 """What is fitted, evaluated or trained a second time: the same where nothing changed, said where something did."""
 
 import numpy as np
+import pandas as pd
 import pytest
-import torch
 
-from anomaly_nb.segmentation import PixelScorer, StreetRun, evaluate, street_samples
+import anomaly_nb.segmentation.ablation as ablation
+from anomaly_nb.core.arrays import load_tensors, save_tensors
+from anomaly_nb.metrics import ScoreHistogram
+from anomaly_nb.segmentation import PixelScorer, StreetRun, TrainConfig, evaluate, street_samples, subsampling_study
+from anomaly_nb.segmentation.ablation import ablation_summary, run_ablation, study_configs
 from anomaly_nb.segmentation.evaluation import evaluation_identity
 from anomaly_nb.segmentation.evaluation_files import find_evaluation, free_folder, save_evaluation
-from anomaly_nb.core.arrays import load_tensors, save_tensors
 from tests.test_segmentation_fits import Tiny
 
 SIZE = (32, 48)
@@ -68,3 +71,68 @@ def test_a_scorer_whose_file_kept_moved_scales_is_as_it_was_fitted(run, network)
     save_tensors(run.folder / "scorer.pt", packed)
     scorer, _ = run.fitted(SIZE)
     assert scorer.digest == digest and scorer.fitted_["heat"].moving_ == scorer.fitted_["heat"].scale_
+
+
+@pytest.mark.parametrize("configs", [2, 7])
+def test_studies_in_which_nothing_differs_seldom_report_a_difference(configs):
+    rng, reports, studies = np.random.default_rng(configs), 0, 300
+    for _ in range(studies):
+        rows = [dict(config=c, seed=s, method="m", ap=rng.normal()) for c in range(configs) for s in (0, 1)]
+        reports += ablation_summary(pd.DataFrame(rows)).beyond_noise.any()
+    assert reports / studies < 0.05 + 3 * (0.05 * 0.95 / studies) ** 0.5
+
+
+class Trained:
+    best_miou, best_epoch, history = 0.5, 0, [1]
+
+    def __init__(self, model):
+        self.model = model
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch, network):
+    monkeypatch.setattr(ablation, "build_model", lambda *args, **options: None)
+    monkeypatch.setattr(ablation, "train", lambda *args, **options: Trained(network))
+
+    def run(sets, methods):
+        configs = {"none": study_configs("augmentation", TrainConfig())["none"]}
+        return run_ablation(configs, sets, tmp_path, (0,), methods=methods)
+
+    return run
+
+
+def test_a_study_gives_the_results_of_its_own_methods_scenes_and_classes(study, sets):
+    first = study(sets, ("max_logit", "msp"))
+    assert study(sets, ("msp", "energy")).method.tolist() == ["MSP", "Energy"]
+    assert study(sets, ("max_logit", "msp")).equals(first)
+    for test in (street_samples("test", 3, (64, 96), random_state=9), sets["test"].hold_out("person")):
+        other, again = sets | {"test": test}, {"train": sets["train"], "val": sets["val"], "test": sets["test"]}
+        if test.table.names == sets["test"].table.names:
+            assert study(other, ("max_logit", "msp")).ap.tolist() != first.ap.tolist()
+        else:
+            with pytest.raises(ValueError, match="classes"):
+                study(other, ("max_logit", "msp"))
+        assert study(again, ("max_logit", "msp")).equals(first)
+
+
+def test_a_study_whose_evaluation_is_there_scores_nothing(study, sets, network):
+    first, calls = study(sets, ("max_logit",)), network.calls
+    assert study(sets, ("max_logit",)).equals(first) and network.calls == calls
+
+
+def test_subsamples_of_more_pixels_than_numpy_draws():
+    scores = np.array([0.1, 0.9, 0.3, 0.5], np.float32)
+    histogram = ScoreHistogram("float16").update(np.array([0, 1, 0, 1]), scores)
+    histogram.counts = histogram.counts.copy()
+    histogram.counts[0, np.flatnonzero(histogram.counts[0])] = 700_000_000
+    table = subsampling_study(histogram, (0.01, 0.999), 3)
+    assert table.pixels.tolist() == [14_000_000, 1_398_600_002]
+    assert table.repeats.max() <= 3
+    assert np.isnan(subsampling_study(histogram, (1e-9,), 1).auroc_mean[0])
+
+
+def test_one_subsample_has_a_mean():
+    y_true = np.r_[np.zeros(50, int), np.ones(50, int)]
+    histogram = ScoreHistogram("float16").update(y_true, np.random.default_rng(0).random(100) + y_true)
+    table = subsampling_study(histogram, (0.5,), 1)
+    assert table.auroc_mean[0] > 0.9 and np.isnan(table.auroc_sd[0])

@@ -63,10 +63,9 @@ def _recorded(
     import time
     from datetime import UTC, datetime
 
-    import numpy as np
-
     from anomaly_nb.core.files import sha256_json
     from anomaly_nb.reports.record import making
+    from anomaly_nb.segmentation.training import best_epoch
 
     started, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     metrics: dict[str, float] = {}
@@ -84,7 +83,7 @@ def _recorded(
         run.describe(size, **metadata, **record, **metrics, started=started, seconds=seconds)
 
     def after(history: "pd.DataFrame") -> None:
-        best = int(np.nanargmax(history["val_miou"]))
+        best = best_epoch(history["val_miou"].tolist())
         metrics.update(miou=float(history["val_miou"][best]), epoch=best, loss=float(history["loss"][best]))
         run.page(history)
         write("running")
