@@ -10,7 +10,8 @@ from anomaly_nb.metrics import ScoreHistogram
 from anomaly_nb.segmentation import PixelScorer, StreetRun, TrainConfig, evaluate, street_samples, subsampling_study
 from anomaly_nb.segmentation.ablation import ablation_summary, run_ablation, study_configs
 from anomaly_nb.segmentation.evaluation import evaluation_identity
-from anomaly_nb.segmentation.evaluation_files import find_evaluation, free_folder, save_evaluation
+from anomaly_nb.segmentation.evaluation_files import find_evaluation, free_folder, load_evaluation, save_evaluation
+from anomaly_nb.segmentation.score_maps import evaluate_scores, read_map
 from tests.test_segmentation_fits import Tiny
 
 SIZE = (32, 48)
@@ -136,3 +137,25 @@ def test_one_subsample_has_a_mean():
     histogram = ScoreHistogram("float16").update(y_true, np.random.default_rng(0).random(100) + y_true)
     table = subsampling_study(histogram, (0.5,), 1)
     assert table.auroc_mean[0] > 0.9 and np.isnan(table.auroc_sd[0])
+
+
+def test_maps_of_16_bits_are_counted_in_32(tmp_path):
+    rng, mask = np.random.default_rng(0), np.zeros((64, 64), np.uint8)
+    scores = (np.abs(rng.normal(size=mask.shape)) * 1e-6).astype(np.float16)
+    mask[:5, :5], scores[:5, :5] = 1, 0.9
+    np.save(tmp_path / "0.npy", scores)
+    half, single = (evaluate_scores([s], [mask]).histograms["score"] for s in (scores, scores.astype(np.float32)))
+    assert np.array_equal(half.counts, single.counts) and half.roc_auc() == 1.0
+    assert read_map(tmp_path / "0.npy").dtype == np.float32
+    double = evaluate_scores([scores.astype(np.float64)], [mask]).histograms["score"]
+    assert double.roc_auc() == 1.0
+
+
+def test_a_replaced_evaluation_leaves_no_counts_of_the_one_before(network, sets, tmp_path):
+    scorers = [PixelScorer((m,)).fit(network, sets["train"]) for m in ("max_logit", "msp")]
+    save_evaluation(tmp_path, evaluate(network, scorers[0], sets["test"], protocol="anomaly_track"))
+    (tmp_path / "notes.npz").write_bytes(b"of somebody else")
+    for scorer in (scorers[1], scorers[0]):
+        save_evaluation(tmp_path, evaluate(network, scorer, sets["test"]), replace=True)
+        assert not load_evaluation(tmp_path).components
+    assert sorted(p.name for p in tmp_path.glob("*.npz")) == ["confusions.npz", "max_logit.npz", "notes.npz"]

@@ -234,7 +234,9 @@ def component_table(
     n_resamples: int = 200,  # bootstrap resamples of the images; 0 = no intervals
     random_state: int = 0,
 ) -> dict[str, float]:  # components, detections, siou, ppv, f1_star, and their intervals
-    "Mean sIoU, mean PPV and F1* of a set of images; nan where there is nothing to average."
+    """Mean sIoU, mean PPV and F1* of a set of images; the means are nan where there is nothing to average, and F1* is 1
+    where there was nothing to find and nothing was found, as in `ComponentScores.f1_star`.
+    """
     sums = np.array([[p.siou.sum(), p.siou.size, p.ppv.sum(), p.ppv.size] for p in parts]).reshape(len(parts), 4)
     counts = np.array([[p.counts(t) for t in TAUS] for p in parts]).reshape(len(parts), len(TAUS), 3)
 
