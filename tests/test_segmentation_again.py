@@ -1,8 +1,11 @@
 """What is fitted, evaluated or trained a second time: the same where nothing changed, said where something did."""
 
+import hashlib
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import anomaly_nb.segmentation.ablation as ablation
 from anomaly_nb.core.arrays import load_tensors, save_tensors
@@ -11,6 +14,7 @@ from anomaly_nb.segmentation import PixelScorer, StreetRun, TrainConfig, evaluat
 from anomaly_nb.segmentation.ablation import ablation_summary, run_ablation, study_configs
 from anomaly_nb.segmentation.evaluation import evaluation_identity
 from anomaly_nb.segmentation.evaluation_files import find_evaluation, free_folder, load_evaluation, save_evaluation
+from anomaly_nb.segmentation.models import weights_digest
 from anomaly_nb.segmentation.score_maps import evaluate_scores, read_map
 from tests.test_segmentation_fits import Tiny
 
@@ -159,3 +163,18 @@ def test_a_replaced_evaluation_leaves_no_counts_of_the_one_before(network, sets,
         save_evaluation(tmp_path, evaluate(network, scorer, sets["test"]), replace=True)
         assert not load_evaluation(tmp_path).components
     assert sorted(p.name for p in tmp_path.glob("*.npz")) == ["confusions.npz", "max_logit.npz", "notes.npz"]
+
+
+def test_digests_of_weights_that_numpy_cannot_hold():
+    layer = torch.nn.Linear(2, 2)
+    single, half = weights_digest(layer), weights_digest(layer.bfloat16())
+    layer.weight.data[0, 0] += 1
+    assert len({single, half, weights_digest(layer)}) == 3
+
+
+def test_a_digest_of_an_earlier_version_is_the_same():
+    state = {"weight": torch.arange(6, dtype=torch.float32).reshape(2, 3).T, "count": torch.tensor(7)}
+    before = hashlib.sha256()
+    for name, value in state.items():
+        before.update(name.encode() + np.ascontiguousarray(value.numpy()).tobytes())
+    assert weights_digest(type("Network", (), {"state_dict": lambda self: state})()) == before.hexdigest()

@@ -171,7 +171,7 @@ def own_network(
 ) -> tuple["SceneNetwork", "PixelScorer"]:
     "Networks of one's own, or stored logits, and the scores fitted for them. Raises `DataError`."
     from anomaly_nb.core.errors import DataError
-    from anomaly_nb.segmentation.network import StoredLogits
+    from anomaly_nb.segmentation.stored_logits import StoredLogits
     from anomaly_nb.segmentation.scorer import UNFITTED, PixelScorer, check_methods
 
     names = check_methods(options.methods.split(",") if options.methods else UNFITTED[:3])

@@ -34,7 +34,7 @@ from .feature_scores import PixelKNN, PixelMahalanobis, ReAct, ViM
 from .heat import HybridEnergyThresholding
 from .mask_scores import eam, mask2anomaly, mask_class_logits, rba
 from .models import StreetModel, build_model, load_checkpoint, predict, save_checkpoint
-from .network import OwnNetwork, StoredLogits, load_network
+from .network import OwnNetwork, load_network
 from .panels import scene_panels
 from .promise import promise_study
 from .run import StreetRun
@@ -49,6 +49,7 @@ from anomaly_nb.segmentation.scores import (
     max_logit,
     msp,
 )
+from .stored_logits import StoredLogits
 from .subsampling import subsampling_study
 from anomaly_nb.segmentation.tables import (
     class_table,

@@ -23,7 +23,7 @@ from ..data.headers import image_info
 from ..data.values import read_values
 from .datasets import VOID, StreetDataset
 from .evaluation import StreetEvaluation, component_protocol, count_components
-from .network import partners, stored_files
+from .stored_logits import partners, stored_files
 
 # %% ../../nbs/07_segmentation/17_score_maps.ipynb #3250d250
 MAP_SUFFIXES = (".npy", ".npz", ".tif", ".tiff", ".png")
