@@ -127,7 +127,7 @@ def test_a_run_of_other_scenes_is_refused(tmp_path):
     ):
         torch.manual_seed(0)
         model = build_model("deeplabv3plus_mobilenetv2", scenes.table.names)
-        with pytest.raises(ValueError, match="last.pt: belongs to a run with another configuration, model or data"):
+        with pytest.raises(ValueError, match=r"last\.pt: belongs to a run with another configuration, model or data"):
             train(model, train_set, val_set, tmp_path, config, "cpu")
 
 
@@ -138,5 +138,5 @@ def test_a_run_of_an_earlier_version_goes_on_and_says_what_it_does_not_know(witn
     state["fingerprint"] = training._run_identity(model, CONFIG, data("train", 8), data("val", 2)).earlier
     save_tensors(tmp_path / "last.pt", state)
     (tmp_path / "best.pt").write_bytes((witness.folder / "best.pt").read_bytes())
-    with pytest.warns(Notice, match="last.pt: of an earlier version"):
+    with pytest.warns(Notice, match=r"last\.pt: of an earlier version"):
         assert same(start(tmp_path), witness)
