@@ -44,7 +44,8 @@ class _Scoring:
         self.at, self.any_size = size.of(run), size.other_size
         self.scorer, validation = run.fitted(self.at, other_size=size.other_size)
         if method not in self.scorer.methods:
-            raise DataError(f"method {method!r} was not fitted in {run.folder}; it has {', '.join(self.scorer.methods)}")
+            fitted = ", ".join(self.scorer.methods)
+            raise DataError(f"method {method!r} was not fitted in {run.folder}; it has {fitted}")
         self.method, self.label = method, self.scorer.labels[method]
         self.sizes = validation.metadata.get("sizes", [])
         self.threshold = self.scorer.unranked(method, normal_quantile(validation.histograms[method], quantile))

@@ -195,7 +195,8 @@ def ablation_sentence(
         limit = f"{best['difference']:.3f} above the reference {reference}, and noise reaches {best['limit']:.3f}"
         return f"{head}; {'beyond noise' if best['beyond_noise'] else 'not beyond noise'}: {limit}"
     below = int(of_method["beyond_noise"].sum())
-    return f"{head}; it is the reference, and {below or 'none'} of the others {'is' if below < 2 else 'are'} beyond noise"
+    verb = "is" if below < 2 else "are"
+    return f"{head}; it is the reference, and {below or 'none'} of the others {verb} beyond noise"
 
 # %% ../../nbs/07_segmentation/13_ablation.ipynb #ac0a0c15
 def ablation_plot(

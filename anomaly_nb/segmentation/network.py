@@ -143,7 +143,8 @@ class OwnNetwork(nn.Module):
         if features is not None and (not isinstance(features, torch.Tensor) or features.ndim != 4):
             output = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
             raise DataError(f"{self.name}: features are {output}; they must be a torch tensor (B, D, h, w)")
-        return StreetOutput(logits_at(logits, size), features, logits if features is None else features, extent=size, masks=masks)
+        penultimate = logits if features is None else features
+        return StreetOutput(logits_at(logits, size), features, penultimate, extent=size, masks=masks)
 
 # %% ../../nbs/07_segmentation/16_network.ipynb #5a11357b
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

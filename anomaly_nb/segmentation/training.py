@@ -226,9 +226,9 @@ class _Run:
         checkpoint = load_tensors(path)
         if checkpoint["fingerprint"] == self.earlier:
             words = (
-                "of an earlier version, which kept the names and the size of its scenes alone; that label roles and the "
-                "seed of drawn scenes are still the same is not checked; it goes on from there, and another folder "
-                "trains anew"
+                "of an earlier version, which kept the names and the size of its scenes alone; that label roles and "
+                "the seed of drawn scenes are still the same is not checked; it goes on from there, and another "
+                "folder trains anew"
             )
             warnings.warn(Notice(f"{path}: {words}"), stacklevel=3)
         elif checkpoint["fingerprint"] != self.fingerprint:
