@@ -216,7 +216,7 @@ def submission_folder(
         raise DataError(f"method is {method!r}; it names a folder of the server: give one name without / and \\")
     return Path(folder) / "anomaly_p" / method / dataset
 
-
+# %% ../../nbs/07_segmentation/17_score_maps.ipynb #17e7051b
 def frame_names(
     keys: Sequence[str],  # frames of a benchmark
 ) -> dict[str, str]:  # frame -> its name without folders, by which the server knows it
@@ -231,7 +231,7 @@ def frame_names(
             )
     return names
 
-
+# %% ../../nbs/07_segmentation/17_score_maps.ipynb #17e7052b
 def write_submission(
     folder: str | Path,
     maps: str | Path | Mapping[str, ArrayLike],  # folder of maps, or arrays by frame

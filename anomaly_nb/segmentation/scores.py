@@ -26,7 +26,7 @@ def check_tensor(
     if not isinstance(value, torch.Tensor):
         raise DataError(f"{name}: give a torch tensor, not {type(value).__name__}; of an array torch.from_numpy(array)")
 
-
+# %% ../../nbs/07_segmentation/01_scores.ipynb #01e7051b
 def unfit_values(
     logits: torch.Tensor,  # (B, C, H, W)
 ) -> str:  # "nan", "masked", or "" where scores can be taken of them
@@ -46,7 +46,7 @@ def _check_values(logits: torch.Tensor) -> None:
     if unfit:
         raise DataError("logits of a pixel are minus infinity for every class; leave it at least one")
 
-
+# %% ../../nbs/07_segmentation/01_scores.ipynb #01e7052b
 def _check_logits(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     "Logits as float32 or float64; minus infinity masks a class. Raises `DataError`."
     check_tensor("logits", logits)
@@ -58,7 +58,7 @@ def _check_logits(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tenso
     _check_values(logits)
     return logits
 
-
+# %% ../../nbs/07_segmentation/01_scores.ipynb #01e7053b
 def check_layout(
     source: str | Path,  # named in the error
     shape: tuple[int, ...],  # of one image's logits
@@ -71,14 +71,14 @@ def check_layout(
             "np.transpose(logits, (2, 0, 1)), of a batch of a torch network logits.permute(0, 3, 1, 2)"
         )
 
-
+# %% ../../nbs/07_segmentation/01_scores.ipynb #01e7054b
 def max_logit(
     logits: torch.Tensor,  # (B, C, H, W)
 ) -> torch.Tensor:  # (B, H, W), higher = anomalous
     "Minus the largest logit (Hendrycks et al. 2022). Raises `DataError`."
     return -_check_logits(logits).amax(1)
 
-
+# %% ../../nbs/07_segmentation/01_scores.ipynb #01e7055b
 def msp(
     logits: torch.Tensor,  # (B, C, H, W)
     temperature: float = 1.0,  # > 0
@@ -86,7 +86,7 @@ def msp(
     "Minus the maximum softmax probability at a temperature (Hendrycks and Gimpel 2017). Raises `DataError`."
     return -torch.softmax(_check_logits(logits, temperature) / temperature, 1).amax(1)
 
-
+# %% ../../nbs/07_segmentation/01_scores.ipynb #01e7056b
 def energy(
     logits: torch.Tensor,  # (B, C, H, W)
     temperature: float = 1.0,  # > 0
