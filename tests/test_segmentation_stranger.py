@@ -12,7 +12,7 @@ from PIL import Image
 from anomaly_nb.cli.main import main
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.core.order import path_key
-from anomaly_nb.segmentation.ablation import promise_study
+from anomaly_nb.segmentation.promise import promise_study
 from anomaly_nb.segmentation.evaluation import StreetEvaluation
 from anomaly_nb.segmentation.network import OwnNetwork
 from anomaly_nb.segmentation.scorer import run_methods

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import pytest
 import torch
 
 import anomaly_nb.segmentation.training as training
+from anomaly_nb.core.arrays import load_tensors, save_tensors
+from anomaly_nb.core.errors import Notice
 from anomaly_nb.segmentation import (
     PixelScorer,
     TrainConfig,
@@ -109,3 +112,31 @@ def test_the_moving_average_depends_on_the_order_and_says_so(witness):
     )
     assert "transductive, moving average 0.9" in scorer.labels["heat"]
     assert np.array_equal(once, twice) and not np.array_equal(once, backwards)
+
+
+def test_a_run_of_other_scenes_is_refused(tmp_path):
+    scenes = data("train", 10)
+    config = replace(CONFIG, epochs=1)
+    torch.manual_seed(0)
+    model = build_model("deeplabv3plus_mobilenetv2", scenes.table.names)
+    train(model, scenes.keep(range(4)), scenes.keep(range(8, 10)), tmp_path, config, "cpu")
+    for train_set, val_set in (
+        (scenes.keep(range(4, 8)), scenes.keep(range(8, 10))),  # the same split, other scenes
+        (street_samples("train", 10, SIZE, random_state=7).keep(range(4)), scenes.keep(range(8, 10))),
+        (scenes.keep(range(4)), replace(scenes.keep(range(8, 10)), table=replace(scenes.table, void=frozenset({0, 9})))),
+    ):
+        torch.manual_seed(0)
+        model = build_model("deeplabv3plus_mobilenetv2", scenes.table.names)
+        with pytest.raises(ValueError, match=r"last\.pt: belongs to a run with another configuration, model or data"):
+            train(model, train_set, val_set, tmp_path, config, "cpu")
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_says_what_it_does_not_know(witness, tmp_path):
+    state = load_tensors(witness.folder / "last.pt")
+    torch.manual_seed(0)
+    model = build_model("deeplabv3plus_mobilenetv2", data("train", 1).table.names)
+    state["fingerprint"] = training._run_identity(model, CONFIG, data("train", 8), data("val", 2)).earlier
+    save_tensors(tmp_path / "last.pt", state)
+    (tmp_path / "best.pt").write_bytes((witness.folder / "best.pt").read_bytes())
+    with pytest.warns(Notice, match=r"last\.pt: of an earlier version"):
+        assert same(start(tmp_path), witness)

@@ -8,7 +8,7 @@ __all__ = ['EvaluatedScenes', 'Written', 'evaluate']
 # %% ../../nbs/11_cli/15_street_evaluation.ipynb #fce50fbc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from anomaly_nb.segmentation.datasets import StreetDataset
     from anomaly_nb.segmentation.evaluation import StreetEvaluation
+    from anomaly_nb.segmentation.run import StreetRun
     from anomaly_nb.segmentation.scorer import PixelScorer, SceneNetwork
 
 # %% ../../nbs/11_cli/15_street_evaluation.ipynb #363b10a1
@@ -94,7 +95,70 @@ class Written:
     ] = 2
     resamples: Resamples = 200
 
+# %% ../../nbs/11_cli/15_street_evaluation.ipynb #15e70502
+def _check_source(run: Path | None, source: InPlaceOfRun, options: OwnOptions, protocol: str) -> None:
+    "Raise `DataError` for no source or several, for methods of a run, and for an unknown protocol."
+    from anomaly_nb.core.errors import DataError
+    from anomaly_nb.segmentation.evaluation import component_protocol
 
+    if sum(map(bool, (run, source.scores, source.logits, source.model))) != 1:
+        raise DataError("give one of: the folder of a run, --scores, --logits, --model")
+    if run and options.methods:
+        raise DataError(
+            "--methods: a run scores with the methods it was trained with; leave it out, or train with others"
+        )
+    component_protocol(protocol)
+
+# %% ../../nbs/11_cli/15_street_evaluation.ipynb #15e70505
+class _Evaluated(NamedTuple):
+    result: "StreetEvaluation"
+    dataset: "StreetDataset"
+    network: "SceneNetwork | None" = None
+    scorer: "PixelScorer | None" = None
+    validation: "StreetEvaluation | None" = None  # of a run; its thresholds make operating points
+
+
+def _of_maps(scores: str, dataset: "StreetDataset", protocol: str, options: OwnOptions) -> _Evaluated:
+    "Finished score maps."
+    from anomaly_nb.segmentation.score_maps import evaluate_scores
+
+    name = options.name or Path(scores).name
+    return _Evaluated(evaluate_scores(scores, dataset, protocol, name, options.code(), run=name), dataset)
+
+
+def _of_run(
+    run: "StreetRun", dataset: "StreetDataset", protocol: str, size: RunSize, refit: bool, device: str
+) -> _Evaluated:
+    "A run of this library, after a fit for this size where one is asked for."
+    from anomaly_nb.segmentation.evaluation import evaluate
+
+    network, first, at = run.network(device), dataset[0], size.of(run)
+    if refit:
+        run.refit(network, at)
+    scorer, validation = run.fitted(at, [first.labels.shape], size.other_size)
+    of_thresholds = validation.metadata.get("sizes", [])
+    name = run.folder.resolve().name
+    result = evaluate(network, scorer, dataset, protocol=protocol, run=name, thresholds_at=of_thresholds)
+    return _Evaluated(result, dataset, network, scorer, validation)
+
+
+def _of_own(
+    source: InPlaceOfRun,
+    dataset: "StreetDataset",
+    training: "StreetDataset | None",
+    protocol: str,
+    options: OwnOptions,
+    device: str,
+) -> _Evaluated:
+    "Somebody else's network, or its logits."
+    from anomaly_nb.segmentation.evaluation import evaluate
+
+    network, scorer = own_network(dataset, training, source, options, device)
+    network.name, dataset = options.name or network.name, other_classes(dataset, network, source.model)
+    result = evaluate(network, scorer, dataset, protocol=protocol, run=network.name)
+    return _Evaluated(result, dataset, network, scorer)
+
+# %% ../../nbs/11_cli/15_street_evaluation.ipynb #15e70507
 @with_options
 def evaluate(
     run: Annotated[
@@ -157,55 +221,26 @@ def evaluate(
       anomaly-nb street evaluate --model runs/seed-0 --model runs/seed-1 --data camvid --root camvid \\
           --held-out Bicyclist --methods max_logit,entropy
     """
-    from anomaly_nb.core.errors import DataError
     from anomaly_nb.segmentation.compare import to_markdown
-    from anomaly_nb.segmentation.evaluation import evaluate as evaluate_all
     from anomaly_nb.segmentation.evaluation_files import free_folder, save_evaluation
     from anomaly_nb.segmentation.run import StreetRun
-    from anomaly_nb.segmentation.score_maps import component_protocol, evaluate_scores
-    from anomaly_nb.segmentation.scorer import PixelScorer
     from anomaly_nb.segmentation.tables import best_sentence
 
-    if sum(map(bool, (run, source.scores, source.logits, source.model))) != 1:
-        raise DataError("give one of: the folder of a run, --scores, --logits, --model")
-    if run and options.methods:
-        raise DataError(
-            "--methods: a run scores with the methods it was trained with; leave it out, or train with others"
-        )
-    component_protocol(scenes.protocol)
+    _check_source(run, source, options, scenes.protocol)
     place = StreetRun(run) if run else None
     at = size.of(place)
     dataset = scenes.at(at)
     check_anomaly(dataset, scenes.data)
-    scorer: PixelScorer | None = None
-    validation: StreetEvaluation | None = None
-    network: SceneNetwork | None = None
     if source.scores:
-        name = options.name or Path(source.scores).name
-        result = evaluate_scores(source.scores, dataset, scenes.protocol, name, options.code(), run=name)
-    elif place and run:
-        trained, first = place.network(device), dataset[0]
-        if refit:
-            old = PixelScorer.load(place.folder / "scorer.pt")
-            same = {k: getattr(old, k) for k in ("adapt", "cells_per_image", "random_state")}
-            place.fit(trained, old.methods, at, **same)
-        network = trained
-        scorer, validation = place.fitted(at, [first.labels.shape], size.other_size)
-        result = evaluate_all(
-            network,
-            scorer,
-            dataset,
-            protocol=scenes.protocol,
-            run=run.resolve().name,
-            thresholds_at=validation.metadata.get("sizes", []),
-        )
+        done = _of_maps(source.scores, dataset, scenes.protocol, options)
+    elif place:
+        done = _of_run(place, dataset, scenes.protocol, size, refit, device)
     else:
-        network, scorer = own_network(dataset, options.training(scenes, at), source, options, device)
-        network.name, dataset = options.name or network.name, other_classes(dataset, network, source.model)
-        result = evaluate_all(network, scorer, dataset, protocol=scenes.protocol, run=network.name)
+        done = _of_own(source, dataset, options.training(scenes, at), scenes.protocol, options, device)
+    result, network, scorer, dataset = done.result, done.network, done.scorer, done.dataset
     folder = save_evaluation(free_folder(run / "evaluations" if run else written.out, result), result)
     named = network.name if network is not None and not run else ""
-    table = _write_results(folder, result, scorer, validation, written.resamples, size.other_size, named)
+    table = _write_results(folder, result, scorer, done.validation, written.resamples, size.other_size, named)
     if written.panels and network is not None and scorer is not None:
         _panels(folder, network, scorer, dataset, result, written.panels)
     typer.echo("\n".join([best_sentence(table), str(folder), *dataset.notes, to_markdown(table)]))

@@ -71,16 +71,16 @@ def _study_run(
     from anomaly_nb.core.style import save_figure
     from anomaly_nb.segmentation.ablation import (
         heat_study,
-        promise_study,
         quantile_sensitivity,
         sensitivity_plot,
-        subsampling_study,
         threshold_sensitivity,
     )
     from anomaly_nb.segmentation.compare import comparison_plot, to_markdown, write_comparison
     from anomaly_nb.segmentation.evaluation import evaluation_identity
     from anomaly_nb.segmentation.evaluation_files import find_evaluation, load_evaluation, save_evaluation
+    from anomaly_nb.segmentation.promise import promise_study
     from anomaly_nb.segmentation.run import StreetRun
+    from anomaly_nb.segmentation.subsampling import subsampling_study
     from anomaly_nb.segmentation.tables import best_sentence, difference_table, results_table
 
     if not study.run:
@@ -179,10 +179,15 @@ def ablate(
     if study.study in ("heat", "promise", "thresholds", "subsampling"):
         at = RunSize(training.size, study.as_stored, study.other_size)
         return _study_run(out, study, scenes, at, names, device, answer)
-    from anomaly_nb.core.errors import number_of
     from anomaly_nb.core.tables import write_table
     from anomaly_nb.core.style import save_figure
-    from anomaly_nb.segmentation.ablation import ablation_plot, ablation_summary, run_ablation, study_configs
+    from anomaly_nb.segmentation.ablation import (
+        ablation_plot,
+        ablation_sentence,
+        ablation_summary,
+        run_ablation,
+        study_configs,
+    )
 
     if study.run:
         raise DataError(
@@ -212,12 +217,7 @@ def ablate(
         write_table(out / f"summary_{metric}.csv", summary)
         save_figure(out / f"summary_{metric}.png", ablation_plot(summary))
         answer.say(summary.round(4).to_string(index=False) + "\n")
-        top = summary.sort_values("mean", kind="stable").iloc[-1]  # of the last: average precision
-    answer.verdict(
-        f"{top['config']} is best of {number_of(len(summary), 'configuration')}: average precision {top['mean']:.3f} "
-        f"over {number_of(int(top['runs']), 'run')}",
-        out,
-    )
+    answer.verdict(ablation_sentence(summary), out)  # of the last: average precision
 
 # %% ../../nbs/11_cli/12_street_studies.ipynb #08b69af9
 def _names(folders: list[Path]) -> list[str]:

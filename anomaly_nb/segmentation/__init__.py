@@ -19,11 +19,9 @@ __all__ = ['Augmentation', 'HybridEnergyThresholding', 'LabelTable', 'PixelKNN',
 from anomaly_nb.segmentation.ablation import (
     ablation_summary,
     heat_study,
-    promise_study,
     quantile_sensitivity,
     run_ablation,
     study_configs,
-    subsampling_study,
     threshold_sensitivity,
 )
 from .augment import Augmentation
@@ -36,8 +34,9 @@ from .feature_scores import PixelKNN, PixelMahalanobis, ReAct, ViM
 from .heat import HybridEnergyThresholding
 from .mask_scores import eam, mask2anomaly, mask_class_logits, rba
 from .models import StreetModel, build_model, load_checkpoint, predict, save_checkpoint
-from .network import OwnNetwork, StoredLogits, load_network
+from .network import OwnNetwork, load_network
 from .panels import scene_panels
+from .promise import promise_study
 from .run import StreetRun
 from .samples import street_samples, write_street_samples
 from .score_maps import evaluate_scores, write_submission
@@ -50,6 +49,8 @@ from anomaly_nb.segmentation.scores import (
     max_logit,
     msp,
 )
+from .stored_logits import StoredLogits
+from .subsampling import subsampling_study
 from anomaly_nb.segmentation.tables import (
     class_table,
     difference_table,

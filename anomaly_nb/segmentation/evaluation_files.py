@@ -43,6 +43,15 @@ def _unpacked_components(
     return components
 
 # %% ../../nbs/07_segmentation/10_evaluation_files.ipynb #15618428
+def _remove_others(folder: Path, evaluation: StreetEvaluation) -> None:
+    "Remove the counts that the evaluation written before has, and this one has not."
+    names = {*evaluation.histograms, "confusions", *(["components"] if evaluation.components else [])}
+    if (folder / "evaluation.json").is_file():
+        before = {*dict(read_json(folder / "evaluation.json")["labels"]), "components"}
+        for name in before - names:
+            (folder / f"{name}.npz").unlink(missing_ok=True)
+
+
 def save_evaluation(
     folder: str | Path,
     evaluation: StreetEvaluation,
@@ -62,6 +71,7 @@ def save_evaluation(
             )
     for method, histogram in evaluation.histograms.items():
         histogram.save(folder / f"{method}.npz")
+    _remove_others(folder, evaluation)
     keys = sorted(evaluation.confusions)
     stacked = np.stack([evaluation.confusions[k] for k in keys]) if keys else np.zeros((0, 0, 0), np.int64)
     if evaluation.components:

@@ -22,9 +22,16 @@ _CLASSES = {
 }
 
 
+# what test images move -> the fitted values it starts from
+_MOVED = {"moving_": "scale_"}
+
+
 def packed_object(value: object) -> dict[str, object]:
-    "An object's class by name, and its attributes as tensors and plain containers."
-    return {"__class__": type(value).__name__, "state": {k: pack_fitted(v) for k, v in vars(value).items()}}
+    """An object's class by name, and its attributes as tensors and plain containers: as it was fitted, whatever test
+    images have moved since.
+    """
+    state = vars(value) | {k: vars(value)[start] for k, start in _MOVED.items() if k in vars(value)}
+    return {"__class__": type(value).__name__, "state": {k: pack_fitted(v) for k, v in state.items()}}
 
 
 def pack_fitted(value: object) -> object:

@@ -26,7 +26,7 @@ def _check_sides(maps: torch.Tensor) -> None:
         height, width = maps.shape[-2:]
         raise DataError(f"maps of {height}x{width} pixels; the mirrored 3x3 neighbourhood needs two a side at least")
 
-
+# %% ../../nbs/07_segmentation/03_heat.ipynb #03e7051b
 def spatial_divergence(
     logits: torch.Tensor,  # (B, C, H, W)
     temperature: float = 1.0,
@@ -42,7 +42,7 @@ def spatial_divergence(
     # p > 0 makes around >= p / 9 > 0; where p underflows its term is 0
     return torch.where(p > 0, p * (log_p - torch.log(around.clamp(min=1e-38))), 0.0).sum(1).clamp(min=0)
 
-
+# %% ../../nbs/07_segmentation/03_heat.ipynb #03e7052b
 def local_variance(
     maps: torch.Tensor,  # (B, H, W)
 ) -> torch.Tensor:  # (B, H, W) >= 0
@@ -55,7 +55,7 @@ def local_variance(
     patches = padded.unfold(2, 3, 1).unfold(3, 3, 1)
     return patches.flatten(-2).var(-1, unbiased=False)[:, 0]
 
-
+# %% ../../nbs/07_segmentation/03_heat.ipynb #03e7053b
 def entropy(
     logits: torch.Tensor,  # (B, C, H, W)
 ) -> torch.Tensor:  # (B, H, W) in [0, log C], nats

@@ -246,12 +246,15 @@ class Weighted(Protocol):
 
 def weights_digest(
     model: Weighted,
-) -> str:  # SHA-256 over names, types, shapes and values
-    "A network's weights in one word."
+) -> str:  # SHA-256 over names and values, in their order
+    """A network's weights in one word. Shapes and types are those of its architecture, which is recorded by name; they
+    are not in it, so that evaluations and runs of earlier versions are recognised.
+    """
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(value.detach().cpu().contiguous().numpy()).tobytes())
+        # as bytes: NumPy has no bfloat16
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 # %% ../../nbs/07_segmentation/07_models.ipynb #457d12a5

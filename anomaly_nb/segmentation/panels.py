@@ -90,6 +90,7 @@ def scene_panels(
     import matplotlib.pyplot as plt
 
     methods = methods or scorer.methods[:1]
+    scorer.reset()  # a figure does not depend on the images scored before it
     rows = [_panel_row(scene, model, scorer, methods) for scene in scenes]
     titles = list(rows[0])
     limits = {

@@ -90,7 +90,7 @@ class StreetRun:
         methods: Sequence[str] = FIVE,
         size: Sequence[int] | None = None,  # None = as stored
         precision: str = "float32",  # "float32" or "bfloat16"
-        **options: Any,  # of `PixelScorer`: adapt, fit_images, cells_per_image, random_state
+        **options: Any,  # of `PixelScorer`: temperature, adapt, fit_images, cells_per_image, random_state
     ) -> PixelScorer:
         """Fit statistics on the training scenes and thresholds on the validation scenes at a size, and keep them.
 
@@ -102,6 +102,16 @@ class StreetRun:
         save_evaluation(place / "validation", validation, replace=True)
         scorer.save(place / "scorer.pt")
         return scorer
+
+    def refit(
+        self,
+        network: StreetModel,
+        size: Sequence[int] | None = None,  # None = as stored
+        precision: str = "float32",  # "float32" or "bfloat16"
+    ) -> PixelScorer:
+        "Fit at a size what the run was fitted with, every setting the same. Raises what `fit` raises."
+        settings = PixelScorer.load(self.folder / "scorer.pt").settings()
+        return self.fit(network, size=size, precision=precision, **settings)
 
     def fitted(
         self,

@@ -23,10 +23,17 @@ from ..data.headers import image_info
 from ..data.values import read_values
 from .datasets import VOID, StreetDataset
 from .evaluation import StreetEvaluation, component_protocol, count_components
-from .network import partners, stored_files
+from .stored_logits import partners, stored_files
 
 # %% ../../nbs/07_segmentation/17_score_maps.ipynb #3250d250
 MAP_SUFFIXES = (".npy", ".npz", ".tif", ".tiff", ".png")
+
+
+def _as_scores(name: str, values: np.ndarray) -> np.ndarray:  # float32 or float64
+    "Finite scores in a type that the scale of any map fits into; 16 bits are for storing, not for arithmetic."
+    if values.dtype.kind != "f":
+        values = values.astype(np.float64)
+    return check_finite(name, values.astype(np.promote_types(values.dtype, np.float32), copy=False))
 
 
 def read_map(
@@ -59,7 +66,7 @@ def read_map(
             raise DataError(f"{path}: holds whole numbers ({values.dtype}); {mend}")
         top = 1 if values.dtype.kind == "b" else np.iinfo(values.dtype).max
         values = scale[0] + values.astype(np.float64) / top * (scale[1] - scale[0])
-    return check_finite(str(path), values)
+    return _as_scores(str(path), values)
 
 # %% ../../nbs/07_segmentation/17_score_maps.ipynb #5eb0cc5e
 class _Masks:
@@ -106,12 +113,7 @@ def _readers(
             f"{alone[0]!r} has {'no mask' if alone[0] in named else 'no map'} ({len(alone)} such "
             "keys); join maps and masks by key"
         )
-    return [
-        lambda k=k: check_finite(  # type: ignore[misc]
-            f"maps[{k!r}]", np.asarray(named[k], np.float64 if np.asarray(named[k]).dtype.kind != "f" else None)
-        )
-        for k in keys
-    ]
+    return [lambda k=k: _as_scores(f"maps[{k!r}]", np.asarray(named[k])) for k in keys]  # type: ignore[misc]
 
 # %% ../../nbs/07_segmentation/17_score_maps.ipynb #772b2cf9
 def _scale(readers: Sequence[Callable[[], np.ndarray]]) -> tuple[float, float]:
@@ -214,7 +216,7 @@ def submission_folder(
         raise DataError(f"method is {method!r}; it names a folder of the server: give one name without / and \\")
     return Path(folder) / "anomaly_p" / method / dataset
 
-
+# %% ../../nbs/07_segmentation/17_score_maps.ipynb #17e7051b
 def frame_names(
     keys: Sequence[str],  # frames of a benchmark
 ) -> dict[str, str]:  # frame -> its name without folders, by which the server knows it
@@ -229,7 +231,7 @@ def frame_names(
             )
     return names
 
-
+# %% ../../nbs/07_segmentation/17_score_maps.ipynb #17e7052b
 def write_submission(
     folder: str | Path,
     maps: str | Path | Mapping[str, ArrayLike],  # folder of maps, or arrays by frame
@@ -248,6 +250,7 @@ def write_submission(
     """
     target, names = submission_folder(folder, form, dataset, method), frame_names(keys)
     suffix = ".npy" if form == "fishyscapes" else ".hdf5"
+    # the topmost folder that is not there yet, so that a submission that fails leaves no empty folder behind
     place = next((p for p in [*reversed(target.parents), target] if not p.exists()), target / "maps")
     with staging_folder(place) as staged:
         for key, reader in zip(keys, _readers(maps, keys, scale)):

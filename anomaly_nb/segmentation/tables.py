@@ -45,13 +45,13 @@ def _figures(table: ThresholdTable) -> dict[str, float]:
         "f1_oracle": table.best_f1()[0],
     }
 
-
+# %% ../../nbs/07_segmentation/21_tables.ipynb #21e7051b
 def _exact_to(table: ThresholdTable) -> dict[str, float]:
     "How far rounding to 16 bits can have moved the metrics of a table that holds both classes."
     bounds = quantisation_bounds(table)
     return {f"{name}_exact_to": bounds[key][1] - bounds[key][0] for name, key in FIGURES.items()}
 
-
+# %% ../../nbs/07_segmentation/21_tables.ipynb #21e7052b
 def exact_digits(
     error: float,  # how far a figure can be off; nan where that is not stated
     most: int,  # digits after the point
@@ -59,7 +59,7 @@ def exact_digits(
     "The digits after the point that an error leaves to a figure, none or more."
     return most if not error > 0 else int(np.clip(np.floor(-np.log10(error)), 0, most))
 
-
+# %% ../../nbs/07_segmentation/21_tables.ipynb #21e7053b
 def exact_text(
     value: float,
     error: float,  # how far it can be off; nan where that is not stated
@@ -70,7 +70,7 @@ def exact_text(
     digits = max(exact_digits(error, most), least)
     return ("~" if error > 10.0**-digits else "") + f"{value:.{digits}f}"
 
-
+# %% ../../nbs/07_segmentation/21_tables.ipynb #21e7054b
 def exactness_note(
     table: pd.DataFrame,  # of `results_table`, or of several models
     digits: int = 2,  # that are printed of a percentage
@@ -91,7 +91,7 @@ def exactness_note(
         "more than its last."
     )
 
-
+# %% ../../nbs/07_segmentation/21_tables.ipynb #21e7055b
 def _table(counts: np.ndarray) -> ThresholdTable:
     "Counts (2, bins) in rising order of score as a threshold table; thresholds are bin numbers."
     bins = np.flatnonzero(counts.any(0))[::-1]
@@ -114,7 +114,7 @@ def per_image_figures(
         )
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/07_segmentation/21_tables.ipynb #21e7056b
 def _exact_per_image(histogram: ScoreHistogram) -> dict[str, float]:
     "How far rounding can have moved the mean over the images that hold both classes."
     each = [_exact_to(_table(c)) for _, c in histogram.images.values() if c.any(1).all()]
@@ -234,7 +234,9 @@ def component_table(
     n_resamples: int = 200,  # bootstrap resamples of the images; 0 = no intervals
     random_state: int = 0,
 ) -> dict[str, float]:  # components, detections, siou, ppv, f1_star, and their intervals
-    "Mean sIoU, mean PPV and F1* of a set of images; nan where there is nothing to average."
+    """Mean sIoU, mean PPV and F1* of a set of images; the means are nan where there is nothing to average, and F1* is 1
+    where there was nothing to find and nothing was found, as in `ComponentScores.f1_star`.
+    """
     sums = np.array([[p.siou.sum(), p.siou.size, p.ppv.sum(), p.ppv.size] for p in parts]).reshape(len(parts), 4)
     counts = np.array([[p.counts(t) for t in TAUS] for p in parts]).reshape(len(parts), len(TAUS), 3)
 

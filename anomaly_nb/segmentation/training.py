@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['TrainConfig', 'segmentation_loss', 'TrainStream', 'train_batches', 'Classifier', 'check_classes',
-           'segmentation_confusion', 'TrainResult', 'epoch_line', 'train', 'training_curves']
+           'segmentation_confusion', 'TrainResult', 'best_epoch', 'epoch_line', 'train', 'training_curves']
 
 # %% ../../nbs/07_segmentation/08_training.ipynb #173d542b
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from ..core.arrays import load_tensors, save_tensors
 from ..core.device import choose_device, choose_precision
-from ..core.errors import DataError, naming
+from ..core.errors import DataError, Notice, naming
 from ..core.files import sha256_json
 from ..core.tables import write_table
 from ..core.plain import Record
@@ -172,18 +173,46 @@ class TrainResult:
     best_epoch: int  # 0-based
     folder: Path
 
+# %% ../../nbs/07_segmentation/08_training.ipynb #a4c0de02
+def best_epoch(
+    miou: Sequence[float],  # validation mIoU of each epoch; nan where nothing was labelled
+) -> int:  # 0-based
+    "The first epoch with the highest validation mIoU."
+    return int(np.argmax(np.nan_to_num(np.asarray(miou, float), nan=-1.0)))
+
+# %% ../../nbs/07_segmentation/08_training.ipynb #a4c0de05
+class _RunIdentity(NamedTuple):
+    fingerprint: str
+    earlier: str  # of the same run in earlier versions; "" where they did not tell it from others
+
+
+def _run_identity(
+    model: StreetModel, config: TrainConfig, train_set: StreetDataset, val_set: StreetDataset
+) -> _RunIdentity:
+    "What decides the outcome of a run, in a word."
+    start: Record = {"config": asdict(config), "model": model.name, "classes": list(model.classes)}
+    start["start"] = weights_digest(model)
+    named = {s.split: [s.name, s.keys, list(s.size or ())] for s in (train_set, val_set)}
+    return _RunIdentity(
+        sha256_json(start | {"data": {"train": train_set.identity, "val": val_set.identity}}),
+        sha256_json(start | {"data": named}) if len(named) == 2 else "",
+    )
+
 # %% ../../nbs/07_segmentation/08_training.ipynb #e235ed6d
 class _Run:
     "State of a run between two epochs: network, optimiser, history, and the files that keep them."
 
-    def __init__(self, model: StreetModel, config: TrainConfig, fingerprint: str, folder: Path, device: torch.device):
-        self.model, self.config, self.fingerprint, self.folder = model.to(device), config, fingerprint, folder
+    def __init__(
+        self, model: StreetModel, config: TrainConfig, identity: _RunIdentity, folder: Path, device: torch.device
+    ):
+        self.model, self.config, self.folder = model.to(device), config, folder
+        self.fingerprint, self.earlier = identity.fingerprint, identity.earlier
         self.optimiser = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
         self.history: list[dict[str, float]] = []
 
     @property
     def best(self) -> int:
-        return int(np.argmax([h["val_miou"] for h in self.history]))
+        return best_epoch([h["val_miou"] for h in self.history])
 
     @property
     def finished(self) -> bool:
@@ -195,7 +224,14 @@ class _Run:
         if not path.is_file():
             return
         checkpoint = load_tensors(path)
-        if checkpoint["fingerprint"] != self.fingerprint:
+        if checkpoint["fingerprint"] == self.earlier:
+            words = (
+                "of an earlier version, which kept the names and the size of its scenes alone; that label roles and "
+                "the seed of drawn scenes are still the same is not checked; it goes on from there, and another "
+                "folder trains anew"
+            )
+            warnings.warn(Notice(f"{path}: {words}"), stacklevel=3)
+        elif checkpoint["fingerprint"] != self.fingerprint:
             raise DataError(
                 f"{path}: belongs to a run with another configuration, model or data; use "
                 "another folder or remove this one"
@@ -254,7 +290,7 @@ def epoch_line(
     epochs: int,  # at most
 ) -> str:  # one line
     "What an epoch gave, which one was best, and how long the rest will take at most."
-    now, best = history[-1], int(np.argmax([h["val_miou"] for h in history]))
+    now, best = history[-1], best_epoch([h["val_miou"] for h in history])
     seconds_left = (epochs - len(history)) * float(np.median([h["seconds"] for h in history]))
     text = (
         f"epoch {len(history)}/{epochs}: loss {now['loss']:.4f}, validation mIoU {now['val_miou']:.4f} (best "
@@ -281,15 +317,9 @@ def train(
     check_classes(model, val_set)
     if config.batch_size < 2:
         raise DataError("batch_size is 1; batch normalisation needs at least 2 images, such as --batch-size 8")
-    identity: Record = {
-        "config": asdict(config),
-        "model": model.name,
-        "classes": list(model.classes),
-        "start": weights_digest(model),
-    }
-    identity["data"] = {s.split: [s.name, s.keys, list(s.size or ())] for s in (train_set, val_set)}
     choose_precision(config.precision, device)  # warns where it is emulated
-    run = _Run(model, config, sha256_json(identity), Path(folder), choose_device(device))
+    identity = _run_identity(model, config, train_set, val_set)
+    run = _Run(model, config, identity, Path(folder), choose_device(device))
     run.folder.mkdir(parents=True, exist_ok=True)
     deterministic(config.seed)
     run.resume()
@@ -325,7 +355,7 @@ def training_curves(
         left.plot(history["epoch"] + 1, history["loss"], marker="o")
         left.set(title="Training loss", xlabel="epoch", ylabel="loss, lower is better")
         right.plot(history["epoch"] + 1, history["val_miou"], marker="o")
-        best = history.sort_values("val_miou", kind="stable").iloc[-1]
+        best = history.iloc[best_epoch(history["val_miou"].tolist())]
         right.plot(best["epoch"] + 1, best["val_miou"], "o", ms=10, mfc="none", label="best")
         right.set(title="Validation", xlabel="epoch", ylabel="mIoU, higher is better")
         right.legend()

@@ -17,6 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..calibration.thresholds import conformal_rank
 from ..core.errors import percent
 from ..core.files import sha256_json
 from ..core.plain import Record
@@ -149,9 +150,11 @@ class StreetView(View):
         return anomaly[anomaly != VOID] == 1, scores[anomaly != VOID]
 
     def threshold(self, method: str, fraction: float) -> float:
-        "The score that a fraction of normal validation pixels reaches."
+        "The lowest score that promises at most a fraction of normal pixels at or above it, from those of validation."
         mask, scores = self.pixels(method, "val")
-        return float(np.quantile(scores[~mask], 1 - fraction))
+        normal = scores[~mask]
+        rank, _ = conformal_rank(len(normal), fraction, too_few="largest", unit="normal validation pixel")
+        return float(np.nextafter(np.partition(normal, rank - 1)[rank - 1], np.float32(np.inf)))
 
     def table(self, method: str, fraction: float) -> pd.DataFrame:  # figure, value
         "What the threshold does to all test pixels, and the ranking."
@@ -212,7 +215,11 @@ class StreetView(View):
 
     def _maps(self, method: str) -> dict[str, list[np.ndarray]]:
         "Score maps of each split."
-        return {s: [self.scorer.score_one(method, out)[0] for out in part] for s, part in self.outputs.items()}
+        maps = {}
+        for split, outputs in self.outputs.items():
+            self.scorer.reset()  # each split by itself, whatever was scored before
+            maps[split] = [self.scorer.score_one(method, out)[0] for out in outputs]
+        return maps
 
     def _ranking(self, method: str) -> dict[str, str]:
         "Threshold-free figures over all test pixels."

@@ -372,7 +372,8 @@ def read_gt_frames(
         at = int(match[1]) if match[1].isdigit() else len(events) + 1
         if at in events:
             raise DataError(f"{path}, line {number}: video {at} has its frames twice")
-        spans = [[int(n) for n in (*r.split(":"), *r.split(":"))][:: 1 if ":" not in r else 3] for r in ranges]
+        ends = [r.partition(":") for r in ranges]
+        spans = [[int(first), int(last or first)] for first, _, last in ends]  # one frame is first and last
         events[at] = np.array(spans, int).reshape(-1, 2)
     if sorted(events) != list(range(1, len(events) + 1)):
         raise DataError(
