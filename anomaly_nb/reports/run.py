@@ -161,6 +161,7 @@ class Run:
     folder: Path
     status: str  # "ok" or "failed"; of a ledger also "running", "crashed" or "damaged"
     record: RunRecord  # the contents of run.json
+    url: str = ""  # where it lies in a store; its files are not here then
 
     @property
     def metrics(self) -> Record:
@@ -169,8 +170,20 @@ class Run:
 
     @property
     def page(self) -> Path:
-        "The HTML page."
-        return self.folder / "report.html"
+        "The HTML page. Raises `DataError` where the run lies in a store."
+        return self.here() / "report.html"
+
+    @property
+    def address(self) -> str:
+        "Where the HTML page is: its path, or its URL in a store."
+        return f"{self.url}/report.html" if self.url else self.page.as_posix()
+
+    def here(self) -> Path:
+        "Its folder. Raises `DataError` where the run lies in a store."
+        if self.url:
+            store = self.url.rpartition("/runs/")[0]
+            raise DataError(f"{self.url}: its files are not here; copy them with  anomaly-nb runs fetch {store}")
+        return self.folder
 
     def _repr_html_(self) -> str:
         parameters = {
@@ -181,7 +194,7 @@ class Run:
         facts = {
             "status": self.status,
             "seconds": self.record["seconds"],
-            "page": self.page,
+            "page": self.address,
             "error": self.record.get("error"),
         }
         return summary_html(
@@ -190,7 +203,7 @@ class Run:
         )
 
     def __repr__(self) -> str:
-        return f"Run({self.record['report']}, {self.status}, {self.record['seconds']:.1f} s, {self.page})"
+        return f"Run({self.record['report']}, {self.status}, {self.record['seconds']:.1f} s, {self.address})"
 
 
 class ReportError(RuntimeError):
@@ -317,7 +330,8 @@ def close_crashed(
             record = load_record(folder)
             record.pop("folder", None)
             record["status"] = "running"
-            if read_json(folder / "run.json").get("status") != "running":
+            content = read_json(folder / "run.json")
+            if not isinstance(content, dict) or content.get("status") != "running":
                 return None
             _end_kernel(record)
             seconds = (datetime.now(UTC) - datetime.fromisoformat(record["started"])).total_seconds()
