@@ -218,7 +218,7 @@ def _ranked_methods(
 ) -> list[str]:
     "Methods with every data set; while they share no seed on some of them, the one with the fewest numbers leaves."
     every = has.groupby(level="data").any().all()
-    ranked = [m for m in has if every[m]]
+    ranked = [str(m) for m in has.columns[every]]
     while ranked and not has[ranked].all(axis=1).groupby(level="data").any().all():
         ranked.remove(min(reversed(ranked), key=lambda m: has[m].sum()))
     return ranked
@@ -227,7 +227,7 @@ def _ranked_methods(
 def _lacking(has: pd.DataFrame, ranked: Sequence[str]) -> list[str]:
     "What methods lack, in words."
     of_data, of_rows, words = has.groupby(level="data").any(), int(has.any(axis=1).sum()), []
-    for method in has:
+    for method in map(str, has):
         there, data = int(has[method].sum()), int(of_data[method].sum())
         if data < len(of_data):
             words.append(f"{method} ({data} of {number_of(len(of_data), 'data set')}, not ranked)")

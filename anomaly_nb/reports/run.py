@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from .record import RunRecord, load_record, making, output_digests, run_provenan
 from .template import check_parameters, find_template, template_parameters
 
 # %% ../../nbs/10_reports/04_run.ipynb #4e8431db
-@lru_cache(maxsize=None)
+@cache
 def _digest_of(path: Path, *stat: int) -> str:
     "SHA-256 of a file in one state of it."
     return sha256_file(path)

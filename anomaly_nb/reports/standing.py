@@ -58,7 +58,7 @@ def sign_test(
     "Whether one of two methods is better on more data sets than chance gives. Raises `DataError` as `rank_rows` does."
     from scipy.stats import binomtest
 
-    pair = wilcoxon_pairs(matrix, list(matrix))[0]
+    pair = wilcoxon_pairs(matrix, ["a", "b"])[0]
     decided = pair.wins + pair.losses
     return float(binomtest(pair.wins, decided).pvalue) if decided else 1.0
 
