@@ -27,9 +27,8 @@ def read_runs(
     figures: str | Path,  # folder that holds `runs/`
 ) -> list[RunRecord]:  # of `load_record`
     "All run records: what went wrong, then what is running, then the newest."
-    return sorted(
-        load_records(figures), key=lambda r: ("running", "ok").index(r["status"]) if r["status"] in ("running", "ok") else -1
-    )
+    order = {"running": 1, "ok": 2}
+    return sorted(load_records(figures), key=lambda r: order.get(r["status"], 0))
 
 # %% ../../nbs/10_reports/06_gallery.ipynb #1dcb5467
 DATA = {

@@ -107,7 +107,8 @@ def markdown_table(
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines) + "\n"
 
 # %% ../../nbs/10_reports/15_standing.ipynb #7ce7cc6b
-LATEX = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"} | {c: f"\\{c}" for c in "_%&#${}"}
+LATEX = {c: f"\\{c}" for c in "_%&#${}"}
+LATEX |= {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
 
 
 def latex_text(
