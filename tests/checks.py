@@ -187,7 +187,8 @@ def notebooks():
     }
     named = {name: p for name, p in named.items() if not (p.parent / ".notest").exists()}
     if FAST:
-        named = {name: p for name, p in named.items() if p in changed()}
+        differ = set(changed())
+        named = {name: p for name, p in named.items() if p in differ}
     if len(named) > 2:
         import nbconvert  # noqa: F401  what takes long to import is imported once, for all processes
         import nbdev.test  # noqa: F401
@@ -195,15 +196,16 @@ def notebooks():
         import pandas  # noqa: F401
         import sklearn.metrics  # noqa: F401
         import torch._dynamo  # noqa: F401
-    known, seconds, failed, running = taken("notebooks"), {}, [], {}
+    known, seconds, failed, running, left = taken("notebooks"), {}, [], {}, []
     waiting = sorted(
         named, key=lambda name: known.get(name, [0, 0])[0], reverse=not FAST
     )  # the quick ones first where time may end
     start = time.perf_counter()
     while waiting or running:
         if FAST and time.perf_counter() - start > LONGEST["notebooks"] and waiting:
-            print(f"\nnot run, the time of FAST=1 was up: {', '.join(waiting)}")
-            waiting = []
+            waiting, left = [], waiting
+        if not (waiting or running):
+            break  # to wait for none is to wait for ever
         while waiting and len(running) < 2:
             name = waiting.pop(0)
             process, told = begin(named[name])
@@ -222,6 +224,7 @@ def notebooks():
     print(f"\n{table('notebooks', seconds)}")
     if failed:
         raise SystemExit(f"these notebooks failed, see above: {', '.join(sorted(failed))}")
+    return f"not run, the time of FAST=1 was up: {', '.join(left)}" if left else ""
 
 
 def lint():
@@ -309,8 +312,8 @@ def main(names):
     for name in names or CHECKS:
         start = time.perf_counter()
         print(f"{name}: {CHECKS[name].__doc__} ", end="", flush=True)
-        CHECKS[name]()
-        print(f"{time.perf_counter() - start:.0f} s", flush=True)
+        left = CHECKS[name]()  # what it has not looked at, in words
+        print(f"{time.perf_counter() - start:.0f} s{f'; {left}' if left else ''}", flush=True)
 
 
 if __name__ == "__main__":

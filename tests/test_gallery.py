@@ -15,10 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from anomaly_nb.core.errors import Notice
 from anomaly_nb.core.files import write_json, write_text
 from anomaly_nb.core.style import PALETTE
 from anomaly_nb.reports.gallery import read_runs, write_gallery
+from anomaly_nb.reports.ledger import Ledger, runs_table
 from anomaly_nb.reports.page import asset, notebook_page
+from anomaly_nb.reports.run import Run, renew_gallery
+from anomaly_nb.reports.sweep import Sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 HOSTILE = '</script><img src=x onerror="document.title=1"><!--<script>'
@@ -180,6 +184,58 @@ def test_gallery_is_written_to_the_same_bits_and_follows_its_runs(figures, tmp_p
     assert not list(tmp_path.glob("runs/**/*.jpg")), "a run's folder holds only what the run made"
     shutil.rmtree(tmp_path / "runs" / "image_anomaly-0001")
     assert b"image_anomaly-0001" not in write_gallery(tmp_path).read_bytes()
+
+
+def leaves(value, path=()):
+    "The places of a record that hold text, and the keys that a reader shows."
+    if isinstance(value, dict):
+        return [p for k, v in value.items() for p in [(*path, k, None), *leaves(v, (*path, k))]]
+    return [path] if isinstance(value, str) else []
+
+
+def spoiled(record, path):
+    "A record with hostile words at a place; a path that ends with None means the key."
+    *above, last = path[:-1] if path[-1] is None else path
+    copy = json.loads(json.dumps(record))
+    place = copy
+    for key in above:
+        place = place[key]
+    if path[-1] is None:
+        place[HOSTILE] = place.pop(last)
+    else:
+        place[last] = HOSTILE
+    return copy
+
+
+def test_hostile_words_in_every_field_of_a_record_stay_words(tmp_path):
+    name = make_run(tmp_path, 1, "failed", ("roc",))
+    record = json.loads((tmp_path / "runs" / name / "run.json").read_text())
+    record |= {"metrics": {"image_auroc": 0.9}, "reason": "error", "template": "image_anomaly", "folder": name}
+    record |= {"outputs": {"scores.csv": "ab"}, "peak_memory_mb": 1.0}
+    places = leaves(record)
+    assert len(places) > 40
+    for place in places:
+        odd, pages = {"metrics": {}, "error": None} | spoiled(record, place), []
+        if {"run_id", "report", "status", "parameters", "started", "seconds"} <= odd.keys():  # whoever made the record
+            pages += [runs_table([odd, record]), Run(tmp_path, odd["status"], odd)._repr_html_()]
+            pages += [Sweep("x", "figures", [odd, record], [True, False])._repr_html_()]
+            pages += [notebook_page(tmp_path / "absent.ipynb", odd)]
+        write_json(tmp_path / "runs" / name / "run.json", spoiled(record, place))
+        pages += [write_gallery(tmp_path).read_text(), Ledger(tmp_path)._repr_html_()]
+        for page in pages:
+            assert "<img" not in page and "<!--<script>" not in page, (place, page[page.find("<img") - 200 :][:400])
+        if place[0] == "status" and place[-1] is not None:
+            assert Ledger(tmp_path).records()[0]["status"] == "damaged"
+
+
+def test_a_figure_that_is_cut_off_costs_its_run_the_cover_alone(tmp_path):
+    names = [make_run(tmp_path, n, figure_names=("cover",)) for n in range(2)]
+    figure = tmp_path / "runs" / names[0] / "figures" / "cover.png"
+    figure.write_bytes(figure.read_bytes()[:120])
+    with pytest.warns(Notice, match=r"cover\.png: cannot be read .*; the gallery shows the run without it"):
+        renew_gallery(tmp_path)
+    runs = {r["folder"]: r for r in json.loads(Reader((tmp_path / "index.html").read_text()).scripts[0][1])["runs"]}
+    assert runs[names[0]]["cover"] is None and runs[names[1]]["cover"] == "What to see in cover."
 
 
 def report_with(folder, *outputs):

@@ -1,11 +1,15 @@
 """Parameters of reports: the annotation is the type, and whatever is wrong is said before a kernel starts."""
 
+import os
+from pathlib import Path
+
 import nbformat
 import pytest
 from typer.testing import CliRunner
 
 from anomaly_nb.cli.main import app
 from anomaly_nb.core.errors import DataError, MissingFileError
+from anomaly_nb.core.files import sha256_json
 from anomaly_nb.reports import run_report, template_parameters, templates
 from anomaly_nb.reports.run import content_digest, prepare, tree_digest
 from anomaly_nb.reports.template import annotated_type, check_parameters, type_words
@@ -127,3 +131,50 @@ def test_a_file_of_parameters(template, tmp_path, monkeypatch):
     (tmp_path / "p.yml").write_text("n: 4\nmany: [1, 2]\n")
     CliRunner().invoke(app, ["report", str(template), "-f", str(tmp_path / "p.yml"), "-p", "n=9"])
     assert given == {"n": "9", "many": [1, 2]}
+
+def old_inputs(values):
+    "What any parameter that exists as a path gave to the inputs, as runs of earlier versions have it."
+    inputs = {}
+    for name, value in values.items():
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
+        there = [str(p).partition("::")[0].strip() for p in parts if isinstance(p, str) and name not in ("out", "cache")]
+        if digests := [tree_digest(p) for p in there if p and os.path.exists(p)]:
+            inputs[name] = digests[0] if len(digests) == 1 else sha256_json(digests)
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("report", "parameters"),
+    [
+        ("image_anomaly", {}),
+        ("image_anomaly", {"dataset": "folder", "root": "parts", "weights": "net.pth::teacher", "region": "mask.png"}),
+        ("image_anomaly", {"dataset": "folder", "root": "sub/parts", "prompts": "words.yml"}),
+        ("calibration_drift", {"scores": "a.csv, sub/b.csv", "store": "kept"}),
+        ("atoms", {"frames_root": "parts", "labels_csv": "a.csv", "ontology": "words.yml", "pretrained": "net.pth"}),
+        ("street_anomaly", {"run": "parts"}),
+        ("street_ablation", {"runs_folder": "parts"}),
+        ("benchmark", {"results": "a.csv", "references": "sub/b.csv"}),
+    ],
+)
+def test_runs_keep_their_ids_whatever_else_lies_here(tmp_path, monkeypatch, report, parameters):
+    monkeypatch.chdir(tmp_path)
+    for name in ("parts/a.png", "sub/parts/a.png", "kept/x", "a.csv", "sub/b.csv", "net.pth", "mask.png", "words.yml"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(name)
+    wanted = prepare(report, parameters)
+    same = {k: v for k, v in wanted.inputs.items() if k not in ("template", "library")}
+    assert same == old_inputs(wanted.parameters) and same.keys() == parameters.keys() - {"dataset"}
+    for word in ("filters", "knn", "nut", "samples", "folder", "top1%", "raise", "auto", "shapes", "tiny", "openai"):
+        Path(word).mkdir()
+        Path(word, "junk").write_text("x")
+    assert prepare(report, parameters).run_id == wanted.run_id
+
+
+def test_the_home_folder_is_expanded_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.png").write_text("1")
+    first = prepare("image_anomaly", {"root": "~/d", "dataset": "folder"})
+    assert first.parameters["root"] == str(tmp_path / "d") and "root" in first.inputs
+    (tmp_path / "d" / "a.png").write_text("2222")
+    assert prepare("image_anomaly", {"root": "~/d", "dataset": "folder"}).run_id != first.run_id

@@ -7,11 +7,68 @@ __all__ = ['benchmark']
 
 # %% ../../nbs/11_cli/11_benchmark.ipynb #edb9dd0f
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.errors import DataError, number_of
 from .options import Answer, with_options
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from anomaly_nb.core.plain import Record
+    from anomaly_nb.reports.sweep import Plan
+
+# %% ../../nbs/11_cli/11_benchmark.ipynb #604f1573
+def _outlook(
+    fixed: "Record",  # parameters of the plan that all its runs share
+    checked: "Plan",
+    figures: str,
+    at_once: int,  # runs
+) -> str:
+    "How many rows and runs a plan wants, and how long they may take."
+    from anomaly_nb.reports.benchmark import expected_seconds
+    from anomaly_nb.reports.ledger import Ledger
+
+    there = {r["run_id"] for r in Ledger(figures).records() if r["status"] == "ok"} if Path(figures).is_dir() else set()
+    todo = [fixed | g for w, g in zip(checked.wanted, checked.changed) if w.run_id not in there]
+    runs, rows = len(checked.wanted), len(checked.wanted) * len(fixed["shots"]) * len(fixed["seeds"])
+    note = f", {runs - len(todo)} of the runs found" if len(todo) < runs else ""
+    head = f"{number_of(rows, 'row')} in {number_of(runs, 'run')}{note}, {at_once} at once"
+    if not todo:
+        return head
+    seconds = expected_seconds(todo, figures, at_once)
+    if seconds is None:
+        return f"{head}; how long is said by the bar after the first run"
+    return f"{head}; about {seconds / 60:.1f} minutes by earlier runs, less what is kept of them"
+
+# %% ../../nbs/11_cli/11_benchmark.ipynb #757a0acc
+def _without_number(
+    table: "pd.DataFrame",  # of `benchmark_table`
+) -> list[str]:
+    "What rows without a result say, a line for each error."
+    from anomaly_nb.reports.benchmark import failed_rows
+
+    row: Any
+    lines = []
+    for row in failed_rows(table).itertuples():
+        lines.append(f"  no number for {row.method} on {row.data}, normal images {row.shots}: {row.error!s}")
+    return lines
+
+
+def _check_ranks(
+    plan: Path,
+    table: "pd.DataFrame",  # of `benchmark_table`
+    metric: str,
+) -> None:
+    "Refuse what cannot be ranked, before a kernel starts. Raises `DataError`."
+    from anomaly_nb.reports.benchmark import score_matrix
+
+    ok = table[table["status"] == "ok"]
+    if ok.empty:
+        raise DataError(f"{plan}: no row has a result; the first says: {table['error'].iloc[0]}")
+    score_matrix(ok, metric, sorted(ok["shots"], key=lambda s: (s == -1, s))[-1])
 
 # %% ../../nbs/11_cli/11_benchmark.ipynb #60f671c2
 @with_options
@@ -61,58 +118,38 @@ def benchmark(
     seeds: [0, 1, 2]
 
     \b
+    Exit codes: 0 every row has a result; 1 some have none; 2 a wrong plan or option, or no result at all.
+
+    \b
     anomaly-nb benchmark plan.yml --check
     anomaly-nb benchmark plan.yml --workers 2
     """
     import os
 
-    from anomaly_nb.core.errors import DataError, number_of
     from anomaly_nb.core.tables import write_table
-    from anomaly_nb.reports.benchmark import benchmark_table, expected_seconds, failed_rows
-    from anomaly_nb.reports.benchmark import read_benchmark, score_matrix
+    from anomaly_nb.reports.benchmark import benchmark_table, read_benchmark
     from anomaly_nb.reports.gallery import read_verdict
-    from anomaly_nb.reports.ledger import Ledger
     from anomaly_nb.reports.run import run_report
     from anomaly_nb.reports.sweep import read_plan
     from anomaly_nb.reports.sweep import sweep as run_sweep
 
-    config = read_benchmark(plan)
-    checked = read_plan(config)
-    at_once, each = (
-        workers or max(1, (os.cpu_count() or 2) // 2),
-        len(config["parameters"]["shots"]) * len(config["parameters"]["seeds"]),
-    )
-    there = {r["run_id"] for r in Ledger(figures).records() if r["status"] == "ok"} if Path(figures).is_dir() else set()
-    todo = [config["parameters"] | g for w, g in zip(checked.wanted, checked.changed) if w.run_id not in there]
-    seconds = expected_seconds(todo, figures, at_once)
-    usual = (
-        "how long is said by the bar after the first run"
-        if seconds is None
-        else f"about {seconds / 60:.1f} minutes by earlier runs, less what is kept of them"
-    )
-    note = f", {len(checked.wanted) - len(todo)} of the runs found" if len(todo) < len(checked.wanted) else ""
-    typer.echo(
-        f"{plan}: {number_of(len(checked.wanted) * each, 'row')} in {number_of(len(checked.wanted), 'run')}{note}, "
-        f"{at_once} at once" + (f"; {usual}" if todo else ""),
-        err=not check,  # what came out stands first
-    )
+    config, at_once = read_benchmark(plan), workers or max(1, (os.cpu_count() or 2) // 2)
+    outlook = _outlook(config["parameters"], read_plan(config), figures, at_once)
+    typer.echo(f"{plan}: {outlook}", err=not check)  # what came out stands first
     if check:
         return
     answer.left = "the same command goes on from here"
     result = run_sweep(config, figures, at_once, retry_failed=retry_failed)
     answer.say(str(result))
     table = benchmark_table(result.records)
-    row: Any
-    for row in failed_rows(table).itertuples():
-        answer.say(f"  no number for {row.method} on {row.data}, normal images {row.shots}: {row.error!s}")
-    if not (table["status"] == "ok").any():
-        raise DataError(f"{plan}: no row has a result; the first says: {table['error'].iloc[0]}")
+    for line in _without_number(table):
+        answer.say(line)
     csv = write_table(Path(figures) / "benchmarks" / f"{plan.stem}.csv", table)
-    score_matrix(table, metric, sorted(table["shots"], key=lambda s: (s == -1, s))[-1])  # before a kernel starts
+    _check_ranks(plan, table, metric)
     run = run_report(
         "benchmark",
         {"results": str(csv), "metric": metric, "references": str(references or ""), "title": plan.stem},
         figures,
     )
     answer.verdict(read_verdict(run.folder) or str(result), csv, run.page.as_posix())
-    raise typer.Exit(1 if result.failed else 0)
+    raise typer.Exit(1 if (table["status"] != "ok").any() else 0)

@@ -315,7 +315,7 @@ def worker(
     config: Config = CONFIG,
 ):
     """Process the queue: decisions to repeat and calibration runs that are due. It can be killed and restarted at any
-    time.
+    time. Without --watch it exits 1 where the queue holds jobs that failed.
 
     \b
     Example:  anomaly-nb drift worker --retag
@@ -334,7 +334,7 @@ def worker(
                 f"{number_of(result['done'], 'job')} done, {result['failed']} failed, {result['waiting']} waiting"
             )
         if watch is None:
-            return
+            raise typer.Exit(1 if result["failed"] else 0)
         time.sleep(watch)
 
 # %% ../../nbs/11_cli/06_drift.ipynb #a480ff4f

@@ -17,13 +17,22 @@ from ..core.errors import DataError, number_of
 from ..core.listing import list_files
 from ..core.order import path_key, printable
 
-# %% ../../nbs/11_cli/21_outputs.ipynb #2ea04637
+# %% ../../nbs/11_cli/21_outputs.ipynb #8b8dc772
 def _detector_around(path: Path) -> Path | None:
     "The detector that a path lies in."
     whole = Path(os.path.realpath(path))
     return next((p for p in (whole, *whole.parents) if (p / "detector.json").is_file()), None)
 
+# %% ../../nbs/11_cli/21_outputs.ipynb #1a4153ef
+def _has_columns(path: Path, columns: Sequence[str]) -> bool:
+    "Whether a file is absent, empty, or a CSV with these columns."
+    if not path.is_file() or not path.stat().st_size:
+        return True
+    with path.open("rb") as file:
+        first = file.readline(65_536).decode("utf-8", "replace").strip()
+    return set(columns) <= set(first.split(","))
 
+# %% ../../nbs/11_cli/21_outputs.ipynb #2ea04637
 # endings of tables that are not CSV
 OTHER_TABLES = (".json", ".jsonl", ".ndjson", ".parquet", ".feather", ".arrow", ".tsv", ".xls", ".xlsx", ".ods", ".html")
 
@@ -56,7 +65,7 @@ def check_out(
         raise DataError(f"{option} {out}: holds something else than an earlier table of this command; name another")
     return out
 
-
+# %% ../../nbs/11_cli/21_outputs.ipynb #7f0f47b7
 def check_apart(
     outputs: Mapping[str, Path | None],  # by option; None: not written
 ) -> None:
@@ -66,15 +75,6 @@ def check_apart(
         if a == b or a in b.parents:
             how = "are one path" if a == b else "lie in each other"
             raise DataError(f"{one} {shown} and {other} {second} {how}, and one would replace the other; name another")
-
-
-def _has_columns(path: Path, columns: Sequence[str]) -> bool:
-    "Whether a file is absent, empty, or a CSV with these columns."
-    if not path.is_file() or not path.stat().st_size:
-        return True
-    with path.open("rb") as file:
-        first = file.readline(65_536).decode("utf-8", "replace").strip()
-    return set(columns) <= set(first.split(","))
 
 # %% ../../nbs/11_cli/21_outputs.ipynb #50e1c12a
 def check_out_folder(

@@ -140,7 +140,7 @@ def show(run: RunId, figures: Figures = "figures") -> None:
     record = entry.record.copy()
     record["provenance"] = {k: v for k, v in (record.get("provenance") or {}).items() if k != "packages"}
     typer.echo(to_json(record))
-    typer.echo(f"{entry.page.as_posix()}")
+    typer.echo(entry.address)
 
 # %% ../../nbs/11_cli/10_runs.ipynb #f5cb2a24
 def _leaves(value: Any, name: str) -> dict[str, Any]:
@@ -172,14 +172,14 @@ def diff(
     from anomaly_nb.core.errors import DataError
 
     ledger = _ledger(figures)
-    newest = [r["run_id"] for r in ledger.records()[:2]]
+    newest = [r["folder"] for r in ledger.records()[:2]]
     if not (a and b) and len(newest) < 2:
         raise DataError(
             f"{figures}: holds {number_of(len(newest), 'run')}, and two are compared; make another one with other "
             "parameters:  anomaly-nb report image_anomaly -p recipe=padim"
         )
-    one, two = ledger[a or newest[1]].record, ledger[b or newest[0]].record
-    if one["run_id"] == two["run_id"]:
+    one, two = (run.record for run in ledger.find([a or newest[1], b or newest[0]]))
+    if one["folder"] == two["folder"]:
         raise DataError(
             f"{one['run_id'][:8]}: is {'named twice' if a and b else 'the newest run itself'}; name two runs, as "
             "anomaly-nb runs list  shows them"
@@ -246,10 +246,9 @@ def verify(
     if not all_ and not runs:
         raise DataError("name the runs to verify, or all:  anomaly-nb runs verify --all")
     ledger = _ledger(figures)
-    names = [r["run_id"] for r in reversed(ledger.records()) if r["status"] == "ok"] if all_ else runs or []
-    if not names:
+    entries = [r for r in reversed(ledger.runs()) if r.status == "ok"] if all_ else ledger.find(runs or [])
+    if not entries:
         raise DataError(f"{figures}: holds no run that succeeded, so there is nothing to verify")
-    entries = [ledger[n] for n in names]
     results = []
     for run in progress(entries, "verify", unit="run"):
         results.append(again(run))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StoreOption', 'Config', 'DecisionsOption', 'STORE', 'CONFIG', 'MORE', 'KeyOptions', 'start_development',
            'needs_development', 'open_store', 'each_label', 'scores_of', 'HeadScores', 'read_heads', 'added_words',
-           'new_head_words', 'what_is_new', 'tag_heads', 'heads_of_call', 'reference_words', 'trend_line', 'move_words',
+           'new_head_words', 'tag_heads', 'what_is_new', 'heads_of_call', 'reference_words', 'trend_line', 'move_words',
            'history_lines', 'keys_changed', 'service_url', 'service_lines']
 
 # %% ../../nbs/11_cli/04_stores.ipynb #b3f35333
@@ -195,7 +195,7 @@ def read_heads(
             )
     return heads, refused
 
-
+# %% ../../nbs/11_cli/04_stores.ipynb #6d32adcf
 def added_words(
     added: int,  # scores that were new to the store
     total: int,  # that came in
@@ -213,7 +213,7 @@ def added_words(
     first, last = f"{number_of(added, 'new score')} of {key}", f"{old} {known_already}" if old else ""
     return "; ".join(filter(None, (first, *notes, last)))
 
-
+# %% ../../nbs/11_cli/04_stores.ipynb #abfa3d00
 def new_head_words(
     key: str,  # model/head
     before: "Sequence[str]",  # heads that the store held
@@ -225,23 +225,7 @@ def new_head_words(
         return ""
     return f"{key} is a new head in this store, which held scores of {nearest_first(key, before)}"
 
-
-def what_is_new(
-    store: Path,
-    model: str,
-    heads: "Iterable[str]",  # with their labels, whose scores will be kept
-) -> list[str]:  # a line each
-    "That a store or a head is about to be made, in case its name is a typo. Raises `DataError` for a name."
-    from anomaly_nb.calibration.store import CalibrationStore
-    from anomaly_nb.calibration.tagging import check_head, check_name, head_names
-
-    heads = [check_head(head) for head in heads if check_name("model", model)]
-    if not (store / "calibration.sqlite").is_file():
-        return [f"a new store is made in {store.as_posix()}/"]
-    before = CalibrationStore(store).ask(head_names)
-    return [line for head in heads if (line := new_head_words(f"{model}/{head}", before))]
-
-
+# %% ../../nbs/11_cli/04_stores.ipynb #dde1144f
 def tag_heads(
     store: "CalibrationStore",
     heads: "Sequence[HeadScores]",
@@ -264,7 +248,23 @@ def tag_heads(
         if line := new_head_words(key, before):
             say(f"  {line}")
 
+# %% ../../nbs/11_cli/04_stores.ipynb #b3d81ed9
+def what_is_new(
+    store: Path,
+    model: str,
+    heads: "Iterable[str]",  # with their labels, whose scores will be kept
+) -> list[str]:  # a line each
+    "That a store or a head is about to be made, in case its name is a typo. Raises `DataError` for a name."
+    from anomaly_nb.calibration.store import CalibrationStore
+    from anomaly_nb.calibration.tagging import check_head, check_name, head_names
 
+    heads = [check_head(head) for head in heads if check_name("model", model)]
+    if not (store / "calibration.sqlite").is_file():
+        return [f"a new store is made in {store.as_posix()}/"]
+    before = CalibrationStore(store).ask(head_names)
+    return [line for head in heads if (line := new_head_words(f"{model}/{head}", before))]
+
+# %% ../../nbs/11_cli/04_stores.ipynb #c09b4d99
 def heads_of_call(
     store: "CalibrationStore",
     report: dict,  # of a run
@@ -292,7 +292,7 @@ def reference_words(
     "Which version a head is compared with."
     return "no reference yet" if version is None else f"reference v{version}"
 
-
+# %% ../../nbs/11_cli/04_stores.ipynb #be1c1807
 def trend_line(
     run: dict,  # of `store.trend`
 ) -> str:
@@ -308,7 +308,7 @@ def trend_line(
     look = f"; for the alarm, look since {alarm_place(run)}" if alarm_rang(run) else ""
     return f"v{run['version']} ({files}) {verdict}{also}: {run['reason']}{look}{numbers}"
 
-
+# %% ../../nbs/11_cli/04_stores.ipynb #15429770
 def move_words(move: dict) -> str:
     "Who made a version the reference, when and why."
     import pandas as pd
@@ -316,7 +316,7 @@ def move_words(move: dict) -> str:
     when = pd.Timestamp(move["timestamp"], unit="ms").strftime("%Y-%m-%d %H:%M")
     return f"{move['by']} {when}" + (f" ({move['reason']})" if move["reason"] else "")
 
-
+# %% ../../nbs/11_cli/04_stores.ipynb #d44ce2ec
 def history_lines(
     past: list[dict],  # of `store.history`, one or more
 ) -> str:

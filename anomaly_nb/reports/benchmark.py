@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'DATA_KEYS', 'ROW_KEYS', 'TEXTS', 'SHOWN', 'read_benchmark', 'measured_rows', 'run_rows', 'benchmark_table',
-           'read_benchmark_table', 'score_matrix', 'shots_in_words', 'shown_rows', 'failed_rows', 'beside_published',
-           'expected_seconds']
+           'read_benchmark_table', 'compared_rows', 'score_matrix', 'shots_curve', 'shots_in_words', 'shown_rows',
+           'failed_rows', 'beside_published', 'expected_seconds']
 
 # %% ../../nbs/10_reports/15_benchmark.ipynb #bf39a144
 import itertools
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..core.files import sha256_json, write_json
 from ..core.plain import Record, read_json, read_yaml
 from ..core.tables import read_table, to_numbers
@@ -134,6 +134,8 @@ def measured_rows(
         start = time.perf_counter()
         try:
             values = dict(measure_one(**point)) | {"row_s": time.perf_counter() - start}
+            if endless := [k for k, v in values.items() if isinstance(v, float | np.floating) and np.isinf(v)]:
+                raise DataError(f"{endless[0]} is {values[endless[0]]}, and no number to compare")
         except Exception as e:
             rows.append(dict(point) | {"status": "failed", "error": f"{type(e).__name__}: {e}".split("\n")[0]})
             continue
@@ -211,28 +213,84 @@ def read_benchmark_table(
     return table.reset_index(drop=True)
 
 # %% ../../nbs/10_reports/15_benchmark.ipynb #809d19db
-def score_matrix(
+def _ranked_methods(
+    has: pd.DataFrame,  # (data and seed, methods): whether there is a number
+) -> list[str]:
+    "Methods with every data set; while they share no seed on some of them, the one with the fewest numbers leaves."
+    every = has.groupby(level="data").any().all()
+    ranked = [str(m) for m in has.columns[every]]
+    while ranked and not has[ranked].all(axis=1).groupby(level="data").any().all():
+        ranked.remove(min(reversed(ranked), key=lambda m: has[m].sum()))
+    return ranked
+
+
+def _lacking(has: pd.DataFrame, ranked: Sequence[str]) -> list[str]:
+    "What methods lack, in words."
+    of_data, of_rows, words = has.groupby(level="data").any(), int(has.any(axis=1).sum()), []
+    for method in map(str, has):
+        there, data = int(has[method].sum()), int(of_data[method].sum())
+        if data < len(of_data):
+            words.append(f"{method} ({data} of {number_of(len(of_data), 'data set')}, not ranked)")
+        elif there < of_rows:
+            words.append(f"{method} ({there} of {of_rows} rows{'' if method in ranked else ', not ranked'})")
+    return words
+
+# %% ../../nbs/10_reports/15_benchmark.ipynb #68332bc6
+def compared_rows(
     table: pd.DataFrame,  # of `benchmark_table`, or such a CSV as numbers
     metric: str = "image_auroc",
     shots: int = -1,
-) -> tuple[
-    pd.DataFrame, list[str]
-]:  # (data sets, methods), means over seeds; the methods that lack a data set, with how many they have
-    "What methods are ranked by. Raises `DataError` for an unknown metric or where no method has every data set."
+) -> tuple[pd.DataFrame, list[str]]:  # rows of the table; the methods that lack some, with how many they have
+    """Rows in which methods are compared: of methods with every data set, the seeds that all of them have there.
+
+    Raises `DataError` for an unknown metric or where no method has every data set.
+    """
     if metric not in table:
         raise DataError(
             f"metric={metric!r}; the table has "
             f"{', '.join(c for c in map(str, table) if c.startswith(('image_', 'pixel_', 'aupro', 'f1')))}"
         )
     rows = table[table["shots"] == shots]
-    whole = rows.pivot_table(index="data", columns="method", values=metric, aggfunc="mean", dropna=False)
-    lacking = [f"{m} ({int(whole[m].notna().sum())} of {len(whole)})" for m in whole if whole[m].isna().any()]
-    matrix = whole.dropna(axis=1)
-    if matrix.shape[1] == 0:
-        raise DataError(
-            f"no method has {metric} on all {len(whole)} data sets with {'all' if shots == -1 else shots} images"
-        )
+    rows = rows.assign(seed=rows["seed"].fillna(0))
+    has = rows.pivot_table(index=["data", "seed"], columns="method", values=metric, dropna=False).notna()
+    ranked = _ranked_methods(has)
+    if not ranked:
+        count = number_of(rows["data"].nunique(), "data set")
+        raise DataError(f"no method has {metric} on all {count} with {'all' if shots == -1 else shots} images")
+    common = has[ranked].all(axis=1)
+    same = pd.MultiIndex.from_frame(rows[["data", "seed"]]).isin(common[common].index)
+    return rows[same & rows["method"].isin(ranked) & rows[metric].notna()], _lacking(has, ranked)
+
+# %% ../../nbs/10_reports/15_benchmark.ipynb #c4f656a2
+def score_matrix(
+    table: pd.DataFrame,  # of `benchmark_table`, or such a CSV as numbers
+    metric: str = "image_auroc",
+    shots: int = -1,
+) -> tuple[pd.DataFrame, list[str]]:  # (data sets, methods), means over seeds; the methods that lack some, in words
+    "What methods are ranked by: means of `compared_rows`. Raises as it does."
+    rows, lacking = compared_rows(table, metric, shots)
+    matrix = rows.pivot_table(index="data", columns="method", values=metric)
     return matrix, lacking
+
+# %% ../../nbs/10_reports/15_benchmark.ipynb #b1014f9e
+def shots_curve(
+    table: pd.DataFrame,  # of `benchmark_table`, or such a CSV as numbers
+    metric: str = "image_auroc",
+) -> pd.DataFrame:  # shots, method, mean, std (over seeds, of the means over data sets), seeds, data_sets
+    "The metric by number of normal images, few first; one with which no method has every data set is left out."
+    curves = []
+    for shots in sorted(table["shots"].unique(), key=lambda s: (s == -1, s)):
+        try:
+            rows = compared_rows(table, metric, shots)[0]
+        except DataError:
+            if metric not in table:
+                raise
+            continue
+        seeds = rows.groupby(["method", "seed"])[metric].mean().groupby("method").agg(["mean", "std", "count"])
+        curve = seeds.rename(columns={"count": "seeds"}).assign(data_sets=rows["data"].nunique()).reset_index()
+        curve.insert(0, "shots", shots)
+        curves.append(curve.sort_values("mean", ascending=False, kind="stable"))
+    return pd.concat(curves, ignore_index=True) if curves else pd.DataFrame()
 
 # %% ../../nbs/10_reports/15_benchmark.ipynb #f475247c
 SHOWN = ("data", "method", "shots", "seed", "image_auroc", "pixel_auroc", "aupro", "recall", "false_alarm_rate")

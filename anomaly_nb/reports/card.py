@@ -120,6 +120,63 @@ def _budget(chosen: Record) -> str:
         f"{number_of(chosen['k'], 'neighbour')}; measured here: {took}"
     )
 
+# %% ../../nbs/10_reports/14_card.ipynb #299d04ca
+def _verdict(detector: "Detector") -> str:
+    "What it decides by, with its notes. Raises `DataError` where the detector has no threshold."
+    threshold = detector.decision_threshold()
+    return (
+        f'<div class="verdict"><p>Learned from {number_of(len(detector.paths_), "normal image")}, '
+        f"version {detector.version_}. An "
+        f"image is called anomalous from a score of {threshold.value:.4g} on.</p>"
+        f"<p>{html.escape(threshold.promise())}</p>"
+        + "".join(f"<p>Note: {html.escape(printable(note))}.</p>" for note in detector.notes_)
+        + "</div>"
+    )
+
+# %% ../../nbs/10_reports/14_card.ipynb #41008e2c
+def _facts(
+    detector: "Detector",
+    seconds: float,  # an image takes from file to decision; 0 = not measured
+) -> dict[str, object]:
+    "What it is, name by name."
+    parts = detector.parts()
+    facts: dict[str, object] = {
+        "recipe": detector.recipe,
+        "source": parts.source,
+        "compared with the source": f"the recipe {f'differs: {parts.differs}' if parts.differs else 'is the same'}",
+        "backbone": parts.backbone,
+        "bank": parts.bank,
+        "threshold": str(detector.decision_threshold()),
+        "images are seen as": detector.layout_.said(),
+        "grid of patches": f"{detector.patch_hw_[0]} x {detector.patch_hw_[1]}",
+        "images' values are read as": detector.intensity_.text,
+        "groups left out together": len(set(detector.groups_)) or "each image on its own",
+        "version": detector.version_,
+    }
+    if learned := detector.learned_:
+        facts["cells learned from"] = f"{learned['cells']} of {learned['of']}, the same number of each image"
+    if detector.budget_:
+        facts["budget"] = _budget(detector.budget_)
+    if seconds:
+        facts["time per image, file to decision"] = f"{1000 * seconds:.0f} ms on this machine"
+    if detector.bank_.uses_words:
+        for name, defect in (("words for normal", False), ("words for a defect", True)):
+            words = zip(detector.bank_.names_, detector.bank_.defect_)
+            facts[name] = "; ".join(word for word, bad in words if bad == defect)
+    return facts
+
+# %% ../../nbs/10_reports/14_card.ipynb #52d1b255
+def _learned_from(detector: "Detector") -> str:
+    "The images it learned from."
+    paths = detector.paths_
+    names = telling_names(paths)
+    listed = "".join(f"<li>{html.escape(printable(names[p]))}</li>" for p in paths[:200])
+    more = f"<li>and {len(paths) - 200} more, in training.csv</li>" if len(paths) > 200 else ""
+    return (
+        f"<h2>What it learned from</h2><details><summary>{len(paths)} "
+        f"images</summary><ul>{listed}{more}</ul></details>"
+    )
+
 # %% ../../nbs/10_reports/14_card.ipynb #a9e03756
 def _main(body: list[str]) -> str:
     "The parts of the page in its frame."
@@ -139,53 +196,10 @@ def write_card(
     """
     from anomaly_nb.scoring.detector_files import write_detector_manifest
 
-    folder, threshold, parts = Path(folder), detector.decision_threshold(), detector.parts()
+    folder = Path(folder)
     name = name or folder.name
-    method = f"{html.escape(detector.recipe)} on {html.escape(parts.backbone.split('?')[0])}"
-    body = [f'<h1>Detector {html.escape(name)}<span class="subject">: {method}</span></h1>']
-    body.append(
-        f'<div class="verdict"><p>Learned from {number_of(len(detector.paths_), "normal image")}, '
-        f"version {detector.version_}. An "
-        f"image is called anomalous from a score of {threshold.value:.4g} on.</p>"
-        f"<p>{html.escape(threshold.promise())}</p>"
-        + "".join(f"<p>Note: {html.escape(printable(note))}.</p>" for note in detector.notes_)
-        + "</div>"
-    )
-    facts: dict[str, object] = {
-        "recipe": detector.recipe,
-        "source": parts.source,
-        "compared with the source": f"the recipe {f'differs: {parts.differs}' if parts.differs else 'is the same'}",
-        "backbone": parts.backbone,
-        "bank": parts.bank,
-        "threshold": str(threshold),
-    }
-    facts |= {"images are seen as": detector.layout_.said()}
-    facts |= {
-        "grid of patches": f"{detector.patch_hw_[0]} x {detector.patch_hw_[1]}",
-        "images' values are read as": detector.intensity_.text,
-    }
-    facts |= {
-        "groups left out together": len(set(detector.groups_)) or "each image on its own",
-        "version": detector.version_,
-    }
-    facts |= (
-        {
-            "cells learned from": (
-                f"{detector.learned_['cells']} of {detector.learned_['of']}, the same number of each image"
-            )
-        }
-        if detector.learned_
-        else {}
-    )
-    facts |= {"budget": _budget(detector.budget_)} if detector.budget_ else {}
-    facts |= {"time per image, file to decision": f"{1000 * seconds:.0f} ms on this machine"} if seconds else {}
-    if detector.bank_.uses_words:
-        words = detector.bank_.names_
-        sides = {
-            side: "; ".join(w for w, bad in zip(words, detector.bank_.defect_) if bad == (side == "defect"))
-            for side in ("normal", "defect")
-        }
-        facts |= {"words for normal": sides["normal"], "words for a defect": sides["defect"]}
+    method = f"{html.escape(detector.recipe)} on {html.escape(detector.parts().backbone.split('?')[0])}"
+    body = [f'<h1>Detector {html.escape(name)}<span class="subject">: {method}</span></h1>', _verdict(detector)]
     if detector.paths_:
         body.append(
             _image(
@@ -193,15 +207,8 @@ def write_card(
                 "Scores of normal training images, each scored without itself, and the threshold.",
             )
         )
-    body += ["<h2>What it is</h2>", _scrolled("What it is", _rows(facts))]
-    body += _choice(detector.choice_)
-    names = telling_names(detector.paths_)
-    listed = "".join(f"<li>{html.escape(printable(names[p]))}</li>" for p in detector.paths_[:200])
-    more = f"<li>and {len(detector.paths_) - 200} more, in training.csv</li>" if len(detector.paths_) > 200 else ""
-    body.append(
-        f"<h2>What it learned from</h2><details><summary>{len(detector.paths_)} "
-        f"images</summary><ul>{listed}{more}</ul></details>"
-    )
+    body += ["<h2>What it is</h2>", _scrolled("What it is", _rows(_facts(detector, seconds)))]
+    body += [*_choice(detector.choice_), _learned_from(detector)]
     path = write_text(folder / "detector.html", document(f"{name}: detector", _main(body)))
     write_detector_manifest(detector, folder)
     return path

@@ -21,9 +21,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from ..core.errors import DataError, require
-from ..core.plain import read_json
 from ..core.views import Check, Choice, Control, Slider, View
 from .folder import figure_png, show_notices
+from .record import load_records
 from .run import Run
 from .template import check_parameters
 
@@ -44,15 +44,8 @@ def finished_runs(
     figures: str | Path = "figures",  # folder that holds `runs/`
 ) -> list[Run]:
     "Runs of a report that succeeded, the newest first."
-    runs = []
-    for path in Path(figures).glob("runs/*/run.json"):
-        try:
-            record = read_json(path)
-        except (FileNotFoundError, DataError):
-            continue
-        if record.get("report") == report and record.get("status") == "ok":
-            runs.append(Run(path.parent, "ok", record))
-    return sorted(runs, key=lambda r: r.record["started"], reverse=True)
+    records = [r for r in load_records(figures) if r["report"] == report and r["status"] == "ok"]
+    return [Run(Path(figures) / "runs" / r["folder"], "ok", r) for r in records]
 
 # %% ../../nbs/10_reports/13_explore.ipynb #64d4d679
 VIEWS = {
@@ -79,7 +72,7 @@ def open_view(
     show_notices()
     values = check_parameters(report, parameters)
     if isinstance(run, Run):
-        values |= run.record["parameters"] | {"out": run.folder.as_posix()}
+        values |= run.record["parameters"] | {"out": run.here().as_posix()}
     return getattr(import_module(module), name).from_report(values)
 
 # %% ../../nbs/10_reports/13_explore.ipynb #55feed99

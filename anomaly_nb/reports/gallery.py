@@ -4,32 +4,31 @@
 
 # %% auto #0
 __all__ = ['DATA', 'METHOD', 'MAIN', 'TELLING', 'THUMB', 'TAKEN', 'read_runs', 'facets', 'main_metric', 'FigureFacts',
-           'figure_facts', 'telling_figure', 'make_thumb', 'read_sentences', 'read_verdict', 'write_gallery']
+           'figure_facts', 'telling_figure', 'make_thumb', 'try_thumb', 'read_sentences', 'read_verdict',
+           'write_gallery']
 
 # %% ../../nbs/10_reports/06_gallery.ipynb #cd31e7a0
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
 from ..core.display import direction, said
-from ..core.errors import DataError
+from ..core.errors import DataError, Notice
 from ..core.files import atomic_write, locked, to_json, write_text
 from ..core.plain import read_json
 from ..core.plain import Record
 from .page import asset, document, flat
-from .record import RunRecord, load_record
+from .record import RunRecord, load_records
 
 # %% ../../nbs/10_reports/06_gallery.ipynb #40ecb2b3
 def read_runs(
     figures: str | Path,  # folder that holds `runs/`
 ) -> list[RunRecord]:  # of `load_record`
     "All run records: what went wrong, then what is running, then the newest."
-    records = [load_record(path.parent) for path in sorted(Path(figures).glob("runs/*/run.json"))]
-    newest = sorted(records, key=lambda r: r["started"], reverse=True)
-    return sorted(
-        newest, key=lambda r: ("running", "ok").index(r["status"]) if r["status"] in ("running", "ok") else -1
-    )
+    order = {"running": 1, "ok": 2}
+    return sorted(load_records(figures), key=lambda r: order.get(r["status"], 0))
 
 # %% ../../nbs/10_reports/06_gallery.ipynb #1dcb5467
 DATA = {
@@ -128,7 +127,7 @@ def figure_facts(
     folder: Path,  # of a run
 ) -> list[FigureFacts]:
     "The figures of a run; one that is no PNG is left out."
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     facts: list[FigureFacts] = []
     for path in sorted(folder.glob("figures/*.png")):
@@ -142,7 +141,7 @@ def figure_facts(
                         "height": image.height,
                     }
                 )
-        except (UnidentifiedImageError, OSError):
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             continue
     return facts
 
@@ -180,6 +179,24 @@ def make_thumb(
     canvas.paste(image, ((width - image.width) // 2 if plot else 0, (height - image.height) // 2 if plot else 0))
     with atomic_write(target) as f:
         canvas.resize(THUMB, Image.Resampling.LANCZOS).save(f, "JPEG", quality=82)
+
+# %% ../../nbs/10_reports/06_gallery.ipynb #6c36e209
+def try_thumb(
+    figure: Path,  # PNG
+    target: Path,  # JPEG to write
+) -> bool:  # whether it is there
+    "`make_thumb`, or a `Notice` that the figure cannot be read."
+    from PIL import Image
+
+    try:
+        make_thumb(figure, target)
+    except (SyntaxError, ValueError, Image.DecompressionBombError, OSError) as e:
+        if isinstance(e, OSError) and e.errno:  # of the disk, not of the image
+            raise
+        note = f"{figure}: cannot be read ({e}); the gallery shows the run without it"
+        warnings.warn(note, Notice, stacklevel=2)
+        return False
+    return True
 
 # %% ../../nbs/10_reports/06_gallery.ipynb #8e20320c
 def read_sentences(
@@ -224,8 +241,8 @@ def _entry(figures: Path, record: RunRecord, origins: dict[str, int]) -> Record:
     parameters = {k: v for k, v in record["parameters"].items() if k not in ("out", "cache")}
     facts = figure_facts(folder)
     cover = telling_figure([f["name"] for f in facts])
-    if cover:
-        make_thumb(folder / "figures" / f"{cover}.png", figures / "thumbs" / f"{folder.name}.jpg")
+    if cover and not try_thumb(folder / "figures" / f"{cover}.png", figures / "thumbs" / f"{folder.name}.jpg"):
+        cover = None
     origin = to_json(flat(record.get("provenance") or {}), indent=None)
     return {
         "folder": record["folder"],

@@ -21,7 +21,7 @@ from ..core.errors import DataError, number_of
 from ..core.plain import Record, read_yaml
 from ..core.runtime import progress
 from .kernel import Limits
-from .ledger import changing, counted, flat, runs_table
+from .ledger import changing, counted, record_row, runs_table
 from .pool import THREADS, RunTask, Worker, attempt
 from .record import RunRecord, load_record
 from .run import Wanted, prepare, renew_gallery
@@ -179,7 +179,7 @@ class Sweep:
                 "seconds": r["seconds"],
                 "error": r.get("error"),
             }
-            rows.append(head | {k: v for k, v in flat(r).items() if k.startswith("metrics.")})
+            rows.append(head | {k: v for k, v in record_row(r).items() if k.startswith("metrics.")})
         return pd.DataFrame(rows)
 
     def __str__(self) -> str:

@@ -136,6 +136,7 @@ class Parameter(TypedDict):
 
     default: Any
     type: object  # or a union, a generic, a Literal
+    path: bool  # whether it is annotated as one
     help: str
 
 # %% ../../nbs/10_reports/16_template.ipynb #57b6e64c
@@ -166,6 +167,7 @@ def template_parameters(
             result[name] = {
                 "default": default,
                 "type": annotated_type(annotation) if annotation else type(default),
+                "path": annotation is not None and "Path" in {getattr(n, "id", "") for n in ast.walk(annotation)},
                 "help": remark,
             }
     except (SyntaxError, ValueError, AttributeError, IndexError) as e:

@@ -146,7 +146,7 @@ def verify(
 
     Raises `DataError` for a run that did not succeed or has no checksums.
     """
-    record = run.record
+    record, folder = run.record, run.here()
     if run.status != "ok" or not record.get("outputs"):
         raise DataError(
             f"{record['report']} {record['run_id']}: {run.status}; only a run that succeeded and kept "
@@ -170,7 +170,7 @@ def verify(
             )
         old, new = record["outputs"], again.record["outputs"]
         differs = [n for n in sorted({*old, *new}) if old.get(n) != new.get(n)]
-        first = first_difference(run.folder, again.folder, differs) if differs else ""
+        first = first_difference(folder, again.folder, differs) if differs else ""
         return Verification(record["run_id"], record["report"], not differs, len(old), differs, first, causes)
 
 # %% ../../nbs/10_reports/08_verify.ipynb #ca3fd5f2
@@ -182,7 +182,7 @@ def source_of(
     name = str(run.record.get("template") or run.record["report"])
     if name in templates() or Path(name).is_file():
         return find_template(name)
-    notebook = read_json(run.folder / "notebook.ipynb")
+    notebook = read_json(run.here() / "notebook.ipynb")
     cells = [c for c in notebook["cells"] if "injected-parameters" not in c["metadata"].get("tags", [])]
     clean_cells = [
         {k: v for k, v in c.items() if k not in ("outputs", "execution_count")}
