@@ -34,7 +34,7 @@ def _has_columns(path: Path, columns: Sequence[str]) -> bool:
 
 # %% ../../nbs/11_cli/21_outputs.ipynb #2ea04637
 # endings of tables that are not CSV
-OTHER_TABLES = (".json", ".jsonl", ".ndjson", ".parquet", ".feather", ".arrow", ".tsv", ".xls", ".xlsx", ".ods", ".html")
+OTHER_TABLES = (".json", ".jsonl", ".ndjson", ".parquet", ".feather", ".arrow", ".tsv", ".xls", ".xlsx", ".html")
 
 
 def check_out(

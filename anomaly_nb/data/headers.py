@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'MAX_PIXELS', 'DAMAGE', 'IMAGE_SUFFIXES', 'FOREIGN_SUFFIXES', 'SMALLEST', 'is_image', 'is_foreign_image',
-           'why_skipped', 'list_images', 'TooLargeError', 'ImageInfo', 'image_info', 'check_size', 'join_errors',
-           'image_infos']
+           'why_skipped', 'list_images', 'TooLargeError', 'ImageInfo', 'opened_image', 'image_info', 'info_of',
+           'has_alpha', 'check_size', 'join_errors', 'image_infos']
 
 # %% ../../nbs/02_data/09_headers.ipynb #a4bda982
 import re
@@ -198,7 +198,7 @@ def _flat_tiff(path: Path) -> BytesIO | None:
 
 # %% ../../nbs/02_data/09_headers.ipynb #e8122c90
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def opened_image(path: str | Path) -> Iterator[Image.Image]:
     """An image file, its header read.
 
     Raises `MissingFileError`, or `DataError` for what is no image, damaged or too large.
@@ -262,11 +262,11 @@ def _value_type(file: Image.Image, path: Path) -> str:
 # %% ../../nbs/02_data/09_headers.ipynb #125a2776
 def image_info(path: str | Path) -> ImageInfo:
     "Size, mode and depth of an image, without decoding it. Raises `MissingFileError`, `DataError` for a damaged file."
-    with _opened(path) as file:
-        return _info(file, Path(path))
+    with opened_image(path) as file:
+        return info_of(file, Path(path))
 
 
-def _info(file: Image.Image, path: Path) -> ImageInfo:
+def info_of(file: Image.Image, path: Path) -> ImageInfo:
     "What an opened image holds."
     if file.format in UNREADABLE:
         raise DataError(f"{path}: {file.format} is not read here; convert it to PNG or TIFF")
@@ -279,11 +279,11 @@ def _info(file: Image.Image, path: Path) -> ImageInfo:
     colour = len(file.getbands()) > 2 or file.mode in ("P", "PA")
     form, packed = str(file.format), str(file.info.get("compression", "")).rpartition("_")[2].upper()
     form += f"/{packed}" if form == "TIFF" and packed in ("JPEG", "WEBP") else ""
-    alpha, frames = _has_alpha(file), getattr(file, "n_frames", 1)
+    alpha, frames = has_alpha(file), getattr(file, "n_frames", 1)
     return ImageInfo(size, file.mode, _value_type(file, path), colour, frames, turn, form, alpha)
 
 
-def _has_alpha(file: Image.Image) -> bool:
+def has_alpha(file: Image.Image) -> bool:
     "Whether an image may be transparent."
     return file.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in file.info
 

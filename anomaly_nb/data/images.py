@@ -14,7 +14,7 @@ from PIL import Image
 from ..core.errors import DataError
 from .headers import ImageInfo, check_size
 from .intensity import Intensity
-from .values import AT_ONCE, _stored, bands, read_values
+from .values import AT_ONCE, stored_values, bands, read_values
 
 # %% ../../nbs/02_data/04_images.ipynb #e974d759
 def read_counted(
@@ -49,7 +49,7 @@ def read_upright(
 
     Raises as `read_counted` does, and `DataError` for an image that is too small to show anything.
     """
-    values, info = _stored(Path(path))
+    values, info = stored_values(Path(path))
     check_size(path, info.size)
     if isinstance(values, Image.Image):
         (intensity or Intensity()).apply(np.zeros(1, np.uint8), path)  # a rule for deeper values is refused

@@ -16,7 +16,7 @@ from scipy import ndimage
 from ..core.files import write_json
 from ..core.runtime import progress
 from .drawn import write_drawn
-from .samples import _edge, _grid, add_crack, smooth_noise
+from .samples import soft_edge, unit_grid, add_crack, smooth_noise
 
 # %% ../../nbs/02_data/02_logical.ipynb #077bc410
 def _washer(y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -46,7 +46,7 @@ def part_area(
     size: int,  # pixels per side of the image
 ) -> int:  # pixels
     "How many pixels a part covers."
-    y, x = _grid(size)
+    y, x = unit_grid(size)
     return int((PARTS[part][0](y / RADIUS, x / RADIUS) < 0).sum())
 
 # %% ../../nbs/02_data/02_logical.ipynb #c270e893
@@ -60,7 +60,7 @@ def lay_part(
 ]:  # the image with the part, at any angle and with its shadow; (H, W) bool where it lies
     "Lay a part on an image."
     size, turn = len(image), rng.uniform(0, 2 * np.pi)
-    y, x = _grid(size)
+    y, x = unit_grid(size)
     down, across = (y - place[0]) / RADIUS, (x - place[1]) / RADIUS
     shape, colour = PARTS[part]
     distance = shape(np.cos(turn) * down - np.sin(turn) * across, np.sin(turn) * down + np.cos(turn) * across)
@@ -122,12 +122,12 @@ def draw_kit(
     rng: np.random.Generator, size: int, defect: str
 ) -> tuple[np.ndarray, list[np.ndarray], list[MarkedRegion]]:
     "Six compartments, each with its part: the image, where each part lies, and the defect's regions."
-    y, x = _grid(size)
+    y, x = unit_grid(size)
     edges = [np.abs(x - edge) - 0.025 for edge in (-0.32, 0.32)] + [
         np.abs(y) - 0.025,
         0.95 - np.maximum(np.abs(x), np.abs(y)),
     ]
-    wall = np.max([_edge(edge, size) for edge in edges], axis=0)[..., None]
+    wall = np.max([soft_edge(edge, size) for edge in edges], axis=0)[..., None]
     image = np.array([0.25, 0.32, 0.36]) * (1 + 0.04 * smooth_noise(rng, size, 2)[..., None])
     image = image + wall * (np.array([0.5, 0.56, 0.6]) - image)
     contents, one = [[part] for part in KIT], int(rng.integers(len(KIT)))

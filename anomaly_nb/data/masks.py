@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import DataError
-from .headers import _opened, image_info, list_images
-from .values import _has_alpha, _pixels, _upright, read_values
+from .headers import opened_image, image_info, list_images
+from .values import has_alpha, values_of, made_upright, read_values
 
 # %% ../../nbs/02_data/12_masks.ipynb #37551fe3
 LOSSY = frozenset({"JPEG", "MPO", "JPEG2000", "AVIF"})
@@ -35,8 +35,8 @@ def mask_rule(
     path = Path(path)
     if path.is_dir():
         return ", ".join(sorted({mask_rule(p, threshold) for p in list_images(path)})) or "none"
-    with _opened(path) as file:
-        if image_info(path).type == "uint8" and _has_alpha(file):
+    with opened_image(path) as file:
+        if image_info(path).type == "uint8" and has_alpha(file):
             low, high = file.convert("RGBA").getchannel("A").getextrema()
             if low != high:
                 return "alpha"
@@ -49,15 +49,15 @@ def _one_mask(path: Path, threshold: int) -> tuple[np.ndarray, str]:
     if (info := image_info(path)).type != "uint8":
         values = read_values(path)
     else:
-        with _opened(path) as file:
+        with opened_image(path) as file:
             file.load()
             if rule == "alpha":
-                return _upright(
-                    _pixels(file, lambda band: band.convert("RGBA").getchannel("A")) > 0, info.orientation
+                return made_upright(
+                    values_of(file, lambda band: band.convert("RGBA").getchannel("A")) > 0, info.orientation
                 ), rule
             mode = "L" if file.mode in ("1", "L", "LA") else "RGB"
-            values = _pixels(file, lambda band: band.convert(mode))
-        values = _upright(values, info.orientation)
+            values = values_of(file, lambda band: band.convert(mode))
+        values = made_upright(values, info.orientation)
     values = values.max(axis=2) if values.ndim == 3 else values
     if threshold > 1:
         return values >= threshold, rule
@@ -102,7 +102,7 @@ def read_mask(
 def read_ids(path: str | Path) -> np.ndarray:  # (H, W) integer ids as stored
     "Read a label image's ids. Raises `MissingFileError`, or `DataError` for a damaged or coloured one."
     path = Path(path)
-    with _opened(path) as file:
+    with opened_image(path) as file:
         if file.mode not in ("L", "P", "I", "I;16", "I;16B", "1"):
             raise DataError(
                 f"{path}: a label image holds one channel of ids, this one is {file.mode}; convert its colours to ids"
@@ -110,5 +110,5 @@ def read_ids(path: str | Path) -> np.ndarray:  # (H, W) integer ids as stored
         if _lossy(file, path):
             raise DataError(f"{path}: {file.format} is lossy and blurs ids; write label images as PNG")
         file.load()
-        ids = _upright(_pixels(file), image_info(path).orientation)
+        ids = made_upright(values_of(file), image_info(path).orientation)
     return ids.astype(np.uint8) if ids.dtype == bool else ids

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import DataError
-from .base import Backbone, BackboneSpec, Options, _choice, parse_name
+from .base import Backbone, BackboneSpec, Options, chosen_option, parse_name
 from .filters import CELL, FILTERS
 from .geometry import RESIZES, read_region
-from .networks import _timm
-from .towers import _clip
+from .networks import timm_backbone
+from .towers import clip_backbone
 
 # %% ../../nbs/03_features/02_backbones.ipynb #5eabab6c
 class FilterBackbone(Backbone):
@@ -57,11 +57,11 @@ def _created(
         if size < 2 * CELL:
             raise DataError(f"image_size={size} is too small for filters; use at least {2 * CELL}")
         recorded = {"filters": "filters-2", "filters-1": "filters"}.get(family, family)  # as versions are recorded
-        return FilterBackbone(BackboneSpec(recorded, size, _choice(options, "resize", RESIZES), CELL))
+        return FilterBackbone(BackboneSpec(recorded, size, chosen_option(options, "resize", RESIZES), CELL))
     if family == "timm":
-        return _timm(model_name, options, str(weights or "hub"), device)
+        return timm_backbone(model_name, options, str(weights or "hub"), device)
     if family == "open_clip":
-        return _clip(model_name, options, str(weights or "hub"), device)
+        return clip_backbone(model_name, options, str(weights or "hub"), device)
     raise DataError(
         f"backbone={name!r}: unknown family {family!r}; known are {', '.join(['filters', *FILTERS])}, timm, open_clip"
     )

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from ..core.errors import DataError, number_of
 from ..core.style import PALETTE, figure_style
-from .plots import _figure
+from .plots import figure_of
 
 # %% ../../nbs/01_metrics/09_ranks.ipynb #e22e928e
 def _rounded(
@@ -284,4 +284,4 @@ def plot_critical_difference(
         title=f"Mean ranks of {k} methods on {number_of(n, 'data set')}, 1 = best",
     )
     ax.axis("off")
-    return _figure(ax)
+    return figure_of(ax)

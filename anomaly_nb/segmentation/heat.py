@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..core.errors import DataError
 from .cells import ClassMoments, sample_cells
 from .feature_scores import PixelMahalanobis
-from .scores import GroupMoments, _check_logits, check_tensor, energy
+from .scores import GroupMoments, check_logits, check_tensor, energy
 
 # %% ../../nbs/07_segmentation/03_heat.ipynb #6ec15398
 def _check_sides(maps: torch.Tensor) -> None:
@@ -35,7 +35,7 @@ def spatial_divergence(
 
     Raises `DataError`.
     """
-    log_p = torch.log_softmax(_check_logits(logits, temperature) / temperature, 1)
+    log_p = torch.log_softmax(check_logits(logits, temperature) / temperature, 1)
     _check_sides(log_p)
     p = log_p.exp()
     around = F.avg_pool2d(F.pad(p, (1, 1, 1, 1), mode="reflect"), 3, 1)
@@ -60,7 +60,7 @@ def entropy(
     logits: torch.Tensor,  # (B, C, H, W)
 ) -> torch.Tensor:  # (B, H, W) in [0, log C], nats
     "Entropy of the softmax. Raises `DataError`."
-    log_p = torch.log_softmax(_check_logits(logits), 1)
+    log_p = torch.log_softmax(check_logits(logits), 1)
     p = log_p.exp()
     return -torch.where(p > 0, p * log_p, 0.0).sum(1)  # p log p -> 0, also of a class masked by minus infinity
 
