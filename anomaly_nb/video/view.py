@@ -153,7 +153,7 @@ class VideoView(View):
             frames.loc[frames["video"] == video.name, state["column"]].to_numpy(),
             self.objects(int(state.get("k", 2))),
         )
-        counted = {m: state[f"weight_{m}"] if state["column"] in ("combined", m) else 0.0 for m in self.test}
+        column, weights = state["column"], {m: state[f"weight_{m}"] for m in self.test}
         here = objects[(objects["video"] == video.name) & (objects["frame"] == video.frames[int(state["frame"])])]
         ground_truth = None if self.labels is None else self.labels[video.name]
         fig = frame_in_time(
@@ -161,7 +161,7 @@ class VideoView(View):
             int(state["frame"]),
             scores,
             here,
-            responsible_objects(here, counted),
+            responsible_objects(here, weights if column == "combined" else {column: 1.0}),
             ground_truth,
             state["threshold"],
             state["column"],
