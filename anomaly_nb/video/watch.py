@@ -193,8 +193,9 @@ class Clips:
         video: str = "camera",  # name in the clips
     ):
         self.folder, self.fps, self.video = (None if folder is None else Path(folder)), fps, video
-        self.frames: deque[bytes] = deque(maxlen=max(1, round(before * fps)) + delay)
-        self.most, self.left = round(longest * fps), 0
+        self.most, self.left = max(1, round(longest * fps)), 0
+        # never more than a clip may hold: the newest, in which the event is
+        self.frames: deque[bytes] = deque(maxlen=min(self.most, max(1, round(before * fps)) + delay))
         self.writer: Any = None
         self.final: Path | None = None
         self.partial: Path | None = None
@@ -206,7 +207,7 @@ class Clips:
         bgr = np.ascontiguousarray(image[..., ::-1])
         if self.writer is None:
             self.frames.append(quiet_opencv().imencode(".jpg", bgr)[1].tobytes())
-        elif self.left:
+        elif self.left > 0:
             self._write(bgr)
 
     def open(self, first: str) -> None:
