@@ -8,7 +8,7 @@ __all__ = ['runs', 'rise', 'check_rate', 'EventDecision', 'decide', 'made_with',
 
 # %% ../../nbs/08_video/13_events.ipynb #5323bf81
 from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from ..core.errors import DataError, number_of, percent
 from ..core.files import sha256_array, sha256_json, write_json
 from ..core.order import natural_key
-from ..core.plain import read_json
+from ..core.plain import read_json_as
 from ..metrics.ranking import reached
 from ..scoring.thresholds import Threshold
 from anomaly_nb.video.left_out import (
@@ -123,22 +123,8 @@ class EventDecision:
     @classmethod
     def load(cls, path: str | Path) -> "EventDecision":
         "Read what `save` wrote. Raises `MissingFileError`, `DataError`."
-        values = read_json(path)
-        try:
-            scales = {m: (float(low), float(high)) for m, (low, high) in (values.get("scales") or {}).items()}
-            return cls(
-                **{
-                    **values,
-                    "frame": Threshold(**values["frame"]),
-                    "peaks": tuple(values["peaks"]),
-                    "scales": scales or None,
-                    "films": tuple(
-                        LeftOutFilm(**{**film, "peaks": tuple(film["peaks"])}) for film in values.get("films") or ()
-                    ),
-                }
-            )
-        except (TypeError, KeyError, ValueError):
-            raise DataError(f"{path}: is no saved decision; calibrate again") from None
+        decision: EventDecision = read_json_as(path, cls, "a saved decision", "calibrate again")
+        return replace(decision, scales=decision.scales or None)
 
 # %% ../../nbs/08_video/13_events.ipynb #15515e20
 def decide(

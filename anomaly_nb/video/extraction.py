@@ -19,7 +19,7 @@ import numpy as np
 
 from ..core.errors import DataError, MissingFileError, Notice
 from ..core.files import locked, sha256_json, write_json
-from ..core.plain import Record, read_json
+from ..core.plain import Record, read_json_as
 from ..core.runtime import progress
 from .boxes import BoxesError
 from .feature_files import INDEX, MODALITIES, VideoFile, read_feature_index, video_file, write_feature_index
@@ -94,9 +94,12 @@ def _read_contents(folder: Path) -> Contents:
     """
     if not (folder / CONTENT).exists():
         return {"videos": {}, "background": None, "failed": {}}
-    contents: Contents = read_json(folder / CONTENT)
-    if not isinstance(contents, dict) or not isinstance(contents.get("videos"), dict) or "background" not in contents:
-        raise DataError(f"{folder / CONTENT}: is no record of contents; extract into another folder")
+    mend = "extract into another folder"
+    contents: Contents = read_json_as(folder / CONTENT, Contents, "a record of contents", mend, ("failed",))
+    needed = {"videos": {"sha256"}, "failed": {"sha256", "why"}}
+    for group, entries in needed.items():
+        if odd := [v for v, record in contents.get(group, {}).items() if not entries <= record.keys()]:
+            raise DataError(f"{folder / CONTENT}: is not a record of contents ({group}.{odd[0]}); {mend}")
     return {"failed": {}, **contents}
 
 

@@ -21,7 +21,7 @@ import pandas as pd
 from ..core.errors import DataError, Notice, check_file, check_folder, number_of
 from ..core.files import sha256_json, write_json
 from ..core.order import natural_key
-from ..core.plain import read_json
+from ..core.plain import read_json_as
 from ..core.runtime import versions
 from .detection import data_set_tracks, detection_delays, detection_table, false_events
 from .evaluation import auc_table
@@ -312,7 +312,8 @@ def _films_of(plan: VideoPlan) -> dict[str, dict[str, int]]:
     "What the films of the calibration look like; empty where nobody knows."
     plan = located(plan)
     path = (plan.bank or features_of(plan) / "bank") / FILMS
-    return read_json(path) if path.is_file() else {}
+    wanted = dict[str, dict[str, int]]
+    return read_json_as(path, wanted, "a count of films", "calibrate again") if path.is_file() else {}
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #522f2e7f
 def unlike_training(
