@@ -22,7 +22,14 @@ from anomaly_nb.video.clips import make_clip, make_video_dataset
 from anomaly_nb.video.extraction import check_extracted, damaged_videos, extract_videos
 from anomaly_nb.video.feature_files import load_object_features
 from anomaly_nb.video.layouts import FILMS, list_videos, probe_film, read_split
-from anomaly_nb.video.pipeline import dataset_videos, frames_per_second, mark_incomplete
+from anomaly_nb.video.pipeline import (
+    calibrate_dataset,
+    dataset_videos,
+    extract_dataset,
+    frames_per_second,
+    load_decision,
+    mark_incomplete,
+)
 from anomaly_nb.video.plan import VideoPlan, plan_for
 from anomaly_nb.video.streams import Extraction
 
@@ -425,6 +432,18 @@ def test_a_film_unlike_the_normal_ones_is_noted_in_one_line(calibrated, size, fp
     lines = [line for line in score(home, odd).splitlines() if "unlike" in line]
     assert len(lines) == 1 and lines[0].startswith("note: 1 video is unlike all that it was calibrated on, odd (")
     assert says in lines[0]
+
+
+def test_hours_of_normal_film_are_those_of_each_film_by_its_own_clock(tmp_path):
+    for i, fps in enumerate((10, 40, 40)):
+        resized(tmp_path / "yard" / "training" / "videos" / f"{i}.mp4", (96, 64), fps)
+    film(tmp_path / "yard" / "testing" / "videos" / "same.mp4")
+    plan = VideoPlan("yard", tmp_path / "features", tmp_path / "yard", Extraction(backbone="", min_area=20))
+    extract_dataset(plan)
+    calibrate_dataset(plan, tmp_path / "config.yml")
+    _, decision = load_decision(plan, tmp_path / "config.yml")
+    seconds = [3600 * hours for hours in (decision.hours, *(f.hours for f in decision.films))]
+    assert decision.fps == 40 and seconds == pytest.approx([N / 10 + 2 * N / 40, N / 10, N / 40, N / 40])
 
 
 def test_several_films_are_counted_in_one_line(calibrated):

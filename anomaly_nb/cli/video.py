@@ -74,8 +74,8 @@ def _say_thin(plan: "VideoPlan", config: Path, answer: Answer) -> None:
 def _calibrate(plan: "VideoPlan", config: Path, max_image_count: int, answer: Answer) -> str:  # the verdict
     "Calibrate and say the ranges."
     from anomaly_nb.core.errors import number_of, percent
-    from anomaly_nb.video.pipeline import calibrate_dataset, features_of
-    from anomaly_nb.video.plan import located
+    from anomaly_nb.video.pipeline import calibrate_dataset
+    from anomaly_nb.video.plan import bank_of, located
 
     scorer, plan = calibrate_dataset(plan, config, max_image_count), located(plan)
     provenance = _provenance(plan, config)
@@ -86,7 +86,7 @@ def _calibrate(plan: "VideoPlan", config: Path, max_image_count: int, answer: An
         held_out = f"; of objects in held-out videos {percent(above)} lie above" if isinstance(above, float) else ""
         answer.say(f"  {modality}: {low:.6g} .. {high:.6g} from {objects}{fitted}{held_out}")
     _say_thin(plan, config, answer)
-    answer.say(f"calibration in {config}, banks in {plan.bank or features_of(plan) / 'bank'}")
+    answer.say(f"calibration in {config}, banks in {bank_of(plan)}")
     most = max(map(len, scorer.calibration_scores_.values()))
     ranges = number_of(len(scorer.ranges_), "modality")
     return f"{plan.name}: {ranges} calibrated on {number_of(most, 'normal object')}"

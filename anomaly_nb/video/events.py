@@ -134,10 +134,15 @@ def decide(
     frame_false_alarms: float = 0.01,  # fraction of normal frames above the frame threshold
     gap: float = 0.5,  # seconds
     onset: float = 1.0,  # seconds
+    rates: Mapping[str, float] | None = None,  # frames per second of videos that have another rate
 ) -> EventDecision:
-    "Thresholds from held-out normal videos. Raises `DataError`."
-    if not (np.isfinite(fps) and fps > 0):
-        raise DataError(f"fps={fps}: must be above 0")
+    """Thresholds from held-out normal videos, by the clock of each, as `find_events` has it.
+
+    Raises `DataError` for a rate that is not above 0.
+    """
+    rates = rates or {}
+    if wrong := [r for r in (fps, *rates.values()) if not (np.isfinite(r) and r > 0)]:
+        raise DataError(f"fps={wrong[0]}: must be above 0")
     q, names = round(1 - frame_false_alarms, 10), frames["video"].astype(str).to_numpy()
     weighed = [m for m in scorer.ranges_ if scorer.weights is None or scorer.weights.get(m, 0.0)]
     scores = {m: frames[m].to_numpy(float) for m in weighed}
@@ -146,18 +151,19 @@ def decide(
     frame = film_threshold(alarm, names, q)
     curves = {str(v): alarm[names == v] for v in np.unique(names)}
     peaks = {
-        v: tuple(float(c[a : b + 1].max()) for a, b in runs(c, frame.value, round(gap * fps)))
+        v: tuple(float(c[a : b + 1].max()) for a, b in runs(c, frame.value, round(gap * rates.get(v, fps))))
         for v, c in curves.items()
     }
     # too few frames for the quantile to leave one above: the highest frame of each video stands for its runs
     if not any(peaks.values()):
         peaks = {v: (float(c.max()),) for v, c in curves.items()}
     above = above_by_others(scores, names, q)
-    films = tuple(LeftOutFilm(v, len(curves[v]) / fps / 3600, fraction, peaks[v]) for v, fraction in above.items())
+    hours = {v: len(c) / rates.get(v, fps) / 3600 for v, c in curves.items()}
+    films = tuple(LeftOutFilm(v, hours[v], fraction, peaks[v]) for v, fraction in above.items())
     return EventDecision(
         frame,
         tuple(sorted((p for of_film in peaks.values() for p in of_film), reverse=True)),
-        len(frames) / fps / 3600,
+        sum(hours.values()),
         float(fps),
         gap,
         made_with(scorer),
@@ -201,7 +207,7 @@ def find_events(
     responsible: pd.DataFrame,  # of `responsible_objects`
     decision: EventDecision,
     false_alarms_per_hour: float = 1.0,
-    fps: Mapping[str, float] | None = None,  # of videos that have another rate than the normal ones
+    fps: Mapping[str, float] | None = None,  # of videos that have another rate than `decision.fps`
 ) -> pd.DataFrame:  # video, start, end, peak, why, peak_at, first, last, peak_frame, box; times in seconds
     "The events of every video, in order of time. Raises as `EventDecision.event` does."
     enter, rows = decision.event(false_alarms_per_hour).value, []

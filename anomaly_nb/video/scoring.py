@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PERCENTILES', 'ENOUGH', 'modality_weights', 'frame_scores', 'Banks', 'VideoScorer', 'responsible_objects',
-           'of_videos', 'held_out_check', 'thin_calibration', 'load_modalities']
+           'of_videos', 'held_out_folds', 'held_out_check', 'thin_calibration', 'load_modalities']
 
 # %% ../../nbs/08_video/08_scoring.ipynb #cd9a884f
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -134,6 +134,15 @@ class VideoScorer:
         self.k, self.metric, self.n_components, self.percentiles = k, metric, n_components, percentiles
         self.weights, self.sigma, self.random_state, self.device = weights, sigma, random_state, device
         self.track_sigma = track_sigma
+
+    def settings(self) -> Record:
+        "What it was made with, as its constructor takes it."
+        names = "k", "metric", "n_components", "percentiles", "weights", "sigma", "random_state", "device", "track_sigma"
+        return {name: getattr(self, name) for name in names}
+
+    def unfitted(self) -> "VideoScorer":
+        "Another one of the same settings."
+        return VideoScorer(**self.settings())
 
     def fit(
         self,
@@ -301,6 +310,15 @@ def of_videos(
         features.extractor,
     )
 
+# %% ../../nbs/08_video/08_scoring.ipynb #397987cb
+def held_out_folds(
+    names: Sequence[str],  # videos, in natural order
+    folds: int = 4,  # parts the videos are divided into, in turn held out
+) -> list[set[str]]:
+    "Which videos are held out together."
+    n = min(folds, len(names))
+    return [set(names[fold::n]) for fold in range(n)]
+
 # %% ../../nbs/08_video/08_scoring.ipynb #1ca7ea4c
 def held_out_check(
     features: Mapping[str, ObjectFeatures],  # training features
@@ -316,17 +334,8 @@ def held_out_check(
     if len(names) < 3:
         raise DataError(f"features: {number_of(len(names), 'video')} cannot be held out in turn; at least 3 are needed")
     above: dict[str, list[np.ndarray]] = {m: [] for m in features}
-    for fold in range(min(folds, len(names))):
-        out = set(names[fold :: min(folds, len(names))])
-        fitted = VideoScorer(
-            scorer.k,
-            scorer.metric,
-            scorer.n_components,
-            scorer.percentiles,
-            random_state=scorer.random_state,
-            device=scorer.device,
-        )
-        fitted.fit({m: of_videos(f, set(names) - out) for m, f in features.items()})
+    for out in held_out_folds(names, folds):
+        fitted = scorer.unfitted().fit({m: of_videos(f, set(names) - out) for m, f in features.items()})
         for modality, part in features.items():
             above[modality].append(fitted.raw_scores(of_videos(part, out)) > fitted.ranges_[modality][1])
     rows = [
