@@ -5,6 +5,8 @@ the others go on.
 import json
 import os
 import struct
+import subprocess
+import sys
 import wave
 from dataclasses import replace
 from pathlib import Path
@@ -325,6 +327,22 @@ def test_a_damaged_image_costs_no_film_of_score_and_no_end_of_a_watch(tmp_path, 
     closed = [e for e in map(json.loads, result.stdout.splitlines()) if e["state"] == "closed"]
     here = events[events["video"] == "01"]
     assert len(here) and [(e["first"], e["start"]) for e in closed] == list(zip(here["first"], here["start"]))
+
+
+@pytest.mark.parametrize("first", ["quiet_opencv()", 'require("cv2", "video")'])
+def test_ffmpeg_is_silent_also_where_something_else_uses_it_first(tmp_path, first):
+    write_text(tmp_path / "bad.mp4", "no film\n" * 200)
+    code = f"""
+import sys
+from anomaly_nb.core.errors import require
+from anomaly_nb.video.layouts import open_film, quiet_opencv
+cv2 = {first}
+cv2.VideoWriter(sys.argv[1] + "/x.avi", cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 32)).release()
+open_film(sys.argv[1] + "/bad.mp4").read()
+"""
+    variables = {name: value for name, value in os.environ.items() if name != "OPENCV_FFMPEG_LOGLEVEL"}
+    result = subprocess.run([sys.executable, "-c", code, tmp_path], env=variables, capture_output=True, text=True)
+    assert result.stderr == "", result.stderr
 
 
 def test_what_is_no_video_is_named(tmp_path):
