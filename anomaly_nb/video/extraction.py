@@ -96,10 +96,9 @@ def _read_contents(folder: Path) -> Contents:
         return {"videos": {}, "background": None, "failed": {}}
     mend = "extract into another folder"
     contents: Contents = read_json_as(folder / CONTENT, Contents, "a record of contents", mend, ("failed",))
-    needed = {"videos": {"sha256"}, "failed": {"sha256", "why"}}
-    for group, entries in needed.items():
-        if odd := [v for v, record in contents.get(group, {}).items() if not entries <= record.keys()]:
-            raise DataError(f"{folder / CONTENT}: is not a record of contents ({group}.{odd[0]}); {mend}")
+    for records, needed in ((contents["videos"], {"sha256"}), (contents.get("failed", {}), {"sha256", "why"})):
+        if odd := [v for v, record in records.items() if not needed <= record.keys()]:
+            raise DataError(f"{folder / CONTENT}: is not a record of contents (video {odd[0]}); {mend}")
     return {"failed": {}, **contents}
 
 

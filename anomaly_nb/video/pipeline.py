@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DECISION', 'FILMS', 'extract_dataset', 'check_training', 'check_testing', 'check_fps', 'film_rates',
            'frames_per_second', 'calibrate_dataset', 'load_scorer', 'score_dataset', 'load_decision', 'dataset_events',
-           'passed_over', 'dataset_videos', 'unlike_training', 'warn_unlike', 'mark_incomplete', 'evaluate_dataset',
-           'dataset_delays']
+           'passed_over', 'dataset_videos', 'unlike_training', 'warn_unlike', 'mark_incomplete', 'NoMetricError',
+           'evaluate_dataset', 'dataset_delays']
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #8db215f2
 import warnings
@@ -337,6 +337,14 @@ def mark_incomplete(
     }
     return table.assign(incomplete=[notes.get(str(v), "") for v in table["video"]])
 
+# %% ../../nbs/08_video/11_pipeline.ipynb #e5e59e7f
+class NoMetricError(DataError):
+    "Ground truth that no ranking metric can be taken of; `labels` are what there is of it."
+
+    def __init__(self, message: str, labels: dict[str, np.ndarray] | None = None):
+        super().__init__(message)
+        self.labels = labels or {}
+
 # %% ../../nbs/08_video/11_pipeline.ipynb #a3b7d493
 def evaluate_dataset(
     plan: VideoPlan,
@@ -348,7 +356,7 @@ def evaluate_dataset(
 ):  # a row of metrics for every column of scores, and labels; or None where there is no ground truth
     """Metrics of every column of scores on the videos that were whole.
 
-    Raises `DataError` where scores and videos have different frames.
+    Raises `NoMetricError` where there is nothing to rank, `DataError` where scores and videos have different frames.
     """
     if plan.root is None or not ground_truths(plan.root):
         return None
@@ -356,7 +364,7 @@ def evaluate_dataset(
     # in one with damaged images each frame has its place, so that it belongs to its label
     videos = [v for v in test_videos if v.complete and v.name in set(frames["video"])]
     if not videos:
-        raise DataError(
+        raise NoMetricError(
             f"{plan.root}: no test video was read whole and scored; nothing can be compared with its ground truth"
         )
     scored = {str(v): tuple(part["frame"]) for v, part in frames.groupby("video")}
@@ -366,6 +374,9 @@ def evaluate_dataset(
                 f"{video.path}: its frames are not those that were scored; extract and score this version of the video"
             )
     labels = frame_labels(plan.root, videos, plan.ground_truth, plan.events)
+    if len(classes := {bool(c) for of_video in labels.values() for c in np.unique(of_video)}) == 1:
+        what = "anomalous" if classes.pop() else "normal"
+        raise NoMetricError(f"{plan.root}: every frame of the test videos is {what}; ranking metrics need both", labels)
     table = auc_table(frames[frames["video"].isin(list(labels))].reset_index(drop=True), labels)
     tracked = data_set_tracks(plan.root, videos) if objects is not None else None
     if objects is not None and tracked is not None and len(tracked[0]):
