@@ -75,7 +75,7 @@ class Contents(TypedDict, total=False):
     background: str | None  # checksum of the videos it is taken from; None where the split has none in common
     failed: dict[str, Record]  # video -> the same, and `why` it could not be read
 
-
+# %% ../../nbs/08_video/06_extraction.ipynb #fd333fec
 class Extracted(TypedDict):
     "What an extraction has done now."
 
@@ -85,7 +85,7 @@ class Extracted(TypedDict):
     seconds: dict[str, float]  # stage -> seconds
     failed: dict[str, str]  # video -> why
 
-
+# %% ../../nbs/08_video/06_extraction.ipynb #dc475df7
 def _read_contents(folder: Path) -> Contents:
     """What the features of a folder were made of: `videos`, and the `background`. Empty for a folder from before this
     was kept.
@@ -101,7 +101,7 @@ def _read_contents(folder: Path) -> Contents:
             raise DataError(f"{folder / CONTENT}: is not a record of contents (video {odd[0]}); {mend}")
     return {"failed": {}, **contents}
 
-
+# %% ../../nbs/08_video/06_extraction.ipynb #09e47bce
 def damaged_videos(
     folder: str | Path,  # features of a split
 ) -> dict[str, str]:  # video -> what is to be said
@@ -109,7 +109,7 @@ def damaged_videos(
     records = _read_contents(Path(folder))["videos"]
     return {video: str(record["damaged"]) for video, record in records.items() if "damaged" in record}
 
-
+# %% ../../nbs/08_video/06_extraction.ipynb #3cb2a169
 def check_extracted(
     folder: str | Path,  # features of a split
     videos: list[Video],  # as they are now

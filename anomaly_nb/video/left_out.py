@@ -113,7 +113,7 @@ class LeftOutFilm:
     above: float  # fraction of its frames that reach the frame threshold of the other films
     peaks: tuple[float, ...]  # of its runs, on the scale of all films
 
-
+# %% ../../nbs/08_video/12_left_out.ipynb #f6d140b2
 def above_by_others(
     scores: Mapping[str, np.ndarray],  # modality -> (n,) scores of held-out normal frames
     films: np.ndarray,  # (n,) video of each
@@ -130,7 +130,7 @@ def above_by_others(
         above[str(name)] = float(np.mean(alarm_of({m: v[mask] for m, v in scores.items()}, scales) >= threshold))
     return above
 
-
+# %% ../../nbs/08_video/12_left_out.ipynb #a7a5a4ac
 def peaks_allowed(
     hours: float,  # of normal film
     false_alarms_per_hour: float,
@@ -138,7 +138,7 @@ def peaks_allowed(
     "How many normal peaks may be events: with the next one, they keep the promise."
     return max(0, int(np.floor(false_alarms_per_hour * hours - 1 + 1e-9)))
 
-
+# %% ../../nbs/08_video/12_left_out.ipynb #6c5395d7
 def event_value(
     peaks: Sequence[float],  # of normal runs, descending
     allowed: int,  # of `peaks_allowed`
@@ -147,7 +147,7 @@ def event_value(
     "What a peak must reach to be an event."
     return float(np.nextafter(peaks[allowed], np.inf)) if allowed < len(peaks) else frame_value
 
-
+# %% ../../nbs/08_video/12_left_out.ipynb #32281565
 def left_out_events(
     films: Sequence[LeftOutFilm],  # any number
     false_alarms_per_hour: float,

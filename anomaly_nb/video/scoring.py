@@ -72,6 +72,11 @@ def frame_scores(
             table.loc[video] = gaussian_filter1d(table.loc[video].to_numpy(), sigma, axis=0)
     return table.reset_index()
 
+# %% ../../nbs/08_video/08_scoring.ipynb #9083de6b
+def _keys(features: ObjectFeatures) -> list[tuple[str, str]]:
+    "All (video, frame) of a set of features."
+    return [(v, f) for v, fs in features.frames.items() for f in fs]
+
 # %% ../../nbs/08_video/08_scoring.ipynb #f085fcc4
 def _same_frames(features: Mapping[str, ObjectFeatures]) -> None:
     "All modalities must speak of the same frames."
@@ -86,7 +91,7 @@ def _same_frames(features: Mapping[str, ObjectFeatures]) -> None:
                 "extract both from the same videos"
             )
 
-
+# %% ../../nbs/08_video/08_scoring.ipynb #61575bcb
 def _check_fitted(scorer: "VideoScorer", modality: str | None = None) -> None:
     "Fitted, and for this modality."
     if not hasattr(scorer, "ranges_"):
@@ -96,15 +101,10 @@ def _check_fitted(scorer: "VideoScorer", modality: str | None = None) -> None:
             f"the scorer was calibrated for {', '.join(scorer.ranges_)}, not for {modality}; calibrate again with it"
         )
 
-
+# %% ../../nbs/08_video/08_scoring.ipynb #9a7a42f9
 def _percentiles(scorer: "VideoScorer") -> dict[str, tuple[float, float]]:
     "Percentiles of the bounds per modality."
     return PERCENTILES | dict(scorer.percentiles or {})
-
-
-def _keys(features: ObjectFeatures) -> list[tuple[str, str]]:
-    "All (video, frame) of a set of features."
-    return [(v, f) for v, fs in features.frames.items() for f in fs]
 
 # %% ../../nbs/08_video/08_scoring.ipynb #78507fc6
 class Banks(TypedDict):
