@@ -27,6 +27,7 @@ from anomaly_nb.video.left_out import (
     above_by_others,
     alarm_of,
     alarm_scales,
+    each_left_out,
     event_value,
     film_threshold,
     left_out_events,
@@ -287,7 +288,7 @@ def promise_words(
     text = f"at most {digits(promised)} false events a normal hour on average"
     text += "" if promised <= false_alarms_per_hour else f", not the {false_alarms_per_hour:g} asked for"
     seen, _ = left_out_events(decision.films, false_alarms_per_hour, decision.frame.value)
-    return text + (f" ({digits(seen)} with each film left out)" if seen > 1.001 * promised else "")
+    return text + (f" ({digits(seen)} by {each_left_out(decision.films)})" if seen > 1.001 * promised else "")
 
 # %% ../../nbs/08_video/13_events.ipynb #44dd3978
 def _say_frames(decision: EventDecision) -> str:

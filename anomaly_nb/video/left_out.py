@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['held_out_frames', 'frame_quantile', 'alarm_scales', 'alarm_of', 'film_threshold', 'LeftOutFilm', 'above_by_others',
-           'peaks_allowed', 'event_value', 'left_out_events', 'say_left_out_frames', 'say_left_out_events']
+           'peaks_allowed', 'event_value', 'left_out_events', 'each_left_out', 'say_left_out_frames',
+           'say_left_out_events']
 
 # %% ../../nbs/08_video/12_left_out.ipynb #f050e0ae
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from ..core.errors import DataError, number_of
 from ..core.order import natural_key
 from ..scoring.thresholds import Threshold, false_alarm_bound, quantile_threshold
 from .feature_files import ObjectFeatures
-from .scoring import VideoScorer, frame_scores, held_out_folds, of_videos
+from .scoring import ENOUGH, VideoScorer, frame_scores, held_out_folds, of_videos
 
 # %% ../../nbs/08_video/12_left_out.ipynb #437fdcf2
 def held_out_frames(
@@ -165,13 +166,19 @@ def left_out_events(
         rate, most = rate + count * less / hours, max(most, count)
     return rate, most
 
+# %% ../../nbs/08_video/12_left_out.ipynb #f76f69e7
+def each_left_out(films: Sequence[LeftOutFilm]) -> str:  # two or more
+    "On how many films a figure rests, and that they are too few where that is so."
+    text = f"{number_of(len(films), 'film')}, each left out once"
+    return text if len(films) >= ENOUGH["videos"] else f"{text}: too few to say how films differ"
+
 # %% ../../nbs/08_video/12_left_out.ipynb #79a697d8
 def say_left_out_frames(films: Sequence[LeftOutFilm]) -> str:  # two or more
     "How often frames reach the frame threshold of the other films."
     above = [f.above for f in films]
     return (
         f"by a threshold from the other films, on average a fraction of {np.mean(above):.3g} of a film's normal frames "
-        f"has one, at most {max(above):.3g} ({number_of(len(films), 'film')}, each left out once)"
+        f"has one, at most {max(above):.3g} ({each_left_out(films)})"
     )
 
 
@@ -184,5 +191,5 @@ def say_left_out_events(
     rate, most = left_out_events(films, false_alarms_per_hour, frame_value)
     return (
         f"by a threshold from the other films {rate:.3g} an hour, at most {most} in one film "
-        f"({number_of(len(films), 'film')}, each left out once)"
+        f"({each_left_out(films)})"
     )
