@@ -339,6 +339,9 @@ from anomaly_nb.video.layouts import open_film, quiet_opencv
 cv2 = {first}
 cv2.VideoWriter(sys.argv[1] + "/x.avi", cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 32)).release()
 open_film(sys.argv[1] + "/bad.mp4").read()
+from pathlib import Path
+from anomaly_nb.video.render import film_writer
+film_writer(Path(sys.argv[1]), "clip", 10, (32, 32))[0].release()
 """
     variables = {name: value for name, value in os.environ.items() if name != "OPENCV_FFMPEG_LOGLEVEL"}
     result = subprocess.run([sys.executable, "-c", code, tmp_path], env=variables, capture_output=True, text=True)
