@@ -137,8 +137,8 @@ class VideoScorer:
 
     def settings(self) -> Record:
         "What it was made with, as its constructor takes it."
-        names = "k", "metric", "n_components", "percentiles", "weights", "sigma", "random_state", "device", "track_sigma"
-        return {name: getattr(self, name) for name in names}
+        names = ("k", "metric", "n_components", "percentiles", "weights", "sigma", "random_state", "device")
+        return {name: getattr(self, name) for name in (*names, "track_sigma")}
 
     def unfitted(self) -> "VideoScorer":
         "Another one of the same settings."
