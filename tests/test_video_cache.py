@@ -213,5 +213,5 @@ def test_features_from_before_contents_were_kept_are_read_and_made_again_when_ex
         and list(read_feature_index(tmp_path / "features" / "testing")["videos"]) == ["01"]
     )
     (tmp_path / "features" / "testing" / "content.json").write_text("[]")
-    with pytest.raises(DataError, match="is no record of contents"):
+    with pytest.raises(DataError, match="is not a record of contents"):
         score_dataset(plan, tmp_path / "c.yml")

@@ -5,6 +5,8 @@ the others go on.
 import json
 import os
 import struct
+import subprocess
+import sys
 import wave
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,14 @@ from anomaly_nb.video.clips import make_clip, make_video_dataset
 from anomaly_nb.video.extraction import check_extracted, damaged_videos, extract_videos
 from anomaly_nb.video.feature_files import load_object_features
 from anomaly_nb.video.layouts import FILMS, list_videos, probe_film, read_split
-from anomaly_nb.video.pipeline import dataset_videos, frames_per_second, mark_incomplete
+from anomaly_nb.video.pipeline import (
+    calibrate_dataset,
+    dataset_videos,
+    extract_dataset,
+    frames_per_second,
+    load_decision,
+    mark_incomplete,
+)
 from anomaly_nb.video.plan import VideoPlan, plan_for
 from anomaly_nb.video.streams import Extraction
 
@@ -320,6 +329,25 @@ def test_a_damaged_image_costs_no_film_of_score_and_no_end_of_a_watch(tmp_path, 
     assert len(here) and [(e["first"], e["start"]) for e in closed] == list(zip(here["first"], here["start"]))
 
 
+@pytest.mark.parametrize("first", ["quiet_opencv()", 'require("cv2", "video")'])
+def test_ffmpeg_is_silent_also_where_something_else_uses_it_first(tmp_path, first):
+    write_text(tmp_path / "bad.mp4", "no film\n" * 200)
+    code = f"""
+import sys
+from anomaly_nb.core.errors import require
+from anomaly_nb.video.layouts import open_film, quiet_opencv
+cv2 = {first}
+cv2.VideoWriter(sys.argv[1] + "/x.avi", cv2.VideoWriter_fourcc(*"MJPG"), 10, (32, 32)).release()
+open_film(sys.argv[1] + "/bad.mp4").read()
+from pathlib import Path
+from anomaly_nb.video.render import film_writer
+film_writer(Path(sys.argv[1]), "clip", 10, (32, 32))[0].release()
+"""
+    variables = {name: value for name, value in os.environ.items() if name != "OPENCV_FFMPEG_LOGLEVEL"}
+    result = subprocess.run([sys.executable, "-c", code, tmp_path], env=variables, capture_output=True, text=True)
+    assert result.stderr == "", result.stderr
+
+
 def test_what_is_no_video_is_named(tmp_path):
     film(tmp_path / "1.mp4")
     film(tmp_path / "clip.rmvb.mp4", frames=8)
@@ -425,6 +453,18 @@ def test_a_film_unlike_the_normal_ones_is_noted_in_one_line(calibrated, size, fp
     lines = [line for line in score(home, odd).splitlines() if "unlike" in line]
     assert len(lines) == 1 and lines[0].startswith("note: 1 video is unlike all that it was calibrated on, odd (")
     assert says in lines[0]
+
+
+def test_hours_of_normal_film_are_those_of_each_film_by_its_own_clock(tmp_path):
+    for i, fps in enumerate((10, 40, 40)):
+        resized(tmp_path / "yard" / "training" / "videos" / f"{i}.mp4", (96, 64), fps)
+    film(tmp_path / "yard" / "testing" / "videos" / "same.mp4")
+    plan = VideoPlan("yard", tmp_path / "features", tmp_path / "yard", Extraction(backbone="", min_area=20))
+    extract_dataset(plan)
+    calibrate_dataset(plan, tmp_path / "config.yml")
+    _, decision = load_decision(plan, tmp_path / "config.yml")
+    seconds = [3600 * hours for hours in (decision.hours, *(f.hours for f in decision.films))]
+    assert decision.fps == 40 and seconds == pytest.approx([N / 10 + 2 * N / 40, N / 10, N / 40, N / 40])
 
 
 def test_several_films_are_counted_in_one_line(calibrated):

@@ -19,13 +19,21 @@ from anomaly_nb.calibration.video_config import read_calibration
 from anomaly_nb.core.errors import DataError, MissingFileError, Notice
 from anomaly_nb.video.boxes import BoxesError
 from anomaly_nb.video.clips import make_video_dataset
-from anomaly_nb.video.extraction import extract_videos
+from anomaly_nb.video.events import say_decision
+from anomaly_nb.video.extraction import damaged_videos, extract_videos
 from anomaly_nb.video.conversion import export_frames
 from anomaly_nb.video.feature_files import load_object_features, read_feature_index
 from anomaly_nb.video.ground_truth import frame_labels
 from anomaly_nb.video.layouts import Video, list_videos
 from anomaly_nb.video.objects import PoseModel
-from anomaly_nb.video.pipeline import calibrate_dataset, evaluate_dataset, extract_dataset, load_decision, score_dataset
+from anomaly_nb.video.pipeline import (
+    calibrate_dataset,
+    evaluate_dataset,
+    extract_dataset,
+    load_decision,
+    score_dataset,
+    unlike_training,
+)
 from anomaly_nb.video.plan import plan_for
 from anomaly_nb.video.sources import open_source
 from anomaly_nb.video.streams import Extraction
@@ -156,6 +164,43 @@ def test_a_damaged_or_pickled_file_is_named(done, tmp_path):
         )
         with pytest.raises(DataError, match="pickled"):
             load_object_features(t, "velocity")
+
+
+def test_a_json_file_of_another_shape_is_named_in_one_line(done, tmp_path):
+    home, plan, _ = done
+    shutil.copytree(plan.features, tmp_path / "features")
+    copied = replace(plan, features=tmp_path / "features")
+
+    def read_all():
+        score_dataset(copied, home / "config.yml")
+        _, decision = load_decision(copied, home / "config.yml")
+        decision.event(1.0), say_decision(decision, 1.0), unlike_training(copied)
+        load_object_features(copied.features / "training", "velocity")
+        damaged_videos(copied.features / "training")
+
+    files = sorted(copied.features.rglob("*.json"))
+    assert {"index.json", "content.json", "scorer.json", "decision.json", "films.json"} <= {p.name for p in files}
+    for path in files:
+        whole = path.read_text()
+        record = json.loads(whole)
+        others = [[], {}, 3, None, "x", [record]]
+        for entry in record:
+            others += [{k: v for k, v in record.items() if k != entry}]
+            others += [record | {entry: other} for other in ([], [[3]], "x", {"x": []}, None, True)]
+        wrong = 0
+        for other in others:
+            path.write_text(json.dumps(other))
+            try:
+                read_all()
+            except (DataError, MissingFileError) as e:
+                wrong += 1
+                assert "\n" not in str(e) and ";" in str(e), (path.name, other, str(e))
+        assert wrong >= 6, (path, wrong)
+        path.write_text("[]")
+        with pytest.raises(DataError, match=path.name):
+            read_all()
+        path.write_text(whole)
+    read_all()
 
 
 def test_features_in_the_specified_form_give_the_same_scores_and_an_extraction_goes_on_beside_them(done, tmp_path):

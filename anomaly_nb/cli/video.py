@@ -14,9 +14,21 @@ import typer
 from .options import After, Answer, Needs, exit_code, with_options
 from .outputs import files_in, say_earlier
 from .released import score_features
-from .video_options import DeepFeatures, Fps, Rate, VideoData, check_wishes, say_notes, say_videos, say_what_happened
+from anomaly_nb.cli.video_options import (
+    DeepFeatures,
+    Fps,
+    Rate,
+    VideoData,
+    check_wishes,
+    say_comparison,
+    say_notes,
+    say_videos,
+    say_what_happened,
+)
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from anomaly_nb.video.pipeline import VideoPlan
 
 # %% ../../nbs/11_cli/08_video.ipynb #16475cb4
@@ -74,8 +86,8 @@ def _say_thin(plan: "VideoPlan", config: Path, answer: Answer) -> None:
 def _calibrate(plan: "VideoPlan", config: Path, max_image_count: int, answer: Answer) -> str:  # the verdict
     "Calibrate and say the ranges."
     from anomaly_nb.core.errors import number_of, percent
-    from anomaly_nb.video.pipeline import calibrate_dataset, features_of
-    from anomaly_nb.video.plan import located
+    from anomaly_nb.video.pipeline import calibrate_dataset
+    from anomaly_nb.video.plan import bank_of, located
 
     scorer, plan = calibrate_dataset(plan, config, max_image_count), located(plan)
     provenance = _provenance(plan, config)
@@ -86,7 +98,7 @@ def _calibrate(plan: "VideoPlan", config: Path, max_image_count: int, answer: An
         held_out = f"; of objects in held-out videos {percent(above)} lie above" if isinstance(above, float) else ""
         answer.say(f"  {modality}: {low:.6g} .. {high:.6g} from {objects}{fitted}{held_out}")
     _say_thin(plan, config, answer)
-    answer.say(f"calibration in {config}, banks in {plan.bank or features_of(plan) / 'bank'}")
+    answer.say(f"calibration in {config}, banks in {bank_of(plan)}")
     most = max(map(len, scorer.calibration_scores_.values()))
     ranges = number_of(len(scorer.ranges_), "modality")
     return f"{plan.name}: {ranges} calibrated on {number_of(most, 'normal object')}"
@@ -115,6 +127,62 @@ def calibrate_video(
     plan = data.plan(deep, fps)
     check_fps(plan, data.config)
     answer.verdict(_calibrate(plan, data.config, max_image_count, answer))
+
+# %% ../../nbs/11_cli/08_video.ipynb #c853e3a1
+def _learn(plan: "VideoPlan", config: Path, max_image_count: int, answer: Answer) -> None:
+    "Refuse what cannot work; then extract the training videos and calibrate."
+    import time
+    import warnings
+
+    from anomaly_nb.core.errors import Notice
+    from anomaly_nb.video.pipeline import check_fps, check_testing, check_training, dataset_videos
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)
+        check_training(plan)
+        check_testing(plan)
+        check_fps(plan, config)
+        _extract(plan, ("training",), answer)
+        say_notes(dataset_videos(plan, "training"), answer, "not calibrated on")
+        start = time.perf_counter()
+        answer.say(_calibrate(plan, config, max_image_count, answer))
+        answer.say(f"calibrated in {time.perf_counter() - start:.0f} s")
+
+# %% ../../nbs/11_cli/08_video.ipynb #4f75a529
+def _score(
+    plan: "VideoPlan", config: Path, everything: bool, answer: Answer
+) -> tuple["pd.DataFrame", "pd.DataFrame"]:  # of frames, of objects
+    "Score the test videos; extract them first where everything is to be done."
+    import time
+    import warnings
+
+    from anomaly_nb.core.errors import Notice
+    from anomaly_nb.video.pipeline import score_dataset
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)
+        if everything:
+            _extract(plan, ("testing",), answer)
+        start = time.perf_counter()
+        frames, objects = score_dataset(plan, config)
+    answer.say(f"scored in {time.perf_counter() - start:.0f} s")
+    if not everything:  # otherwise it was said
+        _say_thin(plan, config, answer)
+    return frames, objects
+
+# %% ../../nbs/11_cli/08_video.ipynb #6a9ea936
+def _in_all(
+    frames: "pd.DataFrame",  # scores
+    videos: "pd.DataFrame",  # of `dataset_videos`
+    events: int | None,  # None: nothing decides on them
+) -> str:
+    "What happened, and in how much film."
+    from anomaly_nb.core.errors import number_of
+
+    seen = f"{number_of(len(frames), 'frame')} of {number_of(frames['video'].nunique(), 'video')}"
+    if partly := int((~videos["complete"]).sum()):
+        seen += f", {partly} of {number_of(len(videos), 'video')} not whole"
+    return f"{'no events, as nothing decides on them' if events is None else number_of(events, 'event')} in {seen}"
 
 # %% ../../nbs/11_cli/08_video.ipynb #f31e748f
 @with_options
@@ -154,86 +222,39 @@ def score_video(
     anomaly-nb score-video --dataset-name ped2 --root data/ped2 --all
     """
     import time
-    import warnings
 
-    from anomaly_nb.core.errors import Notice, number_of
     from anomaly_nb.core.tables import write_table
     from anomaly_nb.video.events import add_alarm
     from anomaly_nb.video.layouts import UnreadableVideosError
-    from anomaly_nb.video.pipeline import (
-        check_fps,
-        check_testing,
-        check_training,
-        dataset_videos,
-        evaluate_dataset,
-        mark_incomplete,
-        score_dataset,
-    )
+    from anomaly_nb.video.pipeline import dataset_videos, mark_incomplete
     from anomaly_nb.video.scoring import responsible_objects
 
     check_wishes(out, false_alarms_per_hour)
     plan, start, before = data.plan(deep, fps), time.perf_counter(), files_in(out)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Notice)  # what is not whole is said once, below
-        if everything:
-            check_training(plan)
-            check_testing(plan)
-            check_fps(plan, data.config)
-            _extract(plan, ("training",), answer)
-            say_notes(dataset_videos(plan, "training"), answer, "not calibrated on")
-            middle = time.perf_counter()
-            answer.say(_calibrate(plan, data.config, max_image_count, answer))
-            answer.say(f"calibrated in {time.perf_counter() - middle:.0f} s")
-        try:
-            if everything:
-                _extract(plan, ("testing",), answer)
-            middle = time.perf_counter()
-            frames, objects = score_dataset(plan, data.config)
-        except UnreadableVideosError:
-            say_videos(plan, out, answer)
-            answer.verdict(f"{plan.name}: no video could be read", f"reasons in {out / 'videos.csv'}")
-            say_earlier(out, before, answer.say)
-            raise typer.Exit(1) from None
+    if everything:
+        _learn(plan, data.config, max_image_count, answer)
+    try:
+        frames, objects = _score(plan, data.config, everything, answer)
+    except UnreadableVideosError:
+        say_videos(plan, out, answer)
+        answer.verdict(f"{plan.name}: no video could be read", f"reasons in {out / 'videos.csv'}")
+        say_earlier(out, before, answer.say)
+        raise typer.Exit(1) from None
     videos = dataset_videos(plan)
     write_table(out / "frame_scores.csv", add_alarm(mark_incomplete(frames, videos), None))
     write_table(out / "objects.csv", mark_incomplete(responsible_objects(objects, plan.weights), videos))
-    answer.say(f"scored in {time.perf_counter() - middle:.0f} s")
-    if not everything:  # otherwise it was said
-        _say_thin(plan, data.config, answer)
-    results = evaluate_dataset(plan, frames, objects)
-    if results:
-        write_table(out / "auroc.csv", results[0])
-        for row in results[0].to_dict("records"):
-            interval = f"{row['micro']:.4f} [{row['micro_low']:.4f}, {row['micro_high']:.4f}]"
-            answer.say(
-                f"  {row['scores']:10s} micro {interval}  macro {row['macro']:.4f}  macro padded "
-                f"{row['macro_padded']:.4f}  AP {row['average_precision']:.4f}"
-            )
-            if "rbdc" in row:
-                answer.say(
-                    f"  {'':10s} RBDC {row['rbdc']:.4f}  TBDC {row['tbdc']:.4f} "
-                    f"({number_of(row['tracks'], 'track')}, {row['tracks_from']})"
-                )
-    labels = results[1] if results else None
+    labels, ranked = say_comparison(plan, frames, objects, out, answer)
     events, promise = say_what_happened(
         plan, frames, objects, videos, data.config, false_alarms_per_hour, out, answer, labels
     )
     say_videos(plan, out, answer)
-    seen = f"{number_of(len(frames), 'frame')} of {number_of(frames['video'].nunique(), 'video')}"
-    partly = int((~videos["complete"]).sum())
-    seen += f", {partly} of {number_of(len(videos), 'video')} not whole" if partly else ""
-    happened = "no events, as nothing decides on them" if events is None else number_of(events, "event")
-    ranked = ""
-    if results:
-        best = results[0].set_index("scores").loc["combined"]
-        ranked = f"; frame AUROC {best['micro']:.3f} [{best['micro_low']:.3f}, {best['micro_high']:.3f}]"
-    answer.verdict(f"{plan.name}: {happened} in {seen}{promise}{ranked}", f"scores in {out}")
+    answer.verdict(f"{plan.name}: {_in_all(frames, videos, events)}{promise}{ranked}", f"scores in {out}")
     answer.say(f"{time.perf_counter() - start:.0f} s in all")
     say_earlier(out, before, answer.say)
     if events is None:
         raise typer.Exit(2)  # 0 would say that there was none
     # a video of which a part was read has scores: it makes 4, never 1
-    raise typer.Exit(exit_code(len(videos) + 1, partly, events))
+    raise typer.Exit(exit_code(len(videos) + 1, int((~videos["complete"]).sum()), events))
 
 # %% ../../nbs/11_cli/08_video.ipynb #a0e152bb
 @with_options

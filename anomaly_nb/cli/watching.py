@@ -28,12 +28,12 @@ def _mark(out: Path) -> Path:
     "The file beside a table that says which detector writes it."
     return out.with_name(f"{out.name}.detector.json")
 
-
+# %% ../../nbs/11_cli/24_watching.ipynb #7ab69475
 def _shown(writer: Record) -> str:
     "A detector as people know it."
     return f"version {writer['version']} of {writer['name']} ({str(writer['sha256'])[:8]})"
 
-
+# %% ../../nbs/11_cli/24_watching.ipynb #84c6163f
 def _writer(detector: Path, version: int) -> Record:
     "What the file beside a table holds."
     from anomaly_nb.scoring.detector_files import detector_identity
@@ -41,7 +41,7 @@ def _writer(detector: Path, version: int) -> Record:
     identity = detector_identity(detector) or sha256_file(detector / "detector.json")
     return {"name": detector.resolve().name, "version": version, "sha256": identity}
 
-
+# %% ../../nbs/11_cli/24_watching.ipynb #492cfe8c
 def check_writer(
     out: Path,  # table that goes on
     detector: Path,  # folder of the detector that was read
@@ -67,7 +67,7 @@ def check_writer(
         typer.echo(f"note: {out} does not say which detector wrote it; its rows are taken for this one's", err=True)
     write_json(mark, writer)
 
-
+# %% ../../nbs/11_cli/24_watching.ipynb #4766ff44
 def replace_writer(
     out: Path,  # table that was written anew
     detector: Path,  # folder of the detector that wrote it

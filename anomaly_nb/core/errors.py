@@ -50,6 +50,8 @@ def require(
     "Import and return an optional `module`. Raises `MissingExtraError` naming the extra where it is not installed."
     import importlib
 
+    if module == "cv2":  # its FFmpeg reads this when it is first used, and writes of every damaged byte on its own
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
         return importlib.import_module(module)
     except ImportError as e:

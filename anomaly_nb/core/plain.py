@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['JsonValue', 'Record', 'DEEPEST', 'LARGEST_TREE', 'decode_text', 'read_text', 'check_plain', 'parse_json', 'read_json',
-           'check_brackets', 'parse_yaml', 'read_yaml']
+           'check_brackets', 'parse_yaml', 'read_yaml', 'read_json_as']
 
 # %% ../../nbs/00_core/11_plain.ipynb #76efc625
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, get_type_hints, is_typeddict
 
 from .errors import DataError, check_file
 
@@ -159,3 +159,27 @@ def parse_yaml(
 def read_yaml(path: str | Path) -> Any:
     "Read a YAML file as plain data. Raises `MissingFileError`, `DataError`."
     return parse_yaml(read_text(path), path)
+
+# %% ../../nbs/00_core/11_plain.ipynb #8a19e27c
+def read_json_as(
+    path: str | Path,
+    wanted: Any,  # its type: list[str], a dataclass, or a TypedDict, of which further entries are left as they are
+    what: str,  # what a file of another type is not, for the message: "an index of features"
+    mend: str,  # ends the message
+    optional: Collection[str] = (),  # entries of a TypedDict that may be missing
+) -> Any:  # of that type
+    "Read a JSON file of a known type. Raises `MissingFileError`, or `DataError` with the first place that differs."
+    from pydantic import TypeAdapter, ValidationError, create_model
+
+    value = read_json(path)
+    try:
+        if not is_typeddict(wanted):
+            return TypeAdapter(wanted).validate_python(value)
+        types = get_type_hints(wanted)
+        entries: Any = {name: (t, None if name in optional else ...) for name, t in types.items()}
+        create_model(wanted.__name__, **entries).model_validate(value)
+        return value
+    except ValidationError as e:
+        place = ".".join(map(str, e.errors()[0]["loc"]))
+        wrong = f" ({place[:100]}: {e.errors()[0]['msg'][0].lower()}{e.errors()[0]['msg'][1:]})" if place else ""
+        raise DataError(f"{path}: is not {what}{wrong}; {mend}") from None

@@ -22,6 +22,7 @@ from ..metrics.regions import label_regions
 from .events import runs
 from .ground_truth import ground_truths, mask_files
 from .layouts import Video
+from .scoring import modality_weights
 from .tracks import SIDES, box_iou, check_boxes
 
 # %% ../../nbs/08_video/15_detection.ipynb #b7c9fb45
@@ -231,9 +232,9 @@ def detected_regions(
     used = (
         {column: 1.0}
         if column != "combined"
-        else {m: 1.0 if weights is None else float(weights.get(m, 0.0)) for m in names}
+        else modality_weights(names, weights)
     )
-    objects, parts = objects[objects["modality"].isin([m for m, w in used.items() if w])], []
+    objects, parts = objects[objects["modality"].isin(used)], []
     modalities, score, boxes = (
         objects["modality"].to_numpy(),
         objects["score"].to_numpy(float),

@@ -8,7 +8,7 @@ __all__ = ['runs', 'rise', 'check_rate', 'EventDecision', 'decide', 'made_with',
 
 # %% ../../nbs/08_video/13_events.ipynb #5323bf81
 from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from ..core.errors import DataError, number_of, percent
 from ..core.files import sha256_array, sha256_json, write_json
 from ..core.order import natural_key
-from ..core.plain import read_json
+from ..core.plain import read_json_as
 from ..metrics.ranking import reached
 from ..scoring.thresholds import Threshold
 from anomaly_nb.video.left_out import (
@@ -27,6 +27,7 @@ from anomaly_nb.video.left_out import (
     above_by_others,
     alarm_of,
     alarm_scales,
+    each_left_out,
     event_value,
     film_threshold,
     left_out_events,
@@ -123,22 +124,8 @@ class EventDecision:
     @classmethod
     def load(cls, path: str | Path) -> "EventDecision":
         "Read what `save` wrote. Raises `MissingFileError`, `DataError`."
-        values = read_json(path)
-        try:
-            scales = {m: (float(low), float(high)) for m, (low, high) in (values.get("scales") or {}).items()}
-            return cls(
-                **{
-                    **values,
-                    "frame": Threshold(**values["frame"]),
-                    "peaks": tuple(values["peaks"]),
-                    "scales": scales or None,
-                    "films": tuple(
-                        LeftOutFilm(**{**film, "peaks": tuple(film["peaks"])}) for film in values.get("films") or ()
-                    ),
-                }
-            )
-        except (TypeError, KeyError, ValueError):
-            raise DataError(f"{path}: is no saved decision; calibrate again") from None
+        decision: EventDecision = read_json_as(path, cls, "a saved decision", "calibrate again")
+        return replace(decision, scales=decision.scales or None)
 
 # %% ../../nbs/08_video/13_events.ipynb #15515e20
 def decide(
@@ -148,10 +135,15 @@ def decide(
     frame_false_alarms: float = 0.01,  # fraction of normal frames above the frame threshold
     gap: float = 0.5,  # seconds
     onset: float = 1.0,  # seconds
+    rates: Mapping[str, float] | None = None,  # frames per second of videos that have another rate
 ) -> EventDecision:
-    "Thresholds from held-out normal videos. Raises `DataError`."
-    if not (np.isfinite(fps) and fps > 0):
-        raise DataError(f"fps={fps}: must be above 0")
+    """Thresholds from held-out normal videos, by the clock of each, as `find_events` has it.
+
+    Raises `DataError` for a rate that is not above 0.
+    """
+    rates = rates or {}
+    if wrong := [r for r in (fps, *rates.values()) if not (np.isfinite(r) and r > 0)]:
+        raise DataError(f"fps={wrong[0]}: must be above 0")
     q, names = round(1 - frame_false_alarms, 10), frames["video"].astype(str).to_numpy()
     weighed = [m for m in scorer.ranges_ if scorer.weights is None or scorer.weights.get(m, 0.0)]
     scores = {m: frames[m].to_numpy(float) for m in weighed}
@@ -160,18 +152,19 @@ def decide(
     frame = film_threshold(alarm, names, q)
     curves = {str(v): alarm[names == v] for v in np.unique(names)}
     peaks = {
-        v: tuple(float(c[a : b + 1].max()) for a, b in runs(c, frame.value, round(gap * fps)))
+        v: tuple(float(c[a : b + 1].max()) for a, b in runs(c, frame.value, round(gap * rates.get(v, fps))))
         for v, c in curves.items()
     }
     # too few frames for the quantile to leave one above: the highest frame of each video stands for its runs
     if not any(peaks.values()):
         peaks = {v: (float(c.max()),) for v, c in curves.items()}
     above = above_by_others(scores, names, q)
-    films = tuple(LeftOutFilm(v, len(curves[v]) / fps / 3600, fraction, peaks[v]) for v, fraction in above.items())
+    hours = {v: len(c) / rates.get(v, fps) / 3600 for v, c in curves.items()}
+    films = tuple(LeftOutFilm(v, hours[v], fraction, peaks[v]) for v, fraction in above.items())
     return EventDecision(
         frame,
         tuple(sorted((p for of_film in peaks.values() for p in of_film), reverse=True)),
-        len(frames) / fps / 3600,
+        sum(hours.values()),
         float(fps),
         gap,
         made_with(scorer),
@@ -215,7 +208,7 @@ def find_events(
     responsible: pd.DataFrame,  # of `responsible_objects`
     decision: EventDecision,
     false_alarms_per_hour: float = 1.0,
-    fps: Mapping[str, float] | None = None,  # of videos that have another rate than the normal ones
+    fps: Mapping[str, float] | None = None,  # of videos that have another rate than `decision.fps`
 ) -> pd.DataFrame:  # video, start, end, peak, why, peak_at, first, last, peak_frame, box; times in seconds
     "The events of every video, in order of time. Raises as `EventDecision.event` does."
     enter, rows = decision.event(false_alarms_per_hour).value, []
@@ -295,7 +288,7 @@ def promise_words(
     text = f"at most {digits(promised)} false events a normal hour on average"
     text += "" if promised <= false_alarms_per_hour else f", not the {false_alarms_per_hour:g} asked for"
     seen, _ = left_out_events(decision.films, false_alarms_per_hour, decision.frame.value)
-    return text + (f" ({digits(seen)} with each film left out)" if seen > 1.001 * promised else "")
+    return text + (f" ({digits(seen)} by {each_left_out(decision.films)})" if seen > 1.001 * promised else "")
 
 # %% ../../nbs/08_video/13_events.ipynb #44dd3978
 def _say_frames(decision: EventDecision) -> str:

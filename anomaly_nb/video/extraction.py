@@ -19,7 +19,7 @@ import numpy as np
 
 from ..core.errors import DataError, MissingFileError, Notice
 from ..core.files import locked, sha256_json, write_json
-from ..core.plain import Record, read_json
+from ..core.plain import Record, read_json_as
 from ..core.runtime import progress
 from .boxes import BoxesError
 from .feature_files import INDEX, MODALITIES, VideoFile, read_feature_index, video_file, write_feature_index
@@ -75,7 +75,7 @@ class Contents(TypedDict, total=False):
     background: str | None  # checksum of the videos it is taken from; None where the split has none in common
     failed: dict[str, Record]  # video -> the same, and `why` it could not be read
 
-
+# %% ../../nbs/08_video/06_extraction.ipynb #fd333fec
 class Extracted(TypedDict):
     "What an extraction has done now."
 
@@ -85,7 +85,7 @@ class Extracted(TypedDict):
     seconds: dict[str, float]  # stage -> seconds
     failed: dict[str, str]  # video -> why
 
-
+# %% ../../nbs/08_video/06_extraction.ipynb #dc475df7
 def _read_contents(folder: Path) -> Contents:
     """What the features of a folder were made of: `videos`, and the `background`. Empty for a folder from before this
     was kept.
@@ -94,12 +94,14 @@ def _read_contents(folder: Path) -> Contents:
     """
     if not (folder / CONTENT).exists():
         return {"videos": {}, "background": None, "failed": {}}
-    contents: Contents = read_json(folder / CONTENT)
-    if not isinstance(contents, dict) or not isinstance(contents.get("videos"), dict) or "background" not in contents:
-        raise DataError(f"{folder / CONTENT}: is no record of contents; extract into another folder")
+    mend = "extract into another folder"
+    contents: Contents = read_json_as(folder / CONTENT, Contents, "a record of contents", mend, ("failed",))
+    for records, needed in ((contents["videos"], {"sha256"}), (contents.get("failed", {}), {"sha256", "why"})):
+        if odd := [v for v, record in records.items() if not needed <= record.keys()]:
+            raise DataError(f"{folder / CONTENT}: is not a record of contents (video {odd[0]}); {mend}")
     return {"failed": {}, **contents}
 
-
+# %% ../../nbs/08_video/06_extraction.ipynb #09e47bce
 def damaged_videos(
     folder: str | Path,  # features of a split
 ) -> dict[str, str]:  # video -> what is to be said
@@ -107,7 +109,7 @@ def damaged_videos(
     records = _read_contents(Path(folder))["videos"]
     return {video: str(record["damaged"]) for video, record in records.items() if "damaged" in record}
 
-
+# %% ../../nbs/08_video/06_extraction.ipynb #3cb2a169
 def check_extracted(
     folder: str | Path,  # features of a split
     videos: list[Video],  # as they are now

@@ -21,7 +21,7 @@ from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError, MissingFileError, check_file, check_finite
 from ..core.files import atomic_write, sha256_array, sha256_file, sha256_json, write_json
 from ..core.order import natural_key
-from ..core.plain import Record, read_json
+from ..core.plain import Record, read_json, read_json_as
 
 # %% ../../nbs/08_video/03_feature_files.ipynb #ea14c6b2
 MODALITIES = {"deep": "DEEP_FEATURES", "keypoints": "KEYPOINTS", "velocity": "VELOCITIES"}
@@ -162,7 +162,7 @@ def write_feature_index(
     Raises `MissingFileError` for a frame without a file.
     """
     folder = Path(folder)
-    old_index: FeatureIndex = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
+    old_index: FeatureIndex = read_feature_index(folder) if (folder / INDEX).exists() else {}
     index: FeatureIndex = {
         "videos": {v: list(f) for v, f in videos.items()},
         "modalities": list(modalities),
@@ -221,11 +221,11 @@ def _checksums(folder: Path, index: FeatureIndex, video: str) -> dict[str, str |
 def read_feature_index(folder: str | Path) -> FeatureIndex:
     "The index of a split's features. Raises `MissingFileError`, or `DataError` where it was edited."
     path = check_file(Path(folder) / INDEX, "extract the features of this split first")
-    index: FeatureIndex = read_json(path)
-    if not isinstance(index, dict) or {"videos", "modalities", "extractor", "sha256"} - index.keys():
-        raise DataError(f"{path}: is not an index of features; extract again")
+    mend = "remove it and extract again"
+    optional = ("checksums", "sources")  # younger
+    index: FeatureIndex = read_json_as(path, FeatureIndex, "an index of features", mend, optional)
     if sha256_json(index["extractor"]) != index["sha256"]:
-        raise DataError(f"{path}: its settings were changed after the extraction; extract again")
+        raise DataError(f"{path}: its settings were changed after the extraction; {mend}")
     # JSON is sorted by letter
     index["videos"] = dict(sorted(index["videos"].items(), key=lambda item: natural_key(item[0])))
     return index

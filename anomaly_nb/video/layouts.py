@@ -120,7 +120,6 @@ def _probe(path: Path, *_: int) -> Film:
 # %% ../../nbs/08_video/02_layouts.ipynb #8305eb31
 def quiet_opencv() -> ModuleType:  # cv2
     "OpenCV, silent about damage and missing codecs: those are said in our own words."
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2 = require("cv2", "video")
     with suppress(AttributeError):
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

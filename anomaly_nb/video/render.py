@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'EVENT', 'CURVE', 'PAPER', 'INK', 'STRIP', 'CODECS', 'joined_boxes', 'write_line', 'annotate',
-           'curve_strip', 'film_writer', 'free_name', 'render_video', 'contact_sheet']
+           'curve_strip', 'without_lines', 'film_writer', 'free_name', 'render_video', 'contact_sheet']
 
 # %% ../../nbs/08_video/14_render.ipynb #6d7f9b73
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,6 +120,28 @@ def curve_strip(
     )
     return strip
 
+# %% ../../nbs/08_video/14_render.ipynb #8331d1f0
+@contextmanager
+def without_lines(
+    start: bytes,  # of the lines
+) -> Iterator[None]:
+    "Hold back lines that a library writes to standard error past Python; others come at the end."
+    try:
+        real = os.dup(2)
+    except OSError:  # nobody reads it
+        yield
+        return
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+            written.seek(0)
+            if others := b"".join(line for line in written if not line.startswith(start)):
+                os.write(2, others)
+
 # %% ../../nbs/08_video/14_render.ipynb #a24349b5
 CODECS = (("mp4", "avc1"), ("webm", "VP80"), ("avi", "MJPG"))
 # writer, final path, path while it is written
@@ -128,7 +151,8 @@ def film_writer(folder: Path, name: str, fps: float, size: tuple[int, int]) -> "
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, codec in CODECS:
         partial = folder / f".{name}.tmp.{suffix}"
-        writer = cv2.VideoWriter(str(partial), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*codec), fps, size)
+        with without_lines(b"OpenCV: FFMPEG: tag"):
+            writer = cv2.VideoWriter(str(partial), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*codec), fps, size)
         if writer.isOpened():
             return writer, folder / f"{name}.{suffix}", partial
         writer.release()

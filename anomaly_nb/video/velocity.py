@@ -147,7 +147,10 @@ class VelocityModel:
         from sklearn.mixture import GaussianMixture
 
         a = load_arrays(path, required=("weights", "means", "covariances", "bounds"))
-        mixture = GaussianMixture(len(a["weights"]))
+        n, d = (*a["means"].shape, 0, 0)[:2]
+        if [a[k].shape for k in ("weights", "means", "covariances", "bounds")] != [(n,), (n, d), (n, d, d), (3,)]:
+            raise DataError(f"{path}: holds no Gaussian mixture (arrays of other shapes); calibrate again")
+        mixture = GaussianMixture(n)
         mixture.weights_, mixture.means_, mixture.covariances_ = a["weights"], a["means"], a["covariances"]
         try:  # scikit-learn keeps the inverse of each covariance's factor, P with P P' = C^-1
             identity = np.eye(a["means"].shape[1])

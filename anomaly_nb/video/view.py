@@ -27,7 +27,7 @@ from .layouts import list_videos
 from .pipeline import extract_dataset
 from .plan import VideoPlan, located, plan_for
 from .plots import frame_in_time
-from .scoring import VideoScorer, frame_scores, load_modalities, responsible_objects
+from .scoring import frame_scores, load_modalities, responsible_objects
 
 # %% ../../nbs/08_video/12_view.ipynb #e667b120
 def plan_of_report(
@@ -153,7 +153,7 @@ class VideoView(View):
             frames.loc[frames["video"] == video.name, state["column"]].to_numpy(),
             self.objects(int(state.get("k", 2))),
         )
-        counted = {m: state[f"weight_{m}"] if state["column"] in ("combined", m) else 0.0 for m in self.test}
+        column, weights = state["column"], {m: state[f"weight_{m}"] for m in self.test}
         here = objects[(objects["video"] == video.name) & (objects["frame"] == video.frames[int(state["frame"])])]
         ground_truth = None if self.labels is None else self.labels[video.name]
         fig = frame_in_time(
@@ -161,7 +161,7 @@ class VideoView(View):
             int(state["frame"]),
             scores,
             here,
-            responsible_objects(here, counted),
+            responsible_objects(here, weights if column == "combined" else {column: 1.0}),
             ground_truth,
             state["threshold"],
             state["column"],
@@ -174,14 +174,7 @@ class VideoView(View):
 
     def _objects(self, k: int) -> pd.DataFrame:
         "Calibrated scores of every test object."
-        scorer = VideoScorer(
-            k,
-            self.plan.metric,
-            self.plan.n_components,
-            random_state=self.plan.random_state,
-            track_sigma=self.plan.track_sigma,
-        )
-        return scorer.fit(self.train).score_objects(self.test)
+        return replace(self.plan, k=k).scorer().fit(self.train).score_objects(self.test)
 
     def _frames_of(self, video: str, k: int, weights: Mapping[str, float], sigma: float) -> Slider:
         "A slider over a video, standing at its highest frame."

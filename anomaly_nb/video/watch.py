@@ -28,7 +28,7 @@ from .layouts import Video, list_videos, quiet_opencv, read_video
 from .pipeline import load_decision, warn_unlike
 from .plan import VideoPlan, features_of, located
 from .render import film_writer, free_name
-from .scoring import VideoScorer
+from .scoring import VideoScorer, modality_weights
 from .sources import Frame, Source, until_readable
 from .streams import FrameTools, stream_objects
 
@@ -193,8 +193,9 @@ class Clips:
         video: str = "camera",  # name in the clips
     ):
         self.folder, self.fps, self.video = (None if folder is None else Path(folder)), fps, video
-        self.frames: deque[bytes] = deque(maxlen=max(1, round(before * fps)) + delay)
-        self.most, self.left = round(longest * fps), 0
+        self.most, self.left = max(1, round(longest * fps)), 0
+        # never more than a clip may hold: the newest, in which the event is
+        self.frames: deque[bytes] = deque(maxlen=min(self.most, max(1, round(before * fps)) + delay))
         self.writer: Any = None
         self.final: Path | None = None
         self.partial: Path | None = None
@@ -206,7 +207,7 @@ class Clips:
         bgr = np.ascontiguousarray(image[..., ::-1])
         if self.writer is None:
             self.frames.append(quiet_opencv().imencode(".jpg", bgr)[1].tobytes())
-        elif self.left:
+        elif self.left > 0:
             self._write(bgr)
 
     def open(self, first: str) -> None:
@@ -341,11 +342,6 @@ def _whole(source: Source) -> Video | None:
     path = Path(str(source.what))
     return read_video(path) if path.is_file() and not source.live else None
 
-# %% ../../nbs/08_video/16_watch.ipynb #a3751eca
-def _weight(scorer: VideoScorer, modality: str) -> float:
-    "Of a modality in the combined score."
-    return 1.0 if scorer.weights is None else float(scorer.weights.get(modality, 0.0))
-
 # %% ../../nbs/08_video/16_watch.ipynb #72d4cd74
 def frame_score(
     scorer: VideoScorer,  # fitted
@@ -354,7 +350,7 @@ def frame_score(
     scales: Mapping[str, tuple[float, float]] | None = None,  # as in `responsible_objects`
 ) -> tuple[np.ndarray, Reason | None]:  # score of every modality, not smoothed; the responsible object, or None
     "What `VideoScorer.score_objects`, `scoring.frame_scores` and `scoring.responsible_objects` give for one frame."
-    frame_scores = np.zeros(len(scorer.ranges_))
+    frame_scores, weights = np.zeros(len(scorer.ranges_)), modality_weights(scorer.ranges_, scorer.weights)
     best: Reason | None = None
     for i, (modality, (low, high)) in enumerate(scorer.ranges_.items()):
         values, boxes = parts[modality]
@@ -371,14 +367,10 @@ def frame_score(
         )
         scores = (scorer.raw_scores(one) - low) / (high - low)
         frame_scores[i] = scores.max()
-        if scales and modality not in scales:
+        if modality not in (scales or weights):
             continue
-        typical, end = (
-            scales[modality]
-            if scales
-            else (0.0, 1.0 / _weight(scorer, modality) if _weight(scorer, modality) else np.inf)
-        )
-        contributions = (scores - typical) / (end - typical)
+        typical, end = scales[modality] if scales else (0.0, 1.0)
+        contributions = (scores - typical) / (end - typical) * (1.0 if scales else weights[modality])
         at = int(contributions.argmax())
         if best is None or contributions[at] > best["contribution"]:
             y1, x1, y2, x2 = map(float, boxes[at])
@@ -396,5 +388,6 @@ def frame_score(
 # %% ../../nbs/08_video/16_watch.ipynb #4b7a6bd2
 def _alarm(scorer: VideoScorer, decision: EventDecision, scores: np.ndarray) -> float:
     "What is decided on, of the smoothed scores of one frame."
-    weights = [_weight(scorer, m) for m in scorer.ranges_]
-    return float(decision.alarm(dict(zip(scorer.ranges_, scores)) | {"combined": scores @ weights / sum(weights)}))
+    by_modality, weights = dict(zip(scorer.ranges_, scores)), modality_weights(scorer.ranges_, scorer.weights)
+    combined = sum(w * by_modality[m] for m, w in weights.items()) / sum(weights.values())
+    return float(decision.alarm(by_modality | {"combined": combined}))
