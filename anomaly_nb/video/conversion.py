@@ -16,7 +16,7 @@ from ..core.errors import DataError, Notice, UnsafeFileError
 from ..core.files import sha256_file, sha256_json
 from ..core.order import natural_key
 from ..features.convert import content_of, read_pickled
-from .feature_files import INDEX, FeatureIndex, _read_video, read_feature_index, save_frame, write_feature_index
+from .feature_files import INDEX, FeatureIndex, read_video_features, read_feature_index, save_frame, write_feature_index
 
 # %% ../../nbs/08_video/24_conversion.ipynb #19b53ba7
 def export_frames(
@@ -32,7 +32,7 @@ def export_frames(
         raise DataError(f"{target}: already holds features; export into an empty folder")
     for modality in index["modalities"]:
         for video, names in index["videos"].items():
-            for frame, values, boxes in _read_video(folder, index, modality, video, names):
+            for frame, values, boxes in read_video_features(folder, index, modality, video, names):
                 save_frame(target, modality, video, frame, values, boxes)
     frames = {v: tuple(f) for v, f in index["videos"].items()}
     modalities, sources = tuple(index["modalities"]), index.get("sources")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODALITIES', 'INDEX', 'CHECKSUMS', 'ROWS', 'save_frame', 'VideoFile', 'video_file', 'FeatureIndex',
            'write_feature_index', 'in_one_file', 'read_feature_index', 'ObjectFeatures', 'sample_frames',
-           'load_object_features']
+           'load_object_features', 'read_video_features']
 
 # %% ../../nbs/08_video/03_feature_files.ipynb #974ef06e
 import zipfile
@@ -303,7 +303,7 @@ def load_object_features(
     _check_files(folder, modality, {v: f for v, f in whole.items() if not in_one_file(folder, modality, v)}, index)
     parts, keys = [], []
     for video, names in frames.items():
-        for frame, values, boxes in _read_video(folder, index, modality, video, names):
+        for frame, values, boxes in read_video_features(folder, index, modality, video, names):
             parts.append((values, boxes))
             keys += [(video, frame)] * len(values)
     full = [p for p in parts if len(p[0])]
@@ -319,7 +319,7 @@ def load_object_features(
     )
 
 # %% ../../nbs/08_video/03_feature_files.ipynb #253e6643
-def _read_video(
+def read_video_features(
     folder: Path, index: FeatureIndex, modality: str, video: str, names: Collection[str]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     "Frame, values and boxes of some frames of a video, in their order."
