@@ -210,8 +210,8 @@ def predict(
     engine: Annotated[
         str,
         typer.Option(
-            help="What computes the network: torch; onnxruntime, faster on a CPU, equal to six digits; auto: "
-            "onnxruntime where it can."
+            help="What computes the network: torch; onnxruntime, faster on a CPU for timm's networks, equal to six "
+            "digits; auto: onnxruntime where it can."
         ),
     ] = "torch",
     watch: Annotated[
