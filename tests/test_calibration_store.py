@@ -233,9 +233,9 @@ def test_an_alarm_that_rang_stays_whatever_comes_until_a_person_chooses(tmp_path
     shifted = names("b", 300)[100:]
     store.tag("net", "leather", names("b", 300)[:100], rng.normal(size=100))
     store.tag("net", "leather", shifted, rng.normal(size=200) + 2)
-    place = lambda report: [report["heads"]["net/leather"]["alarm"].get(k) for k in ("rung", "at", "file")]
+    place = lambda report: [report["heads"]["net/leather"]["alarm"].get(k) for k in ("rung", "at", "file", "change_file")]
     first = place(store.run())
-    assert first[0] and first[2] == f"b_{first[1]:05}.png"
+    assert first[0] and first[2] == f"b_{first[1]:05}.png" and "b_00090.png" <= first[3] < first[2]
     store.tag("net", "leather", shifted, rng.normal(size=200))
     assert place(store.run()) == first, "scored again"
     store.tag("net", "leather", shifted, rng.normal(size=200), roles="defect")
@@ -247,7 +247,7 @@ def test_an_alarm_that_rang_stays_whatever_comes_until_a_person_chooses(tmp_path
     version = store.run()["version"]
     store.promote("net", "leather", version)
     store.tag("net", "leather", names("d", 100), rng.normal(size=100))
-    assert place(store.run()) == [False, None, None]
+    assert place(store.run()) == [False, None, None, None]
 
 
 @pytest.mark.parametrize("exact_limit", [10**6, 250])

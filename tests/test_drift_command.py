@@ -296,16 +296,23 @@ def test_an_alarm_is_in_the_headline_the_history_and_the_trend(tmp_path, monkeyp
     assert code == 0 and "alarm rang" not in quiet
     code, text, _ = run("drift", "run", "--scores", "c.csv", *words)
     assert code == 3 and text.startswith("1 head: 1 alarm rang (stable); not converged"), text
-    at = re.search(r"look at the scores since (c(\d+)\.png), number (\d+) of the stream: the sequential alarm", text)
-    assert at and int(at[3]) == 5000 + int(at[2]) + 1  # counted from 1, behind the 5000 of b
+    place = r"(c(\d+)\.png), number (\d+) of the stream"
+    begins = re.search(rf"look at the scores since {place}, where the change seems to begin: the sequential alarm", text)
+    at = re.search(rf"the sequential alarm rang at {place}", text)
+    assert int(at[3]) == 5000 + int(at[2]) + 1  # counted from 1, behind the 5000 of b
+    assert int(begins[3]) == 5000 + int(begins[2]) + 1 and int(begins[2]) < 20 < int(at[2]), (begins, at)
+    words_of_alarm = (
+        f"rang at {at[1]}, number {at[3]} of the stream; the change seems to begin at {begins[1]}, number {begins[3]} "
+        "of the stream"
+    )
     assert "net/leather, by 5100 files: alarm rang (stable): " in text
     table = run("drift", "history")[1].splitlines()
-    assert f"rang, look since {at[1]}, number {at[3]} of the stream" in table[1]
+    assert words_of_alarm in table[1]
     assert " quiet " in table[2] and "rang" not in table[2] + table[3]
     lines = run("drift", "trend", "net", "leather")[1].splitlines()
     assert lines[0] == "net/leather: alarm rang (stable) in version 3, the newest of 3"
     assert "alarm rang (stable): " in lines[3] and "alarm" not in lines[1] + lines[2]
-    assert f"; for the alarm, look since {at[1]}, number {at[3]} of the stream (" in lines[3]
+    assert f"; the alarm {words_of_alarm} (" in lines[3]
 
 
 def test_an_alarm_of_groups_names_the_group(tmp_path):
@@ -316,6 +323,8 @@ def test_an_alarm_of_groups_names_the_group(tmp_path):
         report = store.run()
     alarm = report["heads"]["net/h"]["alarm"]
     assert alarm["rung"] and alarm["group"] == f"b-lot{alarm['at']}" and alarm["file"] == f"b{4 * alarm['at']}.png"
+    assert alarm["change_at"] < 3 and alarm["change_group"] == f"b-lot{alarm['change_at']}"
+    assert alarm["change_file"] == f"b{4 * alarm['change_at']}.png"
 
 
 def test_an_earlier_drift_of_another_head_does_not_take_over(place):
