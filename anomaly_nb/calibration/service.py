@@ -79,9 +79,11 @@ def create_app(
         if len(set(files)) < len(files):  # no schema can say it
             raise fastapi.HTTPException(409, "a file comes twice in one batch; one score per file and head")
         try:
-            tags, message = tag_or_keep(store.root, store.settings, wish.model, wish.head, files, scores, wish.label)
+            options = {"label": wish.label, "new_head": wish.new_head}
+            tags, message = tag_or_keep(store.root, settings, wish.model, wish.head, files, scores, **options)
         except UnknownHead as e:
-            raise fastapi.HTTPException(404, str(e).encode("ascii", "replace").decode()) from None
+            words = str(e).replace("ask for a new head", 'send "new_head": true')
+            raise fastapi.HTTPException(404, words.encode("ascii", "replace").decode()) from None
         except NotNow as e:
             raise fastapi.HTTPException(409, str(e).encode("ascii", "replace").decode()) from None
         except DataError as e:
