@@ -102,8 +102,8 @@ def test_a_corrected_score_is_counted(place):
     table.to_csv("corrected.csv", index=False)
     words = "--model", "net", "--head", "leather"
     _, text, _ = run("drift", "tag", "--scores", "corrected.csv", *words, "--out", "out.csv", *STORE)
-    assert "2 scores replace earlier ones of the same files" in text
-    _, text, _ = run("drift", "tag", "--scores", "corrected.csv", *words, "--out", "out.csv", *STORE)
+    assert "2 scores replace earlier ones of the same files, and 2 of them are of the reference, which stays" in text
+    _, text, _ = run("drift", "tag", "--scores", "corrected.csv", *words, "--out", "again.csv", *STORE)
     assert "replace" not in text  # the same once more changes nothing
     _, text, _ = run("drift", "run", "--scores", "january.csv", *words)
     assert "2 new scores of net/leather; 2 scores replace earlier ones of the same files" in text
@@ -398,3 +398,30 @@ def test_a_packed_set_is_pulled_by_the_line_that_pack_prints(place):
     source = place / "pulled/net/heads/leather-calibration.json"
     (place / "bare/net/heads/leather-calibration.json").write_bytes(source.read_bytes())
     assert "anomaly-nb drift pack STORE OUT.zip" in str(run("drift", "pull", "bare")[2])
+
+
+def test_extend_says_by_its_exit_code_whether_anything_was_pooled(place):
+    code, text, _ = run("drift", "extend")
+    assert code == 4 and text.startswith("net/leather: not pooled: "), text
+    write("february.csv", 1, image_path=[f"february{i}.png" for i in range(80)])
+    assert run("drift", "run", "--scores", "february.csv", "--model", "net", "--head", "leather")[0] == 0
+    code, text, _ = run("drift", "extend")
+    assert code == 0 and "net/leather: pooled with the files of version 2: 80 -> 160" in text, text
+    assert run("drift", "extend")[0] == 4
+    text = run("drift", "extend", "--help")[1]
+    assert "4 none was" in " ".join(text.split())
+
+
+def test_tag_says_that_the_scores_are_kept_and_what_it_writes_over(place):
+    write("today.csv", 1, image_path=[f"today{i}.png" for i in range(80)])
+    call = "drift", "tag", "--scores", "today.csv", "--model", "net", "--head", "leather", "--out", "decided.csv"
+    first, second = run(*call, *STORE)[1], run(*call, *STORE)[1]
+    kept = "the scores are kept in the store data/calibrations/, and its next run counts them"
+    assert kept in first and kept in second and "is replaced" not in first
+    assert "note: decided.csv was there before, and is replaced" in second
+    assert "counts them" in " ".join(run("drift", "tag", "--help")[1].split())
+    run("drift", "run")
+    trend, pack = ("trend", "net", "leather", "--plot"), ("pack", "data/calibrations")
+    for place_of, words in (("trend.png", trend), ("set.zip", pack)):
+        outputs = [run("drift", *words, place_of)[1] for _ in range(2)]
+        assert ["is replaced" in text for text in outputs] == [False, True], outputs
