@@ -21,7 +21,7 @@ from .sequential import SequentialAlarm
 from .shifts import Thresholds
 from .tagging import reference_of
 from .thresholds import CONFIDENCE, sample_threshold
-from .windows import Window, read_stream, read_window
+from .windows import Span, Window, read_since, read_stream, read_window, span_of
 from ..core.settings import Settings
 
 # %% ../../nbs/05_calibration/13_measuring.ipynb #93de999f
@@ -124,7 +124,10 @@ def measure_head(
     if reference is None:
         window = read_window(db, head["id"], 0, last, latest, exact_limit)
         return HeadRun(head, window, _first_run(window, options, thresholds), None, contamination(window.sample))
-    window = read_window(db, head["id"], 0 if wish == "all" else reference[1], last, latest, exact_limit)
+    if wish == "all":
+        window = read_window(db, head["id"], 0, last, latest, exact_limit)
+    else:
+        window = read_since(db, head["id"], reference, last, latest, exact_limit)
     before, window = _in_same_bins(db, head, reference, window, exact_limit)
     drift = drift_metrics(*_comparable(before.sample, window.sample), **options)
     if not window.sample.n and not window.sample.lost:
@@ -144,13 +147,11 @@ def measure_head(
     return HeadRun(head, window, drift, alarm, suspicion)
 
 # %% ../../nbs/05_calibration/13_measuring.ipynb #0e4f2cd7
-def _bounds(db: sqlite3.Connection, head: sqlite3.Row, version: int | None) -> tuple[int, int] | None:
+def _bounds(db: sqlite3.Connection, head: sqlite3.Row, version: int | None) -> Span | None:
     "Between which row ids the scores behind a version lie."
-    query = (
-        "SELECT first_score, last_score FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?"
-    )
+    query = "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?"
     row = db.execute(query, (head["model_name"], head["head_name"], version)).fetchone()
-    return None if row is None else (row["first_score"], row["last_score"])
+    return None if row is None else span_of(row)
 
 # %% ../../nbs/05_calibration/13_measuring.ipynb #9acc060c
 def _first_run(window: Window, options: dict[str, Any], thresholds: Thresholds) -> DriftResult:
@@ -179,16 +180,17 @@ def _first_run(window: Window, options: dict[str, Any], thresholds: Thresholds) 
 
 # %% ../../nbs/05_calibration/13_measuring.ipynb #86ad210d
 def _in_same_bins(
-    db: sqlite3.Connection, head: sqlite3.Row, reference: tuple[int, int], window: Window, exact_limit: int
+    db: sqlite3.Connection, head: sqlite3.Row, reference: Span, window: Window, exact_limit: int
 ) -> tuple[Window, Window]:
     "The scores behind a reference, and those of the window: both exact, or both counted in the bins of the reference."
-    before = read_window(db, head["id"], *reference, None, exact_limit)
+    first, last, apart = reference
+    before = read_window(db, head["id"], first, last, None, exact_limit, apart=apart)
     if not any(isinstance(w.sample, ScoreSketch) for w in (before, window)):
         return before, window
     edges = before.sample.edges if isinstance(before.sample, ScoreSketch) else sketch_edges(before.sample.values)
     return (
-        read_window(db, head["id"], *reference, None, edges=edges),
-        read_window(db, head["id"], window.first, window.last, None, edges=edges),
+        read_window(db, head["id"], first, last, None, edges=edges, apart=apart),
+        read_window(db, head["id"], window.first, window.last, None, edges=edges, apart=window.apart),
     )
 
 # %% ../../nbs/05_calibration/13_measuring.ipynb #291b9c7a
@@ -202,7 +204,7 @@ def _comparable(a: Sample | ScoreSketch, b: Sample | ScoreSketch) -> tuple[Sampl
 def _alarm(
     db: sqlite3.Connection,
     head: sqlite3.Row,
-    reference: tuple[int, int],
+    reference: Span,
     window: Window,
     alpha: float,
     exact_limit: int,
@@ -215,10 +217,10 @@ def _alarm(
     moved = version != head["reference_version"]
     if moved:
         alpha /= 2  # one half for the stream, one for the comparison with the anchor
-    before = read_stream(db, head["id"], *anchor, WATCHED, "latest")
+    before = read_stream(db, head["id"], anchor.first, anchor.last, WATCHED, "latest")
     if not before.values.size:
         return None
-    since = read_stream(db, head["id"], anchor[1], window.last, WATCHED)
+    since = read_stream(db, head["id"], anchor.last, window.last, WATCHED)
     alarm = SequentialAlarm(alpha).fit(before.values).update(since.values)
     capital = round(float(np.log10(max(alarm.capital_, 1e-300))), 3)
     report = {
@@ -254,7 +256,7 @@ def _triggered_before(db: sqlite3.Connection, head: sqlite3.Row, version: int) -
 def _since_anchor(
     db: sqlite3.Connection,
     head: sqlite3.Row,
-    anchor: tuple[int, int],
+    anchor: Span,
     window: Window,
     version: int,
     alpha: float,
