@@ -139,7 +139,8 @@ def unequal_noise(
     srd: float,  # by how much the range of the scores may change, relative
 ) -> float:  # >= 1
     "How much larger than in the pooled scores the noise between two samples of unequal size can be at the threshold."
-    ratios = 1 + srd, max(0.0, 1 - srd)  # standard deviations, new to old: variances s*s/m + 1/n; pooled (n + m*s*s)/(n + m)
+    # standard deviations, new to old: the variance is s*s/m + 1/n, and of the pooled scores (n + m*s*s)/(n + m)
+    ratios = 1 + srd, max(0.0, 1 - srd)
     return max(1.0, *(((m + n * s * s) / (n + m * s * s)) ** 0.5 for s in ratios))
 
 # %% ../../nbs/05_calibration/04_shifts.ipynb #76bf6f8d

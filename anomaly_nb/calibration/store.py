@@ -103,7 +103,8 @@ def _check_there(db: sqlite3.Connection, model: str, head: str) -> None:
     check_taggable(db, model, head)
     if f"{model}/{head}" not in (names := head_names(db)):
         there = nearest_first(f"{model}/{head}", names) or "none yet"
-        raise UnknownHead(f"no head {model}/{head} in this store; it holds {there}; correct the name, or ask for a new head")
+        mend = "correct the name, or ask for a new head"
+        raise UnknownHead(f"no head {model}/{head} in this store; it holds {there}; {mend}")
 
 # %% ../../nbs/05_calibration/19_store.ipynb #77cc6e08
 def tag_or_keep(

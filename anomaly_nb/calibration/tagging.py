@@ -298,8 +298,8 @@ def _fresh(
     roles: Sequence[str | None],
 ) -> tuple[
     list[tuple[int, str, float | None, str | None, str]], list[tuple[str, int, str]], list[int]
-]:  # file id, name, score (None: not finite), group, role; of known files in another group: group, file id, name; ids of
-    # those that have another score than before
+]:  # file id, name, score (None: not finite), group, role; of known files in another group: group, file id, name; ids
+    # of those that have another score than before
     "Those that differ in score, role or group from what the store holds of their files, which it gets to know here."
     db.execute("CREATE TEMP TABLE IF NOT EXISTS incoming (n INTEGER PRIMARY KEY, file TEXT NOT NULL)")
     db.execute("DELETE FROM incoming")
