@@ -24,8 +24,8 @@ HEAD = Field(pattern=f"^{WORD}(:{WORD})?$", max_length=201)  # or one label of i
 
 
 class Asked(BaseModel):
-    """A body of a request: a field that it does not know is refused, as a mistyped one would else be left out, and so is
-    a value of another type."""
+    """A body of a request: a field that it does not know is refused, as a mistyped one would else be left out, and
+    so is a value of another type."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
