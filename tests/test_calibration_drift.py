@@ -206,6 +206,19 @@ def test_unstable_without_drift_at_most_the_stated_rate(shape, sizes):
     assert alarms <= allowed(runs)
 
 
+def test_a_drift_just_at_the_threshold_between_unequal_sizes_is_called_at_most_at_the_rate():
+    "The few new scores spread more than the many old ones, by as much as is allowed: the pool alone has too little noise."
+    rng, runs, times = np.random.default_rng(0), 5 * RUNS, 1.8
+    tail = (times - 1) / 2  # of a symmetric range, by which each end moves
+    limits = Thresholds(apd=tail, srd=times - 1, jsd=0.95, median=0.5, iqr=times - 1)
+    alarms = 0
+    for i in range(runs):
+        old, new = rng.normal(size=1000), times * rng.normal(size=60)
+        result = drift_metrics(old, new, limits, "reference", random_state=i, resamples=300)
+        alarms += result.verdict == "unstable"
+    assert alarms <= allowed(runs)
+
+
 @pytest.mark.parametrize("shape", ["normal", "gamma"])
 @pytest.mark.parametrize("n", [60, 1000])
 def test_rate_without_any_tolerance(shape, n):

@@ -151,9 +151,12 @@ def test_scores_are_tagged_in_both_modes(tmp_path):
         answers.append(client.post("/tag", json=wish).json()["decisions"])
         assert client.post("/tag", json=wish, headers={"Authorization": "Bearer no"}).status_code == 401
         r = client.post(
-            "/tag", json=wish | {"head": "wood"}
+            "/tag", json=wish | {"head": "wood", "new_head": True}
         )  # no reference: kept for its first run, or told which heads there are
+        typo = client.post("/tag", json=wish | {"head": "lether"})
+        assert typo.status_code == 404 and "net/leather" in typo.json()["detail"]
         if mode:
+            assert typo.json()["detail"].endswith('correct the name, or send "new_head": true')
             assert (
                 r.status_code == 200
                 and r.json()["message"]

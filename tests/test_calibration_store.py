@@ -233,9 +233,9 @@ def test_an_alarm_that_rang_stays_whatever_comes_until_a_person_chooses(tmp_path
     shifted = names("b", 300)[100:]
     store.tag("net", "leather", names("b", 300)[:100], rng.normal(size=100))
     store.tag("net", "leather", shifted, rng.normal(size=200) + 2)
-    place = lambda report: [report["heads"]["net/leather"]["alarm"].get(k) for k in ("rung", "at", "file")]
+    place = lambda report: [report["heads"]["net/leather"]["alarm"].get(k) for k in ("rung", "at", "file", "change_file")]
     first = place(store.run())
-    assert first[0] and first[2] == f"b_{first[1]:05}.png"
+    assert first[0] and first[2] == f"b_{first[1]:05}.png" and "b_00090.png" <= first[3] < first[2]
     store.tag("net", "leather", shifted, rng.normal(size=200))
     assert place(store.run()) == first, "scored again"
     store.tag("net", "leather", shifted, rng.normal(size=200), roles="defect")
@@ -247,7 +247,7 @@ def test_an_alarm_that_rang_stays_whatever_comes_until_a_person_chooses(tmp_path
     version = store.run()["version"]
     store.promote("net", "leather", version)
     store.tag("net", "leather", names("d", 100), rng.normal(size=100))
-    assert place(store.run()) == [False, None, None]
+    assert place(store.run()) == [False, None, None, None]
 
 
 @pytest.mark.parametrize("exact_limit", [10**6, 250])
@@ -586,3 +586,38 @@ def test_many_threads_tag_at_once(tmp_path):
     for t in threads:
         t.join()
     assert not errors and rows(store, "SELECT count(*) FROM scores") == [(12 * 5 * 20,)]
+
+
+def test_files_of_the_reference_that_are_scored_again_are_not_compared_with_themselves(tmp_path):
+    "500 new files drift; the 500 of the reference, scored again next to them, hide nothing of it, and are counted."
+    rng, results = np.random.default_rng(0), []
+    old, new = rng.normal(size=500), rng.normal(0.9, 1, 500)
+    for folder, again in (("alone", False), ("diluted", True)):
+        store = CalibrationStore(tmp_path / folder, DEV)
+        store.tag("net", "leather", names("a", 500), old)
+        store.run()
+        if again:
+            store.tag("net", "leather", names("a", 500), old + 9)
+            store.tag("net", "leather", names("a", 500), old)  # the very scores of the reference
+        store.tag("net", "leather", names("b", 500), new)
+        results.append(store.run()["heads"]["net/leather"])
+    alone, diluted = results
+    assert alone["verdict"] == diluted["verdict"] == "unstable" and alone["drift_metrics"] == diluted["drift_metrics"]
+    assert (alone["repeated"], diluted["repeated"], diluted["file_count"]) == (0, 500, 500)
+    assert diluted["reason"] == alone["reason"] + "; left out: 500 files of the reference, scored again"
+    store.promote("net", "leather", 2)  # the reference is what its calibration was made of
+    store.tag("net", "leather", names("c", 500), rng.normal(0.9, 1, 500))
+    store.run()
+    (detail,) = rows(store, "SELECT detail FROM calibration_runs WHERE version = 3")
+    assert json.loads(detail[0])["drift"]["n_reference"] == 500
+    if (pooled := store.extend()["net/leather"]).startswith("pooled"):
+        assert pooled.endswith("500 -> 1000"), pooled
+
+
+def test_a_new_model_may_score_the_same_files(tmp_path):
+    "Where nothing but files of the reference has come, they are what there is to compare."
+    rng, store = np.random.default_rng(0), CalibrationStore(tmp_path, DEV)
+    for shift in (0, 2):
+        store.tag("net", "leather", names("a", 300), rng.normal(size=300) + shift)
+        head = store.run()["heads"]["net/leather"]
+    assert (head["verdict"], head["file_count"], head["repeated"]) == ("unstable", 300, 0)

@@ -102,8 +102,8 @@ def test_a_corrected_score_is_counted(place):
     table.to_csv("corrected.csv", index=False)
     words = "--model", "net", "--head", "leather"
     _, text, _ = run("drift", "tag", "--scores", "corrected.csv", *words, "--out", "out.csv", *STORE)
-    assert "2 scores replace earlier ones of the same files" in text
-    _, text, _ = run("drift", "tag", "--scores", "corrected.csv", *words, "--out", "out.csv", *STORE)
+    assert "2 scores replace earlier ones of the same files, and 2 of them are of the reference, which stays" in text
+    _, text, _ = run("drift", "tag", "--scores", "corrected.csv", *words, "--out", "again.csv", *STORE)
     assert "replace" not in text  # the same once more changes nothing
     _, text, _ = run("drift", "run", "--scores", "january.csv", *words)
     assert "2 new scores of net/leather; 2 scores replace earlier ones of the same files" in text
@@ -296,16 +296,23 @@ def test_an_alarm_is_in_the_headline_the_history_and_the_trend(tmp_path, monkeyp
     assert code == 0 and "alarm rang" not in quiet
     code, text, _ = run("drift", "run", "--scores", "c.csv", *words)
     assert code == 3 and text.startswith("1 head: 1 alarm rang (stable); not converged"), text
-    at = re.search(r"look at the scores since (c(\d+)\.png), number (\d+) of the stream: the sequential alarm", text)
-    assert at and int(at[3]) == 5000 + int(at[2]) + 1  # counted from 1, behind the 5000 of b
+    place = r"(c(\d+)\.png), number (\d+) of the stream"
+    begins = re.search(rf"look at the scores since {place}, where the change seems to begin: the sequential alarm", text)
+    at = re.search(rf"the sequential alarm rang at {place}", text)
+    assert int(at[3]) == 5000 + int(at[2]) + 1  # counted from 1, behind the 5000 of b
+    assert int(begins[3]) == 5000 + int(begins[2]) + 1 and int(begins[2]) < 20 < int(at[2]), (begins, at)
+    words_of_alarm = (
+        f"rang at {at[1]}, number {at[3]} of the stream; the change seems to begin at {begins[1]}, number {begins[3]} "
+        "of the stream"
+    )
     assert "net/leather, by 5100 files: alarm rang (stable): " in text
     table = run("drift", "history")[1].splitlines()
-    assert f"rang, look since {at[1]}, number {at[3]} of the stream" in table[1]
+    assert words_of_alarm in table[1]
     assert " quiet " in table[2] and "rang" not in table[2] + table[3]
     lines = run("drift", "trend", "net", "leather")[1].splitlines()
     assert lines[0] == "net/leather: alarm rang (stable) in version 3, the newest of 3"
     assert "alarm rang (stable): " in lines[3] and "alarm" not in lines[1] + lines[2]
-    assert f"; for the alarm, look since {at[1]}, number {at[3]} of the stream (" in lines[3]
+    assert f"; the alarm {words_of_alarm} (" in lines[3]
 
 
 def test_an_alarm_of_groups_names_the_group(tmp_path):
@@ -316,6 +323,8 @@ def test_an_alarm_of_groups_names_the_group(tmp_path):
         report = store.run()
     alarm = report["heads"]["net/h"]["alarm"]
     assert alarm["rung"] and alarm["group"] == f"b-lot{alarm['at']}" and alarm["file"] == f"b{4 * alarm['at']}.png"
+    assert alarm["change_at"] < 3 and alarm["change_group"] == f"b-lot{alarm['change_at']}"
+    assert alarm["change_file"] == f"b{4 * alarm['change_at']}.png"
 
 
 def test_an_earlier_drift_of_another_head_does_not_take_over(place):
@@ -389,3 +398,30 @@ def test_a_packed_set_is_pulled_by_the_line_that_pack_prints(place):
     source = place / "pulled/net/heads/leather-calibration.json"
     (place / "bare/net/heads/leather-calibration.json").write_bytes(source.read_bytes())
     assert "anomaly-nb drift pack STORE OUT.zip" in str(run("drift", "pull", "bare")[2])
+
+
+def test_extend_says_by_its_exit_code_whether_anything_was_pooled(place):
+    code, text, _ = run("drift", "extend")
+    assert code == 4 and text.startswith("net/leather: not pooled: "), text
+    write("february.csv", 1, image_path=[f"february{i}.png" for i in range(80)])
+    assert run("drift", "run", "--scores", "february.csv", "--model", "net", "--head", "leather")[0] == 0
+    code, text, _ = run("drift", "extend")
+    assert code == 0 and "net/leather: pooled with the files of version 2: 80 -> 160" in text, text
+    assert run("drift", "extend")[0] == 4
+    text = run("drift", "extend", "--help")[1]
+    assert "4 none was" in " ".join(text.split())
+
+
+def test_tag_says_that_the_scores_are_kept_and_what_it_writes_over(place):
+    write("today.csv", 1, image_path=[f"today{i}.png" for i in range(80)])
+    call = "drift", "tag", "--scores", "today.csv", "--model", "net", "--head", "leather", "--out", "decided.csv"
+    first, second = run(*call, *STORE)[1], run(*call, *STORE)[1]
+    kept = "the scores are kept in the store data/calibrations/, and its next run counts them"
+    assert kept in first and kept in second and "is replaced" not in first
+    assert "note: decided.csv was there before, and is replaced" in second
+    assert "counts them" in " ".join(run("drift", "tag", "--help")[1].split())
+    run("drift", "run")
+    trend, pack = ("trend", "net", "leather", "--plot"), ("pack", "data/calibrations")
+    for place_of, words in (("trend.png", trend), ("set.zip", pack)):
+        outputs = [run("drift", *words, place_of)[1] for _ in range(2)]
+        assert ["is replaced" in text for text in outputs] == [False, True], outputs

@@ -24,16 +24,17 @@ HEAD = Field(pattern=f"^{WORD}(:{WORD})?$", max_length=201)  # or one label of i
 
 
 class Asked(BaseModel):
-    "A body of a request: a field that it does not know is refused, as a mistyped one would else be left out."
+    """A body of a request: a field that it does not know is refused, as a mistyped one would else be left out, and
+    so is a value of another type."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-
+# %% ../../nbs/05_calibration/21_bodies.ipynb #771512f8
 def ascii_words(words: str) -> str:
     "A client's words as an answer holds them."
     return words[:100].encode("ascii", "replace").decode()
 
-
+# %% ../../nbs/05_calibration/21_bodies.ipynb #344c8e61
 def check_json(
     body: bytes,  # not empty
     content_type: str,  # Content-Type
@@ -50,7 +51,7 @@ def check_json(
         was = f"Content-Type is {ascii_words(sent)}" if sent else "there is no Content-Type"
         raise DataError(f"{was}; send the JSON with  Content-Type: application/json")
 
-
+# %% ../../nbs/05_calibration/21_bodies.ipynb #adbbaff5
 class Problem(BaseModel):
     "An error as RFC 9457 has it, served as application/problem+json."
 
@@ -76,7 +77,7 @@ class Trend(BaseModel):
     head: str
     runs: list[TrendRow]
 
-
+# %% ../../nbs/05_calibration/21_bodies.ipynb #02f2148f
 class RunAnswer(BaseModel):
     "Answer of run."
 
@@ -90,7 +91,7 @@ class RetagAnswer(BaseModel):
     enqueued: int
     message: str
 
-
+# %% ../../nbs/05_calibration/21_bodies.ipynb #421cef7c
 class JobsAnswer(BaseModel):
     "Answer of jobs."
 
@@ -109,7 +110,7 @@ class PromoteRequest(Asked):
     version: int | None = Field(None, ge=1, le=2**31, description="None: the newest proposal")
     reason: str = Field("", max_length=500)
 
-
+# %% ../../nbs/05_calibration/21_bodies.ipynb #faf45163
 class PromoteAnswer(BaseModel):
     "What moved."
 
@@ -119,14 +120,14 @@ class PromoteAnswer(BaseModel):
     from_version: int | None
     to_version: int
 
-
+# %% ../../nbs/05_calibration/21_bodies.ipynb #e5cfb8cc
 class ExtendRequest(Asked):
     "Which references are pooled with the files of the last run; all, unless told otherwise."
 
     model: Annotated[str, NAME] | None = None
     head: Annotated[str, HEAD] | None = None
 
-
+# %% ../../nbs/05_calibration/21_bodies.ipynb #58e7eeb9
 class ExtendAnswer(BaseModel):
     "What became of each reference."
 
@@ -140,7 +141,7 @@ class ScoredFile(Asked):
     file: str = Field(min_length=1, max_length=4096)
     score: float | None = Field(allow_inf_nan=False, description="None: the model gave no score")
 
-
+# %% ../../nbs/05_calibration/21_bodies.ipynb #6454989d
 class TagRequest(Asked):
     "Scores to decide about."
 
@@ -150,8 +151,11 @@ class TagRequest(Asked):
         None, pattern=f"^{WORD}$", max_length=100, description="of a head with several labels; None: its only one"
     )
     items: list[ScoredFile] = Field(min_length=1, max_length=10_000)
+    new_head: bool = Field(
+        False, description="True: make the head if the store does not know it; else that is refused as a mistyped name"
+    )
 
-
+# %% ../../nbs/05_calibration/21_bodies.ipynb #4c5b380a
 class FileDecision(BaseModel):
     "What was decided about one file."
 
@@ -160,7 +164,7 @@ class FileDecision(BaseModel):
     anomalous: bool | None = Field(description="None: no score, or the calibration has no threshold")
     value: float | None = Field(description="the score on the calibration's range: 0 at p5, 1 at p95")
 
-
+# %% ../../nbs/05_calibration/21_bodies.ipynb #44daf0ca
 class TagAnswer(BaseModel):
     "Answer of tag."
 

@@ -36,6 +36,7 @@ from anomaly_nb.calibration.shifts import (
     percentile_shifts,
     shift_intervals,
     shift_p_values,
+    unequal_noise,
 )
 from ..core.errors import DataError, number_of, percent, real_array
 from ..core.plain import Record
@@ -182,7 +183,8 @@ def _with_evidence(
     null = null_shifts(r, c, scale, rng, resamples)
     pairs = shift_intervals(r, c, scale, rng, resamples, alpha)
     limit = np.array([limits.of(m) for m in SHIFTS])
-    ps = dict(zip(SHIFTS, shift_p_values(shifts, null, limit))) | {"jsd": p_jsd}
+    wider = null * unequal_noise(r.n, c.n, limits.srd)
+    ps = dict(zip(SHIFTS, shift_p_values(shifts, wider, limit))) | {"jsd": p_jsd}
     spans = dict(zip(SHIFTS, pairs)) | {"jsd": jsd_interval}
     values = dict(zip(SHIFTS, np.abs(shifts))) | {"jsd": jsd}
     failed = [m for m in METRICS if not values[m] < limits.of(m)]
@@ -232,7 +234,7 @@ def drift_metrics(
     current: np.ndarray | Sample | ScoreSketch,  # (m,) scores since then, none of them in `reference`
     thresholds: Thresholds | None = None,  # None: 0.01, 0.05, 0.1, 0.05, 0.1
     scale: str = "auto",  # "unit", "reference", or "auto": unit if the reference lies in [0, 1]
-    alpha: float = 0.05,  # rate of false `unstable` verdicts
+    alpha: float = 0.05,  # rate of false `unstable` verdicts, at most about, for a drift just at its threshold too
     bins: int | None = None,  # of the divergence; None: by sample size, at most 20
     min_files: int = 50,  # fewer on a side: insufficient
     resamples: int = 1000,

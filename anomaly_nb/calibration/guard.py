@@ -52,7 +52,7 @@ def _problem(status: int, detail: str, headers: dict[str, str] | None = None):
     body = Problem(title=TITLES.get(status, "Error"), status=status, detail=detail).model_dump()
     return responses.JSONResponse(body, status, headers, media_type="application/problem+json")
 
-
+# %% ../../nbs/05_calibration/22_guard.ipynb #65e6db12
 def add_errors(app) -> None:
     "Turn every type of exception into a problem."
     exceptions = require("fastapi.exceptions", "serve")

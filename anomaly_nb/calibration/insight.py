@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from .margins import BOUNDS, GRADES, Grade, grade_limit
 from .shifts import METRICS, Thresholds
 from .thresholds import sample_threshold
-from .windows import read_window
+from .windows import read_since, read_window, span_of
 from .sample import Sample, ScoreSketch, quantiles
 from .store import CalibrationStore
 from .tagging import check_known, find_head
@@ -189,13 +189,14 @@ def _then_and_now(db: sqlite3.Connection, model: str, head: str) -> tuple[np.nda
     "Scores behind the reference and since."
     row = find_head(db, model, head)
     version = db.execute(
-        "SELECT first_score, last_score FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?",
+        "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?",
         (model, row["head_name"], row["reference_version"]),
     ).fetchone()
     if version is None:
         raise DataError(f"{model}/{head}: no reference yet; make a calibration run first")
-    then = read_window(db, row["id"], version["first_score"], version["last_score"], exact_limit=10**9).sample
-    now = read_window(db, row["id"], version["last_score"], 2**62, exact_limit=10**9).sample
+    first, last, apart = span = span_of(version)
+    then = read_window(db, row["id"], first, last, exact_limit=10**9, apart=apart).sample
+    now = read_since(db, row["id"], span, 2**62, exact_limit=10**9).sample
     assert isinstance(then, Sample) and isinstance(now, Sample)
     return then.values, now.values
 
@@ -305,7 +306,7 @@ def _quality_rows(db: sqlite3.Connection) -> list[dict[str, object]]:
         if run is None:
             rows.append({"head": name, "advice": "no reference yet: tag more files and run"})
             continue
-        sample = read_window(db, head["id"], run["first_score"], run["last_score"]).sample
+        sample = read_window(db, head["id"], run["first_score"], run["last_score"], apart=span_of(run).apart).sample
         flagged = db.execute(
             "SELECT avg(anomalous) FROM tags WHERE head_id = ? AND reference_version = ?", (head["id"], run["version"])
         ).fetchone()[0]

@@ -23,8 +23,8 @@ from .exports import calibration_path, highest_version
 from .measuring import HeadRun, build_calibration
 from .schema import COLUMNS, HeadMetrics, HeadReport, RunReport, split_label
 from .tagging import check_known, find_labels
-from .windows import read_window
-from ..core.errors import Notice
+from .windows import read_window, span_of
+from ..core.errors import Notice, number_of
 from ..core.files import sha256_json, to_json
 from ..core.plain import Record
 from ..core.settings import Settings
@@ -175,7 +175,10 @@ def _publish_head(
     evidence = {"auto": drift.verdict == "unstable", "spec": not drift.is_stable}.get(policy, False)
     moves = calibration is not None and (first or evidence)
     proposed = calibration is not None and not moves and (drift.verdict == "unstable" or alarm)
-    values = drift.as_dict()
+    values, repeated = drift.as_dict(), run.window.repeated
+    left_out = f"; left out: {number_of(repeated, 'file')} of the reference, scored again" if repeated else ""
+    apart = [list(span) for span in run.window.apart]
+    detail = {"drift": values, "alarm": run.alarm, "contamination": run.contamination, "apart": apart}
     metrics = {m: values[m] for m in METRICS}
     row = {
         "model_name": model,
@@ -190,12 +193,12 @@ def _publish_head(
         **metrics,
         "is_stable": int(drift.is_stable),
         "verdict": drift.verdict,
-        "reason": drift.reason,
+        "reason": drift.reason + left_out,
         "proposed": int(proposed),
         "first_score": run.window.first,
         "last_score": run.window.last,
         "payload": text,
-        "detail": to_json({"drift": values, "alarm": run.alarm, "contamination": run.contamination}, None),
+        "detail": to_json(detail, None),
         "sha256": sha256(text.encode()).hexdigest() if text else None,
     }
     db.execute(
@@ -217,6 +220,7 @@ def _publish_head(
         alarm=run.alarm,
         contamination=run.contamination,
         known_defects=run.window.defects,
+        repeated=repeated,
     )
     outcome = "updated" if moves else "proposed" if proposed else "kept" if not first else "none"
     return report, outcome, calibration_path(root, model, split_label(head)[0], version) if calibration else None
@@ -356,7 +360,8 @@ def _pool(
         "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?",
         (*names, head["reference_version"]),
     ).fetchone()
-    window = read_window(db, head["id"], before["first_score"], run["last_score"])
+    apart = span_of(before).apart
+    window = read_window(db, head["id"], before["first_score"], run["last_score"], apart=apart)
     text = (
         to_json(calibration := build_calibration(*names, version, window.sample, settings.calibration_alpha, now))
         + "\n"
@@ -373,6 +378,7 @@ def _pool(
         "reason": reason,
         "proposed": 0,
         "first_score": before["first_score"],
+        "detail": to_json(json.loads(run["detail"]) | {"apart": apart}, None),
         "payload": text,
         "sha256": sha256(text.encode()).hexdigest(),
         "exported": 0,

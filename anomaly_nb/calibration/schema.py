@@ -202,6 +202,7 @@ class HeadReport(BaseModel):
         [], description="metrics beyond their threshold by more than chance; empty where the verdict is not unstable"
     )
     thresholds: dict[str, float] = Field({}, description="what each metric is compared with")
+    repeated: int = Field(0, description="files of the reference that were scored again: left out of the comparison")
     known_defects: int = Field(0, description="files that are known to be defects: tagged, but not calibrated on")
     by_label: dict[str, dict[str, Any]] = Field(
         {}, description="of a head with several labels, what was found about each"

@@ -7,6 +7,7 @@ __all__ = ['SequentialAlarm']
 
 # %% ../../nbs/05_calibration/07_sequential.ipynb #622360a0
 from bisect import bisect_left, bisect_right, insort
+from math import log
 
 import numpy as np
 
@@ -49,6 +50,8 @@ class SequentialAlarm:
         self.reserve_, self.stakes_ = 1.0, [0.0] * 5
         self.history_: list[float] = []
         self.alarm_at_: int | None = None
+        self.change_at_: int | None = None  # where the change that it rang for seems to begin
+        self.rises_, self.starts_ = [0.0] * 5, [0] * 5
         return self
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
@@ -76,10 +79,21 @@ class SequentialAlarm:
             increment = (self.jump * sum(stakes) + enters) / 5
             stakes = [min(ceiling, ((1 - self.jump) * s + increment) * bet) for s, bet in zip(stakes, _bets(p))]
             self.history_.append(self.reserve_ + sum(stakes))
-            if self.alarm_at_ is None and self.history_[-1] >= 1 / self.alpha:
-                self.alarm_at_ = len(self.history_) - 1
+            if self.alarm_at_ is None:
+                self._follow(p)
+                if self.history_[-1] >= 1 / self.alpha:
+                    self.alarm_at_ = len(self.history_) - 1
+                    self.change_at_ = self.starts_[self.rises_.index(max(self.rises_))]
         self.stakes_ = stakes
         return self
+
+    def _follow(self, p: float) -> None:
+        "Go on with the rise of each bet since its last low, where a change would begin."
+        _, low, high, top, bottom = _bets(p)
+        for i, bet in enumerate((low, high, top, bottom, (top + bottom) / 2)):
+            if self.rises_[i] <= 0:
+                self.rises_[i], self.starts_[i] = 0.0, len(self.history_) - 1
+            self.rises_[i] += log(bet)
 
     @property
     def alarm_(self) -> bool:

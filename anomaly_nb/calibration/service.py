@@ -79,9 +79,11 @@ def create_app(
         if len(set(files)) < len(files):  # no schema can say it
             raise fastapi.HTTPException(409, "a file comes twice in one batch; one score per file and head")
         try:
-            tags, message = tag_or_keep(store.root, store.settings, wish.model, wish.head, files, scores, wish.label)
+            names, new = (wish.model, wish.head), wish.new_head
+            tags, message = tag_or_keep(store.root, settings, *names, files, scores, wish.label, new_head=new)
         except UnknownHead as e:
-            raise fastapi.HTTPException(404, str(e).encode("ascii", "replace").decode()) from None
+            words = str(e).replace("ask for a new head", 'send "new_head": true')
+            raise fastapi.HTTPException(404, words.encode("ascii", "replace").decode()) from None
         except NotNow as e:
             raise fastapi.HTTPException(409, str(e).encode("ascii", "replace").decode()) from None
         except DataError as e:
@@ -218,7 +220,7 @@ def _impatient(
 
     return Impatient
 
-
+# %% ../../nbs/05_calibration/23_service.ipynb #79b94c99
 def run_app(
     app: "FastAPI",
     host: str,
@@ -242,7 +244,7 @@ def settings_app(
         public_schema=settings.public_schema,
     )
 
-
+# %% ../../nbs/05_calibration/23_service.ipynb #35ab6b49
 def run_service(
     **values: object,  # host, port, store, config, api_key, api_key_sha256, public_schema, request_seconds
 ) -> None:

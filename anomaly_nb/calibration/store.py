@@ -35,11 +35,14 @@ from .schema import HISTORY, run_values, with_label
 from anomaly_nb.calibration.tagging import (
     Added,
     UnknownHead,
+    check_taggable,
     decide,
     find_head,
     find_labels,
     has_labels,
+    head_names,
     label_of,
+    nearest_first,
     tag_scores,
 )
 from ..core.display import summary_html
@@ -47,24 +50,7 @@ from ..core.errors import DataError, MissingFileError, Notice, number_of, real_a
 from ..core.plain import Record
 from ..core.settings import Settings, stray_limits
 
-# %% ../../nbs/05_calibration/19_store.ipynb #e72edc8c
-def tag_by_reference(
-    root: str | Path,  # folder with reference files: pulled, copied by hand, or exported by a store
-    model: str,
-    head: str,
-    files: Sequence[str],  # (n,) names
-    scores: np.ndarray,  # (n,) raw; NaN: none was given
-    label: str | None = None,  # of a head with several; None: its only one
-    groups: Sequence[str] | None = None,  # (n,)
-    roles: Sequence[str | None] | str | None = None,  # (n,) or one for all: normal, unlabelled, defect
-) -> (
-    pd.DataFrame
-):  # file, score, anomalous (0, 1, or missing where nothing can be decided), value (on the calibration's range)
-    """Decide about scores by the head's reference file alone; where a store lies in the folder, the decisions become
-    its tags. Raises `MissingFileError` or `DataError`."""
-    return _by_reference(root, model, head, files, scores, label, groups, roles)[0]
-
-
+# %% ../../nbs/05_calibration/19_store.ipynb #3925449b
 def _by_reference(
     root: str | Path,
     model: str,
@@ -94,6 +80,32 @@ def _by_reference(
     columns = {"score": scores, "anomalous": anomalous, "value": values}
     return pd.DataFrame({"file": [str(f) for f in files], **columns}), added
 
+# %% ../../nbs/05_calibration/19_store.ipynb #e72edc8c
+def tag_by_reference(
+    root: str | Path,  # folder with reference files: pulled, copied by hand, or exported by a store
+    model: str,
+    head: str,
+    files: Sequence[str],  # (n,) names
+    scores: np.ndarray,  # (n,) raw; NaN: none was given
+    label: str | None = None,  # of a head with several; None: its only one
+    groups: Sequence[str] | None = None,  # (n,)
+    roles: Sequence[str | None] | str | None = None,  # (n,) or one for all: normal, unlabelled, defect
+) -> (
+    pd.DataFrame
+):  # file, score, anomalous (0, 1, or missing where nothing can be decided), value (on the calibration's range)
+    """Decide about scores by the head's reference file alone; where a store lies in the folder, the decisions become
+    its tags. Raises `MissingFileError` or `DataError`."""
+    return _by_reference(root, model, head, files, scores, label, groups, roles)[0]
+
+# %% ../../nbs/05_calibration/19_store.ipynb #942bdcbf
+def _check_there(db: sqlite3.Connection, model: str, head: str) -> None:
+    "Whether the store holds scores of a head, with its label. Raises `UnknownHead`, or what `check_taggable` raises."
+    check_taggable(db, model, head)
+    if f"{model}/{head}" not in (names := head_names(db)):
+        there = nearest_first(f"{model}/{head}", names) or "none yet"
+        mend = "correct the name, or ask for a new head"
+        raise UnknownHead(f"no head {model}/{head} in this store; it holds {there}; {mend}")
+
 # %% ../../nbs/05_calibration/19_store.ipynb #77cc6e08
 def tag_or_keep(
     root: str | Path,  # as above
@@ -105,10 +117,11 @@ def tag_or_keep(
     label: str | None = None,
     groups: Sequence[str] | None = None,  # (n,)
     roles: Sequence[str | None] | str | None = None,  # (n,) or one for all
+    new_head: bool = True,  # False: a head that the store does not know is refused, as its name may be mistyped
 ) -> tuple[pd.DataFrame, str]:  # as `tag_by_reference`; what is to be said: why nothing was decided, what was replaced
     """Decide about scores, or keep those of a head without a reference.
 
-    Raises `UnknownHead` in production, or `DataError`.
+    Raises `UnknownHead` in production or for an unwanted new head, or `DataError`.
     """
     try:
         load_calibration(root, model, head)
@@ -116,7 +129,10 @@ def tag_or_keep(
         if not settings.calibrate_heads:
             there = known_references(root, f"{model}/{head}")
             raise UnknownHead(f"{model}/{head} has no reference here; {there}; {MAKE_ONE}") from None
-        added = CalibrationStore(root, settings).tag(model, head, files, scores, groups, roles, label)
+        store = CalibrationStore(root, settings)
+        if not new_head:
+            store.ask(_check_there, model, with_label(head, label))
+        added = store.tag(model, head, files, scores, groups, roles, label)
         values = real_array(f"scores of {model}/{head}", scores, np.float64).reshape(-1)
         undecided = {"anomalous": pd.array([None] * len(files), dtype="Int64"), "value": np.nan}
         table = pd.DataFrame({"file": [str(f) for f in files], "score": values, **undecided})

@@ -155,17 +155,16 @@ BATCH = 100_000
 
 
 class Added(int):
-    """How many scores were new to the store; `replaced` of them took the place of another score of the same file.
-
-    `regrouped` files that were known already have another group now.
-    """
+    """How many scores were new to the store; `replaced` of them took the place of another score of the same file,
+    `of_reference` of those of one behind the reference; `regrouped` files have another group than before."""
 
     replaced: int
     regrouped: int
+    of_reference: int
 
-    def __new__(cls, new: int, replaced: int = 0, regrouped: int = 0) -> "Added":
+    def __new__(cls, new: int, replaced: int = 0, regrouped: int = 0, of_reference: int = 0) -> "Added":
         added = super().__new__(cls, new)
-        added.replaced, added.regrouped = replaced, regrouped
+        added.replaced, added.regrouped, added.of_reference = replaced, regrouped, of_reference
         return added
 
     @property
@@ -173,6 +172,9 @@ class Added(int):
         "What is to be said about scores that were replaced and files that changed their group, or an empty text."
         n, words = self.replaced, ("replaces an earlier one of the same file", "replace earlier ones of the same files")
         replaced = f"{number_of(n, 'score')} {plural(n, *words)}" if n else ""
+        if self.of_reference:
+            files = number_of(self.of_reference, "of them is", "of them are") if n > 1 else "it is"
+            replaced += f", and {files} of the reference, which stays as it was"
         n, words = self.regrouped, ("that was known already has", "that were known already have")
         regrouped = f"{number_of(n, 'file')} {plural(n, *words)} another group now" if n else ""
         return "; ".join(filter(None, (replaced, regrouped)))
@@ -224,7 +226,8 @@ def tag_scores(
                     f"of {len(names)}; give one score per file and head"
                 )
     file_roles, now = check_roles(roles, len(names)), int(time.time() * 1000)
-    added, replaced, regrouped = 0, 0, 0
+    added, regrouped = 0, 0
+    replaced: list[int] = []
     with transaction(db):
         check_taggable(db, model, head)
         db.execute("INSERT OR IGNORE INTO heads (model_name, head_name) VALUES (?, ?)", (model, head))
@@ -259,7 +262,20 @@ def tag_scores(
             )
             added, replaced, regrouped = added + len(fresh), replaced + changed, regrouped + len(moved)
         db.execute("UPDATE heads SET digest = ? WHERE id = ?", (digest, row["id"]))
-    return Added(added, replaced, regrouped)
+        of_reference = _behind_reference(db, row, replaced)
+    return Added(added, len(replaced), regrouped, of_reference)
+
+# %% ../../nbs/05_calibration/11_tagging.ipynb #95c07d3b
+def _behind_reference(
+    db: sqlite3.Connection,
+    head: sqlite3.Row,
+    files: Sequence[int],  # ids
+) -> int:
+    "How many files have a score among those that the reference of a head was made of."
+    query = """SELECT 1 FROM scores s JOIN calibration_runs r ON s.id > r.first_score AND s.id <= r.last_score
+               WHERE s.head_id = ? AND s.file_id = ? AND model_name = ? AND head_name = ? AND version = ? LIMIT 1"""
+    reference = head["model_name"], head["head_name"], head["reference_version"]
+    return sum(db.execute(query, (head["id"], file, *reference)).fetchone() is not None for file in files)
 
 # %% ../../nbs/05_calibration/11_tagging.ipynb #d0197e49
 def _check_labels(db: sqlite3.Connection, model: str, head: str) -> None:
@@ -281,9 +297,9 @@ def _fresh(
     groups: Sequence[str | None],
     roles: Sequence[str | None],
 ) -> tuple[
-    list[tuple[int, str, float | None, str | None, str]], list[tuple[str, int, str]], int
-]:  # file id, name, score (None: not finite), group, role; of known files in another group: group, file id, name; how
-    # many have another score than before
+    list[tuple[int, str, float | None, str | None, str]], list[tuple[str, int, str]], list[int]
+]:  # file id, name, score (None: not finite), group, role; of known files in another group: group, file id, name; ids
+    # of those that have another score than before
     "Those that differ in score, role or group from what the store holds of their files, which it gets to know here."
     db.execute("CREATE TEMP TABLE IF NOT EXISTS incoming (n INTEGER PRIMARY KEY, file TEXT NOT NULL)")
     db.execute("DELETE FROM incoming")
@@ -295,7 +311,7 @@ def _fresh(
            ORDER BY i.n""",
         (head_id,),
     )
-    fresh, moved, replaced = [], [], 0
+    fresh, moved, replaced = [], [], []
     for (file, last, before, stored_role, stored_group), name, value, group, new_role in zip(
         rows, names, values.tolist(), groups, roles, strict=True
     ):
@@ -308,7 +324,7 @@ def _fresh(
             moved.append((group, file, name))
         if last is None or before != score or stored_role != role:
             fresh.append((file, name, score, group, role))
-            replaced += last is not None and before != score
+            replaced += [file] if last is not None and before != score else []
     return fresh, moved, replaced
 
 # %% ../../nbs/05_calibration/11_tagging.ipynb #9c156995

@@ -13,7 +13,7 @@ import typer
 
 from .drift_upkeep import forget, pack, pull, repair, suggest
 from .options import Answer, Needs, exit_code, with_options
-from .outputs import check_out
+from .outputs import check_out, say_replaced
 from anomaly_nb.cli.stores import (
     CONFIG,
     STORE,
@@ -154,6 +154,9 @@ def tag(
 ):
     """Decide about scores by the reference file of a head: pulled, copied by hand, or exported by a store.
 
+    In the folder of a store, the scores are kept in its database too, where the next calibration run counts them;
+    beside reference files alone, nothing but the table is written.
+
     With `calibrate_heads: true`, scores of a head that has no reference yet are kept for its first calibration run,
     undecided, in a new store where there is none.
 
@@ -198,6 +201,7 @@ def tag(
     table = pd.concat(parts)
     open_ = int(table["anomalous"].isna().sum())
     more = ["label"] if len(names) > 1 else [], ["value"] if open_ and calibration else []
+    say_replaced(out)
     write_table(out, table[["file", *more[0], "score", "anomalous", *more[1]]])
     if calibration is None:
         raise typer.Exit(4)
@@ -207,6 +211,8 @@ def tag(
         f"{number_of(len(table), 'score')}: {flagged} anomalous{undecided} (version "
         f"{calibration.get('version', 'without a number')}) -> {out}"
     )
+    if (store / "calibration.sqlite").is_file():
+        typer.echo(f"the scores are kept in the store {store.as_posix()}/, and its next run counts them")
     raise typer.Exit(exit_code(len(table), lost, flagged) or 4 * bool(open_))
 
 # %% ../../nbs/11_cli/06_drift.ipynb #e405122e
@@ -260,6 +266,7 @@ def trend(
     for r in runs:
         typer.echo(trend_line(r))
     if plot is not None:
+        say_replaced(plot)
         typer.echo(f"{save_figure(plot, plot_trend(runs, f'{model}/{head}'))}")
 
 # %% ../../nbs/11_cli/06_drift.ipynb #25dbe40a
@@ -298,10 +305,17 @@ def extend(
     """Pool references with the files of the last run, where that showed no drift: larger references decide more.
 
     \b
+    Exit codes: 0 a reference was pooled; 4 none was, and each line says why; 2 a wrong name, option or setting.
+
+    \b
     Example:  anomaly-nb drift extend mobilenet leather
     """
-    for name, message in open_store(store, config, development=True).extend(model, head).items():
+    outcomes = open_store(store, config, development=True).extend(model, head)
+    for name, message in outcomes.items():
         typer.echo(f"{name}: {message}")
+    if not outcomes:
+        typer.echo("not pooled: the store holds no head yet; make one with  anomaly-nb drift run")
+    raise typer.Exit(0 if any(message.startswith("pooled") for message in outcomes.values()) else 4)
 
 # %% ../../nbs/11_cli/06_drift.ipynb #6498b5c1
 @app.command()

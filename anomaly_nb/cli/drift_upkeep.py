@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import Answer, with_options
-from .outputs import check_out
+from .outputs import check_out, say_replaced
 from .stores import CONFIG, STORE, Config, StoreOption, open_store
 
 # %% ../../nbs/11_cli/22_drift_upkeep.ipynb #45db7645
@@ -42,6 +42,7 @@ def suggest(
         check_out("--out", out, columns=("file",))
     table = suggest_from_store(open_store(store, config), model, count)
     if out is not None:
+        say_replaced(out, answer.say)
         write_table(out, table)
     answer.verdict(
         f"{number_of(len(table), 'file')} tagged since the reference, the least like those behind it first"
@@ -70,6 +71,7 @@ def pack(
     from anomaly_nb.core.files import sha256_file
 
     check_out("OUT", out, ending=".zip")
+    say_replaced(out, answer.say)
     files: Any = pack_calibrations(store, out)["files"]
     answer.verdict(f"{number_of(len(files), 'reference file')} of {store} -> {out}", out)
     answer.say(f"for others: anomaly-nb drift pull {out} --sha256 {sha256_file(out)}")

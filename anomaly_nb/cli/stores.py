@@ -297,7 +297,7 @@ def trend_line(
     run: dict,  # of `store.trend`
 ) -> str:
     "One run of a head: its version, files and reference, the verdict with its reason, and the metrics."
-    from anomaly_nb.calibration.next_steps import alarm_place, alarm_rang, verdict_and_alarm
+    from anomaly_nb.calibration.next_steps import alarm_rang, alarm_words, verdict_and_alarm
     from anomaly_nb.calibration.shifts import METRICS
     from anomaly_nb.core.errors import number_of
 
@@ -305,7 +305,7 @@ def trend_line(
     files = f"{number_of(run['file_count'], 'file')}, {reference_words(run['reference_version'])}"
     verdict = verdict_and_alarm(run)
     also = ", alarm rang" if alarm_rang(run) and not verdict.startswith("alarm") else ""
-    look = f"; for the alarm, look since {alarm_place(run)}" if alarm_rang(run) else ""
+    look = f"; the alarm {alarm_words(run)}" if alarm_rang(run) else ""
     return f"v{run['version']} ({files}) {verdict}{also}: {run['reason']}{look}{numbers}"
 
 # %% ../../nbs/11_cli/04_stores.ipynb #15429770
@@ -323,10 +323,10 @@ def history_lines(
     "Past runs as a table of text."
     import pandas as pd
 
-    from anomaly_nb.calibration.next_steps import alarm_place, alarm_rang, verdict_words
+    from anomaly_nb.calibration.next_steps import alarm_rang, alarm_words, verdict_words
 
     rows = pd.DataFrame(past).drop(columns="is_stable").assign(verdict=[verdict_words(r) for r in past])
-    rang = [f"rang, look since {alarm_place(r)}" if alarm_rang(r) else "quiet" for r in past]
+    rang = [alarm_words(r) if alarm_rang(r) else "quiet" for r in past]
     rows["alarm"] = [None if r["alarm"] is None else words for r, words in zip(past, rang)]
     if rows["label"].isna().all():
         rows = rows.drop(columns="label")

@@ -10,6 +10,7 @@ __all__ = ['JsonValue', 'Record', 'DEEPEST', 'LARGEST_TREE', 'decode_text', 'rea
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, get_type_hints, is_typeddict
@@ -84,7 +85,8 @@ def parse_json(
 ) -> Any:
     """JSON as plain data.
 
-    Raises `DataError` for another encoding, broken or too deep JSON, what is not finite and lone surrogates.
+    Raises `DataError` for another encoding, broken or too deep JSON, a name twice in one object, what is not finite and
+    lone surrogates.
     """
 
     def refuse(constant: str) -> None:
@@ -95,9 +97,16 @@ def parse_json(
             raise ValueError(f"{number[:40]} is too large")
         return value
 
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) < len(pairs):  # the last would win, unseen
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise ValueError(f"{twice[:100]!a} comes twice in one object")
+        return value
+
     text = decode_text(content, name) if isinstance(content, bytes) else content
     try:
-        value = json.loads(text, parse_constant=refuse, parse_float=finite)
+        value = json.loads(text, parse_constant=refuse, parse_float=finite, object_pairs_hook=once)
         if re.search(r"\\u[dD][89a-fA-F]", text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
