@@ -16,7 +16,7 @@ import pandas as pd
 from ..core.errors import DataError, MissingFileError, Notice, check_file, check_random_state, number_of
 from ..core.order import natural_key, path_key
 from ..core.tables import read_table
-from .census import take_census
+from .census import take_census, without_odd_masks
 from .folder import index_folder
 from .index import check_on_missing, index_magnetic_tile, index_mvtec, index_row, make_index
 from .intensity import training_intensity
@@ -228,6 +228,7 @@ def read_index(
     Raises `DataError` for an unknown name.
     """
     index = layout_index(dataset, root, category, on_missing, random_state, normal, n_train)
+    index = without_odd_masks(index, on_missing)
     if (n := index["category"].nunique()) > 1:
         index.attrs["notes"] = [
             *index.attrs.get("notes", []),

@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 
 from ..calibration.ranges import conformal_pvalues
-from ..core.errors import number_of
+from ..core.errors import DataError, number_of
 from ..data.headers import image_info
 from ..data.intensity import Intensity
 from ..metrics.newcombe import AUROC_INTERVAL
 from ..metrics.regions import ProCurve
-from .evaluation import image_metrics, pixel_curve, pixel_metrics, read_masks, saturated_metrics
+from .evaluation import image_metrics, mask_notes, pixel_curve, pixel_metrics, read_masks, saturated_metrics
 from .layout import Cells, Layout
 from .thresholds import Threshold, quantile_threshold
 
@@ -156,6 +156,14 @@ class Evaluation:
         return image_metrics(self.labels[label_mask], self.scores[label_mask], self.threshold) if self.both else {}
 
     @cached_property
+    def mask_notes(self) -> list[str]:
+        "What a reader of the pixel metrics should know of the masks."
+        try:
+            return mask_notes(self.meta, self.masks) if "mask_path" in self.meta else []
+        except DataError as e:  # image metrics need no masks
+            return [f"no pixel metrics: {e}"]
+
+    @cached_property
     def pixel_curve(self) -> ProCurve | None:
         "The PRO curve; None without a mask that shows an anomaly."
         return pixel_curve(self.masks, self.maps) if "mask_path" in self.meta else None
@@ -233,5 +241,5 @@ class Evaluation:
         ]
 
     def _noted(self) -> list[str]:
-        "The notes as sentences."
-        return [f"Note: {note}." for note in self.notes]
+        "The notes as sentences, those on the masks too."
+        return [f"Note: {note}." for note in [*self.notes, *self.mask_notes]]
