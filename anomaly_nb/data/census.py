@@ -367,7 +367,11 @@ def census_lines(
 
 
 # what lies there to be read, and is not
-LEFT_OUT = ("beside the folders of types; move it into one", "image that the layout does not name", "mask without an image")
+LEFT_OUT = (
+    "beside the folders of types; move it into one",
+    "image that the layout does not name",
+    "mask without an image",
+)
 
 
 def attention_lines(
