@@ -112,3 +112,23 @@ def test_an_inspection_by_a_brief_name_skips_nothing(tmp_path, monkeypatch):
     for name in ("sp", "./sp/", tmp_path / "sp"):
         lines = inspection_lines(inspect_folder(name))
         assert "nothing skipped" in lines and not any(line.startswith("skipped") for line in lines), lines
+
+
+def test_defects_alone_are_tested(detector, tested, tmp_path, capsys):
+    "Recall at a threshold that stands needs no normal images; a folder of them is asked for where one is learned from."
+    shutil.rmtree(tested / "good")
+    code, said, _ = run("evaluate", detector, tested, "--figures", tmp_path / "fig")
+    assert code == 0 and "recall: " in said and "pixel_auroc" in said, said
+    assert "All labelled images are anomalous, so there is no AUROC, and no rate of false positives." in said
+    assert "image_auroc" not in said and "false_alarm_rate" not in said
+    assert "put images of normal parts into" in fails(capsys, "fit", tested, "--out", tmp_path / "det", *FIT)
+    (tested / "scratch").rename(tested / "batch7")  # which may be normal ones
+    assert "no folder is clearly normal" in fails(capsys, "evaluate", detector, tested, "--on-missing", "keep")
+
+
+def test_normal_images_alone_are_tested(detector, tested, tmp_path):
+    shutil.rmtree(tested / "scratch")
+    shutil.rmtree(tested / "masks")
+    code, said, _ = run("evaluate", detector, tested, "--figures", tmp_path / "fig")
+    assert code == 0 and "false_alarm_rate: " in said and "recall: " not in said, said
+    assert "All labelled images are normal, so there is no AUROC, and no recall." in said

@@ -295,7 +295,8 @@ def evaluate(
     check_backbone(model)
     model.decision_threshold()
     category = layout.category or one_category(layout.dataset, "")
-    _, learned = unseen(read_index(layout.dataset, root, category, on_missing, normal=normal), model)
+    index = read_index(layout.dataset, root, category, on_missing, normal=normal, needs_normal=False)
+    _, learned = unseen(index, model)
     parameters = {
         "detector": str(detector.resolve()),
         "dataset": layout.dataset,
