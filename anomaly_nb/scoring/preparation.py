@@ -192,7 +192,7 @@ def image_groups(
     # file's name
     rule: str = "",
 ) -> np.ndarray | None:  # (N,) text; None: each image on its own
-    """The group of every image: what the brackets of the expression hold, joined by "/", or the whole match without any.
+    """The group of every image: what the brackets of the expression hold, joined by "/", or without any all it matches.
 
     A bracket that only orders the expression is written `(?:...)`.
 

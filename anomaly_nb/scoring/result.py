@@ -154,7 +154,7 @@ class Evaluation:
         "Ranking and decision metrics of the images with known labels; of one class alone what the threshold does."
         label_mask = self.labels >= 0
         labels, scores = self.labels[label_mask], self.scores[label_mask]
-        return image_metrics(labels, scores, self.threshold) if self.both else class_rate(labels, scores, self.threshold)
+        return (image_metrics if self.both else class_rate)(labels, scores, self.threshold)
 
     @cached_property
     def mask_notes(self) -> list[str]:
