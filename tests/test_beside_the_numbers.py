@@ -132,3 +132,16 @@ def test_normal_images_alone_are_tested(detector, tested, tmp_path):
     code, said, _ = run("evaluate", detector, tested, "--figures", tmp_path / "fig")
     assert code == 0 and "false_alarm_rate: " in said and "recall: " not in said, said
     assert "All labelled images are normal, so there is no AUROC, and no recall." in said
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate", "report"])
+def test_a_table_in_place_of_a_folder(detector, tested, tmp_path, capsys, command):
+    table = tmp_path / "t.csv"
+    table.write_text("image_path,split,label\ntested/good/0.png,train,0\n")
+    words = {
+        "fit": ["fit", table, "--out", tmp_path / "det", *FIT],
+        "evaluate": ["evaluate", detector, table],
+        "report": ["report", "image_anomaly", "-p", "dataset=folder", "-p", f"root={table}", "--figures", tmp_path / "f"],
+    }[command]
+    mend = "-p dataset=csv takes" if command == "report" else "--dataset csv takes a table of images"
+    assert mend in fails(capsys, *words)

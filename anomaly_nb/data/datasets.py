@@ -208,6 +208,8 @@ def layout_index(
         )
     check_random_state(random_state)
     check_on_missing(on_missing)
+    if dataset != "csv" and Path(root).suffix.lower() == ".csv" and Path(root).is_file():
+        raise MissingFileError(f"{root}: is a file, not a folder; dataset=csv takes a table of images")
     try:
         return LAYOUTS[dataset](root, **{k: v for k, v in settings.items() if k in TAKES[dataset]})
     except DataError as e:
