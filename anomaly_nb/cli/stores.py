@@ -58,7 +58,9 @@ class KeyOptions:
     ] = None
     replace: Annotated[
         bool,
-        typer.Option("--replace", help="Let the new key take the place of an earlier one, which is no longer valid then."),
+        typer.Option(
+            "--replace", help="Let the new key take the place of an earlier one, which is no longer valid then."
+        ),
         Needs("new_key"),
     ] = False
     drop_key: Annotated[
