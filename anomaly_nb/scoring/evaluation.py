@@ -99,7 +99,7 @@ def mask_notes(
 ) -> list[str]:  # a sentence each
     "What a reader of pixel metrics should know of the masks of anomalous images, see `said_of_masks`."
     rows = [i for i, (p, y) in enumerate(zip(index["mask_path"], index["label"])) if p and y == 1]
-    return said_of_masks({index["mask_path"].iloc[i]: float(np.mean(masks[i])) for i in rows})
+    return said_of_masks({index["mask_path"].iloc[i]: float(np.asarray(masks[i]).mean()) for i in rows})
 
 # %% ../../nbs/06_scoring/03_evaluation.ipynb #5444a937
 class _Bands(Sequence):
