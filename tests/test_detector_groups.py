@@ -109,3 +109,15 @@ def test_update_names_an_image_without_a_group_before_it_computes(fitted, tmp_pa
     Image.open(next((place / "new").iterdir())).save(tmp_path / "n0.png")
     code, said, error = run("update", place / "detector", tmp_path / "n0.png")
     assert code == 1 and "n0.png does not match; every image needs a group" in str(error), said
+
+
+def test_all_brackets_name_the_group(fitted, tmp_path):
+    "Not the first alone, which would leave out together what was told apart."
+    place, _ = fitted
+    words = "--recipe", "knn", "--backbone", "filters", "--image-size", 64, "--groups", "^(part[0-9]+)_([0-1])?"
+    code, said, _ = run("fit", place / "parts", "--out", tmp_path / "det", *words)
+    assert code == 0 and f"in {3 * PARTS} groups" in said  # _0, _1 and the two others together
+    labels = set(Detector.load(tmp_path / "det").groups_)
+    assert {"part00/0", "part00/1", "part00/"} <= labels and len(labels) == 3 * PARTS
+    manifest = json.loads((tmp_path / "det/detector.json").read_text())
+    assert sorted(set(manifest["groups"])) == sorted(labels)

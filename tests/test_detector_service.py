@@ -488,3 +488,47 @@ def test_many_clients(server, files):
         not errors and set(codes) <= {200, 503} and codes[200] > seconds and all(len(s) == 1 for s in scores.values())
     )
     assert after - before < 200e6
+
+
+def test_health_says_when_nobody_can_be_served(folder, files, tmp_path):
+    "A settings file that cannot be read shuts every key out: whoever watches the service has to see it, without why."
+    config = tmp_path / "config.yml"
+    config.write_text(f"calibration_api_key_sha256: {HASH}\n")
+    app = create_detector_app(read_detectors(folder / "detectors/nut"), config=config)
+    anyone, client = TestClient(app), TestClient(app, headers=AUTH)
+    assert anyone.get("/health").json()["status"] == "ok" == client.post(PREDICT, content=files[0].read_bytes()).json()["status"]
+    for text in ("calibration_api_key_sha256: [\n", "scoring: nonsense\n", "calibration_api_keys: {line3: }\n"):
+        config.write_text(text)
+        answer = anyone.get("/health")
+        assert one_sentence(answer, 503) and answer.json()["detail"].startswith("degraded: "), text
+        assert "config" not in answer.text and str(tmp_path) not in answer.text
+    config.write_text(f"calibration_api_key_sha256: {HASH}\n")
+    assert anyone.get("/health").json()["status"] == "ok"
+
+
+def test_what_is_no_image_counts_too(folder, files):
+    "The limit of a key is on what it sends, as the option's help says: refused files are read and cost as well."
+    from tests.commands import run
+
+    client = TestClient(create_detector_app(read_detectors(folder / "detectors/nut"), HASH, per_minute=3), headers=AUTH)
+    codes = [client.post(PREDICT, content=body).status_code for body in (b"nothing", files[0].read_bytes()) * 2]
+    assert codes == [422, 200, 422, 429]
+    words = " ".join(run("serve", "--help")[1].split())
+    assert "Files that a key may send in a minute, those that are refused too" in words
+
+
+@pytest.mark.parametrize("command", [("serve", "detectors"), ("drift", "serve")])
+def test_a_key_in_use_is_replaced_only_on_request(tmp_path, capsys, command):
+    from tests.commands import fails, run
+
+    config = tmp_path / "config.yml"
+    for name in ([], ["--name", "line3"]):
+        make = [*command, "--config", config, "--new-key", *name]
+        assert run(*make)[0] == 0
+        before = config.read_text()
+        said = fails(capsys, *make)
+        assert f"holds a key {(name or ['', 'default'])[-1]} already" in said and "--replace" in said
+        assert config.read_text() == before
+        code, said, _ = run(*make, "--replace")
+        assert code == 0 and "is no longer valid" in said and config.read_text() != before
+    assert "--replace" in fails(capsys, *command, "--config", config, "--replace")

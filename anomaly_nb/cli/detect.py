@@ -285,7 +285,6 @@ def evaluate(
     anomaly-nb evaluate detectors/my_part test_parts/
     """
     from anomaly_nb.core.errors import number_of
-    from anomaly_nb.core.order import printable
     from anomaly_nb.data import one_category, read_index
     from anomaly_nb.reports.run import run_report
     from anomaly_nb.scoring import Detector
@@ -296,7 +295,7 @@ def evaluate(
     check_backbone(model)
     model.decision_threshold()
     category = layout.category or one_category(layout.dataset, "")
-    index = read_index(layout.dataset, root, category, on_missing, normal=normal)
+    index = read_index(layout.dataset, root, category, on_missing, normal=normal, needs_normal=False)
     _, learned = unseen(index, model)
     parameters = {
         "detector": str(detector.resolve()),
@@ -311,5 +310,3 @@ def evaluate(
     say_run(run_report("image_anomaly", parameters, figures), start)
     if learned:
         typer.echo(f"left out: {number_of(learned, 'image')} that the detector learned from")
-    for note in index.attrs["census"]["notes"]:
-        typer.echo(printable(f"note: {note}"), err=True)

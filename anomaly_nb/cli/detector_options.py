@@ -103,7 +103,7 @@ class DetectorOptions:
         str,
         typer.Option(
             help="Images left out together, such as those of one part: parent (their folder), or a regular expression "
-            "on names such as '^(part[0-9]+)_'."
+            "on names such as '^(part[0-9]+)_', whose brackets together name the group."
         ),
     ] = ""
     resize: Annotated[

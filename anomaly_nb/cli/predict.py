@@ -57,7 +57,7 @@ class _Rows:
             names = map_names(images)
         decided = predict_files(self.model, images, engine=self.engine)
         for pred in progress(decided, "predict", len(images), "image"):
-            self._write_map(pred, names[pred.image_path])
+            self._write_map(pred, "" if pred.error else names[pred.image_path])  # a name that is none has no map
             writer.writerow(pred.row())
             file.flush()
             verdict = self.tally.add(pred)

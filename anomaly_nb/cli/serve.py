@@ -30,7 +30,12 @@ class RequestLimits:
         ),
     ] = 50.0
     per_minute: Annotated[
-        int, typer.Option("--per-minute", min=0, help="Images that a key may send in a minute; 0 for no limit.")
+        int,
+        typer.Option(
+            "--per-minute",
+            min=0,
+            help="Files that a key may send in a minute, those that are refused too; 0 for no limit.",
+        ),
     ] = 0
     places: Annotated[
         int, typer.Option(min=1, help="Images in memory at once; further ones are answered with 503.")

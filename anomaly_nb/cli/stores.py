@@ -56,6 +56,13 @@ class KeyOptions:
         ),
         Needs("new_key"),
     ] = None
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Let the new key take the place of an earlier one, which is no longer valid then."
+        ),
+        Needs("new_key"),
+    ] = False
     drop_key: Annotated[
         str | None,
         typer.Option("--drop-key", help="Revoke the key of this name, also in a running service, and stop."),
@@ -342,6 +349,7 @@ def keys_changed(
 ) -> bool:  # whether that was all that was asked for
     "Make or revoke a key, and say so. Raises `DataError`."
     from anomaly_nb.calibration.keys import add_key, drop_key, keys_of
+    from anomaly_nb.core.errors import DataError
     from anomaly_nb.core.settings import load_settings
 
     if keys.drop_key is not None:
@@ -350,6 +358,11 @@ def keys_changed(
     elif keys.new_key:
         name = keys.name or "default"
         earlier = config.exists() and name in keys_of(load_settings(config))
+        if earlier and not keys.replace:
+            raise DataError(
+                f"--new-key: {config} holds a key {name} already, and whoever has it would be shut out; give another "
+                "--name, or --replace"
+            )
         gone = f"; the earlier key {name} is no longer valid" if earlier else ""
         typer.echo(f"the key, shown only now:  {add_key(config, keys.name)}\nits hash is in {config}{gone}")
     return keys.new_key or keys.drop_key is not None

@@ -16,7 +16,7 @@ import pandas as pd
 from ..core.errors import DataError, MissingFileError, Notice, check_file, check_random_state, number_of
 from ..core.order import natural_key, path_key
 from ..core.tables import read_table
-from .census import take_census
+from .census import take_census, without_odd_masks
 from .folder import index_folder
 from .index import check_on_missing, index_magnetic_tile, index_mvtec, index_row, make_index
 from .intensity import training_intensity
@@ -139,7 +139,7 @@ LAYOUTS: dict[str, Callable[..., pd.DataFrame]] = {
 TAKES = {name: ("category", "on_missing") for name in LAYOUTS} | {
     "samples": ("category",),
     "logical": ("category",),
-    "folder": ("on_missing", "random_state", "normal", "n_train"),
+    "folder": ("on_missing", "random_state", "normal", "n_train", "needs_normal"),
     "csv": ("category",),
     "kolektor_sdd2": ("on_missing",),
     "magnetic_tile": ("on_missing", "random_state", "n_train"),
@@ -183,6 +183,7 @@ def layout_index(
     random_state: int = 0,  # for layouts without a published split
     normal: str = "",  # folder of normal images where its name does not say so, for `folder`
     n_train: int | float | None = None,  # normal images to train on where there is no split
+    needs_normal: bool = True,  # False: a `folder` of defects alone is one to test a fitted detector on
 ) -> pd.DataFrame:
     "The images of a data set, of which no file is opened. Raises `DataError` as `read_index` does."
     if dataset not in LAYOUTS:
@@ -193,6 +194,7 @@ def layout_index(
         "random_state": random_state,
         "normal": normal,
         "n_train": n_train,
+        "needs_normal": needs_normal,
     }
     if n_train is None:
         del settings["n_train"]
@@ -206,6 +208,8 @@ def layout_index(
         )
     check_random_state(random_state)
     check_on_missing(on_missing)
+    if dataset != "csv" and Path(root).suffix.lower() == ".csv" and Path(root).is_file():
+        raise MissingFileError(f"{root}: is a file, not a folder; dataset=csv takes a table of images")
     try:
         return LAYOUTS[dataset](root, **{k: v for k, v in settings.items() if k in TAKES[dataset]})
     except DataError as e:
@@ -222,12 +226,14 @@ def read_index(
     # normal images to train on where there is no split: a count (int) or fraction (float)
     n_train: int | float | None = None,
     intensity: str = "auto",  # how values deeper than 8 bits are read, see `fit_intensity`
+    needs_normal: bool = True,  # see `layout_index`
 ) -> pd.DataFrame:  # `.attrs`: "census" of `take_census`, "intensity" of `Intensity.to_dict`
     """Index the data set at `root` by the layout's name, with its census and intensity rule.
 
     Raises `DataError` for an unknown name.
     """
-    index = layout_index(dataset, root, category, on_missing, random_state, normal, n_train)
+    index = layout_index(dataset, root, category, on_missing, random_state, normal, n_train, needs_normal)
+    index = without_odd_masks(index, on_missing)
     if (n := index["category"].nunique()) > 1:
         index.attrs["notes"] = [
             *index.attrs.get("notes", []),

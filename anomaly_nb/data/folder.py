@@ -141,8 +141,18 @@ class NoNormalError(DataError):
     "A folder that was named as that of normal images, and is not there or holds none."
 
 
-def _check_normal(root: Path, images: list[Place], masks: list[Place], normal: tuple[str, ...]) -> tuple[str, ...]:
-    "The folders that are normal, `()` = by their words. Raises `DataError` where they cannot be told."
+def _only_defects(images: list[Place]) -> bool:
+    "Whether every image lies in a folder whose name speaks of defects."
+    return all(p.type and folder_meaning(p.type[0]) == "defect" and not _below([p], "normal") for p in images)
+
+
+def _check_normal(
+    root: Path, images: list[Place], masks: list[Place], normal: tuple[str, ...], none: bool = False
+) -> tuple[str, ...]:
+    """The folders that are normal, `()` = by their words; with `none` there need be none beside folders of defects.
+
+    Raises `DataError` where they cannot be told.
+    """
     if not images:
         raise DataError(f"{root}: holds no images; put those of normal parts into {root / 'good'}")
     folders = sorted({p.type[0] for p in images if p.type}, key=natural_key)
@@ -155,6 +165,8 @@ def _check_normal(root: Path, images: list[Place], masks: list[Place], normal: t
         )
     if not normal and not folders and not any(p.split for p in images):
         return (".",)  # only images: all normal
+    if none and not normal and _only_defects(images):
+        return ()
     if not any(_is_normal(p, normal) for p in images):
         problem = f"normal={','.join(normal)} is not among" if normal else "no folder is clearly normal among"
         there = [*folders, *(["."] if any(not p.type for p in images) else [])]
@@ -241,6 +253,7 @@ def index_folder(
     random_state: int = 0,  # which ones
     normal: str = "",  # folder of normal images where its name does not say so; several with commas, "." = root's own
     on_missing: str = "raise",  # masks without an image: "raise", or go on and count them with "keep" or "drop"
+    needs_normal: bool = True,  # False: folders that all speak of defects are images to test on
 ) -> pd.DataFrame:  # what was left out is in `.attrs["skipped"]`: path -> reason
     """Index a folder of images.
 
@@ -249,7 +262,11 @@ def index_folder(
     root = check_folder(root)
     images, masks = _split_roles((p for p in list_files(root)[0] if is_image(p)), root)
     named = _check_normal(
-        root, images, masks, tuple(n.strip().strip("/").lower() for n in normal.split(",") if n.strip())
+        root,
+        images,
+        masks,
+        tuple(n.strip().strip("/").lower() for n in normal.split(",") if n.strip()),
+        not needs_normal,
     )
     good = {p.path for p in images if _is_normal(p, named)}
     skipped: dict[str, str] = {}
@@ -283,7 +300,7 @@ def _splits(
     free = [p for p in images if p.path in good and not p.split]
     if any(p.split == "train" and p.path in good for p in images):
         train: set[str] = set()
-    elif any(p.split == "test" for p in images):
+    elif not free or any(p.split == "test" for p in images):
         train = {p.path.as_posix() for p in free}
     else:
         names = [p.path.as_posix() for p in free]

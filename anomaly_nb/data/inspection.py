@@ -20,13 +20,13 @@ from ..core.errors import DataError, check_folder, number_of, plural
 from ..core.listing import list_files
 from ..core.order import path_key, printable, utf8_name
 from ..core.runtime import progress
-from .census import census_lines, equal_bytes, same_files, take_census
+from .census import census_lines, equal_bytes, same_files, take_census, without_odd_masks
 from .datasets import LAYOUTS, index_csv, layout_index
 from .folder import MASK_STEM, NoNormalError, place_of
 from .headers import SMALLEST, ImageInfo, image_info, is_image, why_skipped
 from .intensity import parse_intensity, training_intensity
 from .layouts import recognise
-from .masks import read_mask
+from .masks import MOSTLY, SWAPPED, read_mask
 from .rows import normal_training
 from .values import is_transparent, read_values
 
@@ -197,8 +197,8 @@ def _suspicious(
             odd["mask of one value (of a normal image, or empty)" if path in masks else "image of one colour"].append(
                 below(path)
             )
-        elif covered > 0.8:
-            odd["mask that covers more than 80 % of its image (are black and white swapped?)"].append(below(path))
+        elif covered > MOSTLY:
+            odd[f"mask that covers more than {100 * MOSTLY:.0f} % of its image ({SWAPPED})"].append(below(path))
     return dict(odd), damaged, {folder: _value_words(sorted(values)) for folder, values in mask_values.items()}
 
 
@@ -254,6 +254,7 @@ def _reading(
     free = layout == "folder"
     try:
         index = layout_index(layout, root, "", "keep", normal=normal, n_train=1.0 if free else None)
+        index = without_odd_masks(index, "keep")
         census = take_census(index, root, layout, single=False)
         free = free and not any(place_of(Path(p), root).split for p in index["image_path"])
         if free:

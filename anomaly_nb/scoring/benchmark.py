@@ -7,6 +7,7 @@ __all__ = ['Method', 'Measured', 'bank_size', 'measure']
 
 # %% ../../nbs/06_scoring/16_benchmark.ipynb #939606f6
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError
+from ..core.errors import DataError, Notice
 from ..data.headers import image_info
 from ..data.rows import normal_training
 from ..features import cached_features
 from .choice import make_detector
 from .detector import Detector
-from .evaluation import image_metrics, pixel_metrics, read_masks, saturated_metrics
+from .evaluation import image_metrics, mask_notes, pixel_metrics, read_masks, saturated_metrics
 from .maps import heatmaps
 from .recipes import few_shot, recipe_parts
 from .result import Lazy
@@ -109,9 +110,12 @@ def measure(
         maps = Lazy(
             len(meta), lambda i: heatmaps(patch_scores[i : i + 1], detector.patch_hw_, sizes[i], detector.smoothing)[0]
         )
+        masks = read_masks(meta, sizes)
+        for note in mask_notes(meta, masks):
+            warnings.warn(Notice(note), stacklevel=2)
         metrics |= {
             k: v
-            for k, v in pixel_metrics(read_masks(meta, sizes), maps).items()
+            for k, v in pixel_metrics(masks, maps).items()
             if k in ("pixel_auroc", "pixel_ap", "aupro")
         }
         metrics |= saturated_metrics(meta, maps)

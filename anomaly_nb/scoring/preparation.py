@@ -192,7 +192,9 @@ def image_groups(
     # file's name
     rule: str = "",
 ) -> np.ndarray | None:  # (N,) text; None: each image on its own
-    """The group of every image; the first bracket of the expression names it.
+    """The group of every image: what the brackets of the expression hold, joined by "/", or without any all it matches.
+
+    A bracket that only orders the expression is written `(?:...)`.
 
     Raises `DataError` for an expression that is none, or a name it does not match.
     """
@@ -210,7 +212,7 @@ def image_groups(
     matches = [pattern.search(p.name) for p in paths]
     if None in matches:
         raise DataError(f"groups={rule!r}: {paths[matches.index(None)].name} does not match; every image needs a group")
-    return np.array([m[1] if m.groups() else m[0] for m in matches if m])
+    return np.array(["/".join(g or "" for g in m.groups()) if m.groups() else m[0] for m in matches if m])
 
 # %% ../../nbs/06_scoring/05_preparation.ipynb #096c2d00
 def parts_in_names(

@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 
 from ..calibration.ranges import conformal_pvalues
-from ..core.errors import number_of
+from ..core.errors import DataError, number_of
 from ..data.headers import image_info
 from ..data.intensity import Intensity
 from ..metrics.newcombe import AUROC_INTERVAL
 from ..metrics.regions import ProCurve
-from .evaluation import image_metrics, pixel_curve, pixel_metrics, read_masks, saturated_metrics
+from .evaluation import class_rate, image_metrics, mask_notes, pixel_curve, pixel_metrics, read_masks, saturated_metrics
 from .layout import Cells, Layout
 from .thresholds import Threshold, quantile_threshold
 
@@ -151,9 +151,18 @@ class Evaluation:
         return Lazy(len(self), lambda i: read_masks(self.meta.iloc[[i]], [self.sizes[i]])[0])
 
     def image_metrics(self) -> dict[str, float]:
-        "Ranking and decision metrics of the images with known labels; empty without both classes."
+        "Ranking and decision metrics of the images with known labels; of one class alone what the threshold does."
         label_mask = self.labels >= 0
-        return image_metrics(self.labels[label_mask], self.scores[label_mask], self.threshold) if self.both else {}
+        labels, scores = self.labels[label_mask], self.scores[label_mask]
+        return (image_metrics if self.both else class_rate)(labels, scores, self.threshold)
+
+    @cached_property
+    def mask_notes(self) -> list[str]:
+        "What a reader of the pixel metrics should know of the masks."
+        try:
+            return mask_notes(self.meta, self.masks) if "mask_path" in self.meta else []
+        except DataError as e:  # image metrics need no masks
+            return [f"no pixel metrics: {e}"]
 
     @cached_property
     def pixel_curve(self) -> ProCurve | None:
@@ -214,8 +223,11 @@ class Evaluation:
         bad, good = int((self.labels == 1).sum()), int((self.labels == 0).sum())
         tp, fp = int((self.called & (self.labels == 1)).sum()), int((self.called & (self.labels == 0)).sum())
         if not self.both:
+            alone = "" if not bad and not good else "anomalous" if bad else "normal"
+            none = f"All labelled images are {alone}, so there is no AUROC" if alone else ""
             return [
                 f"Called anomalous: {int(self.called.sum())} of {number_of(len(self), 'image')}.",
+                *([f"{none}, and no {'rate of false positives' if bad else 'recall'}."] if alone else []),
                 self.threshold.promise(),
                 *self._noted(),
             ]
@@ -233,5 +245,5 @@ class Evaluation:
         ]
 
     def _noted(self) -> list[str]:
-        "The notes as sentences."
-        return [f"Note: {note}." for note in self.notes]
+        "The notes as sentences, those on the masks too."
+        return [f"Note: {note}." for note in [*self.notes, *self.mask_notes]]

@@ -314,7 +314,7 @@ def create_detector_app(
     public_schema: bool = False,  # True: /openapi.json without a key
     largest: int = LARGEST_FILE,  # bytes of a body
     places: int = 16,  # images in memory at once
-    per_minute: int = 0,  # images of a key; 0 = no limit
+    per_minute: int = 0,  # files of a key, also those that are no image; 0 = no limit
     refused: Mapping[str, str] | None = None,  # of `sound_detectors`
 ):  # fastapi.FastAPI
     """The service of some detectors, to be served or mounted anywhere.
@@ -371,8 +371,15 @@ def create_detector_app(
     def cards() -> Cards:
         return Cards(count=len(detectors), detectors=[d.card() for d in detectors.values()], refused=reasons)
 
-    @route_types["open"]("GET", "/health", **described(400, 405, 408, 413, 422, keyed=False))
+    @route_types["open"]("GET", "/health", **described(400, 405, 408, 413, 422, 503, keyed=False))
     def health() -> Alive:
+        try:
+            admits = bool(keys.now())
+        except (DataError, OSError) as e:
+            logging.getLogger(__name__).error("nobody is admitted: the keys cannot be read (%s)", e)
+            admits = False
+        if not admits:  # why is for the log, not for anyone who asks
+            raise fastapi.HTTPException(503, "degraded: no key can be read, so nobody is served")
         return Alive(detectors=len(detectors), refused=len(reasons))
 
     return as_problems(app)

@@ -344,5 +344,6 @@ def unseen(
     rest = index[~train_mask].assign(split="test")
     rest.attrs = dict(index.attrs)
     if "census" in rest.attrs:  # which told of splits that are none here
-        rest.attrs["census"] = rest.attrs["census"] | {"images": len(rest), "by_split": split_counts(rest)}
+        none = {"in_train_and_test": [], "n_in_train_and_test": 0}
+        rest.attrs["census"] = rest.attrs["census"] | none | {"images": len(rest), "by_split": split_counts(rest)}
     return rest, int(train_mask.sum())
