@@ -15,6 +15,7 @@ from anomaly_nb.core.order import path_key
 from anomaly_nb.segmentation.promise import promise_study
 from anomaly_nb.segmentation.evaluation import StreetEvaluation
 from anomaly_nb.segmentation.network import OwnNetwork
+from anomaly_nb.segmentation.readers import open_streets
 from anomaly_nb.segmentation.scorer import run_methods
 
 
@@ -159,6 +160,7 @@ def test_a_file_of_no_scene_is_named_with_its_folder(tmp_path):
         ({"classes": {"road": 1, "car": []}}, "class 'car' has no raw id"),
         ({"void": ["x"]}, "void is ['x']; give a raw id of 0 to 255"),
         ({"void": [300]}, "void is [300]; give a raw id of 0 to 255"),
+        ({"anomaly": [-1]}, "anomaly is [-1]; give a raw id of 0 to 255"),
         ({"classes": ["road"]}, "needs a mapping 'classes'"),
     ],
 )
@@ -190,3 +192,16 @@ def test_the_promise_of_a_few_images_names_its_mend():
         few.update(key, {"msp": np.zeros((2, 2), np.float32)}, np.zeros((2, 2), np.uint8))
     with pytest.raises(DataError, match=r"has 4 validation images.*train with at least 5 validation images"):
         promise_study(few)
+
+
+@pytest.mark.parametrize("option", ["--anomaly-ids", "--ignore-ids"])
+@pytest.mark.parametrize("ids", ["-1", "256", "9,999", "2.5", "nan"])
+def test_an_id_that_no_label_image_holds_is_refused(tmp_path, option, ids):
+    evaluate, last = own_scenes(tmp_path), ids.split(",")[-1]
+    refused = f"{option} {ids}: {last} is no raw id; give whole numbers of 0 to 255"
+    for command in (evaluate, ["classes", "--data", "folder", "--root", tmp_path / "mine", "--split", "test"]):
+        rc, said = street(*command, f"{option}={ids}")
+        assert rc == 2 and refused in said
+    name = option[2:].replace("-", "_")
+    with pytest.raises(DataError, match="of 0 to 255"):
+        open_streets("folder", tmp_path / "mine", "test", **{name: [int(last) if last.lstrip("-").isdecimal() else float(last)]})
