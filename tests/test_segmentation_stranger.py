@@ -205,3 +205,20 @@ def test_an_id_that_no_label_image_holds_is_refused(tmp_path, option, ids):
     name = option[2:].replace("-", "_")
     with pytest.raises(DataError, match="of 0 to 255"):
         open_streets("folder", tmp_path / "mine", "test", **{name: [int(last) if last.lstrip("-").isdecimal() else float(last)]})
+
+
+def test_components_too_small_for_the_track_are_said(tmp_path):
+    evaluate = own_scenes(tmp_path)
+    path = next((tmp_path / "mine" / "test" / "labels").rglob("000.png"))
+    labels = np.asarray(Image.open(path)).copy()
+    labels[2:12, 2:14] = 9  # 120 pixels: a true component of the track, and too small for a detection
+    Image.fromarray(labels).save(path)
+    logits = np.load(tmp_path / "logits" / "a b" / "000.npy")
+    logits[:, 2:12, 2:14] = -20
+    np.save(tmp_path / "logits" / "a b" / "000.npy", logits)
+    rc, said = street(*evaluate, "--methods", "max_logit", "--protocol", "anomaly_track")
+    assert rc == 0 and "Components: no detection has the 500 pixels that anomaly_track asks for" in said
+    page = next((tmp_path / "out").rglob("results.md")).read_text().splitlines()
+    assert [line.endswith("| - | - | - |") for line in page if "| pooled |" in line] == [True]
+    rc, said = street(*evaluate, "--methods", "max_logit", "--protocol", "obstacle_track")
+    assert rc == 0 and "Components: " not in said and "~" not in said.partition("Exact for")[2]
