@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -222,3 +224,16 @@ def test_components_too_small_for_the_track_are_said(tmp_path):
     assert [line.endswith("| - | - | - |") for line in page if "| pooled |" in line] == [True]
     rc, said = street(*evaluate, "--methods", "max_logit", "--protocol", "obstacle_track")
     assert rc == 0 and "Components: " not in said and "~" not in said.partition("Exact for")[2]
+
+
+def test_a_foreign_file_is_refused_in_one_line(tmp_path):
+    scenes = [*own_scenes(tmp_path)[3:], "--model"]
+    torch.save(torch.nn.Conv2d(3, 3, 1), tmp_path / "whole.pt")
+    (tmp_path / "old.pt").write_bytes(pickle.dumps(print, protocol=4))
+    (tmp_path / "odd.onnx").write_text("no protobuf")
+    mend = "a pickled module is not opened, since that would run its code; save it with torch.jit.trace(...).save or "
+    for name, said in (("whole.pt", mend), ("old.pt", mend), ("odd.onnx", "no ONNX file, or damaged (")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # torch's advice to report the file is no part of the answer
+            rc, answer = street("evaluate", *scenes, tmp_path / name)
+        assert rc == 2 and f"{name}: {said}" in answer
