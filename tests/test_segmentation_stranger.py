@@ -65,6 +65,8 @@ def test_a_submission_is_whole_or_absent(tmp_path):
     written = sorted((p for p in out.rglob("*") if p.is_file()), key=path_key)
     assert rc == 0 and said.startswith("2 maps of smiyc") and [p.name for p in written] == ["0.hdf5", "1.hdf5"]
     before = [p.read_bytes() for p in written]
+    rc, said = street("submit", tmp_path / "fm", out, "--images", tmp_path / "flat")
+    assert rc == 0 and "2 files of an earlier run are replaced, the first 0.hdf5; give a new folder" in said
     frames(tmp_path, ["a/0", "a/1"], peak=5.88e5)
     assert street("submit", tmp_path / "fm", out, "--images", tmp_path / "flat")[0] == 2
     assert [p.read_bytes() for p in written] == before and len(list(out.rglob("*"))) == 5

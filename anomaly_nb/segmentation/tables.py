@@ -341,7 +341,7 @@ def operating_points(
     scorer: PixelScorer,  # turns thresholds back into scores
     quantiles: Sequence[float] = (0.9, 0.95, 0.99),
     other_size: bool = False,  # True: use thresholds at a size they were not made at
-) -> pd.DataFrame:  # method, quantile, threshold, what it promises, does on images left out, and on the test split
+) -> pd.DataFrame:  # method, quantile, threshold; what it promises, and does on images left out and on the test split
     """Thresholds from normal validation pixels and their effect on the test split.
 
     Raises `DataError` for thresholds of another size.
