@@ -31,8 +31,9 @@ from anomaly_nb.cli.street_options import (
 if TYPE_CHECKING:
     from anomaly_nb.segmentation.datasets import StreetDataset
     from anomaly_nb.segmentation.evaluation import StreetEvaluation
+    from anomaly_nb.segmentation.models import StreetModel
     from anomaly_nb.segmentation.run import StreetRun
-    from anomaly_nb.segmentation.scorer import PixelScorer, SceneNetwork
+    from anomaly_nb.segmentation.scorer import PixelScorer
 
 # %% ../../nbs/11_cli/12_street_studies.ipynb #9984e4d5
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _study_promise(out: Path, validation: "StreetEvaluation", answer: Answer) ->
 # %% ../../nbs/11_cli/12_street_studies.ipynb #57d10a04
 class _Studied(NamedTuple):
     run: "StreetRun"
-    network: "SceneNetwork"
+    network: "StreetModel"
     scorer: "PixelScorer"
     validation: "StreetEvaluation"
     dataset: "StreetDataset"
