@@ -7,6 +7,7 @@ __all__ = ['MASK_NAMES', 'IMAGENET', 'NETWORK_FILES', 'logits_at', 'OwnNetwork',
 
 # %% ../../nbs/07_segmentation/16_network.ipynb #88285ff0
 import importlib
+import logging
 import sys
 import textwrap
 import zipfile
@@ -272,6 +273,17 @@ def _named(network: OwnNetwork, classes: Sequence[str]) -> OwnNetwork:
     return network
 
 
+def _exported_program(path: Path) -> nn.Module:
+    "A program of torch.export. Raises what torch raises, without its log of how it failed."
+    log = logging.getLogger("torch.export")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        return torch.export.load(path).module()
+    finally:
+        log.setLevel(level)
+
+
 def _why_no_network(
     path: Path,  # a file that torch opens neither as TorchScript nor as an exported program
     error: Exception,
@@ -316,7 +328,7 @@ def load_network(
     else:
         try:
             module = (
-                torch.export.load(path).module()
+                _exported_program(path)
                 if suffix == ".pt2"
                 else torch.jit.load(path, map_location="cpu").eval()
             )
