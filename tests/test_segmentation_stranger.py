@@ -207,8 +207,9 @@ def test_an_id_that_no_label_image_holds_is_refused(tmp_path, option, ids):
         rc, said = street(*command, f"{option}={ids}")
         assert rc == 2 and refused in said
     name = option[2:].replace("-", "_")
+    value = int(last) if last.lstrip("-").isdecimal() else float(last)
     with pytest.raises(DataError, match="of 0 to 255"):
-        open_streets("folder", tmp_path / "mine", "test", **{name: [int(last) if last.lstrip("-").isdecimal() else float(last)]})
+        open_streets("folder", tmp_path / "mine", "test", **{name: [value]})
 
 
 def test_components_too_small_for_the_track_are_said(tmp_path):

@@ -102,7 +102,7 @@ def _study_heat(out: Path, studied: _Studied, answer: Answer) -> None:
 
 # %% ../../nbs/11_cli/12_street_studies.ipynb #57d10a06
 def _study_counts(out: Path, study: str, studied: _Studied, methods: tuple[str, ...], answer: Answer) -> None:
-    "Thresholds or subsampling, from the counts of `street evaluate`. Raises `DataError` for a score it has not counted."
+    "Thresholds or subsampling, from counts of `street evaluate`. Raises `DataError` for a score without counts."
     import pandas as pd
 
     from anomaly_nb.core.errors import DataError, number_of
@@ -121,8 +121,8 @@ def _study_counts(out: Path, study: str, studied: _Studied, methods: tuple[str, 
         raise DataError(f"method {missing[0]!r} was not evaluated in {run.folder}; it has {evaluated}")
     for method in methods:
         test, normal = counts.histograms[method], studied.validation.histograms[method]
-        percent, promised = threshold_sensitivity(test, scorer, method), quantile_sensitivity(test, normal, scorer, method)
-        sample = subsampling_study(test)
+        percent, sample = threshold_sensitivity(test, scorer, method), subsampling_study(test)
+        promised = quantile_sensitivity(test, normal, scorer, method)
         if study == "subsampling":
             frame = sample.assign(method=counts.labels[method])
         else:

@@ -295,7 +295,8 @@ def component_note(
     without = rows[rows["detections"] == 0]
     if not len(without):
         return ""
-    labels = without["method"] + (" (" + without["model"] + ")" if "model" in without and table["model"].nunique() > 1 else "")
+    several = "model" in table and table["model"].nunique() > 1
+    labels = without["method"] + (" (" + without["model"] + ")" if several else "")
     of = "" if len(without) == len(rows) else f" of {', '.join(labels)}"
     return (
         f"Components: no detection{of} has the {least.min_pixels} pixels that {name} asks for, at the threshold of "
@@ -341,7 +342,7 @@ def operating_points(
     scorer: PixelScorer,  # turns thresholds back into scores
     quantiles: Sequence[float] = (0.9, 0.95, 0.99),
     other_size: bool = False,  # True: use thresholds at a size they were not made at
-) -> pd.DataFrame:  # method, quantile, threshold; what it promises, and does on images left out and on the test split
+) -> pd.DataFrame:  # method, quantile, threshold, promise, and what it came to on images left out and on the test split
     """Thresholds from normal validation pixels and their effect on the test split.
 
     Raises `DataError` for thresholds of another size.
