@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from anomaly_nb.core.order import path_key
 from anomaly_nb.segmentation.promise import promise_study
 from anomaly_nb.segmentation.evaluation import StreetEvaluation
 from anomaly_nb.segmentation.network import OwnNetwork
+from anomaly_nb.segmentation.readers import open_streets
 from anomaly_nb.segmentation.scorer import run_methods
 
 
@@ -62,6 +65,8 @@ def test_a_submission_is_whole_or_absent(tmp_path):
     written = sorted((p for p in out.rglob("*") if p.is_file()), key=path_key)
     assert rc == 0 and said.startswith("2 maps of smiyc") and [p.name for p in written] == ["0.hdf5", "1.hdf5"]
     before = [p.read_bytes() for p in written]
+    rc, said = street("submit", tmp_path / "fm", out, "--images", tmp_path / "flat")
+    assert rc == 0 and "2 files of an earlier run are replaced, the first 0.hdf5; give a new folder" in said
     frames(tmp_path, ["a/0", "a/1"], peak=5.88e5)
     assert street("submit", tmp_path / "fm", out, "--images", tmp_path / "flat")[0] == 2
     assert [p.read_bytes() for p in written] == before and len(list(out.rglob("*"))) == 5
@@ -159,6 +164,7 @@ def test_a_file_of_no_scene_is_named_with_its_folder(tmp_path):
         ({"classes": {"road": 1, "car": []}}, "class 'car' has no raw id"),
         ({"void": ["x"]}, "void is ['x']; give a raw id of 0 to 255"),
         ({"void": [300]}, "void is [300]; give a raw id of 0 to 255"),
+        ({"anomaly": [-1]}, "anomaly is [-1]; give a raw id of 0 to 255"),
         ({"classes": ["road"]}, "needs a mapping 'classes'"),
     ],
 )
@@ -190,3 +196,47 @@ def test_the_promise_of_a_few_images_names_its_mend():
         few.update(key, {"msp": np.zeros((2, 2), np.float32)}, np.zeros((2, 2), np.uint8))
     with pytest.raises(DataError, match=r"has 4 validation images.*train with at least 5 validation images"):
         promise_study(few)
+
+
+@pytest.mark.parametrize("option", ["--anomaly-ids", "--ignore-ids"])
+@pytest.mark.parametrize("ids", ["-1", "256", "9,999", "2.5", "nan"])
+def test_an_id_that_no_label_image_holds_is_refused(tmp_path, option, ids):
+    evaluate, last = own_scenes(tmp_path), ids.split(",")[-1]
+    refused = f"{option} {ids}: {last} is no raw id; give whole numbers of 0 to 255"
+    for command in (evaluate, ["classes", "--data", "folder", "--root", tmp_path / "mine", "--split", "test"]):
+        rc, said = street(*command, f"{option}={ids}")
+        assert rc == 2 and refused in said
+    name = option[2:].replace("-", "_")
+    value = int(last) if last.lstrip("-").isdecimal() else float(last)
+    with pytest.raises(DataError, match="of 0 to 255"):
+        open_streets("folder", tmp_path / "mine", "test", **{name: [value]})
+
+
+def test_components_too_small_for_the_track_are_said(tmp_path):
+    evaluate = own_scenes(tmp_path)
+    path = next((tmp_path / "mine" / "test" / "labels").rglob("000.png"))
+    labels = np.asarray(Image.open(path)).copy()
+    labels[2:12, 2:14] = 9  # 120 pixels: a true component of the track, and too small for a detection
+    Image.fromarray(labels).save(path)
+    logits = np.load(tmp_path / "logits" / "a b" / "000.npy")
+    logits[:, 2:12, 2:14] = -20
+    np.save(tmp_path / "logits" / "a b" / "000.npy", logits)
+    rc, said = street(*evaluate, "--methods", "max_logit", "--protocol", "anomaly_track")
+    assert rc == 0 and "Components: no detection has the 500 pixels that anomaly_track asks for" in said
+    page = next((tmp_path / "out").rglob("results.md")).read_text().splitlines()
+    assert [line.endswith("| - | - | - |") for line in page if "| pooled |" in line] == [True]
+    rc, said = street(*evaluate, "--methods", "max_logit", "--protocol", "obstacle_track")
+    assert rc == 0 and "Components: " not in said and "~" not in said.partition("Exact for")[2]
+
+
+def test_a_foreign_file_is_refused_in_one_line(tmp_path):
+    scenes = [*own_scenes(tmp_path)[3:], "--model"]
+    torch.save(torch.nn.Conv2d(3, 3, 1), tmp_path / "whole.pt")
+    (tmp_path / "old.pt").write_bytes(pickle.dumps(print, protocol=4))
+    (tmp_path / "odd.onnx").write_text("no protobuf")
+    mend = "a pickled module is not opened, since that would run its code; save it with torch.jit.trace(...).save or "
+    for name, said in (("whole.pt", mend), ("old.pt", mend), ("odd.onnx", "no ONNX file, or damaged (")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # torch's advice to report the file is no part of the answer
+            rc, answer = street("evaluate", *scenes, tmp_path / name)
+        assert rc == 2 and f"{name}: {said}" in answer

@@ -33,7 +33,7 @@ def _write_results(
     resamples: int,
     other_size: bool,
     model: str = "",  # what somebody else's network is called; "" = no column of it
-) -> "pd.DataFrame":  # of `results_table`
+) -> tuple["pd.DataFrame", str]:  # of `results_table`; what thresholds promise, "" where there are none
     "Write tables and plots of an evaluation."
     import matplotlib.pyplot as plt
 
@@ -41,15 +41,17 @@ def _write_results(
     from anomaly_nb.core.style import figure_style, save_figure
     from anomaly_nb.metrics.plots import plot_precision_recall, plot_roc
     from anomaly_nb.segmentation.compare import comparison_plot, write_comparison
-    from anomaly_nb.segmentation.tables import difference_table, operating_points, results_table
+    from anomaly_nb.segmentation.tables import difference_table, operating_points, promise_sentence, results_table
 
     table = results_table(result, resamples)
     if model:
         table.insert(0, "model", model)
     write_comparison(folder, table, "results")
+    promise = ""
     if validation is not None and scorer is not None:
         points = operating_points(result, validation, scorer, other_size=other_size)
         write_table(folder / "operating_points.csv", points)
+        promise = promise_sentence(points)
     if resamples and len(result.labels) > 1 and len(result.images) > 1:
         differences = difference_table(result, next(iter(result.labels)), resamples)
         write_table(folder / "differences.csv", differences)
@@ -60,7 +62,7 @@ def _write_results(
             plot_roc(histogram, label=result.labels[method], ax=left)
             plot_precision_recall(histogram, label=result.labels[method], ax=right)
     save_figure(folder / "curves.png", curves)
-    return table
+    return table, promise
 
 # %% ../../nbs/11_cli/15_street_evaluation.ipynb #173ce4dc
 @dataclass(frozen=True)
@@ -240,10 +242,11 @@ def evaluate(
     result, network, scorer, dataset = done.result, done.network, done.scorer, done.dataset
     folder = save_evaluation(free_folder(run / "evaluations" if run else written.out, result), result)
     named = network.name if network is not None and not run else ""
-    table = _write_results(folder, result, scorer, done.validation, written.resamples, size.other_size, named)
+    table, promise = _write_results(folder, result, scorer, done.validation, written.resamples, size.other_size, named)
     if written.panels and network is not None and scorer is not None:
         _panels(folder, network, scorer, dataset, result, written.panels)
-    typer.echo("\n".join([best_sentence(table), str(folder), *dataset.notes, to_markdown(table)]))
+    said = [promise] if promise else []
+    typer.echo("\n".join([best_sentence(table), str(folder), *said, *dataset.notes, to_markdown(table)]))
 
 # %% ../../nbs/11_cli/15_street_evaluation.ipynb #6c6804de
 def _panels(

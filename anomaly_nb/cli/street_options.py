@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Device', 'Methods', 'Temperature', 'FitImages', 'Resamples', 'AsStored', 'OtherSize', 'FIVE', 'size_of',
-           'check_temperature', 'numbers', 'Scenes', 'check_anomaly', 'Network', 'ImageSize', 'Training', 'RunSize']
+           'check_temperature', 'numbers', 'raw_ids', 'Scenes', 'check_anomaly', 'Network', 'ImageSize', 'Training',
+           'RunSize']
 
 # %% ../../nbs/11_cli/06_street_options.ipynb #03d7500f
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ def size_of(height: int, width: int, what: str = "") -> tuple[int, int] | None:
         raise DataError(f"--{what}height {height} and --{what}width {width}: at most 8192 pixels each")
     return (height, width) if height else None
 
-
+# %% ../../nbs/11_cli/06_street_options.ipynb #fd44348f
 def check_temperature(
     temperature: float,
     methods: Sequence[str],  # names of scores
@@ -72,7 +73,7 @@ def check_temperature(
             "to --methods, or leave it out"
         )
 
-
+# %% ../../nbs/11_cli/06_street_options.ipynb #9777cf1e
 def numbers(text: str, option: str, count: int = 0) -> list[float]:
     "Comma-separated numbers of an option. Raises `DataError`."
     from anomaly_nb.core.errors import DataError
@@ -84,6 +85,16 @@ def numbers(text: str, option: str, count: int = 0) -> list[float]:
     if text and (not values or (count and len(values) != count)):
         raise DataError(f"{option} {text!r}: give {count or 'some'} numbers with commas between them")
     return values
+
+# %% ../../nbs/11_cli/06_street_options.ipynb #815d3b61
+def raw_ids(text: str, option: str) -> list[int]:
+    "Comma-separated raw ids of an option. Raises `DataError` for what no label image holds."
+    from anomaly_nb.core.errors import DataError
+
+    values = numbers(text, option)
+    if wrong := [v for v in values if v not in range(256)]:
+        raise DataError(f"{option} {text}: {wrong[0]:g} is no raw id; give whole numbers of 0 to 255")
+    return [int(v) for v in values]
 
 # %% ../../nbs/11_cli/06_street_options.ipynb #040bb804
 @dataclass(frozen=True)
@@ -110,7 +121,7 @@ class Scenes:
         ignore_ids: str = "",
         **of_reader: str,  # void, images; "" = its default
     ) -> "StreetDataset":
-        "A split. Raises `DataError` for ids that are no numbers, else what `open_streets` raises."
+        "A split. Raises `DataError` for what is no raw id, else what `open_streets` raises."
         from anomaly_nb.core.errors import DataError
         from anomaly_nb.segmentation.readers import open_streets
 
@@ -125,8 +136,8 @@ class Scenes:
             split,
             self.held_out,
             size,
-            [int(v) for v in numbers(anomaly_ids, "--anomaly-ids")],
-            [int(v) for v in numbers(ignore_ids, "--ignore-ids")],
+            raw_ids(anomaly_ids, "--anomaly-ids"),
+            raw_ids(ignore_ids, "--ignore-ids"),
             **{k: v for k, v in of_reader.items() if v},
         )
 
@@ -144,7 +155,7 @@ def check_anomaly(
             f"such as {dataset.table.names[-1] if dataset.table.names else 'NAME'}, or name raw ids with --anomaly-ids"
         )
 
-
+# %% ../../nbs/11_cli/06_street_options.ipynb #f24af705
 @dataclass(frozen=True)
 class Network:
     "A segmentation network and the weights it starts with."
@@ -174,7 +185,7 @@ class Network:
         "Input mean and deviation, where they are not ImageNet's."
         return {k: (v, v, v) for k, v in (("mean", self.mean), ("std", self.std)) if v >= 0}
 
-
+# %% ../../nbs/11_cli/06_street_options.ipynb #6d1dab37
 @dataclass(frozen=True)
 class ImageSize:
     "The size that images are brought to before anything else."
@@ -189,7 +200,7 @@ class ImageSize:
         "(height, width); None where neither is given. Raises `DataError` where one is."
         return size_of(self.height, self.width)
 
-
+# %% ../../nbs/11_cli/06_street_options.ipynb #bc7c508a
 @dataclass(frozen=True)
 class Training:
     "`TrainConfig` on the command line, and the size of images."

@@ -8,12 +8,12 @@ __all__ = ['Study', 'ablate', 'compare', 'classes', 'submit']
 # %% ../../nbs/11_cli/12_street_studies.ipynb #9957ccab
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from .options import After, Answer, Needs, NotWith, with_options
-from .outputs import check_out_folder, files_in, say_earlier
+from .outputs import check_out_folder, files_in, say_earlier, say_renewed
 from anomaly_nb.cli.street_options import (
     AsStored,
     Device,
@@ -27,6 +27,13 @@ from anomaly_nb.cli.street_options import (
     check_anomaly,
     numbers,
 )
+
+if TYPE_CHECKING:
+    from anomaly_nb.segmentation.datasets import StreetDataset
+    from anomaly_nb.segmentation.evaluation import StreetEvaluation
+    from anomaly_nb.segmentation.models import StreetModel
+    from anomaly_nb.segmentation.run import StreetRun
+    from anomaly_nb.segmentation.scorer import PixelScorer
 
 # %% ../../nbs/11_cli/12_street_studies.ipynb #9984e4d5
 @dataclass(frozen=True)
@@ -51,7 +58,82 @@ class Study:
     as_stored: Annotated[AsStored, After("crop_width")] = False
     other_size: Annotated[OtherSize, After("as_stored")] = False
 
+# %% ../../nbs/11_cli/12_street_studies.ipynb #57d10a02
+def _study_promise(out: Path, validation: "StreetEvaluation", answer: Answer) -> None:
+    "What was promised on some validation images, tried on the others."
+    from anomaly_nb.core.errors import number_of
+    from anomaly_nb.core.tables import write_table
+    from anomaly_nb.segmentation.promise import promise_study
 
+    rates = promise_study(validation)
+    write_table(out / "promise.csv", rates)
+    answer.verdict(f"{number_of(len(rates), 'rate')} promised on validation images and tried on others", out)
+    answer.say(rates.round(4).to_string(index=False))
+
+# %% ../../nbs/11_cli/12_street_studies.ipynb #57d10a04
+class _Studied(NamedTuple):
+    run: "StreetRun"
+    network: "StreetModel"
+    scorer: "PixelScorer"
+    validation: "StreetEvaluation"
+    dataset: "StreetDataset"
+
+
+def _study_heat(out: Path, studied: _Studied, answer: Answer) -> None:
+    "HEAT's terms over the images."
+    from anomaly_nb.core.tables import write_table
+    from anomaly_nb.core.style import save_figure
+    from anomaly_nb.segmentation.ablation import heat_study
+    from anomaly_nb.segmentation.compare import comparison_plot, to_markdown, write_comparison
+    from anomaly_nb.segmentation.evaluation import evaluation_identity
+    from anomaly_nb.segmentation.evaluation_files import save_evaluation
+    from anomaly_nb.segmentation.tables import best_sentence, difference_table, results_table
+
+    network, scorer, dataset = studied.network, studied.scorer, studied.dataset
+    result = heat_study(network, scorer, dataset)
+    result.metadata["identity"] = evaluation_identity(network, scorer, dataset, protocol="terms of HEAT")
+    table = results_table(result)
+    write_comparison(save_evaluation(out, result), table, "results")
+    save_figure(out / "results.png", comparison_plot(table))
+    write_table(out / "differences.csv", difference_table(result, "heat"))
+    fractions = ", ".join(f"{n} {v:.2f}" for n, v in result.metadata["fractions"].items())
+    answer.verdict(best_sentence(table), out)
+    answer.say(to_markdown(table[table["protocol"] == "pooled"]) + f"\nfractions of the terms: {fractions}")
+
+# %% ../../nbs/11_cli/12_street_studies.ipynb #57d10a06
+def _study_counts(out: Path, study: str, studied: _Studied, methods: tuple[str, ...], answer: Answer) -> None:
+    "Thresholds or subsampling, from counts of `street evaluate`. Raises `DataError` for a score without counts."
+    import pandas as pd
+
+    from anomaly_nb.core.errors import DataError, number_of
+    from anomaly_nb.core.tables import write_table
+    from anomaly_nb.core.style import save_figure
+    from anomaly_nb.segmentation.ablation import quantile_sensitivity, sensitivity_plot, threshold_sensitivity
+    from anomaly_nb.segmentation.evaluation import evaluation_identity
+    from anomaly_nb.segmentation.evaluation_files import find_evaluation, load_evaluation
+    from anomaly_nb.segmentation.subsampling import subsampling_study
+
+    run, scorer = studied.run, studied.scorer
+    identity = evaluation_identity(studied.network, scorer, studied.dataset)
+    counts = load_evaluation(find_evaluation(run.folder / "evaluations", identity))
+    if missing := [m for m in methods if m not in counts.histograms]:
+        evaluated = ", ".join(counts.histograms)
+        raise DataError(f"method {missing[0]!r} was not evaluated in {run.folder}; it has {evaluated}")
+    for method in methods:
+        test, normal = counts.histograms[method], studied.validation.histograms[method]
+        percent, sample = threshold_sensitivity(test, scorer, method), subsampling_study(test)
+        promised = quantile_sensitivity(test, normal, scorer, method)
+        if study == "subsampling":
+            frame = sample.assign(method=counts.labels[method])
+        else:
+            both = {"percent of the threshold": percent, "promised rate": promised}
+            frame = pd.concat([f.assign(method=counts.labels[method], version=v) for v, f in both.items()])
+        write_table(out / f"{study}_{method}.csv", frame)
+        save_figure(out / f"{study}_{method}.png", sensitivity_plot(percent, promised, sample))
+        answer.say(frame.round(4).to_string(index=False) + "\n")
+    answer.verdict(f"{study} of {number_of(len(methods), 'score')}: {', '.join(methods)}", out)
+
+# %% ../../nbs/11_cli/12_street_studies.ipynb #57d10a07
 def _study_run(
     out: Path,
     study: Study,
@@ -61,77 +143,23 @@ def _study_run(
     device: str,
     answer: Answer,
 ) -> None:
-    """Studies of a trained run: HEAT's terms over the images; the promise from validation counts; thresholds and
-    subsampling from those of `street evaluate`.
-    """
-    import pandas as pd
-
-    from anomaly_nb.core.errors import DataError, number_of
-    from anomaly_nb.core.tables import write_table
-    from anomaly_nb.core.style import save_figure
-    from anomaly_nb.segmentation.ablation import (
-        heat_study,
-        quantile_sensitivity,
-        sensitivity_plot,
-        threshold_sensitivity,
-    )
-    from anomaly_nb.segmentation.compare import comparison_plot, to_markdown, write_comparison
-    from anomaly_nb.segmentation.evaluation import evaluation_identity
-    from anomaly_nb.segmentation.evaluation_files import find_evaluation, load_evaluation, save_evaluation
-    from anomaly_nb.segmentation.promise import promise_study
+    "One of the studies of a trained run. Raises `DataError` where there is none."
+    from anomaly_nb.core.errors import DataError
     from anomaly_nb.segmentation.run import StreetRun
-    from anomaly_nb.segmentation.subsampling import subsampling_study
-    from anomaly_nb.segmentation.tables import best_sentence, difference_table, results_table
 
     if not study.run:
         raise DataError(f"the study {study.study} is one of a trained network; name its folder with --run")
-    place = StreetRun(study.run)
-    at = size.of(place)
+    run = StreetRun(study.run)
+    at = size.of(run)
     if study.study == "promise":
-        rates = promise_study(place.fitted(at, other_size=size.other_size)[1])
-        write_table(out / "promise.csv", rates)
-        answer.verdict(f"{number_of(len(rates), 'rate')} promised on validation images and tried on others", out)
-        answer.say(rates.round(4).to_string(index=False))
-        return
+        return _study_promise(out, run.fitted(at, other_size=size.other_size)[1], answer)
     dataset = scenes.open(study.split, at)
     check_anomaly(dataset, scenes.data)
-    scorer, validation = place.fitted(at, [dataset[0].labels.shape], size.other_size)
-    network = place.network(device)
+    scorer, validation = run.fitted(at, [dataset[0].labels.shape], size.other_size)
+    studied = _Studied(run, run.network(device), scorer, validation, dataset)
     if study.study == "heat":
-        result = heat_study(network, scorer, dataset)
-        result.metadata["identity"] = evaluation_identity(network, scorer, dataset, protocol="terms of HEAT")
-        table = results_table(result)
-        write_comparison(save_evaluation(out, result), table, "results")
-        save_figure(out / "results.png", comparison_plot(table))
-        write_table(out / "differences.csv", difference_table(result, "heat"))
-        fractions = ", ".join(f"{n} {v:.2f}" for n, v in result.metadata["fractions"].items())
-        answer.verdict(best_sentence(table), out)
-        answer.say(to_markdown(table[table["protocol"] == "pooled"]) + f"\nfractions of the terms: {fractions}")
-        return
-    counts = load_evaluation(
-        find_evaluation(place.folder / "evaluations", evaluation_identity(network, scorer, dataset))
-    )
-    if missing := [m for m in methods if m not in counts.histograms]:  # said before anything is written
-        evaluated = ", ".join(counts.histograms)
-        raise DataError(f"method {missing[0]!r} was not evaluated in {study.run}; it has {evaluated}")
-    for method in methods:
-        test, normal = counts.histograms[method], validation.histograms[method]
-        percent, promised, sample = (
-            threshold_sensitivity(test, scorer, method),
-            quantile_sensitivity(test, normal, scorer, method),
-            subsampling_study(test),
-        )
-        if study.study == "subsampling":
-            frame = sample.assign(method=counts.labels[method])
-        else:
-            both = {"percent of the threshold": percent, "promised rate": promised}
-            frame = pd.concat(
-                [f.assign(method=counts.labels[method], version=v) for v, f in both.items()], ignore_index=True
-            )
-        write_table(out / f"{study.study}_{method}.csv", frame)
-        save_figure(out / f"{study.study}_{method}.png", sensitivity_plot(percent, promised, sample))
-        answer.say(frame.round(4).to_string(index=False) + "\n")
-    answer.verdict(f"{study.study} of {number_of(len(methods), 'score')}: {', '.join(methods)}", out)
+        return _study_heat(out, studied, answer)
+    _study_counts(out, study.study, studied, methods, answer)
 
 # %% ../../nbs/11_cli/12_street_studies.ipynb #106af8be
 @with_options
@@ -368,4 +396,5 @@ def submit(
         out, scores, list(sizes), form, dataset, method, (code[0], code[1]) if code else None, sizes
     )
     typer.echo(f"{number_of(len(written), 'map')} of {form}: {target}")
+    say_renewed(target, before)
     say_earlier(target, before)

@@ -91,11 +91,14 @@ def load_tensors(path: str | Path) -> Any:
         except SafetensorError as e:
             raise DataError(f"{path}: damaged or not a safetensors file ({e})") from None
     import pickle
+    import warnings
 
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # the file is opened or refused; torch's advice to report it helps nobody
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UnsafeFileError(
             f"{path}: holds more than tensors and plain containers, or is damaged; save it again as a state_dict"

@@ -19,7 +19,14 @@ from ..core.tables import write_table
 from ..core.style import PALETTE, figure_style
 from ..metrics.uncertainty import coverage_note
 from .evaluation import COMPARED, StreetEvaluation, identity_differences
-from .tables import exact_text, exactness_note, results_table
+from anomaly_nb.segmentation.tables import (
+    COMPONENT_FIGURES,
+    component_note,
+    exact_text,
+    exactness_note,
+    nothing_counted,
+    results_table,
+)
 
 # %% ../../nbs/07_segmentation/11_compare.ipynb #8924e4b8
 def incomparable(
@@ -103,6 +110,8 @@ def to_markdown(
     }
     lines = ["| " + " | ".join(titles.get(c, c) for c in shown) + " |"]
     lines.append("|" + "---|" * len(shown))
+    if nothing_counted(table):
+        table = table.assign(**{c: np.nan for name in COMPONENT_FIGURES for c in (name, f"{name}_low", f"{name}_high")})
     for row in table.to_dict("records"):
         cells = []
         for c in shown:
@@ -118,7 +127,7 @@ def to_markdown(
             cells.append(text + ("" if np.isnan(low) else f" [{100 * low:.1f}, {100 * row[f'{c}_high']:.1f}]"))
         lines.append("| " + " | ".join(cells) + " |")
     pooled = table[table["protocol"] == "pooled"]["images"].tolist() if "auroc_low" in table else []
-    notes = [coverage_note(int(min(pooled))) if pooled else "", exactness_note(table)]
+    notes = [coverage_note(int(min(pooled))) if pooled else "", exactness_note(table), component_note(table)]
     return "\n".join(lines) + "\n" + "".join(f"\n{note}\n" for note in notes if note)
 
 # %% ../../nbs/07_segmentation/11_compare.ipynb #753c3603

@@ -32,7 +32,10 @@ VOID = 255  # in encoded labels and anomaly masks: neither trains nor counts
 
 @dataclass(frozen=True)
 class LabelTable:
-    "What each raw id of a data set means. Raises `DataError` where an id has two roles or a class has no id."
+    """What each raw id of a data set means.
+
+    Raises `DataError` where an id has two roles or is none of 0 to 255, or a class has no id.
+    """
 
     names: tuple[str, ...]  # trained classes, in the order of the network's outputs
     ids: dict[int, int]  # raw id -> index into `names`
@@ -43,6 +46,9 @@ class LabelTable:
 
     def __post_init__(self) -> None:
         roles = [set(self.ids), set(self.anomaly), set(self.void), set(self.normal)]
+        for raw in set().union(*roles):
+            if not isinstance(raw, int | np.integer) or not 0 <= raw <= 255:
+                raise DataError(f"raw id {raw} in the label table; a label image holds whole numbers of 0 to 255")
         if sum(map(len, roles)) != len(set().union(*roles)):
             raise DataError("a raw id has two roles in the label table; give each id one")
         if set(self.ids.values()) != set(range(len(self.names))):

@@ -7,7 +7,10 @@ __all__ = ['MASK_NAMES', 'IMAGENET', 'NETWORK_FILES', 'logits_at', 'OwnNetwork',
 
 # %% ../../nbs/07_segmentation/16_network.ipynb #88285ff0
 import importlib
+import logging
 import sys
+import textwrap
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core.errors import DataError, MissingFileError, check_file, check_folder, of_own_code, require
+from ..core.arrays import load_tensors
+from anomaly_nb.core.errors import (
+    DataError,
+    MissingFileError,
+    UnsafeFileError,
+    check_file,
+    check_folder,
+    of_own_code,
+    require,
+)
 from ..core.files import sha256_file
 from ..core.plain import read_json
 from ..core.runtime import import_torchvision
@@ -186,11 +198,20 @@ def _from_module(name: str) -> OwnNetwork:
     return OwnNetwork(name, network, digest=sha256_file(source) if source else "")
 
 # %% ../../nbs/07_segmentation/16_network.ipynb #fbe71aef
+def _first_line(error: Exception) -> str:
+    "The first line of somebody else's error, cut between words."
+    return textwrap.shorten((str(error).splitlines() or [type(error).__name__])[0], 120, placeholder=" ...")
+
+
 def _from_onnx(path: Path) -> Callable[[torch.Tensor], object]:
     """An ONNX file as a callable; the first output is the logits, the second, if any, the features; outputs of
     MASK_NAMES are masks and classes.
     """
-    session = require("onnxruntime", "export").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    runtime = require("onnxruntime", "export")
+    try:
+        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as e:  # the errors of onnxruntime have no base of their own
+        raise DataError(f"{path}: no ONNX file, or damaged ({_first_line(e)}); export it again") from None
     entry, names = session.get_inputs()[0].name, [o.name for o in session.get_outputs()]
     masked = any(set(pair) <= set(names) for pair in MASK_NAMES)
 
@@ -252,6 +273,34 @@ def _named(network: OwnNetwork, classes: Sequence[str]) -> OwnNetwork:
     return network
 
 
+def _exported_program(path: Path) -> nn.Module:
+    "A program of torch.export. Raises what torch raises, without its log of how it failed."
+    log = logging.getLogger("torch.export")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        return torch.export.load(path).module()
+    finally:
+        log.setLevel(level)
+
+
+def _why_no_network(
+    path: Path,  # a file that torch opens neither as TorchScript nor as an exported program
+    error: Exception,
+) -> str:
+    "What is wrong with the file of a network, and the mend."
+    save = "save it with torch.jit.trace(...).save or torch.export.save, or name its code: module:function"
+    try:
+        load_tensors(path)
+        return f"holds weights without their network; {save}; a folder of `street train` is named without --model"
+    except UnsafeFileError:
+        if zipfile.is_zipfile(path) or path.read_bytes()[:1] == b"\x80":  # else it is no pickle
+            return f"a pickled module is not opened, since that would run its code; {save}"
+    except DataError:
+        pass
+    return f"not a network that can be run by itself ({_first_line(error)}); {save}"
+
+
 def load_network(
     what: str | Path,  # "module:name", "hf:folder", or a file .pt, .pth, .ts, .pt2, .onnx
     input: str = "normalised",  # what a file takes: "normalised" or "uint8"
@@ -279,19 +328,12 @@ def load_network(
     else:
         try:
             module = (
-                torch.export.load(path).module()
+                _exported_program(path)
                 if suffix == ".pt2"
                 else torch.jit.load(path, map_location="cpu").eval()
             )
         except (RuntimeError, ValueError, OSError) as e:
-            hint = (
-                "a folder of `street train` is named without --model"
-                if suffix in (".pt", ".pth")
-                else "save it with torch.export.save"
-            )
-            raise DataError(
-                f"{path}: not a network that can be run by itself ({str(e).splitlines()[0][:120]}); {hint}"
-            ) from None
+            raise DataError(f"{path}: {_why_no_network(path, e)}") from None
         call = module
     whole = call if input == "uint8" else _normalised(call, mean, std)
     network = OwnNetwork(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'COMPONENT_FIGURES', 'exact_digits', 'exact_text', 'exactness_note', 'per_image_figures', 'results_table',
-           'best_sentence', 'difference_table', 'class_table', 'speed_table', 'component_table', 'normal_quantile',
-           'operating_points']
+           'best_sentence', 'difference_table', 'class_table', 'speed_table', 'component_table', 'nothing_counted',
+           'component_note', 'normal_quantile', 'operating_points', 'promise_sentence']
 
 # %% ../../nbs/07_segmentation/21_tables.ipynb #44d1cb0e
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..calibration.thresholds import counted_threshold
-from ..core.errors import DataError, number_of
+from ..core.errors import DataError, number_of, percent
 from anomaly_nb.metrics import (
     ComponentScores,
     ScoreHistogram,
@@ -23,10 +23,11 @@ from anomaly_nb.metrics import (
     histogram_differences,
     histogram_intervals,
 )
-from ..metrics.overlap import TAUS
+from ..metrics.overlap import COMPONENT_TRACKS, TAUS
 from ..metrics.uncertainty import clustered_interval
 from ..metrics.score_keys import order_value, quantisation_bounds
 from .evaluation import StreetEvaluation, check_sizes
+from .promise import left_out_rates
 from .scorer import PixelScorer
 
 # %% ../../nbs/07_segmentation/21_tables.ipynb #52ae3a60
@@ -85,10 +86,11 @@ def exactness_note(
     if all(exact_digits(error, digits) == digits for error in errors.values()):
         return ""
     moved = ", ".join(f"{title} by up to {error:.2g}" for title, error in errors.items() if error > 0)
+    marked = any(exact_text(0, error, digits).startswith("~") for error in errors.values())
+    mark = "; ~ stands before a figure that may be off by more than its last" if marked else ""
     return (
         f"Exact for scores rounded to 16 bits; for the scores as they are, these may be off: {moved} "
-        "percentage points. Only the digits that this leaves are printed; ~ stands before a figure that may be off by "
-        "more than its last."
+        f"percentage points. Only the digits that this leaves are printed{mark}."
     )
 
 # %% ../../nbs/07_segmentation/21_tables.ipynb #21e7055b
@@ -153,6 +155,7 @@ def results_table(
             }
         if evaluation.components:
             pooled |= component_table(list(evaluation.components[method].values()), n_resamples, random_state)
+            pooled["component_track"] = evaluation.metadata.get("component_track", "")
         each = per_image_figures(histogram).dropna()
         mean = {name: float(each[name].mean()) for name in FIGURES} | _exact_per_image(histogram)
         rows += [pooled, start | {"protocol": "per image", "images": len(each)} | mean]
@@ -270,6 +273,38 @@ def component_table(
 
 COMPONENT_FIGURES = ("siou", "ppv", "f1_star")
 
+# %% ../../nbs/07_segmentation/21_tables.ipynb #c0a1f2b2
+def nothing_counted(
+    table: pd.DataFrame,  # of `results_table`, or of several models
+) -> bool:
+    "Whether there is not one detection, or not one true component, in the whole table."
+    return "components" in table and not bool(table["components"].sum() and table["detections"].sum())
+
+
+def component_note(
+    table: pd.DataFrame,  # of `results_table`, or of several models
+) -> str:  # "" where there are detections of every score, and true components
+    "Why component metrics say nothing, where no detection or no true component is large enough for the track."
+    rows = table.dropna(subset=["components"]) if "components" in table else table.iloc[:0]
+    track = next(iter(rows["component_track"]), "") if "component_track" in rows else ""
+    if track not in COMPONENT_TRACKS:
+        return ""
+    least, name = COMPONENT_TRACKS[track], f"{track}_track"
+    if not rows["components"].sum():
+        return f"Components: no true component has the {least.min_true} pixels that {name} asks for."
+    without = rows[rows["detections"] == 0]
+    if not len(without):
+        return ""
+    several = "model" in table and table["model"].nunique() > 1
+    labels = without["method"] + (" (" + without["model"] + ")" if several else "")
+    of = "" if len(without) == len(rows) else f" of {', '.join(labels)}"
+    return (
+        f"Components: no detection{of} has the {least.min_pixels} pixels that {name} asks for, at the threshold of "
+        f"the best pixel F1; {number_of(int(rows['components'].max()), 'true component')} of {least.min_true} pixels "
+        "or more."
+    )
+
+
 # %% ../../nbs/07_segmentation/21_tables.ipynb #b4e0667c
 def normal_quantile(
     histogram: ScoreHistogram,  # of validation scores
@@ -285,13 +320,29 @@ def normal_quantile(
     return float(histogram.stored(order_value(code))[0])
 
 # %% ../../nbs/07_segmentation/21_tables.ipynb #5a867324
+def _left_out(validation: ScoreHistogram, false_positives: float) -> dict[str, float]:
+    "What a promise came to on validation images left out in turn: mean, lowest and highest; nan for a single image."
+    rates = left_out_rates(validation, [[name] for name in validation.images], false_positives)
+    each = rates[np.isfinite(rates)] if len(validation.images) > 1 else np.empty(0)
+    names = ("left_out_fpr", "left_out_fpr_lowest", "left_out_fpr_highest")
+    values = (each.mean(), each.min(), each.max()) if len(each) else (np.nan,) * 3
+    return {"validation_images": len(validation.images)} | dict(zip(names, map(float, values)))
+
+
+def _fpr_of_normal_images(histogram: ScoreHistogram, code: int) -> float:
+    "The fraction of pixels at or above a bin, in images without an anomalous pixel; nan where there is none."
+    normal = [(codes, n[0]) for codes, n in histogram.images.values() if n[0].any() and not n[1].any()]
+    reaching, total = (sum(int(n[c >= low].sum()) for c, n in normal) for low in (code, 0))
+    return reaching / total if total else float("nan")
+
+
 def operating_points(
     evaluation: StreetEvaluation,  # of the test split
     validation: StreetEvaluation,  # of the validation split, same scorer
     scorer: PixelScorer,  # turns thresholds back into scores
     quantiles: Sequence[float] = (0.9, 0.95, 0.99),
     other_size: bool = False,  # True: use thresholds at a size they were not made at
-) -> pd.DataFrame:  # method, quantile, threshold, and what it does on the test split
+) -> pd.DataFrame:  # method, quantile, threshold, promise, and what it came to on images left out and on the test split
     """Thresholds from normal validation pixels and their effect on the test split.
 
     Raises `DataError` for thresholds of another size.
@@ -306,7 +357,7 @@ def operating_points(
     for method, histogram in evaluation.histograms.items():
         for quantile in quantiles:
             value = normal_quantile(validation.histograms[method], quantile)
-            at = histogram.at(value)
+            at, code = histogram.at(value), counted_threshold(validation.histograms[method].counts[0], 1 - quantile)
             rows.append(
                 {
                     "method": evaluation.labels[method],
@@ -314,6 +365,26 @@ def operating_points(
                     "threshold": scorer.unranked(method, value),
                     "promised_fpr": round(1 - quantile, 10),
                 }
+                | _left_out(validation.histograms[method], 1 - quantile)
                 | {k: at[k] for k in ("fpr", "tpr", "precision", "f1")}
+                | {"fpr_of_normal_images": _fpr_of_normal_images(histogram, code)}
             )
     return pd.DataFrame(rows)
+
+
+def promise_sentence(
+    points: pd.DataFrame,  # of `operating_points`
+    quantile: float = 0.95,
+) -> str:  # of its first score
+    "What a threshold from validation pixels promises, and what it came to elsewhere."
+    row = points[points["quantile"] == quantile].iloc[0]
+    text = f"A threshold that {percent(row['promised_fpr'], 0)} of the normal validation pixels reach ({row['method']})"
+    if np.isfinite(row["left_out_fpr"]):
+        each = f"{percent(row['left_out_fpr_lowest'])} to {percent(row['left_out_fpr_highest'])}"
+        text += (
+            f" is reached by {percent(row['left_out_fpr'])} of a validation image that is left out ({each}, "
+            f"{number_of(int(row['validation_images']), 'image')}), and"
+        )
+    text += f" is reached by {percent(row['fpr'])} of the normal pixels here"
+    normal = row["fpr_of_normal_images"]
+    return text + (f", {percent(normal)} in images without an anomaly." if np.isfinite(normal) else ".")
