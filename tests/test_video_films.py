@@ -21,6 +21,7 @@ from anomaly_nb.cli.main import app, main
 from anomaly_nb.core.errors import DataError, Notice
 from anomaly_nb.core.files import write_text
 from anomaly_nb.video.clips import make_clip, make_video_dataset
+from anomaly_nb.video.boxes import BoxesError
 from anomaly_nb.video.extraction import check_extracted, damaged_videos, extract_videos
 from anomaly_nb.video.feature_files import load_object_features
 from anomaly_nb.video.layouts import FILMS, list_videos, probe_film, read_split
@@ -32,7 +33,7 @@ from anomaly_nb.video.pipeline import (
     load_decision,
     mark_incomplete,
 )
-from anomaly_nb.video.plan import VideoPlan, plan_for
+from anomaly_nb.video.plan import VideoPlan, check_boxes, plan_for
 from anomaly_nb.video.streams import Extraction
 
 cv2 = pytest.importorskip("cv2")
@@ -554,3 +555,87 @@ def test_files_beside_the_films_are_said_with_a_count(calibrated):
         write_text(path, "rain from nine on\n")
     assert "passed over: 2, no video (testing), the first videos/a.md" in score(home, *notes)
     assert "passed over" not in score(home)
+
+
+@pytest.fixture(scope="module")
+def boxed(tmp_path_factory):
+    "Three films of one size, and a way to give them a table of boxes."
+    home = tmp_path_factory.mktemp("boxed")
+    for split, name in (("training", "n0"), ("training", "n1"), ("testing", "evening")):
+        film(home / "yard" / split / "videos" / f"{name}.mp4", frames=8)
+
+    def plan(*rows: str) -> VideoPlan:
+        table = write_text(home / "b.csv", "\n".join(("video,frame,x_min,y_min,x_max,y_max", *rows)))
+        return VideoPlan("yard", home / "features", home / "yard", Extraction(backbone="", detector=str(table)))
+
+    return home, plan
+
+
+ROWS = tuple(f"{name},{t},5,5,30,30" for name in ("n0", "n1", "evening") for t in range(8))
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        (("nope,1,5,5,20,20",), r"b.csv, line 2: all its rows are rows of video 'nope', and there is no such video"),
+        ((*ROWS, "evening,8,5,5,30,30"), r"b.csv, line 26: video evening has no frame '8'"),
+        ((*ROWS, "n0,0,100,5,140,30"), "line 26: a box of video n0 lies outside the image of 96 x 64 pixels"),
+        (("n0,0,-50,5,2000,20",), r"1 of 1 box lies mostly outside the image \(the first in line 2, n0, the image of 96"),
+        (("n0,0,0.1,0.1,0.5,0.5",), "give pixels, not fractions of the image"),
+    ],
+)
+def test_a_table_of_boxes_that_belongs_to_other_films_is_refused_before_one_is_read(boxed, rows, words):
+    home, plan = boxed
+    with pytest.raises(BoxesError, match=words):
+        extract_dataset(plan(*rows), ("training",))
+    assert not (home / "features" / "training").exists()
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        ((*ROWS, "nope,1,5,5,30,30"), "line 26: rows of video 'nope', and there is no such video; there are n0, n1, ev"),
+        (ROWS[:16], r"has no row of 1 of 1 testing video \(evening\), only motion finds objects there"),
+        (ROWS[16:], "has boxes of test videos and of no training video, so objects that it adds are measured against"),
+        ((*ROWS, "n0,0,-5,5,30,30"), r"1 of 25 boxes reaches outside the image and is cut at its edge"),
+        (("n0,1,5,5,7,7",), "none of its 1 box is used, each has a score below 0.5 or fewer than 100 pixels"),
+    ],
+)
+def test_what_is_odd_about_a_table_of_boxes_is_said(boxed, rows, words):
+    with pytest.warns(Notice, match=words):
+        check_boxes(boxed[1](*rows))
+
+
+def test_a_table_that_fits_is_not_spoken_of(boxed, recwarn):
+    check_boxes(boxed[1](*ROWS))
+    assert not recwarn.list
+
+
+def test_a_film_and_its_namesake_of_the_other_split_have_boxes_of_their_own(tmp_path):
+    for split in ("training", "testing"):
+        film(tmp_path / split / "videos" / "01.mp4", frames=8)
+    table = tmp_path / "b.csv"
+    plan = VideoPlan("yard", tmp_path / "f", tmp_path, Extraction(backbone="", detector=str(table)))
+    write_text(table, "video,frame,x_min,y_min,x_max,y_max\n01,1,5,5,30,30\n")
+    with pytest.raises(BoxesError, match="line 2: 01 is a training and a test video; write training/01 or testing/01"):
+        check_boxes(plan)
+    write_text(table, "video,frame,x_min,y_min,x_max,y_max\ntraining/01,1,5,5,30,30\ntesting/01,1,6,6,31,31\n")
+    extract_dataset(plan)
+    for split, box in (("training", [5, 5, 30, 30]), ("testing", [6, 6, 31, 31])):
+        boxes = load_object_features(tmp_path / "f" / split, "velocity").boxes
+        assert [list(b) for b in boxes if list(b) in ([5, 5, 30, 30], [6, 6, 31, 31])] == [box]
+
+
+def test_the_command_refuses_and_notes_boxes_before_it_computes(boxed, capsys):
+    home, plan = boxed
+    write_text(home / "own.yml", f"datasets: {{yard: {{root: {home}/yard, extraction: {{detector: {home}/b.csv}}}}}}\n")
+    call = ["score-video", "--dataset-name", "yard", "--config", str(home / "own.yml"), "--all"]
+    call += ["--out", str(home / "scores"), "--features", str(home / "made")]
+    plan("nope,1,5,5,20,20")
+    with pytest.raises(SystemExit) as end:
+        main(call)
+    assert end.value.code == 2 and "there is no such video" in capsys.readouterr().err and not (home / "made").exists()
+    plan(*ROWS[16:])
+    with pytest.raises(SystemExit):
+        main(call)
+    assert capsys.readouterr().err.count("has boxes of test videos and of no training video") == 1

@@ -136,7 +136,9 @@ def _learn(plan: "VideoPlan", config: Path, max_image_count: int, answer: Answer
 
     from anomaly_nb.core.errors import Notice
     from anomaly_nb.video.pipeline import check_fps, check_testing, check_training, dataset_videos
+    from anomaly_nb.video.plan import check_boxes
 
+    check_boxes(plan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)
         check_training(plan)
@@ -158,6 +160,7 @@ def _score(
 
     from anomaly_nb.core.errors import Notice
     from anomaly_nb.video.pipeline import score_dataset
+    from anomaly_nb.video.plan import check_boxes
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)
@@ -167,6 +170,7 @@ def _score(
         frames, objects = score_dataset(plan, config)
     answer.say(f"scored in {time.perf_counter() - start:.0f} s")
     if not everything:  # otherwise it was said
+        check_boxes(plan)
         _say_thin(plan, config, answer)
     return frames, objects
 
@@ -211,7 +215,8 @@ def score_video(
 
     \b
     Boxes of your own detector:  extraction: {detector: boxes.csv}  under datasets: NAME: in the config,
-    a table of video, frame, x_min, y_min, x_max, y_max (x_max and y_max are exclusive) and perhaps score.
+    a table of video, frame, x_min, y_min, x_max, y_max (x_max and y_max are exclusive) and perhaps score. Where
+    both splits have a video 01 it is training/01 or testing/01. Give boxes of both splits.
 
     \b
     Exit codes: 0 all videos scored and no event; 3 events; 4 none, but some videos were not whole;

@@ -33,7 +33,7 @@ from .film_types import count_traits, unlike_films, unlike_traits
 from .ground_truth import frame_labels, ground_truths
 from .layouts import BESIDE, UnreadableVideosError, is_hidden, list_videos, read_split
 from .left_out import held_out_frames
-from .plan import VideoPlan, bank_of, features_of, located
+from .plan import VideoPlan, bank_of, check_boxes, features_of, located
 from anomaly_nb.video.scoring import (
     VideoScorer,
     frame_scores,
@@ -55,6 +55,7 @@ def extract_dataset(
     training = list_videos(root, "training")
     # all of them are looked at before the first is extracted
     videos_of = {split: training if split == "training" else list_videos(root, split) for split in splits}
+    check_boxes(plan)
     for split, videos in videos_of.items():
         report = extract_videos(videos, folder / split, plan.extraction, background_from=training)
         rows += [(split, stage, seconds) for stage, seconds in report["seconds"].items()]
@@ -270,9 +271,7 @@ def passed_over(plan: VideoPlan) -> dict[str, str]:  # split/name -> why
 def dataset_videos(
     plan: VideoPlan,
     split: str = "testing",
-) -> (
-    pd.DataFrame
-):  # video, frames, fps, scored, complete, note; a row for every video, and for every file that was taken for one
+) -> pd.DataFrame:  # video, frames, fps, scored, complete, note; a row for each video, and each file taken for one
     "What was read of a split, and what is to be said about it; also where no video can be read."
     if plan.root is None:
         return pd.DataFrame(columns=["video", "frames", "fps", "scored", "complete", "note"])
