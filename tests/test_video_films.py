@@ -260,18 +260,33 @@ def test_a_folder_of_frames_that_change_their_size_or_are_damaged_is_named_and_t
     videos = list_videos(tmp_path / "v")
     with pytest.warns(Notice) as notes:
         report = extract_videos(videos, tmp_path / "f", Extraction(min_area=20, backbone=""))
-    assert report["videos"] == 2 and set(report["failed"]) == {"2"} and "shape" in report["failed"]["2"]
+    assert report["videos"] == 3 and not report["failed"]
     said = damaged_videos(tmp_path / "f")
-    assert set(said) == {"3"} and said["3"].startswith("skipped: 6.png: ") and "keeps its place in time" in said["3"]
+    assert set(said) == {"2", "3"} and said["3"].startswith("skipped: 6.png: ")
+    assert said["2"].startswith("skipped: 5.png: is 96 x 32 pixels, and the frames beside it are 96 x 64; it keeps")
+    assert all("keeps its place in time" in words for words in said.values())
     assert [str(n.message).split(": ")[0] for n in notes] == [str(tmp_path / "v" / "2"), str(tmp_path / "v" / "3")]
     features = load_object_features(tmp_path / "f", "velocity")
-    assert check_extracted(tmp_path / "f", videos) == report["failed"] and set(features.video) == {"1", "3"}
-    assert features.frames["3"] == videos[2].frames and "6" not in features.frame[features.video == "3"]
+    assert check_extracted(tmp_path / "f", videos) == {} and set(features.video) == {"1", "2", "3"}
+    for video, name in ((1, "5"), (2, "6")):
+        video = videos[video]
+        assert features.frames[video.name] == video.frames and name not in features.frame[features.video == video.name]
     for image in (tmp_path / "v" / "3").iterdir():
         image.write_bytes(b"\x89PNG")
-    for i, words in ((1, "2: .*shape"), (2, "3: none of its frames can be read, the first: 0.png")):
-        with pytest.raises(DataError, match=rf"v: holds no video that can be read: {words}"), pytest.warns(Notice):
-            extract_videos(videos[i : i + 1], tmp_path / str(i), Extraction(min_area=20, backbone=""))
+    words = "v: holds no video that can be read: 3: none of its frames can be read, the first: 0.png"
+    with pytest.raises(DataError, match=words), pytest.warns(Notice):
+        extract_videos(videos[2:], tmp_path / "2", Extraction(min_area=20, backbone=""))
+
+
+@pytest.mark.parametrize("odd", [(0,), (7,), (0, 1, 2)])
+def test_frames_of_another_size_than_most_are_skipped_wherever_they_are(tmp_path, odd):
+    (tmp_path / "v" / "1").mkdir(parents=True)
+    for t, image in enumerate(make_clip("cyclist", 8, (64, 96), random_state=1)[0]):
+        Image.fromarray(image[:32] if t in odd else image).save(tmp_path / "v" / "1" / f"{t}.png")
+    with pytest.warns(Notice, match=f"{odd[0]}.png: is 96 x 32 pixels, and the frames beside it are 96 x 64"):
+        extract_videos(list_videos(tmp_path / "v"), tmp_path / "f", Extraction(min_area=20, backbone=""))
+    features = load_object_features(tmp_path / "f", "velocity")
+    assert len(features.frames["1"]) == 8 and set(features.frame).isdisjoint(map(str, odd)) and len(features)
 
 
 @pytest.mark.parametrize("damage", [(0,), (9,), (14,), (4, 5, 9, 29)])

@@ -293,9 +293,9 @@ def _own_background(
     if settings.background == "none":
         return None
     damaged: dict[str, str] = {}
-    size = until_readable(readable_frames(video, damaged))[1]
+    start, size = until_readable(readable_frames(video, damaged))
     if size is None:
         raise DataError(f"{video.path}: none of its frames can be read, the first: {next(iter(damaged.values()))}")
     if size not in scenes:
         scenes = _backgrounds(_spread([video], 50))
-    return scenes[size]
+    return scenes.get(size, start[-1][1])  # the first frame, where none of this size is among those
