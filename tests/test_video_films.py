@@ -654,3 +654,24 @@ def test_the_command_refuses_and_notes_boxes_before_it_computes(boxed, capsys):
     with pytest.raises(SystemExit):
         main(call)
     assert capsys.readouterr().err.count("has boxes of test videos and of no training video") == 1
+
+
+def test_nothing_is_decided_on_a_film_of_one_frame_and_a_short_one_is_said(tmp_path, monkeypatch):
+    from anomaly_nb.video.plan import length_note, short_videos
+
+    assert list(short_videos({"one": 1, "two": 2})) == ["one"]
+    assert length_note(VideoPlan("yard"), 12).startswith("has 12 frames, fewer than the 13 that a score is smoothed")
+    assert not length_note(VideoPlan("yard"), 13)
+    monkeypatch.chdir(tmp_path)
+    for i in range(2):
+        film(tmp_path / "yard/training/videos" / f"n{i}.mp4", seed=i)
+    film(tmp_path / "yard/testing/videos/one.mp4", frames=1, seed=7, intruder="runner")
+    write_text(tmp_path / "own.yml", 'datasets: {yard: {root: yard, extraction: {backbone: "", min_area: 20}}}\n')
+    options = ["--dataset-name", "yard", "--config", "own.yml", "--false-alarms-per-hour", "9000"]
+    done = CliRunner().invoke(app, ["score-video", *options, "--all", "--out", "out"])
+    assert done.exit_code == 4 and "one: has one frame, which shows no motion; too short for a decision" in done.output
+    assert not len(pd.read_csv(tmp_path / "out/events.csv"))
+    assert pd.read_csv(tmp_path / "out/frame_scores.csv")["alarm"].isna().all()
+    with pytest.warns(Notice, match="one.mp4: has one frame, which shows no motion; too short for a decision on events"):
+        done = CliRunner().invoke(app, ["video", "watch", "yard/testing/videos/one.mp4", *options, "--no-clips"])
+    assert done.exit_code == 4 and not done.stdout, done.output

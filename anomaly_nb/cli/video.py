@@ -219,7 +219,7 @@ def score_video(
     both splits have a video 01 it is training/01 or testing/01. Give boxes of both splits.
 
     \b
-    Exit codes: 0 all videos scored and no event; 3 events; 4 none, but some videos were not whole;
+    Exit codes: 0 all videos scored and no event; 3 events; 4 none, but some videos were not whole or one frame;
     1 no video could be read; 2 a wrong option, file or calibration, or a calibration that cannot decide
     on events: then the scores are written, and nothing else.
 
@@ -342,7 +342,7 @@ def watch_camera(
     Times are in seconds from the start; a box is y1 x1 y2 x2 (top, left, bottom, right) in pixels.
 
     \b
-    Exit codes: 0 the source has ended, or Ctrl-C, with events or without; 4 the film was not whole;
+    Exit codes: 0 the source has ended, or Ctrl-C, with events or without; 4 the film was not whole, or one frame;
     1 the watch broke off; 2 a wrong option, file, source or calibration.
 
     \b
@@ -353,6 +353,7 @@ def watch_camera(
 
     from anomaly_nb.core.order import printable
     from anomaly_nb.video.layouts import read_video
+    from anomaly_nb.video.plan import short_videos
     from anomaly_nb.video.sources import open_source
     from anomaly_nb.video.watch import Summary, watch
 
@@ -369,7 +370,7 @@ def watch_camera(
     film = read_video(Path(source)) if Path(source).is_file() else None
     if film is not None and film.note:
         typer.echo(printable(f"{source}: {film.note}"), err=True)
-    if film is not None and not film.complete:
+    if film is not None and (not film.complete or short_videos({film.name: len(film.frames)})):
         raise typer.Exit(4)
 
 # %% ../../nbs/11_cli/08_video.ipynb #8bedfc09

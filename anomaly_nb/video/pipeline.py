@@ -33,7 +33,7 @@ from .film_types import count_traits, unlike_films, unlike_traits
 from .ground_truth import frame_labels, ground_truths
 from .layouts import BESIDE, UnreadableVideosError, is_hidden, list_videos, read_split
 from .left_out import held_out_frames
-from .plan import VideoPlan, bank_of, check_boxes, features_of, located
+from .plan import VideoPlan, bank_of, check_boxes, features_of, length_note, located, short_videos
 from anomaly_nb.video.scoring import (
     VideoScorer,
     frame_scores,
@@ -250,7 +250,8 @@ def dataset_events(
     config: str | Path = "config.yml",  # holds the calibration
     false_alarms_per_hour: float = 1.0,
 ) -> tuple[pd.DataFrame, EventDecision]:  # events, and what decided on them
-    "The events of a split. Raises as `load_decision` does."
+    "The events of a split, none in videos that are too short for a decision. Raises as `load_decision` does."
+    frames = frames[~frames["video"].isin(list(short_videos(frames["video"].value_counts().to_dict())))]
     _, decision = load_decision(plan, config)
     reasons = responsible_objects(objects, plan.weights, decision.scales)
     return find_events(frames, reasons, decision, false_alarms_per_hour, film_rates(plan)), decision
@@ -282,14 +283,15 @@ def dataset_videos(
         videos, skipped = [], e.why
     folder = features_of(located(plan)) / split
     failed, damaged = (check_extracted(folder, videos), damaged_videos(folder)) if videos else ({}, {})
+    short = short_videos({v.name: len(v.frames) for v in videos})
     rows = [
         (
             v.name,
             len(v.frames),
             plan.fps or v.fps,
             v.name not in failed,
-            v.complete and v.name not in failed and v.name not in damaged,
-            failed.get(v.name, damaged.get(v.name, v.note)),
+            v.complete and v.name not in {*failed, *damaged, *short},
+            failed.get(v.name) or damaged.get(v.name) or short.get(v.name) or v.note or length_note(plan, len(v.frames)),
         )
         for v in videos
     ]
@@ -301,8 +303,7 @@ def _films_of(plan: VideoPlan) -> dict[str, dict[str, int]]:
     "What the films of the calibration look like; empty where nobody knows."
     plan = located(plan)
     path = bank_of(plan) / FILMS
-    wanted = dict[str, dict[str, int]]
-    return read_json_as(path, wanted, "a count of films", "calibrate again") if path.is_file() else {}
+    return read_json_as(path, dict[str, dict[str, int]], "a count of films", "calibrate again") if path.is_file() else {}
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #522f2e7f
 def unlike_training(
