@@ -278,32 +278,31 @@ def dataset_videos(
         return pd.DataFrame(columns=["video", "frames", "fps", "scored", "complete", "note"])
     try:
         videos, left = read_split(plan.root, split)
-        skipped = {path.name: why for path, why in left.items()}
+        skipped = {path.name: reason for path, reason in left.items()}
     except UnreadableVideosError as e:
         videos, skipped = [], e.why
     folder = features_of(located(plan)) / split
     failed, damaged = (check_extracted(folder, videos), damaged_videos(folder)) if videos else ({}, {})
-    short = short_videos({v.name: len(v.frames) for v in videos})
+    short, why = short_videos({v.name: len(v.frames) for v in videos}), damaged | failed
     rows = [
         (
             v.name,
             len(v.frames),
             plan.fps or v.fps,
             v.name not in failed,
-            v.complete and v.name not in {*failed, *damaged, *short},
-            failed.get(v.name) or damaged.get(v.name) or short.get(v.name) or v.note or length_note(plan, len(v.frames)),
+            v.complete and v.name not in {*why, *short},
+            why.get(v.name) or short.get(v.name) or v.note or length_note(plan, len(v.frames)),
         )
         for v in videos
     ]
-    rows += [(name, 0, None, False, False, why) for name, why in skipped.items()]
+    rows += [(name, 0, None, False, False, reason) for name, reason in skipped.items()]
     return pd.DataFrame(rows, columns=["video", "frames", "fps", "scored", "complete", "note"])
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #e018f543
 def _films_of(plan: VideoPlan) -> dict[str, dict[str, int]]:
     "What the films of the calibration look like; empty where nobody knows."
-    plan = located(plan)
-    path = bank_of(plan) / FILMS
-    return read_json_as(path, dict[str, dict[str, int]], "a count of films", "calibrate again") if path.is_file() else {}
+    path, wanted = bank_of(located(plan)) / FILMS, dict[str, dict[str, int]]
+    return read_json_as(path, wanted, "a count of films", "calibrate again") if path.is_file() else {}
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #522f2e7f
 def unlike_training(
