@@ -104,10 +104,10 @@ def test_eight_films_go_through_score_with_one_line_for_each_that_was_not_whole(
     )
     assert result.exit_code == 3, result.output
     first = result.output.splitlines()[0]
-    assert " of 5 videos, 4 of 8 videos not whole; at most " in first and "false events a normal hour" in first
+    assert " of 5 videos, 5 of 8 videos not whole; at most " in first and "false events a normal hour" in first
     for line in (
         "5_damaged: is incomplete: ",
-        "8_one: has one frame",
+        "8_one: has one frame, which shows no motion; too short for a decision on events",
         "2_cut.mp4: was cut off before its index",
         "3_text.mp4: is text and no film",
         "4_sound.mp4: holds sound and no image",
@@ -121,10 +121,13 @@ def test_eight_films_go_through_score_with_one_line_for_each_that_was_not_whole(
     assert counts == {"1_good": N, "6_phone": N, "7_web": N, "8_one": 1} and 0 < read < N - 2
     for table in ("frame_scores.csv", "objects.csv"):
         marked = pd.read_csv(tmp_path / "out" / table, keep_default_na=False)
-        assert set(marked.loc[marked["incomplete"] != "", "video"]) == {"5_damaged"}
+        assert set(marked.loc[marked["incomplete"] != "", "video"]) <= {"5_damaged", "8_one"}
+        assert "5_damaged" in set(marked.loc[marked["incomplete"] != "", "video"])
+    assert set(frames.loc[frames["incomplete"] != "", "video"]) == {"5_damaged", "8_one"}
+    assert "8_one" not in set(pd.read_csv(tmp_path / "out" / "events.csv")["video"])
     videos = pd.read_csv(tmp_path / "out" / "videos.csv", keep_default_na=False).set_index("video")
     assert (
-        list(videos.index[~videos["complete"]]) == ["5_damaged", "2_cut.mp4", "3_text.mp4", "4_sound.mp4"]
+        list(videos.index[~videos["complete"]]) == ["5_damaged", "8_one", "2_cut.mp4", "3_text.mp4", "4_sound.mp4"]
         and len(videos) == 8
     )
     assert f"{read} frames could be read, its header says {N}" in videos.loc["5_damaged", "note"]
