@@ -14,6 +14,7 @@ from anomaly_nb.atoms.pipeline import load_manifest, load_run, run_pipeline
 from anomaly_nb.atoms.segments import SegmentSettings
 from anomaly_nb.cli.main import main
 from anomaly_nb.core.arrays import load_tensors
+from anomaly_nb.core.errors import Notice
 from anomaly_nb.core.files import write_text
 
 
@@ -97,6 +98,31 @@ def film(path: Path, n: int, level: int) -> None:
     for _ in range(n):
         writer.write(np.full((32, 32, 3), level, np.uint8))
     writer.release()
+
+
+def test_films_that_were_cut_off_or_cannot_be_read_are_said_and_the_others_go_on(tmp_path, capsys):
+    film(tmp_path / "v" / "whole.avi", 40, 10)
+    content = (tmp_path / "v" / "whole.avi").read_bytes()
+    (tmp_path / "v" / "cut.avi").write_bytes(content[: 2 * len(content) // 3])
+    (tmp_path / "v" / "noise.avi").write_bytes(b"no film")
+
+    def frames(*names: str) -> tuple[int, str]:
+        videos = [word for name in names for word in ("--video", str(tmp_path / "v" / name))]
+        with pytest.raises(SystemExit) as end:
+            main(["atoms", "frames", *videos, "--out-dir", str(tmp_path / "f")])
+        said = capsys.readouterr()
+        return int(end.value.code or 0), said.out + said.err
+
+    assert frames("whole.avi")[0] == 0
+    code, said = frames("cut.avi")
+    assert code == 4 and "cut.avi: is incomplete: " in said and "its header says 40" in said, said
+    code, said = frames("noise.avi", "whole.avi")
+    assert code == 4 and "left out: " in said and "noise.avi: not a video" in said and "4 frames of whole.avi" in said
+    assert frames("noise.avi")[0] == 1
+    code, said = frames("whole.avi", "absent.avi")
+    assert code == 2 and "absent.avi" in said and "frames of" not in said
+    with pytest.warns(Notice, match="cut.avi: is incomplete: "):
+        extract_frames(tmp_path / "v" / "cut.avi", tmp_path / "f")
 
 
 def test_frames_of_another_rate_or_film_do_not_mix(tmp_path, capsys):

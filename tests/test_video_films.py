@@ -21,6 +21,7 @@ from anomaly_nb.cli.main import app, main
 from anomaly_nb.core.errors import DataError, Notice
 from anomaly_nb.core.files import write_text
 from anomaly_nb.video.clips import make_clip, make_video_dataset
+from anomaly_nb.video.boxes import BoxesError
 from anomaly_nb.video.extraction import check_extracted, damaged_videos, extract_videos
 from anomaly_nb.video.feature_files import load_object_features
 from anomaly_nb.video.layouts import FILMS, list_videos, probe_film, read_split
@@ -32,7 +33,7 @@ from anomaly_nb.video.pipeline import (
     load_decision,
     mark_incomplete,
 )
-from anomaly_nb.video.plan import VideoPlan, plan_for
+from anomaly_nb.video.plan import VideoPlan, check_boxes, plan_for
 from anomaly_nb.video.streams import Extraction
 
 cv2 = pytest.importorskip("cv2")
@@ -103,10 +104,10 @@ def test_eight_films_go_through_score_with_one_line_for_each_that_was_not_whole(
     )
     assert result.exit_code == 3, result.output
     first = result.output.splitlines()[0]
-    assert " of 5 videos, 4 of 8 videos not whole; at most " in first and "false events a normal hour" in first
+    assert " of 5 videos, 5 of 8 videos not whole; at most " in first and "false events a normal hour" in first
     for line in (
         "5_damaged: is incomplete: ",
-        "8_one: has one frame",
+        "8_one: has one frame, which shows no motion; too short for a decision on events",
         "2_cut.mp4: was cut off before its index",
         "3_text.mp4: is text and no film",
         "4_sound.mp4: holds sound and no image",
@@ -120,10 +121,13 @@ def test_eight_films_go_through_score_with_one_line_for_each_that_was_not_whole(
     assert counts == {"1_good": N, "6_phone": N, "7_web": N, "8_one": 1} and 0 < read < N - 2
     for table in ("frame_scores.csv", "objects.csv"):
         marked = pd.read_csv(tmp_path / "out" / table, keep_default_na=False)
-        assert set(marked.loc[marked["incomplete"] != "", "video"]) == {"5_damaged"}
+        assert set(marked.loc[marked["incomplete"] != "", "video"]) <= {"5_damaged", "8_one"}
+        assert "5_damaged" in set(marked.loc[marked["incomplete"] != "", "video"])
+    assert set(frames.loc[frames["incomplete"] != "", "video"]) == {"5_damaged", "8_one"}
+    assert "8_one" not in set(pd.read_csv(tmp_path / "out" / "events.csv")["video"])
     videos = pd.read_csv(tmp_path / "out" / "videos.csv", keep_default_na=False).set_index("video")
     assert (
-        list(videos.index[~videos["complete"]]) == ["5_damaged", "2_cut.mp4", "3_text.mp4", "4_sound.mp4"]
+        list(videos.index[~videos["complete"]]) == ["5_damaged", "8_one", "2_cut.mp4", "3_text.mp4", "4_sound.mp4"]
         and len(videos) == 8
     )
     assert f"{read} frames could be read, its header says {N}" in videos.loc["5_damaged", "note"]
@@ -259,18 +263,33 @@ def test_a_folder_of_frames_that_change_their_size_or_are_damaged_is_named_and_t
     videos = list_videos(tmp_path / "v")
     with pytest.warns(Notice) as notes:
         report = extract_videos(videos, tmp_path / "f", Extraction(min_area=20, backbone=""))
-    assert report["videos"] == 2 and set(report["failed"]) == {"2"} and "shape" in report["failed"]["2"]
+    assert report["videos"] == 3 and not report["failed"]
     said = damaged_videos(tmp_path / "f")
-    assert set(said) == {"3"} and said["3"].startswith("skipped: 6.png: ") and "keeps its place in time" in said["3"]
+    assert set(said) == {"2", "3"} and said["3"].startswith("skipped: 6.png: ")
+    assert said["2"].startswith("skipped: 5.png: is 96 x 32 pixels, and the frames beside it are 96 x 64; it keeps")
+    assert all("keeps its place in time" in words for words in said.values())
     assert [str(n.message).split(": ")[0] for n in notes] == [str(tmp_path / "v" / "2"), str(tmp_path / "v" / "3")]
     features = load_object_features(tmp_path / "f", "velocity")
-    assert check_extracted(tmp_path / "f", videos) == report["failed"] and set(features.video) == {"1", "3"}
-    assert features.frames["3"] == videos[2].frames and "6" not in features.frame[features.video == "3"]
+    assert check_extracted(tmp_path / "f", videos) == {} and set(features.video) == {"1", "2", "3"}
+    for video, name in ((1, "5"), (2, "6")):
+        video = videos[video]
+        assert features.frames[video.name] == video.frames and name not in features.frame[features.video == video.name]
     for image in (tmp_path / "v" / "3").iterdir():
         image.write_bytes(b"\x89PNG")
-    for i, words in ((1, "2: .*shape"), (2, "3: none of its frames can be read, the first: 0.png")):
-        with pytest.raises(DataError, match=rf"v: holds no video that can be read: {words}"), pytest.warns(Notice):
-            extract_videos(videos[i : i + 1], tmp_path / str(i), Extraction(min_area=20, backbone=""))
+    words = "v: holds no video that can be read: 3: none of its frames can be read, the first: 0.png"
+    with pytest.raises(DataError, match=words), pytest.warns(Notice):
+        extract_videos(videos[2:], tmp_path / "2", Extraction(min_area=20, backbone=""))
+
+
+@pytest.mark.parametrize("odd", [(0,), (7,), (0, 1, 2)])
+def test_frames_of_another_size_than_most_are_skipped_wherever_they_are(tmp_path, odd):
+    (tmp_path / "v" / "1").mkdir(parents=True)
+    for t, image in enumerate(make_clip("cyclist", 8, (64, 96), random_state=1)[0]):
+        Image.fromarray(image[:32] if t in odd else image).save(tmp_path / "v" / "1" / f"{t}.png")
+    with pytest.warns(Notice, match=f"{odd[0]}.png: is 96 x 32 pixels, and the frames beside it are 96 x 64"):
+        extract_videos(list_videos(tmp_path / "v"), tmp_path / "f", Extraction(min_area=20, backbone=""))
+    features = load_object_features(tmp_path / "f", "velocity")
+    assert len(features.frames["1"]) == 8 and set(features.frame).isdisjoint(map(str, odd)) and len(features)
 
 
 @pytest.mark.parametrize("damage", [(0,), (9,), (14,), (4, 5, 9, 29)])
@@ -554,3 +573,108 @@ def test_files_beside_the_films_are_said_with_a_count(calibrated):
         write_text(path, "rain from nine on\n")
     assert "passed over: 2, no video (testing), the first videos/a.md" in score(home, *notes)
     assert "passed over" not in score(home)
+
+
+@pytest.fixture(scope="module")
+def boxed(tmp_path_factory):
+    "Three films of one size, and a way to give them a table of boxes."
+    home = tmp_path_factory.mktemp("boxed")
+    for split, name in (("training", "n0"), ("training", "n1"), ("testing", "evening")):
+        film(home / "yard" / split / "videos" / f"{name}.mp4", frames=8)
+
+    def plan(*rows: str) -> VideoPlan:
+        table = write_text(home / "b.csv", "\n".join(("video,frame,x_min,y_min,x_max,y_max", *rows)))
+        return VideoPlan("yard", home / "features", home / "yard", Extraction(backbone="", detector=str(table)))
+
+    return home, plan
+
+
+ROWS = tuple(f"{name},{t},5,5,30,30" for name in ("n0", "n1", "evening") for t in range(8))
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        (("nope,1,5,5,20,20",), r"b.csv, line 2: all its rows are rows of video 'nope', and there is no such video"),
+        ((*ROWS, "evening,8,5,5,30,30"), r"b.csv, line 26: video evening has no frame '8'"),
+        ((*ROWS, "n0,0,100,5,140,30"), "line 26: a box of video n0 lies outside the image of 96 x 64 pixels"),
+        (("n0,0,-50,5,2000,20",), r"1 of 1 box lies mostly outside the image \(the first in line 2, n0, the image of 96"),
+        (("n0,0,0.1,0.1,0.5,0.5",), "give pixels, not fractions of the image"),
+    ],
+)
+def test_a_table_of_boxes_that_belongs_to_other_films_is_refused_before_one_is_read(boxed, rows, words):
+    home, plan = boxed
+    with pytest.raises(BoxesError, match=words):
+        extract_dataset(plan(*rows), ("training",))
+    assert not (home / "features" / "training").exists()
+
+
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        ((*ROWS, "nope,1,5,5,30,30"), "line 26: rows of video 'nope', and there is no such video; there are n0, n1, ev"),
+        (ROWS[:16], r"has no row of 1 of 1 testing video \(evening\), only motion finds objects there"),
+        (ROWS[16:], "has boxes of test videos and of no training video, so objects that it adds are measured against"),
+        ((*ROWS, "n0,0,-5,5,30,30"), r"1 of 25 boxes reaches outside the image and is cut at its edge"),
+        (("n0,1,5,5,7,7",), "none of its 1 box is used, each has a score below 0.5 or fewer than 100 pixels"),
+    ],
+)
+def test_what_is_odd_about_a_table_of_boxes_is_said(boxed, rows, words):
+    with pytest.warns(Notice, match=words):
+        check_boxes(boxed[1](*rows))
+
+
+def test_a_table_that_fits_is_not_spoken_of(boxed, recwarn):
+    check_boxes(boxed[1](*ROWS))
+    assert not recwarn.list
+
+
+def test_a_film_and_its_namesake_of_the_other_split_have_boxes_of_their_own(tmp_path):
+    for split in ("training", "testing"):
+        film(tmp_path / split / "videos" / "01.mp4", frames=8)
+    table = tmp_path / "b.csv"
+    plan = VideoPlan("yard", tmp_path / "f", tmp_path, Extraction(backbone="", detector=str(table)))
+    write_text(table, "video,frame,x_min,y_min,x_max,y_max\n01,1,5,5,30,30\n")
+    with pytest.raises(BoxesError, match="line 2: 01 is a training and a test video; write training/01 or testing/01"):
+        check_boxes(plan)
+    write_text(table, "video,frame,x_min,y_min,x_max,y_max\ntraining/01,1,5,5,30,30\ntesting/01,1,6,6,31,31\n")
+    extract_dataset(plan)
+    for split, box in (("training", [5, 5, 30, 30]), ("testing", [6, 6, 31, 31])):
+        boxes = load_object_features(tmp_path / "f" / split, "velocity").boxes
+        assert [list(b) for b in boxes if list(b) in ([5, 5, 30, 30], [6, 6, 31, 31])] == [box]
+
+
+def test_the_command_refuses_and_notes_boxes_before_it_computes(boxed, capsys):
+    home, plan = boxed
+    write_text(home / "own.yml", f"datasets: {{yard: {{root: {home}/yard, extraction: {{detector: {home}/b.csv}}}}}}\n")
+    call = ["score-video", "--dataset-name", "yard", "--config", str(home / "own.yml"), "--all"]
+    call += ["--out", str(home / "scores"), "--features", str(home / "made")]
+    plan("nope,1,5,5,20,20")
+    with pytest.raises(SystemExit) as end:
+        main(call)
+    assert end.value.code == 2 and "there is no such video" in capsys.readouterr().err and not (home / "made").exists()
+    plan(*ROWS[16:])
+    with pytest.raises(SystemExit):
+        main(call)
+    assert capsys.readouterr().err.count("has boxes of test videos and of no training video") == 1
+
+
+def test_nothing_is_decided_on_a_film_of_one_frame_and_a_short_one_is_said(tmp_path, monkeypatch):
+    from anomaly_nb.video.plan import length_note, short_videos
+
+    assert list(short_videos({"one": 1, "two": 2})) == ["one"]
+    assert length_note(VideoPlan("yard"), 12).startswith("has 12 frames, fewer than the 13 that a score is smoothed")
+    assert not length_note(VideoPlan("yard"), 13)
+    monkeypatch.chdir(tmp_path)
+    for i in range(2):
+        film(tmp_path / "yard/training/videos" / f"n{i}.mp4", seed=i)
+    film(tmp_path / "yard/testing/videos/one.mp4", frames=1, seed=7, intruder="runner")
+    write_text(tmp_path / "own.yml", 'datasets: {yard: {root: yard, extraction: {backbone: "", min_area: 20}}}\n')
+    options = ["--dataset-name", "yard", "--config", "own.yml", "--false-alarms-per-hour", "9000"]
+    done = CliRunner().invoke(app, ["score-video", *options, "--all", "--out", "out"])
+    assert done.exit_code == 4 and "one: has one frame, which shows no motion; too short for a decision" in done.output
+    assert not len(pd.read_csv(tmp_path / "out/events.csv"))
+    assert pd.read_csv(tmp_path / "out/frame_scores.csv")["alarm"].isna().all()
+    with pytest.warns(Notice, match="one.mp4: has one frame, which shows no motion; too short for a decision on events"):
+        done = CliRunner().invoke(app, ["video", "watch", "yard/testing/videos/one.mp4", *options, "--no-clips"])
+    assert done.exit_code == 4 and not done.stdout, done.output

@@ -37,13 +37,14 @@ class MILProbe(nn.Module):
         p: Tensor,  # (T, C) presences, videos end to end
         video: ArrayLike,  # (T,) video of each frame
         labels: ArrayLike,  # (N, E) in {0, 1}
+        events: Sequence[str] | None = None,  # E names, for messages
         **training: Any,  # fields of `VideoTraining`
     ) -> "MILProbe":
         "Learn from video labels. Raises `DataError` for labels that do not fit, or presences outside [0, 1]."
         p = check_presences(p).double()
         names, bounds = video_ranges(video)
         n_events = np.asarray(labels).shape[-1]
-        y = check_labels(labels, len(names), [f"event {e}" for e in range(n_events)])
+        y = check_labels(labels, len(names), events or [f"event {e}" for e in range(n_events)])
         self.mean_, self.std_ = p.mean(0), p.std(0).clamp(min=1e-6)
         self.weight = nn.Parameter(torch.zeros(p.shape[1], n_events, dtype=torch.double))
         self.bias = nn.Parameter(torch.zeros(n_events, dtype=torch.double))
@@ -92,8 +93,10 @@ class ConceptBottleneck:
     ):
         self.strengths, self.random_state = tuple(strengths), random_state
 
-    def fit(self, p: ArrayLike, video: ArrayLike, labels: ArrayLike) -> "ConceptBottleneck":
-        """Learn from (T, C) presences, (T,) videos and (N, E) video labels.
+    def fit(
+        self, p: ArrayLike, video: ArrayLike, labels: ArrayLike, events: Sequence[str] | None = None
+    ) -> "ConceptBottleneck":
+        """Learn from (T, C) presences, (T,) videos and (N, E) video labels of E events, whose names are for messages.
 
         Raises `DataError` for labels that do not fit or fewer than 3 videos of a class.
         """
@@ -104,11 +107,14 @@ class ConceptBottleneck:
 
         x = self._largest(np.asarray(p, dtype=np.float64), video)
         n_events = np.asarray(labels).shape[-1]
-        y = check_labels(labels, len(x), [f"event {e}" for e in range(n_events)]).numpy().astype(int)
+        events = events or [f"event {e}" for e in range(n_events)]
+        y = check_labels(labels, len(x), events).numpy().astype(int)
         self.models_ = []
         for e in range(n_events):
             if min(y[:, e].sum(), (1 - y[:, e]).sum()) < 3:
-                raise DataError(f"event {e}: fewer than 3 videos with or without it; cross-validation needs 3 of each")
+                raise DataError(
+                    f"{events[e]}: fewer than 3 videos with or without it; cross-validation needs 3 of each"
+                )
             pipe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
             folds = StratifiedKFold(3, shuffle=True, random_state=self.random_state)
             search = GridSearchCV(pipe, {"logisticregression__C": self.strengths}, scoring="neg_log_loss", cv=folds)

@@ -128,7 +128,7 @@ def _fitted(
         if method == "linear probe"
         else ConceptBottleneck(random_state=random_state)
     )
-    return model.fit(data.pbar, data.clip, data.labels)
+    return model.fit(data.pbar, data.clip, data.labels, list(data.events))
 
 # %% ../../nbs/09_atoms/15_evaluation.ipynb #38d83139
 def auroc_within(

@@ -8,6 +8,7 @@ __all__ = ['EXTRACTED', 'earlier_frames', 'check_videos', 'extract_frames', 'fra
 
 # %% ../../nbs/09_atoms/02_frames.ipynb #9939d7ef
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..core.errors import DataError, check_file, check_folder, number_of, require
+from ..core.errors import DataError, Notice, check_file, check_folder, number_of, require
 from ..core.files import atomic_folder
 from ..core.order import natural_key
 from ..core.tables import read_rows, read_table
+from ..data.films import why_not_whole
 from ..data.headers import is_image
 
 # %% ../../nbs/09_atoms/02_frames.ipynb #b7016693
@@ -41,8 +43,13 @@ def earlier_frames(
 def check_videos(
     videos: Sequence[str | Path],  # files
     out_dir: str | Path,  # see `extract_frames`
+    fps: float = 1.0,  # see `extract_frames`
 ) -> None:
-    "Raise `DataError` for two videos whose frames would go to the same folder."
+    """Raise `DataError` for two videos whose frames would go to the same folder, or a rate that none can have, and
+    `MissingFileError` for a video that is not there.
+    """
+    if not 0 < fps < np.inf:
+        raise DataError(f"fps is {fps}; it must be positive and finite")
     by_name: dict[str, str | Path] = {}
     for video in videos:
         other = by_name.setdefault(Path(video).stem, video)
@@ -51,6 +58,8 @@ def check_videos(
                 f"--video {other} and {video}: both would go to {Path(out_dir) / Path(video).stem}; rename one, or "
                 "give each its own --out_dir"
             )
+    for video in videos:
+        check_file(video)
 
 # %% ../../nbs/09_atoms/02_frames.ipynb #a792f4ab
 def extract_frames(
@@ -58,21 +67,21 @@ def extract_frames(
     out_dir: str | Path,  # frames go to `out_dir/<name of the video>/000000.jpg`
     fps: float = 1.0,  # frames per second of video, > 0
     quality: int = 95,  # JPEG quality
+    lacks: list[str] | None = None,  # receives why a film is not whole; None: a `Notice` says it
 ) -> list[Path]:  # the frames written
-    """Write frames of a video at a steady rate.
+    """Write frames of a video at a steady rate; of a film that was cut off those up to the cut.
 
     Frames of an earlier call are replaced, all or none. Raises `MissingFileError`, `MissingExtraError` without OpenCV,
     `DataError` for an unreadable or empty video, or a folder of other files.
     """
     cv2 = require("cv2", "video")
-    if not 0 < fps < np.inf:
-        raise DataError(f"fps is {fps}; it must be positive and finite")
-    path = check_file(video)
+    check_videos([video], out_dir, fps)
+    path, why = Path(video), list[str]()
     target = Path(out_dir) / path.stem
     earlier_frames(path, out_dir)
     with atomic_folder(target) as staged:
         names = []
-        for number, image in enumerate(_steady(cv2, path, fps)):
+        for number, image in enumerate(_steady(cv2, path, fps, why)):
             ok, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
             if not ok:
                 raise DataError(f"{path}: frame {number} cannot be written as JPEG")
@@ -80,16 +89,25 @@ def extract_frames(
             (staged / names[-1]).write_bytes(data.tobytes())
         if not names:
             raise DataError(f"{path}: no frame could be read; the file is empty or damaged")
+    if lacks is not None:
+        lacks += why
+    elif why:
+        warnings.warn(f"{path}: {why[0]}", Notice, stacklevel=2)
     return [target / name for name in names]
 
 
-def _steady(cv2: Any, path: Path, fps: float) -> Iterator[np.ndarray]:
+def _steady(
+    cv2: Any,
+    path: Path,
+    fps: float,
+    lacks: list[str],  # receives why the film is not whole, once it has ended
+) -> Iterator[np.ndarray]:
     "The images on screen at 0 s, 1/fps, 2/fps, ... of a video."
     capture = cv2.VideoCapture(str(path))
     try:
         if not capture.isOpened():
             raise DataError(f"{path}: not a video OpenCV can read; convert it, for instance to H.264 in MP4")
-        rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
+        rate, declared = capture.get(cv2.CAP_PROP_FPS) or 25.0, capture.get(cv2.CAP_PROP_FRAME_COUNT)
         number = taken = 0
         while True:
             ok, image = capture.read()
@@ -101,6 +119,7 @@ def _steady(cv2: Any, path: Path, fps: float) -> Iterator[np.ndarray]:
             if time + 0.5 / rate >= taken / fps:
                 taken += 1
                 yield image
+        lacks += filter(None, [why_not_whole(number, int(declared) if 0 < declared < 1e9 else None)])
     finally:
         capture.release()
 

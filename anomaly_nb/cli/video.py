@@ -136,7 +136,9 @@ def _learn(plan: "VideoPlan", config: Path, max_image_count: int, answer: Answer
 
     from anomaly_nb.core.errors import Notice
     from anomaly_nb.video.pipeline import check_fps, check_testing, check_training, dataset_videos
+    from anomaly_nb.video.plan import check_boxes
 
+    check_boxes(plan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)
         check_training(plan)
@@ -158,6 +160,7 @@ def _score(
 
     from anomaly_nb.core.errors import Notice
     from anomaly_nb.video.pipeline import score_dataset
+    from anomaly_nb.video.plan import check_boxes
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)
@@ -167,6 +170,7 @@ def _score(
         frames, objects = score_dataset(plan, config)
     answer.say(f"scored in {time.perf_counter() - start:.0f} s")
     if not everything:  # otherwise it was said
+        check_boxes(plan)
         _say_thin(plan, config, answer)
     return frames, objects
 
@@ -211,10 +215,11 @@ def score_video(
 
     \b
     Boxes of your own detector:  extraction: {detector: boxes.csv}  under datasets: NAME: in the config,
-    a table of video, frame, x_min, y_min, x_max, y_max (x_max and y_max are exclusive) and perhaps score.
+    a table of video, frame, x_min, y_min, x_max, y_max (x_max and y_max are exclusive) and perhaps score. Where
+    both splits have a video 01 it is training/01 or testing/01. Give boxes of both splits.
 
     \b
-    Exit codes: 0 all videos scored and no event; 3 events; 4 none, but some videos were not whole;
+    Exit codes: 0 all videos scored and no event; 3 events; 4 none, but some videos were not whole or one frame;
     1 no video could be read; 2 a wrong option, file or calibration, or a calibration that cannot decide
     on events: then the scores are written, and nothing else.
 
@@ -337,7 +342,7 @@ def watch_camera(
     Times are in seconds from the start; a box is y1 x1 y2 x2 (top, left, bottom, right) in pixels.
 
     \b
-    Exit codes: 0 the source has ended, or Ctrl-C, with events or without; 4 the film was not whole;
+    Exit codes: 0 the source has ended, or Ctrl-C, with events or without; 4 the film was not whole, or one frame;
     1 the watch broke off; 2 a wrong option, file, source or calibration.
 
     \b
@@ -348,6 +353,7 @@ def watch_camera(
 
     from anomaly_nb.core.order import printable
     from anomaly_nb.video.layouts import read_video
+    from anomaly_nb.video.plan import short_videos
     from anomaly_nb.video.sources import open_source
     from anomaly_nb.video.watch import Summary, watch
 
@@ -364,7 +370,7 @@ def watch_camera(
     film = read_video(Path(source)) if Path(source).is_file() else None
     if film is not None and film.note:
         typer.echo(printable(f"{source}: {film.note}"), err=True)
-    if film is not None and not film.complete:
+    if film is not None and (not film.complete or short_videos({film.name: len(film.frames)})):
         raise typer.Exit(4)
 
 # %% ../../nbs/11_cli/08_video.ipynb #8bedfc09

@@ -167,14 +167,15 @@ def say_what_happened(
     from anomaly_nb.core.order import printable
     from anomaly_nb.video.events import add_alarm, promise_words, say_decision, say_events
     from anomaly_nb.video.pipeline import dataset_delays, dataset_events, mark_incomplete
+    from anomaly_nb.video.plan import short_videos
 
     try:
         events, decision = dataset_events(plan, frames, objects, config, false_alarms_per_hour)
     except MissingFileError as e:
         answer.say(printable(f"  no events: {e}"), err=True)
         return None, ""
-    whole = mark_incomplete(frames, videos)
-    write_table(out / "frame_scores.csv", add_alarm(whole, decision, false_alarms_per_hour))
+    whole, short = mark_incomplete(frames, videos), short_videos(frames["video"].value_counts().to_dict())
+    write_table(out / "frame_scores.csv", add_alarm(whole, decision, false_alarms_per_hour, short))
     write_table(out / "events.csv", mark_incomplete(events, videos))
     decision.save(out / "decision.json")
     for line in (*say_decision(decision, false_alarms_per_hour), *say_events(events)):

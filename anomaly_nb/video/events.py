@@ -7,7 +7,7 @@ __all__ = ['runs', 'rise', 'check_rate', 'EventDecision', 'decide', 'made_with',
            'say_events', 'add_alarm', 'film_needed', 'promise_words', 'say_decision', 'verdict']
 
 # %% ../../nbs/08_video/13_events.ipynb #5323bf81
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -261,11 +261,13 @@ def add_alarm(
     frames: pd.DataFrame,  # as `frame_scores`
     decision: EventDecision | None,  # None = nothing decides; the columns are empty
     false_alarms_per_hour: float = 1.0,
+    undecided: Collection[str] = (),  # videos whose alarm stays empty, of `short_videos`
 ) -> pd.DataFrame:  # with two more columns: `alarm`, and the `threshold` that it must reach
     "Frame scores with what is decided on. Raises as `EventDecision.alarm` and `EventDecision.event` do."
     if decision is None:
         return frames.assign(alarm=np.nan, threshold=np.nan)
-    return frames.assign(alarm=decision.alarm(frames), threshold=decision.event(false_alarms_per_hour).value)
+    alarm = np.where(frames["video"].isin(list(undecided)), np.nan, decision.alarm(frames))
+    return frames.assign(alarm=alarm, threshold=decision.event(false_alarms_per_hour).value)
 
 # %% ../../nbs/08_video/13_events.ipynb #5ab25b34
 def film_needed(

@@ -21,7 +21,7 @@ from ..core.errors import DataError, MissingFileError, Notice
 from ..core.files import locked, sha256_json, write_json
 from ..core.plain import Record, read_json_as
 from ..core.runtime import progress
-from .boxes import BoxesError
+from .boxes import BoxesError, full_name
 from .feature_files import INDEX, MODALITIES, VideoFile, read_feature_index, video_file, write_feature_index
 from .layouts import UnreadableVideosError, Video
 from .objects import median_background
@@ -39,7 +39,7 @@ def _extract_one(
     "All frames of one video into a file a modality. Raises `DataError` where none can be read."
     s, count = tools.settings, 0
     if tools.detector:
-        tools.detector.begin(video.name, video.frames)
+        tools.detector.begin(full_name(video), video.frames)
     with ExitStack() as stack:
         files: dict[str, VideoFile] = {m: stack.enter_context(video_file(folder, m, video.name)) for m in s.modalities}
         frames = stack.enter_context(closing(read_ahead(readable_frames(video, damaged))))
@@ -293,9 +293,9 @@ def _own_background(
     if settings.background == "none":
         return None
     damaged: dict[str, str] = {}
-    size = until_readable(readable_frames(video, damaged))[1]
+    start, size = until_readable(readable_frames(video, damaged))
     if size is None:
         raise DataError(f"{video.path}: none of its frames can be read, the first: {next(iter(damaged.values()))}")
     if size not in scenes:
         scenes = _backgrounds(_spread([video], 50))
-    return scenes[size]
+    return scenes.get(size, start[-1][1])  # the first frame, where none of this size is among those

@@ -33,7 +33,7 @@ from .film_types import count_traits, unlike_films, unlike_traits
 from .ground_truth import frame_labels, ground_truths
 from .layouts import BESIDE, UnreadableVideosError, is_hidden, list_videos, read_split
 from .left_out import held_out_frames
-from .plan import VideoPlan, bank_of, features_of, located
+from .plan import VideoPlan, bank_of, check_boxes, features_of, length_note, located, short_videos
 from anomaly_nb.video.scoring import (
     VideoScorer,
     frame_scores,
@@ -55,6 +55,7 @@ def extract_dataset(
     training = list_videos(root, "training")
     # all of them are looked at before the first is extracted
     videos_of = {split: training if split == "training" else list_videos(root, split) for split in splits}
+    check_boxes(plan)
     for split, videos in videos_of.items():
         report = extract_videos(videos, folder / split, plan.extraction, background_from=training)
         rows += [(split, stage, seconds) for stage, seconds in report["seconds"].items()]
@@ -249,7 +250,8 @@ def dataset_events(
     config: str | Path = "config.yml",  # holds the calibration
     false_alarms_per_hour: float = 1.0,
 ) -> tuple[pd.DataFrame, EventDecision]:  # events, and what decided on them
-    "The events of a split. Raises as `load_decision` does."
+    "The events of a split, none in videos that are too short for a decision. Raises as `load_decision` does."
+    frames = frames[~frames["video"].isin(list(short_videos(frames["video"].value_counts().to_dict())))]
     _, decision = load_decision(plan, config)
     reasons = responsible_objects(objects, plan.weights, decision.scales)
     return find_events(frames, reasons, decision, false_alarms_per_hour, film_rates(plan)), decision
@@ -270,39 +272,36 @@ def passed_over(plan: VideoPlan) -> dict[str, str]:  # split/name -> why
 def dataset_videos(
     plan: VideoPlan,
     split: str = "testing",
-) -> (
-    pd.DataFrame
-):  # video, frames, fps, scored, complete, note; a row for every video, and for every file that was taken for one
+) -> pd.DataFrame:  # video, frames, fps, scored, complete, note; a row for each video, and each file taken for one
     "What was read of a split, and what is to be said about it; also where no video can be read."
     if plan.root is None:
         return pd.DataFrame(columns=["video", "frames", "fps", "scored", "complete", "note"])
     try:
         videos, left = read_split(plan.root, split)
-        skipped = {path.name: why for path, why in left.items()}
+        skipped = {path.name: reason for path, reason in left.items()}
     except UnreadableVideosError as e:
         videos, skipped = [], e.why
     folder = features_of(located(plan)) / split
     failed, damaged = (check_extracted(folder, videos), damaged_videos(folder)) if videos else ({}, {})
+    short, why = short_videos({v.name: len(v.frames) for v in videos}), damaged | failed
     rows = [
         (
             v.name,
             len(v.frames),
             plan.fps or v.fps,
             v.name not in failed,
-            v.complete and v.name not in failed and v.name not in damaged,
-            failed.get(v.name, damaged.get(v.name, v.note)),
+            v.complete and v.name not in {*why, *short},
+            why.get(v.name) or short.get(v.name) or v.note or length_note(plan, len(v.frames)),
         )
         for v in videos
     ]
-    rows += [(name, 0, None, False, False, why) for name, why in skipped.items()]
+    rows += [(name, 0, None, False, False, reason) for name, reason in skipped.items()]
     return pd.DataFrame(rows, columns=["video", "frames", "fps", "scored", "complete", "note"])
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #e018f543
 def _films_of(plan: VideoPlan) -> dict[str, dict[str, int]]:
     "What the films of the calibration look like; empty where nobody knows."
-    plan = located(plan)
-    path = bank_of(plan) / FILMS
-    wanted = dict[str, dict[str, int]]
+    path, wanted = bank_of(located(plan)) / FILMS, dict[str, dict[str, int]]
     return read_json_as(path, wanted, "a count of films", "calibrate again") if path.is_file() else {}
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #522f2e7f

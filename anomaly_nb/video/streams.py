@@ -118,6 +118,12 @@ def _frame_objects(
 ]:  # boxes of objects (N, 4), boxes with pieces (N + M, 4), pixels of the latter
     "Where something is in one frame."
     s = tools.settings
+    if image.shape != reference.shape:
+        sizes = [f"{w} x {h}" for h, w in (image.shape[:2], reference.shape[:2])]
+        raise DataError(
+            f"frame {frame}: is {sizes[0]} pixels, and what it is compared with {sizes[1]}; all frames must come from "
+            "the same camera"
+        )
     boxes, pixels = motion_objects(changed_pixels(image, reference, s.threshold), s.min_area)
     parts, inside = pieces(boxes, pixels, s.piece, s.min_area) if s.piece else (np.zeros((0, 4), np.float32), [])
     if tools.detector:

@@ -8,6 +8,7 @@ __all__ = ['Smoothing', 'News', 'EventFinder', 'Clips', 'Summary', 'watch', 'fra
 # %% ../../nbs/08_video/16_watch.ipynb #8df4f019
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -19,14 +20,14 @@ from typing import Any, Generic, TypedDict, TypeVar
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from ..core.errors import DataError, number_of
+from ..core.errors import DataError, Notice, number_of
 from ..core.files import sha256_json
 from .events import EventDecision, Reason, reason_of, rise
 from .extraction import background_of
 from .feature_files import ObjectFeatures, read_feature_index
 from .layouts import Video, list_videos, quiet_opencv, read_video
 from .pipeline import load_decision, warn_unlike
-from .plan import VideoPlan, features_of, located
+from .plan import VideoPlan, features_of, located, short_videos
 from .render import film_writer, free_name
 from .scoring import VideoScorer, modality_weights
 from .sources import Frame, Source, until_readable
@@ -332,7 +333,10 @@ def watch(
                 summary.count(time.perf_counter() - arrived.popleft())
                 summary.dropped, summary.damaged = source.dropped, source.damaged
                 yield from tell(smoothing.push((name, reason), scores))
-        yield from tell(smoothing.finish(), last=True)
+        if short := short_videos({finder.video: smoothing.come}):
+            warnings.warn(f"{source.what}: {short[finder.video]}", Notice, stacklevel=2)
+        else:
+            yield from tell(smoothing.finish(), last=True)
     finally:
         keep.close()
 
