@@ -241,7 +241,8 @@ class StreetView(View):
             (scores[~mask], NORMAL, "normal pixels"),
             (scores[mask], ANOMALOUS, "anomalous pixels"),
         ):
-            ax.hist(np.clip(values, edges[0], edges[-1]), edges, density=True, color=colour, alpha=0.55, label=name)
+            if len(values):  # one scene alone may have none
+                ax.hist(np.clip(values, edges[0], edges[-1]), edges, density=True, color=colour, alpha=0.55, label=name)
         ax.axvline(limit, color=THRESHOLD, lw=1.2, ls="--")
         ax.set(xlabel=f"{self.scorer.labels[method]}, all test pixels", ylabel="density")
         ax.legend(fontsize=8)
