@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -231,26 +232,29 @@ def test_an_export_over_another_leaves_nothing_of_it(index, tmp_path, monkeypatc
     first.export(line)
     assert names() == [*files[:3], "mine.txt", files[3]] and asked().returncode in (0, 3)
     whole = {name: (line / name).read_bytes() for name in files}
-    replace = os.replace
+    replace, moved = os.replace, []
+
+    def ends(source, target, stop=9):
+        if Path(source).parent.name.endswith(".tmp") and "export-" not in str(source) and Path(source).name.isdigit():
+            if len(moved) == stop:
+                raise KeyboardInterrupt
+            moved.append(Path(target).name)
+        replace(source, target)
+
+    with monkeypatch.context() as m:
+        m.setattr(os, "replace", ends)
+        second.export(tmp_path / "other")
+        order = [*moved]  # in which files get their names
+        assert sorted(order) == sorted(files)
+        for stop in range(4):  # interrupted: all is as it was
+            moved.clear()
+            m.setattr(os, "replace", partial(ends, stop=stop))
+            with pytest.raises(KeyboardInterrupt):
+                second.export(line)
+            assert {name: (line / name).read_bytes() for name in files} == whole
     for after in range(4):  # killed before the file of this number is in its place
-        for name, content in whole.items():
-            (line / name).write_bytes(content)
-        moved = []
-
-        def killed(source, target, moved=moved, after=after):
-            if (
-                Path(source).parent.name.endswith(".tmp")
-                and "export-" not in str(source)
-                and Path(source).name.isdigit()
-            ):
-                if len(moved) == after:
-                    raise KeyboardInterrupt
-                moved.append(target)
-            replace(source, target)
-
-        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-            m.setattr(os, "replace", killed)
-            second.export(line)
+        for i, name in enumerate(order):
+            (line / name).write_bytes((tmp_path / "other" / name).read_bytes() if i < after else whole[name])
         said = asked()
         mixed = (line / "detector.onnx").read_bytes() != whole["detector.onnx"]
         assert (said.returncode in (0, 3)) != mixed and mixed == (after == 3), (after, said)
