@@ -48,6 +48,18 @@ def test_a_class_name_means_one_thing():
     assert not {name: where for name, where in places.items() if len(where) > 1}
 
 
+def test_no_module_takes_private_names_of_another():
+    private = [
+        f"{path}:{node.lineno} {alias.name}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("anomaly_nb"))
+        for alias in node.names
+        if alias.name.startswith("_")
+    ]
+    assert not private
+
+
 def test_what_tests_and_benchmarks_import_is_there():
     "Also where an import waits in a function that rarely runs."
     root, missing = Path(__file__).resolve().parent.parent, []
