@@ -168,7 +168,8 @@ def test_exit_codes_of_drift(tmp_path, monkeypatch):
     tag = ["drift", "tag", "--model", "net", "--head", "h", "--store", "data/calibrations", "--out", "out.csv"]
     low = pd.DataFrame({"image_path": ["x"], "score": [0.1]})
     low.to_csv("low.csv", index=False)
-    assert run(*tag, "--scores", "low.csv")[:2] == (0, "1 score: 0 anomalous (version 1) -> out.csv\n")
+    kept = "the scores are kept in the store data/calibrations/, and its next run counts them\n"
+    assert run(*tag, "--scores", "low.csv")[:2] == (0, f"1 score: 0 anomalous (version 1) -> out.csv\n{kept}")
     assert run(*tag, "--scores", "b.csv")[0] == 3
     for said in (first[1], moved[1], run("drift", "history")[1], run("drift", "worker")[1], run("drift", "repair")[1]):
         assert not ONE.search(said), said

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['WORD', 'NAME', 'HEAD', 'Asked', 'ascii_words', 'check_json', 'Problem', 'History', 'Trend', 'RunAnswer',
-           'RetagAnswer', 'JobsAnswer', 'PromoteRequest', 'PromoteAnswer', 'ExtendRequest', 'ExtendAnswer',
+           'RetagAnswer', 'JobsAnswer', 'whole', 'PromoteRequest', 'PromoteAnswer', 'ExtendRequest', 'ExtendAnswer',
            'ScoredFile', 'TagRequest', 'FileDecision', 'TagAnswer', 'Health']
 
 # %% ../../nbs/05_calibration/21_bodies.ipynb #dea6f168
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from ..core.errors import DataError
 from ..core.plain import parse_json
 
@@ -102,12 +102,19 @@ class JobsAnswer(BaseModel):
     failed: int
 
 # %% ../../nbs/05_calibration/21_bodies.ipynb #c9d1614b
+def whole(
+    value: object,  # of JSON
+) -> object:
+    "A number without a fraction as a whole one: 2.0 is the same number as 2 in JSON."
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class PromoteRequest(Asked):
     "Which version of which head becomes the reference."
 
     model: str = NAME
     head: str = HEAD
-    version: int | None = Field(None, ge=1, le=2**31, description="None: the newest proposal")
+    version: Annotated[int | None, BeforeValidator(whole)] = Field(None, ge=1, le=2**31, description="None: the newest proposal")
     reason: str = Field("", max_length=500)
 
 # %% ../../nbs/05_calibration/21_bodies.ipynb #faf45163
