@@ -90,7 +90,7 @@ def figures(tmp_path_factory):
     make_run(folder, 10, report="image_anomaly", category=HOSTILE)
     make_run(folder, 11, "failed", report="image_anomaly", category="granite")
     record = json.loads((folder / "runs" / "image_anomaly-0011" / "run.json").read_text())
-    write_json(folder / "runs" / "image_anomaly-0011" / "run.json", record | {"error": HOSTILE, "status": HOSTILE})
+    write_json(folder / "runs" / "image_anomaly-0011" / "run.json", record | {"error": HOSTILE})
     write_gallery(folder)
     return folder
 
