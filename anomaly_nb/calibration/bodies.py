@@ -114,7 +114,9 @@ class PromoteRequest(Asked):
 
     model: str = NAME
     head: str = HEAD
-    version: Annotated[int | None, BeforeValidator(whole)] = Field(None, ge=1, le=2**31, description="None: the newest proposal")
+    version: Annotated[int | None, BeforeValidator(whole)] = Field(
+        None, ge=1, le=2**31, description="None: the newest proposal"
+    )
     reason: str = Field("", max_length=500)
 
 # %% ../../nbs/05_calibration/21_bodies.ipynb #faf45163
