@@ -9,7 +9,7 @@ __all__ = ['find_normal_images']
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..core.errors import DataError
+from ..core.errors import DataError, number_of
 from ..data.folder import Place, place_of
 from ..data.headers import is_foreign_image, why_skipped
 from ..data.index import folder_meaning
@@ -35,10 +35,12 @@ def find_normal_images(
 ) -> tuple[list[str], dict[str, str]]:  # images to learn from; what is passed over in folders, with the reason
     """The normal images below folders, by the folders' names.
 
-    Raises `MissingFileError`, or `DataError` for a folder that speaks of defects and of no normal images.
+    Raises `MissingFileError`, or `DataError` for a folder that speaks of defects and of no normal images, and where no
+    image is there.
     """
     images: list[str] = []
     passed: dict[str, str] = {}
+    paths = list(paths)
     for root in map(Path, paths):
         files, odd = find_images([root])
         passed |= odd
@@ -59,4 +61,7 @@ def find_normal_images(
                 )
             else:
                 images.append(place.path.as_posix())
+    if not images:
+        others = number_of(len(passed), "other file")
+        raise DataError(f"{', '.join(map(str, paths))}: no normal image is there ({others}); see `anomaly-nb inspect`")
     return list(dict.fromkeys(images)), passed
