@@ -405,7 +405,7 @@ def test_keys_are_named_rotated_and_revoked_while_it_runs(tmp_path):
     )
     assert moved.status_code == 200
     update_settings(config, {"calibration_api_keys": {"anna": None}})
-    assert (status(one), status(two)) == (200, 401)
+    assert (status(one), status(two)) == (200, 401) and client.get("/health").status_code == 200
     rows = client.get(
         "/admin/calibration/history", params={"head": "grid"}, headers={"Authorization": f"Bearer {one}"}
     ).json()["runs"]
@@ -417,10 +417,12 @@ def test_keys_are_named_rotated_and_revoked_while_it_runs(tmp_path):
     text = config.read_text()
     config.write_text("calibration_api_keys: [")  # nobody is admitted while it cannot be read
     assert (status(one), status(two)) == (503, 503)
+    watched = client.get("/health")  # whoever watches the service sees it, without why
+    assert watched.status_code == 503 and watched.json()["detail"] == "degraded: no key can be read, so nobody is served"
     config.write_text(text)
     assert status(one) == 200
     config.unlink()
-    assert status(one) == 401
+    assert status(one) == 401 and client.get("/health").status_code == 503
     assert one not in text and one_hash in text
 
 

@@ -181,6 +181,18 @@ class Guard:
 
         return again
 
+    def check_keys(self) -> None:
+        "For whoever watches a service: raise where no key can be read, since nobody is admitted then."
+        from starlette.exceptions import HTTPException
+
+        try:
+            admits = bool(self.door.keys.now())
+        except (DataError, OSError) as e:
+            logging.getLogger(__name__).error("nobody is admitted: the keys cannot be read (%s)", e)
+            admits = False
+        if not admits:  # why is for the log, not for anyone who asks
+            raise HTTPException(503, "degraded: no key can be read, so nobody is served")
+
     def _key(self, scope: "Scope") -> str:
         "The name of the key a request has."
         from starlette.exceptions import HTTPException

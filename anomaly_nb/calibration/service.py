@@ -94,6 +94,7 @@ def create_app(
 
     @route_types["open"]("GET", "/health", **described(400, 405, 408, 413, 422, 503, keyed=False))
     def health() -> Health:
+        guard.check_keys()
         store.history(limit=1)
         return Health(calibrate_heads=store.settings.calibrate_heads)
 

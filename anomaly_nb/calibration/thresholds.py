@@ -214,6 +214,19 @@ class Threshold:
             f"these, at most {percent(rate)} are expected to reach it{bound}."
         )
 
+    def shortfall(
+        self,
+        unit: str = "normal score",  # what its scores are of
+    ) -> str:  # "" where as little is promised as was wanted, or nothing
+        "How far the promise is from the rate that was wanted, and how many scores could promise that."
+        stored, rate = self.parameters, self.rate()
+        wanted = stored.get("false_alarms", 1 - stored["q"] if "q" in stored else None)
+        if rate is None or wanted is None or "confidence" in stored or rate <= wanted + 1e-6:
+            return ""
+        few = number_of(stored["groups"], "group") if stored.get("groups") else number_of(self.n, unit)
+        enough = int(np.ceil(1 / wanted - 1e-9)) - 1
+        return f"{few} can promise {percent(rate)} false alarms at best, not {percent(wanted)}; {enough} could"
+
     def _basis(self) -> str:
         "What the scores were, and in how many groups."
         count = self.parameters.get("groups")

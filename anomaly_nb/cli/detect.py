@@ -6,7 +6,6 @@
 __all__ = ['fit', 'evaluate']
 
 # %% ../../nbs/11_cli/03_detect.ipynb #285580b1
-import math
 import shlex
 import time
 from collections.abc import Sequence
@@ -122,27 +121,18 @@ def _said_of_parts(
 # %% ../../nbs/11_cli/03_detect.ipynb #af981a6e
 def _said_of_promise(
     detector: "Detector",  # fitted
-    false_alarms: float,  # fraction that was wanted
-) -> str:  # "" where it is promised
+) -> str:  # "" where what was wanted is promised
     "How far the threshold's promise is from what was wanted, and what would close the gap."
-    from anomaly_nb.core.errors import number_of, percent
-
-    promised = detector.threshold_.rate()
     if not detector.paths_:
         return (
             "note: without normal images nothing can be said of false alarms: the threshold promises none; look at the "
             "scores of some good parts before you rely on it"
         )
-    if promised is None or promised <= false_alarms + 1e-9:
-        return ""
-    enough = math.ceil(1 / false_alarms - 1e-9) - 1
-    count = detector.threshold_.parameters.get("groups")
-    few = number_of(count, "group") if count else number_of(len(detector.paths_), "image")
-    best = f"{percent(promised)} false alarms at best, not {percent(false_alarms)}"
-    return f"note: {few} can promise {best}; {enough} could"
+    said = detector.threshold_.shortfall("image")
+    return f"note: {said}" if said else ""
 
 
-def _say_learned(answer: Answer, detector: "Detector", made: DetectorOptions, out: Path, page: Path) -> None:
+def _say_learned(answer: Answer, detector: "Detector", out: Path, page: Path) -> None:
     "The verdict, and what it does not hold."
     from anomaly_nb.core.errors import number_of
 
@@ -158,7 +148,7 @@ def _say_learned(answer: Answer, detector: "Detector", made: DetectorOptions, ou
             f"the bank learned from {detector.learned_['cells']} of {detector.learned_['of']} cells, the same number "
             "of each image; held-out scores are those of all"
         )
-    if said := _said_of_promise(detector, made.false_alarms):
+    if said := _said_of_promise(detector):
         answer.say(said, err=True)
 
 # %% ../../nbs/11_cli/03_detect.ipynb #cfcaa9e5
@@ -258,7 +248,7 @@ def fit(
     if plan := detector.budget_:
         times = ", ".join(f"{what} {ms:.1f} ms" for what, ms in measured_times(plan).items())
         answer.say(f"budget: {plan['coreset']} of {plan['of']} patches are kept; measured here: {times}")
-    _say_learned(answer, detector, made, out, write_card(detector, out, seconds=seconds))
+    _say_learned(answer, detector, out, write_card(detector, out, seconds=seconds))
 
 # %% ../../nbs/11_cli/03_detect.ipynb #af4c8365
 @with_options

@@ -124,11 +124,13 @@ def _budget(chosen: Record) -> str:
 def _verdict(detector: "Detector") -> str:
     "What it decides by, with its notes. Raises `DataError` where the detector has no threshold."
     threshold = detector.decision_threshold()
+    short = threshold.shortfall("image")
+    said = threshold.promise() + (f" {short}." if short else "")
     return (
         f'<div class="verdict"><p>Learned from {number_of(len(detector.paths_), "normal image")}, '
         f"version {detector.version_}. An "
         f"image is called anomalous from a score of {threshold.value:.4g} on.</p>"
-        f"<p>{html.escape(threshold.promise())}</p>"
+        f"<p>{html.escape(said)}</p>"
         + "".join(f"<p>Note: {html.escape(printable(note))}.</p>" for note in detector.notes_)
         + "</div>"
     )

@@ -373,13 +373,7 @@ def create_detector_app(
 
     @route_types["open"]("GET", "/health", **described(400, 405, 408, 413, 422, 503, keyed=False))
     def health() -> Alive:
-        try:
-            admits = bool(keys.now())
-        except (DataError, OSError) as e:
-            logging.getLogger(__name__).error("nobody is admitted: the keys cannot be read (%s)", e)
-            admits = False
-        if not admits:  # why is for the log, not for anyone who asks
-            raise fastapi.HTTPException(503, "degraded: no key can be read, so nobody is served")
+        guard.check_keys()
         return Alive(detectors=len(detectors), refused=len(reasons))
 
     return as_problems(app)
