@@ -1,5 +1,5 @@
 """`recipe=auto` beside the default and the best in hindsight: `python -m bench.auto` writes figures/auto.json, the
-table of the README.
+table of the results page.
 
 Magnetic tile and leather of the folder named by ANOMALY_NB_DATA, and the five samples, at 96 pixels a side. The choice
 sees normal training images alone.
@@ -19,8 +19,6 @@ from anomaly_nb.data import read_index
 from anomaly_nb.data.samples import write_samples
 from anomaly_nb.features import create_backbone, extract_features
 from anomaly_nb.metrics import auroc_interval, paired_difference, roc_auc
-from anomaly_nb.metrics.newcombe import or_newcombe
-from anomaly_nb.metrics.uncertainty import Interval
 from anomaly_nb.scoring import Detector
 from anomaly_nb.scoring.choice import CANDIDATES, choose_recipe
 
@@ -81,20 +79,8 @@ def compared(index: pd.DataFrame, backbone: str, weights: str) -> dict:
     return row
 
 
-def honest(rows: dict[str, dict]) -> dict[str, dict]:
-    "Rows with intervals of `or_newcombe`, which needs no scores: rows that were kept before may have [1, 1]."
-    return {
-        name: r
-        | {
-            key: [round(v, 4) for v in or_newcombe(Interval(*r[key]), r["anomalous"], r["normal"])]
-            for key in ("of_chosen", "of_default", "of_best")
-        }
-        for name, r in rows.items()
-    }
-
-
 def markdown(rows: dict[str, dict]) -> str:
-    "The table of the README."
+    "The table of the results page."
     lines = [
         "| data, backbone | normal training images | auto | AUROC of auto | default (`knn`) | best in hindsight | best minus auto |",
         "|---|---|---|---|---|---|---|",
@@ -128,7 +114,7 @@ def main() -> None:
                 rows[f"{name}, {backbone}"] = compared(index, *BACKBONES[backbone])
                 print(name, backbone, rows[f"{name}, {backbone}"], flush=True)
                 known = read_json(FIGURE) if FIGURE.is_file() else {}
-                write_json(FIGURE, honest(known | rows))
+                write_json(FIGURE, known | rows)
     print(markdown(read_json(FIGURE)))
 
 
