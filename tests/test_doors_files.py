@@ -136,7 +136,9 @@ def test_a_used_folder_of_maps_is_said(fitted, tmp_path):
     assert "this run has not written" not in run(*words)[1]
     (tmp_path / "maps" / "old.tiff").write_bytes(b"x")
     (tmp_path / "maps" / "old.overlay.png").write_bytes(b"x")
-    assert "maps holds 2 files that this run has not written, the first old.overlay.png" in run(*words)[1]
+    said = run(*words)[1]
+    assert "maps holds 2 files that this run has not written, the first old.overlay.png" in said
+    assert " of an earlier run are replaced, the first " in said and "give a new folder to keep both" in said
 
 
 def test_watching_goes_on_in_the_columns_of_an_earlier_table(fitted, tmp_path, capsys):

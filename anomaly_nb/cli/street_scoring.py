@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import exit_code, say_passed, say_unread, with_options
-from .outputs import check_out_folder, files_in, say_earlier, say_renewed
+from .outputs import check_out_folder, files_in, say_earlier
 from .street_options import Device, RunSize
 
 if TYPE_CHECKING:
@@ -158,7 +158,6 @@ def score(
     rows = [scoring.row(Path(path), top, out / names[str(path)]) for path in image_files]
     unread = _say_scored(rows, scoring, out)
     say_passed(passed)
-    say_renewed(out, before)
     say_earlier(out, before)
     say_unread(unread, len(rows), out / "scores.csv")
     raise typer.Exit(exit_code(len(rows), unread))

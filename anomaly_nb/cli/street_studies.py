@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from .options import After, Answer, Needs, NotWith, with_options
-from .outputs import check_out_folder, files_in, say_earlier, say_renewed
+from .outputs import check_out_folder, files_in, say_earlier
 from anomaly_nb.cli.street_options import (
     AsStored,
     Device,
@@ -396,5 +396,4 @@ def submit(
         out, scores, list(sizes), form, dataset, method, (code[0], code[1]) if code else None, sizes
     )
     typer.echo(f"{number_of(len(written), 'map')} of {form}: {target}")
-    say_renewed(target, before)
     say_earlier(target, before)
