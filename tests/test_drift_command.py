@@ -307,7 +307,7 @@ def test_an_alarm_is_in_the_headline_the_history_and_the_trend(tmp_path, monkeyp
     )
     assert "net/leather, by 5100 files: alarm rang (stable): " in text
     table = run("drift", "history")[1].splitlines()
-    assert words_of_alarm in table[1]
+    assert f" rang at {at[3]}, change from {begins[3]} " in table[1]  # a line of a table has no room for names
     assert " quiet " in table[2] and "rang" not in table[2] + table[3]
     lines = run("drift", "trend", "net", "leather")[1].splitlines()
     assert lines[0] == "net/leather: alarm rang (stable) in version 3, the newest of 3"

@@ -330,10 +330,10 @@ def history_lines(
     "Past runs as a table of text."
     import pandas as pd
 
-    from anomaly_nb.calibration.next_steps import alarm_rang, alarm_words, verdict_words
+    from anomaly_nb.calibration.next_steps import alarm_numbers, alarm_rang, verdict_words
 
     rows = pd.DataFrame(past).drop(columns="is_stable").assign(verdict=[verdict_words(r) for r in past])
-    rang = [alarm_words(r) if alarm_rang(r) else "quiet" for r in past]
+    rang = [alarm_numbers(r) if alarm_rang(r) else "quiet" for r in past]
     rows["alarm"] = [None if r["alarm"] is None else words for r, words in zip(past, rang)]
     if rows["label"].isna().all():
         rows = rows.drop(columns="label")
