@@ -112,9 +112,7 @@ def say_earlier(
     before: set[tuple[Path, int, int]],  # of `files_in`, before anything was written
     say: Callable[..., None] = typer.echo,  # takes a line and `err`
 ) -> None:
-    """Say on standard error what a used folder held of earlier runs: what is written anew, and what stays and is not to be
-    taken for new.
-    """
+    "Say on standard error what a used folder held of earlier runs: what is replaced, and what stays and is not new."
     now = files_in(folder)
     if gone := sorted({path for path, *_ in before - now} & {path for path, *_ in now}, key=path_key):
         which = f"{number_of(len(gone), 'file')} of an earlier run {'is' if len(gone) == 1 else 'are'} replaced"
