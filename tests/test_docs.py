@@ -193,7 +193,7 @@ def test_no_table_says_that_a_few_images_prove_perfection():
     for r in rows.values():  # no interval is narrower than that of the counts
         for value, low, high in (r[key] for key in keys):
             _, lowest, highest = newcombe_interval(value, r["anomalous"], r["normal"])
-            assert low <= lowest + 1e-4 and high >= highest - 1e-4
+            assert low <= lowest + 5e-4 and high >= highest - 5e-4  # of rounded values
     perfect = [r[key] for r in rows.values() for key in keys if r[key][0] == 1]
     assert perfect and all(low < 1 for _, low, _ in perfect)
     cells = json.loads((NBS / "benchmarks/00_results.ipynb").read_text())["cells"]
