@@ -128,11 +128,13 @@ class MapNames:
 
     def name(self, path: str) -> str:  # relative, without ending
         "The name for an image's map."
+        from anomaly_nb.scoring.predict import with_room
+
         whole = os.path.abspath(path)
         below = Path(os.path.relpath(whole, self.top))
         flat = below.as_posix().replace(".", "_")
         names = chain([below.with_suffix("").as_posix(), flat], (f"{flat}_{i}" for i in count(2)))
-        return next(n for n in names if self.owners.setdefault(n, whole) == whole)
+        return next(n for n in map(with_room, names) if self.owners.setdefault(n, whole) == whole)
 
 # %% ../../nbs/11_cli/24_watching.ipynb #566ae6ef
 class Tally:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMULA', 'table_cell', 'Prediction', 'find_images', 'count_learned', 'needs_batch', 'check_single', 'predict_files',
-           'map_names', 'prediction_map', 'write_maps']
+           'with_room', 'map_names', 'prediction_map', 'write_maps']
 
 # %% ../../nbs/06_scoring/12_predict.ipynb #ba1725d5
 import os
@@ -22,7 +22,7 @@ import pandas as pd
 from PIL import Image
 
 from ..core.errors import DataError, MissingFileError
-from ..core.files import atomic_write, sha256_file
+from ..core.files import atomic_write, sha256_file, shorter_name
 from ..core.listing import NOT_UTF8, list_files
 from ..core.order import natural_key, printable, utf8_name
 from ..core.runtime import cpu_threads, in_order, side_by_side
@@ -334,6 +334,13 @@ def _decided(
         )
 
 # %% ../../nbs/06_scoring/12_predict.ipynb #c6ce6514
+def with_room(
+    name: str,  # of a map: relative, without ending
+) -> str:
+    "The name, shorter where that of an image is so long that the endings of its maps would not fit."
+    return Path(name).with_name(shorter_name(Path(name).name, len(".overlay.png"))).as_posix()
+
+
 def map_names(
     paths: Sequence[str],  # images
     top: str | Path | None = None,  # folder of all; None = the one that they share
@@ -347,7 +354,7 @@ def map_names(
         while meeting := [file for file, name in files.items() if counts[name] > 1 and name != another(file)]:
             files |= {file: another(file) for file in meeting}
             counts = Counter(files.values())
-    return {path: files[p.relative_to(top).as_posix()] for path, p in zip(paths, whole)}
+    return {path: with_room(files[p.relative_to(top).as_posix()]) for path, p in zip(paths, whole)}
 
 
 def prediction_map(
