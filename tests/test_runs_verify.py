@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from anomaly_nb.core.errors import DataError
 from anomaly_nb.core.files import write_json
 from anomaly_nb.reports import Ledger, run_report, verify
 
@@ -190,3 +193,24 @@ def test_measured_columns_are_not_compared(tmp_path, monkeypatch):
     run = run_report("timed.ipynb")
     again = verify(run)
     assert again.same and again.compared == 3 and "speed.csv" in run.record["outputs"]
+
+
+def test_a_notebook_that_came_with_a_run_is_not_executed(tmp_path, monkeypatch):
+    "Runs may come from somebody else's store: what lies among them may be anybody's code."
+    monkeypatch.chdir(tmp_path)
+    code = "from pathlib import Path; from anomaly_nb.reports.folder import ReportFolder; Path('executed').touch(); ReportFolder(out).metrics({'m': 1})"
+    cells = [new_code_cell("out: str = ''", metadata={"tags": ["parameters"]}), new_code_cell(code)]
+    nbformat.write(new_notebook(cells=cells), "own.ipynb")
+    run = run_report("own.ipynb")
+    Path("executed").unlink()
+    assert verify(run).same and Path("executed").exists()  # a template of one's own, where it was
+    Path("executed").unlink()
+    hidden = run.folder.parent / "own.ipynb"
+    Path("own.ipynb").rename(hidden)
+    for template in ("own.ipynb", str(hidden), f"figures/runs/../runs/{hidden.name}"):
+        foreign = replace(run, record=run.record | {"template": template})
+        with pytest.raises(DataError, match=r"would execute whatever it holds; read .*notebook\.ipynb, then give --trust"):
+            verify(foreign)
+    for words in (["rerun", run.record["run_id"]], ["verify", run.record["run_id"]], ["verify", "--all"]):
+        assert call(tmp_path, "runs", *words).returncode in (1, 2) and not Path("executed").exists(), words
+    assert call(tmp_path, "runs", "verify", "--all", "--trust").returncode == 0

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..core.errors import DataError, number_of
 from ..core.files import write_json
+from ..core.order import printable
 from ..core.plain import read_json
 from ..core.tables import read_rows
 from .record import RunRecord, shown
@@ -141,10 +142,11 @@ class Verification:
 # %% ../../nbs/10_reports/08_verify.ipynb #3e659e37
 def verify(
     run: Run,  # of a `Ledger`, or of `run_report`
+    trust: bool = False,  # as in `source_of`
 ) -> Verification:
     """Execute a run again, in a temporary folder, and compare.
 
-    Raises `DataError` for a run that did not succeed or has no checksums.
+    Raises `DataError` for a run that did not succeed or has no checksums, and as `source_of` does.
     """
     record, folder = run.record, run.here()
     if run.status != "ok" or not record.get("outputs"):
@@ -155,7 +157,11 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
         parameters = {k: v for k, v in record["parameters"].items() if k != "out"}
         again = run_report(
-            source_of(run, Path(scratch)), parameters, Path(scratch) / "figures", raise_on_failure=False, gallery=False
+            source_of(run, Path(scratch), trust),
+            parameters,
+            Path(scratch) / "figures",
+            raise_on_failure=False,
+            gallery=False,
         )
         causes = changed_environment(record, again.record)
         if again.status != "ok":
@@ -177,12 +183,23 @@ def verify(
 def source_of(
     run: Run,
     scratch: Path,  # folder to write a lost template into
+    trust: bool = False,  # True: also what came with the runs, and may be anybody's code
 ) -> Path:
-    "The template of a run: where it was, or taken from the executed notebook. Raises `MissingFileError`, `DataError`."
-    name = str(run.record.get("template") or run.record["report"])
-    if name in templates() or Path(name).is_file():
+    """The template of a run: where it was, or taken from the executed notebook.
+
+    Raises `DataError` where that lies among the runs and is not trusted, `MissingFileError`.
+    """
+    name, folder = str(run.record.get("template") or run.record["report"]), run.here()
+    outside = not Path(name).resolve().is_relative_to(folder.resolve().parent)
+    if name in templates() or (Path(name).is_file() and (outside or trust)):
         return find_template(name)
-    notebook = read_json(run.here() / "notebook.ipynb")
+    if not trust:
+        raise DataError(
+            f"{run.record['run_id']}: its template {printable(name)} is not here, and running the notebook that lies "
+            f"with the run would execute whatever it holds; read {folder / 'notebook.ipynb'}, then give --trust "
+            "(trust=True)"
+        )
+    notebook = read_json(folder / "notebook.ipynb")
     cells = [c for c in notebook["cells"] if "injected-parameters" not in c["metadata"].get("tags", [])]
     clean_cells = [
         {k: v for k, v in c.items() if k not in ("outputs", "execution_count")}
