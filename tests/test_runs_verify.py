@@ -5,6 +5,7 @@ changed; the ledger at speed.
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -214,3 +215,17 @@ def test_a_notebook_that_came_with_a_run_is_not_executed(tmp_path, monkeypatch):
     for words in (["rerun", run.record["run_id"]], ["verify", run.record["run_id"]], ["verify", "--all"]):
         assert call(tmp_path, "runs", *words).returncode in (1, 2) and not Path("executed").exists(), words
     assert call(tmp_path, "runs", "verify", "--all", "--trust").returncode == 0
+
+
+def test_a_long_temporary_folder(tmp_path, monkeypatch):
+    "Paths of sockets are short; the temporary folders of clusters are not."
+    long = tmp_path / ("t" * 110)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.chdir(tmp_path)
+    cells = [
+        new_code_cell("out: str = ''", metadata={"tags": ["parameters"]}),
+        new_code_cell("from anomaly_nb.reports.folder import ReportFolder; ReportFolder(out).metrics({'m': 1})"),
+    ]
+    nbformat.write(new_notebook(cells=cells), "own.ipynb")
+    assert run_report("own.ipynb").record["metrics"] == {"m": 1}

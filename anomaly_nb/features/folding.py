@@ -34,7 +34,8 @@ def norms_behind(
         hooks.append(module.register_forward_hook(after))
 
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.BatchNorm2d) or type(module).__name__ in ("Conv2d", "Conv2dSame"):
+        fixed = isinstance(module, torch.nn.BatchNorm2d) and module.running_mean is not None
+        if fixed or type(module).__name__ in ("Conv2d", "Conv2dSame"):
             watch(name, module)
     try:
         with torch.inference_mode():
@@ -63,8 +64,6 @@ def fold_batch_norms(
     for conv_name, norm_name in pairs:
         conv: Any = model.get_submodule(conv_name)
         norm: Any = model.get_submodule(norm_name)
-        if norm.running_mean is None:
-            continue
         weight, bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )

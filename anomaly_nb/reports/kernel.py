@@ -198,6 +198,11 @@ def _engine(
     return Engine
 
 # %% ../../nbs/10_reports/02_kernel.ipynb #87a084a1
+def _short_folder() -> str | None:  # None: the usual one
+    "Where sockets can lie: paths of 100 bytes and more are none that every system takes, and clusters have such."
+    return "/tmp" if os.name == "posix" and len(os.fsencode(tempfile.gettempdir())) > 80 else None
+
+
 def execute(
     template: str | Path,
     output: str | Path,  # executed notebook, saved after every cell
@@ -217,7 +222,7 @@ def execute(
     env = os.environ | {"ANOMALY_NB_PROGRESS": "0", "MPLBACKEND": "agg", "PYTHONHASHSEED": "0"}
     watch, execution, name = Watch(limits), Execution(), f"anomaly_nb-{threading.get_ident()}"
     # its own, or two runs in one folder talk to each other's kernels
-    with tempfile.TemporaryDirectory(prefix="nb-") as sockets:
+    with tempfile.TemporaryDirectory(prefix="nb-", dir=_short_folder()) as sockets:
         papermill_engines.register(name, _engine(watch, started, execution.facts, env, sockets))
         try:
             papermill.execute_notebook(

@@ -248,7 +248,7 @@ def renew_gallery(figures: str | Path) -> None:
     try:
         write_gallery(figures)
     except OSError as e:
-        warnings.warn(f"{figures}/index.html was not renewed: {e}", stacklevel=3)
+        warnings.warn(Notice(f"{figures}/index.html was not renewed: {e}"), stacklevel=3)
 
 # %% ../../nbs/10_reports/04_run.ipynb #a2eae266
 def run_report(
