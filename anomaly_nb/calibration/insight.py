@@ -12,13 +12,10 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from .margins import BOUNDS, GRADES, Grade, grade_limit
 from .shifts import METRICS, Thresholds
@@ -31,6 +28,9 @@ from ..core.display import said
 from ..core.errors import DataError, check_finite, number_of, percent
 from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD, bin_edges, figure_style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../../nbs/05_calibration/25_insight.ipynb #dc8e5744
 def grade(
@@ -133,11 +133,14 @@ VERDICTS = {
 def plot_trend(
     runs: Sequence[Record],  # of `store.trend(model, head)`
     title: str = "",
-) -> Figure:
+) -> "Figure":
     """Drift metrics of one head over its versions, with intervals, thresholds, margins and verdicts.
 
     Raises `DataError` without a run to show.
     """
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
     shown = [r for r in runs if r["jsd"] is not None]
     if not shown:
         raise DataError(
@@ -206,8 +209,10 @@ def plot_then_and_now(
     then: np.ndarray,  # (n,) scores
     now: np.ndarray,  # (m,) scores
     title: str = "",
-) -> Figure:
+) -> "Figure":
     "Histograms of two sets of scores and the shift of every percentile."
+    import matplotlib.pyplot as plt
+
     then, now = check_finite("then", np.asarray(then, dtype=float)), check_finite("now", np.asarray(now, dtype=float))
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     edges = bin_edges(then, now)
@@ -235,8 +240,10 @@ def plot_then_and_now(
 def plot_shifts(
     heads: Mapping[str, tuple[np.ndarray, np.ndarray]],  # head -> scores behind its reference, scores since then
     columns: int = 3,  # heads side by side
-) -> Figure:
+) -> "Figure":
     "How far every percentile of the scores has moved, head by head."
+    import matplotlib.pyplot as plt
+
     columns = min(columns, len(heads))
     rows = -(-len(heads) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.3 * rows + 0.3), squeeze=False)

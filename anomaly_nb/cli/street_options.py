@@ -222,7 +222,7 @@ class Training:
     ] = 3
     precision: Annotated[
         str,
-        typer.Option(help="float32, bfloat16, or auto: bfloat16 where the device has instructions for it."),
+        typer.Option(help="float32, bfloat16, or auto: bfloat16 where the device is faster in it."),
         NotWith("run"),
     ] = "auto"
 

@@ -77,7 +77,7 @@ def update(
         raise DataError(f"{odd[0]}: {NOT_UTF8} ({len(odd)} such)")
     files = [Path(p).resolve().as_posix() for p in images]
     if group and model.groups:
-        raise DataError(f"--group: the detector takes groups from names (--groups {model.groups!r}); leave it away")
+        raise DataError(f"--group: the detector takes groups from names (--groups {model.groups!r}); leave it out")
     if model.groups:  # a name without a group is refused before anything is computed
         image_groups(pd.DataFrame({"image_path": files}), model.groups)
     judged = predict_files(model, files) if before and not needs_batch(model) else ()

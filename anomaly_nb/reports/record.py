@@ -10,7 +10,6 @@ __all__ = ['OWN', 'NEEDED', 'FIELD_TYPES', 'STATUSES', 'shown', 'output_digests'
 # %% ../../nbs/10_reports/03_record.ipynb #bc804560
 import json
 import os
-import platform
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import UnionType
 from typing import TypedDict
 
+from ..core.device import processor
 from ..core.errors import DataError
 from ..core.files import locked, sha256_file, sha256_json
 from ..core.plain import Record, parse_json, read_json
@@ -106,13 +106,7 @@ def lock_hash() -> str | None:
 # %% ../../nbs/10_reports/03_record.ipynb #67f5bed3
 def machine() -> dict[str, str | int | None]:
     "Processor, its number of cores and the memory."
-    model = platform.processor() or platform.machine()
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    facts: dict[str, str | int | None] = {"cpu": model, "cores": os.cpu_count()}
+    facts: dict[str, str | int | None] = {"cpu": processor(), "cores": os.cpu_count()}
     with suppress(ImportError):
         import psutil
 
