@@ -161,8 +161,9 @@ def filter_vectors(
     contrast = departure / (blurred(departure**2, 8.0) + 0.05**2).sqrt()
     lines = []
     for s in SIGMAS[:3]:
-        dx, dy = (s * blurred(contrast, s, o) for o in ((0, 1), (1, 0)))
-        xx, xy, yy = (s**2 * blurred(contrast, s, o) for o in ((0, 2), (1, 1), (2, 0)))
+        # lists: torch looks into the frames of what it traces, and those of generators crash Python 3.13.0
+        dx, dy = [s * blurred(contrast, s, o) for o in ((0, 1), (1, 0))]
+        xx, xy, yy = [s**2 * blurred(contrast, s, o) for o in ((0, 2), (1, 1), (2, 0))]
         for angle in ANGLES:
             cos, sin = float(np.cos(angle)), float(np.sin(angle))
             lines += [cos * dx + sin * dy, cos**2 * xx + 2 * cos * sin * xy + sin**2 * yy]
