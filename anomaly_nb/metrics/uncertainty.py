@@ -8,11 +8,12 @@ __all__ = ['Histogram', 'PORTION', 'STRETCH', 'SIMULATED', 'Interval', 'interval
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #d17f1543
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, SupportsFloat, TypeAlias
 
 import numpy as np
 
-from ..core.errors import DataError, check_random_state, number_of, real_array
+from ..core.errors import DataError, check_random_state, number_of
+from ..core.items import by_place
 from .histogram import ScoreHistogram
 from .ranking import check_fpr_limit, check_tpr
 from .region_histogram import RegionHistogram
@@ -55,12 +56,9 @@ def _check_resamples(n_resamples: int, random_state: int) -> None:
 
 def _per_image(values: np.ndarray | Sequence) -> np.ndarray | Sequence:
     "Values that can be indexed by place: an array, or a sequence of arrays. Raises `DataError` on what has no length."
-    if type(values).__module__.partition(".")[0] == "torch":
-        values = real_array("data", values)
+    values = by_place("data", values)
     if not isinstance(values, np.ndarray | list | tuple) and hasattr(values, "__array__"):
-        values = np.asarray(values)  # a Series, whose own index is no place
-    if not hasattr(values, "__len__") or (isinstance(values, np.ndarray) and not values.ndim):
-        raise DataError(f"the data hold {values!r}; give arrays or sequences of one item per image")
+        values = np.asarray(values)
     scalars = isinstance(values, list | tuple) and len(values) > 0 and np.isscalar(values[0])
     return np.asarray(values) if scalars else values
 
@@ -68,6 +66,16 @@ def _per_image(values: np.ndarray | Sequence) -> np.ndarray | Sequence:
 def _take(array: np.ndarray | Sequence, index: np.ndarray) -> np.ndarray | list:
     "Items of an array or of a sequence, in the order of `index`."
     return array[index] if isinstance(array, np.ndarray) else [array[i] for i in index]
+
+
+def _number(metric: Callable, value: object) -> float:
+    "What a metric gave, if it is one number. Raises `DataError`."
+    name = getattr(metric, "__name__", "metric")
+    number = name if name.isidentifier() else "metric"
+    if np.ndim(value) == 0 and isinstance(value, SupportsFloat):  # type: ignore[arg-type]
+        return float(value)
+    what = f"{len(value)} values" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
+    raise DataError(f"{number} gives {what}; an interval is of one number: lambda *data: {number}(*data)[0]")
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #f6be1005
 def bootstrap_interval(
@@ -79,8 +87,9 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile interval of any metric, images resampled with replacement.
 
-    A resample without a value (one that lacks a class, say) is repeated. Raises `DataError` on no images, unequal
-    lengths or a wrong number of resamples, and where fewer than one resample in eleven has a value.
+    A resample without a value, NaN or a `ValueError` (one that lacks a class, say), is repeated. Raises `DataError` on
+    no images, unequal lengths, a wrong number of resamples or a metric of more than one number, and where fewer than
+    one resample in eleven has a value, or all images together have none.
     """
     _check_resamples(n_resamples, random_state)
     data = tuple(map(_per_image, data))
@@ -91,18 +100,24 @@ def bootstrap_interval(
     if not count:
         raise DataError("the data are empty; resampling needs images")
     resamples: list[float] = []
-    value = metric(*data)
+    value = _number(metric, metric(*data))
+    if np.isnan(value):
+        raise DataError("the metric is NaN on all images; there is no value to give an interval of")
     while len(resamples) < n_resamples:
-        index = rng.integers(count, size=count)
+        index, why = rng.integers(count, size=count), "NaN"
         try:
-            resamples.append(metric(*(_take(d, index) for d in data)))
-        except DataError as e:  # a class is missing from this draw
-            failed += 1
-            if failed > 10 * n_resamples:
-                raise DataError(
-                    f"{failed} of {failed + len(resamples)} resamples have no value ({e}); these "
-                    "are too few images for a bootstrap; add images"
-                ) from None
+            resampled = float(metric(*(_take(d, index) for d in data)))
+        except ValueError as e:  # a class is missing from this draw
+            resampled, why = np.nan, str(e)
+        if not np.isnan(resampled):
+            resamples.append(resampled)
+            continue
+        failed += 1
+        if failed > 10 * n_resamples:
+            raise DataError(
+                f"{failed} of {failed + len(resamples)} resamples have no value ({why}); these are too few images for "
+                "a bootstrap; add images"
+            )
     return interval_of(value, np.array(resamples, np.float64), level)
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #068c4573
@@ -117,7 +132,7 @@ def paired_difference(
 ) -> Interval:
     "Interval of metric(B) - metric(A) over the same resampled images. Raises `DataError` as `bootstrap_interval` does."
     return bootstrap_interval(
-        lambda y, a, b: metric(y, b) - metric(y, a),
+        lambda y, a, b: _number(metric, metric(y, b)) - _number(metric, metric(y, a)),
         y_true,
         score_a,
         score_b,
