@@ -1,9 +1,23 @@
 """Values as they come in Python: columns of sorted tables, labels with gaps, frames and options of another type."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from anomaly_nb.calibration import (
+    IsotonicCalibration,
+    Sample,
+    ScoreSketch,
+    SequentialAlarm,
+    Threshold,
+    conformal_pvalues,
+    conformal_threshold,
+    drift_metrics,
+    leave_one_group_out_distances,
+    quantile_threshold,
+)
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.core.items import by_place, group_labels
 from anomaly_nb.metrics import (
@@ -130,3 +144,158 @@ def test_an_interval_is_of_one_number():
         with pytest.raises(DataError, match="metric gives a "):
             bootstrap_interval(lambda v, value=value: value, y)
     assert bootstrap_interval(lambda *d: best_f1(*d)[0], y, s, n_resamples=20).value > 0
+
+
+GAPS = {
+    "NaN among numbers": [np.nan] * 30 + list(range(30)),
+    "NaN among text": [np.nan] * 30 + [f"lot {i}" for i in range(30)],
+    "None": [None] * 30 + [f"lot {i}" for i in range(30)],
+    "NA": pd.Series([pd.NA] * 30 + list(range(30)), dtype="Int64"),
+    "dates": pd.to_datetime([None] * 30 + ["2024-01-01"] * 30),
+    "objects": np.array([None] * 30 + list(range(30)), object),
+}
+GROUPED = {
+    "conformal_threshold": lambda groups: conformal_threshold(np.arange(60.0), 0.1, groups=groups),
+    "quantile_threshold": lambda groups: quantile_threshold(np.arange(60.0), 0.9, groups=groups),
+    "conformal_pvalues": lambda groups: conformal_pvalues(np.arange(60.0), [3.0], groups),
+    "Sample": lambda groups: Sample(np.arange(60.0), groups),
+    "Sample.of": lambda groups: Sample.of(np.arange(60.0), groups),
+    "distances": lambda groups: leave_one_group_out_distances(np.arange(120.0).reshape(60, 2), groups),
+}
+
+
+@pytest.mark.parametrize("gaps", GAPS)
+@pytest.mark.parametrize("call", GROUPED)
+def test_missing_groups_are_refused_by_their_number(call, gaps):
+    with pytest.raises(DataError, match=r"^groups: 30 of 60 labels are missing, the first at 0; give each its own"):
+        GROUPED[call](GAPS[gaps])
+
+
+@pytest.mark.parametrize("call", GROUPED)
+def test_labels_of_any_type_make_the_same_groups(call):
+    numbers = np.arange(60) // 2
+    answers = [
+        GROUPED[call](groups)
+        for groups in (
+            numbers,
+            [f"lot {i:02}" for i in numbers],
+            pd.Series(numbers, index=numbers[::-1]),
+            [int(i) if i % 3 else f"lot {i}" for i in numbers],
+            pd.Categorical(numbers),
+            [i + 0.5 for i in numbers],
+        )
+    ]
+    values = [a.tolist() if isinstance(a, np.ndarray) else getattr(a, "value", str(a)) for a in answers]
+    assert values[1:] == values[:-1]
+
+
+def test_labels_keep_what_can_be_sorted():
+    assert group_labels(np.arange(3)).dtype.kind == "i" and group_labels([2, 1]).tolist() == [2, 1]
+    assert group_labels([1, 1.0, np.int64(1)]).tolist() == [1, 1, 1]
+    assert group_labels([1, "1", None is None]).tolist() == ["1", "1", "True"]
+    with pytest.raises(DataError, match="lots: 1 of 1 label are missing"):
+        group_labels([None], "lots")
+
+
+def test_a_threshold_with_a_confidence_says_what_is_expected_and_what_is_sure():
+    sure = conformal_threshold(np.arange(99.0), 0.05, confidence=0.95)
+    assert sure.parameters["rank"] == 98 and sure.rate() == (99 + 1 - 98) / (99 + 1)
+    assert str(sure) == (
+        "97, the 98 % quantile of the scores of 99 held-out normal training images; at most 2.0 % false positives "
+        "expected (4.7 % with 95 % confidence)"
+    )
+    assert sure.promise().endswith("at most 2.0 % are expected to reach it, with 95 % confidence at most 4.7 %.")
+    assert sure.shortfall() == ""
+    rng = np.random.default_rng(0)  # the rate on average, and how often the bound holds
+    uniform = rng.random((4000, 99))
+    rates = 1 - np.array([conformal_threshold(u, 0.05, 0.95).value for u in uniform[:1000]])
+    assert rates.mean() == pytest.approx(sure.rate(), abs=0.002)
+    assert np.mean(rates <= sure.parameters["bound95"]) == pytest.approx(0.95, abs=0.02)
+
+
+def test_another_confidence_is_said_beside_that_of_95_percent():
+    for confidence, words in (
+        (0.9, "(5.0 % with 90 % confidence, 5.2 % with 95 % confidence)"),
+        (0.99, "(5.0 % with 99 % confidence, 3.9 % with 95 % confidence)"),
+        (0.5, "(5.0 % with 50 % confidence, 7.8 % with 95 % confidence)"),
+    ):
+        threshold = conformal_threshold(np.arange(199.0), 0.05, confidence)
+        expected = (200 - threshold.parameters["rank"]) / 200
+        assert threshold.rate() == expected and words in str(threshold), str(threshold)
+        assert f"at most {100 * expected:.1f} % false positives" in str(threshold)
+
+
+def test_groups_with_a_confidence_promise_what_so_many_groups_do(tmp_path):
+    groups = np.repeat(np.arange(99), 3)
+    alone, grouped = conformal_threshold(np.arange(99.0), 0.05, 0.95), None
+    grouped = conformal_threshold(np.arange(297.0), 0.05, 0.95, groups=groups)
+    assert grouped.rate() == pytest.approx(alone.rate(), abs=1e-6)
+    assert grouped.promise().partition(": ")[2] == alone.promise().partition(": ")[2]
+    older = replace(grouped, parameters={k: v for k, v in grouped.parameters.items() if k != "expected"})
+    again = Threshold.load(older.save(tmp_path / "older.json"))  # a file that does not say what is expected
+    assert again.rate() == grouped.parameters["bound95"] and "4.7 % with 95 % confidence" in str(again)
+    older = replace(alone, parameters={k: v for k, v in alone.parameters.items() if k != "expected"})
+    assert Threshold.load(older.save(tmp_path / "older.json")).rate() == alone.rate()
+
+
+def test_too_few_for_a_confidence_is_a_shortfall():
+    few = conformal_threshold(np.arange(10.0), 0.05, 0.95, too_few="largest")
+    assert few.rate() == 1 / 11 and ", the largest of the scores of 10 " in str(few)
+    assert "at most 9.1 % false positives expected (25.9 % with 95 % confidence)" in str(few)
+    assert few.shortfall("image") == (
+        "10 images can promise 25.9 % false alarms with 95 % confidence at best, not 5.0 %; 59 could"
+    )
+    assert conformal_threshold(np.arange(59.0), 0.05, 0.95).shortfall() == ""
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"alpha": "0.05"}, "alpha is '0.05'; it must be a finite number"),
+        ({"alpha": 0}, "a rate between 0 and 1"),
+        ({"resamples": 0}, "resamples is 0; it must be a whole number of at least 1"),
+        ({"resamples": None}, "resamples is None"),
+        ({"bins": 0}, "bins is 0; it must be a whole number of at least 2"),
+        ({"bins": 2.5}, "bins is 2.5"),
+        ({"min_files": "50"}, "min_files is '50'"),
+        ({"random_state": None}, "random_state=None: give a whole number"),
+        ({"random_state": np.random.default_rng(0)}, "random_state=Generator"),
+    ],
+)
+def test_drift_refuses_options_that_are_none(options, words):
+    scores = np.random.default_rng(0).random((2, 200))
+    with pytest.raises(DataError, match=words):
+        drift_metrics(*scores, **options)
+
+
+def test_drift_counts_scores_that_are_lost_and_refuses_text():
+    scores = np.random.default_rng(0).random(200)
+    assert drift_metrics(scores, np.r_[scores, np.nan, np.inf]).lost_current == 2
+    assert drift_metrics(scores, np.zeros(200)).verdict == "unstable"
+    assert drift_metrics(scores, np.zeros(0)).verdict == "insufficient"
+    for wrong in ([None, 1.0], ["a"]):
+        with pytest.raises(DataError, match="scores: holds"):
+            drift_metrics(scores, wrong)
+
+
+def test_short_words_for_what_is_fitted_or_not():
+    rng = np.random.default_rng(0)
+    scores = rng.random(100)
+    sketch = ScoreSketch(np.linspace(0.1, 0.9, 9))
+    assert repr(Sample(scores)) == f"Sample(100 scores, {scores.min():.4g} to {scores.max():.4g})"
+    assert repr(sketch) == "ScoreSketch(0 scores in 10 bins)"
+    assert repr(sketch.update([0.25, 0.5])) == "ScoreSketch(2 scores in 10 bins, 0.25 to 0.5)"
+    assert repr(SequentialAlarm(0.05)) == "SequentialAlarm(alpha=0.05, no reference yet)"
+    alarm = SequentialAlarm(0.05).fit(scores).update(scores[:20] + 2)
+    assert repr(alarm).startswith("SequentialAlarm(alpha=0.05, 100 reference scores, 20 watched, capital ")
+    assert "alarm at" in repr(alarm) and "\n" not in repr(alarm)
+    assert repr(IsotonicCalibration()) == "IsotonicCalibration(not fitted)"
+    assert " points)" in repr(IsotonicCalibration().fit(scores > 0.5, scores))
+
+
+def test_the_watch_wants_a_seed_and_a_rate():
+    for wrong in (None, np.random.default_rng(0), -1):
+        with pytest.raises(DataError, match="random_state="):
+            SequentialAlarm(random_state=wrong).fit([1.0, 2.0])
+    with pytest.raises(DataError, match=r"alpha is '0\.01'"):
+        SequentialAlarm("0.01").fit([1.0, 2.0])

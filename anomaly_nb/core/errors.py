@@ -176,11 +176,13 @@ def check_number(
     whole: bool = False,  # True: no fractions
 ) -> None:
     "Whether a setting is a finite number in its range. Raises `DataError`."
-    if np.isfinite(value) and low <= value <= high and not (whole and value != int(value)):
+    number = isinstance(value, int | float | np.number)
+    if number and np.isfinite(value) and low <= value <= high and not (whole and value != int(value)):
         return
     bounds = [f"{word} {end:g}" for word, end in (("at least", low), ("at most", high)) if np.isfinite(end)]
-    number = "a whole number" if whole else "a finite number"
-    raise DataError(f"{name} is {value}; it must be {number}" + (f" of {' and '.join(bounds)}" if bounds else ""))
+    wanted = "a whole number" if whole else "a finite number"
+    shown = value if number else repr(value)
+    raise DataError(f"{name} is {shown}; it must be {wanted}" + (f" of {' and '.join(bounds)}" if bounds else ""))
 
 
 def check_random_state(
