@@ -31,6 +31,10 @@ from anomaly_nb.metrics import (
     spro,
     street_metrics,
 )
+from anomaly_nb.video import frame_auc
+from anomaly_nb.video.evaluation import auc_table
+from anomaly_nb.video.flow import DISFlow, velocity_histogram
+from anomaly_nb.video.objects import changed_pixels, median_background
 
 
 def shuffled_table(n=12, size=(20, 20)):
@@ -299,3 +303,97 @@ def test_the_watch_wants_a_seed_and_a_rate():
             SequentialAlarm(random_state=wrong).fit([1.0, 2.0])
     with pytest.raises(DataError, match=r"alpha is '0\.01'"):
         SequentialAlarm("0.01").fit([1.0, 2.0])
+
+
+def film(seed=0, size=(24, 32, 3)):
+    "Three frames as films give them."
+    return np.random.default_rng(seed).integers(0, 256, (3, *size), np.uint8)
+
+
+FRAME_READERS = {
+    "median_background": lambda a, b: median_background([a, b]),
+    "changed_pixels": changed_pixels,
+    "changed_pixels, reference": lambda a, b: changed_pixels(b, a),
+    "DISFlow": lambda a, b: DISFlow()(a, b),
+    "DISFlow, current": lambda a, b: DISFlow()(b, a),
+}
+
+
+@pytest.mark.parametrize("reader", FRAME_READERS)
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda f: f / 255.0, "is float64; frames are uint8: \\(255 \\* .*\\)\\.round\\(\\)"),
+        (lambda f: (f / 255.0).astype(np.float32), "is float32; frames are uint8"),
+        (lambda f: f.astype(np.uint16) * 257, "is uint16; frames are uint8: \\(.* >> 8\\)"),
+        (lambda f: f.astype(np.int64), "is int64; frames are uint8: convert it"),
+        (lambda f: f > 100, "is bool; frames are uint8"),
+        (lambda f: f[..., 0], "has shape \\(24, 32\\); a frame is .*; a grey one is np\\.repeat"),
+        (lambda f: f.transpose(2, 0, 1), "has shape \\(3, 24, 32\\); a frame is"),
+        (lambda f: np.concatenate([f, f[..., :1]], 2), "has shape \\(24, 32, 4\\)"),
+        (lambda f: f.tolist(), "is a list; give a frame as an array"),
+    ],
+)
+def test_frames_of_another_type_are_refused(reader, change, words):
+    pytest.importorskip("cv2")
+    a, b, _ = film()
+    FRAME_READERS[reader](a, b)
+    with pytest.raises(DataError, match=words):
+        FRAME_READERS[reader](change(a), b)
+
+
+def test_motion_is_read_with_channels_last():
+    motion = np.random.default_rng(0).normal(size=(6, 8, 2)).astype(np.float32)
+    inside = np.zeros((6, 8), bool)
+    inside[2:5, 3:6] = True
+    expected = velocity_histogram(motion, inside)
+    assert (velocity_histogram(motion, inside.astype(np.uint8)) == expected).all()  # numbers do not pick rows
+    torch = pytest.importorskip("torch")
+    assert (velocity_histogram(torch.from_numpy(motion), torch.from_numpy(inside)) == expected).all()
+    for wrong, words in (
+        (motion.transpose(2, 0, 1), "channels come last: motion\\.transpose\\(1, 2, 0\\)"),
+        (motion[0], "it must be \\(h, w, 2\\)"),
+        (motion * np.nan, "motion: 96 of 96 values are NaN or infinite"),
+    ):
+        with pytest.raises(DataError, match=words):
+            velocity_histogram(wrong)
+    with pytest.raises(DataError, match="both are of one box"):
+        velocity_histogram(motion, inside[:5])
+    with pytest.raises(DataError, match="pixels holds 3"):
+        velocity_histogram(motion, inside * 3)
+
+
+def test_videos_may_be_numbers_and_labels_lists():
+    rng = np.random.default_rng(0)
+    labels = {v: rng.random(40) < 0.4 for v in "abc"}
+    frames = pd.DataFrame({"video": np.repeat(list("abc"), 40), "frame": list(range(40)) * 3})
+    frames["blind"], frames["sure"] = rng.random(120), np.concatenate(list(labels.values())).astype(float)
+    expected = auc_table(frames, labels, n_resamples=50)
+    torch = pytest.importorskip("torch")
+    number = {v: i for i, v in enumerate("abc")}
+    for names, make in (("abc", list), ((0, 1, 2), list), ((0, 1, 2), torch.tensor), ((0, 1, 2), pd.Series)):
+        renamed = frames.assign(video=frames["video"].map(dict(zip("abc", names))))
+        again = auc_table(renamed, {names[number[v]]: make(labels[v].tolist()) for v in "abc"}, n_resamples=50)
+        pd.testing.assert_frame_equal(again, expected)
+    assert expected.set_index("scores").loc["sure", "micro_low"] < 1
+    scores = {i: frames["blind"][frames["video"] == v].tolist() for i, v in enumerate("abc")}
+    ours = frame_auc({i: labels[v].tolist() for i, v in enumerate("abc")}, scores)
+    assert ours["micro"] == expected["micro"][0]
+
+
+def test_videos_that_cannot_be_told_apart_or_ranked_are_refused():
+    two = {"a": [0, 1]}
+    for labels, scores, words in (
+        ({}, {}, "there is no video to rank"),
+        ({1: [0, 1], "1": [0, 1]}, two, "labels: two of 2 videos are called alike"),
+        ({"a": [[0, 1]]}, two, "labels of video a have shape"),
+        ({"a": ["0", "1"]}, two, "labels of video a: holds"),
+        (two, {"a": [None, 1.0]}, "scores of video a: holds"),
+    ):
+        with pytest.raises(DataError, match=words):
+            frame_auc(labels, scores)
+    with pytest.raises(FileNotFoundError, match="video 2 has labels but no scores"):
+        frame_auc({1: [0, 1], 2: [0, 1]}, {"1": [0, 1]})
+    frames = pd.DataFrame({"video": ["a", None], "frame": [0, 1], "s": [0.1, 0.2]})
+    with pytest.raises(DataError, match="frames: 1 of 2 rows name no video"):
+        auc_table(frames, {"a": [0]})
