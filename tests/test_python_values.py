@@ -1,5 +1,7 @@
 """Values as they come in Python: columns of sorted tables, labels with gaps, frames and options of another type."""
 
+import json
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +20,8 @@ from anomaly_nb.calibration import (
     leave_one_group_out_distances,
     quantile_threshold,
 )
-from anomaly_nb.core.errors import DataError
+from anomaly_nb.calibration.view import DriftView
+from anomaly_nb.core.errors import DataError, Notice, check_file, check_folder, check_number
 from anomaly_nb.core.items import by_place, group_labels
 from anomaly_nb.metrics import (
     aupimo,
@@ -31,7 +34,8 @@ from anomaly_nb.metrics import (
     spro,
     street_metrics,
 )
-from anomaly_nb.video import frame_auc
+from anomaly_nb.video import ObjectFeatures, VelocityModel, VideoScorer, frame_auc
+from anomaly_nb.video.boxes import BoxTable
 from anomaly_nb.video.evaluation import auc_table
 from anomaly_nb.video.flow import DISFlow, velocity_histogram
 from anomaly_nb.video.objects import changed_pixels, median_background
@@ -397,3 +401,126 @@ def test_videos_that_cannot_be_told_apart_or_ranked_are_refused():
     frames = pd.DataFrame({"video": ["a", None], "frame": [0, 1], "s": [0.1, 0.2]})
     with pytest.raises(DataError, match="frames: 1 of 2 rows name no video"):
         auc_table(frames, {"a": [0]})
+
+
+def objects(modality, videos=4, frames=30, seed=0):
+    "One object in every frame of some videos."
+    rng, width = np.random.default_rng(seed), {"deep": 6, "velocity": 8}[modality]
+    names = {f"{v:02}": tuple(f"{t:03}" for t in range(frames)) for v in range(videos)}
+    keys = np.array([(v, t) for v, fs in names.items() for t in fs])
+    values = rng.normal(size=(len(keys), width)).astype(np.float32)
+    return ObjectFeatures(modality, values, np.tile(np.float32([0, 0, 9, 9]), (len(keys), 1)), *keys.T, names, {})
+
+
+def test_a_loaded_scorer_scores_as_the_one_that_was_saved(tmp_path):
+    train = {m: objects(m) for m in ("deep", "velocity")}
+    test = {m: objects(m, 2, seed=1) for m in train}
+    options = {
+        "k": 3,
+        "metric": "euclidean",
+        "n_components": 2,
+        "percentiles": {"deep": (1.0, 98.0)},
+        "weights": {"deep": 2.0, "velocity": np.float32(0.5)},
+        "sigma": 10.0,
+        "track_sigma": 2.0,
+        "random_state": np.int64(4),
+    }
+    scorer = VideoScorer(**options).fit(train)
+    scorer.save(tmp_path, tmp_path / "config.yml")
+    loaded = VideoScorer.load(tmp_path, tmp_path / "config.yml")
+    assert loaded.settings() == scorer.settings() and loaded.score(test).equals(scorer.score(test))
+    assert VideoScorer.load(tmp_path, tmp_path / "config.yml", sigma=1.0, device="cpu").sigma == 1.0
+    with pytest.raises(DataError, match="calibrated with k=3, not 2"):
+        VideoScorer.load(tmp_path, tmp_path / "config.yml", k=2)
+    older = json.loads((tmp_path / "scorer.json").read_text())
+    (tmp_path / "scorer.json").write_text(json.dumps({"modalities": older["modalities"]}))
+    assert VideoScorer.load(tmp_path, tmp_path / "config.yml", k=3, metric="euclidean").sigma == 3.0  # its own default
+    (tmp_path / "scorer.json").write_text(json.dumps(older | {"settings": older["settings"] | {"new": 1}}))
+    assert VideoScorer.load(tmp_path, tmp_path / "config.yml").settings() == scorer.settings()
+    (tmp_path / "scorer.json").write_text(json.dumps(older | {"settings": [1]}))
+    with pytest.raises(DataError, match=r"scorer\.json: is not a list of banks \(settings"):
+        VideoScorer.load(tmp_path, tmp_path / "config.yml")
+
+
+def test_a_scorer_says_what_it_holds():
+    scorer = VideoScorer(sigma=2)
+    assert repr(scorer) == "VideoScorer(k=2, sqeuclidean, sigma=2: not fitted)"
+    scorer.fit({m: objects(m) for m in ("deep", "velocity")})
+    assert repr(scorer) == "VideoScorer(k=2, sqeuclidean, sigma=2: 120 objects deep, 120 objects velocity)"
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"modality": "colour"}, "modality 'colour' is unknown; use one of deep, keypoints, velocity"),
+        ({"frame": np.array(["000"])}, r"frame \(1,\): give values"),
+        ({"boxes": np.zeros((120, 3))}, r"boxes \(120, 3\)"),
+        ({"values": np.zeros(120)}, r"values \(120,\)"),
+        ({"values": [["a"]] * 120}, "values: holds"),
+        ({"video": ["00"] * 119 + [None]}, "video: 1 of 120 labels are missing"),
+        ({"video": ["00"] * 119 + ["9"]}, "video '9' has objects and no list of frames"),
+        ({"frames": ["000"]}, "frames is a list"),
+    ],
+)
+def test_objects_that_do_not_fit_together_are_refused_when_made(change, words):
+    with pytest.raises(DataError, match=words):
+        replace(objects("deep"), **change)
+
+
+def test_objects_of_lists_are_those_of_arrays():
+    whole = objects("deep")
+    lists = replace(
+        whole,
+        values=whole.values.tolist(),
+        boxes=whole.boxes.tolist(),
+        video=[int(v) for v in whole.video],
+        frames={int(v): list(f) for v, f in whole.frames.items()},
+    )
+    assert (lists.values == whole.values).all() and lists.video[0] == "0" and lists.frames["0"] == whole.frames["00"]
+    assert repr(whole) == "ObjectFeatures(deep, 120 objects of 6 dimensions, 120 frames of 4 videos)"
+    assert len(replace(whole, values=np.zeros((0, 0)), boxes=np.zeros((0, 4)), video=[], frame=[])) == 0
+
+
+def test_velocities_say_in_one_sentence_that_they_are_too_much_alike():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = VelocityModel().fit(np.ones((60, 8)))
+    assert [w.category for w in caught] == [Notice]
+    assert "60 objects hold 1 different value, too few for 5 components" in str(caught[0].message)
+    assert repr(model).startswith("VelocityModel(5 components of 8 bins, 60 objects, scores ")
+    assert repr(VelocityModel("bic")) == "VelocityModel(n_components='bic', not fitted)"
+
+
+def test_velocity_models_take_seeds_and_counts_of_numpy_and_tensors():
+    x = objects("velocity").values
+    expected = VelocityModel(3).fit(x)
+    assert VelocityModel(np.int64(3), np.int32(0)).fit(x).sha256 == expected.sha256
+    torch = pytest.importorskip("torch")
+    assert VelocityModel(3).fit(torch.from_numpy(x).requires_grad_()).sha256 == expected.sha256
+    for wrong in (None, np.random.default_rng(0)):
+        with pytest.raises(DataError, match="random_state="):
+            VelocityModel(3, wrong).fit(x)
+    for wrong in (0, True, 2.5, "aic"):
+        with pytest.raises(DataError, match="a count or 'bic'"):
+            VelocityModel(wrong).fit(x)
+
+
+def test_tables_where_paths_or_scores_are_expected():
+    table = pd.DataFrame({"video": ["a"], "frame": ["0"]})
+    with pytest.raises(DataError, match="DataFrame where a path is expected"):
+        BoxTable(table)
+    for wrong in (table, np.zeros(3), None, b"file"):
+        for check in (check_file, check_folder):
+            with pytest.raises(DataError, match="where a path is expected"):
+                check(wrong)
+    for wrong in ("3", None, [1]):
+        with pytest.raises(DataError, match=r"k is .*; it must be a finite number"):
+            check_number("k", wrong)
+    for wrong, words in (
+        ({"h": np.zeros(60)}, r"tables\['h'\] is no table with a column score \(ndarray\)"),
+        ({"h": table}, r"a column score \(video, frame\)"),
+        ({}, "one at least"),
+        (table["video"], "tables is a Series"),
+    ):
+        with pytest.raises(DataError, match=words):
+            DriftView(wrong)

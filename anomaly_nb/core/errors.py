@@ -58,12 +58,19 @@ def require(
         raise MissingExtraError(f"this needs {module}: install it with  pip install 'anomaly_nb[{extra}]'") from e
 
 # %% ../../nbs/00_core/01_errors.ipynb #444f697a
+def _as_path(path: object) -> Path:
+    "A path, if it is one. Raises `DataError`."
+    if isinstance(path, str | os.PathLike):
+        return Path(path)
+    raise DataError(f"{type(path).__name__} where a path is expected; give the path of a file, or write it to one first")
+
+
 def check_file(
     path: str | Path,  # expected file
     mend: str = "",  # what to do about it, appended to the message
 ) -> Path:  # the same path
-    "Return `path` if it is a file. Raises `MissingFileError`."
-    path = Path(path)
+    "Return `path` if it is a file. Raises `MissingFileError`, or `DataError` for what is no path."
+    path = _as_path(path)
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file" + (f"; {mend}" if mend else ""))
     return path
@@ -73,8 +80,8 @@ def check_folder(
     path: str | Path,  # expected folder
     mend: str = "",  # what to do about it, appended to the message
 ) -> Path:  # the same path
-    "Return `path` if it is a folder. Raises `MissingFileError`."
-    path = Path(path)
+    "Return `path` if it is a folder. Raises `MissingFileError`, or `DataError` for what is no path."
+    path = _as_path(path)
     if not path.is_dir():
         what = "is a file, not a folder" if path.is_file() else "no such folder"
         raise MissingFileError(f"{path}: {what}" + (f"; {mend}" if mend else ""))
