@@ -39,7 +39,7 @@ class ObjectFeatures:
         if self.modality not in MODALITIES:
             raise DataError(f"modality {self.modality!r} is unknown; use one of {', '.join(MODALITIES)}")
         arrays = {name: real_array(name, getattr(self, name)) for name in ("values", "boxes")}
-        arrays |= {name: group_labels(getattr(self, name), name).astype(str) for name in ("video", "frame")}
+        arrays |= {name: group_labels(getattr(self, name), name).astype(str, copy=False) for name in ("video", "frame")}
         n, shapes = len(arrays["values"]), {name: a.shape for name, a in arrays.items()}
         if arrays["values"].ndim != 2 or shapes["boxes"] != (n, 4) or not shapes["video"] == shapes["frame"] == (n,):
             listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
