@@ -136,20 +136,23 @@ def test_resamples_without_a_value_are_repeated():
 
     assert bootstrap_interval(by_nan, y, s, n_resamples=200) == ours
     assert bootstrap_interval(by_error, y, s, n_resamples=200) == ours
-    with pytest.raises(DataError, match="resamples have no value \\(NaN\\); these are too few images"):
+    with pytest.raises(
+        DataError,
+        match="resamples have no value \\(the metric gives NaN, which is no value\\); these are too few images",
+    ):
         bootstrap_interval(lambda v: 1.0 if len(set(v)) == 12 else np.nan, np.arange(12.0), n_resamples=5)
-    with pytest.raises(DataError, match="NaN on all images"):
+    with pytest.raises(DataError, match="the metric gives NaN"):
         bootstrap_interval(lambda v: np.nan, y)
 
 
 def test_an_interval_is_of_one_number():
     y, s = [0, 0, 1, 1, 0], [0.1, 0.4, 0.2, 0.6, 0.5]
-    with pytest.raises(DataError, match="best_f1 gives 2 values; an interval is of one number: lambda"):
+    with pytest.raises(DataError, match="best_f1 gives 2 values, where one number is needed: lambda"):
         bootstrap_interval(best_f1, y, s)
     with pytest.raises(DataError, match="best_f1 gives 2 values"):
         paired_difference(best_f1, y, s, s)
     for value in ({"a": 1}, "0.5", None, np.zeros(3)):
-        with pytest.raises(DataError, match="metric gives a "):
+        with pytest.raises(DataError, match="the metric gives a "):
             bootstrap_interval(lambda v, value=value: value, y)
     assert bootstrap_interval(lambda *d: best_f1(*d)[0], y, s, n_resamples=20).value > 0
 

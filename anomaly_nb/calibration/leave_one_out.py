@@ -260,9 +260,9 @@ def leave_one_group_out_distances(
 ) -> np.ndarray:  # (N,) float32, in the order of `features`
     """Distance of every object to its k-th nearest object outside its own group, exact.
 
-    Raises `DataError` on bad values, missing groups, fewer than `k` foreign objects or an unknown device; with "cosine" on rows of
-    zeros too: an object without features was not extracted. (`KNNBank` takes patches of zeros: they are a part of an
-    image.)
+    Raises `DataError` on bad values, missing groups, fewer than `k` foreign objects or an unknown device; with "cosine"
+    on rows of zeros too: an object without features was not extracted. (`KNNBank` takes patches of zeros: they are a
+    part of an image.)
     """
     import torch
 

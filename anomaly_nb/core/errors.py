@@ -62,7 +62,7 @@ def _as_path(path: object) -> Path:
     "A path, if it is one. Raises `DataError`."
     if isinstance(path, str | os.PathLike):
         return Path(path)
-    raise DataError(f"{type(path).__name__} where a path is expected; give the path of a file, or write it to one first")
+    raise DataError(f"{type(path).__name__} where a path is expected; give the path of a file, or write it to one")
 
 
 def check_file(

@@ -8,12 +8,12 @@ __all__ = ['Histogram', 'PORTION', 'STRETCH', 'SIMULATED', 'Interval', 'interval
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #d17f1543
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, SupportsFloat, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from ..core.errors import DataError, check_random_state, number_of
-from ..core.items import by_place
+from ..core.items import by_place, one_number
 from .histogram import ScoreHistogram
 from .ranking import check_fpr_limit, check_tpr
 from .region_histogram import RegionHistogram
@@ -67,16 +67,6 @@ def _take(array: np.ndarray | Sequence, index: np.ndarray) -> np.ndarray | list:
     "Items of an array or of a sequence, in the order of `index`."
     return array[index] if isinstance(array, np.ndarray) else [array[i] for i in index]
 
-
-def _number(metric: Callable, value: object) -> float:
-    "What a metric gave, if it is one number. Raises `DataError`."
-    name = getattr(metric, "__name__", "metric")
-    number = name if name.isidentifier() else "metric"
-    if np.ndim(value) == 0 and isinstance(value, SupportsFloat):  # type: ignore[arg-type]
-        return float(value)
-    what = f"{len(value)} values" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
-    raise DataError(f"{number} gives {what}; an interval is of one number: lambda *data: {number}(*data)[0]")
-
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #f6be1005
 def bootstrap_interval(
     metric: Callable[..., float],  # called as metric(*data), and on resampled images
@@ -100,24 +90,18 @@ def bootstrap_interval(
     if not count:
         raise DataError("the data are empty; resampling needs images")
     resamples: list[float] = []
-    value = _number(metric, metric(*data))
-    if np.isnan(value):
-        raise DataError("the metric is NaN on all images; there is no value to give an interval of")
+    value = one_number(metric, metric(*data))
     while len(resamples) < n_resamples:
-        index, why = rng.integers(count, size=count), "NaN"
+        index = rng.integers(count, size=count)
         try:
-            resampled = float(metric(*(_take(d, index) for d in data)))
+            resamples.append(one_number(metric, metric(*(_take(d, index) for d in data))))
         except ValueError as e:  # a class is missing from this draw
-            resampled, why = np.nan, str(e)
-        if not np.isnan(resampled):
-            resamples.append(resampled)
-            continue
-        failed += 1
-        if failed > 10 * n_resamples:
-            raise DataError(
-                f"{failed} of {failed + len(resamples)} resamples have no value ({why}); these are too few images for "
-                "a bootstrap; add images"
-            )
+            failed += 1
+            if failed > 10 * n_resamples:
+                raise DataError(
+                    f"{failed} of {failed + len(resamples)} resamples have no value ({e}); these "
+                    "are too few images for a bootstrap; add images"
+                ) from None
     return interval_of(value, np.array(resamples, np.float64), level)
 
 # %% ../../nbs/01_metrics/06_uncertainty.ipynb #068c4573
@@ -132,7 +116,7 @@ def paired_difference(
 ) -> Interval:
     "Interval of metric(B) - metric(A) over the same resampled images. Raises `DataError` as `bootstrap_interval` does."
     return bootstrap_interval(
-        lambda y, a, b: _number(metric, metric(y, b)) - _number(metric, metric(y, a)),
+        lambda y, a, b: one_number(metric, metric(y, b)) - one_number(metric, metric(y, a)),
         y_true,
         score_a,
         score_b,

@@ -26,8 +26,10 @@ def check_frame(
     if not isinstance(image, np.ndarray):
         raise DataError(f"{name} is a {type(image).__name__}; give a frame as an array (H, W, 3) of uint8")
     if image.dtype != np.uint8:
-        mends = {"f": f"(255 * {name}).round().astype(np.uint8) if it runs from 0 to 1", "u": f"({name} >> 8)"}
-        raise DataError(f"{name} is {image.dtype}; frames are uint8: {mends.get(image.dtype.kind, 'convert it')}")
+        mend = f"({name} >> 8).astype(np.uint8)" if image.dtype == np.uint16 else "convert it"
+        if np.issubdtype(image.dtype, np.floating):
+            mend = f"(255 * {name}).round().astype(np.uint8) if it runs from 0 to 1"
+        raise DataError(f"{name} is {image.dtype}; frames are uint8: {mend}")
     if image.ndim != 3 or image.shape[2] != 3:
         grey = f"; a grey one is np.repeat({name}[..., None], 3, 2)" if image.ndim == 2 else ""
         raise DataError(f"{name} has shape {image.shape}; a frame is (H, W, 3) in RGB{grey}")
