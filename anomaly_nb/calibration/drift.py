@@ -38,7 +38,14 @@ from anomaly_nb.calibration.shifts import (
     shift_p_values,
     unequal_noise,
 )
-from ..core.errors import DataError, number_of, percent, real_array
+from anomaly_nb.core.errors import (
+    DataError,
+    check_number,
+    check_random_state,
+    number_of,
+    percent,
+    real_array,
+)
 from ..core.plain import Record
 
 # %% ../../nbs/05_calibration/06_drift.ipynb #90b78239
@@ -152,8 +159,16 @@ def is_tied(sample: Sample | ScoreSketch) -> bool:
     return sample.largest_tie() >= max(5, TIED * sample.n)
 
 # %% ../../nbs/05_calibration/06_drift.ipynb #880fac04
-def _check_options(scale: str, alpha: float, widest: str) -> None:
+def _check_options(
+    scale: str, alpha: float, widest: str, bins: int | None, min_files: int, resamples: int, random_state: int
+) -> None:
     "Raise `DataError` for an option that is none."
+    check_number("alpha", alpha)
+    check_number("min_files", min_files, 1, whole=True)
+    check_number("resamples", resamples, 1, whole=True)
+    check_random_state(random_state)
+    if bins is not None:
+        check_number("bins", bins, 2, whole=True)
     if scale not in ("auto", "unit", "reference") or not 0 < alpha < 1:
         raise DataError(
             f"scale is {scale!r} and alpha {alpha}; use 'auto', 'unit' or 'reference', and a rate between 0 and 1"
@@ -243,9 +258,10 @@ def drift_metrics(
 ) -> DriftResult:
     """Compare two sets of scores: six metrics, intervals, verdict.
 
-    Raises `DataError` on bad options, never on bad scores.
+    Raises `DataError` on bad options, and on scores that are no numbers (`None`, text). NaN and infinity are counted as
+    lost, and constant or too few scores give the verdict "insufficient" or "unstable".
     """
-    _check_options(scale, alpha, widest)
+    _check_options(scale, alpha, widest, bins, min_files, resamples, random_state)
     limits = thresholds or Thresholds()
     r, wrong_r = _prepared(reference, "reference", min_files)
     c, wrong_c = _prepared(current, "current", min_files)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..banks.base import check_squares
 from ..banks.shortlist import Shortlist, robust_centre
@@ -17,6 +18,7 @@ from ..banks.shortlist_choice import SHORTLIST_FROM, choose_shortlist
 from .every_pair import nearest_of_other_videos
 from ..core.device import choose_device, fast_bf16
 from ..core.errors import DataError, check_finite, real_array
+from ..core.items import group_labels
 from ..core.runtime import progress
 
 if TYPE_CHECKING:
@@ -56,17 +58,16 @@ def _check_features(
 
 
 def _check_groups(
-    groups: np.ndarray,  # (N,) any comparable values
+    groups: ArrayLike,  # (N,) any labels
     n: int,  # number of objects
     k: int,  # neighbour asked for
 ) -> tuple[np.ndarray, np.ndarray]:  # order (N,) that sorts by group, bounds (G + 1,) of the groups in it
-    "Sort objects by group. Raises `DataError` where a group has fewer than `k` objects outside it."
-    groups = np.asarray(groups)
-    if groups.shape != (n,):
-        raise DataError(f"groups has shape {groups.shape}; it must be ({n},), one value per object")
+    "Sort objects by group. Raises `DataError` on missing labels, or a group with fewer than `k` objects outside it."
+    if np.shape(groups) != (n,):
+        raise DataError(f"groups has shape {np.shape(groups)}; it must be ({n},), one value per object")
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise DataError(f"k is {k!r}; it must be at least 1, and whole")
-    names, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    names, inverse, counts = np.unique(group_labels(groups), return_inverse=True, return_counts=True)
     for name, count in zip(names, counts):
         if n - count < k:
             raise DataError(
@@ -252,16 +253,16 @@ def _shortlisted(
 # %% ../../nbs/05_calibration/26_leave_one_out.ipynb #93cd9166
 def leave_one_group_out_distances(
     features: np.ndarray,  # (N, D) one row per object
-    groups: np.ndarray,  # (N,) video of each object
+    groups: ArrayLike,  # (N,) video of each object, any labels
     k: int = 2,  # the k-th nearest object of another group gives the distance
     metric: str = "sqeuclidean",  # "sqeuclidean", "euclidean" or "cosine" (1 - cos)
     device: str = "cpu",  # where the products are computed: "cpu", "cuda", "auto"
 ) -> np.ndarray:  # (N,) float32, in the order of `features`
     """Distance of every object to its k-th nearest object outside its own group, exact.
 
-    Raises `DataError` on bad values, fewer than `k` foreign objects or an unknown device; with "cosine" on rows of
-    zeros too: an object without features was not extracted. (`KNNBank` takes patches of zeros: they are a part of an
-    image.)
+    Raises `DataError` on bad values, missing groups, fewer than `k` foreign objects or an unknown device; with "cosine"
+    on rows of zeros too: an object without features was not extracted. (`KNNBank` takes patches of zeros: they are a
+    part of an image.)
     """
     import torch
 

@@ -125,11 +125,10 @@ def conformal_pvalues(
 ) -> np.ndarray:  # (...) float64 in [1 / (n + 1), 1]; n: groups, where there are any
     """Conformal p-values of `scores` (Bates et al. 2023, arXiv 2104.08279).
 
-    Raises `DataError` on empty or non-finite input, or one group too many or too few.
+    Raises `DataError` on empty or non-finite input, a missing group, or one too many or too few.
     """
     calibration_scores = real_array("calibration_scores", calibration_scores, np.float64).reshape(-1)
-    labels = None if groups is None else np.asarray(groups)
-    sample = Sample(check_finite("calibration_scores", calibration_scores), labels)
+    sample = Sample(check_finite("calibration_scores", calibration_scores), groups)
     if not sample.n:
         raise DataError("calibration_scores is empty; p-values need scores of normal parts")
     scores = check_finite("scores", real_array("scores", scores, np.float64))
@@ -141,6 +140,12 @@ def conformal_pvalues(
 # %% ../../nbs/05_calibration/01_ranges.ipynb #2638a9ae
 class IsotonicCalibration:
     "Probability of a defect as a non-decreasing function of the score, fitted on labelled scores."
+
+    def __repr__(self) -> str:
+        if not hasattr(self, "scores_"):
+            return "IsotonicCalibration(not fitted)"
+        (first, last), (low, high) = self.scores_[[0, -1]], self.probabilities_[[0, -1]]
+        return f"IsotonicCalibration({low:.4g} at {first:.4g} to {high:.4g} at {last:.4g}, {self.scores_.size} points)"
 
     def fit(
         self,

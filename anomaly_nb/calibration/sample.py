@@ -12,19 +12,20 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..core.errors import DataError, check_finite, real_array
+from ..core.errors import DataError, check_finite, number_of, real_array
+from ..core.items import group_labels
 
 # %% ../../nbs/05_calibration/02_sample.ipynb #f59c3cf8
 class Sample:
     """Scores in ascending order, with the group of each where there are groups.
 
-    Raises `DataError` on NaN, infinity or lengths that differ.
+    Raises `DataError` on NaN, infinity, missing groups or lengths that differ.
     """
 
     def __init__(
         self,
         scores: np.ndarray,  # (n,) finite
-        groups: np.ndarray | None = None,  # (n,) any labels; None: every score stands for itself
+        groups: ArrayLike | None = None,  # (n,) any labels; None: every score stands for itself
     ):
         scores = check_finite("scores", np.asarray(scores, dtype=np.float64).reshape(-1))
         order = np.argsort(scores, kind="stable") if groups is not None else None
@@ -32,7 +33,7 @@ class Sample:
         self.groups: np.ndarray | None = None
         self.n_groups = 0
         if order is not None:
-            names, codes = np.unique(np.asarray(groups).reshape(-1).astype(str), return_inverse=True)
+            names, codes = np.unique(group_labels(groups).astype(str), return_inverse=True)
             if codes.size != scores.size:
                 raise DataError(
                     f"groups has {codes.size} entries and scores {scores.size}; give one group for each score"
@@ -41,15 +42,23 @@ class Sample:
         self.n = scores.size
         self.lost = 0  # scores that were no numbers, and were left out
 
+    def __repr__(self) -> str:
+        ends = f", {self.values[0]:.4g} to {self.values[-1]:.4g}" if self.n else ""
+        groups = "" if self.groups is None else f", {number_of(self.n_groups, 'group')}"
+        return f"Sample({number_of(self.n, 'score')}{ends}{groups}{f', {self.lost} lost' if self.lost else ''})"
+
     @classmethod
     def of(
         cls,
         scores: ArrayLike,  # (n,) of which some may be no numbers
         groups: ArrayLike | None = None,  # (n,)
     ) -> "Sample":
-        "A sample of the finite scores, the others counted in `lost`. Raises `DataError` on lengths that differ."
+        """A sample of the finite scores, the others counted in `lost`.
+
+        Raises `DataError` on missing groups or lengths that differ.
+        """
         values = real_array("scores", scores, np.float64).reshape(-1)
-        finite, labels = np.isfinite(values), None if groups is None else np.asarray(groups).reshape(-1)
+        finite, labels = np.isfinite(values), None if groups is None else group_labels(groups)
         if labels is not None and labels.size != values.size:
             raise DataError(f"groups has {labels.size} entries and scores {values.size}; give one group for each score")
         sample = cls(values[finite], None if labels is None else labels[finite])
@@ -183,6 +192,10 @@ class ScoreSketch:
         self.low, self.high = np.inf, -np.inf
         self.groups = None
         self.lost = 0  # scores that were no numbers, and were left out by whoever read them
+
+    def __repr__(self) -> str:
+        ends = f", {self.low:.4g} to {self.high:.4g}" if self.n else ""
+        return f"ScoreSketch({number_of(self.n, 'score')} in {number_of(self.bins.size, 'bin')}{ends})"
 
     @property
     def n(self) -> int:

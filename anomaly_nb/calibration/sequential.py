@@ -11,7 +11,7 @@ from math import log
 
 import numpy as np
 
-from ..core.errors import DataError, check_finite, real_array
+from ..core.errors import DataError, check_finite, check_number, check_random_state, number_of, real_array
 
 # %% ../../nbs/05_calibration/07_sequential.ipynb #f5059634
 def _bets(p: float) -> tuple[float, float, float, float, float]:
@@ -34,11 +34,22 @@ class SequentialAlarm:
     ):
         self.alpha, self.jump, self.random_state = alpha, jump, random_state
 
+    def __repr__(self) -> str:
+        if not hasattr(self, "known_"):
+            return f"SequentialAlarm(alpha={self.alpha}, no reference yet)"
+        watched = len(self.history_)
+        said = f"alarm at {self.alarm_at_}" if self.alarm_ else "no alarm"
+        return (
+            f"SequentialAlarm(alpha={self.alpha}, {number_of(len(self.known_) - watched, 'reference score')}, "
+            f"{watched} watched, capital {self.capital_:.3g} of {1 / self.alpha:.4g}, {said})"
+        )
+
     def fit(
         self,
         reference: np.ndarray,  # (n,) finite scores, n >= 1
     ) -> "SequentialAlarm":
-        "Start the watch. Raises `DataError` on no or non-finite scores or a rate outside (0, 1)."
+        "Start the watch. Raises `DataError` on no or non-finite scores, a rate outside (0, 1) or no seed."
+        check_number("alpha", self.alpha)
         if not 0 < self.alpha < 1:
             raise DataError(f"alpha is {self.alpha}; a rate lies between 0 and 1")
         self.known_ = np.sort(
@@ -46,7 +57,7 @@ class SequentialAlarm:
         ).tolist()
         if not self.known_:
             raise DataError("reference is empty; the watch needs scores to compare with")
-        self.rng_ = np.random.default_rng(self.random_state)
+        self.rng_ = np.random.default_rng(check_random_state(self.random_state))
         self.reserve_, self.stakes_ = 1.0, [0.0] * 5
         self.history_: list[float] = []
         self.alarm_at_: int | None = None

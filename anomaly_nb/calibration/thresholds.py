@@ -20,6 +20,7 @@ from .sample import Sample, ScoreSketch, groups_from
 from ..core.display import summary_html
 from ..core.errors import DataError, check_finite, number_of, percent, plural, real_array
 from ..core.files import sha256_array, write_json
+from ..core.items import group_labels
 from ..core.plain import Record, read_json
 from ..metrics.ranking import reached
 
@@ -53,6 +54,13 @@ def false_alarm_bound(
     return float(stats.beta.ppf(confidence, n + 1 - rank, rank))
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #1b9ae30c
+def _scores_needed(false_alarms: float, confidence: float | None) -> int:
+    "How many scores can promise a rate, on average or with this confidence."
+    if confidence is None:
+        return int(np.ceil(1 / false_alarms - 1e-9)) - 1
+    return int(np.ceil(np.log(1 - confidence) / np.log(1 - false_alarms)))
+
+
 def conformal_rank(
     n: int,  # calibration scores
     false_alarms: float,  # rate allowed, in (0, 1)
@@ -73,17 +81,16 @@ def conformal_rank(
     if n < 1:
         raise DataError(f"{number_of(n, unit)}: a threshold needs at least one; give {plural(2, unit)}")
     if confidence is None:
-        rank, needed = int(np.ceil((n + 1) * (1 - false_alarms) - 1e-9)), int(np.ceil(1 / false_alarms - 1e-9)) - 1
+        rank = int(np.ceil((n + 1) * (1 - false_alarms) - 1e-9))
     else:
         ranks = np.arange(1, n + 1)
         rank = int(np.sum(stats.beta.ppf(confidence, n + 1 - ranks, ranks) > false_alarms)) + 1
-        needed = int(np.ceil(np.log(1 - confidence) / np.log(1 - false_alarms)))
     if rank <= n:
         return rank, false_alarms
     if too_few == "error":
         raise DataError(
             f"{number_of(n, unit)} cannot promise {false_alarms:.3g} false alarms; it "
-            f"takes {needed}, or a higher rate"
+            f"takes {_scores_needed(false_alarms, confidence)}, or a higher rate"
         )
     return n, 1 / (n + 1) if confidence is None else false_alarm_bound(n, n, confidence)
 
@@ -130,6 +137,11 @@ def grouped_rank(
     return rank + 1, count - float(above[rank]), promised
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #3569b40f
+def _sure(confidence: float) -> str:
+    "A confidence as it is said: 95 %."
+    return f"{100 * confidence:.4g} %"
+
+
 @dataclass(frozen=True)
 class Threshold:
     "A decision threshold and where it came from; anomalous where score >= value."
@@ -193,10 +205,12 @@ class Threshold:
         )
 
     def rate(self) -> float | None:
-        "The fraction of new normal images expected to reach it, at most; None where nothing is promised."
+        "The fraction of new normal images expected to reach it on average, at most; None where nothing is promised."
         rate = self.parameters.get("promised", self.parameters.get("false_alarms"))
         if self.oracle or "false_alarms_per_hour" in self.parameters or not isinstance(rate, int | float):
             return None
+        if "confidence" in self.parameters:  # what is promised is a bound of the rate, and lies above it
+            return self._expected()
         return rate if self.method == "conformal" else round(1 - rate, 10)
 
     def promise(self) -> str:
@@ -208,10 +222,10 @@ class Threshold:
             return f"The threshold is {self}."
         if rate is None:
             return "No normal image stands behind the threshold, so it promises no false-positive rate."
-        bound = f", with 95 % confidence at most {percent(provenance['bound95'])}" if "bound95" in provenance else ""
+        bounds = "".join(f", with {sure} confidence at most {most}" for sure, most in self._bounds())
         return (
             f"The threshold {self.value:.4g} comes from {self._basis()}: of new normal images like "
-            f"these, at most {percent(rate)} are expected to reach it{bound}."
+            f"these, at most {percent(rate)} are expected to reach it{bounds}."
         )
 
     def shortfall(
@@ -221,11 +235,30 @@ class Threshold:
         "How far the promise is from the rate that was wanted, and how many scores could promise that."
         stored, rate = self.parameters, self.rate()
         wanted = stored.get("false_alarms", 1 - stored["q"] if "q" in stored else None)
-        if rate is None or wanted is None or "confidence" in stored or rate <= wanted + 1e-6:
+        confidence = stored.get("confidence")
+        rate = rate if confidence is None else stored.get("promised", wanted)
+        if rate is None or wanted is None or rate <= wanted + 1e-6:
             return ""
         few = number_of(stored["groups"], "group") if stored.get("groups") else number_of(self.n, unit)
-        enough = int(np.ceil(1 / wanted - 1e-9)) - 1
-        return f"{few} can promise {percent(rate)} false alarms at best, not {percent(wanted)}; {enough} could"
+        best = f"{percent(rate)} false alarms{'' if confidence is None else f' with {_sure(confidence)} confidence'}"
+        return f"{few} can promise {best} at best, not {percent(wanted)}; {_scores_needed(wanted, confidence)} could"
+
+    def _expected(self) -> float | None:
+        "The rate on average where another one is promised with a confidence; of groups in older files only its bound."
+        stored = self.parameters
+        if "rank" in stored and not stored.get("groups"):
+            return (self.n + 1 - stored["rank"]) / (self.n + 1)
+        return stored.get("expected", stored.get("bound95"))
+
+    def _bounds(self) -> list[tuple[str, str]]:
+        "Confidences, and the rates that are not exceeded with them: the one asked for, and 95 % where it says more."
+        stored = self.parameters
+        bounds = [(CONFIDENCE, stored["bound95"])] if "bound95" in stored else []
+        if "confidence" in stored:
+            wanted = stored["confidence"], stored.get("promised", stored.get("false_alarms"))
+            implied = [b for b in bounds if b[0] >= wanted[0] and b[1] <= wanted[1]]
+            bounds = bounds if implied else [wanted, *bounds]
+        return [(_sure(confidence), percent(rate)) for confidence, rate in bounds]
 
     def _basis(self) -> str:
         "What the scores were, and in how many groups."
@@ -252,11 +285,12 @@ class Threshold:
         if rate is None:
             return f"{self.value:.4g} by {self.method}, without a normal image behind it; it promises nothing"
         q = provenance.get("q", 1 - provenance["false_alarms"] if "false_alarms" in provenance else None)
+        q = 1 - rate if "confidence" in provenance else q
         rule = "the largest" if q is None or self._is_largest(rate) else f"the {100 * q:.4g} % quantile"
-        bound = f" ({percent(provenance['bound95'])} with 95 % confidence)" if "bound95" in provenance else ""
+        bounds = ", ".join(f"{most} with {sure} confidence" for sure, most in self._bounds())
         return (
             f"{self.value:.4g}, {rule} of the scores of {of}; at most {percent(rate)} "
-            f"false positives expected{bound}"
+            f"false positives expected{f' ({bounds})' if bounds else ''}"
         )
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #e03e2574
@@ -277,13 +311,14 @@ def sample_threshold(
     groups = sample.groups if isinstance(sample, Sample) else None
     if groups is None:
         rank, promised = conformal_rank(sample.n, false_alarms, confidence, too_few)
-        bound = false_alarm_bound(sample.n, rank)
+        count, place = sample.n, float(rank)
     else:
-        rank, in_groups, promised = grouped_rank(groups, false_alarms, confidence, too_few)
-        bound = false_alarm_bound(int(groups.max()) + 1, in_groups)
+        rank, place, promised = grouped_rank(groups, false_alarms, confidence, too_few)
+        count = int(groups.max()) + 1
+    bound, expected = false_alarm_bound(count, place), (count + 1 - place) / (count + 1)
     parameters: Record = {"false_alarms": false_alarms, "rank": rank, "bound95": round(bound, 6)}
-    parameters |= {} if groups is None else {"groups": int(groups.max()) + 1}
-    parameters |= {} if confidence is None else {"confidence": confidence}
+    parameters |= {} if groups is None else {"groups": count}
+    parameters |= {} if confidence is None else {"confidence": confidence, "expected": round(expected, 6)}
     parameters |= {} if promised == false_alarms else {"promised": round(promised, 6)}
     digest = sha256_array(sample.values) if isinstance(sample, Sample) else ""
     return Threshold(
@@ -300,10 +335,10 @@ def sample_threshold(
 def _normal(scores: np.ndarray, groups: ArrayLike | None) -> Sample:
     """Normal scores, sorted; groups of one score each are none.
 
-    Raises `DataError` on what is no finite number, or where lengths differ.
+    Raises `DataError` on what is no finite number, a group that is missing, or where lengths differ.
     """
     values = check_finite("normal_scores", real_array("normal_scores", scores, np.float64)).reshape(-1)
-    labels = None if groups is None else np.asarray(groups).reshape(-1)
+    labels = None if groups is None else group_labels(groups)
     return Sample(values, None if labels is None or len(np.unique(labels)) == len(values) == len(labels) else labels)
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #20c48d20

@@ -21,7 +21,7 @@ from .insight import VERDICTS
 from .stream import example_year
 from .tables import read_scores
 from ..core.display import said
-from ..core.errors import number_of
+from ..core.errors import DataError, number_of
 from ..core.plain import Record
 from ..core.style import ANOMALOUS, NORMAL, THRESHOLD, bin_edges, figure_style
 from ..core.views import Choice, Control, Slider, State, View
@@ -80,8 +80,18 @@ def plot_comparison(
     return fig
 
 # %% ../../nbs/05_calibration/28_view.ipynb #aae85ccb
+def _check_tables(tables: object) -> None:
+    "Raise `DataError` unless these are tables with a column of scores, by head."
+    if not isinstance(tables, Mapping) or not tables:
+        raise DataError(f"tables is a {type(tables).__name__}; give head -> table with a column score, one at least")
+    for head, table in tables.items():
+        if not isinstance(table, pd.DataFrame) or "score" not in table:
+            has = ", ".join(map(str, table.columns)) if isinstance(table, pd.DataFrame) else type(table).__name__
+            raise DataError(f"tables[{head!r}] is no table with a column score ({has}); pd.DataFrame({{'score': ...}})")
+
+
 class DriftView(View):
-    "Batches of scores compared at any thresholds. Raises as `drift_metrics` does."
+    "Batches of scores compared at any thresholds. Raises `DataError` for what is no table of scores."
 
     title = "drift"
 
@@ -95,6 +105,7 @@ class DriftView(View):
         min_files: int = 50,
         random_state: int = 0,
     ):
+        _check_tables(tables)
         selection = {
             head: table[table["score"].notna() & (table["role"] != "defect" if "role" in table else True)]
             for head, table in tables.items()

@@ -58,12 +58,19 @@ def require(
         raise MissingExtraError(f"this needs {module}: install it with  pip install 'anomaly_nb[{extra}]'") from e
 
 # %% ../../nbs/00_core/01_errors.ipynb #444f697a
+def _as_path(path: object) -> Path:
+    "A path, if it is one. Raises `DataError`."
+    if isinstance(path, str | os.PathLike):
+        return Path(path)
+    raise DataError(f"{type(path).__name__} where a path is expected; give the path of a file, or write it to one")
+
+
 def check_file(
     path: str | Path,  # expected file
     mend: str = "",  # what to do about it, appended to the message
 ) -> Path:  # the same path
-    "Return `path` if it is a file. Raises `MissingFileError`."
-    path = Path(path)
+    "Return `path` if it is a file. Raises `MissingFileError`, or `DataError` for what is no path."
+    path = _as_path(path)
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file" + (f"; {mend}" if mend else ""))
     return path
@@ -73,8 +80,8 @@ def check_folder(
     path: str | Path,  # expected folder
     mend: str = "",  # what to do about it, appended to the message
 ) -> Path:  # the same path
-    "Return `path` if it is a folder. Raises `MissingFileError`."
-    path = Path(path)
+    "Return `path` if it is a folder. Raises `MissingFileError`, or `DataError` for what is no path."
+    path = _as_path(path)
     if not path.is_dir():
         what = "is a file, not a folder" if path.is_file() else "no such folder"
         raise MissingFileError(f"{path}: {what}" + (f"; {mend}" if mend else ""))
@@ -176,11 +183,13 @@ def check_number(
     whole: bool = False,  # True: no fractions
 ) -> None:
     "Whether a setting is a finite number in its range. Raises `DataError`."
-    if np.isfinite(value) and low <= value <= high and not (whole and value != int(value)):
+    number = isinstance(value, int | float | np.number)
+    if number and np.isfinite(value) and low <= value <= high and not (whole and value != int(value)):
         return
     bounds = [f"{word} {end:g}" for word, end in (("at least", low), ("at most", high)) if np.isfinite(end)]
-    number = "a whole number" if whole else "a finite number"
-    raise DataError(f"{name} is {value}; it must be {number}" + (f" of {' and '.join(bounds)}" if bounds else ""))
+    wanted = "a whole number" if whole else "a finite number"
+    shown = value if number else repr(value)
+    raise DataError(f"{name} is {shown}; it must be {wanted}" + (f" of {' and '.join(bounds)}" if bounds else ""))
 
 
 def check_random_state(

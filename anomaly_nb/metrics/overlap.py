@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.errors import DataError, real_array
+from ..core.items import by_place
 from .regions import RegionImage, check_mask, exact_curve, label_regions, mask_pairs
 
 # %% ../../nbs/01_metrics/04_overlap.ipynb #a498b421
@@ -62,6 +63,8 @@ def _saturated(regions: Sequence, saturation: Sequence, maps: Sequence | np.ndar
     """Images whose regions are given one by one; the highest-scoring pixels of each, up to its saturation, share one
     vote.
     """
+    regions, saturation = by_place("regions", regions), by_place("saturation", saturation)
+    maps = by_place("maps", maps)
     if len(regions) != len(maps) or len(saturation) != len(maps):
         raise DataError(
             f"regions, saturation and maps have {len(regions)}, {len(saturation)} and "

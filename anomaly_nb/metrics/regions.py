@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.errors import DataError, check_finite, real_array
+from ..core.items import by_place
 from .histogram import order_code
 from .ranking import check_fpr_limit
 
@@ -46,12 +47,7 @@ def mask_pairs(
 
     Raises `DataError` on unequal numbers or shapes, non-finite scores or mask values other than 0 and 1.
     """
-    for name, value in (("masks", masks), ("maps", maps)):
-        if not (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
-            raise DataError(
-                f"{name} is a {type(value).__name__}; it is read more than once, so pass an array, a "
-                "list or a lazily loading sequence"
-            )
+    masks, maps = by_place("masks", masks), by_place("maps", maps)
     if len(masks) != len(maps):
         raise DataError(f"masks has {len(masks)} images and maps {len(maps)}; they must be partners")
     for i in range(len(masks)):
@@ -110,7 +106,7 @@ class ProCurve(NamedTuple):
             step = fpr_limit - x[last - 1]
             rise = (y[last] - y[last - 1]) * step / (x[last] - x[last - 1])
             area += step * (y[last - 1] + rise / 2)
-        return area / fpr_limit
+        return float(area / fpr_limit)
 
 # %% ../../nbs/01_metrics/03_regions.ipynb #26dd7a8e
 class RegionImage(NamedTuple):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.errors import DataError, check_finite, real_array
+from ..core.items import by_place
 from .histogram import ScoreHistogram
 from .ranking import threshold_table
 
@@ -123,6 +124,7 @@ def street_metrics(
     Raises `DataError` on an unknown protocol, parts that do not fit, or no usable image.
     """
     rule = street_protocol(protocol)
+    labels, maps = by_place("labels", labels), by_place("maps", maps)
     if len(labels) != len(maps):
         raise DataError(f"labels has {len(labels)} images and maps {len(maps)}; they must be partners")
     histogram = ScoreHistogram(key, value_range)

@@ -12,7 +12,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..core.errors import DataError, check_random_state, number_of, real_array
+from ..core.errors import DataError, check_random_state, number_of
+from ..core.items import by_place, one_number
 from .histogram import ScoreHistogram
 from .ranking import check_fpr_limit, check_tpr
 from .region_histogram import RegionHistogram
@@ -55,12 +56,9 @@ def _check_resamples(n_resamples: int, random_state: int) -> None:
 
 def _per_image(values: np.ndarray | Sequence) -> np.ndarray | Sequence:
     "Values that can be indexed by place: an array, or a sequence of arrays. Raises `DataError` on what has no length."
-    if type(values).__module__.partition(".")[0] == "torch":
-        values = real_array("data", values)
+    values = by_place("data", values)
     if not isinstance(values, np.ndarray | list | tuple) and hasattr(values, "__array__"):
-        values = np.asarray(values)  # a Series, whose own index is no place
-    if not hasattr(values, "__len__") or (isinstance(values, np.ndarray) and not values.ndim):
-        raise DataError(f"the data hold {values!r}; give arrays or sequences of one item per image")
+        values = np.asarray(values)
     scalars = isinstance(values, list | tuple) and len(values) > 0 and np.isscalar(values[0])
     return np.asarray(values) if scalars else values
 
@@ -79,8 +77,9 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile interval of any metric, images resampled with replacement.
 
-    A resample without a value (one that lacks a class, say) is repeated. Raises `DataError` on no images, unequal
-    lengths or a wrong number of resamples, and where fewer than one resample in eleven has a value.
+    A resample without a value, NaN or a `ValueError` (one that lacks a class, say), is repeated. Raises `DataError` on
+    no images, unequal lengths, a wrong number of resamples or a metric of more than one number, and where fewer than
+    one resample in eleven has a value, or all images together have none.
     """
     _check_resamples(n_resamples, random_state)
     data = tuple(map(_per_image, data))
@@ -91,12 +90,12 @@ def bootstrap_interval(
     if not count:
         raise DataError("the data are empty; resampling needs images")
     resamples: list[float] = []
-    value = metric(*data)
+    value = one_number(metric, metric(*data))
     while len(resamples) < n_resamples:
         index = rng.integers(count, size=count)
         try:
-            resamples.append(metric(*(_take(d, index) for d in data)))
-        except DataError as e:  # a class is missing from this draw
+            resamples.append(one_number(metric, metric(*(_take(d, index) for d in data))))
+        except ValueError as e:  # a class is missing from this draw
             failed += 1
             if failed > 10 * n_resamples:
                 raise DataError(
@@ -117,7 +116,7 @@ def paired_difference(
 ) -> Interval:
     "Interval of metric(B) - metric(A) over the same resampled images. Raises `DataError` as `bootstrap_interval` does."
     return bootstrap_interval(
-        lambda y, a, b: metric(y, b) - metric(y, a),
+        lambda y, a, b: one_number(metric, metric(y, b)) - one_number(metric, metric(y, a)),
         y_true,
         score_a,
         score_b,

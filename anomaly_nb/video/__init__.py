@@ -17,7 +17,8 @@ from .detection import detected_regions, detection_curve, detection_delays, read
 from .evaluation import auc_table, frame_auc
 from .events import EventDecision, find_events
 from .extraction import extract_videos
-from .feature_files import ObjectFeatures, load_object_features
+from .feature_files import load_object_features
+from .object_features import ObjectFeatures
 from .ground_truth import frame_labels
 from .layouts import list_videos
 from anomaly_nb.video.pipeline import (

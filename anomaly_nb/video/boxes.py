@@ -19,7 +19,7 @@ from ..core.errors import DataError, check_file, number_of, plural, require
 from ..core.tables import read_table
 from ..data.headers import image_info, is_image
 from .layouts import FORMS, Video, probe_film
-from .objects import TorchvisionDetector
+from .objects import TorchvisionDetector, check_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -321,7 +321,7 @@ class OnnxDetector:
     ) -> np.ndarray:  # (N, 4) float32 y1, x1, y2, x2, within the image
         "Boxes of everything the detector knows. Raises `DataError` for outputs of another form."
         cv2 = require("cv2", "video")
-        (h, w), (height, width) = image.shape[:2], self.size
+        (h, w), (height, width) = check_frame(image).shape[:2], self.size
         scale = min(height / h, width / w)
         inner = cv2.resize(image, (max(1, round(w * scale)), max(1, round(h * scale))))
         square = np.full((height, width, 3), 114, np.uint8)

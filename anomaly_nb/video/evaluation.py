@@ -7,29 +7,48 @@ __all__ = ['frame_auc', 'auc_table']
 
 # %% ../../nbs/08_video/09_evaluation.ipynb #7f00c7c9
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from ..core.errors import DataError, MissingFileError
+from ..core.errors import DataError, MissingFileError, number_of, real_array
 from ..core.order import natural_key
 from ..metrics import average_precision, bootstrap_interval, roc_auc
 from ..metrics.newcombe import or_newcombe
 
 # %% ../../nbs/08_video/09_evaluation.ipynb #25afc4e9
+def _by_name(
+    what: str,  # "labels" or "scores"
+    values: Mapping[Any, ArrayLike],  # video -> (T,), whatever names and arrays are made of
+) -> dict[str, np.ndarray]:
+    "Arrays of videos, by names as text. Raises `DataError` for values that are no numbers, or two videos of one name."
+    arrays = {str(video): real_array(f"{what} of video {video}", part) for video, part in values.items()}
+    if len(arrays) < len(values):
+        raise DataError(f"{what}: two of {len(values)} videos are called alike, as a number and as text; rename one")
+    for video, part in arrays.items():
+        if part.ndim != 1:
+            raise DataError(f"{what} of video {video} have shape {part.shape}; give one number for each frame")
+    return arrays
+
+
 def frame_auc(
-    labels: Mapping[str, np.ndarray],  # video -> (T,) bool, True = anomalous
-    scores: Mapping[str, np.ndarray],  # video -> (T,) float, higher = more anomalous
+    labels: Mapping[Any, ArrayLike],  # video -> (T,) bool, True = anomalous
+    scores: Mapping[Any, ArrayLike],  # video -> (T,) float, higher = more anomalous
 ) -> dict[
     str, float
 ]:  # micro, macro (NaN if no video has both classes), macro_padded, average_precision, and counts of videos and frames
     """Frame AUROC in three conventions, and average precision.
 
-    Raises `MissingFileError` for a video without scores or labels, `DataError` for unequal lengths or one class
-    only.
+    Raises `MissingFileError` for a video without scores or labels, `DataError` for no video, unequal lengths, values
+    that are no numbers, or one class only.
     """
+    labels, scores = _by_name("labels", labels), _by_name("scores", scores)
+    if not labels and not scores:
+        raise DataError("labels and scores are empty; there is no video to rank")
     if set(labels) != set(scores):
-        odd = sorted(set(labels) ^ set(scores))[0]
+        odd = min(set(labels) ^ set(scores), key=natural_key)
         raise MissingFileError(
             f"video {odd} has {'labels but no scores' if odd in labels else 'scores but no labels'}; "
             "score and label the same videos"
@@ -58,16 +77,18 @@ def frame_auc(
 # %% ../../nbs/08_video/09_evaluation.ipynb #3dc48c2c
 def auc_table(
     frames: pd.DataFrame,  # video, frame, and one column of scores per modality
-    labels: Mapping[str, np.ndarray],  # video -> (T,) bool, in the order of the frames
+    labels: Mapping[Any, ArrayLike],  # video -> (T,) bool, in the order of the frames
     n_resamples: int = 1000,  # of the bootstrap; 0 = no interval
     random_state: int = 0,  # seed of the bootstrap
 ) -> pd.DataFrame:  # scores, micro, micro_low, micro_high, macro, macro_padded, average_precision
     """Frame AUROC and average precision of every column of scores, with a 95 % interval of the micro value over
-    resampled videos, or of `or_newcombe` over the videos of each class.
+    resampled videos, or of `or_newcombe` over the videos of each class. Raises as `frame_auc` does.
     """
-    rows = []
+    if unnamed := int(frames["video"].isna().sum()):
+        raise DataError(f"frames: {unnamed} of {number_of(len(frames), 'row')} name no video; name it, or drop them")
+    rows, labels = [], _by_name("labels", labels)
     for column in frames.columns.drop(["video", "frame"]):
-        scores = {str(v): part[column].to_numpy() for v, part in frames.groupby("video", sort=True)}
+        scores = _by_name("scores", {v: part[column].to_numpy() for v, part in frames.groupby("video", sort=False)})
         row = {"scores": column, **frame_auc(labels, scores)}
         if n_resamples:
             names = sorted(scores, key=natural_key)

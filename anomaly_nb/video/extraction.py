@@ -22,7 +22,8 @@ from ..core.files import locked, sha256_json, write_json
 from ..core.plain import Record, read_json_as
 from ..core.runtime import progress
 from .boxes import BoxesError, full_name
-from .feature_files import INDEX, MODALITIES, VideoFile, read_feature_index, video_file, write_feature_index
+from .feature_files import INDEX, VideoFile, read_feature_index, video_file, write_feature_index
+from .object_features import MODALITIES
 from .layouts import UnreadableVideosError, Video
 from .objects import median_background
 from .sources import readable_frames, say_damaged, until_readable

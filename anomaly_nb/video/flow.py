@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from ..core.device import choose_device
-from ..core.errors import DataError, check_file, require
+from ..core.errors import DataError, check_file, check_finite, require
 from ..core.runtime import import_torchvision
 from ..features.weights import load_weights
+from ..metrics.regions import check_mask
+from .objects import check_frame
 
 # %% ../../nbs/08_video/05_flow.ipynb #449af09f
 class DISFlow:
@@ -31,8 +33,9 @@ class DISFlow:
         previous: np.ndarray,  # (H, W, 3) uint8 RGB
         current: np.ndarray,  # (H, W, 3) uint8 RGB
     ) -> np.ndarray:  # (H, W, 2) float32: x and y motion of the pixels of `current`
-        "Motion between two frames. Raises `DataError` for unequal sizes."
+        "Motion between two frames. Raises `DataError` for unequal sizes or frames of another type."
         cv2 = require("cv2", "video")
+        check_frame(previous, "previous"), check_frame(current, "current")
         if previous.shape != current.shape:
             raise DataError(f"frames of shapes {previous.shape} and {current.shape} have no motion between them")
         h, w = current.shape[:2]
@@ -65,6 +68,7 @@ class RAFTFlow:
         "Motion between two frames (H, W, 3), as `DISFlow`. Sizes are padded to multiples of 8, at least 128."
         import torch
 
+        check_frame(previous, "previous"), check_frame(current, "current")
         h, w = current.shape[:2]
         pad = (0, max(128, -(-w // 8) * 8) - w, 0, max(128, -(-h // 8) * 8) - h)
         as_input = lambda f: torch.nn.functional.pad(
@@ -86,14 +90,20 @@ def velocity_histogram(
 ):  # (bins,) float32, pixels per frame; bin 0 is centred on motion to the right, then clockwise on the screen
     """Direction histogram weighted by speed (Reiss and Hoshen 2022, section 3.2).
 
-    Raises `DataError` on unknown choices or an object without pixels.
+    Raises `DataError` on unknown choices, motion of another shape or not finite, or an object without pixels.
     """
     if norm not in ("l1", "l2") or speed not in ("mean", "median") or bins < 1:
         raise DataError(
             f"norm={norm!r}, speed={speed!r}, bins={bins}: norm is 'l1' or 'l2', speed "
             "'mean' or 'median', bins at least 1"
         )
-    flow = motion.reshape(-1, 2) if pixels is None else motion[pixels]
+    motion = check_finite("motion", motion)
+    if motion.ndim != 3 or motion.shape[2] != 2:
+        mend = "; channels come last: motion.transpose(1, 2, 0)" if motion.ndim == 3 and motion.shape[0] == 2 else ""
+        raise DataError(f"motion has shape {motion.shape}; it must be (h, w, 2), x and y{mend}")
+    if pixels is not None and np.shape(pixels) != motion.shape[:2]:
+        raise DataError(f"pixels has shape {np.shape(pixels)} and motion {motion.shape}; both are of one box")
+    flow = motion.reshape(-1, 2) if pixels is None else motion[check_mask(pixels, "pixels")]
     if not len(flow):
         raise DataError("pixels: the object has none")
     size = np.abs(flow).sum(1) if norm == "l1" else np.hypot(flow[:, 0], flow[:, 1])

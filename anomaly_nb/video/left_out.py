@@ -19,8 +19,8 @@ from ..calibration.thresholds import conformal_rank
 from ..core.errors import DataError, number_of
 from ..core.order import natural_key
 from ..scoring.thresholds import Threshold, false_alarm_bound, quantile_threshold
-from .feature_files import ObjectFeatures
-from .scoring import ENOUGH, VideoScorer, frame_scores, held_out_folds, of_videos
+from .object_features import ObjectFeatures, of_videos
+from .scoring import ENOUGH, VideoScorer, frame_scores, held_out_folds
 
 # %% ../../nbs/08_video/12_left_out.ipynb #437fdcf2
 def held_out_frames(

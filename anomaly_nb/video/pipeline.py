@@ -28,7 +28,8 @@ from .detection import data_set_tracks, detection_delays, detection_table, false
 from .evaluation import auc_table
 from .events import EventDecision, decide, find_events, made_with
 from .extraction import check_extracted, damaged_videos, extract_videos
-from .feature_files import ObjectFeatures, read_feature_index
+from .feature_files import read_feature_index
+from .object_features import ObjectFeatures
 from .film_types import count_traits, unlike_films, unlike_traits
 from .ground_truth import frame_labels, ground_truths
 from .layouts import BESIDE, UnreadableVideosError, is_hidden, list_videos, read_split

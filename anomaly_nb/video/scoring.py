@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PERCENTILES', 'ENOUGH', 'modality_weights', 'frame_scores', 'Banks', 'VideoScorer', 'responsible_objects',
-           'of_videos', 'held_out_folds', 'held_out_check', 'thin_calibration', 'load_modalities']
+           'held_out_folds', 'held_out_check', 'thin_calibration', 'load_modalities']
 
 # %% ../../nbs/08_video/08_scoring.ipynb #cd9a884f
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -23,7 +23,8 @@ from ..core.errors import DataError, check_file, number_of
 from ..core.files import sha256_array, write_json
 from ..core.order import natural_key
 from ..core.plain import Record, read_json_as
-from .feature_files import MODALITIES, ObjectFeatures, load_object_features
+from .feature_files import load_object_features
+from .object_features import MODALITIES, ObjectFeatures, of_videos
 from .tracks import smooth_tracks
 from .velocity import VelocityModel
 
@@ -107,10 +108,28 @@ def _percentiles(scorer: "VideoScorer") -> dict[str, tuple[float, float]]:
     return PERCENTILES | dict(scorer.percentiles or {})
 
 # %% ../../nbs/08_video/08_scoring.ipynb #78507fc6
+def _stored(settings: Record) -> Record:
+    "Settings of a scorer as JSON values, without the device, which is the machine's."
+    plain = {name: v.item() if isinstance(v, np.generic) else v for name, v in settings.items() if name != "device"}
+    weights, percentiles = plain["weights"], plain["percentiles"]
+    plain["weights"] = None if weights is None else {m: float(w) for m, w in weights.items()}
+    plain["percentiles"] = None if percentiles is None else {m: [float(p) for p in v] for m, v in percentiles.items()}
+    return plain
+
+
+def _restored(stored: Record) -> Record:
+    "What `_stored` wrote, as the constructor takes it; entries of other versions are left out."
+    usual = {name: stored[name] for name in VideoScorer().settings() if name in stored}
+    if percentiles := usual.get("percentiles"):
+        usual["percentiles"] = {m: tuple(v) for m, v in percentiles.items()}
+    return usual
+
+
 class Banks(TypedDict):
     "What `scorer.json` says."
 
     modalities: list[str]
+    settings: Record  # of the constructor; older files have none
 
 
 class VideoScorer:
@@ -134,6 +153,15 @@ class VideoScorer:
         self.k, self.metric, self.n_components, self.percentiles = k, metric, n_components, percentiles
         self.weights, self.sigma, self.random_state, self.device = weights, sigma, random_state, device
         self.track_sigma = track_sigma
+
+    def __repr__(self) -> str:
+        smooth = f"sigma={self.sigma:g}" + (f", track_sigma={self.track_sigma:g}" if self.track_sigma else "")
+        fitted = "not fitted"
+        if hasattr(self, "ranges_"):
+            counts = {m: len(bank) for m, bank in self.banks_.items()}
+            counts |= {"velocity": self.velocity_.n_objects_} if self.velocity_ else {}
+            fitted = ", ".join(f"{number_of(n, 'object')} {m}" for m, n in counts.items())
+        return f"VideoScorer(k={self.k}, {self.metric}, {smooth}: {fitted})"
 
     def settings(self) -> Record:
         "What it was made with, as its constructor takes it."
@@ -242,7 +270,7 @@ class VideoScorer:
             save_array(folder / f"{modality}.npy", bank)
         if self.velocity_:
             self.velocity_.save(folder / "velocity.npz")
-        write_json(folder / "scorer.json", {"modalities": list(self.ranges_)})
+        write_json(folder / "scorer.json", {"modalities": list(self.ranges_), "settings": _stored(self.settings())})
         percentiles = {f"percentiles_{m}": [float(p) for p in _percentiles(self)[m]] for m in self.ranges_}
         write_calibration(config, self.ranges_, metadata | percentiles | extra)
 
@@ -252,15 +280,17 @@ class VideoScorer:
         folder: str | Path,  # of the banks
         config: str | Path,  # config.yml with the bounds
         dataset: str = "",  # whose; "" = those that belong to the banks
-        **settings: Any,  # of the constructor
+        **settings: Any,  # of the constructor, instead of those that were saved
     ) -> "VideoScorer":
-        """Read banks and their bounds.
+        """Read banks, their bounds and the settings they were saved with; the device is the constructor's, and so are
+        settings of folders from before they were saved.
 
         Raises `MissingFileError`, and `DataError` where the bounds were measured with another bank, k or metric.
         """
-        folder, scorer = Path(folder), cls(**settings)
+        folder = Path(folder)
         path = check_file(folder / "scorer.json", "make the banks first:  anomaly-nb calibrate-video")
-        modalities = read_json_as(path, Banks, "a list of banks", "calibrate again")["modalities"]
+        stored = read_json_as(path, Banks, "a list of banks", "calibrate again", ("settings",))
+        modalities, scorer = stored["modalities"], cls(**(_restored(stored.get("settings", {})) | settings))
         scorer.banks_ = {m: load_array(folder / f"{m}.npy") for m in modalities if m != "velocity"}
         scorer.velocity_ = VelocityModel.load(folder / "velocity.npz") if "velocity" in modalities else None
         scorer.ranges_ = {}
@@ -291,24 +321,6 @@ def responsible_objects(
         part = objects.assign(contribution=objects["score"] * objects["modality"].map(used).astype(float))
     best = part.loc[part.groupby(["video", "frame"])["contribution"].idxmax()]
     return best[["video", "frame", "modality", "score", "y1", "x1", "y2", "x2"]].reset_index(drop=True)
-
-# %% ../../nbs/08_video/08_scoring.ipynb #aa84beac
-def of_videos(
-    features: ObjectFeatures,
-    videos: set[str],  # names
-) -> ObjectFeatures:
-    "The part of some videos."
-    mask = np.isin(features.video, list(videos))
-    frames = {v: f for v, f in features.frames.items() if v in videos}
-    return ObjectFeatures(
-        features.modality,
-        features.values[mask],
-        features.boxes[mask],
-        features.video[mask],
-        features.frame[mask],
-        frames,
-        features.extractor,
-    )
 
 # %% ../../nbs/08_video/08_scoring.ipynb #397987cb
 def held_out_folds(

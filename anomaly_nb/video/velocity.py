@@ -6,6 +6,7 @@
 __all__ = ['mixture_scores', 'VelocityModel']
 
 # %% ../../nbs/08_video/07_velocity.ipynb #6bb51424
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from scipy.linalg import solve_triangular
 from sklearn.exceptions import NotFittedError
 
 from ..core.arrays import load_arrays, save_arrays
-from ..core.errors import DataError, check_finite
+from ..core.errors import DataError, Notice, check_finite, check_random_state, number_of, real_array
 from ..core.files import sha256_json
 
 if TYPE_CHECKING:
@@ -68,18 +69,28 @@ class VelocityModel:
             starts,
         )
 
+    def __repr__(self) -> str:
+        if not hasattr(self, "mixture_"):
+            return f"VelocityModel(n_components={self.n_components!r}, not fitted)"
+        components, bins = self.mixture_.means_.shape
+        return (
+            f"VelocityModel({number_of(components, 'component')} of {number_of(bins, 'bin')}, "
+            f"{number_of(self.n_objects_, 'object')}, scores {self.min_vel_:.4g} to {self.max_vel_:.4g})"
+        )
+
     def fit(
         self,
         velocities: np.ndarray,  # (N, bins) of all training objects
     ) -> "VelocityModel":
         """Fit the mixture and the bounds of the training scores.
 
-        Raises `DataError` on bad values or fewer objects than components.
+        Raises `DataError` on bad values, no seed, or fewer objects than components. A `Notice` says where the objects
+        are too much alike for so many components, or the fit did not settle.
         """
-        x = check_finite("velocities", np.asarray(velocities, np.float64))
-        if x.ndim != 2 or (
-            self.n_components != "bic" and (not isinstance(self.n_components, int) or self.n_components < 1)
-        ):
+        x = check_finite("velocities", real_array("velocities", velocities, np.float64))
+        check_random_state(self.random_state)
+        wrong = isinstance(self.n_components, bool) or not isinstance(self.n_components, int | np.integer)
+        if x.ndim != 2 or (self.n_components != "bic" and (wrong or int(self.n_components) < 1)):
             raise DataError(
                 f"velocities has shape {x.shape} and n_components={self.n_components!r}; expected "
                 "(objects, bins) and a count or 'bic'"
@@ -97,16 +108,27 @@ class VelocityModel:
 
     def _best(self, x: np.ndarray) -> "GaussianMixture":
         "The likeliest mixture of the asked size, or of the size with the lowest BIC."
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture
 
-        sizes = range(1, 9) if self.n_components == "bic" else [self.n_components]
-        fits = [
-            GaussianMixture(
-                n, reg_covar=self.reg_covar, random_state=self.random_state, max_iter=300, n_init=self.starts
-            ).fit(x)
-            for n in sizes
-        ]
-        return fits[0] if len(fits) == 1 else min(fits, key=lambda m: m.bic(x))
+        sizes = range(1, 9) if self.n_components == "bic" else [int(self.n_components)]
+        with warnings.catch_warnings():  # one sentence below says it of the mixture that is taken
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fits = [
+                GaussianMixture(
+                    n, reg_covar=self.reg_covar, random_state=self.random_state, max_iter=300, n_init=self.starts
+                ).fit(x)
+                for n in sizes
+            ]
+        best = fits[0] if len(fits) == 1 else min(fits, key=lambda m: m.bic(x))
+        distinct, size = 1 + int(np.diff(x, axis=0).any(1).sum()), number_of(best.n_components, "component")
+        if distinct < best.n_components:
+            said = f"{number_of(len(x), 'object')} hold {number_of(distinct, 'different value')}, too few for {size}"
+            warnings.warn(Notice(f"velocities: {said}; check the extraction, or ask for fewer"), stacklevel=3)
+        elif not best.converged_:
+            said = f"the mixture of {size} did not settle in 300 steps; ask for fewer components, or more starts"
+            warnings.warn(Notice(f"velocities: {said}"), stacklevel=3)
+        return best
 
     def score(
         self,
@@ -116,7 +138,7 @@ class VelocityModel:
         "How unusual each velocity is. Raises `NotFittedError` before `fit`, `DataError` for another number of bins."
         if not hasattr(self, "mixture_"):
             raise NotFittedError("this VelocityModel is not fitted; call fit(velocities) first")
-        x = check_finite("velocities", np.asarray(velocities, np.float64))
+        x = check_finite("velocities", real_array("velocities", velocities, np.float64))
         bins = self.mixture_.means_.shape[1]
         if x.ndim != 2 or x.shape[1] != bins:
             raise DataError(f"velocities has shape {x.shape}; the model was fitted on {bins} bins")

@@ -24,7 +24,8 @@ from ..core.errors import DataError, Notice, number_of
 from ..core.files import sha256_json
 from .events import EventDecision, Reason, reason_of, rise
 from .extraction import background_of
-from .feature_files import ObjectFeatures, read_feature_index
+from .feature_files import read_feature_index
+from .object_features import ObjectFeatures
 from .layouts import Video, list_videos, quiet_opencv, read_video
 from .pipeline import load_decision, warn_unlike
 from .plan import VideoPlan, features_of, located, short_videos
