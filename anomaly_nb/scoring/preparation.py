@@ -196,10 +196,11 @@ def image_groups(
 
     A bracket that only orders the expression is written `(?:...)`.
 
-    Raises `DataError` for an expression that is none, or a name it does not match.
+    Raises `DataError` for an expression that is none, a name it does not match, or an image without a group among others
+    with one.
     """
     if not rule:
-        return meta["group"].astype(str).to_numpy() if "group" in meta else None
+        return _named_groups(meta) if "group" in meta else None
     paths = [Path(p) for p in meta["image_path"]]
     if rule == "parent":
         return np.array([str(p.parent) for p in paths])
@@ -213,6 +214,21 @@ def image_groups(
     if None in matches:
         raise DataError(f"groups={rule!r}: {paths[matches.index(None)].name} does not match; every image needs a group")
     return np.array(["/".join(g or "" for g in m.groups()) if m.groups() else m[0] for m in matches if m])
+
+
+def _named_groups(meta: pd.DataFrame) -> np.ndarray | None:
+    "The column of groups as text; None where all of it is empty. Raises `DataError` where some of it is."
+    column, missing = meta["group"], (meta["group"].isna() | (meta["group"].astype(str).str.strip() == "")).to_numpy()
+    if missing.all():
+        return None
+    if missing.any():
+        first = int(missing.argmax())
+        what = meta["image_path"].iloc[first] if "image_path" in meta else f"row {first}"
+        raise DataError(
+            f"group: {what} has none ({int(missing.sum())} of {number_of(len(meta), 'training image')} such); give every "
+            "training image its group, such as its own name, or leave the column out"
+        )
+    return column.astype(str).to_numpy()
 
 # %% ../../nbs/06_scoring/05_preparation.ipynb #096c2d00
 def parts_in_names(
