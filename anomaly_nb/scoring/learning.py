@@ -35,7 +35,9 @@ from .detector_files import SPEC
 from .fusion import FEWEST, FusionBank, choose_weights
 from .inputs import any_normal, training_rule, training_table
 from .layout import Cells, Layout
+from .parameters import check_parameters, deciding
 from .preparation import ImageSource
+from .sources import as_source
 from .stream import TrainingCells, image_batches, part_batches, training_cells
 from .suspects import said_of_suspects
 from .thresholds import choose_threshold, unpromised_threshold
@@ -184,11 +186,13 @@ def learn(
 
     Raises `DataError` on bad input, a threshold that needs labels, or a part that cannot work with the others.
     """
-    bank = detector.parts().bank
+    check_parameters(detector)
+    bank, X = detector.parts().bank, as_source(X)
     check_decision(bank, detector.threshold, detector.image_aggregation)
     before = dict(vars(detector))
     try:
         _learn(detector, bank, X, budget)
+        detector.deciding_ = deciding(detector)
     except BaseException:
         detector.__dict__ = before
         raise

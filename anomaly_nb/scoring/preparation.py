@@ -28,6 +28,7 @@ from ..features import FeatureSet
 from ..features.base import Backbone
 from ..features.extract import backbone_threads
 from ..features.shards import ShardedFeatures
+from .sources import as_source
 
 # %% ../../nbs/06_scoring/05_preparation.ipynb #78feee8d
 def foreground(
@@ -169,16 +170,17 @@ def as_features(
     intensity: Intensity | None = None,
 ) -> FeatureSet:
     "Anything a detector takes as a `FeatureSet`. Raises `DataError` for what it cannot take."
+    X = as_source(X)
     if isinstance(X, FeatureSet):
         return X
-    if isinstance(X, np.ndarray) and X.ndim == 3 and X.dtype.kind == "f":
+    if isinstance(X, np.ndarray):
         side = int(X.shape[1] ** 0.5 + 0.5)
         if side * side != X.shape[1]:
             raise DataError(f"X: {X.shape[1]} patches make no square grid; pass a FeatureSet with its patch_hw")
         return FeatureSet(X, (side, side), pd.DataFrame({"image_path": [""] * len(X)}))
-    if isinstance(X, list | tuple) and all(isinstance(p, str | Path) for p in X):
+    if isinstance(X, list):
         X = pd.DataFrame({"image_path": [str(p) for p in X]})
-    if not isinstance(X, pd.DataFrame) or "image_path" not in X or len(X) == 0 or backbone is None:
+    if not isinstance(X, pd.DataFrame) or len(X) == 0 or backbone is None:
         raise DataError(
             "X: expected a FeatureSet, float patches (N, P, D), or (with a backbone) an "
             "index or image files, at least one"
