@@ -50,10 +50,10 @@ def as_labels(
 
 # %% ../../nbs/02_data/16_rows.ipynb #16c0ffe5
 def image_rows(
-    table: pd.DataFrame,  # with image_path
+    table: pd.DataFrame,  # with image_path, where images are named
 ) -> pd.DataFrame:  # itself where nothing is to do
     "An index in its usual form: paths as text, labels as numbers, masks as text. Raises `DataError` naming the rows."
-    paths = table["image_path"].tolist()
+    paths = table["image_path"].tolist() if "image_path" in table else []
     if odd := [i for i, path in enumerate(paths) if not isinstance(path, str | Path)]:
         raise DataError(
             f"image_path: {paths[odd[0]]!r} in row {odd[0]} ({len(odd)} such of {number_of(len(paths), 'row')}, counted "
@@ -76,12 +76,13 @@ def image_rows(
 
 
 def complete_rows(
-    table: pd.DataFrame,  # with image_path
+    table: pd.DataFrame,
 ) -> pd.DataFrame:  # with label, defect, mask_path and mask_threshold
     "An index with all that a figure of test images shows; what nobody says is unknown. Raises as `image_rows` does."
     table = image_rows(table)
     usual = {"label": -1, "mask_path": "", "mask_threshold": 0}
-    table = table.assign(**{name: value for name, value in usual.items() if name not in table})
+    if new := {name: value for name, value in usual.items() if name not in table}:
+        table = table.assign(**new)
     if "defect" in table:
         return table
     return table.assign(defect=table["label"].map({0: "good", 1: "anomaly", -1: "unknown"}))

@@ -7,7 +7,9 @@ __all__ = ['ARRAYS', 'CARD', 'MEASURED', 'FORMAT', 'STORED', 'SPEC', 'learned_ta
            'write_detector_manifest', 'detector_identity', 'read_detector', 'check_backbone', 'same_network']
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #83c5b575
+import json
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,15 +100,32 @@ def write_detector(
     detector: "Detector",  # a fitted `Detector`
     folder: str | Path,
 ) -> Path:
-    """Write the files of a fitted detector, all or none; a detector that was there is replaced.
+    """Write the files of a fitted detector, all or none; a detector that was there is replaced, which is said of another.
 
     Raises `DataError` for a folder of something else.
     """
     target = Path(folder)
     check_own_folder(target)
+    there = target / "detector.json"
+    earlier, before = there.read_bytes() if there.is_file() else b"", ""
+    with suppress(DataError, MissingFileError, KeyError):  # a damaged one is replaced as well
+        before = detector_identity(target)
     with atomic_folder(target) as staged:
         _write_files(detector, staged)
+    if earlier and detector_identity(target) != before and not _grown(earlier, detector):
+        warnings.warn(
+            Notice(f"{target}: another detector was there, and is replaced; give a new folder to keep both"), stacklevel=3
+        )
     return target
+
+
+def _grown(earlier: bytes, detector: "Detector") -> bool:
+    "Whether a detector is an update of the one that these bytes describe."
+    try:
+        paths, version = (dict(json.loads(earlier)).get(k) for k in ("paths", "version"))
+    except ValueError:
+        return False
+    return bool(paths) and detector.version_ > (version or 1) and detector.paths_[: len(paths)] == paths
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #82272af5
 def _write_files(detector: "Detector", folder: Path) -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 from sklearn.base import clone
 
 from ..banks import Bank, KNNBank, held_out_scores
-from ..banks.held_out import held_out_folds
+from ..banks.held_out import fitted_fold, held_out_folds
 from ..core.errors import DataError, Notice
 from ..core.plain import Record
 from ..core.runtime import progress
@@ -129,7 +129,7 @@ def held_out_cells(
     "The scores of every training image's cells by a bank of the other folds."
     for f in progress(range(fold.max() + 1), "held-out scores", unit="fold"):
         keep, out = fold[learned.image] != f, np.flatnonzero(fold == f)
-        others = clone(bank).fit(x[:, keep], (1, int(keep.sum())))
+        others = fitted_fold(bank, x[:, keep], (1, int(keep.sum())))
         if len(learned.x) == learned.total:
             yield from ((int(i), own_scores(others, x, learned, int(i), cells[int(i)])) for i in out)
         else:
