@@ -86,7 +86,12 @@ def test_labels_of_any_type_say_what_is_learned_from(files, fitted, label):
 @pytest.mark.parametrize("label", [["good"] * 12 + ["bad"] * 4, [0] * 12 + [2] * 4, [0] * 12 + [0.7] * 4])
 def test_what_is_no_label_is_refused_with_its_rows(files, fitted, label):
     table = pd.DataFrame({"image_path": files, "label": label})
-    for use in (Detector(**SMALL).fit, fitted.evaluate, clone_of(fitted).update, lambda t: Detector(**SMALL).fit(files, t["label"])):
+    for use in (
+        Detector(**SMALL).fit,
+        fitted.evaluate,
+        clone_of(fitted).update,
+        lambda t: Detector(**SMALL).fit(files, t["label"]),
+    ):
         with pytest.raises(DataError, match=r"is no label; use 0 \(normal\), 1 \(anomalous\)"):
             use(table)
     with pytest.raises(DataError, match=r"row.* 12"):
@@ -143,23 +148,26 @@ def test_features_of_ones_own_are_not_mixed_with_filters(files, tmp_path):
         (own().patches, "which they do not name"),
     ):
         detector = Detector(image_size=64).fit(features)
-        for loaded in (detector, Detector.load(detector.save(tmp_path / said.strip("'") / str(type(features).__name__)))):
+        for loaded in (
+            detector,
+            Detector.load(detector.save(tmp_path / said.strip("'") / str(type(features).__name__))),
+        ):
             for use in (loaded.predict, loaded.evaluate, loaded.explain, loaded.heatmaps):
-                with pytest.raises(DataError, match=f"a network of your own, {said}.*a FeatureSet of that network"):
+                with pytest.raises(DataError, match=rf"a network of your own, {said}.*a FeatureSet of that network"):
                     use(files)
-            with pytest.raises(DataError, match="of your own, .*an export holds its network"):
+            with pytest.raises(DataError, match=r"of your own, .*an export holds its network"):
                 loaded.export(tmp_path / "graph")
         assert "filters" not in detector._repr_html_().partition("Detector")[2].split("bank")[0]
     named = Detector().fit(own(spec={"name": "mynet"}, paths=files[:12]))
     before = named.threshold_
-    with pytest.raises(DataError, match="'mynet'.*an update reads image files: fit again"):
+    with pytest.raises(DataError, match=r"'mynet'.*an update reads image files: fit again"):
         named.update(files[12:13])
     assert named.threshold_ == before and named.spec_ == {"name": "mynet"} and named.patch_hw_ == (7, 7)
 
 
 def test_features_of_another_network_are_refused(fitted, files):
     detector = Detector().fit(own(spec={"name": "mynet"}))
-    with pytest.raises(DataError, match="features of another network.*'mynet' became 'othernet'"):
+    with pytest.raises(DataError, match=r"features of another network.*'mynet' became 'othernet'"):
         detector.score(own(spec={"name": "othernet"}))
     assert len(detector.score(own(spec={"name": "mynet"}))) == len(detector.score(own().patches)) == 12
     f = fitted.features(files)
@@ -173,7 +181,14 @@ def test_what_the_threshold_rests_on_stays_that_of_the_fit(fitted, files, tmp_pa
     detector = clone_of(fitted).set_params(**changed)
     loaded = Detector.load(fitted.save(tmp_path / "one")).set_params(**changed)
     for one in (detector, loaded):
-        for use in (one.score, one.predict, one.evaluate, one.explain, one.save, lambda _, d=one: d.export(tmp_path / "x")):
+        for use in (
+            one.score,
+            one.predict,
+            one.evaluate,
+            one.explain,
+            one.save,
+            lambda _, d=one: d.export(tmp_path / "x"),
+        ):
             with pytest.raises(DataError, match=f"{next(iter(changed))} was .* in the fit and is .* now.*fit again"):
                 use(files)
     if "rerank" not in changed:
@@ -183,7 +198,9 @@ def test_what_the_threshold_rests_on_stays_that_of_the_fit(fitted, files, tmp_pa
 
 
 def test_a_column_of_groups_counts_in_a_csv_as_in_a_table(files, tmp_path):
-    table = pd.DataFrame({"image_path": files[:12], "split": "train", "label": "0.0", "group": [f"lot {i // 3}" for i in range(12)]})
+    table = pd.DataFrame(
+        {"image_path": files[:12], "split": "train", "label": "0.0", "group": [f"lot {i // 3}" for i in range(12)]}
+    )
     table.assign(camera=2).to_csv(tmp_path / "t.csv", index=False)
     index = read_index("csv", tmp_path / "t.csv")
     assert index["group"].tolist() == table["group"].tolist() and (index["label"] == 0).all()
@@ -253,7 +270,14 @@ SOURCES = {
 @pytest.mark.parametrize("source", SOURCES)
 def test_what_was_passed_is_named_with_the_mend(files, fitted, source):
     make, error = SOURCES[source]
-    for use in (Detector(**SMALL).fit, fitted.score, fitted.predict, fitted.evaluate, fitted.explain, clone_of(fitted).update):
+    for use in (
+        Detector(**SMALL).fit,
+        fitted.score,
+        fitted.predict,
+        fitted.evaluate,
+        fitted.explain,
+        clone_of(fitted).update,
+    ):
         with pytest.raises(DataError, match=f"^X: .*{error}"):
             use(make(files))
 
@@ -308,14 +332,19 @@ def test_a_wrong_parameter_is_named_in_one_line(name):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("wrong", [{"bank": LocalOutlierFactor()}, {"angles": ()}, {"groups": len}, {"random_state": np.random.default_rng(0)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"bank": LocalOutlierFactor()}, {"angles": ()}, {"groups": len}, {"random_state": np.random.default_rng(0)}],
+)
 def test_others_parts_are_refused(wrong):
     with pytest.raises(DataError, match="give "):
         Detector(**wrong).fit(own().patches)
 
 
 def test_numpys_numbers_are_parameters(files):
-    Detector("knn", k=np.int64(2), image_size=np.int64(32), coreset=np.float32(0.5), angles=np.array([0, 90])).fit(files[:4])
+    Detector("knn", k=np.int64(2), image_size=np.int64(32), coreset=np.float32(0.5), angles=np.array([0, 90])).fit(
+        files[:4]
+    )
 
 
 def test_features_are_taken_or_named():
@@ -325,7 +354,7 @@ def test_features_are_taken_or_named():
         f = FeatureSet(some, (3, 3), table, cls=some[:, 0])
         assert f.patches.shape == (4, 9, 8) and f.patches.dtype.kind == "f" and isinstance(f.cls, np.ndarray)
     for meta in (None, list("abcd"), {"image_path": list("abcd")}):
-        with pytest.raises(DataError, match="meta: of type .*give a table"):
+        with pytest.raises(DataError, match=r"meta: of type .*give a table"):
             FeatureSet(x, (3, 3), meta)
 
 
@@ -394,7 +423,10 @@ def test_an_oracle_needs_labels(files, fitted):
         fitted.evaluate(files, oracle="youden")
 
 
-@pytest.mark.parametrize("image", [np.zeros((8, 8, 3)), np.zeros((8, 8, 3), np.uint16), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8)])
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((8, 8, 3)), np.zeros((8, 8, 3), np.uint16), np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8)],
+)
 def test_an_overlay_takes_colours_of_eight_bits(image):
     with pytest.raises(DataError, match="an overlay takes uint8"):
         overlay(image, np.zeros((8, 8)), (0, 1))
@@ -414,7 +446,10 @@ def test_calls_that_end_in_one_line():
     for call, error in (
         (lambda: heatmaps(np.zeros((1, 4)), (2, 2), 32), r"sizes=32; give \(H, W\)"),
         (lambda: image_scores(np.zeros((1, 4)), np.median), "use 'max', 'mean' or a fraction"),
-        (lambda: read_index("csv", pd.DataFrame({"image_path": ["a.png"]})), "a table in memory.*a detector takes such a table"),
+        (
+            lambda: read_index("csv", pd.DataFrame({"image_path": ["a.png"]})),
+            "a table in memory.*a detector takes such a table",
+        ),
     ):
         with pytest.raises(DataError, match=error):
             call()

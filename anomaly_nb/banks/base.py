@@ -145,9 +145,8 @@ class Bank(BaseEstimator):
         module = type(self).__module__
         foreign = {} if module.partition(".")[0] == "anomaly_nb" else {"module": module}
         if foreign:
-            warnings.warn(
-                Notice(f"{type(self).__name__} is of your own; import {module} before this bank is read again"), stacklevel=2
-            )
+            said = f"{type(self).__name__} is of your own; import {module} before this bank is read again"
+            warnings.warn(Notice(said), stacklevel=2)
         write_json(
             folder / "bank.json",
             {
@@ -172,8 +171,8 @@ def load_bank(
     metadata = read_json(folder / "bank.json")
     if metadata.get("bank") not in BANKS:
         raise DataError(
-            f"{folder / 'bank.json'}: unknown bank {metadata.get('bank')!r}; known are {', '.join(sorted(BANKS))}. Of one of "
-            f"your own import {metadata.get('module', 'the module that defines it')} before"
+            f"{folder / 'bank.json'}: unknown bank {metadata.get('bank')!r}; known are {', '.join(sorted(BANKS))}. Of one "
+            f"of your own import {metadata.get('module', 'the module that defines it')} before"
         )
     if sha256_file(folder / "bank.npz") != metadata["sha256"]:
         raise DataError(f"{folder / 'bank.npz'}: not the arrays that bank.json describes; save the bank again")

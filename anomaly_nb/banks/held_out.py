@@ -23,8 +23,8 @@ def _group_names(groups: np.ndarray) -> np.ndarray:
     missing = np.flatnonzero(pd.isna(column))
     if len(missing):
         raise DataError(
-            f"groups: none for image {missing[0]} ({len(missing)} of {number_of(len(column), 'image')} such, counted from "
-            "0); give every image its group, such as a name of its own"
+            f"groups: none for image {missing[0]} ({len(missing)} of {number_of(len(column), 'image')} such, counted "
+            "from 0); give every image its group, such as a name of its own"
         )
     mixed = column.dtype == object and len({type(name) for name in column.tolist()}) > 1
     return np.array([str(name) for name in column.tolist()]) if mixed else column

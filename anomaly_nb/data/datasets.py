@@ -117,7 +117,7 @@ def index_csv(
         categories = sorted(set(table["category"].where(table["category"] != "", path.stem)), key=natural_key)
         raise MissingFileError(f"{path}: no category {category!r}; there are {', '.join(categories)}")
     index = make_index(rows)
-    unread = [name for name in table if name not in CSV_COLUMNS]
+    unread = [str(name) for name in table if name not in CSV_COLUMNS]
     notes = [f"{plural(len(unread), 'column')} {', '.join(unread)} of {path.name} not read"] if unread else []
     if slashes:
         notes.append(f"{number_of(slashes, 'path')} of {path.name} written with backslashes, read as slashes")
@@ -195,8 +195,8 @@ def layout_index(
     "The images of a data set, of which no file is opened. Raises `DataError` as `read_index` does."
     if isinstance(root, pd.DataFrame):
         raise DataError(
-            "root: a table in memory, where a path is meant; a detector takes such a table as it is, with image_path and, "
-            "where there are any, split and label"
+            "root: a table in memory, where a path is meant; a detector takes such a table as it is, with image_path "
+            "and, where there are any, split and label"
         )
     if dataset not in LAYOUTS:
         raise DataError(f"dataset={dataset!r}; known layouts are {', '.join(LAYOUTS)}")

@@ -37,7 +37,8 @@ def as_labels(
 ) -> np.ndarray:  # (N,) int64: 0 normal, 1 anomalous, -1 unknown
     "What labels say, in one form. Raises `DataError` naming the rows of others."
     column = np.asarray(values)
-    if column.ndim == 1 and column.dtype.kind in "iub" and (not column.size or (column.min() >= -1 and column.max() <= 1)):
+    whole = column.ndim == 1 and column.dtype.kind in "iub"
+    if whole and (not column.size or (column.min() >= -1 and column.max() <= 1)):
         return column.astype(np.int64)
     labels = [one_label(value) for value in column.tolist()]
     if odd := [i for i, label in enumerate(labels) if label is None]:
@@ -56,8 +57,8 @@ def image_rows(
     paths = table["image_path"].tolist() if "image_path" in table else []
     if odd := [i for i, path in enumerate(paths) if not isinstance(path, str | Path)]:
         raise DataError(
-            f"image_path: {paths[odd[0]]!r} in row {odd[0]} ({len(odd)} such of {number_of(len(paths), 'row')}, counted "
-            "from 0) is no file; give every image's file, or leave the row out"
+            f"image_path: {paths[odd[0]]!r} in row {odd[0]} ({len(odd)} such of {number_of(len(paths), 'row')}, "
+            "counted from 0) is no file; give every image's file, or leave the row out"
         )
     new: dict[str, Any] = {}
     if not all(isinstance(path, str) for path in paths):
@@ -80,7 +81,7 @@ def complete_rows(
 ) -> pd.DataFrame:  # with label, defect, mask_path and mask_threshold
     "An index with all that a figure of test images shows; what nobody says is unknown. Raises as `image_rows` does."
     table = image_rows(table)
-    usual = {"label": -1, "mask_path": "", "mask_threshold": 0}
+    usual: dict[str, Any] = {"label": -1, "mask_path": "", "mask_threshold": 0}
     if new := {name: value for name, value in usual.items() if name not in table}:
         table = table.assign(**new)
     if "defect" in table:
@@ -89,7 +90,10 @@ def complete_rows(
 
 # %% ../../nbs/02_data/16_rows.ipynb #264105f1
 def normal_training(meta: pd.DataFrame) -> np.ndarray:  # (N,) bool
-    "Rows to learn from: of split train, and not anomalous; all of a table without splits and labels. Raises `DataError`."
+    """Rows to learn from: of split train, and not anomalous; all of a table without splits and labels.
+
+    Raises `DataError` as `as_labels` does.
+    """
     keep = (meta["split"] == "train").to_numpy() if "split" in meta else np.ones(len(meta), bool)
     return keep & (as_labels(meta["label"]) != 1) if "label" in meta else keep
 

@@ -40,7 +40,8 @@ class FeatureSet:
         self.patches = real_array("patches", self.patches)
         if not isinstance(self.meta, pd.DataFrame):
             raise DataError(
-                f"meta: of type {type(self.meta).__name__}; give a table of the images: pd.DataFrame({{'image_path': [...]}})"
+                f"meta: of type {type(self.meta).__name__}; give a table of the images, such as "
+                "pd.DataFrame({'image_path': files})"
             )
         self.patch_hw = (int(self.patch_hw[0]), int(self.patch_hw[1]))
         if self.patches.ndim != 3 or self.patches.dtype.kind != "f":

@@ -100,7 +100,7 @@ def write_detector(
     detector: "Detector",  # a fitted `Detector`
     folder: str | Path,
 ) -> Path:
-    """Write the files of a fitted detector, all or none; a detector that was there is replaced, which is said of another.
+    """Write the files of a fitted detector, all or none; one that was there is replaced, which is said of another.
 
     Raises `DataError` for a folder of something else.
     """
@@ -113,19 +113,19 @@ def write_detector(
     with atomic_folder(target) as staged:
         _write_files(detector, staged)
     if earlier and detector_identity(target) != before and not _grown(earlier, detector):
-        warnings.warn(
-            Notice(f"{target}: another detector was there, and is replaced; give a new folder to keep both"), stacklevel=3
-        )
+        said = f"{target}: another detector was there, and is replaced; give a new folder to keep both"
+        warnings.warn(Notice(said), stacklevel=3)
     return target
 
 
 def _grown(earlier: bytes, detector: "Detector") -> bool:
     "Whether a detector is an update of the one that these bytes describe."
     try:
-        paths, version = (dict(json.loads(earlier)).get(k) for k in ("paths", "version"))
+        record = dict(json.loads(earlier))
     except ValueError:
         return False
-    return bool(paths) and detector.version_ > (version or 1) and detector.paths_[: len(paths)] == paths
+    paths = list(record.get("paths") or [])
+    return bool(paths) and detector.version_ > record.get("version", 1) and detector.paths_[: len(paths)] == paths
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #82272af5
 def _write_files(detector: "Detector", folder: Path) -> None:
@@ -342,8 +342,8 @@ def check_backbone(
     detector: "Detector",  # fitted
     mend: str = "give features of new images, as to fit: a FeatureSet of that network, or an array (N, P, D)",
 ) -> None:
-    """Raise `DataError` where the backbone made here gives other features than the one the detector was fitted with, and
-    where that one is nobody's but the user's.
+    """Raise `DataError` where the backbone made here gives other features than the one the detector was fitted with,
+    and where that one is nobody's but the user's.
     """
     name = detector.spec_.get("name")
     if not str(name).startswith(("filters", "timm:", "open_clip:")):
@@ -371,5 +371,7 @@ def same_network(
         return features
     if differs := [k for k in SPEC if k in here and k in spec and to_json(here[k]) != to_json(spec[k])]:
         was = ", ".join(f"{k} {spec[k]!r} became {here[k]!r}" for k in differs[:3])
-        raise DataError(f"X: features of another network than those of the fit ({was}); give those of the same, or fit again")
+        raise DataError(
+            f"X: features of another network than those of the fit ({was}); give those of the same, or fit again"
+        )
     return features

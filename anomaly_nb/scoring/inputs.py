@@ -28,7 +28,10 @@ from .preparation import ImageSource, image_groups, image_vectors, near_duplicat
 
 # %% ../../nbs/06_scoring/22_inputs.ipynb #53eca613
 def image_table(X: ImageSource) -> pd.DataFrame | None:
-    "An index in its usual form, or image files as one; None for features, or for no images. Raises as `as_source` does."
+    """An index in its usual form, or image files as one; None for features, or for no images.
+
+    Raises as `as_source` does.
+    """
     X = as_source(X)
     if isinstance(X, list):
         X = pd.DataFrame({"image_path": [str(p) for p in X]})

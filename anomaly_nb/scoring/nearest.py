@@ -24,9 +24,8 @@ def nearest_normal_places(
 ) -> pd.DataFrame:  # n rows: patch, normal_path, normal_patch, normal_angle, distance, normal_image
     "The normal patch most like each of the hottest, and which training image it is of, counted from 0."
     if not paths:
-        return pd.DataFrame(
-            {"patch": hot, "normal_path": "", "normal_patch": 0, "normal_angle": 0.0, "distance": np.nan, "normal_image": -1}
-        )
+        nothing = {"normal_path": "", "normal_patch": 0, "normal_angle": 0.0, "distance": np.nan, "normal_image": -1}
+        return pd.DataFrame({"patch": hot} | nothing)
     distance, rows = (array[:, 0, 0] for array in reference.search(vectors[:, None]))
     if len(cells):
         (image, place), angle = cells[rows].T, np.zeros(len(hot))

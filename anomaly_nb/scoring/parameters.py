@@ -114,8 +114,8 @@ def check_fitted(
     if changed := [name for name, value in deciding(detector).items() if name in before and before[name] != value]:
         name = changed[0]
         raise DataError(
-            f"{name} was {before[name]!r} in the fit and is {getattr(detector, name)!r} now, and the threshold is that of "
-            f"the fit; fit again, or set_params({name}={before[name]!r})"
+            f"{name} was {before[name]!r} in the fit and is {getattr(detector, name)!r} now, and the threshold is that "
+            f"of the fit; fit again, or set_params({name}={before[name]!r})"
         )
 
 # %% ../../nbs/06_scoring/34_parameters.ipynb #8e24e05d

@@ -198,8 +198,8 @@ def image_groups(
 
     A bracket that only orders the expression is written `(?:...)`.
 
-    Raises `DataError` for an expression that is none, a name it does not match, or an image without a group among others
-    with one.
+    Raises `DataError` for an expression that is none, a name it does not match, or an image without a group among
+    others with one.
     """
     if not rule:
         return _named_groups(meta) if "group" in meta else None
@@ -227,8 +227,8 @@ def _named_groups(meta: pd.DataFrame) -> np.ndarray | None:
         first = int(missing.argmax())
         what = meta["image_path"].iloc[first] if "image_path" in meta else f"row {first}"
         raise DataError(
-            f"group: {what} has none ({int(missing.sum())} of {number_of(len(meta), 'training image')} such); give every "
-            "training image its group, such as its own name, or leave the column out"
+            f"group: {what} has none ({int(missing.sum())} of {number_of(len(meta), 'training image')} such); give "
+            "every training image its group, such as its own name, or leave the column out"
         )
     return column.astype(str).to_numpy()
 
