@@ -171,8 +171,8 @@ def load_bank(
     metadata = read_json(folder / "bank.json")
     if metadata.get("bank") not in BANKS:
         raise DataError(
-            f"{folder / 'bank.json'}: unknown bank {metadata.get('bank')!r}; known are {', '.join(sorted(BANKS))}. Of one "
-            f"of your own import {metadata.get('module', 'the module that defines it')} before"
+            f"{folder / 'bank.json'}: unknown bank {metadata.get('bank')!r}; known are {', '.join(sorted(BANKS))}. Of "
+            f"one of your own import {metadata.get('module', 'the module that defines it')} before"
         )
     if sha256_file(folder / "bank.npz") != metadata["sha256"]:
         raise DataError(f"{folder / 'bank.npz'}: not the arrays that bank.json describes; save the bank again")

@@ -35,8 +35,8 @@ def _of_array(X: np.ndarray) -> str:
     if X.ndim == 4:
         n, h, w, d = X.shape
         return (
-            f"{what}; patches on a grid are passed as FeatureSet(X.reshape({n}, {h * w}, {d}), ({h}, {w}), table), with "
-            "a table of the images"
+            f"{what}; patches on a grid are passed as FeatureSet(X.reshape({n}, {h * w}, {d}), ({h}, {w}), table), "
+            "with a table of the images"
         )
     if X.ndim == 3:
         return f"{what}; patches are floats: X.astype('float32'). Of one image's pixels pass [its file]"
