@@ -6,6 +6,7 @@
 __all__ = ['BANKS', 'check_squares', 'check_patches', 'row_products', 'Bank', 'load_bank']
 
 # %% ../../nbs/04_banks/01_base.ipynb #f3a083b6
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn.exceptions import NotFittedError
 
 from ..core.arrays import load_arrays, save_arrays
 from ..core.display import summary_html
-from ..core.errors import DataError, check_finite, real_array
+from ..core.errors import DataError, Notice, check_finite, real_array
 from ..core.files import sha256_file, write_json
 from ..core.plain import Record, read_json
 
@@ -141,10 +142,16 @@ class Bank(BaseEstimator):
         arrays = {k: v for k, v in state.items() if isinstance(v, np.ndarray)}
         save_arrays(folder / "bank.npz", arrays)
         plain = {k: v for k, v in state.items() if k not in arrays}
+        module = type(self).__module__
+        foreign = {} if module.partition(".")[0] == "anomaly_nb" else {"module": module}
+        if foreign:
+            said = f"{type(self).__name__} is of your own; import {module} before this bank is read again"
+            warnings.warn(Notice(said), stacklevel=2)
         write_json(
             folder / "bank.json",
             {
                 "bank": type(self).__name__,
+                **foreign,
                 "params": self._params(),
                 "state": plain,
                 "sha256": sha256_file(folder / "bank.npz"),
@@ -164,7 +171,8 @@ def load_bank(
     metadata = read_json(folder / "bank.json")
     if metadata.get("bank") not in BANKS:
         raise DataError(
-            f"{folder / 'bank.json'}: unknown bank {metadata.get('bank')!r}; known are {', '.join(sorted(BANKS))}"
+            f"{folder / 'bank.json'}: unknown bank {metadata.get('bank')!r}; known are {', '.join(sorted(BANKS))}. Of "
+            f"one of your own import {metadata.get('module', 'the module that defines it')} before"
         )
     if sha256_file(folder / "bank.npz") != metadata["sha256"]:
         raise DataError(f"{folder / 'bank.npz'}: not the arrays that bank.json describes; save the bank again")

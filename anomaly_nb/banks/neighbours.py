@@ -80,6 +80,7 @@ def nearest(
     """
     hidden = 0 if skip is None else int((skip[:, 1] - skip[:, 0]).max(initial=0))
     check_k(k, len(bank) - hidden)
+    k = int(k)  # which FAISS wants of NumPy's too
     n, prepare = len(queries), prepare or np.ascontiguousarray
     rows, distance = np.full((n, k), -1, np.int64), np.empty((n, k), np.float32)
     large = n * len(bank) * bank.shape[1] >= SHORTLIST_FROM and bank.shape[1] >= 64 and k <= 32

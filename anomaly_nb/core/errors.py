@@ -72,7 +72,8 @@ def check_file(
     "Return `path` if it is a file. Raises `MissingFileError`, or `DataError` for what is no path."
     path = _as_path(path)
     if not path.is_file():
-        raise MissingFileError(f"{path}: no such file" + (f"; {mend}" if mend else ""))
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        raise MissingFileError(f"{path}: {what}" + (f"; {mend}" if mend else ""))
     return path
 
 

@@ -39,10 +39,12 @@ def index_row(
 
 
 def make_index(
-    rows: Iterable[dict],  # dicts with the keys of `COLUMNS`; mask_path and mask_threshold may be left out
+    # dicts with the keys of `COLUMNS`; mask_path and mask_threshold may be left out, and group be there
+    rows: Iterable[dict],
 ) -> pd.DataFrame:  # columns `COLUMNS`, sorted by category, split, defect, image, names in natural order
     "The index table of `rows`. Raises `DataError` if it is empty."
-    frame = pd.DataFrame(list(rows), columns=COLUMNS)
+    rows = list(rows)
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *(["group"] if any("group" in row for row in rows) else [])])
     if frame.empty:
         raise DataError("no images found: check the root folder and the layout's name")
     if odd := next((p for p in frame["image_path"] if utf8_name(p) != p), None):

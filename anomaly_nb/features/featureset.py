@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..core.arrays import load_arrays, save_arrays
 from ..core.display import summary_html
-from ..core.errors import DataError, MissingFileError, check_file, check_finite, check_folder, number_of
+from ..core.errors import DataError, MissingFileError, check_file, check_finite, check_folder, number_of, real_array
 from ..core.files import sha256_json, to_json
 from ..core.tables import write_table
 from ..core.order import natural_key
@@ -37,7 +37,12 @@ class FeatureSet:
     intensity: Intensity | None = None  # how values deeper than 8 bits were read; None = not known
 
     def __post_init__(self) -> None:
-        self.patches = np.asarray(self.patches)
+        self.patches = real_array("patches", self.patches)
+        if not isinstance(self.meta, pd.DataFrame):
+            raise DataError(
+                f"meta: of type {type(self.meta).__name__}; give a table of the images, such as "
+                "pd.DataFrame({'image_path': files})"
+            )
         self.patch_hw = (int(self.patch_hw[0]), int(self.patch_hw[1]))
         if self.patches.ndim != 3 or self.patches.dtype.kind != "f":
             raise DataError(
@@ -48,6 +53,8 @@ class FeatureSet:
             raise DataError(f"patch_hw: {self.patch_hw[0]} x {self.patch_hw[1]} does not make {p} patches")
         if len(self.meta) != n:
             raise DataError(f"meta: {number_of(len(self.meta), 'row')} for {number_of(n, 'image')}")
+        if self.cls is not None:
+            self.cls = real_array("cls", self.cls)
         if self.cls is not None and len(self.cls) != n:
             raise DataError(f"cls: {number_of(len(self.cls), 'vector')} for {number_of(n, 'image')}")
         check_finite("patches", self.patches)

@@ -176,7 +176,8 @@ def clip_backbone(model_name: str, options: Options, weights: str, device: str) 
     gelu = bool(options.get("quick_gelu", config.get("quick_gelu", False)))
     level = logging.root.manager.disable
     try:
-        logging.disable(logging.WARNING)  # open_clip warns of random weights, which are replaced below
+        # open_clip warns of random weights, which are replaced below, and logs the error it raises
+        logging.disable(logging.ERROR)
         whole = open_clip.create_model(
             source,
             tag if weights == "hub" else None,

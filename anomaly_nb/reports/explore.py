@@ -173,6 +173,10 @@ class Explorer:
         self.view = self.sources[name]()
         self.state = self.view.state()
 
+    def __repr__(self) -> str:
+        state = ", ".join(f"{name}={value!r}" for name, value in self.state.items())
+        return f"Explorer({self.view.title or type(self.view).__name__}: {state})"
+
     def image(self) -> tuple[bytes, pd.DataFrame]:
         "PNG and numbers of the state."
         fig, table = self.view.draw(self.state)

@@ -10,18 +10,26 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ..core.errors import percent
+from ..core.errors import DataError, percent, real_array
 from ..core.style import ANOMALOUS, NORMAL, PALETTE, THRESHOLD
+from ..data.rows import as_labels
 from ..metrics import average_precision, roc_auc
 from ..metrics.ranking import reached
+from .thresholds import Threshold, threshold_value
 
 # %% ../../nbs/06_scoring/26_decisions.ipynb #d8e5db79
 def decision_table(
     labels: np.ndarray,  # (n,) 0 normal, 1 anomalous, -1 unknown
     scores: np.ndarray,  # (n,) of the images
-    threshold: float,
+    threshold: Threshold | float,
 ) -> pd.DataFrame:  # figure, value
-    "Confusion counts, rates and ranking of labelled images; what needs both classes is left out where there is one."
+    """Confusion counts, rates and ranking of labelled images; what needs both classes is left out where there is one.
+
+    Raises `DataError` as `as_labels` does, and for another number of scores than of labels.
+    """
+    labels, scores, threshold = as_labels(labels, "labels"), real_array("scores", scores), threshold_value(threshold)
+    if scores.shape != labels.shape:
+        raise DataError(f"scores have shape {scores.shape} and labels {labels.shape}; give one of each for every image")
     mask = labels >= 0
     ground_truth, s = labels[mask] == 1, scores[mask]
     called = reached(s, threshold)

@@ -12,25 +12,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
 
 from ..banks import Bank, rerank_scores
 from ..core.display import summary_html
-from ..core.errors import DataError, number_of
+from ..core.errors import DataError
 from ..core.plain import Record
 from ..data.headers import image_info
 from ..features import FeatureSet, extract_features
 from ..features.base import Backbone
-from .detector_files import check_backbone, read_detector, write_detector
+from .detector_files import check_backbone, read_detector, same_network, write_detector
 from .inputs import earlier_images, image_table, portions, source_of, tested, training_rule, with_added
 from .layout import Cells, Layout
 from .learning import learn
 from .maps import OWN_SCORES, bank_image_scores
 from .nearest import nearest_normal_places
 from .network import backbone_at_hand, detector_network
+from .parameters import check_fitted, detector_facts, fitted_text
 from .preparation import ImageSource, Preparation, as_features, foreground
 from .recipes import Recipe, recipe_parts
 from .result import Evaluation
+from .sources import image_files, said_of_learned, with_labels
 from anomaly_nb.scoring.stream import (
     PartBatch,
     ScoredImage,
@@ -41,7 +42,7 @@ from anomaly_nb.scoring.stream import (
     pass_parts,
     scored_images,
 )
-from .thresholds import Threshold, labelled_threshold
+from .thresholds import Threshold, oracle_threshold
 
 # %% ../../nbs/06_scoring/08_detector.ipynb #bf1ccb4d
 class Detector(BaseEstimator):
@@ -129,7 +130,7 @@ class Detector(BaseEstimator):
         """
         X = source_of(X, fit)
         if isinstance(X, FeatureSet | np.ndarray):
-            return as_features(X)
+            return as_features(X) if fit else same_network(as_features(X), vars(self).get("spec_", {}))
         if not fit and "spec_" in vars(self):
             check_backbone(self)
         rule = training_rule(X, self.intensity) if fit else vars(self).get("intensity_")
@@ -142,12 +143,16 @@ class Detector(BaseEstimator):
         "Whether every image is squeezed onto one grid, all of it."
         return vars(self)["layout_"].plain if "layout_" in vars(self) else Layout(network=self.network()).plain
 
-    def fit(self, X: ImageSource, y: object = None) -> "Detector":
+    def fit(
+        self,
+        X: ImageSource,  # files, index or features of normal images
+        y: object = None,  # (n,) labels of files or of an array: 0 is learned from; None = all are normal, or X says it
+    ) -> "Detector":
         """Learn from normal images.
 
         Raises `DataError` on bad input, a threshold that needs labels, or a part that cannot work with the others.
         """
-        learn(self, X)
+        learn(self, with_labels(X, y))
         return self
 
     def masked(self, scores: np.ndarray, f: FeatureSet) -> np.ndarray:
@@ -197,10 +202,6 @@ class Detector(BaseEstimator):
         rerank = self.parts().rerank if self.rerank is None else self.rerank
         return rerank_scores(scores, np.asarray(cls), tuple(min(k, len(scores)) for k in rerank)) if rerank else scores
 
-    def _check_fitted(self) -> None:
-        if "bank_" not in vars(self):
-            raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call fit on normal images first")
-
     @property
     def by_parts(self) -> bool:
         "Whether images are scored part by part: not squeezed whole onto one grid, and each without the others."
@@ -223,7 +224,7 @@ class Detector(BaseEstimator):
 
         Raises `NotFittedError`, `DataError`.
         """
-        self._check_fitted()
+        check_fitted(self)
         check_backbone(self)
         cells = [self.layout_.of(size) for size in sizes] if sizes else self._cells(paths)
         if self.bank_.whole_images:
@@ -239,7 +240,7 @@ class Detector(BaseEstimator):
 
         Raises `NotFittedError`.
         """
-        self._check_fitted()
+        check_fitted(self)
         table = image_table(X) if self.by_parts else None
         return [] if table is None else table["image_path"].tolist()
 
@@ -257,7 +258,7 @@ class Detector(BaseEstimator):
         check_same_grid(f.patch_hw, self.patch_hw_)
         return self.masked(self.bank_.score(self.preparation_.transform(f.patches), f.cls), f)
 
-    def score(self, X: ImageSource, y: object = None) -> np.ndarray:
+    def score(self, X: ImageSource, y: object = None) -> np.ndarray:  # y is scikit-learn's: scores look at no labels
         "Anomaly scores of images, (n,) float32, high = anomalous. Raises `NotFittedError`, `DataError`."
         if paths := self._paths_of_parts(X):
             pairs = [(s.score, s.cls) for s in self.scored(paths)]
@@ -267,7 +268,7 @@ class Detector(BaseEstimator):
 
     def decision_threshold(self) -> Threshold:
         "The threshold. Raises `NotFittedError`, or `DataError` where one training image gave none."
-        self._check_fitted()
+        check_fitted(self)
         if self.threshold_ is None:
             raise DataError("fitted on one image, the detector has no threshold; add normal images, or use score")
         return self.threshold_
@@ -281,7 +282,7 @@ class Detector(BaseEstimator):
         if paths := self._paths_of_parts(X):
             return [c.heatmap(s.cells, self.smoothing) for c, s in zip(self._cells(paths), self.scored(paths))]
         f = self.features(X)
-        return [c.heatmap(s, self.smoothing) for c, s in zip(self._cells(f.meta["image_path"]), self.score_patches(f))]
+        return [c.heatmap(s, self.smoothing) for c, s in zip(self._cells(image_files(f.meta)), self.score_patches(f))]
 
     def nearest_normal(
         self,
@@ -337,11 +338,10 @@ class Detector(BaseEstimator):
         threshold, table = self.decision_threshold(), image_table(X)
         some = X if table is None else table[tested(table)].reset_index(drop=True)
         meta, cells, scores, pairs, clock = self._passed(some, portions(X, size, self.bank_.whole_batch, self.features))
-        if oracle:
-            label_mask = meta["label"].to_numpy() >= 0
-            threshold = labelled_threshold(meta["label"].to_numpy()[label_mask], scores[label_mask], oracle)
+        threshold = oracle_threshold(meta, scores, oracle) if oracle else threshold
         normal = self.held_out_, self.held_out_patches_, threshold, self.smoothing, self.intensity_, clock, self.paths_
-        return Evaluation(meta, cells, self.patch_hw_, scores, pairs, *normal, self.groups_, self.layout_, self.notes_)
+        notes = [*self.notes_, *said_of_learned(self.paths_, meta)]
+        return Evaluation(meta, cells, self.patch_hw_, scores, pairs, *normal, self.groups_, self.layout_, notes)
 
     def update(
         self,
@@ -352,8 +352,10 @@ class Detector(BaseEstimator):
 
         Raises `NotFittedError`, `DataError` as `earlier_images` and `with_added` do, `MissingFileError`.
         """
-        self._check_fitted()
-        table = with_added(earlier_images(self.paths_, self.sums_, earlier), self.groups_, X, self.groups)
+        check_fitted(self, same=False)
+        before = earlier_images(self.paths_, self.sums_, earlier)
+        check_backbone(self, "an update reads image files: fit again, on the features of all images")
+        table = with_added(before, self.groups_, X, self.groups)
         table.attrs["intensity"] = self.intensity_.to_dict()  # decided once
         version, choice = self.version_, self.choice_
         learn(self, table, self.budget_)
@@ -362,7 +364,7 @@ class Detector(BaseEstimator):
 
     def save(self, folder: str | Path) -> Path:
         "Write the fitted detector into `folder`, without pickles. Raises `NotFittedError`."
-        self._check_fitted()
+        check_fitted(self)
         return write_detector(self, folder)
 
     def export(
@@ -376,7 +378,7 @@ class Detector(BaseEstimator):
         """
         from anomaly_nb.scoring.export import export_detector
 
-        self._check_fitted()
+        check_fitted(self)
         return export_detector(self, folder, format)
 
     @classmethod
@@ -389,12 +391,10 @@ class Detector(BaseEstimator):
         return read_detector(folder, cls, weights)
 
     def _repr_html_(self) -> str:
-        rows = {k: v for k, v in self.get_params(deep=False).items() if not isinstance(v, BaseEstimator)}
-        rows |= {"backbone": self.parts().backbone, "threshold": "not fitted yet"}
-        if "bank_" in vars(self):
-            rows |= {"bank": repr(self.bank_), "learned from": number_of(len(self.paths_), "image")}
-            rows |= {"images are seen as": self.layout_.said(), "threshold": str(self.threshold_)}
-        return summary_html(type(self).__name__, rows)
+        return summary_html(type(self).__name__, detector_facts(self))
+
+    def __repr__(self, *args: int) -> str:
+        return super().__repr__(*args) + fitted_text(self)
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict[str, str]:
         return {"text/plain": repr(self), "text/html": self._repr_html_()}

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['ARRAYS', 'CARD', 'MEASURED', 'FORMAT', 'STORED', 'SPEC', 'learned_table', 'check_own_folder', 'write_detector',
-           'write_detector_manifest', 'detector_identity', 'read_detector', 'check_backbone']
+           'write_detector_manifest', 'detector_identity', 'read_detector', 'check_backbone', 'same_network']
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #83c5b575
+import json
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,7 @@ from anomaly_nb.core.files import (
     clear_stale,
     sha256_file,
     sha256_json,
+    to_json,
     verify_manifest,
     write_json,
     write_manifest,
@@ -34,8 +37,10 @@ from ..core.plain import Record, read_json
 from ..core.runtime import versions
 from ..data.intensity import Intensity
 from ..features.backbones import recorded_name
+from ..features.featureset import FEATURE_FILES, FeatureSet
 from ..features.geometry import read_region
 from .layout import Layout
+from .parameters import deciding
 from .preparation import Preparation
 from .thresholds import Threshold
 
@@ -95,15 +100,32 @@ def write_detector(
     detector: "Detector",  # a fitted `Detector`
     folder: str | Path,
 ) -> Path:
-    """Write the files of a fitted detector, all or none; a detector that was there is replaced.
+    """Write the files of a fitted detector, all or none; one that was there is replaced, which is said of another.
 
     Raises `DataError` for a folder of something else.
     """
     target = Path(folder)
     check_own_folder(target)
+    there = target / "detector.json"
+    earlier, before = there.read_bytes() if there.is_file() else b"", ""
+    with suppress(DataError, MissingFileError, KeyError):  # a damaged one is replaced as well
+        before = detector_identity(target)
     with atomic_folder(target) as staged:
         _write_files(detector, staged)
+    if earlier and detector_identity(target) != before and not _grown(earlier, detector):
+        said = f"{target}: another detector was there, and is replaced; give a new folder to keep both"
+        warnings.warn(Notice(said), stacklevel=3)
     return target
+
+
+def _grown(earlier: bytes, detector: "Detector") -> bool:
+    "Whether a detector is an update of the one that these bytes describe."
+    try:
+        record = dict(json.loads(earlier))
+    except ValueError:
+        return False
+    paths = list(record.get("paths") or [])
+    return bool(paths) and detector.version_ > record.get("version", 1) and detector.paths_[: len(paths)] == paths
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #82272af5
 def _write_files(detector: "Detector", folder: Path) -> None:
@@ -302,7 +324,7 @@ def _rebuilt(folder: Path, manifest: Record, detector_class: type["Detector"], w
         detector.weights = weights
     detector.cells_, detector.learned_ = arrays.get("cells_", np.empty((0, 2), np.int32)), manifest.get("learned", {})
     detector.budget_, detector.alike_ = manifest.get("budget", {}), []
-    detector.notes_ = list(manifest.get("notes", []))
+    detector.notes_, detector.deciding_ = list(manifest.get("notes", [])), deciding(detector)
     if masks := sorted((folder / "region").glob("*")):
         detector.region = masks[0].as_posix()
     if prompts := sorted((folder / "prompts").glob("*")):
@@ -317,13 +339,17 @@ def _rebuilt(folder: Path, manifest: Record, detector_class: type["Detector"], w
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #8512b887
 def check_backbone(
-    detector: "Detector",  # loaded
+    detector: "Detector",  # fitted
+    mend: str = "give features of new images, as to fit: a FeatureSet of that network, or an array (N, P, D)",
 ) -> None:
-    "Raise `DataError` where the backbone made here gives other features than the one the detector was fitted with."
-    if not str(detector.spec_.get("name") or "filters").startswith(("filters", "timm:", "open_clip:")):
+    """Raise `DataError` where the backbone made here gives other features than the one the detector was fitted with,
+    and where that one is nobody's but the user's.
+    """
+    name = detector.spec_.get("name")
+    if not str(name).startswith(("filters", "timm:", "open_clip:")):
+        which = repr(name) if name else "which they do not name"
         raise DataError(
-            f"the detector was fitted on features of a network of your own, {detector.spec_['name']!r}, which it "
-            "cannot ask; give features of new images, as to fit"
+            f"the detector was fitted on features of a network of your own, {which}, and cannot ask it; {mend}"
         )
     spec = detector.network().spec.to_dict()
     differs = [k for k in SPEC if k in detector.spec_ and detector.spec_[k] != spec.get(k)]
@@ -332,3 +358,20 @@ def check_backbone(
         raise DataError(
             f"the detector was fitted with another backbone ({was}); give that one's file as weights, or fit again"
         )
+
+
+def same_network(
+    features: FeatureSet,  # of images to score
+    spec: Record,  # of those the detector was fitted on; {} where nobody knows
+) -> FeatureSet:  # as they are
+    "Features to score. Raises `DataError` where they say that they are of another network than those of the fit."
+    here = features.spec
+    aliases = [{"name": name} for name in FEATURE_FILES]  # of older files, which say no more
+    if here in aliases or spec in aliases:
+        return features
+    if differs := [k for k in SPEC if k in here and k in spec and to_json(here[k]) != to_json(spec[k])]:
+        was = ", ".join(f"{k} {spec[k]!r} became {here[k]!r}" for k in differs[:3])
+        raise DataError(
+            f"X: features of another network than those of the fit ({was}); give those of the same, or fit again"
+        )
+    return features

@@ -17,16 +17,18 @@ import pandas as pd
 from ..core.errors import DataError, check_labels_and_scores
 from ..data.layouts import loco_regions
 from ..data.masks import read_mask, said_of_masks
+from ..data.rows import complete_rows
 from ..data.values import bands
 from ..metrics import ScoreHistogram, auroc_interval, average_precision, fpr_at_tpr, roc_auc, spro
+from ..metrics.ranking import reached
 from ..metrics.regions import ProCurve, pro_curve
-from .thresholds import Threshold
+from .thresholds import Threshold, threshold_value
 
 # %% ../../nbs/06_scoring/03_evaluation.ipynb #d57cb8b1
 def image_metrics(
     y_true: np.ndarray,  # (n,) 0 or 1
     y_score: np.ndarray,  # (n,)
-    threshold: Threshold | None,  # None = ranking metrics only
+    threshold: Threshold | float | None,  # None = ranking metrics only
 ) -> dict[str, float]:  # empty where there is one class only
     """Ranking metrics of the scores (AUROC with the 95 % interval of `auroc_interval`) and decision metrics of the
     threshold.
@@ -46,7 +48,7 @@ def image_metrics(
     }
     if threshold is None:
         return ranked
-    called = threshold.predict(y_score)
+    called = reached(y_score, threshold_value(threshold))
     tp, fp, fn = int((called & labels).sum()), int((called & ~labels).sum()), int((~called & labels).sum())
     return (
         ranked
@@ -60,13 +62,14 @@ def image_metrics(
 def class_rate(
     y_true: np.ndarray,  # (n,) 0 or 1, all the same
     y_score: np.ndarray,  # (n,)
-    threshold: Threshold,
+    threshold: Threshold | float,
 ) -> dict[str, float]:  # "recall" or "false_alarm_rate", with its interval; empty without labels
     "What a threshold does to images of one class, which need no others to be compared with."
     if not len(y_true):
         return {}
-    name = "recall" if y_true[0] else "false_alarm_rate"
-    return _fraction(name, int(threshold.predict(y_score).sum()), len(y_true))
+    labels, scores = check_labels_and_scores(y_true, y_score, both_classes=False)
+    name = "recall" if labels[0] else "false_alarm_rate"
+    return _fraction(name, int(reached(scores, threshold_value(threshold)).sum()), len(labels))
 
 
 def _fraction(name: str, count: int, of: int) -> dict[str, float]:
@@ -85,6 +88,7 @@ def read_masks(
 ) -> list[np.ndarray | None]:  # (H, W) bool; None for an anomalous image without a mask
     "Masks of the images; a normal one's is empty. Raises `DataError` for a damaged mask or one of another size."
     masks: list[np.ndarray | None] = []
+    index = complete_rows(index)
     for path, threshold, label, size in zip(index["mask_path"], index["mask_threshold"], index["label"], sizes):
         if path:
             masks.append(read_mask(path, threshold, size))
@@ -98,6 +102,7 @@ def mask_notes(
     masks: Sequence[np.ndarray | None],  # (H, W) bool, of `read_masks`, or read lazily
 ) -> list[str]:  # a sentence each
     "What a reader of pixel metrics should know of the masks of anomalous images, see `said_of_masks`."
+    index = complete_rows(index)
     rows = [i for i, (p, y) in enumerate(zip(index["mask_path"], index["label"])) if p and y == 1]
     return said_of_masks({index["mask_path"].iloc[i]: float(np.asarray(masks[i]).mean()) for i in rows})
 
@@ -177,6 +182,7 @@ def saturated_metrics(
     maps: Sequence[np.ndarray],  # (H, W) of each, or read lazily
 ) -> dict[str, float]:  # spro; empty where no mask is a folder of regions
     "Saturated PRO (limit 0.05) over normal images and those with regions. Raises as `loco_regions` and `spro` do."
+    index = complete_rows(index)
     places = [Path(m) if m else None for m in index["mask_path"]]
     if not any(p is not None and p.is_dir() and (p.parents[2] / "defects_config.json").is_file() for p in places):
         return {}
@@ -188,10 +194,10 @@ def saturated_metrics(
 def defect_table(
     index: pd.DataFrame,  # test rows
     scores: np.ndarray,  # (n,) image scores, in the index's order
-    threshold: Threshold,
+    threshold: Threshold | float,
 ) -> pd.DataFrame:  # one row per type: defect, images, auroc, flagged, lowest, median, highest
     "Ranking and detection of each type of defect; of normal images, `flagged` is the false-positive rate."
-    scores = np.asarray(scores)
+    scores, index = np.asarray(scores), complete_rows(index)
     normal = scores[(index["label"] == 0).to_numpy()]
     rows = []
     for defect, at in index.reset_index(drop=True).groupby("defect").groups.items():
@@ -206,7 +212,7 @@ def defect_table(
                 "defect": defect,
                 "images": defect_scores.size,
                 "auroc": auroc,
-                "flagged": float(threshold.predict(defect_scores).mean()),
+                "flagged": float(reached(defect_scores, threshold_value(threshold)).mean()),
                 "lowest": defect_scores.min(),
                 "median": np.median(defect_scores),
                 "highest": defect_scores.max(),

@@ -24,6 +24,7 @@ from ..features.base import Backbone
 from ..features.filters import ANGLES, CELL, COLOUR, SIGMAS, TONE
 from ..features.networks import TimmBackbone, fuse_maps
 from ..features.towers import ClipBackbone
+from .detector_files import check_backbone
 from .preparation import Preparation
 
 if TYPE_CHECKING:
@@ -298,6 +299,7 @@ def check_export(
     detector: "Detector",  # fitted
 ) -> None:
     "Raise `DataError` for a detector that cannot be one graph, before anything is computed."
+    check_backbone(detector, "an export holds its network: fit on image files, with one of timm or open_clip")
     spec = detector.network().spec
     reasons = {
         "the object's mask (object_threshold)": detector.object_threshold is not None,

@@ -23,18 +23,24 @@ from ..features import FeatureSet
 from ..features.extract import index_intensity
 from ..features.shards import ShardedFeatures
 from .maps import OWN_SCORES
+from .sources import as_source
 from .preparation import ImageSource, image_groups, image_vectors, near_duplicates, said_of_duplicates
 
 # %% ../../nbs/06_scoring/22_inputs.ipynb #53eca613
 def image_table(X: ImageSource) -> pd.DataFrame | None:
-    "An index as it is, or image files as one; None for anything else, or for no images."
-    if isinstance(X, list | tuple) and X and all(isinstance(p, str | Path) for p in X):
+    """An index in its usual form, or image files as one; None for features, or for no images.
+
+    Raises as `as_source` does.
+    """
+    X = as_source(X)
+    if isinstance(X, list):
         X = pd.DataFrame({"image_path": [str(p) for p in X]})
-    return X if isinstance(X, pd.DataFrame) and "image_path" in X and len(X) else None
+    return X if isinstance(X, pd.DataFrame) and len(X) else None
 
 # %% ../../nbs/06_scoring/22_inputs.ipynb #33bab551
 def any_normal(X: ImageSource) -> bool:
     "Whether there is a normal image to learn from."
+    X = as_source(X)
     if isinstance(X, FeatureSet | ShardedFeatures | pd.DataFrame):
         return bool(normal_training(X if isinstance(X, pd.DataFrame) else X.meta).any())
     return len(X) > 0
@@ -45,6 +51,7 @@ def to_learn_from(X: ImageSource) -> Any:  # of the same kind; shards become fea
 
     Raises `DataError` where there are none.
     """
+    X = as_source(X)
     if isinstance(X, ShardedFeatures):
         X = X.where(normal_training(X.meta))
     if not isinstance(X, FeatureSet | pd.DataFrame):
@@ -70,9 +77,10 @@ def training_rule(
     intensity: str,  # of `fit_intensity`
 ) -> Intensity:
     "The intensity rule of training images; what has none is read as 8 bits."
-    if isinstance(X, list | tuple) and X and all(isinstance(p, str | Path) for p in X):
+    X = as_source(X)
+    if isinstance(X, list) and X:
         return fit_intensity(X, intensity)
-    if not isinstance(X, pd.DataFrame) or "image_path" not in X or len(X) == 0:
+    if not isinstance(X, pd.DataFrame) or len(X) == 0:
         return Intensity()  # `as_features` says what is wrong
     return index_intensity(X) if intensity == "auto" else fit_intensity(X["image_path"], intensity)
 
@@ -82,9 +90,8 @@ def source_of(
     fit: bool,  # to learn from; otherwise to score
 ) -> Any:  # of the same type; shards become features in memory
     "The images that are meant. Raises `DataError` as `to_learn_from` does, and for features of parts of images."
-    if fit:
-        X = to_learn_from(X)
-    elif isinstance(X, ShardedFeatures):
+    X = to_learn_from(X) if fit else as_source(X)
+    if isinstance(X, ShardedFeatures):
         X = X.where(np.ones(len(X), bool))
     if isinstance(X, FeatureSet) and (X.spec.get("tile") or X.spec.get("region")):
         raise DataError(
@@ -175,7 +182,10 @@ def with_added(
 
     Raises `DataError` where all were learned from before, or where only the earlier ones have groups.
     """
-    new = pd.DataFrame({"image_path": [str(p) for p in X]}) if isinstance(X, list | tuple) else X[normal_training(X)]
+    table = image_table(X)
+    if table is None:
+        raise DataError("X: an update takes image files, or an index of them, at least one")
+    new = table[normal_training(table)]
     if groups and not rule and "group" not in new:
         raise DataError(
             f"the earlier images have groups ({groups[0]}, ...) and the new ones none; say which group they are of "
@@ -197,6 +207,7 @@ def portions(
     features: Callable[[ImageSource], FeatureSet],
 ) -> Iterator[FeatureSet]:
     "The images to evaluate, some at a time: of an index with splits its test images, otherwise all."
+    X = as_source(X)
     if isinstance(X, ShardedFeatures) and not whole:
         yield from (shard.where(tested(shard.meta)) for shard in X if tested(shard.meta).any())
     elif isinstance(X, pd.DataFrame) and not whole:

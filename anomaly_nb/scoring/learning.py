@@ -17,7 +17,7 @@ import pandas as pd
 from sklearn.base import clone
 
 from ..banks import Bank, KNNBank, held_out_scores
-from ..banks.held_out import held_out_folds
+from ..banks.held_out import fitted_fold, held_out_folds
 from ..core.errors import DataError, Notice
 from ..core.plain import Record
 from ..core.runtime import progress
@@ -35,7 +35,9 @@ from .detector_files import SPEC
 from .fusion import FEWEST, FusionBank, choose_weights
 from .inputs import any_normal, training_rule, training_table
 from .layout import Cells, Layout
+from .parameters import check_parameters, deciding
 from .preparation import ImageSource
+from .sources import as_source
 from .stream import TrainingCells, image_batches, part_batches, training_cells
 from .suspects import said_of_suspects
 from .thresholds import choose_threshold, unpromised_threshold
@@ -127,7 +129,7 @@ def held_out_cells(
     "The scores of every training image's cells by a bank of the other folds."
     for f in progress(range(fold.max() + 1), "held-out scores", unit="fold"):
         keep, out = fold[learned.image] != f, np.flatnonzero(fold == f)
-        others = clone(bank).fit(x[:, keep], (1, int(keep.sum())))
+        others = fitted_fold(bank, x[:, keep], (1, int(keep.sum())))
         if len(learned.x) == learned.total:
             yield from ((int(i), own_scores(others, x, learned, int(i), cells[int(i)])) for i in out)
         else:
@@ -184,11 +186,13 @@ def learn(
 
     Raises `DataError` on bad input, a threshold that needs labels, or a part that cannot work with the others.
     """
-    bank = detector.parts().bank
+    check_parameters(detector)
+    bank, X = detector.parts().bank, as_source(X)
     check_decision(bank, detector.threshold, detector.image_aggregation)
     before = dict(vars(detector))
     try:
         _learn(detector, bank, X, budget)
+        detector.deciding_ = deciding(detector)
     except BaseException:
         detector.__dict__ = before
         raise

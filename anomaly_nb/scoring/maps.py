@@ -33,6 +33,8 @@ def image_scores(
         return scores.max(axis=1)
     if aggregation == "mean":
         return scores.mean(axis=1)
+    if not isinstance(aggregation, str):
+        raise DataError(f"aggregation={aggregation!r}; use 'max', 'mean' or a fraction such as 'top1%'")
     try:
         fraction = (
             float(aggregation.removeprefix("top").removesuffix("%")) / 100
@@ -100,6 +102,8 @@ def heatmaps(
     scores = check_finite("patch_scores", real_array("patch_scores", patch_scores, np.float32))
     check_sigma(sigma)
     h, w = patch_hw
+    if not isinstance(sizes, Sequence | np.ndarray):
+        raise DataError(f"sizes={sizes!r}; give (H, W) of all images in pixels, or a list of one for each")
     if h < 1 or w < 1:
         raise DataError(f"patch_hw={h} x {w}; a grid has one row and one column, or more")
     if scores.ndim != 2 or scores.shape[1] != h * w:
@@ -149,9 +153,19 @@ def overlay(
     value_range: tuple[float, float],  # of `colour_range`, the same for all images
     strength: float = 0.65,  # of the colour where the scale is at its top
 ) -> np.ndarray:  # (H, W, 3) uint8
-    "The image in grey under its heatmap; low scores are see-through. Raises `DataError` if sizes differ."
+    """The image in grey under its heatmap; low scores are see-through.
+
+    Raises `DataError` if sizes differ, and for an image, a map or a scale of another form.
+    """
     import matplotlib as mpl
 
+    image, heatmap = np.asarray(image), check_finite("heatmap", heatmap)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise DataError(
+            f"image: {image.dtype} of shape {image.shape}; an overlay takes uint8 (H, W, 3), as read_image gives it"
+        )
+    if not -np.inf < value_range[0] < value_range[1] < np.inf:
+        raise DataError(f"value_range={tuple(value_range)}; give a lower and a higher score, as colour_range does")
     if image.shape[:2] != heatmap.shape:
         raise DataError(
             f"heatmap {heatmap.shape} and image {image.shape[:2]} differ in size; make the "

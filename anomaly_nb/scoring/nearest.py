@@ -21,12 +21,11 @@ def nearest_normal_places(
     cells: np.ndarray,  # (m, 2) image and cell of the reference's rows; (0, 2) where images have a common grid
     patch_hw: tuple[int, int],  # the grid of an image that is not rotated
     angles: tuple[float, ...] = (0.0,),  # degrees, at which each image was learned
-) -> pd.DataFrame:  # n rows: patch, normal_path, normal_patch, normal_angle, distance
-    "The normal patch most like each of the hottest."
+) -> pd.DataFrame:  # n rows: patch, normal_path, normal_patch, normal_angle, distance, normal_image
+    "The normal patch most like each of the hottest, and which training image it is of, counted from 0."
     if not paths:
-        return pd.DataFrame(
-            {"patch": hot, "normal_path": "", "normal_patch": 0, "normal_angle": 0.0, "distance": np.nan}
-        )
+        nothing = {"normal_path": "", "normal_patch": 0, "normal_angle": 0.0, "distance": np.nan, "normal_image": -1}
+        return pd.DataFrame({"patch": hot} | nothing)
     distance, rows = (array[:, 0, 0] for array in reference.search(vectors[:, None]))
     if len(cells):
         (image, place), angle = cells[rows].T, np.zeros(len(hot))
@@ -35,6 +34,5 @@ def nearest_normal_places(
         turn, row = np.divmod(row, patch_hw[0])
         place, angle = row * patch_hw[1] + column, np.asarray(angles)[turn % len(angles)]
     normal_paths = [paths[i] for i in image]
-    return pd.DataFrame(
-        {"patch": hot, "normal_path": normal_paths, "normal_patch": place, "normal_angle": angle, "distance": distance}
-    )
+    columns = {"patch": hot, "normal_path": normal_paths, "normal_patch": place, "normal_angle": angle}
+    return pd.DataFrame(columns | {"distance": distance, "normal_image": np.asarray(image, int)})

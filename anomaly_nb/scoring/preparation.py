@@ -28,6 +28,7 @@ from ..features import FeatureSet
 from ..features.base import Backbone
 from ..features.extract import backbone_threads
 from ..features.shards import ShardedFeatures
+from .sources import as_source
 
 # %% ../../nbs/06_scoring/05_preparation.ipynb #78feee8d
 def foreground(
@@ -169,16 +170,17 @@ def as_features(
     intensity: Intensity | None = None,
 ) -> FeatureSet:
     "Anything a detector takes as a `FeatureSet`. Raises `DataError` for what it cannot take."
+    X = as_source(X)
     if isinstance(X, FeatureSet):
         return X
-    if isinstance(X, np.ndarray) and X.ndim == 3 and X.dtype.kind == "f":
+    if isinstance(X, np.ndarray):
         side = int(X.shape[1] ** 0.5 + 0.5)
         if side * side != X.shape[1]:
             raise DataError(f"X: {X.shape[1]} patches make no square grid; pass a FeatureSet with its patch_hw")
         return FeatureSet(X, (side, side), pd.DataFrame({"image_path": [""] * len(X)}))
-    if isinstance(X, list | tuple) and all(isinstance(p, str | Path) for p in X):
+    if isinstance(X, list):
         X = pd.DataFrame({"image_path": [str(p) for p in X]})
-    if not isinstance(X, pd.DataFrame) or "image_path" not in X or len(X) == 0 or backbone is None:
+    if not isinstance(X, pd.DataFrame) or len(X) == 0 or backbone is None:
         raise DataError(
             "X: expected a FeatureSet, float patches (N, P, D), or (with a backbone) an "
             "index or image files, at least one"
@@ -196,10 +198,11 @@ def image_groups(
 
     A bracket that only orders the expression is written `(?:...)`.
 
-    Raises `DataError` for an expression that is none, or a name it does not match.
+    Raises `DataError` for an expression that is none, a name it does not match, or an image without a group among
+    others with one.
     """
     if not rule:
-        return meta["group"].astype(str).to_numpy() if "group" in meta else None
+        return _named_groups(meta) if "group" in meta else None
     paths = [Path(p) for p in meta["image_path"]]
     if rule == "parent":
         return np.array([str(p.parent) for p in paths])
@@ -213,6 +216,21 @@ def image_groups(
     if None in matches:
         raise DataError(f"groups={rule!r}: {paths[matches.index(None)].name} does not match; every image needs a group")
     return np.array(["/".join(g or "" for g in m.groups()) if m.groups() else m[0] for m in matches if m])
+
+
+def _named_groups(meta: pd.DataFrame) -> np.ndarray | None:
+    "The column of groups as text; None where all of it is empty. Raises `DataError` where some of it is."
+    column, missing = meta["group"], (meta["group"].isna() | (meta["group"].astype(str).str.strip() == "")).to_numpy()
+    if missing.all():
+        return None
+    if missing.any():
+        first = int(missing.argmax())
+        what = meta["image_path"].iloc[first] if "image_path" in meta else f"row {first}"
+        raise DataError(
+            f"group: {what} has none ({int(missing.sum())} of {number_of(len(meta), 'training image')} such); give "
+            "every training image its group, such as its own name, or leave the column out"
+        )
+    return column.astype(str).to_numpy()
 
 # %% ../../nbs/06_scoring/05_preparation.ipynb #096c2d00
 def parts_in_names(

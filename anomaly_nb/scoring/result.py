@@ -18,6 +18,7 @@ from ..calibration.ranges import conformal_pvalues
 from ..core.errors import DataError, number_of
 from ..data.headers import image_info
 from ..data.intensity import Intensity
+from ..data.rows import as_labels
 from ..metrics.newcombe import AUROC_INTERVAL
 from ..metrics.regions import ProCurve
 from .evaluation import class_rate, image_metrics, mask_notes, pixel_curve, pixel_metrics, read_masks, saturated_metrics
@@ -103,6 +104,12 @@ class Evaluation:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __repr__(self) -> str:
+        counts = {c: n for c in ("normal", "anomalous") if (n := int((self.labels == (c == "anomalous")).sum()))}
+        said = ", ".join(f"{n} labelled {c}" for c, n in counts.items()) or "without labels"
+        called = f"{int(self.called.sum())} called anomalous at {self.threshold.value:.6g}"
+        return f"Evaluation({number_of(len(self), 'image')}, {said}, {called})"
+
     @property
     def called(self) -> np.ndarray:  # (N,) bool
         "Which images are anomalous at the threshold."
@@ -111,7 +118,7 @@ class Evaluation:
     @cached_property
     def labels(self) -> np.ndarray:  # (N,) 0 normal, 1 anomalous, -1 unknown
         "Labels of the index; unknown where it has none."
-        return self.meta["label"].to_numpy() if "label" in self.meta else np.full(len(self), -1)
+        return as_labels(self.meta["label"]) if "label" in self.meta else np.full(len(self), -1)
 
     @property
     def both(self) -> bool:

@@ -21,7 +21,7 @@ from ..core.style import ANOMALOUS, figure_style
 from ..core.views import Check, Choice, Control, Slider, State, View
 from ..data import image_info, one_category, read_index
 from ..data.census import equal_files, split_counts
-from ..data.rows import normal_training
+from ..data.rows import complete_rows, normal_training
 from ..features import FeatureSet, cached_features
 from ..metrics.ranking import reached
 from .decisions import decision_table, plot_decisions
@@ -71,7 +71,7 @@ class ImageView(View):
             else PartScores(self.detector, test, recorded)
         )
         self.source = source
-        self.meta, self.scores = source.meta, source.scores
+        self.meta, self.scores = complete_rows(source.meta), source.scores
         self.labels = self.meta["label"].to_numpy()
         self.defects = self.meta["defect"].to_numpy().astype(str)
         aggregation = self.detector.image_aggregation

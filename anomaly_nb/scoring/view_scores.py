@@ -16,6 +16,7 @@ from sklearn.base import clone
 from ..banks import KNNBank, held_out_scores
 from ..core.tables import read_table
 from ..data import image_info
+from ..data.rows import complete_rows
 from ..features import FeatureSet
 from .copies import first_copies
 from .detector import Detector
@@ -37,7 +38,7 @@ class GridScores:
         train: FeatureSet | None,  # normal images; None: the detector's k alone
         test: FeatureSet,
     ):
-        self.detector, self.test, self.meta = detector, test, test.meta
+        self.detector, self.test, self.meta = detector, test, complete_rows(test.meta)
         bank = detector.bank_
         # of copies the first is learned from, and every one has its scores
         first = np.arange(0) if train is None else first_copies(detector.paths_, train.patches)
@@ -119,7 +120,7 @@ class PartScores:
         # (N,) their scores, of `recorded_scores`; None = computed now, one image after the other
         recorded: np.ndarray | None = None,
     ):
-        self.detector, self.meta = detector, index.reset_index(drop=True)
+        self.detector, self.meta = detector, complete_rows(index.reset_index(drop=True))
         self.result: Evaluation | None = None  # its cells lie on disk
         if recorded is None or detector.bank_.whole_batch:
             self.result = detector.evaluate(index)
