@@ -9,27 +9,14 @@ __all__ = ['held_out_folds', 'fitted_fold', 'held_out_scores']
 import warnings
 
 import numpy as np
-import pandas as pd
 from sklearn.base import clone
 
 from .base import Bank
 from ..core.errors import DataError, Notice, number_of, real_array
+from ..core.items import group_labels
 from ..core.runtime import progress
 
 # %% ../../nbs/04_banks/12_held_out.ipynb #b0a34bf1
-def _group_names(groups: np.ndarray) -> np.ndarray:
-    "Groups, of several types as text, so that they can be sorted. Raises `DataError` for images without one."
-    column = np.asarray(groups)
-    missing = np.flatnonzero(pd.isna(column))
-    if len(missing):
-        raise DataError(
-            f"groups: none for image {missing[0]} ({len(missing)} of {number_of(len(column), 'image')} such, counted "
-            "from 0); give every image its group, such as a name of its own"
-        )
-    mixed = column.dtype == object and len({type(name) for name in column.tolist()}) > 1
-    return np.array([str(name) for name in column.tolist()]) if mixed else column
-
-
 def held_out_folds(
     n: int,  # normal training images
     folds: int | None = None,  # None: 5, or 10 with groups; no more than there are images or groups
@@ -37,7 +24,7 @@ def held_out_folds(
     groups: np.ndarray | None = None,  # (n,) images of one group share a fold; None = each on its own
 ) -> np.ndarray:  # (n,) int, from 0
     "The fold of each image. Raises `DataError` with fewer than two images or groups."
-    names, group = np.unique(np.arange(n) if groups is None else _group_names(groups), return_inverse=True)
+    names, group = np.unique(np.arange(n) if groups is None else group_labels(groups), return_inverse=True)
     if len(group) != n:
         raise DataError(f"groups: {len(group)} for {number_of(n, 'image')}")
     if len(names) < 2:
