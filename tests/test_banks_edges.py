@@ -259,7 +259,7 @@ def test_detectors_come_back_from_disk(name, tmp_path):
 @pytest.mark.parametrize("wrong", [1.5, 0.0, -0.1, 0, -1, True, "all"])
 def test_a_coreset_is_a_fraction_or_a_count(wrong):
     with pytest.raises(
-        DataError, match=r"a fraction as a float in \(0, 1\], a count as an int from 1, or None for all"
+        DataError, match=r"a fraction as a float in \(0, 1\], a count as an int from 2, or None for all"
     ):
         coreset_count(wrong, 10)
     assert [coreset_count(c, 10) for c in (1.0, 1, 0.25, 3, 99, None)] == [10, 1, 2, 3, 10, 10]

@@ -30,8 +30,8 @@ def command(*arguments, cwd):
 
 
 @pytest.mark.parametrize(("spoil", "words"), [
-    (lambda s: (s / "nut/test/spot/000.png").unlink(), "1 mask(s) without an image"),
-    (lambda s: (s / "nut/ground_truth/spot/000_mask.png").unlink(), "1 image(s) without a mask"),
+    (lambda s: (s / "nut/test/spot/000.png").unlink(), "1 mask without an image"),
+    (lambda s: (s / "nut/ground_truth/spot/000_mask.png").unlink(), "1 image without a mask"),
     (lambda s: [p.unlink() for p in (s / "nut/train/good").iterdir()], "holds no images"),
     (lambda s: (s / "nut/test/good/000.png").write_bytes((s / "nut/test/good/000.png").read_bytes()[:500]), "000.png: damaged"),
     (lambda s: (s / "nut/test/good/000.png").write_text("not an image"), "000.png: damaged"),

@@ -39,7 +39,7 @@ from .presence import PresenceSettings, measure_presence
 from .roles import RoleFit, check_fitting, fit_roles
 from .segments import SegmentSettings, divergence, fit_delta, segment_presence, video_boundaries
 from .union import unlearnable
-from ..scoring.detector_files import check_own_folder
+from ..core.listing import check_own_folder
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #50f05643
 RUN_FILES = tuple(f"{n}.pt" for n in ("presence", "presence_used", "boundary", "seg_presence", "labels", "trainpack"))

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 
 from .base import check_squares
-from ..core.errors import DataError, check_finite, check_random_state
+from ..core.errors import DataError, Notice, check_finite, check_random_state
 from ..core.runtime import progress
 
 # %% ../../nbs/04_banks/04_coreset.ipynb #17d5f530
@@ -85,7 +85,7 @@ class _Greedy:
 
 # %% ../../nbs/04_banks/04_coreset.ipynb #488b4918
 def coreset_count(
-    coreset: float | int | None,  # a fraction (float in (0, 1]), a count (int from 1), or None = all
+    coreset: float | int | None,  # a fraction (float in (0, 1]), a count (int from 2), or None = all
     n: int,  # patches there are
 ) -> int:  # patches to keep
     "How many of `n` patches a coreset keeps. Raises `DataError` naming both forms."
@@ -95,10 +95,12 @@ def coreset_count(
         return n
     if fraction:
         return max(1, round(float(coreset) * n))
-    if whole and coreset >= 1:
+    if whole and coreset == 1:  # of a file that was written by what knows no 1.0
+        raise DataError("coreset=1: write 1.0 for all patches, or a count from 2 on")
+    if whole and coreset > 1:
         return min(int(coreset), n)
     raise DataError(
-        f"coreset={coreset!r}; give a fraction as a float in (0, 1], a count as an int from 1, or None for all"
+        f"coreset={coreset!r}; give a fraction as a float in (0, 1], a count as an int from 2, or None for all"
     )
 
 
@@ -107,7 +109,7 @@ def coreset_of_report(
 ) -> float | int:  # in the form `coreset_count` takes
     "A coreset from a parameter that is always a float. Raises `DataError`; 0, which once meant all, warns."
     if value == 0:
-        warnings.warn("coreset=0 is now written coreset=1.0, which keeps all patches", stacklevel=2)
+        warnings.warn(Notice("coreset=0 is now written coreset=1.0, which keeps all patches"), stacklevel=2)
         return 1.0
     if value > 1 and value == int(value):
         return int(value)

@@ -221,7 +221,7 @@ def check_fit_options(
     "Raise `DataError` for options that no folder of images could make right."
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.scoring import RECIPES
-    from anomaly_nb.scoring.detector_files import check_own_folder
+    from anomaly_nb.core.listing import check_own_folder
 
     if not 0 < made.false_alarms < 1:
         raise DataError(f"--false-alarms {made.false_alarms}: give a fraction between 0 and 1, such as 0.05")

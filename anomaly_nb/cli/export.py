@@ -40,7 +40,7 @@ def export(
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.core.plain import read_json
     from anomaly_nb.scoring import Detector
-    from anomaly_nb.scoring.detector_files import check_own_folder
+    from anomaly_nb.core.listing import check_own_folder
     from anomaly_nb.scoring.export import FORMATS
 
     if format not in FORMATS:

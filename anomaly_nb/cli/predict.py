@@ -118,7 +118,7 @@ def _write_table(out: Path, rows: _Rows, images: list[str]) -> None:
 # %% ../../nbs/11_cli/16_predict.ipynb #96333cab
 def _read_paths(out: Path) -> list[str]:
     "The images that rows of a CSV name."
-    from anomaly_nb.scoring.predict import table_cell
+    from anomaly_nb.core.tables import table_cell
 
     if not out.is_file() or not out.stat().st_size:
         return []
@@ -154,7 +154,8 @@ def _named(out: Path) -> Iterator[None]:
 
 def _watch(paths: list[Path], out: Path, rows: _Rows, every: float, idle: float) -> None:
     "Predict what arrives, each file once it has stopped growing, and again where it has changed since then."
-    from anomaly_nb.scoring.predict import find_images, table_cell
+    from anomaly_nb.core.tables import table_cell
+    from anomaly_nb.scoring.predict import find_images
 
     # of each row's image, what it was when it was judged; of the rows of an earlier watch only when that ended
     seen = dict.fromkeys(_read_paths(out), (-1, out.stat().st_mtime_ns if out.is_file() else 0))

@@ -79,7 +79,7 @@ class _Scoring:
         from anomaly_nb.core.order import utf8_name
         from anomaly_nb.data.images import read_image
         from anomaly_nb.metrics.ranking import reached
-        from anomaly_nb.scoring.predict import table_cell
+        from anomaly_nb.core.tables import table_cell
 
         relative = path.relative_to(top).as_posix()
         name = utf8_name(relative)

@@ -62,7 +62,8 @@ def update(
     from anomaly_nb.data.file_types import count_types, unseen_types
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.scoring import Detector
-    from anomaly_nb.scoring.detector_files import check_backbone, check_own_folder
+    from anomaly_nb.core.listing import check_own_folder
+    from anomaly_nb.scoring.detector_files import check_backbone
     from anomaly_nb.scoring.new_normals import find_normal_images
     from anomaly_nb.scoring.predict import needs_batch, predict_files
     from anomaly_nb.scoring.preparation import image_groups

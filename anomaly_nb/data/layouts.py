@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError, MissingFileError, check_folder
+from ..core.errors import DataError, MissingFileError, check_folder, number_of
 from ..core.order import natural_key, path_key
 from ..core.plain import read_json
 from ..core.runtime import progress
@@ -152,7 +152,7 @@ def _listed(
     if len(there) < len(rows) and on_missing == "raise":
         absent = [r["image_path"] for r in rows if not Path(r["image_path"]).is_file()]
         raise DataError(
-            f"{source}: names {len(absent)} image(s) that are not there, first {absent[0]}; unpack "
+            f"{source}: names {number_of(len(absent), 'image')} not there, first {absent[0]}; unpack "
             "them, or pass on_missing='drop'"
         )
     rows = there

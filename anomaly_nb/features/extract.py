@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..core.errors import DataError, check_finite, number_of, percent
+from ..core.errors import DataError, Notice, check_finite, number_of, percent
 from ..core.runtime import cpu_threads, in_order, progress, side_by_side
 from ..data.headers import check_size, image_info
 from ..data.images import read_counted, read_upright
@@ -140,7 +140,8 @@ def feature_batches(
             f"{len(clipped)} of {number_of(len(set(paths)), 'image')} with values outside "
             f"{intensity.text if intensity else 'their range'}, clipped"
         )
-        warnings.warn(f"{message}; most in {worst}, {percent(clipped[worst], 2)} of its values", stacklevel=2)
+        worst_of = f"{message}; most in {worst}, {percent(clipped[worst], 2)} of its values"
+        warnings.warn(Notice(worst_of), stacklevel=2)
 
 # %% ../../nbs/03_features/03_extract.ipynb #3f7d8749
 def read_ahead(

@@ -22,7 +22,7 @@ from ..core.files import to_json, write_files
 from ..core.runtime import versions
 from ..data.intensity import Intensity
 from ..features import FeatureSet
-from .detector_files import check_own_folder
+from ..core.listing import check_own_folder
 from .graph import build_graph
 from .maps import heatmaps
 
