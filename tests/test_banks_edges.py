@@ -262,7 +262,9 @@ def test_a_coreset_is_a_fraction_or_a_count(wrong):
         DataError, match=r"a fraction as a float in \(0, 1\], a count as an int from 2, or None for all"
     ):
         coreset_count(wrong, 10)
-    assert [coreset_count(c, 10) for c in (1.0, 1, 0.25, 3, 99, None)] == [10, 1, 2, 3, 10, 10]
+    assert [coreset_count(c, 10) for c in (1.0, 2, 0.25, 3, 99, None)] == [10, 2, 2, 3, 10, 10]
+    with pytest.raises(DataError, match=r"coreset=1: write 1\.0 for all patches"):
+        coreset_count(1, 10)
 
 
 def test_a_mutual_bank_saved_with_an_earlier_name_opens(tmp_path):

@@ -96,8 +96,11 @@ def pair_masks(
         sorted(a.keys() - b.keys(), key=natural_key) for a, b in ((images, masks), (masks, images))
     )
     if on_missing == "raise" and (lone_images or lone_masks):
-        errors = [f"{number_of(len(lone_images), 'image')} without a mask, first {images[lone_images[0]]}"] if lone_images else []
-        errors += [f"{number_of(len(lone_masks), 'mask')} without an image, first {masks[lone_masks[0]]}"] if lone_masks else []
+        errors = []
+        if lone_images:
+            errors = [f"{number_of(len(lone_images), 'image')} without a mask, first {images[lone_images[0]]}"]
+        if lone_masks:
+            errors += [f"{number_of(len(lone_masks), 'mask')} without an image, first {masks[lone_masks[0]]}"]
         raise DataError("; ".join(errors) + "; repair the data, or pass on_missing='keep' or 'drop' to go on")
     keep = images if on_missing == "keep" else {k: v for k, v in images.items() if k in masks}
     return {k: (v, masks[k].as_posix() if k in masks else "") for k, v in keep.items()}
