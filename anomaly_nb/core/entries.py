@@ -96,5 +96,5 @@ def real_tensor(
     if tensor.is_floating_point() and tensor.element_size() < 4:
         tensor = tensor.float()
     if finite:
-        check_finite(name, tensor)
+        check_finite(name, real_array(name, tensor))
     return tensor

@@ -64,7 +64,7 @@ def check_logits(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor
 _LAYOUTS = {"(C, H, W)": (0, 1, 2), "(C, W, H)": (0, 2, 1), "(H, W, C)": (2, 0, 1), "(W, H, C)": (2, 1, 0)}
 
 
-def _misfit(sides: tuple[int, int], size: tuple[int, int]) -> tuple[int, float]:
+def _misfit(sides: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, float]:
     """0 for the sides of an image divided by one stride and rounded in one way, 1 for a square, 2 for others; and how
     far their ratio is off.
     """
@@ -86,7 +86,7 @@ def check_layout(
         return
     axes = {name: tuple(shape[i] for i in order) for name, order in _LAYOUTS.items()}
     named = {name: one for name, one in axes.items() if one[0] == n_classes}
-    misfit = {name: _misfit(one[1:], (size[0], size[1])) for name, one in (named or axes).items()}
+    misfit = {name: _misfit(one[1:], size) for name, one in (named or axes).items()}
     best, first = min(misfit, key=misfit.__getitem__), misfit.get("(C, H, W)")
     verb = "looks like"
     if first is None and misfit[best][0]:
