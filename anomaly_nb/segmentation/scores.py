@@ -62,17 +62,20 @@ def check_logits(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor
 
 # %% ../../nbs/07_segmentation/01_scores.ipynb #01e7053b
 _LAYOUTS = {"(C, H, W)": (0, 1, 2), "(C, W, H)": (0, 2, 1), "(H, W, C)": (2, 0, 1), "(W, H, C)": (2, 1, 0)}
+_STRIDES = (1, 2, 4, 7, 8, 14, 16, 28, 32, 64)  # of networks: of convolutions, and of the patches of transformers
 
 
 def _misfit(sides: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, float]:
-    """0 for the sides of an image divided by one stride and rounded in one way, 1 for a square, 2 for others; and how
-    far their ratio is off.
+    """0 for an image's sides divided by a network's stride and rounded in one way, 1 by another one, 2 for a square, 3
+    for other sides; and how far their ratio is off.
     """
-    fits = False
+    level = 2 if sides[0] == sides[1] else 3
     for least in (0.0, 0.5, 1.0):  # what rounding down, to the nearest and up may add at most
         lows, highs = zip(*((n / (m + 1 - least), n / max(m - least, 1e-12)) for m, n in zip(sides, size)))
-        fits |= max(lows) < min(highs)
-    return 0 if fits else 1 if sides[0] == sides[1] else 2, abs(np.log(sides[0] * size[1] / (sides[1] * size[0])))
+        low, high = max(lows), min(highs)  # the strides that give these sides
+        if low < high:
+            level = min(level, 0 if any(low <= stride <= high for stride in _STRIDES) else 1)
+    return level, abs(np.log(sides[0] * size[1] / (sides[1] * size[0])))
 
 
 def check_layout(
@@ -89,19 +92,17 @@ def check_layout(
     misfit = {name: _misfit(one[1:], size) for name, one in (named or axes).items()}
     best, first = min(misfit, key=misfit.__getitem__), misfit.get("(C, H, W)")
     verb = "looks like"
-    if first is None and misfit[best][0]:
+    if first is None and misfit[best][0] > 1:
         return  # another number of classes: no question of the layout
-    if first is not None and not first[0]:
-        if best.startswith("(C") or shape[0] == shape[2]:
-            last = [n for n, fit in misfit.items() if n.endswith("C)") and not fit[0] and fit[1] <= 2 * first[1]]
-            if not last or shape[0] == shape[2]:
-                return
-            best = last[0]
-        verb = "may be (C, H, W) or"
+    if first is not None and first[0] < 2:  # so does another order of the axes, as well or nearly?
+        last = [n for n, fit in misfit.items() if n.endswith("C)") and (fit[0], fit[1] / 2) <= first]
+        if not last or shape[0] == shape[2] or n_classes:
+            return
+        best, verb = min(last, key=misfit.__getitem__), "may be (C, H, W) or"
     elif best == "(C, H, W)":
         return
     order = _LAYOUTS[best]
-    unnamed = "" if named else f"; if its {shape[0]} classes stand first, name them: classes=(...)"
+    unnamed = "" if n_classes else f"; if its {shape[0]} classes stand first, name them: classes=(...)"
     raise DataError(
         f"{source}: {shape} {verb} {best} for an image of {size[0]}x{size[1]}; transpose to (C, H, W): "
         f"np.transpose(logits, {order}), of a batch of a torch network logits.permute{(0, *(i + 1 for i in order))}"
