@@ -279,5 +279,5 @@ def test_every_object_says_what_it_is(fitted, network, scenes):
     assert repr(fitted).endswith("fitted on 2 images)") and "methods=('max_logit', 'energy')" in repr(fitted)
     result = evaluate(network, fitted, scenes)
     assert repr(result).startswith("StreetEvaluation(Max logit, Energy of 2 images; ")
-    assert repr(network) == "OwnNetwork(plain: function, not named classes)"
+    assert repr(network) == "OwnNetwork(plain: function, classes not named)"
     assert repr(OwnNetwork("own", Pixels(), tuple("abcde"))) == "OwnNetwork(own: Pixels, 5 classes)"

@@ -145,8 +145,8 @@ def street_metrics(
         both = bool(ground_truth.any() and not ground_truth.all())
         if not both and rule.one_sided == "raise":
             raise DataError(
-                f"labels[{i}] has one class only (the anomaly is id {anomaly}), which protocol {protocol!r} refuses; leave "
-                "the image out"
+                f"labels[{i}] has one class only (the anomaly is id {anomaly}), which protocol {protocol!r} refuses; "
+                "leave the image out"
             )
         if both and not rule.pooled:
             table = threshold_table(ground_truth, score)
@@ -159,7 +159,8 @@ def street_metrics(
         ids = np.unique(real_array("labels[0]", labels[0])).tolist()
         raise DataError(
             f"no pixel of labels is of id {anomaly}, the anomaly of protocol {protocol!r} (the first image holds "
-            f"{', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}); give raw ids, or masks as bool: labels == 1"
+            f"{', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}); give raw ids, or masks as bool: "
+            "labels == 1"
         )
     if not rows:
         raise DataError("no image has both normal and anomalous pixels; there is nothing to rank")

@@ -102,7 +102,8 @@ class OwnNetwork(nn.Module):
 
     def __repr__(self) -> str:
         of = type(self.call).__name__ if self.module is None else type(self.module).__name__
-        return f"OwnNetwork({self.name}: {of}, {len(self.classes) or 'not named'} classes)"
+        named = f"{len(self.classes)} classes" if self.classes else "classes not named"
+        return f"OwnNetwork({self.name}: {of}, {named})"
 
     @property
     def last_layer(self) -> tuple[torch.Tensor, torch.Tensor]:
