@@ -22,7 +22,7 @@ from anomaly_nb.calibration import (
 )
 from anomaly_nb.calibration.view import DriftView
 from anomaly_nb.core.errors import DataError, Notice, check_file, check_folder, check_number
-from anomaly_nb.core.items import by_place, group_labels
+from anomaly_nb.core.entries import by_place, group_labels
 from anomaly_nb.metrics import (
     aupimo,
     aupro,

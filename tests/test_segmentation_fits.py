@@ -24,7 +24,7 @@ from anomaly_nb.segmentation.heat import TermMoments
 from anomaly_nb.segmentation.models import StreetOutput, predict
 from anomaly_nb.segmentation import scorer as scorer_module
 from anomaly_nb.segmentation.passes import TrainingPasses
-from anomaly_nb.segmentation.scorer import MASKED, METHODS
+from anomaly_nb.segmentation.methods import MASKED, METHODS
 from anomaly_nb.segmentation.scores import max_logit_moments
 
 SIZE = (32, 48)

@@ -18,7 +18,7 @@ from anomaly_nb.segmentation.promise import promise_study
 from anomaly_nb.segmentation.evaluation import StreetEvaluation
 from anomaly_nb.segmentation.network import OwnNetwork
 from anomaly_nb.segmentation.readers import open_streets
-from anomaly_nb.segmentation.scorer import run_methods
+from anomaly_nb.segmentation.methods import run_methods
 
 
 def street(*arguments):

@@ -44,7 +44,7 @@ class MILProbe(nn.Module):
         p = check_presences(p).double()
         names, bounds = video_ranges(video)
         n_events = np.asarray(labels).shape[-1]
-        y = check_labels(labels, len(names), events or [f"event {e}" for e in range(n_events)])
+        y = check_labels(labels, names, events or [f"event {e}" for e in range(n_events)])
         self.mean_, self.std_ = p.mean(0), p.std(0).clamp(min=1e-6)
         self.weight = nn.Parameter(torch.zeros(p.shape[1], n_events, dtype=torch.double))
         self.bias = nn.Parameter(torch.zeros(n_events, dtype=torch.double))
@@ -108,7 +108,7 @@ class ConceptBottleneck:
         x = self._largest(np.asarray(p, dtype=np.float64), video)
         n_events = np.asarray(labels).shape[-1]
         events = events or [f"event {e}" for e in range(n_events)]
-        y = check_labels(labels, len(x), events).numpy().astype(int)
+        y = check_labels(labels, video_ranges(video)[0], events).numpy().astype(int)
         self.models_ = []
         for e in range(n_events):
             if min(y[:, e].sum(), (1 - y[:, e]).sum()) < 3:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXTRACTED', 'earlier_frames', 'check_videos', 'extract_frames', 'frame_key', 'Frames', 'list_frames', 'FrameLabels',
-           'read_labels', 'video_ranges', 'read_events', 'cut_clips', 'video_labels']
+           'read_labels', 'video_entries', 'video_ranges', 'read_events', 'cut_clips', 'video_labels']
 
 # %% ../../nbs/09_atoms/02_frames.ipynb #9939d7ef
 import re
@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
 from ..core.errors import DataError, Notice, check_file, check_folder, number_of, require
@@ -248,12 +249,32 @@ def read_labels(
     return FrameLabels(label, events)
 
 # %% ../../nbs/09_atoms/02_frames.ipynb #ddf39543
+def video_entries(
+    video: ArrayLike,  # (T,) video of each frame
+    n_frames: int | None = None,  # T; None = as many as there are entries
+) -> np.ndarray:  # (T,)
+    "The video of each frame. Raises `DataError` for another number of entries, or one that is missing."
+    ids = np.asarray(video)
+    if ids.ndim != 1 or (n_frames is not None and len(ids) != n_frames):
+        raise DataError(f"video has shape {ids.shape} for {'T' if n_frames is None else n_frames} frames; give one "
+                        "entry a frame")
+    if missing := np.flatnonzero(pd.isna(ids)).tolist():
+        raise DataError(
+            f"video: {number_of(len(missing), 'frame')} without a video, the first at {missing[0]}; name it, or leave "
+            "the frame out"
+        )
+    return ids
+
+
 def video_ranges(
     video: ArrayLike,  # (T,) video of each frame, equal values adjacent
 ) -> tuple[list, np.ndarray]:  # names in order of appearance, (N + 1,) bounds
-    "Where each video's frames lie. Raises `DataError` when there is no frame, or a video lies in two pieces."
-    ids = np.asarray(video)
-    if ids.ndim != 1 or not len(ids):
+    """Where each video's frames lie.
+
+    Raises `DataError` when there is no frame, an entry is missing, or a video lies in two pieces.
+    """
+    ids = video_entries(video)
+    if not len(ids):
         raise DataError("there are no frames; give one video entry per frame")
     first = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
     names = ids[first].tolist()

@@ -15,19 +15,31 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from sklearn.exceptions import NotFittedError
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core.errors import DataError
+from ..core.entries import entries, real_tensor
+from ..core.errors import DataError, number_of
 from ..core.arrays import load_array, load_tensors, save_array, save_tensors
 from ..core.cache import content_of, keyed_folder
 from ..core.plain import Record
 from ..features.clip import Clip, load_clip
 from .captions import Caption, caption_membership
-from .frames import Frames
+from .frames import Frames, video_entries
 from .ontology import Ontology
 
 # %% ../../nbs/09_atoms/04_presence.ipynb #a24bdd5e
+def _unit(name: str, emb: Tensor) -> Tensor:
+    "Embeddings (n, D) of length one. Raises `DataError` for one that is zero or not finite."
+    largest = emb.detach().abs().amax(1, keepdim=True)
+    bad = ~(torch.isfinite(largest) & (largest > 0))
+    if bad.any():
+        raise DataError(f"{name}: {int(bad.sum())} embeddings are zero or not finite")
+    norm = emb.detach().norm(dim=1, keepdim=True)  # of very short and very long ones the squares have no digits left
+    return F.normalize(torch.where((norm > 1e-6) & (norm < 1e18), emb, emb / largest), dim=1)
+
+
 def presence_scores(
     image_emb: Tensor,  # (T, D) image embeddings, any length
     text_emb: Tensor,  # (C, D) text embeddings, any length
@@ -36,18 +48,14 @@ def presence_scores(
 
     Raises `DataError` for widths that differ, or a zero or non-finite embedding.
     """
-    if image_emb.ndim != 2 or text_emb.ndim != 2 or image_emb.shape[1] != text_emb.shape[1]:
+    image_emb, text_emb = real_tensor("image_emb", image_emb), real_tensor("text_emb", text_emb)
+    if image_emb.ndim != 2 or text_emb.ndim != 2 or image_emb.shape[1] != text_emb.shape[1] or not image_emb.shape[1]:
         raise DataError(
             f"embeddings have shapes {tuple(image_emb.shape)} and {tuple(text_emb.shape)}; they must be "
             "(T, D) and (C, D) of one model"
         )
-    for name, emb in (("image_emb", image_emb), ("text_emb", text_emb)):
-        norm = emb.norm(dim=1)
-        if not (torch.isfinite(norm) & (norm > 0)).all():
-            raise DataError(
-                f"{name}: {int((~(torch.isfinite(norm) & (norm > 0))).sum())} embeddings are zero or not finite"
-            )
-    cosine = F.normalize(image_emb, dim=1) @ F.normalize(text_emb, dim=1).T
+    dtype = torch.promote_types(torch.promote_types(image_emb.dtype, text_emb.dtype), torch.float32)
+    cosine = _unit("image_emb", image_emb.to(dtype)) @ _unit("text_emb", text_emb.to(dtype)).T
     return ((cosine + 1) / 2).clamp(0, 1)  # rounding only
 
 # %% ../../nbs/09_atoms/04_presence.ipynb #e61d42cf
@@ -63,15 +71,21 @@ def text_embeddings(
 # %% ../../nbs/09_atoms/04_presence.ipynb #cf24a105
 def image_embeddings(
     clip: Clip,  # the model
-    paths: Sequence[Path],  # (T,) frames
-    video: ArrayLike,  # (T,) video of each frame
+    paths: Sequence[str | Path],  # (T,) frames
+    video: ArrayLike,  # (T,) video of each frame, in any order
     cache: str | Path | None = None,  # folder to keep embeddings in
     batch: int = 64,  # images at a time
 ) -> Tensor:  # (T, D) unit vectors
-    "Embeddings of all frames, video by video, read from the cache where they are there already."
-    ids, out = np.asarray(video), []
+    """Embeddings of all frames in the order of `paths`, read from the cache where they are there already.
+
+    Raises `DataError` for another number of videos than of frames, or a frame without a video.
+    """
+    files = entries("paths", paths)
+    ids, out, order = video_entries(video, len(files)), [], []
     for v in dict.fromkeys(ids.tolist()):
-        frame_paths = [paths[i] for i in np.flatnonzero(ids == v).tolist()]
+        of_video = np.flatnonzero(ids == v).tolist()
+        frame_paths = [files[i] for i in of_video]
+        order += of_video
         if cache is None:
             out.append(clip.encode_images(frame_paths, batch))
             continue
@@ -80,7 +94,9 @@ def image_embeddings(
         if not file.exists():
             save_array(file, clip.encode_images(frame_paths, batch).numpy())
         out.append(torch.from_numpy(load_array(file)))
-    return torch.cat(out)
+    if not out:
+        raise DataError("paths: there are no frames; give one at least")
+    return torch.cat(out)[torch.from_numpy(np.argsort(order))]
 
 # %% ../../nbs/09_atoms/04_presence.ipynb #257ebfc0
 def check_calibration_method(method: str) -> None:
@@ -93,6 +109,7 @@ class PresenceCalibration:
     "Per-atom calibration of presences on normal training frames, `affine` or `quantile`."
 
     LEVELS = 201
+    table_: Tensor  # (2, C) or (LEVELS, C), of `fit`
 
     def __init__(
         self,
@@ -100,9 +117,23 @@ class PresenceCalibration:
     ):
         self.method = method
 
+    def __repr__(self) -> str:
+        fitted = f"fitted to {number_of(self.table_.shape[1], 'atom')}" if "table_" in vars(self) else "not fitted yet"
+        return f"PresenceCalibration({self.method!r}, {fitted})"
+
+    def _fitted(self) -> Tensor:
+        "The table of `fit`. Raises `NotFittedError`."
+        if "table_" not in vars(self):
+            raise NotFittedError("fit PresenceCalibration on presences of normal frames first")
+        return self.table_
+
     def fit(self, p: Tensor) -> "PresenceCalibration":
-        "Learn from (T, C) presences of normal training frames. Raises `DataError` for an unknown method or no frames."
+        """Learn from (T, C) presences of normal training frames.
+
+        Raises `DataError` for an unknown method, no frames, or presences that are NaN or infinite.
+        """
         check_calibration_method(self.method)
+        p = real_tensor("presences", p, finite=True)
         if p.ndim != 2 or not len(p):
             raise DataError("there are no normal frames to calibrate on; label some frames 0 or do without calibration")
         x = p.double()
@@ -115,22 +146,26 @@ class PresenceCalibration:
         return self
 
     def apply(self, p: Tensor) -> Tensor:
-        "(T, C) calibrated presences in [0, 1]. Raises `DataError` for another number of atoms."
-        if p.shape[1] != self.table_.shape[1]:
-            raise DataError(f"presences of {p.shape[1]} atoms, calibrated were {self.table_.shape[1]}")
+        """(T, C) calibrated presences in [0, 1].
+
+        Raises `NotFittedError`, `DataError` for another number of atoms, or presences that are NaN or infinite.
+        """
+        table, p = self._fitted(), real_tensor("presences", p, finite=True)
+        if p.ndim != 2 or p.shape[1] != table.shape[1]:
+            raise DataError(f"presences have shape {tuple(p.shape)}, calibrated were (T, C) of {table.shape[1]} atoms")
         x = p.double()
         if self.method == "affine":
-            return ((x - self.table_[0]) / self.table_[1]).clamp(0, 1).to(p.dtype)
-        below = torch.searchsorted(self.table_.T.contiguous(), x.T.contiguous(), right=False)
-        upto = torch.searchsorted(self.table_.T.contiguous(), x.T.contiguous(), right=True)
+            return ((x - table[0]) / table[1]).clamp(0, 1).to(p.dtype)
+        below = torch.searchsorted(table.T.contiguous(), x.T.contiguous(), right=False)
+        upto = torch.searchsorted(table.T.contiguous(), x.T.contiguous(), right=True)
         return ((below + upto).T / (2 * self.LEVELS)).to(p.dtype)
 
     def save(
         self,
         path: str | Path,  # `.pt`
     ) -> Path:
-        "Write the method and its table."
-        return save_tensors(path, {"method": self.method, "table": self.table_})
+        "Write the method and its table. Raises `NotFittedError`."
+        return save_tensors(path, {"method": self.method, "table": self._fitted()})
 
     @classmethod
     def load(cls, path: str | Path) -> "PresenceCalibration":

@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.errors import DataError, check_number, number_of
+from ..core.entries import real_tensor, table_values
+from ..core.errors import DataError, check_number, check_random_state, number_of
 from ..core.arrays import load_tensors, save_tensors
 from ..core.runtime import progress
 from .frames import video_ranges
@@ -40,19 +41,22 @@ class RoleModel(nn.Module):
         self,
         n_atoms: int,  # C
         n_events: int,  # E
-        mask: Tensor | None = None,  # (C, E) bool, False where an atom may play no role (ontology)
+        mask: ArrayLike | None = None,  # (C, E) bool, False where an atom may play no role (ontology)
         leak: float = 0.02,  # probability of a cause that is no atom, in (0, 1)
         random_state: int = 0,  # seed of the small noise roles start from
     ):
         super().__init__()
         if not 0 < leak < 1:
             raise DataError(f"leak is {leak}; it must lie between 0 and 1")
-        generator = torch.Generator().manual_seed(random_state)
+        generator = torch.Generator().manual_seed(check_random_state(random_state))
+        allowed = torch.ones(n_atoms, n_events) if mask is None else real_tensor("mask", mask, finite=True)
+        if tuple(allowed.shape) != (n_atoms, n_events):
+            raise DataError(f"mask has shape {tuple(allowed.shape)}; it must be (C, E) = ({n_atoms}, {n_events})")
         start = torch.tensor([2.0, 0.0, 0.0, 0.0]).view(4, 1, 1)  # three strengths of 0.1: all roles open
         self.theta = nn.Parameter(start + 0.01 * torch.randn(4, n_atoms, n_events, generator=generator))
         self.scale = nn.Parameter(torch.full((3, n_events), math.log(math.expm1(1.0))))
         self.bias = nn.Parameter(torch.zeros(n_events))
-        self.register_buffer("mask", torch.ones(n_atoms, n_events, dtype=torch.bool) if mask is None else mask.bool())
+        self.register_buffer("mask", allowed.bool())
         self.leak = leak
 
     def roles(self) -> Tensor:
@@ -117,7 +121,7 @@ def train_on_videos(
 
     Raises `DataError` where all videos are held out, or for a loss that is not finite.
     """
-    generator = torch.Generator().manual_seed(random_state)
+    generator = torch.Generator().manual_seed(check_random_state(random_state))
     frames, history = list(p.split(list(lengths))), []
     order = torch.randperm(len(frames), generator=generator)
     n_held_out, warm_epochs = round(settings.validation * len(frames)), settings.freeze_bias_epochs
@@ -200,6 +204,10 @@ class RoleFit:
     topk: int
     history: pd.DataFrame  # seed, epoch, loss, validation_loss, gradient
 
+    def __repr__(self) -> str:
+        size = f"{number_of(len(self.atoms), 'atom')}, {number_of(len(self.models), 'fit')}, topk {self.topk}"
+        return f"RoleFit({', '.join(self.events)}: {size})"
+
     def roles(self) -> np.ndarray:
         "(seeds, 3, C, E) strengths."
         return torch.stack([m.roles() for m in self.models]).detach().numpy()
@@ -247,7 +255,7 @@ class RoleFit:
         p: Tensor,  # (T, C) presences
     ) -> np.ndarray:  # (T, E) float64, higher = more of the event
         "Frame logits, mean over seeds. Raises `DataError` for presences that are NaN or outside [0, 1]."
-        p = check_presences(p)
+        p = check_presences(p, self.atoms)
         with torch.no_grad():
             return torch.stack([m(p) for m in self.models]).mean(0).numpy()
 
@@ -260,7 +268,7 @@ class RoleFit:
 
         Raises `DataError` as `score_frames` does, and for another number of frames.
         """
-        p, lengths = check_presences(p), np.diff(video_ranges(video)[1]).tolist()
+        p, lengths = check_presences(p, self.atoms), np.diff(video_ranges(video)[1]).tolist()
         if sum(lengths) != len(p):
             raise DataError(
                 f"{number_of(len(p), 'frame')} of presences and {sum(lengths)} video entries; give one of each a frame"
@@ -307,7 +315,7 @@ def check_fitting(
 def fit_roles(
     p: Tensor,  # (T, C) presences in [0, 1], videos end to end
     video: ArrayLike,  # (T,) video of each frame
-    labels: ArrayLike,  # (N, E) in {0, 1}, videos in their order of appearance
+    labels: ArrayLike,  # (N, E) in {0, 1}, videos in their order of appearance, or a table with their names as index
     atoms: Sequence[str] | None = None,  # C names
     events: Sequence[str] | None = None,  # E names
     mask: ArrayLike | None = None,  # (C, E) bool, which atoms may play a role (ontology); None for all
@@ -321,32 +329,21 @@ def fit_roles(
     Raises `DataError` for presences outside [0, 1], labels that do not fit, or an event that all or none of the videos
     have.
     """
-    settings, p = check_fitting(topk, n_fits, **training), torch.as_tensor(p).detach()
-    names, bounds = video_ranges(video)
+    settings, random_state = check_fitting(topk, n_fits, **training), check_random_state(random_state)
+    (names, bounds), p = video_ranges(video), check_presences(p, atoms).detach()
     if p.ndim != 2 or len(p) != bounds[-1]:
         raise DataError(f"presences have shape {tuple(p.shape)} for {bounds[-1]} frames")
-    check_presences(p)
-    labels = np.asarray(labels)
     atoms = [f"atom {c}" for c in range(p.shape[1])] if atoms is None else list(atoms)
-    events = [f"event {e}" for e in range(labels.shape[-1])] if events is None else list(events)
+    events = [f"event {e}" for e in range(np.shape(labels)[-1])] if events is None else list(events)
     if len(atoms) != p.shape[1]:
         raise DataError(f"{len(atoms)} atom names for presences of {p.shape[1]} atoms")
-    y, lengths = check_labels(labels, len(names), events), np.diff(bounds).tolist()
+    y, lengths = check_labels(labels, names, events), np.diff(bounds).tolist()
+    mask = table_values("mask", mask, atoms, events)
     models, history = [], []
     for seed in progress(range(random_state, random_state + n_fits), "roles", unit="fit"):
-        model = RoleModel(
-            len(atoms), len(events), None if mask is None else torch.as_tensor(np.asarray(mask)), random_state=seed
-        )
-        steps = train_on_videos(
-            model,
-            p,
-            lengths,
-            y,
-            lambda z, n: log_no_event(z, n, topk),
-            [model.scale, model.bias],
-            settings,
-            seed,
-        )
+        model = RoleModel(len(atoms), len(events), mask, random_state=seed)
+        warm, pool = [model.scale, model.bias], lambda z, n: log_no_event(z, n, topk)
+        steps = train_on_videos(model, p, lengths, y, pool, warm, settings, seed)
         models.append(model.eval())
         history += [{"seed": seed, **step} for step in steps]
     return RoleFit(models, atoms, events, topk, pd.DataFrame(history))
@@ -355,7 +352,7 @@ def fit_roles(
 def explain(
     model: RoleModel | RoleFit,  # fitted; of several seeds the mean of their terms, as their score is a mean
     p: Tensor,  # (C,) presences of one frame
-    event: int,  # index of the event
+    event: int | str,  # index of the event, or its name in a fit
     atoms: Sequence[str],  # C names
     top: int = 5,  # terms to list of each type
 ) -> pd.DataFrame:  # evidence_type, atoms, term, fraction of all evidence of its type
@@ -366,16 +363,19 @@ def explain(
     """
     models = model.models if isinstance(model, RoleFit) else [model]
     n_atoms, n_events = models[0].mask.shape
-    p = check_presences(p).double()
+    p = check_presences(p, atoms).double()
     if tuple(p.shape) != (n_atoms,) or len(atoms) != n_atoms:
         raise DataError(
             f"presences have shape {tuple(p.shape)}, and there are {number_of(len(atoms), 'atom name')}; the model "
             f"knows {number_of(n_atoms, 'atom')}: give ({n_atoms},) presences of one frame and a name each"
         )
-    if not -n_events <= event < n_events:
-        raise DataError(f"event is {event}; the model has {number_of(n_events, 'event')}, counted from 0")
+    names = list(model.events) if isinstance(model, RoleFit) else []
+    e = names.index(event) if event in names else event
+    if not isinstance(e, int | np.integer) or not -n_events <= e < n_events:
+        called = f" ({', '.join(names)})" if names else ""
+        raise DataError(f"event is {event!r}; the model has {number_of(n_events, 'event')}{called}, counted from 0")
     with torch.no_grad():
-        a = torch.stack([m.roles()[:, :, event] for m in models]).double() * p  # (models, 3, C)
+        a = torch.stack([m.roles()[:, :, e] for m in models]).double() * p  # (models, 3, C)
     rows = []
     for k, evidence_type in enumerate(EVIDENCE_TYPES):
         if evidence_type == "indirect":

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..core.errors import DataError, check_number
-from .frames import video_ranges
+from ..core.entries import real_tensor
+from .frames import video_entries, video_ranges
 
 # %% ../../nbs/09_atoms/05_segments.ipynb #005138a4
 def _starts(
@@ -22,9 +23,7 @@ def _starts(
     n: int,  # T
 ) -> Tensor:  # (T,) bool, True at the first frame of each video
     "Where videos start in frames laid end to end. Raises `DataError` for a wrong length or a video in two pieces."
-    ids = np.zeros(n, int) if video is None else np.asarray(video)
-    if ids.shape != (n,):
-        raise DataError(f"video has shape {ids.shape} for {n} frames; give one entry a frame")
+    ids = np.zeros(n, int) if video is None else video_entries(video, n)
     first = torch.zeros(n, dtype=torch.bool)
     if n:
         first[torch.from_numpy(video_ranges(ids)[1][:-1])] = True
@@ -39,6 +38,7 @@ def divergence(
 
     Raises `DataError` for anything but a (T, C) tensor.
     """
+    p = real_tensor("presences", p)
     if p.ndim != 2 or not p.is_floating_point():
         raise DataError(f"presences must be a (T, C) float tensor, not {tuple(p.shape)} {p.dtype}")
     d = torch.zeros(len(p), dtype=p.dtype, device=p.device)
@@ -62,7 +62,7 @@ def boundary_probability(
 ) -> Tensor:  # (T,) in [0, 1]
     "`sigmoid(kappa * (d - delta))`. Raises `DataError` for a kappa that is not positive, or numbers not finite."
     check_boundary(kappa, delta)
-    return torch.sigmoid(kappa * (d - delta))
+    return torch.sigmoid(kappa * (real_tensor("divergences", d) - delta))
 
 # %% ../../nbs/09_atoms/05_segments.ipynb #b3334b1b
 def fit_delta(
@@ -72,6 +72,7 @@ def fit_delta(
 ) -> float:  # delta
     "The `quantile` of training divergences, as `delta`. Raises `DataError` where no video has two frames."
     check_number("delta_quantile", quantile, 0, 1)
+    d = real_tensor("divergences", d)
     inner = d[~_starts(video, len(d)).to(d.device)]
     if not len(inner):
         raise DataError("no video has two frames; there is no divergence to take a quantile of, give delta")
@@ -98,6 +99,7 @@ def segment_presence(
 
     Raises `DataError` for shapes that do not fit or a negative window.
     """
+    p, b = real_tensor("presences", p), real_tensor("boundaries", b)
     if p.ndim != 2 or b.shape != p.shape[:1]:
         raise DataError(
             f"presences {tuple(p.shape)} and boundaries {tuple(b.shape)} do not fit; they must be (T, C) and (T,)"

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.entries import real_tensor, table_values
 from ..core.errors import DataError
 from .evidence import log1mexp
 
@@ -51,25 +52,30 @@ def unlearnable(
 
 # %% ../../nbs/09_atoms/08_union.ipynb #5be548a4
 def check_presences(
-    p: ArrayLike,  # (T, C) presences
+    p: ArrayLike,  # (T, C) presences; of a table whose columns are atoms, in the order of `atoms`
+    atoms: Sequence[str] | None = None,  # C names
 ) -> Tensor:  # the same, as a tensor
     "Presences of atoms in frames. Raises `DataError` where one is NaN or lies outside [0, 1]."
-    p = torch.as_tensor(p)
+    p = real_tensor("presences", table_values("presences", p, columns=atoms))
     if not ((p >= 0) & (p <= 1)).all():
         raise DataError("presences must lie in [0, 1]; calibrate them or map cosines by (cos + 1) / 2")
     return p
 
 # %% ../../nbs/09_atoms/08_union.ipynb #57cb39e6
 def check_labels(
-    labels: ArrayLike,  # (N, E) in {0, 1}
-    n_videos: int,  # N
+    labels: ArrayLike,  # (N, E) in {0, 1}; a table whose rows are named after videos is joined by these names
+    videos: Sequence | int,  # N names in order, or N alone
     events: Sequence[str],  # E names
 ) -> Tensor:  # (N, E) float64
     """Video labels as a tensor.
 
-    Raises `DataError` for wrong shapes or values, and for an event that all or none of the videos have.
+    Raises `DataError` for wrong shapes or values, a table of other names, and for an event that all or none of the
+    videos have.
     """
-    y = torch.as_tensor(np.asarray(labels)).double()
+    names, n_videos = (None, videos) if isinstance(videos, int) else (videos, len(videos))
+    y = real_tensor("labels", table_values("labels", labels, names, events)).double()
+    if y.ndim == 1:
+        raise DataError(f"labels have shape {tuple(y.shape)}; give (N, E), of a single event labels[:, None]")
     if y.shape != (n_videos, len(events)):
         raise DataError(
             f"labels have shape {tuple(y.shape)}; {n_videos} videos and {len(events)} events "

@@ -13,7 +13,7 @@ from sklearn.base import clone
 
 from .base import Bank
 from ..core.errors import DataError, Notice, number_of, real_array
-from ..core.items import group_labels
+from ..core.entries import group_labels
 from ..core.runtime import progress
 
 # %% ../../nbs/04_banks/12_held_out.ipynb #b0a34bf1

@@ -18,7 +18,7 @@ from ..banks.shortlist_choice import SHORTLIST_FROM, choose_shortlist
 from .every_pair import nearest_of_other_videos
 from ..core.device import choose_device, fast_bf16
 from ..core.errors import DataError, check_finite, real_array
-from ..core.items import group_labels
+from ..core.entries import group_labels
 from ..core.runtime import progress
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..core.errors import DataError, check_finite, number_of, real_array
-from ..core.items import group_labels
+from ..core.entries import group_labels
 
 # %% ../../nbs/05_calibration/02_sample.ipynb #f59c3cf8
 class Sample:

@@ -20,7 +20,7 @@ from .sample import Sample, ScoreSketch, groups_from
 from ..core.display import summary_html
 from ..core.errors import DataError, check_finite, number_of, percent, plural, real_array
 from ..core.files import sha256_array, write_json
-from ..core.items import group_labels
+from ..core.entries import group_labels
 from ..core.plain import Record, read_json
 from ..metrics.ranking import reached
 

@@ -218,7 +218,7 @@ def train(
     from anomaly_nb.core.errors import number_of
     from anomaly_nb.segmentation.models import build_model
     from anomaly_nb.segmentation.run import StreetRun, size_text
-    from anomaly_nb.segmentation.scorer import run_methods
+    from anomaly_nb.segmentation.methods import run_methods
     from anomaly_nb.segmentation.training import train as train_network
 
     size, names = training.size.pair, run_methods(fit.methods or FIVE)

@@ -65,7 +65,7 @@ def check_temperature(
 ) -> None:
     "Raise `DataError` for a temperature that none of the scores reads."
     from anomaly_nb.core.errors import DataError
-    from anomaly_nb.segmentation.scorer import TEMPERED
+    from anomaly_nb.segmentation.methods import TEMPERED
 
     if temperature != 1 and not set(TEMPERED) & set(methods):
         raise DataError(

@@ -120,7 +120,7 @@ class OwnOptions:
         "Raise `DataError` for an option that none of the networks and scores reads."
         from anomaly_nb.core.errors import DataError
         from anomaly_nb.segmentation.network import NETWORK_FILES
-        from anomaly_nb.segmentation.scorer import FEATURED
+        from anomaly_nb.segmentation.methods import FEATURED
 
         check_temperature(self.temperature, methods)
         if self.average != "logits" and len(model) < 2:
@@ -170,7 +170,8 @@ def own_network(
     "Networks of one's own, or stored logits, and the scores fitted for them. Raises `DataError`."
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.segmentation.stored_logits import StoredLogits
-    from anomaly_nb.segmentation.scorer import LOGIT_SCORES, UNFITTED, PixelScorer, check_methods
+    from anomaly_nb.segmentation.methods import LOGIT_SCORES, UNFITTED, check_methods
+    from anomaly_nb.segmentation.scorer import PixelScorer
 
     names = check_methods(options.methods.split(",") if options.methods else LOGIT_SCORES)
     options.check(names, source.model)

@@ -199,7 +199,7 @@ def ablate(
       anomaly-nb street ablate studies/mine --data folder --root my_streets --height 512 --width 1024
     """
     from anomaly_nb.core.errors import DataError
-    from anomaly_nb.segmentation.scorer import run_methods
+    from anomaly_nb.segmentation.methods import run_methods
 
     size, names = training.size.pair, run_methods(methods)
     if study.study in ("heat", "promise") and methods != "max_logit":

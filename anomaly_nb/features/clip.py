@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.device import choose_device
+from ..core.entries import entries
 from ..core.errors import DataError, UnsafeFileError
 from ..core.files import verify_manifest
 from ..core.runtime import import_torchvision, progress
@@ -39,6 +40,14 @@ def tiny_clip_folder() -> Path:
     return folder
 
 # %% ../../nbs/03_features/10_clip.ipynb #56a725e0
+def _some(name: str, values: Sequence) -> list:
+    "The entries of a list. Raises `DataError` where there is none."
+    listed = entries(name, values)
+    if not listed:
+        raise DataError(f"{name}: the list is empty; give one at least")
+    return listed
+
+
 @dataclass(frozen=True)
 class Clip:
     "An image-text model with its preprocessing."
@@ -50,11 +59,14 @@ class Clip:
     sha256: str  # of name and weights
     device: "torch.device"
 
+    def __repr__(self) -> str:
+        return f"Clip({self.name}, weights {self.sha256[:12]}, {self.device})"
+
     def encode_texts(self, texts: Sequence[str]) -> "Tensor":
-        "(n, D) unit text embeddings."
+        "(n, D) unit text embeddings. Raises `DataError` for one text in the place of a list, or none."
         import torch
 
-        out = []
+        texts, out = _some("texts", texts), []
         with torch.inference_mode():
             for i in range(0, len(texts), 256):
                 out.append(
@@ -65,11 +77,11 @@ class Clip:
         return torch.cat(out)
 
     def encode_images(self, paths: Sequence[str | Path], batch: int = 64) -> "Tensor":
-        "(n, D) unit image embeddings. Raises `DataError` naming a file that is no image."
+        "(n, D) unit image embeddings. Raises `DataError` naming a file that is no image, or where there is none."
         import torch
         from PIL import Image
 
-        out = []
+        paths, out = _some("paths", paths), []
         with torch.inference_mode():
             for i in progress(range(0, len(paths), batch), "frames", unit="batch"):
                 images = torch.stack(
@@ -80,7 +92,7 @@ class Clip:
 
 # %% ../../nbs/03_features/10_clip.ipynb #c1d61fd4
 def load_clip(
-    model: str = "ViT-B-32",  # open_clip name, "hf-hub:owner/model" or "local-dir:folder"
+    model: str = "ViT-B-32",  # open_clip name, "hf-hub:owner/model", "local-dir:folder", or "tiny" of this library
     pretrained: str | None = "openai",  # tag, or checkpoint file (file::network); not used with a prefix
     device: str = "auto",  # see `core.device.choose_device`
 ) -> Clip:
@@ -90,6 +102,8 @@ def load_clip(
     import torch
 
     target = choose_device(device)
+    if model == "tiny" and pretrained in (None, "", "openai"):
+        model = f"local-dir:{tiny_clip_folder()}"
     prefixed = model.startswith(("hf-hub:", "local-dir:"))
     checkpoint = (
         "" if prefixed or not pretrained or pretrained in open_clip.list_pretrained_tags_by_model(model) else pretrained

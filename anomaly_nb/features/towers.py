@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.device import choose_device
+from ..core.entries import entries
 from ..core.errors import DataError, MissingFileError
 from ..core.order import printable
 from ..core.plain import read_json
@@ -104,7 +105,7 @@ class ClipBackbone(Backbone):
             raise DataError(
                 f"backbone {self.spec.name!r} was made for images alone; add ?windows=(2,3) or ?dense=True to its name"
             )
-        embeddings = [np.empty((0, self.whole.visual.output_dim), np.float32)]
+        texts, embeddings = entries("texts", texts), [np.empty((0, self.whole.visual.output_dim), np.float32)]
         with torch.inference_mode():
             for i in range(0, len(texts), 256):
                 tokens = self.tokenizer(list(texts[i : i + 256])).to(self.device)

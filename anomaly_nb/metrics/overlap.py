@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.errors import DataError, real_array
-from ..core.items import by_place
+from ..core.entries import by_place
 from .regions import RegionImage, check_mask, exact_curve, label_regions, mask_pairs
 
 # %% ../../nbs/01_metrics/04_overlap.ipynb #a498b421

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.errors import DataError, check_finite, real_array
-from ..core.items import by_place
+from ..core.entries import by_place
 from .histogram import order_code
 from .ranking import check_fpr_limit
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.errors import DataError, check_finite, real_array
-from ..core.items import by_place
+from ..core.entries import by_place
 from .histogram import ScoreHistogram
 from .ranking import threshold_table
 
@@ -109,7 +109,9 @@ def street_protocol(name: str) -> StreetProtocol:
 
 # %% ../../nbs/01_metrics/05_segmentation.ipynb #a9fbb1d6
 def street_metrics(
-    labels: Sequence | np.ndarray,  # N label maps (H, W), raw ids
+    # N label maps (H, W): raw ids, of which 14 is the anomaly in "pooled", "anomaly_seg", "densehybrid", "mask2anomaly"
+    # and "pytorch_ood", 1 in "fishyscapes" and "smiyc"; or bool masks, True = anomalous, for any of them
+    labels: Sequence | np.ndarray,
     maps: Sequence | np.ndarray,  # N score maps (H, W), higher = more anomalous
     # a name in STREET_PROTOCOLS: "pooled", "anomaly_seg", "densehybrid", "mask2anomaly", "pytorch_ood", "fishyscapes",
     # "smiyc"
@@ -121,10 +123,12 @@ def street_metrics(
 ]:  # roc_auc, average_precision, fpr_at_tpr (at 95 %), aupr (as the protocol prints it), images (how many counted)
     """Pixel metrics under a named protocol, read one image at a time.
 
-    Raises `DataError` on an unknown protocol, parts that do not fit, or no usable image.
+    Raises `DataError` on an unknown protocol, parts that do not fit, labels without the protocol's id of an anomaly, or
+    no usable image.
     """
     rule = street_protocol(protocol)
     labels, maps = by_place("labels", labels), by_place("maps", maps)
+    anomaly, anomalous = " or ".join(map(str, rule.anomalous)), False
     if len(labels) != len(maps):
         raise DataError(f"labels has {len(labels)} images and maps {len(maps)}; they must be partners")
     histogram = ScoreHistogram(key, value_range)
@@ -135,11 +139,17 @@ def street_metrics(
             raise DataError(
                 f"labels[{i}] has shape {label.shape} and maps[{i}] {score.shape}; resize the map to the labels"
             )
+        if label.dtype == bool:  # a mask says itself what is anomalous
+            label = np.where(label, rule.anomalous[0], 0)
         keep_mask = ~np.isin(label, rule.void)
         ground_truth, score = np.isin(label[keep_mask], rule.anomalous), score[keep_mask]
+        anomalous = anomalous or bool(ground_truth.any())
         both = bool(ground_truth.any() and not ground_truth.all())
         if not both and rule.one_sided == "raise":
-            raise DataError(f"labels[{i}] has one class only, which protocol {protocol!r} refuses; leave the image out")
+            raise DataError(
+                f"labels[{i}] has one class only (the anomaly is id {anomaly}), which protocol {protocol!r} refuses; "
+                "leave the image out"
+            )
         if both and not rule.pooled:
             table = threshold_table(ground_truth, score)
             printed = table.trapezoid_precision() if rule.aupr == "trapezoid" else table.average_precision()
@@ -147,6 +157,13 @@ def street_metrics(
         elif rule.pooled and ground_truth.size and (ground_truth.any() or rule.one_sided == "keep"):
             histogram.update(ground_truth, score)
             rows.append(())
+    if len(labels) and not anomalous:
+        ids = np.unique(real_array("labels[0]", labels[0])).tolist()
+        raise DataError(
+            f"no pixel of labels is of id {anomaly}, the anomaly of protocol {protocol!r} (the first image holds "
+            f"{', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}); give raw ids, or masks as bool: "
+            "labels == 1"
+        )
     if not rows:
         raise DataError("no image has both normal and anomalous pixels; there is nothing to rank")
     average = histogram.average_precision() if rule.pooled else 0.0

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from ..core.errors import DataError, check_random_state, number_of
-from ..core.items import by_place, one_number
+from ..core.entries import by_place, one_number
 from .histogram import ScoreHistogram
 from .ranking import check_fpr_limit, check_tpr
 from .region_histogram import RegionHistogram

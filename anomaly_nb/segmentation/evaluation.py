@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ..core.errors import DataError, naming
+from ..core.errors import DataError, naming, number_of
 from ..core.files import sha256_json
 from ..core.plain import Record
 from ..core.runtime import progress
@@ -30,7 +30,7 @@ from ..metrics.overlap import component_track
 from ..metrics.ranking import reached
 from .datasets import VOID, StreetDataset
 from .models import weights_digest
-from .passes import SceneNetwork
+from .passes import SceneNetwork, check_network
 from .scorer import PixelScorer
 from .training import check_classes
 
@@ -50,6 +50,11 @@ class StreetEvaluation:
         # method -> image -> its components, where they were counted
         self.components: dict[str, dict[str, ComponentScores]] = {}
         self.seconds = {"network": 0.0, **dict.fromkeys(labels, 0.0), "counting": 0.0}
+
+    def __repr__(self) -> str:
+        first = next(iter(self.histograms.values()), None)
+        counted = f"; {first.negatives:,} normal and {first.positives:,} anomalous pixels" if first else ""
+        return f"StreetEvaluation({', '.join(self.labels.values())} of {number_of(len(self.images), 'image')}{counted})"
 
     @property
     def images(self) -> list[str]:
@@ -190,8 +195,12 @@ def evaluate(
     protocol: str = "pixels",
     **extra: object,  # plain values to keep: seed ...
 ) -> StreetEvaluation:
-    "Score and count every pixel of a data set. Raises `DataError` where its classes are not the network's."
+    """Score and count every pixel of a data set.
+
+    Raises `DataError` where its classes are not the network's, `NotFittedError`.
+    """
     track = component_protocol(protocol)
+    check_network(model)
     check_classes(model, dataset)
     scorer.reset()
     model.eval()

@@ -11,9 +11,9 @@ import torch
 from sklearn.exceptions import NotFittedError
 from torch.nn import functional as F
 
-from ..core.errors import DataError
+from ..core.errors import DataError, check_random_state
 from .cells import CellReservoir, ClassMoments, cell_maps, cells, training_cells
-from .scores import energy
+from .scores import energy, estimator_text
 
 # %% ../../nbs/07_segmentation/02_feature_scores.ipynb #a6c05f67
 class PixelMahalanobis:
@@ -24,6 +24,9 @@ class PixelMahalanobis:
         ridge: float = 1e-3,  # added to the covariance's diagonal, in units of its mean
     ):
         self.ridge = ridge
+
+    def __repr__(self) -> str:
+        return estimator_text(self)
 
     def fit(
         self,
@@ -84,6 +87,9 @@ class ViM:
         dimension: int | None = None,  # of the principal space; None = 1000, 512 or half the width, as published
     ):
         self.dimension = dimension
+
+    def __repr__(self) -> str:
+        return estimator_text(self)
 
     def fit(
         self,
@@ -204,12 +210,15 @@ class PixelKNN:
     ):
         self.k, self.cells, self.random_state = k, cells, random_state
 
+    def __repr__(self) -> str:
+        return estimator_text(self)
+
     def fit(
         self,
         features: np.ndarray,  # (n, D) training cells
     ) -> "PixelKNN":
         "Keep a random sample of the training cells. Raises `DataError` with fewer than k cells."
-        keys = np.random.default_rng(self.random_state).random(len(features))
+        keys = np.random.default_rng(check_random_state(self.random_state)).random(len(features))
         return self.fit_reservoir(CellReservoir(self.cells).add(training_cells(features), keys))
 
     def fit_reservoir(
@@ -266,6 +275,9 @@ class ReAct:
         temperature: float = 1.0,  # of the energy
     ):
         self.weight, self.bias, self.quantile, self.cells, self.temperature = weight, bias, quantile, cells, temperature
+
+    def __repr__(self) -> str:
+        return estimator_text(self)
 
     def fit(
         self,

@@ -14,10 +14,10 @@ import torch
 from sklearn.exceptions import NotFittedError
 from torch.nn import functional as F
 
-from ..core.errors import DataError
-from .cells import ClassMoments, sample_cells
+from ..core.errors import DataError, check_random_state
+from .cells import ClassMoments, class_labels, sample_cells
 from .feature_scores import PixelMahalanobis
-from .scores import GroupMoments, check_logits, check_tensor, energy
+from .scores import GroupMoments, check_logits, check_tensor, energy, estimator_text, pixel_mask
 
 # %% ../../nbs/07_segmentation/03_heat.ipynb #6ec15398
 def _check_sides(maps: torch.Tensor) -> None:
@@ -93,9 +93,9 @@ class TermMoments:
         raw: Mapping[str, torch.Tensor],  # name -> (B, H, W), of `HybridEnergyThresholding.raw`
         valid: torch.Tensor,  # (B, H, W) bool
     ) -> "TermMoments":
-        "Count a batch."
+        "Count a batch. Raises `DataError` for a mask of another shape."
         for name, values in raw.items():
-            pixels = values[valid.to(values.device)].double().cpu().numpy()
+            pixels = values[pixel_mask(valid, tuple(values.shape), values.device)].double().cpu().numpy()
             self.of.setdefault(name, GroupMoments(1)).add(pixels, np.zeros(len(pixels), np.int64))
         return self
 
@@ -127,6 +127,9 @@ class HybridEnergyThresholding:
             random_state,
         )
 
+    def __repr__(self) -> str:
+        return estimator_text(self)
+
     def fit(
         self,
         # re-iterable; logits (B, C, H, W), features (B, D, h, w) or None, labels (B, H, W) with 255 = void, and their
@@ -135,8 +138,9 @@ class HybridEnergyThresholding:
     ) -> Self:
         """Class statistics, then the scale of each term, in two passes over the training batches.
 
-        Raises `DataError` on a generator or without a labelled pixel.
+        Raises `DataError` on a generator, labels that are no classes, or without a labelled pixel.
         """
+        check_random_state(self.random_state)
         if iter(batches) is batches:
             raise DataError("batches can be read only once; give a list or a loader, `fit` reads it twice")
         cells, terms = ClassMoments(), TermMoments()
@@ -149,7 +153,7 @@ class HybridEnergyThresholding:
                 )
         self.set_gaussian(PixelMahalanobis().fit_moments(cells) if cells.count.size else None)
         for logits, features, labels, *extent in batches:
-            terms.add(self.raw(logits, features, *extent), labels != 255)
+            terms.add(self.raw(logits, features, *extent), class_labels(labels) != 255)
         return self.set_scale(terms)
 
     def set_gaussian(self, gaussian: PixelMahalanobis | None) -> Self:

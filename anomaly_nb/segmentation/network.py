@@ -49,7 +49,7 @@ def _parts(value: Any, size: tuple[int, int]) -> tuple[Any, Any, Any]:
         logits = mask_class_logits(*masks, size=size) if masks and logits is None else logits
         hidden = value.get("features", value.get("hidden_states"))
         return logits, hidden[-1] if isinstance(hidden, tuple | list) and hidden else hidden, masks
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple | list) and value:
         return value[0], value[1] if len(value) > 1 else None, None
     return value, None, None
 
@@ -100,6 +100,11 @@ class OwnNetwork(nn.Module):
         self.anchor = nn.Parameter(torch.zeros(1), requires_grad=False)
         self.register_buffer("mark", torch.tensor(list(digest.encode()), dtype=torch.uint8))
 
+    def __repr__(self) -> str:
+        of = type(self.call).__name__ if self.module is None else type(self.module).__name__
+        named = f"{len(self.classes)} classes" if self.classes else "classes not named"
+        return f"OwnNetwork({self.name}: {of}, {named})"
+
     @property
     def last_layer(self) -> tuple[torch.Tensor, torch.Tensor]:
         "Weight and bias of the last 1x1 convolution. Raises `DataError` where none was given."
@@ -145,7 +150,7 @@ class OwnNetwork(nn.Module):
                 f"{self.name}: gives {output} for images {tuple(images.shape)}; it must give logits as a torch tensor "
                 "(B, C, h, w) of at least 2 classes"
             )
-        check_layout(self.name, tuple(logits.shape[1:]), size)
+        check_layout(self.name, tuple(logits.shape[1:]), size, len(self.classes))
         if self.classes and logits.shape[1] != len(self.classes):
             raise DataError(
                 f"{self.name}: gives {logits.shape[1]} classes, {len(self.classes)} are named "
@@ -309,6 +314,11 @@ def load_network(
     classes: Sequence[str] = (),  # trained classes in the order of its logits; () = those it names itself
 ) -> OwnNetwork:  # in evaluation mode
     "A network of one's own by name or file. Raises `MissingFileError`, `DataError`, `MissingExtraError`."
+    if not isinstance(what, str | Path):
+        raise DataError(
+            f"what: a {type(what).__name__} is no name of a network; of one at hand make OwnNetwork('name', call), "
+            "where call takes images (B, 3, H, W) uint8 and gives logits (B, C, h, w)"
+        )
     name = str(what)
     if input not in ("normalised", "uint8"):
         raise DataError(f"input={input!r}; choose normalised or uint8, on the command line with --input")

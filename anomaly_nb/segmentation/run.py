@@ -24,7 +24,8 @@ from .readers import open_streets
 from .evaluation import StreetEvaluation, check_sizes, evaluate
 from .evaluation_files import load_evaluation, save_evaluation
 from .models import StreetModel, load_checkpoint
-from .scorer import FIVE, PixelScorer
+from .methods import FIVE
+from .scorer import PixelScorer
 from .training import training_curves
 
 # %% ../../nbs/07_segmentation/15_run.ipynb #6063c56b

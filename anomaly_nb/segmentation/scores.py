@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_tensor', 'unfit_values', 'check_logits', 'check_layout', 'max_logit', 'msp', 'energy', 'GroupMoments',
-           'StandardizedMaxLogit', 'max_logit_moments', 'boundary_suppression', 'dilated_smoothing']
+           'estimator_text', 'StandardizedMaxLogit', 'pixel_mask', 'max_logit_moments', 'boundary_suppression',
+           'dilated_smoothing']
 
 # %% ../../nbs/07_segmentation/01_scores.ipynb #843eb7bd
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ import torch
 from sklearn.exceptions import NotFittedError
 from torch.nn import functional as F
 
+from ..core.entries import real_tensor
 from ..core.errors import DataError
 
 # %% ../../nbs/07_segmentation/01_scores.ipynb #49a07b22
@@ -59,17 +61,53 @@ def check_logits(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor
     return logits
 
 # %% ../../nbs/07_segmentation/01_scores.ipynb #01e7053b
+_LAYOUTS = {"(C, H, W)": (0, 1, 2), "(C, W, H)": (0, 2, 1), "(H, W, C)": (2, 0, 1), "(W, H, C)": (2, 1, 0)}
+_STRIDES = (1, 2, 4, 7, 8, 14, 16, 28, 32, 64)  # of networks: of convolutions, and of the patches of transformers
+
+
+def _misfit(sides: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, float]:
+    """0 for an image's sides divided by a network's stride and rounded in one way, 1 by another one, 2 for a square, 3
+    for other sides; and how far their ratio is off.
+    """
+    level = 2 if sides[0] == sides[1] else 3
+    for least in (0.0, 0.5, 1.0):  # what rounding down, to the nearest and up may add at most
+        lows, highs = zip(*((n / (m + 1 - least), n / max(m - least, 1e-12)) for m, n in zip(sides, size)))
+        low, high = max(lows), min(highs)  # the strides that give these sides
+        if low < high:
+            level = min(level, 0 if any(low <= stride <= high for stride in _STRIDES) else 1)
+    return level, abs(np.log(sides[0] * size[1] / (sides[1] * size[0])))
+
+
 def check_layout(
     source: str | Path,  # named in the error
     shape: tuple[int, ...],  # of one image's logits
     size: tuple[int, ...],  # (H, W) of the image
+    n_classes: int = 0,  # number of classes; 0 = not known
 ) -> None:
-    "Raise `DataError` for logits whose classes stand last."
-    if len(shape) == 3 and shape[:2] == size and shape[1:] != size:
-        raise DataError(
-            f"{source}: {shape} looks like (H, W, C) for an image of {size[0]}x{size[1]}; transpose to (C, H, W): "
-            "np.transpose(logits, (2, 0, 1)), of a batch of a torch network logits.permute(0, 3, 1, 2)"
-        )
+    "Raise `DataError` for logits whose classes stand last or whose sides are swapped, or where that cannot be told."
+    if len(shape) != 3 or shape[1:] == size or min(shape) < 1:
+        return
+    axes = {name: tuple(shape[i] for i in order) for name, order in _LAYOUTS.items()}
+    named = {name: one for name, one in axes.items() if one[0] == n_classes}
+    misfit = {name: _misfit(one[1:], size) for name, one in (named or axes).items()}
+    best, first = min(misfit, key=misfit.__getitem__), misfit.get("(C, H, W)")
+    verb = "looks like"
+    if first is None and misfit[best][0] > 1:
+        return  # another number of classes: no question of the layout
+    if first is not None and first[0] < 2:  # so does another order of the axes, as well or nearly?
+        last = [n for n, fit in misfit.items() if n.endswith("C)") and (fit[0], fit[1] / 2) <= first]
+        if not last or shape[0] == shape[2] or n_classes:
+            return
+        best, verb = min(last, key=misfit.__getitem__), "may be (C, H, W) or"
+    elif best == "(C, H, W)":
+        return
+    order = _LAYOUTS[best]
+    unnamed = "" if n_classes else f"; if its {shape[0]} classes stand first, name them: classes=(...)"
+    raise DataError(
+        f"{source}: {shape} {verb} {best} for an image of {size[0]}x{size[1]}; transpose to (C, H, W): "
+        f"np.transpose(logits, {order}), of a batch of a torch network logits.permute{(0, *(i + 1 for i in order))}"
+        f"{unnamed}"
+    )
 
 # %% ../../nbs/07_segmentation/01_scores.ipynb #01e7054b
 def max_logit(
@@ -133,8 +171,23 @@ class GroupMoments:
         return self
 
 # %% ../../nbs/07_segmentation/01_scores.ipynb #b2bbdfb9
+def estimator_text(
+    value: object,  # an estimator: settings by their names, what was fitted with a _ at the end
+    fitted: str = "",  # what is said of the fit; "" = nothing, or that there is none
+) -> str:
+    "An estimator in one line: its settings, and whether it is fitted."
+    plain = {k: v for k, v in vars(value).items() if isinstance(v, str | int | float | tuple | None)}
+    words = [f"{k}={v!r}" for k, v in plain.items() if not k.startswith("_") and not k.endswith("_")]
+    words += [fitted] if fitted else [] if any(k.endswith("_") for k in vars(value)) else ["not fitted yet"]
+    return f"{type(value).__name__}({', '.join(words)})"
+
+
 class StandardizedMaxLogit:
-    "Minus the max logit in units of its predicted class (Jung et al., ICCV 2021)."
+    """Minus the max logit in units of its predicted class (Jung et al., ICCV 2021).
+
+    The standardization alone, unless `suppress` and `smooth` are set: the score "sml" of `PixelScorer` has both, as
+    published.
+    """
 
     def __init__(
         self,
@@ -144,14 +197,17 @@ class StandardizedMaxLogit:
     ):
         self.suppress, self.smooth, self.min_pixels = suppress, smooth, min_pixels
 
+    def __repr__(self) -> str:
+        return estimator_text(self)
+
     def fit(
         self,
-        # logits (B, C, H, W) and valid (B, H, W) bool or None
+        # logits (B, C, H, W) and valid (B, H, W), bool or 0 and 1, or None
         batches: Iterable[tuple[torch.Tensor, torch.Tensor | None]],
     ) -> "StandardizedMaxLogit":
         """Mean and unbiased variance of the max logit per predicted class, in one pass.
 
-        Raises `DataError` where there is no valid pixel.
+        Raises `DataError` where there is no valid pixel, or a mask of another shape.
         """
         moments: GroupMoments | None = None
         for logits, valid in batches:
@@ -202,14 +258,32 @@ class StandardizedMaxLogit:
         return dilated_smoothing(scores) if self.smooth else scores
 
 # %% ../../nbs/07_segmentation/01_scores.ipynb #6033f34d
+def pixel_mask(
+    valid: object,  # tensor or array, bool or 0 and 1
+    shape: tuple[int, ...],  # (B, H, W) it must have
+    device: torch.device | None = None,  # None = as it is
+) -> torch.Tensor:  # (B, H, W) bool
+    "A mask of pixels. Raises `DataError` for another shape or values."
+    mask = real_tensor("valid", valid)
+    if tuple(mask.shape) != tuple(shape):
+        raise DataError(f"valid: has shape {tuple(mask.shape)}; it must be (B, H, W) = {tuple(shape)}, as the logits")
+    if mask.dtype != torch.bool:
+        odd = mask[(mask != 0) & (mask != 1)]
+        if len(odd):
+            raise DataError(f"valid: holds {odd[0].item()}; a mask is of bool, or of 0 and 1: labels != 255")
+        mask = mask == 1
+    return mask if device is None else mask.to(device)
+
+
 def max_logit_moments(
     moments: GroupMoments | None,  # what was counted before; None = nothing yet
     logits: torch.Tensor,  # (B, C, H, W)
-    valid: torch.Tensor | None = None,  # (B, H, W) bool; None = every pixel
+    valid: torch.Tensor | None = None,  # (B, H, W), bool or 0 and 1; None = every pixel
 ) -> GroupMoments:
-    "Count the max logits of a batch by predicted class."
+    "Count the max logits of a batch by predicted class. Raises `DataError` for a mask of another shape or values."
     top, predicted = check_logits(logits).max(1)
-    mask = torch.ones_like(predicted, dtype=torch.bool) if valid is None else valid.to(predicted.device)
+    shape = tuple(predicted.shape)
+    mask = torch.ones_like(predicted, dtype=torch.bool) if valid is None else pixel_mask(valid, shape, predicted.device)
     moments = moments or GroupMoments(logits.shape[1])
     return moments.add(top[mask].double().cpu().numpy(), predicted[mask].cpu().numpy())
 

@@ -95,7 +95,7 @@ class StoredLogits:
         path = self.files[scene.key]
         values = load_array(path) if path.suffix == ".npy" else load_arrays(path, ["logits"])["logits"]
         values = values[0] if values.ndim == 4 and len(values) == 1 else values
-        check_layout(path, values.shape, scene.labels.shape)
+        check_layout(path, values.shape, scene.labels.shape, len(self.classes) or self._count)
         if values.ndim != 3 or len(values) < 2 or values.dtype.kind != "f":
             mend = "of at least 2 classes; save them as float32, before any rounding or argmax"
             raise DataError(f"{path}: holds {values.shape} {values.dtype}; logits are (C, H, W) float {mend}")

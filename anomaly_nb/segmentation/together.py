@@ -16,7 +16,7 @@ from ..core.files import sha256_json
 from ..features.base import Backbone
 from .datasets import Scene
 from .models import StreetOutput, weights_digest
-from .passes import SceneNetwork
+from .passes import SceneNetwork, check_network
 
 # %% ../../nbs/07_segmentation/19_together.ipynb #708d97a0
 class NetworkEnsemble:
@@ -29,6 +29,8 @@ class NetworkEnsemble:
     ):
         if average not in ("logits", "probabilities"):
             raise DataError(f"average is {average!r}; choose logits or probabilities")
+        for network in networks:
+            check_network(network)
         if len(networks) < 2 or len({n.classes for n in networks}) > 1:
             members = "; ".join(f"{n.name}: {', '.join(n.classes) or 'no names'}" for n in networks)
             raise DataError(f"an ensemble is of at least two networks of the same classes, not of {members}")
@@ -87,6 +89,7 @@ class WithPatches:
             raise DataError(
                 f"backbone {backbone.spec.name}: cuts or pads the image; use resize=square without tiles or a region"
             )
+        check_network(network)
         self.network, self.backbone, self.classes = network, backbone, tuple(network.classes)
         self.name = f"{network.name} with patches of {backbone.spec.name}"
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.errors import DataError, number_of, plural, real_array
 from ..core.files import sha256_array, sha256_json
-from ..core.items import group_labels
+from ..core.entries import group_labels
 from ..core.plain import Record
 
 # %% ../../nbs/08_video/26_object_features.ipynb #3016827a
