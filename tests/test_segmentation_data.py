@@ -9,9 +9,10 @@ from PIL import Image
 
 from anomaly_nb.segmentation import open_streets, street_samples
 from anomaly_nb.segmentation.augment import Augmentation, zoom_crop, zoom_window
-from anomaly_nb.segmentation.datasets import VOID
+from anomaly_nb.segmentation.datasets import VOID, images_by_key
 from anomaly_nb.segmentation.odgt import bdd_anomaly, street_hazards
 from anomaly_nb.segmentation.readers import fishyscapes, road_anomaly, smiyc
+from anomaly_nb.segmentation.stored_logits import stored_files
 
 
 def write(path, array):
@@ -214,3 +215,14 @@ def test_classes_of_several_raw_ids(root):
     with pytest.raises(ValueError, match="are trained classes"):
         (root / "classes.json").write_text(json.dumps({"classes": {"flat": [1, 2], "car": 3}, "anomaly": [9]}))
         open_streets("folder", root, anomaly_ids=[3])
+
+
+def test_checkpoints_of_jupyter_are_no_images_and_no_logits(tmp_path):
+    "A notebook that was open in a folder leaves copies of files there, under a hidden folder."
+    for name in ("a.png", ".ipynb_checkpoints/a-checkpoint.png", "town/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 6)).save(tmp_path / name)
+    for name in ("a.png.npy", ".ipynb_checkpoints/a.npy", "town/b.npy"):
+        np.save(tmp_path / name, np.zeros((3, 6, 8), np.float32))
+    assert list(images_by_key(tmp_path)) == ["a", "town/b"]
+    assert list(stored_files(tmp_path, (".npy",))) == ["a", "town/b"]

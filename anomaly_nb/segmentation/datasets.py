@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..core.errors import DataError, MissingFileError, check_folder, number_of
+from ..core.errors import DataError, MissingFileError, number_of
+from ..core.listing import list_files
 from ..core.files import sha256_json
 from ..core.order import natural_key
 from ..data.census import files_left, table_of_read
@@ -270,7 +271,7 @@ def images_by_key(
     Raises `MissingFileError`, `DataError` where a key comes twice.
     """
     paths: dict[str, Path] = {}
-    for path in check_folder(folder).rglob("*"):
+    for path in list_files(folder)[0]:  # no hidden ones, such as Jupyter's checkpoints
         stem = path.relative_to(folder).with_suffix("").as_posix()
         if is_image(path) and stem.endswith(ending):
             if stem.removesuffix(ending) in paths:

@@ -14,7 +14,9 @@ import torch
 
 from ..core.arrays import load_array, load_arrays
 from ..core.cache import content_of
-from ..core.errors import DataError, MissingFileError, check_folder, number_of
+from ..core.errors import DataError, MissingFileError, number_of
+from ..core.listing import list_files
+from ..data.headers import is_image
 from .datasets import Scene
 from .models import StreetOutput
 from .network import logits_at
@@ -27,15 +29,10 @@ def stored_files(
 ) -> dict[str, Path]:  # key -> file; an image suffix before the file's own is dropped
     "Arrays below a folder by the key of their scene. Raises `MissingFileError`, `DataError` where a key comes twice."
     paths: dict[str, Path] = {}
-    for path in sorted(check_folder(folder).rglob("*")):
+    for path in list_files(folder)[0]:
         if path.suffix.lower() in suffixes:
-            key = path.relative_to(folder).with_suffix("").as_posix()
-            head, dot, tail = key.rpartition(".")
-            key = (
-                head
-                if dot and f".{tail.lower()}" in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-                else key
-            )
+            name = path.relative_to(folder).with_suffix("")
+            key = (name.with_suffix("") if is_image(name) else name).as_posix()
             if key in paths:
                 raise DataError(f"{path}: has the key of {paths[key].name}; keep the one that is meant")
             paths[key] = path
