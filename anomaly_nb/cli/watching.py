@@ -133,7 +133,7 @@ class MapNames:
         whole = os.path.abspath(path)
         below = Path(os.path.relpath(whole, self.top))
         flat = below.as_posix().replace(".", "_")
-        names = chain([below.with_suffix("").as_posix(), flat], (f"{flat}_{i}" for i in count(2)))
+        names = chain([os.path.splitext(below.as_posix())[0], flat], (f"{flat}_{i}" for i in count(2)))
         return next(n for n in map(with_room, names) if self.owners.setdefault(n, whole) == whole)
 
 # %% ../../nbs/11_cli/24_watching.ipynb #566ae6ef

@@ -70,6 +70,7 @@ SETTINGS = (  # modules and classes whose objects are settings beside the weight
 OLD_FORMAT = (
     "argparse.Namespace",
     "pathlib.PosixPath",
+    "pathlib._local.PosixPath",  # of Python 3.13
     "numpy.dtype",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",

@@ -338,7 +338,7 @@ def map_names(
     "A name for the map of every image, no two the same: its path below a folder, its suffix only where two would meet."
     whole = [Path(os.path.abspath(p)) for p in paths]
     top = os.path.abspath(top) if top else os.path.commonpath([p.parent for p in whole]) if whole else ""
-    files = {name.as_posix(): name.with_suffix("").as_posix() for name in (p.relative_to(top) for p in whole)}
+    files = {name: os.path.splitext(name)[0] for name in (p.relative_to(top).as_posix() for p in whole)}
     for another in (lambda file: file.replace(".", "_"), str):  # then the whole name, until no two meet
         counts = Counter(files.values())
         while meeting := [file for file, name in files.items() if counts[name] > 1 and name != another(file)]:

@@ -6,6 +6,7 @@
 __all__ = ['SPLITS', 'submission_name', 'half_tiff', 'read_half_tiff', 'write_submission']
 
 # %% ../../nbs/06_scoring/17_submission.ipynb #a410ec63
+import os
 import struct
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def submission_name(
     path: str | Path,  # of an image: .../<object>/<split>/...
 ) -> str:  # below the folder of maps, without ending
     "The name of an image's map. Raises `DataError` for an image that is in none of the splits."
-    parts = Path(path).absolute().with_suffix("").parts
+    parts = Path(os.path.splitext(os.path.abspath(path))[0]).parts
     at = [i for i, part in enumerate(parts[:-1]) if part in SPLITS and i > 0]
     if not at:
         raise DataError(
