@@ -117,7 +117,7 @@ DIP_LIMITS = {20: 0.618, 50: 0.663, 100: 0.683, 200: 0.701, 500: 0.713, 1000: 0.
 def dip_limit(
     n: int,  # scores, 20 or more
 ) -> float:
-    "What the dip of `n` scores with one hump exceeds once in a thousand times at most."
+    "What the dip of `n` scores of a flat distribution exceeds once in a thousand times."
     sizes, limits = zip(*DIP_LIMITS.items())
     return float(np.interp(np.log(n), np.log(sizes), limits) / np.sqrt(n))
 
