@@ -23,7 +23,7 @@ from ..core.runtime import progress
 
 # %% ../../nbs/05_calibration/18_jobs.ipynb #fe1e5267
 def enqueue_retag(db: sqlite3.Connection) -> tuple[int, int]:  # how many were put in, how many wait altogether
-    "Put every tagged file in line for re-tagging, unless it waits already; what was put back after an error waits no more."
+    "Put every tagged file in line for re-tagging, unless it waits already; what rests after an error rests no more."
     with transaction(db):
         _forget_finished(db, "retag")
         db.execute("UPDATE jobs SET lease_until = NULL WHERE kind = 'retag' AND state = 'queued'")
@@ -154,12 +154,12 @@ def count_jobs(db: sqlite3.Connection) -> dict[str, int]:
 def job_errors(db: sqlite3.Connection) -> list[str]:
     "What went wrong with jobs that were put back or set aside, a sentence for each error, the commonest first."
     rows = db.execute(
-        "SELECT kind, state, error, count(*) AS n, min(lease_until) AS rested FROM jobs WHERE error IS NOT NULL "
-        "AND state IN ('queued', 'failed') GROUP BY kind, state, error ORDER BY n DESC, min(id)"
+        "SELECT file_id = 0 AS of_all, state, error, count(*) AS n, min(lease_until) AS rested FROM jobs "
+        "WHERE error IS NOT NULL AND state IN ('queued', 'failed') GROUP BY 1, 2, 3 ORDER BY n DESC, min(id)"
     ).fetchall()
     out = []
     for r in rows:
-        what = number_of(r["n"], "calibration run" if r["kind"] == "run" else "file to decide again")
+        what = number_of(r["n"], "calibration run" if r["of_all"] else "file to decide again")
         rest = max(0.0, (r["rested"] or 0.0) - time.time())
         then = "set aside" if r["state"] == "failed" else f"tried again in {rest:.0f} s" if rest else "tried again next"
         out.append(f"{what}: {' '.join(r['error'].split())}; {then}")

@@ -28,8 +28,8 @@ def keys_of(settings: Settings) -> dict[str, str]:  # name -> SHA-256
     """
     one, keys = settings.calibration_api_key_sha256, {n: key for n, key in settings.calibration_api_keys.items() if key}
     if "calibration_api_key_sha256" in settings.model_fields_set and keys.pop("default", one) != one:
-        mend = "remove it, or give it another name"
-        warnings.warn(f"calibration_api_keys: default is not in force beside calibration_api_key_sha256; {mend}", Notice, 2)
+        message = "calibration_api_keys: default is not in force beside calibration_api_key_sha256"
+        warnings.warn(f"{message}; remove it, or give it another name", Notice, stacklevel=2)
     return ({"default": one} if one else {}) | keys
 
 # %% ../../nbs/05_calibration/20_keys.ipynb #89449979
