@@ -111,13 +111,13 @@ def dip(
     return largest / (2 * n)
 
 # %% ../../nbs/05_calibration/08_contamination.ipynb #8fd1d8e3
-DIP_LIMITS = {20: 0.618, 50: 0.663, 100: 0.683, 200: 0.701, 500: 0.713, 1000: 0.719}  # n -> 99.9th percentile, flat
+DIP_LIMITS = {20: 0.539, 50: 0.572, 100: 0.590, 200: 0.604, 500: 0.616, 1000: 0.618}  # n -> 99th percentile, flat
 
 
 def dip_limit(
     n: int,  # scores, 20 or more
 ) -> float:
-    "What the dip of `n` scores of a flat distribution exceeds once in a thousand times."
+    "What the dip of `n` scores of a flat distribution exceeds once in a hundred times."
     sizes, limits = zip(*DIP_LIMITS.items())
     return float(np.interp(np.log(n), np.log(sizes), limits) / np.sqrt(n))
 
