@@ -21,10 +21,11 @@ import httpx
 from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
 
-from anomaly_nb.calibration.keys import new_key
+from anomaly_nb.calibration.keys import Keys, add_key, drop_key, keys_of, new_key
 from anomaly_nb.calibration.service import create_app, run_service
 from anomaly_nb.calibration.store import CalibrationStore
-from anomaly_nb.core.settings import Settings, update_settings
+from anomaly_nb.core.errors import DataError, Notice
+from anomaly_nb.core.settings import Settings, load_settings, update_settings
 from tests.services import conforms, every_ending, free_port, mounted, no_answer, places
 
 SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
@@ -424,6 +425,39 @@ def test_keys_are_named_rotated_and_revoked_while_it_runs(tmp_path):
     config.unlink()
     assert status(one) == 401 and client.get("/health").status_code == 503
     assert one not in text and one_hash in text
+
+
+@pytest.mark.parametrize("where", ["field", "mapping", "both", "revoked once by an earlier version"])
+def test_a_key_named_default_is_one_key_wherever_it_stands(tmp_path, where):
+    config, (key, hashed), (other, other_hash) = tmp_path / "config.yml", new_key(), new_key()
+    field, entry = {"calibration_api_key_sha256": hashed}, {"calibration_api_keys": {"default": hashed}}
+    text = {"field": field, "mapping": entry, "both": field | entry}
+    revoked = {"calibration_api_key_sha256": None} | entry  # what a revocation of the entry left behind
+    update_settings(config, {"calibrate_heads": True} | text.get(where, revoked))
+    keys = Keys({"elsewhere": other_hash}, config)
+    if where not in text:  # it stays revoked
+        with pytest.warns(Notice, match="calibration_api_keys: default is not in force"):
+            assert keys.name_of(f"Bearer {key}") is None
+        return
+    assert keys.name_of(f"Bearer {key}") == "default" and keys.name_of(f"Bearer {other}") == "elsewhere"
+    drop_key(config, "default")
+    assert keys.name_of(f"Bearer {key}") is None and keys_of(load_settings(config)) == {}
+    with pytest.raises(DataError, match="holds no key 'default'"):
+        drop_key(config, "default")
+    new = add_key(config)
+    assert (keys.name_of(f"Bearer {new}"), keys.name_of(f"Bearer {key}")) == ("default", None)
+
+
+def test_a_second_default_is_pointed_out_and_replaces_nothing(tmp_path):
+    config, (key, hashed), (other, other_hash) = tmp_path / "config.yml", new_key(), new_key()
+    both = {"calibration_api_key_sha256": hashed, "calibration_api_keys": {"default": other_hash, "anna": other_hash}}
+    update_settings(config, both)
+    keys = Keys({}, config)
+    with pytest.warns(Notice, match="default is not in force beside calibration_api_key_sha256; remove it, or give"):
+        assert keys.name_of(f"Bearer {key}") == "default" and keys.name_of(f"Bearer {other}") == "anna"
+    newest = add_key(config, "default")
+    assert set(keys.now()) == {"default", "anna"} and keys.name_of(f"Bearer {newest}") == "default"
+    assert load_settings(config).calibration_api_keys["default"] is None
 
 
 def test_extend_pools_and_says_who_asked(tmp_path):

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from scipy.stats import binom
 
-from anomaly_nb.calibration.database import MIGRATIONS
-from anomaly_nb.calibration.jobs import ATTEMPTS
+from anomaly_nb.calibration.database import MIGRATIONS, connect, transaction
+from anomaly_nb.calibration.jobs import ATTEMPTS, drain_jobs, enqueue_run, job_errors, lease_jobs, rest_seconds
 from anomaly_nb.calibration.pull import pack_calibrations, pull_calibrations
 from anomaly_nb.calibration.runs import RunInProgress, run_calibration
 from anomaly_nb.calibration.sequential import SequentialAlarm
@@ -24,6 +24,7 @@ from anomaly_nb.calibration.shifts import METRICS
 from anomaly_nb.calibration.store import CalibrationStore, load_calibration
 from anomaly_nb.core.files import locked
 from anomaly_nb.core.settings import Settings
+from tests.commands import run
 
 SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
 FORK = multiprocessing.get_context("fork")
@@ -621,3 +622,82 @@ def test_a_new_model_may_score_the_same_files(tmp_path):
         store.tag("net", "leather", names("a", 300), rng.normal(size=300) + shift)
         head = store.run()["heads"]["net/leather"]
     assert (head["verdict"], head["file_count"], head["repeated"]) == ("unstable", 300, 0)
+
+
+def test_a_job_that_fails_is_tried_once_a_call_and_rests(tmp_path):
+    store, calls = CalibrationStore(tmp_path, DEV), []
+
+    def failing():
+        calls.append(time.time())
+        raise RunInProgress("another run is going on")
+
+    with closing(connect(tmp_path / "calibration.sqlite")) as db:
+        enqueue_run(db)
+        for k in range(1, ATTEMPTS + 1):
+            left = {"done": 0, "failed": k // ATTEMPTS, "waiting": 1 - k // ATTEMPTS}
+            assert drain_jobs(db, failing) == left and len(calls) == k
+            assert drain_jobs(db, failing) == left and len(calls) == k  # it rests
+            job = dict(db.execute("SELECT * FROM jobs").fetchone())
+            assert job["attempts"] == k and job["owner"] is None and "RunInProgress" in job["error"]
+            assert (job["state"], job["finished_at"] is None) == (("failed", False) if k == ATTEMPTS else ("queued", True))
+            if k < ATTEMPTS:
+                assert -1 < job["lease_until"] - rest_seconds(k) - calls[-1] < 5
+                assert "1 calibration run: RunInProgress: another run is going on; tried again in" in job_errors(db)[0]
+                with transaction(db):  # as much later
+                    db.execute("UPDATE jobs SET lease_until = ?", (time.time() - 1,))
+        assert [rest_seconds(k) for k in (1, 2, 3, 9, 10)] == [10, 20, 40, 2560, 3600]
+        assert enqueue_run(db) and drain_jobs(db, lambda: None) == {"done": 1, "failed": 0, "waiting": 0}  # asked anew
+    assert store.jobs()["done"] == 1
+
+
+def test_an_error_that_no_repetition_mends_ends_a_job_at_once(tmp_path):
+    store = CalibrationStore(tmp_path, DEV)
+    store.ask(enqueue_run)  # of nothing
+    assert store.work() == {"done": 0, "failed": 1, "waiting": 0}
+    job = rows(store, "SELECT attempts, finished_at IS NULL, error FROM jobs")[0]
+    assert job[:2] == (1, 0) and job[2].startswith("NotNow: ") and "nothing is tagged yet" in job[2]
+    assert store.ask(job_errors)[0].endswith("; set aside")
+
+
+def test_what_failed_is_not_taken_again_in_the_same_call_however_long_it_is(tmp_path, monkeypatch):
+    store = CalibrationStore(tmp_path, DEV)
+    store.tag("net", "grid", [f"{i}.png" for i in range(6)], np.arange(6.0))
+    store.retag_all()
+    tried = []
+
+    def never(db, owner, jobs):
+        tried.append([j["file_id"] for j in jobs])
+        time.sleep(0.005)  # every rest is over before the next lease
+        raise OSError("no space left")
+
+    monkeypatch.setattr("anomaly_nb.calibration.jobs.retag_files", never)
+    monkeypatch.setattr("anomaly_nb.calibration.jobs.rest_seconds", lambda attempts: 0.001)
+    assert store.work(batch=2) == {"done": 0, "failed": 0, "waiting": 6}
+    assert [len(t) for t in tried] == [2, 2, 2] and len({f for t in tried for f in t}) == 6
+    tried.clear()
+    time.sleep(0.01)
+    assert store.work(batch=4, limit=5) == {"done": 0, "failed": 0, "waiting": 6}  # the limit counts attempts
+    assert [len(t) for t in tried] == [4, 1]
+    monkeypatch.undo()
+    assert store.retag_all() == (0, 6) and store.work() == {"done": 6, "failed": 0, "waiting": 0}  # asked anew, at once
+
+
+def test_a_job_whose_workers_never_come_back_says_so(tmp_path):
+    store = CalibrationStore(tmp_path, DEV)
+    store.ask(enqueue_run)
+    for k in range(ATTEMPTS):
+        assert len(store.ask(lease_jobs, f"w{k}", 1, 0.0)) == 1
+        time.sleep(0.002)
+    assert store.ask(lease_jobs, "last", 1) == []
+    job = rows(store, "SELECT state, attempts, owner, finished_at > 0, error FROM jobs")[0]
+    assert job == ("failed", ATTEMPTS, None, 1, "the last worker did not come back")
+
+
+def test_a_worker_names_the_errors_of_its_jobs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = CalibrationStore("data/calibrations", DEV)
+    store.ask(enqueue_run)
+    (tmp_path / "config.yml").write_text("calibrate_heads: false\n")
+    code, text, err = run("drift", "worker")
+    assert code == 1 and "0 jobs done, 1 failed, 0 waiting" in text
+    assert "1 calibration run: DataError: calibration runs are for development" in text + str(err)

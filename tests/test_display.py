@@ -8,6 +8,8 @@ import pytest
 
 from anomaly_nb.banks import KNNBank, MahalanobisBank
 from anomaly_nb.calibration import CalibrationRanges, CalibrationStore
+from anomaly_nb.calibration.shifts import jensen_shannon
+from anomaly_nb.core.display import said
 from anomaly_nb.features import FeatureSet
 from anomaly_nb.reports import Run
 from anomaly_nb.scoring import Detector, quantile_threshold
@@ -55,3 +57,9 @@ def test_a_run_and_a_store(tmp_path):
     assert "none yet" in store._repr_html_()
     store.tag("parts", "nut", [f"{i}.png" for i in range(60)], np.random.default_rng(0).normal(size=60))
     assert "parts/nut" in store._repr_html_() and "no reference yet" in store._repr_html_()
+
+
+def test_jsd_is_the_distance_that_its_number_is():
+    "The square root of the divergence, so the divergence it is not."
+    assert said("jsd") == "Jensen-Shannon distance" and jensen_shannon([3, 1], [1, 3]) > 0.4
+    assert jensen_shannon([3, 1], [1, 3]) ** 2 < 0.2

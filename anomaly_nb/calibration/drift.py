@@ -93,7 +93,7 @@ class DriftResult:
     scale: str = "unit"  # or "reference": shifts divided by the reference's p95 - p5
     alpha: float = 0.05
     thresholds: Thresholds = field(default_factory=Thresholds)
-    bin_edges: tuple[float, ...] = ()  # inner edges of the divergence's bins
+    bin_edges: tuple[float, ...] = ()  # inner edges of the distance's bins
     percentile_method: str = "linear"
 
     def as_dict(self) -> Record:  # JSON values; undefined metrics are None
@@ -181,12 +181,12 @@ def _with_evidence(
     base: DriftResult,  # with scale, alpha, thresholds
     r: Sample | ScoreSketch,
     c: Sample | ScoreSketch,
-    edges: np.ndarray,  # of the divergence
+    edges: np.ndarray,  # of the distance
     rng: np.random.Generator,
     resamples: int,
 ) -> tuple[
     DriftResult, np.ndarray, float, float
-]:  # result; shifts where nothing moves; of the divergence: inflation, degrees of freedom
+]:  # result; shifts where nothing moves; of the distance: inflation, degrees of freedom
     "`base` with metrics, intervals and p-values."
     limits, alpha, scale = base.thresholds, base.alpha, base.scale
     shifts = percentile_shifts(quantiles(r), quantiles(c), scale)
@@ -222,7 +222,7 @@ def _with_plan(
     result: DriftResult,
     null: np.ndarray,  # (resamples, 5) shifts where nothing moves
     inflation: float,
-    df: float,  # both of the divergence
+    df: float,  # both of the distance
     widest: Grade,
 ) -> DriftResult:
     "`result` with margins, widths and the files needed."
@@ -250,7 +250,7 @@ def drift_metrics(
     thresholds: Thresholds | None = None,  # None: 0.01, 0.05, 0.1, 0.05, 0.1
     scale: str = "auto",  # "unit", "reference", or "auto": unit if the reference lies in [0, 1]
     alpha: float = 0.05,  # rate of false `unstable` verdicts, at most about, for a drift just at its threshold too
-    bins: int | None = None,  # of the divergence; None: by sample size, at most 20
+    bins: int | None = None,  # of the distance; None: by sample size, at most 20
     min_files: int = 50,  # fewer on a side: insufficient
     resamples: int = 1000,
     random_state: int = 0,

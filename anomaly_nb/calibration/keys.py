@@ -10,20 +10,27 @@ import hmac
 import re
 import secrets
 import time
+import warnings
 from collections import deque
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 
 from .tagging import check_name
-from ..core.errors import DataError
+from ..core.errors import DataError, Notice
 from ..core.settings import Settings, load_settings, update_settings
 
 # %% ../../nbs/05_calibration/20_keys.ipynb #4b179802
 def keys_of(settings: Settings) -> dict[str, str]:  # name -> SHA-256
-    "The keys in force: the named ones that are not revoked, and the one without a name as `default`."
-    one = settings.calibration_api_key_sha256
-    return ({"default": one} if one else {}) | {name: key for name, key in settings.calibration_api_keys.items() if key}
+    """The keys in force: the named ones that are not revoked, and the one without a name as `default`.
+
+    Where `calibration_api_key_sha256` is set, and be it to null, it alone decides about `default`.
+    """
+    one, keys = settings.calibration_api_key_sha256, {n: key for n, key in settings.calibration_api_keys.items() if key}
+    if "calibration_api_key_sha256" in settings.model_fields_set and keys.pop("default", one) != one:
+        message = "calibration_api_keys: default is not in force beside calibration_api_key_sha256"
+        warnings.warn(f"{message}; remove it, or give it another name", Notice, stacklevel=2)
+    return ({"default": one} if one else {}) | keys
 
 # %% ../../nbs/05_calibration/20_keys.ipynb #89449979
 def new_key() -> tuple[str, str]:  # the key to hand out, and the hash to keep
@@ -38,13 +45,7 @@ def add_key(
 ) -> str:  # the key, which is written nowhere
     "Make a key and write its hash into the settings. Raises `DataError`."
     key, hashed = new_key()
-    named = name not in (None, "default")
-    update_settings(
-        config,
-        {"calibration_api_keys": {check_name("key", str(name)): hashed}}
-        if named
-        else {"calibration_api_key_sha256": hashed},
-    )
+    _set_key(config, "default" if name is None else check_name("key", name), hashed)
     return key
 
 
@@ -56,9 +57,17 @@ def drop_key(
     keys = keys_of(load_settings(config))
     if name not in keys:
         raise DataError(f"{config}: holds no key {name!r}; it holds {', '.join(keys) or 'none'}")
-    update_settings(
-        config, {"calibration_api_key_sha256": None} if name == "default" else {"calibration_api_keys": {name: None}}
-    )
+    _set_key(config, name, None)
+
+
+def _set_key(config: str | Path, name: str, hashed: str | None) -> None:
+    "Write the hash of a key, None to revoke it; that of `default` has a field, and leaves no other beside it."
+    if name != "default":
+        update_settings(config, {"calibration_api_keys": {name: hashed}})
+        return
+    again = Path(config).exists() and name in load_settings(config).calibration_api_keys
+    changes: dict[str, object] = {"calibration_api_key_sha256": hashed}
+    update_settings(config, changes | ({"calibration_api_keys": {name: None}} if again else {}))
 
 # %% ../../nbs/05_calibration/20_keys.ipynb #e20724de
 class Keys:

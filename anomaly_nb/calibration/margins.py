@@ -21,20 +21,20 @@ def files_needed(
     limits: np.ndarray,  # (5,) what the intervals have to lie below
     n: int,
     m: int,
-    df: float,  # of the divergence
+    df: float,  # of the Jensen-Shannon distance
     jsd_limit: float,
     alpha: float,
     inflation: float = 1.0,
 ) -> int | None:  # on each side; None where a metric has no finite error
-    """Files on each side at which an undrifted head would be called stable, for normal errors and the divergence's
-    asymptotics."""
+    """Files on each side at which an undrifted head would be called stable, for normal errors and the asymptotics of
+    the Jensen-Shannon distance."""
     if not np.isfinite(spread).all():
         return None
     z = special.ndtri(1 - alpha / 2) + special.ndtri(0.975)
     shifts = 2 * n * m / (n + m) * np.max(z * spread / limits) ** 2
     most = special.chdtri(df, 0.05)  # the statistic stays below this in 95 of 100 runs without drift
-    divergence = 2 * noncentrality(most, df, alpha / 2) * inflation / (8 * np.log(2) * jsd_limit**2)
-    return int(np.ceil(max(shifts, divergence)))
+    distance = 2 * noncentrality(most, df, alpha / 2) * inflation / (8 * np.log(2) * jsd_limit**2)
+    return int(np.ceil(max(shifts, distance)))
 
 # %% ../../nbs/05_calibration/05_margins.ipynb #91d62fc9
 def new_files_needed(
@@ -55,15 +55,15 @@ def decidable_widths(
     spread: np.ndarray,  # (5,) standard errors of the shifts
     n: int,
     m: int,
-    df: float,  # of the divergence
+    df: float,  # of the Jensen-Shannon distance
     alpha: float,
     inflation: float = 1.0,
 ) -> dict[str, float]:  # metric -> the margin below which `n` and `m` files can show an undrifted head to be
     "The equivalence margins that these sizes can decide, nineteen times out of twenty."
     z = special.ndtri(1 - alpha / 2) + special.ndtri(0.975)
     size = 8 * n * m / (n + m) * np.log(2) / inflation
-    divergence = float(np.sqrt(noncentrality(special.chdtri(df, 0.05), df, alpha / 2) / size))
-    return dict(zip(SHIFTS, (z * spread).tolist())) | {"jsd": divergence}
+    distance = float(np.sqrt(noncentrality(special.chdtri(df, 0.05), df, alpha / 2) / size))
+    return dict(zip(SHIFTS, (z * spread).tolist())) | {"jsd": distance}
 
 # %% ../../nbs/05_calibration/05_margins.ipynb #3c8e83a9
 Grade = Literal["excellent", "good", "acceptable"]
@@ -83,7 +83,7 @@ def grade_limit(
     metric: str,  # of METRICS
     grade: Grade,
 ) -> float:
-    "What drift of a grade stays below: the customary multiple of the threshold, at most 0.5 for the divergence."
+    "What drift of a grade stays below: the customary multiple of the threshold, at most 0.5 for the distance."
     limit = thresholds.of(metric)
     scaled = limit * (BOUNDS[metric][GRADES.index(grade)] / BOUNDS[metric][0])
     return min(scaled, max(limit, 0.5)) if metric == "jsd" else scaled

@@ -146,8 +146,10 @@ def _add_routes(route: Callable, store: CalibrationStore) -> None:
         return JobsAnswer(**store.jobs())
 
 # %% ../../nbs/05_calibration/23_service.ipynb #a2f0d7fb
-def service_settings(**values: object):  # pydantic_settings.BaseSettings
-    """Settings of the service from `ANOMALY_NB_*` variables, `given` ones first.
+def service_settings(
+    **values: object,  # settings by name; None: from its variable, or the default
+):  # pydantic_settings.BaseSettings
+    """Settings of the service: `values`, then `ANOMALY_NB_*` variables, then the defaults.
 
     Raises `MissingExtraError` without the extra `serve`.
     """

@@ -175,7 +175,7 @@ def divergence_chance(
     df: float,
     inflation: float = 1.0,
 ) -> float:
-    "The p-value of no divergence at all, from its chi-square law."
+    "The p-value of a Jensen-Shannon distance where nothing has moved, from its chi-square law."
     return float(special.chdtrc(df, 8 * n * m / (n + m) * np.log(2) / inflation * jsd**2))
 
 # %% ../../nbs/05_calibration/04_shifts.ipynb #3a72a05c
@@ -216,7 +216,7 @@ def design_effect(
     rng: np.random.Generator,
     resamples: int,
 ) -> tuple[float, float]:  # inflation >= 1, degrees of freedom <= edges.size
-    "The scaled chi-square that the divergence statistic follows when whole groups are dealt (Rao and Scott 1984)."
+    "The scaled chi-square that the distance's statistic follows when whole groups are dealt (Rao and Scott 1984)."
     assert reference.groups is not None and current.groups is not None
     table = np.zeros((reference.n_groups + current.n_groups, edges.size + 1))
     np.add.at(table, (reference.groups, np.searchsorted(edges, reference.values, side="right")), 1)

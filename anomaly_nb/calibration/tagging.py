@@ -24,7 +24,7 @@ from ..core.errors import DataError, number_of, plural, real_array
 # %% ../../nbs/05_calibration/11_tagging.ipynb #1faaaf95
 def check_name(name_type: str, name: str) -> str:
     "`name` if it can be part of a file name. Raises `DataError`."
-    plain = name.replace("-", "").replace("_", "").replace(".", "")
+    plain = str(name).replace("-", "").replace("_", "").replace(".", "")
     if not (isinstance(name, str) and plain.isalnum() and plain.isascii() and name[0] not in "-." and len(name) <= 100):
         raise DataError(
             f"{name_type} {name!r} cannot be part of a file name; use up to 100 letters, digits, '-', '_' and '.'"

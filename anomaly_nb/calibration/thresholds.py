@@ -8,6 +8,8 @@ __all__ = ['CONFIDENCE', 'TooFew', 'HELD_OUT', 'false_alarm_bound', 'conformal_r
            'counted_threshold']
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #e6832365
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -61,6 +63,11 @@ def _scores_needed(false_alarms: float, confidence: float | None) -> int:
     return int(np.ceil(np.log(1 - confidence) / np.log(1 - false_alarms)))
 
 
+def _places_above(limit: float, n: int, rate: Callable[[int], float]) -> int:
+    "At how many of the places 0 to n - 1 a rate that falls from place to place is above `limit`; in log2(n) looks."
+    return bisect_left(range(n), True, key=lambda i: not rate(i) > limit)
+
+
 def conformal_rank(
     n: int,  # calibration scores
     false_alarms: float,  # rate allowed, in (0, 1)
@@ -83,8 +90,7 @@ def conformal_rank(
     if confidence is None:
         rank = int(np.ceil((n + 1) * (1 - false_alarms) - 1e-9))
     else:
-        ranks = np.arange(1, n + 1)
-        rank = int(np.sum(stats.beta.ppf(confidence, n + 1 - ranks, ranks) > false_alarms)) + 1
+        rank = _places_above(false_alarms, n, lambda i: stats.beta.ppf(confidence, n - i, i + 1)) + 1
     if rank <= n:
         return rank, false_alarms
     if too_few == "error":
@@ -129,11 +135,13 @@ def grouped_rank(
     count = int(groups.max(initial=-1)) + 1
     _, promised = conformal_rank(count, false_alarms, confidence, too_few, "group")
     above = group_counts_above(groups)
-    if confidence is None:
-        rates = (above + 1) / (count + 1)
-    else:
-        rates = stats.beta.ppf(confidence, above + 1, count - above)
-    rank = min(int(np.sum(rates > false_alarms + 1e-9)), len(groups) - 1)
+    rank = _places_above(
+        false_alarms + 1e-9,
+        len(groups) - 1,
+        lambda i: (above[i] + 1) / (count + 1)
+        if confidence is None
+        else stats.beta.ppf(confidence, above[i] + 1, count - above[i]),
+    )
     return rank + 1, count - float(above[rank]), promised
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #3569b40f

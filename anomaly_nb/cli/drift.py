@@ -329,16 +329,20 @@ def worker(
     config: Config = CONFIG,
 ):
     """Process the queue: decisions to repeat and calibration runs that are due. It can be killed and restarted at any
-    time. Without --watch it exits 1 where the queue holds jobs that failed.
+    time. A job that fails is named with its error and tried again by a later call, 10 seconds on and then twice as
+    long each time, ten times in all; one that no repetition can mend is set aside. Without --watch it exits 1 where
+    the queue holds jobs that failed.
 
     \b
     Example:  anomaly-nb drift worker --retag
     """
     import time
 
+    from anomaly_nb.calibration.jobs import job_errors
     from anomaly_nb.core.errors import number_of
+    from anomaly_nb.core.order import printable
 
-    opened = open_store(store, config)
+    opened, said = open_store(store, config), set[str]()
     if retag:
         typer.echo(f"{number_of(opened.retag_all()[0], 'file')} put in line")
     while True:
@@ -347,8 +351,12 @@ def worker(
             typer.echo(
                 f"{number_of(result['done'], 'job')} done, {result['failed']} failed, {result['waiting']} waiting"
             )
+        errors = {line.partition("; tried again in")[0]: line for line in opened.ask(job_errors)}
+        for words in (w for w in errors if w not in said):  # each error once, and once more where its job is set aside
+            typer.echo(printable(errors[words]), err=True)
+        said = set(errors)
         if watch is None:
-            raise typer.Exit(1 if result["failed"] else 0)
+            raise typer.Exit(1 if result["failed"] or errors else 0)
         time.sleep(watch)
 
 # %% ../../nbs/11_cli/06_drift.ipynb #a480ff4f

@@ -79,7 +79,7 @@ NAMES = {
     "ap": "average precision",
     "oracle_auroc": "image AUROC of the best, chosen by test labels",
     "chosen_auroc": "image AUROC of the choice without test labels",
-    "jsd": "Jensen-Shannon divergence",
+    "jsd": "Jensen-Shannon distance",
     "apd_p5": "5th percentile (APD)",
     "apd_p95": "95th percentile (APD)",
     "srd": "range (SRD)",
