@@ -8,6 +8,7 @@ from scipy import integrate, special, stats
 from scipy.optimize import linprog
 
 from anomaly_nb.calibration import contamination, sequential, thresholds
+from anomaly_nb.calibration.ranks import conformal_rank, false_alarm_bound, group_counts_above, grouped_rank
 from anomaly_nb.calibration.contamination import (
     DIP_LIMITS,
     dip,
@@ -28,14 +29,7 @@ from anomaly_nb.calibration.shifts import (
     jsd_edges,
     noncentrality,
 )
-from anomaly_nb.calibration.thresholds import (
-    Threshold,
-    conformal_rank,
-    conformal_threshold,
-    false_alarm_bound,
-    group_counts_above,
-    grouped_rank,
-)
+from anomaly_nb.calibration.thresholds import Threshold, conformal_threshold
 
 LN2 = float(np.log(2))
 

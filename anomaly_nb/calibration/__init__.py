@@ -38,14 +38,8 @@ from .store import CalibrationStore, tag_by_reference
 from .stream import example_year, replay
 from .tables import find_scores, read_scores
 from .tagging import decide
-from anomaly_nb.calibration.thresholds import (
-    CONFIDENCE,
-    Threshold,
-    conformal_bound,
-    conformal_threshold,
-    false_alarm_bound,
-    quantile_threshold,
-)
+from .ranks import CONFIDENCE, conformal_bound, false_alarm_bound
+from .thresholds import Threshold, conformal_threshold, quantile_threshold
 from .video_config import read_calibration, write_calibration
 
 # %% ../../nbs/05_calibration/00_calibration.ipynb #6c4446bd

@@ -20,7 +20,8 @@ from .schema import Calibration, split_label
 from .sequential import SequentialAlarm
 from .shifts import Thresholds
 from .tagging import reference_of
-from .thresholds import CONFIDENCE, sample_threshold
+from .ranks import CONFIDENCE
+from .thresholds import sample_threshold
 from .windows import Span, Window, read_since, read_stream, read_window, span_of
 from ..core.settings import Settings
 

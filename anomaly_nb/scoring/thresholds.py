@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..calibration.thresholds import Threshold, conformal_threshold, false_alarm_bound, quantile_threshold
+from ..calibration.ranks import false_alarm_bound
+from ..calibration.thresholds import Threshold, conformal_threshold, quantile_threshold
 from ..core.errors import DataError, number_of, real_array
 from ..core.files import sha256_array
 from ..data.rows import as_labels

@@ -17,7 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..calibration.thresholds import conformal_rank
+from ..calibration.ranks import conformal_rank
 from ..core.errors import percent
 from ..core.files import sha256_json
 from ..core.plain import Record

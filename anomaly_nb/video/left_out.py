@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..calibration.thresholds import conformal_rank
+from ..calibration.ranks import conformal_rank
 from ..core.errors import DataError, number_of
 from ..core.order import natural_key
 from ..scoring.thresholds import Threshold, false_alarm_bound, quantile_threshold
