@@ -7,7 +7,7 @@ import pytest
 from scipy import integrate, special, stats
 from scipy.optimize import linprog
 
-from anomaly_nb.calibration import contamination, sequential, thresholds
+from anomaly_nb.calibration import contamination, sequential
 from anomaly_nb.calibration.ranks import conformal_rank, false_alarm_bound, group_counts_above, grouped_rank
 from anomaly_nb.calibration.contamination import (
     DIP_LIMITS,
@@ -306,7 +306,7 @@ def test_groups_of_one_have_the_rank_of_scores(confidence):
 def test_a_rank_with_confidence_looks_at_all_ranks_in_few_steps(monkeypatch):
     calls = []
     ppf = stats.beta.ppf
-    monkeypatch.setattr(thresholds.stats.beta, "ppf", lambda *v: calls.append(np.size(v[1])) or ppf(*v))
+    monkeypatch.setattr(stats.beta, "ppf", lambda *v: calls.append(np.size(v[1])) or ppf(*v))
     n = 1_000_000
     rank, promised = conformal_rank(n, 0.05, 0.95)
     assert promised == 0.05 and sum(calls) < 60 and abs(rank - n * (0.95 + 1.645 * (0.05 * 0.95 / n) ** 0.5)) < 10
