@@ -25,7 +25,7 @@ from anomaly_nb.banks.neighbours import nearest
 from anomaly_nb.calibration import leave_one_group_out_distances
 from anomaly_nb.calibration.leave_one_out import kth_neighbour_distances
 from anomaly_nb.core.device import choose_device
-from anomaly_nb.core.errors import DataError
+from anomaly_nb.core.errors import DataError, Notice
 from anomaly_nb.features import FeatureSet
 from anomaly_nb.scoring import RECIPES, Detector, Preparation, conformal_threshold, held_out_scores, make_detector
 from anomaly_nb.scoring.recipes import WORD_RECIPES
@@ -259,12 +259,11 @@ def test_detectors_come_back_from_disk(name, tmp_path):
 @pytest.mark.parametrize("wrong", [1.5, 0.0, -0.1, 0, -1, True, "all"])
 def test_a_coreset_is_a_fraction_or_a_count(wrong):
     with pytest.raises(
-        DataError, match=r"a fraction as a float in \(0, 1\], a count as an int from 2, or None for all"
+        DataError, match=r"a fraction as a float in \(0, 1\], a count as an int from 1, or None for all"
     ):
         coreset_count(wrong, 10)
-    assert [coreset_count(c, 10) for c in (1.0, 2, 0.25, 3, 99, None)] == [10, 2, 2, 3, 10, 10]
-    with pytest.raises(DataError, match=r"coreset=1: write 1\.0 for all patches"):
-        coreset_count(1, 10)
+    with pytest.warns(Notice, match=r"coreset=1 keeps one patch; write 1\.0 for all patches"):
+        assert [coreset_count(c, 10) for c in (1.0, 1, 0.25, 3, 99, None)] == [10, 1, 2, 3, 10, 10]
 
 
 def test_a_mutual_bank_saved_with_an_earlier_name_opens(tmp_path):

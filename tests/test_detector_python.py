@@ -116,11 +116,14 @@ def test_labels_beside_the_images_are_used_or_refused(files, fitted):
     for X, labels, error in (
         (files, [0, 1], "2 labels for 16 images"),
         (files, [1] * 16, "learns from normal ones"),
-        (pd.DataFrame({"image_path": files}), y, "its column label; leave y out"),
-        (own(16), y, "column label of its table; leave y out"),
+        (pd.DataFrame({"image_path": files, "label": 0}), y, r"contradicts the column label in row 12 \(4 such\)"),
     ):
         with pytest.raises(DataError, match=error):
             Detector(**SMALL).fit(X, labels)
+    table = pd.DataFrame({"image_path": files})
+    for X in (table, table.assign(label=y)):
+        assert Detector(**SMALL).fit(X, y).threshold_ == fitted.threshold_
+    assert len(Detector().fit(own(16), y).paths_) == 12
 
 
 def test_labels_are_counted_or_refused_in_tables():
@@ -342,9 +345,7 @@ def test_others_parts_are_refused(wrong):
 
 
 def test_numpys_numbers_are_parameters(files):
-    Detector("knn", k=np.int64(2), image_size=np.int64(32), coreset=np.float32(0.5), angles=np.array([0, 90])).fit(
-        files[:4]
-    )
+    Detector("knn", k=np.int64(2), image_size=np.int64(32), coreset=np.float32(0.5), angles=[0, 90]).fit(files[:4])
 
 
 def test_features_are_taken_or_named():

@@ -85,7 +85,7 @@ class _Greedy:
 
 # %% ../../nbs/04_banks/04_coreset.ipynb #488b4918
 def coreset_count(
-    coreset: float | int | None,  # a fraction (float in (0, 1]), a count (int from 2), or None = all
+    coreset: float | int | None,  # a fraction (float in (0, 1]), a count (int from 1), or None = all
     n: int,  # patches there are
 ) -> int:  # patches to keep
     "How many of `n` patches a coreset keeps. Raises `DataError` naming both forms."
@@ -96,11 +96,11 @@ def coreset_count(
     if fraction:
         return max(1, round(float(coreset) * n))
     if whole and coreset == 1:  # of a file that was written by what knows no 1.0
-        raise DataError("coreset=1: write 1.0 for all patches, or a count from 2 on")
-    if whole and coreset > 1:
+        warnings.warn(Notice("coreset=1 keeps one patch; write 1.0 for all patches"), stacklevel=2)
+    if whole and coreset >= 1:
         return min(int(coreset), n)
     raise DataError(
-        f"coreset={coreset!r}; give a fraction as a float in (0, 1], a count as an int from 2, or None for all"
+        f"coreset={coreset!r}; give a fraction as a float in (0, 1], a count as an int from 1, or None for all"
     )
 
 

@@ -262,6 +262,7 @@ def drift_metrics(
     lost, and constant or too few scores give the verdict "insufficient" or "unstable".
     """
     _check_options(scale, alpha, widest, bins, min_files, resamples, random_state)
+    min_files, resamples = int(min_files), int(resamples)
     limits = thresholds or Thresholds()
     r, wrong_r = _prepared(reference, "reference", min_files)
     c, wrong_c = _prepared(current, "current", min_files)

@@ -137,11 +137,12 @@ class Threshold:
         return f"{few} can promise {best} at best, not {percent(wanted)}; {scores_needed(wanted, confidence)} could"
 
     def _expected(self) -> float | None:
-        "The rate on average where another one is promised with a confidence; of groups in older files only its bound."
+        "The rate on average where another one is promised with a confidence; of groups in older files a bound of it."
         stored = self.parameters
         if "rank" in stored and not stored.get("groups"):
             return (self.n + 1 - stored["rank"]) / (self.n + 1)
-        return stored.get("expected", stored.get("bound95"))
+        bounds = [b for b in (stored.get("bound95"), stored.get("promised", stored.get("false_alarms"))) if b]
+        return stored.get("expected", min(bounds, default=None))
 
     def _bounds(self) -> list[tuple[str, str]]:
         "Confidences, and the rates that are not exceeded with them: the one asked for, and 95 % where it says more."

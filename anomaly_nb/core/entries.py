@@ -67,11 +67,12 @@ def _order(
     "Where the wanted names stand among the labels of a table."
     has, names = labels.tolist(), list(wanted)
     default = has == list(range(len(has)))
-    same = len(set(has)) == len(has) and set(has) == set(names)
+    place = {label: i for i, label in enumerate(has)}
+    same = len(place) == len(has) and set(names) <= place.keys()  # of all that the table holds, those that are wanted
     if has == names or (default and not same) or (by_position and not set(has) & set(names)):
         return None
     if same and not default:
-        return [has.index(n) for n in names]
+        return [place[n] for n in names]
     raise DataError(
         f"{name}: its {what} are labelled {printable(', '.join(map(repr, has)), 120)}, wanted are "
         f"{printable(', '.join(map(repr, names)), 120)}; label them so, or pass .to_numpy() of a table in this order"
@@ -127,8 +128,9 @@ def group_labels(
     "Labels of groups, flat. Raises `DataError` where some are missing: it says how many."
     import pandas as pd
 
-    array = labels if isinstance(labels, np.ndarray) else np.asarray(labels, dtype=object)
-    array = array.reshape(-1)
+    if type(labels).__module__.partition(".")[0] == "torch":
+        labels = real_array(name, labels)
+    array = labels.reshape(-1) if isinstance(labels, np.ndarray) else np.fromiter(labels, dtype=object)
     missing = np.flatnonzero(pd.isna(array))
     if missing.size:
         raise DataError(
@@ -138,17 +140,19 @@ def group_labels(
     if array.dtype == object:
         values = array.tolist()
         same = len(set(map(type, values))) <= 1 or all(isinstance(v, int | float | np.number) for v in values)
-        array = np.asarray(values) if same else array
-    return array.astype(str) if array.dtype == object or array.ndim != 1 else array
+        one_type = np.asarray(values) if same else array
+        array = one_type if one_type.shape == array.shape else array  # pairs are labels, too
+    return array.astype(str) if array.dtype == object else array
 
 # %% ../../nbs/00_core/15_entries.ipynb #7d917bf9
 def one_number(
     function: Callable,  # that gave it, for the message
-    value: object,
+    value: Any,
 ) -> float:
     "What a function gave, if it is one number. Raises `DataError` for several, and for NaN."
     name = getattr(function, "__name__", "")
     name = name if name.isidentifier() else "the metric"
+    value = value.item() if getattr(value, "size", None) == 1 or getattr(value, "numel", lambda: 0)() == 1 else value
     if np.ndim(value) or not isinstance(value, SupportsFloat):  # type: ignore[arg-type]
         what = f"{len(value)} values" if isinstance(value, tuple | list) else f"a {type(value).__name__}"
         raise DataError(f"{name} gives {what}, where one number is needed: lambda *data: function(*data)[0]")

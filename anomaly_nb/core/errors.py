@@ -184,7 +184,8 @@ def check_number(
     whole: bool = False,  # True: no fractions
 ) -> None:
     "Whether a setting is a finite number in its range. Raises `DataError`."
-    number = isinstance(value, int | float | np.number)
+    value = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value  # of a tensor, too
+    number = isinstance(value, int | float)
     if number and np.isfinite(value) and low <= value <= high and not (whole and value != int(value)):
         return
     bounds = [f"{word} {end:g}" for word, end in (("at least", low), ("at most", high)) if np.isfinite(end)]

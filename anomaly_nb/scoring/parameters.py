@@ -34,11 +34,11 @@ def _whole(value: Any) -> bool:
 
 
 def _several(value: Any, one: Callable[[Any], bool]) -> bool:
-    return isinstance(value, tuple | list | np.ndarray) and all(one(v) for v in value)
+    return isinstance(value, tuple | list | range) and all(one(v) for v in value)
 
 
 def _text(value: Any) -> bool:
-    return isinstance(value, str | Path)
+    return value is None or isinstance(value, str | Path)
 
 
 def _angles(value: Any) -> bool:
@@ -59,7 +59,7 @@ PARAMETERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "k": (_whole, "a whole number of neighbours, 0 for the recipe's"),
     "coreset": (lambda v: v is None or _number(v), "a fraction, a count, or None"),
     "similar": (_whole, "a whole number of images, 0 for the recipe's"),
-    "aggregation": (lambda v: isinstance(v, str), "'max', 'mean' or a fraction such as 'top1%'"),
+    "aggregation": (_text, "'max', 'mean' or a fraction such as 'top1%'"),
     "rerank": (
         lambda v: v is None or _several(v, _whole),
         "numbers of similar images such as (3,), () for none, or None for the recipe's",
@@ -69,7 +69,7 @@ PARAMETERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "object_threshold": (lambda v: v is None or _number(v), "a number such as 10.0, or None for no mask"),
     "threshold": (lambda v: isinstance(v, str), "the rule it is chosen by: 'quantile:0.95' or 'conformal:0.05'"),
     "groups": (
-        lambda v: isinstance(v, str),
+        _text,
         "'parent' or a regular expression of file names; groups themselves are a column group of the index",
     ),
     "intensity": (lambda v: isinstance(v, str), "'auto', 'full', 'window:<low>,<high>' or 'percentile:<low>,<high>'"),
@@ -99,8 +99,10 @@ DECIDING = ("recipe", "aggregation", "rerank", "object_threshold")  # what makes
 
 
 def deciding(detector: "Detector") -> Record:
-    "The parameters that a threshold rests on, as they are now."
-    return {name: value for name, value in detector.get_params(deep=False).items() if name in DECIDING}
+    "What a threshold rests on, as it is now: parameters, and in the place of none what the recipe has."
+    rerank = detector.parts().rerank if detector.rerank is None else tuple(detector.rerank)
+    values = (detector.recipe, detector.image_aggregation, rerank, detector.object_threshold)
+    return dict(zip(DECIDING, values))
 
 
 def check_fitted(
@@ -114,8 +116,8 @@ def check_fitted(
     if changed := [name for name, value in deciding(detector).items() if name in before and before[name] != value]:
         name = changed[0]
         raise DataError(
-            f"{name} was {before[name]!r} in the fit and is {getattr(detector, name)!r} now, and the threshold is that "
-            f"of the fit; fit again, or set_params({name}={before[name]!r})"
+            f"{name} was {before[name]!r} in the fit and is {deciding(detector)[name]!r} now, and the threshold is "
+            f"that of the fit; fit again, or set_params({name}={before[name]!r})"
         )
 
 # %% ../../nbs/06_scoring/34_parameters.ipynb #8e24e05d

@@ -81,7 +81,7 @@ def as_source(
         if not len(X):
             raise DataError(f"X: no images: an array of {' x '.join(map(str, X.shape))}; give at least one")
         return X
-    column = isinstance(X, pd.Series) or (isinstance(X, np.ndarray) and X.ndim == 1)
+    column = isinstance(X, pd.Series | pd.Index) or (isinstance(X, np.ndarray) and X.ndim == 1)
     if isinstance(X, list | tuple) or column:
         paths = list(X)
         if all(isinstance(p, str | Path) for p in paths):
@@ -100,12 +100,16 @@ def with_labels(
     X = as_source(X)
     if y is None:
         return X
-    if not isinstance(X, np.ndarray | list):
-        where = "the column label of its table" if isinstance(X, FeatureSet | ShardedFeatures) else "its column label"
-        raise DataError(f"y: labels of {'features' if 'table' in where else 'an index'} are {where}; leave y out")
     labels = as_labels(y, "y")
     if len(labels) != len(X):
         raise DataError(f"y: {number_of(len(labels), 'label')} for {number_of(len(X), 'image')}")
+    if not isinstance(X, np.ndarray | list):
+        table = X if isinstance(X, pd.DataFrame) else X.meta
+        if "label" in table:
+            if (odd := np.flatnonzero(as_labels(table["label"]) != labels)).size:
+                raise DataError(f"y: contradicts the column label in row {odd[0]} ({odd.size} such); leave one out")
+            return X
+        return X.assign(label=labels) if isinstance(X, pd.DataFrame) else X.where(labels != 1)
     if len(X) and (labels == 1).all():
         raise DataError("y: all images are anomalous (1), and a detector learns from normal ones (0)")
     return X[labels != 1] if isinstance(X, np.ndarray) else [x for x, label in zip(X, labels) if label != 1]

@@ -94,11 +94,11 @@ def check_layout(
     verb = "looks like"
     if first is None and misfit[best][0] > 1:
         return  # another number of classes: no question of the layout
-    if first is not None and first[0] < 2:  # so does another order of the axes, as well or nearly?
-        last = [n for n, fit in misfit.items() if n.endswith("C)") and (fit[0], fit[1] / 2) <= first]
-        if not last or shape[0] == shape[2] or n_classes:
+    if first is not None and first[0] < 2:  # does another order of the axes fit better?
+        last = misfit.get("(H, W, C)", first)
+        if not last[0] < first[0] or shape[0] == shape[2] or n_classes:
             return
-        best, verb = min(last, key=misfit.__getitem__), "may be (C, H, W) or"
+        best, verb = "(H, W, C)", "may be (C, H, W) or"
     elif best == "(C, H, W)":
         return
     order = _LAYOUTS[best]

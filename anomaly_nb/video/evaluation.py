@@ -24,7 +24,9 @@ def _by_name(
     values: Mapping[Any, ArrayLike],  # video -> (T,), whatever names and arrays are made of
 ) -> dict[str, np.ndarray]:
     "Arrays of videos, by names as text. Raises `DataError` for values that are no numbers, or two videos of one name."
-    arrays = {str(video): real_array(f"{what} of video {video}", part) for video, part in values.items()}
+    # numbers that pandas made floats of are the numbers that they were
+    names = (int(v) if isinstance(v, float | np.floating) and float(v).is_integer() else v for v in values)
+    arrays = {str(v): real_array(f"{what} of video {v}", part) for v, part in zip(names, values.values())}
     if len(arrays) < len(values):
         raise DataError(f"{what}: two of {len(values)} videos are called alike, as a number and as text; rename one")
     for video, part in arrays.items():
