@@ -25,7 +25,7 @@ TooFew = Literal["error", "largest"]
 def _check_rate(name: str, value: float, example: float) -> None:
     "Raise `DataError` for what is no number in (0, 1)."
     if not isinstance(value, int | float | np.number) or not 0 < value < 1:
-        raise DataError(f"{name}={value!r}; it must be a float in (0, 1), for example {example}")
+        raise DataError(f"{name}={value!r}; it must lie in (0, 1), for example {example}")
 
 
 def false_alarm_bound(
