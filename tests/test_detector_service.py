@@ -120,6 +120,17 @@ def test_bits_are_those_of_predict(client, folder, files):
     assert said["manifest"] == cards[0]["manifest"] and said["threshold"] == model.threshold_.value
 
 
+@pytest.mark.parametrize("charset", ["idna''a%ff", "undefined''a", "punycode''%ff", "''a%00b"])
+def test_a_header_in_no_encoding_is_refused(client, files, charset):
+    "Names and boundaries may be written in any encoding that Python has, and some of these raise."
+    head = f"--x\r\nContent-Disposition: form-data; name=\"image\"; filename*={charset}\r\n\r\n".encode()
+    body = head + files[0].read_bytes() + b"\r\n--x--\r\n"
+    named = client.post(PREDICT, content=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
+    bound = client.post(PREDICT, content=body, headers={"Content-Type": f"multipart/form-data; boundary*={charset}"})
+    assert one_sentence(bound, 422)
+    assert named.status_code == 200 if charset.startswith("''") else one_sentence(named, 422)
+
+
 def test_a_form_of_two_files_is_refused(client, files):
     "Neither is dropped in silence; fields that were left empty are none."
     first, second = (f.read_bytes() for f in files[:2])

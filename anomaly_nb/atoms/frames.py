@@ -256,8 +256,8 @@ def video_entries(
     "The video of each frame. Raises `DataError` for another number of entries, or one that is missing."
     ids = np.asarray(video)
     if ids.ndim != 1 or (n_frames is not None and len(ids) != n_frames):
-        raise DataError(f"video has shape {ids.shape} for {'T' if n_frames is None else n_frames} frames; give one "
-                        "entry a frame")
+        wanted = "T" if n_frames is None else n_frames
+        raise DataError(f"video has shape {ids.shape} for {wanted} frames; give one entry a frame")
     if missing := np.flatnonzero(pd.isna(ids)).tolist():
         raise DataError(
             f"video: {number_of(len(missing), 'frame')} without a video, the first at {missing[0]}; name it, or leave "

@@ -7,6 +7,7 @@ __all__ = ['WANTED', 'MOST_PARTS', 'LONGEST_HEAD', 'BadImage', 'image_of', 'for_
 
 # %% ../../nbs/06_scoring/18_bodies.ipynb #26095bf2
 import re
+from collections.abc import Callable
 from email.message import Message
 from email.parser import HeaderParser
 
@@ -28,6 +29,16 @@ class BadImage(DataError):
 MOST_PARTS, LONGEST_HEAD = 100, 8192  # of a form; bytes of a part's headers: what has more was not made by a form
 
 
+def _in_header(
+    read: Callable[[], str | None],  # of a header that anybody may have written
+) -> str | None:
+    "What a header says. Raises `BadImage` for one in an encoding that is none, or numbered beyond all measure."
+    try:
+        return read()
+    except ValueError:
+        raise BadImage(f"a header of the form cannot be read; {WANTED}") from None
+
+
 def _parts(
     body: bytes,
     content_type: str,  # Content-Type of a form
@@ -35,7 +46,7 @@ def _parts(
     "The parts of a form. Raises `BadImage` for more than anybody sends."
     header = Message()
     header["content-type"] = content_type
-    boundary = header.get_boundary("")
+    boundary = _in_header(header.get_boundary) or ""
     between = b"\r\n--" + boundary.encode("latin-1", "replace")
     pieces = (b"\r\n" + body).split(between, MOST_PARTS + 2)[1:-1] if boundary else []
     if len(pieces) > MOST_PARTS:
@@ -44,7 +55,7 @@ def _parts(
     for head, _, content in (piece.partition(b"\r\n\r\n") for piece in pieces):
         if len(head) > LONGEST_HEAD:
             raise BadImage(f"a part of the form has more than {LONGEST_HEAD} bytes of headers; {WANTED}")
-        name = HeaderParser().parsestr(head.strip().decode("utf-8", "replace")).get_filename()
+        name = _in_header(HeaderParser().parsestr(head.strip().decode("utf-8", "replace")).get_filename)
         parts.append((content, None if name is None else printable(name, 200)))
     return parts
 
