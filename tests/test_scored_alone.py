@@ -30,13 +30,13 @@ def test_each_recipe(name, features):
         pytest.skip("compares a batch with itself, and says so")
     nine = features.where(np.isin(np.arange(len(features)), np.flatnonzero(features.meta["split"] == "test")[:9]))
     patches = detector.score_patches(nine)
-    scores = detector.alone(nine, patches)
+    scores = detector.scorer().alone(nine, patches)
     for first in range(9):
         for some in ([first], sorted({first, (first + 1) % 9})):
             few = nine.where(np.isin(np.arange(9), some))
             again = detector.score_patches(few)
             assert np.array_equal(again, patches[some]), (name, some)
-            assert np.array_equal(detector.alone(few, again), scores[some]), (name, some)
+            assert np.array_equal(detector.scorer().alone(few, again), scores[some]), (name, some)
 
 
 @pytest.mark.parametrize(

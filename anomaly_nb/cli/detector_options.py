@@ -267,6 +267,7 @@ def checked_index(
     from anomaly_nb.features.extract import part_index
     from anomaly_nb.scoring import few_shot
     from anomaly_nb.scoring.inputs import known_groups
+    from anomaly_nb.scoring.layout import Layout
     from anomaly_nb.scoring.learning import check_budget
 
     n = int(normal_training(index).sum())
@@ -292,7 +293,7 @@ def checked_index(
                 region.within(*info.size)
             except DataError as e:
                 raise DataError(f"{path}: {e}") from None
-    if not detector.plain():
+    if not Layout(network=detector.network()).plain:
         part_index(train, detector.network())  # a tile that no image fills
     if detector.budget_ms or detector.budget_mb:
         check_budget(detector, train)

@@ -13,22 +13,20 @@ import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
 
-from ..banks import Bank, rerank_scores
+from ..banks import Bank
 from ..core.display import summary_html
 from ..core.errors import DataError
-from ..core.plain import Record
-from ..data.headers import image_info
 from ..features import FeatureSet, extract_features
 from ..features.base import Backbone
 from .detector_files import check_backbone, read_detector, same_network, write_detector
+from .image_scorer import ImageScorer, image_scorer
 from .inputs import earlier_images, image_table, portions, source_of, tested, training_rule, with_added
-from .layout import Cells, Layout
+from .layout import Layout
 from .learning import learn
-from .maps import OWN_SCORES, bank_image_scores
 from .nearest import nearest_normal_places
 from .network import backbone_at_hand, detector_network
 from .parameters import check_fitted, detector_facts, fitted_text
-from .preparation import ImageSource, Preparation, as_features, foreground
+from .preparation import ImageSource, Preparation, as_features
 from .recipes import Recipe, recipe_parts
 from .result import Evaluation
 from .sources import image_files, said_of_learned, with_labels
@@ -40,16 +38,12 @@ from anomaly_nb.scoring.stream import (
     part_batches,
     pass_features,
     pass_parts,
-    scored_images,
 )
 from .thresholds import Threshold, oracle_threshold
 
 # %% ../../nbs/06_scoring/08_detector.ipynb #bf1ccb4d
 class Detector(BaseEstimator):
-    "From images to scores, decisions and explanations."
-
-    version_: int  # of the fit; `update` counts on
-    choice_: Record  # how the recipe was chosen
+    "From images to scores, decisions and explanations. A fitted one has the attributes of `Fitted`."
 
     def __init__(
         self,
@@ -134,14 +128,11 @@ class Detector(BaseEstimator):
         if not fit and "spec_" in vars(self):
             check_backbone(self)
         rule = training_rule(X, self.intensity) if fit else vars(self).get("intensity_")
-        table = None if self.plain() else image_table(X)
+        layout = Layout(network=self.network()) if fit or "layout_" not in vars(self) else self.layout_
+        table = None if layout.plain else image_table(X)
         if table is not None:
             return extract_features(table, self.network(), intensity=rule)
         return as_features(X, self.network(), tuple(self.angles) if fit else (0.0,), rule)
-
-    def plain(self) -> bool:
-        "Whether every image is squeezed onto one grid, all of it."
-        return vars(self)["layout_"].plain if "layout_" in vars(self) else Layout(network=self.network()).plain
 
     def fit(
         self,
@@ -152,67 +143,36 @@ class Detector(BaseEstimator):
 
         Raises `DataError` on bad input, a threshold that needs labels, or a part that cannot work with the others.
         """
-        learn(self, with_labels(X, y))
-        return self
+        return learn(self, with_labels(X, y)).into(self)
 
-    def masked(self, scores: np.ndarray, f: FeatureSet) -> np.ndarray:
-        "Patch scores, zero off the object, the lowest where a cell does not count."
-        if self.object_threshold is not None:
-            first = f.patches[:, : scores.shape[1]]  # of a rotated image, as it is
-            scores = scores * np.stack([foreground(p, self.patch_hw_, self.object_threshold) for p in first])
-        if self.layout_.plain:
-            return scores
-        return np.stack([c.filled(s) for c, s in zip(self._cells(f.meta["image_path"]), scores)])
-
-    def _cells(self, paths: Iterable[str]) -> list[Cells]:
-        "The cells of images."
-        return [self.layout_.of(image_info(p).size) for p in paths]
-
-    def alone(self, f: FeatureSet, patch_scores: np.ndarray, training: bool = False) -> np.ndarray:
-        "Scores of images, each without a look at the others; of cells that count, where some do not."
-        if self.layout_.plain or self.image_aggregation in OWN_SCORES:
-            return self._by_bank(patch_scores, f.cls, training, f)
-        cells, how = self._cells(f.meta["image_path"]), self.image_aggregation
-        return np.array([c.aggregate(s, how) for c, s in zip(cells, patch_scores)], np.float32)
-
-    def _by_bank(self, scores: np.ndarray, cls: np.ndarray | None, training: bool, f: FeatureSet | None) -> np.ndarray:
-        "Image scores where all cells count; those of words also look at the features, as the bank gets them."
-        x = self.preparation_.transform(f.patches) if f is not None and self.image_aggregation == "words" else None
-        return bank_image_scores(self.bank_, self.image_aggregation, scores, cls, training, x)
-
-    def aggregated(self, f: FeatureSet, patch_scores: np.ndarray, training: bool = False) -> np.ndarray:
-        "Image scores, averaged over similar images where the recipe does."
-        return self._reranked(self.alone(f, patch_scores, training), f.cls)
+    def scorer(self) -> ImageScorer:
+        "How its patch scores become image scores. Raises `NotFittedError`, `DataError`."
+        check_fitted(self)
+        return image_scorer(self, self)
 
     def aggregate_patches(
         self,
         patch_scores: np.ndarray,  # (n, P) of `score_patches`
         cls: np.ndarray | None = None,  # (n, Dc) the images' vectors, where they are used
         training: bool = False,  # these are the training images
-        features: FeatureSet | None = None,  # what was scored; needed by recipes that compare with words
+        # what was scored; needed by recipes that compare with words, and where some cells do not count
+        features: FeatureSet | None = None,
     ) -> np.ndarray:  # (n,)
         """Image scores from patch scores, without scoring the patches again.
 
         Raises `DataError` without what the recipe needs.
         """
-        return self._reranked(self._by_bank(patch_scores, cls, training, features), cls)
-
-    def _reranked(self, scores: np.ndarray, cls: np.ndarray | list[np.ndarray] | None) -> np.ndarray:
-        "Image scores averaged over similar images, where the recipe does."
-        rerank = self.parts().rerank if self.rerank is None else self.rerank
-        return rerank_scores(scores, np.asarray(cls), tuple(min(k, len(scores)) for k in rerank)) if rerank else scores
+        scorer = self.scorer()
+        if features is not None:
+            return scorer.reranked(scorer.alone(features, patch_scores, training), cls)
+        if not scorer.layout.plain:
+            raise DataError("features: which cells of an image count depends on its size; give what was scored")
+        return scorer.reranked(scorer.of_bank(patch_scores, cls, training), cls)
 
     @property
     def by_parts(self) -> bool:
         "Whether images are scored part by part: not squeezed whole onto one grid, and each without the others."
         return not self.layout_.plain and not self.bank_.whole_batch
-
-    def scored_parts(self, batches: Iterable[PartBatch], cells: Sequence[Cells], bank: Bank) -> Iterator[ScoredImage]:
-        "Scores of images from the features of their parts."
-        aggregation = "max" if self.image_aggregation in OWN_SCORES else self.image_aggregation
-        return scored_images(
-            batches, cells.__getitem__, self.preparation_.transform, bank.score, aggregation, self.object_threshold
-        )
 
     def scored(
         self,
@@ -224,13 +184,13 @@ class Detector(BaseEstimator):
 
         Raises `NotFittedError`, `DataError`.
         """
-        check_fitted(self)
+        scorer = self.scorer()
         check_backbone(self)
-        cells = [self.layout_.of(size) for size in sizes] if sizes else self._cells(paths)
+        cells = [self.layout_.of(size) for size in sizes] if sizes else scorer.cells(paths)
         if self.bank_.whole_images:
             check_one_grid(paths, cells, self.patch_hw_)
         read = batches or part_batches(paths, self.network(), self.layout_, self.intensity_)
-        for record in self.scored_parts(read, cells, self.bank_):
+        for record in scorer.by_parts(read, cells):
             if self.image_aggregation == "retrieval":
                 record.score = float(self.bank_.image_score(record.cls[None])[0])
             yield record
@@ -256,15 +216,16 @@ class Detector(BaseEstimator):
             return np.stack(cells)
         f = self.features(X)
         check_same_grid(f.patch_hw, self.patch_hw_)
-        return self.masked(self.bank_.score(self.preparation_.transform(f.patches), f.cls), f)
+        return self.scorer().masked(self.bank_.score(self.preparation_.transform(f.patches), f.cls), f)
 
     def score(self, X: ImageSource, y: object = None) -> np.ndarray:  # y is scikit-learn's: scores look at no labels
         "Anomaly scores of images, (n,) float32, high = anomalous. Raises `NotFittedError`, `DataError`."
         if paths := self._paths_of_parts(X):
             pairs = [(s.score, s.cls) for s in self.scored(paths)]
-            return self._reranked(np.array([score for score, _ in pairs], np.float32), [cls for _, cls in pairs])
+            scores = np.array([score for score, _ in pairs], np.float32)
+            return self.scorer().reranked(scores, [cls for _, cls in pairs])
         f = self.features(X)
-        return self.aggregated(f, self.score_patches(f))
+        return self.scorer().scores(f, self.score_patches(f))
 
     def decision_threshold(self) -> Threshold:
         "The threshold. Raises `NotFittedError`, or `DataError` where one training image gave none."
@@ -280,9 +241,11 @@ class Detector(BaseEstimator):
     def heatmaps(self, X: ImageSource) -> list[np.ndarray]:
         "A heatmap of each image at its own size. Raises `DataError` where X has no image files."
         if paths := self._paths_of_parts(X):
-            return [c.heatmap(s.cells, self.smoothing) for c, s in zip(self._cells(paths), self.scored(paths))]
+            pairs = zip(self.scorer().cells(paths), self.scored(paths))
+            return [cells.heatmap(record.cells, self.smoothing) for cells, record in pairs]
         f = self.features(X)
-        return [c.heatmap(s, self.smoothing) for c, s in zip(self._cells(image_files(f.meta)), self.score_patches(f))]
+        images = self.scorer().cells(image_files(f.meta))
+        return [cells.heatmap(s, self.smoothing) for cells, s in zip(images, self.score_patches(f))]
 
     def nearest_normal(
         self,
@@ -311,10 +274,11 @@ class Detector(BaseEstimator):
         """
         if paths := self._paths_of_parts(X):
             cells, scores, vectors, matches, clock = pass_parts(self.scored(paths), self.nearest_places)
-            return pd.DataFrame(image_table(X)), cells, self._reranked(scores, vectors), matches, clock
-        how = self.score_patches, self.alone, self.nearest_normal
+            return pd.DataFrame(image_table(X)), cells, self.scorer().reranked(scores, vectors), matches, clock
+        scorer = self.scorer()
+        how = self.score_patches, scorer.alone, self.nearest_normal
         meta, patches, scores, cls, matches, clock = pass_features(chunks, *how)
-        return meta, patches, self._reranked(scores, cls), matches, clock
+        return meta, patches, scorer.reranked(scores, cls), matches, clock
 
     def explain(self, X: ImageSource) -> pd.DataFrame:
         """For each image: score, hottest patch, and the most similar normal patch with its image and distance.
@@ -357,10 +321,10 @@ class Detector(BaseEstimator):
         check_backbone(self, "an update reads image files: fit again, on the features of all images")
         table = with_added(before, self.groups_, X, self.groups)
         table.attrs["intensity"] = self.intensity_.to_dict()  # decided once
-        version, choice = self.version_, self.choice_
-        learn(self, table, self.budget_)
-        self.version_, self.choice_ = version + 1, choice | self.choice_  # a fusion's weights are those of now
-        return self
+        fitted = learn(self, table, self.budget_)
+        fitted.version_ = self.version_ + 1
+        fitted.choice_ = self.choice_ | fitted.choice_  # a fusion's weights are those of now
+        return fitted.into(self)
 
     def save(self, folder: str | Path) -> Path:
         "Write the fitted detector into `folder`, without pickles. Raises `NotFittedError`."

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import clone
 
-from ..banks import load_bank
+from ..banks import Bank, load_bank
 from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError, MissingFileError, Notice, check_file
 from anomaly_nb.core.files import (
@@ -39,6 +39,7 @@ from ..data.intensity import Intensity
 from ..features.backbones import recorded_name
 from ..features.featureset import FEATURE_FILES, FeatureSet
 from ..features.geometry import read_region
+from .fitted import Fitted
 from .layout import Layout
 from .parameters import deciding
 from .preparation import Preparation
@@ -279,49 +280,53 @@ def _rebuilt(folder: Path, manifest: Record, detector_class: type["Detector"], w
         bank=clone(bank) if manifest["bank"] else None,
         preparation=clone(preparation) if manifest["preparation"] else None,
     )
-    detector.patch_hw_, detector.paths_, preparation.dimensions_ = (
-        tuple(manifest["patch_hw"]),
-        manifest["paths"],
-        manifest["dimensions"],
-    )
+    preparation.dimensions_ = manifest["dimensions"]
     for name in ARRAYS:
         setattr(preparation, name, arrays[name])
-    detector.preparation_, detector.bank_, detector.held_out_ = preparation, bank, arrays["held_out_"]
-    detector.held_out_patches_ = arrays.get(
-        "held_out_patches_", arrays["held_out_"][:0].reshape(0, detector.patch_hw_[0] * detector.patch_hw_[1])
-    )
-    detector.reference_ = load_bank(folder / "reference") if (folder / "reference").is_dir() else bank
-    detector.threshold_ = Threshold.load(folder / "threshold.json") if (folder / "threshold.json").exists() else None
-    detector.groups_, detector.version_, detector.spec_ = (
-        manifest.get("groups", []),
-        manifest.get("version", 1),
-        manifest["spec"],
-    )
-    # older ones: 8-bit
-    detector.intensity_ = Intensity.from_dict(manifest["intensity"]) if "intensity" in manifest else Intensity()
-    detector.choice_ = manifest.get("choice", {})
-    detector.sums_ = _image_sums(folder / "training.csv", detector.paths_)
-    detector.file_types_ = dict(manifest.get("file_types", {}))  # older ones did not look
-    detector.shapes_ = list(manifest.get("shapes", []))
     family, mark, options = detector.parts().backbone.partition("?")
-    if family == detector.spec_.get("name") == "filters":  # their first version, from before there were versions
+    if family == manifest["spec"].get("name") == "filters":  # their first version, from before there were versions
         detector.backbone = recorded_name("filters") + mark + options
     if weights:
         detector.weights = weights
-    detector.cells_, detector.learned_ = arrays.get("cells_", np.empty((0, 2), np.int32)), manifest.get("learned", {})
-    detector.budget_, detector.alike_ = manifest.get("budget", {}), []
-    detector.notes_, detector.deciding_ = list(manifest.get("notes", [])), deciding(detector)
     if masks := sorted((folder / "region").glob("*")):
         detector.region = masks[0].as_posix()
     if prompts := sorted((folder / "prompts").glob("*")):
         detector.prompts = prompts[0].as_posix()
+    return _state_of(folder, manifest, arrays, preparation, bank, detector).into(detector)
+
+
+def _state_of(
+    folder: Path,
+    manifest: Record,
+    arrays: dict[str, np.ndarray],
+    preparation: Preparation,
+    bank: Bank,
+    detector: "Detector",
+) -> Fitted:
+    "The fitted state in the files of a detector; older ones did not have all of it."
+    spec, patch_hw, paths = manifest["spec"], tuple(manifest["patch_hw"]), manifest["paths"]
+    intensity = Intensity.from_dict(manifest["intensity"]) if "intensity" in manifest else Intensity()  # 8-bit
     plain = manifest.get("layout", Layout().said()) == Layout().said()  # older ones saw all images so
-    detector.layout_ = (
-        Layout(detector.patch_hw_)
-        if plain
-        else Layout.of_spec(detector.spec_, detector.patch_hw_, read_region(detector.region))
+    layout = Layout(patch_hw) if plain else Layout.of_spec(spec, patch_hw, read_region(detector.region))
+    reference = load_bank(folder / "reference") if (folder / "reference").is_dir() else bank
+    held_out = arrays["held_out_"]
+    return Fitted(
+        *(spec, intensity, patch_hw, layout, paths, preparation, bank, reference),
+        cells_=arrays.get("cells_", np.empty((0, 2), np.int32)),
+        learned_=manifest.get("learned", {}),
+        file_types_=dict(manifest.get("file_types", {})),
+        shapes_=list(manifest.get("shapes", [])),
+        sums_=_image_sums(folder / "training.csv", paths),
+        held_out_=held_out,
+        held_out_patches_=arrays.get("held_out_patches_", np.empty((0, patch_hw[0] * patch_hw[1]), held_out.dtype)),
+        threshold_=Threshold.load(folder / "threshold.json") if (folder / "threshold.json").exists() else None,
+        deciding_=deciding(detector),
+        groups_=manifest.get("groups", []),
+        notes_=list(manifest.get("notes", [])),
+        choice_=manifest.get("choice", {}),
+        budget_=manifest.get("budget", {}),
+        version_=manifest.get("version", 1),
     )
-    return detector
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #8512b887
 def check_backbone(

@@ -93,7 +93,7 @@ def source_of(
     X = to_learn_from(X) if fit else as_source(X)
     if isinstance(X, ShardedFeatures):
         X = X.where(np.ones(len(X), bool))
-    if isinstance(X, FeatureSet) and (X.spec.get("tile") or X.spec.get("region")):
+    if isinstance(X, FeatureSet) and (X.spec.get("tile") or (fit and X.spec.get("region"))):
         raise DataError(
             "X: features of tiles or of a region; pass the images' index or files, of which a detector makes them one "
             "by one"

@@ -6,6 +6,7 @@
 __all__ = ['GridScores', 'PartScores', 'recorded_scores']
 
 # %% ../../nbs/06_scoring/24_view_scores.ipynb #aa93df43
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -72,18 +73,14 @@ class GridScores:
 
     def scores(self, k: int, aggregation: str) -> tuple[np.ndarray, np.ndarray]:
         "Image scores of the test images and of the held-out training images."
-        (test, held_out), usual = self.patches(k), self.detector.aggregation
-        self.detector.set_params(aggregation=aggregation)
-        try:
-            train_scores = (
-                image_scores(held_out, aggregation)
-                if self.train is None
-                else self.detector.aggregate_patches(held_out, self.train.cls, training=True, features=self.train)
-            )
-            train_scores = train_scores[self.copy_of] if self.copies else train_scores
-            return self.detector.aggregate_patches(test, self.test.cls, features=self.test), train_scores
-        finally:
-            self.detector.set_params(aggregation=usual)
+        test, held_out = self.patches(k)
+        scorer = replace(self.detector.scorer(), aggregation=aggregation)
+        train_scores = (
+            image_scores(held_out, aggregation)
+            if self.train is None
+            else scorer.scores(self.train, held_out, training=True)
+        )
+        return scorer.scores(self.test, test), train_scores[self.copy_of] if self.copies else train_scores
 
     def image(self, i: int, k: int) -> tuple[np.ndarray, pd.Series]:  # (P,), of `Detector.nearest_places`
         "Patch scores of a test image, and the normal patch most like its hottest."
