@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .shortlist import Shortlist, ranked
-from .shortlist_choice import SHORTLIST_FROM, choose_axes, choose_shortlist
+from .shortlist_choice import SHORTLIST_FROM, choose_shortlist, named_shortlist
 from ..core.device import choose_device
 from ..core.errors import DataError, number_of
 from ..core.runtime import progress
@@ -71,7 +71,7 @@ def nearest(
     skip: np.ndarray | None = None,  # (n, 2) first and end of the bank rows each query must not see
     device: str = "auto",  # of large searches: "cpu", "cuda" or "mps"; "auto" = a GPU when there is one
     block: int = 1024,  # queries at a time
-    method: str = "auto",  # "auto", "axes", "bfloat16" or "faiss"; the results are equal
+    method: str = "auto",  # "auto", "axes", "bfloat16", "int8" or "faiss"; the results are equal
     prepare: Callable[[np.ndarray], np.ndarray] | None = None,  # of a block of queries, (b, D) to (b, D) float32
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, k) float32 squared L2 distances, ascending; (n, k) int64 bank rows
     """The k nearest bank rows of every query, exactly.
@@ -84,7 +84,7 @@ def nearest(
     n, prepare = len(queries), prepare or np.ascontiguousarray
     rows, distance = np.full((n, k), -1, np.int64), np.empty((n, k), np.float32)
     large = n * len(bank) * bank.shape[1] >= SHORTLIST_FROM and bank.shape[1] >= 64 and k <= 32
-    if method in ("axes", "bfloat16") or (method == "auto" and large):
+    if method in ("axes", "bfloat16", "int8") or (method == "auto" and large):
         _by_shortlist(queries, bank, k, skip, device, block, rows, prepare, method)
     step = max(1, 2**23 // bank.shape[1]) if skip is None else block
     for i in range(0, n, step):
@@ -123,17 +123,12 @@ def _by_shortlist(
     )
     try:
         with torch.inference_mode():
-            pays, axes = True, None
-            if method != "bfloat16":
-                some = np.unique(np.linspace(0, len(queries) - 1, 32).astype(int))
-                tried = prepare(queries[some]), k, None if skip is None else skip[some]
-                pays, axes = (
-                    choose_shortlist(bank, *tried, where) if method == "auto" else (True, choose_axes(bank, *tried)[0])
-                )
-            if not pays:
+            some = np.unique(np.linspace(0, len(queries) - 1, 32).astype(int))
+            tried = prepare(queries[some]), k, None if skip is None else skip[some], where
+            encoding = choose_shortlist(bank, *tried) if method == "auto" else named_shortlist(method, bank, *tried)
+            if encoding is None:
                 return
-            short = Shortlist(bank, where, axes)
-            at_most = np.inf if method != "auto" else 0.5 if axes is None else 2.0
+            short, at_most = Shortlist(bank, where, encoding), encoding.at_most if method == "auto" else np.inf
             if short.overflow:
                 return
             for i in progress(range(0, len(queries), block), "nearest neighbours", unit="block"):

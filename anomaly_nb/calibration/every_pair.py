@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..banks.shortlist import FAR, TILE, bf16_pieces, places
+from ..banks.encodings import FAR, bf16_pieces
+from ..banks.shortlist import TILE, places
 from ..core.runtime import progress
 
 if TYPE_CHECKING:

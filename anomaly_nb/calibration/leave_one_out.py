@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..banks.base import check_squares
+from ..banks.encodings import Encoding, InBf16
 from ..banks.shortlist import Shortlist, robust_centre
 from ..banks.shortlist_choice import SHORTLIST_FROM, choose_shortlist
 from .every_pair import nearest_of_other_videos
@@ -233,14 +234,14 @@ def _shortlisted(
     skip: np.ndarray,  # (N, 2) first and last + 1 row of each one's group
     k: int,  # neighbour asked for
     device: "torch.device",
-    axes: "torch.Tensor | None",  # of `choose_shortlist`
+    encoding: Encoding,  # of `choose_shortlist`
 ) -> np.ndarray:  # (N,) float64 squared distance of the k-th neighbour; NaN where a full search is less work
     "Exact squared k-th distances by `Shortlist`."
     import torch
 
     answer = np.full(len(x), np.nan)
     with torch.inference_mode():
-        short = Shortlist(x, device, axes)
+        short = Shortlist(x, device, encoding)
         for a, b in [] if short.overflow else progress(list(_blocks(len(x), 1024)), desc="neighbours", unit="block"):
             queries = torch.from_numpy(x[a:b]).to(device)
             query, row, _ = short.candidates(queries, k, skip[a:b])
@@ -276,9 +277,9 @@ def leave_one_group_out_distances(
     exact = np.full(len(x), np.nan)
     if len(x) ** 2 * x.shape[1] >= SHORTLIST_FROM and k <= 32:
         some, skip = np.unique(np.linspace(0, len(x) - 1, 32).astype(int)), np.stack([first, last], axis=1)
-        pays, axes = choose_shortlist(x, x[some], k, skip[some], where, full=0.5)
-        if pays and axes is not None:
-            exact = _shortlisted(x, skip, k, where, axes)
+        encoding = choose_shortlist(x, x[some], k, skip[some], where, full=0.5)
+        if encoding is not None and not isinstance(encoding, InBf16):  # which does each pair once, below
+            exact = _shortlisted(x, skip, k, where, encoding)
     bank, late, size = _centred(x, centre, torch.float32, where), np.flatnonzero(np.isnan(exact)), 32
     norms, largest = bank[1].cpu().numpy(), bank[1].max().item()
     while len(x) ** 2 > size << 26:
