@@ -5,6 +5,7 @@ every way.
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
@@ -22,6 +23,8 @@ from anomaly_nb.banks import (
 )
 from anomaly_nb.banks.coreset import coreset_count
 from anomaly_nb.banks.neighbours import nearest
+from anomaly_nb.banks.shortlist import Shortlist, robust_centre
+from anomaly_nb.banks.shortlist_choice import in_int8
 from anomaly_nb.calibration import leave_one_group_out_distances
 from anomaly_nb.calibration.leave_one_out import kth_neighbour_distances
 from anomaly_nb.core.device import choose_device
@@ -120,18 +123,52 @@ def test_all_ways_to_search_agree(shape):
         if hide is not None:
             for row, (a, b) in zip(away, hide):
                 row[a:b] = np.inf
-        for method in ("axes", "bfloat16", "faiss"):
+        for method in ("axes", "bfloat16", "int8", "faiss"):
             distance, rows = nearest(queries, bank, k, hide, method=method, block=17)
             assert np.allclose(distance, np.sort(away, 1)[:, :k], rtol=1e-5)
             assert np.allclose(np.take_along_axis(away, rows, 1), np.sort(away, 1)[:, :k], rtol=1e-6)
 
 
-def test_shortlist_with_ties_offsets_and_scales():
+@pytest.mark.parametrize("method", ["bfloat16", "int8"])
+def test_shortlist_with_ties_offsets_and_scales(method):
     base = np.repeat(random(64, 80), 5, axis=0)
     for scale, offset in ((1, 0), (1e-4, 0), (1e4, 0), (1, 1e3)):
         x = (base * scale + offset).astype(np.float32)
-        distance, rows = nearest(x, x, 5, method="bfloat16")
+        distance, rows = nearest(x, x, 5, method=method)
         assert (distance == 0).all() and (rows == np.arange(320)[:, None] // 5 * 5 + np.arange(5)).all()
+
+
+@pytest.mark.parametrize("largest", [127, 79])
+@pytest.mark.parametrize("odd", ["none", "a long row", "a long query", "both", "one number", "short queries", "zeros"])
+@pytest.mark.parametrize("d", [3, 64, 300])
+def test_whole_numbers_never_lose_a_neighbour(odd, largest, d):
+    "Each of the five nearest rows is on the list of every query that is not handed to a full search."
+    rng = np.random.default_rng(d)
+    bank, queries = rng.normal(size=(700, d)).astype(np.float32), rng.normal(size=(60, d)).astype(np.float32)
+    bank[:, 0] *= 5
+    if odd in ("a long row", "both"):
+        bank[5] *= 1e5
+    bank[300:330] *= np.linspace(1, 12, 30, dtype=np.float32)[:, None]  # some of them cut off, some of them far
+    queries[3] *= 300 if odd in ("a long query", "both") else 1
+    queries *= 1e-2 if odd == "short queries" else 1
+    if odd == "one number":
+        bank[:, 1] *= 1e3
+    if odd == "zeros":
+        bank[100:400], queries[:9] = 0, 0
+    squared = ((queries[:, None].astype(float) - bank.astype(float)) ** 2).sum(-1)
+    hide = np.stack([np.arange(60) * 10, np.arange(60) * 10 + 25], axis=1)
+    denied = squared.copy()
+    for line, (first, end) in zip(denied, hide):
+        line[first:end] = np.inf
+    centre = robust_centre(bank).astype(np.float32)
+    for skip, truth in ((None, squared), (hide, denied)):
+        short = Shortlist(bank, torch.device("cpu"), in_int8(bank, centre, largest))
+        query, row, crowded = short.candidates(torch.from_numpy(queries), 5, skip, np.inf)
+        listed = np.zeros(squared.shape, bool)
+        listed[query.numpy(), row.numpy()] = True
+        limit = np.sort(truth, axis=1)[:, 4:5] * (1 - 1e-5)
+        assert listed[~crowded.numpy()][(truth < limit)[~crowded.numpy()]].all()
+    assert crowded.sum() < 10 and not short.overflow
 
 
 CLOUDS = {

@@ -7,6 +7,7 @@ __all__ = ['METRICS', 'SHORTEST', 'SPARE', 'HUGE', 'leave_one_group_out_distance
 
 # %% ../../nbs/05_calibration/26_leave_one_out.ipynb #57426a42
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,8 +17,8 @@ from ..banks.base import check_squares
 from ..banks.encodings import Encoding, InBf16
 from ..banks.shortlist import Shortlist, robust_centre
 from ..banks.shortlist_choice import SHORTLIST_FROM, choose_shortlist
-from .every_pair import nearest_of_other_videos
-from ..core.device import choose_device, fast_bf16
+from .every_pair import in_floats, in_whole_numbers, nearest_of_other_videos
+from ..core.device import choose_device, fast_bf16, int8_largest
 from ..core.errors import DataError, check_finite, real_array
 from ..core.entries import group_labels
 from ..core.runtime import progress
@@ -167,7 +168,7 @@ def _uncertain(
         reach = (1 + 1e-5) * (np.sqrt(norms) + np.sqrt(exact)) ** 2
         scale = norms + np.minimum(largest, np.where(reach < HUGE, reach, np.inf))
         certain = exact <= approximate.astype(np.float64) - (dimensions + 8) * 2.0**-24 * scale
-    return np.flatnonzero(~certain)
+    return np.flatnonzero(~(certain & np.isfinite(exact)))  # too few candidates within single precision
 
 # %% ../../nbs/05_calibration/26_leave_one_out.ipynb #73133f64
 def _search(
@@ -280,13 +281,15 @@ def leave_one_group_out_distances(
         encoding = choose_shortlist(x, x[some], k, skip[some], where, full=0.5)
         if encoding is not None and not isinstance(encoding, InBf16):  # which does each pair once, below
             exact = _shortlisted(x, skip, k, where, encoding)
-    bank, late, size = _centred(x, centre, torch.float32, where), np.flatnonzero(np.isnan(exact)), 32
+    bank, late, size = _centred(x, centre, torch.float32, where), np.flatnonzero(np.isnan(exact)), 16
     norms, largest = bank[1].cpu().numpy(), bank[1].max().item()
     while len(x) ** 2 > size << 26:
         size *= 2
     if 4 * len(late) > len(x) and m <= 16 and size <= 2048:
+        largest = int8_largest(where) if np.isfinite(norms).all() else 0  # beyond single precision: in floats
         dtype = torch.bfloat16 if fast_bf16(where) else torch.float32
-        nearest = nearest_of_other_videos(bank[0], bank[1], bounds, k, m, size, dtype)
+        way = partial(in_whole_numbers, largest=largest) if largest else partial(in_floats, dtype=dtype)
+        nearest = nearest_of_other_videos(bank[0], bank[1], bounds, k, m, size, way)
         distances, index, settled = (t.cpu().numpy() for t in nearest)
         some = np.flatnonzero(settled)
         hidden = first[some], last[some]

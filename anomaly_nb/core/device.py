@@ -104,8 +104,9 @@ def _measured(device: str) -> Capability:
         name for name, question in INSTRUCTIONS.items() if device_type == "cpu" and getattr(torch.cpu, question, bool)()
     )
     name = torch.cuda.get_device_name(device) if device_type == "cuda" else processor()
-    rates = [_rate(device, dtype, 256 if device_type == "cpu" else 4096) for dtype in (torch.float32, torch.bfloat16)]
-    return Capability(device, name, instructions, torch.get_num_threads(), *rates, *_whole_products(device))
+    size = 256 if device_type == "cpu" else 4096
+    floats, halves = _rate(device, torch.float32, size), _rate(device, torch.bfloat16, size)
+    return Capability(device, name, instructions, torch.get_num_threads(), floats, halves, *_whole_products(device))
 
 # %% ../../nbs/00_core/13_device.ipynb #2f9d1352
 def _time_of(product: Callable[[], "torch.Tensor"], operations: float) -> float:
@@ -139,7 +140,7 @@ def processor() -> str:
 
 # %% ../../nbs/00_core/13_device.ipynb #525e112c
 def _whole_products(device: str) -> tuple[float, int]:
-    "Operations a second of a product in int8 on a CPU, and the largest number up to which it is exact; zeros elsewhere."
+    "Operations a second of a product in int8 on a CPU, and up to which number it is exact; zeros elsewhere."
     import torch
 
     if torch.device(device).type != "cpu" or not hasattr(torch, "_int_mm"):
