@@ -146,7 +146,8 @@ def tag(
     label: Annotated[
         list[str] | None,
         typer.Option(
-            help="A label of the head, with scores in its column or in `score`; may be repeated. Without it, all."
+            help="A label of the head, with scores in its column, or in `score` where it is the only one that is decided; "
+            "may be repeated. Without it, all."
         ),
     ] = None,
     store: StoreOption = STORE,
@@ -188,7 +189,8 @@ def tag(
     if calibration:  # all are known before any is decided
         for name in names:
             label_of(calibration, name)
-    tables, parts = {name: scores_of(scores, name) for name in names}, []  # all are read before any is kept
+    parts, only = [], len(names) == 1
+    tables = {name: scores_of(scores, name, only) for name in names}  # all are read before any is kept
     new = [] if calibration else what_is_new(store, model, [with_label(head, name) for name in names])
     for name, (table, metadata) in tables.items():
         inputs = table["file"].tolist(), table["score"].to_numpy()

@@ -148,13 +148,16 @@ def each_label(labels: list[str] | None) -> "Sequence[str | None]":
 MORE = ("group", "role")  # columns of a table that say more about its files
 
 
-def scores_of(path: Path, label: str | None) -> tuple["pd.DataFrame", dict]:
-    "Files and scores of a CSV, from the column of the label where there is one, and what is known about them."
-    from anomaly_nb.calibration.tables import read_scores
+def scores_of(
+    path: Path,
+    label: str | None,  # None: the head has one score
+    only: bool = True,  # whether no other label is read of the table
+) -> tuple["pd.DataFrame", dict]:
+    "Files and scores of a CSV, and what is known about them."
+    from anomaly_nb.calibration.tables import read_scores, score_column
     from anomaly_nb.core.tables import read_table
 
-    has_label = label is not None and label in read_table(path)
-    table = read_scores(path, calibrate=False, column=str(label) if has_label else "score")
+    table = read_scores(path, calibrate=False, column=score_column(read_table(path).columns, label, only))
     return table, {c + "s": table[c].tolist() if c in table else None for c in MORE}
 
 # %% ../../nbs/11_cli/04_stores.ipynb #fab68100
@@ -179,12 +182,13 @@ def read_heads(
     import numpy as np
 
     from anomaly_nb.calibration.schema import with_label
-    from anomaly_nb.calibration.tables import find_scores, read_scores
+    from anomaly_nb.calibration.tables import find_scores, read_scores, score_column
     from anomaly_nb.core.errors import DataError, number_of
+    from anomaly_nb.core.tables import read_table
 
     path = find_scores(path)
     apart = tuple(column for column, value in (("model", model), ("head", head)) if value is None)
-    table = read_scores(path, split, column=label or "score", apart=apart)
+    table = read_scores(path, split, column=score_column(read_table(path).columns, label), apart=apart)
     heads, refused = list[HeadScores](), list[str]()
     for column, value in (("model", model), ("head", head)):
         if value is not None or column not in table:
