@@ -353,6 +353,20 @@ def test_scores_go_to_the_store_and_a_lost_store_keeps_nobody_waiting(folder, fi
     assert client.get("/v1/detectors").json()["detectors"][0]["drift_missed"] == 1
 
 
+@pytest.mark.parametrize("gone", ["drift", "drift/calibration.sqlite"], ids=["folder", "database"])
+def test_a_store_that_is_away_misses_scores_and_is_not_replaced(folder, files, tmp_path, gone):
+    store = CalibrationStore(tmp_path / "drift", Settings(calibrate_heads=True))
+    client = TestClient(create_detector_app(read_detectors(folder / "detectors/nut", store), HASH), headers=AUTH)
+    rows = store.table("SELECT count(*) AS n FROM scores")["n"].tolist()
+    (tmp_path / gone).rename(tmp_path / "elsewhere")
+    answers = [client.post(PREDICT, content=files[0].read_bytes()).json()["drift"] for _ in range(2)]
+    assert answers == ["missed"] * 2 and not (tmp_path / gone).exists()
+    (tmp_path / "elsewhere").rename(tmp_path / gone)
+    assert client.post(PREDICT, content=files[0].read_bytes()).json()["drift"] == "kept"
+    assert store.table("SELECT count(*) AS n FROM scores")["n"].tolist() == [rows[0] + 1]
+    assert client.get("/v1/detectors").json()["detectors"][0]["drift_missed"] == 2
+
+
 def test_what_cannot_be_served_stops_the_start_by_name(folder, tmp_path):
     from shutil import copytree
 

@@ -209,7 +209,7 @@ def test_several_labels_are_never_decided_on_one_score(place):
     write("one.csv", 2)
     code, _, error = run("drift", "tag", "--scores", "one.csv", *words, "--out", "out.csv", *STORE)
     assert code != 0 and "no column happy" in str(error)
-    code, text, error = run("drift", "tag", "--scores", "one.csv", *words, "--label", "sad", "--out", "out.csv", *STORE)
+    code, _, error = run("drift", "tag", "--scores", "one.csv", *words, "--label", "sad", "--out", "out.csv", *STORE)
     assert code in (0, 3), error  # one label alone may be in `score`, as the help says
 
 
@@ -306,6 +306,7 @@ def test_the_service_of_a_store_says_how_to_ask(tmp_path):
     port, key = free_port(), "k" * 32
     base = f"http://127.0.0.1:{port}"
     with command_line("drift", "serve", "--port", str(port), key=key, folder=tmp_path) as process:
+        assert process.stdout.readline() == "a new store is made in data/calibrations/\n"
         lines = [process.stdout.readline().strip() for _ in range(3)]
         assert lines[0] == f"serving the store data/calibrations at {base}; end with Ctrl-C", lines
         assert lines[1] == f"health: {base}/health; OpenAPI: {base}/openapi.json, with the key"
@@ -314,8 +315,9 @@ def test_the_service_of_a_store_says_how_to_ask(tmp_path):
 
 
 def test_a_service_without_a_key_does_not_say_that_it_serves(place):
-    code, text, error = run("drift", "serve", *STORE)
+    code, text, error = run("drift", "serve", "--store", "other")
     assert code != 0 and "the service needs a key" in str(error) + text and "serving" not in text
+    assert not (place / "other").exists()  # nor makes a store
 
 
 def test_the_help_of_tag_names_every_column(place):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from urllib.parse import unquote_plus
 
 from .bodies import Problem, ascii_words, check_json
-from .database import NotNow
+from .database import NotNow, StoreAway
 from .keys import Doorkeeper, Recent
 from .runs import RunInProgress
 from .tagging import UnknownHead
@@ -86,6 +86,11 @@ def add_errors(app) -> None:
     @app.exception_handler(TimeoutError)
     async def busy(request, error):
         return _problem(503, "the store is busy; try again", {"Retry-After": "5"})
+
+    @app.exception_handler(StoreAway)
+    async def away(request, error):
+        logging.getLogger(__name__).error("%s %s: %s", request.method, request.url.path, error)
+        return _problem(503, "the store is away, and nothing is kept; try again", {"Retry-After": "30"})
 
     @app.exception_handler(sqlite3.OperationalError)
     async def locked(request, error):

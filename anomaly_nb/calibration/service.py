@@ -35,7 +35,8 @@ from .database import NotNow
 from .guard import PATIENCE, Guard, add_errors, as_problems, described, guarded_app
 from .keys import Doorkeeper, keys_of, needed_keys
 from .schema import HistoryRow, RunReport, TrendRow
-from .store import CalibrationStore, tag_or_keep
+from .store import CalibrationStore
+from .deciding import tag_or_keep
 from .tagging import UnknownHead
 from ..core.errors import DataError, number_of, require
 from ..core.settings import load_settings
@@ -80,7 +81,7 @@ def create_app(
             raise fastapi.HTTPException(409, "a file comes twice in one batch; one score per file and head")
         try:
             names, new = (wish.model, wish.head), wish.new_head
-            tags, message = tag_or_keep(store.root, settings, *names, files, scores, wish.label, new_head=new)
+            tags, message = tag_or_keep(store, settings, *names, files, scores, wish.label, new_head=new)
         except UnknownHead as e:
             words = str(e).replace("ask for a new head", 'send "new_head": true')
             raise fastapi.HTTPException(404, words.encode("ascii", "replace").decode()) from None
@@ -239,9 +240,11 @@ def settings_app(
     settings: Any,  # of `service_settings`
 ):  # fastapi.FastAPI
     "The service that settings ask for. Raises `DataError` without a key."
+    key = settings.key_sha256()
+    needed_keys({"default": key} if key else {}, settings.config, "anomaly-nb drift serve")  # before a store is made
     return create_app(
         settings.open_store(),
-        settings.key_sha256(),
+        key,
         config=settings.config,
         seconds=settings.request_seconds,
         public_schema=settings.public_schema,

@@ -66,7 +66,7 @@ def score_column(
     """The column with the scores of a label, for all who read a table. Those of a head with one score are in `score`,
     also where they go by the name of its label: under that name `predict` and `drift tag` write decisions."""
     there = set(columns)
-    if label is None or "score" in there and (label == ONE_SCORE or only and label not in there):
+    if label is None or ("score" in there and (label == ONE_SCORE or (only and label not in there))):
         return "score"
     return label
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from .options import with_options
-from .stores import KeyOptions, keys_changed, service_lines
+from .stores import KeyOptions, keys_changed, new_store_words, service_lines
 from ..core.errors import number_of
 from ..core.order import printable
 
@@ -81,7 +81,10 @@ def serve(
     from anomaly_nb.scoring.service import create_detector_app, sound_detectors
 
     settings = guarded.service_settings(host=host, port=port, config=config)
+    new_words = [] if drift is None else new_store_words(drift)
     store = None if drift is None else CalibrationStore(drift, load_settings(config))
+    for line in new_words:
+        typer.echo(line)
     served, refused = sound_detectors(detectors, store, int(limits.max_megapixels * 1e6), weights)
     app = create_detector_app(
         served,

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['StoreOption', 'Config', 'DecisionsOption', 'STORE', 'CONFIG', 'MORE', 'KeyOptions', 'start_development',
-           'needs_development', 'open_store', 'each_label', 'scores_of', 'HeadScores', 'read_heads', 'added_words',
-           'new_head_words', 'tag_heads', 'what_is_new', 'heads_of_call', 'reference_words', 'trend_line', 'move_words',
-           'history_lines', 'keys_changed', 'service_url', 'service_lines']
+           'needs_development', 'new_store_words', 'open_store', 'each_label', 'scores_of', 'HeadScores', 'read_heads',
+           'added_words', 'new_head_words', 'tag_heads', 'what_is_new', 'heads_of_call', 'reference_words',
+           'trend_line', 'move_words', 'history_lines', 'keys_changed', 'service_url', 'service_lines']
 
 # %% ../../nbs/11_cli/04_stores.ipynb #b3f35333
 from collections.abc import Callable
@@ -107,6 +107,11 @@ def needs_development(
     return True
 
 
+def new_store_words(store: Path) -> list[str]:  # a line, or none
+    "What to say of a store that is about to be made, in case its name is a typo."
+    return [] if (store / "calibration.sqlite").is_file() else [f"a new store is made in {store.as_posix()}/"]
+
+
 def open_store(
     store: Path,
     config: Path,
@@ -129,10 +134,10 @@ def open_store(
         check_file(store / "calibration.sqlite", "feed it scores first with  anomaly-nb drift run --scores ...")
     for h in heads:
         check_name("model", h.model), check_head(with_label(h.head, h.label))
-    fresh = not (store / "calibration.sqlite").is_file()
+    new_words = new_store_words(store)
     opened = CalibrationStore(store, settings)
-    if fresh:
-        say(f"a new store is made in {store.as_posix()}/")
+    for line in new_words:
+        say(line)
     for h in heads:
         opened.ask(check_taggable, h.model, with_label(h.head, h.label))
     if develop:
@@ -148,12 +153,8 @@ def each_label(labels: list[str] | None) -> "Sequence[str | None]":
 MORE = ("group", "role")  # columns of a table that say more about its files
 
 
-def scores_of(
-    path: Path,
-    label: str | None,  # None: the head has one score
-    only: bool = True,  # whether no other label is read of the table
-) -> tuple["pd.DataFrame", dict]:
-    "Files and scores of a CSV, and what is known about them."
+def scores_of(path: Path, label: str | None, only: bool = True) -> tuple["pd.DataFrame", dict]:
+    "Files and scores of a CSV, of which no other label is read (`only`) or some are, and what is known about them."
     from anomaly_nb.calibration.tables import read_scores, score_column
     from anomaly_nb.core.tables import read_table
 
@@ -270,8 +271,8 @@ def what_is_new(
     from anomaly_nb.calibration.tagging import check_head, check_name, head_names
 
     heads = [check_head(head) for head in heads if check_name("model", model)]
-    if not (store / "calibration.sqlite").is_file():
-        return [f"a new store is made in {store.as_posix()}/"]
+    if lines := new_store_words(store):
+        return lines
     before = CalibrationStore(store).ask(head_names)
     return [line for head in heads if (line := new_head_words(f"{model}/{head}", before))]
 
