@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from .schema import CalibrationRun, split_label, table_columns
-from ..core.errors import DataError, MissingFileError
+from ..core.errors import DataError
 from ..core.files import locked
 
 # %% ../../nbs/05_calibration/10_database.ipynb #cf7b507a
@@ -153,7 +153,7 @@ def opened(
             raise DataError(f"{path}: the database is damaged ({damage}); restore a backup of it") from e
 
 # %% ../../nbs/05_calibration/10_database.ipynb #f677e036
-class StoreAway(MissingFileError):
+class StoreAway(FileNotFoundError):
     "A store that was there when work on it began, and is not now: moved, removed, or on a disk that is not mounted."
 
 

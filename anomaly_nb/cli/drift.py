@@ -147,8 +147,8 @@ def tag(
     label: Annotated[
         list[str] | None,
         typer.Option(
-            help="A label of the head, with scores in its column, or in `score` where it is the only one that is decided; "
-            "may be repeated. Without it, all."
+            help="A label of the head, with scores in its column, or in `score` where no other is decided; may be "
+            "repeated. Without it, all."
         ),
     ] = None,
     store: StoreOption = STORE,
