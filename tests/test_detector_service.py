@@ -427,8 +427,25 @@ def test_the_start_says_how_to_ask_and_what_is_refused(folder, files, tmp_path):
         assert lines[2] == f"serving 1 detector at {base}; end with Ctrl-C"
         assert lines[3] == f"health: {base}/health; OpenAPI: {base}/openapi.json, with the key"
         assert '"Authorization: Bearer $KEY"' in lines[4] and KEY not in "".join(lines)
+        with socket.create_connection(("127.0.0.1", port)):  # it listens when it says so
+            pass
         answer = by_curl(lines[4], KEY, files[0].read_bytes())
         assert answer.status_code == 200 and answer.json()["detector"] == "nut"
+
+
+@pytest.mark.parametrize("words", [("serve", "d"), ("drift", "serve")], ids=["serve", "drift serve"])
+def test_a_port_in_use_is_one_sentence_and_nothing_is_served(folder, tmp_path, words):
+    from shutil import copytree
+
+    copytree(folder / "detectors/nut", tmp_path / "d/nut")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        more = ("--port", str(port), *(("--drift", "store") if words[0] == "serve" else ("--store", "store")))
+        with command_line(*words, *more, key=KEY, folder=tmp_path) as process:
+            lines = process.stdout.read().splitlines()
+            assert process.wait(timeout=60) == 2, lines
+    said = f"anomaly-nb: port {port} of 127.0.0.1 is in use by another program; end that, or choose another --port"
+    assert lines == [said] and not (tmp_path / "store").exists()
 
 
 def start(folder, port, hashed):

@@ -343,12 +343,13 @@ def serve(
     from anomaly_nb.calibration import service
 
     settings = service.service_settings(host=host, port=port, store=store, config=config)
-    new_words = new_store_words(settings.store)
+    sockets, new_words = service.bound_sockets(settings.host, settings.port), new_store_words(settings.store)
     application, what = service.settings_app(settings), f"the store {settings.store.as_posix()}"
     lines = service_lines(settings.host, settings.port, what, "{url}/openapi.json", settings.public_schema)
+    service.listen(sockets, settings.host, settings.port)
     for line in new_words + lines:
         typer.echo(line)
-    service.run_app(application, settings.host, settings.port, settings.request_seconds)
+    service.run_app(application, settings.host, settings.port, settings.request_seconds, sockets)
 
 # %% ../../nbs/11_cli/06_drift.ipynb #b123a81a
 for _command in (worker, suggest, pack, pull, repair, forget):
