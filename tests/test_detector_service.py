@@ -28,6 +28,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from anomaly_nb.calibration.keys import new_key
 from anomaly_nb.calibration.service import run_app
 from anomaly_nb.calibration.store import CalibrationStore
+from anomaly_nb.core.errors import DataError
 from anomaly_nb.core.settings import Settings
 from anomaly_nb.data import read_index
 from anomaly_nb.data.samples import write_samples
@@ -365,6 +366,25 @@ def test_a_store_that_is_away_misses_scores_and_is_not_replaced(folder, files, t
     assert client.post(PREDICT, content=files[0].read_bytes()).json()["drift"] == "kept"
     assert store.table("SELECT count(*) AS n FROM scores")["n"].tolist() == [rows[0] + 1]
     assert client.get("/v1/detectors").json()["detectors"][0]["drift_missed"] == 2
+
+
+def test_two_detectors_of_one_name_and_version_share_no_head(folder, files, tmp_path):
+    "Their scores have nothing in common, and one reference would decide about both."
+    store = CalibrationStore(tmp_path / "drift", Settings(calibrate_heads=True))
+    Detector(image_size=64, coreset=0.25).fit(read_index("mvtec", folder / "samples", "nut")).save(tmp_path / "a/nut")
+    for _ in range(2):  # the same one, at the next start too
+        client = TestClient(create_detector_app(read_detectors(folder / "detectors/nut", store), HASH), headers=AUTH)
+        answer = client.post(PREDICT, params={"file": "held-out/x.png"}, content=files[0].read_bytes())
+        assert answer.json()["drift"] == "kept"  # a client's name of a file makes no difference
+    before = store.table("SELECT count(*) AS n FROM scores")["n"].tolist()
+    with pytest.raises(DataError, match="its head nut/v1 is of another detector with this name and version"):
+        read_detectors(tmp_path / "a", store)
+    assert store.table("SELECT count(*) AS n FROM scores")["n"].tolist() == before
+    (tmp_path / "a/nut").rename(tmp_path / "a/nut_2")
+    assert list(read_detectors(tmp_path / "a", store)) == ["nut_2"]
+    old = CalibrationStore(tmp_path / "old", Settings(calibrate_heads=True))
+    old.tag("nut", "v1", ["a.png"], np.array([1.0]))  # of nothing is known whose it is
+    assert list(read_detectors(folder / "detectors/nut", old)) == ["nut"]
 
 
 def test_what_cannot_be_served_stops_the_start_by_name(folder, tmp_path):
