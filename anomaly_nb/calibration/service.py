@@ -233,7 +233,7 @@ def _cannot_listen(host: str, port: int, e: OSError) -> DataError:
     "The error that says why nobody can be served there."
     if e.errno == errno.EADDRINUSE:
         return DataError(f"port {port} of {host} is in use by another program; end that, or choose another --port")
-    return DataError(f"port {port} of {host}: no service can listen there ({e.strerror}); choose another --host or port")
+    return DataError(f"port {port} of {host}: no service can listen there ({e.strerror}); choose other --host, --port")
 
 
 def bound_sockets(
