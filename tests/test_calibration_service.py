@@ -102,6 +102,34 @@ def test_every_route_wants_the_key_and_the_mode(tmp_path, path, method):
     assert r.status_code == 403 and "calibrate_heads" in r.json()["detail"]
 
 
+@pytest.mark.parametrize("gone", ["drift", "drift/calibration.sqlite"], ids=["folder", "database"])
+@pytest.mark.parametrize("settings", [DEV, Settings()], ids=["development", "production"])
+def test_a_store_that_is_away_is_said_and_none_is_made_in_its_place(tmp_path, gone, settings):
+    "Moved under a running service: 503 until it is back, where an empty store took the scores before."
+    app = made(tmp_path / "drift")
+    line = create_app(CalibrationStore(tmp_path / "drift", settings), HASH)
+    client = TestClient(line, headers=AUTH, raise_server_exceptions=False)
+    developer = TestClient(app, headers=AUTH, raise_server_exceptions=False)
+    score = {"model": "net", "head": "leather", "items": [{"file": "new.png", "score": 4.0}]}
+    asked = [
+        (client, "POST", "/tag", score),
+        (client, "POST", "/tag", score | {"head": "other", "new_head": True}),
+        (client, "GET", "/health", None),
+        *((developer, m, f"/admin/calibration/{p}", None) for m, p in (("POST", "run"), ("GET", "history"))),
+        *((developer, "POST", f"/admin/calibration/{p}", {}) for p in ("extend", "retag-all")),
+    ]
+    (tmp_path / gone).rename(tmp_path / "elsewhere")
+    for of, method, path, body in asked:
+        r = of.request(method, path, json=body)
+        assert r.status_code == 503 and "away" in r.json()["detail"] and r.headers["retry-after"], (path, r.text)
+        assert not (tmp_path / gone).exists(), path
+    (tmp_path / "elsewhere").rename(tmp_path / gone)
+    assert client.post("/tag", json=score).json()["decisions"][0]["anomalous"] is not None
+    store = CalibrationStore(tmp_path / "drift")
+    assert store.table("SELECT count(*) AS n FROM files WHERE file = 'new.png'")["n"].tolist() == [1]
+    assert client.get("/health").status_code == 200
+
+
 def test_bodies_are_those_of_the_specification(tmp_path):
     client = TestClient(made(tmp_path), headers=AUTH)  # of its own: invented scores of other tests would be heads too
     away = client.get("/nowhere")

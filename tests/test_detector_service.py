@@ -28,6 +28,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from anomaly_nb.calibration.keys import new_key
 from anomaly_nb.calibration.service import run_app
 from anomaly_nb.calibration.store import CalibrationStore
+from anomaly_nb.core.errors import DataError
 from anomaly_nb.core.settings import Settings
 from anomaly_nb.data import read_index
 from anomaly_nb.data.samples import write_samples
@@ -353,6 +354,39 @@ def test_scores_go_to_the_store_and_a_lost_store_keeps_nobody_waiting(folder, fi
     assert client.get("/v1/detectors").json()["detectors"][0]["drift_missed"] == 1
 
 
+@pytest.mark.parametrize("gone", ["drift", "drift/calibration.sqlite"], ids=["folder", "database"])
+def test_a_store_that_is_away_misses_scores_and_is_not_replaced(folder, files, tmp_path, gone):
+    store = CalibrationStore(tmp_path / "drift", Settings(calibrate_heads=True))
+    client = TestClient(create_detector_app(read_detectors(folder / "detectors/nut", store), HASH), headers=AUTH)
+    rows = store.table("SELECT count(*) AS n FROM scores")["n"].tolist()
+    (tmp_path / gone).rename(tmp_path / "elsewhere")
+    answers = [client.post(PREDICT, content=files[0].read_bytes()).json()["drift"] for _ in range(2)]
+    assert answers == ["missed"] * 2 and not (tmp_path / gone).exists()
+    (tmp_path / "elsewhere").rename(tmp_path / gone)
+    assert client.post(PREDICT, content=files[0].read_bytes()).json()["drift"] == "kept"
+    assert store.table("SELECT count(*) AS n FROM scores")["n"].tolist() == [rows[0] + 1]
+    assert client.get("/v1/detectors").json()["detectors"][0]["drift_missed"] == 2
+
+
+def test_two_detectors_of_one_name_and_version_share_no_head(folder, files, tmp_path):
+    "Their scores have nothing in common, and one reference would decide about both."
+    store = CalibrationStore(tmp_path / "drift", Settings(calibrate_heads=True))
+    Detector(image_size=64, coreset=0.25).fit(read_index("mvtec", folder / "samples", "nut")).save(tmp_path / "a/nut")
+    for _ in range(2):  # the same one, at the next start too
+        client = TestClient(create_detector_app(read_detectors(folder / "detectors/nut", store), HASH), headers=AUTH)
+        answer = client.post(PREDICT, params={"file": "held-out/x.png"}, content=files[0].read_bytes())
+        assert answer.json()["drift"] == "kept"  # a client's name of a file makes no difference
+    before = store.table("SELECT count(*) AS n FROM scores")["n"].tolist()
+    with pytest.raises(DataError, match="its head nut/v1 is of another detector with this name and version"):
+        read_detectors(tmp_path / "a", store)
+    assert store.table("SELECT count(*) AS n FROM scores")["n"].tolist() == before
+    (tmp_path / "a/nut").rename(tmp_path / "a/nut_2")
+    assert list(read_detectors(tmp_path / "a", store)) == ["nut_2"]
+    old = CalibrationStore(tmp_path / "old", Settings(calibrate_heads=True))
+    old.tag("nut", "v1", ["a.png"], np.array([1.0]))  # of nothing is known whose it is
+    assert list(read_detectors(folder / "detectors/nut", old)) == ["nut"]
+
+
 def test_what_cannot_be_served_stops_the_start_by_name(folder, tmp_path):
     from shutil import copytree
 
@@ -413,8 +447,25 @@ def test_the_start_says_how_to_ask_and_what_is_refused(folder, files, tmp_path):
         assert lines[2] == f"serving 1 detector at {base}; end with Ctrl-C"
         assert lines[3] == f"health: {base}/health; OpenAPI: {base}/openapi.json, with the key"
         assert '"Authorization: Bearer $KEY"' in lines[4] and KEY not in "".join(lines)
+        with socket.create_connection(("127.0.0.1", port)):  # it listens when it says so
+            pass
         answer = by_curl(lines[4], KEY, files[0].read_bytes())
         assert answer.status_code == 200 and answer.json()["detector"] == "nut"
+
+
+@pytest.mark.parametrize("words", [("serve", "d"), ("drift", "serve")], ids=["serve", "drift serve"])
+def test_a_port_in_use_is_one_sentence_and_nothing_is_served(folder, tmp_path, words):
+    from shutil import copytree
+
+    copytree(folder / "detectors/nut", tmp_path / "d/nut")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        more = ("--port", str(port), *(("--drift", "store") if words[0] == "serve" else ("--store", "store")))
+        with command_line(*words, *more, key=KEY, folder=tmp_path) as process:
+            lines = process.stdout.read().splitlines()
+            assert process.wait(timeout=60) == 2, lines
+    said = f"anomaly-nb: port {port} of 127.0.0.1 is in use by another program; end that, or choose another --port"
+    assert lines == [said] and not (tmp_path / "store").exists()
 
 
 def start(folder, port, hashed):

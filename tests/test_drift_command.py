@@ -173,6 +173,46 @@ def test_all_labels_are_read_before_one_is_kept(place):
         assert db.execute("SELECT count(*) FROM heads").fetchone()[0] == 1
 
 
+@pytest.mark.parametrize("label", [(), ("--label", "anomalous")])
+def test_scores_of_a_table_of_predict_are_its_scores_and_not_its_decisions(place, label):
+    "The label of a head with one score is `anomalous`, as the column of 0 and 1 in a table of `predict` is called."
+    scores = np.r_[np.linspace(3, 4, 30), np.linspace(90, 99, 10)]
+    table = pd.DataFrame({"image_path": [f"new/{i}.png" for i in range(40)], "score": scores})
+    table.assign(anomalous=[0, 1] * 20, p_value=0.5).to_csv("today.csv", index=False)
+    words = "--scores", "today.csv", "--model", "net", "--head", "leather", *STORE
+    code, text, _ = run("drift", "tag", *words, *label, "--out", "out.csv")
+    decided = pd.read_csv("out.csv")
+    assert code == 3 and decided["score"].tolist() == pytest.approx(scores)
+    assert decided["anomalous"].tolist() == [0] * 30 + [1] * 10, text
+    with sqlite3.connect("data/calibrations/calibration.sqlite") as db:
+        query = "SELECT score FROM scores JOIN files ON files.id = file_id WHERE file LIKE 'new/%' ORDER BY scores.id"
+        assert [r[0] for r in db.execute(query)] == pytest.approx(scores)
+    code, text, _ = run("drift", "run", *words, *label)  # reads the table the same way: these are known
+    assert ("all 40 scores of net/leather are known already" in text) is (not label), text
+    with sqlite3.connect("data/calibrations/calibration.sqlite") as db:
+        assert not {0.0, 1.0} & {r[0] for r in db.execute("SELECT score FROM scores")}
+
+
+def test_decisions_alone_are_no_scores(place):
+    pd.DataFrame({"file": ["a", "b"], "anomalous": [0, 1]}).to_csv("decided.csv", index=False)
+    code, _, error = run(
+        "drift", "tag", "--scores", "decided.csv", "--model", "net", "--head", "leather", "--out", "out.csv", *STORE
+    )
+    assert code != 0 and "column anomalous holds decisions (0, 1), not scores" in str(error)
+
+
+def test_several_labels_are_never_decided_on_one_score(place):
+    "A label without a column took `score`, and so did the next."
+    write("mood.csv", 1, happy=np.linspace(1, 2, 80), sad=np.linspace(5, 6, 80))
+    words = "--model", "net", "--head", "mood"
+    run("drift", "run", "--scores", "mood.csv", *words, "--label", "happy", "--label", "sad")
+    write("one.csv", 2)
+    code, _, error = run("drift", "tag", "--scores", "one.csv", *words, "--out", "out.csv", *STORE)
+    assert code != 0 and "no column happy" in str(error)
+    code, _, error = run("drift", "tag", "--scores", "one.csv", *words, "--label", "sad", "--out", "out.csv", *STORE)
+    assert code in (0, 3), error  # one label alone may be in `score`, as the help says
+
+
 # ------------------------------------------------------------------------------------------------ grade and evidence
 def test_evidence_agrees_with_the_verdict_where_the_grade_does_not(tmp_path):
     "Twenty heads without drift and few files: many values are graded unstable by chance, and no evidence says so."
@@ -266,6 +306,7 @@ def test_the_service_of_a_store_says_how_to_ask(tmp_path):
     port, key = free_port(), "k" * 32
     base = f"http://127.0.0.1:{port}"
     with command_line("drift", "serve", "--port", str(port), key=key, folder=tmp_path) as process:
+        assert process.stdout.readline() == "a new store is made in data/calibrations/\n"
         lines = [process.stdout.readline().strip() for _ in range(3)]
         assert lines[0] == f"serving the store data/calibrations at {base}; end with Ctrl-C", lines
         assert lines[1] == f"health: {base}/health; OpenAPI: {base}/openapi.json, with the key"
@@ -274,8 +315,9 @@ def test_the_service_of_a_store_says_how_to_ask(tmp_path):
 
 
 def test_a_service_without_a_key_does_not_say_that_it_serves(place):
-    code, text, error = run("drift", "serve", *STORE)
+    code, text, error = run("drift", "serve", "--store", "other")
     assert code != 0 and "the service needs a key" in str(error) + text and "serving" not in text
+    assert not (place / "other").exists()  # nor makes a store
 
 
 def test_the_help_of_tag_names_every_column(place):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
 from anomaly_nb.core.errors import DataError
@@ -193,6 +194,19 @@ def test_two_sweeps_at_once_make_each_run_once(place):
     assert one.wait() == two.wait() == 0
     records = Ledger("figures").records()
     assert len(records) == runs and {(r["status"], r["attempts"]) for r in records} == {("ok", 1)}
+
+
+def test_two_sweeps_at_once_count_each_run_once(place):
+    "The second waits for the runs of the first; it said that it had made them."
+    wish, words = plan(2, how="slow"), "two.yml"
+    Path(words).write_text(yaml.safe_dump(wish), encoding="utf-8")
+    command = [sys.executable, "-m", "anomaly_nb.cli.main", "sweep", words, "--workers", "1"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) for _ in range(2)]
+    said = [p.communicate(timeout=300)[0] for p in both]
+    counts = [tuple(map(int, re.search(r"2 runs \(2 ok\), (\d) made now, (\d) found", t).groups())) for t in said]
+    assert [p.returncode for p in both] == [0, 0] and all(a + b == 2 for a, b in counts), said
+    assert sum(a for a, _ in counts) == 2 and len(Ledger("figures").records()) == 2, said
+    assert not any("was_there" in p.read_text(encoding="utf-8") for p in Path("figures").rglob("run.json"))
 
 
 # a command line that heeds Ctrl-C even where the tests were started in the background of a shell, which ignores it

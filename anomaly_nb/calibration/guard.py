@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from urllib.parse import unquote_plus
 
 from .bodies import Problem, ascii_words, check_json
-from .database import NotNow
+from .database import NotNow, StoreAway
 from .keys import Doorkeeper, Recent
 from .runs import RunInProgress
 from .tagging import UnknownHead
@@ -83,15 +83,15 @@ def add_errors(app) -> None:
     async def running(request, error):
         return _problem(409, "a calibration run is going on; try again when it has ended", {"Retry-After": "5"})
 
+    @app.exception_handler(StoreAway)
     @app.exception_handler(TimeoutError)
     async def busy(request, error):
-        return _problem(503, "the store is busy; try again", {"Retry-After": "5"})
+        state = "away, and keeps nothing" if isinstance(error, StoreAway) else "busy"
+        return _problem(503, f"the store is {state}; try again", {"Retry-After": "5"})
 
     @app.exception_handler(sqlite3.OperationalError)
     async def locked(request, error):
-        if "locked" in str(error):
-            return await busy(request, error)
-        return await unexpected(request, error)
+        return await (busy if "locked" in str(error) else unexpected)(request, error)
 
     @app.exception_handler(Exception)
     async def unexpected(request, error):

@@ -16,7 +16,7 @@ import numpy as np
 from .contamination import contamination
 from .drift import DriftResult, collapse, drift_metrics
 from .sample import Sample, ScoreSketch, quantiles, sketch_edges
-from .schema import Calibration, split_label
+from .schema import ONE_SCORE, Calibration, split_label
 from .sequential import SequentialAlarm
 from .shifts import Thresholds
 from .tagging import reference_of
@@ -44,7 +44,7 @@ def build_calibration(
         "version": version,
         "file_count": sample.n,
         "timestamp": timestamp,
-        "labels": {label or "anomalous": {"p5": p5, "p95": p95, "method": "minmax"}},
+        "labels": {label or ONE_SCORE: {"p5": p5, "p95": p95, "method": "minmax"}},
         "quartiles": [p25, p50, p75],
         "percentile_method": "linear",
         "threshold": threshold.value,

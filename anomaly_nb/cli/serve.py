@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from .options import with_options
-from .stores import KeyOptions, keys_changed, service_lines
+from .stores import KeyOptions, keys_changed, new_store_words, service_lines
 from ..core.errors import number_of
 from ..core.order import printable
 
@@ -81,7 +81,11 @@ def serve(
     from anomaly_nb.scoring.service import create_detector_app, sound_detectors
 
     settings = guarded.service_settings(host=host, port=port, config=config)
+    sockets = guarded.bound_sockets(settings.host, settings.port)  # a port in use is said before anything is read
+    new_words = [] if drift is None else new_store_words(drift)
     store = None if drift is None else CalibrationStore(drift, load_settings(config))
+    for line in new_words:
+        typer.echo(line)
     served, refused = sound_detectors(detectors, store, int(limits.max_megapixels * 1e6), weights)
     app = create_detector_app(
         served,
@@ -102,8 +106,9 @@ def serve(
         )
     for name, why in refused.items():
         typer.echo(printable(f"refused: {name}: {why}", 10_000), err=True)
+    guarded.listen(sockets, settings.host, settings.port)
     route = f"--data-binary @part.png {{url}}/v1/detectors/{next(iter(served))}/predict"
     what = number_of(len(served), "detector")
     for line in service_lines(settings.host, settings.port, what, route, settings.public_schema):
         typer.echo(line)
-    guarded.run_app(app, settings.host, settings.port, settings.request_seconds)
+    guarded.run_app(app, settings.host, settings.port, settings.request_seconds, sockets)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['StoreOption', 'Config', 'DecisionsOption', 'STORE', 'CONFIG', 'MORE', 'KeyOptions', 'start_development',
-           'needs_development', 'open_store', 'each_label', 'scores_of', 'HeadScores', 'read_heads', 'added_words',
-           'new_head_words', 'tag_heads', 'what_is_new', 'heads_of_call', 'reference_words', 'trend_line', 'move_words',
-           'history_lines', 'keys_changed', 'service_url', 'service_lines']
+           'needs_development', 'new_store_words', 'open_store', 'each_label', 'scores_of', 'HeadScores', 'read_heads',
+           'added_words', 'new_head_words', 'tag_heads', 'what_is_new', 'heads_of_call', 'reference_words',
+           'trend_line', 'move_words', 'history_lines', 'keys_changed', 'service_url', 'service_lines']
 
 # %% ../../nbs/11_cli/04_stores.ipynb #b3f35333
 from collections.abc import Callable
@@ -107,6 +107,11 @@ def needs_development(
     return True
 
 
+def new_store_words(store: Path) -> list[str]:  # a line, or none
+    "What to say of a store that is about to be made, in case its name is a typo."
+    return [] if (store / "calibration.sqlite").is_file() else [f"a new store is made in {store.as_posix()}/"]
+
+
 def open_store(
     store: Path,
     config: Path,
@@ -129,10 +134,10 @@ def open_store(
         check_file(store / "calibration.sqlite", "feed it scores first with  anomaly-nb drift run --scores ...")
     for h in heads:
         check_name("model", h.model), check_head(with_label(h.head, h.label))
-    fresh = not (store / "calibration.sqlite").is_file()
+    new_words = new_store_words(store)
     opened = CalibrationStore(store, settings)
-    if fresh:
-        say(f"a new store is made in {store.as_posix()}/")
+    for line in new_words:
+        say(line)
     for h in heads:
         opened.ask(check_taggable, h.model, with_label(h.head, h.label))
     if develop:
@@ -148,13 +153,12 @@ def each_label(labels: list[str] | None) -> "Sequence[str | None]":
 MORE = ("group", "role")  # columns of a table that say more about its files
 
 
-def scores_of(path: Path, label: str | None) -> tuple["pd.DataFrame", dict]:
-    "Files and scores of a CSV, from the column of the label where there is one, and what is known about them."
-    from anomaly_nb.calibration.tables import read_scores
+def scores_of(path: Path, label: str | None, only: bool = True) -> tuple["pd.DataFrame", dict]:
+    "Files and scores of a CSV, of which no other label is read (`only`) or some are, and what is known about them."
+    from anomaly_nb.calibration.tables import read_scores, score_column
     from anomaly_nb.core.tables import read_table
 
-    has_label = label is not None and label in read_table(path)
-    table = read_scores(path, calibrate=False, column=str(label) if has_label else "score")
+    table = read_scores(path, calibrate=False, column=score_column(read_table(path).columns, label, only))
     return table, {c + "s": table[c].tolist() if c in table else None for c in MORE}
 
 # %% ../../nbs/11_cli/04_stores.ipynb #fab68100
@@ -179,12 +183,13 @@ def read_heads(
     import numpy as np
 
     from anomaly_nb.calibration.schema import with_label
-    from anomaly_nb.calibration.tables import find_scores, read_scores
+    from anomaly_nb.calibration.tables import find_scores, read_scores, score_column
     from anomaly_nb.core.errors import DataError, number_of
+    from anomaly_nb.core.tables import read_table
 
     path = find_scores(path)
     apart = tuple(column for column, value in (("model", model), ("head", head)) if value is None)
-    table = read_scores(path, split, column=label or "score", apart=apart)
+    table = read_scores(path, split, column=score_column(read_table(path).columns, label), apart=apart)
     heads, refused = list[HeadScores](), list[str]()
     for column, value in (("model", model), ("head", head)):
         if value is not None or column not in table:
@@ -266,8 +271,8 @@ def what_is_new(
     from anomaly_nb.calibration.tagging import check_head, check_name, head_names
 
     heads = [check_head(head) for head in heads if check_name("model", model)]
-    if not (store / "calibration.sqlite").is_file():
-        return [f"a new store is made in {store.as_posix()}/"]
+    if lines := new_store_words(store):
+        return lines
     before = CalibrationStore(store).ask(head_names)
     return [line for head in heads if (line := new_head_words(f"{model}/{head}", before))]
 

@@ -58,11 +58,8 @@ def _answer(task: "RunTask") -> "TaskAnswer":
     try:
         limits = Limits(**task["limits"])
         arguments = task["template"], task["parameters"], task["figures"]
-        return {
-            "record": run_report(
-                *arguments, raise_on_failure=False, limits=limits, gallery=False, name=task["source"]
-            ).record
-        }
+        run = run_report(*arguments, raise_on_failure=False, limits=limits, gallery=False, name=task["source"])
+        return {"record": run.record | {"was_there": run.was_there}}
     except Exception as e:  # one bad run must not end the child
         return {"error": f"{type(e).__name__}: {e}".split("\n")[0]}
 

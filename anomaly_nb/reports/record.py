@@ -164,6 +164,7 @@ class RunRecord(TypedDict, total=False):
     peak_memory_mb: float | None
     kernel: KernelProcess  # while it runs
     folder: str  # its name; added where a record is read
+    was_there: bool  # of the answer of a worker: another process had made the run; never in a file
 NEEDED = ("run_id", "report", "status", "parameters")
 FIELD_TYPES: dict[str, type | UnionType] = {
     "run_id": str,

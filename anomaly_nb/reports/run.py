@@ -185,6 +185,7 @@ class Run:
     status: str  # "ok" or "failed"; of a ledger also "running", "crashed" or "damaged"
     record: RunRecord  # the contents of run.json
     url: str = ""  # where it lies in a store; its files are not here then
+    was_there: bool = False  # whether `run_report` came upon it, rather than making it
 
     @property
     def metrics(self) -> Record:
@@ -238,7 +239,7 @@ def finished(folder: Path, run_id: str) -> Run | None:
     record = load_record(folder)
     record.pop("folder", None)
     same = record["run_id"] == run_id and record["status"] == "ok" and (folder / "report.html").exists()
-    return Run(folder, "ok", record) if same else None
+    return Run(folder, "ok", record, was_there=True) if same else None
 
 # %% ../../nbs/10_reports/04_run.ipynb #5a51e1f6
 def renew_gallery(figures: str | Path) -> None:

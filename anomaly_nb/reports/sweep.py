@@ -216,7 +216,7 @@ def sweep(
     done = [_finished_record(w, figures, retry_failed) for w in checked.wanted]
     todo = [i for i, r in enumerate(done) if r is None]
     tasks = {i: _task(checked, i, figures) for i in todo}
-    records = {i: r for i, r in enumerate(done) if r is not None}
+    records, made = {i: r for i, r in enumerate(done) if r is not None}, [r is None for r in done]
     if scheduler is not None:
         from anomaly_nb.reports.cluster import run_on_cluster
 
@@ -227,6 +227,7 @@ def sweep(
     bar.update(len(records))
     try:
         for i, record in finished:
+            made[i] = not record.pop("was_there", False)  # another sweep made it meanwhile, and a worker waited for it
             records[i] = record | {"folder": tasks[i]["name"]}
             bar.update(1)
             bar.set_postfix_str(f"{sum(r['status'] != 'ok' for r in records.values())} failed")
@@ -235,9 +236,7 @@ def sweep(
         finished.close()  # cancels what is still going on
         if todo and not is_store(figures):
             renew_gallery(figures)
-    return Sweep(
-        checked.template, str(figures), [records[i] for i in range(len(done))], [i in tasks for i in range(len(done))]
-    )
+    return Sweep(checked.template, str(figures), [records[i] for i in range(len(done))], made)
 
 # %% ../../nbs/10_reports/11_sweep.ipynb #7f18ca64
 def _finished_record(wanted: Wanted, figures: str | Path, retry_failed: bool) -> RunRecord | None:

@@ -122,6 +122,21 @@ class Alive(BaseModel):
 LARGEST_PIXELS = 50_000_000  # of an image
 
 
+def _check_head(store: CalibrationStore, model: str, head: str, held_out: np.ndarray) -> None:
+    "Refuse a detector whose name and version are those of another one that gave the store scores. Raises `DataError`."
+    query = (
+        "SELECT DISTINCT score FROM scores JOIN heads ON heads.id = head_id JOIN files ON files.id = file_id WHERE "
+        "model_name = ? AND head_name = ? AND role = 'normal' AND file LIKE 'held-out/%' AND score IS NOT NULL"
+    )
+    there = set(store.table(query, (model, head))["score"])
+    if there and there != set(held_out[np.isfinite(held_out)].tolist()):
+        raise DataError(
+            f"{store.root}: its head {model}/{head} is of another detector with this name and version (the scores held "
+            f"out at the fit differ); take another store, rename the detector's folder, or remove that head with  "
+            f"anomaly-nb drift forget {model} {head}"
+        )
+
+
 class Served:
     "A detector in memory and the thread that scores. Raises `DataError` for one that cannot score single images."
 
@@ -149,6 +164,7 @@ class Served:
         self.thread = ThreadPoolExecutor(1, f"detector-{name}")
         self.head, self.count, self.missed = f"v{detector.version_}", 0, 0
         if store is not None and len(detector.held_out_):
+            _check_head(store, name, self.head, np.asarray(detector.held_out_, np.float64))
             held_out = [f"held-out/{self.names.get(p, i)}" for i, p in enumerate(detector.paths_)]
             store.tag(name, self.head, held_out, detector.held_out_, detector.groups_ or None, roles="normal")
 
