@@ -196,7 +196,7 @@ def export_detector(
     Raises `MissingExtraError` without the extra `export`, `DataError` for what cannot be exported or does not agree,
     and for a folder of other files than an earlier export.
     """
-    check_own_folder(folder, "export.json")
+    check_own_folder(folder, "export.json", whole=False)
     if format not in FORMATS:
         raise DataError(f"format={format!r}; use {' or '.join(FORMATS)}")
     threshold = detector.decision_threshold()
