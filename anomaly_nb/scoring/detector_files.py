@@ -97,11 +97,11 @@ def write_detector(
     target = Path(folder)
     check_own_folder(target)
     whole, there = os.path.realpath(target), target / "detector.json"
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with atomic_folder(target) as staged:
             _write_files(detector, staged)
             if target.is_dir():
-                held.enter_context(locked_folder(whole))
+                stack.enter_context(locked_folder(whole))
             new, before = detector_identity(staged), identity_there(target)
             earlier = there.read_bytes() if there.is_file() else b""
             place, read = vars(detector).get("stored_", ("", ""))
