@@ -170,7 +170,7 @@ class Judged:
             self.seen = {name: stamp for name, stamp in _read_judged(self.place, size).items() if name in rows}
         else:  # a table of earlier days, or one that nobody watched
             if rows:
-                said = "does not say what its images were when they were judged; those changed after it are judged again"
+                said = "does not say what its images were when they were judged; those changed since are judged again"
                 typer.echo(f"note: {out} {said}", err=True)
             latest = out.stat().st_mtime_ns if rows else 0
             self.seen = {name: s for name in rows if (s := stamp_of(name)) and s[1] <= latest}

@@ -193,7 +193,7 @@ def notice(
 
 # %% ../../nbs/00_core/04_runtime.ipynb #f9aa04b2
 def open_closed_streams() -> None:
-    "Open the null device where a standard stream was closed before Python began, so that nothing else takes its number."
+    "Open the null device where a standard stream was closed before Python began, so that no file takes its number."
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # the least free number is the stream's own
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
