@@ -293,3 +293,21 @@ def test_what_arrives_and_is_passed_over_is_named(fitted, tmp_path):
     reasons = [line.split(", ", 1)[1].rsplit(", the first", 1)[0] for line in lines[: -len(counted)]]
     assert len(reasons) == len(set(reasons)) == len(counted), lines
     assert said.index(lines[0]) < said.index(" images: ")
+
+
+def test_a_table_that_is_moved_under_a_watch_begins_anew(fitted, tmp_path):
+    "As a rotated log: later rows would go where nobody looks."
+    new, table = parts(tmp_path / "new", range(2)), tmp_path / "w.csv"
+    late = parts(tmp_path / "late", [90]) / "90.png"
+
+    def steps():
+        time.sleep(1)
+        table.rename(tmp_path / "yesterday.csv")
+        late.rename(new / "90.png")
+
+    thread = threading.Thread(target=steps)
+    thread.start()
+    said = run(*watching(fitted / "det", new, table, idle=2.5))[1]
+    thread.join()
+    assert said.count(f"note: {table} was moved or removed; a new table begins") == 1 and "3 images: " in said
+    assert len(pd.read_csv(tmp_path / "yesterday.csv")) == 2 and latest(table).index.tolist() == ["90.png"]

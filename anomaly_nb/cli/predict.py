@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
@@ -140,17 +140,32 @@ def _named(out: Path) -> Iterator[None]:
         raise
 
 
+def _table(out: Path, columns: list[str]) -> IO[str]:
+    "A table to be written on, with its first line."
+    file = out.open("a", encoding="utf-8", newline="")
+    if not out.stat().st_size:
+        csv.DictWriter(file, columns, lineterminator="\n").writeheader()
+        file.flush()
+    return file
+
+
+def _is_there(out: Path, file: IO[str]) -> bool:
+    "Whether an open table is still the one of this name."
+    return out.exists() and os.path.samestat(out.stat(), os.fstat(file.fileno()))
+
+
 def _watch(arrivals: Arrivals, judged: Judged, out: Path, rows: _Rows, every: float, idle: float) -> None:
     "Predict what arrives, each file once it has stopped growing, and again where it has changed since then."
     out.parent.mkdir(parents=True, exist_ok=True)
     last = time.monotonic()
-    with _named(out), out.open("a", encoding="utf-8", newline="") as file:
-        if not out.stat().st_size:
-            csv.DictWriter(file, rows.columns, lineterminator="\n").writeheader()
-            file.flush()
+    with _named(out), ExitStack() as stack:
+        file = stack.enter_context(_table(out, rows.columns))
         try:
             while True:
                 if ready := judged.choose(arrivals.look()):
+                    if not _is_there(out, file):
+                        typer.echo(printable(f"note: {out} was moved or removed; a new table begins"), err=True)
+                        file = stack.enter_context(_table(out, rows.columns))
                     rows.write(file, ready)
                     last = time.monotonic()
                 if idle and time.monotonic() - last > idle:
