@@ -6,6 +6,7 @@
 __all__ = ['Arrivals']
 
 # %% ../../nbs/11_cli/27_arrivals.ipynb #6d8d118d
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class Arrivals:
     ):
         self.paths, self.away = paths, set[Path]()
         self.passed: dict[str, str] = {}  # all that was passed over, with the reason
+        self.said: dict[str, int] = {}  # reasons that were named, and how many files had them then
         self.before: dict[str, Stamp | None] = {}  # what the look before saw
 
     def look(self) -> dict[str, Stamp]:  # as they are
@@ -45,10 +47,17 @@ class Arrivals:
         now = {path: stamp_of(path) for path in [*images, *passed]}
         steady = {path for path, stamp in now.items() if path in self.before and self.before[path] == stamp}
         self.before = now
-        new = {path: why for path, why in passed.items() if path in steady and why not in self.passed.values()}
-        self.passed |= {path: why for path, why in passed.items() if path in steady}
+        others = {path: why for path, why in passed.items() if path in steady}
+        self.passed |= others
+        new = {path: why for path, why in others.items() if why not in self.said}
+        self.said |= Counter(new.values())
         say_passed(new)
         return {path: stamp for path in images if path in steady and (stamp := now[path])}
+
+    def not_said(self) -> dict[str, str]:
+        "All that was passed over for reasons of which there are more files now than when they were named."
+        counts = Counter(self.passed.values())
+        return {path: why for path, why in self.passed.items() if counts[why] > self.said[why]}
 
     def _say(self, path: Path, away: bool) -> None:
         "Say that a file or folder has gone or is back, once."

@@ -262,7 +262,7 @@ def predict(
             rows.watched, rows.judged = MapNames(paths, read_paths(out)), Judged(out)
             arrivals = Arrivals(paths)
             _watch(arrivals, rows.judged, out, rows, every, idle)
-            passed = arrivals.passed
+            passed = arrivals.not_said()
         else:
             if not images:
                 raise DataError(
