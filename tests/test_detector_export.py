@@ -393,3 +393,23 @@ def test_the_command(index, tmp_path, capsys):
         code, said, error = typed("export", *words)
         assert code == 2 and not said and error.count("\n") == 1 and sentence in error, error
         assert not (tmp_path / "new").exists()
+
+
+def test_script_without_a_reader_and_without_standard_error(index, tmp_path):
+    "`| head -1` ends it without a word; with `2>&-` the lines of errors are not among those of results."
+    fitted(index, "knn", "filters").export(tmp_path / "line")
+    (tmp_path / "cut.png").write_bytes(b"no image")
+    script = [sys.executable, str(tmp_path / "line/predict.py")]
+    files = [index.image_path.iloc[0]] * 40
+    for after in (1, 0):  # lines that are read
+        process = subprocess.Popen([*script, *files], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert all("score" in json.loads(process.stdout.readline()) for _ in range(after))
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 1)
+        process.stderr.close()
+    closed = ["sh", "-c", 'exec "$@" 2>&-', "sh"]
+    said = subprocess.run([*closed, *script, tmp_path / "cut.png", files[0]], stdout=subprocess.PIPE, text=True)
+    rows = [json.loads(line) for line in said.stdout.splitlines()]
+    assert said.returncode == 4 and ["error" in row for row in rows] == [True, False], said
+    said = subprocess.run([*closed, *script], stdout=subprocess.PIPE, text=True)
+    assert said.returncode == 2 and not said.stdout, said

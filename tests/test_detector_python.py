@@ -1,7 +1,10 @@
 """A detector used from Python: tables, labels and arrays of one's own, parameters, and what is said of each."""
 
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import matplotlib
 
@@ -29,6 +32,7 @@ from anomaly_nb.scoring.decisions import decision_table
 from anomaly_nb.scoring.evaluation import class_rate, image_metrics
 from anomaly_nb.scoring.thresholds import Threshold
 from anomaly_nb.scoring.view import ImageView
+from tests.commands import fails, run
 
 SMALL = {"backbone": "filters", "image_size": 32}
 
@@ -411,6 +415,61 @@ def test_another_detector_that_is_replaced_is_said(files, tmp_path):
     with pytest.warns(Notice, match="one: another detector was there, and is replaced; give a new folder"):
         other.save(tmp_path / "one")
     assert Detector.load(tmp_path / "one").paths_ == files[6:12]
+
+
+def test_of_two_updates_at_once_none_is_lost(files, tmp_path):
+    "The one that ends last is refused, also where both write at the same moment; what it read it may save elsewhere."
+    place, changed = tmp_path / "one", "one: the detector was changed by somebody else since it was read"
+    Detector(**SMALL).fit(files[:6]).save(place)
+    first, second = (Detector.load(place).update(some) for some in (files[6:8], files[8:10]))
+    first.save(place)
+    with pytest.raises(DataError, match=changed):
+        second.save(place)
+    assert Detector.load(place).paths_ == files[:8] and second.save(tmp_path / "two").is_dir()
+    first.update(files[8:9]).save(place)  # its own versions go on
+    again, barrier = [Detector.load(place).update(some) for some in (files[9:10], files[10:11])], threading.Barrier(2)
+
+    def save(detector):
+        barrier.wait()
+        try:
+            return detector.save(place) and ""
+        except DataError as e:
+            return str(e)
+
+    with ThreadPoolExecutor(2) as pool:
+        said = sorted(pool.map(save, again))
+    assert said[0] == "" and changed in said[1], said
+    assert Detector.load(place).version_ == 4 and not list(tmp_path.glob("*.tmp"))
+
+
+def test_commands_say_that_a_detector_changed_meanwhile(files, tmp_path, monkeypatch, capsys):
+    place = tmp_path / "one"
+    Detector(**SMALL).fit(files[:6]).save(place)
+    learn, others = Detector.update, [files[6:8]]
+
+    def slow(detector, *words):
+        "An update during which another one begins and ends."
+        if others:
+            learn(Detector.load(place), others.pop()).save(place)
+        return learn(detector, *words)
+
+    monkeypatch.setattr(Detector, "update", slow)
+    error = fails(capsys, "update", place, files[8])
+    assert error.startswith(f"anomaly-nb: {place}: the detector was changed by somebody else since it was read"), error
+    assert Detector.load(place).paths_ == files[:8]
+    assert run("update", place, files[8])[0] == 0 and Detector.load(place).paths_ == files[:9]
+    fit, more = Detector.fit, (tmp_path / "more.png").as_posix()
+    Image.fromarray(np.random.default_rng(1).integers(90, 160, (40, 40, 3)).astype(np.uint8)).save(more)
+
+    def slower(detector, *words):
+        learn(Detector.load(place), [more]).save(place)
+        return fit(detector, *words)
+
+    words = ("fit", Path(files[0]).parent, "--out", place, "--recipe", "knn", "--image-size", 32, "--backbone", "filters")
+    assert f"note: {place} held an earlier detector; this one has taken its place" in run(*words)[1]
+    monkeypatch.setattr(Detector, "fit", slower)
+    done = run(*words)
+    assert f"note: {place} held a detector that was written while this one learned; this one has" in done[1], done
 
 
 def test_images_that_were_learned_from_are_said_where_they_are_evaluated(files, fitted):

@@ -121,7 +121,7 @@ def test_fit_refuses_what_cannot_work_before_it_computes(fitted, tmp_path, capsy
 
     monkeypatch.setattr("anomaly_nb.scoring.choice.artificial_validation", compute)
     monkeypatch.setattr("anomaly_nb.scoring.preparation.image_features", compute)
-    monkeypatch.setattr("anomaly_nb.scoring.learning._start", compute)
+    monkeypatch.setattr("anomaly_nb.scoring.learning.how_seen", compute)
     words = words if "--recipe" in words else (*words, "--recipe", recipe)
     err = fails(capsys, "fit", fitted / "good", "--out", tmp_path / "det", *FILTERS, *words)
     assert says in err and not (tmp_path / "det").exists()

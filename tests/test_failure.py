@@ -16,6 +16,7 @@ from anomaly_nb.core.files import atomic_write, write_json
 from anomaly_nb.core.plain import read_json
 from anomaly_nb.data import index_mvtec, read_image, write_samples
 from anomaly_nb.features import FeatureSet, create_backbone, extract_features, load_features, save_features
+from tests.commands import FIT, parts
 
 
 @pytest.fixture
@@ -178,3 +179,28 @@ def test_interrupted_write_in_the_middle_of_a_block(tmp_path):
             f.write(b"half")
             raise KeyboardInterrupt
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_commands_work_with_a_standard_stream_closed(tmp_path):
+    "`2>&-` of a service or a scheduler: everything but the lines of that stream is as it always is."
+    parts(tmp_path / "good", range(6))
+    parts(tmp_path / "more", range(6, 9))
+    words = [sys.executable, "-m", "anomaly_nb.cli.main"]
+    for closed, command, start in (
+        ("2>&-", ("fit", "good", "--out", "det", *FIT), "learned from 6 normal images"),
+        ("2>&-", ("predict", "det", "more"), "3 images: "),
+        ("0<&- 2>&-", ("update", "det", "more"), "version 2: learned from 9 normal images"),
+        ("1>&-", ("inspect", "good"), ""),
+    ):
+        done = subprocess.run(
+            ["sh", "-c", f'exec "$@" {closed}', "sh", *words, *command],
+            cwd=tmp_path,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"ANOMALY_NB_PROGRESS": ""},
+        )
+        assert done.returncode in (0, 3) and done.stdout.startswith(start), (closed, done)
+    assert (tmp_path / "predictions.csv").read_text().count("\n") == 4
+    said = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *words, "inspect", "nowhere"], stdout=subprocess.PIPE)
+    assert (said.returncode, said.stdout) == (2, b"")

@@ -160,3 +160,160 @@ def test_what_was_not_measured_is_not_shown(fitted, tmp_path):
     assert "features 0.0 ms" not in (tmp_path / "det/detector.html").read_text()
     said = run("fit", fitted / "good", "--out", tmp_path / "det", *words[:-2], "--budget-ms", 2000)[1]
     assert "measured here: features " in said
+
+
+def latest(table):
+    "The last row of each image, by its name."
+    rows = pd.read_csv(table)
+    rows["name"] = [os.path.basename(p) for p in rows["image_path"]]
+    return rows.drop_duplicates("name", keep="last").set_index("name")
+
+
+def test_a_file_that_was_replaced_by_an_older_one_is_judged_again_after_a_restart(fitted, tmp_path):
+    new, table = parts(tmp_path / "new", range(3)), tmp_path / "w.csv"
+    other = parts(tmp_path / "other", [40], "scratch") / "40.png"
+    words = watching(fitted / "det", new, table)
+    run(*words)
+    before = latest(table)
+    early = time.time() - 86400
+    os.utime(other, (early, early))
+    os.replace(other, new / "1.png")
+    assert "1 image: " in run(*words)[1] and "0 images: " in run(*words)[1]
+    after = latest(table)
+    assert after.score["1.png"] != before.score["1.png"] and after.score["0.png"] == before.score["0.png"]
+    assert len(pd.read_csv(table)) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs kill")
+def test_what_a_killed_watch_had_not_judged_is_judged_after_a_restart(fitted, tmp_path):
+    "In the middle of a batch of files that were all written over: none keeps its earlier row as its last."
+    new, table = parts(tmp_path / "new", range(12)), tmp_path / "w.csv"
+    words = [str(w) for w in watching(fitted / "det", new, table)]
+    run(*words)
+    stale = latest(table).score
+    for i, path in enumerate(sorted(new.iterdir(), key=lambda p: int(p.stem))):
+        shutil.copy(parts(tmp_path / f"other{i}", [80 + i], "scratch") / f"{80 + i}.png", path)
+    code = (
+        "import os; from anomaly_nb.cli import watching\n"
+        "add, n = watching.Judged.add, []\n"
+        "def ends(judged, *words):\n    n.append(1); len(n) == 5 and os.kill(os.getpid(), 9); add(judged, *words)\n"
+        f"watching.Judged.add = ends\nfrom anomaly_nb.cli.main import main; main({words!r})"
+    )
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL).returncode == -9
+    assert len(pd.read_csv(table)) == 17  # the fifth row stands, and what it was judged on does not
+    with open(f"{table}.judged.jsonl", "a") as file:
+        file.write('["half a li')
+    assert "8 images: " in run(*words)[1]
+    assert (latest(table).score != stale).all() and "0 images: " in run(*words)[1]
+
+
+def test_a_table_of_earlier_days_goes_on_by_dates_and_says_so(fitted, tmp_path):
+    new, table = parts(tmp_path / "new", range(3)), tmp_path / "w.csv"
+    words, note = watching(fitted / "det", new, table), "does not say what its images were when they were judged"
+    assert note not in run(*words)[1]
+    (tmp_path / "w.csv.judged.jsonl").unlink()
+    late = time.time() + 60
+    os.utime(new / "2.png", (late, late))
+    said = run(*words)[1]
+    assert said.count(f"note: {table} {note}") == 1 and "1 image: " in said
+    said = run(*words)[1]
+    assert note not in said and "0 images: " in said
+    run("predict", fitted / "det", new, "--out", table)  # written anew, by nobody who watches
+    assert note in run(*words)[1]
+
+
+def test_two_watches_of_one_table_are_refused(fitted, tmp_path, capsys):
+    "Whoever comes second ends with one sentence; a table that a watch writes is not replaced either."
+    new, table = parts(tmp_path / "new", range(2)), tmp_path / "w.csv"
+    words = [str(w) for w in watching(fitted / "det", new, table, idle=0)]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    first = subprocess.Popen([sys.executable, "-m", "anomaly_nb.cli.main", *words], env=environment)
+    try:
+        for _ in range(600):
+            if table.is_file() and table.read_text().count("\n") == 3:
+                break
+            time.sleep(0.05)
+        why = f"anomaly-nb: --out {table}: another watch writes it; end that one, or name another file\n"
+        (tmp_path / "link.csv").symlink_to(table)
+        assert fails(capsys, *watching(fitted / "det", new, table)) == why
+        assert "another watch writes it" in fails(capsys, *watching(fitted / "det", new, tmp_path / "link.csv"))
+        assert fails(capsys, "predict", fitted / "det", new, "--out", table) == why
+    finally:
+        first.kill()  # which frees the lock
+        first.wait()
+    assert len(pd.read_csv(table)) == 2
+    assert "0 images: " in run(*watching(fitted / "det", new, table))[1]
+    assert run("predict", fitted / "det", new, "--out", table)[0] in (0, 3)
+
+
+def test_a_watched_folder_that_goes_for_a_moment_is_waited_for(fitted, tmp_path):
+    new, table = parts(tmp_path / "new", range(2)), tmp_path / "w.csv"
+    parts(tmp_path / "more", [90, 91], "scratch")
+
+    def steps():
+        time.sleep(0.8)
+        new.rename(tmp_path / "away")
+        time.sleep(0.8)
+        (tmp_path / "more/90.png").rename(tmp_path / "away/90.png")
+        (tmp_path / "away").rename(new)
+
+    thread = threading.Thread(target=steps)
+    thread.start()
+    code, said, error = run(*watching(fitted / "det", new, table, idle=4))
+    thread.join()
+    assert code in (0, 3) and "3 images: " in said, (said, error)
+    assert code == (3 if latest(table).anomalous.any() else 0)
+    for line in (f"note: {new} is not there now; it is waited for", f"note: {new} is there again"):
+        assert said.splitlines().count(line) == 1, said
+    new.rename(tmp_path / "gone")
+    assert "no such file or folder" in str(run(*watching(fitted / "det", new, table))[2])  # not there from the start
+
+
+def test_what_arrives_and_is_passed_over_is_named(fitted, tmp_path):
+    "Each reason once, when it is seen first; all are counted at the end, as by predict without --watch."
+    new, table = parts(tmp_path / "new", range(2)), tmp_path / "w.csv"
+    (tmp_path / "folder").mkdir()
+
+    def steps():
+        time.sleep(1)
+        for name in ("noext", "d.jpg_", "e.txt"):
+            (new / name).write_text("no image")
+        shutil.copy(new / "0.png", new / ".h.png")
+        (new / "link").symlink_to(tmp_path / "folder")
+
+    thread = threading.Thread(target=steps)
+    thread.start()
+    said = run(*watching(fitted / "det", new, table, idle=2.5))[1]
+    thread.join()
+    plain = run("predict", fitted / "det", new, "--out", tmp_path / "p.csv")[1]
+    counted = [line for line in plain.splitlines() if line.startswith("passed over: ")]
+    lines = [line for line in said.splitlines() if line.startswith("passed over: ")]
+    assert len(counted) >= 3 and sorted(lines) == sorted(counted), (lines, counted)
+    (new / "f.txt").write_text("no image")
+    (tmp_path / "w.csv").unlink()
+    late = threading.Timer(1, (new / "g.txt").write_text, ["no image"])
+    late.start()
+    again = run(*watching(fitted / "det", new, table, idle=2.5))[1].splitlines()
+    late.join()
+    numbers = [line.split()[2] for line in again if line.startswith("passed over: ") and "txt" in line]
+    assert numbers == ["2,", "3,"], again  # at first, and in the end
+    assert said.index(lines[0]) < said.index(" images: ")
+
+
+def test_a_table_that_is_moved_under_a_watch_begins_anew(fitted, tmp_path):
+    "As a rotated log: later rows would go where nobody looks."
+    new, table = parts(tmp_path / "new", range(2)), tmp_path / "w.csv"
+    late = parts(tmp_path / "late", [90]) / "90.png"
+
+    def steps():
+        time.sleep(1)
+        table.rename(tmp_path / "yesterday.csv")
+        late.rename(new / "90.png")
+
+    thread = threading.Thread(target=steps)
+    thread.start()
+    said = run(*watching(fitted / "det", new, table, idle=2.5))[1]
+    thread.join()
+    assert said.count(f"note: {table} was moved or removed; a new table begins") == 1 and "3 images: " in said
+    assert len(pd.read_csv(tmp_path / "yesterday.csv")) == 2 and latest(table).index.tolist() == ["90.png"]

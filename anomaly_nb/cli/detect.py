@@ -200,6 +200,7 @@ def fit(
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.scoring import Detector
     from anomaly_nb.scoring.budget import measured_times
+    from anomaly_nb.scoring.detector_files import identity_there
 
     check_fit_options(out, images.shots, made)
     check_no_detector(root)
@@ -209,7 +210,7 @@ def fit(
             "--out a folder beside it",
             err=True,
         )
-    answer.left = f"{out} is as it was: no detector is written"
+    answer.left, earlier = f"{out} is as it was: no detector is written", identity_there(out)
     made, choice, first = _with_backbone(made)  # what was chosen is said once nothing is refused any more
     settings, recipe = made.settings(images.intensity, seed), made.recipe
     if recipe == "auto" and not made.whole:
@@ -241,7 +242,9 @@ def fit(
         weights = ", ".join(f"{m} {w:g}" for m, w in zip(mixed["members"], mixed["weights"]))
         answer.say(f"weights {weights}: {mixed['by']}")
     if (out / MANIFEST).exists():
-        answer.say(f"note: {out} held an earlier detector; this one has taken its place", err=True)
+        same = identity_there(out) == earlier
+        which = "an earlier detector" if same else "a detector that was written while this one learned"
+        answer.say(f"note: {out} held {which}; this one has taken its place", err=True)
     detector.save(out)
     answer.left = f"the detector in {out} is whole, and its card is missing"
     seconds = _seconds_an_image(detector)

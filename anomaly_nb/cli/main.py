@@ -350,7 +350,9 @@ def main(argv: list[str] | None = None) -> None:
     import warnings
 
     from anomaly_nb.core.errors import DataError, MissingExtraError, MissingFileError, Notice
+    from anomaly_nb.core.runtime import open_closed_streams
 
+    open_closed_streams()
     usual = warnings.showwarning
     said: set[str] = set()  # Python forgets what it has shown wherever somebody changes its filters
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, get_type_hints
 import typer
 
 from ..core.errors import DataError, number_of
+from ..core.listing import check_writable
 from ..core.order import printable
 
 if TYPE_CHECKING:
@@ -282,6 +283,8 @@ def with_options(
         bound.apply_defaults()
         values = bound.arguments
         _check_needs(signature.parameters, values)
+        if isinstance(out := values.get("out"), Path):  # what every command writes to, said before it computes
+            check_writable(out, f"{_words(signature.parameters['out'])} {out}")
         own_values = {name: values[name] for name in hints if name in values and name not in options_classes}
         with Answer() as answer:
             given_options: dict[str, object] = {

@@ -14,7 +14,7 @@ from pathlib import Path
 import typer
 
 from ..core.errors import DataError, number_of
-from ..core.listing import list_files
+from ..core.listing import check_writable, list_files
 from ..core.order import path_key, printable
 
 # %% ../../nbs/11_cli/21_outputs.ipynb #8b8dc772
@@ -47,6 +47,7 @@ def check_out(
     "A path that can be written without a loss. Raises `DataError`, before anything is computed."
     if str(out) == "-":
         raise DataError(f"{option} -: nothing is written to the standard output; name a file")
+    check_writable(out, f"{option} {out}")
     if out.is_dir():
         raise DataError(f"{option} {out}: is a folder; name a file")
     if out.exists() and not out.is_file():
@@ -57,8 +58,6 @@ def check_out(
         raise DataError(f"{option} {out}: is written as CSV; give it the ending .csv")
     if ending and out.suffix.lower() != ending:
         raise DataError(f"{option} {out}: is written as {ending[1:].upper()}; give it the ending {ending}")
-    if above := next((p for p in out.parents if p.exists() and not p.is_dir()), None):
-        raise DataError(f"{option} {out}: {above} is a file, no folder; name another place")
     if detector := _detector_around(out):
         raise DataError(f"{option} {out}: lies in the detector {detector.name}, which would be damaged; name another")
     if columns and not _has_columns(out, columns):
@@ -83,6 +82,7 @@ def check_out_folder(
     inputs: Iterable[Path],  # files and folders that are read
 ) -> Path:
     "A folder that can be written into without a loss. Raises `DataError`, before anything is computed."
+    check_writable(folder, f"{option} {folder}")
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{option} {folder}: is a file; name a folder")
     if detector := _detector_around(folder):

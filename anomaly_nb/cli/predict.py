@@ -11,16 +11,27 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
+from .arrivals import Arrivals
 from .options import Needs, exit_code, say_passed, say_unread, with_options
 from .outputs import check_apart, check_out, check_out_folder, files_in, say_earlier
-from .watching import MapNames, Tally, check_writer, cut_torn_line, earlier_columns, replace_writer
+from anomaly_nb.cli.watching import (
+    Judged,
+    MapNames,
+    Tally,
+    alone,
+    check_writer,
+    cut_torn_line,
+    earlier_columns,
+    read_paths,
+    replace_writer,
+)
 from ..core.errors import DataError, number_of
 from ..core.files import atomic_write
 from ..core.order import printable
@@ -41,6 +52,7 @@ class _Rows:
     layout: str  # of maps: "" or "mvtec-ad-2"
     watched: MapNames | None  # names of maps that hold for images to come; None where all images are known
     tally: Tally
+    judged: Judged | None = None  # of a watch
 
     def write(self, file: IO[str], images: list[str]) -> None:
         "Decide on images."
@@ -56,10 +68,12 @@ class _Rows:
         else:
             names = map_names(images)
         decided = predict_files(self.model, images, engine=self.engine)
-        for pred in progress(decided, "predict", len(images), "image"):
+        for pred, image in zip(progress(decided, "predict", len(images), "image"), images, strict=True):
             self._write_map(pred, "" if pred.error else names[pred.image_path])  # a name that is none has no map
             writer.writerow(pred.row())
             file.flush()
+            if self.judged:
+                self.judged.add(image, os.fstat(file.fileno()).st_size)
             verdict = self.tally.add(pred)
             if self.watched:
                 message = pred.error or f"score {pred.score:.4g}, p {pred.p_value:.3g}"
@@ -115,32 +129,6 @@ def _write_table(out: Path, rows: _Rows, images: list[str]) -> None:
             e.add_note(_keep_part(Path(file.name), out, rows.tally.counts.total(), len(images)))
             raise
 
-# %% ../../nbs/11_cli/16_predict.ipynb #96333cab
-def _read_paths(out: Path) -> list[str]:
-    "The images that rows of a CSV name."
-    from anomaly_nb.core.tables import table_cell
-
-    if not out.is_file() or not out.stat().st_size:
-        return []
-    with out.open(encoding="utf-8", newline="") as file:
-        return [table_cell(row["image_path"]) for row in csv.DictReader(file)]
-
-
-def _stamp(path: str) -> tuple[int, int] | None:
-    "What changes with a file: size and time of change; None where it is gone."
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns
-
-
-def _is_changed(stamp: tuple[int, int], judged: tuple[int, int] | None) -> bool:
-    "Whether a file is another than the one that was judged; -1 stands for a size that nobody knows."
-    if judged is None:
-        return True
-    return stamp[1] > judged[1] if judged[0] < 0 else stamp != judged
-
 # %% ../../nbs/11_cli/16_predict.ipynb #dec38c81
 @contextmanager
 def _named(out: Path) -> Iterator[None]:
@@ -152,29 +140,33 @@ def _named(out: Path) -> Iterator[None]:
         raise
 
 
-def _watch(paths: list[Path], out: Path, rows: _Rows, every: float, idle: float) -> None:
-    "Predict what arrives, each file once it has stopped growing, and again where it has changed since then."
-    from anomaly_nb.core.tables import table_cell
-    from anomaly_nb.scoring.predict import find_images
+def _table(out: Path, columns: list[str]) -> IO[str]:
+    "A table to be written on, with its first line."
+    file = out.open("a", encoding="utf-8", newline="")
+    if not out.stat().st_size:
+        csv.DictWriter(file, columns, lineterminator="\n").writeheader()
+        file.flush()
+    return file
 
-    # of each row's image, what it was when it was judged; of the rows of an earlier watch only when that ended
-    seen = dict.fromkeys(_read_paths(out), (-1, out.stat().st_mtime_ns if out.is_file() else 0))
+
+def _is_there(out: Path, file: IO[str]) -> bool:
+    "Whether an open table is still the one of this name."
+    return out.exists() and os.path.samestat(out.stat(), os.fstat(file.fileno()))
+
+
+def _watch(arrivals: Arrivals, judged: Judged, out: Path, rows: _Rows, every: float, idle: float) -> None:
+    "Predict what arrives, each file once it has stopped growing, and again where it has changed since then."
     out.parent.mkdir(parents=True, exist_ok=True)
-    before: dict[str, tuple[int, int]] = {}  # files of the look before
     last = time.monotonic()
-    with _named(out), out.open("a", encoding="utf-8", newline="") as file:
-        if not out.stat().st_size:
-            csv.DictWriter(file, rows.columns, lineterminator="\n").writeheader()
-            file.flush()
+    with _named(out), ExitStack() as stack:
+        file = stack.enter_context(_table(out, rows.columns))
         try:
             while True:
-                now = {p: stamp for p in find_images(paths)[0] if (stamp := _stamp(p))}
-                new = {p: s for p, s in now.items() if _is_changed(s, seen.get(table_cell(p)))}
-                ready = [p for p, stamp in new.items() if before.get(p) == stamp]
-                before = now
-                if ready:
+                if ready := judged.choose(arrivals.look()):
+                    if not _is_there(out, file):
+                        typer.echo(printable(f"note: {out} was moved or removed; a new table begins"), err=True)
+                        file = stack.enter_context(_table(out, rows.columns))
                     rows.write(file, ready)
-                    seen |= {table_cell(p): new[p] for p in ready}
                     last = time.monotonic()
                 if idle and time.monotonic() - last > idle:
                     return
@@ -262,20 +254,23 @@ def predict(
     with_engine(model.network(), engine)  # what is not installed is said now
     before, rows = files_in(maps), _Rows(model, engine, list(Prediction("").row()), maps, layout, None, Tally(watch))
     tally = rows.tally
-    if watch:
-        rows.columns = earlier_columns(out, rows.columns)
-        check_writer(out, detector, model.version_)
-        cut_torn_line(out)
-        rows.watched = MapNames(paths, _read_paths(out))
-        _watch(paths, out, rows, every, idle)
-    else:
-        if not images:
-            raise DataError(
-                f"{', '.join(map(str, paths))}: no image is there ({number_of(len(passed), 'other file')}); see "
-                "`anomaly-nb inspect`"
-            )
-        _write_table(out, rows, images)
-        replace_writer(out, detector, model.version_)
+    with alone(out, watch):
+        if watch:
+            rows.columns = earlier_columns(out, rows.columns)
+            check_writer(out, detector, model.version_)
+            cut_torn_line(out)
+            rows.watched, rows.judged = MapNames(paths, read_paths(out)), Judged(out)
+            arrivals = Arrivals(paths)
+            _watch(arrivals, rows.judged, out, rows, every, idle)
+            passed = arrivals.not_said()
+        else:
+            if not images:
+                raise DataError(
+                    f"{', '.join(map(str, paths))}: no image is there ({number_of(len(passed), 'other file')}); see "
+                    "`anomaly-nb inspect`"
+                )
+            _write_table(out, rows, images)
+            replace_writer(out, detector, model.version_)
     counts, total = tally.counts, tally.counts.total()
     again = f", {tally.again} judged again" if tally.again else ""
     typer.echo(

@@ -56,20 +56,21 @@ def update(
     import pandas as pd
 
     from anomaly_nb.core.errors import DataError, number_of, plural
-    from anomaly_nb.core.listing import NOT_UTF8
+    from anomaly_nb.core.listing import NOT_UTF8, check_own_folder, check_writable
     from anomaly_nb.core.order import printable, utf8_name
     from anomaly_nb.data.census import said_of_files
     from anomaly_nb.data.file_types import count_types, unseen_types
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.scoring import Detector
-    from anomaly_nb.core.listing import check_own_folder
     from anomaly_nb.scoring.detector_files import check_backbone
     from anomaly_nb.scoring.new_normals import find_normal_images
     from anomaly_nb.scoring.predict import needs_batch, predict_files
     from anomaly_nb.scoring.preparation import image_groups
 
     if out:
-        check_own_folder(out, name="--out")
+        check_own_folder(out, name=f"--out {out}")
+    else:
+        check_writable(detector, whole=True)
     model = Detector.load(detector, weights)
     check_backbone(model)
     before = model.threshold_

@@ -322,7 +322,7 @@ class Detector(BaseEstimator):
         table = with_added(before, self.groups_, X, self.groups)
         table.attrs["intensity"] = self.intensity_.to_dict()  # decided once
         fitted = learn(self, table, self.budget_)
-        fitted.version_ = self.version_ + 1
+        fitted.version_, fitted.stored_ = self.version_ + 1, self.stored_
         fitted.choice_ = self.choice_ | fitted.choice_  # a fusion's weights are those of now
         return fitted.into(self)
 

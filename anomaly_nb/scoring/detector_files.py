@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ARRAYS', 'CARD', 'MEASURED', 'FORMAT', 'STORED', 'SPEC', 'learned_table', 'write_detector', 'write_detector_manifest',
-           'detector_identity', 'read_detector', 'check_backbone', 'same_network']
+           'detector_identity', 'identity_there', 'read_detector', 'check_backbone', 'same_network']
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #83c5b575
 import json
+import os
 import warnings
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ from anomaly_nb.core.files import (
     write_manifest,
 )
 from ..core.listing import check_own_folder
+from ..core.locks import locked_folder
 from ..core.tables import read_table, write_table
 from ..core.plain import Record, read_json
 from ..core.runtime import versions
@@ -89,17 +91,27 @@ def write_detector(
 ) -> Path:
     """Write the files of a fitted detector, all or none; one that was there is replaced, which is said of another.
 
-    Raises `DataError` for a folder of something else.
+    Raises `DataError` for a folder of something else, and where the detector that this one was read from, or saved
+    as, is no longer there but another.
     """
     target = Path(folder)
     check_own_folder(target)
-    there = target / "detector.json"
-    earlier, before = there.read_bytes() if there.is_file() else b"", ""
-    with suppress(DataError, MissingFileError, KeyError):  # a damaged one is replaced as well
-        before = detector_identity(target)
-    with atomic_folder(target) as staged:
-        _write_files(detector, staged)
-    if earlier and detector_identity(target) != before and not _grown(earlier, detector):
+    whole, there = os.path.realpath(target), target / "detector.json"
+    with ExitStack() as stack:
+        with atomic_folder(target) as staged:
+            _write_files(detector, staged)
+            if target.is_dir():
+                stack.enter_context(locked_folder(whole))
+            new, before = detector_identity(staged), identity_there(target)
+            earlier = there.read_bytes() if there.is_file() else b""
+            place, read = vars(detector).get("stored_", ("", ""))
+            if place == whole and before not in ("", read, new):
+                raise DataError(
+                    f"{target}: the detector was changed by somebody else since it was read, which would be lost; "
+                    "begin again with the one that is there now, or give another folder"
+                )
+        detector.stored_ = whole, new
+    if earlier and new != before and not _grown(earlier, detector):
         said = f"{target}: another detector was there, and is replaced; give a new folder to keep both"
         warnings.warn(Notice(said), stacklevel=3)
     return target
@@ -193,6 +205,15 @@ def detector_identity(
     budget = {k: v for k, v in metadata.get("budget", {}).items() if k not in MEASURED}
     return sha256_json(contents | {"detector.json": metadata | {"budget": budget}})
 
+
+def identity_there(
+    folder: str | Path,  # that may hold a detector, whole or not
+) -> str:  # "" where none can be told
+    "Which detector is in a folder now, as `detector_identity` says; its files are not checked."
+    with suppress(DataError, OSError, KeyError, TypeError, AttributeError):  # a damaged one is nobody's
+        return detector_identity(folder)
+    return ""
+
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #d2419c31
 def _copy_region(detector: "Detector", folder: Path) -> None:
     """The region's mask, byte by byte under its own name.
@@ -226,14 +247,17 @@ def read_detector(
             f"{FORMAT}; update it, or fit again"
         )
     _check_manifest(folder, metadata)
+    stored = os.path.realpath(folder), identity_there(folder)
     try:
-        return _rebuilt(folder, metadata, detector_class, weights)
+        detector = _rebuilt(folder, metadata, detector_class, weights)
     except DataError:
         raise
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e:
         raise DataError(
             f"{folder / 'detector.json'}: not a saved detector ({type(e).__name__}: {e}); fit it again"
         ) from None
+    detector.stored_ = stored
+    return detector
 
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #d2c658f8
 def _check_manifest(folder: Path, manifest: Record) -> None:

@@ -58,9 +58,14 @@ sys.exit(answer(sys.argv[1:], settings, __doc__, decide))
 READER = '''"How predict.py reads its own folder and image files: as anomaly-nb predict does, or not at all."
 import hashlib
 import json
+import os
 import sys
 import warnings
 import numpy as np
+
+for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # closed: print would write errors among results
+    if getattr(sys, name) is None:
+        setattr(sys, name, open(os.devnull, mode))
 
 
 class Refused(Exception):
@@ -86,6 +91,19 @@ def whole(here):
 
 def answer(paths, settings, usage, decide):
     "Print what is decided on each file, or why nothing is, in one line each; the exit code."
+    try:
+        code = decided(paths, settings, usage, decide)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read it has seen enough, as of "| head -1"
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # for what Python writes at its end
+            os.dup2(nowhere, stream.fileno())
+        return 1
+
+
+def decided(paths, settings, usage, decide):
+    "As `answer`, to a reader that stays."
     if paths in (["-h"], ["--help"]):
         print(usage)
         return 0
@@ -178,7 +196,7 @@ def export_detector(
     Raises `MissingExtraError` without the extra `export`, `DataError` for what cannot be exported or does not agree,
     and for a folder of other files than an earlier export.
     """
-    check_own_folder(folder, "export.json")
+    check_own_folder(folder, "export.json", whole=False)
     if format not in FORMATS:
         raise DataError(f"format={format!r}; use {' or '.join(FORMATS)}")
     threshold = detector.decision_threshold()

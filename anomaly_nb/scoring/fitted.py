@@ -53,6 +53,7 @@ class Fitted:
     choice_: Record = field(default_factory=dict)  # what recipe, backbone and weights were chosen from
     budget_: Record = field(default_factory=dict)  # by which the bank was sized; {} = none
     version_: int = 1  # of the fit; an update counts on
+    stored_: tuple[str, str] = ("", "")  # the folder it was read from or saved to, and its `detector_identity` then
 
     def into(
         self,
