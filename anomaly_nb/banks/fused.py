@@ -85,12 +85,11 @@ class FusedBank(Bank):
         self._fitted()
         return self._mean([bank.leave_one_image_out(patches) for bank in self.fitted_banks_])
 
-    def save(self, folder: str | Path) -> Path:
-        "Write each bank into a folder of its own, and the units. Raises `NotFittedError` before `fit`."
-        self._fitted()
+    def _write(self, folder: Path) -> None:
+        "Each bank in a folder of its own, and the units."
         for i, bank in enumerate(self.fitted_banks_):
-            bank.save(Path(folder) / f"bank-{i}")
-        return super().save(folder)
+            bank.save(folder / f"bank-{i}")
+        super()._write(folder)
 
     def _state(self) -> dict[str, object]:
         "What `fit` learned, without the banks, which have files of their own."

@@ -26,7 +26,7 @@ from ..features import FeatureSet
 from ..features.base import Backbone
 from ..features.extract import extract_features
 from .maps import image_scores
-from .preparation import Preparation
+from .preparation import Preparation, check_saved_preparation
 from .validation import artificial_validation, synthetic_auroc
 
 # %% ../../nbs/06_scoring/05_fusion.ipynb #3d9651dd
@@ -143,16 +143,14 @@ class FusionBank(Bank):
                 cells += weight * (patch_scores.astype(np.float64) - cell_mean) / cell_spread
         return np.asarray(cells - cells.max(axis=1, keepdims=True) + image[:, None], np.float32)
 
-    def save(self, folder: str | Path) -> Path:
-        "Write each member into a folder of its own, and the units. Raises `NotFittedError` before `fit`."
-        self._fitted()
+    def _write(self, folder: Path) -> None:
+        "Each member in a folder of its own, and the units."
         for i, (bank, preparation) in enumerate(zip(self.fitted_banks_, self.prepared_)):
+            check_saved_preparation(preparation)
             if bank.is_fitted:
-                bank.save(Path(folder) / f"bank-{i}")
-            save_arrays(
-                Path(folder) / f"preparation-{i}.npz", {k: np.asarray(getattr(preparation, k)) for k in PREPARED}
-            )
-        return super().save(folder)
+                bank.save(folder / f"bank-{i}")
+            save_arrays(folder / f"preparation-{i}.npz", {k: np.asarray(getattr(preparation, k)) for k in PREPARED})
+        super()._write(folder)
 
     def _state(self) -> dict[str, object]:
         "What `fit` learned, without the members, which have files of their own."
@@ -165,10 +163,10 @@ class FusionBank(Bank):
             for p, b, (_, _, r) in zip(self.prepared_, self.fitted_banks_, self.parts)
         ]
         return {
-            "members": list(self.members),
-            "weights": [float(w) for w in self.weights_],
+            "members": tuple(self.members),
+            "weights": tuple(float(w) for w in self.weights_),
             "random_state": self.random_state,
-            "kept": parts,
+            "kept": tuple(parts),
         }
 
     @classmethod
