@@ -6,13 +6,16 @@ import sys
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from anomaly_nb.banks import Bank, FusedBank, KNNBank, MahalanobisBank, load_bank
 from anomaly_nb.banks.base import BANKS
 from anomaly_nb.core.errors import DataError, Notice
+from anomaly_nb.features import FeatureSet
 from anomaly_nb.scoring import Detector
+from anomaly_nb.scoring.fusion import FusionBank
 from anomaly_nb.scoring.preparation import Preparation
 
 N = np.random.default_rng(0).normal(size=(12, 9, 4)).astype(np.float32)
@@ -184,3 +187,53 @@ def test_a_preparation_of_ones_own_is_not_saved_as_the_usual_one(tmp_path):
         with pytest.raises(DataError, match="Root is a class of your own, which a saved detector cannot hold"):
             detector.save(tmp_path / "one")
         assert not (tmp_path / "one").exists()
+
+
+def gives(scores=None, **members):
+    "A bank whose `score` gives what a function makes of the patches, with other members in the place of its own."
+    return type("Careless", (Mean,), {"score": lambda self, patches, cls=None: scores(patches), **members})()
+
+
+@pytest.mark.parametrize(
+    ("bank", "words"),
+    [
+        (gives(lambda p: p.sum((1, 2))), r"Careless\.score gives shape \(3,\) for 3 images of 9 patches; return \(3, 9\)"),
+        (gives(lambda p: p.sum(2).reshape(-1, 3, 3)), r"Careless\.score gives shape \(3, 3, 3\) for 3 images of 9"),
+        (gives(lambda p: None), r"Careless\.score gives None for 3 images of 9 patches; return"),
+        (gives(lambda p: [["a"] * 9] * len(p)), r"Careless\.score gives a list for .* is no array of numbers"),
+        (gives(lambda p: p.sum(2) * np.nan), r"Careless\.score gives: .* NaN or infinite"),
+        (gives(lambda p: p.sum(2).astype(float) * 1e300), r"Careless\.score gives: .* NaN or infinite"),
+        (gives(lambda p: p @ np.ones(5)), r"Careless\.score: ValueError: .*test_own_banks\.py, line \d+\)"),
+        (gives(fit=lambda self, patches, patch_hw, cls=None: None), r"Careless\.fit gives None; end it with `return self`"),
+        (gives(fit=lambda self, patches, patch_hw, cls=None: self), r"Careless\.fit keeps nothing .*such as self\.mean_"),
+        (gives(fit=lambda self, patches, patch_hw: self), r"fit: TypeError: .*; it is called as fit\(patches, patch_hw, cls"),
+        (gives(leaves_one_out=True), r"Careless\.leave_one_image_out: .*it is called as leave_one_image_out\(patches\)"),
+        (gives(uses_vectors=True), r"cls: Careless uses the images' vectors .* give cls"),
+        (gives(__init__=lambda self, power=1: None), r"Careless\.__init__: store each parameter under its own name"),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_in_a_bank_of_ones_own_is_one_sentence(bank, words):
+    with pytest.raises(DataError, match=words) as caught:
+        Detector(bank=bank).fit(N)
+    assert "\n" not in str(caught.value)
+
+
+def test_scores_of_a_bank_of_ones_own_are_brought_into_form():
+    for scores in (lambda p: np.linalg.norm(p, axis=2).astype(np.float64), lambda p: np.linalg.norm(p, axis=2).tolist()):
+        assert Detector(bank=gives(scores)).fit(N).score(N).dtype == np.float32
+
+
+def test_a_fusion_and_a_fused_bank_say_whose_mistake_it_is():
+    bank = gives(lambda p: p.sum((1, 2)), leaves_one_out=True, leave_one_image_out=lambda self, patches: patches.sum(2)[0])
+    with pytest.raises(DataError, match=r"Careless\.leave_one_image_out gives shape \(9,\) for 12 images of 9 patches"):
+        FusedBank((KNNBank(), bank)).fit(N, (3, 3))
+    with pytest.raises(DataError, match=r"Careless\.score gives shape"):
+        bank = gives(lambda p: p.sum((1, 2)))
+        FusionBank(("mine",), ((Preparation(), bank, "max"),)).fit(N, (3, 3))
+
+
+def test_an_image_score_of_ones_own_has_one_number_an_image():
+    bank = gives(lambda p: p.sum(2), scores_images=True, image_score=lambda self, cls, training=False: cls)
+    features = FeatureSet(N, (3, 3), pd.DataFrame({"image_path": [""] * 12}), N.mean(1))
+    with pytest.raises(DataError, match=r"Careless\.image_score gives shape \(12, 4\) for 12 images; return \(12,\)"):
+        Detector(bank=bank, aggregation="retrieval").fit(features)

@@ -90,6 +90,7 @@ def of_library(
 class Bank(BaseEstimator):
     """A model of normal patches; `score` is high where a patch is unlike them.
 
+    Of one's own: `fit(patches, patch_hw, cls=None)` returns the bank, `score(patches, cls=None)` gives (n, P) float32.
     All take `cls`, one vector an image; few use it.
     """
 

@@ -16,6 +16,7 @@ import pandas as pd
 from sklearn.base import clone
 
 from ..banks import Bank, held_out_scores, load_bank
+from ..banks.checked import bank_scores, fitted_bank
 from ..banks.same_images import distinct_images
 from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError
@@ -25,7 +26,7 @@ from ..data.intensity import Intensity
 from ..features import FeatureSet
 from ..features.base import Backbone
 from ..features.extract import extract_features
-from .maps import image_scores
+from .maps import bank_image_scores
 from .preparation import Preparation, check_saved_preparation
 from .validation import artificial_validation, synthetic_auroc
 
@@ -98,14 +99,13 @@ class FusionBank(Bank):
                 units.append([0.0, 1.0, 0.0, 1.0])
                 continue
             x = preparation.transform(patches)
-            banks.append(clone(bank).fit(x, patch_hw, cls))
+            banks.append(fitted_bank(clone(bank), x, patch_hw, cls))
             unit = banks[-1]
             if alone is not None:
                 x = x[alone]
-                unit = clone(bank).fit(x, patch_hw, vectors)
+                unit = fitted_bank(clone(bank), x, patch_hw, vectors)
             held_out = held_out_scores(unit, x, patch_hw, random_state=self.random_state, cls=vectors)
-            by_image = aggregation == "retrieval"
-            image = unit.image_score(vectors, training=True) if by_image else image_scores(held_out, aggregation)
+            image = bank_image_scores(unit, aggregation, held_out, vectors, training=True)
             units.append(
                 [
                     image.mean(dtype=np.float64),
@@ -135,10 +135,8 @@ class FusionBank(Bank):
             self.weights_, self.fitted_banks_, self.prepared_, self.units_, self.parts
         ):
             if weight:
-                patch_scores = bank.score(preparation.transform(patches), cls)
-                image_score = (
-                    bank.image_score(cls) if aggregation == "retrieval" else image_scores(patch_scores, aggregation)
-                )
+                patch_scores = bank_scores(bank, preparation.transform(patches), cls)
+                image_score = bank_image_scores(bank, aggregation, patch_scores, cls)
                 image += weight * (image_score.astype(np.float64) - mean) / spread
                 cells += weight * (patch_scores.astype(np.float64) - cell_mean) / cell_spread
         return np.asarray(cells - cells.max(axis=1, keepdims=True) + image[:, None], np.float32)

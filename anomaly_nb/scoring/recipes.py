@@ -26,6 +26,7 @@ from anomaly_nb.banks import (
     SubspaceBank,
     WordBank,
 )
+from ..banks.checked import copied_bank
 from ..core.errors import DataError, number_of
 from ..data.rows import normal_training
 from ..features.base import parse_name
@@ -328,7 +329,7 @@ def recipe_parts(
         recipe,
         backbone=backbone or recipe.backbone,
         image_size=image_size or recipe.image_size,
-        bank=chosen if bank is None else clone(bank),
+        bank=chosen if bank is None else copied_bank(bank),
         preparation=prepared if preparation is None else clone(preparation),
     )
 
