@@ -21,6 +21,7 @@ from typing import Any
 from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError, Notice, check_file, check_folder
 from ..core.files import locked, sha256_file, sha256_json, write_json, write_text
+from ..core.imports import module_digest, named_modules
 from ..core.plain import Record, read_json
 from .gallery import write_gallery
 from .kernel import Execution, Limits, end_tree, execute
@@ -172,7 +173,7 @@ def prepare(
             raise MissingFileError(f"{name}={values[name]}: no such file or folder; {path.stem} reads it{others}")
     if values.get("detector"):
         values |= _detectors_own(values, parameters)
-    inputs = run_inputs(path, values)
+    inputs = run_inputs(path, values) | {f"import {m}": module_digest(m) for m in named_modules()}
     fixed = {k: v for k, v in values.items() if k != "out"}
     return Wanted(path, values, inputs, sha256_json({"parameters": fixed, "inputs": inputs})[:12])
 
