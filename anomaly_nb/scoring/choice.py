@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import clone
 
+from ..banks.checked import bank_scores, fitted_bank
 from ..core.errors import DataError, Notice, number_of, plural
 from ..core.runtime import notice, progress
 from ..core.files import sha256_array
