@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 
-from .base import Bank, of_library
+from .base import Bank
 from ..core.errors import DataError, check_finite, number_of, of_own_code, real_array
+from ..core.imports import of_library
 
 # %% ../../nbs/04_banks/19_checked.ipynb #5041770c
 def is_own(bank: Bank) -> bool:

@@ -26,6 +26,7 @@ from ..data.intensity import Intensity
 from ..data.values import all_damaged, read_judged
 from ..features import FeatureSet
 from ..features.base import Backbone
+from ..features.checked import backbone_output, check_backbone_class
 from ..features.extract import backbone_threads
 from ..features.shards import ShardedFeatures
 from .sources import as_source
@@ -138,19 +139,21 @@ def image_features(
     intensity: Intensity | None = None,  # of the data set, see `read_image`
 ) -> FeatureSet:  # patches (N, angles * P, D) on a grid of (angles * h, w)
     "Features of images and their rotated copies. Raises `DataError` as `read_image` does."
+    check_backbone_class(backbone)
     views = [(path, angle) for path in index["image_path"] for angle in angles]
     patches, vectors, grid = [], [], (0, 0)
     workers = backbone_threads(backbone)
     step = max(1, min(batch_size, -(-len(views) // workers)))
 
     def seen(some: list[tuple[str, float]]) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
-        return backbone(
+        return backbone_output(
+            backbone,
             np.stack(
                 [
                     backbone.transform(rotated(read_image(p, intensity), a) if a else read_upright(p, intensity)[0])
                     for p, a in some
                 ]
-            )
+            ),
         )
 
     with all_damaged(index["image_path"], read_judged), side_by_side(workers) as pool:
