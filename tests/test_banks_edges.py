@@ -10,6 +10,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 
 from anomaly_nb.banks import (
+    CompositionBank,
     FusedBank,
     KNNBank,
     MahalanobisBank,
@@ -28,6 +29,7 @@ from anomaly_nb.core.device import choose_device
 from anomaly_nb.core.errors import DataError, Notice
 from anomaly_nb.features import FeatureSet
 from anomaly_nb.scoring import RECIPES, Detector, Preparation, conformal_threshold, held_out_scores, make_detector
+from anomaly_nb.scoring.fusion import FusionBank
 from anomaly_nb.scoring.recipes import WORD_RECIPES
 
 BANKS = [
@@ -351,3 +353,51 @@ def test_foreign_errors_are_in_one_sentence_of_the_house(call, words):
     with pytest.raises(DataError, match=words) as e:
         call(random(60, 5))
     assert "\n" not in str(e.value)
+
+
+NAN, INFINITE = float("nan"), float("inf")
+BAD = [
+    (MahalanobisBank, "shrinkage", (2.0, -1, NAN, INFINITE, "a", None, (1, 2))),
+    (MahalanobisBank, "ridge", (-1, NAN, INFINITE, "a", None)),
+    (MahalanobisBank, "per_position", ("a", None, 0.5, NAN)),
+    (SubspaceBank, "components", (2.0, 0.5, "a", (1, 2), -1, 0)),
+    (SubspaceBank, "variance", (NAN, INFINITE, -1, 2.0, "a", None)),
+    (PositionalBank, "radius", (NAN, INFINITE, -1, 0.5, 2.0, "a", None)),
+    (PositionalBank, "parts", (NAN, 0, 2.0, "a", None)),
+    (PositionalBank, "similar", (NAN, INFINITE, 0, 2.0, "a", (1, 2))),
+    (RetrievalBank, "similar", (NAN, INFINITE, 0, 2.0, "a")),
+    (MutualBank, "radii", ((), 3, NAN, "a", None, (1.5,), ("a",), (2,))),
+    (MutualBank, "fraction", (NAN, 0, -1, 2.0, "a", None)),
+    (MutualBank, "parts", (NAN, 0, 2.0, "a", None)),
+    (CompositionBank, "n_types", (NAN, INFINITE, 1, 2.0, "a", None)),
+    (CompositionBank, "grid", (NAN, INFINITE, 0, 2.0, "a", None, 10**6)),
+    (CompositionBank, "softness", (NAN, INFINITE, 0, "a", None)),
+    (CompositionBank, "shrinkage", (NAN, 0, 2.0, "a", None)),
+    (CompositionBank, "random_state", (NAN, -1, 0.5, "a", None)),
+    (Preparation, "standardise", (NAN, "a", 0.5, None)),
+    (Preparation, "whiten", (NAN, INFINITE, -1, 2.0, "a")),
+    (Preparation, "channels", (NAN, INFINITE, -1, 2.0, "a", None)),
+    (Preparation, "average", (NAN, INFINITE, 0, 2.0, "a", None)),
+    (Preparation, "random_state", (NAN, -1, 0.5, "a", None)),
+]
+
+
+@pytest.mark.parametrize(("made", "name", "values"), BAD, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_parameter_out_of_its_range_is_named(made, name, values):
+    x = np.random.default_rng(0).normal(size=(8, 9, 4)).astype(np.float32)
+    for value in values:
+        other = {"n_types": 3} if made is CompositionBank and name != "n_types" else {}
+        part = made(**{name: value} | other)
+        with pytest.raises(DataError, match=name if made is not MutualBank or name != "radii" else "radii|odd side"):
+            if made is Preparation:
+                part.fit(x)
+            else:
+                part.fit(x, (3, 3), x.mean(1)).score(x, x.mean(1))
+
+
+def test_weights_of_a_fusion_are_finite():
+    x = np.random.default_rng(0).normal(size=(8, 9, 4)).astype(np.float32)
+    parts = ((Preparation(), KNNBank(), "max"), (Preparation(), MahalanobisBank(), "max"))
+    for weights in ((NAN, 1.0), ("a", 1.0), 1.0, (0.5, 0.6)):
+        with pytest.raises(DataError, match="weights"):
+            FusionBank(("a", "b"), parts, weights).fit(x, (3, 3))

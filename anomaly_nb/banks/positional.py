@@ -11,7 +11,7 @@ import numpy as np
 from .base import row_products
 from .neighbours import unit_rows
 from .similar_images import SimilarImagesBank
-from ..core.errors import DataError
+from ..core.errors import DataError, check_whole
 from ..core.runtime import progress
 
 # %% ../../nbs/04_banks/07_positional.ipynb #877b7f55
@@ -63,6 +63,8 @@ class PositionalBank(SimilarImagesBank):
     def _references(self, x: np.ndarray) -> np.ndarray:
         "Patches by place, each part of length one: (P, parts, N, D / parts). Raises `DataError` on bad parameters."
         n, p, d = x.shape
+        check_whole("radius", self.radius)
+        check_whole("parts", self.parts, 1)
         if self.radius < 0 or self.parts < 1 or d % self.parts:
             raise DataError(
                 f"radius={self.radius}, parts={self.parts}; radius must not be negative and "

@@ -19,7 +19,7 @@ from ..banks import Bank, held_out_scores, load_bank
 from ..banks.checked import bank_scores, fitted_bank
 from ..banks.same_images import distinct_images
 from ..core.arrays import load_arrays, save_arrays
-from ..core.errors import DataError
+from ..core.errors import DataError, real_array
 from ..core.plain import Record
 from ..core.runtime import progress
 from ..data.intensity import Intensity
@@ -70,13 +70,14 @@ class FusionBank(Bank):
         weights = (
             np.full(len(self.parts), 1 / max(len(self.parts), 1))
             if self.weights is None
-            else np.asarray(self.weights, np.float64)
+            else real_array("weights", self.weights, np.float64)
         )
         if (
             not self.parts
+            or weights.ndim != 1
             or not len(self.members) == len(self.parts) == len(weights)
             or (weights < 0).any()
-            or abs(weights.sum() - 1) > 1e-6
+            or not abs(weights.sum() - 1) <= 1e-6
         ):
             raise DataError(
                 f"members={self.members}, weights={self.weights}: give at least one member, and weights "

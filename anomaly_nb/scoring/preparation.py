@@ -18,7 +18,7 @@ from scipy import ndimage
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from ..banks import MahalanobisBank
-from ..core.errors import DataError, number_of
+from ..core.errors import DataError, check_flag, check_number, check_random_state, check_whole, number_of
 from ..core.order import telling_names
 from ..core.runtime import in_order, side_by_side
 from ..data.images import read_image, read_upright
@@ -78,8 +78,14 @@ class Preparation(TransformerMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: np.ndarray, y: object = None) -> "Preparation":
-        "Learn channels, means and spreads from patches (N, P, D). Raises `DataError` if the parts do not divide D."
+        "Learn channels, means and spreads from patches (N, P, D). Raises `DataError` on bad parameters."
         d = X.shape[2]
+        check_flag("standardise", self.standardise)
+        if self.whiten is not None:
+            check_number("whiten", self.whiten, 0, 1)
+        check_whole("channels", self.channels)
+        check_whole("average", self.average, 1)
+        check_random_state(self.random_state)
         if self.average < 1 or d % self.average:
             raise DataError(f"average={self.average} does not divide {d} dimensions")
         drawn = np.random.default_rng(self.random_state).permutation(d // self.average)
