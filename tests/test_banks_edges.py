@@ -401,3 +401,33 @@ def test_weights_of_a_fusion_are_finite():
     for weights in ((NAN, 1.0), ("a", 1.0), 1.0, (0.5, 0.6)):
         with pytest.raises(DataError, match="weights"):
             FusionBank(("a", "b"), parts, weights).fit(x, (3, 3))
+
+
+def with_zeros(*shape, seed=0):
+    "Images whose first patch is of zeros, as of a black border, and one with another such patch."
+    x = random(*shape, seed=seed).astype(np.float32)
+    x[:, 0] = x[0, 3] = 0
+    return x
+
+
+def test_patches_of_zeros_mean_the_same_to_all_banks_of_cosines():
+    normal, test = with_zeros(6, 9, 4), with_zeros(4, 9, 4, seed=1)
+    by_search, by_place = (bank.fit(normal, (3, 3)).score(test) for bank in (KNNBank(), PositionalBank(radius=2)))
+    assert np.allclose(by_search, by_place, atol=1e-6) and not by_place[:, 0].any() and by_place.max() <= 0.5
+    clean = normal[:, 1:5]
+    clean[0, 2] = 1
+    far = PositionalBank(radius=1).fit(clean, (2, 2)).score(np.zeros((1, 4, 4)))
+    assert np.allclose(far, 0.5) and np.allclose(KNNBank().fit(clean, (2, 2)).score(np.zeros((1, 4, 4))), 0.5)
+    unit = test / np.maximum(np.linalg.norm(test, axis=2, keepdims=True), 1e-30)
+    distance = np.sqrt(((unit[:, :, None, None] - unit[None, None]) ** 2).sum(axis=4)).min(axis=3)
+    expected = [np.delete(distance[i], i, axis=1).mean(axis=1) for i in range(4)]
+    assert np.allclose(MutualBank((1,), 1.0).fit(test, (3, 3)).score(test), expected, atol=1e-6)
+
+
+def test_zeros_that_cap_all_scores_are_said():
+    x = with_zeros(12, 9, 4)
+    with pytest.warns(Notice, match="13 patches of 108 in the bank are all zero.*no patch scores above 0.5"):
+        detector = Detector("knn").fit(x)
+    assert sum("all zero" in note for note in detector.notes_) == 1
+    for quiet, some in (("knn-euclidean", x), ("mahalanobis", x), ("knn", random(12, 9, 4))):
+        assert not any("all zero" in note for note in Detector(quiet).fit(some).notes_)

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from .base import Bank, check_patches
-from .neighbours import unit_rows
+from .neighbours import count_zeros, unit_rows
 from ..core.errors import DataError, Notice, check_finite, check_number, check_whole, number_of
 from ..core.runtime import progress
 
@@ -45,7 +45,9 @@ def nearest_in_each(
     alike, step = np.empty((p, n), np.float32), max(1, block // (p * p))
     for j in range(0, n, step):
         some = unit[j : j + step]
-        alike[:, j : j + step] = (unit[image] @ some.reshape(-1, d).T).reshape(p, len(some), p).max(axis=2)
+        nearest_of = (unit[image] @ some.reshape(-1, d).T).reshape(p, len(some), p).max(axis=2)
+        zero = ~some.any(axis=2).all(axis=1)  # images with a patch of zeros
+        alike[:, j : j + step] = count_zeros(nearest_of, ~unit[image].any(axis=1), zero)
     distance = np.sqrt(np.maximum(2 - 2 * alike, 0))
     distance[:, image] = np.inf
     return distance

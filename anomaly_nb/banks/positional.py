@@ -9,7 +9,7 @@ __all__ = ['cells_within', 'most_alike', 'PositionalBank']
 import numpy as np
 
 from .base import row_products
-from .neighbours import unit_rows
+from .neighbours import count_zeros, unit_rows
 from .similar_images import SimilarImagesBank
 from ..core.errors import DataError, check_whole
 from ..core.runtime import progress
@@ -42,7 +42,11 @@ def most_alike(
 
 # %% ../../nbs/04_banks/07_positional.ipynb #5aa51925
 class PositionalBank(SimilarImagesBank):
-    "1 - cosine to the most similar normal patch near the same place (after RAD, 2026)."
+    """1 - cosine to the most similar normal patch near the same place (after RAD, 2026).
+
+    A patch of zeros is 0.5 away from every other and 0 from another of zeros, as in `KNNBank`: where a normal image has
+    one, no patch near its place scores above 0.5.
+    """
 
     aligned, axis = True, 2
 
@@ -82,13 +86,14 @@ class PositionalBank(SimilarImagesBank):
         if partners is not None:
             barred[:] = True
             np.put_along_axis(barred, partners, False, axis=1)
-        scores = np.zeros((n, p), np.float32)
+        scores, zero = np.zeros((n, p), np.float32), ~self.bank_.any(axis=3)
         for place, window in enumerate(
             progress(cells_within(self.patch_hw_, self.radius), "positional bank", unit="cell")
         ):
             queries = unit_rows(x[:, place].reshape(n, parts, part))
             for layer in range(parts):
                 alike = most_alike(queries[:, layer], self.bank_[window, layer])
+                count_zeros(alike, ~queries[:, layer].any(axis=1), zero[window, layer].any(axis=0))
                 alike[barred] = -np.inf
                 scores[:, place] += np.maximum(1 - alike.max(axis=1), 0) / parts
         return scores

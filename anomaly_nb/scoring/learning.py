@@ -43,7 +43,7 @@ from .parameters import check_parameters, deciding
 from .preparation import ImageSource, Preparation
 from .sources import as_source
 from .stream import TrainingCells, image_batches, part_batches, training_cells
-from .suspects import said_of_suspects
+from .suspects import said_of_suspects, said_of_zeros
 from .thresholds import choose_threshold, unpromised_threshold
 
 if TYPE_CHECKING:
@@ -296,6 +296,8 @@ def _state(
     seen: Seen, counted: TrainingGroups, preparation: Preparation, banks: LearnedBanks, choice: Record | None = None
 ) -> Fitted:
     "What is learned from images before one of them is scored."
+    notes = said_of_zeros(banks.bank)
+    _say(notes)
     return Fitted(
         *seen,
         preparation,
@@ -305,7 +307,7 @@ def _state(
         shapes_=aspect_range(seen.paths),
         groups_=counted.labels,
         alike_=counted.alike,
-        notes_=counted.notes,
+        notes_=[*counted.notes, *notes],
         choice_=choice or {},
         budget_=banks.budget,
         held_out_patches_=np.empty((0, seen.patch_hw[0] * seen.patch_hw[1]), np.float32),
