@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from .base import Bank, check_patches
-from .neighbours import count_zeros, unit_rows
+from .neighbours import count_zeros, unit_rows, zero_rows
 from ..core.errors import DataError, Notice, check_finite, check_number, check_whole, number_of
 from ..core.runtime import progress
 
@@ -46,8 +46,8 @@ def nearest_in_each(
     for j in range(0, n, step):
         some = unit[j : j + step]
         nearest_of = (unit[image] @ some.reshape(-1, d).T).reshape(p, len(some), p).max(axis=2)
-        zero = ~some.any(axis=2).all(axis=1)  # images with a patch of zeros
-        alike[:, j : j + step] = count_zeros(nearest_of, ~unit[image].any(axis=1), zero)
+        zero = np.asarray(np.any(zero_rows(some), axis=1))  # images with a patch of zeros
+        alike[:, j : j + step] = count_zeros(nearest_of, zero_rows(unit[image]), zero)
     distance = np.sqrt(np.maximum(2 - 2 * alike, 0))
     distance[:, image] = np.inf
     return distance

@@ -9,7 +9,7 @@ __all__ = ['cells_within', 'most_alike', 'PositionalBank']
 import numpy as np
 
 from .base import row_products
-from .neighbours import count_zeros, unit_rows
+from .neighbours import count_zeros, unit_rows, zero_rows
 from .similar_images import SimilarImagesBank
 from ..core.errors import DataError, check_whole
 from ..core.runtime import progress
@@ -86,14 +86,14 @@ class PositionalBank(SimilarImagesBank):
         if partners is not None:
             barred[:] = True
             np.put_along_axis(barred, partners, False, axis=1)
-        scores, zero = np.zeros((n, p), np.float32), ~self.bank_.any(axis=3)
+        scores, zero = np.zeros((n, p), np.float32), zero_rows(self.bank_)
         for place, window in enumerate(
             progress(cells_within(self.patch_hw_, self.radius), "positional bank", unit="cell")
         ):
             queries = unit_rows(x[:, place].reshape(n, parts, part))
             for layer in range(parts):
                 alike = most_alike(queries[:, layer], self.bank_[window, layer])
-                count_zeros(alike, ~queries[:, layer].any(axis=1), zero[window, layer].any(axis=0))
+                count_zeros(alike, zero_rows(queries[:, layer]), np.asarray(np.any(zero[window, layer], axis=0)))
                 alike[barred] = -np.inf
                 scores[:, place] += np.maximum(1 - alike.max(axis=1), 0) / parts
         return scores

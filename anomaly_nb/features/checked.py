@@ -25,7 +25,8 @@ def check_backbone_class(backbone: Any) -> None:
         raise DataError(f"backbone: {what}; give what create_backbone makes, or one of your own derived from Backbone")
     if not isinstance(vars(backbone).get("spec"), BackboneSpec):
         raise DataError(
-            f"{type(backbone).__name__}: has no BackboneSpec; begin its __init__ with super().__init__(BackboneSpec(...))"
+            f"{type(backbone).__name__}: has no BackboneSpec; begin its __init__ with "
+            "super().__init__(BackboneSpec(...))"
         )
 
 
@@ -40,7 +41,7 @@ def _shape(value: object) -> str:
 def backbone_output(
     backbone: Backbone,
     batch: np.ndarray,  # (B, 3, H, W) float32, of `transform`
-) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:  # patches (B, P, D), (h, w), cls (B, Dc); Dc = 0 where there is none
+) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:  # patches (B, P, D), (h, w), cls (B, Dc); Dc = 0: there is none
     "`backbone(batch)`. Raises as that does, and `DataError` where somebody's own gives something else."
     if of_library(type(backbone).__module__):
         return backbone(batch)
@@ -56,7 +57,8 @@ def backbone_output(
         maps = "; maps (B, D, h, w) become such by maps.flatten(2).transpose(1, 2)" if patches.ndim == 4 else ""
         raise DataError(f"{said} patches of shape {patches.shape} for {number_of(n, 'image')}; {WANTED}{maps}")
     sides = np.asarray(grid).ravel().tolist() if isinstance(grid, tuple | list | np.ndarray) else [grid]
-    if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides) or sides[0] * sides[1] != patches.shape[1]:
+    whole = len(sides) == 2 and all(isinstance(s, int) and s > 0 for s in sides)
+    if not whole or sides[0] * sides[1] != patches.shape[1]:
         raise DataError(f"{said} the grid {grid!r} for {number_of(patches.shape[1], 'patch')} an image; {WANTED}")
     vectors = np.empty((n, 0), np.float32) if cls is None else _numbers(f"{said} vectors", cls)
     if vectors.ndim != 2 or len(vectors) != n:

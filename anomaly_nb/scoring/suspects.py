@@ -9,6 +9,7 @@ __all__ = ['CHANCE', 'MOST', 'far_above', 'said_of_zeros', 'said_of_suspects']
 import numpy as np
 
 from ..banks import Bank, KNNBank
+from ..banks.neighbours import zero_rows
 from ..core.errors import number_of
 from ..core.order import printable, telling_names
 
@@ -45,14 +46,14 @@ def said_of_zeros(
     "That patches of zeros among the normal ones cap the scores of a bank that compares directions."
     if not isinstance(bank, KNNBank) or bank.metric != "cosine":
         return []
-    zero = int((~bank.bank_.any(axis=1)).sum())
+    zero = int(zero_rows(bank.bank_).sum())
     if zero < bank.k:
         return []
     what = number_of(zero, "patch")
     return [
-        f"{what} of {len(bank.bank_)} in the bank {'is' if zero == 1 else 'are'} all zero, as of a constant border, and "
-        "have no direction: with metric='cosine' no patch scores above 0.5, whatever it shows; use metric='euclidean' "
-        "(recipe='knn-euclidean'), or a region without them"
+        f"{what} of {len(bank.bank_)} in the bank {'is' if zero == 1 else 'are'} all zero, as of a constant border, "
+        "without a direction: with metric='cosine' no patch scores above 0.5, whatever it shows; use "
+        "metric='euclidean' (recipe='knn-euclidean'), or a region without them"
     ]
 
 
