@@ -26,7 +26,7 @@ import numpy as np
 from anomaly_nb.banks import Bank
 from anomaly_nb.scoring.recipes import RECIPES
 
-class Mean(Bank):
+class Average(Bank):
     def fit(self, patches, patch_hw, cls=None):
         self.mean_, self.patch_hw_ = patches.mean(axis=(0, 1)), tuple(patch_hw)
         return self
@@ -34,7 +34,7 @@ class Mean(Bank):
     def score(self, patches, cls=None):
         return np.linalg.norm(patches - self.mean_, axis=2)
 
-RECIPES["mine"] = replace(RECIPES["knn"], bank=Mean())
+RECIPES["mine"] = replace(RECIPES["knn"], bank=Average())
 """
 
 
@@ -42,7 +42,7 @@ def forget():
     "The module is unknown again, as it is to another process."
     sys.modules.pop("mybank", None)
     RECIPES.pop("mine", None)
-    BANKS.pop("Mean", None)
+    BANKS.pop("Average", None)
 
 
 @pytest.fixture
@@ -62,9 +62,9 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture
 def detector(place):
     "A saved detector with the bank."
-    from mybank import Mean
+    from mybank import Average
 
-    fitted = Detector("placed", "filters", image_size=48, bank=Mean()).fit(sorted((place / "good").glob("*.png")))
+    fitted = Detector("placed", "filters", image_size=48, bank=Average()).fit(sorted((place / "good").glob("*.png")))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)
         fitted.save("mine")
@@ -74,7 +74,7 @@ def detector(place):
 
 def test_a_command_uses_a_detector_with_a_bank_of_ones_own(detector, capsys):
     said = fails(capsys, "predict", "mine", "new", "--out", "scores.csv")
-    assert "unknown bank 'Mean' of the module mybank; import mybank before (commands: anomaly-nb --import mybank" in said
+    assert "unknown bank 'Average' of the module mybank; import mybank before (commands: anomaly-nb --import mybank" in said
     code, out, _ = run("--import", "mybank", "predict", "mine", "new", "--out", "scores.csv")
     assert code in (0, 3), out
     images = sorted(os.path.join("new", name) for name in os.listdir("new"))
@@ -116,7 +116,7 @@ def test_kernels_and_workers_import_it_too(place):
         new_code_cell('a: int = 1\nout: str = ""', metadata={"tags": ["parameters"]}),
         new_code_cell(
             "import sys\nfrom anomaly_nb.banks.base import BANKS\nfrom anomaly_nb.reports.folder import ReportFolder\n"
-            'ReportFolder(out).metrics({"there": float("Mean" in BANKS and "mybank" in sys.modules)})'
+            'ReportFolder(out).metrics({"there": float("Average" in BANKS and "mybank" in sys.modules)})'
         ),
     ]
     nbformat.write(new_notebook(cells=cells), "tiny.ipynb")
