@@ -11,6 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 
 from anomaly_nb.banks import (
+    CompositionBank,
     FusedBank,
     KNNBank,
     MahalanobisBank,
@@ -31,6 +32,7 @@ from anomaly_nb.core.device import choose_device
 from anomaly_nb.core.errors import DataError, Notice
 from anomaly_nb.features import FeatureSet
 from anomaly_nb.scoring import RECIPES, Detector, Preparation, conformal_threshold, held_out_scores, make_detector
+from anomaly_nb.scoring.fusion import FusionBank
 from anomaly_nb.scoring.recipes import WORD_RECIPES
 
 BANKS = [
@@ -388,3 +390,81 @@ def test_foreign_errors_are_in_one_sentence_of_the_house(call, words):
     with pytest.raises(DataError, match=words) as e:
         call(random(60, 5))
     assert "\n" not in str(e.value)
+
+
+NAN, INFINITE = float("nan"), float("inf")
+BAD = [
+    (MahalanobisBank, "shrinkage", (2.0, -1, NAN, INFINITE, "a", None, (1, 2))),
+    (MahalanobisBank, "ridge", (-1, NAN, INFINITE, "a", None)),
+    (MahalanobisBank, "per_position", ("a", None, 0.5, NAN)),
+    (SubspaceBank, "components", (2.0, 0.5, "a", (1, 2), -1, 0)),
+    (SubspaceBank, "variance", (NAN, INFINITE, -1, 2.0, "a", None)),
+    (PositionalBank, "radius", (NAN, INFINITE, -1, 0.5, 2.0, "a", None)),
+    (PositionalBank, "parts", (NAN, 0, 2.0, "a", None)),
+    (PositionalBank, "similar", (NAN, INFINITE, 0, 2.0, "a", (1, 2))),
+    (RetrievalBank, "similar", (NAN, INFINITE, 0, 2.0, "a")),
+    (MutualBank, "radii", ((), 3, NAN, "a", None, (1.5,), ("a",), (2,))),
+    (MutualBank, "fraction", (NAN, 0, -1, 2.0, "a", None)),
+    (MutualBank, "parts", (NAN, 0, 2.0, "a", None)),
+    (CompositionBank, "n_types", (NAN, INFINITE, 1, 2.0, "a", None)),
+    (CompositionBank, "grid", (NAN, INFINITE, 0, 2.0, "a", None, 10**6)),
+    (CompositionBank, "softness", (NAN, INFINITE, 0, "a", None)),
+    (CompositionBank, "shrinkage", (NAN, 0, 2.0, "a", None)),
+    (CompositionBank, "random_state", (NAN, -1, 0.5, "a", None)),
+    (Preparation, "standardise", (NAN, "a", 0.5, None)),
+    (Preparation, "whiten", (NAN, INFINITE, -1, 2.0, "a")),
+    (Preparation, "channels", (NAN, INFINITE, -1, 2.0, "a", None)),
+    (Preparation, "average", (NAN, INFINITE, 0, 2.0, "a", None)),
+    (Preparation, "random_state", (NAN, -1, 0.5, "a", None)),
+]
+
+
+@pytest.mark.parametrize(("made", "name", "values"), BAD, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_parameter_out_of_its_range_is_named(made, name, values):
+    x = np.random.default_rng(0).normal(size=(8, 9, 4)).astype(np.float32)
+    for value in values:
+        other = {"n_types": 3} if made is CompositionBank and name != "n_types" else {}
+        part = made(**{name: value} | other)
+        with pytest.raises(DataError, match=name if made is not MutualBank or name != "radii" else "radii|odd side"):
+            if made is Preparation:
+                part.fit(x)
+            else:
+                part.fit(x, (3, 3), x.mean(1)).score(x, x.mean(1))
+
+
+def test_weights_of_a_fusion_are_finite():
+    x = np.random.default_rng(0).normal(size=(8, 9, 4)).astype(np.float32)
+    parts = ((Preparation(), KNNBank(), "max"), (Preparation(), MahalanobisBank(), "max"))
+    for weights in ((NAN, 1.0), ("a", 1.0), 1.0, (0.5, 0.6)):
+        with pytest.raises(DataError, match="weights"):
+            FusionBank(("a", "b"), parts, weights).fit(x, (3, 3))
+
+
+def with_zeros(*shape, seed=0):
+    "Images whose first patch is of zeros, as of a black border, and one with another such patch."
+    x = random(*shape, seed=seed).astype(np.float32)
+    x[:, 0] = x[0, 3] = 0
+    return x
+
+
+def test_patches_of_zeros_mean_the_same_to_all_banks_of_cosines():
+    normal, test = with_zeros(6, 9, 4), with_zeros(4, 9, 4, seed=1)
+    by_search, by_place = (bank.fit(normal, (3, 3)).score(test) for bank in (KNNBank(), PositionalBank(radius=2)))
+    assert np.allclose(by_search, by_place, atol=1e-6) and not by_place[:, 0].any() and by_place.max() <= 0.5
+    clean = normal[:, 1:5]
+    clean[0, 2] = 1
+    far = PositionalBank(radius=1).fit(clean, (2, 2)).score(np.zeros((1, 4, 4)))
+    assert np.allclose(far, 0.5) and np.allclose(KNNBank().fit(clean, (2, 2)).score(np.zeros((1, 4, 4))), 0.5)
+    unit = test / np.maximum(np.linalg.norm(test, axis=2, keepdims=True), 1e-30)
+    distance = np.sqrt(((unit[:, :, None, None] - unit[None, None]) ** 2).sum(axis=4)).min(axis=3)
+    expected = [np.delete(distance[i], i, axis=1).mean(axis=1) for i in range(4)]
+    assert np.allclose(MutualBank((1,), 1.0).fit(test, (3, 3)).score(test), expected, atol=1e-6)
+
+
+def test_zeros_that_cap_all_scores_are_said():
+    x = with_zeros(12, 9, 4)
+    with pytest.warns(Notice, match="13 patches of 108 in the bank are all zero.*no patch scores above 0.5"):
+        detector = Detector("knn").fit(x)
+    assert sum("all zero" in note for note in detector.notes_) == 1
+    for quiet, some in (("knn-euclidean", x), ("mahalanobis", x), ("knn", random(12, 9, 4))):
+        assert not any("all zero" in note for note in Detector(quiet).fit(some).notes_)

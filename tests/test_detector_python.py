@@ -398,7 +398,7 @@ def test_a_bank_of_ones_own_says_where_it_is_defined(tmp_path):
         detector.save(tmp_path / "mine")
     assert np.array_equal(Detector.load(tmp_path / "mine").score(own()), detector.score(own()))
     BANKS.pop("MeanBank")
-    with pytest.raises(DataError, match=rf"unknown bank 'MeanBank'.*import {__name__} before"):
+    with pytest.raises(DataError, match=rf"unknown bank 'MeanBank' of the module {__name__}; import {__name__} before"):
         load_bank(tmp_path / "mine" / "bank")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

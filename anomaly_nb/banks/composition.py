@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .base import Bank, check_patches
-from ..core.errors import DataError
+from ..core.errors import DataError, check_number, check_random_state, check_whole
 from ..core.plain import Record
 
 # %% ../../nbs/04_banks/13_composition.ipynb #17974838
@@ -112,6 +112,13 @@ class CompositionBank(Bank):
     ) -> "CompositionBank":
         "Learn types and their numbers. Raises `DataError` on bad input or parameters, or fewer than two images."
         x = check_patches(patches, patch_hw)
+        check_whole("n_types", self.n_types)
+        check_whole("grid", self.grid)
+        check_number("softness", self.softness)
+        check_number("shrinkage", self.shrinkage)
+        check_random_state(self.random_state)
+        if self.grid > (most := max(32, *patch_hw)):
+            raise DataError(f"grid={self.grid}; give at most {most} windows down and across")
         if self.n_types < 2 or self.grid < 1 or self.softness <= 0 or not 0 < self.shrinkage <= 1:
             raise DataError(
                 f"n_types={self.n_types}, grid={self.grid}, softness={self.softness}, "

@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.base import clone
 
 from .base import Bank, load_bank
+from .checked import bank_scores, fitted_bank, left_out_scores
 from .same_images import distinct_images
 from ..core.errors import DataError
 from ..core.plain import Record
@@ -50,13 +51,14 @@ class FusedBank(Bank):
         """
         if not self.banks or not all(b.leaves_one_out for b in self.banks):
             raise DataError(f"banks={self.banks}; give at least one, each with leave_one_image_out")
-        banks = [clone(b).fit(patches, patch_hw, cls) for b in self.banks]
+        banks = [fitted_bank(clone(b), patches, patch_hw, cls) for b in self.banks]
         distinct = distinct_images(patches)  # a copy would hide what an image is to the others
         rest = patches if len(distinct) in (1, len(patches)) else patches[distinct]
         apart = banks
         if rest is not patches:
-            apart = [clone(b).fit(rest, patch_hw, None if cls is None else cls[distinct]) for b in self.banks]
-        units = np.array([b.leave_one_image_out(rest).mean(dtype=np.float64) for b in apart])
+            vectors = None if cls is None else cls[distinct]
+            apart = [fitted_bank(clone(b), rest, patch_hw, vectors) for b in self.banks]
+        units = np.array([left_out_scores(b, rest).mean(dtype=np.float64) for b in apart])
         if not (units > 0).all():
             raise DataError(
                 "the held-out scores of a bank are all zero: the normal images are copies of each other; add others"
@@ -75,7 +77,7 @@ class FusedBank(Bank):
     ) -> np.ndarray:  # (n, P) float32, >= 0; 1 is the usual
         "Fused score of every patch. Raises `NotFittedError`, `DataError`."
         self._fitted()
-        return self._mean([bank.score(patches, cls) for bank in self.fitted_banks_])
+        return self._mean([bank_scores(bank, patches, cls) for bank in self.fitted_banks_])
 
     def leave_one_image_out(
         self,
@@ -83,14 +85,13 @@ class FusedBank(Bank):
     ) -> np.ndarray:  # (N, P) float32
         "Score each training image by the others; the units are those of all. Raises `NotFittedError`, `DataError`."
         self._fitted()
-        return self._mean([bank.leave_one_image_out(patches) for bank in self.fitted_banks_])
+        return self._mean([left_out_scores(bank, patches) for bank in self.fitted_banks_])
 
-    def save(self, folder: str | Path) -> Path:
-        "Write each bank into a folder of its own, and the units. Raises `NotFittedError` before `fit`."
-        self._fitted()
+    def _write(self, folder: Path) -> None:
+        "Each bank in a folder of its own, and the units."
         for i, bank in enumerate(self.fitted_banks_):
-            bank.save(Path(folder) / f"bank-{i}")
-        return super().save(folder)
+            bank.save(folder / f"bank-{i}")
+        super()._write(folder)
 
     def _state(self) -> dict[str, object]:
         "What `fit` learned, without the banks, which have files of their own."

@@ -9,7 +9,7 @@ __all__ = ['whitening', 'scatter_matrix', 'leave_one_out_shared', 'leave_one_out
 import numpy as np
 
 from .base import Bank, check_patches, row_products
-from ..core.errors import DataError, number_of
+from ..core.errors import DataError, check_flag, check_number, number_of
 from ..core.runtime import progress
 
 # %% ../../nbs/04_banks/03_gaussian.ipynb #2d31aa7d
@@ -20,8 +20,10 @@ def whitening(
 ) -> np.ndarray:  # (..., D, D) float64 W with W' (C + ...) W = I
     """A matrix that turns vectors of this covariance into uncorrelated ones of unit spread.
 
-    Raises `DataError` if it cannot be inverted.
+    Raises `DataError` if it cannot be inverted, and for a shrinkage or ridge out of its range.
     """
+    check_number("shrinkage", shrinkage, 0, 1)
+    check_number("ridge", ridge, 0)
     d = covariance.shape[-1]
     scale = np.trace(covariance, axis1=-2, axis2=-1) / d
     if not (scale > 0).all():
@@ -121,7 +123,10 @@ class MahalanobisBank(Bank):
         patch_hw: tuple[int, int],  # (h, w)
         cls: np.ndarray | None = None,  # not used: this bank compares patches only
     ) -> "MahalanobisBank":
-        "Learn mean and covariance. Raises `DataError` on bad input, too few patches or constant features."
+        "Learn mean and covariance. Raises `DataError` on bad input or parameters, too few patches, constant features."
+        check_flag("per_position", self.per_position)
+        check_number("shrinkage", self.shrinkage, 0, 1)
+        check_number("ridge", self.ridge, 0)
         x = check_patches(patches, patch_hw)
         n, p, d = x.shape
         groups = x.transpose(1, 0, 2) if self.per_position else x.reshape(1, n * p, d)  # (G, M, D)

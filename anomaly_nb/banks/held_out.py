@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.base import clone
 
 from .base import Bank
+from .checked import bank_scores, fitted_bank, left_out_scores
 from ..core.errors import DataError, Notice, number_of, real_array
 from ..core.entries import group_labels
 from ..core.runtime import progress
@@ -53,7 +54,7 @@ def fitted_fold(
     with warnings.catch_warnings():
         if quiet:
             warnings.simplefilter("ignore", Notice)
-        return clone(bank).fit(patches, patch_hw, cls)
+        return fitted_bank(clone(bank), patches, patch_hw, cls)
 
 
 def held_out_scores(
@@ -75,10 +76,11 @@ def held_out_scores(
     fold = held_out_folds(len(patches), folds, random_state, groups)
     alone = groups is None or len(set(np.asarray(groups).tolist())) == len(groups)
     if folds is None and alone and len(patches) > 2 and bank.leaves_one_out:
-        return (bank if bank.is_fitted else clone(bank).fit(patches, patch_hw, cls)).leave_one_image_out(patches)
+        whole = bank if bank.is_fitted else fitted_bank(clone(bank), patches, patch_hw, cls)
+        return left_out_scores(whole, patches)
     scores = np.empty(patches.shape[:2], np.float32)
     for f in progress(range(fold.max() + 1), "held-out scores", unit="fold"):
         out, rest = fold == f, fold != f
         fitted = fitted_fold(bank, patches[rest], patch_hw, None if cls is None else cls[rest], bank.is_fitted or f > 0)
-        scores[out] = fitted.score(patches[out], None if cls is None else cls[out])
+        scores[out] = bank_scores(fitted, patches[out], None if cls is None else cls[out])
     return scores

@@ -9,9 +9,9 @@ __all__ = ['cells_within', 'most_alike', 'PositionalBank']
 import numpy as np
 
 from .base import row_products
-from .neighbours import unit_rows
+from .neighbours import count_zeros, unit_rows, zero_rows
 from .similar_images import SimilarImagesBank
-from ..core.errors import DataError
+from ..core.errors import DataError, check_whole
 from ..core.runtime import progress
 
 # %% ../../nbs/04_banks/07_positional.ipynb #877b7f55
@@ -42,7 +42,11 @@ def most_alike(
 
 # %% ../../nbs/04_banks/07_positional.ipynb #5aa51925
 class PositionalBank(SimilarImagesBank):
-    "1 - cosine to the most similar normal patch near the same place (after RAD, 2026)."
+    """1 - cosine to the most similar normal patch near the same place (after RAD, 2026).
+
+    A patch of zeros is 0.5 away from every other and 0 from another of zeros, as in `KNNBank`: where a normal image has
+    one, no patch near its place scores above 0.5.
+    """
 
     aligned, axis = True, 2
 
@@ -63,6 +67,8 @@ class PositionalBank(SimilarImagesBank):
     def _references(self, x: np.ndarray) -> np.ndarray:
         "Patches by place, each part of length one: (P, parts, N, D / parts). Raises `DataError` on bad parameters."
         n, p, d = x.shape
+        check_whole("radius", self.radius)
+        check_whole("parts", self.parts, 1)
         if self.radius < 0 or self.parts < 1 or d % self.parts:
             raise DataError(
                 f"radius={self.radius}, parts={self.parts}; radius must not be negative and "
@@ -80,13 +86,14 @@ class PositionalBank(SimilarImagesBank):
         if partners is not None:
             barred[:] = True
             np.put_along_axis(barred, partners, False, axis=1)
-        scores = np.zeros((n, p), np.float32)
+        scores, zero = np.zeros((n, p), np.float32), zero_rows(self.bank_)
         for place, window in enumerate(
             progress(cells_within(self.patch_hw_, self.radius), "positional bank", unit="cell")
         ):
             queries = unit_rows(x[:, place].reshape(n, parts, part))
             for layer in range(parts):
                 alike = most_alike(queries[:, layer], self.bank_[window, layer])
+                count_zeros(alike, zero_rows(queries[:, layer]), np.asarray(np.any(zero[window, layer], axis=0)))
                 alike[barred] = -np.inf
                 scores[:, place] += np.maximum(1 - alike.max(axis=1), 0) / parts
         return scores

@@ -12,7 +12,7 @@ import numpy as np
 
 from .base import Bank, check_patches
 from .neighbours import nearest
-from ..core.errors import DataError, check_finite
+from ..core.errors import DataError, check_finite, check_whole
 
 # %% ../../nbs/04_banks/10_similar_images.ipynb #88e904a7
 def check_cls(
@@ -56,8 +56,8 @@ class SimilarImagesBank(Bank):
     ) -> Self:
         "Keep patches and vectors. Raises `DataError` on bad input or parameters, or where `similar` has no `cls`."
         x = check_patches(patches, patch_hw)
-        if self.similar is not None and self.similar < 1:
-            raise DataError(f"similar={self.similar}; at least one training image must take part")
+        if self.similar is not None:
+            check_whole("similar", self.similar, 1)
         vectors = None if self.similar is None else self._vectors(check_cls(cls, len(x)))
         self.bank_, self.dimensions_ = self._references(x), x.shape[2]
         self.patch_hw_ = (int(patch_hw[0]), int(patch_hw[1]))

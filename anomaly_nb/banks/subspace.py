@@ -12,7 +12,7 @@ import numpy as np
 
 from .base import Bank, check_patches
 from .gaussian import scatter_matrix
-from ..core.errors import DataError, Notice
+from ..core.errors import DataError, Notice, check_number, check_whole
 
 # %% ../../nbs/04_banks/06_subspace.ipynb #098ae3d3
 class SubspaceBank(Bank):
@@ -37,6 +37,10 @@ class SubspaceBank(Bank):
         "Learn mean and components. Raises `DataError` on bad input, constant features, or parameters out of range."
         x = check_patches(patches, patch_hw)
         flat, d = x.reshape(-1, x.shape[2]), x.shape[2]
+        if self.components is None:
+            check_number("variance", self.variance)
+        else:
+            check_whole("components", self.components)
         if self.components is not None and not 0 < self.components < d:
             raise DataError(
                 f"components={self.components} of {d} dimensions; use 1 to {d - 1}, or a residual is always zero"

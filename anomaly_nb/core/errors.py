@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DataError', 'MissingFileError', 'UnsafeFileError', 'Notice', 'MissingExtraError', 'require', 'check_file',
-           'check_folder', 'plural', 'number_of', 'percent', 'naming', 'of_own_code', 'check_number',
-           'check_random_state', 'real_array', 'check_finite', 'check_labels_and_scores']
+           'check_folder', 'plural', 'number_of', 'percent', 'naming', 'of_own_code', 'check_number', 'check_whole',
+           'check_flag', 'check_random_state', 'real_array', 'check_finite', 'check_labels_and_scores']
 
 # %% ../../nbs/00_core/01_errors.ipynb #3e8262a1
 import os
@@ -192,6 +192,25 @@ def check_number(
     wanted = "a whole number" if whole else "a finite number"
     shown = value if number else repr(value)
     raise DataError(f"{name} is {shown}; it must be {wanted}" + (f" of {' and '.join(bounds)}" if bounds else ""))
+
+
+def check_whole(
+    name: str,  # of the setting
+    value: object,
+    low: int = 0,  # the least that is allowed
+) -> None:
+    "Whether a setting is an integer from `low` on; 2.0 is none, as it can be no size. Raises `DataError`."
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+        raise DataError(f"{name}={value!r}; give a whole number of at least {low}")
+
+
+def check_flag(
+    name: str,  # of the setting
+    value: object,
+) -> None:
+    "Whether a setting is True or False. Raises `DataError`."
+    if not isinstance(value, bool | np.bool_) and not (type(value) is int and value in (0, 1)):
+        raise DataError(f"{name}={value!r}; give True or False")
 
 
 def check_random_state(

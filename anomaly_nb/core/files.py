@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LONGEST_NAME', 'MANIFEST', 'shorter_name', 'temporary_prefix', 'clear_stale', 'atomic_write', 'staging_folder',
-           'atomic_folder', 'remove_leftovers', 'write_files', 'to_json', 'write_text', 'write_json', 'sha256_file',
-           'sha256_array', 'sha256_json', 'build_manifest', 'write_manifest', 'verify_manifest', 'locked']
+           'atomic_folder', 'remove_leftovers', 'give_names', 'write_files', 'to_json', 'write_text', 'write_json',
+           'sha256_file', 'sha256_array', 'sha256_json', 'build_manifest', 'write_manifest', 'verify_manifest',
+           'locked']
 
 # %% ../../nbs/00_core/02_files.ipynb #d6abceca
 import hashlib
@@ -18,7 +19,7 @@ import stat
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -232,6 +233,26 @@ def remove_leftovers(
     return paths
 
 # %% ../../nbs/00_core/02_files.ipynb #4f009aba
+def give_names(
+    pairs: Sequence[tuple[Path, Path]],  # a finished file and the name it gets, in one file system
+    aside: Path,  # folder for copies of the files that have these names now
+) -> None:
+    "Give finished files their names, all of them or, after an error, none. Raises `OSError`."
+    before = {target: aside / f"{i}.old" for i, (_, target) in enumerate(pairs)}
+    for source, target in pairs:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            shutil.copy2(target, before[target])  # raises `IsADirectoryError`
+            shutil.copymode(target, source)
+    try:
+        for source, target in pairs:
+            os.replace(source, target)
+    except BaseException:
+        for target, copy in before.items():
+            os.replace(copy, target) if copy.exists() else target.unlink(missing_ok=True)
+        raise
+
+
 def write_files(
     folder: str | Path,
     contents: Mapping[str, bytes],  # by path relative to `folder`
@@ -246,18 +267,7 @@ def write_files(
         for (source, _), content in zip(pairs, contents.values()):
             with atomic_write(source) as f:
                 f.write(content)
-        before = {target: staged / f"{i}.old" for i, (_, target) in enumerate(pairs)}
-        for target, copy in before.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                shutil.copy2(target, copy)  # raises `IsADirectoryError`
-        try:
-            for source, target in pairs:
-                os.replace(source, target)
-        except BaseException:
-            for target, copy in before.items():
-                os.replace(copy, target) if copy.exists() else target.unlink(missing_ok=True)
-            raise
+        give_names(pairs, staged)
         for name in set(instead_of) - contents.keys():
             Path(folder, name).unlink(missing_ok=True)
     return [target for _, target in pairs]

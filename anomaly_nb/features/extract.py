@@ -11,6 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import chain, pairwise
 
 import numpy as np
@@ -24,6 +25,7 @@ from ..data.images import read_counted, read_upright
 from ..data.intensity import Intensity, training_intensity
 from ..data.values import all_damaged, read_judged
 from .base import Backbone
+from .checked import backbone_output, check_backbone_class
 from .featureset import FeatureSet
 from .geometry import cell_centres, cells_inside
 
@@ -125,15 +127,16 @@ def feature_batches(
 
     Raises `DataError` that names all damaged images, or for one with another grid than the first.
     """
+    check_backbone_class(backbone)
     workers, clipped = backbone_threads(backbone), dict[str, float]()
     batch_size = max(1, min(batch_size, -(-len(paths) // workers)))
     with all_damaged(paths, read_judged):
         inputs = same_shape(read_ahead(paths, backbone.transform, batch_size, intensity, boxes, clipped), paths, mixed)
         if workers == 1:
-            yield from map(backbone, inputs)
+            yield from map(partial(backbone_output, backbone), inputs)
         else:
             with side_by_side(workers) as pool:
-                yield from in_order(pool, backbone, inputs, workers)
+                yield from in_order(pool, partial(backbone_output, backbone), inputs, workers)
     if clipped:
         worst = max(clipped, key=lambda p: clipped[p])
         message = (
@@ -249,6 +252,7 @@ def extract_features(
     """
     if len(index) == 0:
         raise DataError("the index is empty; there is nothing to extract")
+    check_backbone_class(backbone)
     patches, vectors, patch_hw, start = np.empty(0), [], (0, 0), 0
     intensity = intensity or index_intensity(index)
     index = part_index(index, backbone)

@@ -55,6 +55,8 @@ class FeatureSet:
             raise DataError(f"meta: {number_of(len(self.meta), 'row')} for {number_of(n, 'image')}")
         if self.cls is not None:
             self.cls = real_array("cls", self.cls)
+            if self.cls.ndim == 2 and not self.cls.shape[1]:  # vectors without a number are none
+                self.cls = None
         if self.cls is not None and len(self.cls) != n:
             raise DataError(f"cls: {number_of(len(self.cls), 'vector')} for {number_of(n, 'image')}")
         check_finite("patches", self.patches)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .base import Backbone
+from .checked import backbone_output
 from .networks import TimmBackbone
 
 # %% ../../nbs/03_features/09_vectors.ipynb #7b95f63b
@@ -26,7 +27,7 @@ def vector_network(
         or backbone.device.type != "cpu"
         or hasattr(backbone.model, "patch_embed")
     ):
-        return lambda batch: backbone(batch)[2]
+        return lambda batch: backbone_output(backbone, batch)[2]
     import torch
 
     model = backbone.model

@@ -22,6 +22,7 @@ from ..core.files import sha256_json, write_json
 from ..core.plain import Record, read_json, read_yaml
 from ..core.tables import read_table, to_numbers
 from .ledger import Ledger
+from .names import check_names
 from .record import RunRecord
 
 # %% ../../nbs/10_reports/15_benchmark.ipynb #847c8a8e
@@ -108,6 +109,12 @@ def read_benchmark(
             data, backbones, _listed(name, tree, "recipes", []), _listed(name, tree, "sizes", [0])
         )
     ]
+    recipes = [{"recipe": str(r)} for r in _listed(name, tree, "recipes", [])]
+    for entry in [*recipes, *({k: str(v) for k, v in b.items()} for b in backbones)]:
+        try:
+            check_names(entry, models=True)
+        except DataError as e:
+            raise DataError(f"{name}: {e}") from None
     fixed = {"shots": shots, "seeds": seeds} | {
         k: tree[k] for k in ("coreset", "pixels", "on_missing", "cache") if k in tree
     }

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from ..core.errors import DataError
+from ..core.imports import named_modules
 from ..core.runtime import import_jsonschema
 
 if TYPE_CHECKING:  # they take a second to import, and whoever lists runs needs none
@@ -191,8 +192,15 @@ def _engine(
                 if os.name == "posix"
                 else Config()
             )
+            named = ["--IPKernelApp.exec_lines=import anomaly_nb.core.imports as i; i.import_named(); del i"]
             return Client(
-                nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=None, log=logger, config=config
+                nb_man,
+                kernel_name=kernel_name,
+                startup_timeout=start_timeout,
+                timeout=None,
+                log=logger,
+                config=config,
+                extra_arguments=named if named_modules() else [],
             ).execute(env=env, stderr=subprocess.DEVNULL)
 
     return Engine

@@ -21,12 +21,14 @@ from typing import Any
 from ..core.display import summary_html
 from ..core.errors import DataError, MissingFileError, Notice, check_file, check_folder
 from ..core.files import locked, sha256_file, sha256_json, write_json, write_text
+from ..core.imports import module_digest, named_modules
 from ..core.plain import Record, read_json
 from .gallery import write_gallery
 from .kernel import Execution, Limits, end_tree, execute
 from .page import notebook_page
 from .record import RunRecord, load_record, making, output_digests, run_provenance, run_seeds
-from .template import check_parameters, find_template, template_parameters
+from .names import check_names
+from .template import check_parameters, find_template, template_parameters, templates
 
 # %% ../../nbs/10_reports/04_run.ipynb #4e8431db
 @cache
@@ -172,7 +174,9 @@ def prepare(
             raise MissingFileError(f"{name}={values[name]}: no such file or folder; {path.stem} reads it{others}")
     if values.get("detector"):
         values |= _detectors_own(values, parameters)
-    inputs = run_inputs(path, values)
+    if str(template) in templates():
+        check_names(values)
+    inputs = run_inputs(path, values) | {f"import {m}": module_digest(m) for m in named_modules()}
     fixed = {k: v for k, v in values.items() if k != "out"}
     return Wanted(path, values, inputs, sha256_json({"parameters": fixed, "inputs": inputs})[:12])
 

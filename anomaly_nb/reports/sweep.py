@@ -22,7 +22,7 @@ from ..core.plain import Record, read_yaml
 from ..core.runtime import progress
 from .kernel import Limits
 from .ledger import changing, counted, record_row, runs_table
-from .pool import THREADS, RunTask, Worker, attempt
+from .pool import PASSED, RunTask, Worker, attempt
 from .record import RunRecord, load_record
 from .run import Wanted, prepare, renew_gallery
 from .template import current_names, find_template, template_parameters, templates
@@ -265,7 +265,7 @@ def _task(plan: Plan, number: int, figures: str | Path) -> RunTask:
         "limits": vars(plan.limits),
         "retries": plan.retries,
         "cwd": os.getcwd(),
-        "environ": {k: os.environ[k] for k in THREADS if k in os.environ},
+        "environ": {k: os.environ[k] for k in PASSED if k in os.environ},
     }
 
 # %% ../../nbs/10_reports/11_sweep.ipynb #41edcff4

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from sklearn.base import clone
 
+from ..banks.checked import bank_scores, fitted_bank
 from ..core.errors import DataError, Notice, number_of, plural
 from ..core.runtime import notice, progress
 from ..core.files import sha256_array
@@ -247,9 +248,9 @@ def _learning_time(features: FeatureSet, each: float, whole: float, detector: De
     "The time of a recipe's bank, measured once more on the images that the choice learned from."
     train, start = features.where((features.meta["split"] == "train").to_numpy()), time.perf_counter()
     x = clone(detector.parts().preparation).fit(train.patches).transform(train.patches)
-    bank = clone(detector.parts().bank).fit(x, train.patch_hw, train.cls)
+    bank = fitted_bank(clone(detector.parts().bank), x, train.patch_hw, train.cls)
     fitted, some = time.perf_counter(), slice(0, 4)
-    bank.score(x[some], None if train.cls is None else train.cls[some])
+    bank_scores(bank, x[some], None if train.cls is None else train.cls[some])
     seconds = (time.perf_counter() - fitted) / len(x[some])
     return LearningTime(each, whole, fitted - start, seconds, len(x))
 

@@ -14,6 +14,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator
 
 from ..banks import Bank
+from ..banks.checked import bank_scores
 from ..core.display import summary_html
 from ..core.errors import DataError
 from ..features import FeatureSet, extract_features
@@ -192,7 +193,7 @@ class Detector(BaseEstimator):
         read = batches or part_batches(paths, self.network(), self.layout_, self.intensity_)
         for record in scorer.by_parts(read, cells):
             if self.image_aggregation == "retrieval":
-                record.score = float(self.bank_.image_score(record.cls[None])[0])
+                record.score = float(scorer.of_bank(record.cells[None], record.cls[None])[0])
             yield record
 
     def _paths_of_parts(self, X: ImageSource) -> list[str]:
@@ -216,7 +217,7 @@ class Detector(BaseEstimator):
             return np.stack(cells)
         f = self.features(X)
         check_same_grid(f.patch_hw, self.patch_hw_)
-        return self.scorer().masked(self.bank_.score(self.preparation_.transform(f.patches), f.cls), f)
+        return self.scorer().masked(bank_scores(self.bank_, self.preparation_.transform(f.patches), f.cls), f)
 
     def score(self, X: ImageSource, y: object = None) -> np.ndarray:  # y is scikit-learn's: scores look at no labels
         "Anomaly scores of images, (n,) float32, high = anomalous. Raises `NotFittedError`, `DataError`."

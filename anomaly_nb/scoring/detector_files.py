@@ -44,7 +44,7 @@ from ..features.geometry import read_region
 from .fitted import Fitted
 from .layout import Layout
 from .parameters import deciding
-from .preparation import Preparation
+from .preparation import Preparation, check_saved_preparation
 from .thresholds import Threshold
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def _grown(earlier: bytes, detector: "Detector") -> bool:
 # %% ../../nbs/06_scoring/09_detector_files.ipynb #82272af5
 def _write_files(detector: "Detector", folder: Path) -> None:
     "The files of a fitted detector, in a new folder."
+    check_saved_preparation(detector.preparation_)
     params = detector.get_params(deep=False)
     unfitted = {
         "bank": params.pop("bank") is not None,

@@ -16,17 +16,18 @@ import pandas as pd
 from sklearn.base import clone
 
 from ..banks import Bank, held_out_scores, load_bank
+from ..banks.checked import bank_scores, fitted_bank
 from ..banks.same_images import distinct_images
 from ..core.arrays import load_arrays, save_arrays
-from ..core.errors import DataError
+from ..core.errors import DataError, real_array
 from ..core.plain import Record
 from ..core.runtime import progress
 from ..data.intensity import Intensity
 from ..features import FeatureSet
 from ..features.base import Backbone
 from ..features.extract import extract_features
-from .maps import image_scores
-from .preparation import Preparation
+from .maps import bank_image_scores
+from .preparation import Preparation, check_saved_preparation
 from .validation import artificial_validation, synthetic_auroc
 
 # %% ../../nbs/06_scoring/05_fusion.ipynb #3d9651dd
@@ -69,13 +70,14 @@ class FusionBank(Bank):
         weights = (
             np.full(len(self.parts), 1 / max(len(self.parts), 1))
             if self.weights is None
-            else np.asarray(self.weights, np.float64)
+            else real_array("weights", self.weights, np.float64)
         )
         if (
             not self.parts
+            or weights.ndim != 1
             or not len(self.members) == len(self.parts) == len(weights)
             or (weights < 0).any()
-            or abs(weights.sum() - 1) > 1e-6
+            or not abs(weights.sum() - 1) <= 1e-6
         ):
             raise DataError(
                 f"members={self.members}, weights={self.weights}: give at least one member, and weights "
@@ -98,14 +100,13 @@ class FusionBank(Bank):
                 units.append([0.0, 1.0, 0.0, 1.0])
                 continue
             x = preparation.transform(patches)
-            banks.append(clone(bank).fit(x, patch_hw, cls))
+            banks.append(fitted_bank(clone(bank), x, patch_hw, cls))
             unit = banks[-1]
             if alone is not None:
                 x = x[alone]
-                unit = clone(bank).fit(x, patch_hw, vectors)
+                unit = fitted_bank(clone(bank), x, patch_hw, vectors)
             held_out = held_out_scores(unit, x, patch_hw, random_state=self.random_state, cls=vectors)
-            by_image = aggregation == "retrieval"
-            image = unit.image_score(vectors, training=True) if by_image else image_scores(held_out, aggregation)
+            image = bank_image_scores(unit, aggregation, held_out, vectors, training=True)
             units.append(
                 [
                     image.mean(dtype=np.float64),
@@ -135,24 +136,20 @@ class FusionBank(Bank):
             self.weights_, self.fitted_banks_, self.prepared_, self.units_, self.parts
         ):
             if weight:
-                patch_scores = bank.score(preparation.transform(patches), cls)
-                image_score = (
-                    bank.image_score(cls) if aggregation == "retrieval" else image_scores(patch_scores, aggregation)
-                )
+                patch_scores = bank_scores(bank, preparation.transform(patches), cls)
+                image_score = bank_image_scores(bank, aggregation, patch_scores, cls)
                 image += weight * (image_score.astype(np.float64) - mean) / spread
                 cells += weight * (patch_scores.astype(np.float64) - cell_mean) / cell_spread
         return np.asarray(cells - cells.max(axis=1, keepdims=True) + image[:, None], np.float32)
 
-    def save(self, folder: str | Path) -> Path:
-        "Write each member into a folder of its own, and the units. Raises `NotFittedError` before `fit`."
-        self._fitted()
+    def _write(self, folder: Path) -> None:
+        "Each member in a folder of its own, and the units."
         for i, (bank, preparation) in enumerate(zip(self.fitted_banks_, self.prepared_)):
+            check_saved_preparation(preparation)
             if bank.is_fitted:
-                bank.save(Path(folder) / f"bank-{i}")
-            save_arrays(
-                Path(folder) / f"preparation-{i}.npz", {k: np.asarray(getattr(preparation, k)) for k in PREPARED}
-            )
-        return super().save(folder)
+                bank.save(folder / f"bank-{i}")
+            save_arrays(folder / f"preparation-{i}.npz", {k: np.asarray(getattr(preparation, k)) for k in PREPARED})
+        super()._write(folder)
 
     def _state(self) -> dict[str, object]:
         "What `fit` learned, without the members, which have files of their own."
@@ -165,10 +162,10 @@ class FusionBank(Bank):
             for p, b, (_, _, r) in zip(self.prepared_, self.fitted_banks_, self.parts)
         ]
         return {
-            "members": list(self.members),
-            "weights": [float(w) for w in self.weights_],
+            "members": tuple(self.members),
+            "weights": tuple(float(w) for w in self.weights_),
             "random_state": self.random_state,
-            "kept": parts,
+            "kept": tuple(parts),
         }
 
     @classmethod

@@ -8,11 +8,13 @@ __all__ = ['ImageScorer', 'image_scorer']
 # %% ../../nbs/06_scoring/36_image_scorer.ipynb #e741493d
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..banks import Bank, rerank_scores
+from ..banks.checked import bank_scores
 from ..data.headers import image_info
 from ..features import FeatureSet
 from .layout import Cells, Layout
@@ -105,7 +107,7 @@ class ImageScorer:
     ) -> Iterator[ScoredImage]:
         "Scores of images from the features of their parts, each when its last part is done."
         aggregation = "max" if self.aggregation in OWN_SCORES else self.aggregation
-        score = (self.bank if bank is None else bank).score
+        score = partial(bank_scores, self.bank if bank is None else bank)
         return scored_images(
             batches, cells.__getitem__, self.preparation.transform, score, aggregation, self.object_threshold
         )

@@ -18,6 +18,7 @@ import pandas as pd
 from sklearn.base import clone
 
 from ..banks import Bank, KNNBank, held_out_scores
+from ..banks.checked import bank_scores, fitted_bank
 from ..banks.held_out import fitted_fold, held_out_folds
 from ..core.errors import DataError, Notice
 from ..core.plain import Record
@@ -42,7 +43,7 @@ from .parameters import check_parameters, deciding
 from .preparation import ImageSource, Preparation
 from .sources import as_source
 from .stream import TrainingCells, image_batches, part_batches, training_cells
-from .suspects import said_of_suspects
+from .suspects import said_of_suspects, said_of_zeros
 from .thresholds import choose_threshold, unpromised_threshold
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def own_scores(
     "The scores of all cells of a training image whose cells are in memory."
     row_mask = learned.image == i
     scores = np.zeros(cells.starts[-1], np.float32)
-    scores[learned.cell[row_mask]] = bank.score(x[:, row_mask])[0] * learned.shown[row_mask]
+    scores[learned.cell[row_mask]] = bank_scores(bank, x[:, row_mask])[0] * learned.shown[row_mask]
     return cells.filled(scores)
 
 
@@ -269,7 +270,7 @@ def _fit_banks(
     "The bank, of patches as it gets them, and what explains where it keeps none."
     seconds = lambda: feature_seconds(seen.paths, detector.network(), seen.layout, seen.intensity)
     bank, budget = sized_bank(bank, x, image_patches, detector.budget_ms, detector.budget_mb, seconds, earlier)
-    bank = bank.fit(x, patch_hw, cls)
+    bank = fitted_bank(bank, x, patch_hw, cls)
     return LearnedBanks(bank, bank if isinstance(bank, KNNBank) else KNNBank().fit(x, patch_hw), budget)
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #d9ca0e5a
@@ -281,7 +282,7 @@ def _learn_words(detector: "Detector", bank: Bank, X: ImageSource) -> Fitted:
     rule = X.intensity if isinstance(X, FeatureSet) else training_rule(X, detector.intensity)
     seen = how_seen(detector, network.spec.to_dict(), rule, pd.DataFrame({"image_path": []}), grid)
     preparation = clone(detector.parts().preparation).fit(patches[:0])
-    bank = bank.fit(preparation.transform(patches[:0]), grid)
+    bank = fitted_bank(bank, preparation.transform(patches[:0]), grid)
     return Fitted(*seen, preparation, bank, bank, threshold_=unpromised_threshold())
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #3ffe135b
@@ -295,6 +296,8 @@ def _state(
     seen: Seen, counted: TrainingGroups, preparation: Preparation, banks: LearnedBanks, choice: Record | None = None
 ) -> Fitted:
     "What is learned from images before one of them is scored."
+    notes = said_of_zeros(banks.bank)
+    _say(notes)
     return Fitted(
         *seen,
         preparation,
@@ -304,7 +307,7 @@ def _state(
         shapes_=aspect_range(seen.paths),
         groups_=counted.labels,
         alike_=counted.alike,
-        notes_=counted.notes,
+        notes_=[*counted.notes, *notes],
         choice_=choice or {},
         budget_=banks.budget,
         held_out_patches_=np.empty((0, seen.patch_hw[0] * seen.patch_hw[1]), np.float32),

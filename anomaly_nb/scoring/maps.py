@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
+from ..banks.checked import checked_scores
 from ..core.errors import DataError, check_finite, real_array
 from ..core.style import HEATMAP
 from ..data.values import bands
@@ -61,9 +62,12 @@ def bank_image_scores(
     patches: np.ndarray | None = None,  # (N, P, D) as the bank gets them; words look at them
 ) -> np.ndarray:  # (N,)
     "One score an image, from its patches or by the bank itself. Raises as these do."
-    if aggregation == "words":
-        return bank.image_score(cls, training, patches)
-    return bank.image_score(cls, training) if aggregation == "retrieval" else image_scores(patch_scores, aggregation)
+    if aggregation not in OWN_SCORES:
+        return image_scores(patch_scores, aggregation)
+    more = (patches,) if aggregation == "words" else ()
+    return checked_scores(
+        f"{type(bank).__name__}.image_score", bank.image_score(cls, training, *more), (len(patch_scores),)
+    )
 
 # %% ../../nbs/06_scoring/01_maps.ipynb #db7c371f
 def bilinear_matrix(

@@ -26,6 +26,7 @@ from anomaly_nb.banks import (
     SubspaceBank,
     WordBank,
 )
+from ..banks.checked import copied_bank
 from ..core.errors import DataError, number_of
 from ..data.rows import normal_training
 from ..features.base import parse_name
@@ -247,13 +248,16 @@ RECIPES = {
 WORD_RECIPES = tuple(name for name, recipe in RECIPES.items() if recipe.needs)
 
 
-def recipe_table() -> pd.DataFrame:
-    "All recipes: backbone, input size, bank, source, and where ours differs."
+def recipe_table(
+    names: Sequence[str] = (),  # rows wanted, in this order; () = all
+) -> pd.DataFrame:
+    "Recipes: backbone, input size, bank, source, and where ours differs. Raises `DataError` for an unknown one."
     columns = ["backbone", "image_size", "bank", "source", "differs"]
+    rows = {name: recipe_parts(name) for name in names} or RECIPES
     return pd.DataFrame(
         [
             {"recipe": name} | {c: getattr(r, c) if c != "bank" else str(r.bank) for c in columns}
-            for name, r in RECIPES.items()
+            for name, r in rows.items()
         ]
     )
 
@@ -328,7 +332,7 @@ def recipe_parts(
         recipe,
         backbone=backbone or recipe.backbone,
         image_size=image_size or recipe.image_size,
-        bank=chosen if bank is None else clone(bank),
+        bank=chosen if bank is None else copied_bank(bank),
         preparation=prepared if preparation is None else clone(preparation),
     )
 

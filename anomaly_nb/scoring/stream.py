@@ -24,6 +24,7 @@ from ..data.intensity import Intensity
 from ..data.values import all_damaged
 from ..features import FeatureSet
 from ..features.base import Backbone
+from ..features.checked import backbone_output
 from ..features.extract import feature_batches
 from .layout import Cells, Layout
 from .preparation import foreground
@@ -83,7 +84,7 @@ def image_batches(
     cells = layout.of(image.shape[:2])
     for first in range(0, len(cells.boxes), size):
         inputs = [network.transform(image[t:b, left:r]) for t, left, b, r in cells.boxes[first : first + size]]
-        patches, grid, cls = network(np.stack(inputs))
+        patches, grid, cls = backbone_output(network, np.stack(inputs))
         check_grid(grid, cells.grids[first], network, name)
         yield PartBatch(0, first, patches, cls)
 

@@ -14,6 +14,7 @@ import torch
 from ..core.errors import DataError
 from ..core.files import sha256_json
 from ..features.base import Backbone
+from ..features.checked import backbone_output
 from .datasets import Scene
 from .models import StreetOutput, weights_digest
 from .passes import SceneNetwork, check_network
@@ -101,7 +102,8 @@ class WithPatches:
     def see(self, scene: Scene, precision: str = "float32") -> StreetOutput:
         "The network's output with the backbone's patches, (1, D, h, w), as features."
         out = self.network.see(scene, precision)
-        patches, (h, w), _ = self.backbone(np.ascontiguousarray(self.backbone.transform(scene.image)[None]))
+        inputs = np.ascontiguousarray(self.backbone.transform(scene.image)[None])
+        patches, (h, w), _ = backbone_output(self.backbone, inputs)
         features = torch.from_numpy(np.ascontiguousarray(patches[0].T.reshape(1, -1, h, w))).float()
         return out._replace(features=features, features_extent=(scene.image.shape[0], scene.image.shape[1]))
 
