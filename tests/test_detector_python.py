@@ -344,6 +344,45 @@ def test_others_parts_are_refused(wrong):
         Detector(**wrong).fit(own().patches)
 
 
+OUTLIERS = {  # scikit-learn's labels: 1 is an inlier, -1 an outlier
+    "numbers": lambda y: y,
+    "floats": lambda y: y.astype(float),
+    "text": lambda y: y.astype(str).tolist(),
+    "series": lambda y: pd.Series(y, index=range(7, 7 + len(y))),
+    "tensor": torch.tensor,
+}
+
+
+@pytest.mark.parametrize("form", OUTLIERS)
+def test_labels_of_outlier_detectors_are_refused(form, files):
+    x = own(16).patches
+    y = OUTLIERS[form](np.repeat([1, -1], [12, 4]))
+    for some in (x, files, pd.DataFrame({"image_path": files}), own(16)):
+        with pytest.raises(DataError, match=r"^y: holds 1 and -1 alone.*give \(y == -1\).astype\(int\)"):
+            Detector(**SMALL).fit(some, y)
+    if form != "tensor":
+        with pytest.raises(DataError, match=r"^label: holds 1 and -1 alone"):
+            Detector(**SMALL).fit(pd.DataFrame({"image_path": files, "label": np.asarray(y)}))
+    as_here = (np.asarray(y).astype(float) == -1).astype(int)
+    assert Detector(**SMALL).fit(x, as_here).paths_ == [""] * 12
+
+
+@pytest.mark.parametrize("y", [[0] * 9 + [-1] * 3, [-1] * 12, [0] * 8 + [1] + [None] * 3])
+def test_images_of_unknown_label_are_learned_from_and_said(y):
+    unknown = sum(label in (-1, None) for label in y)
+    with pytest.warns(Notice, match=f"^y: {unknown} images of 12 of unknown label .* are learned from"):
+        assert len(Detector(**SMALL).fit(own().patches, y).paths_) == 12 - y.count(1)
+
+
+def test_a_table_without_any_label_is_as_a_list(files):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        Detector(**SMALL).fit(pd.DataFrame({"image_path": files[:12], "label": -1}))
+        Detector(**SMALL).fit(pd.DataFrame({"image_path": files, "label": [0] * 12 + [1] * 4}))
+    with pytest.warns(Notice, match="^label: 2 images of 16 of unknown label"):
+        Detector(**SMALL).fit(pd.DataFrame({"image_path": files, "label": [0] * 10 + [-1] * 2 + [1] * 4}))
+
+
 def test_numpys_numbers_are_parameters(files):
     Detector("knn", k=np.int64(2), image_size=np.int64(32), coreset=np.float32(0.5), angles=[0, 90]).fit(files[:4])
 
