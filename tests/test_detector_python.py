@@ -27,6 +27,7 @@ from anomaly_nb.features import FeatureSet
 from anomaly_nb.scoring import Detector, heatmaps, image_scores, overlay
 from anomaly_nb.scoring.decisions import decision_table
 from anomaly_nb.scoring.evaluation import class_rate, image_metrics
+from anomaly_nb.scoring.preparation import Preparation
 from anomaly_nb.scoring.thresholds import Threshold
 from anomaly_nb.scoring.view import ImageView
 
@@ -179,7 +180,38 @@ def test_features_of_another_network_are_refused(fitted, files):
         fitted.score(Detector(backbone="filters", image_size=64).features(files))
 
 
-@pytest.mark.parametrize("changed", [{"aggregation": "mean"}, {"rerank": (2,)}, {"object_threshold": 5.0}])
+CHANGED = {
+    "aggregation": "mean",
+    "rerank": (2,),
+    "object_threshold": 5.0,
+    "recipe": "knn-euclidean",
+    "threshold": "quantile:0.8",
+    "k": 3,
+    "coreset": 0.5,
+    "similar": 2,
+    "angles": (0, 90),
+    "bank": KNNBank(k=2),
+    "preparation": Preparation(standardise=True),
+    "groups": "parent",
+    "intensity": "full",
+    "image_size": 64,
+    "resize": "short",
+    "tile": 16,
+    "overlap": 8,
+    "region": "0,0,20,20",
+    "budget_ms": 100.0,
+    "budget_mb": 5,
+    "prompts": "nut",
+    "random_state": 1,
+    "backbone": "filters?levels=2",
+}
+
+
+def test_every_parameter_but_what_acts_later_is_that_of_the_fit():
+    assert set(CHANGED) | {"sigma", "weights"} == set(Detector().get_params(deep=False))
+
+
+@pytest.mark.parametrize("changed", [{name: value} for name, value in CHANGED.items()], ids=CHANGED)
 def test_what_the_threshold_rests_on_stays_that_of_the_fit(fitted, files, tmp_path, changed):
     detector = clone_of(fitted).set_params(**changed)
     loaded = Detector.load(fitted.save(tmp_path / "one")).set_params(**changed)
@@ -194,10 +226,43 @@ def test_what_the_threshold_rests_on_stays_that_of_the_fit(fitted, files, tmp_pa
         ):
             with pytest.raises(DataError, match=f"{next(iter(changed))} was .* in the fit and is .* now.*fit again"):
                 use(files)
-    if "rerank" not in changed:
-        assert detector.fit(files[:12]).score(files).shape == (16,)  # another fit
-    again = clone_of(fitted).set_params(threshold="quantile:0.8", sigma=2.0, coreset=0.5)  # matters in a fit alone
+        one.set_params(**{name: fitted.get_params()[name] for name in changed})
+        assert np.array_equal(one.score(files), fitted.score(files))
+    if changed.keys() & {"aggregation", "threshold", "k", "coreset", "bank", "angles", "intensity"}:
+        assert detector.set_params(**changed).fit(files[:12]).score(files).shape == (16,)  # another fit
+
+
+def test_the_same_parameter_and_what_acts_later_are_no_change(fitted, files, tmp_path):
+    same = {"angles": [0], "groups": None, "region": None, "prompts": None, "k": np.int64(0), "backbone": "filters"}
+    again = clone_of(fitted).set_params(**same, sigma=2.0)
     assert np.array_equal(again.score(files), fitted.score(files))
+    assert Detector.load(again.save(tmp_path / "d")).region is None
+    assert len(Detector().fit(own()).set_params(weights="moved.pt").score(own())) == 12
+    own_bank = Detector(**SMALL, bank=KNNBank(k=2), coreset=1.0).fit(files[:12])
+    own_bank.set_params(bank=KNNBank(k=2)).score(files)
+    with pytest.raises(DataError, match=r"bank was KNNBank\(k=2\) in the fit and is KNNBank\(\) now"):
+        own_bank.set_params(bank__k=1).score(files)
+    with pytest.raises(DataError, match=r"coreset was 1.0 in the fit and is 1 now"):
+        own_bank.set_params(bank__k=2, coreset=1).score(files)
+
+
+def test_an_update_takes_the_present_parameters_but_for_those_it_keeps(files):
+    detector = Detector(**SMALL).fit(files[:10]).set_params(threshold="conformal:0.2")
+    assert detector.update(files[10:12]).threshold_.method == "conformal"
+    detector.score(files)
+    with pytest.raises(DataError, match=r"^intensity was 'auto' in the fit and is 'full' now, and an update keeps"):
+        detector.set_params(intensity="full").update(files[12:13])
+    sized = Detector(**SMALL, budget_mb=5.0).fit(files[:10]).set_params(budget_mb=1.0)
+    with pytest.raises(DataError, match=r"^budget_mb was 5.0 in the fit and is 1.0 now, and an update keeps"):
+        sized.update(files[10:12])
+
+
+def test_features_may_be_joined_by_the_network_they_came_from(fitted, files):
+    f = Detector(backbone="filters", image_size=48).features(files[:12])
+    detector = Detector().fit(f).set_params(image_size=48)
+    assert len(detector.score(files)) == 16
+    with pytest.raises(DataError, match="image_size was 0 in the fit and is 64 now"):
+        detector.set_params(image_size=64).score(files)
 
 
 def test_a_column_of_groups_counts_in_a_csv_as_in_a_table(files, tmp_path):

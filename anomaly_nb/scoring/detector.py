@@ -111,7 +111,7 @@ class Detector(BaseEstimator):
         "The backbone, made once. Raises as `detector_network` does."
         parts, (_, weights) = self.parts(), self.chosen_backbone()
         size = self.image_size or (0 if self.tile else parts.image_size)  # a tile is an input at its own resolution
-        key = (parts.backbone, weights, size, self.resize, self.tile, self.overlap, str(self.region))
+        key = (parts.backbone, weights, size, self.resize, self.tile, self.overlap, str(self.region or ""))
         if vars(self).get("_made", (None,))[0] != key:
             self._made = (key, detector_network(*key))
         return self._made[1]

@@ -38,7 +38,7 @@ from .fusion import FEWEST, FusionBank, choose_weights
 from .image_scorer import image_scorer
 from .inputs import any_normal, training_rule, training_table
 from .layout import Cells, Layout
-from .parameters import check_parameters, deciding
+from .parameters import check_parameters, remembered
 from .preparation import ImageSource, Preparation
 from .sources import as_source
 from .stream import TrainingCells, image_batches, part_batches, training_cells
@@ -193,7 +193,7 @@ def learn(
     bank, X = detector.parts().bank, as_source(X)
     check_decision(bank, detector.threshold, detector.image_aggregation)
     fitted = _learn(detector, bank, X, budget)
-    fitted.deciding_ = deciding(detector)
+    fitted.deciding_ = remembered(detector)
     return fitted
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #e6950c54
