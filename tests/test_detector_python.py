@@ -13,6 +13,9 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.neighbors import LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
 
@@ -566,3 +569,58 @@ def test_what_is_shown_is_short_and_names_the_threshold(files, fitted):
     table = pd.DataFrame({"image_path": files, "label": LABELS["numbers"]})
     assert "12 labelled normal, 4 labelled anomalous" in repr(fitted.evaluate(table))
     assert all(a == b for a, b in pairwise([repr(clone(fitted)), repr(Detector(**SMALL))]))
+
+
+class DoubleBank(Bank):
+    "Distance to the mean patch, in floats of 64 bits, the type of NumPy."
+
+    def fit(self, patches, patch_hw, cls=None):
+        self.mean_, self.patch_hw_ = np.asarray(patches, np.float64).mean(axis=(0, 1)), tuple(patch_hw)
+        return self
+
+    def score(self, patches, cls=None):
+        return np.linalg.norm(np.asarray(patches, np.float64) - self.mean_, axis=2)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"aggregation": "mean"}, {"rerank": (2,)}, {"object_threshold": 0.1}, {"tile": 20, "overlap": 4}]
+)
+def test_scores_have_32_bits_whatever_the_banks_have(files, more):
+    detector = Detector(**SMALL, bank=DoubleBank(), **more).fit(files[:12])
+    scores, result = detector.score(files), detector.evaluate(files)
+    assert {a.dtype for a in (scores, detector.held_out_, detector.held_out_patches_)} == {np.dtype("f4")}
+    assert result.scores.dtype == np.float32 and np.array_equal(result.scores, scores)
+    assert detector.bank_.score(np.zeros((1, 4, detector.preparation_.dimensions_))).dtype == np.float64
+    if not more:
+        assert detector.score_patches(files).dtype == np.float32
+
+
+def test_the_decision_function_is_the_distance_from_the_threshold(fitted, files):
+    margins = fitted.decision_function(files)
+    assert margins.dtype == np.float32 and margins.shape == (16,)
+    assert np.array_equal(margins >= 0, fitted.predict(files) == 1) and (margins[12:] > 0).all()
+    assert np.allclose(margins, fitted.score(files) - fitted.threshold_.value)
+    at = clone_of(fitted)
+    for value, anomalous in (
+        (float(fitted.score(files[:1])[0]), True),
+        (np.nextafter(fitted.score(files[:1])[0], 1), False),
+    ):
+        at.threshold_ = Threshold(float(value), "quantile", "normal images", 12)
+        assert (at.decision_function(files[:1])[0] >= 0) == anomalous == bool(at.predict(files[:1])[0])
+    with pytest.raises(NotFittedError):
+        Detector().decision_function(files)
+    with pytest.raises(DataError, match="has no threshold"):
+        Detector(**SMALL).fit(files[:1]).decision_function(files)
+
+
+def test_the_tools_of_scikit_learn_choose_by_labels(files):
+    y = [0] * 12 + [1] * 4  # sorted, as folders give them: every part has both
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # folds are small
+        search = GridSearchCV(Detector(**SMALL), {"k": [1, 2]}, scoring="roc_auc", cv=3).fit(files, y)
+        margins = cross_val_predict(Detector(**SMALL), files, y, cv=3, method="decision_function")
+    assert (search.cv_results_["mean_test_score"] == 1).all() and search.classes_.tolist() == [0, 1]
+    assert margins[12:].min() > margins[:12].max()
+    assert roc_auc_score(y, search.decision_function(files)) == 1
+    piped = make_pipeline(Detector(**SMALL)).fit(files, y)
+    assert np.array_equal(piped.decision_function(files), Detector(**SMALL).fit(files, y).decision_function(files))
