@@ -1,5 +1,7 @@
 """A detector used from Python: tables, labels and arrays of one's own, parameters, and what is said of each."""
 
+import itertools
+import re
 import warnings
 from itertools import pairwise
 
@@ -30,7 +32,7 @@ from anomaly_nb.features import FeatureSet
 from anomaly_nb.scoring import Detector, heatmaps, image_scores, overlay
 from anomaly_nb.scoring.decisions import decision_table
 from anomaly_nb.scoring.evaluation import class_rate, image_metrics
-from anomaly_nb.scoring.preparation import Preparation
+from anomaly_nb.scoring.preparation import Preparation, near_duplicates
 from anomaly_nb.scoring.thresholds import Threshold
 from anomaly_nb.scoring.view import ImageView
 
@@ -624,3 +626,30 @@ def test_the_tools_of_scikit_learn_choose_by_labels(files):
     assert roc_auc_score(y, search.decision_function(files)) == 1
     piped = make_pipeline(Detector(**SMALL)).fit(files, y)
     assert np.array_equal(piped.decision_function(files), Detector(**SMALL).fit(files, y).decision_function(files))
+
+
+SCALED = [*itertools.product(["knn", "knn-euclidean", "mahalanobis", "subspace"], [1e18, 1e30, 1e40, 1e300, np.inf])]
+
+
+@pytest.mark.parametrize(("recipe", "scale"), SCALED)
+def test_large_features_are_taken_or_refused_in_one_sentence(recipe, scale):
+    x = np.abs(own().patches.astype(np.float64)) + 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        for preparation in (None, Preparation(standardise=True), Preparation(whiten=0.1)):
+            try:
+                detector = Detector(recipe, preparation=preparation).fit(x * scale)
+            except DataError as error:
+                assert "\n" not in str(error)
+                assert scale < 1e38 or re.match("patches: (values up to .* more than float32 holds|.*infinite)", str(error))
+            else:
+                assert scale < 1e38 and np.ptp(detector.held_out_) > 0  # not all alike, by a spread without end
+        usual = Detector(recipe).fit(x)
+        with pytest.raises(DataError, match=r"^patches: "):
+            usual.score(x * 1e40)
+
+
+def test_near_duplicates_are_the_same_at_every_scale():
+    x = own(20).patches.reshape(20, -1)
+    x[7] = x[3] + 0.01
+    assert near_duplicates(x) == near_duplicates(x * np.float32(2.0**100)) == [(3, 7)]

@@ -228,7 +228,7 @@ class TrainingSet:
     def __post_init__(self) -> None:
         video = video_entries(self.video)
         clip = video_entries(self.clip) if len(self.clip) else video
-        parts = {"video": video, "clip": clip, "pbar": self.pbar}
+        parts: dict[str, Any] = {"video": video, "clip": clip, "pbar": self.pbar}
         parts |= {name: real_array(name, getattr(self, name)) for name in ("labels", "mask")}
         if self.frame_labels is not None:
             parts["frame_labels"] = real_array("frame_labels", self.frame_labels)
