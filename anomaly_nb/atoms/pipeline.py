@@ -33,7 +33,8 @@ from ..core.plain import Record, read_json
 from ..core.runtime import provenance
 from ..core.tables import read_table, write_table
 from .captions import Caption, JsonCaptions, MockCaptions
-from .frames import FrameLabels, Frames, cut_clips, list_frames, read_events, read_labels, video_entries, video_labels, video_ranges
+from .frames import FrameLabels, Frames, cut_clips, list_frames, read_events, read_labels
+from .frames import video_entries, video_labels, video_ranges
 from .ontology import Ontology, load_ontology, with_column
 from .presence import PresenceSettings, measure_presence
 from .roles import RoleFit, check_fitting, fit_roles

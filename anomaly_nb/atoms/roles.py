@@ -110,9 +110,9 @@ class VideoTraining:
 
 def video_training(**settings: Any) -> VideoTraining:
     "Fields of `VideoTraining` by their names. Raises `DataError` for a name that is none, and as `VideoTraining` does."
-    known = [f.name for f in fields(VideoTraining)]
-    if odd := [name for name in settings if name not in known]:
-        raise DataError(f"{odd[0]}={settings[odd[0]]!r}: no setting of the training; known are {', '.join(known)}")
+    names = [f.name for f in fields(VideoTraining)]
+    if odd := [name for name in settings if name not in names]:
+        raise DataError(f"{odd[0]}={settings[odd[0]]!r}: no setting of the training; known are {', '.join(names)}")
     return VideoTraining(**settings)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DataError', 'MissingFileError', 'UnsafeFileError', 'Notice', 'MissingExtraError', 'require', 'check_file',
-           'check_folder', 'plural', 'number_of', 'percent', 'naming', 'of_own_code', 'check_number',
+           'check_folder', 'plural', 'number_of', 'percent', 'naming', 'of_own_code', 'check_number', 'check_level',
            'check_random_state', 'real_array', 'check_finite', 'check_labels_and_scores']
 
 # %% ../../nbs/00_core/01_errors.ipynb #3e8262a1
@@ -192,6 +192,16 @@ def check_number(
     wanted = "a whole number" if whole else "a finite number"
     shown = value if number else repr(value)
     raise DataError(f"{name} is {shown}; it must be {wanted}" + (f" of {' and '.join(bounds)}" if bounds else ""))
+
+
+def check_level(
+    level: float,  # of coverage
+) -> None:
+    "Whether an interval's level is a fraction between 0 and 1. Raises `DataError`."
+    number = isinstance(level, int | float | np.integer | np.floating) and not isinstance(level, bool)
+    if not (number and 0 < level < 1):
+        shown = level if number else repr(level)
+        raise DataError(f"level is {shown}; it must lie in (0, 1), for example 0.95")
 
 
 def check_random_state(

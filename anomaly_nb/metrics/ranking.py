@@ -119,7 +119,7 @@ class ThresholdTable(NamedTuple):
 def check_threshold(
     threshold: float,  # any number, infinite too
 ) -> float:
-    "A threshold as a float. Raises `DataError` for NaN, which no score reaches and none misses, and for no number."
+    "A threshold as a float. Raises `DataError` for NaN, with which nothing can be compared, and for no number."
     number = np.ndim(threshold) == 0 and not isinstance(threshold, str | bytes | None)
     value = float(threshold) if number else np.nan
     if np.isnan(value):

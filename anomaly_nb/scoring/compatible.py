@@ -18,7 +18,7 @@ def check_decision(
     threshold: str,  # of `choose_threshold`
     aggregation: str,  # patches to image
 ) -> None:
-    "Raise `DataError` for a threshold that needs labels or has no number, or an aggregation that the bank does not have."
+    "Raise `DataError` for a threshold that needs labels or is none, or an aggregation that the bank does not have."
     if threshold.partition(":")[0] not in ("quantile", "conformal"):
         raise DataError(f"threshold={threshold!r}; a detector sees no labels, use 'quantile:<q>' or 'conformal:<rate>'")
     threshold_rule(threshold)

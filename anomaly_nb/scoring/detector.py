@@ -137,7 +137,7 @@ class Detector(ClassifierMixin, BaseEstimator):
     def fit(
         self,
         X: ImageSource,  # files, index or features of normal images
-        y: object = None,  # (n,) labels: 1, which is anomalous, is not learned from; None = all are normal, or X says it
+        y: object = None,  # (n,) labels; 1 (anomalous) is not learned from; None = all are normal, or X says it
     ) -> "Detector":
         """Learn from normal images.
 

@@ -175,9 +175,9 @@ def check_fitted(
     names = (*PARAMETERS, "backbone", "random_state") if same else ("intensity", *sized)
     if change := _change(detector, names):
         name = change.partition(" ")[0]
-        kept = "the threshold is that of the fit" if same else "an update keeps that of the fit"
+        why = "the threshold is that of the fit" if same else "an update keeps that of the fit"
         before = printable(repr(detector.deciding_[name]), 80)
-        raise DataError(f"{change}, and {kept}; fit again, or set_params({name}={before})")
+        raise DataError(f"{change}, and {why}; fit again, or set_params({name}={before})")
 
 # %% ../../nbs/06_scoring/34_parameters.ipynb #8e24e05d
 def fitted_text(detector: "Detector") -> str:
