@@ -105,7 +105,8 @@ def _check_unknown(name: str, values: Any, learned: np.ndarray | None = None) ->
     if minus and (labels == 1).any() and not (labels == 0).any():
         raise DataError(
             f"{name}: holds 1 and -1 alone, as scikit-learn's outlier labels do, where 1 is an inlier; a detector "
-            f"takes 0 (normal), 1 (anomalous), -1 (unknown): give ({name} == -1).astype(int), or leave out the images of 1"
+            f"takes 0 (normal), 1 (anomalous), -1 (unknown): give ({name} == -1).astype(int), or leave out the images "
+            "of 1"
         )
     warnings.warn(
         f"{name}: {number_of(int(unknown.sum()), 'image')} of {len(labels)} of unknown label (-1, or none) are learned "
