@@ -12,6 +12,7 @@ from sklearn.exceptions import NotFittedError
 from anomaly_nb.atoms import divergence, explain, fit_roles, load_clip, planted_presences, presence_scores
 from anomaly_nb.atoms import segment_presence
 from anomaly_nb.atoms.baselines import ConceptBottleneck, MILProbe
+from anomaly_nb.atoms.pipeline import TrainingSet, select_videos
 from anomaly_nb.atoms.presence import PresenceCalibration, image_embeddings
 from anomaly_nb.atoms.roles import RoleModel
 from anomaly_nb.atoms.segments import boundary_probability, fit_delta
@@ -237,3 +238,60 @@ def test_entries_and_tables():
     assert real_tensor("x", torch.ones(2, dtype=torch.bfloat16)).dtype == torch.float32
     with pytest.raises(DataError, match="complex"):
         real_tensor("x", torch.ones(2, dtype=torch.complex64))
+
+
+def planted(n=6):
+    "Presences of two atoms in six videos, and a table of labels of two events."
+    rng = np.random.default_rng(0)
+    p = torch.from_numpy(rng.random((4 * n, 2)).astype(np.float32))
+    names = [f"v{i}" for i in range(n)]
+    return p, np.repeat(names, 4), pd.DataFrame({"fire": [0, 1] * (n // 2), "fall": [1, 0] * (n // 2)}, index=names)
+
+
+def test_events_are_called_as_their_columns():
+    p, names, table = planted()
+    fit = fit_roles(p, names, table, epochs=1, n_fits=1)
+    assert fit.events == ["fire", "fall"] and set(fit.stability()["event"]) == {"fire", "fall"}
+    assert fit_roles(p, names, table, events=["a", "b"], epochs=1, n_fits=1).events == ["a", "b"]
+    for labels in (table.to_numpy(), torch.from_numpy(table.to_numpy()), table.set_axis([0, 1], axis=1)):
+        assert fit_roles(p, names, labels, epochs=1, n_fits=1).events == ["event 0", "event 1"]
+    for model in (MILProbe(), ConceptBottleneck()):
+        with pytest.raises(DataError, match="fire"):
+            model.fit(p, names, table.assign(fire=0))
+
+
+@pytest.mark.parametrize("use", [fit_roles, MILProbe().fit], ids=["fit_roles", "MILProbe"])
+def test_a_setting_that_is_none_is_named_with_those_that_are(use):
+    with pytest.raises(DataError, match=r"^epoch=6: no setting of the training; known are epochs, freeze_bias_epochs"):
+        use(*planted(), epoch=6)
+
+
+def training_set(**parts):
+    p, names, table = planted()
+    whole = {"pbar": p, "video": names, "labels": table.to_numpy(), "frame_labels": None, "atoms": ["a", "b"]}
+    return TrainingSet(**whole | {"events": ["fire", "fall"], "mask": np.ones((2, 2), bool)} | parts)
+
+
+def test_a_training_set_takes_lists_and_tensors():
+    usual, (_, names, table) = training_set(), planted()
+    lists = training_set(video=names.tolist(), labels=table.to_numpy().tolist(), mask=[[True, True]] * 2)
+    tensors = training_set(labels=torch.from_numpy(table.to_numpy()), frame_labels=torch.zeros(24))
+    for one in (lists, tensors):
+        assert one.video.tolist() == one.clip.tolist() == usual.video.tolist()
+        assert np.array_equal(one.labels, usual.labels)
+    assert select_videos(lists, ["v1"]).labels.tolist() == [[1, 0]]
+
+
+MISFITS = {
+    "labels": {"labels": np.zeros((5, 2), int)},
+    "pbar": {"pbar": torch.zeros(23, 2)},
+    "mask": {"mask": np.ones((3, 2), bool)},
+    "clip": {"clip": ["c"] * 5},
+    "frame_labels": {"frame_labels": [0] * 6},
+}
+
+
+@pytest.mark.parametrize("part", MISFITS)
+def test_parts_of_a_training_set_fit_together(part):
+    with pytest.raises(DataError, match=rf"^{part}: of shape \(.*there are 24 frames of .*2 atoms and 2 events; give"):
+        training_set(**MISFITS[part])

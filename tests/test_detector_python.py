@@ -1,5 +1,7 @@
 """A detector used from Python: tables, labels and arrays of one's own, parameters, and what is said of each."""
 
+import itertools
+import re
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,9 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.neighbors import LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
 
@@ -30,6 +35,7 @@ from anomaly_nb.features import FeatureSet
 from anomaly_nb.scoring import Detector, heatmaps, image_scores, overlay
 from anomaly_nb.scoring.decisions import decision_table
 from anomaly_nb.scoring.evaluation import class_rate, image_metrics
+from anomaly_nb.scoring.preparation import Preparation, near_duplicates
 from anomaly_nb.scoring.thresholds import Threshold
 from anomaly_nb.scoring.view import ImageView
 from tests.commands import fails, run
@@ -183,7 +189,38 @@ def test_features_of_another_network_are_refused(fitted, files):
         fitted.score(Detector(backbone="filters", image_size=64).features(files))
 
 
-@pytest.mark.parametrize("changed", [{"aggregation": "mean"}, {"rerank": (2,)}, {"object_threshold": 5.0}])
+CHANGED = {
+    "aggregation": "mean",
+    "rerank": (2,),
+    "object_threshold": 5.0,
+    "recipe": "knn-euclidean",
+    "threshold": "quantile:0.8",
+    "k": 3,
+    "coreset": 0.5,
+    "similar": 2,
+    "angles": (0, 90),
+    "bank": KNNBank(k=2),
+    "preparation": Preparation(standardise=True),
+    "groups": "parent",
+    "intensity": "full",
+    "image_size": 64,
+    "resize": "short",
+    "tile": 16,
+    "overlap": 8,
+    "region": "0,0,20,20",
+    "budget_ms": 100.0,
+    "budget_mb": 5,
+    "prompts": "nut",
+    "random_state": 1,
+    "backbone": "filters?levels=2",
+}
+
+
+def test_every_parameter_but_what_acts_later_is_that_of_the_fit():
+    assert set(CHANGED) | {"sigma", "weights"} == set(Detector().get_params(deep=False))
+
+
+@pytest.mark.parametrize("changed", [{name: value} for name, value in CHANGED.items()], ids=CHANGED)
 def test_what_the_threshold_rests_on_stays_that_of_the_fit(fitted, files, tmp_path, changed):
     detector = clone_of(fitted).set_params(**changed)
     loaded = Detector.load(fitted.save(tmp_path / "one")).set_params(**changed)
@@ -198,10 +235,43 @@ def test_what_the_threshold_rests_on_stays_that_of_the_fit(fitted, files, tmp_pa
         ):
             with pytest.raises(DataError, match=f"{next(iter(changed))} was .* in the fit and is .* now.*fit again"):
                 use(files)
-    if "rerank" not in changed:
-        assert detector.fit(files[:12]).score(files).shape == (16,)  # another fit
-    again = clone_of(fitted).set_params(threshold="quantile:0.8", sigma=2.0, coreset=0.5)  # matters in a fit alone
+        one.set_params(**{name: fitted.get_params()[name] for name in changed})
+        assert np.array_equal(one.score(files), fitted.score(files))
+    if changed.keys() & {"aggregation", "threshold", "k", "coreset", "bank", "angles", "intensity"}:
+        assert detector.set_params(**changed).fit(files[:12]).score(files).shape == (16,)  # another fit
+
+
+def test_the_same_parameter_and_what_acts_later_are_no_change(fitted, files, tmp_path):
+    same = {"angles": [0], "groups": None, "region": None, "prompts": None, "k": np.int64(0), "backbone": "filters"}
+    again = clone_of(fitted).set_params(**same, sigma=2.0)
     assert np.array_equal(again.score(files), fitted.score(files))
+    assert Detector.load(again.save(tmp_path / "d")).region is None
+    assert len(Detector().fit(own()).set_params(weights="moved.pt").score(own())) == 12
+    own_bank = Detector(**SMALL, bank=KNNBank(k=2), coreset=1.0).fit(files[:12])
+    own_bank.set_params(bank=KNNBank(k=2)).score(files)
+    with pytest.raises(DataError, match=r"bank was KNNBank\(k=2\) in the fit and is KNNBank\(\) now"):
+        own_bank.set_params(bank__k=1).score(files)
+    with pytest.raises(DataError, match=r"coreset was 1.0 in the fit and is 1 now"):
+        own_bank.set_params(bank__k=2, coreset=1).score(files)
+
+
+def test_an_update_takes_the_present_parameters_but_for_those_it_keeps(files):
+    detector = Detector(**SMALL).fit(files[:10]).set_params(threshold="conformal:0.2")
+    assert detector.update(files[10:12]).threshold_.method == "conformal"
+    detector.score(files)
+    with pytest.raises(DataError, match=r"^intensity was 'auto' in the fit and is 'full' now, and an update keeps"):
+        detector.set_params(intensity="full").update(files[12:13])
+    sized = Detector(**SMALL, budget_mb=5.0).fit(files[:10]).set_params(budget_mb=1.0)
+    with pytest.raises(DataError, match=r"^budget_mb was 5.0 in the fit and is 1.0 now, and an update keeps"):
+        sized.update(files[10:12])
+
+
+def test_features_may_be_joined_by_the_network_they_came_from(fitted, files):
+    f = Detector(backbone="filters", image_size=48).features(files[:12])
+    detector = Detector().fit(f).set_params(image_size=48)
+    assert len(detector.score(files)) == 16
+    with pytest.raises(DataError, match="image_size was 0 in the fit and is 64 now"):
+        detector.set_params(image_size=64).score(files)
 
 
 def test_a_column_of_groups_counts_in_a_csv_as_in_a_table(files, tmp_path):
@@ -346,6 +416,45 @@ def test_a_wrong_parameter_is_named_in_one_line(name):
 def test_others_parts_are_refused(wrong):
     with pytest.raises(DataError, match="give "):
         Detector(**wrong).fit(own().patches)
+
+
+OUTLIERS = {  # scikit-learn's labels: 1 is an inlier, -1 an outlier
+    "numbers": lambda y: y,
+    "floats": lambda y: y.astype(float),
+    "text": lambda y: y.astype(str).tolist(),
+    "series": lambda y: pd.Series(y, index=range(7, 7 + len(y))),
+    "tensor": torch.tensor,
+}
+
+
+@pytest.mark.parametrize("form", OUTLIERS)
+def test_labels_of_outlier_detectors_are_refused(form, files):
+    x = own(16).patches
+    y = OUTLIERS[form](np.repeat([1, -1], [12, 4]))
+    for some in (x, files, pd.DataFrame({"image_path": files}), own(16)):
+        with pytest.raises(DataError, match=r"^y: holds 1 and -1 alone.*give \(y == -1\).astype\(int\)"):
+            Detector(**SMALL).fit(some, y)
+    if form != "tensor":
+        with pytest.raises(DataError, match=r"^label: holds 1 and -1 alone"):
+            Detector(**SMALL).fit(pd.DataFrame({"image_path": files, "label": np.asarray(y)}))
+    as_here = (np.asarray(y).astype(float) == -1).astype(int)
+    assert Detector(**SMALL).fit(x, as_here).paths_ == [""] * 12
+
+
+@pytest.mark.parametrize("y", [[0] * 9 + [-1] * 3, [-1] * 12, [0] * 8 + [1] + [None] * 3])
+def test_images_of_unknown_label_are_learned_from_and_said(y):
+    unknown = sum(label in (-1, None) for label in y)
+    with pytest.warns(Notice, match=f"^y: {unknown} images of 12 of unknown label .* are learned from"):
+        assert len(Detector(**SMALL).fit(own().patches, y).paths_) == 12 - y.count(1)
+
+
+def test_a_table_without_any_label_is_as_a_list(files):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        Detector(**SMALL).fit(pd.DataFrame({"image_path": files[:12], "label": -1}))
+        Detector(**SMALL).fit(pd.DataFrame({"image_path": files, "label": [0] * 12 + [1] * 4}))
+    with pytest.warns(Notice, match="^label: 2 images of 16 of unknown label"):
+        Detector(**SMALL).fit(pd.DataFrame({"image_path": files, "label": [0] * 10 + [-1] * 2 + [1] * 4}))
 
 
 def test_numpys_numbers_are_parameters(files):
@@ -521,3 +630,85 @@ def test_what_is_shown_is_short_and_names_the_threshold(files, fitted):
     table = pd.DataFrame({"image_path": files, "label": LABELS["numbers"]})
     assert "12 labelled normal, 4 labelled anomalous" in repr(fitted.evaluate(table))
     assert all(a == b for a, b in pairwise([repr(clone(fitted)), repr(Detector(**SMALL))]))
+
+
+class DoubleBank(Bank):
+    "Distance to the mean patch, in floats of 64 bits, the type of NumPy."
+
+    def fit(self, patches, patch_hw, cls=None):
+        self.mean_, self.patch_hw_ = np.asarray(patches, np.float64).mean(axis=(0, 1)), tuple(patch_hw)
+        return self
+
+    def score(self, patches, cls=None):
+        return np.linalg.norm(np.asarray(patches, np.float64) - self.mean_, axis=2)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"aggregation": "mean"}, {"rerank": (2,)}, {"object_threshold": 0.1}, {"tile": 20, "overlap": 4}]
+)
+def test_scores_have_32_bits_whatever_the_banks_have(files, more):
+    detector = Detector(**SMALL, bank=DoubleBank(), **more).fit(files[:12])
+    scores, result = detector.score(files), detector.evaluate(files)
+    assert {a.dtype for a in (scores, detector.held_out_, detector.held_out_patches_)} == {np.dtype("f4")}
+    assert result.scores.dtype == np.float32 and np.array_equal(result.scores, scores)
+    assert detector.bank_.score(np.zeros((1, 4, detector.preparation_.dimensions_))).dtype == np.float64
+    if not more:
+        assert detector.score_patches(files).dtype == np.float32
+
+
+def test_the_decision_function_is_the_distance_from_the_threshold(fitted, files):
+    margins = fitted.decision_function(files)
+    assert margins.dtype == np.float32 and margins.shape == (16,)
+    assert np.array_equal(margins >= 0, fitted.predict(files) == 1) and (margins[12:] > 0).all()
+    assert np.allclose(margins, fitted.score(files) - fitted.threshold_.value)
+    at = clone_of(fitted)
+    for value, anomalous in (
+        (float(fitted.score(files[:1])[0]), True),
+        (np.nextafter(fitted.score(files[:1])[0], 1), False),
+    ):
+        at.threshold_ = Threshold(float(value), "quantile", "normal images", 12)
+        assert (at.decision_function(files[:1])[0] >= 0) == anomalous == bool(at.predict(files[:1])[0])
+    with pytest.raises(NotFittedError):
+        Detector().decision_function(files)
+    with pytest.raises(DataError, match="has no threshold"):
+        Detector(**SMALL).fit(files[:1]).decision_function(files)
+
+
+def test_the_tools_of_scikit_learn_choose_by_labels(files):
+    y = [0] * 12 + [1] * 4  # sorted, as folders give them: every part has both
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # folds are small
+        search = GridSearchCV(Detector(**SMALL), {"k": [1, 2]}, scoring="roc_auc", cv=3).fit(files, y)
+        margins = cross_val_predict(Detector(**SMALL), files, y, cv=3, method="decision_function")
+    assert (search.cv_results_["mean_test_score"] == 1).all() and search.classes_.tolist() == [0, 1]
+    assert margins[12:].min() > margins[:12].max()
+    assert roc_auc_score(y, search.decision_function(files)) == 1
+    piped = make_pipeline(Detector(**SMALL)).fit(files, y)
+    assert np.array_equal(piped.decision_function(files), Detector(**SMALL).fit(files, y).decision_function(files))
+
+
+SCALED = [*itertools.product(["knn", "knn-euclidean", "mahalanobis", "subspace"], [1e18, 1e30, 1e40, 1e300, np.inf])]
+
+
+@pytest.mark.parametrize(("recipe", "scale"), SCALED)
+def test_large_features_are_taken_or_refused_in_one_sentence(recipe, scale):
+    x = np.abs(own().patches.astype(np.float64)) + 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        for preparation in (None, Preparation(standardise=True), Preparation(whiten=0.1)):
+            try:
+                detector = Detector(recipe, preparation=preparation).fit(x * scale)
+            except DataError as error:
+                assert "\n" not in str(error)
+                assert scale < 1e38 or re.match("patches: (values up to .* more than float32 holds|.*infinite)", str(error))
+            else:
+                assert scale < 1e38 and np.ptp(detector.held_out_) > 0  # not all alike, by a spread without end
+        usual = Detector(recipe).fit(x)
+        with pytest.raises(DataError, match=r"^patches: "):
+            usual.score(x * 1e40)
+
+
+def test_near_duplicates_are_the_same_at_every_scale():
+    x = own(20).patches.reshape(20, -1)
+    x[7] = x[3] + 0.01
+    assert near_duplicates(x) == near_duplicates(x * np.float32(2.0**100)) == [(3, 7)]

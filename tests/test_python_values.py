@@ -445,6 +445,31 @@ def test_a_loaded_scorer_scores_as_the_one_that_was_saved(tmp_path):
         VideoScorer.load(tmp_path, tmp_path / "config.yml")
 
 
+WRONG_SETTINGS = {
+    "sigma": (np.nan, -1, np.inf, None, "3"),
+    "track_sigma": (np.nan, -1, None),
+    "weights": ({"deep": np.nan}, {"deep": np.inf}, {"deep": -1.0}, {"deep": "1"}, ["deep"], {"depp": 1.0}),
+    "k": (0, 1.5, np.nan, None),
+    "metric": ("L2", None),
+    "n_components": (0, 1.5, None),
+    "percentiles": ({"deep": (0, 101)}, {"deep": (np.nan, 99)}, {"deep": 5}),
+    "random_state": (-1, None),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, v) for name, values in WRONG_SETTINGS.items() for v in values])
+def test_a_wrong_setting_of_a_scorer_is_named(name, value):
+    train = {m: objects(m) for m in ("deep", "velocity")}
+    with pytest.raises(DataError, match=name.partition("_")[0]):
+        VideoScorer(**{name: value}).fit(train).score(train)
+    if "sigma" in name:  # also where it was changed after the fit
+        scorer = VideoScorer().fit(train)
+        setattr(scorer, name, value)
+        if value is not None or name == "sigma":
+            with pytest.raises(DataError, match=name):
+                scorer.score(train)
+
+
 def test_a_scorer_says_what_it_holds():
     scorer = VideoScorer(sigma=2)
     assert repr(scorer) == "VideoScorer(k=2, sqeuclidean, sigma=2: not fitted)"

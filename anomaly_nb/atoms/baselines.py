@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..core.errors import DataError
 from .frames import video_ranges
-from .roles import VideoTraining, train_on_videos
-from .union import check_labels, check_presences
+from .roles import train_on_videos, video_training
+from .union import check_labels, check_presences, event_names
 
 # %% ../../nbs/09_atoms/09_baselines.ipynb #2edf2c37
 class MILProbe(nn.Module):
@@ -44,7 +44,7 @@ class MILProbe(nn.Module):
         p = check_presences(p).double()
         names, bounds = video_ranges(video)
         n_events = np.asarray(labels).shape[-1]
-        y = check_labels(labels, names, events or [f"event {e}" for e in range(n_events)])
+        y = check_labels(labels, names, event_names(labels, events))
         self.mean_, self.std_ = p.mean(0), p.std(0).clamp(min=1e-6)
         self.weight = nn.Parameter(torch.zeros(p.shape[1], n_events, dtype=torch.double))
         self.bias = nn.Parameter(torch.zeros(n_events, dtype=torch.double))
@@ -54,7 +54,7 @@ class MILProbe(nn.Module):
             np.diff(bounds).tolist(),
             y,
             lambda z, n: -nn.functional.softplus(self._pool(z, n)),  # log(1 - S) of a logit
-            settings=VideoTraining(**{"freeze_bias_epochs": 0, "sparsity": self.sparsity} | training),
+            settings=video_training(**{"freeze_bias_epochs": 0, "sparsity": self.sparsity} | training),
             random_state=self.random_state,
         )
         return self
@@ -107,7 +107,7 @@ class ConceptBottleneck:
 
         x = self._largest(np.asarray(p, dtype=np.float64), video)
         n_events = np.asarray(labels).shape[-1]
-        events = events or [f"event {e}" for e in range(n_events)]
+        events = event_names(labels, events)
         y = check_labels(labels, video_ranges(video)[0], events).numpy().astype(int)
         self.models_ = []
         for e in range(n_events):

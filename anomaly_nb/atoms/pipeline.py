@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..core.errors import DataError, Notice, check_folder, check_number, number_of
+from ..core.errors import DataError, Notice, check_folder, check_number, number_of, real_array
 from ..core.arrays import load_tensors, save_tensors
 from anomaly_nb.core.files import (
     atomic_folder,
@@ -33,7 +33,8 @@ from ..core.plain import Record, read_json
 from ..core.runtime import provenance
 from ..core.tables import read_table, write_table
 from .captions import Caption, JsonCaptions, MockCaptions
-from .frames import FrameLabels, Frames, cut_clips, list_frames, read_events, read_labels, video_labels, video_ranges
+from .frames import FrameLabels, Frames, cut_clips, list_frames, read_events, read_labels
+from .frames import video_entries, video_labels, video_ranges
 from .ontology import Ontology, load_ontology, with_column
 from .presence import PresenceSettings, measure_presence
 from .roles import RoleFit, check_fitting, fit_roles
@@ -214,7 +215,7 @@ def load_run(run_dir: str | Path) -> AtomsRun:
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #ee059aa1
 @dataclass(frozen=True)
 class TrainingSet:
-    "Runs of a manifest put together."
+    "Runs of a manifest put together. Raises `DataError` for parts that do not fit together."
 
     pbar: Tensor  # (T, C)
     video: np.ndarray  # (T,) unique over runs
@@ -226,8 +227,23 @@ class TrainingSet:
     clip: np.ndarray = field(default_factory=lambda: np.empty(0, str))  # (T,) unique over runs; none = videos not cut
 
     def __post_init__(self) -> None:
-        if not len(self.clip):
-            object.__setattr__(self, "clip", self.video)
+        video = video_entries(self.video)
+        clip = video_entries(self.clip) if len(self.clip) else video
+        parts: dict[str, Any] = {"video": video, "clip": clip, "pbar": self.pbar}
+        parts |= {name: real_array(name, getattr(self, name)) for name in ("labels", "mask")}
+        if self.frame_labels is not None:
+            parts["frame_labels"] = real_array("frame_labels", self.frame_labels)
+        frames, labelled, atoms, events = len(video), len(set(clip.tolist())), len(self.atoms), len(self.events)
+        expected = {"pbar": (frames, atoms), "clip": (frames,), "labels": (labelled, events), "mask": (atoms, events)}
+        for name, shape in (expected | {"frame_labels": (frames,)}).items():
+            if name in parts and tuple(parts[name].shape) != shape:
+                raise DataError(
+                    f"{name}: of shape {tuple(parts[name].shape)}, not {shape}: there are {number_of(frames, 'frame')} "
+                    f"of {number_of(labelled, 'video' if clip is video else 'clip')}, {number_of(atoms, 'atom')} and "
+                    f"{number_of(events, 'event')}; give one entry of each"
+                )
+        for name, value in parts.items():
+            object.__setattr__(self, name, value)
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #1c3e7f7f
 def load_manifest(

@@ -27,7 +27,7 @@ from ..core.errors import DataError, check_finite, number_of, percent, real_arra
 from ..core.files import sha256_array, write_json
 from ..core.entries import group_labels
 from ..core.plain import Record, read_json
-from ..metrics.ranking import reached
+from ..metrics.ranking import check_threshold, reached
 
 # %% ../../nbs/05_calibration/03_thresholds.ipynb #3569b40f
 def _sure(confidence: float) -> str:
@@ -46,6 +46,10 @@ class Threshold:
     oracle: bool = False  # True if labels of the test set were used
     parameters: Record = field(default_factory=dict)
     scores_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        "Raises `DataError` for a value that is no number."
+        check_threshold(self.value)
 
     def predict(
         self,
@@ -69,6 +73,7 @@ class Threshold:
             isinstance(record, dict)
             and isinstance(record.get("value"), int | float)
             and not isinstance(record["value"], bool)
+            and record["value"] == record["value"]  # NaN is not
         )
         fits = (
             number

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DataError', 'MissingFileError', 'UnsafeFileError', 'Notice', 'MissingExtraError', 'require', 'check_file',
            'check_folder', 'plural', 'number_of', 'percent', 'naming', 'of_own_code', 'check_number', 'check_whole',
-           'check_flag', 'check_random_state', 'real_array', 'check_finite', 'check_labels_and_scores']
+           'check_flag', 'check_level', 'check_random_state', 'real_array', 'check_finite', 'check_labels_and_scores']
 
 # %% ../../nbs/00_core/01_errors.ipynb #3e8262a1
 import os
@@ -211,6 +211,16 @@ def check_flag(
     "Whether a setting is True or False. Raises `DataError`."
     if not isinstance(value, bool | np.bool_) and not (type(value) is int and value in (0, 1)):
         raise DataError(f"{name}={value!r}; give True or False")
+
+
+def check_level(
+    level: float,  # of coverage
+) -> None:
+    "Whether an interval's level is a fraction between 0 and 1. Raises `DataError`."
+    number = isinstance(level, int | float | np.integer | np.floating) and not isinstance(level, bool)
+    if not (number and 0 < level < 1):
+        shown = level if number else repr(level)
+        raise DataError(f"level is {shown}; it must lie in (0, 1), for example 0.95")
 
 
 def check_random_state(

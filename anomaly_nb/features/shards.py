@@ -33,7 +33,7 @@ from ..core.runtime import progress
 from ..data.intensity import Intensity
 from .base import Backbone
 from .extract import feature_batches, index_intensity, store_as
-from .featureset import FeatureSet, read_meta
+from .featureset import FeatureSet, image_mask, read_meta
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -124,8 +124,8 @@ class ShardedFeatures:
         self,
         keep: np.ndarray | pd.Series,  # (N,) bool
     ) -> FeatureSet:
-        "The images for which `keep` holds, in memory."
-        keep = np.asarray(keep, bool)
+        "The images for which `keep` holds, in memory. Raises `DataError` as `image_mask` does."
+        keep = image_mask(keep, len(self))
         return FeatureSet(self.patches[keep], self.patch_hw, self.meta[keep], self.cls[keep], self.spec, self.intensity)
 
     def __repr__(self) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError, check_finite, check_labels_and_scores, plural, real_array
-from .ranking import ThresholdTable
+from .ranking import ThresholdTable, check_threshold
 from .score_keys import KEYS, Grid, order_code, quantisation_bounds
 
 # %% ../../nbs/01_metrics/02_histogram.ipynb #a1c3e122
@@ -186,8 +186,8 @@ class ScoreHistogram:
         self,
         threshold: float,  # samples with score >= threshold are called anomalous
     ) -> dict[str, float]:  # tp, fp, tpr (recall), fpr, precision (NaN where nothing is flagged), f1
-        "Counts and rates at any threshold, exact for the stored scores. Raises `DataError` on one class."
-        table = self.table()
+        "Counts and rates at any threshold, exact for the stored scores. Raises `DataError` on one class, and for NaN."
+        table, threshold = self.table(), check_threshold(threshold)
         row = int(np.searchsorted(-table.threshold, -threshold, side="right")) - 1
         tp, fp = (int(table.tp[row]), int(table.fp[row])) if row >= 0 else (0, 0)
         rates = {

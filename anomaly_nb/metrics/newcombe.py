@@ -11,7 +11,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ..core.errors import DataError, check_labels_and_scores, real_array
+from ..core.errors import DataError, check_labels_and_scores, check_level, real_array
 from .ranking import roc_auc
 from .uncertainty import Interval
 
@@ -28,8 +28,7 @@ def newcombe_interval(
 
     Raises `DataError` for an AUROC or a level outside its range, or for a class without images.
     """
-    if not 0 < level < 1:
-        raise DataError(f"level is {level}; it must lie in (0, 1), for example 0.95")
+    check_level(level)
     if not 0 <= auroc <= 1 or min(positives, negatives) < 1:
         counts = f"{positives} anomalous and {negatives} normal images"
         raise DataError(f"auroc={auroc}, {counts}; it needs both, and [0, 1]")
@@ -74,8 +73,7 @@ def delong_interval(
 
     Raises as `roc_auc` does, and `DataError` for a level outside (0, 1).
     """
-    if not 0 < level < 1:
-        raise DataError(f"level is {level}; it must lie in (0, 1), for example 0.95")
+    check_level(level)
     labels, scores = check_labels_and_scores(real_array("y_true", y_true), real_array("y_score", y_score))
     value, positive, negative = roc_auc(labels, scores), np.sort(scores[labels]), np.sort(scores[~labels])
     variance = 0.0

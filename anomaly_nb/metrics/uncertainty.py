@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..core.errors import DataError, check_random_state, number_of
+from ..core.errors import DataError, check_level, check_random_state, number_of
 from ..core.entries import by_place, one_number
 from .histogram import ScoreHistogram
 from .ranking import check_fpr_limit, check_tpr
@@ -39,8 +39,7 @@ def interval_of(
 
     Raises `DataError` on a level outside (0, 1), or no values.
     """
-    if not 0 < level < 1:
-        raise DataError(f"level is {level}; it must lie in (0, 1), for example 0.95")
+    check_level(level)
     if not len(resampled):
         raise DataError("resampled is empty; an interval needs the metric on resampled images")
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
@@ -266,8 +265,7 @@ def clustered_interval(
     from scipy.special import expit, logit
     from scipy.stats import t as student
 
-    if not 0 < level < 1:
-        raise DataError(f"level is {level}; it must lie in (0, 1), for example 0.95")
+    check_level(level)
     finite = jackknife[np.isfinite(jackknife)]
     resampled = resampled[np.isfinite(resampled)]
     if len(finite) < 2 or len(resampled) < 2:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ..banks import Bank
 from ..core.errors import DataError
+from .thresholds import threshold_rule
 
 # %% ../../nbs/06_scoring/31_compatible.ipynb #0cf42e7f
 def check_decision(
@@ -17,9 +18,10 @@ def check_decision(
     threshold: str,  # of `choose_threshold`
     aggregation: str,  # patches to image
 ) -> None:
-    "Raise `DataError` for a threshold that needs labels, or an aggregation that the bank does not have."
+    "Raise `DataError` for a threshold that needs labels or is none, or an aggregation that the bank does not have."
     if threshold.partition(":")[0] not in ("quantile", "conformal"):
         raise DataError(f"threshold={threshold!r}; a detector sees no labels, use 'quantile:<q>' or 'conformal:<rate>'")
+    threshold_rule(threshold)
     if aggregation == "words" and not bank.uses_words:
         raise DataError(
             f"aggregation='words': a {type(bank).__name__} compares with none; use recipe='winclip', or another "

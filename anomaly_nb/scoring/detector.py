@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, ClassifierMixin
 
 from ..banks import Bank
 from ..banks.checked import bank_scores
@@ -43,7 +43,7 @@ from anomaly_nb.scoring.stream import (
 from .thresholds import Threshold, oracle_threshold
 
 # %% ../../nbs/06_scoring/08_detector.ipynb #bf1ccb4d
-class Detector(BaseEstimator):
+class Detector(ClassifierMixin, BaseEstimator):
     "From images to scores, decisions and explanations. A fitted one has the attributes of `Fitted`."
 
     def __init__(
@@ -112,7 +112,7 @@ class Detector(BaseEstimator):
         "The backbone, made once. Raises as `detector_network` does."
         parts, (_, weights) = self.parts(), self.chosen_backbone()
         size = self.image_size or (0 if self.tile else parts.image_size)  # a tile is an input at its own resolution
-        key = (parts.backbone, weights, size, self.resize, self.tile, self.overlap, str(self.region))
+        key = (parts.backbone, weights, size, self.resize, self.tile, self.overlap, str(self.region or ""))
         if vars(self).get("_made", (None,))[0] != key:
             self._made = (key, detector_network(*key))
         return self._made[1]
@@ -138,7 +138,7 @@ class Detector(BaseEstimator):
     def fit(
         self,
         X: ImageSource,  # files, index or features of normal images
-        y: object = None,  # (n,) labels of files or of an array: 0 is learned from; None = all are normal, or X says it
+        y: object = None,  # (n,) labels; 1 (anomalous) is not learned from; None = all are normal, or X says it
     ) -> "Detector":
         """Learn from normal images.
 
@@ -234,6 +234,21 @@ class Detector(BaseEstimator):
         if self.threshold_ is None:
             raise DataError("fitted on one image, the detector has no threshold; add normal images, or use score")
         return self.threshold_
+
+    def decision_function(self, X: ImageSource) -> np.ndarray:
+        """Scores less the threshold, (n,) float32: from 0 on anomalous, exactly where `predict` gives 1.
+
+        Raises `NotFittedError`, `DataError`.
+        """
+        difference = self.score(X).astype(np.float64) - self.decision_threshold().value
+        margins = difference.astype(np.float32)
+        margins[(margins == 0) & (difference < 0)] = np.nextafter(np.float32(0), np.float32(-1))
+        return margins
+
+    @property
+    def classes_(self) -> np.ndarray:
+        "What `predict` gives, as scikit-learn asks: 0 normal, 1 anomalous."
+        return np.array([0, 1])
 
     def predict(self, X: ImageSource) -> np.ndarray:
         "1 for anomalous, 0 for normal. Raises `NotFittedError`, `DataError`."

@@ -43,7 +43,7 @@ from ..features.featureset import FEATURE_FILES, FeatureSet
 from ..features.geometry import read_region
 from .fitted import Fitted
 from .layout import Layout
-from .parameters import deciding
+from .parameters import remembered
 from .preparation import Preparation, check_saved_preparation
 from .thresholds import Threshold
 
@@ -142,7 +142,7 @@ def _write_files(detector: "Detector", folder: Path) -> None:
         detector.threshold_.save(folder / "threshold.json")
     if detector.region and "region" in detector.spec_ and "sha256:" in detector.spec_["region"]:
         _copy_region(detector, folder / "region")
-    if Path(detector.prompts).is_file():
+    if detector.prompts and Path(detector.prompts).is_file():
         with atomic_write(folder / "prompts" / Path(detector.prompts).name) as f:
             f.write(Path(detector.prompts).read_bytes())
     params["backbone"], weights = detector.chosen_backbone()
@@ -345,7 +345,7 @@ def _state_of(
         held_out_=held_out,
         held_out_patches_=arrays.get("held_out_patches_", np.empty((0, patch_hw[0] * patch_hw[1]), held_out.dtype)),
         threshold_=Threshold.load(folder / "threshold.json") if (folder / "threshold.json").exists() else None,
-        deciding_=deciding(detector),
+        deciding_=remembered(detector),
         groups_=manifest.get("groups", []),
         notes_=list(manifest.get("notes", [])),
         choice_=manifest.get("choice", {}),

@@ -45,7 +45,7 @@ class Fitted:
     held_out_: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))  # (M,) scores of normal images
     held_out_patches_: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))  # (M, P)
     threshold_: Threshold | None = None  # None after one image
-    deciding_: Record = field(default_factory=dict)  # of `deciding`: the parameters that the threshold rests on
+    deciding_: Record = field(default_factory=dict)  # of `remembered`: the parameters that the fit rests on
     groups_: list[str] = field(default_factory=list)  # of each image; [] = each counts alone
     alike_: list[tuple[str, str]] = field(default_factory=list)  # images that may show one part
     notes_: list[str] = field(default_factory=list)  # what a reader of the promise should know

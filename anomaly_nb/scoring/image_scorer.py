@@ -49,7 +49,8 @@ class ImageScorer:
         scores: np.ndarray,  # (n, P)
         f: FeatureSet,  # of these images
     ) -> np.ndarray:  # (n, P)
-        "Patch scores, zero off the object, the lowest where a cell does not count."
+        "Patch scores, zero off the object, the lowest where a cell does not count; float32 of any bank."
+        scores = np.asarray(scores, np.float32)
         if self.object_threshold is not None:
             first = f.patches[:, : scores.shape[1]]  # of a rotated image, as it is
             scores = scores * np.stack([foreground(p, self.patch_hw, self.object_threshold) for p in first])
@@ -66,7 +67,8 @@ class ImageScorer:
     ) -> np.ndarray:  # (n,)
         "Image scores where all cells count, each without a look at the others. Raises as `bank_image_scores` does."
         x = self.preparation.transform(f.patches) if f is not None and self.aggregation == "words" else None
-        return bank_image_scores(self.bank, self.aggregation, patch_scores, cls, training, x)
+        scores = bank_image_scores(self.bank, self.aggregation, patch_scores, cls, training, x)
+        return np.asarray(scores, np.float32)
 
     def alone(
         self,

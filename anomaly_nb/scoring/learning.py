@@ -39,8 +39,8 @@ from .fusion import FEWEST, FusionBank, choose_weights
 from .image_scorer import image_scorer
 from .inputs import any_normal, training_rule, training_table
 from .layout import Cells, Layout
-from .parameters import check_parameters, deciding
-from .preparation import ImageSource, Preparation
+from .parameters import check_parameters, remembered
+from .preparation import ImageSource, Preparation, check_float32
 from .sources import as_source
 from .stream import TrainingCells, image_batches, part_batches, training_cells
 from .suspects import said_of_suspects, said_of_zeros
@@ -194,7 +194,7 @@ def learn(
     bank, X = detector.parts().bank, as_source(X)
     check_decision(bank, detector.threshold, detector.image_aggregation)
     fitted = _learn(detector, bank, X, budget)
-    fitted.deciding_ = deciding(detector)
+    fitted.deciding_ = remembered(detector)
     return fitted
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #e6950c54
@@ -330,7 +330,7 @@ def _learn_grid(detector: "Detector", bank: Bank, f: FeatureSet, budget: Record 
     patch_hw = f.patch_hw if not f.spec else (f.patch_hw[0] // len(detector.angles), f.patch_hw[1])
     n_cells = patch_hw[0] * patch_hw[1]  # of an image that is not rotated
     seen = how_seen(detector, f.spec, f.intensity, f.meta, patch_hw)
-    first = first_copies(seen.paths, f.patches)
+    first = first_copies(seen.paths, check_float32(f.patches))
     every, (distinct, copy_of) = f.meta, np.unique(first, return_inverse=True)
     f = f if len(distinct) == len(f) else f.where(np.isin(np.arange(len(f)), distinct))
     preparation = clone(detector.parts().preparation).fit(f.patches)

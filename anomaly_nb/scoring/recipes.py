@@ -27,7 +27,7 @@ from anomaly_nb.banks import (
     WordBank,
 )
 from ..banks.checked import copied_bank
-from ..core.errors import DataError, number_of
+from ..core.errors import DataError, check_finite, number_of
 from ..data.rows import normal_training
 from ..features.base import parse_name
 from .fusion import FusionBank
@@ -369,14 +369,15 @@ def fused_scores(
 ) -> np.ndarray:  # (n,)
     """Mean over methods of scores in units of their held-out normal mean.
 
-    Raises `DataError` where there are none, images differ in number, or such a mean is not above zero.
+    Raises `DataError` where there are none, images differ in number, one is NaN, or such a mean is not above zero.
     """
     if len(scores) != len(held_out) or not len(scores):
         sets = number_of(len(held_out), "set of held-out scores", "sets of held-out scores")
         raise DataError(f"{number_of(len(scores), 'method')}, {sets}; fusing needs both of each method")
     if len(sizes := {np.shape(s) for s in scores}) > 1:
         raise DataError(f"scores have shapes {sorted(sizes)}; fusing needs those of the same images from each method")
-    for i, h in enumerate(held_out):
+    for i, (s, h) in enumerate(zip(scores, held_out)):
+        check_finite(f"scores[{i}]", s)
         if not np.size(h) or not np.mean(h) > 0:
             what = f"has the mean {np.mean(h):g}" if np.size(h) else "is empty"
             raise DataError(

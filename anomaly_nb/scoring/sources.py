@@ -7,6 +7,7 @@ __all__ = ['TAKEN', 'said_of_source', 'as_source', 'with_labels', 'image_files',
 
 # %% ../../nbs/06_scoring/33_sources.ipynb #cf17da9b
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core.errors import DataError, number_of, real_array
-from ..data.rows import as_labels, image_rows
+from ..core.errors import DataError, Notice, number_of, real_array
+from ..data.rows import as_labels, image_rows, normal_training
 from ..features import FeatureSet
 from ..features.shards import ShardedFeatures
 
@@ -89,20 +90,52 @@ def as_source(
     raise DataError(f"X: {said_of_source(X)} (expected {TAKEN})")
 
 # %% ../../nbs/06_scoring/33_sources.ipynb #f34c16cf
+def _check_unknown(name: str, values: Any, learned: np.ndarray | None = None) -> None:
+    """Say how many images of unknown label are learned from.
+
+    Raises `DataError` for labels of 1 and -1 alone, which are those of scikit-learn's outlier detectors.
+    """
+    array = np.asarray(values).reshape(-1)
+    labels = as_labels(values, name)
+    learned = labels != 1 if learned is None else learned
+    unknown = learned & (labels == -1)
+    if not unknown.any():
+        return
+    minus = any(str(value).strip().startswith("-") for value in array[unknown].tolist())  # others are no label at all
+    if minus and (labels == 1).any() and not (labels == 0).any():
+        raise DataError(
+            f"{name}: holds 1 and -1 alone, as scikit-learn's outlier labels do, where 1 is an inlier; a detector "
+            f"takes 0 (normal), 1 (anomalous), -1 (unknown): give ({name} == -1).astype(int), or leave out the images "
+            "of 1"
+        )
+    warnings.warn(
+        f"{name}: {number_of(int(unknown.sum()), 'image')} of {len(labels)} of unknown label (-1, or none) are learned "
+        "from as if they were normal",
+        Notice,
+        stacklevel=4,
+    )
+
+
 def with_labels(
     X: Any,  # of `as_source`
     y: Any = None,  # (N,) labels; None = X says it, or all images are normal
 ) -> Any:  # of the same type: the images that are not labelled anomalous
-    """What is learned from where labels come beside the images.
+    """What is learned from where labels come beside the images; those of unknown label are, with a notice.
 
-    Raises `DataError` as `as_labels` does, and where no image is normal.
+    Raises `DataError` as `as_labels` does, where no image is normal, and for labels of 1 and -1 alone.
     """
     X = as_source(X)
     if y is None:
+        table = None if isinstance(X, np.ndarray | list) else X if isinstance(X, pd.DataFrame) else X.meta
+        if table is not None and "label" in table and "census" not in table.attrs:  # whose reader has said it
+            learned, labels = normal_training(table), as_labels(table["label"])
+            if (labels >= 0).any():  # without any, it is as a list
+                _check_unknown("label", table["label"], learned)
         return X
     labels = as_labels(y, "y")
     if len(labels) != len(X):
         raise DataError(f"y: {number_of(len(labels), 'label')} for {number_of(len(X), 'image')}")
+    _check_unknown("y", y)
     if not isinstance(X, np.ndarray | list):
         table = X if isinstance(X, pd.DataFrame) else X.meta
         if "label" in table:

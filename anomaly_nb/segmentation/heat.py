@@ -111,6 +111,7 @@ class HybridEnergyThresholding:
     defects removed).
     """
 
+    classes_: int  # of the logits of `fit`; not there where the statistics were collected elsewhere
     gaussian_: PixelMahalanobis | None  # class means and tied covariance; None where there is no feature layer
 
     def __init__(
@@ -154,7 +155,8 @@ class HybridEnergyThresholding:
         self.set_gaussian(PixelMahalanobis().fit_moments(cells) if cells.count.size else None)
         for logits, features, labels, *extent in batches:
             terms.add(self.raw(logits, features, *extent), class_labels(labels) != 255)
-        return self.set_scale(terms)
+        self.set_scale(terms).classes_ = logits.shape[1]
+        return self
 
     def set_gaussian(self, gaussian: PixelMahalanobis | None) -> Self:
         "Take the class statistics of the feature layer; None where the network has none."
@@ -176,6 +178,7 @@ class HybridEnergyThresholding:
             if n not in ("entropy", "variance")
         }
         self.reference_ = {n: max(mean[n], 1e-12) for n in ("entropy", "variance")}
+        vars(self).pop("classes_", None)  # of `fit`, which knows them
         return self.reset()
 
     def reset(self) -> Self:
@@ -238,7 +241,16 @@ class HybridEnergyThresholding:
         "Standardized terms and weights: what the score is made of. Raises `NotFittedError`, `DataError`."
         if not hasattr(self, "scale_"):
             raise NotFittedError("fit HybridEnergyThresholding on training images first")
+        self._check_classes(logits)
         return self.weighted(self.raw(logits, features, extent))
+
+    def _check_classes(self, logits: torch.Tensor) -> None:
+        "Raise `DataError` for logits of another number of classes than those of `fit`, where that is stored."
+        classes = getattr(self, "classes_", None)
+        if classes is not None and check_logits(logits).shape[1] != classes:
+            raise DataError(
+                f"logits have {logits.shape[1]} classes, HEAT was fitted on {classes}; fit it with the same network"
+            )
 
     def score(
         self,
@@ -250,6 +262,7 @@ class HybridEnergyThresholding:
 
         Raises `NotFittedError`, `DataError`.
         """
+        self._check_classes(logits)
         if getattr(self, "fallback_", False):
             return energy(logits, self.temperature)
         if self.adapt is not None:

@@ -17,7 +17,7 @@ from sklearn.exceptions import NotFittedError
 from torch.nn import functional as F
 
 from ..core.entries import real_tensor
-from ..core.errors import DataError
+from ..core.errors import DataError, check_number
 
 # %% ../../nbs/07_segmentation/01_scores.ipynb #49a07b22
 def check_tensor(
@@ -54,6 +54,7 @@ def check_logits(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor
     check_tensor("logits", logits)
     if logits.ndim != 4 or logits.shape[1] < 2:
         raise DataError(f"logits are (B, C, H, W) with at least 2 classes, not {tuple(logits.shape)}")
+    check_number("temperature", temperature)
     if not temperature > 0:
         raise DataError(f"temperature is {temperature}; it must be above 0")
     logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -130,7 +131,8 @@ def energy(
     temperature: float = 1.0,  # > 0
 ) -> torch.Tensor:  # (B, H, W), higher = anomalous
     "Free energy, -T logsumexp(z / T) (Liu et al. 2020). Raises `DataError`."
-    return -temperature * torch.logsumexp(check_logits(logits, temperature) / temperature, 1)
+    logits = check_logits(logits, temperature)
+    return -temperature * torch.logsumexp(logits / temperature, 1)
 
 # %% ../../nbs/07_segmentation/01_scores.ipynb #3bff2fee
 def _merge_moments(a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -210,8 +212,14 @@ class StandardizedMaxLogit:
         Raises `DataError` where there is no valid pixel, or a mask of another shape.
         """
         moments: GroupMoments | None = None
-        for logits, valid in batches:
-            moments = max_logit_moments(moments, logits, valid)
+        for batch in batches:
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                many = f"{len(batch)} parts" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+                raise DataError(
+                    f"batches: holds {many}; give pairs of logits and a mask of valid pixels, or None: of the batches "
+                    "of HybridEnergyThresholding (logits, labels != 255)"
+                )
+            moments = max_logit_moments(moments, *batch)
         return self.fit_moments(moments or GroupMoments(0))
 
     def fit_moments(

@@ -19,7 +19,7 @@ from ..calibration.leave_one_out import kth_neighbour_distances, leave_one_group
 from ..calibration.ranges import score_range
 from ..calibration.video_config import read_calibration, write_calibration
 from ..core.arrays import load_array, save_array
-from ..core.errors import DataError, check_file, number_of
+from ..core.errors import DataError, check_file, check_number, number_of
 from ..core.files import sha256_array, write_json
 from ..core.order import natural_key
 from ..core.plain import Record, read_json_as
@@ -36,7 +36,11 @@ def modality_weights(
     modalities: Iterable[str],
     weights: Mapping[str, float] | None = None,  # those that are not in it have none; None = 1 for each
 ) -> dict[str, float]:
-    "The weight of each modality that has one."
+    "The weight of each modality that has one. Raises `DataError` for what is no finite number."
+    if not isinstance(weights, Mapping | None):
+        raise DataError(f"weights: a {type(weights).__name__}; give modality -> weight, such as {{'deep': 1.0}}")
+    for modality, weight in (weights or {}).items():
+        check_number(f"weights: that of {modality}", weight)
     all_weights = {m: 1.0 if weights is None else float(weights.get(m, 0.0)) for m in modalities}
     return {m: w for m, w in all_weights.items() if w}
 
@@ -47,9 +51,10 @@ def frame_scores(
     weights: Mapping[str, float] | None = None,  # per modality; None = equal
     sigma: float = 3.0,  # of the Gaussian over time, frames; 0 = none
 ) -> pd.DataFrame:  # video, frame, one column per modality, combined
-    "Frame scores per modality and combined. Raises `DataError` for bad weights or a frame that is not in `frames`."
+    "Frame scores per modality and combined. Raises `DataError` for a bad weight or sigma, or a frame not in `frames`."
     from scipy.ndimage import gaussian_filter1d
 
+    check_number("sigma", sigma, 0)
     modalities = list(objects.attrs.get("modalities", objects["modality"].unique()))
     used = modality_weights(modalities, weights)
     if not used or min(used.values()) < 0 or set(weights or ()) - set(MODALITIES):
@@ -185,6 +190,9 @@ class VideoScorer:
         modality has too few objects or videos.
         """
         _same_frames(features)
+        check_number("sigma", self.sigma, 0)
+        check_number("track_sigma", self.track_sigma, 0)
+        modality_weights(features, self.weights)
         self.banks_: dict[str, np.ndarray] = {}
         self.calibration_scores_: dict[str, np.ndarray] = {}
         self.velocity_: VelocityModel | None = None

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..core.errors import DataError, check_finite, naming
+from ..core.errors import DataError, check_finite, check_number, naming
 
 # %% ../../nbs/08_video/21_tracks.ipynb #31d62bdd
 SIDES = ["y1", "x1", "y2", "x2"]
@@ -106,10 +106,11 @@ def smooth_tracks(
     max_gap: int = 2,  # frames that a track may miss
 ) -> pd.DataFrame:  # the same rows with another `score`, and their `track`
     """Every object's score, averaged over its track with a Gaussian of `sigma` frames; frames in which the track has no
-    box do not count.
+    box do not count. Raises `DataError` for a sigma that is no number from 0 on.
     """
     from scipy.ndimage import gaussian_filter1d
 
+    check_number("track_sigma", sigma, 0)
     track, time = track_objects(objects, frames, min_iou, max_gap)
     score = objects["score"].to_numpy(float).copy()
     smoothed = objects.assign(track=track)
