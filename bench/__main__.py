@@ -48,6 +48,8 @@ def machine() -> dict:
         "float32_gflops": round(can.float32 / 1e9),
         "bfloat16_gflops": round(can.bfloat16 / 1e9),
         "bf16": can.bf16,
+        "int8_gflops": round(can.int8 / 1e9),
+        "int8_largest": can.largest,
         "copy_gbs": round(copied() / 1e9, 1),
     }
     return about | {

@@ -81,7 +81,8 @@ def neighbours(name: str, queries: np.ndarray, bank: np.ndarray, repeat: int = 3
         index.add(bank)
         return index.search(queries, 1)
 
-    nearest(queries[:2048], bank, method="axes")  # loads kernels
+    for method in ("axes", "int8"):  # loads kernels
+        nearest(queries[:2048], bank, method=method)
     ours, theirs, (distance, _), (_, found) = by_turns(lambda: nearest(queries, bank), flat, repeat)
     expected = exact_distances(queries, bank, found)
     assert np.allclose(distance, expected, rtol=1e-5, atol=1e-7) and (distance <= expected * (1 + 1e-6)).all(), (
