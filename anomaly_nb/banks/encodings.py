@@ -207,7 +207,7 @@ class InInt8:
         usual = length <= 2 * length.median()
         self.step = max(float(some[usual].abs().amax(dim=1).quantile(quantile)) / largest, 1e-30)
         self.usual = 1.5 * float(length[usual].max())  # Q: few queries are longer
-        self.unit = self.usual / largest  # of the queries' lengths in the products
+        self.unit = max(self.usual / largest, 1e-30)  # of the queries' lengths in the products
         self.taken = 0.0  # the most that rounding took from a row, but for far ones
         self.bounded = float("inf")  # the longest query of which something is known beside far rows
         square = (self.usual / self.step) ** 2 / 2

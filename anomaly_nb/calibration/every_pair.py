@@ -172,7 +172,7 @@ def in_whole_numbers(
     "Objects in whole numbers of eight bits."
     import torch
 
-    encoding = InInt8(x, largest, quantile=1.0)
+    encoding = InInt8(x[:: -(-len(x) // 2**16)], largest, quantile=1.0)
     row = torch.zeros(len(order), encoding.width, dtype=torch.int8)
     length = torch.cat([encoding.rows(part, row[i * 512 :][: len(part)]) for i, part in enumerate(x.split(512))])
     query = row.clone()
