@@ -136,7 +136,7 @@ class CompositionBank(Bank):
         away = np.stack([self._parts(c, *other).sum(axis=1) for c, other in zip(counts, others)])
         self.units_ = np.maximum(np.sqrt(np.maximum(away, 0)).mean(axis=0), 1e-9)  # of each window
         levels = np.stack([self._levels(np.sqrt(np.maximum(a, 0)) / self.units_) for a in away])
-        # 1 or more, and less only where a unit stands at its floor: where counts are all alike it can be 0
+        # at least 1 as soon as a unit lies above its floor; where counts are all alike it would be 0
         self.level_units_ = np.maximum(levels.mean(axis=0), 1.0)
         return self
 
