@@ -57,8 +57,9 @@ def test_a_window_that_is_proposed_clips_nothing(saved, highest, proposed):
 
 
 def test_a_mask_of_one_level_above_black_is_all_foreground(saved):
-    "Half of the maximum, or 1, belongs to it."
-    assert read_mask(saved("a.jpg", np.full((16, 16), 1), quality=100)).all()
+    "From half of the maximum on, and from 1: one of zeros is empty."
+    for level in (0, 1):
+        assert (read_mask(saved("a.jpg", np.full((16, 16), level), quality=100)) == bool(level)).all()
 
 
 def test_a_mask_begins_at_its_threshold(saved):
