@@ -81,13 +81,18 @@ def test_a_coreset_begins_where_its_seed_says(seed):
 def test_held_out_coresets_are_of_the_banks_seed(monkeypatch):
     x, seeds = normal_numbers(12, 16, 4), []
     bank = KNNBank(coreset=24, random_state=7).fit(x, (4, 4))
-    for name in ("held_out_folds", "greedy_coreset"):
 
-        def noted(x, n, random_state=0, *values, call=getattr(knn, name), name=name, **more):
+    def note(name):
+        call = getattr(knn, name)
+
+        def noted(x, n, random_state=0, *values, **more):
             seeds.append((name, random_state))
             return call(x, n, random_state, *values, **more)
 
         monkeypatch.setattr(knn, name, noted)
+
+    note("held_out_folds")
+    note("greedy_coreset")
     bank.leave_one_image_out(x)
     assert set(seeds) == {("held_out_folds", 7), ("greedy_coreset", 7)}
 

@@ -82,5 +82,5 @@ def test_a_dotted_name_in_a_pickle_is_refused(tmp_path):
     "Module and name together are those of an allowed one; names with dots would reach the methods of these too."
     path = tmp_path / "features.pkl"
     path.write_bytes(b"\x80\x04\x8c\x06pandas\x8c\x12arrays.StringArray\x93.")
-    with pytest.raises(UnsafeFileError, match="names pandas.arrays.StringArray"):
+    with pytest.raises(UnsafeFileError, match=r"names pandas\.arrays\.StringArray"):
         convert_pickled(path, True)

@@ -31,9 +31,7 @@ def four_films(values, modality="deep"):
     corners = np.tile(np.float32([0, 0, 9, 9]), (len(values), 1))
     films = np.repeat(list("abcd"), len(frames))
     return {
-        modality: ObjectFeatures(
-            modality, values, corners, films, np.tile(frames, 4), {v: frames for v in "abcd"}, {}
-        )
+        modality: ObjectFeatures(modality, values, corners, films, np.tile(frames, 4), {v: frames for v in "abcd"}, {})
     }
 
 
