@@ -143,7 +143,8 @@ class CompositionBank(Bank):
         away = np.stack([self._parts(c, *other).sum(axis=1) for c, other in zip(counts, others)])
         self.units_ = np.maximum(np.sqrt(np.maximum(away, 0)).mean(axis=0), 1e-9)  # of each window
         levels = np.stack([self._levels(np.sqrt(np.maximum(a, 0)) / self.units_) for a in away])
-        self.level_units_ = levels.mean(axis=0)
+        # at least 1 as soon as a unit lies above its floor; where counts are all alike it would be 0
+        self.level_units_ = np.maximum(levels.mean(axis=0), 1.0)
         return self
 
     def _counts(self, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,141 @@
+"""The rules of reading and making images that a wrong constant, side or seed would break unseen: grey levels, masks,
+synthetic anomalies and drawn trays, on images of a few pixels.
+"""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from anomaly_nb.core.errors import DataError
+from anomaly_nb.data.intensity import fit_intensity
+from anomaly_nb.data.masks import read_ids, read_mask
+from anomaly_nb.data.shapes import draw_tray
+from anomaly_nb.data.synthetic import ANOMALY_TYPES, CONTRASTS, synthetic_anomaly
+
+
+@pytest.fixture
+def saved(tmp_path):
+    "A function that writes an image of these values, and gives its path."
+
+    def write(name, values, dtype=np.uint8, **options):
+        Image.fromarray(np.asarray(values, dtype)).save(tmp_path / name, **options)
+        return tmp_path / name
+
+    return write
+
+
+# Grey levels
+
+
+def test_an_integer_rule_has_room_for_the_highest_value(saved):
+    assert fit_intensity([saved("a.png", np.full((16, 16), 4096), np.uint16)]).text == "14 of 16 bits"  # 13 are needed
+
+
+def test_floats_may_overshoot_their_customary_range(saved):
+    "By interpolation: values up to 1.2 are not those of 0 to 255."
+    assert fit_intensity([saved("a.tif", np.linspace(0, 1.2, 256).reshape(16, 16), np.float32)]).high == 1
+
+
+def test_the_full_range_of_floats_ends_at_1(saved):
+    floats = np.linspace(0, 0.9, 256).reshape(16, 16)
+    assert fit_intensity([saved("a.tif", floats, np.float32)], "full").high == 1
+
+
+def test_each_percentile_is_taken_as_it_is_given(saved):
+    values = np.arange(256).reshape(16, 16) * 4
+    rule = fit_intensity([saved("a.png", values, np.uint16)], "percentile:1,90")
+    np.testing.assert_allclose((rule.low, rule.high), np.percentile(values, [1, 90]))
+
+
+@pytest.mark.parametrize(("highest", "proposed"), [(121_000, 130_000), (100_000, 100_000), (195_500, 200_000)])
+def test_a_window_that_is_proposed_clips_nothing(saved, highest, proposed):
+    with pytest.raises(DataError, match=f"such as window:0,{proposed}$"):
+        fit_intensity([saved("a.tif", np.linspace(0, highest, 256).reshape(16, 16), np.float32)])
+
+
+# Masks
+
+
+def test_a_mask_of_one_level_above_black_is_all_foreground(saved):
+    "From half of the maximum on, and from 1: one of zeros is empty."
+    for level in (0, 1):
+        assert (read_mask(saved("a.jpg", np.full((16, 16), level), quality=100)) == bool(level)).all()
+
+
+def test_a_mask_begins_at_its_threshold(saved):
+    assert read_mask(saved("a.png", [[99, 100, 101]]), 100).tolist() == [[False, True, True]]
+
+
+def test_whatever_is_not_quite_transparent_belongs_to_a_mask(saved):
+    rgba = np.zeros((1, 3, 4))
+    rgba[0, :, 3] = 0, 1, 255
+    assert read_mask(saved("a.png", rgba)).tolist() == [[False, True, True]]
+
+
+def test_masks_and_labels_are_brought_upright(saved):
+    rotated = Image.Exif()
+    rotated[0x0112] = 6  # a quarter to the right
+    mask, ids = np.array([[0, 0, 1], [0, 1, 1]]), np.array([[1, 2, 3], [4, 5, 6]])
+    assert np.array_equal(read_mask(saved("mask.png", mask * 255, exif=rotated)), np.rot90(mask, -1) == 1)
+    assert np.array_equal(read_ids(saved("ids.png", ids, exif=rotated)), np.rot90(ids, -1))
+
+
+# Synthetic anomalies
+
+IMAGE = np.random.default_rng(0).integers(60, 190, (64, 64, 3)).astype(np.uint8)
+
+
+def test_a_synthetic_anomaly_is_rounded_to_the_nearest_grey_level(monkeypatch):
+    monkeypatch.setitem(ANOMALY_TYPES, "speck", lambda rng, image, y, x, s: image + 9.75)
+    assert (synthetic_anomaly(IMAGE, "speck", 3)[0] == IMAGE + 10).all()
+
+
+def test_a_place_is_tried_at_the_ends_and_drawn_at_the_strength(monkeypatch):
+    strengths = []
+    monkeypatch.setitem(ANOMALY_TYPES, "speck", lambda rng, image, y, x, s: strengths.append(s) or image + 9)
+    synthetic_anomaly(IMAGE, "speck", 3)
+    assert strengths == [0, 4, 2]
+
+
+def test_each_type_of_anomaly_lies_elsewhere():
+    types = ("speck", "missing", "patch", "blur")
+    places = [np.argwhere(synthetic_anomaly(IMAGE, name, 5, 3)[1]).mean(axis=0) for name in types]
+    assert np.ptp(places, axis=0).max() > 8
+
+
+def test_a_missing_piece_is_filled_with_what_lies_around_it():
+    dark = np.full((64, 64, 3), 200, np.float32)
+    dark[28:36, 28:36] = 20
+    assert ANOMALY_TYPES["missing"](np.random.default_rng(0), dark, 32, 32, 4)[32, 32, 0] > 150
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_piece_of_another_place_is_mirrored_at_the_border(seed):
+    "Levels that rise by one a column rise or fall by one a column in the piece too, and are not all alike."
+    ramp = np.tile(np.arange(64, dtype=np.float32)[None, :, None], (64, 1, 3))
+    piece = ANOMALY_TYPES["patch"](np.random.default_rng(seed), ramp, 32, 6, 4)[32, 5:8, 0]
+    np.testing.assert_allclose(np.abs(np.diff(piece)), 1)
+
+
+def test_a_stain_is_as_strong_as_its_strength_whatever_its_colour():
+    grey = np.full((128, 128, 3), 128, np.float32)
+    most = [np.abs(ANOMALY_TYPES["stain"](np.random.default_rng(s), grey, 64, 64, 4) - 128).max() for s in range(10)]
+    assert min(most) > 0.8 * 0.8 * CONTRASTS[4]
+
+
+# Drawn trays
+
+
+@pytest.mark.parametrize("other", [{"split": "test"}, {"random_state": 1}, {"foreign": "green square"}])
+def test_trays_differ_by_split_seed_and_type(other):
+    "A tray with a foreign part is another tray, and not a good one with one part exchanged."
+    one, two = (draw_tray(**({"split": "train"} | values))[0] for values in ({}, other))
+    assert (one != two).any(axis=2).mean() > 0.5
+
+
+@pytest.mark.parametrize("number", range(10))
+def test_the_mask_of_a_foreign_part_lies_on_it(number):
+    image, mask = draw_tray("red circle", "green square", number)
+    green = image[..., 1].astype(int) - image[..., 0] > 60
+    for part, wanted in zip(np.nonzero(green), np.nonzero(mask)):
+        assert abs(part.min() + part.max() - wanted.min() - wanted.max()) <= 1
