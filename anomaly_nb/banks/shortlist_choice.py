@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .encodings import Coded, Encoding, InBf16, InInt8, OnAxes, principal_axes
-from .shortlist import COSTLY, robust_centre
+from .shortlist import COSTLY, blocks_of, robust_centre
 from ..core.device import capability, fast_bf16, int8_largest
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def centred(
     "Rows from a point near them."
     import torch
 
-    return torch.from_numpy((rows - centre).astype(np.float32))
+    return torch.from_numpy((rows - centre).astype(np.float32, copy=False))
 
 
 def sampled_reach(
@@ -42,11 +42,12 @@ def sampled_reach(
 
     every = -(-len(bank) // 20_000)
     reach, length = torch.full((len(x), k), torch.inf), x.square().sum(dim=1)[:, None]
-    for start in range(0, len(bank), 4096):
-        y = centred(bank[start : start + 4096 : every], centre)
+    size = every * max(16, min(4096, 2**20 // bank.shape[1]))  # rows at a time
+    for start in range(0, len(bank), size):
+        y = centred(bank[start : start + size : every], centre)
         squared = torch.addmm(y.square().sum(dim=1), x, y.T, alpha=-2).add_(length)
         if skip is not None:
-            for line, (first, end) in zip(squared, -(-np.clip(skip - start, 0, 4096) // every)):
+            for line, (first, end) in zip(squared, -(-np.clip(skip - start, 0, size) // every)):
                 line[first:end] = torch.inf
         reach = torch.cat([reach, squared], dim=1).topk(k, largest=False).values
     return reach[:, -1]
@@ -136,7 +137,8 @@ def work_left(
     (m, d), group = bank.shape, encoding.group
     rows = (np.linspace(0, m - group, min(256, m // group)).astype(int)[:, None] + np.arange(group)).reshape(-1)
     low, queries = (torch.zeros(n, encoding.width, dtype=encoding.dtype) for n in (len(rows), len(x)))
-    encoding.rows(centred(bank[rows], centre), low)
+    for part in blocks_of(len(rows), d):
+        encoding.rows(centred(bank[rows[part]], centre), low[part])
     coded = Coded(queries, *encoding.queries(x, queries))
     score = encoding.products(queries, low, torch.empty(len(x), len(rows), dtype=encoding.score_type))
     near = score >= encoding.lowest(coded, reach.sqrt(), float("inf"))[:, None]

@@ -138,7 +138,9 @@ def remembered(detector: "Detector") -> Record:
 
 
 def _same(a: Any, b: Any) -> bool:
-    "Whether two values of a parameter are one."
+    "Whether two values of a parameter are one; of what cannot be compared, such as a generator, whether their types are."
+    if a is b or all(isinstance(v, float) and np.isnan(v) for v in (a, b)):
+        return True
     if isinstance(a, BaseEstimator) or isinstance(b, BaseEstimator):
         if type(a) is not type(b):
             return False
@@ -146,9 +148,15 @@ def _same(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
         return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        return bool(np.array_equal(a, b))
-    return bool(a == b)
+        number = all(getattr(v, "dtype", None) is not None and v.dtype.kind in "fc" for v in (a, b))
+        return bool(np.array_equal(a, b, equal_nan=number))
+    equal = a == b
+    if isinstance(equal, bool | np.bool_):
+        return bool(equal) or (type(a) is type(b) and type(a).__eq__ is object.__eq__)
+    return type(a) is type(b) and bool(np.all(np.asarray(equal)))  # of tables and tensors
 
 
 def _change(detector: "Detector", names: Collection[str]) -> str:
