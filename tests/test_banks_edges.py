@@ -131,6 +131,12 @@ def test_all_ways_to_search_agree(shape):
             assert np.allclose(np.take_along_axis(away, rows, 1), np.sort(away, 1)[:, :k], rtol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["bfloat16", "int8", "axes"])
+def test_vectors_too_short_for_squares_are_searched_in_full(method):
+    x = (random(300, 80) * 1e-20).astype(np.float32)
+    assert np.array_equal(nearest(x[:40], x, 2, method=method)[0], nearest(x[:40], x, 2, method="faiss")[0])
+
+
 @pytest.mark.parametrize("method", ["bfloat16", "int8"])
 def test_shortlist_with_ties_offsets_and_scales(method):
     base = np.repeat(random(64, 80), 5, axis=0)

@@ -528,7 +528,7 @@ def test_another_detector_that_is_replaced_is_said(files, tmp_path):
 
 def test_of_two_updates_at_once_none_is_lost(files, tmp_path):
     "The one that ends last is refused, also where both write at the same moment; what it read it may save elsewhere."
-    place, changed = tmp_path / "one", "one: the detector was changed by somebody else since it was read"
+    place, changed = tmp_path / "one", "one: another detector is there than the one that was read"
     Detector(**SMALL).fit(files[:6]).save(place)
     first, second = (Detector.load(place).update(some) for some in (files[6:8], files[8:10]))
     first.save(place)
@@ -564,7 +564,7 @@ def test_commands_say_that_a_detector_changed_meanwhile(files, tmp_path, monkeyp
 
     monkeypatch.setattr(Detector, "update", slow)
     error = fails(capsys, "update", place, files[8])
-    assert error.startswith(f"anomaly-nb: {place}: the detector was changed by somebody else since it was read"), error
+    assert error.startswith(f"anomaly-nb: {place}: another detector is there than the one that was read"), error
     assert Detector.load(place).paths_ == files[:8]
     assert run("update", place, files[8])[0] == 0 and Detector.load(place).paths_ == files[:9]
     fit, more = Detector.fit, (tmp_path / "more.png").as_posix()

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.neighbors import NearestNeighbors
 
 from anomaly_nb.banks import Bank, FusedBank, KNNBank, MahalanobisBank, load_bank
@@ -237,3 +238,42 @@ def test_an_image_score_of_ones_own_has_one_number_an_image():
     features = FeatureSet(N, (3, 3), pd.DataFrame({"image_path": [""] * 12}), N.mean(1))
     with pytest.raises(DataError, match=r"Careless\.image_score gives shape \(12, 4\) for 12 images; return \(12,\)"):
         Detector(bank=bank, aggregation="retrieval").fit(features)
+
+
+class Configured(Bank):
+    "A bank with a parameter of any type."
+
+    def __init__(self, how=None):
+        self.how = how
+
+    def fit(self, patches, patch_hw, cls=None):
+        self.mean_ = patches.mean((0, 1))
+        return self
+
+    def score(self, patches, cls=None):
+        return np.linalg.norm(patches - self.mean_, axis=2)
+
+
+class Odd:
+    "A value that is equal to itself alone."
+
+
+VALUES = {
+    "dict of arrays": lambda: {"a": np.ones(2)},
+    "table": lambda: pd.DataFrame({"a": [1, 2]}),
+    "tensor": lambda: torch.ones(3),
+    "nan": lambda: float("nan"),
+    "array of nan": lambda: np.array([np.nan]),
+    "module": lambda: torch.nn.Linear(2, 2),
+    "object": Odd,
+    "generator": lambda: np.random.default_rng(0),
+}
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+def test_a_parameter_of_any_type_is_not_taken_for_changed(value):
+    detector = Detector(bank=Configured(value())).fit(N)
+    assert np.isfinite(detector.score(N)).all()
+    detector.set_params(bank=Configured("another"))
+    with pytest.raises(DataError, match="the threshold is that of the fit"):
+        detector.score(N)

@@ -166,14 +166,17 @@ class Judged:
     ):
         self.place, rows, size = _judged_file(out), set(read_paths(out)), out.stat().st_size if out.is_file() else 0
         self.ready: dict[str, Stamp] = {}  # what is judged next
+        self.dated: set[str] = set()  # names as the table writes them, of which only the table's own date is known
+        self.latest = 0  # that date
         if self.place.is_file():
             self.seen = {name: stamp for name, stamp in _read_judged(self.place, size).items() if name in rows}
         else:  # a table of earlier days, or one that nobody watched
             if rows:
                 said = "does not say what its images were when they were judged; those changed since are judged again"
                 typer.echo(f"note: {out} {said}", err=True)
-            latest = out.stat().st_mtime_ns if rows else 0
-            self.seen = {name: s for name in rows if (s := stamp_of(name)) and s[1] <= latest}
+            self.latest = out.stat().st_mtime_ns if rows else 0
+            self.seen = {name: s for name in rows if (s := stamp_of(name)) and s[1] <= self.latest}
+            self.dated = rows - set(self.seen)  # a name with a tab is written as another
         write_text(self.place, "".join(self._line(name, stamp, size) for name, stamp in self.seen.items()))
 
     def choose(
@@ -183,6 +186,9 @@ class Judged:
         "The images that are judged next: new ones, and those that are others than they were."
         from anomaly_nb.core.tables import table_cell
 
+        for path, stamp in images.items():
+            if (name := table_cell(path)) in self.dated and stamp[1] <= self.latest:
+                self.seen.setdefault(name, stamp)
         self.ready = {path: stamp for path, stamp in images.items() if self.seen.get(table_cell(path)) != stamp}
         return list(self.ready)
 

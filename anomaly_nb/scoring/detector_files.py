@@ -107,7 +107,7 @@ def write_detector(
             place, read = vars(detector).get("stored_", ("", ""))
             if place == whole and before not in ("", read, new):
                 raise DataError(
-                    f"{target}: the detector was changed by somebody else since it was read, which would be lost; "
+                    f"{target}: another detector is there than the one that was read or saved here, and would be lost; "
                     "begin again with the one that is there now, or give another folder"
                 )
         detector.stored_ = whole, new

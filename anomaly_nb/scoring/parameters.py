@@ -138,7 +138,7 @@ def remembered(detector: "Detector") -> Record:
 
 
 def _same(a: Any, b: Any) -> bool:
-    "Whether two values of a parameter are one; of what cannot be compared, such as a generator, whether their types are."
+    "Whether two values of a parameter are one; of what cannot be compared, such as a generator, their types."
     if a is b or all(isinstance(v, float) and np.isnan(v) for v in (a, b)):
         return True
     if isinstance(a, BaseEstimator) or isinstance(b, BaseEstimator):
