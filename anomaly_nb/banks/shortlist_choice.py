@@ -163,19 +163,21 @@ def choose_shortlist(
     centre = robust_centre(bank).astype(bank.dtype)
     x = centred(queries, centre)
     tried = bank, centre, x, sampled_reach(bank, centre, x, k, skip), skip
-    choices: list[tuple[float, Encoding]] = []
-    if device.type == "cpu" and d >= AXES_FROM:
-        axes, work = choose_axes(*tried)
-        choices += [(work, OnAxes(axes))] if axes is not None else []
+    least: float = np.inf
+    chosen: Encoding | None = None
+    if largest:
+        chosen = in_int8(bank, centre, largest)
+        least = BESIDE + (0.25 if largest == 127 else 0.45) * d + work_left(chosen, *tried)
     if fast_bf16(device):
         matrix_units = device.type == "cuda" or "amx" in capability(device).instructions
         work = BESIDE + (0.2 if matrix_units else 0.5) * full * d
-        choices.append((work + work_left(InBf16(d), *tried), InBf16(d)))
-    if largest:
-        work = BESIDE + (0.25 if largest == 127 else 0.45) * d
-        choices.append((work + work_left(in_int8(bank, centre, largest), *tried), in_int8(bank, centre, largest)))
-    work, encoding = min(choices, key=lambda choice: choice[0], default=(np.inf, None))
-    return encoding if 1.15 * work < full * (d + BESIDE) else None
+        if work < least and (work := work + work_left(in_half := InBf16(d), *tried)) < least:
+            least, chosen = work, in_half
+    if device.type == "cpu" and d >= AXES_FROM:
+        axes, work = choose_axes(*tried)
+        if axes is not None and work < least:
+            least, chosen = work, OnAxes(axes)
+    return chosen if 1.15 * least < full * (d + BESIDE) else None
 
 
 def named_shortlist(
