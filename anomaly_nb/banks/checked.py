@@ -55,6 +55,15 @@ def _check_vectors(bank: Bank, cls: np.ndarray | None) -> None:
         )
 
 
+def _what(value: object) -> str:
+    "What somebody's method gave, in words."
+    if value is None:
+        return "None"
+    shape = getattr(value, "shape", None)
+    name = type(value).__name__
+    return f"shape {tuple(shape)}" if shape is not None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+# %% ../../nbs/04_banks/19_checked.ipynb #2edd1a8c
 def fitted_bank(
     bank: Bank,  # unfitted
     patches: np.ndarray,  # (N, P, D) of normal images
@@ -77,16 +86,7 @@ def fitted_bank(
         )
     return fitted
 
-
-def _what(value: object) -> str:
-    "What somebody's method gave, in words."
-    if value is None:
-        return "None"
-    shape = getattr(value, "shape", None)
-    name = type(value).__name__
-    return f"shape {tuple(shape)}" if shape is not None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
-
-
+# %% ../../nbs/04_banks/19_checked.ipynb #0292d330
 def checked_scores(
     name: str,  # of the method, for the message
     scores: Any,  # what it gave

@@ -147,7 +147,7 @@ def work_left(
     left = near.view(len(x), -1, group).any(dim=2).float().mean(dim=1)
     return float((COSTLY * d * left).clamp(max=1.5 * d).mean())
 
-
+# %% ../../nbs/04_banks/16_shortlist_choice.ipynb #61a236af
 def choose_shortlist(
     bank: np.ndarray,  # (m, D) float32 or float64
     queries: np.ndarray,  # (n, D), some of them
@@ -179,7 +179,7 @@ def choose_shortlist(
             least, chosen = work, OnAxes(axes)
     return chosen if 1.15 * least < full * (d + BESIDE) else None
 
-
+# %% ../../nbs/04_banks/16_shortlist_choice.ipynb #efdd7159
 def named_shortlist(
     method: str,  # "axes", "bfloat16" or "int8"
     bank: np.ndarray,  # (m, D) float32 or float64
