@@ -191,13 +191,14 @@ class InBf16:
 class InInt8:
     "Vectors in whole numbers of eight bits: an `Encoding` whose products are exact."
 
-    group, starts, at_most, by_row = 8, 1, 1.0, False
+    group, starts, at_most, by_row = 8, 1, 2.0, False
 
     def __init__(
         self,
         some: "Tensor",  # (n, D) float32, centred rows of the bank, for the step
         largest: int = 127,  # of `int8_largest`: the largest number whose products are exact here
         quantile: float = 0.995,  # of the rows' largest numbers, that is still written without a cut
+        reserve: float = 1.5,  # times the longest usual row: queries up to there lose nothing by their length
     ):
         import torch
 
@@ -205,8 +206,9 @@ class InInt8:
         self.dtype, self.score_type, self.lowest_score = torch.int8, torch.int32, float(-(2**31))
         length = some.norm(dim=1)
         usual = length <= 2 * length.median()
-        self.step = max(float(some[usual].abs().amax(dim=1).quantile(quantile)) / largest, 1e-30)
-        self.usual = 1.5 * float(length[usual].max())  # Q: few queries are longer
+        most = torch.cat([part.abs().amax(dim=1) for part in some.split(512)])
+        self.step = max(float(most[usual].quantile(quantile)) / largest, 1e-30)
+        self.usual = reserve * float(length[usual].max())  # Q: few queries are longer
         self.unit = max(self.usual / largest, 1e-30)  # of the queries' lengths in the products
         self.taken = 0.0  # the most that rounding took from a row, but for far ones
         self.bounded = float("inf")  # the longest query of which something is known beside far rows
@@ -223,22 +225,23 @@ class InInt8:
 
     def rows(self, centred: "Tensor", low: "Tensor") -> "Tensor":
         "Whole rows, and what stands for their squares and for their rounding; their lengths."
+        import torch
+
         length, lost = self._rounded(centred, low)
         loss = (lost * self.unit / self.step**2).ceil().clamp(max=self.largest)  # a clipped row may lose more
         value = self.usual * (lost - loss * self.step**2 / self.unit).clamp(min=0) - length.square() / 2
         if (far := length > 4 * self.usual).any():
-            low[far], loss[far], value[far] = 0, 0, -length[far].square() / 10
+            low[far], loss[far], lost[far], value[far] = 0, 0, 0, -length[far].square() / 10
             self.bounded = min(self.bounded, float(length[far].min()) / 2.5)
-        self.taken = max(self.taken, float(lost[~far].max()) if not far.all() else 0.0)
+        self.taken = max(self.taken, float(lost.max()))
         value = (value / self.step**2).ceil()
         most, end = (self.columns - 2) * self.largest, self.dimensions + self.columns - 2
         times = (value / self.largest).round().clamp(min=-most)  # of a long row less than it has: a higher score
         self.overflow |= not bool((times <= most).all())
         low[:, end] = (value - times * self.largest).clamp(min=-self.largest)
         low[:, end + 1] = loss
-        for column in range(self.dimensions, end):
-            low[:, column] = part = times.clamp(-self.largest, self.largest)
-            times = times - part
+        before = self.largest * torch.arange(end - self.dimensions, device=low.device)  # what earlier columns hold
+        low[:, self.dimensions : end] = times.sign()[:, None] * (times.abs()[:, None] - before).clamp(0, self.largest)
         return length
 
     def absent(self, low: "Tensor") -> None:

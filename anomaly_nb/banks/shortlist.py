@@ -70,7 +70,7 @@ def blocks_of(
     width: int,  # numbers to a row
 ) -> Iterator[slice]:
     "Rows a few at a time, so that what is computed of them stays small and in a CPU's cache."
-    step = max(16, min(512, 2**18 // width))
+    step = max(16, min(1024, 2**18 // width))
     return (slice(i, min(i + step, n)) for i in range(0, n, step))
 
 
@@ -209,16 +209,18 @@ class Shortlist:
         reach = self._reach(queries, low, top, k, hidden, encoding.starts)
         above = top >= encoding.lowest(coded, reach, self.longest)[:, None]
         limit = at_most * m * d / (COSTLY * size * (encoding.width if encoding.by_row else d))
-        crowded = torch.bincount(places(above) // top.shape[1], minlength=n) > limit
+        flat = places(above)
+        crowded = torch.bincount(flat // top.shape[1], minlength=n) > limit
         if len(some := places(crowded)):  # a better bound for these
             part = Coded(*(t.index_select(0, some) for t in coded))
             hide, some_top = None if hidden is None else hidden[some], top.index_select(0, some)
             nearer = self._reach(queries.index_select(0, some), part.low, some_top, k, hide, MORE * encoding.starts)
             reach[some] = torch.minimum(reach[some], nearer)
             above[some] = some_top >= encoding.lowest(part, reach[some], self.longest)[:, None]
-            crowded = torch.bincount(places(above) // top.shape[1], minlength=n) > limit
-            above[crowded] = False
-        query, group = (flat := places(above)) // top.shape[1], flat % top.shape[1]
+            flat = places(above)
+            crowded = torch.bincount(query := flat // top.shape[1], minlength=n) > limit
+            flat = flat[~crowded[query]]
+        query, group = flat // top.shape[1], flat % top.shape[1]
         rows = group[:, None] * size + torch.arange(size, device=low.device)
         keep = self._visible(query, rows, hidden)
         if encoding.by_row:

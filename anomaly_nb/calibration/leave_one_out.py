@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..banks.base import check_squares
-from ..banks.encodings import Encoding, InBf16
+from ..banks.encodings import OnAxes
 from ..banks.shortlist import Shortlist, robust_centre
 from ..banks.shortlist_choice import SHORTLIST_FROM, choose_shortlist
 from .every_pair import in_floats, in_whole_numbers, nearest_of_other_videos
@@ -140,20 +140,36 @@ def _centred(
 def _refined(
     queries: np.ndarray,  # (Q, D)
     bank: np.ndarray,  # (N, D)
-    approximate: np.ndarray,  # (Q, m) approximate distances of the candidates, infinite where there is none
+    needed: np.ndarray,  # (Q, m) bool
     index: np.ndarray,  # (Q, m) candidate rows of the bank
-) -> np.ndarray:  # (Q, m) float64 squared distances, ascending
+) -> np.ndarray:  # (Q, m) float64 squared distances, ascending; infinite where not needed
     "Squared distances to the candidates from the differences, summed in double precision."
     import torch
 
     q, b = torch.from_numpy(queries), torch.from_numpy(bank)
-    out = torch.empty(index.shape, dtype=torch.float64)
-    for start, end in _blocks(len(q), 256):
-        near = b[torch.from_numpy(index[start:end]).reshape(-1)].reshape(end - start, -1, b.shape[1])
-        out[start:end] = near.sub_(q[start:end, None]).square_().sum(-1, dtype=torch.float64)
-    return np.sort(np.where(np.isinf(approximate), np.inf, out.numpy()), axis=1)
+    who, rows = torch.from_numpy(np.nonzero(needed)[0]), torch.from_numpy(index[needed])
+    out = np.full(index.shape, np.inf)
+    near = torch.empty(len(rows), dtype=torch.float64)
+    for start, end in _blocks(len(rows), 1024):
+        some = b.index_select(0, rows[start:end]).sub_(q.index_select(0, who[start:end]))
+        near[start:end] = some.square_().sum(-1, dtype=torch.float64)
+    out[needed] = near.numpy()
+    return np.sort(out, axis=1)
 
 # %% ../../nbs/05_calibration/26_leave_one_out.ipynb #f8fff991
+def _rounding(
+    norms: np.ndarray,  # (Q,) float64 |x|²
+    distance: np.ndarray,  # (Q,) float64 squared distance within which the rows lie
+    largest: float,  # max |y|²
+    dimensions: int,  # D
+) -> np.ndarray:  # (Q,) float64
+    """What rounding can do to a squared distance in single precision: D + 8 roundings of `|x|² + |y|²` (Higham 2002,
+    section 3.1), for rows `y` that lie within reach: `|y| <= |x| + |x - y|`."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        reach = (1 + 1e-5) * (np.sqrt(norms) + np.sqrt(distance)) ** 2
+        return (dimensions + 8) * 2.0**-24 * (norms + np.minimum(largest, np.where(reach < HUGE, reach, np.inf)))
+
+
 def _uncertain(
     exact: np.ndarray,  # (Q,) float64 squared distance of the k-th candidate
     approximate: np.ndarray,  # (Q,) largest single-precision distance among the candidates
@@ -161,14 +177,25 @@ def _uncertain(
     largest: float,  # max |y|²
     dimensions: int,  # D
 ) -> np.ndarray:  # (n,) rows that need a second look
-    """Rows where rounding may have hidden a nearer neighbour (bound: D + 8 roundings of `|x|² + |y|²`; Higham 2002,
-    section 3.1), of those rows `y` that lie within reach: `|y| <= |x| + |x - candidate|`."""
-    norms = norms.astype(np.float64)
+    "Rows where rounding may have hidden a nearer neighbour."
     with np.errstate(invalid="ignore", over="ignore"):
-        reach = (1 + 1e-5) * (np.sqrt(norms) + np.sqrt(exact)) ** 2
-        scale = norms + np.minimum(largest, np.where(reach < HUGE, reach, np.inf))
-        certain = exact <= approximate.astype(np.float64) - (dimensions + 8) * 2.0**-24 * scale
+        certain = exact <= approximate - _rounding(norms, exact, largest, dimensions)
     return np.flatnonzero(~(certain & np.isfinite(exact)))  # too few candidates within single precision
+
+
+def _can_be_kth(
+    approximate: np.ndarray,  # (Q, m) single-precision distances of the candidates, ascending
+    norms: np.ndarray,  # (Q,) |x|²
+    largest: float,  # max |y|²
+    dimensions: int,  # D
+    k: int,  # neighbour asked for
+) -> np.ndarray:  # (Q, m) bool
+    "Candidates that rounding may have put behind the k-th, and the first k themselves."
+    near, unit = np.maximum(approximate[:, k - 1], 0).astype(np.float64), (dimensions + 8) * 2.0**-24
+    with np.errstate(invalid="ignore", over="ignore"):
+        within = (near + 3 * unit * norms) / (1 - 2 * unit)  # by |y|² <= 2 |x|² + 2 |x - y|²
+        last = near + 2 * _rounding(norms, within, largest, dimensions)
+        return np.isfinite(approximate) & ~(approximate > last[:, None])
 
 # %% ../../nbs/05_calibration/26_leave_one_out.ipynb #73133f64
 def _search(
@@ -210,8 +237,9 @@ def _finish(
     "Exact squared k-th distances from single-precision candidates."
     import torch
 
-    exact = _refined(queries, bank, approximate, index)
-    answer = exact[:, k - 1].copy()
+    norms = norms.astype(np.float64)
+    needed = _can_be_kth(approximate, norms, largest, queries.shape[1], k)
+    answer = _refined(queries, bank, needed, index)[:, k - 1]
     doubtful = _uncertain(answer, approximate.max(1), norms, largest, queries.shape[1])
     if len(doubtful):
         q, b = _centred(queries[doubtful], centre, torch.float64, "cpu"), _centred(bank, centre, torch.float64, "cpu")
@@ -219,7 +247,7 @@ def _finish(
             t.numpy()
             for t in _search(q, b, index.shape[1], None if skip is None else (skip[0][doubtful], skip[1][doubtful]))
         )
-        answer[doubtful] = _refined(queries[doubtful], bank, approximate, index)[:, k - 1]
+        answer[doubtful] = _refined(queries[doubtful], bank, np.isfinite(approximate), index)[:, k - 1]
     return answer
 
 
@@ -235,7 +263,7 @@ def _shortlisted(
     skip: np.ndarray,  # (N, 2) first and last + 1 row of each one's group
     k: int,  # neighbour asked for
     device: "torch.device",
-    encoding: Encoding,  # of `choose_shortlist`
+    encoding: OnAxes,  # of `choose_shortlist`
 ) -> np.ndarray:  # (N,) float64 squared distance of the k-th neighbour; NaN where a full search is less work
     "Exact squared k-th distances by `Shortlist`."
     import torch
@@ -278,8 +306,8 @@ def leave_one_group_out_distances(
     exact = np.full(len(x), np.nan)
     if len(x) ** 2 * x.shape[1] >= SHORTLIST_FROM and k <= 32:
         some, skip = np.unique(np.linspace(0, len(x) - 1, 32).astype(int)), np.stack([first, last], axis=1)
-        encoding = choose_shortlist(x, x[some], k, skip[some], where, full=0.5)
-        if encoding is not None and not isinstance(encoding, InBf16):  # which does each pair once, below
+        encoding = choose_shortlist(x, x[some], k, skip[some], where, pairs=True)
+        if isinstance(encoding, OnAxes):  # the others do each pair once, below
             exact = _shortlisted(x, skip, k, where, encoding)
     bank, late, size = _centred(x, centre, torch.float32, where), np.flatnonzero(np.isnan(exact)), 16
     norms, largest = bank[1].cpu().numpy(), bank[1].max().item()
