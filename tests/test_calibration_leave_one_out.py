@@ -57,6 +57,37 @@ def test_many_blocks_and_duplicates(scale):
     np.testing.assert_allclose(found, brute_force(features, groups, 2), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    ["spread", "clusters", "copies", "three far off", "tiny", "huge", "off centre", "a third zeros", "heavy tails"],
+)
+def test_objects_of_every_shape(shape, monkeypatch):
+    "By every encoding that the machine has, which a search of this size would not look for."
+    monkeypatch.setattr("anomaly_nb.calibration.leave_one_out.SHORTLIST_FROM", 1e6)
+    rng = np.random.default_rng(len(shape))
+    for d in (3, 70, 230):
+        n, k = int(rng.integers(300, 1200)), int(rng.integers(1, 9))
+        x, groups = rng.normal(size=(n, d)), rng.integers(0, 12, n)
+        match shape:
+            case "clusters":
+                x = 100 * x[rng.integers(0, 5, n)] + 0.01 * x
+            case "copies":
+                x = x[rng.integers(0, n // 3, n)]
+            case "three far off":
+                x[rng.integers(0, n, 3)] *= 10.0 ** rng.uniform(1, 12)
+            case "tiny" | "huge":
+                x *= 1e-8 if shape == "tiny" else 1e8
+            case "off centre":
+                x += 1e3 * rng.normal(size=d)
+            case "a third zeros":
+                x[rng.random(n) < 0.3] = 0
+            case "heavy tails":
+                x *= np.exp(1.5 * rng.normal(size=(n, 1)))
+        x = x.astype(np.float32)
+        expected = brute_force(x, groups, k)
+        np.testing.assert_allclose(leave_one_group_out_distances(x, groups, k), expected, rtol=3e-6, err_msg=f"{n} x {d}")
+
+
 def test_all_the_same_and_one_object_groups():
     same = np.full((300, 8), 7.5, np.float32)
     assert (leave_one_group_out_distances(same, np.arange(300) % 3) == 0).all()
