@@ -314,9 +314,9 @@ def leave_one_group_out_distances(
     while len(x) ** 2 > size << 26:
         size *= 2
     if 4 * len(late) > len(x) and m <= 16 and size <= 2048:
-        largest = int8_largest(where) if np.isfinite(norms).all() else 0  # beyond single precision: in floats
+        whole = int8_largest(where) if np.isfinite(norms).all() else 0  # beyond single precision: in floats
         dtype = torch.bfloat16 if fast_bf16(where) else torch.float32
-        way = partial(in_whole_numbers, largest=largest) if largest else partial(in_floats, dtype=dtype)
+        way = partial(in_whole_numbers, largest=whole) if whole else partial(in_floats, dtype=dtype)
         nearest = nearest_of_other_videos(bank[0], bank[1], bounds, k, m, size, way)
         distances, index, settled = (t.cpu().numpy() for t in nearest)
         some = np.flatnonzero(settled)

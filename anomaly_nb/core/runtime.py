@@ -12,6 +12,7 @@ import platform
 import random
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -59,10 +60,24 @@ def deterministic(
         faiss.omp_set_num_threads(threads)
 
 # %% ../../nbs/00_core/04_runtime.ipynb #d9419851
+class _Here(threading.local):
+    "What a thread knows of itself."
+
+    alone = False  # it works beside others, and computes alone
+
+
+_HERE, _LOCK = _Here(), threading.Lock()
+_BEFORE: list[int] = []  # threads that there were before each pool of `side_by_side` that is open
+
+
 def cpu_threads() -> int:
     """Threads to compute with: torch's, where it is loaded, else as many as OMP_NUM_THREADS says or the process has
-    processors.
+    processors; one for a thread of `side_by_side`.
     """
+    if _HERE.alone:
+        return 1
+    if _BEFORE:
+        return _BEFORE[0]
     if "torch" in sys.modules:
         import torch
 
@@ -79,7 +94,7 @@ def cpu_threads() -> int:
 # %% ../../nbs/00_core/04_runtime.ipynb #8321a704
 def _alone() -> None:
     "One thread of torch and FAISS for the thread that calls it."
-    one = 1
+    _HERE.alone, one = True, 1
     if "torch" in sys.modules:
         import torch
 
@@ -95,15 +110,19 @@ def side_by_side(
     count: int,  # threads
 ) -> Iterator[ThreadPoolExecutor]:
     "Threads that work on pieces of their own; none is divided further. What was not begun when it ends is dropped."
-    threads, pool = cpu_threads(), ThreadPoolExecutor(count, initializer=_alone)
+    with _LOCK:
+        _BEFORE.append(cpu_threads())
+    pool = ThreadPoolExecutor(count, initializer=_alone)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        if "torch" in sys.modules:
-            import torch
+        with _LOCK:
+            threads = _BEFORE.pop()
+            if not _BEFORE and "torch" in sys.modules:
+                import torch
 
-            torch.set_num_threads(threads)  # for threads that begin later
+                torch.set_num_threads(threads)  # for threads that begin later
 
 # %% ../../nbs/00_core/04_runtime.ipynb #cfd559f0
 _Item = TypeVar("_Item")
