@@ -81,8 +81,8 @@ def work_of_axes(
         lower = torch.cdist(p[:, :a], q[:, :a]).square() + (rest[0][:, a - 1 : a] - rest[1][:, a - 1]) ** 2
         near = seen & (lower <= reach[:, None])
         groups = near.view(len(x), -1, group).any(dim=2).float().mean(dim=1)
-        second = 2 * COSTLY * ((a + 2) * groups + d * near.float().mean(dim=1))  # twice: the bound is not the distance
-        work[a] = 1.1 * (a + 2) + 30 + float(second.clamp(max=1.5 * d).mean())
+        second = 1.2 * COSTLY * ((a + 2) * groups + d * near.float().mean(dim=1))  # the bound is not the distance
+        work[a] = 1.1 * (a + 2) + 40 + float(second.clamp(max=1.5 * d).mean())
     return work
 
 # %% ../../nbs/04_banks/16_shortlist_choice.ipynb #ddb0ea2a
