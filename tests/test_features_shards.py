@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,21 @@ from PIL import Image
 
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.data import fit_intensity, index_folder
-from anomaly_nb.features import create_backbone, extract_features, extract_shards, load_shards
+from anomaly_nb.features import (
+    FeatureSet,
+    cached_features,
+    create_backbone,
+    extract_features,
+    extract_shards,
+    load_features,
+    load_shards,
+    part_cells,
+    part_index,
+    save_features,
+)
 from anomaly_nb.features.base import Backbone, BackboneSpec
-from anomaly_nb.features.shards import features_key
+from anomaly_nb.features.featureset import BOX, read_meta
+from anomaly_nb.features.shards import features_key, shard_plan, write_shard
 
 SLOW = """
 import sys, time
@@ -193,3 +206,78 @@ def test_a_cache_reads_every_image_for_its_checksum_once(tmp_path, monkeypatch, 
     (folder,) = (tmp_path / "cache").iterdir()
     assert folder.name == f"nut-{features_key(index, small)[:16]}"  # as caches on disk are called
     assert np.array_equal(features.patches, extract_features(index, small).patches)
+
+
+@pytest.mark.parametrize(
+    "cut", [{"tile": 24, "overlap": 0}, {"tile": 24, "overlap": 8, "region": "4,0,20,18"}, {"region": "4,0,20,18"}]
+)
+def test_tiles_and_regions_are_those_of_features_in_memory(tmp_path, index, cut):
+    backbone, few = create_backbone("filters", image_size=32, **cut), index[:9]
+    whole = extract_features(few, backbone, dtype="float16")
+    boxes = [*BOX, "height", "width"]
+    for made in (few, part_index(few, backbone)):
+        shards = extract_shards(made, backbone, tmp_path / "s", shard_size=7)
+        cached = cached_features(made, backbone, tmp_path / "cache", dtype="float16")
+        assert np.array_equal(np.asarray(shards.patches), whole.patches) and np.array_equal(cached.patches, whole.patches)
+        assert shards.meta[boxes].equals(whole.meta[boxes]) and cached.meta[boxes].equals(whole.meta[boxes])
+        assert part_cells(shards.meta, backbone).shape == whole.patches.shape[:2]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert features_key(few, backbone) != features_key(few, create_backbone("filters", image_size=32))
+    with pytest.raises(DataError, match="pass the table of `part_index`"):
+        shard_plan(few, backbone, "float16", 7)
+    plan = shard_plan(part_index(few, backbone), backbone, "float16", 7)[0]
+    with pytest.raises(DataError, match="boxes: missing, but filters-2 has tiles or a region"):
+        write_shard(tmp_path / "s", 0, few.image_path.tolist(), backbone, 4, plan["dtype"], None)
+
+
+def test_columns_that_are_called_as_boxes_crop_nothing_in_silence(index):
+    whole, tiled = (create_backbone("filters", image_size=32, tile=t, overlap=0) for t in (0, 24))
+    odd = index.assign(top=2, left=2, bottom=18, right=18)
+    text = odd.assign(top="upper", height=20, width=20)
+    for backbone in (whole, tiled):
+        for table in (odd, odd.assign(height=40, width=40), text):
+            with pytest.raises(DataError, match="are not the parts that filters-2 takes of an image; rename them"):
+                extract_features(table, backbone)
+    with pytest.raises(DataError, match="are not the parts"):
+        extract_features(part_index(index, tiled), whole)
+    assert len(part_index(index[:2].set_axis([0, 0]), tiled)) == len(part_index(index[:2], tiled))
+
+
+def test_a_second_run_takes_corrected_labels_and_places_and_extracts_nothing(tmp_path, index, monkeypatch):
+    backbone, folder = create_backbone("filters", image_size=32), tmp_path / "s"
+    before = np.asarray(extract_shards(index, backbone, folder, shard_size=16).patches)
+    corrected = index.assign(label=1 - index.label.abs(), split="test", defect="scratch")
+    monkeypatch.setattr(type(backbone), "__call__", None)
+    shards = extract_shards(corrected, backbone, folder, shard_size=16)
+    assert shards.meta.drop(columns=["sha256", "shard", "row"]).equals(corrected) and (before == shards.patches[:]).all()
+    (tmp_path / "parts").rename(tmp_path / "moved")
+    moved = index.assign(image_path=index.image_path.str.replace("/parts/", "/moved/"))
+    assert extract_shards(moved, backbone, folder, shard_size=16).meta.image_path.equals(moved.image_path)
+    stamp = (folder / "manifest.json").stat().st_mtime_ns
+    extract_shards(moved, backbone, folder, shard_size=16)  # nothing differs: nothing is written
+    assert (folder / "manifest.json").stat().st_mtime_ns == stamp and load_shards(folder, verify=True).meta.shard[39] == 2
+
+
+@pytest.mark.parametrize("labels", [[True, False, True], [1.0, np.nan, 0.0], ["1", "", "0"], [True, None, False]])
+def test_labels_of_any_table_come_back(tmp_path, index, labels):
+    backbone, few = create_backbone("filters", image_size=32), index[:3].assign(label=labels, mask_threshold=np.nan)
+    wanted = [-1 if v is None or v == "" or v != v else int(v) for v in labels]
+    for _ in range(2):
+        shards = extract_shards(few, backbone, tmp_path / "s")
+        assert shards.meta.label.tolist() == wanted and shards.meta.mask_threshold.tolist() == [0, 0, 0]
+    save_features(tmp_path, "nut", extract_features(few, backbone))
+    few.to_csv(tmp_path / "old_meta.csv", index=False)  # as it was once written
+    assert load_features(tmp_path, "nut").meta.label.tolist() == read_meta(tmp_path / "old_meta.csv").label.tolist()
+    assert load_features(tmp_path, "nut").meta.label.tolist() == wanted
+    with pytest.raises(DataError, match=r"label: 'bad' \(row 0"):
+        save_features(tmp_path, "nut", FeatureSet(np.ones((1, 1, 1)), (1, 1), few[:1].assign(label="bad")))
+
+
+def test_options_that_are_tuples_and_shards_of_no_image(tmp_path, index):
+    backbone = create_backbone("filters", image_size=32)
+    backbone.spec = replace(backbone.spec, options={"window_size": (7, 7)})
+    for _ in range(2):
+        assert extract_shards(index, backbone, tmp_path / "s").spec["options"] == {"window_size": [7, 7]}
+    for size in (0, -3, 2.5, True):
+        with pytest.raises(DataError, match=r"shard_size=.*; give a whole number of at least 1"):
+            extract_shards(index, backbone, tmp_path / "t", shard_size=size)

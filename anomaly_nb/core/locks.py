@@ -25,13 +25,20 @@ def _folder_lock(folder: Path) -> int | None:  # the open folder, -1 where there
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if folder.is_dir() and os.path.samestat(os.fstat(handle), folder.stat()):
-            return handle
     except BlockingIOError:
-        pass
+        os.close(handle)
+        return None
     except OSError:  # a file system without them
         os.close(handle)
         return -1
+    try:
+        if os.path.samestat(os.fstat(handle), os.stat(folder)):
+            return handle
+    except FileNotFoundError:  # replaced since it was opened: the lock is of the one that went
+        pass
+    except BaseException:
+        os.close(handle)
+        raise
     os.close(handle)
     return None
 

@@ -8,11 +8,14 @@ __all__ = ['VideoBounds', 'DriftLimits', 'Settings', 'load_settings', 'stray_lim
 # %% ../../nbs/00_core/03_settings.ipynb #672953bd
 import difflib
 import io
+import re
 import warnings
 from collections.abc import Iterable, Mapping, MutableMapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -197,19 +200,45 @@ def update_settings(
 ) -> Settings:  # the file as it is now
     """Merge `changes` into a YAML file, atomically and under a lock, keeping comments and unknown keys.
 
-    Raises `DataError` and changes nothing if the result would be invalid.
+    Raises `DataError` and changes nothing if the result would be invalid, or a value has no form in YAML.
     """
-    path = Path(path)
+    path, changes = Path(path), {k: _writable(str(k), v) for k, v in changes.items()}
     with locked(path):
         text = decode_text(path.read_bytes(), path) if path.exists() else ""
         tree = _parse(path, text)
-        head = text.rstrip() + "\n" if text.strip() and not tree else ""  # a file of comments only
+        before = re.match(r"((?:[ \t]*(?:#.*)?\r?\n)*)---(?=\s)", text)  # of a document's mark, which the parser loses
+        head = (before[1] if before else "") if tree else _comments(text)  # what sets nothing holds nothing else
+        tree = tree or _parse(path, "")
         _merge(tree, changes)
-        settings = _validated(path, tree)
-        out = io.StringIO()
+        settings, out = _validated(path, tree), io.StringIO()
         _yaml().dump(tree, out)
+        again, wanted = _plain(_parse(path, head + out.getvalue())), _plain(tree)
+        if again != wanted and str(again) != str(wanted):  # NaN differs from itself
+            raise DataError(f"{path}: could not be rewritten without loss; change it by hand, or simplify its form")
         write_text(path, head + out.getvalue())
     return settings
+
+
+def _comments(text: str) -> str:
+    "The comments of YAML that sets nothing, with the empty lines between them."
+    lines = [line[line.find("#") :] if "#" in line else line.strip() for line in text.splitlines()]
+    kept = "\n".join(line for line in lines if line.startswith("#") or not line).strip()
+    return f"{kept}\n" * bool(kept)
+
+
+def _writable(name: str, value: object) -> object:
+    "A value as mappings, lists, numbers and text, those of NumPy and paths too. Raises `DataError` for others."
+    if isinstance(value, Mapping):
+        return {k: _writable(f"{name}.{k}", v) for k, v in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _writable(name, value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_writable(name, v) for v in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, Path):
+        return value.as_posix()
+    if isinstance(value, str | int | float | date | None):
+        return value
+    raise DataError(f"{name}: of type {type(value).__name__}, which has no form in YAML; use text, numbers, lists and mappings")
 
 
 def _merge(tree: MutableMapping, changes: Mapping[str, object]) -> None:

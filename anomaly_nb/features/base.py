@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import DataError
-from ..core.files import sha256_file
-from ..core.plain import Record
+from ..core.files import sha256_file, to_json
+from ..core.plain import Record, parse_json
 from .geometry import Placement, Region, fit_bytes, image_size, part_plan, place, place_tile
 from .weights import LoadedWeights, split_weights
 
@@ -57,6 +57,7 @@ class BackboneSpec:
         without them keeps its checksum.
         """
         values = asdict(self) | {"layers": list(self.layers), "mean": list(self.mean), "std": list(self.std)}
+        values["options"] = parse_json(to_json(self.options), f"options of {self.name}")  # tuples are lists there
         unused = (
             ("tile", "overlap") * (not self.tile)
             + ("region",) * (not self.region)
@@ -206,7 +207,7 @@ def network_spec(
 ) -> BackboneSpec:
     "The specification of a network, with the weights file's checksum."
     triple = lambda v: tuple(float(x) for x in v) if isinstance(v, tuple | list) else (float(v),) * 3
-    local = weights not in ("random",) and not weights.startswith("hub")
+    local = weights not in ("random", "hub") and not weights.startswith("hub:")
     mean, std = triple(options.get("mean", mean)), triple(options.get("std", std))
     spec = BackboneSpec(name, size, patch=patch, layers=layers, mean=mean, std=std)
     return replace(

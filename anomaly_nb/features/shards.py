@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 
 from ..core.arrays import load_array, save_array
 from ..core.cache import keyed_folder
-from ..core.errors import DataError, MissingFileError, check_file, number_of
+from ..core.errors import DataError, MissingFileError, check_file, check_whole, number_of
 from anomaly_nb.core.files import (
     MANIFEST,
     locked,
@@ -26,14 +26,15 @@ from anomaly_nb.core.files import (
     verify_manifest,
     write_json,
     write_manifest,
+    write_text,
 )
-from ..core.tables import write_table
+from ..core.tables import table_text
 from ..core.plain import Record, read_json
 from ..core.runtime import progress
 from ..data.intensity import Intensity
 from .base import Backbone
-from .extract import feature_batches, index_intensity, store_as
-from .featureset import FeatureSet, image_mask, read_meta
+from .extract import feature_batches, index_intensity, part_index, store_as
+from .featureset import BOX, FeatureSet, image_mask, read_meta, readable_meta
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -51,12 +52,21 @@ def features_key(
 
     Raises `MissingFileError`.
     """
-    return sha256_json(_made_of(index, _checksums(index), backbone, dtype, index_intensity(index)))
+    return sha256_json(_prepared(index, backbone, dtype)[2])
+
+
+def _prepared(index: pd.DataFrame, backbone: Backbone, dtype: str) -> tuple[pd.DataFrame, list[str], Record]:
+    "The rows that are extracted, of `part_index`, their images' checksums, and what `features_key` is made of."
+    intensity, rows = index_intensity(index), part_index(index, backbone)
+    checksums = _checksums(rows)
+    return rows, checksums, _made_of(rows, checksums, backbone, dtype, intensity)
 
 
 def _checksums(index: pd.DataFrame) -> list[str]:
-    "SHA-256 of each image."
-    return [sha256_file(p) for p in progress(index["image_path"].tolist(), "checksums", unit="image")]
+    "SHA-256 of each row's image; an image of several parts is read once."
+    paths = index["image_path"].tolist()
+    sums = {p: sha256_file(p) for p in progress(list(dict.fromkeys(paths)), "checksums", unit="image")}
+    return [sums[p] for p in paths]
 
 
 def _made_of(
@@ -65,6 +75,13 @@ def _made_of(
     "What `features_key` is the checksum of."
     images = [[Path(p).name, c] for p, c in zip(index["image_path"], checksums)]
     content = {"pictures": images, "spec": backbone.spec.to_dict(), "dtype": dtype}
+    if not backbone.spec.whole:
+        if not set(BOX) <= set(index.columns):
+            raise DataError(
+                f"{backbone.spec.name}: has tiles or a region, and the index no columns {', '.join(BOX)}; pass the "
+                "table of `part_index`"
+            )
+        content["boxes"] = sha256_json(index[BOX].to_numpy().tolist())
     return content if intensity.eight_bit else content | {"intensity": intensity.to_dict()}
 
 # %% ../../nbs/03_features/04_shards.ipynb #c9ada588
@@ -161,7 +178,7 @@ def load_shards(
 
 # %% ../../nbs/03_features/04_shards.ipynb #05864928
 def shard_plan(
-    index: pd.DataFrame,  # of `read_index`
+    index: pd.DataFrame,  # of `read_index`; where the backbone tiles or has a region, of `part_index`
     backbone: Backbone,
     dtype: str,  # of the patches: "float16" or "float32"
     shard_size: int,  # images a shard
@@ -176,6 +193,7 @@ def shard_plan(
 
 def _plan(made_of: Record, shard_size: int) -> Record:
     "`shard_plan`, of what features are made of."
+    check_whole("shard_size", shard_size, 1)
     plan = {"key": sha256_json(made_of)} | made_of
     return plan | {"pictures": len(made_of["pictures"]), "shard_size": int(shard_size)}
 
@@ -186,14 +204,18 @@ def extract_shards(
     folder: str | Path,  # new, or of the same extraction
     batch_size: int = 16,  # images at once
     dtype: str = "float16",  # of the patches: "float16" or "float32"
-    shard_size: int = SHARD,  # images a shard; memory holds one shard
+    shard_size: int = SHARD,  # images or their parts a shard; memory holds one shard
 ) -> ShardedFeatures:
-    """Extract into `folder`, going on where an earlier run ended.
+    """Extract every image in `index` or its parts into `folder`, going on where an earlier run ended.
+
+    Features that are there stay; the table of images becomes that of this `index`, with its labels and places.
 
     Raises `DataError` for a damaged image, mixed grids or a folder of other features.
     """
     _check_extraction(index, dtype)
-    return _extracted(index, backbone, Path(folder), batch_size, *shard_plan(index, backbone, dtype, shard_size))
+    check_whole("shard_size", shard_size, 1)
+    rows, checksums, made_of = _prepared(index, backbone, dtype)
+    return _extracted(rows, backbone, Path(folder), batch_size, _plan(made_of, shard_size), checksums)
 
 
 def _check_extraction(
@@ -214,14 +236,15 @@ def _extracted(
     with locked(folder / "features.json", timeout=5):
         on_disk = prepare_shards(folder, plan, index.assign(sha256=checksums))
         paths, shards = index["image_path"].tolist(), range(-(-len(index) // shard_size))
+        boxes = index[BOX].to_numpy() if set(BOX) <= set(index.columns) else None
         if len(on_disk) < len(shards) or not (folder / MANIFEST).is_file():
             with progress(desc=f"features, {backbone.spec.name}", total=len(index), unit="image") as bar:
-                bar.initial = bar.n = sum(len(paths[i * shard_size : (i + 1) * shard_size]) for i in on_disk)
+                rows = [slice(i * shard_size, (i + 1) * shard_size) for i in shards]
+                bar.initial = bar.n = sum(len(paths[rows[i]]) for i in on_disk)
                 for i in shards:
                     if i not in on_disk:
-                        write_shard(
-                            folder, i, paths[i * shard_size : (i + 1) * shard_size], backbone, batch_size, dtype, bar
-                        )
+                        part = None if boxes is None else boxes[rows[i]]
+                        write_shard(folder, i, paths[rows[i]], backbone, batch_size, dtype, bar, part)
             plan = read_json(folder / "features.json")
             write_manifest(folder, **{k: plan[k] for k in ("key", "spec", "dtype", "pictures", "patch_hw")})
     return load_shards(folder)
@@ -240,13 +263,16 @@ def write_shard(
     batch_size: int,  # images at once
     dtype: str,  # of the patches
     bar: "tqdm",  # goes on by one an image
+    boxes: np.ndarray | None = None,  # (N, 4) int parts of the images, of `part_index`; None = whole images
 ) -> None:
     """Extract one shard and write it, the patches last. Several may be written at once, on several machines.
 
-    Raises `DataError` where its grid is not that of the shards before.
+    Raises `DataError` where its grid is not that of the shards before, or a tile or region has no boxes.
     """
+    if boxes is None and not backbone.spec.whole:
+        raise DataError(f"boxes: missing, but {backbone.spec.name} has tiles or a region; pass those of `part_index`")
     patches, vectors, start, plan = np.empty(0), [], 0, read_json(folder / "features.json")
-    for batch, grid, cls in feature_batches(paths, backbone, batch_size, _intensity(plan)):
+    for batch, grid, cls in feature_batches(paths, backbone, batch_size, _intensity(plan), boxes):
         _settle_grid(plan, grid, paths[start])
         if start == 0:
             patches = np.empty((len(paths), *batch.shape[1:]), dtype)
@@ -278,11 +304,15 @@ def prepare_shards(
     plan: Record,  # what shall be made
     index: pd.DataFrame,  # with the images' sha256
 ) -> set[int]:  # shards that are there and whole
-    "Make `folder` ready for `plan`. Raises `DataError` if it holds other features."
+    """Make `folder` ready for `plan`, with the table of `index`: labels may have been corrected, or files moved.
+
+    Raises `DataError` if it holds other features.
+    """
     state = folder / "features.json"
+    shard, row = np.divmod(np.arange(len(index)), plan["shard_size"])
+    table = table_text(readable_meta(index).assign(shard=shard, row=row))
     if not state.is_file():
-        shard, row = np.divmod(np.arange(len(index)), plan["shard_size"])
-        write_table(folder / "index.csv", index.assign(shard=shard, row=row))
+        write_text(folder / "index.csv", table)
         write_json(state, plan)
     old_plan = read_json(state)
     differs = [k for k in plan if old_plan.get(k) != plan[k]]
@@ -298,8 +328,11 @@ def prepare_shards(
     on_disk = {
         i for i in range(shards) if all(_whole(folder / f"{part}-{i:05d}.npy", files) for part in ("patches", "cls"))
     }
-    if files and len(on_disk) < shards:
-        (folder / MANIFEST).unlink()  # written again when the damaged shards are
+    meta = folder / "index.csv"
+    if not meta.is_file() or meta.read_bytes() != table.encode():
+        write_text(meta, table)
+    if files and (len(on_disk) < shards or files.get(meta.name, {}).get("sha256") != sha256_file(meta)):
+        (folder / MANIFEST).unlink()  # written again when the damaged shards and the table are
     return on_disk
 
 
@@ -324,13 +357,12 @@ def cached_features(
     batch_size: int = 16,
     dtype: str = "float32",  # of the patches: "float32" or "float16"
 ) -> FeatureSet:
-    """Features of `index`, in memory, from the cache where it holds exactly these, else extracted and kept.
+    """Features of `index` or its parts, in memory, from the cache where it holds exactly these, else extracted and kept.
 
     Raises as `extract_shards` does.
     """
     _check_extraction(index, dtype)
-    checksums = _checksums(index)
-    made_of = _made_of(index, checksums, backbone, dtype, index_intensity(index))
+    rows, checksums, made_of = _prepared(index, backbone, dtype)
     folder = keyed_folder(cache, category, **made_of)
-    shards = _extracted(index, backbone, folder, batch_size, _plan(made_of, SHARD), checksums)
-    return FeatureSet(shards.patches[:], shards.patch_hw, index, shards.cls, shards.spec, shards.intensity)
+    shards = _extracted(rows, backbone, folder, batch_size, _plan(made_of, SHARD), checksums)
+    return FeatureSet(shards.patches[:], shards.patch_hw, rows, shards.cls, shards.spec, shards.intensity)
