@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from anomaly_nb.core.errors import DataError
+from anomaly_nb.data import intensity
 from anomaly_nb.data.intensity import fit_intensity
 from anomaly_nb.data.masks import read_ids, read_mask
 from anomaly_nb.data.shapes import draw_tray
@@ -45,6 +46,18 @@ def test_each_percentile_is_taken_as_it_is_given(saved):
     values = np.arange(256).reshape(16, 16) * 4
     rule = fit_intensity([saved("a.png", values, np.uint16)], "percentile:1,90")
     np.testing.assert_allclose((rule.low, rule.high), np.percentile(values, [1, 90]))
+
+
+@pytest.mark.parametrize("width", [64, 128])
+def test_percentiles_are_of_all_columns(saved, monkeypatch, width):
+    "Every n-th value is of one column, or of a few, where n and the width have a factor in common."
+    monkeypatch.setattr(intensity, "_SAMPLE", 1 << 9)
+    values = np.random.default_rng(0).integers(1000, 4000, (width, width))
+    values[:, ::2] = 0
+    rule = fit_intensity([saved("a.png", values, np.uint16)], "percentile:1,99")
+    assert rule.low == 0 and rule.high > 3900
+    values[:, 0] = 5000
+    assert fit_intensity([saved("b.png", values, np.uint16)] * 4, "percentile:1,90").high < 4000
 
 
 @pytest.mark.parametrize(("highest", "proposed"), [(121_000, 130_000), (100_000, 100_000), (195_500, 200_000)])

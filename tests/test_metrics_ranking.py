@@ -12,11 +12,13 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.metrics import (
+    RegionHistogram,
     ScoreHistogram,
     average_precision,
     best_f1,
     choose_key,
     fpr_at_tpr,
+    histogram_intervals,
     roc_auc,
     threshold_table,
     youden,
@@ -186,6 +188,69 @@ def test_two_passes_are_exact(pairs):
     for name, value in values(second).items():
         assert value == pytest.approx(values(expected)[name], abs=1e-12, rel=0)
     assert second.best_f1()[1] == expected.best_f1()[1]
+
+
+def test_a_second_pass_answers_where_it_knows():
+    "Normal scores between two anomalous ones are counted together: inside, nobody knows how many are above."
+    y_true, score = np.array([1, 1, 0, 0, 0, 0]), np.array([0.2, 0.9, 0.2, 0.5, 0.6, 0.1], np.float32)
+    second = ScoreHistogram("float32").update(y_true, score).refine().update(y_true, score)
+    above = np.nextafter(np.float32(0.2), np.float32(1))
+    for threshold in (2.0, 0.95, *(float(v) for v in (score[1], above, score[0])), 0.05, -3.0):
+        at = second.at(threshold)
+        assert at["tp"] == (y_true.astype(bool) & (score >= threshold)).sum(), threshold
+        assert at["fp"] == (~y_true.astype(bool) & (score >= threshold)).sum(), threshold
+    for threshold in (0.3, 0.55, 0.15):
+        with pytest.raises(DataError, match="counts normal scores between two anomalous ones together, here from"):
+            second.at(threshold)
+    second = ScoreHistogram("float32").update(y_true, score - 1).refine().update(y_true, score - 1)
+    with pytest.raises(DataError, match="here from"):
+        second.at(-0.7)
+    lone = ScoreHistogram("float32").update([1, 0, 0], [0.2, 0.5, 0.7]).refine().update([1, 0, 0], [0.2, 0.5, 0.7])
+    with pytest.raises(DataError, match=r"here from 0.20000\d+ on; give"):
+        lone.at(0.6)
+
+
+def test_youden_of_more_pairs_than_64_bits_count():
+    y_true, score = sample(3, 16, 1)
+    h = ScoreHistogram().update(y_true, score)
+    few = h.youden()
+    for _ in range(29):
+        h.merge(ScoreHistogram().merge(h))
+    assert h.positives * h.negatives > 2**62 and h.youden() == few
+    table = threshold_table(y_true, score)
+    assert table._replace(tp=table.tp << 40, fp=table.fp << 40).youden() == table.youden()
+
+
+@pytest.mark.parametrize("key", [*KEYS, ("float32", None)], ids=lambda k: k[0])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_what_is_no_score_is_not_stored_as_one(key, bad):
+    with pytest.raises(DataError, match="y_score: 1 of 2 values are NaN or infinite"):
+        ScoreHistogram(*key).stored([0.0, bad])
+
+
+@pytest.mark.parametrize("value_range", [(-1, 1), [-1, 1.0], np.float32([-1, 1]), (np.int64(-1), 1), (-1, True)])
+def test_equal_ranges_merge_however_they_are_written(value_range, tmp_path):
+    h = ScoreHistogram("linear16", value_range).update([0, 1], [0.1, 0.2])
+    h.merge(ScoreHistogram.load(h.save(tmp_path / "h.npz"))).merge(ScoreHistogram("linear16", (-1.0, 1.0)))
+    assert h.positives == 2
+    ScoreHistogram("linear16", (-0.0, 1)).merge(ScoreHistogram("linear16", (0, 1)))
+
+
+@pytest.mark.parametrize("wrong", [5, ("a", "b"), (1, 2, 3), (1,), (np.nan, 1)])
+def test_a_range_is_two_numbers(wrong):
+    with pytest.raises(DataError, match=r"value_range is .*; it must be two finite numbers, the first one smaller"):
+        ScoreHistogram("linear16", wrong)
+
+
+def test_scores_are_read_from_a_file_of_regions(tmp_path):
+    h = RegionHistogram()
+    for i in range(6):
+        mask, score = np.zeros((8, 8), bool), np.random.default_rng(i).random((8, 8))
+        mask[2:4, 2:4] = i % 2
+        h.update(mask, score, image=f"{i}")
+    again = ScoreHistogram.load(h.save(tmp_path / "h.npz"))
+    assert histogram_intervals(again, 20)["roc_auc"] == histogram_intervals(h.scores, 20)["roc_auc"]
+    assert again.save(tmp_path / "a.npz").read_bytes() == h.scores.save(tmp_path / "b.npz").read_bytes()
 
 
 @pytest.mark.parametrize("key", [*KEYS, ("float32", None)], ids=lambda k: k[0])

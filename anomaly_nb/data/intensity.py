@@ -20,6 +20,7 @@ from ..core.order import telling_names
 from .headers import image_infos
 from .rows import normal_training
 from .values import all_damaged, bands, read_values
+from ..metrics.score_keys import even_step
 
 # %% ../../nbs/02_data/11_intensity.ipynb #c4c58b3b
 DEPTHS = (8, 10, 12, 14, 16, 20, 24, 28, 31, 32)  # bits that cameras and converters fill
@@ -194,10 +195,13 @@ def _automatic(paths: Sequence[str | Path], type: str) -> Intensity:
 
 # %% ../../nbs/02_data/11_intensity.ipynb #9108a115
 def _percentiles(paths: Sequence[str | Path], low: float, high: float) -> tuple[float, float]:
-    "Percentiles of the stored values, of a regular sample where there are many."
-    count = max(1, _SAMPLE // len(paths))
-    sample = np.concatenate([(v := read_values(p).reshape(-1))[:: max(1, -(-v.size // count))] for p in paths])
-    bottom, top = np.percentile(sample, [low, high])
+    "Percentiles of the stored values, of an even sample where there are many."
+    count, sample = max(1, _SAMPLE // len(paths)), []
+    for path in paths:
+        values = read_values(path)
+        step = even_step(max(1, -(-values.size // count)), values.size, values[:1].size)
+        sample.append(values.reshape(-1)[::step])
+    bottom, top = np.percentile(np.concatenate(sample), [low, high])
     if bottom == top:
         raise DataError(
             f"intensity=percentile:{low:g},{high:g}: both are {top:g} in the training images; give a window"

@@ -15,7 +15,7 @@ import numpy as np
 from ..core.arrays import load_arrays, save_arrays
 from ..core.errors import DataError, check_finite, check_labels_and_scores, plural, real_array
 from .ranking import ThresholdTable, check_threshold
-from .score_keys import KEYS, Grid, order_code, quantisation_bounds
+from .score_keys import KEYS, Grid, even_step, order_code, quantisation_bounds
 
 # %% ../../nbs/01_metrics/02_histogram.ipynb #a1c3e122
 BLOCK = 1 << 18  # pixels coded at a time: the intermediates stay in the cache
@@ -31,6 +31,16 @@ def count_codes(
     return np.bincount(joint, minlength=1 << 17).reshape(2, 1 << 16)
 
 # %% ../../nbs/01_metrics/02_histogram.ipynb #d6f0b639
+def _two_numbers(value_range: tuple[float, float]) -> tuple[float, float]:
+    "A range as floats, so that equal ones read alike, from files too. Raises `DataError` for anything else."
+    try:
+        low, high = (float(v) + 0.0 for v in value_range)  # -0.0 becomes 0.0
+    except (TypeError, ValueError):
+        wanted = "it must be two finite numbers, the first one smaller"
+        raise DataError(f"value_range is {value_range!r}; {wanted}") from None
+    return low, high
+
+
 class ScoreHistogram:
     """Streaming counts of scores per class over a 16-bit key (or float32 in two passes), from which every ranking
     metric is read.
@@ -48,8 +58,8 @@ class ScoreHistogram:
                 f"key {key!r} {'needs' if key == 'linear16' else 'takes no'} value_range, the "
                 "lowest and highest possible score"
             )
-        self.key, self.value_range = key, value_range
-        self.coding = KEYS[key](*(value_range or ()))
+        self.key, self.value_range = key, None if value_range is None else _two_numbers(value_range)
+        self.coding = KEYS[key](*(self.value_range or ()))
         self.counts = np.zeros((2, 1 << 16), np.int64)  # row 0 normal, row 1 anomalous
         self.images: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # name -> codes (m,) uint16, counts (2, m) uint32
         self._grid = Grid() if key == "float32" else None
@@ -73,8 +83,12 @@ class ScoreHistogram:
         self,
         y_score: np.ndarray,  # any shape, finite
     ) -> np.ndarray:  # same shape, float32: the lower edge of each score's bin
-        "Scores as they are counted (for 'float32', in the first pass). Raises `DataError` outside the key's range."
-        score = real_array("y_score", y_score, np.float32)
+        """Scores as they are counted (for 'float32', in the first pass).
+
+        Raises `DataError` for values that are not finite, and outside the key's range.
+        """
+        with np.errstate(over="ignore"):
+            score = check_finite("y_score", real_array("y_score", y_score, np.float32))
         return self.coding.edges[self.coding.code(score.reshape(-1))].reshape(score.shape)
 
     def _identity(self) -> str:
@@ -186,9 +200,15 @@ class ScoreHistogram:
         self,
         threshold: float,  # samples with score >= threshold are called anomalous
     ) -> dict[str, float]:  # tp, fp, tpr (recall), fpr, precision (NaN where nothing is flagged), f1
-        "Counts and rates at any threshold, exact for the stored scores. Raises `DataError` on one class, and for NaN."
+        """Counts and rates at a threshold, exact for the stored scores.
+
+        Raises `DataError` on one class, for NaN, and where a second pass of key 'float32' does not know: strictly
+        between two anomalous scores that have normal ones between them.
+        """
         table, threshold = self.table(), check_threshold(threshold)
         row = int(np.searchsorted(-table.threshold, -threshold, side="right")) - 1
+        if self.second and row + 1 < len(table.tp):
+            self._check_known(table, row, threshold)
         tp, fp = (int(table.tp[row]), int(table.fp[row])) if row >= 0 else (0, 0)
         rates = {
             "tpr": tp / table.positives,
@@ -196,6 +216,17 @@ class ScoreHistogram:
             "precision": tp / (tp + fp) if tp + fp else float("nan"),
         }
         return {"tp": tp, "fp": fp, **rates, "f1": 2 * tp / (tp + fp + table.positives)}
+
+    def _check_known(self, table: ThresholdTable, row: int, threshold: float) -> None:
+        "Raise `DataError` for a threshold among normal scores that were counted together."
+        before = int(table.tp[row]) if row >= 0 else 0
+        if table.tp[row + 1] == before and (row < 0 or threshold != table.threshold[row]):
+            end = f" to below {table.threshold[row]:.9g}" if row >= 0 else ""
+            raise DataError(
+                f"threshold is {threshold:.9g}: the second pass of key 'float32' counts normal scores between two "
+                f"anomalous ones together, here from {table.threshold[row + 1]:.9g} on{end}; give an anomalous score, "
+                "or use key='float16' or 'linear16'"
+            )
 
     def image_tables(self) -> Iterator[tuple[str, ThresholdTable]]:
         "Name and table of every named image that holds both classes, by name."
@@ -321,7 +352,8 @@ def unpack(
     "Fill a histogram from arrays. Raises `DataError` if they do not fit together."
     histogram.counts = whole_counts(arrays, "counts", histogram.counts.shape, name)
     end, code, per_image = (arrays[k] for k in ("image_end", "image_code", "image_counts"))
-    fits = len(end) == len(arrays["image"]) and per_image.shape[1:] == code.shape and code.dtype == np.uint16
+    per_image = per_image[:2].astype(np.uint32, copy=False)  # a `RegionHistogram` adds rows of its own
+    fits = len(end) == len(arrays["image"]) and per_image.shape == (2, *code.shape) and code.dtype == np.uint16
     if not (fits and code.size == (end[-1] if len(end) else 0) and (np.diff(end, prepend=0) >= 0).all()):
         raise DataError(f"{name}: its counts do not fit together; save the histogram again")
     start = np.concatenate(([0], end))
@@ -337,10 +369,11 @@ def choose_key(
     "The 16-bit key that ties fewer pairs of these scores. Raises `DataError` on non-finite or no scores."
     low, high, tried = np.inf, -np.inf, [np.zeros(0, np.float32)]
     for i, array in enumerate(scores):
-        flat = check_finite(f"scores[{i}]", real_array(f"scores[{i}]", array)).reshape(-1)
+        values = check_finite(f"scores[{i}]", real_array(f"scores[{i}]", array))
+        flat, row = values.reshape(-1), values.shape[-1] if values.ndim > 1 else 1
         if flat.size:
             low, high = min(low, float(flat.min())), max(high, float(flat.max()))
-            tried.append(flat[:: max(1, flat.size // sample)].astype(np.float32))
+            tried.append(flat[:: even_step(max(1, flat.size // sample), flat.size, row)].astype(np.float32))
     if low > high:
         raise DataError("scores is empty; there is no range to choose a key for")
     few = np.concatenate(tried)

@@ -111,9 +111,11 @@ class ThresholdTable(NamedTuple):
 
     def youden(self) -> tuple[float, float]:
         "Largest TPR - FPR and its highest threshold, an oracle (Youden 1950)."
-        lead = self.tp * self.negatives - self.fp * self.positives  # in integers: equal values stay equal
+        pairs = self.positives * self.negatives
+        tp, fp = (self.tp, self.fp) if pairs < 2**63 else (self.tp.astype(object), self.fp.astype(object))
+        lead = tp * self.negatives - fp * self.positives  # in integers: equal values stay equal
         best = int(np.argmax(lead))
-        return float(lead[best] / (self.positives * self.negatives)), float(self.threshold[best])
+        return float(lead[best] / pairs), float(self.threshold[best])
 
 # %% ../../nbs/01_metrics/01_ranking.ipynb #8031c14d
 def check_threshold(

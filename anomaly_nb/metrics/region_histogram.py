@@ -105,7 +105,7 @@ class RegionHistogram:
         "Read what `save` wrote. Raises `MissingFileError`, or `DataError` for a damaged file."
         arrays = load_arrays(path, [*ENTRIES, "beside", "shares", "regions"])
         histogram, rows = cls(*key_of(arrays)), arrays["image_counts"]
-        unpack(histogram.scores, arrays | {"image_counts": rows[:2].astype(np.uint32)}, str(path))
+        unpack(histogram.scores, arrays, str(path))
         for entry, name in (("beside", "beside"), ("shares", "fractions"), ("regions", "regions")):
             setattr(histogram, name, whole_counts(arrays, entry, getattr(histogram, name).shape, str(path)))
         if len(arrays["image"]):
