@@ -133,6 +133,33 @@ def test_eight_films_go_through_score_with_one_line_for_each_that_was_not_whole(
     assert f"{read} frames could be read, its header says {N}" in videos.loc["5_damaged", "note"]
 
 
+def test_a_film_without_labels_is_drawn_by_the_report_and_the_explorer(tmp_path):
+    from anomaly_nb.reports import run_report
+    from anomaly_nb.video.view import VideoView
+
+    root = tmp_path / "data"
+    for i in range(3):
+        film(root / "training" / "videos" / f"{i}.avi", "MJPG", seed=i)
+    for name in ("01", "02"):
+        whole = film(root / "testing" / "videos" / f"{name}.avi", "MJPG", seed=7, intruder="cyclist")
+    (root / "testing" / "test_frame_mask").mkdir()
+    for name in ("01", "02"):
+        labels = make_clip("cyclist", N, (64, 96), random_state=7)[1].any((1, 2))
+        np.save(root / "testing" / "test_frame_mask" / f"{name}.npy", labels.astype(np.uint8))
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+    plan = plan_for("clips", None, root, None, {"backbone": ""}, tmp_path / "features")
+    with pytest.warns(Notice, match="02.avi"):
+        view = VideoView(plan)
+    assert set(view.labels) == {"01"} and set(view.videos) == {"01", "02"}
+    opened = view.state(video="02")
+    assert "truly" in view.describe(view.state(video="01")) and "truly" not in view.describe(opened)
+    now = view.draw(opened)[1].set_index("metric").now
+    assert now["true positives, frames"].endswith(f" of {labels.sum()}")
+    parameters = {"dataset": "clips", "root": str(root), "backbone": "", "cache": str(tmp_path / "features")}
+    run = run_report("video_calibration", parameters, tmp_path / "figures", gallery=False)
+    assert run.status == "ok" and "micro" in dict(run.metrics)
+
+
 def test_where_no_film_can_be_read_each_is_named_once_and_the_code_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "config.yml", 'datasets: {clips: {fps: 10, extraction: {backbone: ""}}}\n')
