@@ -152,3 +152,33 @@ def test_labels_in_a_folder_have_the_same_columns(tmp_path):
     write_text(tmp_path / "labels" / "b.csv", "frame,label\nb/0.png,0\n")
     with pytest.raises(ValueError, match=r"b.csv: event columns differ from those of a.csv, 'event A' is in one alone"):
         run_pipeline(tmp_path / "frames", tmp_path / "labels", tmp_path / "out", "shapes", dry_caption=True)
+
+
+def test_a_pause_of_a_film_is_filled_with_the_image_on_screen(monkeypatch, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    times = [i / 25 for i in range(50)] + [12 + i / 25 for i in range(50)]  # two seconds, a pause of ten, two more
+
+    class Capture:
+        "A film of these times, whose images tell their number."
+
+        at = -1
+
+        def isOpened(self):
+            return True
+
+        def get(self, what):
+            of = {cv2.CAP_PROP_FPS: 25.0, cv2.CAP_PROP_FRAME_COUNT: len(times)}
+            return of.get(what, 1000 * times[max(self.at, 0)])
+
+        def read(self):
+            self.at += 1
+            return self.at < len(times), np.full((8, 8, 3), 2 * self.at, np.uint8)
+
+        def release(self):
+            pass
+
+    (tmp_path / "a.avi").touch()
+    monkeypatch.setattr(cv2, "VideoCapture", lambda path: Capture())
+    frames = extract_frames(tmp_path / "a.avi", tmp_path / "out", 1.0)
+    shown = [round(cv2.imread(str(f)).mean() / 2) for f in frames]
+    assert shown == [0, 25, *[49] * 10, 50, 75]  # one for each of 14 seconds

@@ -133,6 +133,33 @@ def test_eight_films_go_through_score_with_one_line_for_each_that_was_not_whole(
     assert f"{read} frames could be read, its header says {N}" in videos.loc["5_damaged", "note"]
 
 
+def test_a_film_without_labels_is_drawn_by_the_report_and_the_explorer(tmp_path):
+    from anomaly_nb.reports import run_report
+    from anomaly_nb.video.view import VideoView
+
+    root = tmp_path / "data"
+    for i in range(3):
+        film(root / "training" / "videos" / f"{i}.avi", "MJPG", seed=i)
+    for name in ("01", "02"):
+        whole = film(root / "testing" / "videos" / f"{name}.avi", "MJPG", seed=7, intruder="cyclist")
+    (root / "testing" / "test_frame_mask").mkdir()
+    for name in ("01", "02"):
+        labels = make_clip("cyclist", N, (64, 96), random_state=7)[1].any((1, 2))
+        np.save(root / "testing" / "test_frame_mask" / f"{name}.npy", labels.astype(np.uint8))
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+    plan = plan_for("clips", None, root, None, {"backbone": ""}, tmp_path / "features")
+    with pytest.warns(Notice, match="02.avi"):
+        view = VideoView(plan)
+    assert set(view.labels) == {"01"} and set(view.videos) == {"01", "02"}
+    opened = view.state(video="02")
+    assert "truly" in view.describe(view.state(video="01")) and "truly" not in view.describe(opened)
+    now = view.draw(opened)[1].set_index("metric").now
+    assert now["true positives, frames"].endswith(f" of {labels.sum()}")
+    parameters = {"dataset": "clips", "root": str(root), "backbone": "", "cache": str(tmp_path / "features")}
+    run = run_report("video_calibration", parameters, tmp_path / "figures", gallery=False)
+    assert run.status == "ok" and "micro" in dict(run.metrics)
+
+
 def test_where_no_film_can_be_read_each_is_named_once_and_the_code_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "config.yml", 'datasets: {clips: {fps: 10, extraction: {backbone: ""}}}\n')
@@ -531,6 +558,29 @@ def test_a_film_that_was_cut_off_is_said_by_watch_as_by_score(calibrated, tmp_pa
     assert result.exit_code == 4 and f"is incomplete: {probe_film(cut).frames} frames" in result.stderr, result.output
     assert probe_film(cut).frames < whole.frames
     assert "4 the film was not whole" in CliRunner().invoke(app, ["video", "watch", "--help"]).output
+
+
+def test_a_film_without_a_steady_rate_is_named_with_how_far_its_times_are_off(tmp_path):
+    path = film(tmp_path / "phone.mp4", frames=100)
+    assert not probe_film(path).note
+    content = bytearray(path.read_bytes())
+    stts = content.find(b"stts")
+    count, ticks = struct.unpack(">II", content[stts + 12 : stts + 20])  # of the only entry
+    assert count == 100
+    # half of the frames at the rate of the others, the rest of them twice as fast and a pause: two entries need room
+    table = struct.pack(">IIIII", 0, 3, 49, ticks, 1) + struct.pack(">III", 26 * ticks, 50, ticks // 2)
+    grow, at, end = len(table) - 16, 0, len(content)
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stts"):
+        at = content.find(name, at)
+        size = struct.unpack(">I", content[at - 4 : at])[0] + grow
+        content[at - 4 : at] = struct.pack(">I", size)
+    content[stts + 4 : stts + 20] = table
+    path.write_bytes(content)
+    note = probe_film(path).note
+    assert probe_film(path).complete and note.startswith("has no steady frame rate: times are by 10 frames a second")
+    assert float(note.rpartition("up to ")[2].removesuffix(" s off")) == pytest.approx(2.5, abs=0.1)
+    with pytest.warns(Notice, match="phone.mp4: has no steady frame rate"):
+        list_videos(tmp_path)
 
 
 def test_a_raw_stream_says_no_rate_and_the_one_of_the_config_is_in_the_table(tmp_path):

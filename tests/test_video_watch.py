@@ -13,11 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from anomaly_nb.cli.main import app
+from anomaly_nb.core.errors import DataError
 from anomaly_nb.core.files import write_text
 from anomaly_nb.video.clips import make_clip
 from anomaly_nb.video.layouts import probe_film
 from anomaly_nb.video.plan import plan_for
-from anomaly_nb.video.sources import open_source
+from anomaly_nb.video.sources import Source, open_source
 from anomaly_nb.video.watch import Summary, watch
 
 cv2 = pytest.importorskip("cv2")
@@ -137,6 +138,34 @@ def test_memory_and_latency_do_not_grow_with_the_film(home, monkeypatch, tmp_pat
     assert max(held[len(held) // 2 :]) < max(held[: len(held) // 2]) + 200_000  # bytes
     first, last = np.median(taken[50 : frames // 3]), np.median(taken[-frames // 3 :])
     assert last < 3 * first
+
+
+@pytest.mark.parametrize("every", [2, 4])
+def test_dropped_frames_shorten_no_clock_and_make_nothing_faster(home, monkeypatch, tmp_path, every):
+    monkeypatch.chdir(home)
+    door = home / "yard" / "testing" / "videos" / "door.avi"
+
+    class Camera(Source):
+        "Has time for some frames only."
+
+        def __iter__(self):
+            return (frame for i, frame in enumerate(open_source(door)) if i % every == 0)
+
+    plan = plan_for("yard", "config.yml")
+    whole = [e for e in watch(plan, open_source(door), "config.yml", 300) if e["state"] == "closed"]
+    camera, summary = Camera(str(door), 10.0, live=True), Summary()
+    said = list(watch(plan, camera, "config.yml", 300, tmp_path / "kept", summary))
+    some = [e for e in said if e["state"] == "closed"]
+    assert summary.frames == 120 // every
+    one, other = (max(events, key=lambda e: e["peak"]) for events in (some, whole))
+    assert one["start"] < other["peak_at"] < one["end"] <= 12.0 and abs(one["peak_at"] - other["peak_at"]) <= 1.5
+    assert max(e["peak"] for e in some) < other["peak"] and int(one["peak_frame"]) == round(10 * one["peak_at"])
+    assert probe_film(tmp_path / "kept" / one["clip"]).frames >= 10 * (one["end"] - one["start"])
+    lost, again = Camera(str(door), 10.0, live=True, broke="broke off after 120 frames"), []
+    with pytest.raises(DataError, match="broke off after 120 frames; look to the camera"):
+        for event in watch(plan, lost, "config.yml", 300):
+            again.append(event["state"])
+    assert again.count("closed") == len(some)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

@@ -109,7 +109,10 @@ def _steady(
         if not capture.isOpened():
             raise DataError(f"{path}: not a video OpenCV can read; convert it, for instance to H.264 in MP4")
         rate, declared = capture.get(cv2.CAP_PROP_FPS) or 25.0, capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        number = taken = 0
+        if fps > rate:
+            warnings.warn(f"{path}: has {rate:g} frames a second, not {fps:g}; all are written", Notice, stacklevel=3)
+        number, taken, fps = 0, 0, min(fps, rate)
+        on_screen: np.ndarray | None = None
         while True:
             ok, image = capture.read()
             if not ok:
@@ -117,9 +120,13 @@ def _steady(
             time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             time = time if time > 0 or number == 0 else number / rate  # containers without time stamps
             number += 1
+            while on_screen is not None and time - 0.5 / rate > taken / fps:  # a pause: it stayed there
+                taken += 1
+                yield on_screen
             if time + 0.5 / rate >= taken / fps:
                 taken += 1
                 yield image
+            on_screen = image
         lacks += filter(None, [why_not_whole(number, int(declared) if 0 < declared < 1e9 else None)])
     finally:
         capture.release()

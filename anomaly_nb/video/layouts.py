@@ -32,25 +32,7 @@ if TYPE_CHECKING:
     import cv2
 
 # %% ../../nbs/08_video/02_layouts.ipynb #0cc932af
-FILMS = {
-    ".avi",
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".mkv",
-    ".webm",
-    ".mpg",
-    ".mpeg",
-    ".wmv",
-    ".flv",
-    ".ts",
-    ".mts",
-    ".m2ts",
-    ".3gp",
-    ".ogv",
-    ".mjpg",
-    ".mjpeg",
-}
+FILMS = set(".avi .mp4 .m4v .mov .mkv .webm .mpg .mpeg .wmv .flv .ts .mts .m2ts .3gp .ogv .mjpg .mjpeg".split())
 
 # %% ../../nbs/08_video/02_layouts.ipynb #0e13a76d
 @dataclass(frozen=True)
@@ -77,6 +59,15 @@ def probe_film(path: str | Path) -> Film:
     return _probe(Path(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
+def _uneven(times: np.ndarray, fps: float) -> str:
+    "What is to be said of a film whose frames, shown at `times` in milliseconds, do not come at a steady rate."
+    if not 0 < fps < 1000 or (np.diff(times) <= 0).any():
+        return ""
+    off = np.abs(times - times[0] - np.arange(len(times)) * 1000 / fps).max() / 1000
+    rate = f"has no steady frame rate: times are by {fps:g} frames a second, and up to {off:.1f} s off"
+    return rate if off > max(0.2, 2 / fps) else ""
+
+
 @lru_cache(maxsize=4096)
 def _probe(path: Path, *_: int) -> Film:
     "`probe_film` of a file in one state."
@@ -99,7 +90,8 @@ def _probe(path: Path, *_: int) -> Film:
         note = note or f"does not say how many frames it has; {frames} were read"
     # images one after the other: nobody says their rate, OpenCV makes one up
     raw = np.fromfile(path, np.uint8, 3).tobytes() == b"\xff\xd8\xff"
-    note = "; ".join(filter(None, [note, "says no frame rate: fps of the config (or --fps) counts" * raw]))
+    uneven = "" if raw else _uneven(np.array(times), fps)
+    note = "; ".join(filter(None, [note, "says no frame rate: fps of the config (or --fps) counts" * raw, uneven]))
     return Film(
         frames,
         declared,

@@ -22,7 +22,7 @@ from .layouts import Video
 @figure_style()
 def timelines(
     frames: pd.DataFrame,  # video, frame, and the column to draw
-    labels: Mapping[str, np.ndarray] | None = None,  # video -> (T,) bool, shaded
+    labels: Mapping[str, np.ndarray] | None = None,  # video -> (T,) bool, shaded; a video may lack them
     column: str = "combined",  # which score
     threshold: float | None = None,  # drawn as a line
     columns: int = 3,  # strips side by side
@@ -36,7 +36,7 @@ def timelines(
         ax.remove()
     for ax, name in zip(axes.flat, names):
         y = frames.loc[frames["video"] == name, column].to_numpy()
-        if labels is not None:
+        if labels is not None and name in labels:
             ax.fill_between(
                 np.arange(len(y)),
                 0,
@@ -123,7 +123,7 @@ def draw_frames(
     top: pd.DataFrame,  # of `top_frames`
     responsible: pd.DataFrame,  # of `responsible_objects`
     videos: Sequence[Video],  # where the images are
-    labels: Mapping[str, np.ndarray] | None = None,  # the title says whether the frame is anomalous
+    labels: Mapping[str, np.ndarray] | None = None,  # the title says whether the frame is anomalous, where one knows
 ) -> Figure:
     "Images of frames with the responsible object outlined."
     by_name = {v.name: v for v in videos}
@@ -140,7 +140,7 @@ def draw_frames(
         for box in its_objects.to_dict("records"):
             ax.add_patch(_box(box, ANOMALOUS, 2))
             title += f", {box['modality']}"
-        if labels is not None:
+        if labels is not None and row["video"] in labels:
             title += ", anomalous" if labels[row["video"]][video.frames.index(row["frame"])] else ", normal"
         ax.set_title(title, fontsize=9)
         ax.set(xticks=[], yticks=[])

@@ -8,7 +8,7 @@ __all__ = ['BATCH', 'AHEAD', 'Extraction', 'FrameTools', 'stream_objects', 'read
 # %% ../../nbs/08_video/19_streams.ipynb #b727f462
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from queue import Empty, Full, Queue
@@ -166,6 +166,8 @@ def stream_objects(
     frames: Iterable[tuple[str, np.ndarray | None]],
     background: np.ndarray | None,  # (H, W, 3) uint8; None: the frame before
     batch: int = BATCH,  # crops per call of the network; fewer wait for more; 0 = none waits
+    # frames from one name to the next that comes, by which motion is divided; None = always 1
+    step: Callable[[str, str], int] | None = None,
 ) -> Generator[
     tuple[str, dict[str, tuple[np.ndarray, np.ndarray]]], None, None
 ]:  # frame, and modality -> values (N, D) and boxes (N, 4)
@@ -174,7 +176,7 @@ def stream_objects(
     waiting: list[tuple[str, dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray]] = []
     crops: list[np.ndarray] = []
     vectors: list[np.ndarray] = []
-    for frame, previous, image, following in _in_time(tools, frames):
+    for frame, previous, image, following, apart in _in_time(tools, frames, step or (lambda before, frame: 1)):
         if image is None or following is None:  # damaged
             empty = np.zeros((0, 0), np.float32), np.zeros((0, 4), np.float32)
             parts = dict.fromkeys(tools.settings.modalities, empty)
@@ -191,6 +193,7 @@ def stream_objects(
             )
         with tools.stage("flow"):
             motion = tools.flow(previous, image) if previous is not None else -tools.flow(following, image)
+            motion = motion / apart if apart > 1 else motion
         with tools.stage("velocities"):
             # one frame alone shows no motion
             moved = slice(None) if previous is not None or following is not image else slice(0)
@@ -219,12 +222,12 @@ def stream_objects(
 
 # %% ../../nbs/08_video/19_streams.ipynb #2da24fed
 def _in_time(
-    tools: FrameTools, frames: Iterable[tuple[str, np.ndarray | None]]
-) -> Iterator[tuple[str, np.ndarray | None, np.ndarray | None, np.ndarray | None]]:
-    """Frame, image before (None for the first, and after a damaged one), image, and where there is none before it the
-    one after it.
+    tools: FrameTools, frames: Iterable[tuple[str, np.ndarray | None]], step: Callable[[str, str], int]
+) -> Iterator[tuple[str, np.ndarray | None, np.ndarray | None, np.ndarray | None, int]]:
+    """Frame, image before (None for the first, and after a damaged one), image, where there is none before it the one
+    after it, and how many frames the two images are apart.
     """
-    coming, previous = iter(frames), None
+    coming, previous, before = iter(frames), None, ""
 
     def read() -> tuple[str, np.ndarray | None] | None:
         with tools.stage("read"):
@@ -235,10 +238,12 @@ def _in_time(
         (name, image), ahead = current, None
         if image is not None and previous is None:
             ahead = read()
-            yield name, None, image, ahead[1] if ahead is not None and ahead[1] is not None else image
+            after = name if ahead is None or ahead[1] is None else ahead[0]
+            following = image if ahead is None or ahead[1] is None else ahead[1]
+            yield name, None, image, following, 1 if after == name else step(name, after)
         else:
-            yield name, previous, image, image
-        previous, current = image, ahead or read()
+            yield name, previous, image, image, 1 if previous is None else step(before, name)
+        previous, before, current = image, name, ahead or read()
 
 
 def _complete(waiting: list, done: list[np.ndarray]) -> Iterator[tuple[str, dict[str, tuple[np.ndarray, np.ndarray]]]]:

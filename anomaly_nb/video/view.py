@@ -70,10 +70,12 @@ class VideoView(View):
         names = tuple(read_feature_index(folder / "training")["modalities"])
         self.train = load_modalities(folder / "training", names, max_image_count, plan.random_state)
         self.test = load_modalities(folder / "testing", names)
-        self.videos = {v.name: v for v in list_videos(plan.root, "testing")}
+        scored = next(iter(self.test.values())).frames
+        self.videos = {v.name: v for v in list_videos(plan.root, "testing") if v.name in scored}
+        whole = [v for v in self.videos.values() if v.complete]  # others lack frames, and so do not fit their labels
         self.labels = (
-            frame_labels(plan.root, list(self.videos.values()), plan.ground_truth, plan.events)
-            if ground_truths(plan.root)
+            frame_labels(plan.root, whole, plan.ground_truth, plan.events)
+            if whole and ground_truths(plan.root)
             else None
         )
         self.objects = lru_cache(maxsize=8)(self._objects)
@@ -101,9 +103,11 @@ class VideoView(View):
         return frame_scores(self.objects(k), next(iter(self.test.values())).frames, weights, sigma)
 
     def table(self, frames: pd.DataFrame, column: str, threshold: float) -> pd.DataFrame:  # figure, value
-        "Ranking over all test videos, and what the threshold does."
-        called = reached(frames[column].to_numpy(), threshold)
+        "Ranking over all test videos that were read whole, and what the threshold does."
         rows = [("threshold, 1 = end of the normal range", f"{threshold:.2f}")]
+        if self.labels is not None:
+            frames = frames[frames["video"].isin(list(self.labels))]
+        called = reached(frames[column].to_numpy(), threshold)
         if self.labels is None:
             return pd.DataFrame(
                 [*rows, ("frames called", f"{called.sum()} of {called.size}")], columns=["metric", "value"]
@@ -113,6 +117,8 @@ class VideoView(View):
             ("true positives, frames", f"{(called & ground_truth).sum()} of {ground_truth.sum()}"),
             ("false positives, frames", f"{(called & ~ground_truth).sum()} of {(~ground_truth).sum()}"),
         ]
+        if ground_truth.all() or not ground_truth.any():  # nothing to rank
+            return pd.DataFrame(rows, columns=["metric", "value"])
         auc = frame_auc(self.labels, {str(v): part[column].to_numpy() for v, part in frames.groupby("video")})
         rows += [
             ("frame AUROC, all frames together (micro)", f"{auc['micro']:.4f}"),
@@ -136,7 +142,7 @@ class VideoView(View):
         called = "called anomalous" if row[state["column"]] >= state["threshold"] else "passed"
         label = (
             ""
-            if self.labels is None
+            if self.labels is None or state["video"] not in self.labels
             else ", truly anomalous"
             if self.labels[state["video"]][int(state["frame"])]
             else ", truly normal"
@@ -155,7 +161,7 @@ class VideoView(View):
         )
         column, weights = state["column"], {m: state[f"weight_{m}"] for m in self.test}
         here = objects[(objects["video"] == video.name) & (objects["frame"] == video.frames[int(state["frame"])])]
-        ground_truth = None if self.labels is None else self.labels[video.name]
+        ground_truth = (self.labels or {}).get(video.name)
         fig = frame_in_time(
             video,
             int(state["frame"]),

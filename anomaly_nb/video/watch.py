@@ -26,7 +26,7 @@ from .events import EventDecision, Reason, reason_of, rise
 from .extraction import background_of
 from .feature_files import read_feature_index
 from .object_features import ObjectFeatures
-from .layouts import Video, list_videos, quiet_opencv, read_video
+from .layouts import list_videos, quiet_opencv
 from .pipeline import load_decision, warn_unlike
 from .plan import VideoPlan, features_of, located, short_videos
 from .render import film_writer, free_name
@@ -202,15 +202,16 @@ class Clips:
         self.final: Path | None = None
         self.partial: Path | None = None
 
-    def frame(self, image: np.ndarray) -> None:
-        "The next frame, (H, W, 3) uint8 RGB."
+    def frame(self, image: np.ndarray, count: int = 1) -> None:
+        "The next frame, (H, W, 3) uint8 RGB, which stands for `count`: those before it that were dropped, and itself."
         if self.folder is None:
             return
         bgr = np.ascontiguousarray(image[..., ::-1])
         if self.writer is None:
-            self.frames.append(quiet_opencv().imencode(".jpg", bgr)[1].tobytes())
-        elif self.left > 0:
-            self._write(bgr)
+            self.frames.extend([quiet_opencv().imencode(".jpg", bgr)[1].tobytes()] * min(count, self.most))
+        else:
+            for _ in range(min(count, self.left)):
+                self._write(bgr)
 
     def open(self, first: str) -> None:
         "An event has opened: its clip begins with what was kept."
@@ -311,11 +312,12 @@ def watch(
     arrived: deque[float] = deque()
 
     def seen(frames: Iterable[Frame]) -> Iterator[Frame]:
+        before = ""
         for name, image in frames:
             arrived.append(time.perf_counter())
             if image is not None:
-                keep.frame(image)
-            yield name, image
+                keep.frame(image, source.step(before, name))
+            yield (before := name), image
 
     try:
         frames = iter(source)
@@ -324,28 +326,28 @@ def watch(
             return
         warn_unlike(plan, source.what, shape, source.fps)
         background = background_of(
-            plan.extraction, list_videos(plan.root, "training") if plan.root else [], shape, _whole(source)
+            plan.extraction, list_videos(plan.root, "training") if plan.root else [], shape, source.film()
         )
+        last: tuple[str, np.ndarray] | None = None
         with closing(
-            stream_objects(FrameTools(plan.extraction), seen(chain(start, frames)), background, batch=0)
+            stream_objects(FrameTools(plan.extraction), seen(chain(start, frames)), background, 0, source.step)
         ) as objects:
             for name, parts in objects:
                 scores, reason = frame_score(scorer, name, parts, decision.scales)
                 summary.count(time.perf_counter() - arrived.popleft())
                 summary.dropped, summary.damaged = source.dropped, source.damaged
+                for missed, of_missed in source.missed(last, (name, scores)):
+                    yield from tell(smoothing.push((missed, None), of_missed))
                 yield from tell(smoothing.push((name, reason), scores))
+                last = name, scores
         if short := short_videos({finder.video: smoothing.come}):
             warnings.warn(f"{source.what}: {short[finder.video]}", Notice, stacklevel=2)
         else:
             yield from tell(smoothing.finish(), last=True)
+        if source.broke:
+            raise DataError(f"{source.what}: {source.broke}; look to the camera, and start the watch again")
     finally:
         keep.close()
-
-# %% ../../nbs/08_video/16_watch.ipynb #24daa844
-def _whole(source: Source) -> Video | None:
-    "The film of a source; None where there is no end to it."
-    path = Path(str(source.what))
-    return read_video(path) if path.is_file() and not source.live else None
 
 # %% ../../nbs/08_video/16_watch.ipynb #72d4cd74
 def frame_score(
