@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROTOCOLS', 'IDENTITY', 'COMPARED', 'StreetEvaluation', 'component_protocol', 'evaluation_identity',
-           'identity_differences', 'evaluation_name', 'check_sizes', 'evaluate', 'count_components']
+           'identity_differences', 'evaluation_name', 'check_sizes', 'check_same_network', 'evaluate',
+           'count_components']
 
 # %% ../../nbs/07_segmentation/10_evaluation.ipynb #1fc995bc
 import re
@@ -185,6 +186,40 @@ def check_sizes(
             f"{', '.join(f'{h}x{w}' for h, w in other[:3])} (height x width); {mend}"
         )
 
+# %% ../../nbs/07_segmentation/10_evaluation.ipynb #3e0b51c7
+def check_same_network(scorer: PixelScorer, model: SceneNetwork) -> None:
+    """Raise `DataError` where a scorer learned from another network's outputs; scores that learn nothing take any, and
+    files of earlier versions do not say.
+    """
+    fitted_with, learned = vars(scorer).get("network_", {}), vars(scorer).get("fitted_", {})
+    if learned and fitted_with and fitted_with["weights"] != (weights := weights_digest(model)):
+        raise DataError(
+            f"{', '.join(learned)} learned from {fitted_with['name']} with the weights {fitted_with['weights'][:12]}, "
+            f"and this is {model.name} with {weights[:12]}; fit PixelScorer on this network"
+        )
+
+
+def _fit_sizes(scorer: PixelScorer) -> list[list[int]]:
+    "(height, width) of the images that a scorer learned from; none where it learned nothing or does not say."
+    return vars(scorer).get("fitted_on_", {}).get("sizes", []) if vars(scorer).get("fitted_") else []
+
+
+def _check_same_size(scorer: PixelScorer, dataset: StreetDataset, size: tuple[int, int]) -> None:
+    "Raise `DataError` for a size that a scorer did not learn from; images as stored may differ among themselves."
+    if dataset.size or vars(scorer).get("fitted_on_", {}).get("size"):
+        check_sizes(_fit_sizes(scorer), [size], "fit PixelScorer at this size, or use it nonetheless: other_fit=True")
+
+
+def _other_sizes(scorer: PixelScorer, sizes: Iterable[tuple[int, int]]) -> list[str]:
+    "A note where images have sizes that a scorer did not learn from."
+    learned = _fit_sizes(scorer)
+    other = sorted({tuple(s) for s in sizes} - {tuple(s) for s in learned}) if learned else []
+    if not other:
+        return []
+    at, seen = (", ".join(f"{h}x{w}" for h, w in s[:3]) for s in (learned, other))
+    return [f"statistics were fitted at {at} and used at {seen} (height x width); scores change with the size"]
+
+
 # %% ../../nbs/07_segmentation/10_evaluation.ipynb #cc4a22d6
 def evaluate(
     model: SceneNetwork,
@@ -193,15 +228,20 @@ def evaluate(
     precision: str = "float32",  # "float32" or "bfloat16"
     # "pixels", or "anomaly_track" or "obstacle_track", which count components too and read every scene twice
     protocol: str = "pixels",
+    # True: take statistics that were fitted on another network or at another image size, and note the size
+    other_fit: bool = False,
     **extra: object,  # plain values to keep: seed ...
 ) -> StreetEvaluation:
     """Score and count every pixel of a data set.
 
-    Raises `DataError` where its classes are not the network's, `NotFittedError`.
+    Raises `DataError` where its classes are not the network's or the scorer is of another network or image size,
+    `NotFittedError`.
     """
     track = component_protocol(protocol)
     check_network(model)
     check_classes(model, dataset)
+    if not other_fit:
+        check_same_network(scorer, model)
     scorer.reset()
     model.eval()
     metadata: Record = {"identity": evaluation_identity(model, scorer, dataset, precision, protocol)}
@@ -217,6 +257,8 @@ def evaluate(
     for i in progress(range(len(dataset)), f"{dataset.name}/{dataset.split}", unit="image"):
         with naming(dataset.keys[i]):
             scene = dataset[i]
+            if not other_fit:
+                _check_same_size(scorer, dataset, scene.labels.shape)
             start = time.perf_counter()
             out = model.see(scene, precision)
         sizes.add(scene.labels.shape)
@@ -231,6 +273,7 @@ def evaluate(
     class_counts = {key: counts.sum(1).tolist() for key, (_, counts) in sorted(first.images.items())}
     result.metadata["identity"]["ground truth"] = sha256_json(class_counts)[:12]
     result.metadata["sizes"] = sorted(map(list, sizes))
+    result.metadata["notes"] = [*dataset.notes, *_other_sizes(scorer, sizes)]
     if track:
         scorer.reset()
         again = (dataset[i] for i in progress(range(len(dataset)), "components", unit="image"))
