@@ -108,13 +108,23 @@ def imports(source, rooms):
     return found
 
 
-def tests_of(paths):
-    "Test files among `paths`, and those that import a module or name a report template among them."
+def doors():
+    "Room -> name that its front door gives -> module it comes from, by whatever way the door imports it."
     rooms = {}
     for door in (ROOT / "anomaly_nb").glob("*/__init__.py"):
         room = module_of(door)
-        inner = [n for n in ast.walk(ast.parse(door.read_text())) if isinstance(n, ast.ImportFrom) and n.level == 1]
-        rooms[room] = {a.asname or a.name: f"{room}.{n.module}" for n in inner for a in n.names}
+        above = ["", f"{room}.", f"{room.rpartition('.')[0]}."]  # of an absolute import, `from .` and `from ..`
+        inner = [n for n in ast.walk(ast.parse(door.read_text())) if isinstance(n, ast.ImportFrom) and n.module]
+        names = {a.asname or a.name: f"{above[n.level]}{n.module}" for n in inner for a in n.names}
+        rooms[room] = {name: module for name, module in names.items() if module.startswith("anomaly_nb.")}
+    for names in rooms.values():  # what a door takes from another door comes from behind that one
+        names |= {n: rooms[m][n] for n, m in names.items() if n in rooms.get(m, {})}
+    return rooms
+
+
+def tests_of(paths):
+    "Test files among `paths`, and those that import a module or name a report template among them."
+    rooms = doors()
     modules = {module_of(p) for p in paths if p.parts[len(ROOT.parts)] in ("anomaly_nb", "tests")}
     templates = {p.stem for p in paths if p.parent == ROOT / "nbs" / "reports"}
     found = []

@@ -201,6 +201,8 @@ def test_a_training_ends_after_as_many_epochs_without_gain_as_its_patience():
     for values, finished in (((0.5, 0.4), False), ((0.5, 0.4, 0.3), True), ((0.5, 0.4, 0.6), False)):
         run.history = [{"val_miou": v} for v in values]
         assert run.finished == finished
+    with pytest.raises(ValueError, match="patience is 0; it must be at least 1"):  # it ended every run after one epoch
+        TrainConfig(patience=0)
 
 
 def test_the_loss_by_hand():

@@ -1,6 +1,7 @@
 """Layouts as their publishers made them, rebuilt in miniature, and the input that breaks other readers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import torch
 from PIL import Image
 
 from anomaly_nb.segmentation import open_streets, street_samples
-from anomaly_nb.segmentation.augment import Augmentation, zoom_crop, zoom_window
-from anomaly_nb.segmentation.datasets import VOID, images_by_key
+from anomaly_nb.segmentation.augment import Augmentation, rotated, zoom_crop, zoom_window
+from anomaly_nb.segmentation.datasets import VOID, images_by_key, resized_labels
 from anomaly_nb.segmentation.odgt import bdd_anomaly, street_hazards
 from anomaly_nb.segmentation.readers import fishyscapes, road_anomaly, smiyc
 from anomaly_nb.segmentation.stored_logits import stored_files
@@ -226,3 +227,22 @@ def test_checkpoints_of_jupyter_are_no_images_and_no_logits(tmp_path):
         np.save(tmp_path / name, np.zeros((3, 6, 8), np.float32))
     assert list(images_by_key(tmp_path)) == ["a", "town/b"]
     assert list(stored_files(tmp_path, (".npy",))) == ["a", "town/b"]
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("augmentation", [Augmentation(scale=None), Augmentation(scale=(1e-3, 1e-3))])
+def test_labels_of_training_lie_on_their_image(factor, augmentation):
+    ramp = np.tile(2 * np.arange(120, dtype=np.uint8), (60, 1))  # a pixel's value is twice its column
+    plain = replace(augmentation, flip=False, colour=0, blur=0)
+    image, labels = plain(np.repeat(ramp[..., None], 3, -1), ramp, (60 // factor, 120 // factor), 0)
+    aside = (image[0].float() - labels.float())[:, 2:-2]  # an even factor has no middle pixel: half a pixel
+    assert aside.abs().max() <= (0 if factor % 2 else 1)
+    assert np.array_equal(labels, resized_labels(ramp, tuple(labels.shape)))  # as an evaluation sees them
+
+
+@pytest.mark.parametrize("angle", [0, 7, 90, 180])
+def test_rotated_labels_lie_on_their_image(angle):
+    ramp = torch.arange(200, dtype=torch.uint8).repeat(200, 1)
+    image, labels = rotated(ramp.float().repeat(3, 1, 1), ramp, angle)
+    inner = labels[60:140, 60:140].float()
+    assert (image[0, 60:140, 60:140] - inner).abs().max() <= 0.75 and abs(float((image[0, 60:140, 60:140] - inner).mean())) < 0.02

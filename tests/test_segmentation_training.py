@@ -140,3 +140,14 @@ def test_a_run_of_an_earlier_version_goes_on_and_says_what_it_does_not_know(witn
     (tmp_path / "best.pt").write_bytes((witness.folder / "best.pt").read_bytes())
     with pytest.warns(Notice, match=r"last\.pt: of an earlier version"):
         assert same(start(tmp_path), witness)
+
+
+def test_a_run_whose_labels_lay_aside_goes_on_and_says_so(witness, tmp_path):
+    state = load_tensors(witness.folder / "last.pt")
+    torch.manual_seed(0)
+    model = build_model("deeplabv3plus_mobilenetv2", data("train", 1).table.names)
+    state["fingerprint"] = training._run_identity(model, CONFIG, data("train", 8), data("val", 2)).shifted
+    save_tensors(tmp_path / "last.pt", state)
+    (tmp_path / "best.pt").write_bytes((witness.folder / "best.pt").read_bytes())
+    with pytest.warns(Notice, match=r"last\.pt: of an earlier version, which trained with labels that lay"):
+        assert same(start(tmp_path), witness)

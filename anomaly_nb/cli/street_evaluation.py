@@ -140,7 +140,15 @@ def _of_run(
     scorer, validation = run.fitted(at, [first.labels.shape], size.other_size)
     of_thresholds = validation.metadata.get("sizes", [])
     name = run.folder.resolve().name
-    result = evaluate(network, scorer, dataset, protocol=protocol, run=name, thresholds_at=of_thresholds)
+    result = evaluate(
+        network,
+        scorer,
+        dataset,
+        protocol=protocol,
+        other_fit=size.other_size,
+        run=name,
+        thresholds_at=of_thresholds,
+    )
     return _Evaluated(result, dataset, network, scorer, validation)
 
 
@@ -157,7 +165,8 @@ def _of_own(
 
     network, scorer = own_network(dataset, training, source, options, device)
     network.name, dataset = options.name or network.name, other_classes(dataset, network, source.model)
-    result = evaluate(network, scorer, dataset, protocol=protocol, run=network.name)
+    # the scorer was fitted for this network above; of stored logits and of another camera that cannot be seen
+    result = evaluate(network, scorer, dataset, protocol=protocol, other_fit=True, run=network.name)
     return _Evaluated(result, dataset, network, scorer)
 
 # %% ../../nbs/11_cli/15_street_evaluation.ipynb #15e70507
@@ -246,7 +255,7 @@ def evaluate(
     if written.panels and network is not None and scorer is not None:
         _panels(folder, network, scorer, dataset, result, written.panels)
     said = [promise] if promise else []
-    typer.echo("\n".join([best_sentence(table), str(folder), *said, *dataset.notes, to_markdown(table)]))
+    typer.echo("\n".join([best_sentence(table), str(folder), *said, *result.metadata.get("notes", dataset.notes), to_markdown(table)]))
 
 # %% ../../nbs/11_cli/15_street_evaluation.ipynb #6c6804de
 def _panels(

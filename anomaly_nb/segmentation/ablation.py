@@ -26,7 +26,8 @@ from ..core.style import ANOMALOUS, figure_style
 from ..metrics.histogram import ScoreHistogram
 from .augment import Augmentation
 from .datasets import StreetDataset
-from .evaluation import StreetEvaluation, evaluate, evaluation_identity, identity_differences
+from .evaluation import StreetEvaluation, check_same_network, evaluate, evaluation_identity
+from .evaluation import identity_differences
 from .evaluation_files import load_evaluation, save_evaluation
 from .heat import HybridEnergyThresholding
 from .models import StreetModel, StreetOutput, build_model, predict
@@ -319,6 +320,7 @@ def heat_study(
             "this run has no frozen HEAT with a feature layer; fit one with the method heat on a "
             "network whose feature layer is known"
         )
+    check_same_network(scorer, model)
     model.eval()
     result, fractions = (
         StreetEvaluation(

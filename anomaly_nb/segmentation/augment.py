@@ -42,7 +42,8 @@ def zoom_crop(
     zoom: float,  # a target appears `zoom` times its size
     place: tuple[float, float] = (0.5, 0.5),  # where the window lies, 0 = top or left, 1 = bottom or right
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (3, height, width) uint8, (height, width) uint8
-    """Cut a window out of image and labels and resize it: bilinear for the image, nearest for the labels.
+    """Cut a window out of image and labels and resize it: bilinear for the image, the nearest pixel's centre for the
+    labels.
 
     Raises `DataError`.
     """
@@ -53,7 +54,7 @@ def zoom_crop(
     height, width = (max(1, round(v)) for v in zoom_window((labels.shape[0], labels.shape[1]), output, zoom))
     top, left = round((labels.shape[0] - height) * place[0]), round((labels.shape[1] - width) * place[1])
     image = tvf.resized_crop(image, top, left, height, width, list(output), InterpolationMode.BILINEAR, antialias=True)
-    labels = tvf.resized_crop(labels[None], top, left, height, width, list(output), InterpolationMode.NEAREST)
+    labels = tvf.resized_crop(labels[None], top, left, height, width, list(output), InterpolationMode.NEAREST_EXACT)
     return image, labels[0]
 
 # %% ../../nbs/07_segmentation/06_augment.ipynb #10133514
@@ -68,7 +69,7 @@ def squeezed(
     from torchvision.transforms.v2 import functional as tvf
 
     small = tvf.resize(image, list(output), InterpolationMode.BILINEAR, antialias=True)
-    return small, tvf.resize(labels[None], list(output), InterpolationMode.NEAREST)[0]
+    return small, tvf.resize(labels[None], list(output), InterpolationMode.NEAREST_EXACT)[0]
 
 # %% ../../nbs/07_segmentation/06_augment.ipynb #1739aa92
 def rotated(

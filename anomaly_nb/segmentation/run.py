@@ -98,7 +98,8 @@ class StreetRun:
         Raises what they raise.
         """
         scorer = PixelScorer(methods, **options).fit(network, self.dataset("train", size), precision)
-        validation = evaluate(network, scorer, self.dataset("val", size), precision)
+        # validation images as stored may be of other sizes than the training images
+        validation = evaluate(network, scorer, self.dataset("val", size), precision, other_fit=True)
         place = self.place(size)
         save_evaluation(place / "validation", validation, replace=True)
         scorer.save(place / "scorer.pt")
@@ -132,6 +133,12 @@ class StreetRun:
                 )
             place = self.folder
         scorer, validation = PixelScorer.load(place / "scorer.pt"), load_evaluation(place / "validation")
+        of_validation = validation.metadata.get("identity", {}).get("scores", scorer.digest[:12])
+        if of_validation != scorer.digest[:12]:
+            raise DataError(
+                f"{place / 'validation'}: its thresholds are of the statistics {of_validation}, and scorer.pt holds "
+                f"{scorer.digest[:12]}: a fit was interrupted, or one of them was replaced; fit again with --refit"
+            )
         if not other_size:
             mend = (
                 "resize them with --height and --width, fit for this size with --refit, or use "

@@ -24,7 +24,7 @@ from .fitted import digest_fitted, packed_object, unpack_fitted
 from .heat import HybridEnergyThresholding, TermMoments, entropy
 from .mask_scores import eam, mask2anomaly, rba
 from .methods import FIVE, MASKED, METHODS, UNFITTED, check_methods
-from .models import StreetOutput
+from .models import StreetOutput, weights_digest
 from .passes import SceneNetwork, TrainingPasses, check_network
 from .scores import GroupMoments, StandardizedMaxLogit, energy, estimator_text, max_logit
 from .scores import max_logit_moments, msp
@@ -187,6 +187,7 @@ class PixelScorer:
 
     scale_: dict[str, tuple[float, float]]  # method -> median, interquartile range
     fitted_on_: Record  # data, split, size, sizes, images, cells_per_image
+    network_: dict[str, str]  # name, weights; files of before have none, and it is no part of the digest
 
     def __init__(
         self,
@@ -262,6 +263,7 @@ class PixelScorer:
             "images": len(train_set),
             "cells_per_image": self.cells_per_image,
         }
+        self.network_ = {"name": model.name, "weights": weights_digest(model)}
         self.reset()
         return self
 

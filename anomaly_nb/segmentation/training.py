@@ -52,14 +52,14 @@ class TrainConfig:
     output: tuple[int, int] = (512, 512)  # (height, width) the network sees while training, pixels
     augmentation: Augmentation = field(default_factory=Augmentation)
     auxiliary_weight: float = 0.4  # of the auxiliary head's loss, where the model has one
-    patience: int = 3  # epochs without a better validation mIoU before it stops
+    patience: int = 3  # epochs without a better validation mIoU before it stops, at least 1
     epoch_images: int | None = None  # images per epoch; None = the training set once
     precision: str = "float32"  # "float32" or "bfloat16" (mixed)
     seed: int = 0
 
     def __post_init__(self) -> None:
         "Refuse what would fail after hours. Raises `DataError`."
-        for name, low in (("epochs", 1), ("batch_size", 1), ("patience", 0), ("epoch_images", 1)):
+        for name, low in (("epochs", 1), ("batch_size", 1), ("patience", 1), ("epoch_images", 1)):
             value = getattr(self, name)
             if value is not None and value < low:
                 raise DataError(f"{name} is {value}; it must be at least {low}")
@@ -183,7 +183,8 @@ def best_epoch(
 # %% ../../nbs/07_segmentation/08_training.ipynb #a4c0de05
 class _RunIdentity(NamedTuple):
     fingerprint: str
-    earlier: str  # of the same run in earlier versions; "" where they did not tell it from others
+    shifted: str  # of the same run in versions whose resized labels lay aside of their images
+    earlier: str  # of the same run in versions before those; "" where they did not tell it from others
 
 
 def _run_identity(
@@ -193,8 +194,10 @@ def _run_identity(
     start: Record = {"config": asdict(config), "model": model.name, "classes": list(model.classes)}
     start["start"] = weights_digest(model)
     named = {s.split: [s.name, s.keys, list(s.size or ())] for s in (train_set, val_set)}
+    whole = start | {"data": {"train": train_set.identity, "val": val_set.identity}}
     return _RunIdentity(
-        sha256_json(start | {"data": {"train": train_set.identity, "val": val_set.identity}}),
+        sha256_json(whole | {"labels": "pixel centres"}),
+        sha256_json(whole),
         sha256_json(start | {"data": named}) if len(named) == 2 else "",
     )
 
@@ -206,7 +209,7 @@ class _Run:
         self, model: StreetModel, config: TrainConfig, identity: _RunIdentity, folder: Path, device: torch.device
     ):
         self.model, self.config, self.folder = model.to(device), config, folder
-        self.fingerprint, self.earlier = identity.fingerprint, identity.earlier
+        self.identity = identity
         self.optimiser = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
         self.history: list[dict[str, float]] = []
 
@@ -224,14 +227,20 @@ class _Run:
         if not path.is_file():
             return
         checkpoint = load_tensors(path)
-        if checkpoint["fingerprint"] == self.earlier:
+        if checkpoint["fingerprint"] in (self.identity.shifted, self.identity.earlier):
+            words = (
+                "of an earlier version, which trained with labels that lay up to half their zoom aside of the images; "
+                "it goes on from there, and another folder trains anew"
+            )
+            warnings.warn(Notice(f"{path}: {words}"), stacklevel=3)
+        if checkpoint["fingerprint"] == self.identity.earlier:
             words = (
                 "of an earlier version, which kept the names and the size of its scenes alone; that label roles and "
                 "the seed of drawn scenes are still the same is not checked; it goes on from there, and another "
                 "folder trains anew"
             )
             warnings.warn(Notice(f"{path}: {words}"), stacklevel=3)
-        elif checkpoint["fingerprint"] != self.fingerprint:
+        elif checkpoint["fingerprint"] not in self.identity:
             raise DataError(
                 f"{path}: belongs to a run with another configuration, model or data; use "
                 "another folder or remove this one"
@@ -242,7 +251,7 @@ class _Run:
 
     def save(self) -> None:
         state = {
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.identity.fingerprint,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "history": self.history,
@@ -255,7 +264,7 @@ class _Run:
                 miou=now["val_miou"],
                 epoch=int(now["epoch"]),
                 seed=self.config.seed,
-                fingerprint=self.fingerprint,
+                fingerprint=self.identity.fingerprint,
             )
         save_tensors(self.folder / "last.pt", state)  # last: whatever it says is done, is done
         write_table(self.folder / "history.csv", pd.DataFrame(self.history))

@@ -26,6 +26,7 @@ from ..core.views import Choice, Control, Slider, State, View
 from ..metrics import average_precision, fpr_at_tpr, roc_auc
 from ..metrics.ranking import reached
 from ..scoring.maps import overlay
+from .evaluation import check_same_network
 from .datasets import VOID, StreetDataset
 from .readers import open_streets
 from .models import StreetModel, build_model, load_checkpoint, predict
@@ -104,6 +105,7 @@ class StreetView(View):
         limit: int = 60,  # test scenes at most, and as many of validation
         memory: int = 1 << 30,  # bytes of network outputs to keep; larger images mean fewer scenes
     ):
+        check_same_network(scorer, network)
         splits = {s: scenes[s] for s in ("val", "test")}
         first = predict(network, splits["test"][0].image)
         each = sum(t.nbytes for t in (first.logits, first.features, first.penultimate) if t is not None)
