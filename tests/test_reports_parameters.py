@@ -1,5 +1,6 @@
 """Parameters of reports: the annotation is the type, and whatever is wrong is said before a kernel starts."""
 
+import importlib
 import os
 import shutil
 from pathlib import Path
@@ -149,7 +150,8 @@ def test_what_a_link_leads_to_is_digested(tmp_path):
 
 def test_a_plan_reads_what_its_points_share_once(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("anomaly_nb.reports.sweep.tree_digest", lambda p: calls.append(p) or tree_digest(p))
+    module = importlib.import_module("anomaly_nb.reports.sweep")
+    monkeypatch.setattr(module, "tree_digest", lambda p: calls.append(p) or tree_digest(p))
     (tmp_path / "parts").mkdir()
     fixed = {"dataset": "folder", "root": str(tmp_path / "parts")}
     plan = read_plan({"template": "image_anomaly", "parameters": fixed, "grid": {"k": [1, 2, 3]}})
