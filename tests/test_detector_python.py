@@ -1,10 +1,13 @@
 """A detector used from Python: tables, labels and arrays of one's own, parameters, and what is said of each."""
 
+import importlib
 import itertools
 import re
+import shutil
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -549,6 +552,39 @@ def test_of_two_updates_at_once_none_is_lost(files, tmp_path):
         said = sorted(pool.map(save, again))
     assert said[0] == "" and changed in said[1], said
     assert Detector.load(place).version_ == 4 and not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("step", ["verify_manifest", "load_bank", "Threshold.load"])
+def test_a_detector_that_is_replaced_while_it_is_read_is_never_mixed(files, tmp_path, monkeypatch, step):
+    "What comes back is the one before or the one after, whole; one that is replaced each time is refused."
+    module, place = importlib.import_module("anomaly_nb.scoring.detector_files"), tmp_path / "one"
+    parts = [Detector(**SMALL).fit(files[:6]).save(tmp_path / "a"), Detector(**SMALL).fit(files[6:12]).save(tmp_path / "b")]
+    wanted = [Detector.load(p) for p in parts]
+    shutil.copytree(parts[0], place)
+    times = [1]
+
+    def replaced(made, *words, **named):
+        "A step before which another writer puts the other detector there."
+        if times[0]:
+            times[0] -= 1
+            shutil.rmtree(place)
+            shutil.copytree(parts[1], place)
+        return made(*words, **named)
+
+    holder, name = (module.Threshold, "load") if "." in step else (module, step)
+    monkeypatch.setattr(holder, name, partial(replaced, getattr(holder, name)))
+    detector = Detector.load(place)
+    assert detector.paths_ == files[6:12] and detector.threshold_ == wanted[1].threshold_
+    assert np.array_equal(detector.score(files[12:]), wanted[1].score(files[12:]))
+    assert detector.stored_ == (str(place), module.detector_identity(place))
+
+
+def test_a_detector_that_never_rests_is_refused(files, tmp_path, monkeypatch):
+    module, place, names = importlib.import_module("anomaly_nb.scoring.detector_files"), tmp_path / "one", itertools.count()
+    Detector(**SMALL).fit(files[:6]).save(place)
+    monkeypatch.setattr(module, "identity_there", lambda folder: str(next(names)))
+    with pytest.raises(DataError, match="one: was replaced by another detector each time it was read"):
+        Detector.load(place)
 
 
 def test_commands_say_that_a_detector_changed_meanwhile(files, tmp_path, monkeypatch, capsys):

@@ -374,7 +374,7 @@ def test_two_detectors_of_one_name_and_version_share_no_head(folder, files, tmp_
     Detector(image_size=64, coreset=0.25).fit(read_index("mvtec", folder / "samples", "nut")).save(tmp_path / "a/nut")
     for _ in range(2):  # the same one, at the next start too
         client = TestClient(create_detector_app(read_detectors(folder / "detectors/nut", store), HASH), headers=AUTH)
-        answer = client.post(PREDICT, params={"file": "held-out/x.png"}, content=files[0].read_bytes())
+        answer = client.post(PREDICT, params={"file": "held_out/x.png"}, content=files[0].read_bytes())
         assert answer.json()["drift"] == "kept"  # a client's name of a file makes no difference
     before = store.table("SELECT count(*) AS n FROM scores")["n"].tolist()
     with pytest.raises(DataError, match="its head nut/v1 is of another detector with this name and version"):
@@ -385,6 +385,38 @@ def test_two_detectors_of_one_name_and_version_share_no_head(folder, files, tmp_
     old = CalibrationStore(tmp_path / "old", Settings(calibrate_heads=True))
     old.tag("nut", "v1", ["a.png"], np.array([1.0]))  # of nothing is known whose it is
     assert list(read_detectors(folder / "detectors/nut", old)) == ["nut"]
+
+
+@pytest.mark.parametrize("name", ["held-out/{}", "Held-Out/{}", " held-out/{}"])
+def test_no_client_writes_into_the_reference(folder, files, tmp_path, name):
+    "The names of the training images' scores are theirs, by the query and by a form alike."
+    store = CalibrationStore(tmp_path / "drift", Settings(calibrate_heads=True))
+    client = TestClient(create_detector_app(read_detectors(folder / "detectors/nut", store), HASH), headers=AUTH)
+    query = "SELECT file, score, role FROM scores JOIN files ON files.id = file_id ORDER BY file"
+    before = store.table(query)
+    name = name.format(before["file"][0].removeprefix("held-out/"))
+    body = files[-1].read_bytes()
+    for answer in (
+        client.post(PREDICT, params={"file": name}, content=body),
+        client.post(PREDICT, files={"image": (name, body)}),
+    ):
+        assert one_sentence(answer, 422) and "training images" in answer.json()["detail"]
+    assert store.table(query).equals(before)
+    assert list(read_detectors(folder / "detectors/nut", store)) == ["nut"]
+
+
+def test_links_of_one_version_name_are_detectors_of_their_own(folder, tmp_path):
+    "A release folder of `part -> somewhere/v3` serves each part under its own name."
+    from shutil import copytree
+
+    for release, name in (("rel1", "nut"), ("rel2", "weave")):
+        copytree(folder / "detectors" / name, tmp_path / release / "v3")
+        (tmp_path / "served").mkdir(exist_ok=True)
+        (tmp_path / "served" / name).symlink_to(tmp_path / release / "v3")
+    served, refused = sound_detectors(tmp_path / "served")
+    assert {n: d.card().name for n, d in served.items()} == {"nut": "nut", "weave": "weave"} and not refused
+    assert served["nut"].manifest != served["weave"].manifest
+    assert list(read_detectors(tmp_path / "served")) == ["nut", "weave"]
 
 
 def test_what_cannot_be_served_stops_the_start_by_name(folder, tmp_path):

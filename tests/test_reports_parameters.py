@@ -1,6 +1,8 @@
 """Parameters of reports: the annotation is the type, and whatever is wrong is said before a kernel starts."""
 
+import importlib
 import os
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -11,7 +13,9 @@ from anomaly_nb.cli.main import app
 from anomaly_nb.core.errors import DataError, MissingFileError
 from anomaly_nb.core.files import sha256_json
 from anomaly_nb.reports import run_report, template_parameters, templates
-from anomaly_nb.reports.run import content_digest, prepare, tree_digest
+from anomaly_nb.reports.digests import content_digest, tree_digest
+from anomaly_nb.reports.run import prepare
+from anomaly_nb.reports.sweep import read_plan
 from anomaly_nb.reports.template import annotated_type, check_parameters, type_words
 
 SOURCE = """from typing import Literal
@@ -123,6 +127,58 @@ def test_a_checksum_of_nothing_is_refused(tmp_path):
     with pytest.raises(MissingFileError, match="is a folder, not a file"):
         content_digest(tmp_path)
     assert tree_digest(tmp_path) == tree_digest(str(tmp_path))
+
+
+def test_what_a_link_leads_to_is_digested(tmp_path):
+    "Readers enter linked folders, so a change there makes another run."
+    for place in ("disk/nut/train/good", "root"):
+        (tmp_path / place).mkdir(parents=True)
+    for i in range(3):
+        (tmp_path / f"disk/nut/train/good/{i}.png").write_text(str(i))
+    (tmp_path / "root/nut").symlink_to(tmp_path / "disk/nut")
+    (tmp_path / "copy").mkdir()
+    shutil.copytree(tmp_path / "disk/nut", tmp_path / "copy/nut")
+    whole = tree_digest(tmp_path / "root")
+    assert whole == tree_digest(tmp_path / "copy")
+    (tmp_path / "disk/nut/train/good/2.png").unlink()
+    assert tree_digest(tmp_path / "root") != whole
+    before = tree_digest(tmp_path / "root")
+    (tmp_path / "disk/nut/back").symlink_to(tmp_path / "root")  # a loop through two links ends
+    (tmp_path / "root/nowhere").symlink_to(tmp_path / "gone")
+    assert tree_digest(tmp_path / "root") == before
+
+
+def test_a_plan_reads_what_its_points_share_once(tmp_path, monkeypatch):
+    calls = []
+    module = importlib.import_module("anomaly_nb.reports.sweep")
+    monkeypatch.setattr(module, "tree_digest", lambda p: calls.append(p) or tree_digest(p))
+    (tmp_path / "parts").mkdir()
+    fixed = {"dataset": "folder", "root": str(tmp_path / "parts")}
+    plan = read_plan({"template": "image_anomaly", "parameters": fixed, "grid": {"k": [1, 2, 3]}})
+    assert calls == [fixed["root"]] and len({w.run_id for w in plan.wanted}) == 3
+    assert plan.wanted[0] == prepare("image_anomaly", fixed | {"k": 1})
+
+
+@pytest.mark.parametrize("line", ["x: int[str] = 3", "x: None[0] = 3", "x: Literal[[]] = 3"])
+def test_an_annotation_that_is_no_type_is_one_sentence(tmp_path, line):
+    cell = nbformat.v4.new_code_cell(line, metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "own.ipynb")
+    with pytest.raises(DataError, match=r"own\.ipynb: the cell tagged 'parameters' must hold lines"):
+        template_parameters(tmp_path / "own.ipynb")
+
+
+@pytest.mark.parametrize("line, refused", [("str", False), ("Path", True)])
+def test_only_a_path_must_be_there_in_a_template_of_ones_own(tmp_path, line, refused):
+    source = f'weights: {line} = "uniform"\ndetector: str = "knn"'
+    cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "own.ipynb")
+    if refused:
+        with pytest.raises(MissingFileError, match="weights=uniform: no such file or folder"):
+            prepare(tmp_path / "own.ipynb", {})
+    else:
+        assert prepare(tmp_path / "own.ipynb", {}).parameters["weights"] == "uniform"
+    with pytest.raises(MissingFileError, match="weights=no/such"):
+        prepare(tmp_path / "own.ipynb", {"weights": "no/such"})
 
 
 def test_a_file_of_parameters(template, tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from anomaly_nb.data.shapes import write_trays
 from anomaly_nb.features import create_backbone
 from anomaly_nb.features.words import Words, read_prompts, side_parts
 from anomaly_nb.metrics import roc_auc
+from anomaly_nb.reports.explore import open_view
 from anomaly_nb.scoring import Detector, few_shot
 from anomaly_nb.scoring.benchmark import Method, measure
 
@@ -174,6 +175,22 @@ def test_dense_words_give_scores(circles):
         )
         scores = made.score(circles[circles.split == "test"])
         assert np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1 and len(set(scores.tolist())) > 10
+
+
+def test_a_run_of_few_images_is_explored_as_it_was(circles, tmp_path):
+    "The view learns from the images that the report learned from, or by words alone from none."
+    folder = words_of_trays(circles).rpartition("/")[0]
+    named = {"dataset": "mvtec", "root": folder, "category": "red_circle", "recipe": "clip_text", "out": ""}
+    named |= {"backbone": "open_clip:tiny", "image_size": 0, "image_reduce": "", "cache": str(tmp_path / "features")}
+    for k in (0, 2):
+        view = open_view("image_anomaly", **named, prompts=words_of_trays(circles), shots=k)
+        made = Detector("clip_text", "open_clip:tiny", prompts=words_of_trays(circles)).fit(
+            few_shot(circles, k, 0, "random")
+        )
+        assert view.detector.paths_ == made.paths_ and len(made.paths_) == k
+        assert view.state()["sigma"] == made.smoothing
+        assert np.allclose(view.scores(1, view.state()["aggregation"])[0], made.score(circles[circles.split == "test"]))
+        assert (view.show()[1]["now"] == view.show()[1]["report"]).all()
 
 
 def test_files_hold_the_words(circles, tmp_path):

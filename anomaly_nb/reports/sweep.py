@@ -14,12 +14,14 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import DataError, number_of
 from ..core.plain import Record, read_yaml
 from ..core.runtime import progress
+from .digests import tree_digest
 from .kernel import Limits
 from .ledger import changing, counted, record_row, runs_table
 from .pool import PASSED, RunTask, Worker, attempt
@@ -141,8 +143,9 @@ def read_plan(
         raise DataError(f"{name}: limits has no {sorted(unknown)[0]!r}; it takes seconds and memory_mb")
     try:
         points: dict[str, tuple[Wanted, dict[str, object]]] = {}
+        digest = cache(tree_digest)  # the points of a plan name the same data
         for parameters in _points(name, template, tree):
-            spec = prepare(template, parameters)
+            spec = prepare(template, parameters, digest)
             points.setdefault(spec.run_id, (spec, parameters))
         runs = sorted(points.values(), key=_priority(name, template, tree))  # the sort is stable
         return Plan(template, [w for w, _ in runs], [g for _, g in runs], Limits(**limits), retries)

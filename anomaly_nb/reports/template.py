@@ -170,7 +170,7 @@ def template_parameters(
                 "path": annotation is not None and "Path" in {getattr(n, "id", "") for n in ast.walk(annotation)},
                 "help": remark,
             }
-    except (SyntaxError, ValueError, AttributeError, IndexError) as e:
+    except (SyntaxError, ValueError, TypeError, AttributeError, IndexError) as e:
         raise DataError(
             f"{path.name}: the cell tagged 'parameters' must hold lines  name: type = literal  # help  or  "
             f"name = literal  # type: type help ({e})"

@@ -28,7 +28,7 @@ from .decisions import decision_table, plot_decisions
 from .detector import Detector
 from .evaluation import read_masks
 from .figures import image_panels, spread
-from .recipes import RECIPES
+from .recipes import RECIPES, few_shot
 from .thresholds import Threshold, choose_threshold
 from .view_scores import GridScores, PartScores, recorded_scores
 
@@ -70,7 +70,7 @@ class ImageView(View):
             if isinstance(test, FeatureSet)
             else PartScores(self.detector, test, recorded)
         )
-        self.source = source
+        self.source, sigma = source, float(self.detector.smoothing)
         self.meta, self.scores = complete_rows(source.meta), source.scores
         self.labels = self.meta["label"].to_numpy()
         self.defects = self.meta["defect"].to_numpy().astype(str)
@@ -89,7 +89,7 @@ class ImageView(View):
             "rule": Choice("threshold from", rule, tuple(rules)),
             **({"aggregation": Choice("patches to image", aggregation, aggregations)} if source.aggregates else {}),
             **({"k": Slider("neighbours k", source.k, 1, source.most, 1, 0)} if source.most else {}),
-            "sigma": Slider("smoothing, pixels", 4.0, 0.0, 12.0, 0.5, 1),
+            "sigma": Slider("smoothing, pixels", sigma, sigma % 0.5, max(12.0, sigma), 0.5, 1),
             "strength": Slider("heat", 0.65, 0.0, 1.0, 0.05),
         }
         start = {name: control.value for name, control in self.controls.items()}
@@ -141,7 +141,9 @@ class ImageView(View):
         index = read_index(
             p["dataset"], p["root"], category, p["on_missing"], p["seed"], intensity=p.get("intensity", "auto"), **split
         )
-        detector, out = report_detector(p), p.get("out") or ""
+        p["prompts"] = p.get("prompts") or category.replace("_", " ")
+        detector, out, shots = report_detector(p), p.get("out") or "", int(p.get("shots", -1))
+        chosen = index if shots < 0 else few_shot(index, shots, p["seed"], "random")
         if p.get("detector"):
             detector = Detector.load(p["detector"], p["weights"])
             index, _ = unseen(index, detector)
@@ -149,13 +151,14 @@ class ImageView(View):
         elif p.get("tile") or p.get("region") or p.get("resize", "square") != "square":
             path = Path(out) / "detector"
             fitted = (
-                Detector.load(path, p["weights"]) if out and (path / "detector.json").is_file() else detector.fit(index)
+                Detector.load(path, p["weights"]) if out and (path / "detector.json").is_file() else detector.fit(few_shot_features(index, chosen))
             )
             view = cls.from_fitted(fitted, index, p["threshold"], out)
         else:
             features = cached_features(index, detector.network(), p["cache"], category or p["dataset"])
-            train = features.where(normal_training(features.meta))
-            view = cls(detector, train, features.where(features.meta["split"] == "test"), p["threshold"])
+            learned = few_shot_features(features, chosen)
+            train = learned.where(normal_training(learned.meta))
+            view = cls(detector.fit(learned), train if len(train) else None, features.where(features.meta["split"] == "test"), p["threshold"])
         view.title = f"{category or p['dataset']}, {view.detector.parts().backbone.split('?')[0]}"
         return view
 
@@ -177,6 +180,8 @@ class ImageView(View):
         "The threshold a rule gives. Raises as `choose_threshold` does."
         (scores, held_out), mask = self.scores(k, aggregation), self.labels >= 0
         groups = self.detector.groups_ or None
+        if not len(held_out) and ":" in rule:  # by words alone: the detector's own, which promises nothing
+            return self.detector.decision_threshold()
         return choose_threshold(rule, held_out, self.labels[mask], scores[mask], groups)
 
     def _setting(self, state: State) -> tuple[int, str]:
@@ -187,7 +192,7 @@ class ImageView(View):
         "From the lowest to the highest score, standing where the rule puts it."
         scores, held_out = self.scores(*self._setting(state))
         value = self.threshold(*self._setting(state), state["rule"]).value
-        low, high = float(min(scores.min(), held_out.min())), float(max(scores.max(), value))
+        low, high = float(min(scores.min(), held_out.min(initial=np.inf))), float(max(scores.max(), value))
         digits = max(0, 3 - int(np.floor(np.log10(max(high - low, 1e-9)))))
         step = 10.0 ** (1 - digits)
         # the rule's value is one of the steps

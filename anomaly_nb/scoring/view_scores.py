@@ -76,7 +76,7 @@ class GridScores:
         test, held_out = self.patches(k)
         scorer = replace(self.detector.scorer(), aggregation=aggregation)
         train_scores = (
-            image_scores(held_out, aggregation)
+            (image_scores(held_out, aggregation) if held_out.size else np.zeros(0, np.float32))  # none: by words alone
             if self.train is None
             else scorer.scores(self.train, held_out, training=True)
         )
