@@ -701,3 +701,29 @@ def test_a_worker_names_the_errors_of_its_jobs(tmp_path, monkeypatch):
     code, text, err = run("drift", "worker")
     assert code == 1 and "0 jobs done, 1 failed, 0 waiting" in text
     assert "1 calibration run: DataError: calibration runs are for development" in text + str(err)
+
+
+def test_no_score_is_pooled_that_no_run_has_compared(tmp_path):
+    "What came before the window of a run stays out of the reference; so do new scores of files of the reference."
+    settings, rng = Settings(calibrate_heads=True, calibration_window=300), np.random.default_rng(0)
+    store = CalibrationStore(tmp_path, settings)
+    store.tag("net", "leather", names("a", 300), rng.normal(size=300))
+    store.run()
+    between = rng.normal(size=400)
+    between[40::60] = 50.0
+    store.tag("net", "leather", names("b", 400), between)  # no run looks at these
+    store.tag("net", "leather", names("a", 2), [60.0, 60.0])  # left out of the run
+    store.tag("net", "leather", names("c", 300), rng.normal(size=300))
+    head = store.run()["heads"]["net/leather"]
+    assert (head["verdict"], head["file_count"]) == ("no evidence of drift", 300)
+    assert store.extend() == {"net/leather": "pooled with the files of version 2: 300 -> 600"}
+    (payload,) = rows(store, "SELECT payload FROM calibration_runs WHERE version = 3")
+    assert json.loads(payload[0])["threshold"] < 10
+    store.tag("net", "leather", names("b", 10), rng.normal(size=10))  # not of the reference: these are new files
+    store.tag("net", "leather", names("a", 3), [1.0, 2.0, 3.0], roles="defect")  # found to be defects
+    store.tag("net", "leather", names("d", 290), rng.normal(size=290))
+    head = store.run()["heads"]["net/leather"]
+    assert (head["verdict"], head["file_count"], head["repeated"]) == ("no evidence of drift", 300, 0)
+    (detail,) = rows(store, "SELECT detail FROM calibration_runs WHERE version = 4")
+    assert json.loads(detail[0])["drift"]["n_reference"] == 600
+    assert store.extend() == {"net/leather": "pooled with the files of version 4: 600 -> 897"}

@@ -22,7 +22,7 @@ from .shifts import Thresholds
 from .tagging import reference_of
 from .ranks import CONFIDENCE
 from .thresholds import sample_threshold
-from .windows import Span, Window, read_since, read_stream, read_window, span_of
+from .windows import Span, Window, read_since, read_span, read_stream, read_window, span_of
 from ..core.settings import Settings
 
 # %% ../../nbs/05_calibration/13_measuring.ipynb #93de999f
@@ -184,13 +184,12 @@ def _in_same_bins(
     db: sqlite3.Connection, head: sqlite3.Row, reference: Span, window: Window, exact_limit: int
 ) -> tuple[Window, Window]:
     "The scores behind a reference, and those of the window: both exact, or both counted in the bins of the reference."
-    first, last, apart = reference
-    before = read_window(db, head["id"], first, last, None, exact_limit, apart=apart)
+    before = read_span(db, head["id"], reference, exact_limit)
     if not any(isinstance(w.sample, ScoreSketch) for w in (before, window)):
         return before, window
     edges = before.sample.edges if isinstance(before.sample, ScoreSketch) else sketch_edges(before.sample.values)
     return (
-        read_window(db, head["id"], first, last, None, edges=edges, apart=apart),
+        read_span(db, head["id"], reference, edges=edges),
         read_window(db, head["id"], window.first, window.last, None, edges=edges, apart=window.apart),
     )
 
@@ -218,7 +217,7 @@ def _alarm(
     moved = version != head["reference_version"]
     if moved:
         alpha /= 2  # one half for the stream, one for the comparison with the anchor
-    before = read_stream(db, head["id"], anchor.first, anchor.last, WATCHED, "latest")
+    before = read_stream(db, head["id"], anchor.first, anchor.last, WATCHED, "latest", anchor.parts)
     if not before.values.size:
         return None
     since = read_stream(db, head["id"], anchor.last, window.last, WATCHED)
