@@ -727,3 +727,37 @@ def test_no_score_is_pooled_that_no_run_has_compared(tmp_path):
     (detail,) = rows(store, "SELECT detail FROM calibration_runs WHERE version = 4")
     assert json.loads(detail[0])["drift"]["n_reference"] == 600
     assert store.extend() == {"net/leather": "pooled with the files of version 4: 600 -> 897"}
+
+
+def counted_run(store, settings, exact_limit=100):
+    return store.ask(lambda db: run_calibration(db, store.root, settings, exact_limit=exact_limit))["heads"]
+
+
+@pytest.mark.parametrize("odd", [[], [0.75]])
+def test_a_constant_head_that_is_counted_is_said_to_be_constant_and_stops_no_run(tmp_path, odd):
+    store, rng = CalibrationStore(tmp_path, DEV), np.random.default_rng(0)
+    stuck = np.r_[np.full(3000, 0.25), odd]
+    store.tag("net", "stuck", names("a", stuck.size), stuck)
+    store.tag("net", "fine", names("a", 300), rng.normal(size=300))
+    heads = counted_run(store, DEV)
+    assert heads["net/stuck"]["verdict"] == "unstable" and heads["net/fine"]["labels"]
+    assert heads["net/stuck"]["reason"] == "every score is 0.25: the head has collapsed to a constant" if not odd else (
+        "0.25: the head has collapsed to a constant" in heads["net/stuck"]["reason"]
+    )
+    store.tag("net", "fine", names("b", 300), np.full(300, 1.5))
+    assert counted_run(store, DEV)["net/fine"]["reason"] == "every score is 1.5: the head has collapsed to a constant"
+
+
+def test_a_counted_window_is_held_against_the_threshold_exactly(tmp_path):
+    "A threshold within a bin of the sketch counted all of the bin as above it."
+    store, rng = CalibrationStore(tmp_path, DEV.model_copy(update={"calibration_alpha": 0.001})), np.random.default_rng(1)
+    store.tag("net", "h", names("a", 4000), rng.gamma(4, size=4000))
+    store.run()
+    store.tag("net", "h", names("b", 60_000), rng.gamma(4, size=60_000))
+    threshold = load_calibration(tmp_path, "net", "h")["threshold"]
+    assert counted_run(store, store.settings, 5000)["net/h"]["contamination"] is None
+    surge = np.r_[rng.gamma(4, size=59_000), np.full(1000, threshold)]
+    store.tag("net", "h", names("c", 60_000), surge)
+    latest = store.settings.model_copy(update={"calibration_window": 60_000})
+    said = counted_run(store, latest, 5000)["net/h"]["contamination"]
+    assert said.startswith(f"{int((surge >= threshold).sum())} of 60000 scores")
