@@ -13,6 +13,9 @@ from scipy.stats import beta, binom
 
 from anomaly_nb.calibration.drift import VERDICTS, adjust_p_values, drift_metrics, judge_heads
 from anomaly_nb.calibration.shifts import METRICS, Thresholds
+from anomaly_nb.calibration.view import DriftView
+from anomaly_nb.core.errors import DataError
+from anomaly_nb.reports.run import ReportError, run_report
 from anomaly_nb.calibration.sample import (
     Sample,
     ScoreSketch,
@@ -406,3 +409,17 @@ def test_a_wide_margin_is_named_only_where_it_matters_and_with_the_number_of_fil
     wide = replace(wide, intervals={m: (0.0, few.thresholds.of(m) / 2) for m in METRICS}, p_value=1.0)
     judged = judge_heads({"h": wide}, "none")["h"]
     assert judged.verdict == "stable" and re.search(r"is at most [\d.]+, its threshold [\d.]+$", judged.reason)
+
+
+def test_a_report_of_two_files_of_one_folder_name_is_refused_by_page_and_view(tmp_path):
+    for month in ("jan", "feb"):
+        (tmp_path / month / "line1").mkdir(parents=True)
+        (tmp_path / month / "line1" / "scores.csv").write_text("file,score\na.png,1\nb.png,2\n")
+    scores = ",".join(f"{tmp_path}/{month}/line1/scores.csv" for month in ("jan", "feb"))
+    p = {"split": "", "shuffle": False, "seed": 0, "batches": 2, "alpha": 0.05, "min_files": 50}
+    words = "are both of head line1; give heads, a name of its own for each file"
+    with pytest.raises(DataError, match=words):
+        DriftView.from_report(p | {"scores": scores, "heads": ""})
+    with pytest.raises(ReportError, match=words):
+        run_report("calibration_drift", {"scores": scores}, tmp_path / "figures", gallery=False)
+    assert [*DriftView.from_report(p | {"scores": scores, "heads": "jan, feb"}).scores] == ["jan", "feb"]

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from contextlib import closing, suppress
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from anomaly_nb.calibration.service import create_app, run_service
 from anomaly_nb.calibration.store import CalibrationStore
 from anomaly_nb.core.errors import DataError, Notice
 from anomaly_nb.core.settings import Settings, load_settings, update_settings
+from tests.commands import run
 from tests.services import conforms, every_ending, free_port, mounted, no_answer, places
 
 SLOW = bool(os.environ.get("ANOMALY_NB_SLOW"))
@@ -476,6 +478,34 @@ def test_a_key_named_default_is_one_key_wherever_it_stands(tmp_path, where):
     assert (keys.name_of(f"Bearer {new}"), keys.name_of(f"Bearer {key}")) == ("default", None)
 
 
+def test_the_key_of_the_environment_shuts_out_no_key_of_the_file_and_stays_when_that_is_revoked(tmp_path, monkeypatch):
+    config, (fixed, fixed_hash) = tmp_path / "config.yml", new_key()
+    monkeypatch.setenv("ANOMALY_NB_API_KEY", fixed)
+    stays = "the key in ANOMALY_NB_API_KEY is valid as default too, until a service is started without that variable"
+    code, text, _ = run("drift", "serve", "--new-key", "--config", config)
+    key = text.split()[5]
+    keys = Keys({"default": fixed_hash}, config)
+    assert (code, text.splitlines()[1]) == (0, f"its hash is in {config}; {stays}")
+    assert keys.name_of(f"Bearer {key}") == keys.name_of(f"Bearer {fixed}") == "default"
+    code, text, _ = run("drift", "serve", "--drop-key", "default", "--config", config)
+    assert (code, text) == (0, f"the key default is revoked in {config}; {stays}\n")
+    assert keys.name_of(f"Bearer {key}") is None and keys.name_of(f"Bearer {fixed}") == "default"
+    assert stays not in run("drift", "serve", "--new-key", "--name", "line3", "--config", config)[1]
+
+
+def test_the_service_takes_store_and_settings_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ANOMALY_NB_STORE", "kept")
+    monkeypatch.setenv("ANOMALY_NB_CONFIG", "line.yml")
+    assert run("drift", "serve", "--new-key")[1].splitlines()[1] == "its hash is in line.yml"
+    seen = []
+    monkeypatch.setattr("anomaly_nb.calibration.service.settings_app", lambda s: seen.append((s.store, s.config)))
+    monkeypatch.setattr("anomaly_nb.calibration.service.run_app", lambda *_: None)
+    assert run("drift", "serve", "--port", str(free_port()))[0] == 0
+    assert run("drift", "serve", "--port", str(free_port()), "--store", "other", "--config", "line.yml")[0] == 0
+    assert seen == [(Path("kept"), Path("line.yml")), (Path("other"), Path("line.yml"))]
+
+
 def test_a_second_default_is_pointed_out_and_replaces_nothing(tmp_path):
     config, (key, hashed), (other, other_hash) = tmp_path / "config.yml", new_key(), new_key()
     both = {"calibration_api_key_sha256": hashed, "calibration_api_keys": {"default": other_hash, "anna": other_hash}}
@@ -484,7 +514,7 @@ def test_a_second_default_is_pointed_out_and_replaces_nothing(tmp_path):
     with pytest.warns(Notice, match="default is not in force beside calibration_api_key_sha256; remove it, or give"):
         assert keys.name_of(f"Bearer {key}") == "default" and keys.name_of(f"Bearer {other}") == "anna"
     newest = add_key(config, "default")
-    assert set(keys.now()) == {"default", "anna"} and keys.name_of(f"Bearer {newest}") == "default"
+    assert {name for name, _ in keys.now()} == {"default", "anna"} and keys.name_of(f"Bearer {newest}") == "default"
     assert load_settings(config).calibration_api_keys["default"] is None
 
 

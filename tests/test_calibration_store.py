@@ -701,3 +701,63 @@ def test_a_worker_names_the_errors_of_its_jobs(tmp_path, monkeypatch):
     code, text, err = run("drift", "worker")
     assert code == 1 and "0 jobs done, 1 failed, 0 waiting" in text
     assert "1 calibration run: DataError: calibration runs are for development" in text + str(err)
+
+
+def test_no_score_is_pooled_that_no_run_has_compared(tmp_path):
+    "What came before the window of a run stays out of the reference; so do new scores of files of the reference."
+    settings, rng = Settings(calibrate_heads=True, calibration_window=300), np.random.default_rng(0)
+    store = CalibrationStore(tmp_path, settings)
+    store.tag("net", "leather", names("a", 300), rng.normal(size=300))
+    store.run()
+    between = rng.normal(size=400)
+    between[40::60] = 50.0
+    store.tag("net", "leather", names("b", 400), between)  # no run looks at these
+    store.tag("net", "leather", names("a", 2), [60.0, 60.0])  # left out of the run
+    store.tag("net", "leather", names("c", 300), rng.normal(size=300))
+    head = store.run()["heads"]["net/leather"]
+    assert (head["verdict"], head["file_count"]) == ("no evidence of drift", 300)
+    assert store.extend() == {"net/leather": "pooled with the files of version 2: 300 -> 600"}
+    (payload,) = rows(store, "SELECT payload FROM calibration_runs WHERE version = 3")
+    assert json.loads(payload[0])["threshold"] < 10
+    store.tag("net", "leather", names("b", 10), rng.normal(size=10))  # not of the reference: these are new files
+    store.tag("net", "leather", names("a", 3), [1.0, 2.0, 3.0], roles="defect")  # found to be defects
+    store.tag("net", "leather", names("d", 290), rng.normal(size=290))
+    head = store.run()["heads"]["net/leather"]
+    assert (head["verdict"], head["file_count"], head["repeated"]) == ("no evidence of drift", 300, 0)
+    (detail,) = rows(store, "SELECT detail FROM calibration_runs WHERE version = 4")
+    assert json.loads(detail[0])["drift"]["n_reference"] == 600
+    assert store.extend() == {"net/leather": "pooled with the files of version 4: 600 -> 897"}
+
+
+def counted_run(store, settings, exact_limit=100):
+    return store.ask(lambda db: run_calibration(db, store.root, settings, exact_limit=exact_limit))["heads"]
+
+
+@pytest.mark.parametrize("odd", [[], [0.75]])
+def test_a_constant_head_that_is_counted_is_said_to_be_constant_and_stops_no_run(tmp_path, odd):
+    store, rng = CalibrationStore(tmp_path, DEV), np.random.default_rng(0)
+    stuck = np.r_[np.full(3000, 0.25), odd]
+    store.tag("net", "stuck", names("a", stuck.size), stuck)
+    store.tag("net", "fine", names("a", 300), rng.normal(size=300))
+    heads = counted_run(store, DEV)
+    assert heads["net/stuck"]["verdict"] == "unstable" and heads["net/fine"]["labels"]
+    assert heads["net/stuck"]["reason"] == "every score is 0.25: the head has collapsed to a constant" if not odd else (
+        "0.25: the head has collapsed to a constant" in heads["net/stuck"]["reason"]
+    )
+    store.tag("net", "fine", names("b", 300), np.full(300, 1.5))
+    assert counted_run(store, DEV)["net/fine"]["reason"] == "every score is 1.5: the head has collapsed to a constant"
+
+
+def test_a_counted_window_is_held_against_the_threshold_exactly(tmp_path):
+    "A threshold within a bin of the sketch counted all of the bin as above it."
+    store, rng = CalibrationStore(tmp_path, DEV.model_copy(update={"calibration_alpha": 0.001})), np.random.default_rng(1)
+    store.tag("net", "h", names("a", 4000), rng.gamma(4, size=4000))
+    store.run()
+    store.tag("net", "h", names("b", 60_000), rng.gamma(4, size=60_000))
+    threshold = load_calibration(tmp_path, "net", "h")["threshold"]
+    assert counted_run(store, store.settings, 5000)["net/h"]["contamination"] is None
+    surge = np.r_[rng.gamma(4, size=59_000), np.full(1000, threshold)]
+    store.tag("net", "h", names("c", 60_000), surge)
+    latest = store.settings.model_copy(update={"calibration_window": 60_000})
+    said = counted_run(store, latest, 5000)["net/h"]["contamination"]
+    assert said.startswith(f"{int((surge >= threshold).sum())} of 60000 scores")

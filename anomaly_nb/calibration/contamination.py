@@ -187,7 +187,7 @@ def contamination(
 
 
 def _below(sample: Sample | ScoreSketch, threshold: float) -> int:
-    "How many scores are below `threshold`."
+    "How many scores are below `threshold`; of a sketch that has no edge there, with those that may be above."
     if isinstance(sample, Sample):
         return int(np.searchsorted(sample.values, threshold, side="left"))
-    return int(sample.bins[: np.searchsorted(sample.edges, threshold, side="right")].sum())
+    return int(sample.bins[: np.searchsorted(sample.edges, threshold, side="left") + 1].sum())

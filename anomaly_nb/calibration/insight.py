@@ -20,7 +20,7 @@ import pandas as pd
 from .margins import BOUNDS, GRADES, Grade, grade_limit
 from .shifts import METRICS, Thresholds
 from .thresholds import sample_threshold
-from .windows import read_since, read_window, span_of
+from .windows import read_since, read_span, span_of
 from .sample import Sample, ScoreSketch, quantiles
 from .store import CalibrationStore
 from .tagging import check_known, find_head
@@ -197,8 +197,8 @@ def _then_and_now(db: sqlite3.Connection, model: str, head: str) -> tuple[np.nda
     ).fetchone()
     if version is None:
         raise DataError(f"{model}/{head}: no reference yet; make a calibration run first")
-    first, last, apart = span = span_of(version)
-    then = read_window(db, row["id"], first, last, exact_limit=10**9, apart=apart).sample
+    span = span_of(version)
+    then = read_span(db, row["id"], span, exact_limit=10**9).sample
     now = read_since(db, row["id"], span, 2**62, exact_limit=10**9).sample
     assert isinstance(then, Sample) and isinstance(now, Sample)
     return then.values, now.values
@@ -313,7 +313,7 @@ def _quality_rows(db: sqlite3.Connection) -> list[dict[str, object]]:
         if run is None:
             rows.append({"head": name, "advice": "no reference yet: tag more files and run"})
             continue
-        sample = read_window(db, head["id"], run["first_score"], run["last_score"], apart=span_of(run).apart).sample
+        sample = read_span(db, head["id"], span_of(run)).sample
         flagged = db.execute(
             "SELECT avg(anomalous) FROM tags WHERE head_id = ? AND reference_version = ?", (head["id"], run["version"])
         ).fetchone()[0]

@@ -15,14 +15,14 @@ import numpy as np
 
 from .contamination import contamination
 from .drift import DriftResult, collapse, drift_metrics
-from .sample import Sample, ScoreSketch, quantiles, sketch_edges
+from .sample import Sample, ScoreSketch, quantiles
 from .schema import ONE_SCORE, Calibration, split_label
 from .sequential import SequentialAlarm
 from .shifts import Thresholds
 from .tagging import reference_of
 from .ranks import CONFIDENCE
 from .thresholds import sample_threshold
-from .windows import Span, Window, read_since, read_stream, read_window, span_of
+from .windows import Span, Window, read_since, read_span, read_stream, read_window, span_of, window_edges
 from ..core.settings import Settings
 
 # %% ../../nbs/05_calibration/13_measuring.ipynb #93de999f
@@ -129,7 +129,9 @@ def measure_head(
         window = read_window(db, head["id"], 0, last, latest, exact_limit)
     else:
         window = read_since(db, head["id"], reference, last, latest, exact_limit)
-    before, window = _in_same_bins(db, head, reference, window, exact_limit)
+    deciding = reference_of(db, head) or {}
+    threshold = deciding.get("threshold")
+    before, window = _in_same_bins(db, head, reference, window, exact_limit, threshold)
     drift = drift_metrics(*_comparable(before.sample, window.sample), **options)
     if not window.sample.n and not window.sample.lost:
         drift = DriftResult(
@@ -138,13 +140,8 @@ def measure_head(
             thresholds=thresholds,
         )
     alarm = _alarm(db, head, reference, window, settings.calibration_drift_alpha / n_heads, exact_limit)
-    deciding = reference_of(db, head) or {}
     bound = deciding.get("false_alarm_bound") or deciding.get("alpha", settings.calibration_alpha)
-    suspicion = (
-        contamination(window.sample, deciding.get("threshold"), bound)
-        if deciding.get("threshold") is not None
-        else None
-    )
+    suspicion = None if threshold is None else contamination(window.sample, threshold, bound)
     return HeadRun(head, window, drift, alarm, suspicion)
 
 # %% ../../nbs/05_calibration/13_measuring.ipynb #0e4f2cd7
@@ -181,16 +178,21 @@ def _first_run(window: Window, options: dict[str, Any], thresholds: Thresholds) 
 
 # %% ../../nbs/05_calibration/13_measuring.ipynb #86ad210d
 def _in_same_bins(
-    db: sqlite3.Connection, head: sqlite3.Row, reference: Span, window: Window, exact_limit: int
+    db: sqlite3.Connection,
+    head: sqlite3.Row,
+    reference: Span,
+    window: Window,
+    exact_limit: int,
+    threshold: float | None = None,  # becomes an edge, so that the scores below it are counted exactly
 ) -> tuple[Window, Window]:
     "The scores behind a reference, and those of the window: both exact, or both counted in the bins of the reference."
-    first, last, apart = reference
-    before = read_window(db, head["id"], first, last, None, exact_limit, apart=apart)
+    before = read_span(db, head["id"], reference, exact_limit)
     if not any(isinstance(w.sample, ScoreSketch) for w in (before, window)):
         return before, window
-    edges = before.sample.edges if isinstance(before.sample, ScoreSketch) else sketch_edges(before.sample.values)
+    edges = before.sample.edges if isinstance(before.sample, ScoreSketch) else window_edges(before.sample.values)
+    edges = edges if threshold is None else np.union1d(edges, [threshold])
     return (
-        read_window(db, head["id"], first, last, None, edges=edges, apart=apart),
+        read_span(db, head["id"], reference, edges=edges),
         read_window(db, head["id"], window.first, window.last, None, edges=edges, apart=window.apart),
     )
 
@@ -218,7 +220,7 @@ def _alarm(
     moved = version != head["reference_version"]
     if moved:
         alpha /= 2  # one half for the stream, one for the comparison with the anchor
-    before = read_stream(db, head["id"], anchor.first, anchor.last, WATCHED, "latest")
+    before = read_stream(db, head["id"], anchor.first, anchor.last, WATCHED, "latest", anchor.parts)
     if not before.values.size:
         return None
     since = read_stream(db, head["id"], anchor.last, window.last, WATCHED)

@@ -23,7 +23,7 @@ from .exports import calibration_path, highest_version
 from .measuring import HeadRun, build_calibration
 from .schema import COLUMNS, HeadMetrics, HeadReport, RunReport, split_label
 from .tagging import check_known, find_labels
-from .windows import read_window, span_of
+from .windows import pooled_span, read_span, span_of
 from ..core.errors import Notice, number_of
 from ..core.files import sha256_json, to_json
 from ..core.plain import Record
@@ -360,8 +360,8 @@ def _pool(
         "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?",
         (*names, head["reference_version"]),
     ).fetchone()
-    apart = span_of(before).apart
-    window = read_window(db, head["id"], before["first_score"], run["last_score"], apart=apart)
+    span = pooled_span(span_of(before), span_of(run))
+    window = read_span(db, head["id"], span)
     text = (
         to_json(calibration := build_calibration(*names, version, window.sample, settings.calibration_alpha, now))
         + "\n"
@@ -377,8 +377,8 @@ def _pool(
         "range": label["p95"] - label["p5"],
         "reason": reason,
         "proposed": 0,
-        "first_score": before["first_score"],
-        "detail": to_json(json.loads(run["detail"]) | {"apart": apart}, None),
+        "first_score": span.first,
+        "detail": to_json(json.loads(run["detail"]) | {"apart": span.apart, "parts": span.parts}, None),
         "payload": text,
         "sha256": sha256(text.encode()).hexdigest(),
         "exported": 0,

@@ -227,7 +227,8 @@ class ScoreSketch:
         place = np.searchsorted(ends, rank, side="right")
         left = np.maximum(np.concatenate([[self.low], self.edges]), self.low)[place]
         right = np.minimum(np.concatenate([self.edges, [self.high]]), self.high)[place]
-        return left + (right - left) * (rank - (ends - self.bins)[place] + 0.5) / self.bins[place]
+        values = left + (right - left) * (rank - (ends - self.bins)[place] + 0.5) / self.bins[place]
+        return np.maximum(left, np.minimum(values, np.nextafter(right, -np.inf)))  # a bin does not reach its end
 
     def beyond(self, rank: int) -> float:
         "The lowest threshold that the `rank` lowest scores (1 to n) surely do not reach: the end of their last bin."

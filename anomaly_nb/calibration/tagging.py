@@ -19,6 +19,7 @@ import numpy as np
 
 from .database import NotNow, check_case, transaction
 from .schema import Calibration, LabelRange, split_label, with_label
+from .windows import files_of, span_of
 from ..core.errors import DataError, number_of, plural, real_array
 
 # %% ../../nbs/05_calibration/11_tagging.ipynb #1faaaf95
@@ -272,10 +273,14 @@ def _behind_reference(
     files: Sequence[int],  # ids
 ) -> int:
     "How many files have a score among those that the reference of a head was made of."
-    query = """SELECT 1 FROM scores s JOIN calibration_runs r ON s.id > r.first_score AND s.id <= r.last_score
-               WHERE s.head_id = ? AND s.file_id = ? AND model_name = ? AND head_name = ? AND version = ? LIMIT 1"""
+    query = "SELECT * FROM calibration_runs WHERE model_name = ? AND head_name = ? AND version = ?"
     reference = head["model_name"], head["head_name"], head["reference_version"]
-    return sum(db.execute(query, (head["id"], file, *reference)).fetchone() is not None for file in files)
+    version = db.execute(query, reference).fetchone() if files else None
+    if version is None:
+        return 0
+    span = span_of(version)
+    among = f"{files_of(head['id'], span.parts or [span])} AND file_id = ? LIMIT 1"
+    return sum(db.execute(among, (file,)).fetchone() is not None for file in files)
 
 # %% ../../nbs/05_calibration/11_tagging.ipynb #d0197e49
 def _check_labels(db: sqlite3.Connection, model: str, head: str) -> None:

@@ -86,7 +86,7 @@ class VideoCalibration:
 def read_calibration(
     path: str | Path,  # config.yml
     expected: Mapping[str, object] | None = None,  # provenance entries that must agree
-    dataset: str = "",  # whose; "" = whichever agrees, the `calibration:` block first
+    dataset: str = "",  # whose, before others that agree with `expected`; "" = the `calibration:` block first
 ) -> VideoCalibration:
     """Read the calibration of a data set: the `calibration:` block, or its own under `calibrations:`.
 
@@ -99,14 +99,16 @@ def read_calibration(
     if not read_calibrations:
         raise DataError(f"{path}: has no calibration; run  {mend}  first")
     wanted = (expected or {}).items()
-    for calibration in read_calibrations:
+    named = [c for c in read_calibrations if dataset and c.provenance.get("dataset") == dataset]
+    unnamed = [c for c in read_calibrations if not dataset or "dataset" not in c.provenance]
+    others = [c for c in read_calibrations if c not in named and c not in unnamed]
+    for calibration in (*named, *unnamed, *(others if wanted else ())):
         if all(calibration.provenance.get(name) == value for name, value in wanted):
             return calibration
-    named = [c for c in read_calibrations if dataset and c.provenance.get("dataset") == dataset]
-    others = [str(c.provenance["dataset"]) for c in read_calibrations if "dataset" in c.provenance]
-    if dataset and not named and len(others) == len(read_calibrations):
-        raise DataError(f"{path}: holds calibrations of {', '.join(others)}, none of {dataset}; run  {mend}  first")
-    calibration = (named or read_calibrations)[0]
+    if dataset and not named and not unnamed:
+        of = ", ".join(str(c.provenance["dataset"]) for c in others)
+        raise DataError(f"{path}: holds calibrations of {of}, none of {dataset}; run  {mend}  first")
+    calibration = (named or unnamed)[0]
     name, value = next((n, v) for n, v in wanted if calibration.provenance.get(n) != v)
     raise DataError(
         f"{path}: was calibrated with {name}={calibration.provenance.get(name, 'unknown')}, not {value}; calibrate "

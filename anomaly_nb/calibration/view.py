@@ -9,7 +9,6 @@ __all__ = ['drift_sentence', 'plot_comparison', 'DriftView']
 import re
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from .drift import DriftResult, drift_metrics
 from .shifts import METRICS, Thresholds
 from .insight import VERDICTS
 from .stream import example_year
-from .tables import read_scores
+from .tables import read_score_tables
 from ..core.display import said
 from ..core.errors import DataError, number_of
 from ..core.plain import Record
@@ -130,11 +129,7 @@ class DriftView(View):
     ) -> "DriftView":
         "The view of a run, from its parameters. Raises as the report does."
         p = dict(parameters)
-        paths = [Path(s.strip()) for s in p["scores"].split(",") if s.strip()]
-        names = [h.strip() for h in p["heads"].split(",") if h.strip()] or [
-            re.sub(r"[^A-Za-z0-9_-]+", "_", f.resolve().parent.name) or "head" for f in paths
-        ]
-        tables = {name: read_scores(path, p["split"] or None) for name, path in zip(names, paths, strict=True)}
+        tables = read_score_tables(p["scores"], p["heads"], p["split"] or None)
         if p["shuffle"]:
             tables = {name: table.sample(frac=1, random_state=p["seed"]) for name, table in tables.items()}
         return cls(tables or example_year(random_state=p["seed"]), p["batches"], p["alpha"], p["min_files"], p["seed"])

@@ -328,10 +328,18 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 8356 unless set.")] = None,
     *,
     keys: KeyOptions,
-    store: StoreOption = STORE,
-    config: Config = CONFIG,
+    store: Annotated[
+        Path,
+        typer.Option(envvar="ANOMALY_NB_STORE", help="Folder of the store: calibration.sqlite and calibration files."),
+    ] = STORE,
+    config: Annotated[
+        Path, typer.Option(envvar="ANOMALY_NB_CONFIG", help="Settings; thresholds, policy and the keys' hashes.")
+    ] = CONFIG,
 ) -> None:
     """Serve the store over HTTP (extra `serve`). Refuses to start without a key.
+
+    Of the environment it takes ANOMALY_NB_STORE, _CONFIG, _HOST, _PORT, _API_KEY, _API_KEY_SHA256, _PUBLIC_SCHEMA and
+    _REQUEST_SECONDS; what the command line says comes first.
 
     \b
     Example:  anomaly-nb drift serve --new-key --name line3

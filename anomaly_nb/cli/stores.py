@@ -353,13 +353,13 @@ def keys_changed(
     keys: KeyOptions,
 ) -> bool:  # whether that was all that was asked for
     "Make or revoke a key, and say so. Raises `DataError`."
-    from anomaly_nb.calibration.keys import add_key, drop_key, keys_of
+    from anomaly_nb.calibration.keys import add_key, drop_key, key_beside, keys_of
     from anomaly_nb.core.errors import DataError
     from anomaly_nb.core.settings import load_settings
 
     if keys.drop_key is not None:
         drop_key(config, keys.drop_key)
-        typer.echo(f"the key {keys.drop_key} is revoked in {config}")
+        typer.echo(f"the key {keys.drop_key} is revoked in {config}{key_beside(keys.drop_key)}")
     elif keys.new_key:
         name = keys.name or "default"
         earlier = config.exists() and name in keys_of(load_settings(config))
@@ -369,7 +369,7 @@ def keys_changed(
                 "--name, or --replace"
             )
         gone = f"; the earlier key {name} is no longer valid" if earlier else ""
-        typer.echo(f"the key, shown only now:  {add_key(config, keys.name)}\nits hash is in {config}{gone}")
+        typer.echo(f"the key, shown only now:  {add_key(config, keys.name)}\nits hash is in {config}{gone}{key_beside(name)}")
     return keys.new_key or keys.drop_key is not None
 
 
