@@ -28,6 +28,7 @@ from typing import IO
 import numpy as np
 
 from .errors import DataError, MissingFileError, Notice, check_file, check_folder, number_of
+from .order import utf8_name
 from .plain import read_json
 
 # %% ../../nbs/00_core/02_files.ipynb #b8066fd0
@@ -332,12 +333,19 @@ def build_manifest(
     folder: str | Path,  # folder to describe
     **metadata: object,  # JSON values to keep beside the file list (source, licence, seed ...)
 ) -> dict:  # {"files": {relative path: {"sha256", "size"}}, "sha256": of the list, **metadata}
-    "Describe every file below `folder` (hidden ones and the manifest itself apart). Raises `MissingFileError`."
+    """Describe every file below `folder` (hidden ones and the manifest itself apart).
+
+    Raises `MissingFileError`, `DataError` for metadata called as one of its own entries, or a name that is not UTF-8.
+    """
     folder = check_folder(folder)
+    if taken := sorted(metadata.keys() & {"files", "sha256"}):
+        raise DataError(f"{' and '.join(taken)}: what a manifest says of the folder itself; give it another name")
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST and not any(part.startswith(".") for part in Path(name).parts):
+            if utf8_name(name) != name:
+                raise DataError(f"{folder / utf8_name(name)}: its name is not UTF-8, so no manifest can hold it; rename it")
             files[name] = {"sha256": sha256_file(path), "size": path.stat().st_size}
     return {**metadata, "files": files, "sha256": sha256_json(files)}
 
@@ -366,6 +374,8 @@ def verify_manifest(folder: str | Path) -> dict:
         raise DataError(
             f"{folder / MANIFEST}: names no files with sha256 and size; restore it, or make the folder again"
         )
+    if manifest.get("sha256", sha256_json(files)) != sha256_json(files):
+        raise DataError(f"{folder / MANIFEST}: its list of files was changed; restore it, or make the folder again")
     for name, entry in manifest["files"].items():
         path = folder / name
         if not path.is_file():
