@@ -172,8 +172,8 @@ def save_features(
     "Write a feature set (or bank) as `.npz` and `.csv`. Raises `DataError` for a name that only a bank's files have."
     if category.endswith("_bank"):
         raise DataError(
-            f"category={category!r}: its files would be the bank's of {category.removesuffix('_bank')!r}; give it a name "
-            "that does not end in _bank"
+            f"category={category!r}: its files would be the bank's of {category.removesuffix('_bank')!r}; give it a "
+            "name that does not end in _bank"
         )
     names, folder = feature_files(backbone), Path(folder)
     arrays: dict[str, np.ndarray] = {"patches": features.patches, "patch_hw": np.asarray(features.patch_hw)}
@@ -197,8 +197,8 @@ def readable_meta(meta: pd.DataFrame) -> pd.DataFrame:  # itself where nothing i
 
     Raises `DataError` naming the rows of other labels.
     """
-    whole = [c for c in ("label", "mask_threshold") if c in meta and getattr(meta[c].dtype, "numpy_dtype", None) is None]
-    whole = [c for c in whole if meta[c].dtype.kind in "iu"]
+    plain = [c for c in ("label", "mask_threshold") if c in meta and isinstance(meta[c].dtype, np.dtype)]
+    whole = [c for c in plain if meta[c].dtype.kind in "iu"]
     new: dict[str, Any] = {}
     if "label" in meta and "label" not in whole:
         new["label"] = as_labels(meta["label"])
