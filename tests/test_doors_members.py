@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from anomaly_nb.cli.main import app, in_command, main
 from anomaly_nb.core.errors import DataError, MissingFileError
-from anomaly_nb.core.files import MANIFEST, verify_manifest, write_json, write_manifest
+from anomaly_nb.core.files import MANIFEST, sha256_json, verify_manifest, write_json, write_manifest
 from anomaly_nb.core.listing import list_files
 from anomaly_nb.core.order import printable
 from anomaly_nb.core.plain import read_json
@@ -598,6 +598,9 @@ def test_a_file_the_manifest_does_not_name_is_refused_and_old_folders_are_said(f
     listed = read_json(folder / MANIFEST)
     del listed["files"]["threshold.json"]
     write_json(folder / MANIFEST, listed)
+    with pytest.raises(DataError, match=r"manifest\.json: its list of files was changed; restore it, or fit again"):
+        Detector.load(folder)
+    write_json(folder / MANIFEST, listed | {"sha256": sha256_json(listed["files"])})
     with pytest.raises(DataError, match=r"threshold\.json: is not named in manifest\.json"):
         Detector.load(folder)
     forge(folder, "detector.json", lambda a: {k: v for k, v in a.items() if k != "format"})

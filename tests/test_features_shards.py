@@ -218,7 +218,9 @@ def test_tiles_and_regions_are_those_of_features_in_memory(tmp_path, index, cut)
     for made in (few, part_index(few, backbone)):
         shards = extract_shards(made, backbone, tmp_path / "s", shard_size=7)
         cached = cached_features(made, backbone, tmp_path / "cache", dtype="float16")
-        assert np.array_equal(np.asarray(shards.patches), whole.patches) and np.array_equal(cached.patches, whole.patches)
+        assert np.array_equal(np.asarray(shards.patches), whole.patches) and np.array_equal(
+            cached.patches, whole.patches
+        )
         assert shards.meta[boxes].equals(whole.meta[boxes]) and cached.meta[boxes].equals(whole.meta[boxes])
         assert part_cells(shards.meta, backbone).shape == whole.patches.shape[:2]
     assert len(list((tmp_path / "cache").iterdir())) == 1
@@ -249,13 +251,17 @@ def test_a_second_run_takes_corrected_labels_and_places_and_extracts_nothing(tmp
     corrected = index.assign(label=1 - index.label.abs(), split="test", defect="scratch")
     monkeypatch.setattr(type(backbone), "__call__", None)
     shards = extract_shards(corrected, backbone, folder, shard_size=16)
-    assert shards.meta.drop(columns=["sha256", "shard", "row"]).equals(corrected) and (before == shards.patches[:]).all()
+    assert (
+        shards.meta.drop(columns=["sha256", "shard", "row"]).equals(corrected) and (before == shards.patches[:]).all()
+    )
     (tmp_path / "parts").rename(tmp_path / "moved")
     moved = index.assign(image_path=index.image_path.str.replace("/parts/", "/moved/"))
     assert extract_shards(moved, backbone, folder, shard_size=16).meta.image_path.equals(moved.image_path)
     stamp = (folder / "manifest.json").stat().st_mtime_ns
     extract_shards(moved, backbone, folder, shard_size=16)  # nothing differs: nothing is written
-    assert (folder / "manifest.json").stat().st_mtime_ns == stamp and load_shards(folder, verify=True).meta.shard[39] == 2
+    assert (folder / "manifest.json").stat().st_mtime_ns == stamp and load_shards(folder, verify=True).meta.shard[
+        39
+    ] == 2
 
 
 @pytest.mark.parametrize("labels", [[True, False, True], [1.0, np.nan, 0.0], ["1", "", "0"], [True, None, False]])

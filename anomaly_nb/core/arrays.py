@@ -25,7 +25,9 @@ def save_array(path: str | Path, array: np.ndarray) -> Path:
 
 # %% ../../nbs/00_core/12_arrays.ipynb #dca7aa99
 def save_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> Path:
-    "Write an uncompressed `.npz`, atomically; equal arrays give equal bytes."
+    "Write an uncompressed `.npz`, atomically; equal arrays give equal bytes. Raises `DataError` for a name of NumPy's."
+    if taken := arrays.keys() & {"file", "args", "allow_pickle"}:
+        raise DataError(f"{path}: no array can be called {min(taken)!r} in it, a name of NumPy's own; rename it")
     with atomic_write(path) as f:
         np.savez(f, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()})
     return Path(path)

@@ -43,6 +43,9 @@ def choose_device(
         device.type == "mps" and not torch.backends.mps.is_available()
     ):
         raise ValueError(f"device {name!r} is not available here; use device='cpu' or 'auto'")
+    if device.type == "cuda" and (device.index or 0) >= (n := torch.cuda.device_count()):
+        last = f"the last is 'cuda:{n - 1}'" if n else "there is none"
+        raise ValueError(f"device {name!r} is not available here: {last}; use it, or device='auto'")
     return device
 
 # %% ../../nbs/00_core/13_device.ipynb #224d2ac5

@@ -111,6 +111,8 @@ def real_tensor(
         tensor = values
     else:
         array = real_array(name, values)
+        size = min(array.dtype.itemsize, 8) if array.dtype.kind == "f" else array.dtype.itemsize
+        array = array.astype(f"={array.dtype.kind}{size}", copy=False)  # of another byte order, or of more than 64 bits
         tensor = torch.from_numpy(array if array.flags.writeable and min((0, *array.strides)) >= 0 else array.copy())
     if tensor.is_complex():
         raise DataError(f"{name}: holds complex numbers; pass real numbers")

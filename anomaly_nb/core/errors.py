@@ -185,7 +185,7 @@ def check_number(
 ) -> None:
     "Whether a setting is a finite number in its range. Raises `DataError`."
     value = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value  # of a tensor, too
-    number = isinstance(value, int | float)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and np.isfinite(value) and low <= value <= high and not (whole and value != int(value)):
         return
     bounds = [f"{word} {end:g}" for word, end in (("at least", low), ("at most", high)) if np.isfinite(end)]
@@ -250,9 +250,12 @@ def real_array(
         raise DataError(
             f"{name}: masked entries: {int(np.ma.getmaskarray(values).sum())}; leave them out, or fill them, before"
         )
-    array = np.asarray(values)
-    if array.dtype == object:
-        array = np.asarray(array.tolist())
+    try:
+        array = np.asarray(values)
+        if array.dtype == object:
+            array = np.asarray(array.tolist())
+    except ValueError as e:  # rows of different lengths
+        raise DataError(f"{name}: is no array ({e}); give rows of one length") from None
     if array.dtype.kind not in "biuf":
         what = {"c": "complex numbers", "O": "values that are no numbers, or missing"}.get(
             array.dtype.kind, f"{array.dtype} values"

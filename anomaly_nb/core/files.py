@@ -28,6 +28,7 @@ from typing import IO
 import numpy as np
 
 from .errors import DataError, MissingFileError, Notice, check_file, check_folder, number_of
+from .order import utf8_name
 from .plain import read_json
 
 # %% ../../nbs/00_core/02_files.ipynb #b8066fd0
@@ -332,20 +333,23 @@ def build_manifest(
     folder: str | Path,  # folder to describe
     **metadata: object,  # JSON values to keep beside the file list (source, licence, seed ...)
 ) -> dict:  # {"files": {relative path: {"sha256", "size"}}, "sha256": of the list, **metadata}
-    "Describe every file below `folder` (hidden ones and the manifest itself apart). Raises `MissingFileError`."
+    "Describe every file below `folder` (hidden ones and itself apart). Raises `MissingFileError`, `DataError`."
     folder = check_folder(folder)
+    if taken := sorted(metadata.keys() & {"files", "sha256"}):
+        raise DataError(f"{' and '.join(taken)}: what a manifest says of the folder itself; give it another name")
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != MANIFEST and not any(part.startswith(".") for part in Path(name).parts):
+            if utf8_name(name) != name:
+                raise DataError(f"{folder / utf8_name(name)}: its name is not UTF-8, as a manifest is; rename it")
             files[name] = {"sha256": sha256_file(path), "size": path.stat().st_size}
     return {**metadata, "files": files, "sha256": sha256_json(files)}
 
 # %% ../../nbs/00_core/02_files.ipynb #57f2936f
 def write_manifest(folder: str | Path, **metadata: object) -> dict:
     "Write `manifest.json` into `folder` and return it."
-    manifest = build_manifest(folder, **metadata)
-    write_json(Path(folder) / MANIFEST, manifest)
+    write_json(Path(folder) / MANIFEST, manifest := build_manifest(folder, **metadata))
     return manifest
 
 # %% ../../nbs/00_core/02_files.ipynb #41b2f35b
@@ -363,9 +367,9 @@ def verify_manifest(folder: str | Path) -> dict:
         and all(isinstance(e, dict) and {"sha256", "size"} <= e.keys() for e in files.values())
     )
     if not whole:
-        raise DataError(
-            f"{folder / MANIFEST}: names no files with sha256 and size; restore it, or make the folder again"
-        )
+        raise DataError(f"{folder / MANIFEST}: names no files with sha256 and size; restore it, or make it again")
+    if manifest.get("sha256", sha256_json(files)) != sha256_json(files):
+        raise DataError(f"{folder / MANIFEST}: its list of files was changed; restore it, or make the folder again")
     for name, entry in manifest["files"].items():
         path = folder / name
         if not path.is_file():

@@ -36,9 +36,10 @@ def import_named(
     modules: Iterable[str] | None = None,  # names; None = those of the environment
 ) -> None:
     "Import modules of one's own, here and in processes that are started. Raises `DataError`, `MissingFileError`."
-    if os.getcwd() not in sys.path:
+    names = named_modules() if modules is None else list(modules)
+    if names and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    for name in named_modules() if modules is None else modules:
+    for name in names:
         if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
             mend = f"write {Path(name).stem}" + (f", in the folder {Path(name).parent}" if os.sep in name else "")
             raise DataError(f"import {name}: is no name of a module; {mend}")

@@ -259,14 +259,24 @@ def git_state(folder: str | Path = ".") -> dict[str, str | bool] | None:
         return None
 
 # %% ../../nbs/00_core/04_runtime.ipynb #675e149a
+def _tracked(file: str) -> bool:
+    "Whether git knows a file: that of an installed library it does not, though a checkout may lie around it."
+    command = ["git", "ls-files", "--error-unmatch", Path(file).name]
+    try:
+        return not subprocess.run(command, cwd=Path(file).parent, capture_output=True, timeout=20).returncode
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
 def provenance() -> Record:
     "Versions, code state, platform, threads and device of this process, as JSON values."
+    here = globals().get("__file__")  # none in a notebook
     facts: Record = {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "versions": versions(),
-        "git": git_state(Path(__file__).parent if "__file__" in globals() else "."),
+        "git": git_state(Path(here).parent if here else ".") if here is None or _tracked(here) else None,
     }
     if "torch" in sys.modules:
         import torch

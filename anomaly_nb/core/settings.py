@@ -222,8 +222,8 @@ def update_settings(
 def _comments(text: str) -> str:
     "The comments of YAML that sets nothing, with the empty lines between them."
     lines = [line[line.find("#") :] if "#" in line else line.strip() for line in text.splitlines()]
-    kept = "\n".join(line for line in lines if line.startswith("#") or not line).strip()
-    return f"{kept}\n" * bool(kept)
+    comments = "\n".join(line for line in lines if line.startswith("#") or not line).strip()
+    return f"{comments}\n" * bool(comments)
 
 
 def _writable(name: str, value: object) -> object:
@@ -238,7 +238,9 @@ def _writable(name: str, value: object) -> object:
         return value.as_posix()
     if isinstance(value, str | int | float | date | None):
         return value
-    raise DataError(f"{name}: of type {type(value).__name__}, which has no form in YAML; use text, numbers, lists and mappings")
+    raise DataError(
+        f"{name}: of type {type(value).__name__}, which has no form in YAML; use text, numbers, lists and mappings"
+    )
 
 
 def _merge(tree: MutableMapping, changes: Mapping[str, object]) -> None:

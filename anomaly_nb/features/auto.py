@@ -117,6 +117,7 @@ def _strongest(place: Path) -> tuple[str, Path] | None:
 
 
 def _is_named(part: str, model: str) -> bool:
-    "Whether a file's or folder's name begins with the model's, as a word of its own."
+    "Whether a file's name begins with the model's, as a word of its own, or a folder of Hugging Face's cache is its."
     text = part.removeprefix("models--").removeprefix("timm--")
-    return text.startswith(model) and text[len(model) : len(model) + 1] in ("", ".", "-", "_")
+    ends = ("", ".") if part.startswith("models--") else ("", ".", "-", "_")  # resnet50_clip is another model
+    return text.startswith(model) and text[len(model) : len(model) + 1] in ends

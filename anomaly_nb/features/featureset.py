@@ -71,10 +71,14 @@ class FeatureSet:
             raise DataError(f"meta: {number_of(len(self.meta), 'row')} for {number_of(n, 'image')}")
         if self.cls is not None:
             self.cls = real_array("cls", self.cls)
-            if self.cls.ndim == 2 and not self.cls.shape[1]:  # vectors without a number are none
+            if self.cls.ndim != 2:
+                raise DataError(f"cls: expected one vector an image, (N, Dc), got shape {self.cls.shape}")
+            if not self.cls.shape[1]:  # vectors without a number are none
                 self.cls = None
         if self.cls is not None and len(self.cls) != n:
             raise DataError(f"cls: {number_of(len(self.cls), 'vector')} for {number_of(n, 'image')}")
+        if self.cls is not None:
+            check_finite("cls", self.cls)
         check_finite("patches", self.patches)
         self.meta = self.meta.reset_index(drop=True)
 
@@ -165,7 +169,12 @@ def save_features(
     backbone: str = "dino",  # chooses the file names, see `feature_files`
     bank: bool = False,  # write the bank's names instead
 ) -> Path:  # the .npz
-    "Write a feature set (or bank) as `.npz` and `.csv`."
+    "Write a feature set (or bank) as `.npz` and `.csv`. Raises `DataError` for a name that only a bank's files have."
+    if category.endswith("_bank"):
+        raise DataError(
+            f"category={category!r}: its files would be the bank's of {category.removesuffix('_bank')!r}; give it a "
+            "name that does not end in _bank"
+        )
     names, folder = feature_files(backbone), Path(folder)
     arrays: dict[str, np.ndarray] = {"patches": features.patches, "patch_hw": np.asarray(features.patch_hw)}
     if features.cls is not None:
@@ -188,8 +197,8 @@ def readable_meta(meta: pd.DataFrame) -> pd.DataFrame:  # itself where nothing i
 
     Raises `DataError` naming the rows of other labels.
     """
-    whole = [c for c in ("label", "mask_threshold") if c in meta and getattr(meta[c].dtype, "numpy_dtype", None) is None]
-    whole = [c for c in whole if meta[c].dtype.kind in "iu"]
+    plain = [c for c in ("label", "mask_threshold") if c in meta and isinstance(meta[c].dtype, np.dtype)]
+    whole = [c for c in plain if meta[c].dtype.kind in "iu"]
     new: dict[str, Any] = {}
     if "label" in meta and "label" not in whole:
         new["label"] = as_labels(meta["label"])
@@ -237,8 +246,11 @@ def _load(array_file: Path, meta_file: Path, backbone: str) -> FeatureSet:
         raise DataError(f"{array_file}: patch_hw has shape {arrays['patch_hw'].shape}; it must be (h, w)")
     h, w = map(int, arrays["patch_hw"])
     try:
-        rule = Intensity.from_dict(json.loads(str(arrays["intensity"]))) if "intensity" in arrays else None
-        spec = parse_json(str(arrays["spec"]), array_file) if "spec" in arrays else {"name": backbone}
+        texts = {k: parse_json(str(arrays[k]), k) for k in ("intensity", "spec") if k in arrays}
+        if odd := [k for k, v in texts.items() if not isinstance(v, dict)]:
+            raise DataError(f"{odd[0]}: is no record of names and values; extract again")
+        rule = Intensity.from_dict(texts["intensity"]) if "intensity" in texts else None
+        spec = texts.get("spec", {"name": backbone})
         features = FeatureSet(arrays["patches"], (h, w), meta, arrays.get("cls"), spec, rule)
     except DataError as e:
         raise DataError(f"{array_file}: {e}") from None

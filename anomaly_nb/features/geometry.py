@@ -257,7 +257,7 @@ def read_region(
             mask,
         )
     fractions = "." in text and max(box) <= 1
-    if len(box) != 4 or not (fractions or all(v == int(v) for v in box)):
+    if len(box) != 4 or not (fractions or all(v.is_integer() for v in box)) or not np.isfinite(box).all():
         raise DataError(
             f"region={text!r}; give top,left,bottom,right in whole pixels or in fractions such as "
             "0.1,0.0,0.9,1.0, or a mask file"

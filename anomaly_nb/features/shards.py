@@ -357,7 +357,7 @@ def cached_features(
     batch_size: int = 16,
     dtype: str = "float32",  # of the patches: "float32" or "float16"
 ) -> FeatureSet:
-    """Features of `index` or its parts, in memory, from the cache where it holds exactly these, else extracted and kept.
+    """Features of `index` or its parts, in memory, from the cache where it holds exactly these, else extracted.
 
     Raises as `extract_shards` does.
     """

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..core.arrays import load_arrays
-from ..core.errors import DataError, check_file, check_finite
+from ..core.errors import DataError, check_file, check_finite, real_array
 from ..core.plain import parse_yaml, read_text
 from .weights import read_checkpoint
 
@@ -142,7 +142,8 @@ def read_vectors(
     data = load_arrays(path) if path.suffix == ".npz" else read_checkpoint(path)
     data = data if isinstance(data, dict) else {}
     vectors = {
-        side: next((np.asarray(data[n], np.float32) for n in names if n in data), None) for side, names in NAMES.items()
+        side: next((real_array(f"{path}: {n}", data[n], np.float32) for n in names if n in data), None)
+        for side, names in NAMES.items()
     }
     if missing := [side for side, v in vectors.items() if v is None]:
         context = sorted(str(k) for k in data if "ctx" in str(k))
