@@ -15,6 +15,7 @@ from anomaly_nb.data.headers import image_info, opened_image
 from anomaly_nb.data.intensity import fit_intensity
 from anomaly_nb.data.masks import mask_rule, read_ids, read_mask, read_mask_and_rule
 from anomaly_nb.data.rows import complete_rows
+from anomaly_nb.data.samples import draw_sample
 from anomaly_nb.data.shapes import draw_tray
 from anomaly_nb.data.synthetic import ANOMALY_TYPES, CONTRASTS, synthetic_anomaly
 from anomaly_nb.data.values import read_values
@@ -220,3 +221,12 @@ def test_the_mask_of_a_foreign_part_lies_on_it(number):
     green = image[..., 1].astype(int) - image[..., 0] > 60
     for part, wanted in zip(np.nonzero(green), np.nonzero(mask)):
         assert abs(part.min() + part.max() - wanted.min() - wanted.max()) <= 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("category", "xyz"), ("defect", "dent"), ("split", "validation")])
+def test_a_sample_that_is_none_is_named(name, value):
+    with pytest.raises(DataError, match=f"{name}='{value}'; use one of "):
+        draw_sample(**({"category": "nut"} | {name: value}))
+    if name == "split":
+        with pytest.raises(DataError, match="split='validation'; use one of train, test"):
+            draw_tray(split=value)
