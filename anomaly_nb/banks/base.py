@@ -228,7 +228,7 @@ def load_bank(
         raise DataError(f"{file}: holds a {type(metadata).__name__}, where a saved bank is described; {_AGAIN}")
     made_by = bank_class(file, str(metadata.get("bank")), str(metadata.get("module", "")))
     types = {"sha256": str, "params": dict, "state": dict, "lists": list}
-    described = {"lists": []} | metadata
+    described: Record = {"lists": []} | metadata
     if odd := [name for name, form in types.items() if not isinstance(described.get(name), form)]:
         raise DataError(f"{file}: {odd[0]} is missing or of another type than a saved bank's; {_AGAIN}")
     if sha256_file(folder / "bank.npz") != metadata["sha256"]:

@@ -208,8 +208,8 @@ def _of_reading(error: BaseException) -> bool:
         for frame, _ in walk_tb(error.__traceback__)
         if frame.f_code.co_name != "opened_image"
     }
-    own = isinstance(error, MemoryError)  # without memory for what is made of an image, the image may be whole
-    return any(name.startswith("PIL.") or (name.startswith(__package__ + ".") and not own) for name in names)
+    full = isinstance(error, MemoryError)  # where there is no memory for what is made of an image, it may be whole
+    return any(name.startswith("PIL.") or (name.startswith("anomaly_nb.data.") and not full) for name in names)
 
 
 @contextmanager
