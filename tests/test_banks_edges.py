@@ -2,6 +2,9 @@
 every way.
 """
 
+import json
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,14 +26,17 @@ from anomaly_nb.banks import (
     load_bank,
 )
 from anomaly_nb.banks.coreset import coreset_count
+from anomaly_nb.banks.mutual import rerank_scores
 from anomaly_nb.banks.neighbours import nearest
 from anomaly_nb.banks.shortlist import Shortlist, robust_centre
 from anomaly_nb.banks.shortlist_choice import in_int8
+from anomaly_nb.banks.words import WordBank
 from anomaly_nb.calibration import leave_one_group_out_distances
 from anomaly_nb.calibration.leave_one_out import kth_neighbour_distances
 from anomaly_nb.core.device import choose_device
 from anomaly_nb.core.errors import DataError, Notice
 from anomaly_nb.features import FeatureSet
+from anomaly_nb.features.words import Words
 from anomaly_nb.scoring import RECIPES, Detector, Preparation, conformal_threshold, held_out_scores, make_detector
 from anomaly_nb.scoring.fusion import FusionBank
 from anomaly_nb.scoring.recipes import WORD_RECIPES
@@ -474,3 +480,72 @@ def test_zeros_that_cap_all_scores_are_said():
     assert sum("all zero" in note for note in detector.notes_) == 1
     for quiet, some in (("knn-euclidean", x), ("mahalanobis", x), ("knn", random(12, 9, 4))):
         assert not any("all zero" in note for note in Detector(quiet).fit(some).notes_)
+
+
+@pytest.mark.parametrize("bank", [PositionalBank(), RetrievalBank(3), PositionalBank(similar=2)], ids=repr)
+def test_images_that_change_places_are_refused_when_each_is_left_out(bank):
+    "An image that stands in another's place would meet its own copy."
+    rng = np.random.default_rng(0)
+    x, cls = rng.normal(size=(6, 4, 8)).astype(np.float32), rng.normal(size=(6, 5))
+    bank = clone(bank).fit(x, (2, 2), cls)
+    bank.leave_one_image_out(x)
+    for order in ([0, 2, 1, 3, 4, 5], [0, 1, 2, 3, 5, 4]):
+        with pytest.raises(DataError, match="pass all of its training images, in their order"):
+            bank.leave_one_image_out(x[order])
+
+
+def test_words_are_left_out_by_their_own_images():
+    rng = np.random.default_rng(0)
+    unit = lambda v: (v / np.linalg.norm(v, axis=-1, keepdims=True)).astype(np.float32)
+    parts = unit(rng.normal(size=(2, 8)))
+    words = Words(parts, np.array([False, True]), ("a", "b"), 10.0)
+    x, cls = rng.normal(size=(4, 6, 8)).astype(np.float32), unit(rng.normal(size=(4, 8)))
+    bank = WordBank((), words).fit(x, (2, 3), cls)
+    bank.leave_one_image_out(x)
+    with pytest.raises(DataError, match="in their order"):
+        bank.leave_one_image_out(x[[0, 2, 1, 3]])
+    with pytest.raises(DataError, match="in their order"):
+        bank.image_score(cls, True, x + 1)
+
+
+@pytest.mark.parametrize("folds", [-3, 0, 1, True, 2.5, "2"])
+def test_folds_are_two_at_least(folds):
+    with pytest.raises(DataError, match=r"folds=.*; give a whole number of at least 2"):
+        held_out_scores(KNNBank(), np.random.default_rng(0).normal(size=(6, 4, 3)), (2, 2), folds=folds)
+
+
+def test_a_bank_that_compares_all_images_says_so_where_vectors_are_asked_for():
+    x, cls = np.random.default_rng(0).normal(size=(4, 4, 3)), np.eye(4)
+    bank = RetrievalBank(None).fit(x, (2, 2))
+    assert bank.score(x).shape == (4, 4)
+    with pytest.raises(DataError, match="similar=None: this bank compares patches with all images, by no vector"):
+        bank.image_score(cls)
+    with pytest.raises(DataError, match="k=0: give a whole number of neighbours"):
+        RetrievalBank(2, 0).fit(x, (2, 2), cls)
+
+
+@pytest.mark.parametrize(
+    "wrong", [[], "KNNBank", 3, {}, {"sha256": None}, {"params": []}, {"state": None}, {"lists": 3}]
+)
+def test_a_description_that_is_none_of_a_saved_bank_is_refused(tmp_path, wrong):
+    folder = KNNBank().fit(np.random.default_rng(0).normal(size=(2, 4, 3)), (2, 2)).save(tmp_path / "bank")
+    whole = json.loads((folder / "bank.json").read_text())
+    changed = wrong if not isinstance(wrong, dict) else {k: v for k, v in (whole | wrong).items() if v is not None}
+    (folder / "bank.json").write_text(json.dumps(changed if wrong != {} else whole | {"params": {"neighbours": 3}}))
+    with pytest.raises(DataError, match=r"bank.json: .*; save the bank again"):
+        load_bank(folder)
+
+
+def test_one_kept_patch_of_an_image_is_no_coreset_of_one():
+    x = np.random.default_rng(0).normal(size=(30, 64, 4)).astype(np.float32)
+    x[0], x[1:, 0] = 10 + np.arange(64)[:, None] * 1e-4, 9.99  # one patch stands for this image, and some of others
+    bank = KNNBank(metric="euclidean", coreset=0.3).fit(x, (8, 8))
+    assert (bank.rows_ < 64).sum() == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bank.leave_one_image_out(x)
+
+
+def test_a_rerank_needs_a_number_of_images():
+    with pytest.raises(DataError, match="ks, one at least, lie between 1 and their number"):
+        rerank_scores(np.ones(3), np.eye(3), ())

@@ -2,16 +2,23 @@
 synthetic anomalies and drawn trays, on images of a few pixels.
 """
 
+import struct
+
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.data import intensity
+from anomaly_nb.data.headers import image_info, opened_image
 from anomaly_nb.data.intensity import fit_intensity
-from anomaly_nb.data.masks import read_ids, read_mask
+from anomaly_nb.data.masks import mask_rule, read_ids, read_mask, read_mask_and_rule
+from anomaly_nb.data.rows import complete_rows
+from anomaly_nb.data.samples import draw_sample
 from anomaly_nb.data.shapes import draw_tray
 from anomaly_nb.data.synthetic import ANOMALY_TYPES, CONTRASTS, synthetic_anomaly
+from anomaly_nb.data.values import read_values
 
 
 @pytest.fixture
@@ -85,6 +92,68 @@ def test_whatever_is_not_quite_transparent_belongs_to_a_mask(saved):
     assert read_mask(saved("a.png", rgba)).tolist() == [[False, True, True]]
 
 
+@pytest.mark.parametrize(("threshold", "area"), [(0, 3), (1, 3), (2, 3), (100, 2), (200, 1)])
+def test_a_threshold_counts_for_transparent_masks_too(saved, threshold, area):
+    path = saved("m.png", np.dstack([np.zeros((2, 2))] * 3 + [np.array([[0, 50], [128, 255]])]))
+    mask, rule = read_mask_and_rule(path, threshold)
+    assert mask.sum() == area and rule == mask_rule(path, threshold)
+    assert rule == (f"alpha from {threshold}" if threshold > 1 else "alpha")
+
+
+def big_tiff(path, form, bits, values, order="<", orientation=1):
+    "A BigTIFF of one row, of values of this form (1 unsigned, 2 signed, 3 floats)."
+    data = np.asarray(values, np.dtype(f"{ {1: 'u', 2: 'i', 3: 'f'}[form] }{bits // 8}").newbyteorder(order)).tobytes()
+    short = lambda tag, value: struct.pack(order + "HHQHHHH", tag, 3, 1, value, 0, 0, 0)
+    tags = [short(256, len(values)), short(257, 1), short(258, bits), short(259, 1), short(262, 1)]
+    tags += [struct.pack(order + "HHQQ", 273, 16, 1, 16), short(274, orientation), short(277, 1), short(278, 1)]
+    tags += [struct.pack(order + "HHQQ", 279, 16, 1, len(data)), short(339, form)]
+    head = (b"II+\0" if order == "<" else b"MM\0+") + struct.pack(order + "HHQ", 8, 0, 16 + len(data))
+    path.write_bytes(head + data + struct.pack(order + "Q", len(tags)) + b"".join(tags) + bytes(8))
+    return path
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_big_tiff_is_looked_at_like_any_tiff(tmp_path, order):
+    "Offsets of eight bytes change nothing about what can be read."
+    for form, bits, name in ((2, 8, "int8"), (1, 64, "uint64"), (3, 64, "float64"), (3, 16, "float16")):
+        with pytest.raises(DataError, match=rf"c.tif: holds {name}, which is not read; convert it to"):
+            read_values(big_tiff(tmp_path / "c.tif", form, bits, [1, 1, 2, 0], order))
+
+
+def test_a_big_tiff_is_read_upright_and_its_damage_is_said(tmp_path):
+    assert read_values(big_tiff(tmp_path / "a.tif", 1, 16, [1, 2, 3000])).tolist() == [[1, 2, 3000]]
+    rotated = big_tiff(tmp_path / "b.tif", 1, 16, [1, 2, 3000], orientation=6)
+    assert image_info(rotated).orientation == 6 and read_values(rotated).tolist() == [[1], [2], [3000]]
+    whole = (tmp_path / "a.tif").read_bytes()
+    for end in (0, 3, 10, 20, 30, 50):  # cut off
+        (tmp_path / "d.tif").write_bytes(whole[:end])
+        with pytest.raises(DataError, match=r"d.tif: damaged or not an image"):
+            read_values(tmp_path / "d.tif")
+    (tmp_path / "d.tif").write_bytes(whole[:22] + b"\xff" * 8 + whole[30:])  # a number of tags that no file holds
+    assert read_values(tmp_path / "d.tif").tolist() == [[1, 2, 3000]]
+
+
+@pytest.mark.parametrize("error", [KeyError("grid"), MemoryError(), ValueError("mine"), OSError("disk full")])
+def test_what_goes_wrong_beside_an_image_is_not_its_damage(saved, error):
+    path = saved("a.png", np.random.default_rng(0).integers(0, 256, (32, 32)))
+    with pytest.raises(type(error)) as raised, opened_image(path) as file:
+        file.load()
+        raise error
+    assert raised.value is error
+    path.write_bytes(path.read_bytes()[:200])  # what a decoder says in the block is
+    with pytest.raises(DataError, match=r"a.png: damaged or not an image"), opened_image(path) as file:
+        file.load()
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "float64", "object", "Int8", "boolean"])
+def test_a_label_that_is_missing_is_unknown_in_any_column(dtype):
+    labels = [True, False, None] if dtype == "boolean" else [1, 0, None]
+    table = pd.DataFrame({"image_path": list("abc"), "label": pd.Series(labels, dtype=dtype)})
+    rows = complete_rows(table)
+    assert rows["label"].tolist() == [1, 0, -1] and rows["label"].dtype == np.int64
+    assert rows["defect"].tolist() == ["anomaly", "good", "unknown"]
+
+
 def test_masks_and_labels_are_brought_upright(saved):
     rotated = Image.Exif()
     rotated[0x0112] = 6  # a quarter to the right
@@ -152,3 +221,12 @@ def test_the_mask_of_a_foreign_part_lies_on_it(number):
     green = image[..., 1].astype(int) - image[..., 0] > 60
     for part, wanted in zip(np.nonzero(green), np.nonzero(mask)):
         assert abs(part.min() + part.max() - wanted.min() - wanted.max()) <= 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("category", "xyz"), ("defect", "dent"), ("split", "validation")])
+def test_a_sample_that_is_none_is_named(name, value):
+    with pytest.raises(DataError, match=f"{name}='{value}'; use one of "):
+        draw_sample(**({"category": "nut"} | {name: value}))
+    if name == "split":
+        with pytest.raises(DataError, match="split='validation'; use one of train, test"):
+            draw_tray(split=value)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from anomaly_nb.cli.main import LAYOUTS as named_in_help
 from anomaly_nb.core.errors import DataError
-from anomaly_nb.data import LAYOUTS, loco_regions, read_index, read_mask
+from anomaly_nb.data import LAYOUTS, headers, loco_regions, read_index, read_mask
 from anomaly_nb.metrics import spro
 
 ENDINGS = (".png", ".jpg", ".bmp", ".JPG", ".tiff")
@@ -141,6 +141,123 @@ def test_realiad_lists(tmp_path):
     (folder / "usb.json").write_text(json.dumps({"meta": {}, "train": [{"image_path": "a.jpg"}], "test": []}))
     with pytest.raises(DataError, match=r"usb.json: expected meta, train and test"):
         LAYOUTS["realiad"](tmp_path, lists="realiad_jsons_sv")
+
+
+def unnamed(index):
+    "How many images the census says that the layout does not name."
+    return index.attrs["census"]["skipped"].get("image that the layout does not name", {"files": 0})["files"]
+
+
+def big(folder, parts, size=(12, 12)):
+    "Write the training and test images of several categories, large enough to be read."
+    for part in parts:
+        for name in ("train/good/0", "train/good/1", "test/good/2", "test/bad/3", "ground_truth/bad/3_mask"):
+            path = folder / part / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", size, 255).save(path)
+
+
+@pytest.mark.parametrize("name", ["", "nut"])
+def test_a_category_behind_a_link_is_read_whole(tmp_path, name):
+    big(tmp_path / "there", ["nut", "bolt"])
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "nut")
+    index = read_index("mvtec", tmp_path / "link", name)
+    assert len(index) == 4 and index.attrs["census"]["skipped"] == {}
+    (tmp_path / "top").mkdir()
+    (tmp_path / "top" / "bolt").symlink_to(tmp_path / "there" / "bolt")
+    assert unnamed(read_index("mvtec", tmp_path / "top")) == 0
+    big(tmp_path / "there" / "nut", ["more"])
+    assert unnamed(read_index("mvtec", tmp_path / "link", name)) == 5  # what is truly left over is still counted
+    (tmp_path / "there" / "nut" / "test" / "other.png").symlink_to(
+        tmp_path / "there" / "nut" / "test" / "good" / "2.png"
+    )
+    assert unnamed(read_index("mvtec", tmp_path / "link", name)) == 6  # a link to a file is a file of its own
+
+
+def test_one_category_of_visa_leaves_the_others_alone(tmp_path):
+    big(tmp_path / "1cls", ["candle", "pcb1"])
+    assert read_index("visa", tmp_path, "candle").attrs["census"]["skipped"] == {}
+    big(tmp_path / "1cls" / "candle", ["more"])
+    assert unnamed(read_index("visa", tmp_path, "candle")) == 5
+
+
+def test_one_category_of_realiad_leaves_the_others_alone(tmp_path):
+    for part in ("usb", "toy"):
+        table = {"meta": {"prefix": f"{part}/"}, "train": [], "test": []}
+        for split, label in (("train", "OK"), ("test", "OK"), ("test", "HS")):
+            image, mask = f"{label}/S1/{split}.png", f"{label}/S1/{split}_mask.png" if label != "OK" else None
+            table[split].append({"image_path": image, "mask_path": mask, "anomaly_class": label})
+            for name in filter(None, (image, mask)):
+                path = tmp_path / "realiad_512" / part / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (12, 12), 255).save(path)
+        (tmp_path / "realiad_jsons" / "realiad_jsons").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "realiad_jsons" / "realiad_jsons" / f"{part}.json").write_text(json.dumps(table))
+    assert unnamed(read_index("realiad", tmp_path, "usb")) == 0
+
+
+def test_an_oversized_mask_is_named(tmp_path, monkeypatch):
+    "What a layout raises gets a hint and stays what it is, whatever its class takes to be made."
+    for split in ("train", "test"):
+        for name, side in (("10.png", 12), ("10_GT.png", 20)):
+            (tmp_path / split).mkdir(exist_ok=True)
+            Image.new("L", (side, side), 0).save(tmp_path / split / name)
+    monkeypatch.setattr(headers, "MAX_PIXELS", 300)
+    with pytest.raises(headers.TooLargeError, match=r"10_GT.png: too large to be opened safely \(0.0 megap") as raised:
+        read_index("kolektor_sdd2", tmp_path)
+    assert raised.value.pixels == 400
+
+
+def table_of(folder, lines, images=("a.png", "b.png", "c.png")):
+    "A CSV of these lines, beside images."
+    for name in images:
+        Image.new("L", (12, 12), 3).save(folder / name)
+    (folder / "my.csv").write_text("image_path,split,label,defect,mask_path\n" + "\n".join(lines) + "\n")
+    return folder / "my.csv"
+
+
+@pytest.mark.parametrize("word", ["good", "Good", "OK", "normal", "no defect", "defect-free"])
+def test_a_defect_that_is_none_is_normal_in_a_table_as_in_a_folder(tmp_path, word):
+    path = table_of(tmp_path, [f"a.png,train,,{word},", "b.png,test,,scratch,", "c.png,test,,,"])
+    index = read_index("csv", path)
+    assert index.set_index(index["image_path"].str[-5])["label"].to_dict() == {"a": 0, "b": 1, "c": -1}
+    assert index["defect"].tolist() == ["good", "scratch", "unknown"]
+    assert any("taken as normal" in note for note in index.attrs["census"]["notes"]) == (word != "good")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"), [("a.png,test,0,scratch,", "label 0 .normal."), ("a.png,test,1,good,", "label 1 .anomalous.")]
+)
+def test_a_row_that_contradicts_itself_is_refused(tmp_path, line, words):
+    with pytest.raises(
+        DataError, match=rf"my.csv, line 3: {words} and defect '\w+' contradict each other; correct one"
+    ):
+        read_index("csv", table_of(tmp_path, ["b.png,train,0,,", line]))
+
+
+def test_rows_that_name_one_image_twice(tmp_path):
+    index = read_index("csv", table_of(tmp_path, ["a.png,train,0,,", "b.png,test,1,,", "./b.png,test,1,,"]))
+    assert len(index) == 3
+    assert any(
+        "1 row of my.csv names an image that an earlier row names, the first b.png in line 4" in note
+        for note in index.attrs["census"]["notes"]
+    )
+    with pytest.raises(DataError, match=r"my.csv, lines 3 and 4: label .*b.png 1 and 0; keep one of them"):
+        read_index("csv", table_of(tmp_path, ["a.png,train,0,,", "b.png,test,1,,", "b.png,test,0,,"]))
+
+
+def test_a_table_names_a_folder_of_masks(tmp_path):
+    (tmp_path / "masks" / "b").mkdir(parents=True)
+    for i in range(2):
+        mask = np.zeros((12, 12), np.uint8)
+        mask[i] = 255
+        Image.fromarray(mask).save(tmp_path / "masks" / "b" / f"{i}.png")
+    index = read_index(
+        "csv", table_of(tmp_path, ["a.png,train,0,,", "b.png,test,1,,masks/b", "c.png,test,1,,masks\\b"])
+    )
+    assert [int(read_mask(m).sum()) for m in index["mask_path"][1:]] == [24, 24]
+    with pytest.raises(FileNotFoundError, match=r"masks: is a folder, not a file; line 2 of my.csv names it"):
+        read_index("csv", table_of(tmp_path, ["masks,train,0,,"]))
 
 
 def test_kolektor_reads_no_pickle(tmp_path):

@@ -13,6 +13,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from anomaly_nb.banks import Bank, FusedBank, KNNBank, MahalanobisBank, load_bank
 from anomaly_nb.banks.base import BANKS
+from anomaly_nb.banks.held_out import held_out_scores
 from anomaly_nb.core.errors import DataError, Notice
 from anomaly_nb.features import FeatureSet
 from anomaly_nb.scoring import Detector
@@ -231,6 +232,18 @@ def test_a_fusion_and_a_fused_bank_say_whose_mistake_it_is():
     with pytest.raises(DataError, match=r"Careless\.score gives shape"):
         bank = gives(lambda p: p.sum((1, 2)))
         FusionBank(("mine",), ((Preparation(), bank, "max"),)).fit(N, (3, 3))
+
+
+def test_a_bank_that_cannot_be_made_again_says_so_wherever_a_copy_is_made():
+    bank = gives(lambda p: p.sum(2), __init__=lambda self, power=1: None)
+    bank.leaves_one_out = True
+    for call in (
+        lambda: held_out_scores(bank, N, (3, 3), folds=2),
+        lambda: held_out_scores(bank, N, (3, 3)),
+        lambda: FusedBank((KNNBank(), bank)).fit(N, (3, 3)),
+    ):
+        with pytest.raises(DataError, match=r"Careless\.__init__: store each parameter under its own name"):
+            call()
 
 
 def test_an_image_score_of_ones_own_has_one_number_an_image():

@@ -212,6 +212,9 @@ def bank_class(
     )
 
 
+_AGAIN = "save the bank again"
+
+
 def load_bank(
     folder: str | Path,  # folder that `save` wrote
 ) -> Bank:
@@ -219,13 +222,23 @@ def load_bank(
 
     Raises `MissingFileError`, or `DataError` for an unknown type or files that do not belong together.
     """
-    folder = Path(folder)
-    metadata = read_json(folder / "bank.json")
-    made_by = bank_class(folder / "bank.json", str(metadata.get("bank")), str(metadata.get("module", "")))
+    folder, file = Path(folder), Path(folder, "bank.json")
+    metadata = read_json(file)
+    if not isinstance(metadata, dict):
+        raise DataError(f"{file}: holds a {type(metadata).__name__}, where a saved bank is described; {_AGAIN}")
+    made_by = bank_class(file, str(metadata.get("bank")), str(metadata.get("module", "")))
+    types = {"sha256": str, "params": dict, "state": dict, "lists": list}
+    described: Record = {"lists": []} | metadata
+    if odd := [name for name, form in types.items() if not isinstance(described.get(name), form)]:
+        raise DataError(f"{file}: {odd[0]} is missing or of another type than a saved bank's; {_AGAIN}")
     if sha256_file(folder / "bank.npz") != metadata["sha256"]:
-        raise DataError(f"{folder / 'bank.npz'}: not the arrays that bank.json describes; save the bank again")
+        raise DataError(f"{folder / 'bank.npz'}: not the arrays that bank.json describes; {_AGAIN}")
     params, state = joined(load_arrays(folder / "bank.npz"), metadata)
-    bank = made_by._made(folder, params)
+    try:
+        bank = made_by._made(folder, params)
+    except (KeyError, TypeError) as e:
+        reason = " ".join(str(e).split())
+        raise DataError(f"{file}: no parameters that {made_by.__name__} is made of ({reason}); {_AGAIN}") from None
     for name, value in state.items():
         setattr(bank, name, value)
     return bank

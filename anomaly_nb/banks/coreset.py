@@ -125,8 +125,10 @@ def greedy_coreset(
     width: int = 1024,  # B, how many far points are kept up to date at a time
     overwrite: bool = False,  # centre float32 features in place, which saves the copy
 ) -> np.ndarray:  # (n,) int64 indices in the order picked
-    """Greedy k-center selection by Euclidean distance; ties go to the lower index. Memory: one float32 copy, and the
-    picks.
+    """Greedy k-center selection by Euclidean distance. Memory: one float32 copy, and the picks.
+
+    Where points are equally far, as whole numbers often are, which of them is picked may follow from rounding and from
+    `width`; the distance that all points are within is the same.
 
     Raises `DataError` on a bad count or values.
     """

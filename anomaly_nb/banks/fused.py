@@ -9,10 +9,9 @@ __all__ = ['FusedBank']
 from pathlib import Path
 
 import numpy as np
-from sklearn.base import clone
 
 from .base import Bank, load_bank
-from .checked import bank_scores, fitted_bank, left_out_scores
+from .checked import bank_scores, copied_bank, fitted_bank, left_out_scores
 from .same_images import distinct_images
 from ..core.errors import DataError
 from ..core.plain import Record
@@ -51,13 +50,13 @@ class FusedBank(Bank):
         """
         if not self.banks or not all(b.leaves_one_out for b in self.banks):
             raise DataError(f"banks={self.banks}; give at least one, each with leave_one_image_out")
-        banks = [fitted_bank(clone(b), patches, patch_hw, cls) for b in self.banks]
+        banks = [fitted_bank(copied_bank(b), patches, patch_hw, cls) for b in self.banks]
         distinct = distinct_images(patches)  # a copy would hide what an image is to the others
         rest = patches if len(distinct) in (1, len(patches)) else patches[distinct]
         apart = banks
         if rest is not patches:
             vectors = None if cls is None else cls[distinct]
-            apart = [fitted_bank(clone(b), rest, patch_hw, vectors) for b in self.banks]
+            apart = [fitted_bank(copied_bank(b), rest, patch_hw, vectors) for b in self.banks]
         units = np.array([left_out_scores(b, rest).mean(dtype=np.float64) for b in apart])
         if not (units > 0).all():
             raise DataError(
@@ -105,6 +104,6 @@ class FusedBank(Bank):
     def _made(cls, folder: Path, params: Record) -> "FusedBank":
         "The bank of saved parameters, with its fitted banks read from their folders."
         banks = [load_bank(folder / f"bank-{i}") for i in range(params["banks"])]
-        bank = cls(tuple(clone(b) for b in banks))
+        bank = cls(tuple(copied_bank(b) for b in banks))
         bank.fitted_banks_ = banks
         return bank

@@ -9,11 +9,10 @@ __all__ = ['held_out_folds', 'fitted_fold', 'held_out_scores']
 import warnings
 
 import numpy as np
-from sklearn.base import clone
 
 from .base import Bank
-from .checked import bank_scores, fitted_bank, left_out_scores
-from ..core.errors import DataError, Notice, number_of, real_array
+from .checked import bank_scores, copied_bank, fitted_bank, left_out_scores
+from ..core.errors import DataError, Notice, check_whole, number_of, real_array
 from ..core.entries import group_labels
 from ..core.runtime import progress
 
@@ -24,7 +23,9 @@ def held_out_folds(
     random_state: int = 0,  # which images, or groups, share a fold
     groups: np.ndarray | None = None,  # (n,) images of one group share a fold; None = each on its own
 ) -> np.ndarray:  # (n,) int, from 0
-    "The fold of each image. Raises `DataError` with fewer than two images or groups."
+    "The fold of each image. Raises `DataError` with fewer than two images, groups or folds."
+    if folds is not None:
+        check_whole("folds", folds, 2)
     names, group = np.unique(np.arange(n) if groups is None else group_labels(groups), return_inverse=True)
     if len(group) != n:
         raise DataError(f"groups: {len(group)} for {number_of(n, 'image')}")
@@ -54,7 +55,7 @@ def fitted_fold(
     with warnings.catch_warnings():
         if quiet:
             warnings.simplefilter("ignore", Notice)
-        return fitted_bank(clone(bank), patches, patch_hw, cls)
+        return fitted_bank(copied_bank(bank), patches, patch_hw, cls)
 
 
 def held_out_scores(
@@ -76,7 +77,7 @@ def held_out_scores(
     fold = held_out_folds(len(patches), folds, random_state, groups)
     alone = groups is None or len(set(np.asarray(groups).tolist())) == len(groups)
     if folds is None and alone and len(patches) > 2 and bank.leaves_one_out:
-        whole = bank if bank.is_fitted else fitted_bank(clone(bank), patches, patch_hw, cls)
+        whole = bank if bank.is_fitted else fitted_bank(copied_bank(bank), patches, patch_hw, cls)
         return left_out_scores(whole, patches)
     scores = np.empty(patches.shape[:2], np.float32)
     for f in progress(range(fold.max() + 1), "held-out scores", unit="fold"):

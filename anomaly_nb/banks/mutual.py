@@ -171,10 +171,10 @@ def rerank_scores(
     if np.asarray(cls).dtype == object:
         raise DataError("rerank compares images by a vector each (cls), which these features lack; use rerank=()")
     scores, unit = np.asarray(scores, np.float32), unit_rows(np.asarray(check_finite("cls", cls), np.float32))
-    if scores.shape != (len(unit),) or not 1 <= min(ks) <= max(ks) <= len(unit):
+    if scores.shape != (len(unit),) or not len(ks) or not 1 <= min(ks) <= max(ks) <= len(unit):
         raise DataError(
-            f"{scores.shape} scores, {len(unit)} cls vectors, ks={ks}; they must agree, and ks "
-            "lie between 1 and their number"
+            f"{scores.shape} scores, {len(unit)} cls vectors, ks={ks}; they must agree, and ks, "
+            "one at least, lie between 1 and their number"
         )
     likeness = unit @ unit.T
     np.fill_diagonal(likeness, 1)

@@ -9,7 +9,7 @@ __all__ = ['RetrievalBank']
 import numpy as np
 
 from .knn import METRICS, from_squared, searched
-from .neighbours import nearest
+from .neighbours import check_k, nearest
 from .similar_images import SimilarImagesBank
 from ..core.errors import DataError
 
@@ -37,7 +37,8 @@ class RetrievalBank(SimilarImagesBank):
         return cls
 
     def _references(self, x: np.ndarray) -> np.ndarray:
-        "Patches as the search compares them, (N, P, D). Raises `DataError` for an unknown metric."
+        "Patches as the search compares them, (N, P, D). Raises `DataError` for an unknown metric, or a bad k."
+        check_k(self.k)
         if self.metric not in METRICS:
             raise DataError(f"metric={self.metric!r}; use one of {', '.join(METRICS)}")
         return searched(x, self.metric)

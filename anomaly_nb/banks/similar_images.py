@@ -73,8 +73,13 @@ class SimilarImagesBank(Bank):
     ) -> tuple[np.ndarray, np.ndarray]:  # (n, K) float32 distances, (n, K) training images, nearest first
         "The most similar training images. Raises `NotFittedError`, `DataError`."
         self._fitted()
+        if self.similar is None or "cls_" not in vars(self):
+            raise DataError(
+                f"similar={self.similar}: this bank compares patches with all images, by no vector; fit again with a "
+                "number of similar images"
+            )
         queries = self._vectors(check_cls(cls, n, self.cls_.shape[1]))
-        count = min(self.similar or n, len(self.cls_) - training)
+        count = min(self.similar, len(self.cls_) - training)
         if training:
             squared, rows = nearest(queries, self.cls_, count, np.arange(n)[:, None] + [0, 1])
         else:  # each image alone: whom it meets must not follow from the images beside it
@@ -91,6 +96,10 @@ class SimilarImagesBank(Bank):
         x = check_patches(patches, self.patch_hw_ if self.aligned else None, self.dimensions_)
         return self._score(x, None if self.similar is None else self.retrieve(cls, len(x))[1])
 
+    def _holds(self, image: np.ndarray, i: int) -> bool:
+        "Whether an image (1, P, D) is the bank's `i`-th."
+        return np.array_equal(self._references(image), np.take(self.bank_, [i], self.axis))
+
     def leave_one_image_out(
         self,
         patches: np.ndarray,  # (N, P, D), those the bank was fitted on
@@ -99,7 +108,7 @@ class SimilarImagesBank(Bank):
         self._fitted()
         x = check_patches(patches, self.patch_hw_, self.dimensions_)
         n = self.bank_.shape[self.axis]
-        if n < 2 or len(x) != n or not np.array_equal(self._references(x[:1]), np.take(self.bank_, [0], self.axis)):
+        if n < 2 or len(x) != n or not all(self._holds(x[i : i + 1], i) for i in range(n)):
             raise DataError(
                 "patches: the bank was fitted on others, or on one image; pass all of its "
                 "training images, in their order"

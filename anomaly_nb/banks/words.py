@@ -165,6 +165,8 @@ class WordBank(Bank):
         x = self._unit(self._checked(patches))
         if training and len(self.bank_) < 2:
             raise DataError("patches: the bank holds one image, and leaves it out for itself; add normal images")
+        if training and not np.array_equal(x, self.bank_):
+            raise DataError("patches: the bank was fitted on others; pass all of its training images, in their order")
         every = []
         for i, image in enumerate(x):
             references = np.delete(self.bank_, i, axis=0) if training else self.bank_

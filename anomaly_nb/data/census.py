@@ -12,6 +12,7 @@ __all__ = ['DECODED', 'PAGED', 'OTHER_SIZE', 'LEFT_OUT', 'equal_bytes', 'same_fi
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TypedDict
 
@@ -234,13 +235,17 @@ def files_left(
     reasons: Mapping[str, str] | None = None,  # file -> reason, where it is known
 ) -> dict[str, dict[str, int | str]]:  # reason -> how many "files", and the "first" below `root`
     "The files below a folder that were not read, and why."
-    root = Path(root)
-    read_files = {os.path.abspath(p) for p in read}  # an index may hold whole paths of a folder that was named briefly
-    whole = {os.path.abspath(p): why for p, why in (reasons or {}).items()}
+    root, real = Path(root), cache(os.path.realpath)
+
+    def place(path: str | Path) -> str:  # an index may hold the real or whole path of a folder that was named otherwise
+        return os.path.join(real(os.path.dirname(full := os.path.abspath(path))), os.path.basename(full))
+
+    read_files = {place(p) for p in read}
+    whole = {place(p): why for p, why in (reasons or {}).items()}
     files, odd = list_files(root) if root.is_dir() else ([], {})
     paths: dict[str, list[str]] = defaultdict(list)
     for path in files:
-        if (name := os.path.abspath(path)) not in read_files:
+        if (name := place(path)) not in read_files:
             paths[whole.get(name) or why_skipped(path)].append(path.relative_to(root).as_posix())
     for path, why in odd.items():
         paths[why].append(utf8_name(path.relative_to(root)))

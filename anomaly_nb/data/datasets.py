@@ -7,6 +7,7 @@ __all__ = ['CSV_COLUMNS', 'LAYOUTS', 'TAKES', 'index_samples', 'index_logical_sa
            'layout_index', 'read_index']
 
 # %% ../../nbs/02_data/13_datasets.ipynb #f0917fe8
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..core.order import natural_key, path_key
 from ..core.tables import read_table
 from .census import take_census, without_odd_masks
 from .folder import index_folder
-from .index import check_on_missing, index_magnetic_tile, index_mvtec, index_row, make_index
+from .index import check_on_missing, folder_meaning, index_magnetic_tile, index_mvtec, index_row, make_index
 from .intensity import training_intensity
 from anomaly_nb.data.layouts import (
     index_btad,
@@ -54,14 +55,55 @@ def _named_in_table(
     table: Path,
     line: int,
     name: str,  # a path, relative to the table's folder; with backslashes where it comes from Windows
+    folder: bool = False,  # whether it may be a folder
 ) -> Path:
     "The file that a line of a table names. Raises `MissingFileError`."
     file, slashed = table.parent / name, table.parent / name.replace("\\", "/")
     if not file.exists() and slashed.exists():
         return slashed
+    if folder and file.is_dir():
+        return file
     spaces = "" if name == name.strip() else "; the name begins or ends with a space"
     check_file(file, f"line {line} of {table.name} names it{spaces}")
     return file
+
+
+def _said_in_row(
+    where: str,  # table and line
+    label: int,  # of `one_label`
+    text: str,  # of the label
+    defect: str,  # of the row, "" where it says nothing
+) -> tuple[int | None, str]:  # label, None = what the defect says; defect
+    "What label and defect of a line say together. Raises `DataError` where they contradict each other."
+    meaning = folder_meaning(defect)
+    if (label, meaning) in ((0, "defect"), (1, "normal")):
+        raise DataError(
+            f"{where}: label {label} ({'anomalous' if label else 'normal'}) and defect {defect!r} contradict each "
+            "other; correct one of them, or leave one empty"
+        )
+    if text.strip():
+        return label, defect or {0: "good", 1: "anomaly"}.get(label, "unknown")
+    return None, "good" if meaning == "normal" else defect or "unknown"
+
+
+def _repeated(path: Path, lines: list[int], rows: list[dict]) -> list[str]:  # one sentence, or none
+    "How many rows name an image that another of their split names. Raises `DataError` where their labels differ."
+    first, again = dict[tuple[str, str], int](), []
+    for i, row in enumerate(rows):
+        j = first.setdefault((row["split"], os.path.abspath(row["image_path"])), i)
+        if row["label"] != rows[j]["label"]:
+            raise DataError(
+                f"{path}, lines {lines[j]} and {lines[i]}: label {row['image_path']} {rows[j]['label']} and "
+                f"{row['label']}; keep one of them"
+            )
+        again += [i] if j != i else []
+    if not again:
+        return []
+    name = Path(rows[again[0]]["image_path"]).name
+    return [
+        f"{number_of(len(again), 'row')} of {path.name} {plural(len(again), 'names', 'name')} an image that an earlier "
+        f"row names, the first {name} in line {lines[again[0]]}: it counts once for each"
+    ]
 
 
 CSV_COLUMNS = ("image_path", "split", "category", "label", "defect", "mask_path", "group")
@@ -94,9 +136,10 @@ def index_csv(
         **{c: table[c] if c in table else "" for c in ("category", "split", "label", "defect", "mask_path")}
     )
     grouped = "group" in table and bool((table["group"] != "").any())
-    rows, slashes = [], 0
+    rows, lines, slashes, normal = [], [], 0, dict[str, None]()
     for line, r in zip(table.index, table.to_dict("records")):
-        image, mask = (_named_in_table(path, line, r[c]) if r[c] else None for c in ("image_path", "mask_path"))
+        image = _named_in_table(path, line, r["image_path"]) if r["image_path"] else None
+        mask = _named_in_table(path, line, r["mask_path"], folder=True) if r["mask_path"] else None
         if image is None:
             raise DataError(f"{path}, line {line}: no image_path")
         slashes += image.as_posix() != (path.parent / r["image_path"]).as_posix()
@@ -105,14 +148,15 @@ def index_csv(
                 f"{path}, line {line}: split {r['split']!r}, label {r['label']!r}; use train, validation "
                 "or test, and 0, 1, -1 or nothing"
             )
-        defect = r["defect"] or {0: "good", 1: "anomaly"}.get(label, "unknown")
-        if not r["label"].strip():
-            label = None  # the defect's name says it
+        label, defect = _said_in_row(f"{path}, line {line}", label, r["label"], r["defect"])
         if category and category != (r["category"] or path.stem):
             continue
         mask_path = mask.as_posix() if mask else ""
         row = index_row(r["category"] or path.stem, r["split"], defect, image, mask_path, label=label)
         rows.append(row | {"group": r["group"]} if grouped else row)
+        lines.append(line)
+        if label is None and defect == "good" != r["defect"]:
+            normal[r["defect"]] = None
     if not rows:
         categories = sorted(set(table["category"].where(table["category"] != "", path.stem)), key=natural_key)
         raise MissingFileError(f"{path}: no category {category!r}; there are {', '.join(categories)}")
@@ -121,7 +165,8 @@ def index_csv(
     notes = [f"{plural(len(unread), 'column')} {', '.join(unread)} of {path.name} not read"] if unread else []
     if slashes:
         notes.append(f"{number_of(slashes, 'path')} of {path.name} written with backslashes, read as slashes")
-    if notes:
+    notes += [f"defect {name!r} of {path.name} is taken as normal, as its name says" for name in normal]
+    if notes := notes + _repeated(path, lines, rows):
         index.attrs["notes"] = notes
     return index
 
@@ -225,7 +270,17 @@ def layout_index(
     try:
         return LAYOUTS[dataset](root, **{k: v for k, v in settings.items() if k in TAKES[dataset]})
     except DataError as e:
-        raise type(e)(f"{e}{_like(root, dataset)}") from None
+        e.args = (f"{e}{_like(root, dataset)}",)
+        raise
+
+
+def _folder_of_category(top: Path, category: str, index: pd.DataFrame) -> Path:
+    "The folder of one category, wherever a layout puts it: its own below `top`, or the one of its name on the way."
+    if (top / category).is_dir():
+        return top / category
+    common = Path(os.path.commonpath([os.path.abspath(Path(p).parent) for p in index["image_path"]]))
+    there = [p for p in (common, *common.parents) if p.name == category and Path(os.path.abspath(top)) in p.parents]
+    return there[-1] if there else top
 
 
 def read_index(
@@ -255,6 +310,6 @@ def read_index(
             ),
         ]
     top = Path(root or ("data/logical" if dataset == "logical" else "data/samples"))
-    census = take_census(index, top / category if category and (top / category).is_dir() else top, dataset)
+    census = take_census(index, _folder_of_category(top, category, index) if category else top, dataset)
     index.attrs = {"census": census, "intensity": training_intensity(index, intensity).to_dict()}
     return index

@@ -59,7 +59,8 @@ def write_drawn(
     images: Iterable[tuple[str, np.ndarray]],  # path below `folder`, and pixels; drawn only if they are needed
     source: str,  # for the manifest
 ) -> Path:  # the folder
-    """Write a drawn set with `manifest.json`; a complete one with the same settings is left alone, an earlier one goes.
+    """Write a drawn set with `manifest.json`; one that was written whole with the same settings is left alone, whatever
+    was removed of it since, and an earlier one goes.
 
     Raises `DataError` for a folder that holds anything else, and writes nothing there.
     """

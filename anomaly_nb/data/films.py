@@ -19,4 +19,5 @@ def why_not_whole(
     "What a film lacks."
     if declared is None or abs(declared - frames) <= max(2, TOLERANCE * declared):
         return ""
-    return f"is incomplete: {number_of(frames, 'frame')} could be read, its header says {declared}"
+    what = "is incomplete" if frames < declared else "holds more than its header says"
+    return f"{what}: {number_of(frames, 'frame')} could be read, its header says {declared}"

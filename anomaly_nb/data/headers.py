@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -134,18 +135,21 @@ def _tiff_shorts(path: Path) -> dict[int, tuple[int, int]]:
     """
     tags: dict[int, tuple[int, int]] = {}
     with open(path, "rb") as f:
-        order = {b"II*\0": "little", b"MM\0*": "big"}.get(f.read(4))
-        if order is None:
+        head = f.read(4)
+        order = {b"II": "little", b"MM": "big"}.get(head[:2])
+        if order is None or head[2:] not in (b"*\0", b"\0*", b"+\0", b"\0+"):  # Pillow reads them in either order
             return tags
         number = lambda n: int.from_bytes(f.read(n), order)  # type: ignore[arg-type]
-        f.seek(number(4))
-        for _ in range(number(2)):
-            tag, value_type, count, at = number(2), number(2), number(4), f.tell()
-            if value_type == 3:  # short; more than two of them stand elsewhere
-                place = at if count <= 2 else number(4)
+        wide = 8 if b"+" in head else 4  # bytes of a place in the file: a BigTIFF counts in eight
+        f.seek(8 if wide == 8 else 4)
+        f.seek(number(wide))
+        for _ in range(min(number(8 if wide == 8 else 2), 1 << 16)):
+            tag, value_type, count, at = number(2), number(2), number(wide), f.tell()
+            if value_type == 3:  # short; where there are more than have room here, they stand elsewhere
+                place = at if count <= wide // 2 else number(wide)
                 f.seek(place)
                 tags[tag] = number(2), place
-            f.seek(at + 4)
+            f.seek(at + wide)
     return tags
 
 
@@ -197,9 +201,20 @@ def _flat_tiff(path: Path) -> BytesIO | None:
     return BytesIO(data)
 
 # %% ../../nbs/02_data/09_headers.ipynb #e8122c90
+def _of_reading(error: BaseException) -> bool:
+    "Whether an error comes from reading an image, and not from what somebody does beside it."
+    names = {
+        frame.f_globals.get("__name__", "")
+        for frame, _ in walk_tb(error.__traceback__)
+        if frame.f_code.co_name != "opened_image"
+    }
+    full = isinstance(error, MemoryError)  # where there is no memory for what is made of an image, it may be whole
+    return any(name.startswith("PIL.") or (name.startswith("anomaly_nb.data.") and not full) for name in names)
+
+
 @contextmanager
 def opened_image(path: str | Path) -> Iterator[Image.Image]:
-    """An image file, its header read.
+    """An image file, its header read; errors of the block that are none of reading it stay as they are.
 
     Raises `MissingFileError`, or `DataError` for what is no image, damaged or too large.
     """
@@ -216,6 +231,8 @@ def opened_image(path: str | Path) -> Iterator[Image.Image]:
         claimed = re.search(r"\((\d+) pixels\)", str(e))
         raise TooLargeError(path, int(claimed[1]) if claimed else 0) from None
     except DAMAGE as e:
+        if not _of_reading(e):
+            raise
         reason = " (the file is empty)" if path.stat().st_size == 0 else f" ({str(e).replace(str(path), path.name)})"
         if is_foreign_image(path) and path.stat().st_size:
             raise DataError(f"{path}: {why_skipped(path)}") from None

@@ -40,7 +40,7 @@ def mask_rule(
         if image_info(path).type == "uint8" and has_alpha(file):
             low, high = file.convert("RGBA").getchannel("A").getextrema()
             if low != high:
-                return "alpha"
+                return f"alpha from {threshold}" if threshold > 1 else "alpha"
         return f"from {threshold}" if threshold > 1 else "half of the maximum" if _lossy(file, path) else "non-zero"
 
 # %% ../../nbs/02_data/12_masks.ipynb #d4b5481f
@@ -52,10 +52,9 @@ def _one_mask(path: Path, threshold: int) -> tuple[np.ndarray, str]:
     else:
         with opened_image(path) as file:
             file.load()
-            if rule == "alpha":
-                return made_upright(
-                    values_of(file, lambda band: band.convert("RGBA").getchannel("A")) > 0, info.orientation
-                ), rule
+            if rule.startswith("alpha"):
+                alpha = values_of(file, lambda band: band.convert("RGBA").getchannel("A"))
+                return made_upright(alpha >= max(threshold, 1), info.orientation), rule
             mode = "L" if file.mode in ("1", "L", "LA") else "RGB"
             values = values_of(file, lambda band: band.convert(mode))
         values = made_upright(values, info.orientation)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from ..core.errors import DataError
 from ..core.runtime import progress
 from .drawn import write_drawn
 
@@ -219,8 +220,12 @@ def draw_sample(
     size: int = 160,  # pixels per side
     random_state: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:  # (size, size, 3) uint8, (size, size) bool
-    "Draw one sample image and its mask, the same for the same arguments."
+    "Draw one sample image and its mask, the same for the same arguments. Raises `DataError` for names that are none."
     defects = ["good", *DEFECTS]
+    names = {"category": [*SURFACES_AND_PARTS], "defect": defects, "split": ["train", "test"]}
+    for name, value in (("category", category), ("defect", defect), ("split", split)):
+        if value not in names[name]:
+            raise DataError(f"{name}={value!r}; use one of {', '.join(names[name])}")
     rng = np.random.default_rng(
         [random_state, list(SURFACES_AND_PARTS).index(category), defects.index(defect), split == "train", number]
     )

@@ -86,6 +86,8 @@ def draw_tray(
             f"part={part!r}, foreign={foreign!r}: known are {', '.join(OBJECTS)}; the "
             "foreign body is another than the part"
         )
+    if split not in ("train", "test"):
+        raise DataError(f"split={split!r}; use one of train, test")
     rng = np.random.default_rng(
         [random_state, OBJECTS.index(part), OBJECTS.index(foreign) + 1 if foreign else 0, split == "train", number]
     )

@@ -7,7 +7,6 @@ __all__ = ['PORTION', 'PRO_PROTOCOLS', 'check_mask', 'mask_pairs', 'label_region
            'region_images', 'exact_curve', 'pro_curve', 'ProProtocol', 'pro_protocol', 'linspace_area', 'aupro']
 
 # %% ../../nbs/01_metrics/03_regions.ipynb #681bf437
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,8 +14,8 @@ import numpy as np
 
 from ..core.errors import DataError, check_finite, real_array
 from ..core.entries import by_place
-from .histogram import order_code
 from .ranking import check_fpr_limit
+from .score_keys import KEYS
 
 # %% ../../nbs/01_metrics/03_regions.ipynb #51ef22ff
 def check_mask(
@@ -81,7 +80,7 @@ def coarse_code(
 ) -> np.ndarray:  # (n,) uint16, never falls while the score rises
     "Top 16 bits of the float32 nearest to each score, in an order-preserving form."
     with np.errstate(over="ignore"):
-        return order_code(score.astype(np.float32, copy=False)).view(np.uint16)[sys.byteorder == "little" :: 2]
+        return KEYS["float32"]().code(score.astype(np.float32, copy=False))
 
 # %% ../../nbs/01_metrics/03_regions.ipynb #020fec20
 class ProCurve(NamedTuple):
