@@ -567,9 +567,9 @@ def test_a_film_without_a_steady_rate_is_named_with_how_far_its_times_are_off(tm
     stts = content.find(b"stts")
     count, ticks = struct.unpack(">II", content[stts + 12 : stts + 20])  # of the only entry
     assert count == 100
-    # half of the frames at the rate of the others, the rest of them twice as fast and a pause: two entries need room
+    # half of the frames as they were, a pause, and the others twice as fast
     table = struct.pack(">IIIII", 0, 3, 49, ticks, 1) + struct.pack(">III", 26 * ticks, 50, ticks // 2)
-    grow, at, end = len(table) - 16, 0, len(content)
+    grow, at = len(table) - 16, 0
     for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stts"):
         at = content.find(name, at)
         size = struct.unpack(">I", content[at - 4 : at])[0] + grow

@@ -84,14 +84,15 @@ def held_out_scores(
     """Score every video by models fitted on the others.
 
     Presences are taken as they are: what a run fitted to its frames (`TrainingSet.seen_by`: a calibration to the frames
-    labelled 0, delta to all) has seen the frames of held-out videos too, which a `Notice` says. Raises `DataError` for an event that too few videos have or have not.
+    labelled 0, delta to all) has seen the frames of held-out videos too, which a `Notice` says. Raises
+    `DataError` for an event that too few videos have or have not.
     """
     check_fitting(**fitting)
     if data.seen_by:
         warnings.warn(
-            f"{' and '.join(data.seen_by)} of the presences {plural(len(data.seen_by), 'was', 'were')} fitted to frames of "
-            "all videos, those held out among them; no label of an event was used. Take the calibration.pt and delta of "
-            "other videos for presences that have not seen them",
+            f"{' and '.join(data.seen_by)} of the presences {plural(len(data.seen_by), 'was', 'were')} fitted to frames "
+            "of all videos, those held out among them; no label of an event was used. Take the calibration.pt and delta "
+            "of other videos for presences that have not seen them",
             Notice,
             stacklevel=2,
         )
@@ -166,10 +167,10 @@ def evaluation_table(
     n_resamples: int = 1000,
     random_state: int = 0,
     frame_labels: ArrayLike | None = None,  # (T, E) in {0, 1}; None = those of the training set, of one event
-) -> pd.DataFrame:  # event, of, method, auroc, low, high, difference, difference_low, difference_high, videos, positive, and what the
-    # presences rest on that saw all videos: calibration, delta, or nothing
+) -> pd.DataFrame:  # event, of, method, auroc, low, high, difference, difference_low, difference_high, videos, positive
     """AUROC on kept-out videos with 95 % intervals over videos, and the difference to the linear probe.
 
+    The column `fitted_on_all_videos` names what presences rest on that saw held-out videos too (calibration, delta).
     A level on which all labels are equal has no rows. Raises `DataError` where no part holds both classes.
     """
     first, rows = video_ranges(data.clip)[1][:-1], []

@@ -81,7 +81,7 @@ def _note_run(manifest: Path, run_dir: str, labels_csv: str | None) -> None:
         if labels_csv is not None:
             rows[run_dir] = labels_csv
         elif rows.pop(run_dir, None) is not None:
-            warnings.warn(f"{manifest}: run {run_dir!r} has no labels now, and is no longer in it", Notice, stacklevel=3)
+            warnings.warn(f"{manifest}: run {run_dir!r} has no labels now, and is no longer in it", Notice, 3)
         write_table(manifest, pd.DataFrame({"run_dir": list(rows), "labels_csv": list(rows.values())}))
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #e911e4c9

@@ -218,7 +218,7 @@ def _check_corners(table: BoxTable, videos: Iterable[Video]) -> list[str]:
         if not first and (inside < 1).any():
             first = f"the first in line {rows.index[inside < 1][0]}, {name}, {image}"
         count, cut, half = count + len(rows), cut + int((inside < 1).sum()), half + int((inside < 0.5).sum())
-        corners = rows[[CORNERS[i] for i in (1, 0, 3, 2)]].to_numpy(np.float32).clip(0, np.float32(size * 2))
+        corners = rows[[CORNERS[i] for i in (1, 0, 3, 2)]].to_numpy(np.float32).clip(0, np.array(size * 2, np.float32))
         narrow += len(corners) - len(whole_pixels(corners))
     if 2 * half > count:
         raise BoxesError(
@@ -227,8 +227,8 @@ def _check_corners(table: BoxTable, videos: Iterable[Video]) -> list[str]:
         )
     if narrow:
         notes.append(
-            f"{table.path}: {narrow} of {number_of(count, 'box', 'boxes')} {plural(narrow, 'is', 'are')} less than a pixel "
-            f"wide or high within the image, and left out"
+            f"{table.path}: {narrow} of {number_of(count, 'box', 'boxes')} {plural(narrow, 'is', 'are')} less than a "
+            "pixel wide or high within the image, and left out"
         )
     if cut:
         reach = f"{plural(cut, 'reaches', 'reach')} outside the image and {plural(cut, 'is', 'are')} cut at its edge"
@@ -257,8 +257,8 @@ def check_table(
     low = int((table.rows["score"] < table.confidence).sum()) if "score" in table.rows else 0
     if low and len(table.used):
         notes.append(
-            f"{table.path}: {low} of {number_of(len(table.rows), 'box', 'boxes')} {plural(low, 'has', 'have')} a score below "
-            f"{table.confidence:g} (extraction.confidence) and {plural(low, 'is', 'are')} left out"
+            f"{table.path}: {low} of {number_of(len(table.rows), 'box', 'boxes')} {plural(low, 'has', 'have')} a score "
+            f"below {table.confidence:g} (extraction.confidence) and {plural(low, 'is', 'are')} left out"
         )
     if len(table.rows) and not len(table.used):
         notes.append(

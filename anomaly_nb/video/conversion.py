@@ -124,7 +124,7 @@ def _entry(name: str, modality: str, entry: object) -> tuple[np.ndarray, np.ndar
     boxes = np.asarray(boxes, np.float32)
     if boxes.ndim != 2 or boxes.shape[1] not in (4, 5) or len(boxes) != len(values):
         raise DataError(
-            f"{name}: {number_of(len(values), 'object')} and boxes of shape {boxes.shape}; give each object its box: four "
-            "sides, or these and a score"
+            f"{name}: {number_of(len(values), 'object')} and boxes of shape {boxes.shape}; give each object its box: "
+            "four sides, or these and a score"
         )
     return values, boxes[:, :4]

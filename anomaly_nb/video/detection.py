@@ -290,8 +290,8 @@ def detection_delays(
     events: pd.DataFrame,  # of `find_events`: video, first, last, called_at
     videos: list[Video],  # those with labels
     fps: float,  # frames per second, of videos that do not say their own
-    # video, start, end, delay (to where the event is said to have begun) and called_delay (to the frame at which its alarm
-    # reached the event threshold; a watch says it later by what it smooths over), in seconds, NaN: missed
+    # video, start, end, delay (to where the event is said to have begun) and called_delay (to the frame at which its
+    # alarm reached the event threshold; a watch says it later by what it smooths over), in seconds, NaN: missed
 ) -> pd.DataFrame:
     "The delays of every anomalous stretch of frames."
     rows = []

@@ -366,9 +366,10 @@ def verdict(
         if promised > false_alarms_per_hour
         else ""
     )
+    whole = "Yes." if len(videos) else "Not known: there are features alone."
     odd = [str(v) for v, complete in zip(videos["video"], videos["complete"]) if not complete]
     rows += [
         ("How many calls of a normal hour are false?", f"{text}{more}."),
-        ("Was every film whole?", f"No: {', '.join(odd)}." if odd else "Yes." if len(videos) else "Not known: there are features alone."),
+        ("Was every film whole?", f"No: {', '.join(odd)}." if odd else whole),
     ]
     return pd.DataFrame(rows, columns=["question", "answer"])

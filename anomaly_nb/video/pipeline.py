@@ -22,7 +22,7 @@ import pandas as pd
 from ..core.errors import DataError, Notice, check_file, check_folder, number_of
 from ..core.files import sha256_json, write_json
 from ..core.order import natural_key
-from ..core.plain import read_json_as
+from ..core.plain import Record, read_json_as
 from ..core.runtime import versions
 from .detection import data_set_tracks, detection_delays, detection_table, false_events
 from .evaluation import auc_table
@@ -158,7 +158,7 @@ def calibrate_dataset(
     _check_neighbours(features, plan, config)
     scorer = plan.scorer().fit(features)
     frames = next(iter(features.values())).frames
-    metadata = {"dataset": plan.name, "extractor": index["sha256"]}
+    metadata: Record = {"dataset": plan.name, "extractor": index["sha256"]}
     metadata |= {
         "frames": sum(map(len, frames.values())),
         "videos": len(frames),
