@@ -101,7 +101,7 @@ def access(n: int, folder: Path) -> dict:
 
 def stages(folder: Path, small: bool) -> dict:
     "From frames to AUROC: Ped2 where ANOMALY_NB_DATA names it, else drawn clips."
-    data = Path(os.environ.get("ANOMALY_NB_DATA", ""))
+    data = Path(os.environ.get("ANOMALY_NB_DATA") or "nowhere")
     ped2 = not small and (data / "video" / "ped2").is_dir()
     root = data / "video" / "ped2" if ped2 else make_video_dataset(folder / "clips", frames=20 if small else 60)
     deep = {

@@ -1,6 +1,7 @@
 "What callers of the atoms give from Python: sorted tables, arrays of any type, names in the place of numbers."
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,14 @@ from sklearn.exceptions import NotFittedError
 from anomaly_nb.atoms import divergence, explain, fit_roles, load_clip, planted_presences, presence_scores
 from anomaly_nb.atoms import segment_presence
 from anomaly_nb.atoms.baselines import ConceptBottleneck, MILProbe
+from anomaly_nb.atoms.captions import is_cut, parse_atoms
+from anomaly_nb.atoms.evaluation import evaluation_table, held_out_scores
 from anomaly_nb.atoms.pipeline import TrainingSet, select_videos
 from anomaly_nb.atoms.presence import PresenceCalibration, image_embeddings
 from anomaly_nb.atoms.roles import RoleModel
 from anomaly_nb.atoms.segments import boundary_probability, fit_delta
 from anomaly_nb.core.entries import entries, real_tensor, table_values
-from anomaly_nb.core.errors import DataError
+from anomaly_nb.core.errors import DataError, Notice
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +147,56 @@ def world():
 
 def quick(p, video, labels, **more):
     return fit_roles(p, video, labels, n_fits=1, epochs=2, **more)
+
+
+@pytest.mark.parametrize("wrong", [3.0, -0.1, float("nan")])
+def test_segments_refuse_boundaries_that_are_no_probability(wrong):
+    with pytest.raises(DataError, match=r"boundaries must lie in \[0, 1\]"):
+        segment_presence(torch.tensor([[0.2], [0.4], [0.6]]), torch.tensor([1.0, wrong, 0.1]), 2)
+
+
+@pytest.mark.parametrize("wrong", [7.0, -0.1, float("nan")])
+def test_a_bottleneck_refuses_presences_that_are_none(wrong):
+    p = torch.rand(12, 2, generator=torch.Generator().manual_seed(0))
+    video, labels = np.repeat(list("abcdef"), 2), np.array([[0], [1]] * 3)
+    fit, odd = ConceptBottleneck().fit(p, video, labels), p.clone()
+    odd[3, 1] = wrong
+    uses = [fit.score_frames, lambda q: fit.score_videos(q, video), lambda q: ConceptBottleneck().fit(q, video, labels)]
+    for use in uses:
+        with pytest.raises(DataError, match="presences"):
+            use(odd)
+
+
+@pytest.mark.parametrize(
+    "answer, atoms, cut",
+    [
+        ('["smoke", "fire", "people runn', ("smoke", "fire"), True),
+        ('["smoke", "fire",', ("smoke", "fire"), True),
+        ('```json\n["smoke"', ("smoke",), True),
+        ('["smo', (), True),
+        ('["a sign [stop]", "fire"]', ("a sign [stop]", "fire"), False),
+        ('Here: ["a \\"quoted\\" word", "b, c"] is all.', ('a "quoted" word', "b, c"), False),
+        ("[]", (), False),
+        ("- smoke\n- fire", ("smoke", "fire"), False),
+    ],
+)
+def test_whole_atoms_of_an_answer_that_breaks_off_count(answer, atoms, cut):
+    assert parse_atoms(answer) == atoms and is_cut(answer) == cut
+
+
+def test_scores_say_what_has_seen_the_videos_that_are_kept_out_and_the_probe_trains_as_long_as_roles(monkeypatch):
+    p, names, events, epochs = torch.rand(40, 2), np.repeat([f"v{i}" for i in range(8)], 5), ["e"], []
+    data = TrainingSet(p, names, np.array([[0], [1]] * 4), None, ["a", "b"], events, np.ones((2, 1), bool))
+    probe = MILProbe.fit
+    monkeypatch.setattr(MILProbe, "fit", lambda *a, **k: epochs.append(k.get("epochs")) or probe(*a, **k))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = held_out_scores(data, 2, ["roles", "linear probe"], n_fits=1, epochs=3)
+    assert set(epochs) == {3} and set(evaluation_table(data, scores, 10)["fitted_on_all_videos"]) == {""}
+    seen = replace(data, seen_by=("calibration", "delta"))
+    with pytest.warns(Notice, match="calibration and delta of the presences were fitted to frames of all videos"):
+        scores = held_out_scores(seen, 2, ["roles"], n_fits=1, epochs=1)
+    assert set(evaluation_table(seen, scores, 10)["fitted_on_all_videos"]) == {"calibration, delta"}
 
 
 def test_labels_of_a_table_belong_to_their_video(world):

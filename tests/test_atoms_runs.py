@@ -11,6 +11,7 @@ from PIL import Image
 
 from anomaly_nb.atoms.frames import extract_frames, list_frames
 from anomaly_nb.atoms.pipeline import load_manifest, load_run, run_pipeline
+from anomaly_nb.atoms.presence import PresenceSettings
 from anomaly_nb.atoms.segments import SegmentSettings
 from anomaly_nb.cli.main import main
 from anomaly_nb.core.arrays import load_tensors
@@ -182,3 +183,38 @@ def test_a_pause_of_a_film_is_filled_with_the_image_on_screen(monkeypatch, tmp_p
     frames = extract_frames(tmp_path / "a.avi", tmp_path / "out", 1.0)
     shown = [round(cv2.imread(str(f)).mean() / 2) for f in frames]
     assert shown == [0, 25, *[49] * 10, 50, 75]  # one for each of 14 seconds
+
+
+def test_a_run_that_has_no_labels_any_more_leaves_the_manifest(frames, monkeypatch):
+    monkeypatch.chdir(frames)
+    settings = dict(presence=PresenceSettings("tiny", None, calibrate="affine"), ontology="walkway")
+    for name in ("other", "demo"):
+        record = run_pipeline("frames", "labels.csv", Path("runs") / name, **settings)
+    assert record["fitted_here"] == ["calibration"] and load_run("runs/demo").fitted_here == ("calibration",)
+    assert load_manifest("runs/manifest.csv").seen_by == ("calibration",)
+    with pytest.warns(Notice, match="run 'demo' has no labels now, and is no longer in it"):
+        run_pipeline("frames", None, Path("runs/demo"), "walkway", PresenceSettings("tiny", None))
+    assert pd.read_csv("runs/manifest.csv")["run_dir"].tolist() == ["other"]
+    assert load_manifest("runs/manifest.csv").labels.tolist() == [[0], [1]]
+    run_pipeline("frames", "labels.csv", Path("runs/old"), presence=PresenceSettings("tiny", None), ontology="walkway")
+    assert load_run("runs/old").fitted_here == ()
+
+
+def test_the_explorer_measures_again_what_was_changed_in_place(frames, monkeypatch, tmp_path):
+    import importlib
+
+    view, made = importlib.import_module("anomaly_nb.atoms.view"), []
+    monkeypatch.setattr(view, "run_pipeline", lambda *settings: made.append(settings[2]))
+    write_text(tmp_path / "labels.csv", "a,0\n")
+    parameters = dict.fromkeys(["captions_json", "pretrained", "calibrate"], "") | {
+        "frames_root": str(frames / "frames"), "labels_csv": str(tmp_path / "labels.csv"), "ontology": "walkway", "model": "tiny",
+        "lambda_atoms": 0.25, "lambda_resemble": 0.1, "delta_quantile": 0.95, "window": 20, "videos": 0, "random_state": 0,
+    }  # fmt: skip
+    opened = lambda: view.presences_of_report(parameters, tmp_path / "cache")[0]
+    first = opened()
+    assert opened() == first
+    write_text(tmp_path / "labels.csv", "a,1\n")
+    second = opened()
+    image = next(iter(list_frames(frames / "frames").paths))
+    Image.fromarray(255 - np.asarray(Image.open(image))).save(image)
+    assert len({first, second, opened()}) == 3

@@ -2,6 +2,7 @@
 frames and what is promised of them, on a few frames.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.mixture import GaussianMixture
 
 from anomaly_nb.calibration.leave_one_out import leave_one_group_out_distances
 from anomaly_nb.calibration.ranks import false_alarm_bound
+from anomaly_nb.core.errors import DataError
 from anomaly_nb.video import boxes
 from anomaly_nb.video.boxes import BoxTable, OnnxDetector, inside_fraction, read_outputs
 from anomaly_nb.video.evaluation import auc_table, frame_auc
@@ -39,6 +41,19 @@ FORTY = np.random.default_rng(0).random((40, 4)).astype(np.float32)
 
 
 # Scores of frames
+
+
+@pytest.mark.parametrize(("names", "words"), [((), "video 'e' has no frame"), (("0", "1", "0"), "has frame '0' twice")])
+def test_a_video_without_frames_or_with_one_twice_is_refused(names, words):
+    part = four_films(FORTY)["deep"]
+    with pytest.raises(DataError, match=words):
+        replace(part, frames=part.frames | {"e": names})
+    objects = pd.DataFrame([("deep", "a", "0", 2.0)], columns=["modality", "video", "frame", "score"])
+    if names:
+        with pytest.raises(DataError, match="frames: e/0 is listed twice"):
+            frame_scores(objects, {"a": ("0", "1"), "e": names})
+    else:
+        assert frame_scores(objects, {"a": ("0", "1"), "e": names})["video"].tolist() == ["a", "a"]
 
 
 def test_smoothing_mirrors_a_film_at_its_ends():

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,10 +18,11 @@ from anomaly_nb.core.errors import number_of
 from anomaly_nb.core.files import write_text
 from anomaly_nb.scoring.thresholds import Threshold
 from anomaly_nb.video.clips import make_video_dataset
-from anomaly_nb.video.events import EventDecision, decide, find_events, runs, say_decision
+from anomaly_nb.video.detection import detection_delays
+from anomaly_nb.video.events import EventDecision, decide, find_events, runs, say_decision, verdict
 from anomaly_nb.video.feature_files import ObjectFeatures
 from anomaly_nb.video.ground_truth import frame_labels
-from anomaly_nb.video.layouts import list_videos, probe_film
+from anomaly_nb.video.layouts import Video, list_videos, probe_film
 from anomaly_nb.video.left_out import held_out_folds, held_out_frames, left_out_events
 from anomaly_nb.video.pipeline import (
     calibrate_dataset,
@@ -32,6 +34,7 @@ from anomaly_nb.video.pipeline import (
 )
 from anomaly_nb.video.plan import plan_for
 from anomaly_nb.video.scoring import VideoScorer, thin_calibration
+from anomaly_nb.video.watch import EventFinder
 
 pytest.importorskip("cv2")
 
@@ -419,3 +422,27 @@ def test_another_rate_of_a_film_moves_its_events_in_seconds_and_a_lower_event_th
     assert find_events(frames, nobody, decision)[["start", "end"]].values.tolist() == [[1.0, 1.4]]
     assert find_events(frames, nobody, decision, fps={"a": 5.0})[["start", "end"]].values.tolist() == [[2.0, 2.8]]
     assert decision.event(1e9).value == 2.0 and decision.event(2).value > 2.2 and decision.event(1).value > 2.5
+
+
+def test_an_event_is_called_where_its_alarm_reaches_the_threshold_though_it_began_before():
+    curve = [0.0] * 10 + [0.8] * 10 + [1.1] * 10 + [3.0] * 5 + [0.0] * 5
+    frames = pd.DataFrame({"video": "a", "frame": [f"{t:03d}" for t in range(40)], "combined": curve})
+    decision = EventDecision(Threshold(1.0, "quantile", "frames", 10), (2.0,), 1.0, 10.0, 0.5, "", None, 1.0)
+    nobody = pd.DataFrame(columns=["video", "frame", "modality", "score"])
+    event = find_events(frames, nobody, decision).iloc[0]
+    assert (event["start"], event["first"], event["called_at"]) == (1.0, "010", 3.0)
+    finder = EventFinder(decision, video="a")
+    said = [e for t, c in enumerate(curve) for e in finder.push(f"{t:03d}", c, None)] + list(finder.finish())
+    assert said[0]["now"] == said[1]["called_at"] == 3.0 and said[1]["start"] == 1.0
+    labels = {"a": np.arange(40) >= 15}
+    film = Video("a", Path("a"), tuple(frames["frame"]))
+    delays = detection_delays(labels, find_events(frames, nobody, decision), [film], 10)
+    assert delays[["delay", "called_delay"]].values.tolist() == [[0.0, 1.5]]
+
+
+def test_of_features_alone_nobody_knows_how_many_films_there_are_and_whether_they_were_whole():
+    decision = EventDecision(Threshold(1.0, "quantile", "frames", 10), (2.0,), 1.0, 10.0, 0.5, "")
+    events = pd.DataFrame([("a", 0.0, 1.0, 2.5, "why", 0.5)], columns=["video", "start", "end", "peak", "why", "peak_at"])
+    answers = verdict(events, pd.DataFrame(columns=["video", "scored", "complete"]), decision).set_index("question").answer
+    assert answers["What happened?"] == "1 event in 1 video."
+    assert answers["Was every film whole?"] == "Not known: there are features alone."

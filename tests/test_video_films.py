@@ -567,9 +567,9 @@ def test_a_film_without_a_steady_rate_is_named_with_how_far_its_times_are_off(tm
     stts = content.find(b"stts")
     count, ticks = struct.unpack(">II", content[stts + 12 : stts + 20])  # of the only entry
     assert count == 100
-    # half of the frames at the rate of the others, the rest of them twice as fast and a pause: two entries need room
+    # half of the frames as they were, a pause, and the others twice as fast
     table = struct.pack(">IIIII", 0, 3, 49, ticks, 1) + struct.pack(">III", 26 * ticks, 50, ticks // 2)
-    grow, at, end = len(table) - 16, 0, len(content)
+    grow, at = len(table) - 16, 0
     for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stts"):
         at = content.find(name, at)
         size = struct.unpack(">I", content[at - 4 : at])[0] + grow
@@ -625,6 +625,33 @@ def test_files_beside_the_films_are_said_with_a_count(calibrated):
     assert "passed over" not in score(home)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"flow_scale": 0}, "flow_scale is 0; it must be a whole number of at least 1"),
+        ({"bins": 2.5}, "bins is 2.5; it must be a whole number"),
+        ({"piece": 40}, "piece is 40; it must be height and width"),
+        ({"piece": [40]}, "piece is (40,); it must be height and width"),
+        ({"norm": "l3"}, "norm is 'l3'; it must be one of l1, l2"),
+        ({"speed": "max"}, "speed is 'max'"),
+        ({"background": "frame"}, "background is 'frame'"),
+        ({"threshold": float("nan")}, "threshold is nan"),
+        ({"min_area": "many"}, "min_area is 'many'"),
+        ({"confidence": 50}, "confidence is 50; it must be a finite number of at least 0 and at most 1"),
+        ({"whole_box": "no"}, "whole_box"),
+    ],
+)
+def test_a_setting_of_extraction_out_of_its_range_is_to_blame_and_no_film(settings, words):
+    with pytest.raises(DataError) as error:
+        Extraction.from_settings(settings, "own.yml: datasets.yard.extraction")
+    assert str(error.value).startswith(f"own.yml: datasets.yard.extraction: {words}"), error.value
+
+
+def test_a_confidence_that_is_usual_changes_no_features_and_another_one_does():
+    usual = Extraction(backbone="").describe()
+    assert "confidence" not in usual and Extraction(backbone="", confidence=0.3).describe() == usual | {"confidence": 0.3}
+
+
 @pytest.fixture(scope="module")
 def boxed(tmp_path_factory):
     "Three films of one size, and a way to give them a table of boxes."
@@ -672,6 +699,25 @@ def test_a_table_of_boxes_that_belongs_to_other_films_is_refused_before_one_is_r
 def test_what_is_odd_about_a_table_of_boxes_is_said(boxed, rows, words):
     with pytest.warns(Notice, match=words):
         check_boxes(boxed[1](*rows))
+
+
+def test_slivers_cost_no_film_and_low_scores_are_counted(boxed, tmp_path):
+    home, _ = boxed
+    rows = ["evening,000003,10,5,60,50,0.9", "evening,000003,10,-40,60,0.3,0.9", "evening,000004,10,5,60,50,0.4"]
+    rows += [f"{v},000003,10,5,60,50,0.8" for v in ("n0", "n1")]
+    table = write_text(home / "scores.csv", "\n".join(("video,frame,x_min,y_min,x_max,y_max,score", *rows)))
+    settings = Extraction(backbone="", detector=str(table))
+    with pytest.warns(Notice) as said:
+        check_boxes(VideoPlan("yard", home / "features", home / "yard", settings))
+    lines = [str(w.message) for w in said]
+    assert any("1 of 4 boxes is less than a pixel wide or high within the image, and left out" in x for x in lines), lines
+    assert any("1 of 5 boxes has a score below 0.5 (extraction.confidence) and is left out" in x for x in lines), lines
+    for confidence, count in ((0.5, 1), (0.3, 2)):
+        videos, folder = list_videos(home / "yard", "testing"), tmp_path / str(confidence)
+        extract_videos(videos, folder, replace(settings, confidence=confidence, min_area=100))
+        assert not check_extracted(folder, videos)
+        boxes = load_object_features(folder, "velocity").boxes.tolist()
+        assert boxes.count([5, 10, 50, 60]) == count, boxes
 
 
 def test_a_table_that_fits_is_not_spoken_of(boxed, recwarn):

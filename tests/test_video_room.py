@@ -21,7 +21,7 @@ from anomaly_nb.video.boxes import BoxesError
 from anomaly_nb.video.clips import make_video_dataset
 from anomaly_nb.video.events import say_decision
 from anomaly_nb.video.extraction import damaged_videos, extract_videos
-from anomaly_nb.video.conversion import export_frames
+from anomaly_nb.video.conversion import convert_pickled, export_frames
 from anomaly_nb.video.feature_files import load_object_features, read_feature_index
 from anomaly_nb.video.ground_truth import frame_labels
 from anomaly_nb.video.layouts import Video, list_videos
@@ -468,3 +468,12 @@ def test_boxes_without_an_area_are_refused_by_name(box, words):
         track_objects(objects, {"01": ("0", "1")})
     with pytest.raises(DataError, match="tracks: "):
         detection_curve(boxes.assign(video="01", track="a", frame=["0", "1"]), objects, 2)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1, 4), (2, 6), (8,)])
+def test_pickled_objects_with_boxes_of_another_number_are_refused(tmp_path, shape):
+    (tmp_path / "d" / "01").mkdir(parents=True)
+    entry = {"velocities": np.ones((2, 8)), "boxes": np.ones(shape)}
+    np.save(tmp_path / "d" / "01" / "000.npy", entry, allow_pickle=True)
+    with pytest.raises(DataError, match=r"d 01/000: 2 objects and boxes of shape .*; give each object its box"):
+        convert_pickled(tmp_path / "d", tmp_path / "out", "velocity", trust=True, extractor="net")

@@ -105,7 +105,7 @@ class ConceptBottleneck:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        x = self._largest(np.asarray(p, dtype=np.float64), video)
+        x = self._largest(check_presences(p).double().numpy(), video)
         n_events = np.asarray(labels).shape[-1]
         events = event_names(labels, events)
         y = check_labels(labels, video_ranges(video)[0], events).numpy().astype(int)
@@ -127,8 +127,9 @@ class ConceptBottleneck:
 
     def score_frames(self, p: ArrayLike) -> np.ndarray:
         "(T, E) logits of single frames."
-        return np.stack([m.decision_function(np.asarray(p, dtype=np.float64)) for m in self.models_], 1)
+        x = check_presences(p).double().numpy()
+        return np.stack([m.decision_function(x) for m in self.models_], 1)
 
     def score_videos(self, p: ArrayLike, video: ArrayLike) -> np.ndarray:
         "(N, E) logits of whole videos."
-        return self.score_frames(self._largest(np.asarray(p, dtype=np.float64), video))
+        return self.score_frames(self._largest(check_presences(p).double().numpy(), video))

@@ -6,6 +6,7 @@
 __all__ = ['METHODS', 'HeldOut', 'deal_parts', 'held_out_scores', 'auroc_within', 'evaluation_table']
 
 # %% ../../nbs/09_atoms/15_evaluation.ipynb #1a14af5f
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from .baselines import ConceptBottleneck, MILProbe
 from .frames import video_ranges
 from .pipeline import TrainingSet, select_videos
 from .roles import RoleFit, check_fitting, fit_roles
-from ..core.errors import DataError, check_number, number_of
+from ..core.errors import DataError, Notice, check_number, number_of, plural
 from ..core.runtime import progress
 from ..metrics import bootstrap_interval, roc_auc
 from ..metrics.newcombe import newcombe_interval
@@ -82,9 +83,19 @@ def held_out_scores(
 ) -> HeldOut:
     """Score every video by models fitted on the others.
 
-    Raises `DataError` for an event that too few videos have or have not.
+    Presences are taken as they are: what a run fitted to its frames (`TrainingSet.seen_by`: a calibration to the frames
+    labelled 0, delta to all) has seen the frames of held-out videos too, which a `Notice` says. Raises
+    `DataError` for an event that too few videos have or have not.
     """
     check_fitting(**fitting)
+    if data.seen_by:
+        warnings.warn(
+            f"{' and '.join(data.seen_by)} of the presences {plural(len(data.seen_by), 'was', 'were')} fitted to frames "
+            "of all videos, those held out among them; no label of an event was used. Take the calibration.pt and delta "
+            "of other videos for presences that have not seen them",
+            Notice,
+            stacklevel=2,
+        )
     if unknown := [m for m in methods if m not in METHODS]:
         raise DataError(f"methods: {unknown[0]!r} is unknown; use some of {', '.join(METHODS)}")
     first = video_ranges(data.clip)[1][:-1]
@@ -128,7 +139,8 @@ def _fitted(
         if method == "linear probe"
         else ConceptBottleneck(random_state=random_state)
     )
-    return model.fit(data.pbar, data.clip, data.labels, list(data.events))
+    passes = {k: v for k, v in fitting.items() if k == "epochs" and method == "linear probe"}  # as many as roles
+    return model.fit(data.pbar, data.clip, data.labels, list(data.events), **passes)
 
 # %% ../../nbs/09_atoms/15_evaluation.ipynb #38d83139
 def auroc_within(
@@ -158,6 +170,7 @@ def evaluation_table(
 ) -> pd.DataFrame:  # event, of, method, auroc, low, high, difference, difference_low, difference_high, videos, positive
     """AUROC on kept-out videos with 95 % intervals over videos, and the difference to the linear probe.
 
+    The column `fitted_on_all_videos` names what presences rest on that saw held-out videos too (calibration, delta).
     A level on which all labels are equal has no rows. Raises `DataError` where no part holds both classes.
     """
     first, rows = video_ranges(data.clip)[1][:-1], []
@@ -179,9 +192,11 @@ def evaluation_table(
             other = None if method == "linear probe" else probe
             row: dict[str, str | float] = {"event": data.events[e], "of": level, "method": method}
             row |= _intervals(_Ranked(y, part, videos), s[:, e], other, n_resamples, random_state)
-            rows.append(row | {"videos": len(videos), "positive": int(y.sum())})
+            counts = {"videos": len(videos), "positive": int(y.sum())}
+            rows.append(row | counts | {"fitted_on_all_videos": ", ".join(data.seen_by)})
     metrics = [f"{of}{end}" for of in ("auroc", "difference") for end in ("", "_low", "_high")]
     columns = ["event", "of", "method", *(m.removeprefix("auroc_") for m in metrics), "videos", "positive"]
+    columns.append("fitted_on_all_videos")
     return pd.DataFrame(rows).reindex(columns=columns)
 
 

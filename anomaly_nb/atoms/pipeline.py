@@ -71,13 +71,17 @@ def _event_table(labels: FrameLabels, frames: Frames, ontology: Ontology) -> pd.
     return table
 
 
-def _note_run(manifest: Path, run_dir: str, labels_csv: str) -> None:
-    "Add a run to a manifest, or renew its line."
+def _note_run(manifest: Path, run_dir: str, labels_csv: str | None) -> None:
+    "Add a run to a manifest, or renew its line; one without labels (None) leaves it."
+    if labels_csv is None and not manifest.exists():
+        return
     with locked(manifest):
-        rows = {run_dir: labels_csv}
-        if manifest.exists():
-            table = read_table(manifest, ["run_dir", "labels_csv"])
-            rows = dict(zip(table["run_dir"], table["labels_csv"])) | rows
+        table = read_table(manifest, ["run_dir", "labels_csv"]) if manifest.exists() else None
+        rows = {} if table is None else dict(zip(table["run_dir"], table["labels_csv"]))
+        if labels_csv is not None:
+            rows[run_dir] = labels_csv
+        elif rows.pop(run_dir, None) is not None:
+            warnings.warn(f"{manifest}: run {run_dir!r} has no labels now, and is no longer in it", Notice, 3)
         write_table(manifest, pd.DataFrame({"run_dir": list(rows), "labels_csv": list(rows.values())}))
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #e911e4c9
@@ -122,6 +126,7 @@ def run_pipeline(
         delta = fit_delta(d, segments.delta_quantile, frames.video)
     b = video_boundaries(result.used, frames.video, segments.kappa, delta)
     pbar, target = segment_presence(result.used, b, segments.window), torch.from_numpy(y)
+    fitted = result.calibration is not None and isinstance(presence.calibrate, str)
     listed = "" if events_csv is None else str(Path(events_csv).resolve())
     if events is not None:
         listed = f"{out.name}/events.csv"
@@ -139,6 +144,7 @@ def run_pipeline(
         "boundaries": float((b > 0.5).float().mean()),
         "labels_sha256": None if labels_csv is None or Path(labels_csv).is_dir() else sha256_file(labels_csv),
         **result.notes,
+        "fitted_here": ["calibration"] * fitted + ["delta"] * (segments.delta_quantile is not None),
         "provenance": provenance(),
     }
     with atomic_folder(out) as staged:
@@ -158,8 +164,7 @@ def run_pipeline(
         if events is not None:
             write_table(staged / "events.csv", events)
         write_json(staged / "run.json", record)
-    if labels is not None or listed:
-        _note_run(out.parent / "manifest.csv", out.name, listed)
+    _note_run(out.parent / "manifest.csv", out.name, listed if labels is not None or listed else None)
     return record
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #3219ca49
@@ -178,6 +183,7 @@ class AtomsRun:
     events: list[str]
     mask: np.ndarray  # (C, E) bool
     labelled: bool = True  # False: nobody labelled the frames, and `labels` are zeros that say nothing
+    fitted_here: tuple[str, ...] = ()  # of "calibration" and "delta", what was fitted to frames of this run
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #b108660b
 def load_run(run_dir: str | Path) -> AtomsRun:
@@ -210,6 +216,7 @@ def load_run(run_dir: str | Path) -> AtomsRun:
         record["events"],
         np.array(record["mask"], dtype=bool),
         record.get("labelled", True),
+        tuple(record.get("fitted_here", [n for n in ("calibration",) if n in record])),  # older runs say less
     )
 
 # %% ../../nbs/09_atoms/11_pipeline.ipynb #ee059aa1
@@ -225,6 +232,7 @@ class TrainingSet:
     events: list[str]
     mask: np.ndarray  # (C, E) bool
     clip: np.ndarray = field(default_factory=lambda: np.empty(0, str))  # (T,) unique over runs; none = videos not cut
+    seen_by: tuple[str, ...] = ()  # of "calibration" and "delta", what was fitted to frames of all these videos
 
     def __post_init__(self) -> None:
         video = video_entries(self.video)
@@ -306,6 +314,7 @@ def load_manifest(
         runs[0].events,
         runs[0].mask,
         np.concatenate(clips),
+        tuple(dict.fromkeys(name for r in runs for name in r.fitted_here)),
     )
     labelled = [e for e in range(len(whole.events)) if (whole.labels[:, e] >= 0).all()]
     if not labelled:

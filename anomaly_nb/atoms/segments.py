@@ -97,13 +97,15 @@ def segment_presence(
 ) -> Tensor:  # (T, C), within the range of the frames it averages
     """Presences averaged over the segment that ends at each frame, weights `prod(1 - b)`.
 
-    Raises `DataError` for shapes that do not fit or a negative window.
+    Raises `DataError` for shapes that do not fit, boundaries outside [0, 1], or a negative window.
     """
     p, b = real_tensor("presences", p), real_tensor("boundaries", b)
     if p.ndim != 2 or b.shape != p.shape[:1]:
         raise DataError(
             f"presences {tuple(p.shape)} and boundaries {tuple(b.shape)} do not fit; they must be (T, C) and (T,)"
         )
+    if not ((b >= 0) & (b <= 1)).all():
+        raise DataError("boundaries must lie in [0, 1]; make them with boundary_probability")
     if window < 0:
         raise DataError(f"window is {window}; it must be 0 (frames alone) or more")
     n, keep = len(p), 1.0 - b

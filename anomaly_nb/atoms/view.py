@@ -18,12 +18,14 @@ from .evaluation import deal_parts
 from .figures import EventInVideo, frame_in_time
 from .frames import list_frames, read_labels, video_ranges
 from .pipeline import learnable, load_manifest, load_run, run_pipeline, select_videos
+from .ontology import load_ontology
 from .presence import PresenceSettings
 from .roles import RoleFit, explain, fit_roles
 from .samples import planted_clips
 from .segments import SegmentSettings, divergence, fit_delta, segment_presence, video_boundaries
 from ..features.clip import tiny_clip_folder
 from ..core.arrays import load_tensors
+from ..core.cache import content_of
 from ..core.files import sha256_json
 from ..core.plain import Record
 from ..core.views import Choice, Control, Slider, State, View
@@ -51,7 +53,14 @@ def presences_of_report(
         "delta_quantile",
         "window",
     )
-    digest = sha256_json({k: p[k] for k in (*names, "videos", "random_state")})[:12]
+    settings = {k: p[k] for k in (*names, "videos", "random_state")}
+    if p["frames_root"]:  # of other people, who may change them where they lie
+        frames, tables = list_frames(p["frames_root"]), [Path(p[n]) for n in ("labels_csv", "captions_json") if p[n]]
+        files = dict(zip(frames.keys, frames.paths))
+        files |= {f.name: f for t in tables for f in (sorted(t.glob("*.csv")) if t.is_dir() else [t])}
+        settings["content"] = content_of(files).sha256
+    settings["ontology"] = load_ontology(p["ontology"]).model_dump()
+    digest = sha256_json(settings)[:12]
     folder = Path(cache) / f"atoms-{digest}"
     if not p["frames_root"]:
         p["frames_root"], p["labels_csv"] = str(folder / "clips" / "frames"), str(folder / "clips" / "labels.csv")

@@ -265,6 +265,9 @@ def evaluate_command(
 ) -> None:
     """Measure AUROC on held-out videos, beside a linear probe and a concept bottleneck.
 
+    A calibration (--calibrate) or delta (--delta_quantile) that a run fitted to its own frames has seen frames of
+    held-out videos, though no label of an event: evaluation.csv says so (fitted_on_all_videos).
+
     \b
     anomaly-nb atoms evaluate --manifest_csv runs/manifest.csv
     """

@@ -184,7 +184,7 @@ def say_what_happened(
         delays, false, hours = dataset_delays(plan, labels, events, decision)
         write_table(out / "delays.csv", delays)
         soon = (
-            f", half of them within {delays['delay'].median():.1f} s of their start"
+            f", half of them within {delays['called_delay'].median():.1f} s of their start"
             if delays["delay"].notna().any()
             else ""
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.errors import DataError, Notice, UnsafeFileError
+from ..core.errors import DataError, Notice, number_of, UnsafeFileError
 from ..core.files import sha256_file, sha256_json
 from ..core.order import natural_key
 from ..features.convert import content_of, read_pickled
@@ -119,6 +119,12 @@ def _entry(name: str, modality: str, entry: object) -> tuple[np.ndarray, np.ndar
         entry = entry[key]
     values = np.asarray(entry, np.float32)
     values = values.reshape(0, 0) if values.size == 0 else values.reshape(len(values), -1)
-    return values, np.zeros((len(values), 4)) if boxes is None or not len(boxes) else np.asarray(boxes, np.float32)[
-        : len(values), :4
-    ]
+    if boxes is None or not len(boxes):
+        return values, np.zeros((len(values), 4))
+    boxes = np.asarray(boxes, np.float32)
+    if boxes.ndim != 2 or boxes.shape[1] not in (4, 5) or len(boxes) != len(values):
+        raise DataError(
+            f"{name}: {number_of(len(values), 'object')} and boxes of shape {boxes.shape}; give each object its box: "
+            "four sides, or these and a score"
+        )
+    return values, boxes[:, :4]

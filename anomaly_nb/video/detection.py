@@ -287,20 +287,25 @@ def detection_table(
 # %% ../../nbs/08_video/15_detection.ipynb #74ce6a61
 def detection_delays(
     labels: Mapping[str, np.ndarray],  # video -> (T,) bool
-    events: pd.DataFrame,  # of `find_events`: video, first, last
+    events: pd.DataFrame,  # of `find_events`: video, first, last, called_at
     videos: list[Video],  # those with labels
     fps: float,  # frames per second, of videos that do not say their own
-) -> pd.DataFrame:  # video, start, end, delay in seconds (NaN: missed); a row for every anomalous stretch
-    "The delay of every anomalous stretch of frames."
+    # video, start, end, delay (to where the event is said to have begun) and called_delay (to the frame at which its
+    # alarm reached the event threshold; a watch says it later by what it smooths over), in seconds, NaN: missed
+) -> pd.DataFrame:
+    "The delays of every anomalous stretch of frames."
     rows = []
     for video in sorted(videos, key=lambda v: natural_key(v.name)):
         spans, rate = _event_spans(events, video), video.fps or fps
+        called = np.full(len(spans), np.nan)  # in tables from before this was written
+        if "called_at" in events:
+            called = events.loc[events["video"].astype(str) == video.name, "called_at"].to_numpy(float)
         for a, b in runs(labels[video.name], 1):
-            touching = [first for first, last in spans if first <= b and last >= a]
-            rows.append(
-                (video.name, a / rate, (b + 1) / rate, max(0, min(touching) - a) / rate if touching else np.nan)
-            )
-    return pd.DataFrame(rows, columns=["video", "start", "end", "delay"])
+            touching = [i for i, (first, last) in enumerate(spans) if first <= b and last >= a]
+            delay = max(0, min(spans[i][0] for i in touching) - a) / rate if touching else np.nan
+            soonest = np.maximum(0.0, called[touching].min() - a / rate) if touching else np.nan
+            rows.append((video.name, a / rate, (b + 1) / rate, delay, float(soonest)))
+    return pd.DataFrame(rows, columns=["video", "start", "end", "delay", "called_delay"])
 
 
 def false_events(

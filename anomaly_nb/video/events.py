@@ -209,7 +209,7 @@ def find_events(
     decision: EventDecision,
     false_alarms_per_hour: float = 1.0,
     fps: Mapping[str, float] | None = None,  # of videos that have another rate than `decision.fps`
-) -> pd.DataFrame:  # video, start, end, peak, why, peak_at, first, last, peak_frame, box; times in seconds
+) -> pd.DataFrame:  # video, start, end, peak, why, peak_at, first, last, peak_frame, box, called_at; times in seconds
     "The events of every video, in order of time. Raises as `EventDecision.event` does."
     enter, rows = decision.event(false_alarms_per_hour).value, []
     low = min(enter, decision.frame.value)
@@ -239,11 +239,11 @@ def find_events(
                     names[b],
                     names[at],
                     box,
+                    (a + int(reached(scores[a : b + 1], enter).argmax())) / rate,  # `start` lies before it
                 )
             )
-    return pd.DataFrame(
-        rows, columns=["video", "start", "end", "peak", "why", "peak_at", "first", "last", "peak_frame", "box"]
-    )
+    columns = ["video", "start", "end", "peak", "why", "peak_at", "first", "last", "peak_frame", "box", "called_at"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def say_events(events: pd.DataFrame) -> list[str]:  # of `find_events`
@@ -340,11 +340,14 @@ def verdict(
     false_alarms_per_hour: float = 1.0,  # asked for
 ) -> pd.DataFrame:  # question, answer
     "The decision in a few lines."
+    # features alone have no row of their videos: nobody knows how many there are, and whether they were whole
     threshold, count, scored = decision.event(false_alarms_per_hour), len(events), int(videos["scored"].sum())
+    seen = events["video"].nunique()
+    in_videos = f"{seen} of {number_of(scored, 'video')}" if len(videos) else number_of(seen, "video")
     summary = (
         "No event"
         if not count
-        else f"{number_of(count, 'event')} in {events['video'].nunique()} of {number_of(scored, 'video')}"
+        else f"{number_of(count, 'event')} in {in_videos}"
     )
     rows = [("What happened?", f"{summary}.")]
     if count:
@@ -363,9 +366,10 @@ def verdict(
         if promised > false_alarms_per_hour
         else ""
     )
+    whole = "Yes." if len(videos) else "Not known: there are features alone."
     odd = [str(v) for v, complete in zip(videos["video"], videos["complete"]) if not complete]
     rows += [
         ("How many calls of a normal hour are false?", f"{text}{more}."),
-        ("Was every film whole?", f"No: {', '.join(odd)}." if odd else "Yes."),
+        ("Was every film whole?", f"No: {', '.join(odd)}." if odd else whole),
     ]
     return pd.DataFrame(rows, columns=["question", "answer"])

@@ -47,6 +47,11 @@ class ObjectFeatures:
         if not isinstance(self.frames, Mapping):
             raise DataError(f"frames is a {type(self.frames).__name__}; give video -> its frames, in the order of time")
         frames = {str(video): tuple(map(str, names)) for video, names in self.frames.items()}
+        for video, names in frames.items():
+            if len(set(names)) != len(names) or not names:
+                twice = next((n for n in names if names.count(n) > 1), None)
+                what = "has no frame" if twice is None else f"has frame {twice!r} twice"
+                raise DataError(f"frames: video {video!r} {what}; list each frame once, or leave the video out")
         if strange := set(arrays["video"].tolist()) - set(frames):
             raise DataError(f"video {min(strange)!r} has objects and no list of frames; add it to frames")
         for name, value in (arrays | {"frames": frames}).items():

@@ -22,7 +22,7 @@ import pandas as pd
 from ..core.errors import DataError, Notice, check_file, check_folder, number_of
 from ..core.files import sha256_json, write_json
 from ..core.order import natural_key
-from ..core.plain import read_json_as
+from ..core.plain import Record, read_json_as
 from ..core.runtime import versions
 from .detection import data_set_tracks, detection_delays, detection_table, false_events
 from .evaluation import auc_table
@@ -158,9 +158,8 @@ def calibrate_dataset(
     _check_neighbours(features, plan, config)
     scorer = plan.scorer().fit(features)
     frames = next(iter(features.values())).frames
-    metadata = {
-        "dataset": plan.name,
-        "extractor": index["sha256"],
+    metadata: Record = {"dataset": plan.name, "extractor": index["sha256"]}
+    metadata |= {
         "frames": sum(map(len, frames.values())),
         "videos": len(frames),
         "objects": max(map(len, features.values())),
@@ -250,12 +249,13 @@ def dataset_events(
     objects: pd.DataFrame,  # of `score_dataset`
     config: str | Path = "config.yml",  # holds the calibration
     false_alarms_per_hour: float = 1.0,
+    split: str = "testing",  # of `frames`
 ) -> tuple[pd.DataFrame, EventDecision]:  # events, and what decided on them
     "The events of a split, none in videos that are too short for a decision. Raises as `load_decision` does."
     frames = frames[~frames["video"].isin(list(short_videos(frames["video"].value_counts().to_dict())))]
     _, decision = load_decision(plan, config)
     reasons = responsible_objects(objects, plan.weights, decision.scales)
-    return find_events(frames, reasons, decision, false_alarms_per_hour, film_rates(plan)), decision
+    return find_events(frames, reasons, decision, false_alarms_per_hour, film_rates(plan, split)), decision
 
 # %% ../../nbs/08_video/11_pipeline.ipynb #87185c1f
 def passed_over(plan: VideoPlan) -> dict[str, str]:  # split/name -> why

@@ -170,7 +170,8 @@ def check_boxes(plan: VideoPlan) -> None:
             whole = False
         else:
             whole = whole and not skipped
-    for note in check_table(BoxTable(plan.extraction.detector, min_area=plan.extraction.min_area), videos, whole):
+    table = BoxTable(plan.extraction.detector, plan.extraction.confidence, plan.extraction.min_area)
+    for note in check_table(table, videos, whole):
         warnings.warn(note, Notice, stacklevel=2)
 
 # %% ../../nbs/08_video/10_plan.ipynb #dc6f0208

@@ -63,6 +63,8 @@ def frame_scores(
             f"name one of {', '.join(MODALITIES)}"
         )
     index = pd.MultiIndex.from_tuples([(v, f) for v, fs in frames.items() for f in fs], names=["video", "frame"])
+    if len(twice := index[index.duplicated()]):
+        raise DataError(f"frames: {'/'.join(map(str, twice[0]))} is listed twice; list each frame once")
     table = pd.DataFrame(0.0, index=index, columns=modalities)
     for modality, part in objects.groupby("modality", sort=False):
         best = part.groupby(["video", "frame"])["score"].max()
@@ -74,7 +76,7 @@ def frame_scores(
         table.loc[best.index, modality] = best
     table["combined"] = sum(w * table[m] for m, w in used.items()) / sum(used.values())
     if sigma:
-        for video in frames:
+        for video in (v for v, names in frames.items() if len(names)):
             table.loc[video] = gaussian_filter1d(table.loc[video].to_numpy(), sigma, axis=0)
     return table.reset_index()
 

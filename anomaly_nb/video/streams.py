@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..core.errors import DataError
+from ..core.errors import DataError, check_flag, check_number
 from ..core.plain import Record
 from ..features.base import Backbone
 from ..features.vectors import vector_network
 from ..features.weights import weights_identity
 from .flow import DISFlow, RAFTFlow, velocity_histogram
-from .boxes import create_detector
+from .boxes import create_detector, whole_pixels
 from .objects import PoseModel, changed_pixels, motion_objects, outside, pieces
 
 # %% ../../nbs/08_video/19_streams.ipynb #2b51affe
@@ -51,6 +51,26 @@ class Extraction:
     # completes the motion objects: a CSV of boxes, an ONNX file, or torchvision weights, see `boxes`
     detector: str = ""
     pose: str = ""  # ONNX pose model
+    confidence: float = 0.5  # boxes of the detector with a lower score are left out
+
+    def __post_init__(self) -> None:
+        "Raises `DataError` for a setting out of its range, before a film is read with it."
+        choices = {"background": ("split", "video", "none"), "norm": ("l1", "l2"), "speed": ("mean", "median")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise DataError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        for name in ("bins", "flow_scale", "image_size"):
+            check_number(name, getattr(self, name), 1, whole=True)
+        check_number("threshold", self.threshold, 0)
+        check_number("min_area", self.min_area, 0)
+        check_number("confidence", self.confidence, 0, 1)
+        for name in ("whole_box", "box_height_scaling"):
+            check_flag(name, getattr(self, name))
+        if self.piece is not None:
+            if not isinstance(self.piece, tuple | list) or len(self.piece) != 2:
+                raise DataError(f"piece is {self.piece!r}; it must be height and width of a person, or left out")
+            for side in self.piece:
+                check_number("piece", side, 1)
 
     def describe(self) -> Record:
         "The settings as JSON values, files by their checksum."
@@ -58,6 +78,8 @@ class Extraction:
         for name in ("flow", "weights", "detector", "pose"):
             if values[name] and not (name == "flow" and values[name] == "dis"):
                 values[name] = weights_identity(values[name])
+        if values["confidence"] == 0.5:  # features from before it could be set are still those of these settings
+            del values["confidence"]
         return values
 
     @classmethod
@@ -66,13 +88,16 @@ class Extraction:
         settings: Mapping[str, Any],  # as in `config.yml`
         where: str = "extraction",  # file and place of the settings, for the message
     ) -> "Extraction":
-        "Settings of a mapping. Raises `DataError` on an unknown name."
+        "Settings of a mapping. Raises `DataError` on an unknown name, or a value out of its range."
         names = {f.name for f in fields(cls)}
         unknown = sorted(set(settings) - names)
         if unknown:
             raise DataError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(names))}")
-        values: Record = {k: tuple(v) if k == "piece" and v else v for k, v in settings.items()}
-        return cls(**values)
+        values: Record = {k: tuple(v) if k == "piece" and isinstance(v, list) else v for k, v in settings.items()}
+        try:
+            return cls(**values)
+        except DataError as e:
+            raise DataError(f"{where}: {e}") from None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -87,7 +112,9 @@ class FrameTools:
         self.settings, self.inner = settings, 0.0
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.flow = DISFlow(settings.flow_scale) if settings.flow == "dis" else RAFTFlow(settings.flow)
-        self.detector = create_detector(settings.detector, settings.min_area) if settings.detector else None
+        self.detector = (
+            create_detector(settings.detector, settings.min_area, settings.confidence) if settings.detector else None
+        )
         self.pose = PoseModel(settings.pose) if settings.pose else None
         self.backbone: Backbone | None = None
         if settings.backbone:
@@ -127,7 +154,7 @@ def _frame_objects(
     boxes, pixels = motion_objects(changed_pixels(image, reference, s.threshold), s.min_area)
     parts, inside = pieces(boxes, pixels, s.piece, s.min_area) if s.piece else (np.zeros((0, 4), np.float32), [])
     if tools.detector:
-        dets = np.round(tools.detector(image, frame))
+        dets = whole_pixels(tools.detector(image, frame))
         new = outside(boxes, dets)
         boxes, pixels = (
             np.concatenate([boxes[new], dets]),

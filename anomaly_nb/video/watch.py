@@ -90,6 +90,7 @@ class News(TypedDict, total=False):
     last: str
     peak_frame: str
     box: str  # "y1 x1 y2 x2" of the responsible object, pixels; "" where there is none
+    called_at: float  # when its alarm reached the event threshold
     clip: str | None  # file of its film
 
 
@@ -107,8 +108,7 @@ class EventFinder:
         self.low = min(self.enter, decision.frame.value)
         self.fps, self.video = fps or decision.fps, video
         self.gap = round(decision.gap * self.fps)
-        # frames since the last run
-        self.recent: deque[tuple[str, float]] = deque(maxlen=round(decision.onset * self.fps))
+        self.recent: deque[tuple[str, float]] = deque(maxlen=round(decision.onset * self.fps))  # since the last run
         self.run: dict[str, Any] | None = None
         self.t = -1
 
@@ -143,7 +143,7 @@ class EventFinder:
             run |= {"peak": score, "at": self.t, "peak_frame": name, "after": None}
             run["before"] = run["newest"]
         if not run["open"] and score >= self.enter:
-            run["open"] = True
+            run |= {"open": True, "called": self.t}
             yield {
                 "state": "open",
                 "video": self.video,
@@ -178,6 +178,7 @@ class EventFinder:
             "last": run["last"],
             "peak_frame": run["peak_frame"],
             "box": box,
+            "called_at": run["called"] / self.fps,
         }
 
 # %% ../../nbs/08_video/16_watch.ipynb #e8456611
@@ -336,9 +337,8 @@ def watch(
                 scores, reason = frame_score(scorer, name, parts, decision.scales)
                 summary.count(time.perf_counter() - arrived.popleft())
                 summary.dropped, summary.damaged = source.dropped, source.damaged
-                for missed, of_missed in source.missed(last, (name, scores)):
-                    yield from tell(smoothing.push((missed, None), of_missed))
-                yield from tell(smoothing.push((name, reason), scores))
+                for frame, its_scores in [*source.missed(last, (name, scores)), (name, scores)]:
+                    yield from tell(smoothing.push((frame, reason if frame == name else None), its_scores))
                 last = name, scores
         if short := short_videos({finder.video: smoothing.come}):
             warnings.warn(f"{source.what}: {short[finder.video]}", Notice, stacklevel=2)
