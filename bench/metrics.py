@@ -115,6 +115,8 @@ def pixels(n: int) -> list[dict]:
     "AUROC and AP of n pixels: counted, sorted, and by scikit-learn."
     from sklearn.metrics import average_precision_score, roc_auc_score
 
+    from .banks import by_turns  # which takes `timed` and `row` from here
+
     rng = np.random.default_rng(0)
     y_true = rng.random(n) < 0.02
     score = (rng.normal(size=n) + 1.5 * y_true).astype(np.float32)
@@ -123,9 +125,13 @@ def pixels(n: int) -> list[dict]:
         histogram = ScoreHistogram().update(y_true, score)
         return histogram.roc_auc(), histogram.average_precision(), histogram
 
-    ours, (_, _, histogram) = timed(counted, 3)
-    plain, exact = timed(lambda: (roc_auc(y_true, score), average_precision(y_true, score)), 2)
-    theirs, expected = timed(lambda: (roc_auc_score(y_true, score), average_precision_score(y_true, score)))
+    def scikit():
+        return roc_auc_score(y_true, score), average_precision_score(y_true, score)
+
+    ours, theirs, (_, _, histogram), expected = by_turns(counted, scikit, 3)
+    plain, beside_plain, exact, _ = by_turns(
+        lambda: (roc_auc(y_true, score), average_precision(y_true, score)), scikit, 2
+    )
     assert np.allclose(exact, expected, rtol=0, atol=1e-12), "the sorted metrics must equal scikit-learn's"
     stored = histogram.stored(score)
     assert np.allclose(
@@ -145,15 +151,16 @@ def pixels(n: int) -> list[dict]:
             work,
             f"exact for half floats, AUROC of float32 bracketed to {bounds['roc_auc'][1] - bounds['roc_auc'][0]:.0e}",
         ),
-        row("roc_auc, average_precision / same", plain, theirs, work, "equal to 1e-12"),
+        row("roc_auc, average_precision / same", plain, beside_plain, work, "equal to 1e-12"),
     ]
 
 
 def regions(n: int, side: int) -> list[dict]:
     "AUPRO of n square maps: in two passes, and by the full sort."
+    from .banks import by_turns
+
     masks, maps = (list(part) for part in zip(*images(n, (side, side))))
-    ours, value = timed(lambda: aupro(masks, maps), 2)
-    theirs, expected = timed(lambda: full_sort_aupro(masks, maps))
+    ours, theirs, value, expected = by_turns(lambda: aupro(masks, maps), lambda: full_sort_aupro(masks, maps), 2)
     assert abs(value - expected) < 1e-9, "both must be the same number"
     return [
         row(

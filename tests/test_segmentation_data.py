@@ -1,6 +1,7 @@
 """Layouts as their publishers made them, rebuilt in miniature, and the input that breaks other readers."""
 
 import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -84,6 +85,7 @@ def test_fishyscapes_overlays_are_added(root):
     np.savez(root / "fs" / "0003_frankfurt_000000_000294_rgb.npz", rgb=np.full((2, 2, 3), 100, np.int16))
     data = fishyscapes(root / "fs", root / "city")
     assert data.name == "fishyscapes_static" and (data[0].image == 255).all() and data[0].anomaly.sum() == 1 + VOID
+    assert (pickle.loads(pickle.dumps(data))[0].image == 255).all()  # as processes that read ahead are sent it
     with pytest.raises(FileNotFoundError, match="frankfurt_000000_000294_leftImg8bit"):
         fishyscapes(root / "fs", root / "fs")
 

@@ -254,8 +254,8 @@ def evaluate(
     table, promise = _write_results(folder, result, scorer, done.validation, written.resamples, size.other_size, named)
     if written.panels and network is not None and scorer is not None:
         _panels(folder, network, scorer, dataset, result, written.panels)
-    said = [promise] if promise else []
-    typer.echo("\n".join([best_sentence(table), str(folder), *said, *result.metadata.get("notes", dataset.notes), to_markdown(table)]))
+    said = [*([promise] if promise else []), *result.metadata.get("notes", dataset.notes)]
+    typer.echo("\n".join([best_sentence(table), str(folder), *said, to_markdown(table)]))
 
 # %% ../../nbs/11_cli/15_street_evaluation.ipynb #6c6804de
 def _panels(

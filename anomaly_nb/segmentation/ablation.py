@@ -182,18 +182,22 @@ def ablation_summary(
 def ablation_sentence(
     summary: pd.DataFrame,  # of `ablation_summary`
 ) -> str:
-    "The configuration with the highest mean, and whether it differs from the reference by more than noise."
-    best = summary.sort_values("mean", kind="stable", ascending=False).iloc[0]
+    """The configuration with the best mean, the lowest where lower is better, and whether it differs from the reference
+    by more than noise.
+    """
+    lowest = direction(str(summary["metric"].iloc[0])).startswith("lower")
+    best = summary.sort_values("mean", kind="stable", ascending=lowest).iloc[0]
     reference, of_method = summary["config"].iloc[0], summary[summary["method"] == best["method"]]
     metric, score = said(str(best["metric"])), f" with {best['method']}" if summary["method"].nunique() > 1 else ""
     head = (
-        f"{best['config']} has the highest {metric} of {number_of(len(of_method), 'configuration')}, "
+        f"{best['config']} has the {'lowest' if lowest else 'highest'} {metric} of {number_of(len(of_method), 'configuration')}, "
         f"{best['mean']:.3f} over {number_of(int(best['runs']), 'run')}{score}"
     )
     if of_method["limit"].isna().all():
         return f"{head}; noise is not known: it takes two configurations and two seeds"
     if best["config"] != reference:
-        limit = f"{best['difference']:.3f} above the reference {reference}, and noise reaches {best['limit']:.3f}"
+        way = f"{abs(best['difference']):.3f} {'below' if best['difference'] < 0 else 'above'}"
+        limit = f"{way} the reference {reference}, and noise reaches {best['limit']:.3f}"
         return f"{head}; {'beyond noise' if best['beyond_noise'] else 'not beyond noise'}: {limit}"
     below = int(of_method["beyond_noise"].sum())
     verb = "is" if below < 2 else "are"
@@ -297,9 +301,12 @@ HEAT_VARIANTS = {
 def _heat_variants(heat: HybridEnergyThresholding, out: StreetOutput) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     "Every variant of one image, (H, W) on an asinh scale, and the fraction of each term."
     parts = heat.terms(out.logits, out.features, out.extent)
-    whole, weighted = parts.total(), {n: parts.weights[n] * parts.terms[n] for n in parts.terms}
-    maps = {"heat": whole, **parts.terms, "weighted_energy": weighted["energy"]}
-    maps |= {f"without_{n}": whole - w for n, w in weighted.items()}
+    weighted = {n: parts.weights[n] * parts.terms[n] for n in parts.terms}
+    maps = {"heat": parts.total(), **parts.terms, "weighted_energy": weighted["energy"]}
+    for name in weighted:  # as HEAT would weigh the others alone
+        others = [n for n in weighted if n != name]
+        total = torch.stack([parts.weights[n] for n in others]).sum(0)
+        maps[f"without_{name}"] = torch.stack([weighted[n] for n in others]).sum(0) / total
     maps["equal_weights"] = torch.stack([parts.terms[n] for n in weighted]).sum(0)
     maps["raw"] = torch.stack([parts.terms[n] * heat.scale_[n][1] + heat.scale_[n][0] for n in weighted]).sum(0)
     return {n: maps[n][0].float().asinh().cpu().numpy() for n in HEAT_VARIANTS}, parts.fractions()

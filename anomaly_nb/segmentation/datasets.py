@@ -145,6 +145,16 @@ def resized_labels(
     )
 
 # %% ../../nbs/07_segmentation/04_datasets.ipynb #bce108eb
+def _stored_image(paths: ScenePaths) -> np.ndarray:  # (H, W, 3) uint8
+    "The image of a scene; a function of the module, so that processes that read ahead can be sent the data set."
+    return read_image(paths.image)
+
+
+def _stored_labels(paths: ScenePaths) -> np.ndarray:  # (H, W) integer
+    "The raw ids of a scene."
+    return read_ids(paths.labels)
+
+
 @dataclass
 class StreetDataset:
     """Scenes of one split with their label table; `dataset[i]` reads a `Scene`.
@@ -158,9 +168,9 @@ class StreetDataset:
     scenes: Sequence[ScenePaths]
     size: tuple[int, int] | None = None  # (height, width) to resize to; None = as stored
     notes: list[str] = field(default_factory=list)  # what was left out and why; reports print it
-    read_image: Callable[[ScenePaths], np.ndarray] = lambda paths: read_image(paths.image)
+    read_image: Callable[[ScenePaths], np.ndarray] = _stored_image
     policy: str = "none"  # void policy by name: which classes train but do not count
-    read_labels: Callable[[ScenePaths], np.ndarray] = lambda paths: read_ids(paths.labels)
+    read_labels: Callable[[ScenePaths], np.ndarray] = _stored_labels
     made: str = ""  # how scenes were made that are not on disk, such as "seed 0"; part of the identity
 
     def __post_init__(self) -> None:

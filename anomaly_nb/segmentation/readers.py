@@ -181,6 +181,16 @@ def lost_and_found(
     return StreetDataset("lost_and_found", split, table, _published_pairs(Path(root), split, ("gtCoarse", "gtFine")))
 
 # %% ../../nbs/07_segmentation/04_readers.ipynb #650a603c
+def _with_overlay(paths: ScenePaths) -> np.ndarray:  # (H, W, 3) uint8
+    "An image with the overlay of Fishyscapes Static that lies beside its labels, where there is one."
+    image = read_image(paths.image)
+    overlay = paths.labels.with_name(paths.labels.name.replace("_labels.png", "_rgb.npz"))
+    if not overlay.is_file():
+        return image
+    added = image.astype(np.int32) + load_arrays(overlay, ["rgb"])["rgb"].astype(np.int32)
+    return np.clip(added, 0, 255).astype(np.uint8)
+
+
 def fishyscapes(
     root: str | Path,  # holds NNNN_<frame>_labels.png, and NNNN_<frame>_rgb.npz for Static
     images: str | Path,  # Cityscapes val images (Static) or Lost&Found images of any split (L&F)
@@ -204,20 +214,8 @@ def fishyscapes(
                 f"{labels}: {first} and {other} may both be its image; point to the folder of the one that is meant"
             )
         scenes.append(ScenePaths(key, originals[frame][0], labels))
-
-    def read(paths: ScenePaths) -> np.ndarray:
-        image, overlay = (
-            read_image(paths.image),
-            paths.labels.with_name(paths.labels.name.replace("_labels.png", "_rgb.npz")),
-        )
-        if not overlay.is_file():
-            return image
-        return np.clip(image.astype(np.int32) + load_arrays(overlay, ["rgb"])["rgb"].astype(np.int32), 0, 255).astype(
-            np.uint8
-        )
-
     subset = "static" if list(root.glob("*_rgb.npz")) else "lost_and_found"
-    return StreetDataset(f"fishyscapes_{subset}", "val", BINARY, scenes, read_image=read)
+    return StreetDataset(f"fishyscapes_{subset}", "val", BINARY, scenes, read_image=_with_overlay)
 
 # %% ../../nbs/07_segmentation/04_readers.ipynb #096aa1d8
 def _raw_ids(where: str, raws: object) -> list[int]:

@@ -6,7 +6,7 @@
 __all__ = ['STREET_CLASSES', 'UNKNOWN', 'STREET_TABLE', 'draw_street', 'street_samples', 'write_street_samples']
 
 # %% ../../nbs/07_segmentation/05_samples.ipynb #fc3b86be
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -171,18 +171,16 @@ def street_samples(
     "Procedural street scenes as a data set, drawn when asked for. Raises `DataError`."
     scenes = [ScenePaths(f"{split}/{i:04}", Path(), Path()) for i in range(count)]
     height_width = (int(size[0]), int(size[1]))
-
-    def drawn(paths: ScenePaths) -> tuple[np.ndarray, np.ndarray]:
-        return _drawn(int(paths.key[-4:]), split, height_width, random_state)
-
+    # for workers, which get a copy of the data set: functions of the module
+    drawn = partial(_part_of_scene, split=split, size=height_width, random_state=random_state)
     return StreetDataset(
         "street_samples",
         split,
         STREET_TABLE,
         scenes,
         (size[0], size[1]),
-        read_image=lambda paths: drawn(paths)[0].copy(),
-        read_labels=lambda paths: drawn(paths)[1].copy(),
+        read_image=partial(drawn, part=0),
+        read_labels=partial(drawn, part=1),
         made=f"seed {random_state}",
     )
 
@@ -191,6 +189,13 @@ def street_samples(
 def _drawn(index: int, split: str, size: tuple[int, int], random_state: int) -> tuple[np.ndarray, np.ndarray]:
     "A scene as `draw_street` draws it, once."
     return draw_street(index, split, size, random_state)
+
+
+def _part_of_scene(
+    paths: ScenePaths, part: int, split: str, size: tuple[int, int], random_state: int
+) -> np.ndarray:  # (H, W, 3) uint8 for part 0, (H, W) uint8 for part 1
+    "Image or raw ids of a scene, its own copy."
+    return _drawn(int(paths.key.rpartition("/")[2]), split, size, random_state)[part].copy()
 
 # %% ../../nbs/07_segmentation/05_samples.ipynb #1cb1dd11
 def write_street_samples(

@@ -48,13 +48,10 @@ class NetworkEnsemble:
 
         Raises `DataError` naming the scene where they give another number of classes.
         """
-        total, extent = None, None
+        total = None
         for network in self.networks:
             out = network.see(scene, precision)
-            part, extent = (
-                out.logits if self.average == "logits" else out.logits.softmax(1),
-                extent or tuple(out.logits.shape[-2:]),
-            )
+            part = out.logits if self.average == "logits" else out.logits.softmax(1)
             if total is not None and total.shape != part.shape:
                 raise DataError(
                     f"{scene.key}: {network.name} gives {tuple(part.shape)}, those before {tuple(total.shape)}; an "
