@@ -1,5 +1,7 @@
 """What people bring that nobody planned for: equal scores, labels that contradict, moved images, networks of one's own."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +16,7 @@ from anomaly_nb.features import FeatureSet
 from anomaly_nb.scoring import Detector
 from anomaly_nb.scoring.curves import curve_verdict
 from anomaly_nb.scoring.predict import find_images
+from anomaly_nb.scoring.validation import artificial_validation
 from tests.commands import fails, run
 
 
@@ -229,6 +232,18 @@ def test_an_update_counts_only_new_images_of_earlier_groups(tmp_path, capsys):
     folder = Detector("knn", "filters", image_size=32).fit(table.assign(label=0)).save(tmp_path / "one")
     code, out, _ = run("update", folder, *paths, *more, "--group", "b")
     assert code == 0 and "note: 2 new images of groups that were learned from before" in out
+
+
+def test_a_name_as_long_as_can_be_is_no_end_of_a_validation(tmp_path):
+    paths = images(tmp_path / "good", 8)
+    long = paths[0].rename(paths[0].with_name("p" * 242 + ".png"))
+    index = pd.DataFrame({"image_path": [p.as_posix() for p in [long, *paths[1:]]], "split": "train", "label": 0})
+    (tmp_path / "made").mkdir()
+    samples = artificial_validation(index.assign(defect="good", mask_path=""), tmp_path / "made", fraction=0.8)
+    assert any(Path(p).name.startswith("00000_ppp") for p in samples["image_path"])
+    assert samples["image_path"].map(lambda p: Path(p).is_file()).all()
+    made = samples[samples["label"] == 1]["image_path"]
+    assert made.nunique() == len(made)
 
 
 def test_a_refused_fit_or_update_leaves_the_detector_as_it_was(tmp_path):

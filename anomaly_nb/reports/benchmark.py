@@ -77,6 +77,8 @@ def _data_points(name: str, entries: list) -> Iterator[dict[str, str]]:
                 f"{name}: {settings} names no dataset; write for example {{dataset: mvtec, root: "
                 f"data/mvtec, categories: [bottle]}}"
             )
+        if "category" in settings and "categories" in settings:
+            raise DataError(f"{name}: {settings['dataset']}: category and categories are both there; leave one out")
         categories = _listed(name, settings, "categories", [settings.get("category", "")])
         for category in categories:
             yield {"dataset": settings["dataset"], "root": str(settings.get("root", "")), "category": str(category)}
