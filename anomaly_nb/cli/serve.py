@@ -47,7 +47,7 @@ class RequestLimits:
 def serve(
     detectors: Annotated[Path, typer.Argument(help="Folder with detectors of `anomaly-nb fit`, or one of them.")],
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; ANOMALY_NB_PORT or 8357 unless set.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port, or that of ANOMALY_NB_PORT.", show_default="8357")] = None,
     drift: Annotated[
         Path | None,
         typer.Option(help="Folder of a calibration store: every score is given to it, see `anomaly-nb drift`."),
