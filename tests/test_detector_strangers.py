@@ -1,5 +1,7 @@
 """What people bring that nobody planned for: equal scores, labels that contradict, moved images, networks of one's own."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +16,8 @@ from anomaly_nb.features import FeatureSet
 from anomaly_nb.scoring import Detector
 from anomaly_nb.scoring.curves import curve_verdict
 from anomaly_nb.scoring.predict import find_images
+from anomaly_nb.scoring.validation import artificial_validation
+from tests.commands import fails, run
 
 
 def images(folder, count, random_state=0):
@@ -192,6 +196,54 @@ def test_an_update_does_not_lose_groups(tmp_path):
     assert Detector.load(folder).update(new).groups_ == [*"aabbccdd"]
     alone = Detector("knn", "filters", image_size=32).fit(paths).update(new)
     assert len(set(alone.groups_)) == 7 and alone.threshold_.parameters["groups"] == 7
+
+
+def test_a_copy_at_the_fit_is_no_group_to_name_at_an_update(tmp_path):
+    "Groups that a fit makes of copies are nobody's to name; groups that were given are still asked for."
+    paths, more = images(tmp_path / "good", 6), images(tmp_path / "more", 2, 7)
+    copy = tmp_path / "good/copy.png"
+    copy.write_bytes(paths[2].read_bytes())
+    folder = Detector("knn", "filters", image_size=32).fit([*paths, copy]).save(tmp_path / "one")
+    again, whole = Detector.load(folder).update(more), Detector("knn", "filters", image_size=32).fit([*paths, copy, *more])
+    assert again.groups_ == whole.groups_ and len(set(again.groups_)) == 8
+    assert again.threshold_.value == whole.threshold_.value
+    table = pd.DataFrame({"image_path": [p.as_posix() for p in [*paths, copy]], "group": list("aabbccd")})
+    given = Detector("knn", "filters", image_size=32).fit(table.assign(label=0, split="train"))
+    with pytest.raises(DataError, match=r"have groups \(a, ...\) and the new ones none"):
+        given.update(more)
+
+
+def test_an_update_knows_an_image_through_a_link(tmp_path, capsys):
+    paths, more = images(tmp_path / "disk", 6), images(tmp_path / "more", 2, 7)
+    (tmp_path / "line").symlink_to(tmp_path / "disk")
+    by_link = [tmp_path / "line" / p.name for p in paths]
+    folder = Detector("knn", "filters", image_size=32).fit(by_link).save(tmp_path / "one")
+    for place in ("line", "disk"):
+        assert "nothing to add" in fails(capsys, "update", folder, tmp_path / place)
+    assert Detector.load(folder).update([*paths, *more]).paths_ == [p.as_posix() for p in (*by_link, *more)]
+    (tmp_path / "also").symlink_to(tmp_path / "more")
+    assert run("update", folder, tmp_path / "also", tmp_path / "more")[0] == 0
+    assert Detector.load(folder).paths_[6:] == [f"{tmp_path}/also/{p.name}" for p in more]
+
+
+def test_an_update_counts_only_new_images_of_earlier_groups(tmp_path, capsys):
+    paths, more = images(tmp_path / "good", 6), images(tmp_path / "good2", 2, 7)
+    table = pd.DataFrame({"image_path": [p.as_posix() for p in paths], "group": list("aabbcc"), "split": "train"})
+    folder = Detector("knn", "filters", image_size=32).fit(table.assign(label=0)).save(tmp_path / "one")
+    code, out, _ = run("update", folder, *paths, *more, "--group", "b")
+    assert code == 0 and "note: 2 new images of groups that were learned from before" in out
+
+
+def test_a_name_as_long_as_can_be_is_no_end_of_a_validation(tmp_path):
+    paths = images(tmp_path / "good", 8)
+    long = paths[0].rename(paths[0].with_name("p" * 242 + ".png"))
+    index = pd.DataFrame({"image_path": [p.as_posix() for p in [long, *paths[1:]]], "split": "train", "label": 0})
+    (tmp_path / "made").mkdir()
+    samples = artificial_validation(index.assign(defect="good", mask_path=""), tmp_path / "made", fraction=0.8)
+    assert any(Path(p).name.startswith("00000_ppp") for p in samples["image_path"])
+    assert samples["image_path"].map(lambda p: Path(p).is_file()).all()
+    made = samples[samples["label"] == 1]["image_path"]
+    assert made.nunique() == len(made)
 
 
 def test_a_refused_fit_or_update_leaves_the_detector_as_it_was(tmp_path):

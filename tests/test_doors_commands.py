@@ -289,6 +289,15 @@ def test_a_number_that_is_none_names_its_option_and_an_example(tmp_path, monkeyp
 def test_a_wrong_port_of_the_environment_names_the_variable(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ANOMALY_NB_PORT", "99999")
     assert ": ANOMALY_NB_PORT: must be less" in fails(capsys, "drift", "serve")
+    assert ": ANOMALY_NB_PORT: must be less" in fails(capsys, "serve", "x")
+
+
+def test_the_service_of_detectors_takes_its_settings_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANOMALY_NB_CONFIG", str(tmp_path / "own.yml"))
+    monkeypatch.chdir(tmp_path)
+    assert run("serve", "x", "--new-key", "--name", "line3")[0] == 0
+    assert (tmp_path / "own.yml").is_file() and not (tmp_path / "config.yml").exists()
+    assert run("serve", "x", "--new-key", "--config", "given.yml")[0] == 0 and (tmp_path / "given.yml").is_file()
 
 
 def test_inspect_says_which_folder_is_normal(tmp_path):

@@ -2,6 +2,7 @@
 changed; the ledger at speed.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -194,6 +195,20 @@ def test_measured_columns_are_not_compared(tmp_path, monkeypatch):
     run = run_report("timed.ipynb")
     again = verify(run)
     assert again.same and again.compared == 3 and "speed.csv" in run.record["outputs"]
+
+
+def test_rows_that_were_kept_are_measured_again(tmp_path, monkeypatch):
+    "A run that took a row from its cache is verified by measuring it, and nothing of the cache is taken."
+    monkeypatch.chdir(tmp_path)
+    parameters = {"recipe": "knn", "image_size": 32, "coreset": 0.1, "pixels": False, "cache": "kept"}
+    verified = verify(run_report("benchmark_run", parameters, "figures", gallery=False))
+    assert verified.same and "rows.csv" not in verified.differs, verified
+    before = {p: p.read_bytes() for p in Path("kept").rglob("*") if p.is_file()}
+    row = next(Path("kept/rows").glob("*.json"))
+    row.write_text(json.dumps(json.loads(row.read_text()) | {"image_auroc": 0.999}))
+    forged = verify(run_report("benchmark_run", parameters, "figures", gallery=False, force=True))
+    assert not forged.same and "rows.csv" in forged.differs and "0.999" in forged.first, forged
+    assert {p for p in Path("kept").rglob("*") if p.is_file()} == set(before)
 
 
 def test_a_notebook_that_came_with_a_run_is_not_executed(tmp_path, monkeypatch):

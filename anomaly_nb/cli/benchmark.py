@@ -91,7 +91,8 @@ def benchmark(
     metric: Annotated[
         str,
         typer.Option(
-            help="What methods are ranked by, higher is better: image_auroc, image_ap, f1, pixel_auroc, aupro."
+            help="What methods are ranked by: image_auroc, image_ap, f1, pixel_auroc, aupro, or where lower is better "
+            "image_fpr95, pixel_fpr95, false_alarm_rate."
         ),
     ] = "image_auroc",
     workers: Annotated[int, typer.Option(help="Runs at once on this machine; 0 for half the cores.")] = 0,

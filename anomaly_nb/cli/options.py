@@ -122,7 +122,8 @@ def usage_line(
     wrong: list[Any] = getattr(error.__cause__, "errors", list)()  # of a value that cannot be read
     if wrong and wrong[0]["type"].split("_")[0] in ("float", "int") and error.param is not None:
         number = "whole number" if wrong[0]["type"].startswith("int") else "number"
-        usual = error.param.default if isinstance(error.param.default, int | float) else 1
+        shown = str(getattr(error.param, "show_default", ""))  # of an option whose default the environment may set
+        usual = error.param.default if isinstance(error.param.default, int | float) else shown if shown.isdigit() else 1
         message = f"{message.partition(': ')[0]}: {wrong[0]['input']!r} is no {number}; give one such as {usual}"
     if error.ctx is None:
         return message

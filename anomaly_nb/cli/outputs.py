@@ -72,8 +72,8 @@ def check_apart(
     places = {option: (path, Path(os.path.realpath(path))) for option, path in outputs.items() if path is not None}
     for (one, (shown, a)), (other, (second, b)) in permutations(places.items(), 2):
         if a == b or a in b.parents:
-            how = "are one path" if a == b else "lie in each other"
-            raise DataError(f"{one} {shown} and {other} {second} {how}, and one would replace the other; name another")
+            how = "are one path, and one would replace the other" if a == b else "lie in each other, and would be mixed"
+            raise DataError(f"{one} {shown} and {other} {second} {how}; name another")
 
 # %% ../../nbs/11_cli/21_outputs.ipynb #50e1c12a
 def check_out_folder(

@@ -165,6 +165,7 @@ def _watch(arrivals: Arrivals, judged: Judged, out: Path, rows: _Rows, every: fl
                 if ready := judged.choose(arrivals.look()):
                     if not _is_there(out, file):
                         typer.echo(printable(f"note: {out} was moved or removed; a new table begins"), err=True)
+                        file.close()
                         file = stack.enter_context(_table(out, rows.columns))
                     rows.write(file, ready)
                     last = time.monotonic()

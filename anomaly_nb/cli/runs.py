@@ -79,7 +79,7 @@ def list_(
     sort: Annotated[
         str, typer.Option(help="Column, parameter or metric; largest first, with a minus in front smallest first.")
     ] = "started",
-    limit: Annotated[int, typer.Option("--limit", "-n", help="Lines to show at most; 0 for all.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=0, help="Lines to show at most; 0 for all.")] = 50,
 ) -> None:
     "List runs, newest first."
     from anomaly_nb.core.errors import DataError
@@ -154,6 +154,13 @@ def _leaves(value: Any, name: str) -> dict[str, Any]:
     return {k: v for key, inner in value.items() for k, v in _leaves(inner, f"{name}.{key}").items()}
 
 
+def _apart(one: str, other: str, width: int) -> list[str]:
+    "Two texts cut so that the first place where they differ is seen."
+    at = next((i for i, (x, y) in enumerate(zip(one, other)) if x != y), min(len(one), len(other)))
+    start = 0 if max(len(one), len(other)) <= width or at < width * 2 // 3 else at - width // 3
+    return [("..." if start else "") + text[start : start + width - 3 * bool(start)] for text in (one, other)]
+
+
 def _differences(section: str, one: Any, two: Any) -> list[list[str]]:
     "Rows of what differs: name, here, there. A section that one run lacks, as a run that was stopped does, is one row."
     from anomaly_nb.reports.ledger import QUIET
@@ -163,7 +170,7 @@ def _differences(section: str, one: Any, two: Any) -> list[list[str]]:
         return [[section, *(number_of(len(side), "value") if side else "none" for side in (old, new))]]
     names = [n for n in dict.fromkeys([*old, *new]) if old.get(n) != new.get(n) and n.split(".")[-1] not in QUIET]
     cut = 12 if section in ("inputs", "outputs", "provenance") else 40
-    return [[n, _text(old.get(n))[:cut], _text(new.get(n))[:cut]] for n in names]
+    return [[n, *_apart(_text(old.get(n)), _text(new.get(n)), cut)] for n in names]
 
 # %% ../../nbs/11_cli/10_runs.ipynb #a9962e7f
 @app.command()

@@ -6,6 +6,7 @@
 __all__ = ['RequestLimits', 'serve']
 
 # %% ../../nbs/11_cli/05_serve.ipynb #59c6a1c5
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -46,17 +47,18 @@ class RequestLimits:
 def serve(
     detectors: Annotated[Path, typer.Argument(help="Folder with detectors of `anomaly-nb fit`, or one of them.")],
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None,
-    port: Annotated[int, typer.Option(help="Port.")] = 8357,
+    port: Annotated[int | None, typer.Option(help="Port, or that of ANOMALY_NB_PORT.", show_default="8357")] = None,
     drift: Annotated[
         Path | None,
         typer.Option(help="Folder of a calibration store: every score is given to it, see `anomaly-nb drift`."),
     ] = None,
     config: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            help="Settings with the keys' hashes, the same as of `anomaly-nb drift serve`; read again when it changes."
+            help="Settings with the keys' hashes, the same as of `anomaly-nb drift serve`; read again when it changes. "
+            "ANOMALY_NB_CONFIG or config.yml unless set."
         ),
-    ] = Path("config.yml"),
+    ] = None,
     *,
     keys: KeyOptions,
     limits: RequestLimits,
@@ -73,6 +75,9 @@ def serve(
     curl -H "Authorization: Bearer KEY" --data-binary @part.png http://localhost:8357/v1/detectors/my_part/predict
     anomaly-nb serve detectors/ --drift drift/      # later: anomaly-nb drift run --store drift/
     """
+    config = config or Path(os.environ.get("ANOMALY_NB_CONFIG") or "config.yml")
+    if port is None and "ANOMALY_NB_PORT" not in os.environ:
+        port = 8357
     if keys_changed(config, keys):
         return
     from anomaly_nb.calibration import service as guarded

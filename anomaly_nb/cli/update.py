@@ -53,6 +53,8 @@ def update(
     anomaly-nb update detectors/my_part more_good/
     anomaly-nb update detectors/my_part more_good/ --out detectors/my_part_2 --earlier archive/my_parts
     """
+    import os
+
     import pandas as pd
 
     from anomaly_nb.core.errors import DataError, number_of, plural
@@ -62,6 +64,7 @@ def update(
     from anomaly_nb.data.file_types import count_types, unseen_types
     from anomaly_nb.reports.card import write_card
     from anomaly_nb.scoring import Detector
+    from anomaly_nb.scoring.copies import only_copies
     from anomaly_nb.scoring.detector_files import check_backbone
     from anomaly_nb.scoring.new_normals import find_normal_images
     from anomaly_nb.scoring.predict import needs_batch, predict_files
@@ -77,7 +80,8 @@ def update(
     images, passed = find_normal_images(paths)
     if odd := [printable(p) for p in images if utf8_name(p) != p]:
         raise DataError(f"{odd[0]}: {NOT_UTF8} ({len(odd)} such)")
-    files = [Path(p).resolve().as_posix() for p in images]
+    # of one image by two ways the first counts; the name is as it was given, since it may say the group
+    files = list({os.path.realpath(p): os.path.abspath(p) for p in reversed(images)}.values())[::-1]
     if group and model.groups:
         raise DataError(f"--group: the detector takes groups from names (--groups {model.groups!r}); leave it out")
     if model.groups:  # a name without a group is refused before anything is computed
@@ -93,7 +97,9 @@ def update(
         )
     if unseen := unseen_types(count_types(files), model.file_types_):
         notes.append(f"version {model.version_}: {unseen}; they are learned as normal")
-    earlier_groups = set(model.groups_)
+    earlier_groups, n_before = set(model.groups_), len(model.paths_)
+    if only_copies(model.groups_, model.paths_, model.notes_):
+        earlier_groups = set()
     answer.left = f"the detector in {detector} is as it was"
     model.update(pd.DataFrame({"image_path": files, "group": group}) if group else files, earlier or "")
     write_card(model, model.save(out or detector))
@@ -103,7 +109,7 @@ def update(
         f"{model.decision_threshold()}",
         out or detector,
     )
-    if earlier_groups and (joined := sum(g in earlier_groups for g in model.groups_[-len(files) :])):
+    if earlier_groups and (joined := sum(g in earlier_groups for g in model.groups_[n_before:])):
         notes.append(f"{number_of(joined, 'new image')} of groups that were learned from before, by name")
     for sentence in (*notes, *said_of_files(files)):
         answer.say(printable(f"note: {sentence}"), err=True)

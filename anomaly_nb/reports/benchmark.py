@@ -77,6 +77,8 @@ def _data_points(name: str, entries: list) -> Iterator[dict[str, str]]:
                 f"{name}: {settings} names no dataset; write for example {{dataset: mvtec, root: "
                 f"data/mvtec, categories: [bottle]}}"
             )
+        if "category" in settings and "categories" in settings:
+            raise DataError(f"{name}: {settings['dataset']}: category and categories are both there; leave one out")
         categories = _listed(name, settings, "categories", [settings.get("category", "")])
         for category in categories:
             yield {"dataset": settings["dataset"], "root": str(settings.get("root", "")), "category": str(category)}
@@ -342,7 +344,7 @@ def beside_published(
     references: str | Path,  # CSV: method, backbone, data, metric, value, source
     shots: int = -1,
 ) -> pd.DataFrame:  # method, data, metric, published, their_backbone, here, our_backbone, source
-    """Published numbers beside means measured here with the same recipe, a row for each of our backbones.
+    """Published numbers beside means measured here with the same recipe, a row for each of our backbones and sizes.
 
     Raises `DataError` on missing columns or values that are no numbers.
     """
@@ -359,11 +361,11 @@ def beside_published(
             "their_backbone": row.backbone,
         }
         matches = rows[(rows["recipe"] == row.method) & (rows["data"] == row.data)]
-        means = (
-            matches.groupby("backbone")[str(row.metric)].mean()
-            if row.metric in matches and len(matches)
-            else pd.Series({"-": float("nan")})
-        )
+        ours, means = matches["backbone"].astype(str), pd.Series({"-": float("nan")})
+        if "image_size" in matches and matches["image_size"].nunique() > 1:  # of one size each, never mixed
+            ours += ", " + matches["image_size"].map("{:g} px".format)
+        if row.metric in matches and len(matches):
+            means = matches.groupby(ours)[str(row.metric)].mean()
         comparison += [
             head | {"here": float(value), "our_backbone": backbone, "source": row.source}
             for backbone, value in means.items()

@@ -266,11 +266,12 @@ def explore(
         return Explorer({what.folder.name: lambda: open_view(what)})
     sources: dict[str, Callable[[], View]] = {}
     if not parameters:
+        usual = check_parameters(what, {})
         for run in finished_runs(what, figures):
             changed = {
                 k: v
                 for k, v in run.record["parameters"].items()
-                if k not in ("out", "cache") and v != check_parameters(what, {}).get(k)
+                if k not in ("out", "cache") and v != usual.get(k)
             }
             label = ", ".join(f"{k}={v}" for k, v in changed.items()) or "default parameters"
             sources[f"{run.record['started'].replace('T', ' ')[:16]}  {label[:90]}  [{run.folder.name[-6:]}]"] = (

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError, number_of
-from ..core.files import write_json
+from ..core.files import write_json, write_text
 from ..core.order import printable
 from ..core.plain import read_json
 from ..core.tables import read_rows
-from .record import RunRecord, shown
+from .record import RunRecord, output_digests, shown
 from .run import Run, run_report
 from .template import find_template, templates
 
@@ -140,11 +140,22 @@ class Verification:
         return f"{head}differs in {', '.join(self.differs)}\n  first: {self.first}\n  cause: {why}"
 
 # %% ../../nbs/10_reports/08_verify.ipynb #3e659e37
+def _as_before(
+    folder: Path,  # of the run that was made again
+    cache: str,  # its empty one
+    before: str,  # that of the run
+) -> None:
+    "Name in an executed notebook the cache that the first run had; that is no part of the result."
+    path = folder / "notebook.ipynb"
+    one, other = (json.dumps(text, ensure_ascii=False)[1:-1] for text in (cache, before))
+    write_text(path, path.read_text("utf-8").replace(one, other))
+
+
 def verify(
     run: Run,  # of a `Ledger`, or of `run_report`
     trust: bool = False,  # as in `source_of`
 ) -> Verification:
-    """Execute a run again, in a temporary folder, and compare.
+    """Execute a run again, in a temporary folder and with an empty cache, and compare.
 
     Raises `DataError` for a run that did not succeed or has no checksums, and as `source_of` does.
     """
@@ -156,6 +167,9 @@ def verify(
         )
     with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
         parameters = {k: v for k, v in record["parameters"].items() if k != "out"}
+        cache = str(parameters.get("cache") or "")
+        if cache and Path(cache).is_dir():  # what it holds is what is to be verified
+            parameters["cache"] = (Path(scratch) / "cache").as_posix()
         again = run_report(
             source_of(run, Path(scratch), trust),
             parameters,
@@ -163,7 +177,10 @@ def verify(
             raise_on_failure=False,
             gallery=False,
         )
-        causes = changed_environment(record, again.record)
+        causes, new = changed_environment(record, again.record), again.record.get("outputs") or {}
+        if parameters.get("cache") != record["parameters"].get("cache") and (again.folder / "notebook.ipynb").exists():
+            _as_before(again.folder, parameters["cache"], cache)
+            new = output_digests(again.folder)
         if again.status != "ok":
             return Verification(
                 record["run_id"],
@@ -174,7 +191,7 @@ def verify(
                 f"it succeeded and now fails: {again.record['error']}",
                 causes,
             )
-        old, new = record["outputs"], again.record["outputs"]
+        old = record["outputs"]
         differs = [n for n in sorted({*old, *new}) if old.get(n) != new.get(n)]
         first = first_difference(folder, again.folder, differs) if differs else ""
         return Verification(record["run_id"], record["report"], not differs, len(old), differs, first, causes)

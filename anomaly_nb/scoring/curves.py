@@ -104,6 +104,8 @@ def curve_verdict(
 ) -> str:
     "Who is first at the fewest and at the most images, in a sentence."
     clauses = []
+    if "backbone" in table and table["backbone"].nunique() > 1:  # a recipe is named with its backbone
+        table = table.assign(recipe=table["recipe"] + " on " + table["backbone"].astype(str))
     for k in dict.fromkeys((int(table["shots"].min()), int(table["shots"].max()))):
         at = table[table["shots"] == k].sort_values("mean", ascending=False, kind="stable")
         first = at.iloc[0]

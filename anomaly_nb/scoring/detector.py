@@ -19,6 +19,7 @@ from ..core.display import summary_html
 from ..core.errors import DataError
 from ..features import FeatureSet, extract_features
 from ..features.base import Backbone
+from .copies import only_copies
 from .detector_files import check_backbone, read_detector, same_network, write_detector
 from .image_scorer import ImageScorer, image_scorer
 from .inputs import earlier_images, image_table, portions, source_of, tested, training_rule, with_added
@@ -335,7 +336,8 @@ class Detector(ClassifierMixin, BaseEstimator):
         check_fitted(self, same=False)
         before = earlier_images(self.paths_, self.sums_, earlier)
         check_backbone(self, "an update reads image files: fit again, on the features of all images")
-        table = with_added(before, self.groups_, X, self.groups)
+        groups = [] if only_copies(self.groups_, self.paths_, self.notes_) else self.groups_
+        table = with_added(before, groups, X, self.groups)
         table.attrs["intensity"] = self.intensity_.to_dict()  # decided once
         fitted = learn(self, table, self.budget_)
         fitted.version_, fitted.stored_ = self.version_ + 1, self.stored_

@@ -202,9 +202,10 @@ def defect_table(
     rows = []
     for defect, at in index.reset_index(drop=True).groupby("defect").groups.items():
         defect_scores = scores[np.asarray(at)]
+        defective = defect_scores[(index["label"].to_numpy()[np.asarray(at)] == 1)]  # of unknown label none is ranked
         auroc = (
-            roc_auc(np.repeat([0, 1], [normal.size, defect_scores.size]), np.concatenate([normal, defect_scores]))
-            if defect != "good" and normal.size
+            roc_auc(np.repeat([0, 1], [normal.size, defective.size]), np.concatenate([normal, defective]))
+            if defect != "good" and normal.size and defective.size
             else np.nan
         )
         rows.append(

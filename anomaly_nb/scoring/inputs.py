@@ -7,6 +7,7 @@ __all__ = ['image_table', 'any_normal', 'to_learn_from', 'training_table', 'trai
            'alike_images', 'earlier_images', 'with_added', 'portions']
 
 # %% ../../nbs/06_scoring/22_inputs.ipynb #b1e289bc
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -191,8 +192,8 @@ def with_added(
             f"the earlier images have groups ({groups[0]}, ...) and the new ones none; say which group they are of "
             "(--group, or a column group of the index)"
         )
-    old_paths = set(paths)
-    added = new[[p not in old_paths for p in new["image_path"]]]
+    there = set(map(os.path.realpath, paths))  # through a link or not
+    added = new[[os.path.realpath(p) not in there for p in new["image_path"]]]
     if not len(added):
         what = f"all {len(new)} images were" if len(new) > 1 else "the image was"
         raise DataError(f"{what} learned from before; there is nothing to add")

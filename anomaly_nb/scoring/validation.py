@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.errors import DataError, number_of
+from ..core.files import shorter_name
 from ..data.census import same_files
 from ..data.drawn import write_png
 from ..data.images import read_image, resize_image
@@ -128,7 +129,7 @@ def _shrunk(image: np.ndarray, side: int) -> np.ndarray:
 
 def _written(image: np.ndarray, folder: str | Path, stem: str) -> str:
     "Write an 8-bit image as PNG; its path."
-    path = Path(folder) / f"{stem}.png"
+    path = Path(folder) / f"{shorter_name(stem, len('.png'))}.png"
     write_png(path, image)
     return path.as_posix()
 
