@@ -486,3 +486,21 @@ def test_promote_moves_nothing_in_production_and_says_where_nothing_moves(place)
     Path("config.yml").write_text(settings)
     code, text, _ = run("drift", "promote", "net", "leather", "--version", "2")
     assert code == 0 and text.startswith("net/leather: reference v1 -> v2. Decide again about old files with")
+
+
+def test_a_head_that_was_pulled_alone_can_be_forgotten(place):
+    write("february.csv", 1)
+    words = "--scores", "february.csv", "--model", "net", "--head", "leather"
+    assert run("drift", "pack", "data/calibrations", "set.zip")[0] == 0
+    run("drift", "run", "--develop", *words[:-1], "wood", "--store", "line")
+    assert run("drift", "pull", "set.zip", "--into", "line")[0] == 0
+    file = place / "line/net/heads/leather-calibration.json"
+    assert file.is_file() and run("drift", "tag", *words, "--out", "out.csv", "--store", "line")[0] in (0, 3)
+    with sqlite3.connect("line/calibration.sqlite") as db:
+        db.execute("DELETE FROM tags WHERE head_id = 2"), db.execute("DELETE FROM scores WHERE head_id = 2")
+        db.execute("UPDATE heads SET digest = '' WHERE id = 2")  # as right after it was pulled
+    code, text, error = run("drift", "forget", "net", "leather", "--store", "line", "--yes")
+    assert code == 0, (text, error)
+    assert not file.exists() and (place / "line/net/heads/wood-calibration.json").is_file()
+    assert run("drift", "tag", *words, "--out", "out.csv", "--store", "line")[0] == 4  # kept, and not decided
+    assert "no head net/wod in this store" in str(run("drift", "forget", "net", "wod", "--store", "line", "--yes")[2])
