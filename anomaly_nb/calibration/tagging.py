@@ -199,7 +199,7 @@ def tag_scores(
     groups: Sequence[str] | None = None,  # (n,) lot, video or shift; None: what is known already
     roles: Sequence[str | None]
     | str
-    | None = None,  # (n,) or one for all: normal, unlabelled, defect; None: what is known already, or unlabelled
+    | None = None,  # (n,) or one for all: normal, defect; unlabelled or None: what is known already, or unlabelled
     calibration: Calibration | None = None,  # decides; None: the head's reference in this store
     label: str | None = None,  # of `calibration`, where it has several
 ) -> Added:  # how many scores were new, and how many of them replace others
