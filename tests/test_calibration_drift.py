@@ -5,6 +5,7 @@
 import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from anomaly_nb.calibration.drift import VERDICTS, adjust_p_values, drift_metric
 from anomaly_nb.calibration.shifts import METRICS, Thresholds
 from anomaly_nb.calibration.view import DriftView
 from anomaly_nb.core.errors import DataError
-from anomaly_nb.reports.run import ReportError, run_report
+from anomaly_nb.reports.run import ReportError, run_report, tree_digest
+from anomaly_nb.reports.verify import verify
 from anomaly_nb.calibration.sample import (
     Sample,
     ScoreSketch,
@@ -423,3 +425,18 @@ def test_a_report_of_two_files_of_one_folder_name_is_refused_by_page_and_view(tm
     with pytest.raises(ReportError, match=words):
         run_report("calibration_drift", {"scores": scores}, tmp_path / "figures", gallery=False)
     assert [*DriftView.from_report(p | {"scores": scores, "heads": "jan, feb"}).scores] == ["jan", "feb"]
+
+
+def test_a_report_that_keeps_its_store_says_the_same_again_and_changes_no_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"{i}.png,{x}\n" for i, x in enumerate(np.random.default_rng(0).normal(size=160)))
+    Path("scores.csv").write_text(f"file,score\n{rows}")
+    parameters = {"scores": "scores.csv", "heads": "h", "batches": 2, "store": "kept"}
+    done = run_report("calibration_drift", parameters, gallery=False)
+    before = tree_digest("kept")
+    again = verify(done)
+    assert again.same, str(again)
+    assert tree_digest("kept") == before
+    with pytest.raises(ReportError, match="kept: holds another store, which no report changes; name a new folder"):
+        run_report("calibration_drift", parameters | {"batches": 1}, gallery=False)
+    assert tree_digest("kept") == before

@@ -22,7 +22,8 @@ from anomaly_nb.calibration.runs import RunInProgress, run_calibration
 from anomaly_nb.calibration.sequential import SequentialAlarm
 from anomaly_nb.calibration.shifts import METRICS
 from anomaly_nb.calibration.store import CalibrationStore, load_calibration
-from anomaly_nb.core.files import locked
+from anomaly_nb.core.errors import DataError
+from anomaly_nb.core.files import locked, write_manifest
 from anomaly_nb.core.settings import Settings
 from tests.commands import run
 
@@ -761,3 +762,26 @@ def test_a_counted_window_is_held_against_the_threshold_exactly(tmp_path):
     latest = store.settings.model_copy(update={"calibration_window": 60_000})
     said = counted_run(store, latest, 5000)["net/h"]["contamination"]
     assert said.startswith(f"{int((surge >= threshold).sum())} of 60000 scores")
+
+
+def test_every_reference_that_decides_is_packed_and_pulled_and_none_is_chosen_in_silence(tmp_path):
+    store, rng = CalibrationStore(tmp_path / "store", DEV), np.random.default_rng(0)
+    for model, head in (("heads", "x"), ("net", "x")):
+        store.tag(model, head, names("a", 200), rng.gamma(4, size=200))
+    store.run()
+    own, other = (store.root / model / "heads/x-calibration.json" for model in ("net", "heads"))
+    for name, text in (("x", other.read_text()), ("y", own.read_text())):  # x.cal.json beside one of the store is passed over
+        (store.root / f"net/heads/{name}.cal.json").write_text(text)
+    packed = pack_calibrations(store.root, tmp_path / "set")["files"]
+    assert sorted(packed) == ["heads/heads/x-calibration.json", "net/heads/x-calibration.json", "net/heads/y.cal.json"]
+    pull_calibrations(tmp_path / "set", tmp_path / "line")
+    for model, head in (("heads", "x"), ("net", "x"), ("net", "y")):
+        assert load_calibration(tmp_path / "line", model, head) == load_calibration(store.root, model, head)
+    pack_calibrations(store.root, tmp_path / "set")  # the same heads again
+    (store.root / "net/heads/y.cal.json").unlink()
+    with pytest.raises(DataError, match=r"set: holds net/heads/y\.cal\.json of another set; give a new folder"):
+        pack_calibrations(store.root, tmp_path / "set")
+    (tmp_path / "set/net/heads/x.cal.json").write_text(other.read_text())
+    write_manifest(tmp_path / "set", kind="anomaly_nb calibrations")
+    with pytest.raises(DataError, match=r"x[a-z.-]*\.json and .*x[a-z.-]*\.json are both of net/x, and differ; remove one"):
+        pull_calibrations(tmp_path / "set", tmp_path / "new")

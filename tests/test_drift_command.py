@@ -4,6 +4,7 @@ a command that fails has changed nothing.
 
 import re
 import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from anomaly_nb.calibration import CalibrationStore, verdict_table
 from anomaly_nb.calibration.drift import drift_metrics, judge_heads
 from anomaly_nb.calibration.insight import EVIDENCE, grade, plot_trend
 from anomaly_nb.calibration.shifts import METRICS, Thresholds
+from anomaly_nb.core.errors import DataError
 from anomaly_nb.core.settings import Settings
 from tests.commands import run
 
@@ -467,3 +469,38 @@ def test_tag_says_that_the_scores_are_kept_and_what_it_writes_over(place):
     for place_of, words in (("trend.png", trend), ("set.zip", pack)):
         outputs = [run("drift", *words, place_of)[1] for _ in range(2)]
         assert ["is replaced" in text for text in outputs] == [False, True], outputs
+
+
+def test_promote_moves_nothing_in_production_and_says_where_nothing_moves(place):
+    words = "drift", "promote", "net", "leather", "--version", "1"
+    assert run(*words)[:2] == (0, "net/leather: v1 is the reference already; nothing has moved\n")
+    write("february.csv", 1, image_path=[f"february{i}.png" for i in range(80)])
+    run("drift", "run", "--scores", "february.csv", "--model", "net", "--head", "leather")
+    settings = Path("config.yml").read_text()
+    Path("config.yml").write_text(settings.replace("calibrate_heads: true", "calibrate_heads: false"))
+    code, _, error = run("drift", "promote", "net", "leather", "--version", "2")
+    assert code and str(error).startswith("calibration runs are for development: set calibrate_heads: true in config.yml")
+    store = CalibrationStore("data/calibrations", Settings())
+    with pytest.raises(DataError, match="references move in development: set calibrate_heads: true"):
+        store.promote("net", "leather", 2)
+    Path("config.yml").write_text(settings)
+    code, text, _ = run("drift", "promote", "net", "leather", "--version", "2")
+    assert code == 0 and text.startswith("net/leather: reference v1 -> v2. Decide again about old files with")
+
+
+def test_a_head_that_was_pulled_alone_can_be_forgotten(place):
+    write("february.csv", 1)
+    words = "--scores", "february.csv", "--model", "net", "--head", "leather"
+    assert run("drift", "pack", "data/calibrations", "set.zip")[0] == 0
+    run("drift", "run", "--develop", *words[:-1], "wood", "--store", "line")
+    assert run("drift", "pull", "set.zip", "--into", "line")[0] == 0
+    file = place / "line/net/heads/leather-calibration.json"
+    assert file.is_file() and run("drift", "tag", *words, "--out", "out.csv", "--store", "line")[0] in (0, 3)
+    with sqlite3.connect("line/calibration.sqlite") as db:
+        db.execute("DELETE FROM tags WHERE head_id = 2"), db.execute("DELETE FROM scores WHERE head_id = 2")
+        db.execute("UPDATE heads SET digest = '' WHERE id = 2")  # as right after it was pulled
+    code, text, error = run("drift", "forget", "net", "leather", "--store", "line", "--yes")
+    assert code == 0, (text, error)
+    assert not file.exists() and (place / "line/net/heads/wood-calibration.json").is_file()
+    assert run("drift", "tag", *words, "--out", "out.csv", "--store", "line")[0] == 4  # kept, and not decided
+    assert "no head net/wod in this store" in str(run("drift", "forget", "net", "wod", "--store", "line", "--yes")[2])

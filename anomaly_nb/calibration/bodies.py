@@ -128,6 +128,7 @@ class PromoteAnswer(BaseModel):
     head_name: str
     from_version: int | None
     to_version: int
+    moved: bool = Field(description="false: it was the reference already")
 
 # %% ../../nbs/05_calibration/21_bodies.ipynb #e5cfb8cc
 class ExtendRequest(Asked):

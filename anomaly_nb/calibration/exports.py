@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from .database import transaction
-from .schema import Calibration, split_label, with_label
+from .schema import OF_HEAD, Calibration, of_head, split_label, with_label
 from .tagging import check_name, find_labels, nearest_first, only_label
 from ..core.errors import DataError, check_file
 from ..core.files import locked, remove_leftovers, to_json, write_text
@@ -286,17 +286,16 @@ def changing_files(
     versions: bool = False,  # whether the files of their versions change too, or the references alone
 ) -> Iterator[None]:
     "A transaction in which calibration files change as well; the lock `export` is held."
-    condition = "model_name = ? AND (head_name = ? OR (head_name > ? AND head_name < ?))"
-    labels = [(model, head, f"{head}:", f"{head};") for model, head in heads]  # ";" follows ":"
+    labels = [of_head(model, head) for model, head in heads]
     with transaction(db):
-        db.executemany(f"UPDATE heads SET exported_reference = -1 WHERE {condition}", labels)
+        db.executemany(f"UPDATE heads SET exported_reference = -1 WHERE {OF_HEAD}", labels)
         if versions:
-            db.executemany(f"UPDATE calibration_runs SET exported = 0 WHERE {condition}", labels)
+            db.executemany(f"UPDATE calibration_runs SET exported = 0 WHERE {OF_HEAD}", labels)
     with transaction(db):
         yield
-        db.executemany(f"UPDATE heads SET exported_reference = reference_version WHERE {condition}", labels)
+        db.executemany(f"UPDATE heads SET exported_reference = reference_version WHERE {OF_HEAD}", labels)
         if versions:
-            db.executemany(f"UPDATE calibration_runs SET exported = 1 WHERE {condition}", labels)
+            db.executemany(f"UPDATE calibration_runs SET exported = 1 WHERE {OF_HEAD}", labels)
 
 # %% ../../nbs/05_calibration/14_exports.ipynb #11728c59
 def remove_files(db: sqlite3.Connection, root: Path, model: str, head: str, versions: Iterable[int]) -> None:

@@ -12,7 +12,7 @@ from typing import TypedDict
 
 from .exports import changing_files, remove_files
 from .runs import RunInProgress
-from .schema import split_label
+from .schema import OF_HEAD, of_head, split_label
 from .tagging import check_known
 from ..core.errors import DataError
 from ..core.files import locked
@@ -28,13 +28,13 @@ class HeadContent(TypedDict):
 
 def _rows(db: sqlite3.Connection, model: str, head: str) -> list[sqlite3.Row]:
     "The rows of a head and of all its labels. Raises `UnknownHead`, or `DataError` for one label of several."
-    check_known(db, model, head)
     name, label = split_label(head)
+    rows = db.execute(f"SELECT * FROM heads WHERE {OF_HEAD} ORDER BY head_name", of_head(model, name)).fetchall()
+    if head not in {n for row in rows for n in (row["head_name"], split_label(row["head_name"])[0])}:
+        check_known(db, model, head)  # one that was pulled has no scores, and is known all the same
     if label is not None:
         raise DataError(f"{model}/{head}: the labels of a head share their files; forget {name} as a whole")
-    condition = "model_name = ? AND (head_name = ? OR (head_name > ? AND head_name < ?))"  # ";" follows ":"
-    values = model, name, f"{name}:", f"{name};"
-    return db.execute(f"SELECT * FROM heads WHERE {condition} ORDER BY head_name", values).fetchall()
+    return rows
 
 
 def head_content(db: sqlite3.Connection, model: str, head: str) -> HeadContent:

@@ -72,12 +72,16 @@ class CalibrationRanges:
         self.n_ = scores.size
         return self
 
-    def score(self, scores: np.ndarray) -> np.ndarray:
-        "Calibrated scores, same shape, not clipped. Raises `NotFittedError` before `fit`."
+    def _check_fitted(self) -> None:
+        "Raise `NotFittedError` before `fit`."
         if not hasattr(self, "low_"):
             from sklearn.exceptions import NotFittedError
 
             raise NotFittedError("CalibrationRanges has no marks yet; call fit(scores) first")
+
+    def score(self, scores: np.ndarray) -> np.ndarray:
+        "Calibrated scores, same shape, not clipped. Raises `NotFittedError` before `fit`."
+        self._check_fitted()
         return (real_array("scores", scores, np.float64) - self.low_) / (self.high_ - self.low_)
 
     def __repr__(self) -> str:
@@ -100,7 +104,8 @@ class CalibrationRanges:
         )
 
     def as_dict(self) -> dict[str, str | float | int | None]:
-        "Method and marks as JSON values."
+        "Method and marks as JSON values. Raises `NotFittedError` before `fit`."
+        self._check_fitted()
         return {
             "method": self.method,
             "low": self.low,
@@ -112,9 +117,11 @@ class CalibrationRanges:
 
     @classmethod
     def from_dict(cls, values: Record) -> "CalibrationRanges":
-        "The ranges that `as_dict` described."
+        "The ranges that `as_dict` described. Raises `DataError` where the marks are no range."
         ranges = cls(values["method"], values["low"], values["high"])
         ranges.low_, ranges.high_, ranges.n_ = float(values["low_"]), float(values["high_"]), int(values["n_"])
+        if not (np.isfinite(ranges.low_) and np.isfinite(ranges.high_) and ranges.low_ < ranges.high_):
+            raise DataError(f"low_ {ranges.low_} and high_ {ranges.high_} are no range; fit again")
         return ranges
 
 # %% ../../nbs/05_calibration/01_ranges.ipynb #caf8a5e8

@@ -164,6 +164,7 @@ class Promotion(TypedDict):
     head_name: str
     from_version: int | None
     to_version: int
+    moved: bool  # False: it was the reference already
 
 
 def promote_version(
@@ -191,13 +192,15 @@ def promote_version(
             raise UnknownHead(f"{model}/{head}: version {version} does not exist; see its history")
         if not any(f and f["payload"] for f in runs.values()):
             raise NotNow(f"{model}/{head}: version {version} holds no calibration (too few files); see its history")
+        moved = False
         for row in labels:
             pulled = db.execute("SELECT 1 FROM pulled WHERE head_id = ?", (row["id"],)).fetchone()  # decides instead
             if runs[row["id"]] and runs[row["id"]]["payload"] and (pulled or version != row["reference_version"]):
                 move_reference(db, row, version, int(time.time() * 1000), by, reason)
+                moved = True
     export_files(db, root)
     before = labels[0]["reference_version"]
-    return {"model_name": model, "head_name": head, "from_version": before, "to_version": version}
+    return {"model_name": model, "head_name": head, "from_version": before, "to_version": version, "moved": moved}
 
 
 def _proposal(db: sqlite3.Connection, head: sqlite3.Row) -> int | None:
@@ -305,7 +308,12 @@ class CalibrationStore:
     def promote(
         self, model: str, head: str, version: int | None = None, by: str = "person", reason: str = ""
     ) -> Promotion:
-        "Make a version the reference of a head; None takes the newest proposal. Raises `UnknownHead` or `NotNow`."
+        """Make a version the reference of a head; None takes the newest proposal.
+
+        Raises `UnknownHead`, `NotNow`, or `DataError` in production mode.
+        """
+        if not self.settings.calibrate_heads:
+            raise DataError("references move in development: set calibrate_heads: true in config.yml")
         return self.ask(promote_version, self.root, model, head, version, by, reason)
 
     def extend(self, model: str | None = None, head: str | None = None, by: str = "extend") -> dict[str, str]:

@@ -180,7 +180,8 @@ def read_score_tables(
     paths = [Path(path.strip()) for path in scores.split(",") if path.strip()]
     names = [name.strip() for name in heads.split(",") if name.strip()]
     if names and len(names) != len(paths):
-        raise DataError(f"heads: {number_of(len(names), 'name')} for {number_of(len(paths), 'file')} of scores; give one each")
+        counts = f"{number_of(len(names), 'name')} for {number_of(len(paths), 'file')} of scores"
+        raise DataError(f"heads: {counts}; give one each")
     names = names or [re.sub(r"[^A-Za-z0-9_-]+", "_", path.resolve().parent.name) or "head" for path in paths]
     if again := next((name for place, name in enumerate(names) if name in names[:place]), None):
         files = " and ".join(path.as_posix() for path, name in zip(paths, names) if name == again)

@@ -18,7 +18,7 @@ from hashlib import sha256
 import numpy as np
 
 from .database import NotNow, check_case, transaction
-from .schema import Calibration, LabelRange, split_label, with_label
+from .schema import OF_HEAD, Calibration, LabelRange, of_head, split_label, with_label
 from .windows import files_of, span_of
 from ..core.errors import DataError, number_of, plural, real_array
 
@@ -74,9 +74,7 @@ def check_known(db: sqlite3.Connection, model: str | None = None, head: str | No
 # %% ../../nbs/05_calibration/11_tagging.ipynb #cb3b6071
 def find_labels(db: sqlite3.Connection, model: str, head: str) -> list[sqlite3.Row]:  # one or more
     "The rows of a head: its own, or one for each of its labels. Raises `UnknownHead` naming the known ones."
-    condition = "model_name = ? AND (head_name = ? OR (head_name > ? AND head_name < ?))"
-    values = model, head, f"{head}:", f"{head};"  # ";" follows ":"
-    rows = db.execute(f"SELECT * FROM heads WHERE {condition} ORDER BY head_name", values).fetchall()
+    rows = db.execute(f"SELECT * FROM heads WHERE {OF_HEAD} ORDER BY head_name", of_head(model, head)).fetchall()
     rows = [r for r in rows if r["digest"]] or rows
     if not rows:
         names = nearest_first(f"{model}/{head}", head_names(db))
@@ -201,7 +199,7 @@ def tag_scores(
     groups: Sequence[str] | None = None,  # (n,) lot, video or shift; None: what is known already
     roles: Sequence[str | None]
     | str
-    | None = None,  # (n,) or one for all: normal, unlabelled, defect; None: what is known already, or unlabelled
+    | None = None,  # (n,) or one for all: normal, defect; unlabelled or None: what is known already, or unlabelled
     calibration: Calibration | None = None,  # decides; None: the head's reference in this store
     label: str | None = None,  # of `calibration`, where it has several
 ) -> Added:  # how many scores were new, and how many of them replace others
@@ -286,8 +284,7 @@ def _behind_reference(
 def _check_labels(db: sqlite3.Connection, model: str, head: str) -> None:
     "Refuse scores with a label for a head that has some without one, and the other way round. Raises `NotNow`."
     name, label = split_label(head)
-    condition = "model_name = ? AND digest != '' AND (head_name = ? OR (head_name > ? AND head_name < ?))"
-    rows = db.execute(f"SELECT head_name FROM heads WHERE {condition}", (model, name, f"{name}:", f"{name};"))
+    rows = db.execute(f"SELECT head_name FROM heads WHERE digest != '' AND {OF_HEAD}", of_head(model, name))
     other = ", ".join(r[0] for r in rows if (split_label(r[0])[1] is None) != (label is None))
     if other:
         rule = "a head has labels for all its scores or for none"

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from .drift import DriftResult, drift_metrics
 from .shifts import METRICS, Thresholds
-from .insight import VERDICTS
+from .insight import VERDICT_COLOURS
 from .stream import example_year
 from .tables import read_score_tables
 from ..core.display import said
@@ -66,7 +66,7 @@ def plot_comparison(
                 getattr(result, metric) / threshold,
                 y,
                 "o",
-                color=VERDICTS["unstable" if metric in result.failed_metrics else "stable"],
+                color=VERDICT_COLOURS["unstable" if metric in result.failed_metrics else "stable"],
             )
             right.plot(result.margins[metric] / threshold, y, "|", color=THRESHOLD, ms=11)
         right.axvline(1, color=THRESHOLD, lw=1, ls="--")

@@ -291,9 +291,13 @@ def promote(
     \b
     Example:  anomaly-nb drift promote mobilenet leather --reason "new supplier"
     """
-    moved = open_store(store, config).promote(model, head, version, by="command line", reason=reason)
+    opened = open_store(store, config, development=True)
+    change = opened.promote(model, head, version, by="command line", reason=reason)
+    if not change["moved"]:
+        typer.echo(f"{model}/{head}: v{change['to_version']} is the reference already; nothing has moved")
+        return
     typer.echo(
-        f"{model}/{head}: {reference_words(moved['from_version'])} -> v{moved['to_version']}. Decide again about old "
+        f"{model}/{head}: {reference_words(change['from_version'])} -> v{change['to_version']}. Decide again about old "
         "files with  anomaly-nb drift worker --retag"
     )
 
