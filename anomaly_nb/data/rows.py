@@ -74,8 +74,8 @@ def image_rows(
         new["image_path"] = [str(path) for path in paths]
     if "label" in table:
         labels = as_labels(table["label"])
-        form = table["label"].dtype
-        if not isinstance(form, np.dtype) or form.kind not in "iu":  # Int64, of pandas, may have gaps
+        dtype = table["label"].dtype
+        if not isinstance(dtype, np.dtype) or dtype.kind not in "iu":  # Int64, of pandas, may have gaps
             new["label"] = labels
     if "mask_path" in table:
         masks = table["mask_path"].tolist()
