@@ -90,9 +90,9 @@ def held_out_scores(
     check_fitting(**fitting)
     if data.seen_by:
         warnings.warn(
-            f"{' and '.join(data.seen_by)} of the presences {plural(len(data.seen_by), 'was', 'were')} fitted to frames "
-            "of all videos, those held out among them; no label of an event was used. Take the calibration.pt and delta "
-            "of other videos for presences that have not seen them",
+            f"{' and '.join(data.seen_by)} of the presences {plural(len(data.seen_by), 'was', 'were')} fitted to "
+            "frames of all videos, those held out among them; no label of an event was used. Take the calibration.pt "
+            "and delta of other videos for presences that have not seen them",
             Notice,
             stacklevel=2,
         )
