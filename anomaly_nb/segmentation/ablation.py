@@ -190,7 +190,8 @@ def ablation_sentence(
     reference, of_method = summary["config"].iloc[0], summary[summary["method"] == best["method"]]
     metric, score = said(str(best["metric"])), f" with {best['method']}" if summary["method"].nunique() > 1 else ""
     head = (
-        f"{best['config']} has the {'lowest' if lowest else 'highest'} {metric} of {number_of(len(of_method), 'configuration')}, "
+        f"{best['config']} has the {'lowest' if lowest else 'highest'} {metric} of "
+        f"{number_of(len(of_method), 'configuration')}, "
         f"{best['mean']:.3f} over {number_of(int(best['runs']), 'run')}{score}"
     )
     if of_method["limit"].isna().all():

@@ -50,7 +50,7 @@ class StreetEvaluation:
     ):
         "Raises `DataError` for a method that has the name of another file of it."
         if clash := sorted(RESERVED & set(labels)):
-            raise DataError(f"labels: {clash[0]!r} is the name of another file of an evaluation; give the method another one")
+            raise DataError(f"labels: {clash[0]!r} is the name of another file of an evaluation; give another one")
         self.labels, self.classes, self.metadata = dict(labels), tuple(classes), dict(metadata or {})
         self.histograms = {m: ScoreHistogram("float16") for m in labels}
         self.confusions: dict[str, np.ndarray] = {}  # image -> (C, C)

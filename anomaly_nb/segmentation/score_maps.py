@@ -38,7 +38,7 @@ def _as_scores(name: str, values: np.ndarray) -> np.ndarray:  # float32 or float
 
 
 def _grey(path: Path, values: np.ndarray) -> np.ndarray:  # (H, W), or what it was where it is colour
-    "The values of a grey image file. Raises `DataError` where a palette or transparency stands between them and scores."
+    "The values of a grey image file. Raises `DataError` where a palette or transparency hides the scores."
     info = image_info(path)
     if values.ndim != 3 or info.mode not in ("L", "1", "P", "PA", "LA"):
         return values
@@ -304,8 +304,8 @@ def _write_map(
         )
     if (apart := len(np.unique(values.astype(np.float16)))) < min(levels := len(np.unique(values)), LEAST_LEVELS):
         raise DataError(
-            f"{source}: of its {levels} scores from {values.min():.6g} to {values.max():.6g} float16, which the benchmark "
-            f"stores, tells {apart} apart; subtract the median of all frames from the maps, divide by their spread"
+            f"{source}: of its {levels} scores from {values.min():.6g} to {values.max():.6g} float16, which the "
+            f"benchmark stores, tells {apart} apart; subtract the median of all frames, and divide by their spread"
         )
     h5py = require("h5py", "video")
     with atomic_write(path) as f, h5py.File(f, "w") as h5_file:

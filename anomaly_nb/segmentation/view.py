@@ -40,8 +40,8 @@ def size_of_report(
     parameters: Record,  # dataset, run, height, width of the report `street_anomaly`
 ) -> tuple[int, int] | None:  # (height, width); None = as stored
     "The size of the images: that of the run's statistics, or of the samples. Raises `MissingFileError`, `DataError`."
-    own = StreetRun(parameters["run"]).size if parameters["run"] else None
-    return own or ((parameters["height"], parameters["width"]) if parameters["dataset"] == "samples" else None)
+    of_run = StreetRun(parameters["run"]).size if parameters["run"] else None
+    return of_run or ((parameters["height"], parameters["width"]) if parameters["dataset"] == "samples" else None)
 
 
 def scenes_of_report(
