@@ -148,7 +148,8 @@ def benchmark(
         answer.say(line)
     place = Path(figures) / "benchmarks" / f"{plan.stem}.csv"
     if place.is_file() and not set(read_table(place, ("run_id",))["run_id"]) & set(table["run_id"]):
-        answer.say(printable(f"note: {place} held other runs, as of another plan of this name, and is replaced"), err=True)
+        said = f"note: {place} held other runs, as of another plan of this name, and is replaced"
+        answer.say(printable(said), err=True)
     csv = write_table(place, table)
     _check_ranks(plan, table, metric)
     run = run_report(

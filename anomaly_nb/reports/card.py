@@ -142,8 +142,8 @@ OF_RECIPES = ("backbone", "image_size", "k", "coreset", "similar", "aggregation"
 
 def _own_settings(detector: "Detector") -> str:
     "What the fit was given in the place of the recipe's own values."
-    usual, given = type(detector)().get_params(deep=False), detector.get_params(deep=False)
-    return ", ".join(f"{k}={printable(str(given[k]))}" for k in OF_RECIPES if k in given and given[k] != usual[k])
+    usual, set_now = type(detector)().get_params(deep=False), detector.get_params(deep=False)
+    return ", ".join(f"{k}={printable(str(set_now[k]))}" for k in OF_RECIPES if k in set_now and set_now[k] != usual[k])
 
 
 def _facts(
@@ -156,7 +156,7 @@ def _facts(
         "recipe": detector.recipe,
         "source": parts.source,
         "compared with the source": f"the recipe {f'differs: {parts.differs}' if parts.differs else 'is the same'}",
-        **({"set at this fit, not by the recipe": own} if (own := _own_settings(detector)) else {}),
+        **({"set at this fit, not by the recipe": changed} if (changed := _own_settings(detector)) else {}),
         "backbone": parts.backbone,
         "bank": parts.bank,
         "threshold": str(detector.decision_threshold()),
