@@ -157,7 +157,7 @@ class ImageView(View):
             view = cls.from_fitted(fitted, index, p["threshold"], out)
         else:
             features = cached_features(index, detector.network(), p["cache"], category or p["dataset"])
-            learned = few_shot_features(features, chosen)
+            learned: Any = few_shot_features(features, chosen)
             train = learned.where(normal_training(learned.meta))
             test = features.where(features.meta["split"] == "test")
             view = cls(detector.fit(learned), train if len(train) else None, test, p["threshold"])
