@@ -13,6 +13,7 @@ from anomaly_nb.core.errors import DataError, MissingFileError, Notice
 from anomaly_nb.data import read_index
 from anomaly_nb.data.census import census_lines, take_census
 from anomaly_nb.features import FeatureSet
+from anomaly_nb.reports.card import write_card
 from anomaly_nb.scoring import Detector
 from anomaly_nb.scoring.curves import curve_verdict
 from anomaly_nb.scoring.predict import find_images
@@ -244,6 +245,26 @@ def test_a_name_as_long_as_can_be_is_no_end_of_a_validation(tmp_path):
     assert samples["image_path"].map(lambda p: Path(p).is_file()).all()
     made = samples[samples["label"] == 1]["image_path"]
     assert made.nunique() == len(made)
+
+
+def test_angles_are_learned_from_rotated_features_alone(tmp_path):
+    "Features of images as they are would be cut in two grids, and arrays would be taken as they are."
+    files = [p.as_posix() for p in images(tmp_path / "good", 6)]
+    rotated = Detector("knn", "filters", image_size=64, angles=(0, 90))
+    whole, again = rotated.fit(files).threshold_.value, Detector(**rotated.get_params())
+    assert again.fit(again.features(files, fit=True)).threshold_.value == whole
+    plain = Detector("knn", "filters", image_size=64).features(files, fit=True)
+    for wrong in (plain, plain.patches):
+        with pytest.raises(DataError, match=r"angles=\(0, 90\): the features are of images as they are, on a grid of 8 x 8"):
+            Detector(**rotated.get_params()).fit(wrong)
+
+
+def test_a_card_says_what_the_fit_set_and_not_the_recipe(tmp_path):
+    files = [p.as_posix() for p in images(tmp_path / "good", 6)]
+    for words, said in (({"image_size": 32, "coreset": 0.5}, "backbone=filters, image_size=32, coreset=0.5"), ({}, "")):
+        detector = Detector("patchcore" if words else "knn", **({"backbone": "filters"} if words else {}), **words).fit(files)
+        page = write_card(detector, detector.save(tmp_path / f"d{len(words)}")).read_text()
+        assert ("set at this fit" in page) == bool(said) and said in page
 
 
 def test_a_refused_fit_or_update_leaves_the_detector_as_it_was(tmp_path):

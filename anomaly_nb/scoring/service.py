@@ -149,13 +149,8 @@ class Served:
         store: CalibrationStore | None = None,  # takes the scores
         largest: int = LARGEST_PIXELS,  # pixels
     ):
-        self.name, self.detector, self.manifest, self.store, self.largest = (
-            check_name("detector", name),
-            detector,
-            manifest,
-            store,
-            largest,
-        )
+        self.name, self.detector, self.manifest = check_name("detector", name), detector, manifest
+        self.store, self.largest = store, largest
         check_backbone(detector)
         check_single(detector)
         self.threshold, self.limit = detector.decision_threshold(), patch_limit(detector.held_out_patches_)

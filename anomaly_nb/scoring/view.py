@@ -150,15 +150,17 @@ class ImageView(View):
             view = cls.from_fitted(detector, index, p["threshold"], out)
         elif p.get("tile") or p.get("region") or p.get("resize", "square") != "square":
             path = Path(out) / "detector"
+            was_kept = bool(out) and (path / "detector.json").is_file()
             fitted = (
-                Detector.load(path, p["weights"]) if out and (path / "detector.json").is_file() else detector.fit(few_shot_features(index, chosen))
+                Detector.load(path, p["weights"]) if was_kept else detector.fit(few_shot_features(index, chosen))
             )
             view = cls.from_fitted(fitted, index, p["threshold"], out)
         else:
             features = cached_features(index, detector.network(), p["cache"], category or p["dataset"])
-            learned = few_shot_features(features, chosen)
+            learned: Any = few_shot_features(features, chosen)
             train = learned.where(normal_training(learned.meta))
-            view = cls(detector.fit(learned), train if len(train) else None, features.where(features.meta["split"] == "test"), p["threshold"])
+            test = features.where(features.meta["split"] == "test")
+            view = cls(detector.fit(learned), train if len(train) else None, test, p["threshold"])
         view.title = f"{category or p['dataset']}, {view.detector.parts().backbone.split('?')[0]}"
         return view
 
