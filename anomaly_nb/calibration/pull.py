@@ -31,8 +31,8 @@ ENDINGS = ("-calibration.json", ".cal.json")  # of reference files
 
 def _passed_over(path: Path) -> bool:
     "Whether a reference file `x.cal.json` decides nothing, as one of the store lies beside it; see `load_calibration`."
-    own = path.with_name(f"{path.name.removesuffix('.cal.json')}-calibration.json")
-    return path.name.endswith(".cal.json") and own.exists()
+    first = path.with_name(f"{path.name.removesuffix('.cal.json')}-calibration.json")
+    return path.name.endswith(".cal.json") and first.exists()
 
 
 def pack_calibrations(
@@ -299,7 +299,7 @@ def _checked(source: str, members: dict[str, bytes], verified: bool) -> dict[tup
             f"{source}: no {MANIFEST} and no SHA-256; calibrations without a checksum are not taken. Give sha256, or "
             "pack the set with  anomaly-nb drift pack STORE OUT.zip"
         )
-    out = {}
+    out: dict[tuple[str, str], bytes] = {}
     for name, content in members.items():
         key = _head_of(name)
         if key is None:
