@@ -368,8 +368,8 @@ def keys_changed(
                 f"--new-key: {config} holds a key {name} already, and whoever has it would be shut out; give another "
                 "--name, or --replace"
             )
-        gone = f"; the earlier key {name} is no longer valid" if earlier else ""
-        typer.echo(f"the key, shown only now:  {add_key(config, keys.name)}\nits hash is in {config}{gone}{key_beside(name)}")
+        more = (f"; the earlier key {name} is no longer valid" if earlier else "") + key_beside(name)
+        typer.echo(f"the key, shown only now:  {add_key(config, keys.name)}\nits hash is in {config}{more}")
     return keys.new_key or keys.drop_key is not None
 
 
