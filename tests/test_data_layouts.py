@@ -242,7 +242,7 @@ def test_rows_that_name_one_image_twice(tmp_path):
         "1 row of my.csv names an image that an earlier row names, the first b.png in line 4" in note
         for note in index.attrs["census"]["notes"]
     )
-    with pytest.raises(DataError, match=r"my.csv, lines 3 and 4: label .*b.png 1 and 0; keep one of them"):
+    with pytest.raises(DataError, match=r"my.csv, lines 3 and 4: .*b.png has the labels 1 and 0; keep one of them"):
         read_index("csv", table_of(tmp_path, ["a.png,train,0,,", "b.png,test,1,,", "b.png,test,0,,"]))
 
 

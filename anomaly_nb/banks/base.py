@@ -211,7 +211,7 @@ def bank_class(
         f"anomaly-nb --import {module} ...)"
     )
 
-
+# %% ../../nbs/04_banks/01_base.ipynb #60ad93e8
 _AGAIN = "save the bank again"
 
 

@@ -81,7 +81,7 @@ class Room(threading.local):
             self.score, self.top = self.score.new_empty(n * tile), self.top.new_empty(n, self.top.shape[1])
         return self.score, self.top[:n]
 
-# %% ../../nbs/04_banks/15_shortlist.ipynb #c02de3ed
+# %% ../../nbs/04_banks/15_shortlist.ipynb #5b8f20d4
 def blocks_of(
     n: int,  # rows
     width: int,  # numbers to a row
@@ -90,7 +90,7 @@ def blocks_of(
     step = max(16, min(1024, 2**18 // width))
     return (slice(i, min(i + step, n)) for i in range(0, n, step))
 
-
+# %% ../../nbs/04_banks/15_shortlist.ipynb #c02de3ed
 class Shortlist:
     "A bank for cheap products, tile by tile, that names for each query the few rows which can be its neighbours."
 

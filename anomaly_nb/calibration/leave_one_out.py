@@ -331,7 +331,7 @@ def leave_one_group_out_distances(
     out[order] = _in_metric(exact, metric)
     return out
 
-
+# %% ../../nbs/05_calibration/26_leave_one_out.ipynb #a0c47be2
 def kth_neighbour_distances(
     queries: np.ndarray,  # (Q, D) objects to score
     bank: np.ndarray,  # (N, D) normal objects

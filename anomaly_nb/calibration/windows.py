@@ -75,7 +75,7 @@ def _latest_of(head_id: int, span: Span) -> str:
     defects = f"s.file_id NOT IN (SELECT file_id FROM ({newest}) WHERE role = 'defect')"
     return LATEST.replace("GROUP BY", f"AND {defects} AND ({' OR '.join(parts)}) GROUP BY")
 
-
+# %% ../../nbs/05_calibration/12_windows.ipynb #0f97c2e4
 def window_edges(
     scores: np.ndarray,  # (n,) finite, the first of many
 ) -> np.ndarray:  # (edges,) ascending
@@ -86,7 +86,7 @@ def window_edges(
         value = float(np.median(scores))
         return np.array([value, np.nextafter(value, np.inf)])
 
-
+# %% ../../nbs/05_calibration/12_windows.ipynb #c4107d9b
 def read_window(
     db: sqlite3.Connection,
     head_id: int,

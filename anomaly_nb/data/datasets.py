@@ -85,7 +85,7 @@ def _said_in_row(
         return label, defect or {0: "good", 1: "anomaly"}.get(label, "unknown")
     return None, "good" if meaning == "normal" else defect or "unknown"
 
-
+# %% ../../nbs/02_data/13_datasets.ipynb #71f5a0be
 def _repeated(path: Path, lines: list[int], rows: list[dict]) -> list[str]:  # one sentence, or none
     "How many rows name an image that another of their split names. Raises `DataError` where their labels differ."
     first, again = dict[tuple[str, str], int](), []
@@ -93,7 +93,7 @@ def _repeated(path: Path, lines: list[int], rows: list[dict]) -> list[str]:  # o
         j = first.setdefault((row["split"], os.path.abspath(row["image_path"])), i)
         if row["label"] != rows[j]["label"]:
             raise DataError(
-                f"{path}, lines {lines[j]} and {lines[i]}: label {row['image_path']} {rows[j]['label']} and "
+                f"{path}, lines {lines[j]} and {lines[i]}: {row['image_path']} has the labels {rows[j]['label']} and "
                 f"{row['label']}; keep one of them"
             )
         again += [i] if j != i else []
@@ -105,7 +105,7 @@ def _repeated(path: Path, lines: list[int], rows: list[dict]) -> list[str]:  # o
         f"row names, the first {name} in line {lines[again[0]]}: it counts once for each"
     ]
 
-
+# %% ../../nbs/02_data/13_datasets.ipynb #d06e92f1
 CSV_COLUMNS = ("image_path", "split", "category", "label", "defect", "mask_path", "group")
 
 
@@ -169,7 +169,6 @@ def index_csv(
     if notes := notes + _repeated(path, lines, rows):
         index.attrs["notes"] = notes
     return index
-
 
 # %% ../../nbs/02_data/13_datasets.ipynb #6906003b
 LAYOUTS: dict[str, Callable[..., pd.DataFrame]] = {

@@ -40,7 +40,7 @@ def image_mask(
         )
     return mask.astype(bool)
 
-
+# %% ../../nbs/03_features/01_featureset.ipynb #8e21c0f5
 @dataclass
 class FeatureSet:
     "Patch embeddings of N images. Raises `DataError` if arrays, grid and table do not agree or values are not finite."
