@@ -32,10 +32,6 @@ CASES = {  # bank -> dimensions (many, so that few patches are searched), and th
 def test_peak_memory(bank):
     dimensions, most = CASES[bank]
     found = {step: peak for step, (peak, _) in peaks(bank, dimensions, list(most), SIZE).items()}
-    if any(found[step] > limit + ROOM / SIZE for step, limit in most.items()):
-        # pages that a busy machine took from the process and gave back count as new: the smaller of two is nearer
-        again = peaks(bank, dimensions, list(most), SIZE)
-        found = {step: min(peak, again[step][0]) for step, peak in found.items()}
     print(
         f"{bank}: {SIZE} MiB of features; peaks in times of that: {', '.join(f'{k} {v:.2f}' for k, v in found.items())}"
     )

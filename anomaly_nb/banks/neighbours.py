@@ -112,13 +112,14 @@ def nearest(
     large = n * len(bank) * bank.shape[1] >= SHORTLIST_FROM and bank.shape[1] >= 64 and k <= 32
     if method in ("axes", "bfloat16", "int8") or (method == "auto" and large):
         _by_shortlist(queries, bank, k, skip, device, block, rows, prepare, method)
-    step = max(1, 2**23 // bank.shape[1]) if skip is None else block
+    late, step = np.flatnonzero(rows[:, 0] < 0), max(1, 2**22 // bank.shape[1]) if skip is None else block
+    for i in range(0, len(late), step):
+        some = late[i : i + step]
+        rows[some] = _flat(prepare(queries[some]), bank, k, None if skip is None else skip[some])
+    step = max(1, 2**20 // bank.shape[1])  # three such blocks at a time, in a CPU's cache
     for i in range(0, n, step):
         part = slice(i, min(i + step, n))
-        x = prepare(queries[part])
-        if len(late := np.flatnonzero(rows[part, 0] < 0)):
-            rows[i + late] = _flat(x[late], bank, k, None if skip is None else skip[i + late])
-        distance[part] = exact_distances(x, bank, rows[part])
+        distance[part] = exact_distances(prepare(queries[part]), bank, rows[part])
         if k > 1:
             order = np.lexsort((rows[part], distance[part]), axis=1)
             distance[part], rows[part] = (
@@ -197,7 +198,7 @@ def _flat(
     bank: np.ndarray,  # (m, D) float32
     k: int,
     skip: np.ndarray | None,  # (n, 2) bank rows that are hidden
-    block: int = 2**23,  # numbers of the bank at a time
+    block: int = 2**22,  # numbers of the bank at a time
 ) -> np.ndarray:  # (n, k) int64 bank rows, in no order
     "The k nearest bank rows, by float32 products."
     import faiss
