@@ -3,8 +3,12 @@ every way.
 """
 
 import json
+import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 
+import faiss
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,7 +31,7 @@ from anomaly_nb.banks import (
 )
 from anomaly_nb.banks.coreset import coreset_count
 from anomaly_nb.banks.mutual import rerank_scores
-from anomaly_nb.banks.neighbours import nearest
+from anomaly_nb.banks.neighbours import NearestRows, nearest, unit_rows
 from anomaly_nb.banks.shortlist import Shortlist, robust_centre
 from anomaly_nb.banks.shortlist_choice import in_int8
 from anomaly_nb.banks.words import WordBank
@@ -131,16 +135,85 @@ def test_all_ways_to_search_agree(shape):
         if hide is not None:
             for row, (a, b) in zip(away, hide):
                 row[a:b] = np.inf
-        for method in ("axes", "bfloat16", "int8", "faiss"):
+        for method in ("axes", "bfloat16", "int8", "full"):
             distance, rows = nearest(queries, bank, k, hide, method=method, block=17)
             assert np.allclose(distance, np.sort(away, 1)[:, :k], rtol=1e-5)
             assert np.allclose(np.take_along_axis(away, rows, 1), np.sort(away, 1)[:, :k], rtol=1e-6)
 
 
+def crowded_bank(d):
+    "Rows that differ by less than the error of products, and some of them twice."
+    x = random(400, d) + 40
+    x[:150] = x[0] + 1e-4 * random(150, d, seed=1)
+    x[150:200] = x[:50]
+    return x
+
+
+@pytest.mark.parametrize("d", [64, 200])
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_all_ways_to_search_give_the_same_bits(d, k, hidden):
+    bank = crowded_bank(d)
+    queries = np.concatenate([bank[::7] + 1e-5 * random(58, d, seed=2), random(20, d, seed=3) + 40])
+    skip = np.tile([3, 30], (len(queries), 1)) if hidden else None
+    expected = nearest(queries, bank, k, skip, method="full")[0]
+    exact = np.stack([np.einsum("md,md->m", q - bank, q - bank) for q in queries])
+    if hidden:
+        exact[:, 3:30] = np.inf
+    assert np.array_equal(np.sort(exact, axis=1)[:, :k], expected)
+    for method in ("axes", "bfloat16", "int8"):
+        assert np.array_equal(nearest(queries, bank, k, skip, method=method)[0], expected)
+
+
+def test_a_bank_that_is_asked_again_gives_what_it_gave():
+    bank, queries = unit_rows(random(30_000, 80)), unit_rows(random(3000, 80, seed=1))
+    rows, whole = NearestRows(bank), nearest(queries, bank, 2, method="full")
+    parts = [rows.search(part, 2) for part in np.split(queries, 30)]
+    assert rows._work == 3000 * 30_000 * 80
+    for i in (0, 1):
+        assert np.array_equal(np.concatenate([part[i] for part in parts]), whole[i])
+    for copy in (pickle.loads(pickle.dumps(rows)), deepcopy(rows)):
+        assert copy._work == 0 and np.array_equal(copy.search(queries[:9], 2)[0], whole[0][:9])
+
+
+def test_threads_that_ask_one_bank_make_it_ready_once(monkeypatch):
+    made, whole = [], Shortlist.__init__
+    monkeypatch.setattr(Shortlist, "__init__", lambda self, *a: (made.append(1), whole(self, *a))[1])
+    bank, queries = (random(n, 6, seed=n) @ random(6, 80) for n in (40_000, 6400))
+    bank, queries = np.ascontiguousarray(bank, np.float32), np.ascontiguousarray(queries, np.float32)
+    rows, expected = NearestRows(bank), nearest(queries, bank, method="full")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(rows.search, np.split(queries, 8)))
+    assert len(made) == 1 and np.array_equal(np.concatenate([f[0] for f in found]), expected[0])
+
+
+def test_a_bank_that_is_fitted_again_forgets_the_rows_before():
+    bank = KNNBank().fit(random(2, 9, 70), (3, 3))
+    first = bank.score(random(1, 9, 70, seed=5))
+    bank.fit(random(2, 9, 70, seed=1), (3, 3))
+    assert not np.array_equal(bank.score(random(1, 9, 70, seed=5)), first)
+    assert (bank.score(random(2, 9, 70, seed=1)) < 1e-6).all()
+
+
+def test_the_setting_of_faiss_is_put_back():
+    before = faiss.cvar.distance_compute_blas_threshold
+    seen = []
+
+    def search(seed):
+        nearest(random(50, 16, seed=seed), random(2000, 16), method="full")
+        seen.append(faiss.cvar.distance_compute_blas_threshold)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(search, range(20)))
+    assert faiss.cvar.distance_compute_blas_threshold == before and set(seen) <= {0, before}
+    with pytest.raises(DataError, match="method='faiss'; use one of auto, axes, bfloat16, int8, full"):
+        nearest(random(3, 4), random(5, 4), method="faiss")
+
+
 @pytest.mark.parametrize("method", ["bfloat16", "int8", "axes"])
 def test_vectors_too_short_for_squares_are_searched_in_full(method):
     x = (random(300, 80) * 1e-20).astype(np.float32)
-    assert np.array_equal(nearest(x[:40], x, 2, method=method)[0], nearest(x[:40], x, 2, method="faiss")[0])
+    assert np.array_equal(nearest(x[:40], x, 2, method=method)[0], nearest(x[:40], x, 2, method="full")[0])
 
 
 @pytest.mark.parametrize("method", ["bfloat16", "int8"])

@@ -13,7 +13,7 @@ import numpy as np
 from .base import Bank, check_patches
 from .coreset import coreset_count, greedy_coreset
 from .held_out import held_out_folds
-from .neighbours import check_k, nearest, unit_rows
+from .neighbours import NearestRows, check_k, nearest, unit_rows
 from ..core.errors import DataError
 from ..core.runtime import progress
 
@@ -78,6 +78,7 @@ class KNNBank(Bank):
     """
 
     leaves_one_out = True
+    _nearest: NearestRows | None = None  # of `bank_`
 
     def __init__(
         self,
@@ -117,9 +118,8 @@ class KNNBank(Bank):
         "Distances to the k nearest normal patches and which they are. Raises `NotFittedError`, `DataError`."
         self._fitted()
         x = check_patches(patches, dimensions=self.bank_.shape[1], convert=False)
-        squared, rows = nearest(
-            x.reshape(-1, x.shape[2]), self.bank_, self.k, skip, prepare=partial(searched, metric=self.metric)
-        )
+        prepare = partial(searched, metric=self.metric)
+        squared, rows = self._ready().search(x.reshape(-1, x.shape[2]), self.k, skip, prepare)
         return from_squared(squared, self.metric).reshape(*x.shape[:2], self.k), rows.reshape(*x.shape[:2], self.k)
 
     def score(
@@ -151,7 +151,7 @@ class KNNBank(Bank):
         if len(self.rows_) < n * p:
             flat, prepare = x.reshape(n * p, d), partial(searched, metric=self.metric)
             # the image whose patch stands for each patch
-            stand_in = self.rows_[nearest(flat, self.bank_, 1, prepare=prepare)[1][:, 0]] // p
+            stand_in = self.rows_[self._ready().search(flat, 1, prepare=prepare)[1][:, 0]] // p
             for i in np.flatnonzero(np.diff(cuts)):
                 orphans = np.flatnonzero((stand_in == i) & (np.arange(n * p) // p != i))
                 if orphans.size:
@@ -180,6 +180,12 @@ class KNNBank(Bank):
             squared, _ = nearest(x[out].reshape(-1, d), bank, self.k, prepare=partial(searched, metric=self.metric))
             scores[out] = from_squared(squared, self.metric).mean(axis=1).reshape(-1, p)
         return scores
+
+    def _ready(self) -> NearestRows:
+        "The bank, as searches want it."
+        if self._nearest is None or self._nearest.bank is not self.bank_:
+            self._nearest = NearestRows(self.bank_)
+        return self._nearest
 
     def _holds(self, flat: np.ndarray, block: int = 1024) -> bool:
         "Whether the bank was made from these rows."

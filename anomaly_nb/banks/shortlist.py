@@ -81,6 +81,10 @@ class Room(threading.local):
             self.score, self.top = self.score.new_empty(n * tile), self.top.new_empty(n, self.top.shape[1])
         return self.score, self.top[:n]
 
+    def clear(self) -> None:
+        "Give back what the calling thread has."
+        self.score, self.top = self.score.new_empty(0), self.top.new_empty(0, self.top.shape[1])
+
 # %% ../../nbs/04_banks/15_shortlist.ipynb #5b8f20d4
 def blocks_of(
     n: int,  # rows
@@ -157,11 +161,14 @@ class Shortlist:
 
     def _scores(self, low: "Tensor", query: "Tensor", group: "Tensor") -> "Tensor":  # (n, rows of a group)
         "The scores of a group's rows, one by one."
-        import torch
-
         size, width = self.encoding.group, self.encoding.width
-        rows = self.in_order.view(-1, size * width).index_select(0, group).view(-1, size, width)
-        return torch.bmm(rows, low.index_select(0, query)[:, :, None])[:, :, 0]
+        groups, step = self.in_order.view(-1, size * width), max(1, 2**18 // (size * width))
+        out = low.new_empty(len(group), size)
+        for i in range(0, len(group), step):
+            rows = groups.index_select(0, group[i : i + step]).view(-1, size, width)
+            rows *= low.index_select(0, query[i : i + step])[:, None]  # many small products take longer
+            out[i : i + step] = rows.sum(dim=2)
+        return out
 
     def distances(
         self,
@@ -238,12 +245,8 @@ class Shortlist:
         rows = group[:, None] * size + torch.arange(size, device=low.device)
         keep = self._visible(query, rows, hidden)
         if encoding.by_row:
-            lowest, step = encoding.lowest(coded, reach, self.longest), max(1, 2**18 // (size * encoding.width))
-            for i in range(0, len(group), step):
-                who = query[i : i + step]
-                keep[i : i + step] &= (
-                    self._scores(low, who, group[i : i + step]) >= lowest.index_select(0, who)[:, None]
-                )
+            lowest = encoding.lowest(coded, reach, self.longest)
+            keep &= self._scores(low, query, group) >= lowest.index_select(0, query)[:, None]
         flat = places(keep)
         who = query.index_select(0, flat // size)
         crowded |= torch.bincount(who, minlength=n) > at_most * m / COSTLY + 2 * size * k

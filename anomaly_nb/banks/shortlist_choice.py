@@ -37,10 +37,10 @@ def sampled_reach(
     k: int,
     skip: np.ndarray | None,  # (n, 2) first and end of the bank rows each query must not see
 ) -> "Tensor":  # (n,) float32
-    "The squared distance to the k-th neighbour among at most 20 000 rows."
+    "The squared distance to the k-th neighbour among some rows, of about eight million numbers."
     import torch
 
-    every = -(-len(bank) // 20_000)
+    every = -(-bank.size // 2**23)
     reach, length = torch.full((len(x), k), torch.inf), x.square().sum(dim=1)[:, None]
     size = every * max(16, min(4096, 2**20 // bank.shape[1]))  # rows at a time
     for start in range(0, len(bank), size):
@@ -81,8 +81,8 @@ def work_of_axes(
         lower = torch.cdist(p[:, :a], q[:, :a]).square() + (rest[0][:, a - 1 : a] - rest[1][:, a - 1]) ** 2
         near = seen & (lower <= reach[:, None])
         groups = near.view(len(x), -1, group).any(dim=2).float().mean(dim=1)
-        second = 1.2 * COSTLY * ((a + 2) * groups + d * near.float().mean(dim=1))  # the bound is not the distance
-        work[a] = 1.1 * (a + 2) + 40 + float(second.clamp(max=1.5 * d).mean())
+        second = 0.5 * COSTLY * (a + 2) * groups + COSTLY * d * near.float().mean(dim=1)
+        work[a] = 1.1 * (a + 2) + 20 + float((1.2 * second).clamp(max=1.5 * d).mean())  # the bound is not the distance
     return work
 
 # %% ../../nbs/04_banks/16_shortlist_choice.ipynb #ddb0ea2a
@@ -117,7 +117,7 @@ def choose_axes(
 
 # %% ../../nbs/04_banks/16_shortlist_choice.ipynb #e6ebe147
 SHORTLIST_FROM = 2e10  # queries x rows x dimensions from which a shortlist pays
-AXES_FROM = 192  # dimensions below which a full product is as cheap
+AXES_FROM = 192  # dimensions below which axes gain nothing on halves or whole numbers, where those are fast
 BESIDE = 35  # what a search does beside its products, in dimensions
 
 
@@ -181,7 +181,7 @@ def choose_shortlist(
         work = full * (BESIDE + (0.2 if matrix_units else 0.5) * d)
         if work < least and (work := work + left * work_left(in_half := InBf16(d), *tried)) < least:
             least, chosen = work, in_half
-    if device.type == "cpu" and d >= AXES_FROM:
+    if device.type == "cpu" and (chosen is None or d >= AXES_FROM):
         axes, work = choose_axes(*tried)
         if axes is not None and work < least:
             least, chosen = work, OnAxes(axes)

@@ -11,6 +11,7 @@ import torch
 from sklearn.exceptions import NotFittedError
 from torch.nn import functional as F
 
+from ..banks.neighbours import NearestRows
 from ..core.errors import DataError, check_random_state
 from .cells import CellReservoir, ClassMoments, cell_maps, cells, training_cells
 from .scores import energy, estimator_text
@@ -202,6 +203,8 @@ class VimScale:
 class PixelKNN:
     "Distance of the L2-normalised feature to its k-th nearest training cell (Sun et al., ICML 2022)."
 
+    _nearest: NearestRows | None = None  # of `cells_`
+
     def __init__(
         self,
         k: int = 10,
@@ -249,16 +252,16 @@ class PixelKNN:
         "Distance maps. Raises `NotFittedError`, `DataError` for another width."
         if not hasattr(self, "cells_"):
             raise NotFittedError("fit PixelKNN on training cells first")
-        import faiss
-
         if features.shape[1] != self.cells_.shape[1]:
             raise DataError(
                 f"features are {features.shape[1]} wide, the training cells "
                 f"{self.cells_.shape[1]}; use the layer they came from"
             )
         rows = F.normalize(cells(features).float(), dim=1).cpu().numpy()
-        squared, _ = faiss.knn(np.ascontiguousarray(rows), self.cells_, self.k)  # no index: it would copy the cells
-        return cell_maps(torch.from_numpy(np.sqrt(np.maximum(squared[:, -1], 0))), features, size)
+        if self._nearest is None or self._nearest.bank is not self.cells_:
+            self._nearest = NearestRows(self.cells_)
+        squared, _ = self._nearest.search(rows, self.k)
+        return cell_maps(torch.from_numpy(np.sqrt(squared[:, -1])), features, size)
 
 # %% ../../nbs/07_segmentation/02_feature_scores.ipynb #26839cd0
 class ReAct:

@@ -30,7 +30,8 @@ def packed_object(value: object) -> dict[str, object]:
     """An object's class by name, and its attributes as tensors and plain containers: as it was fitted, whatever test
     images have moved since.
     """
-    state = vars(value) | {k: vars(value)[start] for k, start in _MOVED.items() if k in vars(value)}
+    state = {k: v for k, v in vars(value).items() if not k.startswith("_")}  # the others can be made again
+    state |= {k: state[start] for k, start in _MOVED.items() if k in state}
     return {"__class__": type(value).__name__, "state": {k: pack_fitted(v) for k, v in state.items()}}
 
 

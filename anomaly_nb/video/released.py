@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
-from ..banks.neighbours import nearest, unit_rows
+from ..banks.neighbours import NearestRows, unit_rows
 from ..core.arrays import load_array
 from ..core.errors import DataError, MissingFileError, Notice, check_file, check_finite, check_folder
 from ..core.plain import read_text
@@ -183,12 +183,12 @@ def score_released(
     "Cosine distance of every snippet to its nearest normal ones. Raises `DataError` where the widths differ."
     from scipy.ndimage import gaussian_filter1d
 
-    scores = {}
+    scores, normal = {}, NearestRows(bank)
     for video, file in zip(progress(table["video"], "videos"), table["file"], strict=True):
         x = load_snippets(file)
         if x.shape[1] != bank.shape[1]:
             raise DataError(f"{file}: features of {x.shape[1]} dimensions, the bank's have {bank.shape[1]}")
-        distance = nearest(unit_rows(x), bank, k)[0].mean(1, dtype=np.float64) / 2
+        distance = normal.search(unit_rows(x), k)[0].mean(1, dtype=np.float64) / 2
         scores[video] = gaussian_filter1d(distance, sigma, mode="nearest") if sigma else distance
     return scores
 
