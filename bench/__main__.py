@@ -1,5 +1,6 @@
 """Run benchmarks by name: `python -m bench [names] [--small]`. A full run writes figures/bench.json and
-figures/bench.png, figures/bench_float32.json and .png on a machine without fast bfloat16.
+figures/bench.png, figures/bench_float32.json and .png on a machine without fast bfloat16, and
+figures/bench_avx2.json and .png on one without fast whole numbers of eight bits as well.
 
 A row is a dict: name, ours_s, reference_s (None without one), ratio (reference / ours), work (what was done), note;
 where it says something, flop or bytes of the work as well.
@@ -13,8 +14,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from anomaly_nb.core.device import capability
+from anomaly_nb.core.device import capability, int8_largest
 from anomaly_nb.core.files import atomic_write, write_json
 from anomaly_nb.core.plain import read_json
 from anomaly_nb.core.runtime import versions
@@ -139,7 +141,7 @@ def main() -> None:
         parser.error(f"no benchmark named {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
     about = machine()
     print(f"{capability()}; a copy moves {about['copy_gbs']} GB/s", flush=True)
-    name = "bench" if about["bf16"] else "bench_float32"
+    name = "bench" if about["bf16"] else "bench_float32" if int8_largest(torch.device("cpu")) else "bench_avx2"
     path = FIGURES / f"{name}.json"
     results = read_json(path) if path.exists() else {"rows": {}}
     same = ("cpu", "cores", "threads", "instructions")

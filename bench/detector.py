@@ -191,7 +191,13 @@ def write_images(folder: Path, count: int, side: int, random_state: int, suffix:
 
 
 def compare(
-    folder: Path, name: str, backbone: str, size: int, side: int, suffix: str, counts: tuple[int, int, int], python: str
+    folder: Path,
+    name: str,
+    backbone: str,
+    size: int,
+    files: dict[str, list[str]],  # "train", "same" of the input's size, "test"
+    turns: int,
+    python: str,
 ) -> list[dict]:
     "Rows of `predict` with both engines, of the graph on PNGs, and in bfloat16 where the CPU has it."
     import torch
@@ -202,11 +208,13 @@ def compare(
     torch.manual_seed(0)
     model, sized = backbone.removeprefix("timm:").partition("?")[0], {"img_size": size} if "vit" in backbone else {}
     torch.save(timm.create_model(model, num_classes=0, **sized).state_dict(), folder / "weights.pth")
-    train, same, files = (
-        write_images(folder / what, n, s, k, suffix)
-        for k, (what, n, s) in enumerate((("train", counts[0], side), ("same", 6, size), ("test", counts[1], side)))
+    same, test, suffix, side = (
+        files["same"],
+        files["test"],
+        Path(files["test"][0]).suffix[1:],
+        Image.open(files["test"][0]).width,
     )
-    (folder / "paths.json").write_text(json.dumps({"train": train}))
+    (folder / "paths.json").write_text(json.dumps({"train": files["train"]}))
     words = (str(folder), backbone, str(size), str(os.cpu_count()), "graph" if suffix == "png" else "")
     ours = Child(sys.executable, OURS, *words)
     try:
@@ -228,17 +236,18 @@ def compare(
         assert np.allclose(scores, squared["predict"], rtol=rtol), (way, scores, squared["predict"])
     seconds = {way: [] for _, way in ways}
     for child, way in ways:
-        child.ask(way, files[:8])
-    for _ in range(counts[2]):
+        child.ask(way, test[:8])
+    for _ in range(turns):
         for child, way in ways:
-            seconds[way].append(child.ask(way, files)[0] / len(files))
+            seconds[way].append(child.ask(way, test)[0] / len(test))
     for child in {id(c): c for c, _ in ways}.values():
         child.close()
     median = {way: float(np.median(s)) for way, s in seconds.items()}
     rows = np.load(folder / "bank.npy").shape
     theirs = min((median[w] for w in ("plain loop", "Engine.predict") if w in median), default=None)
     rates = ", ".join(f"{way} {1 / s:.1f}" for way, s in median.items())
-    work = f"{len(files)} {suffix.upper()} of {side} x {side} at {size}, the same weights and bank of {rows[0]} x {rows[1]}, scores of both equal"
+    learned = f"{len(files['train'])} images learned from, the same weights and coreset of {rows[0]} x {rows[1]}"
+    work = f"{len(test)} {suffix.upper()} of {side} x {side} at {size}, {learned}, scores of both equal"
     note = f"images per second: {rates}" + ("; the faster way of anomalib" if other else "; anomalib did not install")
     return [
         row(f"{what}, {name}", median[way], theirs, work, note)
@@ -265,10 +274,26 @@ CASES = {
 def run(small: bool = False) -> list[dict]:
     "All rows."
     python, rows = anomalib_python(), []
-    counts = (6, 8, 1) if small else (16, 24, 5)
-    for name, (backbone, size, side, suffix) in list(CASES.items())[: 1 if small else None]:
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            rows += compare(Path(folder), name, backbone, size, 300 if small else side, suffix, counts, python)
-            print(f"{name}: {time.perf_counter() - start:.0f} s")
+    learned, asked, turns = (6, 8, 1) if small else (300, 24, 5)
+    with tempfile.TemporaryDirectory() as images:
+        written: dict[tuple, list[str]] = {}
+
+        def files(what: str, count: int, side: int, random_state: int, suffix: str) -> list[str]:
+            "Images that cases share."
+            key = (what, side, suffix)
+            if key not in written:
+                written[key] = write_images(Path(images, f"{what}_{side}_{suffix}"), count, side, random_state, suffix)
+            return written[key]
+
+        for name, (backbone, size, side, suffix) in list(CASES.items())[: 1 if small else None]:
+            side = 300 if small else side
+            sets = {
+                "train": files("train", learned, side, 0, suffix),
+                "same": files("same", 6, size, 1, suffix),
+                "test": files("test", asked, side, 2, suffix),
+            }
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.perf_counter()
+                rows += compare(Path(folder), name, backbone, size, sets, turns, python)
+                print(f"{name}: {time.perf_counter() - start:.0f} s")
     return rows

@@ -106,7 +106,8 @@ def _blocks_done(
     "What a search finds in each block, in order; those that nobody asks for are not searched."
     with side_by_side(workers) if min(workers, len(parts)) > 1 else nullcontext() as pool:
         done = map(search, parts) if pool is None else in_order(pool, search, parts, workers)
-        yield from progress(done, "nearest neighbours", len(parts), unit="block")
+        long = len(parts) > 16  # a bar for the patches of every image would only flicker
+        yield from progress(done, "nearest neighbours", len(parts), unit="block") if long else done
 
 # %% ../../nbs/04_banks/05_neighbours.ipynb #a51c20d4
 _IN_PRODUCTS, _LOCK = [0, 0], threading.Lock()  # searches that go on, and FAISS's own setting
