@@ -31,7 +31,7 @@ from anomaly_nb.banks import (
 )
 from anomaly_nb.banks.coreset import coreset_count
 from anomaly_nb.banks.mutual import rerank_scores
-from anomaly_nb.banks.neighbours import NearestRows, nearest, unit_rows
+from anomaly_nb.banks.neighbours import NearestRows, nearest
 from anomaly_nb.banks.shortlist import Shortlist, robust_centre
 from anomaly_nb.banks.shortlist_choice import in_int8
 from anomaly_nb.banks.words import WordBank
@@ -165,11 +165,21 @@ def test_all_ways_to_search_give_the_same_bits(d, k, hidden):
         assert np.array_equal(nearest(queries, bank, k, skip, method=method)[0], expected)
 
 
-def test_a_bank_that_is_asked_again_gives_what_it_gave():
-    bank, queries = unit_rows(random(30_000, 80)), unit_rows(random(3000, 80, seed=1))
+def flat_patches(n, seed=0):
+    "Of 80 dimensions, which fill six."
+    plane = random(6, 80) @ np.diag(np.linspace(1, 3, 80))
+    return np.ascontiguousarray(random(n, 6, seed=seed) @ plane + 0.1 * random(n, 80, seed=seed + 1), np.float32)
+
+
+def test_a_bank_that_is_asked_again_gives_what_it_gave(monkeypatch):
+    monkeypatch.setattr("anomaly_nb.banks.neighbours.SHORTLIST_FROM", 1e9)
+    bank, queries = flat_patches(30_000), flat_patches(3000, seed=7)
     rows, whole = NearestRows(bank), nearest(queries, bank, 2, method="full")
-    parts = [rows.search(part, 2) for part in np.split(queries, 30)]
-    assert rows._work == 3000 * 30_000 * 80
+    parts, ready = [], []
+    for part in np.split(queries, 30):
+        parts.append(rows.search(part, 2))
+        ready.append(rows._short is not None)
+    assert ready == [False] * 4 + [True] * 26 and rows._work == 3000 * 30_000 * 80
     for i in (0, 1):
         assert np.array_equal(np.concatenate([part[i] for part in parts]), whole[i])
     for copy in (pickle.loads(pickle.dumps(rows)), deepcopy(rows)):
@@ -179,8 +189,8 @@ def test_a_bank_that_is_asked_again_gives_what_it_gave():
 def test_threads_that_ask_one_bank_make_it_ready_once(monkeypatch):
     made, whole = [], Shortlist.__init__
     monkeypatch.setattr(Shortlist, "__init__", lambda self, *a: (made.append(1), whole(self, *a))[1])
-    bank, queries = (random(n, 6, seed=n) @ random(6, 80) for n in (40_000, 6400))
-    bank, queries = np.ascontiguousarray(bank, np.float32), np.ascontiguousarray(queries, np.float32)
+    monkeypatch.setattr("anomaly_nb.banks.neighbours.SHORTLIST_FROM", 1e9)
+    bank, queries = flat_patches(40_000), flat_patches(6400, seed=7)
     rows, expected = NearestRows(bank), nearest(queries, bank, method="full")
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(rows.search, np.split(queries, 8)))

@@ -45,6 +45,7 @@ NAMES = {  # (name, end of the module's path): why it stays
     ("image_reduce", "image_anomaly.ipynb"): "the same parameter",
     ("reduce", "data/masks.py"): "of NumPy's functions",
     ("__reduce__", "features/convert.py"): "of pickle",
+    ("__reduce__", "banks/neighbours.py"): "of pickle",
     ("reduction", "features/networks.py"): "timm's word for a stride",
     ("reduction", "segmentation/training.py"): "a parameter of torch",
     ("allow_bf16_reduced_precision_reduction", "banks/neighbours.py"): "a setting of torch",

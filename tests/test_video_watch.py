@@ -193,3 +193,14 @@ def test_ctrl_c_ends_the_watch_of_a_folder(home):
     finally:
         process.kill()
     assert out == "" and process.returncode == 0 and "frames, 0 events, 0 dropped" in err
+
+
+def test_a_source_that_is_lost_ends_the_command_with_1(home, monkeypatch):
+    monkeypatch.chdir(home)
+    door = str(home / "yard" / "testing" / "videos" / "door.avi")
+    lost = Source(door, 10.0, live=True, broke="broke off after 120 frames")
+    monkeypatch.setattr("anomaly_nb.video.sources.open_source", lambda *_: lost)
+    ended = CliRunner().invoke(app, ["video", "watch", door, "--dataset-name", "yard", "--config", "config.yml"])
+    assert ended.exit_code == 1
+    assert "broke off after 120 frames; look to the camera, and start the watch again" in ended.stderr
+    assert " frames, " in ended.stderr.splitlines()[-1]

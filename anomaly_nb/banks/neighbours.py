@@ -205,8 +205,8 @@ def _full_by_blocks(
         return _full_search(prepare(queries[which]), bank, k, None if skip is None else skip[which])
 
     largest = max(1, 2**21 // bank.shape[1]) if skip is None else 1024
-    parts = even_parts(len(some), largest, cpu_threads())
-    return np.concatenate(list(_blocks_done(search, parts, cpu_threads())))
+    workers = cpu_threads() if len(some) * bank.size >= 2**32 else 1  # threads of FAISS's own share what is less
+    return np.concatenate(list(_blocks_done(search, even_parts(len(some), largest, workers), workers)))
 
 # %% ../../nbs/04_banks/05_neighbours.ipynb #21527053
 @contextmanager

@@ -343,7 +343,7 @@ def watch_camera(
 
     \b
     Exit codes: 0 the source has ended, or Ctrl-C, with events or without; 4 the film was not whole, or one frame;
-    1 the watch broke off; 2 a wrong option, file, source or calibration.
+    1 the source was lost; 2 a wrong option, file, source or calibration.
 
     \b
     anomaly-nb video watch rtsp://camera/1 --dataset-name yard
@@ -351,6 +351,7 @@ def watch_camera(
     import json
     import signal
 
+    from anomaly_nb.core.errors import DataError
     from anomaly_nb.core.order import printable
     from anomaly_nb.video.layouts import read_video
     from anomaly_nb.video.plan import short_videos
@@ -364,9 +365,15 @@ def watch_camera(
     try:
         for event in watch(plan, camera, data.config, false_alarms_per_hour, out if clips else None, summary):
             typer.echo(json.dumps(event))
+    except DataError as e:
+        if not camera.broke:
+            raise
+        typer.echo(f"anomaly-nb: {printable(str(e))}", err=True)
     finally:
         signal.signal(signal.SIGINT, before)
     typer.echo(f"{source}: {summary.say()}", err=True)
+    if camera.broke:
+        raise typer.Exit(1)
     film = read_video(Path(source)) if Path(source).is_file() else None
     if film is not None and film.note:
         typer.echo(printable(f"{source}: {film.note}"), err=True)

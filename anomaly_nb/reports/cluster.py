@@ -25,6 +25,7 @@ from .store import is_store
 
 if TYPE_CHECKING:
     import distributed
+    import numpy as np
     import pandas as pd
 
     from anomaly_nb.features.base import Backbone
@@ -135,35 +136,44 @@ def extract_shards_on(
 
     Raises as it does.
     """
+    from anomaly_nb.features.extract import part_index
+    from anomaly_nb.features.featureset import BOX
     from anomaly_nb.features.shards import load_shards, prepare_shards, shard_plan
 
     if len(index) == 0:
         raise DataError("the index is empty; there is nothing to extract")
-    folder, (plan, checksums) = Path(folder).absolute(), shard_plan(index, backbone, dtype, shard_size)
+    rows = part_index(index, backbone)
+    folder, (plan, checksums) = Path(folder).absolute(), shard_plan(rows, backbone, dtype, shard_size)
     with locked(folder / "features.json", timeout=5):
-        done = prepare_shards(folder, plan, index.assign(sha256=checksums))
-        paths = [str(Path(p).absolute()) for p in index["image_path"]]
-        parts = {
-            i: paths[i * shard_size : (i + 1) * shard_size]
-            for i in range(-(-len(paths) // shard_size))
-            if i not in done
-        }
+        done = prepare_shards(folder, plan, rows.assign(sha256=checksums))
+        paths = [str(Path(p).absolute()) for p in rows["image_path"]]
+        boxes = rows[BOX].to_numpy() if set(BOX) <= set(rows.columns) else None
         network = client.scatter(backbone, broadcast=True, hash=False)
-        tasks = [
-            client.submit(_extract_one, str(folder), i, part, network, batch_size, dtype, pure=False)
-            for i, part in parts.items()
-        ]
+        tasks = []
+        for i in sorted({*range(-(-len(paths) // shard_size))} - {*done}):
+            part = slice(i * shard_size, (i + 1) * shard_size)
+            its = None if boxes is None else boxes[part]
+            words = str(folder), i, paths[part], its, network, batch_size, dtype
+            tasks.append(client.submit(_extract_one, *words, pure=False))
         gathered(client, tasks, "shards")
         plan = read_json(folder / "features.json")
         write_manifest(folder, **{k: plan[k] for k in ("key", "spec", "dtype", "pictures", "patch_hw")})
     return load_shards(folder)
 
 # %% ../../nbs/10_reports/12_cluster.ipynb #8347b2d3
-def _extract_one(folder: str, number: int, paths: list[str], backbone: "Backbone", batch_size: int, dtype: str) -> None:
+def _extract_one(
+    folder: str,
+    number: int,
+    paths: list[str],
+    boxes: "np.ndarray | None",
+    backbone: "Backbone",
+    batch_size: int,
+    dtype: str,
+) -> None:
     "Extract one shard on the worker this is called on."
     from anomaly_nb.features.shards import write_shard
 
-    write_shard(Path(folder), number, paths, backbone, batch_size, dtype, progress(total=len(paths)))
+    write_shard(Path(folder), number, paths, backbone, batch_size, dtype, progress(total=len(paths)), boxes)
 
 
 def gathered(
