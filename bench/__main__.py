@@ -90,7 +90,7 @@ def draw(results: dict, name: str) -> None:
 
     from anomaly_nb.core.style import ANOMALOUS, NORMAL, figure_style
 
-    rows = [row for module in results["rows"].values() for row in module][::-1]
+    rows = [row for module in MODULES for row in results["rows"].get(module, [])][::-1]
     with figure_style():
         figure, ax = plt.subplots(figsize=(9, 1.2 + 0.55 * len(rows)))
         for i, row in enumerate(rows):
@@ -107,7 +107,7 @@ def draw(results: dict, name: str) -> None:
                 ax.text(
                     row["reference_s"],
                     i - 0.18,
-                    f" {row['reference_s']:.2f} s, {row['ratio']:.0f} x",
+                    f" {row['reference_s']:.2f} s, {row['ratio']:.2g} x",
                     va="center",
                     fontsize=8,
                 )
@@ -117,11 +117,11 @@ def draw(results: dict, name: str) -> None:
             yticklabels=[row["name"] for row in rows],
             xscale="log",
             xlabel="seconds",
-            title="Seconds taken; results checked against each other",
         )
-        ax.margins(x=0.2)
+        ax.margins(x=0.2, y=0.01)
+        ax.set_title("Seconds taken; results checked against each other", loc="left", pad=30)
         ax.grid(axis="y", visible=False)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
         with atomic_write(FIGURES / f"{name}.png") as f:
             figure.savefig(f, metadata={"Software": None})
         plt.close(figure)

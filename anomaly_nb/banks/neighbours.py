@@ -177,7 +177,7 @@ def _full_search(
             best, rows = np.take_along_axis(best, keep, 1), np.take_along_axis(rows, keep, 1)
     order = np.argsort(best, axis=1)
     best, rows = np.take_along_axis(best, order, 1), np.take_along_axis(rows, order, 1)
-    error = 4 * (d + 8) * 2.0**-24 * (np.linalg.norm(x, axis=1) + longest) ** 2
+    error = 4 * (d + 8) * 2.0**-24 * (np.linalg.norm(x, axis=1).astype(float) + longest) ** 2
     near = best <= (best[:, k - 1] + 2 * error)[:, None]  # what is farther by more than both errors is farther
     if len(close := np.flatnonzero(near.sum(axis=1) > k)):
         exact = np.where(near[close], exact_distances(queries[close], bank, rows[close]), np.inf)
