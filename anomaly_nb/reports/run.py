@@ -39,7 +39,7 @@ def _without_choice(place: str) -> str:
 # %% ../../nbs/10_reports/04_run.ipynb #dab14862
 # parameters that name what a report reads, and must be there
 PLACES = ("root", "detector", "weights", "frames_root", "labels_csv", "captions_json")
-READ = (*PLACES, "results", "references", "scores", "run", "runs_folder")  # and those that may be to come
+READ = (*PLACES, "results", "references", "scores", "store", "run", "runs_folder")  # and those that may be to come
 
 
 def _is_path(
@@ -54,7 +54,7 @@ def _is_path(
 def run_inputs(
     template: Path,
     parameters: Mapping[str, object],
-    outputs: tuple[str, ...] = ("out", "cache", "store"),  # parameters that name what is written, not read
+    outputs: tuple[str, ...] = ("out", "cache"),  # parameters that name what is written, not read
     digest: Callable[[str], str] = tree_digest,  # of a path; a plan remembers those it has seen
 ) -> dict[str, str]:  # name -> checksum
     "Checksums of everything a run reads."
