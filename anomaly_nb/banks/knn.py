@@ -13,7 +13,7 @@ import numpy as np
 from .base import Bank, check_patches
 from .coreset import coreset_count, greedy_coreset
 from .held_out import held_out_folds
-from .neighbours import NearestRows, check_k, nearest, unit_rows
+from .neighbours import NearestRows, check_k, nearest, rows_of, unit_rows
 from ..core.errors import DataError
 from ..core.runtime import progress
 
@@ -183,8 +183,7 @@ class KNNBank(Bank):
 
     def _ready(self) -> NearestRows:
         "The bank, as searches want it."
-        if self._nearest is None or self._nearest.bank is not self.bank_:
-            self._nearest = NearestRows(self.bank_)
+        self._nearest = rows_of(self.bank_, self._nearest)
         return self._nearest
 
     def _holds(self, flat: np.ndarray, block: int = 1024) -> bool:

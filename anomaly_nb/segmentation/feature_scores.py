@@ -11,7 +11,7 @@ import torch
 from sklearn.exceptions import NotFittedError
 from torch.nn import functional as F
 
-from ..banks.neighbours import NearestRows
+from ..banks.neighbours import NearestRows, rows_of
 from ..core.errors import DataError, check_random_state
 from .cells import CellReservoir, ClassMoments, cell_maps, cells, training_cells
 from .scores import energy, estimator_text
@@ -258,8 +258,7 @@ class PixelKNN:
                 f"{self.cells_.shape[1]}; use the layer they came from"
             )
         rows = F.normalize(cells(features).float(), dim=1).cpu().numpy()
-        if self._nearest is None or self._nearest.bank is not self.cells_:
-            self._nearest = NearestRows(self.cells_)
+        self._nearest = rows_of(self.cells_, self._nearest)
         squared, _ = self._nearest.search(rows, self.k)
         return cell_maps(torch.from_numpy(np.sqrt(squared[:, -1])), features, size)
 
