@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import sys
 import warnings
 
@@ -164,6 +165,21 @@ def test_a_fused_bank_is_saved_whole_or_not_at_all(tmp_path):
     with pytest.raises(DataError, match="limit_ is nan"):
         other.save(tmp_path / "bank")
     assert len(before) == 6 and files() == before
+
+
+def test_a_fused_bank_opens_with_its_own_banks_alone(tmp_path):
+    one, other = (FusedBank((KNNBank(), MahalanobisBank())).fit(x, (3, 3)) for x in (N, N + 1))
+    one.save(tmp_path / "one")
+    other.save(tmp_path / "other")
+    shutil.rmtree(tmp_path / "one" / "bank-0")
+    with pytest.raises(DataError, match=r"bank-0/bank\.json: not the file that .*one/bank\.json was saved with"):
+        load_bank(tmp_path / "one")
+    shutil.copytree(tmp_path / "other" / "bank-0", tmp_path / "one" / "bank-0")  # whole, but another's
+    with pytest.raises(DataError, match=r"bank-0/bank\.json: not the file that .*one/bank\.json was saved with"):
+        load_bank(tmp_path / "one")
+    written = tmp_path / "one" / "bank.json"  # as older versions wrote it, without the names of its banks' files
+    written.write_text(json.dumps({k: v for k, v in json.loads(written.read_text()).items() if k != "files"}))
+    assert load_bank(tmp_path / "one").units_.tolist() == one.units_.tolist()
 
 
 def test_a_parameter_that_ends_in_an_underscore_is_a_parameter(tmp_path):

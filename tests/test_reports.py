@@ -147,6 +147,8 @@ def test_same_parameters_same_bits(place):
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes(), name
     assert essence(first.folder / "notebook.ipynb") == essence(second.folder / "notebook.ipynb")
     assert (first.folder / "scores.csv").read_bytes() != (other.folder / "scores.csv").read_bytes()
+    detectors = [run.record["outputs"]["detector"] for run in (first, second, other)]
+    assert detectors[0] == detectors[1] != detectors[2]
 
 
 def test_own_folder_without_defects(place):

@@ -75,6 +75,17 @@ def test_the_same_bits(place):
     )
 
 
+def test_a_detector_counts_where_the_run_named_one(place, monkeypatch):
+    run = Ledger(place / "figures").runs()[0]
+    outputs = run.record["outputs"] | {"detector": "2" * 64}
+    monkeypatch.chdir(place)
+    again = replace(run, record=run.record | {"outputs": outputs})
+    monkeypatch.setattr(sys.modules["anomaly_nb.reports.verify"], "run_report", lambda *a, **k: again)
+    assert verify(run).same  # of a version that named none
+    run = replace(run, record=run.record | {"outputs": outputs | {"detector": "1" * 64}})
+    assert verify(run).differs == ["detector"]
+
+
 def test_another_thread_count_is_named(place):
     done = call(place, "runs", "verify", "--all", threads=1)
     assert (

@@ -153,7 +153,9 @@ class Bank(BaseEstimator):
         arrays, plain = divided(params, state)
         save_arrays(folder / "bank.npz", arrays)
         named = {"bank": name} if of_library(module) else {"bank": name, "module": module}
-        write_json(folder / "bank.json", named | plain | {"sha256": sha256_file(folder / "bank.npz")})
+        parts = {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+        digest = parts.pop("bank.npz")
+        write_json(folder / "bank.json", named | plain | {"sha256": digest} | ({"files": parts} if parts else {}))
 
     def save(self, folder: str | Path) -> Path:
         """Write `bank.npz` and `bank.json` into `folder`, both or, after an error, none.
@@ -227,12 +229,15 @@ def load_bank(
     if not isinstance(metadata, dict):
         raise DataError(f"{file}: holds a {type(metadata).__name__}, where a saved bank is described; {_AGAIN}")
     made_by = bank_class(file, str(metadata.get("bank")), str(metadata.get("module", "")))
-    types = {"sha256": str, "params": dict, "state": dict, "lists": list}
-    described: Record = {"lists": []} | metadata
+    types = {"sha256": str, "params": dict, "state": dict, "lists": list, "files": dict}
+    described: Record = {"lists": [], "files": {}} | metadata
     if odd := [name for name, form in types.items() if not isinstance(described.get(name), form)]:
         raise DataError(f"{file}: {odd[0]} is missing or of another type than a saved bank's; {_AGAIN}")
     if sha256_file(folder / "bank.npz") != metadata["sha256"]:
         raise DataError(f"{folder / 'bank.npz'}: not the arrays that bank.json describes; {_AGAIN}")
+    for name, digest in described["files"].items():
+        if not (part := folder / name).is_file() or sha256_file(part) != digest:
+            raise DataError(f"{part}: not the file that {file} was saved with; {_AGAIN}")
     params, state = joined(load_arrays(folder / "bank.npz"), metadata)
     try:
         bank = made_by._made(folder, params)

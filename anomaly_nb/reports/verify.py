@@ -17,7 +17,7 @@ from ..core.files import write_json, write_text
 from ..core.order import printable
 from ..core.plain import read_json
 from ..core.tables import read_rows
-from .record import RunRecord, output_digests, shown
+from .record import DETECTOR, RunRecord, output_digests, shown
 from .run import Run, run_report
 from .template import find_template, templates
 
@@ -192,6 +192,8 @@ def verify(
                 causes,
             )
         old = record["outputs"]
+        if DETECTOR not in old:
+            new.pop(DETECTOR, None)  # a run of before detectors were among the outputs
         differs = [n for n in sorted({*old, *new}) if old.get(n) != new.get(n)]
         first = first_difference(folder, again.folder, differs) if differs else ""
         return Verification(record["run_id"], record["report"], not differs, len(old), differs, first, causes)
