@@ -197,6 +197,39 @@ def test_threads_that_ask_one_bank_make_it_ready_once(monkeypatch):
     assert len(made) == 1 and np.array_equal(np.concatenate([f[0] for f in found]), expected[0])
 
 
+def test_other_queries_make_another_choice(monkeypatch):
+    monkeypatch.setattr("anomaly_nb.banks.neighbours.SHORTLIST_FROM", 1e9)
+    monkeypatch.setattr("anomaly_nb.banks.shortlist_choice.fast_bf16", lambda device: False)
+    monkeypatch.setattr("anomaly_nb.banks.shortlist_choice.int8_largest", lambda device: 0)
+    spread = np.exp(-np.arange(80) / 20)
+    bank = (random(40_000, 80) * spread).astype(np.float32)
+    near, far, foreign = bank[:2000] + 1e-3, (random(2000, 80, seed=4) * spread).astype(np.float32), random(2000, 80, seed=5) * 9
+    rows, made = NearestRows(bank), []
+
+    def width(queries, skip=None, times=1):
+        for _ in range(times):
+            distance, _ = rows.search(queries, 1, skip)
+            assert np.array_equal(distance, nearest(queries, bank, 1, skip, method="full")[0])
+        made.append(rows._short)
+        return rows._short.encoding.width
+
+    hidden = np.tile([39_000, 39_900], (2000, 1))
+    nearer = width(near, hidden)  # what is hidden in a fit, and what comes in a prediction
+    assert width(near, hidden, times=4) == nearer and made[0] is made[1]  # the same choice makes nothing anew
+    assert width(far) == nearer < (farther := width(far)) and width(foreign) == farther < width(foreign)
+    assert width(far, times=2) == farther
+
+
+def test_a_full_search_is_not_for_ever(monkeypatch):
+    chosen = []
+    monkeypatch.setattr("anomaly_nb.banks.neighbours.SHORTLIST_FROM", 1e9)
+    monkeypatch.setattr("anomaly_nb.banks.neighbours.choose_shortlist", lambda *a: chosen.append(1))
+    rows, queries = NearestRows(flat_patches(20_000)), flat_patches(1000, seed=7)  # 1.6e9 at a time
+    for _ in range(24):
+        rows.search(queries)
+    assert len(chosen) == 3 and rows._short is None
+
+
 def test_a_bank_that_is_fitted_again_forgets_the_rows_before():
     bank = KNNBank().fit(random(2, 9, 70), (3, 3))
     first = bank.score(random(1, 9, 70, seed=5))
