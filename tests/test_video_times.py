@@ -4,6 +4,7 @@ by their rate, to the last bit.
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -16,8 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from anomaly_nb.atoms.frames import extract_frames
-from anomaly_nb.cli.main import app
-from anomaly_nb.core.errors import Notice
+from anomaly_nb.cli.main import app, main
+from anomaly_nb.core.errors import DataError, Notice
 from anomaly_nb.core.files import write_text
 from anomaly_nb.data.films import Clock
 from anomaly_nb.video.clips import make_clip
@@ -256,3 +257,63 @@ def test_the_table_of_videos_has_the_mean_rate_and_the_note(home, monkeypatch):
     videos = dataset_videos(plan_for("yard", "config.yml")).set_index("video")
     assert videos.loc["phone", "fps"] == pytest.approx((N - 1) / PAUSED[-1]) and videos.loc["steady", "fps"] == 10
     assert "no steady frame rate" in videos.loc["phone", "note"] and videos["complete"].all()
+
+
+@pytest.mark.parametrize("fps", ["ten", '"25"', ".nan", ".inf", "0", "-5", "true"])
+def test_a_rate_that_no_film_can_have_is_refused_with_its_file(tmp_path, fps):
+    write_text(tmp_path / "own.yml", f"datasets: {{yard: {{root: yard, fps: {fps}}}}}\n")
+    with pytest.raises(DataError, match=r"own\.yml: datasets\.yard: fps is .*; it must be a number above 0"):
+        plan_for("yard", tmp_path / "own.yml")
+
+
+def test_an_endless_rate_on_the_command_line_is_one_sentence(home, monkeypatch, capsys):
+    home, _, _ = home
+    monkeypatch.chdir(home)
+    words = ["--dataset-name", "yard", "--config", "config.yml", "--fps", "inf"]
+    for command in (["video", "score", "--out", "inf"], ["video", "watch", "yard/testing/videos/steady.mp4"]):
+        with pytest.raises(SystemExit) as end:
+            main([*command, *words])
+        said = capsys.readouterr().err
+        assert end.value.code == 2 and said.splitlines()[-1].startswith("anomaly-nb: fps is inf; it must be"), said
+
+
+def test_a_video_that_is_named_twice_is_rendered_once(home, monkeypatch):
+    home, _, _ = home
+    monkeypatch.chdir(home)
+    result = say("render", "--out", "twice", "--video", "steady", "--video", "steady")
+    assert result.output.count("steady.") == 1 and result.output.startswith("1 film with"), result.output
+
+
+def test_names_as_long_as_file_systems_allow_stop_no_other_film(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        film(tmp_path / "yard" / "training" / "videos" / f"{name}.mp4", seed=ord(name))
+    for name in ("x" * 251, "y" * 250, "z"):
+        path = film(tmp_path / "yard" / "testing" / "videos" / "z.mp4", seed=5, intruder="runner")
+        path.rename(path.with_name(f"{name}.mp4"))
+    write_text(tmp_path / "config.yml", 'datasets: {yard: {root: yard, extraction: {backbone: "", min_area: 20}}}\n')
+    result = say("score", "--all", "--out", "out")
+    assert result.exit_code in (3, 4), result.output
+    assert result.output.count("has a name too long for the files that are made of it; rename it") == 1
+    videos = pd.read_csv(tmp_path / "out" / "videos.csv").set_index("video")
+    assert videos["scored"].to_dict() == {"y" * 250: True, "z": True, "x" * 251 + ".mp4": False}
+    assert say("render", "--out", "films").exit_code == 0
+    assert len([p for p in (tmp_path / "films").iterdir() if p.suffix != ".png"]) == 2
+
+
+def test_a_name_of_two_lines_is_said_in_one(home, monkeypatch):
+    home, _, _ = home
+    monkeypatch.chdir(home)
+    path = film(home / "plain.mp4").rename(home / "two\nlines.mp4")
+    result = say("watch", str(path), "--no-clips")
+    first = [line.split()[0] for line in result.output.splitlines()]
+    assert result.exit_code == 0 and set(first) <= {"watching", '{"state":', f"{home / 'two'}\\nlines.mp4:"}, first
+
+
+def test_clips_of_a_film_with_a_long_name_are_written(home, monkeypatch, tmp_path):
+    home, _, _ = home
+    monkeypatch.chdir(home)
+    long = shutil.copy("yard/testing/videos/steady.mp4", tmp_path / f"{'y' * 250}.mp4")
+    result = say("watch", str(long), "--out", str(tmp_path / "clips"))
+    closed = [e for e in map(json.loads, result.stdout.splitlines()) if e["state"] == "closed"]
+    assert result.exit_code == 0 and closed and all((tmp_path / "clips" / e["clip"]).is_file() for e in closed)

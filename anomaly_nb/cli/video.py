@@ -299,7 +299,8 @@ def render_videos(
             f"--video {unknown[0]}: is not among the scored videos "
             f"({', '.join(list(videos)[:5])}{', ...' if len(videos) > 5 else ''})"
         )
-    for name in video or videos:
+    chosen = list(dict.fromkeys(video or videos))
+    for name in chosen:
         rows, shown = frames[frames["video"] == name], timed(plan, videos[name])
         path = render_video(
             shown,
@@ -316,7 +317,6 @@ def render_videos(
         answer.say(printable(f"{path}: {number_of(len(rows), 'frame')}, {happened}{pace}"))
     sheet = contact_sheet(events, videos, objects, out / "contact_sheet.png")
     answer.say(f"{sheet}: the highest events" if sheet else "no events, no contact sheet")
-    chosen = list(video or videos)
     happened = number_of(int(events["video"].isin(chosen).sum()), "event")
     answer.verdict(f"{number_of(len(chosen), 'film')} with {happened} -> {out}")
 
@@ -365,7 +365,7 @@ def watch_camera(
     check_wishes(out, false_alarms_per_hour)
     plan, camera, summary = data.plan(deep, fps), open_source(source, until_idle), Summary()
     before = signal.signal(signal.SIGINT, lambda *_: camera.stopped.set())
-    typer.echo(f"watching {source}; Ctrl-C ends it", err=True)
+    typer.echo(printable(f"watching {source}; Ctrl-C ends it"), err=True)
     try:
         for event in watch(plan, camera, data.config, false_alarms_per_hour, out if clips else None, summary):
             typer.echo(json.dumps(event))
@@ -375,7 +375,7 @@ def watch_camera(
         typer.echo(f"anomaly-nb: {printable(str(e))}", err=True)
     finally:
         signal.signal(signal.SIGINT, before)
-    typer.echo(f"{source}: {summary.say()}", err=True)
+    typer.echo(printable(f"{source}: {summary.say()}"), err=True)
     if camera.broke:
         raise typer.Exit(1)
     film = read_video(Path(source)) if Path(source).is_file() else None

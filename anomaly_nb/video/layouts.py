@@ -23,6 +23,7 @@ import numpy as np
 
 from ..core.cache import Content, content_of
 from ..core.errors import DataError, MissingFileError, Notice, check_file, check_folder, number_of, require
+from ..core.files import LONGEST_NAME
 from ..core.order import natural_key
 from ..data.films import Clock, film_clock, why_not_whole
 from ..data.headers import is_image
@@ -88,7 +89,7 @@ def _probe(path: Path, *_: int) -> Film:
     raw = np.fromfile(path, np.uint8, 3).tobytes() == b"\xff\xd8\xff"
     clock, unsteady = film_clock(np.array(times), fps if 0 < fps < 1000 else None)
     if raw:
-        clock, unsteady = None, "says no frame rate: fps of the config (or --fps) counts"
+        clock, unsteady = None, "says no frame rate: fps of the config (or --fps) counts, else that of the normal films"
     note = "; ".join(filter(None, [note, unsteady]))
     return Film(
         frames,
@@ -364,6 +365,8 @@ def _why_no_frames(path: Path) -> str:
 
 def read_video(path: Path) -> Video:
     "A folder of frames or a film. Raises `DataError` for anything else."
+    if len(os.fsencode(path.stem)) > LONGEST_NAME - 5:
+        raise DataError(f"{path}: has a name too long for the files that are made of it; rename it to at most 250 bytes")
     if path.is_dir():
         names = [p.stem for p in path.iterdir() if is_image(p)]
         if len(set(names)) < len(names):
