@@ -74,8 +74,8 @@ def film_clock(
     if off(fps or mean) <= STEADY:
         return Clock(fps or mean), ""
     apart = f"up to {off(mean):.1f} s from those of {mean:.4g} frames a second"
-    own = "has no steady frame rate: times are those that its frames carry"
-    note = f"{own}, {apart}; an fps that is set overrides them"
+    carried_by = "has no steady frame rate: times are those that its frames carry"
+    note = f"{carried_by}, {apart}; an fps that is set overrides them"
     return Clock(mean, seconds), note if off(mean) > max(0.2, 2 / mean) else ""
 
 # %% ../../nbs/02_data/18_films.ipynb #5f1c7a29

@@ -366,7 +366,7 @@ def _why_no_frames(path: Path) -> str:
 def read_video(path: Path) -> Video:
     "A folder of frames or a film. Raises `DataError` for anything else."
     if len(os.fsencode(path.stem)) > LONGEST_NAME - 5:
-        raise DataError(f"{path}: has a name too long for the files that are made of it; rename it to at most 250 bytes")
+        raise DataError(f"{path}: has a name too long for the files that are made of it; rename it, at most 250 bytes")
     if path.is_dir():
         names = [p.stem for p in path.iterdir() if is_image(p)]
         if len(set(names)) < len(names):
