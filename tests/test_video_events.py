@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from anomaly_nb.cli.main import app, main
 from anomaly_nb.core.errors import number_of
 from anomaly_nb.core.files import write_text
+from anomaly_nb.data.films import Clock
 from anomaly_nb.scoring.thresholds import Threshold
 from anomaly_nb.video.clips import make_video_dataset
 from anomaly_nb.video.detection import detection_delays
@@ -420,7 +421,7 @@ def test_another_rate_of_a_film_moves_its_events_in_seconds_and_a_lower_event_th
     nobody = pd.DataFrame(columns=["video", "frame", "modality", "score", "y1", "x1", "y2", "x2"])
     decision = EventDecision(Threshold(2.0, "quantile", "frames", 10), (2.5, 2.2), 1.0, 10.0, 0.5, "")
     assert find_events(frames, nobody, decision)[["start", "end"]].values.tolist() == [[1.0, 1.4]]
-    assert find_events(frames, nobody, decision, fps={"a": 5.0})[["start", "end"]].values.tolist() == [[2.0, 2.8]]
+    assert find_events(frames, nobody, decision, clocks={"a": Clock(5.0)})[["start", "end"]].values.tolist() == [[2.0, 2.8]]
     assert decision.event(1e9).value == 2.0 and decision.event(2).value > 2.2 and decision.event(1).value > 2.5
 
 

@@ -22,7 +22,7 @@ from ..core.errors import DataError, Notice, check_file, check_folder, number_of
 from ..core.files import atomic_folder
 from ..core.order import natural_key
 from ..core.tables import read_rows, read_table
-from ..data.films import why_not_whole
+from ..data.films import RunningClock, why_not_whole
 from ..data.headers import is_image
 
 # %% ../../nbs/09_atoms/02_frames.ipynb #b7016693
@@ -111,14 +111,13 @@ def _steady(
         rate, declared = capture.get(cv2.CAP_PROP_FPS) or 25.0, capture.get(cv2.CAP_PROP_FRAME_COUNT)
         if fps > rate:
             warnings.warn(f"{path}: has {rate:g} frames a second, not {fps:g}; all are written", Notice, stacklevel=3)
-        number, taken, fps = 0, 0, min(fps, rate)
+        number, taken, fps, clock = 0, 0, min(fps, rate), RunningClock(rate)
         on_screen: np.ndarray | None = None
         while True:
             ok, image = capture.read()
             if not ok:
                 break
-            time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            time = time if time > 0 or number == 0 else number / rate  # containers without time stamps
+            time = clock.next(capture.get(cv2.CAP_PROP_POS_MSEC))
             number += 1
             while on_screen is not None and time - 0.5 / rate > taken / fps:  # a pause: it stayed there
                 taken += 1

@@ -210,8 +210,9 @@ def score_video(
     deep: DeepFeatures,
 ) -> None:
     """Score every test frame with the stored calibration, name the responsible object, and compare with the
-    ground truth if there is one. The box in events.csv is y1 x1 y2 x2 (top, left, bottom, right) in pixels. An event
-    is a peak in events.csv: the column alarm of frame_scores.csv where it reaches the column threshold.
+    ground truth if there is one. Times are in seconds from the first frame, those that a film's frames carry. The box
+    in events.csv is y1 x1 y2 x2 (top, left, bottom, right) in pixels. An event is a peak in events.csv: the column
+    alarm of frame_scores.csv where it reaches the column threshold.
 
     \b
     Boxes of your own detector:  extraction: {detector: boxes.csv}  under datasets: NAME: in the config,
@@ -274,7 +275,7 @@ def render_videos(
     fps: Fps = 0.0,
 ) -> None:
     """Write every test film with boxes, running score and events, and a sheet of the highest events. Needs what `video
-    score --all` leaves.
+    score --all` leaves. A film plays frame by frame at its rate, the mean where it is not steady.
 
     \b
     anomaly-nb video render --dataset-name ped2 --root data/ped2 --video 01 --out films
@@ -283,6 +284,7 @@ def render_videos(
     from anomaly_nb.core.order import printable
     from anomaly_nb.video.layouts import list_videos
     from anomaly_nb.video.pipeline import dataset_events, score_dataset
+    from anomaly_nb.video.plan import timed
     from anomaly_nb.video.render import contact_sheet, render_video
 
     check_wishes(out, false_alarms_per_hour)
@@ -297,23 +299,24 @@ def render_videos(
             f"--video {unknown[0]}: is not among the scored videos "
             f"({', '.join(list(videos)[:5])}{', ...' if len(videos) > 5 else ''})"
         )
-    for name in video or videos:
-        rows = frames[frames["video"] == name]
+    chosen = list(dict.fromkeys(video or videos))
+    for name in chosen:
+        rows, shown = frames[frames["video"] == name], timed(plan, videos[name])
         path = render_video(
-            videos[name],
+            shown,
             out,
             rows,
             objects,
             events,
             decision.event(false_alarms_per_hour).value,
             decision.alarm(rows),
-            plan.fps or videos[name].fps or decision.fps,
+            shown.fps or decision.fps,
         )
         happened = number_of(int((events["video"] == name).sum()), "event")
-        answer.say(printable(f"{path}: {number_of(len(rows), 'frame')}, {happened}"))
+        pace = "" if shown.times is None else f"; plays at {shown.fps:.4g} frames a second, the mean of its own times"
+        answer.say(printable(f"{path}: {number_of(len(rows), 'frame')}, {happened}{pace}"))
     sheet = contact_sheet(events, videos, objects, out / "contact_sheet.png")
     answer.say(f"{sheet}: the highest events" if sheet else "no events, no contact sheet")
-    chosen = list(video or videos)
     happened = number_of(int(events["video"].isin(chosen).sum()), "event")
     answer.verdict(f"{number_of(len(chosen), 'film')} with {happened} -> {out}")
 
@@ -339,7 +342,8 @@ def watch_camera(
 ) -> None:
     """Score a camera as it films and print its events as JSON lines: `open` when one begins, `closed` when it is over.
 
-    Times are in seconds from the start; a box is y1 x1 y2 x2 (top, left, bottom, right) in pixels.
+    Times are in seconds from the first frame: of a film those that its frames carry, of a camera by its rate. A box is
+    y1 x1 y2 x2 (top, left, bottom, right) in pixels.
 
     \b
     Exit codes: 0 the source has ended, or Ctrl-C, with events or without; 4 the film was not whole, or one frame;
@@ -361,7 +365,7 @@ def watch_camera(
     check_wishes(out, false_alarms_per_hour)
     plan, camera, summary = data.plan(deep, fps), open_source(source, until_idle), Summary()
     before = signal.signal(signal.SIGINT, lambda *_: camera.stopped.set())
-    typer.echo(f"watching {source}; Ctrl-C ends it", err=True)
+    typer.echo(printable(f"watching {source}; Ctrl-C ends it"), err=True)
     try:
         for event in watch(plan, camera, data.config, false_alarms_per_hour, out if clips else None, summary):
             typer.echo(json.dumps(event))
@@ -371,7 +375,7 @@ def watch_camera(
         typer.echo(f"anomaly-nb: {printable(str(e))}", err=True)
     finally:
         signal.signal(signal.SIGINT, before)
-    typer.echo(f"{source}: {summary.say()}", err=True)
+    typer.echo(printable(f"{source}: {summary.say()}"), err=True)
     if camera.broke:
         raise typer.Exit(1)
     film = read_video(Path(source)) if Path(source).is_file() else None

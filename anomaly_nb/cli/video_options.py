@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/11_cli/17_video_options.ipynb #b800a77f
 Rate = Annotated[float, typer.Option(help="False events a normal hour may raise, on average.")]
-Fps = Annotated[float, typer.Option(min=0, help="Frames per second; 0 for what the films or the config say.")]
+Fps = Annotated[
+    float, typer.Option(min=0, help="Frames per second of all videos; 0 for what the films or the config say.")
+]
 
 
 def check_wishes(

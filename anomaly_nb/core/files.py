@@ -238,9 +238,11 @@ def give_names(
     pairs: Sequence[tuple[Path, Path]],  # a finished file and the name it gets, in one file system
     aside: Path,  # folder for copies of the files that have these names now
 ) -> None:
-    "Give finished files their names, all of them or, after an error, none. Raises `OSError`."
+    "Give finished files their names, once they are on the disk: all or, after an error, none. Raises `OSError`."
     before = {target: aside / f"{i}.old" for i, (_, target) in enumerate(pairs)}
     for source, target in pairs:
+        with open(source, "rb+") as f:  # whoever wrote it
+            os.fsync(f.fileno())
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             shutil.copy2(target, before[target])  # raises `IsADirectoryError`
@@ -252,6 +254,8 @@ def give_names(
         for target, copy in before.items():
             os.replace(copy, target) if copy.exists() else target.unlink(missing_ok=True)
         raise
+    for folder in {target.parent for target in before}:
+        _sync_folder(folder)
 
 
 def write_files(
@@ -361,12 +365,8 @@ def verify_manifest(folder: str | Path) -> dict:
     folder = Path(folder)
     manifest = read_json(folder / MANIFEST)
     files = manifest.get("files") if isinstance(manifest, dict) else None
-    whole = (
-        isinstance(files, dict)
-        and files
-        and all(isinstance(e, dict) and {"sha256", "size"} <= e.keys() for e in files.values())
-    )
-    if not whole:
+    described = lambda entry: isinstance(entry, dict) and {"sha256", "size"} <= entry.keys()
+    if not (isinstance(files, dict) and files and all(map(described, files.values()))):
         raise DataError(f"{folder / MANIFEST}: names no files with sha256 and size; restore it, or make it again")
     if manifest.get("sha256", sha256_json(files)) != sha256_json(files):
         raise DataError(f"{folder / MANIFEST}: its list of files was changed; restore it, or make the folder again")

@@ -296,15 +296,16 @@ def detection_delays(
     "The delays of every anomalous stretch of frames."
     rows = []
     for video in sorted(videos, key=lambda v: natural_key(v.name)):
-        spans, rate = _event_spans(events, video), video.fps or fps
+        spans, clock, number = _event_spans(events, video), video.clock(fps), np.arange(len(video.frames))
         called = np.full(len(spans), np.nan)  # in tables from before this was written
         if "called_at" in events:
             called = events.loc[events["video"].astype(str) == video.name, "called_at"].to_numpy(float)
         for a, b in runs(labels[video.name], 1):
             touching = [i for i, (first, last) in enumerate(spans) if first <= b and last >= a]
-            delay = max(0, min(spans[i][0] for i in touching) - a) / rate if touching else np.nan
-            soonest = np.maximum(0.0, called[touching].min() - a / rate) if touching else np.nan
-            rows.append((video.name, a / rate, (b + 1) / rate, delay, float(soonest)))
+            before = (number >= a) & (number < min((spans[i][0] for i in touching), default=a))
+            delay = clock.lasting(before) if touching else np.nan
+            soonest = np.maximum(0.0, called[touching].min() - clock.seconds(a)) if touching else np.nan
+            rows.append((video.name, clock.seconds(a), clock.seconds(b + 1), delay, float(soonest)))
     return pd.DataFrame(rows, columns=["video", "start", "end", "delay", "called_delay"])
 
 
@@ -316,7 +317,7 @@ def false_events(
 ) -> tuple[int, float]:  # how many, hours of normal film
     "Events that overlap no anomalous frame."
     false = sum(not labels[v.name][a : b + 1].any() for v in videos for a, b in _event_spans(events, v))
-    return false, sum(float((~labels[v.name]).sum()) / (v.fps or fps) for v in videos) / 3600
+    return false, sum(v.clock(fps).lasting(~labels[v.name]) for v in videos) / 3600
 
 
 def _event_spans(events: pd.DataFrame, video: Video) -> list[tuple[int, int]]:

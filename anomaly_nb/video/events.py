@@ -20,6 +20,7 @@ from ..core.errors import DataError, number_of, percent
 from ..core.files import sha256_array, sha256_json, write_json
 from ..core.order import natural_key
 from ..core.plain import read_json_as
+from ..data.films import Clock
 from ..metrics.ranking import reached
 from ..scoring.thresholds import Threshold
 from anomaly_nb.video.left_out import (
@@ -78,11 +79,11 @@ class EventDecision:
     peaks: tuple[float, ...]  # of the runs in held-out normal videos, descending
     hours: float  # of held-out normal film
     fps: float  # frames per second
-    gap: float  # seconds below the frame threshold that do not end an event
+    gap: float  # seconds below the frame threshold that do not end an event, as frames of the mean rate
     made_with: str  # checksum of banks, ranges, weights and smoothing
     # frame score of normal film by modality: median, and high; None: the combined score is decided on
     scales: dict[str, tuple[float, float]] | None = None
-    onset: float = 0.0  # seconds that an event may have begun before the frame threshold
+    onset: float = 0.0  # seconds that an event may have begun before the frame threshold, as frames of the mean rate
     films: tuple[LeftOutFilm, ...] = ()  # each by the others; empty for one film, and in decisions that are older
 
     def alarm(
@@ -135,14 +136,14 @@ def decide(
     frame_false_alarms: float = 0.01,  # fraction of normal frames above the frame threshold
     gap: float = 0.5,  # seconds
     onset: float = 1.0,  # seconds
-    rates: Mapping[str, float] | None = None,  # frames per second of videos that have another rate
+    clocks: Mapping[str, Clock] | None = None,  # of videos that have another rate, or no steady one
 ) -> EventDecision:
     """Thresholds from held-out normal videos, by the clock of each, as `find_events` has it.
 
     Raises `DataError` for a rate that is not above 0.
     """
-    rates = rates or {}
-    if wrong := [r for r in (fps, *rates.values()) if not (np.isfinite(r) and r > 0)]:
+    clocks, usual = clocks or {}, Clock(float(fps))
+    if wrong := [r for r in (fps, *(c.fps for c in clocks.values())) if not (np.isfinite(r) and r > 0)]:
         raise DataError(f"fps={wrong[0]}: must be above 0")
     q, names = round(1 - frame_false_alarms, 10), frames["video"].astype(str).to_numpy()
     weighed = [m for m in scorer.ranges_ if scorer.weights is None or scorer.weights.get(m, 0.0)]
@@ -152,14 +153,14 @@ def decide(
     frame = film_threshold(alarm, names, q)
     curves = {str(v): alarm[names == v] for v in np.unique(names)}
     peaks = {
-        v: tuple(float(c[a : b + 1].max()) for a, b in runs(c, frame.value, round(gap * rates.get(v, fps))))
+        v: tuple(float(c[a : b + 1].max()) for a, b in runs(c, frame.value, round(gap * clocks.get(v, usual).fps)))
         for v, c in curves.items()
     }
     # too few frames for the quantile to leave one above: the highest frame of each video stands for its runs
     if not any(peaks.values()):
         peaks = {v: (float(c.max()),) for v, c in curves.items()}
     above = above_by_others(scores, names, q)
-    hours = {v: len(c) / rates.get(v, fps) / 3600 for v, c in curves.items()}
+    hours = {v: clocks.get(v, usual).lasting(np.ones(len(c), bool)) / 3600 for v, c in curves.items()}
     films = tuple(LeftOutFilm(v, hours[v], fraction, peaks[v]) for v, fraction in above.items())
     return EventDecision(
         frame,
@@ -208,7 +209,7 @@ def find_events(
     responsible: pd.DataFrame,  # of `responsible_objects`
     decision: EventDecision,
     false_alarms_per_hour: float = 1.0,
-    fps: Mapping[str, float] | None = None,  # of videos that have another rate than `decision.fps`
+    clocks: Mapping[str, Clock] | None = None,  # of videos that have another rate than `decision.fps`, or no steady one
 ) -> pd.DataFrame:  # video, start, end, peak, why, peak_at, first, last, peak_frame, box, called_at; times in seconds
     "The events of every video, in order of time. Raises as `EventDecision.event` does."
     enter, rows = decision.event(false_alarms_per_hour).value, []
@@ -216,10 +217,11 @@ def find_events(
     reasons = {(str(r["video"]), str(r["frame"])): r for r in responsible.to_dict("records")}
     for video in sorted(frames["video"].unique(), key=natural_key):
         part = frames[frames["video"] == video]
-        names, scores, rate = part["frame"].to_numpy(), decision.alarm(part), (fps or {}).get(str(video), decision.fps)
+        names, scores = part["frame"].to_numpy(), decision.alarm(part)
+        clock = (clocks or {}).get(str(video), Clock(decision.fps))
         free = 0  # first frame after the run before
-        for a, b in runs(scores, low, round(decision.gap * rate)):
-            begin, free = a - rise(scores[max(free, a - round(decision.onset * rate)) : a], low), b + 1
+        for a, b in runs(scores, low, round(decision.gap * clock.fps)):
+            begin, free = a - rise(scores[max(free, a - round(decision.onset * clock.fps)) : a], low), b + 1
             at = a + int(scores[a : b + 1].argmax())
             if scores[at] < enter:
                 continue
@@ -230,16 +232,16 @@ def find_events(
             rows.append(
                 (
                     str(video),
-                    begin / rate,
-                    (b + 1) / rate,
+                    clock.seconds(begin),
+                    clock.seconds(b + 1),
                     float(scores[at]),
                     why,
-                    at / rate,
+                    clock.seconds(at),
                     names[begin],
                     names[b],
                     names[at],
                     box,
-                    (a + int(reached(scores[a : b + 1], enter).argmax())) / rate,  # `start` lies before it
+                    clock.seconds(a + int(reached(scores[a : b + 1], enter).argmax())),  # `start` lies before it
                 )
             )
     columns = ["video", "start", "end", "peak", "why", "peak_at", "first", "last", "peak_frame", "box", "called_at"]

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -23,8 +23,9 @@ import numpy as np
 
 from ..core.cache import Content, content_of
 from ..core.errors import DataError, MissingFileError, Notice, check_file, check_folder, number_of, require
+from ..core.files import LONGEST_NAME
 from ..core.order import natural_key
-from ..data.films import why_not_whole
+from ..data.films import Clock, film_clock, why_not_whole
 from ..data.headers import is_image
 from ..data.images import read_image
 
@@ -41,13 +42,18 @@ class Film:
 
     frames: int  # that can be decoded
     declared: int | None  # by the header; None = it does not say
-    fps: float | None  # frames per second
+    clock: Clock | None  # when its frames are shown; None = nobody says a rate
     size: tuple[int, int]  # height and width, upright
     rotation: int  # degrees by which the stored frames are rotated
     complete: bool
     note: str  # what is to be said about it, or ""
-    times: np.ndarray = field(repr=False, compare=False)  # (frames,) float32 milliseconds at which each is shown
+    times: np.ndarray = field(repr=False, compare=False)  # (frames,) milliseconds that each carries
     codec: str = field(default="", compare=False)  # its four letters, "" where nobody says
+
+    @property
+    def fps(self) -> float | None:
+        "Frames per second; None = nobody says it."
+        return self.clock.fps if self.clock else None
 
 
 def probe_film(path: str | Path) -> Film:
@@ -57,15 +63,6 @@ def probe_film(path: str | Path) -> Film:
     """
     stat = check_file(path).stat()
     return _probe(Path(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
-def _uneven(times: np.ndarray, fps: float) -> str:
-    "What is to be said of a film whose frames, shown at `times` in milliseconds, do not come at a steady rate."
-    if not 0 < fps < 1000 or (np.diff(times) <= 0).any():
-        return ""
-    off = np.abs(times - times[0] - np.arange(len(times)) * 1000 / fps).max() / 1000
-    rate = f"has no steady frame rate: times are by {fps:g} frames a second, and up to {off:.1f} s off"
-    return rate if off > max(0.2, 2 / fps) else ""
 
 
 @lru_cache(maxsize=4096)
@@ -90,17 +87,19 @@ def _probe(path: Path, *_: int) -> Film:
         note = note or f"does not say how many frames it has; {frames} were read"
     # images one after the other: nobody says their rate, OpenCV makes one up
     raw = np.fromfile(path, np.uint8, 3).tobytes() == b"\xff\xd8\xff"
-    uneven = "" if raw else _uneven(np.array(times), fps)
-    note = "; ".join(filter(None, [note, "says no frame rate: fps of the config (or --fps) counts" * raw, uneven]))
+    clock, unsteady = film_clock(np.array(times), fps if 0 < fps < 1000 else None)
+    if raw:
+        clock, unsteady = None, "says no frame rate: fps of the config (or --fps) counts, else that of the normal films"
+    note = "; ".join(filter(None, [note, unsteady]))
     return Film(
         frames,
         declared,
-        float(fps) if 0 < fps < 1000 and not raw else None,
+        clock,
         (first.shape[0], first.shape[1]),
         rotation,
         not lacks,
         lacks or note,
-        np.array(times, np.float32),
+        np.array(times),
         codec if codec.isprintable() else "",
     )
 
@@ -169,6 +168,18 @@ class Video:
     fps: float | None = None  # frames per second, where the file says it
     complete: bool = True  # False: frames are missing
     note: str = ""  # what is to be said about it
+    times: np.ndarray | None = field(default=None, repr=False, compare=False)  # (T,) of its `Clock`; None: by `fps`
+
+    def at_rate(self, fps: float) -> "Video":
+        "The same video by frames per second that somebody set, whatever its file says."
+        return replace(self, fps=fps, times=None)
+
+    def clock(
+        self,
+        fps: float,  # frames per second, where the file does not say it
+    ) -> Clock:
+        "When its frames are shown."
+        return Clock(self.fps or fps, self.times)
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         """Frames in order as `(name, (H, W, 3) uint8 RGB)`, one in memory at a time.
@@ -216,7 +227,7 @@ def film_frame(
         try:
             opened.set(cv2.CAP_PROP_POS_FRAMES, number)
             ready, image = opened.read()
-            if ready and np.float32(opened.get(cv2.CAP_PROP_POS_MSEC)) == film.times[number]:
+            if ready and np.float32(opened.get(cv2.CAP_PROP_POS_MSEC)) == np.float32(film.times[number]):
                 return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         finally:
             opened.release()
@@ -354,6 +365,8 @@ def _why_no_frames(path: Path) -> str:
 
 def read_video(path: Path) -> Video:
     "A folder of frames or a film. Raises `DataError` for anything else."
+    if len(os.fsencode(path.stem)) > LONGEST_NAME - 5:
+        raise DataError(f"{path}: has a name too long for the files that are made of it; rename it, at most 250 bytes")
     if path.is_dir():
         names = [p.stem for p in path.iterdir() if is_image(p)]
         if len(set(names)) < len(names):
@@ -371,7 +384,8 @@ def read_video(path: Path) -> Video:
         )
         raise DataError(f"{path}: {what}")
     film = probe_film(path)
-    return Video(path.stem, path, tuple(f"{i:06d}" for i in range(film.frames)), film.fps, film.complete, film.note)
+    numbers, times = tuple(f"{i:06d}" for i in range(film.frames)), film.clock.times if film.clock else None
+    return Video(path.stem, path, numbers, film.fps, film.complete, film.note, times)
 
 # %% ../../nbs/08_video/02_layouts.ipynb #143605c2
 def video_of_masks(path: Path) -> str | None:

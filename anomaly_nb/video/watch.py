@@ -6,12 +6,11 @@
 __all__ = ['Smoothing', 'News', 'EventFinder', 'Clips', 'Summary', 'watch', 'frame_score']
 
 # %% ../../nbs/08_video/16_watch.ipynb #8df4f019
-import os
 import time
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -22,13 +21,14 @@ from scipy.ndimage import gaussian_filter1d
 
 from ..core.errors import DataError, Notice, number_of
 from ..core.files import sha256_json
+from ..data.films import Clock
 from .events import EventDecision, Reason, reason_of, rise
 from .extraction import background_of
 from .feature_files import read_feature_index
 from .object_features import ObjectFeatures
 from .layouts import list_videos, quiet_opencv
 from .pipeline import load_decision, warn_unlike
-from .plan import VideoPlan, features_of, located, short_videos
+from .plan import VideoPlan, features_of, located, short_videos, timed
 from .render import film_writer, free_name
 from .scoring import VideoScorer, modality_weights
 from .sources import Frame, Source, until_readable
@@ -75,7 +75,7 @@ class Smoothing(Generic[_Row]):
 
 # %% ../../nbs/08_video/16_watch.ipynb #038aa983
 class News(TypedDict, total=False):
-    "That an event has opened or closed, as JSON values; times in seconds from the start of the film."
+    "That an event has opened or closed, as JSON values; times in seconds from the first frame."
 
     state: str  # "open" or "closed"
     video: str
@@ -101,14 +101,15 @@ class EventFinder:
         self,
         decision: EventDecision,
         false_alarms_per_hour: float = 1.0,
-        fps: float | None = None,  # frames per second; None = of the decision
+        clock: Clock | None = None,  # of the film; None = the rate of the decision
         video: str = "camera",  # name in the events
     ):
         self.enter = decision.event(false_alarms_per_hour).value
         self.low = min(self.enter, decision.frame.value)
-        self.fps, self.video = fps or decision.fps, video
-        self.gap = round(decision.gap * self.fps)
-        self.recent: deque[tuple[str, float]] = deque(maxlen=round(decision.onset * self.fps))  # since the last run
+        self.clock, self.video = clock or Clock(decision.fps), video
+        self.gap = round(decision.gap * self.clock.fps)
+        onset = round(decision.onset * self.clock.fps)
+        self.recent: deque[tuple[str, float]] = deque(maxlen=onset)  # since the last run
         self.run: dict[str, Any] | None = None
         self.t = -1
 
@@ -147,9 +148,9 @@ class EventFinder:
             yield {
                 "state": "open",
                 "video": self.video,
-                "start": run["a"] / self.fps,
+                "start": self.clock.seconds(run["a"]),
                 "first": run["first"],
-                "now": self.t / self.fps,
+                "now": self.clock.seconds(self.t),
                 "score": float(score),
             }
 
@@ -169,16 +170,16 @@ class EventFinder:
         yield {
             "state": "closed",
             "video": self.video,
-            "start": run["a"] / self.fps,
-            "end": (run["b"] + 1) / self.fps,
+            "start": self.clock.seconds(run["a"]),
+            "end": self.clock.seconds(run["b"] + 1),
             "peak": float(run["peak"]),
             "why": why,
-            "peak_at": run["at"] / self.fps,
+            "peak_at": self.clock.seconds(run["at"]),
             "first": run["first"],
             "last": run["last"],
             "peak_frame": run["peak_frame"],
             "box": box,
-            "called_at": run["called"] / self.fps,
+            "called_at": self.clock.seconds(run["called"]),
         }
 
 # %% ../../nbs/08_video/16_watch.ipynb #e8456611
@@ -189,8 +190,8 @@ class Clips:
         self,
         # receives <video>_event_<first frame>.mp4, .webm or .avi, numbered where there is one; None = no clips
         folder: str | Path | None,
-        fps: float,  # frames per second
-        before: float = 2.0,  # seconds before the event
+        fps: float,  # frames per second, at which a clip plays
+        before: float = 2.0,  # seconds before the event, as the clip plays
         longest: float = 60.0,  # seconds of a clip at most
         delay: int = 0,  # frames between a frame and the news about it
         video: str = "camera",  # name in the clips
@@ -200,8 +201,7 @@ class Clips:
         # never more than a clip may hold: the newest, in which the event is
         self.frames: deque[bytes] = deque(maxlen=min(self.most, max(1, round(before * fps)) + delay))
         self.writer: Any = None
-        self.final: Path | None = None
-        self.partial: Path | None = None
+        self.writing, self.final = ExitStack(), Path()
 
     def frame(self, image: np.ndarray, count: int = 1) -> None:
         "The next frame, (H, W, 3) uint8 RGB, which stands for `count`: those before it that were dropped, and itself."
@@ -224,7 +224,7 @@ class Clips:
         height, width = images[-1].shape[:2]
         self.size, self.left = (width // 2 * 2, height // 2 * 2), self.most
         name = free_name(self.folder, f"{self.video}_event_{first}")
-        self.writer, self.final, self.partial = film_writer(self.folder, name, self.fps, self.size)
+        self.writer, self.final = self.writing.enter_context(film_writer(self.folder, name, self.fps, self.size))
         for image in images:
             self._write(image)
 
@@ -235,11 +235,10 @@ class Clips:
 
     def close(self) -> Path | None:  # the film
         "The event is over."
-        if self.writer is None or self.final is None or self.partial is None:
+        if self.writer is None:
             return None
-        self.writer.release()
         self.writer = None
-        os.replace(self.partial, self.final)
+        self.writing.close()
         return self.final
 
 # %% ../../nbs/08_video/16_watch.ipynb #5456cc15
@@ -292,10 +291,11 @@ def watch(
             f"datasets.{plan.name}.track_sigma={scorer.track_sigma:g}: tracks are smoothed once a film is whole, and a "
             "camera's never is; set it to 0 and calibrate again"
         )
-    fps = plan.fps or source.fps or decision.fps
-    finder = EventFinder(decision, false_alarms_per_hour, fps, Path(str(source.what)).stem)
+    film = source.film()
+    clock = timed(plan, film).clock(decision.fps) if film else Clock(plan.fps or source.fps or decision.fps)
+    finder = EventFinder(decision, false_alarms_per_hour, clock, Path(str(source.what)).stem)
     smoothing: Smoothing[tuple[str, Reason | None]] = Smoothing(scorer.sigma)
-    keep = Clips(clips, fps, delay=smoothing.radius + finder.gap, video=finder.video)
+    keep = Clips(clips, clock.fps, delay=smoothing.radius + finder.gap, video=finder.video)
 
     def tell(ready: Iterable[tuple[tuple[str, Reason | None], np.ndarray]], last: bool = False) -> Iterator[News]:
         events = [
@@ -327,7 +327,7 @@ def watch(
             return
         warn_unlike(plan, source.what, shape, source.fps)
         background = background_of(
-            plan.extraction, list_videos(plan.root, "training") if plan.root else [], shape, source.film()
+            plan.extraction, list_videos(plan.root, "training") if plan.root else [], shape, film
         )
         last: tuple[str, np.ndarray] | None = None
         with closing(
