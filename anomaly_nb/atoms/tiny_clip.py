@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.files import atomic_write, write_json, write_manifest
 from ..core.plain import Record
-from ..core.runtime import deterministic, import_torchvision, progress
+from ..core.runtime import deterministic, import_timm, progress
 from .ontology import load_ontology
 from ..data.shapes import OBJECTS, draw_objects, random_background, random_places
 
@@ -92,7 +92,7 @@ def train_tiny_clip(
 ) -> Path:
     "Train the small model and write it in the form `local-dir:` reads."
     deterministic(random_state, threads)
-    import_torchvision()
+    import_timm()
     import open_clip
     import torch
     from safetensors.torch import save

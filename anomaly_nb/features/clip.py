@@ -17,7 +17,7 @@ from ..core.device import choose_device
 from ..core.entries import entries
 from ..core.errors import DataError, UnsafeFileError
 from ..core.files import verify_manifest
-from ..core.runtime import import_torchvision, progress
+from ..core.runtime import import_timm, progress
 from ..data.images import read_image
 from .weights import load_weights
 
@@ -97,7 +97,7 @@ def load_clip(
     device: str = "auto",  # see `core.device.choose_device`
 ) -> Clip:
     "Load an image-text model. Raises `DataError` when model or weights cannot be found or fetched."
-    import_torchvision()
+    import_timm()
     import open_clip
     import torch
 

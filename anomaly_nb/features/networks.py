@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.device import choose_device, choose_precision
 from ..core.errors import DataError
-from ..core.runtime import import_torchvision
+from ..core.runtime import import_timm
 from .auto import not_at_hand
 from .base import Backbone, BackboneSpec, Options, chosen_option, layer_numbers, network_spec
 from .folding import fold_batch_norms
@@ -155,8 +155,7 @@ def check_timm_model(
     model_name: str,
 ) -> None:
     "Raise `DataError` for a model that timm does not have."
-    import_torchvision()
-    import timm
+    timm = import_timm()
 
     if not timm.is_model(model_name):
         near = timm.list_models(f"*{model_name.split('_')[0]}*")[:3]
@@ -169,7 +168,7 @@ def timm_backbone(model_name: str, options: Options, weights: str, device: str) 
     Raises `DataError` for unknown models, layers or weights that do not fit.
     """
     check_timm_model(model_name)
-    import timm
+    timm = import_timm()
 
     config: Any = timm.get_pretrained_cfg(model_name)
     arguments = {k: v for k, v in options.items() if k not in OWN_OPTIONS} | {"num_classes": 0}
@@ -213,7 +212,7 @@ def timm_backbone(model_name: str, options: Options, weights: str, device: str) 
 # %% ../../nbs/03_features/13_networks.ipynb #bc372240
 def _create_timm(model_name: str, size: int, resize: str, arguments: Options, pretrained: bool) -> Any:
     "A timm model for inputs of `size` pixels, or of any; convolutional networks know neither argument."
-    import timm
+    timm = import_timm()
 
     sizes: dict[str, Any] = {"img_size": size} if resize != "short" else {"dynamic_img_size": True}
     try:

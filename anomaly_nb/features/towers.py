@@ -19,7 +19,7 @@ from ..core.entries import entries
 from ..core.errors import DataError, MissingFileError
 from ..core.order import printable
 from ..core.plain import read_json
-from ..core.runtime import import_torchvision
+from ..core.runtime import import_timm
 from .auto import not_at_hand
 from .base import Backbone, BackboneSpec, Options, chosen_option, layer_numbers, network_spec
 from .clip import as_open_clip, tiny_clip_folder, value_value_tokens, window_embeddings
@@ -170,7 +170,7 @@ def clip_backbone(model_name: str, options: Options, weights: str, device: str) 
 
     Raises `DataError` for unknown models, other towers or weights that do not fit.
     """
-    import_torchvision()
+    import_timm()
     import open_clip
 
     name, tag = f"open_clip:{model_name}", str(options.get("pretrained", ""))

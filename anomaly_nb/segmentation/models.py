@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ..core.arrays import load_tensors, save_tensors
 from ..core.errors import DataError, require
 from ..core.plain import Record
-from ..core.runtime import import_torchvision
+from ..core.runtime import import_timm
 from ..features.weights import load_weights
 from .datasets import Scene
 
@@ -197,7 +197,7 @@ def build_model(
         raise DataError(
             f"classes must be at least two different names, not {tuple(classes)}; take them from the label table"
         )
-    import_torchvision()
+    import_timm()
     smp = require("segmentation_models_pytorch", "street")
     downloaded = "imagenet" if weights == "imagenet" else None
     build = partial(getattr(smp, spec.decoder), spec.encoder, classes=len(classes), **spec.options)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'EVENT', 'CURVE', 'PAPER', 'INK', 'STRIP', 'CODECS', 'LONGEST_ENDING', 'joined_boxes', 'write_line',
-           'annotate', 'curve_strip', 'without_lines', 'free_name', 'film_writer', 'render_video', 'contact_sheet']
+           'annotate', 'curve_strip', 'without_lines', 'free_name', 'FilmWriter', 'film_writer', 'render_video',
+           'contact_sheet']
 
 # %% ../../nbs/08_video/14_render.ipynb #6d7f9b73
 import io
@@ -22,7 +23,7 @@ from PIL import Image
 
 from ..core.errors import DataError, require
 from ..core.files import atomic_write, give_names, shorter_name, staging_folder
-from .layouts import Video, quiet_opencv
+from .layouts import Video, open_film, quiet_opencv
 from .sources import readable_frames, until_readable
 from .tracks import SIDES
 
@@ -159,6 +160,35 @@ def free_name(
         number = f"{name}_{count}"
     return number
 
+# %% ../../nbs/08_video/14_render.ipynb #b4d10c1f
+class FilmWriter:
+    "OpenCV's writer, which says nothing of frames that it could not write, and how many it was given."
+
+    def __init__(self, writer: "cv2.VideoWriter"):
+        self.writer, self.frames = writer, 0
+
+    def write(
+        self,
+        image: np.ndarray,  # (H, W, 3) uint8 BGR
+    ) -> None:
+        "The next frame."
+        self.writer.write(image)
+        self.frames += 1
+
+    def close(
+        self,
+        path: Path,  # of the film
+        fps: float,  # frames per second
+        name: str,  # of the film, for the message
+    ) -> None:
+        "Raise `DataError` where the film holds fewer frames; a header counts those of films of common rates."
+        self.writer.release()
+        read = open_film(path)
+        declared = read.get(quiet_opencv().CAP_PROP_FRAME_COUNT) if read.isOpened() else 0
+        read.release()
+        if self.frames and fps < 1000 and declared != self.frames:
+            raise DataError(f"{name}: could not be written whole; make room on the disk and write it again")
+
 # %% ../../nbs/08_video/14_render.ipynb #a24349b5
 @contextmanager
 def film_writer(
@@ -166,10 +196,10 @@ def film_writer(
     name: str,
     fps: float,  # frames per second
     size: tuple[int, int],  # width and height, pixels
-) -> "Iterator[tuple[cv2.VideoWriter, Path]]":  # it takes (H, W, 3) uint8 BGR; the film, once the block has ended
+) -> Iterator[tuple[FilmWriter, Path]]:  # the film, once the block has ended
     """A film of the first codec that works here, whole or not at all, as `core.files` writes.
 
-    Raises `DataError` where no codec works, `OSError`.
+    Raises `DataError` where no codec works, or the disk is full, `OSError`.
     """
     cv2 = quiet_opencv()
     with staging_folder(folder / name) as staged:
@@ -185,9 +215,11 @@ def film_writer(
             raise DataError(f"{folder / name}: {none}; install opencv-python-headless")
         final = folder / f"{shorter_name(name, 1 + len(suffix))}.{suffix}"
         try:
-            yield writer, final
+            film = FilmWriter(writer)
+            yield film, final
         finally:
             writer.release()
+        film.close(path, fps, str(final))
         give_names([(path, final)], staged)
 
 # %% ../../nbs/08_video/14_render.ipynb #892e0dba

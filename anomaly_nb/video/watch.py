@@ -223,8 +223,12 @@ class Clips:
         self.frames.clear()
         height, width = images[-1].shape[:2]
         self.size, self.left = (width // 2 * 2, height // 2 * 2), self.most
-        name = free_name(self.folder, f"{self.video}_event_{first}")
-        self.writer, self.final = self.writing.enter_context(film_writer(self.folder, name, self.fps, self.size))
+        try:
+            name = free_name(self.folder, f"{self.video}_event_{first}")
+            self.writer, self.final = self.writing.enter_context(film_writer(self.folder, name, self.fps, self.size))
+        except (DataError, OSError) as e:
+            self._lost(e)
+            return
         for image in images:
             self._write(image)
 
@@ -233,12 +237,20 @@ class Clips:
         self.writer.write(np.ascontiguousarray(bgr[: self.size[1], : self.size[0]]))
         self.left -= 1
 
+    def _lost(self, error: Exception) -> None:
+        "The watch goes on without the clip."
+        warnings.warn(f"no clip of this event: {error}", Notice, stacklevel=2)
+
     def close(self) -> Path | None:  # the film
         "The event is over."
         if self.writer is None:
             return None
         self.writer = None
-        self.writing.close()
+        try:
+            self.writing.close()
+        except (DataError, OSError) as e:
+            self._lost(e)
+            return None
         return self.final
 
 # %% ../../nbs/08_video/16_watch.ipynb #5456cc15
