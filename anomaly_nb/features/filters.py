@@ -47,7 +47,7 @@ def oriented(
 
 @cache
 def _weights(sigma: float, order: int) -> np.ndarray:
-    "Weights of `ndimage.gaussian_filter1d`, which computes them anew for each image: longer than it takes to apply them."
+    "Weights of `ndimage.gaussian_filter1d`, which takes longer to compute them than to apply them."
     point = np.zeros(2 * int(4 * sigma + 0.5) + 1)
     point[len(point) // 2] = 1
     return ndimage.gaussian_filter1d(point, sigma, order=order, mode="constant")[::-1]
