@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests import checks
+from tests import checks, kernels
 
 SECONDS = {}  # test -> on the clock, of CPU; with two workers (-n 2), of both
 
@@ -20,6 +20,22 @@ def fitted(tmp_path_factory):
     assert code == 0, (said, error)
     (folder / "said.txt").write_text(said)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_kernels():
+    "Kernels of reports that run in this process are forks of one that has imported torch and the like."
+    with kernels.forked():
+        yield
+
+
+@pytest.fixture
+def fresh_kernels(monkeypatch):
+    "Kernels that are started as users start them."
+    from jupyter_client import launcher
+    from jupyter_client.provisioning import local_provisioner
+
+    monkeypatch.setattr(local_provisioner, "launch_kernel", launcher.launch_kernel)
 
 
 def pytest_configure(config):
@@ -47,9 +63,14 @@ def pytest_collection_modifyitems(config, items):
         items.sort(key=lambda item: -files.get(item.nodeid.split("::")[0], 0))
 
 
+def cpu_seconds():
+    "CPU seconds of this process, of the children it has waited for, and of the kernels forked for it."
+    return checks.cpu_seconds() + kernels.ORIGIN.cpu_seconds()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    item.stash[CPU] = checks.cpu_seconds()
+    item.stash[CPU] = cpu_seconds()
     return (yield)
 
 
@@ -57,7 +78,7 @@ def pytest_runtest_protocol(item):
 def pytest_runtest_makereport(item, call):
     report = yield
     if call.when == "teardown":
-        report.user_properties = [*report.user_properties, ("cpu", checks.cpu_seconds() - item.stash[CPU])]
+        report.user_properties = [*report.user_properties, ("cpu", cpu_seconds() - item.stash[CPU])]
     return report
 
 

@@ -17,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.core.files import write_json
+from anomaly_nb.data.samples import write_samples
 from anomaly_nb.reports import Ledger, run_report, verify
 
 SLOW = os.environ.get("ANOMALY_NB_SLOW") == "1"
@@ -211,7 +212,9 @@ def test_measured_columns_are_not_compared(tmp_path, monkeypatch):
 def test_rows_that_were_kept_are_measured_again(tmp_path, monkeypatch):
     "A run that took a row from its cache is verified by measuring it, and nothing of the cache is taken."
     monkeypatch.chdir(tmp_path)
-    parameters = {"recipe": "knn", "image_size": 32, "coreset": 0.1, "pixels": False, "cache": "kept"}
+    write_samples("few", n_train=6, n_good=4, n_defect=1, size=48)
+    parameters = {"dataset": "mvtec", "root": "few", "recipe": "knn", "image_size": 32, "coreset": 0.1}
+    parameters |= {"pixels": False, "cache": "kept"}
     verified = verify(run_report("benchmark_run", parameters, "figures", gallery=False))
     assert verified.same and "rows.csv" not in verified.differs, verified
     before = {p: p.read_bytes() for p in Path("kept").rglob("*") if p.is_file()}

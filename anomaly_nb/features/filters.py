@@ -7,6 +7,8 @@ __all__ = ['CELL', 'ANGLES', 'SIGMAS', 'TONE', 'COLOUR', 'FILTERS', 'contrast_no
            'filter_responses_1', 'filter_cells_1']
 
 # %% ../../nbs/03_features/07_filters.ipynb #cc84e835
+from functools import cache
+
 import numpy as np
 from scipy import ndimage
 
@@ -43,9 +45,19 @@ def oriented(
     return np.stack(out)
 
 
-def _blur(image: np.ndarray, sigma: float, order: tuple[int, int] = (0, 0)) -> np.ndarray:
-    "A Gaussian or its derivative, in the image's type."
-    return ndimage.gaussian_filter(image, sigma, order=order, mode="nearest")
+@cache
+def _weights(sigma: float, order: int) -> np.ndarray:
+    "Weights of `ndimage.gaussian_filter1d`, which takes longer to compute them than to apply them."
+    point = np.zeros(2 * int(4 * sigma + 0.5) + 1)
+    point[len(point) // 2] = 1
+    return ndimage.gaussian_filter1d(point, sigma, order=order, mode="constant")[::-1]
+
+
+def _blur(maps: np.ndarray, sigma: float, order: tuple[int, int] = (0, 0)) -> np.ndarray:
+    "A Gaussian or its derivative of one map or of several, in their type."
+    for axis in (0, 1):
+        maps = ndimage.correlate1d(maps, _weights(sigma, order[axis]), axis - 2, mode="nearest")
+    return maps
 
 # %% ../../nbs/03_features/07_filters.ipynb #3c874474
 SIGMAS = (1.0, 2.0, 4.0, 8.0)  # pixels, of tone and colour; edges and lines have the first three
@@ -59,12 +71,10 @@ def filter_cells(
     rgb = image.astype(np.float32) * np.float32(0.5) + np.float32(0.5)
     light = np.maximum(rgb.mean(axis=0), 0)
     tone, total = np.log(light + np.float32(0.03)), 3 * light + np.float32(0.05)
-    chroma = ((rgb[0] - rgb[1]) / total, ((rgb[0] + rgb[1]) / 2 - rgb[2]) / total)
+    colours = np.stack([tone, (rgb[0] - rgb[1]) / total, ((rgb[0] + rgb[1]) / 2 - rgb[2]) / total])
     edges = _cells(oriented(contrast_normalised(tone), SIGMAS[:3]))
-    levels = [
-        _cells(np.stack([_blur(c, s) for s in SIGMAS])).mean(axis=2) / scale
-        for c, scale in ((tone, TONE), *((c, COLOUR) for c in chroma))
-    ]
+    blurred = np.stack([_blur(colours, s) for s in SIGMAS], axis=1)
+    levels = [_cells(b).mean(axis=2) / scale for b, scale in zip(blurred, (TONE, COLOUR, COLOUR), strict=True)]
     level = np.concatenate(levels, axis=1)
     parts = [
         7 * np.sqrt(edges.std(axis=2)),

@@ -72,7 +72,7 @@ class Watch:
     def __init__(
         self,
         limits: Limits,
-        interval: float = 0.05,  # seconds between two looks
+        interval: float = 0.05,  # seconds between two looks, longer where looks would take more than a fiftieth of them
     ):
         self.limits, self.interval, self.start = limits, interval, time.monotonic()
         self.peak_mb, self.reason, self.error = 0.0, "", ""
@@ -93,7 +93,8 @@ class Watch:
     def _look(self, pid: int) -> None:
         "Until the end, or until a limit is passed."
         while not self._over.is_set():
-            memory_mb, seconds = tree_memory(pid), time.monotonic() - self.start
+            looked = time.monotonic()
+            memory_mb, seconds = tree_memory(pid), looked - self.start
             self.peak_mb = max(self.peak_mb, memory_mb)
             if not memory_mb:  # gone by itself
                 return
