@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'HeldOut', 'deal_parts', 'held_out_scores', 'auroc_within'
 
 # %% ../../nbs/09_atoms/15_evaluation.ipynb #1a14af5f
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,21 +209,45 @@ class _Ranked:
     videos: list[np.ndarray]  # of each video, where it lies in them
 
 
+def _of_drawn(
+    ranked: _Ranked,
+    s: np.ndarray,  # (n,) scores
+) -> Callable[[np.ndarray], float]:
+    "`auroc_within` of videos by their numbers, some of them several times: the pairs of each two are counted once."
+    count, parts = len(ranked.videos), np.unique(ranked.part)
+    ordered = np.zeros((len(parts), count, count))  # positives of one video above negatives of another; ties are halves
+    size = np.zeros((2, len(parts), count))  # negatives, positives
+    for k, part in enumerate(parts):
+        inside = [v[ranked.part[v] == part] for v in ranked.videos]
+        low, high = ([np.sort(s[v[ranked.y_true[v] == c]]) for v in inside] for c in (0, 1))
+        size[:, k] = [[len(x) for x in low], [len(x) for x in high]]
+        for i, j in zip(*np.nonzero(np.outer(size[1, k], size[0, k]))):
+            ordered[k, i, j] = sum(np.searchsorted(low[j], high[i], side).sum() for side in ("left", "right")) / 2
+
+    def auroc(drawn: np.ndarray) -> float:
+        times = np.bincount(drawn, minlength=count).astype(float)
+        pairs = float(np.prod(size @ times, axis=0).sum())
+        if not pairs:
+            raise DataError("no part holds both classes; use fewer parts")
+        return float((ordered @ times @ times).sum()) / pairs
+
+    return auroc
+
+
 def _intervals(
     ranked: _Ranked, s: np.ndarray, other: np.ndarray | None, n_resamples: int, random_state: int
 ) -> dict[str, float]:
     "AUROC of scores, and its difference to that of others, with intervals over videos."
-
-    def auroc(chosen: Sequence[np.ndarray], scores: np.ndarray) -> float:
-        at = np.concatenate(list(chosen))
-        return auroc_within(ranked.y_true[at], scores[at], ranked.part[at])
-
     options = {"n_resamples": n_resamples, "random_state": random_state}
-    value, low, high = bootstrap_interval(lambda g: auroc(g, s), ranked.videos, **options)
+    number, auroc = np.arange(len(ranked.videos)), _of_drawn(ranked, s)
+    value = auroc_within(ranked.y_true, s, ranked.part)
+    _, low, high = bootstrap_interval(auroc, number, **options)
     classes = [sum(bool((ranked.y_true[v] == c).any()) for v in ranked.videos) for c in (1, 0)]
     of_videos = newcombe_interval(value, *classes)
     metrics = {"auroc": value, "low": min(low, of_videos.low), "high": max(high, of_videos.high)}
     if other is not None:
-        more = bootstrap_interval(lambda g: auroc(g, s) - auroc(g, other), ranked.videos, **options)
-        metrics |= {"difference": more.value, "difference_low": more.low, "difference_high": more.high}
+        of_other = _of_drawn(ranked, other)
+        _, low, high = bootstrap_interval(lambda g: auroc(g) - of_other(g), number, **options)
+        difference = value - auroc_within(ranked.y_true, other, ranked.part)
+        metrics |= {"difference": difference, "difference_low": low, "difference_high": high}
     return metrics
