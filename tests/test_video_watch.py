@@ -13,13 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from anomaly_nb.cli.main import app
-from anomaly_nb.core.errors import DataError
+from anomaly_nb.core.errors import DataError, Notice
 from anomaly_nb.core.files import write_text
 from anomaly_nb.video.clips import make_clip
 from anomaly_nb.video.layouts import probe_film
 from anomaly_nb.video.plan import plan_for
 from anomaly_nb.video.sources import Source, open_source
-from anomaly_nb.video.watch import Summary, watch
+from anomaly_nb.video.watch import Clips, Summary, watch
 
 cv2 = pytest.importorskip("cv2")
 SIZE = (48, 80)
@@ -205,3 +205,21 @@ def test_a_source_that_is_lost_ends_the_command_with_1(home, monkeypatch):
     assert ended.exit_code == 1 and all(event["state"] in ("open", "closed") for event in events)
     assert "broke off after 120 frames; look to the camera, and start the watch again" in ended.stderr
     assert " frames, " in ended.stderr.splitlines()[-1]
+
+
+def test_an_event_without_room_for_its_clip_is_said(tmp_path):
+    clips = Clips(tmp_path, 10.0, video="gate")
+    clips.frame(np.zeros((48, 64, 3), np.uint8))
+    clips.open("000001")
+    clips.frame(np.zeros((46, 64, 3), np.uint8))  # OpenCV leaves it out, as it does where the disk is full
+    with pytest.warns(Notice, match=r"^no clip of this event: .*gate_event_000001\.\w+: could not be written whole; make room"):
+        assert clips.close() is None
+    clips.frame(np.zeros((48, 64, 3), np.uint8))
+    clips.open("000003")
+    assert [clips.close()] == list(tmp_path.iterdir())
+    clips = Clips(tmp_path / "file" / "below", 10.0)
+    (tmp_path / "file").write_text("")
+    clips.frame(np.zeros((48, 64, 3), np.uint8))
+    with pytest.warns(Notice, match="no clip of this event"):
+        clips.open("1")
+    assert clips.close() is None

@@ -78,9 +78,11 @@ def exact_distances(
 ) -> np.ndarray:  # (n, k) float32
     "Squared distances to given rows, from the differences."
     distances = np.empty(rows.shape, np.float32)
-    for j in range(rows.shape[1]):
-        difference = queries - bank[rows[:, j]]
-        distances[:, j] = np.einsum("nd,nd->n", difference, difference)
+    step = max(1, 2**20 // bank.shape[1])  # two such blocks at a time, in a CPU's cache
+    for i in range(0, len(rows), step):
+        for j in range(rows.shape[1]):
+            difference = queries[i : i + step] - bank[rows[i : i + step, j]]
+            distances[i : i + step, j] = np.einsum("nd,nd->n", difference, difference)
     return distances
 
 # %% ../../nbs/04_banks/05_neighbours.ipynb #2f6ab1c7
@@ -178,7 +180,7 @@ def _full_search(
             best, rows = np.take_along_axis(best, keep, 1), np.take_along_axis(rows, keep, 1)
     order = np.argsort(best, axis=1)
     best, rows = np.take_along_axis(best, order, 1), np.take_along_axis(rows, order, 1)
-    error = 4 * (d + 8) * 2.0**-24 * (np.linalg.norm(x, axis=1).astype(float) + longest) ** 2
+    error = 4 * (d + 8) * 2.0**-24 * (np.einsum("nd,nd->n", x, x).astype(float) ** 0.5 + longest) ** 2
     near = best <= (best[:, k - 1] + 2 * error)[:, None]  # what is farther by more than both errors is farther
     if len(close := np.flatnonzero(near.sum(axis=1) > k)):
         exact = np.where(near[close], exact_distances(queries[close], bank, rows[close]), np.inf)
@@ -205,7 +207,8 @@ def _full_by_blocks(
         which = some[part]
         return _full_search(prepare(queries[which]), bank, k, None if skip is None else skip[which])
 
-    largest = max(1, 2**21 // bank.shape[1]) if skip is None else 1024
+    d = bank.shape[1]
+    largest = max(1, 2**21 // d if skip is None else min(1024, 2**22 // d))
     workers = cpu_threads() if len(some) * bank.size >= 2**32 else 1  # threads of FAISS's own share what is less
     return np.concatenate(list(_blocks_done(search, even_parts(len(some), largest, workers), workers)))
 
