@@ -19,7 +19,8 @@ from anomaly_nb.video.clips import make_clip
 from anomaly_nb.video.layouts import probe_film
 from anomaly_nb.video.plan import plan_for
 from anomaly_nb.video.sources import Source, open_source
-from anomaly_nb.video.watch import Clips, Summary, watch
+from anomaly_nb.video.event_clips import Clips
+from anomaly_nb.video.watch import Summary, watch
 
 cv2 = pytest.importorskip("cv2")
 SIZE = (48, 80)

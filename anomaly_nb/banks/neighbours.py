@@ -291,7 +291,8 @@ class NearestRows:
         if method not in METHODS:
             raise DataError(f"method={method!r}; use one of {', '.join(METHODS)}")
         self.bank, self.device, self.method = bank, device, method
-        self._work, self._chosen, self._until = 0, 0, -1.0  # queries x rows x dimensions: asked, at the choice, the next
+        # queries x rows x dimensions: that were asked for, at the choice, at the next one
+        self._work, self._chosen, self._until = 0, 0, -1.0
         self._short: Shortlist | None = None
         self._left: float | None = None  # rows that it left of a query, when it was new
         self._lock = threading.Lock()
@@ -327,12 +328,9 @@ class NearestRows:
         for i in range(0, n, step):
             part = slice(i, min(i + step, n))
             distance[part] = exact_distances(prepare(queries[part]), self.bank, rows[part])
-            if k > 1:
-                order = np.lexsort((rows[part], distance[part]), axis=1)
-                distance[part], rows[part] = (
-                    np.take_along_axis(distance[part], order, 1),
-                    np.take_along_axis(rows[part], order, 1),
-                )
+        if k > 1:
+            order = np.lexsort((rows, distance), axis=1)
+            return np.take_along_axis(distance, order, 1), np.take_along_axis(rows, order, 1)
         return distance, rows
 
     def _ready(
@@ -355,11 +353,8 @@ class NearestRows:
                 self._chosen, self._until = self._work, self._work + CHOICE_HOLDS * SHORTLIST_FROM
         return self._short
 
-    def _watch(
-        self,
-        left: float,  # rows that were left of a query
-    ) -> None:
-        "Choose again soon where queries are unlike those of the choice."
+    def _watch(self, left: float) -> None:
+        "Choose again soon where queries leave another number of rows than those of the choice."
         if self._left is None:
             self._left = left
         if not 1 / OTHER <= (left + 16) / (self._left + 16) <= OTHER:  # a few rows more or less are no difference
@@ -368,10 +363,7 @@ class NearestRows:
     def _made(
         self, queries: np.ndarray, k: int, skip: np.ndarray | None, prepare: Callable[[np.ndarray], np.ndarray]
     ) -> Shortlist | None:
-        """The shortlist, by some of the queries; none where a full search is less work, or squares do not fit float32.
-
-        The one that is there where that would be made again.
-        """
+        "The shortlist, by some queries, or what is there; none where a full search is less work, or squares overflow."
         import torch
 
         where = choose_device("cpu" if self.device == "auto" and not torch.cuda.is_available() else self.device)
