@@ -181,7 +181,9 @@ class FilmWriter:
         fps: float,  # frames per second
         name: str,  # of the film, for the message
     ) -> None:
-        "Raise `DataError` where the film holds fewer frames; a header counts those of films of common rates."
+        """End the film. Raises `DataError` where it lacks frames, by its header, which counts right below 1000 frames a
+        second.
+        """
         self.writer.release()
         read = open_film(path)
         declared = read.get(quiet_opencv().CAP_PROP_FRAME_COUNT) if read.isOpened() else 0
