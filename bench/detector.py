@@ -33,11 +33,17 @@ folder, backbone, size, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), in
 import torch
 torch.set_num_threads(threads)
 paths = json.load(open(f"{folder}/paths.json"))
-model = Detector("patchcore", backbone, f"{folder}/weights.pth", size, aggregation="max", threshold="quantile:0.9").fit(paths["train"])
+def fitted(options):
+    return Detector("patchcore", backbone + options, f"{folder}/weights.pth", size, aggregation="max", threshold="quantile:0.9").fit(paths["train"])
+
+model = fitted("")
 np.save(f"{folder}/bank.npy", model.bank_.bank_)
-halved = None
-if choose_precision("auto", "cpu") == "bfloat16":  # fitted and asked in the same precision
-    halved = Detector("patchcore", backbone + "&precision=bfloat16", f"{folder}/weights.pth", size, aggregation="max", threshold="quantile:0.9").fit(paths["train"])
+others = {}  # fitted and asked in the same way
+if choose_precision("auto", "cpu") == "bfloat16":
+    others["bfloat16"] = fitted("&precision=bfloat16")
+if paths["train"][0].endswith("jpg"):
+    others["draft"] = fitted("&resize=draft")
+    others["draft"].bank_ = model.bank_  # all have the same memory
 if sys.argv[5] == "graph":
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # images side by side, as predict takes them: a file is decoded by one thread
@@ -50,7 +56,13 @@ def fast(files):
     return [p.score for p in predict_files(model, files, engine="onnxruntime")]
 
 def bfloat16(files):
-    return [p.score for p in predict_files(halved, files)]
+    return [p.score for p in predict_files(others["bfloat16"], files)]
+
+def draft(files):
+    return [p.score for p in predict_files(others["draft"], files)]
+
+def fast_draft(files):
+    return [p.score for p in predict_files(others["draft"], files, engine="onnxruntime")]
 
 def decided(file):
     return float(session.run(["score", "map"], {"image": read_image(file)[None]})[0][0])
@@ -59,7 +71,7 @@ def graph(files):
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(decided, files))
 
-ways = {"predict": predict, "onnxruntime": fast, "graph": graph, "bfloat16": bfloat16}
+ways = {"predict": predict, "onnxruntime": fast, "graph": graph, "bfloat16": bfloat16, "draft": draft, "onnxruntime, draft": fast_draft}
 print("ready", flush=True)
 """
 
@@ -199,7 +211,7 @@ def compare(
     turns: int,
     python: str,
 ) -> list[dict]:
-    "Rows of `predict` with both engines, of the graph on PNGs, and in bfloat16 where the CPU has it."
+    "Rows of `predict` with both engines, of the graph on PNGs, of drafts on JPEGs, and in bfloat16 where there is it."
     import torch
 
     import_torchvision()
@@ -225,6 +237,7 @@ def compare(
     names = (
         ["predict", "onnxruntime"]
         + ["graph"] * (suffix == "png")
+        + ["draft", "onnxruntime, draft"] * (suffix == "jpg")
         + ["bfloat16"] * ("vit" in backbone and choose_precision("auto", "cpu") == "bfloat16")
     )
     ways = [(ours, name) for name in names]
@@ -256,6 +269,8 @@ def compare(
             ("predict --engine onnxruntime", "onnxruntime"),
             ("ONNX graph", "graph"),
             ("predict, fitted in bfloat16", "bfloat16"),
+            ("predict, fitted with --resize draft", "draft"),
+            ("predict --engine onnxruntime, fitted with --resize draft", "onnxruntime, draft"),
         )
         if way in median
     ]

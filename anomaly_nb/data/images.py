@@ -43,13 +43,14 @@ def _as_bytes(values: np.ndarray, intensity: Intensity | None, path: str | Path)
 def read_upright(
     path: str | Path,
     intensity: Intensity | None = None,  # of the data set; None = 8-bit as it is, 16-bit integers over their full range
+    enough: int = 0,  # pixels a side of a JPEG that are enough, see `stored_values`; 0 = all
 ) -> tuple[Image.Image | np.ndarray, float, ImageInfo]:  # RGB, fraction of its values clipped, what the header says
     """The same pixels as `read_counted` gives, as Pillow holds them unless they are many: what is resized next is
-    spared two copies.
+    spared two copies. A JPEG of which less is enough is smaller.
 
     Raises as `read_counted` does, and `DataError` for an image that is too small to show anything.
     """
-    values, info = stored_values(Path(path))
+    values, info = stored_values(Path(path), enough=enough)
     check_size(path, info.size)
     if isinstance(values, Image.Image):
         (intensity or Intensity()).apply(np.zeros(1, np.uint8), path)  # a rule for deeper values is refused

@@ -138,9 +138,15 @@ _TURNS = dict(
 )
 
 
-def stored_values(path: Path, in_array: bool = False) -> tuple[Image.Image | np.ndarray, ImageInfo]:
+def stored_values(
+    path: Path,
+    in_array: bool = False,  # 8 bits, too
+    # pixels a side that are enough: the decoder of a JPEG makes a half, a quarter or an eighth of them where at least so
+    # many are left; 0 = all
+    enough: int = 0,
+) -> tuple[Image.Image | np.ndarray, ImageInfo]:
     """What a file holds, upright, from one look at it: 8 bits as Pillow's RGB unless it is large, deeper values as an
-    array. `alpha` of what is said of it is whether some of it is not opaque.
+    array. `alpha` of what is said of it is whether some of it is not opaque, its size that of the file.
     """
     with opened_image(path) as file:
         info = info_of(file, path)
@@ -149,6 +155,8 @@ def stored_values(path: Path, in_array: bool = False) -> tuple[Image.Image | np.
         if info.type == "uint16" and not file.mode.startswith("I"):
             colour, see_through = _deep_colour(path, info)
             return colour, replace(info, alpha=see_through)
+        if enough and info.format in ("JPEG", "MPO"):
+            file.draft(None, (enough, enough))
         image = _decoded(file, path)
         info = replace(info, alpha=_see_through(image)) if info.alpha else info
         if info.type == "uint8" and not in_array and image.width * image.height <= LARGE:

@@ -99,7 +99,7 @@ def create_backbone(
     weights: str | Path | None = None,  # file, file::network, "hub" or "random"; None means "hub" for networks
     image_size: int | None = None,  # pixels per side of the input; None = the family's choice
     device: str = "auto",  # of networks: "auto", "cpu", "cuda" or "mps"
-    resize: str = "",  # "square", "short" or "pad", see `place`; "" = the name's option, or square
+    resize: str = "",  # "square", "draft", "short" or "pad", see `place`; "" = the name's option, or square
     tile: int = 0,  # pixels of the image per tile's side, each an input of its own; 0 = not tiled
     overlap: int = 64,  # pixels two neighbouring tiles share, at least
     # the part of every image that counts: "top,left,bottom,right" or a mask file, of `read_region`
@@ -137,6 +137,8 @@ def create_backbone(
             f"overlap={tile // 2} or less, or tile={2 * overlap} or more"
         )
     network.region = read_region(",".join(map(str, region)) if isinstance(region, tuple) else region)
+    if network.region and network.spec.resize == "draft":
+        raise DataError("resize=draft: a region is in pixels of the whole image; use another resize, or no region")
     network.spec = replace(
         network.spec, tile=tile, overlap=overlap if tile else 64, region=network.region.text if network.region else ""
     )

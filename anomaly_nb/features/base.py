@@ -19,7 +19,7 @@ from PIL import Image
 from ..core.errors import DataError
 from ..core.files import sha256_file, to_json
 from ..core.plain import Record, parse_json
-from .geometry import Placement, Region, fit_bytes, image_size, part_plan, place, place_tile
+from .geometry import DRAFT, SQUEEZED, Placement, Region, fit_bytes, image_size, part_plan, place, place_tile
 from .weights import LoadedWeights, split_weights
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class BackboneSpec:
 
     name: str  # "filters-2", "timm:<model>" or "open_clip:<model>"; "filters" is their first version
     image_size: int = 256  # pixels of the input's side, of its shorter one with resize="short"
-    resize: str = "square"  # "square"; or aspect kept: "short" or "pad", see `place`
+    resize: str = "square"  # "square" or "draft"; or aspect kept: "short" or "pad", see `place`
     patch: int = 8  # pixels of the input per grid cell
     layers: tuple[int, ...] = ()  # intermediate blocks that are fused; empty = the family's choice
     norm: bool = False  # tokens passed through the network's last layer norm
@@ -69,6 +69,16 @@ class BackboneSpec:
     def whole(self) -> bool:
         "Whether every image is one input, all of it."
         return not self.tile and not self.region
+
+    @property
+    def squeezed(self) -> bool:
+        "Whether every image is one square input, all of it."
+        return self.whole and self.resize in SQUEEZED
+
+    @property
+    def enough(self) -> int:
+        "Pixels a side of a JPEG that are enough for `read_upright`; 0 = all, where `resize` is not \"draft\"."
+        return round(DRAFT * self.image_size) * (self.resize == "draft")
 
 # %% ../../nbs/03_features/12_base.ipynb #5884a7a6
 def parse_name(

@@ -151,7 +151,8 @@ def feature_batches(
     workers, clipped = backbone_threads(backbone), dict[str, float]()
     batch_size = max(1, min(batch_size, -(-len(paths) // workers)))
     with all_damaged(paths, read_judged):
-        inputs = same_shape(read_ahead(paths, backbone.transform, batch_size, intensity, boxes, clipped), paths, mixed)
+        ahead = read_ahead(paths, backbone.transform, batch_size, intensity, boxes, clipped, backbone.spec.enough)
+        inputs = same_shape(ahead, paths, mixed)
         if workers == 1:
             yield from map(partial(backbone_output, backbone), inputs)
         else:
@@ -174,6 +175,7 @@ def read_ahead(
     intensity: Intensity | None,
     boxes: np.ndarray | None,  # (N, 4) int
     clipped: dict[str, float],  # the fraction of an image's values that was clipped is added here
+    enough: int = 0,  # pixels a side of a JPEG that are enough, where images are taken whole
 ) -> Iterator[list[np.ndarray]]:  # batches of (3, h, w) float32
     "Inputs of the network, read two batches ahead."
     starts = deque(range(0, len(paths), batch_size))
@@ -181,7 +183,7 @@ def read_ahead(
     decoded: tuple[str, Future[np.ndarray]] = ("", Future())
 
     def whole(path: str) -> np.ndarray:
-        image, beyond, _ = read_upright(path, intensity)
+        image, beyond, _ = read_upright(path, intensity, enough)
         if beyond:
             clipped[path] = beyond
         return transform(image)

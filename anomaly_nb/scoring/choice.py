@@ -99,8 +99,9 @@ def _without_copies(
     some: pd.DataFrame, rule: str, network: Backbone
 ) -> tuple[pd.DataFrame, np.ndarray | None, np.ndarray]:  # the last: (N,) int, the first image that is the same
     "Images that the network sees as different, and their groups; the fit on all says which are the same."
-    values = index_intensity(some)
-    first = same_keys([sha256_array(network.transform(read_upright(path, values)[0])) for path in some["image_path"]])
+    values, enough = index_intensity(some), network.spec.enough
+    read = (read_upright(path, values, enough)[0] for path in some["image_path"])
+    first = same_keys([sha256_array(network.transform(image)) for image in read])
     groups, distinct = image_groups(some, rule), np.unique(first)
     if groups is not None:
         groups = joined_groups(groups, first, some["image_path"].tolist())[0]
@@ -203,7 +204,7 @@ def expected_seconds(
     copies = apart * types * int(np.clip(MOST // max(types * apart, 1), 1, len(STRENGTHS)))
 
     def features(path: str) -> None:
-        network.patches(network.transform(read_image(path, index_intensity(index)))[None])
+        network.patches(network.transform(read_upright(path, index_intensity(index), network.spec.enough)[0])[None])
 
     features(paths[0])  # the first time is slower
     each = float(np.median([median_seconds(partial(features, p), 1) for p in paths[:3]]))

@@ -187,7 +187,7 @@ class Layout:
     ):
         self.patch_hw, self.most = patch_hw, most
         self.geometry: Backbone | None = None
-        if network is not None and not (network.spec.whole and network.spec.resize == "square"):
+        if network is not None and not network.spec.squeezed:
             self.geometry = Backbone(network.spec)
             self.geometry.region = network.region
         self.cells: dict[tuple[int, int], Cells] = {}

@@ -25,7 +25,7 @@ from ..core.plain import Record
 from ..core.runtime import progress
 from ..data.file_types import aspect_range, count_types
 from ..data.headers import image_info
-from ..data.images import read_image
+from ..data.images import read_upright
 from ..data.intensity import Intensity
 from ..features import FeatureSet, extract_features
 from ..features.base import Backbone
@@ -67,7 +67,8 @@ def feature_seconds(
         )
 
     def read(path: str) -> None:
-        for _ in image_batches(read_image(path, intensity), network, layout, name=path):
+        image = np.asarray(read_upright(path, intensity, network.spec.enough)[0])
+        for _ in image_batches(image, network, layout, name=path):
             pass
 
     read(paths[0])  # the first time is slower
@@ -216,9 +217,8 @@ def how_seen(
     patch_hw: tuple[int, int],  # of an image, or of a part
 ) -> Seen:
     "How a detector sees the images that it learns from."
-    plain = spec.get("resize", "square") == "square" and not spec.get("tile") and not spec.get("region")
     region = detector.network().region if spec.get("region") else None
-    layout = Layout(patch_hw) if plain else Layout.of_spec(spec, patch_hw, region)
+    layout = Layout.of_spec(spec, patch_hw, region)
     paths = [str(p) for p in meta["image_path"]] if "image_path" in meta else [""] * len(meta)
     return Seen(spec, intensity or Intensity(), patch_hw, layout, paths)
 

@@ -29,7 +29,7 @@ def detector_network(
     backbone: str,  # of `create_backbone`
     weights: str = "",  # "" = none, or the hub
     size: int = 0,  # pixels per side of the input; 0 = the backbone family's choice
-    resize: str = "",  # "square", "short" or "pad"; "" = the name's option, or square
+    resize: str = "",  # of `place`; "" = the name's option, or square
     tile: int = 0,  # pixels of a tile's side; 0 = not tiled
     overlap: int = 64,  # pixels that neighbouring tiles share, at least
     region: str = "",  # of `read_region`; "" = the whole image

@@ -75,7 +75,7 @@ PARAMETERS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "'parent' or a regular expression of file names; groups themselves are a column group of the index",
     ),
     "intensity": (lambda v: isinstance(v, str), "'auto', 'full', 'window:<low>,<high>' or 'percentile:<low>,<high>'"),
-    "resize": (lambda v: isinstance(v, str), "'square', 'short', 'pad' or ''"),
+    "resize": (lambda v: isinstance(v, str), "'square', 'draft', 'short', 'pad' or ''"),
     "tile": (_whole, PIXELS),
     "overlap": (_whole, "pixels as a whole number"),
     "budget_ms": (_number, "milliseconds, 0 for any"),

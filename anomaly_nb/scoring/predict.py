@@ -173,7 +173,7 @@ def _read(detector: Detector, network: Backbone, path: str) -> _Read:
     if (name := utf8_name(path)) != path:
         return _Read(name, error=f"{name}: {NOT_UTF8}")
     try:
-        image, clipped, info = read_upright(path, detector.intensity_)
+        image, clipped, info = read_upright(path, detector.intensity_, network.spec.enough)
         return _Read(
             path,
             np.asarray(image) if detector.by_parts else network.transform(image),

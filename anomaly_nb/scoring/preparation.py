@@ -21,7 +21,7 @@ from ..banks import MahalanobisBank
 from ..core.errors import DataError, check_finite, check_flag, check_number, check_random_state, check_whole, number_of
 from ..core.order import telling_names
 from ..core.runtime import in_order, side_by_side
-from ..data.images import read_image, read_upright
+from ..data.images import read_upright
 from ..data.intensity import Intensity
 from ..data.values import all_damaged, read_judged
 from ..features import FeatureSet
@@ -168,16 +168,12 @@ def image_features(
     workers = backbone_threads(backbone)
     step = max(1, min(batch_size, -(-len(views) // workers)))
 
+    def one(path: str, angle: float) -> np.ndarray:
+        image = read_upright(path, intensity, backbone.spec.enough)[0]
+        return backbone.transform(rotated(np.asarray(image), angle) if angle else image)
+
     def seen(some: list[tuple[str, float]]) -> tuple[np.ndarray, tuple[int, int], np.ndarray]:
-        return backbone_output(
-            backbone,
-            np.stack(
-                [
-                    backbone.transform(rotated(read_image(p, intensity), a) if a else read_upright(p, intensity)[0])
-                    for p, a in some
-                ]
-            ),
-        )
+        return backbone_output(backbone, np.stack([one(*view) for view in some]))
 
     with all_damaged(index["image_path"], read_judged), side_by_side(workers) as pool:
         for batch, hw, cls in in_order(pool, seen, (views[i : i + step] for i in range(0, len(views), step)), workers):

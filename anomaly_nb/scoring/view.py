@@ -23,6 +23,7 @@ from ..data import image_info, one_category, read_index
 from ..data.census import equal_files, split_counts
 from ..data.rows import complete_rows, normal_training
 from ..features import FeatureSet, cached_features
+from ..features.geometry import SQUEEZED
 from ..metrics.ranking import reached
 from .decisions import decision_table, plot_decisions
 from .detector import Detector
@@ -148,7 +149,7 @@ class ImageView(View):
             detector = Detector.load(p["detector"], p["weights"])
             index, _ = unseen(index, detector)
             view = cls.from_fitted(detector, index, p["threshold"], out)
-        elif p.get("tile") or p.get("region") or p.get("resize", "square") != "square":
+        elif p.get("tile") or p.get("region") or p.get("resize", "square") not in SQUEEZED:
             path = Path(out) / "detector"
             was_kept = bool(out) and (path / "detector.json").is_file()
             fitted = (

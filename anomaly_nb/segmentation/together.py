@@ -83,7 +83,7 @@ class WithPatches:
         network: SceneNetwork,
         backbone: Backbone,  # of `create_backbone`, one square input per image
     ):
-        if not backbone.spec.whole or backbone.spec.resize != "square":
+        if not backbone.spec.squeezed:
             raise DataError(
                 f"backbone {backbone.spec.name}: cuts or pads the image; use resize=square without tiles or a region"
             )
