@@ -97,7 +97,7 @@ def test_proportions_are_kept_on_request():
         assert net(net.transform(wide)[None])[1] == hw and net.spec.resize == "short"
     with pytest.raises(DataError, match="resize='long'"):
         create_backbone("filters?resize=long")
-    with pytest.raises(DataError, match="use square, short or pad"):
+    with pytest.raises(DataError, match="use square, draft, short or pad"):
         create_backbone("open_clip:ViT-S-32-alt?resize=crop", "random")
     clip = create_backbone("open_clip:ViT-S-32-alt?resize=short", "random", 64)
     assert clip(clip.transform(wide)[None])[1] == (2, 4)

@@ -167,8 +167,8 @@ def _said_of_reading(
         return ""
     (height, width), side = some[0].size, spec.image_size
     return (
-        f"note: JPEGs of {width} x {height} pixels are decoded whole for an input of {side} x {side}; fit with --resize "
-        "draft, and each is read 2 to 4 times as fast, with values that differ by a grey level or so"
+        f"note: JPEGs of {width} x {height} pixels are decoded whole for an input of {side} x {side}; fit with "
+        "--resize draft, and each is read 2 to 4 times as fast, with values that differ by a grey level or so"
     )
 
 # %% ../../nbs/11_cli/03_detect.ipynb #cfcaa9e5

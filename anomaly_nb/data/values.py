@@ -141,8 +141,8 @@ _TURNS = dict(
 def stored_values(
     path: Path,
     in_array: bool = False,  # 8 bits, too
-    # pixels a side that are enough: the decoder of a JPEG makes a half, a quarter or an eighth of them where at least so
-    # many are left; 0 = all
+    # pixels a side that are enough: the decoder of a JPEG makes a half, a quarter or an eighth of them where so many
+    # are left; 0 = all
     enough: int = 0,
 ) -> tuple[Image.Image | np.ndarray, ImageInfo]:
     """What a file holds, upright, from one look at it: 8 bits as Pillow's RGB unless it is large, deeper values as an

@@ -68,7 +68,7 @@ class Detector(ClassifierMixin, BaseEstimator):
         threshold: str = "quantile:0.95",  # "quantile:<q>" or "conformal:<rate>", of `choose_threshold`
         groups: str = "",  # images left out together, of `image_groups`: "", "parent" or a regular expression
         intensity: str = "auto",  # "auto" (decided in `fit`), "full", "window:<low>,<high>", "percentile:<low>,<high>"
-        resize: str = "",  # "square", "draft" (JPEGs read faster), "short", "pad"; see `place`; "" = the backbone's, or square
+        resize: str = "",  # of `place`: "square", "draft" (faster), "short", "pad"; "" = the backbone's, or square
         tile: int = 0,  # pixels of the image per tile's side, each an input of its own; 0 = not tiled
         overlap: int = 64,  # pixels two neighbouring tiles share, at least
         budget_ms: float = 0.0,  # milliseconds an image may take; the bank is made to fit; 0 = any
