@@ -320,7 +320,7 @@ def detector_parameters(
         "image_reduce": detector.image_aggregation,
         "coreset": -1.0 if detector.coreset is None else float(detector.coreset),
         "intensity": detector.intensity,
-        "resize": detector.resize or "square",
+        "resize": detector.spec_.get("resize") or detector.resize or "square",
         "seed": detector.random_state,
         "shots": len(detector.paths_),
     }
