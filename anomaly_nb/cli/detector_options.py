@@ -157,7 +157,9 @@ class DetectorOptions:
     @property
     def whole(self) -> bool:
         "Whether the input is the whole image, squeezed to a square."
-        return self.resize in ("square", "draft") and not self.tile and not self.region
+        from anomaly_nb.features.geometry import SQUEEZED
+
+        return self.resize in SQUEEZED and not self.tile and not self.region
 
     def settings(
         self,
