@@ -4,13 +4,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from anomaly_nb.core.errors import DataError
 from anomaly_nb.data.images import read_image, read_upright
-from anomaly_nb.features import create_backbone
+from anomaly_nb.features import create_backbone, extract_features
 from anomaly_nb.scoring import Detector, predict_files
 
 
@@ -99,6 +100,14 @@ def test_other_files_and_images_without_much_to_leave_out_are_read_whole(tmp_pat
     for name in ("x.png", "x.jpg"):
         a, b = (net.transform(read_upright(tmp_path / name, enough=net.spec.enough)[0]) for net in (draft, square))
         assert np.array_equal(a, b)
+
+
+def test_a_table_with_the_boxes_of_whole_images_is_read_as_one_without(photos):
+    "The box of all of an image is no reason to read all of it."
+    table = pd.DataFrame({"image_path": [str(p) for p in photos["new"]]})
+    boxed = table.assign(top=0, left=0, bottom=420, right=500, height=420, width=500)
+    draft = create_backbone("filters", image_size=64, resize="draft")
+    assert np.array_equal(extract_features(table, draft).patches, extract_features(boxed, draft).patches)
 
 
 def test_a_cut_file_is_named_as_ever(detector, photos, tmp_path):

@@ -151,6 +151,7 @@ def feature_batches(
     workers, clipped = backbone_threads(backbone), dict[str, float]()
     batch_size = max(1, min(batch_size, -(-len(paths) // workers)))
     with all_damaged(paths, read_judged):
+        boxes = None if backbone.spec.squeezed else boxes  # those of whole images
         ahead = read_ahead(paths, backbone.transform, batch_size, intensity, boxes, clipped, backbone.spec.enough)
         inputs = same_shape(ahead, paths, mixed)
         if workers == 1:
