@@ -158,17 +158,18 @@ def _said_of_reading(
 ) -> str:  # "" where images are read as fast as can be
     "That JPEGs much larger than the input are decoded whole, and what would be faster."
     from anomaly_nb.data.headers import image_info
+    from anomaly_nb.data.values import DRAFTED
 
     spec, some = detector.network().spec, [image_info(path) for path in detector.paths_[:8]]
     if not spec.squeezed or spec.enough or not some:
         return ""
     twice = 2 * replace(spec, resize="draft").enough
-    if any(info.format != "JPEG" or min(info.size) < twice for info in some):
+    if any(info.format not in DRAFTED or min(info.size) < twice for info in some):
         return ""
     (height, width), side = some[0].size, spec.image_size
     return (
         f"note: JPEGs of {width} x {height} pixels are decoded whole for an input of {side} x {side}; fit with "
-        "--resize draft, and each is read 2 to 4 times as fast, with values that differ by a grey level or so"
+        "--resize draft, and each is read 2 to 4 times as fast, with scores that differ by a per cent or two"
     )
 
 # %% ../../nbs/11_cli/03_detect.ipynb #cfcaa9e5

@@ -110,8 +110,8 @@ class DetectorOptions:
         str,
         typer.Option(
             help="How an image becomes the input: square (squeezed); draft (the same, and JPEGs much larger than the "
-            "input are read up to 4 times as fast, within a grey level or so); or its aspect kept: short (shorter "
-            "side of --image-size) or pad."
+            "input are read up to 4 times as fast; scores differ by a per cent or two); or its aspect kept: short "
+            "(shorter side of --image-size) or pad."
         ),
     ] = "square"
     tile: Annotated[

@@ -311,8 +311,8 @@ def check_export(
     }
     if obstacles := [what for what, is_there in reasons.items() if is_there]:
         raise DataError(
-            f"recipe={detector.recipe!r}: {obstacles[0]} is not exported; exported are {EXPORTED}, with "
-            "resize='square' and whole images"
+            f"recipe={detector.recipe!r}: {obstacles[0]} is not exported; fit again on whole images with "
+            f"resize='square', by one of {EXPORTED}"
         )
     network_of(detector.network())
     try:
