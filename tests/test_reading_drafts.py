@@ -67,7 +67,7 @@ def test_every_kind_of_jpeg_is_read_small_and_nearly_the_same(mode, tmp_path):
 
 
 def test_the_same_bits_wherever_a_file_is_read(detector, photos, tmp_path):
-    "In memory, from the disk, in another process, with reference images that are rotated by nothing."
+    "In memory, from the disk, in another process; rotated copies of what was learned only bring patches nearer."
     new = [str(p) for p in photos["new"]]
     scores = [p.score for p in predict_files(detector, new)]
     assert scores == detector.score(new).tolist()
